@@ -1,0 +1,102 @@
+"""cpu, cuda or npu: detected once, in the task. Nothing else in the package names a device; below it only torch.devices travel."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mindspeed_mm.errors import LaunchError
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """What this process computes on."""
+
+    kind: str  # cpu | cuda | npu
+    device: torch.device  # with the local index, e.g. cuda:3
+    backend: str  # gloo | nccl | hccl
+
+    @classmethod
+    def detect(cls, kind: str | None = None) -> Accelerator:
+        """The machine's accelerator, or the CPU; LOCAL_RANK picks the device. `kind`, or MINDSPEED_MM_DEVICE, overrides.
+
+        Raises LaunchError when the asked-for device is not there or torch knows one that we have no backend for.
+        """
+        wanted = kind or os.environ.get("MINDSPEED_MM_DEVICE")
+        found = torch.accelerator.current_accelerator(check_available=True)
+        name = wanted or (found.type if found is not None else "cpu")
+        if name not in BACKENDS:
+            raise LaunchError(
+                f"device {name!r} is not supported; set MINDSPEED_MM_DEVICE to one of {', '.join(BACKENDS)}"
+            )
+        if name == "cpu":
+            return cls(kind="cpu", device=torch.device("cpu"), backend="gloo")
+        if found is None or found.type != name:
+            raise LaunchError(
+                f"device {name!r} was asked for, but torch {torch.__version__} finds {found or 'only the cpu'}"
+            )
+        index = int(os.environ.get("LOCAL_RANK", "0"))
+        if index >= torch.accelerator.device_count():
+            raise LaunchError(
+                f"local rank {index} has no device: {torch.accelerator.device_count()} {name} device(s) here; "
+                "lower NPUS_PER_NODE (torchrun --nproc-per-node)"
+            )
+        return cls(kind=name, device=torch.device(name, index), backend=BACKENDS[name])
+
+    def activate(self) -> None:
+        """Make this the current device of the process (no effect on a CPU)."""
+        if self.kind != "cpu":
+            torch.accelerator.set_device_index(self.device.index)
+
+    def synchronize(self) -> None:
+        """Wait for all queued work (no effect on a CPU)."""
+        if self.kind != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    def memory_allocated(self) -> int:
+        """Bytes held by tensors on the device; on a CPU the resident size of the process."""
+        return int(self._module().memory_allocated(self.device)) if self.kind != "cpu" else _status_bytes("VmRSS")
+
+    def max_memory_allocated(self) -> int:
+        """The most bytes ever held since `reset_peak_memory`; on a CPU the peak resident size of the process."""
+        return int(self._module().max_memory_allocated(self.device)) if self.kind != "cpu" else _status_bytes("VmHWM")
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak measurement (a CPU process cannot: its peak is that of its whole life)."""
+        if self.kind != "cpu":
+            self._module().reset_peak_memory_stats(self.device)
+
+    def total_memory(self) -> int:
+        """Bytes of memory of the device (on a CPU: of the machine)."""
+        if self.kind == "cpu":
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return int(self._module().get_device_properties(self.device).total_memory)
+
+    def empty_cache(self) -> None:
+        """Give cached blocks back to the device (no effect on a CPU)."""
+        if self.kind != "cpu":
+            self._module().empty_cache()
+
+    def device_name(self) -> str:
+        """What the log calls this device."""
+        return "cpu" if self.kind == "cpu" else str(self._module().get_device_name(self.device))
+
+    def _module(self) -> Any:
+        return torch.get_device_module(self.device)
+
+
+def _status_bytes(field: str) -> int:
+    """One kB field of /proc/self/status in bytes; 0 where there is no such file."""
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith(field + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,72 @@
+"""Fields become flags: `--adam-beta1` exists because some config has a field `adam_beta1`. Help and type come from there."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Iterable
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.registry import did_you_mean
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are ConfigErrors (one line, exit code 1) and name the nearest flag."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def parse_strict(self, argv: Iterable[str]) -> argparse.Namespace:
+        """Parse all of `argv`. Raises ConfigError for a flag that nobody declared."""
+        namespace, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            raise ConfigError(f"{self.prog}: unknown argument {flag!r}{did_you_mean(flag, self.flags())}")
+        return namespace
+
+    def flags(self) -> list[str]:
+        """Every flag that this parser knows, sorted."""
+        return sorted(self._option_string_actions)
+
+
+def flag_name(field: str) -> str:
+    """`adam_beta1` → `--adam-beta1`."""
+    return "--" + field.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser, schema: type[Config], title: str) -> None:
+    """One flag for each field of `schema`; a flag that is not given leaves no trace, so the field's default holds."""
+    group = parser.add_argument_group(title)
+    for name, field in schema.model_fields.items():
+        group.add_argument(
+            flag_name(name), dest=name, default=argparse.SUPPRESS, help=_help(field), **_kind(field.annotation)
+        )
+
+
+def given(namespace: argparse.Namespace, schema: type[Config]) -> dict[str, Any]:
+    """The fields of `schema` that were given as flags."""
+    return {name: value for name, value in vars(namespace).items() if name in schema.model_fields}
+
+
+def _help(field: Any) -> str:
+    default = "" if field.is_required() or field.default in (None, False) else f" (default: {field.default})"
+    return f"{field.description or ''}{default}".replace("%", "%%")
+
+
+def _kind(annotation: Any) -> dict[str, Any]:
+    """argparse keywords for a field's type."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [arg for arg in get_args(annotation) if arg is not type(None)]
+        return _kind(inner[0])
+    if annotation is bool:
+        return {"action": "store_true"}
+    if get_origin(annotation) is Literal:
+        return {"choices": get_args(annotation), "type": type(get_args(annotation)[0])}
+    if get_origin(annotation) is tuple:
+        return {"nargs": "+", **_kind(get_args(annotation)[0])}
+    return {"type": annotation if annotation in (int, float) else str}

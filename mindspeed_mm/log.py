@@ -1,0 +1,72 @@
+"""Rank-aware logging, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from mindspeed_mm.errors import MindSpeedMMError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def rank() -> int:
+    """This process's global rank, from torchrun's environment; 0 outside torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 outside torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def setup_logging() -> None:
+    """Plain lines on stdout: INFO from rank 0, warnings from every rank, `on_rank` records from where they are asked for."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(_speaks)
+    root = logging.getLogger("mindspeed_mm")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    root.propagate = False
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger under `mindspeed_mm`, whatever package the caller lives in."""
+    return logging.getLogger(name if name.startswith("mindspeed_mm") else f"mindspeed_mm.{name}")
+
+
+def on_every_rank() -> dict[str, bool]:
+    """`logger.info(text, extra=on_every_rank())`: say it although this is not rank 0 (Megatron's line comes from the last rank)."""
+    return {"every_rank": True}
+
+
+def _speaks(record: logging.LogRecord) -> bool:
+    return rank() == 0 or record.levelno >= logging.WARNING or getattr(record, "every_rank", False)
+
+
+def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
+    """Let a command's `main` end on bad input with one line on stderr and exit code 1, without a traceback.
+
+    Set MINDSPEED_MM_TRACEBACK=1 to see where it was raised.
+    """
+
+    @functools.wraps(main)
+    def command(*args: P.args, **kwargs: P.kwargs) -> R:
+        setup_logging()
+        try:
+            return main(*args, **kwargs)
+        except MindSpeedMMError as error:
+            if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
+                raise
+            where = f"[rank {rank()}] " if world_size() > 1 else ""
+            sys.stderr.write(f"{where}{type(error).__name__}: {' '.join(str(error).split())}\n")
+            sys.stderr.flush()
+            raise SystemExit(1) from None
+
+    return command

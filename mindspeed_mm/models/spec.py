@@ -1,0 +1,31 @@
+"""What the rest of the package must know about a model, as one line of data. Code is named, and imported when used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.registry import Registry
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One trainable model. `predictor.model_id` of the model JSON picks it."""
+
+    predictor: type[Config]  # schema of the JSON's `predictor`
+    build: str  # "module:callable", called build(predictor.model) → nn.Module on the current default device
+    key_maps: str  # "module:NAME", a dict dialect → KeyMap
+    units: tuple[str, ...]  # module patterns that are sharded and recomputed as one, e.g. "blocks.{*}"
+
+
+MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")
+MODELS.add(
+    "vace",
+    ModelSpec(
+        predictor=PredictorConfig,
+        build="mindspeed_mm.models.wan.vace:VaceTransformer",
+        key_maps="mindspeed_mm.models.wan.state_dict:KEY_MAPS",
+        units=("blocks.{*}", "vace_blocks.{*}"),
+    ),
+)

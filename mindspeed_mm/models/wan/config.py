@@ -1,0 +1,177 @@
+"""Sizes of the Wan trunk and the VACE branch, their presets, and the `predictor` part of a model JSON. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mindspeed_mm.config.schema import Config
+
+
+class WanConfig(Config):
+    """The trunk. Field names are those of the model JSON."""
+
+    hidden_size: int = Field(gt=0, description="D, width of the residual stream")
+    ffn_dim: int = Field(gt=0, description="width of the feed-forward layer")
+    num_heads: int = Field(gt=0, description="N, attention heads")
+    num_layers: int = Field(gt=0, description="trunk blocks")
+    in_dim: int = Field(default=16, gt=0, description="latent channels in")
+    out_dim: int = Field(default=16, gt=0, description="latent channels out")
+    text_dim: int = Field(default=4096, gt=0, description="width of the text encoder's output")
+    text_len: int = Field(default=512, gt=0, description="text tokens after zero padding")
+    freq_dim: int = Field(default=256, gt=0, description="width of the sinusoidal timestep embedding")
+    patch_size: tuple[int, int, int] = Field(
+        default=(1, 2, 2), description="latent cells of one token (time, height, width)"
+    )
+    eps: float = Field(default=1e-6, gt=0, description="epsilon of all norms")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> WanConfig:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over num_heads {self.num_heads} must be an even head width"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """K, the width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def rope_dims(self) -> tuple[int, int, int]:
+        """Channels of a head given to (time, height, width); they sum to head_dim."""
+        side = 2 * (self.head_dim // 6)
+        return self.head_dim - 2 * side, side, side
+
+
+class VaceConfig(Config):
+    """Trunk and branch."""
+
+    trunk: WanConfig
+    vace_layers: tuple[int, ...] = Field(
+        description="trunk block that each branch block feeds; strictly rising; () = no branch"
+    )
+    vace_in_dim: int = Field(
+        default=96, gt=0, description="channels of vace_context: inactive 16, reactive 16, mask 64"
+    )
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> VaceConfig:
+        layers = self.vace_layers
+        if any(b <= a for a, b in pairwise(layers)) or any(not 0 <= i < self.trunk.num_layers for i in layers):
+            raise ValueError(f"vace_layers {list(layers)} must rise strictly within 0..{self.trunk.num_layers - 1}")
+        if layers and layers[0] != 0:
+            raise ValueError(
+                f"vace_layers must begin with 0, not {layers[0]}: branch block 0 reads the patch embedding"
+            )
+        return self
+
+
+WAN_1_3B = WanConfig(hidden_size=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+WAN_14B = WanConfig(hidden_size=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+VACE_1_3B = VaceConfig(trunk=WAN_1_3B, vace_layers=tuple(range(0, 30, 2)))
+VACE_14B = VaceConfig(trunk=WAN_14B, vace_layers=tuple(range(0, 40, 5)))
+PRESETS: Mapping[str, VaceConfig] = {
+    "Wan2.1-VACE-1.3B": VACE_1_3B,
+    "Wan2.1-VACE-14B": VACE_14B,
+    "Wan2.2-VACE-A14B": VACE_14B,  # each of its two experts
+}
+
+_FIXED = "VACE has one form of it"
+
+
+class VaceDitConfig(Config):
+    """`predictor.vace_dit`: the branch. What it shares with the trunk may be left out; if repeated it must agree."""
+
+    vace_layers: tuple[int, ...] = Field(description="trunk block that each branch block feeds")
+    in_dim: int = Field(default=96, gt=0, description="channels of vace_context")
+    init_from_trunk: bool = Field(
+        default=False, description="start the branch from the trunk's blocks (the weights have no VACE keys)"
+    )
+    vace_pretrained: str | None = Field(
+        default=None, description="weights of the branch, when they are not in predictor.from_pretrained"
+    )
+    # repeated from the trunk in published files
+    hidden_size: int | None = None
+    ffn_dim: int | None = None
+    num_heads: int | None = None
+    freq_dim: int | None = None
+    text_dim: int | None = None
+    text_len: int | None = None
+    patch_size: tuple[int, int, int] | None = None
+    eps: float | None = None
+    num_layers: int | None = None
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "qk_norm": _FIXED,
+        "qk_norm_type": _FIXED,
+        "cross_attn_norm": _FIXED,
+        "out_dim": "the branch has no head",
+        "model_id": "predictor.model_id decides",
+        "dtype": "predictor.dtype decides",
+    }
+
+
+class PredictorConfig(WanConfig):
+    """`predictor` of the model JSON: the transformer, where its weights come from, and what of it trains."""
+
+    model_id: Literal["vace"] = "vace"
+    dtype: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="dtype of matrix products; must agree with fsdp2 param_dtype"
+    )
+    residual_dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="dtype of the residual stream")
+    from_pretrained: str | None = Field(default=None, description="folder or file with weights, in any known dialect")
+    trainable: Literal["branch", "trunk", "all"] = Field(
+        default="branch", description="what trains; the rest is frozen"
+    )
+    vace_dit: VaceDitConfig
+    qk_norm: Literal[True] = True
+    qk_norm_type: Literal["rmsnorm"] = "rmsnorm"
+    cross_attn_norm: Literal[True] = True
+    pipeline_num_layers: Any = Field(
+        default=None, description="layers of each pipeline stage; only one stage is supported here"
+    )
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "model_type": "VACE is text-to-video inside",
+        "window_size": _FIXED,
+        "hidden_dim": "hidden_size decides",
+        "attention_type": "the device's fused attention is used",
+        "fa_layout": "the device's fused attention is used",
+        "clip_dim": "VACE has no image encoder",
+        "has_image_input": "VACE has no image encoder",
+    }
+
+    @model_validator(mode="after")
+    def _branch_agrees(self) -> PredictorConfig:
+        for name in (
+            "hidden_size",
+            "ffn_dim",
+            "num_heads",
+            "freq_dim",
+            "text_dim",
+            "text_len",
+            "patch_size",
+            "eps",
+            "num_layers",
+        ):
+            repeated = getattr(self.vace_dit, name)
+            if repeated is not None and repeated != getattr(self, name):
+                raise ValueError(
+                    f"vace_dit.{name} is {repeated} but predictor.{name} is {getattr(self, name)}; leave it out of vace_dit"
+                )
+        VaceConfig(
+            trunk=WanConfig(**self._trunk_fields()), vace_layers=self.vace_dit.vace_layers
+        )  # raises if they do not fit
+        return self
+
+    def _trunk_fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in WanConfig.model_fields}
+
+    @property
+    def model(self) -> VaceConfig:
+        """The sizes alone."""
+        trunk = WanConfig(**self._trunk_fields())
+        return VaceConfig(trunk=trunk, vace_layers=self.vace_dit.vace_layers, vace_in_dim=self.vace_dit.in_dim)

@@ -1,0 +1,59 @@
+"""A name → entry table that other packages can extend through entry points, without importing what is not used."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from mindspeed_mm.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Entries of one kind. `group` is the entry-point group in which strangers add theirs.
+
+    An outside package adds one with `entry_points={"mindspeed_mm.models": ["mine = my_pkg:SPEC"]}`.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> T:
+        """Add one entry. Raises ConfigError if the name is taken by another one."""
+        if self._entries.setdefault(name, entry) is not entry:
+            raise ConfigError(f"{self.kind} {name!r} is registered twice; give one of the two another name")
+        return entry
+
+    def get(self, name: str) -> T:
+        """The entry called `name`: ours first, then those of installed packages. Raises ConfigError, naming the nearest."""
+        if name in self._entries:
+            return self._entries[name]
+        for point in entry_points(group=self.group):
+            if point.name == name:
+                loaded: T = point.load()
+                return loaded
+        raise ConfigError(f"unknown {self.kind} {name!r}{did_you_mean(name, self)}; known: {', '.join(self)}")
+
+    def __iter__(self) -> Iterator[str]:
+        yield from sorted({*self._entries, *(point.name for point in entry_points(group=self.group))})
+
+    def __contains__(self, name: object) -> bool:
+        return name in set(self)
+
+
+def did_you_mean(word: str, known: Iterator[str] | Registry[Any] | list[str]) -> str:
+    """` (did you mean 'num_heads'?)`, or nothing when no known word is near."""
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def resolve(reference: str) -> Any:
+    """`package.module:name` → the object, imported now. Entries name their code this way so that --help stays light."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,59 @@
+"""What is installed: the packages, what they need, and the commands."""
+
+from setuptools import find_namespace_packages, find_packages, setup
+
+REQUIRES = [
+    "torch>=2.7.1",
+    "megatron-core>=0.12.1",
+    "diffusers>=0.33.1",
+    "transformers>=4.51",
+    "safetensors>=0.4.5",
+    "numpy>=1.26",
+    "einops>=0.8",
+    "pydantic>=2.8",
+    "jsonargparse>=4.40",
+    "pyyaml>=6.0",
+    "decord2>=3.0",
+    "av>=12.0",
+    "pillow>=10.0",
+    "ftfy>=6.2",
+    "sentencepiece>=0.2",
+    "protobuf>=4.25",
+    "tqdm>=4.66",
+    "tensorboard>=2.16",
+]
+
+setup(
+    name="mindspeed-mm-vace",
+    version="0.1.0",
+    description="Convert, extract, train and generate with VACE on NPUs, GPUs and CPUs",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # megatron is a namespace shared with pip's megatron-core: ours is only the portion megatron.mm.
+    packages=[
+        *find_packages(include=["mindspeed_mm", "mindspeed_mm.*", "checkpoint", "checkpoint.*"]),
+        *find_namespace_packages(include=["megatron.mm", "megatron.mm.*"]),
+    ],
+    package_data={"mindspeed_mm.tools": ["*.json"]},
+    install_requires=REQUIRES,
+    extras_require={
+        "npu": ["torch_npu>=2.7.1"],
+        "ui": ["gradio>=5.0"],
+        "dev": [
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "psutil>=6.0",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "mm-convert=checkpoint.cli:main",
+            "mm-inspect=mindspeed_mm.tools.inspect_samples:main",
+        ],
+    },
+)

@@ -1,0 +1,68 @@
+"""The `diffusion` part of a model JSON: noise schedule, loss, and which of two experts this is. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mindspeed_mm.config.schema import Config
+
+Expert = Literal["high", "low"]
+
+
+class ScheduleConfig(Config):
+    """Flow matching on a shifted grid. `boundary` is one number for training and generation."""
+
+    model_id: Literal["wan_flow_match_scheduler"] = "wan_flow_match_scheduler"
+    num_train_timesteps: int = Field(default=1000, gt=1, description="places of the schedule; timestep = this · sigma")
+    shift: float = Field(default=5.0, gt=0, description="how far the schedule leans to high noise")
+    sigma_min: float = Field(default=0.0, ge=0, lt=1, description="lower end of the unshifted grid")
+    extra_one_step: bool = Field(default=True, description="leave the grid's end point out")
+    expert: Expert | None = Field(default=None, description="A14B: which of the two experts this model is")
+    boundary: float = Field(default=0.875, gt=0, lt=1, description="sigma at which the experts take turns")
+    ref_loss: Literal["include", "exclude"] = Field(
+        default="include", description="whether reference frames count in the loss"
+    )
+    loss_weighting: Literal["bell", "none"] = Field(default="bell", description="weight of a sample by its timestep")
+    normalize_per_expert: bool = Field(
+        default=False, description="divide the weight by its mean over the expert's range"
+    )
+    max_timestep_boundary: float | None = Field(
+        default=None, gt=0, le=1, description="older spelling: end of the range of places, as a fraction"
+    )
+    min_timestep_boundary: float | None = Field(
+        default=None, ge=0, lt=1, description="older spelling: start of the range of places, as a fraction"
+    )
+    UNUSED: ClassVar[Mapping[str, str]] = {"max_timesteps_boundary": "max_timestep_boundary is the name"}
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> ScheduleConfig:
+        low, high = self.old_range
+        if low >= high:
+            raise ValueError(f"min_timestep_boundary {low} must be below max_timestep_boundary {high}")
+        if self.expert and self.inferred_expert not in (None, self.expert):
+            raise ValueError(
+                f"expert is {self.expert!r}, but the timestep boundaries {low} to {high} are those of "
+                f"{self.inferred_expert!r}; leave the boundaries out, expert and boundary say it all"
+            )
+        return self
+
+    @property
+    def old_range(self) -> tuple[float, float]:
+        """The range of places by the older keys, as fractions; (0, 1) where they are absent."""
+        return self.min_timestep_boundary or 0.0, 1.0 if self.max_timestep_boundary is None else self.max_timestep_boundary
+
+    @property
+    def inferred_expert(self) -> Expert | None:
+        """The expert that the older keys speak of: a range from the top is `high`, one to the bottom is `low`."""
+        low, high = self.old_range
+        if low == 0 and high < 1:
+            return "high"
+        return "low" if low > 0 and high == 1 else None
+
+    @property
+    def role(self) -> Expert | None:
+        """Which expert this is, by `expert` or by the older keys; None when one model does all."""
+        return self.expert or self.inferred_expert

@@ -1,0 +1,70 @@
+"""Flow matching: noise a clip, say what the model should answer, and measure how far off it was. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.flow.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class FlowSample:
+    """A noised batch, on the latents' device, fp32."""
+
+    noisy: Tensor  # [B, 16, R+F, h, w]
+    target: Tensor  # [B, 16, R+F, h, w], noise − latents
+    timestep: Tensor  # [B], 1000 · sigma
+    weight: Tensor  # [B]
+
+
+def keyed_generator(seed: int, index: int, purpose: str = "flow") -> torch.Generator:
+    """A CPU generator that depends on (seed, index, purpose) alone, so on no rank and no history."""
+    digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def sample_flow(latents: Tensor, schedule: Schedule, sample_index: Tensor, seed: int) -> FlowSample:
+    """Draw a place and noise for each row of latents [B, 16, R+F, h, w] by (seed, consumed-sample index [B])."""
+    places, noises = [], []
+    for index in sample_index.tolist():
+        generator = keyed_generator(seed, index)
+        drawn = torch.randint(len(schedule.places), (), generator=generator)
+        places.append(schedule.places[drawn])
+        noises.append(torch.randn(latents.shape[1:], generator=generator))
+    return _noised(latents, torch.stack(noises), torch.stack(places), schedule)
+
+
+def sample_flow_at(latents: Tensor, schedule: Schedule, place: int, sample_index: Tensor, seed: int) -> FlowSample:
+    """As `sample_flow`, but every row at one given place; the noise depends on (seed, sample index) alone."""
+    noises = [
+        torch.randn(latents.shape[1:], generator=keyed_generator(seed, index, "held-out"))
+        for index in sample_index.tolist()
+    ]
+    return _noised(latents, torch.stack(noises), torch.full((len(noises),), place), schedule)
+
+
+def sample_losses(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Tensor:
+    """[B] fp32: mean squared error of each row, unweighted; the first `num_refs` latent frames do not count."""
+    error = velocity.float()[:, :, num_refs:] - sample.target[:, :, num_refs:]
+    return error.square().mean(dim=(1, 2, 3, 4))
+
+
+def flow_loss(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Tensor:
+    """Scalar fp32: mean over rows of weight · mean squared error."""
+    return (sample.weight * sample_losses(velocity, sample, num_refs)).mean()
+
+
+def _noised(latents: Tensor, noise: Tensor, places: Tensor, schedule: Schedule) -> FlowSample:
+    device = latents.device
+    clean, noise = latents.float(), noise.to(device)
+    sigma = schedule.sigmas[places].to(device).view(-1, 1, 1, 1, 1)
+    return FlowSample(
+        noisy=(1 - sigma) * clean + sigma * noise,
+        target=noise - clean,
+        timestep=schedule.timesteps[places].to(device),
+        weight=schedule.weights[places].to(device),
+    )

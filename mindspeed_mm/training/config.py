@@ -1,0 +1,161 @@
+"""What Megatron calls its arguments: optimizer, batches, checkpoints, logging, exits, profiler. Each field is a flag.
+
+Defaults are Megatron core 0.12's; the recipe stands in the scripts under examples/vace/.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mindspeed_mm.config.schema import Config
+
+
+class OptimizerConfig(Config):
+    """AdamW, its learning rate over time, and clipping."""
+
+    lr: float | None = Field(default=None, gt=0, description="learning rate at its highest (required)")
+    min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of the decay")
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = Field(
+        default="linear", description="how the learning rate falls"
+    )
+    lr_decay_iters: int | None = Field(default=None, gt=0, description="iterations of the decay (default: all)")
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
+        default="exponential", description="how the learning rate falls at the end of WSD"
+    )
+    lr_wsd_decay_iters: int | None = Field(default=None, gt=0, description="iterations of WSD's final decay")
+    lr_warmup_init: float = Field(default=0.0, ge=0, description="learning rate at the start of the warm-up")
+    lr_warmup_iters: int = Field(default=0, ge=0, description="iterations of linear warm-up")
+    lr_warmup_fraction: float | None = Field(
+        default=None, ge=0, lt=1, description="warm-up as a fraction of the decay; instead of --lr-warmup-iters"
+    )
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the second moment")
+    adam_eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay")
+    weight_decay_all: bool = Field(
+        default=False, description="decay biases, norms and modulation too, as the published trainer does"
+    )
+    clip_grad: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
+    optimizer_selection: Literal["fused_torch_adamw", "fused_adamw", "apex", "npu", "torch"] = Field(
+        default="fused_torch_adamw",
+        description="whose AdamW: fused_torch_adamw (fused where the device has it), torch (never fused), "
+        "apex, npu (= fused_adamw); the last two must be installed",
+    )
+
+    @model_validator(mode="after")
+    def _rates_are_ordered(self) -> OptimizerConfig:
+        if self.lr is not None and self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; give --min-lr at most --lr")
+        if self.lr is not None and self.lr_warmup_init > self.lr:
+            raise ValueError(f"lr_warmup_init {self.lr_warmup_init:g} is above lr {self.lr:g}")
+        if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
+            raise ValueError("--lr-warmup-fraction and --lr-warmup-iters say the same thing; give one")
+        if self.lr_decay_style == "WSD" and self.lr_wsd_decay_iters is None:
+            raise ValueError("--lr-decay-style WSD needs --lr-wsd-decay-iters")
+        return self
+
+
+class BatchConfig(Config):
+    """How many samples, in which pieces, from which seed."""
+
+    micro_batch_size: int = Field(default=1, gt=0, description="samples of one forward-backward on one rank")
+    global_batch_size: int | None = Field(
+        default=None, gt=0, description="samples of one iteration (default: micro batch · data-parallel size)"
+    )
+    train_iters: int | None = Field(default=None, gt=0, description="iterations to train")
+    train_samples: int | None = Field(default=None, gt=0, description="samples to train; instead of --train-iters")
+    num_workers: int = Field(default=2, ge=0, description="processes that read features ahead, per rank")
+    seed: int = Field(default=1234, ge=0, description="keys data order, timesteps, noise and caption choice")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> BatchConfig:
+        if self.train_iters and self.train_samples:
+            raise ValueError("--train-iters and --train-samples say the same thing; give one")
+        return self
+
+
+class CheckpointConfig(Config):
+    """What is written, when, and what is read at the start."""
+
+    save: str | None = Field(default=None, description="folder for checkpoints, metrics and job.json")
+    save_interval: int | None = Field(default=None, gt=0, description="iterations between checkpoints")
+    load: str | None = Field(default=None, description="folder of checkpoints to go on from")
+    ckpt_step: int | None = Field(default=None, gt=0, description="iteration to load (default: the tracker file's)")
+    finetune: bool = Field(default=False, description="load the model alone: iteration 0, new optimizer, new schedule")
+    exit_on_missing_checkpoint: bool = Field(
+        default=False, description="stop when --load holds no checkpoint, even if it is the folder of --save"
+    )
+    ckpt_format: Literal["torch_dcp"] = Field(default="torch_dcp", description="torch.distributed.checkpoint")
+    async_save: bool = Field(default=False, description="write checkpoints beside the training")
+    save_retain_interval: int | None = Field(
+        default=None, gt=0, description="keep only checkpoints at multiples of this, and the newest"
+    )
+    save_full_model: bool = Field(default=False, description="write frozen weights too, not only a reference to them")
+    no_load_optim: bool = Field(default=False, description="leave the checkpoint's optimizer")
+    no_load_rng: bool = Field(default=False, description="leave the checkpoint's random states")
+    no_save_optim: bool = Field(default=False, description="write no optimizer; such a run cannot go on exactly")
+    no_save_rng: bool = Field(default=False, description="write no random states")
+
+
+class LogConfig(Config):
+    """What a run says of itself."""
+
+    log_interval: int = Field(default=100, gt=0, description="iterations between log lines")
+    log_throughput: bool = Field(default=False, description="add TFLOP/s per device to the log line")
+    timing_log_level: int = Field(default=0, ge=0, le=2, description="1 = a line of phase times beside each log line")
+    tensorboard_dir: str | None = Field(default=None, description="folder for TensorBoard events")
+    tensorboard_log_interval: int = Field(default=1, gt=0, description="iterations between TensorBoard points")
+    wandb_project: str = Field(default="", description="report to this Weights & Biases project (must be installed)")
+    wandb_exp_name: str = Field(default="", description="name of the run there")
+    wandb_save_dir: str = Field(default="", description="folder for its files")
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="the device's peak, for MFU (default: known for common devices)"
+    )
+    spike_factor: float = Field(
+        default=3.0, gt=1, description="a loss this many times its running mean is reported with its samples"
+    )
+
+
+class EvalConfig(Config):
+    """Held-out loss; runs when the data JSON names a validation set."""
+
+    eval_interval: int = Field(default=1000, gt=0, description="iterations between evaluations")
+    eval_iters: int = Field(default=100, ge=0, description="most global batches of one evaluation; 0 = never")
+    eval_quantiles: int = Field(default=4, gt=0, description="timestep places at which each held-out clip is noised")
+
+
+class ExitConfig(Config):
+    """When to stop early, and how to treat a loss that is no number."""
+
+    exit_interval: int | None = Field(default=None, gt=0, description="save and stop at multiples of this iteration")
+    exit_duration_in_mins: float | None = Field(default=None, gt=0, description="save and stop after this many minutes")
+    exit_signal_handler: bool = Field(default=False, description="on SIGTERM finish the iteration, save and stop")
+    check_for_nan_in_loss_and_grad: bool = Field(
+        default=False, description="stop at the first loss or gradient that is not finite, instead of skipping it"
+    )
+    max_skipped_iterations: int = Field(
+        default=10, gt=0, description="iterations in a row that may be skipped for a loss or gradient not finite"
+    )
+
+
+class ProfileConfig(Config):
+    """Traces of a few iterations; the `profile` part of tools.json says the rest."""
+
+    profile: bool = Field(default=False, description="record a trace")
+    profile_step_start: int = Field(default=10, ge=0, description="first iteration of the trace")
+    profile_step_end: int = Field(default=12, ge=0, description="iteration before which the trace ends")
+    profile_ranks: tuple[int, ...] = Field(default=(0,), description="global ranks that record")
+
+
+class TrainingConfig(Config):
+    """All of it, as one part of a job."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch: BatchConfig = BatchConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    eval: EvalConfig = EvalConfig()
+    exit: ExitConfig = ExitConfig()
+    profile: ProfileConfig = ProfileConfig()

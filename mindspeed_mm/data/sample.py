@@ -1,4 +1,4 @@
-"""The types that flow from a dataset to the model.
+"""The types that flow from a dataset to the model. Importing this module does not import torch: manifests are read without it.
 
 Legend: B batch · T,H,W pixels · F=(T+3)//4, h=H/8, w=W/8 latent grid · R references · L text tokens.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class VideoSample:
     captions: tuple[str, ...]
     fps: float  # of the sampled frames
     frame_indices: tuple[int, ...] = ()  # which frames of the file were taken
+    frame_policy: str = ""  # how they were chosen: exact, trim, keep, pad, resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,14 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; from pinned memory the copy overlaps with compute."""
         moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            name: value.to(device, non_blocking=True) if hasattr(value, "to") else value
             for name, value in vars(self).items()
         }
         return Batch(**moved)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; torch's DataLoader calls this."""
+        pinned = {
+            name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
+        return Batch(**pinned)

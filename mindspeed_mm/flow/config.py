@@ -49,10 +49,49 @@ class ScheduleConfig(Config):
             )
         return self
 
+    def sigma(self, place: int) -> float:
+        """The noise level at one place of the schedule: falls from 1 at place 0."""
+        steps = self.num_train_timesteps - (not self.extra_one_step)
+        u = 1.0 - (1.0 - self.sigma_min) * place / steps
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    @property
+    def places(self) -> range:
+        """The places of this model: all; sigma ≥ boundary for `high`, the rest for `low`; else the older keys' range."""
+        n = self.num_train_timesteps
+        if self.role is None:
+            low, high = self.old_range
+            return range(round(low * n), round(high * n))
+        first_low = sum(self.sigma(place) >= self.boundary for place in range(n))
+        return range(0, first_low) if self.role == "high" else range(first_low, n)
+
+    def boundary_note(self) -> str | None:
+        """What to tell a user whose older keys put the switch elsewhere than `boundary`; None where they agree.
+
+        Published A14B examples train the experts apart at timestep 900 and generate with a switch at 875.
+        """
+        if self.inferred_expert is None:
+            return None
+        high = self.inferred_expert == "high"
+        fraction = self.old_range[1] if high else self.old_range[0]
+        key = "max_timestep_boundary" if high else "min_timestep_boundary"
+        ours = self.places.stop if high else self.places.start
+        theirs = round(fraction * self.num_train_timesteps)
+        if ours == theirs:
+            return None
+        return (
+            f"diffusion.{key} {fraction} splits the experts at sigma {self.sigma(theirs):.3f}, diffusion.boundary at "
+            f"{self.boundary}; boundary decides, in training as in generation ({abs(ours - theirs)} places of the "
+            "schedule would train the wrong expert); say diffusion.expert and diffusion.boundary instead"
+        )
+
     @property
     def old_range(self) -> tuple[float, float]:
         """The range of places by the older keys, as fractions; (0, 1) where they are absent."""
-        return self.min_timestep_boundary or 0.0, 1.0 if self.max_timestep_boundary is None else self.max_timestep_boundary
+        return (
+            self.min_timestep_boundary or 0.0,
+            1.0 if self.max_timestep_boundary is None else self.max_timestep_boundary,
+        )
 
     @property
     def inferred_expert(self) -> Expert | None:

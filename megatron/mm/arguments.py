@@ -1,0 +1,170 @@
+"""Megatron's command line: flags we honour are fields of our configs; the rest of the flags that its users write stand here.
+
+Three fates, no fourth: honoured (a field) · accepted, unused (UNUSED, with the reason) · unknown (an error).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.schema import Config
+
+_JSON = "the model JSON gives the sizes"
+_DTYPE = "predictor.dtype and fsdp2 param_dtype decide"
+_NO_TP = "there is no tensor parallelism here"
+_NO_PP = "there is no pipeline parallelism here"
+_FSDP = "FSDP2 does this"
+_TEXT = "there is no token vocabulary here"
+_FUSED = "the device's fused kernels are used where they exist"
+_DROPOUT = "the model has no dropout"
+_INIT = "models come up on the meta device and read their weights"
+_LOOP = "the loop always does this"
+
+# flag → (how many values it takes, why it does nothing here)
+UNUSED: Mapping[str, tuple[int | str, str]] = {
+    "--untie-embeddings-and-output-weights": (0, _TEXT),
+    "--no-gradient-accumulation-fusion": (0, _FSDP),
+    "--use-cpu-initialization": (0, _INIT),
+    "--init-model-with-meta-device": (0, _INIT),
+    "--downcast-to-bf16": (0, _DTYPE),
+    "--fp16": (0, _DTYPE),
+    "--params-dtype": (1, _DTYPE),
+    "--accumulate-allreduce-grads-in-fp32": (0, "fsdp2 reduce_dtype decides"),
+    "--grad-reduce-in-bf16": (0, "fsdp2 reduce_dtype decides"),
+    "--loss-scale": (1, "bf16 needs no loss scale"),
+    "--initial-loss-scale": (1, "bf16 needs no loss scale"),
+    "--min-loss-scale": (1, "bf16 needs no loss scale"),
+    "--use-fused-rmsnorm": (0, _FUSED),
+    "--use-fused-swiglu": (0, _FUSED),
+    "--use-fused-rotary-pos-emb": (0, _FUSED),
+    "--use-flash-attn": (0, _FUSED),
+    "--no-masked-softmax-fusion": (0, _FUSED),
+    "--no-bias-gelu-fusion": (0, _FUSED),
+    "--no-bias-swiglu-fusion": (0, _FUSED),
+    "--no-bias-dropout-fusion": (0, _FUSED),
+    "--no-rope-fusion": (0, _FUSED),
+    "--no-persist-layer-norm": (0, _FUSED),
+    "--attention-softmax-in-fp32": (0, _FUSED),
+    "--attention-mask-type": (1, "attention is full"),
+    "--attention-backend": (1, _FUSED),
+    "--transformer-impl": (1, "there is one implementation"),
+    "--use-mcore-models": (0, "there is one implementation"),
+    "--use-legacy-models": (0, "there is one implementation"),
+    "--spec": ("+", "predictor.model_id decides"),
+    "--num-layers": (1, _JSON),
+    "--hidden-size": (1, _JSON),
+    "--ffn-hidden-size": (1, _JSON),
+    "--num-attention-heads": (1, _JSON),
+    "--kv-channels": (1, _JSON),
+    "--group-query-attention": (0, _JSON),
+    "--num-query-groups": (1, _JSON),
+    "--norm-epsilon": (1, _JSON),
+    "--normalization": (1, _JSON),
+    "--swiglu": (0, _JSON),
+    "--disable-bias-linear": (0, _JSON),
+    "--add-qkv-bias": (0, _JSON),
+    "--seq-length": (1, "the features give the length"),
+    "--max-position-embeddings": (1, "the features give the length"),
+    "--variable-seq-lengths": (0, "the features give the length"),
+    "--position-embedding-type": (1, "the model has rotary positions"),
+    "--rotary-base": (1, "the model has rotary positions"),
+    "--rotary-percent": (1, "the model has rotary positions"),
+    "--attention-dropout": (1, _DROPOUT),
+    "--hidden-dropout": (1, _DROPOUT),
+    "--init-method-std": (1, _INIT),
+    "--tokenizer-type": (1, _TEXT),
+    "--tokenizer-model": (1, _TEXT),
+    "--tokenizer-name-or-path": (1, _TEXT),
+    "--tokenizer-not-use-fast": (0, _TEXT),
+    "--vocab-size": (1, _TEXT),
+    "--make-vocab-size-divisible-by": (1, _TEXT),
+    "--data-path": ("*", "--mm-data names the features"),
+    "--split": (1, "dataset_param.validation names the held-out set"),
+    "--dataloader-type": (1, "dataloader_param decides"),
+    "--no-create-attention-mask-in-dataloader": (0, "attention is full"),
+    "--sequence-parallel": (0, _NO_TP),
+    "--tp-comm-overlap": (0, _NO_TP),
+    "--num-layers-per-virtual-pipeline-stage": (1, _NO_PP),
+    "--use-distributed-optimizer": (0, _FSDP),
+    "--overlap-grad-reduce": (0, _FSDP),
+    "--overlap-param-gather": (0, _FSDP),
+    "--use-precision-aware-optimizer": (0, "moments are fp32"),
+    "--optimizer": (1, "AdamW is the optimizer; --optimizer-selection says whose"),
+    "--start-weight-decay": (1, "--weight-decay is constant"),
+    "--end-weight-decay": (1, "--weight-decay is constant"),
+    "--weight-decay-incr-style": (1, "--weight-decay is constant"),
+    "--distribute-saved-activations": (0, "fsdp2 offload_block_inputs decides"),
+    "--recompute-activations": (0, "--recompute-granularity decides"),
+    "--log-timers-to-tensorboard": (0, _LOOP),
+    "--log-memory-to-tensorboard": (0, _LOOP),
+    "--log-learning-rate-to-tensorboard": (0, _LOOP),
+    "--log-validation-ppl-to-tensorboard": (0, "a velocity has no perplexity"),
+    "--log-num-zeros-in-grad": (0, "not computed"),
+    "--log-params-norm": (0, "not computed"),
+    "--timing-log-option": (1, "phase times are those of the logging rank"),
+    "--tensorboard-queue-size": (1, "the writer's default is used"),
+    "--no-check-for-nan-in-loss-and-grad": (0, "an iteration that is not finite is skipped and counted"),
+    "--check-for-large-grads": (0, "a loss spike is reported with its samples"),
+    "--manual-gc": (0, "not needed"),
+    "--manual-gc-interval": (1, "not needed"),
+    "--empty-unused-memory-level": (1, "not needed"),
+    "--no-barrier-with-level-1-timing": (0, "timers do not synchronise"),
+    "--local-rank": (1, "torchrun's environment decides"),
+    "--local_rank": (1, "torchrun's environment decides"),
+    "--use-tp-pp-dp-mapping": (0, _NO_TP),
+    "--no-shared-storage": (0, "every rank reads its own slices"),
+    "--no-shared-fs": (0, "every rank reads its own slices"),
+    "--use-ascend-mc2": (0, _NO_TP),
+    "--use-ascend-coc": (0, _NO_TP),
+    "--jit-compile": (0, "the device's default is used"),
+    "--allow-tf32": (0, "the device's default is used"),
+    "--auto-detect-ckpt-format": (0, "checkpoints are torch_dcp"),
+    "--use-dist-ckpt": (0, "checkpoints are torch_dcp"),
+    "--dist-ckpt-strictness": (1, "every key must match"),
+    "--ckpt-fully-parallel-save": (0, "every rank writes its own shard"),
+    "--ckpt-assume-constant-structure": (0, "not needed"),
+    "--use-checkpoint-args": (0, "job.json beside a checkpoint holds its arguments"),
+    "--use-checkpoint-opt_param-scheduler": (0, "the checkpoint gives the place, the flags the shape"),
+    "--override-opt_param-scheduler": (0, "the checkpoint gives the place, the flags the shape"),
+}
+
+
+class _NotUsed(argparse.Action):
+    """Swallow a flag and its values, and remember its name."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        names: list[str] = namespace.__dict__.setdefault("not_used", [])
+        names.append(str(option_string))
+
+
+def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Config], str]]) -> FlagParser:
+    """A parser of one flag per field of each (schema, title), and of everything in UNUSED."""
+    parser = FlagParser(prog, description)
+    for schema, title in schemas:
+        add_flags(parser, schema, title)
+    group = parser.add_argument_group("accepted, unused")
+    taken = set(parser.flags())
+    for flag, (values, reason) in UNUSED.items():
+        if flag not in taken:
+            group.add_argument(flag, action=_NotUsed, nargs=values, dest=argparse.SUPPRESS, help=reason)
+    return parser
+
+
+def parse_arguments(
+    parser: FlagParser, argv: Iterable[str], schemas: Sequence[tuple[type[Config], str]]
+) -> tuple[dict[type[Config], dict[str, Any]], list[str]]:
+    """`argv` → the given values of each schema, and one note for each flag that does nothing here."""
+    namespace = parser.parse_strict(argv)
+    notes = [
+        f"{flag}: accepted, unused: {UNUSED[flag][1]}" for flag in dict.fromkeys(getattr(namespace, "not_used", []))
+    ]
+    return {schema: given(namespace, schema) for schema, _ in schemas}, notes

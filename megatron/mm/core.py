@@ -1,0 +1,20 @@
+"""The one place where megatron.core is imported: when it is used, and without the warnings it prints on machines without CUDA."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from importlib import import_module
+from typing import Any
+
+
+def core(module: str) -> Any:
+    """`megatron.core.<module>`, imported now and quietly (transformer_engine, apex and others are not asked for here)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            return import_module(f"megatron.core.{module}")
+        finally:
+            logging.disable(level)

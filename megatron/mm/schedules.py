@@ -1,0 +1,82 @@
+"""Megatron's batch arithmetic and learning-rate schedule, fed from our configs. Warm-up and decay count in samples."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from megatron.mm.core import core
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.training.config import OptimizerConfig
+
+
+class ParamScheduler(Protocol):
+    """What we use of megatron.core's OptimizerParamScheduler."""
+
+    num_steps: int
+
+    def step(self, increment: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+def check_batch(micro_batch_size: int, global_batch_size: int | None, data_parallel_size: int) -> int:
+    """The global batch size; by default one micro-batch on every rank. Raises ConfigError when it does not divide."""
+    unit = micro_batch_size * data_parallel_size
+    size = global_batch_size or unit
+    if size % unit:
+        raise ConfigError(
+            f"--global-batch-size {size} must be a multiple of --micro-batch-size {micro_batch_size} times the "
+            f"data-parallel size {data_parallel_size} (= {unit}); give {max(unit, size - size % unit)}"
+        )
+    return size
+
+
+def num_micro_batches(micro_batch_size: int, global_batch_size: int, data_parallel_size: int) -> int:
+    """How many micro-batches each rank accumulates, by Megatron's own calculator."""
+    calculator = core("num_microbatches_calculator").ConstantNumMicroBatchesCalculator(
+        global_batch_size, micro_batch_size, data_parallel_size, False, 0
+    )
+    return int(calculator.get())
+
+
+def schedule_steps(config: OptimizerConfig, train_iters: int, global_batch_size: int) -> tuple[int, int, int | None]:
+    """Warm-up, decay and WSD-decay in samples. Raises ConfigError when the warm-up does not end before the decay."""
+    decay = (config.lr_decay_iters or train_iters) * global_batch_size
+    if config.lr_warmup_fraction is not None:
+        warmup = int(config.lr_warmup_fraction * decay)
+    else:
+        warmup = config.lr_warmup_iters * global_batch_size
+    if warmup >= decay:
+        raise ConfigError(
+            f"--lr-warmup-iters {config.lr_warmup_iters} must be less than the decay's "
+            f"{decay // global_batch_size} iterations (--lr-decay-iters, or --train-iters)"
+        )
+    wsd = config.lr_wsd_decay_iters * global_batch_size if config.lr_wsd_decay_iters else None
+    if wsd is not None and wsd > decay:
+        raise ConfigError(f"--lr-wsd-decay-iters {config.lr_wsd_decay_iters} is longer than the whole decay")
+    return warmup, decay, wsd
+
+
+def param_scheduler(
+    optimizer: Any, config: OptimizerConfig, *, train_iters: int, global_batch_size: int
+) -> ParamScheduler:
+    """megatron.core's schedule over `optimizer`; call `.step(global_batch_size)` after each update."""
+    warmup, decay, wsd = schedule_steps(config, train_iters, global_batch_size)
+    scheduler: ParamScheduler = core("optimizer_param_scheduler").OptimizerParamScheduler(
+        optimizer,
+        init_lr=config.lr_warmup_init,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=decay,
+        lr_decay_style=config.lr_decay_style,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=train_iters * global_batch_size,
+        wd_incr_style="constant",
+        wsd_decay_steps=wsd,
+        lr_wsd_decay_style=config.lr_wsd_decay_style,
+    )
+    return scheduler

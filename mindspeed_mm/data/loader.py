@@ -1,0 +1,202 @@
+"""Which samples make which micro-batch, and reading them ahead. The order is a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mindspeed_mm.data.loader_config import LoaderConfig
+from mindspeed_mm.data.sample import Batch, FeatureRecord
+from mindspeed_mm.errors import DataError, MindSpeedMMError
+
+
+class FeatureSource(Protocol):
+    """What the loader needs of a dataset."""
+
+    def __len__(self) -> int: ...
+
+    def shape(self, index: int, /) -> Hashable: ...
+
+    def __getitem__(self, index: int, /) -> FeatureRecord: ...
+
+
+class Draw(NamedTuple):
+    """One sample of the stream: which record, and its consumed-sample index."""
+
+    record: int
+    sample_index: int
+
+
+class SampleOrder:
+    """An endless row of groups, each of `micro_batch_size` samples of one shape.
+
+    Samples of one shape form an endless stream, epoch after epoch; its k-th group is the k-th cut of it. Epoch e holds
+    the groups that end within each stream's e-th pass, so nothing is dropped: what fills no group leads the next epoch.
+    """
+
+    def __init__(self, shapes: Sequence[Hashable], *, micro_batch_size: int, seed: int, shuffle: bool = True) -> None:
+        if not shapes:
+            raise DataError("the dataset is empty; nothing to train on")
+        self.micro_batch_size, self.seed, self.shuffle = micro_batch_size, seed, shuffle
+        self._streams: dict[Hashable, list[int]] = {}
+        for record, shape in enumerate(shapes):
+            self._streams.setdefault(shape, []).append(record)
+        self._epochs: dict[int, list[tuple[int, ...]]] = {}
+        self._epoch, self._first = 0, 0  # the epoch looked at last, and its first group
+
+    def group(self, index: int) -> tuple[int, ...]:
+        """The records of the group at `index` of the endless row."""
+        if index < self._first:
+            self._epoch, self._first = 0, 0
+        while index >= self._first + self.groups_in(self._epoch):
+            self._first += self.groups_in(self._epoch)
+            self._epoch += 1
+        return self.epoch(self._epoch)[index - self._first]
+
+    def groups_in(self, epoch: int) -> int:
+        """How many groups the epoch holds."""
+        return sum(len(self._cuts(len(records), epoch)) for records in self._streams.values())
+
+    def epoch(self, epoch: int) -> list[tuple[int, ...]]:
+        """All groups of one epoch, in order."""
+        if epoch not in self._epochs:
+            groups = [group for records in self._streams.values() for group in self._groups(records, epoch)]
+            if self.shuffle:
+                random.Random(f"{self.seed}/{epoch}/groups").shuffle(groups)
+            else:
+                groups.sort()
+            self._epochs = {epoch: groups}
+        return self._epochs[epoch]
+
+    def _cuts(self, length: int, epoch: int) -> range:
+        return range(epoch * length // self.micro_batch_size, (epoch + 1) * length // self.micro_batch_size)
+
+    def _groups(self, records: list[int], epoch: int) -> Iterator[tuple[int, ...]]:
+        passes: dict[int, list[int]] = {}
+        for k in self._cuts(len(records), epoch):
+            places = [divmod(k * self.micro_batch_size + row, len(records)) for row in range(self.micro_batch_size)]
+            for number, _ in places:
+                if number not in passes:
+                    passes[number] = self._pass(records, number)
+            yield tuple(passes[number][place] for number, place in places)
+
+    def _pass(self, records: list[int], number: int) -> list[int]:
+        order = list(records)
+        if self.shuffle:
+            random.Random(f"{self.seed}/{number}/{records[0]}").shuffle(order)
+        return order
+
+
+class RankSampler(Sampler[list[Draw]]):
+    """The groups of one data-parallel rank from `consumed_samples` on, dealt out as Megatron does: rank by rank."""
+
+    def __init__(self, order: SampleOrder, *, dp_rank: int, dp_size: int, consumed_samples: int = 0) -> None:
+        if consumed_samples % order.micro_batch_size:
+            raise DataError(
+                f"{consumed_samples} consumed samples are no multiple of the micro-batch size {order.micro_batch_size}; "
+                "go on with a micro-batch size that divides them"
+            )
+        self.order, self.dp_rank, self.dp_size = order, dp_rank, dp_size
+        self.consumed_samples = consumed_samples
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        size = self.order.micro_batch_size
+        index = self.consumed_samples // size + self.dp_rank
+        while True:
+            yield [Draw(record, index * size + row) for row, record in enumerate(self.order.group(index))]
+            index += self.dp_size
+
+
+class _Keyed(Dataset[Any]):
+    """The dataset, asked with a Draw. A bad file comes back as a value: a worker process would wrap it in a traceback."""
+
+    def __init__(self, source: FeatureSource) -> None:
+        self.source = source
+
+    def __getitem__(self, draw: Draw) -> tuple[FeatureRecord | MindSpeedMMError, int]:
+        try:
+            return self.source[draw.record], draw.sample_index
+        except MindSpeedMMError as error:
+            return error, draw.sample_index
+
+
+class Collate:
+    """Records of one shape → Batch; picks each row's caption, or the null prompt, by (seed, consumed-sample index)."""
+
+    def __init__(self, *, seed: int, caption_dropout: float = 0.0, null_prompt: Tensor | None = None) -> None:
+        if caption_dropout and null_prompt is None:
+            raise DataError(
+                "caption_dropout needs the embedding of the empty prompt; extract the features anew, which writes "
+                "null_prompt.safetensors beside them, or set caption_dropout to 0"
+            )
+        self.seed, self.caption_dropout, self.null_prompt = seed, caption_dropout, null_prompt
+
+    def __call__(self, drawn: Sequence[tuple[FeatureRecord | MindSpeedMMError, int]]) -> Batch | MindSpeedMMError:
+        for record, _ in drawn:
+            if isinstance(record, MindSpeedMMError):
+                return record
+        return self.stack([(record, index) for record, index in drawn if isinstance(record, FeatureRecord)])
+
+    def stack(self, rows: Sequence[tuple[FeatureRecord, int]]) -> Batch:
+        """Stack rows of one shape; prompts are padded with zero rows to the longest."""
+        prompts = [self.prompt(record, index) for record, index in rows]
+        return Batch(
+            latents=torch.stack([record.latents for record, _ in rows]),
+            vace_context=torch.stack([record.vace_context for record, _ in rows]),
+            prompt_embeds=torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True),
+            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+            num_refs=rows[0][0].num_refs,
+            sample_index=torch.tensor([index for _, index in rows]),
+            keys=tuple(record.key for record, _ in rows),
+        )
+
+    def prompt(self, record: FeatureRecord, sample_index: int) -> Tensor:
+        """[L, text_dim]: one of the record's captions, or the null prompt."""
+        chance = random.Random(f"{self.seed}/{sample_index}/caption")
+        if chance.random() < self.caption_dropout and self.null_prompt is not None:
+            return self.null_prompt
+        return record.prompt_embeds[chance.randrange(len(record.prompt_embeds))]
+
+
+class TrainLoader:
+    """The endless micro-batches of one rank. `consumed_samples` is its whole state."""
+
+    def __init__(
+        self,
+        source: FeatureSource,
+        config: LoaderConfig,
+        collate: Collate,
+        *,
+        micro_batch_size: int,
+        seed: int,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        shapes = [source.shape(index) for index in range(len(source))]
+        self.order = SampleOrder(shapes, micro_batch_size=micro_batch_size, seed=seed, shuffle=config.shuffle)
+        self.source, self.config, self.collate = source, config, collate
+        self.dp_rank, self.dp_size = dp_rank, dp_size
+        self.num_workers, self.pin_memory = num_workers, pin_memory and config.pin_memory
+
+    def batches(self, consumed_samples: int = 0) -> Iterator[Batch]:
+        """Micro-batches from `consumed_samples` on. Raises DataError naming the file that cannot be read."""
+        sampler = RankSampler(self.order, dp_rank=self.dp_rank, dp_size=self.dp_size, consumed_samples=consumed_samples)
+        loader = DataLoader(
+            _Keyed(self.source),
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            prefetch_factor=self.config.prefetch_factor if self.num_workers else None,
+        )
+        for batch in loader:
+            if isinstance(batch, MindSpeedMMError):
+                raise batch
+            yield batch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mindspeed_mm.data.loader_config import LoaderConfig
+from mindspeed_mm.data.config import LoaderConfig
 from mindspeed_mm.data.sample import Batch, FeatureRecord
 from mindspeed_mm.errors import DataError, MindSpeedMMError
 
@@ -194,7 +194,7 @@ class TrainLoader:
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            prefetch_factor=self.config.prefetch_factor if self.num_workers else None,
+            prefetch_factor=2 if self.num_workers else None,
         )
         for batch in loader:
             if isinstance(batch, MindSpeedMMError):

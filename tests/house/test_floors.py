@@ -1,0 +1,135 @@
+"""A module imports only from floors below (docs/concepts/architecture.md): read with ast, nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SIBLINGS = {"models", "data", "distributed", "training", "generation"}  # on their floor none imports another
+FLOORS = {
+    "errors": 0, "registry": 0, "log": 0,
+    "config": 1,
+    "accelerator": 2, "ops": 2, "flow": 2,
+    "models": 3, "data": 3, "distributed": 3,
+    "conditioning": 4,
+    "training": 5, "generation": 5,
+    "tasks": 6, "tools": 6, "ui": 6,
+}  # fmt: skip
+
+
+def floor(module: str) -> float | None:
+    """The floor of one of our modules; None for anybody else's."""
+    parts = module.split(".")
+    if parts[0] in ("checkpoint", "pretrain_vace"):
+        return 7
+    if parts[:2] == ["megatron", "mm"]:
+        return 2.5  # beside floor 3: it may use floors 0-1 only, floors from 3 up may use it
+    if parts[0] != "mindspeed_mm":
+        return None
+    if parts[-1].endswith("config") and len(parts) > 2:
+        return 1
+    return FLOORS[parts[1]] if len(parts) > 1 else 0
+
+
+def may_import(importer: str, imported: str) -> bool:
+    """Whether `importer` may import `imported` (both ours)."""
+    low, high = floor(imported), floor(importer)
+    assert low is not None
+    assert high is not None
+    if high == 2.5:
+        return low <= 1 or low == 2.5
+    if low != high or low == 1:
+        return low <= high
+    rooms = [name.split(".")[1] if "." in name else name for name in (importer, imported)]
+    return rooms[0] == rooms[1] or not SIBLINGS & set(rooms)
+
+
+def imports(source: str) -> list[tuple[int, str, int]]:
+    """(line, module, level) of every import statement; `from a import b` counts as a and as a.b."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name, 0) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.lineno, node.module or "", node.level))
+            found += [
+                (node.lineno, f"{node.module}.{alias.name}", node.level)
+                for alias in node.names
+                if is_module(f"{node.module}.{alias.name}")
+            ]
+    return found
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+def violations(module: str, source: str, where: str) -> list[str]:
+    found = []
+    for line, imported, level in imports(source):
+        if level:
+            found.append(f"{where}:{line}: relative import of {imported or '.'}; imports are absolute")
+        elif floor(imported) is not None and not may_import(module, imported):
+            found.append(f"{where}:{line}: floor {floor(module)} imports {imported} of floor {floor(imported)}")
+    return found
+
+
+def our_files() -> list[Path]:
+    folders = [ROOT / "mindspeed_mm", ROOT / "checkpoint", ROOT / "megatron"]
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+def test_every_module_imports_only_from_floors_below() -> None:
+    found = []
+    for path in our_files():
+        relative = path.relative_to(ROOT)
+        module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+        found += violations(module, path.read_text(encoding="utf-8"), str(relative))
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("mindspeed_mm.models.wan.vace", "from mindspeed_mm.data.sample import Batch"),
+        ("mindspeed_mm.flow.matching", "import mindspeed_mm.training.loop"),
+        ("mindspeed_mm.errors", "from mindspeed_mm.config.schema import Config"),
+        ("mindspeed_mm.data.config", "from mindspeed_mm.data.sample import Batch"),
+        ("mindspeed_mm.training.loop", "from mindspeed_mm.generation import pipeline"),
+        ("mindspeed_mm.tasks.pretrain", "from checkpoint.vace import VACE"),
+        ("megatron.mm.groups", "from mindspeed_mm.accelerator import Accelerator"),
+        ("mindspeed_mm.models.spec", "from .keymap import KeyMap"),
+    ],
+)
+def test_an_import_upwards_sideways_or_relative_is_named_with_its_line(module: str, source: str) -> None:
+    assert violations(module, "\n" + source, "file.py")[0].startswith("file.py:2: ")
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("mindspeed_mm.models.wan.vace", "from mindspeed_mm.models.keymap import KeyMap"),
+        ("mindspeed_mm.training.loop", "from mindspeed_mm.data.sample import Batch"),
+        ("mindspeed_mm.distributed.mesh", "from megatron.mm.groups import Groups"),
+        ("mindspeed_mm.config.schema", "from mindspeed_mm.errors import ConfigError"),
+        ("megatron.mm.groups", "import megatron.core"),
+    ],
+)
+def test_an_import_downwards_is_allowed(module: str, source: str) -> None:
+    assert violations(module, source, "file.py") == []
+
+
+def test_package_inits_are_empty() -> None:
+    full = [
+        str(path.relative_to(ROOT)) for path in our_files() if path.name == "__init__.py" and path.read_text().strip()
+    ]
+    assert not full, f"an __init__ that imports makes --help slow: {full}"
+
+
+def test_megatron_stays_a_namespace() -> None:
+    assert not (ROOT / "megatron" / "__init__.py").exists()
+    assert not [path.name for path in (ROOT / "megatron").iterdir() if path.name in ("core", "training", "legacy")]

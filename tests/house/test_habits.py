@@ -1,0 +1,123 @@
+"""Habits that a reader cannot be trusted to see every time: no print, no global, no machine's paths, no unsafe torch.load."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("mindspeed_mm", "checkpoint", "megatron", "pretrain_vace.py", "examples", "benchmarks", "scripts")
+MACHINE_PATH = re.compile(r"(?<![\w.$}/-])/(?:work|root|home|opt|mnt|data|Users)/[\w.-]+")
+ALLOWED_PATHS = {"/usr/local/Ascend"}
+IN_GENERAL = ("/home/you", "/data/you", "/home/me")  # made-up paths in the documents
+
+
+def tracked(*suffixes: str) -> list[Path]:
+    """Files of the checkout (those that git would commit), with one of the suffixes."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / line for line in listed.stdout.splitlines()]
+    return [path for path in paths if path.suffix in suffixes and path.is_file()]
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path in tracked(".py"):
+        relative = str(path.relative_to(ROOT))
+        if relative.startswith(CODE):
+            yield relative, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+def test_nothing_prints_and_nothing_is_global() -> None:
+    found = []
+    for where, tree in trees():
+        found += [
+            f"{where}:{node.lineno}: print; use mindspeed_mm.log" for node, name in calls(tree) if name == "print"
+        ]
+        found += [f"{where}:{node.lineno}: global" for node in ast.walk(tree) if isinstance(node, ast.Global)]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_torch_load_is_always_told_weights_only() -> None:
+    def safe(node: ast.Call) -> bool:
+        return any(
+            word.arg == "weights_only" and isinstance(word.value, ast.Constant) and word.value.value is True
+            for word in node.keywords
+        )
+
+    found = [
+        f"{where}:{node.lineno}: {ast.unparse(node)}"
+        for where, tree in trees()
+        for node, name in calls(tree)
+        if name == "torch.load" and not safe(node)
+    ]
+    found += [
+        f"{where}:{node.lineno}: pickle"
+        for where, tree in trees()
+        for node, name in calls(tree)
+        if name in ("pickle.load", "pickle.loads", "eval", "exec")
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_signatures_name_their_inputs() -> None:
+    """No `**kwargs` of ours; a ParamSpec's is a decorator's business."""
+    found = [
+        f"{where}:{node.lineno}: {node.name}(**{node.args.kwarg.arg})"
+        for where, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.args.kwarg
+        if not ast.unparse(node.args.kwarg.annotation or ast.Constant("")).endswith(".kwargs")
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_no_path_of_one_machine_stands_in_the_product() -> None:
+    found = []
+    for path in tracked(".py", ".sh", ".json", ".yaml", ".toml", ".md", ".txt", ".cfg"):
+        if path.relative_to(ROOT).parts[0] == "tests":
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            hits = [hit for hit in MACHINE_PATH.findall(line) if not hit.startswith(IN_GENERAL)]
+            found += [f"{path.relative_to(ROOT)}:{number}: {hit}" for hit in hits if hit not in ALLOWED_PATHS]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_every_script_fails_loudly_and_parses() -> None:
+    found = []
+    for path in tracked(".sh"):
+        text = path.read_text(encoding="utf-8")
+        sourced = not text.startswith("#!")  # a file meant to be sourced runs under its caller's settings
+        if not sourced and "set -euo pipefail" not in text:
+            found.append(f"{path.relative_to(ROOT)}: no `set -euo pipefail`")
+        checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+        found += [checked.stderr] if checked.returncode else []
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "command", [["check", "--no-cache"], ["format", "--check", "--no-cache"]], ids=["check", "format"]
+)
+def test_ruff_is_content(command: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr
+
+
+@pytest.mark.slow
+def test_mypy_is_content() -> None:
+    ran = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr

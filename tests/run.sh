@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs every test, on a bare machine too: sets up the environment (scripts/environment.sh), then pytest.
+# Arguments go to pytest: `bash tests/run.sh -m 'not slow'`, `bash tests/run.sh tests/unit -k floors`.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+source scripts/environment.sh
+environment_ready
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec python -m pytest "$@"

@@ -1,0 +1,53 @@
+"""Names and sizes of the UMT5 encoder: the official .pth ⇄ transformers' UMT5EncoderModel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.keymap import KeyMap, Rename
+
+_LAYER = "encoder.block.{i}.layer"
+UMT5_KEY_MAP = KeyMap(
+    "transformers",
+    [
+        Rename("token_embedding.weight", "shared.weight"),
+        Rename("norm.weight", "encoder.final_layer_norm.weight"),
+        Rename("blocks.{i}.norm1.weight", f"{_LAYER}.0.layer_norm.weight"),
+        Rename("blocks.{i}.attn.{qkv}.weight", f"{_LAYER}.0.SelfAttention.{{qkv}}.weight"),
+        Rename("blocks.{i}.attn.o.weight", f"{_LAYER}.0.SelfAttention.o.weight"),
+        Rename("blocks.{i}.pos_embedding.embedding.weight", f"{_LAYER}.0.SelfAttention.relative_attention_bias.weight"),
+        Rename("blocks.{i}.norm2.weight", f"{_LAYER}.1.layer_norm.weight"),
+        Rename("blocks.{i}.ffn.gate.0.weight", f"{_LAYER}.1.DenseReluDense.wi_0.weight"),
+        Rename("blocks.{i}.ffn.fc1.weight", f"{_LAYER}.1.DenseReluDense.wi_1.weight"),
+        Rename("blocks.{i}.ffn.fc2.weight", f"{_LAYER}.1.DenseReluDense.wo.weight"),
+    ],
+)
+
+
+def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """UMT5Config's sizes, read off the shapes of an official file. Raises WeightsError when it is not such an encoder."""
+    try:
+        vocab, width = shapes["token_embedding.weight"]
+        buckets, heads = shapes["blocks.0.pos_embedding.embedding.weight"]
+        inner = shapes["blocks.0.attn.q.weight"][0]
+        feed_forward = shapes["blocks.0.ffn.fc1.weight"][0]
+    except (KeyError, ValueError) as error:
+        raise WeightsError(
+            f"not a UMT5 encoder: {error} is missing or mis-shaped; give the official models_t5_umt5-xxl-enc-bf16.pth "
+            "or a folder of transformers"
+        ) from None
+    return {
+        "vocab_size": vocab,
+        "d_model": width,
+        "num_heads": heads,
+        "d_kv": inner // heads,
+        "d_ff": feed_forward,
+        "num_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "gated-gelu",
+        "layer_norm_epsilon": 1e-6,
+        "dropout_rate": 0.0,
+    }

@@ -1,0 +1,94 @@
+"""Names and sizes of the Wan VAE: the official .pth ⇄ diffusers' AutoencoderKLWan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.keymap import KeyMap, Rename
+
+_RESNET = (
+    ("residual.0.gamma", "norm1.gamma"),
+    ("residual.2.{p}", "conv1.{p}"),
+    ("residual.3.gamma", "norm2.gamma"),
+    ("residual.6.{p}", "conv2.{p}"),
+    ("shortcut.{p}", "conv_shortcut.{p}"),
+)
+_RESAMPLE = ("resample.1.{p}", "time_conv.{p}")
+_SAME_IN_BOTH = ("norm.gamma", "to_qkv.{p}", "proj.{p}")
+
+
+def vae_key_map(levels: int, res_blocks: int) -> KeyMap:
+    """Official names (ours) ⇄ diffusers' (theirs), of a VAE with `levels` resolutions of `res_blocks` blocks each."""
+    return KeyMap("diffusers", [*_ends(), *_encoder(), *_decoder(levels, res_blocks)])
+
+
+def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """AutoencoderKLWan's sizes, read off the shapes of an official file. Raises WeightsError when it is not such a VAE."""
+    try:
+        base, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
+        widths: list[int] = [base]
+        temporal: list[bool] = []
+        blocks = 0
+        for i in range(_count(shapes)):
+            stem = f"encoder.downsamples.{i}"
+            if f"{stem}.resample.1.weight" in shapes:
+                temporal.append(f"{stem}.time_conv.weight" in shapes)
+                widths.append(base)
+            else:
+                widths[-1] = shapes[f"{stem}.residual.6.weight"][0]
+                blocks += 1
+    except (KeyError, IndexError) as error:
+        raise WeightsError(
+            f"not a Wan VAE: {error} is missing; give the official Wan2.1_VAE.pth or a diffusers folder"
+        ) from None
+    return {
+        "base_dim": base,
+        "z_dim": z_dim,
+        "dim_mult": [width // base for width in widths],
+        "num_res_blocks": blocks // len(widths),
+        "temperal_downsample": temporal,  # diffusers' spelling
+    }
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    stem = "encoder.downsamples."
+    return 1 + max(int(name.removeprefix(stem).split(".")[0]) for name in shapes if name.startswith(stem))
+
+
+def _ends() -> Iterator[Rename]:
+    yield Rename("conv1.{p}", "quant_conv.{p}")
+    yield Rename("conv2.{p}", "post_quant_conv.{p}")
+    for part in ("encoder", "decoder"):
+        yield Rename(f"{part}.conv1.{{p}}", f"{part}.conv_in.{{p}}")
+        yield Rename(f"{part}.head.0.gamma", f"{part}.norm_out.gamma")
+        yield Rename(f"{part}.head.2.{{p}}", f"{part}.conv_out.{{p}}")
+        yield from _resnet(f"{part}.middle.0", f"{part}.mid_block.resnets.0")
+        yield from _resnet(f"{part}.middle.2", f"{part}.mid_block.resnets.1")
+        for name in _SAME_IN_BOTH:
+            yield Rename(f"{part}.middle.1.{name}", f"{part}.mid_block.attentions.0.{name}")
+
+
+def _encoder() -> Iterator[Rename]:
+    yield from _resnet("encoder.downsamples.{i}", "encoder.down_blocks.{i}")
+    for name in _RESAMPLE:
+        yield Rename(f"encoder.downsamples.{{i}}.{name}", f"encoder.down_blocks.{{i}}.{name}")
+
+
+def _decoder(levels: int, res_blocks: int) -> Iterator[Rename]:
+    """The official file counts straight through; diffusers groups by resolution."""
+    group = res_blocks + 2  # one block more than the encoder, and the upsampler
+    for level in range(levels):
+        for block in range(res_blocks + 1):
+            yield from _resnet(
+                f"decoder.upsamples.{level * group + block}", f"decoder.up_blocks.{level}.resnets.{block}"
+            )
+        for name in _RESAMPLE:
+            last = level * group + res_blocks + 1
+            yield Rename(f"decoder.upsamples.{last}.{name}", f"decoder.up_blocks.{level}.upsamplers.0.{name}")
+
+
+def _resnet(ours: str, theirs: str) -> Iterator[Rename]:
+    for one, other in _RESNET:
+        yield Rename(f"{ours}.{one}", f"{theirs}.{other}")

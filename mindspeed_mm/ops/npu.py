@@ -1,0 +1,33 @@
+"""The fused ops of Ascend NPUs. torch_npu is imported where an op of it is called, nowhere else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[B, S, N, K] ×3 → [B, S, N, K] by npu_fusion_attention; BSND is its name of our layout."""
+    import torch_npu
+
+    out: Tensor = torch_npu.npu_fusion_attention(q, k, v, q.shape[2], "BSND", scale=1.0 / math.sqrt(q.shape[-1]))[0]
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm over the last dimension by npu_rms_norm, which computes in fp32 inside."""
+    import torch_npu
+
+    out: Tensor = torch_npu.npu_rms_norm(x, weight, epsilon=eps)[0]
+    return out
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate adjacent pairs of x [B, S, N, K] by npu_rotary_mul: cos, sin [S, K/2] stand twice, once for each of a pair."""
+    import torch_npu
+
+    pairs = [torch.repeat_interleave(table, 2, dim=-1)[None, :, None, :] for table in (cos, sin)]
+    out: Tensor = torch_npu.npu_rotary_mul(x.float(), pairs[0], pairs[1], rotary_mode="interleave")
+    return out.to(x.dtype)

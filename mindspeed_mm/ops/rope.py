@@ -1,0 +1,57 @@
+"""Rotary position embedding over three axes, as real cos and sin tables: adjacent channels of a head are one pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.ops import npu
+
+MAX_POSITIONS = 1024  # of each axis; the published tables end there
+THETA = 10000.0
+
+
+def rope_tables(grid: tuple[int, int, int], dims: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin, fp32 [S, K/2], of the tokens of a (time, height, width) grid in (f, h, w) order.
+
+    `dims` are the channels of a head that each axis gets; the angle of pair j is position·10000^(-2j/dim), in fp64.
+    Raises DataError when an axis is longer than the 1024 positions that the model knows.
+    """
+    if max(grid) > MAX_POSITIONS:
+        raise DataError(f"token grid {grid} is longer than {MAX_POSITIONS} on one axis; use a shorter or smaller clip")
+    angles = [_axis_angles(length, dim) for length, dim in zip(grid, dims, strict=True)]
+    return _spread(angles, grid, torch.cos, device), _spread(angles, grid, torch.sin, device)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair of adjacent channels of x [B, S, N, K] by its token's angle; cos, sin [S, K/2]. In x's dtype."""
+    if x.device.type == "npu":
+        return npu.apply_rope(x, cos, sin)
+    return apply_rope_reference(x, cos, sin)
+
+
+def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same by the formula, in fp32."""
+    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+def _axis_angles(length: int, dim: int) -> Tensor:
+    """[length, dim/2] in fp64, on the CPU: not every accelerator has fp64."""
+    rates = THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+    return torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), rates)
+
+
+def _spread(
+    angles: list[Tensor], grid: tuple[int, int, int], function: Callable[[Tensor], Tensor], device: torch.device
+) -> Tensor:
+    tables = [function(axis).float().to(device) for axis in angles]
+    frames, height, width = (
+        table.view(*(-1 if i == axis else 1 for i in range(3)), table.shape[-1]).expand(*grid, -1)
+        for axis, table in enumerate(tables)
+    )
+    return torch.cat((frames, height, width), dim=-1).flatten(0, 2)

@@ -1,0 +1,74 @@
+"""Tiny models and checkpoint folders for all tests: the makers of examples/vace/tiny under the names that tests use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from examples.vace.tiny.checkpoints import (
+    TEXT_FILE,
+    TINY,
+    TOKENIZER_FOLDER,
+    TRANSFORMER_FILE,
+    VAE_FILE,
+    make_transformer,
+    make_umt5,
+    make_vae,
+    official_config,
+    randomize,
+    write_official,
+    write_tokenizer,
+    write_transformer,
+    write_umt5,
+    write_vae,
+)
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.vace import VaceTransformer
+
+__all__ = [
+    "TEXT_FILE",
+    "TINY",
+    "TOKENIZER_FOLDER",
+    "TRANSFORMER_FILE",
+    "VAE_FILE",
+    "official_config",
+    "randomize",
+    "tiny_inputs",
+    "tiny_transformer",
+    "tiny_umt5",
+    "tiny_vae",
+    "write_official",
+    "write_tokenizer",
+    "write_transformer",
+    "write_umt5",
+    "write_vae",
+]
+
+tiny_vae = make_vae
+tiny_umt5 = make_umt5
+
+
+def tiny_transformer(seed: int = 0, config: VaceConfig = TINY) -> VaceTransformer:
+    """A transformer whose weights are random and nowhere zero, fp32, on the CPU."""
+    return make_transformer(config, seed)
+
+
+def tiny_inputs(
+    seed: int = 0,
+    *,
+    batch: int = 1,
+    frames: int = 3,
+    height: int = 6,
+    width: int = 10,
+    text: int = 5,
+    config: VaceConfig = TINY,
+) -> dict[str, Tensor]:
+    """Random inputs of `VaceTransformer.forward`, by name; sizes are those of the latents, timesteps differ by sample."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = (frames, height, width)
+    return {
+        "latents": torch.randn(batch, config.trunk.in_dim, *grid, generator=generator),
+        "timestep": 1000 * torch.rand(batch, generator=generator),
+        "prompt_embeds": torch.randn(batch, text, config.trunk.text_dim, generator=generator),
+        "vace_context": torch.randn(batch, config.vace_in_dim, *grid, generator=generator),
+    }

@@ -1,0 +1,91 @@
+"""Process groups have one owner: megatron.core.parallel_state. Here they are made, named and given back.
+
+This is the one place that imports it, so the warnings that its import prints are silenced here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from mindspeed_mm.errors import LaunchError
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of this rank that the rest of the package uses."""
+
+    data: Any  # ranks that see other samples (the same tokens of them)
+    context: Any  # ranks that share the tokens of one sample
+    data_context: Any  # both: all ranks over which gradients are averaged
+    shard: Any  # the part of data_context that shares one copy of the weights
+    replica: Any | None  # ranks that hold the same shard of other copies; None with one copy
+
+
+def parallel_state() -> ModuleType:
+    """megatron.core.parallel_state, imported on first use."""
+    with warnings.catch_warnings():
+        # four lines on Transformer Engine and Apex, neither of which this package needs
+        warnings.filterwarnings("ignore", message="Transformer Engine and Apex")
+        state = import_module("megatron.core.parallel_state")
+    return state
+
+
+def import_mindspeed() -> None:
+    """MindSpeed's patches, which must come before megatron.core. Raises LaunchError when it is not installed or too late."""
+    if "megatron.core" in sys.modules and "mindspeed.megatron_adaptor" not in sys.modules:
+        raise LaunchError("--use-mindspeed: megatron.core was imported before MindSpeed's adaptor; import it first")
+    try:
+        import_module("mindspeed.megatron_adaptor")
+    except ImportError as error:
+        raise LaunchError(f"--use-mindspeed: {error}; install MindSpeed, or leave the flag out") from None
+
+
+def initialize(context_parallel_size: int, copies: int, timeout_minutes: int) -> Groups:
+    """Make all groups; `copies` of the weights (1 = one copy over all ranks). Raises LaunchError when sizes do not divide."""
+    state = parallel_state()
+    if not state.model_parallel_is_initialized():
+        try:
+            state.initialize_model_parallel(
+                context_parallel_size=context_parallel_size,
+                num_distributed_optimizer_instances=copies,
+                distributed_timeout_minutes=timeout_minutes,
+                create_gloo_process_groups=False,
+            )
+        except (RuntimeError, AssertionError) as error:
+            raise LaunchError(
+                f"no groups for context parallel {context_parallel_size} and {copies} copies: {error}"
+            ) from None
+    whole = state.get_data_parallel_group(with_context_parallel=True)
+    return Groups(
+        data=state.get_data_parallel_group(),
+        context=state.get_context_parallel_group(),
+        data_context=whole,
+        shard=state.get_data_parallel_group(with_context_parallel=True, partial_data_parallel=True)
+        if copies > 1
+        else whole,
+        replica=_replica_group(state) if copies > 1 else None,
+    )
+
+
+def destroy() -> None:
+    """Give all groups back; without effect when there are none."""
+    state = sys.modules.get("megatron.core.parallel_state")  # do not pay for the import just to find nothing
+    if state is not None and state.model_parallel_is_initialized():
+        state.destroy_model_parallel()
+
+
+def _replica_group(state: ModuleType) -> Any:
+    # core 0.13 renamed it; 0.12.1 keeps the older name
+    for name in ("get_inter_distributed_optimizer_instance_group", "get_inter_partial_data_parallel_group"):
+        getter = getattr(state, name, None)
+        if getter is not None:
+            return getter()
+    raise LaunchError(
+        "this megatron.core has no group of weight copies; install megatron-core 0.12.1 or newer, "
+        "or set sharding_size: auto in fsdp2_config.yaml"
+    )

@@ -1,0 +1,81 @@
+"""Where this rank stands: data and context parallel groups, and the DeviceMesh over which fully_shard shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from megatron.mm import groups
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, data_parallel_size
+from mindspeed_mm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Groups and places of one rank. Weights and gradients are shared over dp·cp ranks."""
+
+    rank: int
+    world_size: int
+    dp_rank: int  # which samples this rank sees
+    dp_size: int
+    cp_rank: int  # which tokens of them
+    cp_size: int
+    dp_group: dist.ProcessGroup
+    cp_group: dist.ProcessGroup
+    dp_cp_group: dist.ProcessGroup
+    shards: DeviceMesh  # [shard], or [replicate, shard] with more than one copy of the weights
+
+    @property
+    def copies(self) -> int:
+        """Copies of the weights in the job (HSDP's replicas)."""
+        return int(self.shards.size(0)) if self.shards.ndim == 2 else 1
+
+
+def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Config | None = None) -> Mesh:
+    """Make the groups inside `launch`. Raises ConfigError when the sizes do not divide the world."""
+    world = dist.get_world_size()
+    data_size = data_parallel_size(parallel, world)
+    copies = copies_of_weights((fsdp or Fsdp2Config()).sharding_size, world)
+    if parallel.use_mindspeed:
+        groups.import_mindspeed()
+    made = groups.initialize(parallel.context_parallel_size, copies, parallel.distributed_timeout_minutes)
+    return Mesh(
+        rank=dist.get_rank(),
+        world_size=world,
+        dp_rank=dist.get_rank(made.data),
+        dp_size=data_size,
+        cp_rank=dist.get_rank(made.context),
+        cp_size=parallel.context_parallel_size,
+        dp_group=made.data,
+        cp_group=made.context,
+        dp_cp_group=made.data_context,
+        shards=device_mesh(made, accelerator.kind),
+    )
+
+
+def copies_of_weights(sharding_size: int | str | None, world_size: int) -> int:
+    """1 when all ranks share one copy. Raises ConfigError when `sharding_size` does not divide the world."""
+    if sharding_size is None or isinstance(sharding_size, str):
+        return 1
+    if world_size % sharding_size:
+        allowed = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        raise ConfigError(
+            f"fsdp2_config.yaml:sharding_size {sharding_size} does not divide {world_size} rank(s); "
+            f"use auto or one of {', '.join(map(str, allowed))}"
+        )
+    return world_size // sharding_size
+
+
+def device_mesh(made: groups.Groups, device_type: str) -> DeviceMesh:
+    """The mesh of Megatron's own groups, so that a Megatron module beside ours sees the same world."""
+    if made.replica is None:
+        return DeviceMesh.from_group(made.shard, device_type, mesh_dim_names=("shard",))
+    ranks = torch.tensor(dist.get_process_group_ranks(made.data_context))
+    table = ranks.view(-1, dist.get_world_size(made.shard))
+    pair: list[Any] = [made.replica, made.shard]
+    return DeviceMesh.from_group(pair, device_type, mesh=table, mesh_dim_names=("replicate", "shard"))

@@ -1,0 +1,45 @@
+"""Module patterns of fsdp2_config.yaml: `blocks.{*}`, `vace_blocks.{0-3,7}`, `head`; published prefixes are aliases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.registry import did_you_mean
+
+_PREFIX = re.compile(r"^(predictor\.)?(wan_dit\.|vace_dit\.)?")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def match(pattern: str, names: Iterable[str], where: str) -> list[str]:
+    """The names that `pattern` matches, in their own order. Raises ConfigError when there are none."""
+    known = list(names)
+    wanted = _PREFIX.sub("", pattern)
+    literal, groups = re.escape(wanted), _BRACES.findall(wanted)
+    expression = re.sub(r"\\\{[^{}]*\\\}", r"(\\d+)", literal)
+    sets = [_indices(group, pattern, where) for group in groups]
+    found = [
+        name
+        for name in known
+        if (hit := re.fullmatch(expression, name))
+        and all(chosen is None or int(index) in chosen for index, chosen in zip(hit.groups(), sets, strict=True))
+    ]
+    if not found:
+        shape = _BRACES.sub("{*}", wanted)
+        kinds = sorted({re.sub(r"\.\d+(?=\.|$)", ".{*}", name) for name in known if name})
+        raise ConfigError(f"{where}: pattern {pattern!r} matches no module of the model{did_you_mean(shape, kinds)}")
+    return found
+
+
+def _indices(text: str, pattern: str, where: str) -> set[int] | None:
+    """`0-3,7` → {0, 1, 2, 3, 7}; `*` → None, which means every index."""
+    if text.strip() == "*":
+        return None
+    chosen: set[int] = set()
+    for part in text.split(","):
+        bounds = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if not bounds:
+            raise ConfigError(f"{where}: pattern {pattern!r}: {{{text}}} is not *, an index, or a list such as 0-3,7")
+        chosen.update(range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1))
+    return chosen

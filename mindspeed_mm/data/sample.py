@@ -5,9 +5,10 @@ Legend: B batch · T,H,W pixels · F=(T+3)//4, h=H/8, w=W/8 latent grid · R ref
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -66,15 +67,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; from pinned memory the copy overlaps with compute."""
-        moved = {
-            name: value.to(device, non_blocking=True) if hasattr(value, "to") else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; torch's DataLoader calls this."""
-        pinned = {
-            name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        }
-        return Batch(**pinned)
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        from torch import Tensor
+
+        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)

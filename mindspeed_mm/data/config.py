@@ -1,0 +1,227 @@
+"""The data JSONs: `dataset_param` of raw clips and of features, and `dataloader_param`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from mindspeed_mm.config.schema import Config
+
+_ONE_SIZE = "each clip keeps its own shape; max_hxw alone bounds the size"
+_BY_TIME = "frames are chosen by time: train_fps and num_frames decide"
+_TEXT = "captions are always cleaned the way Wan's text encoder expects"
+_GROUPED = "clips of one shape are always grouped"
+_AT_EXTRACTION = "it acts at feature extraction; features carry its result"
+
+
+class Transform(Config):
+    """One entry of a published `train_pipeline`."""
+
+    trans_type: str
+    param: dict[str, Any] = Field(default_factory=dict)
+
+
+# The only steps that give what VACE's weights saw; load_sample does exactly these.
+_STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "video": {
+        "ResizeCropVideo": {"size": "auto", "interpolation_mode": "bicubic", "antialias": True},
+        "ToTensorVideo": {},
+        "norm_fun": {"mean": 0.5, "std": 0.5},
+    },
+    "image": {
+        "ToTensorVideo": {},
+        "norm_fun": {"mean": 0.5, "std": 0.5},
+        "ResizeToFill": {"size": "auto", "interpolation_mode": "bilinear", "align_corners": False},
+    },
+}
+
+
+class TrainPipeline(Config):
+    """`train_pipeline` of published files: accepted where it says what is done anyway, refused where it would break VACE."""
+
+    video: tuple[Transform, ...] = ()
+    image: tuple[Transform, ...] = ()
+
+    @field_validator("video", "image")
+    @classmethod
+    def _says_what_is_done(cls, steps: tuple[Transform, ...], info: Any) -> tuple[Transform, ...]:
+        for step in steps:
+            _check_step(info.field_name, step)
+        return steps
+
+
+def _check_step(stream: str, step: Transform) -> None:
+    known = _STEPS[stream]
+    if step.trans_type not in known:
+        raise ValueError(
+            f"{step.trans_type} would change {stream} pixels apart from src_video, mask and references, which must stay "
+            f"aligned; leave it out (done here: {', '.join(known)})"
+        )
+    for name, value in step.param.items():
+        wanted = known[step.trans_type].get(name)
+        if value != wanted:
+            raise ValueError(
+                f"{step.trans_type}.{name} is {value!r}; VACE's weights saw {wanted!r}: write that or leave it out"
+            )
+
+
+class VideoConfig(Config):
+    """`preprocess_parameters`: how a clip becomes frames of one size and one rate."""
+
+    num_frames: int = Field(
+        default=81, gt=0, description="the most frames of a clip, 4k+1; reached when the clip is long enough"
+    )
+    max_hxw: int = Field(default=399360, ge=256, description="the most pixels of a frame (height x width)")
+    train_fps: float = Field(default=16.0, gt=0, description="frames a second that are sampled; Wan is a 16 fps model")
+    short_clip: Literal["keep", "pad", "resample", "reject"] = Field(
+        default="keep",
+        description="a clip with fewer than num_frames: keep the largest 4k+1, pad with the last frame, resample the whole clip, or reject it",
+    )
+    long_clip: Literal["trim", "resample"] = Field(
+        default="trim", description="a clip with more than num_frames: take the first ones, or resample the whole clip"
+    )
+    video_reader_type: Literal["DecordVideo", "AvVideo"] = Field(
+        default="DecordVideo", description="which library decodes"
+    )
+    soft_mask: bool = Field(default=False, description="keep grey mask values instead of cutting them at one half")
+    vae_stride: tuple[int, int, int] = Field(
+        default=(4, 8, 8), description="pixels of one latent cell (time, height, width)"
+    )
+    vae_patch_size: tuple[int, int, int] = Field(default=(1, 2, 2), description="latent cells of one token")
+    train_pipeline: TrainPipeline | None = Field(
+        default=None, description="published files' list of transforms; may only repeat what is done anyway"
+    )
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "video_processor_type": "VACE's processing is the only one",
+        "image_reader_type": "images are read with Pillow",
+        "image_processer_type": "references are letterboxed on white",
+        "max_height": _ONE_SIZE,
+        "max_width": _ONE_SIZE,
+        "force_resolution": _ONE_SIZE,
+        "frame_interval": _BY_TIME,
+        "auto_interval": _BY_TIME,
+        "speed_factor": _BY_TIME,
+        "keep_last": _BY_TIME,
+        "zero_start": _BY_TIME,
+        "cfg": "caption dropout is a training setting (caption_dropout of the model JSON)",
+    }
+
+    @field_validator("num_frames")
+    @classmethod
+    def _fits_the_vae(cls, value: int) -> int:
+        if value % 4 != 1:
+            raise ValueError(
+                f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {value // 4 * 4 + 1}"
+            )
+        return value
+
+    @field_validator("vae_stride", "vae_patch_size")
+    @classmethod
+    def _is_wans(cls, value: tuple[int, int, int], info: Any) -> tuple[int, int, int]:
+        wanted = {"vae_stride": (4, 8, 8), "vae_patch_size": (1, 2, 2)}[info.field_name]
+        if value != wanted:
+            raise ValueError(f"must be {list(wanted)} for VACE")
+        return value
+
+    @property
+    def reader(self) -> Literal["decord", "av"]:
+        """The short name of `video_reader_type`."""
+        return "decord" if self.video_reader_type == "DecordVideo" else "av"
+
+
+class TokenizerConfig(Config):
+    """`tokenizer_config`: where the tokenizer is and how many tokens it gives."""
+
+    from_pretrained: str | None = Field(
+        default=None, description="folder of the tokenizer; null = beside the text encoder"
+    )
+    model_max_length: int = Field(default=512, gt=0, description="tokens of a prompt after padding")
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "autotokenizer_name": "the folder decides",
+        "hub_backend": "weights are local",
+    }
+
+
+class DataSource(Config):
+    """`basic_parameters` of raw clips."""
+
+    data_path: str = Field(
+        description="data.txt (one `folder,path/to/data.json` a line), or a data.json / .jsonl itself"
+    )
+    data_folder: str | None = Field(
+        default=None, description="folder that paths start from when data_path is a data.json; null = its own folder"
+    )
+    data_storage_mode: Literal["vace"] = "vace"
+
+
+class VaceDatasetConfig(Config):
+    """`dataset_param` with dataset_type `vace`: raw clips."""
+
+    dataset_type: Literal["vace"] = "vace"
+    basic_parameters: DataSource
+    preprocess_parameters: VideoConfig = VideoConfig()
+    tokenizer_config: TokenizerConfig = TokenizerConfig()
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "use_text_processer": _TEXT,
+        "enable_text_preprocessing": _TEXT,
+        "text_preprocess_methods": _TEXT,
+        "support_chinese": _TEXT,
+    }
+
+    @field_validator("tokenizer_config", mode="before")
+    @classmethod
+    def _only_one(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if len(value) != 1:
+                raise ValueError(f"lists {len(value)} tokenizers; VACE has one text encoder, give one")
+            return value[0]
+        return value
+
+
+class FeatureSource(Config):
+    """`basic_parameters` of features."""
+
+    data_path: str = Field(description="data.jsonl that feature extraction wrote")
+    data_folder: str | None = Field(default=None, description="folder of the features; null = the folder of data_path")
+
+
+class ValidationSource(FeatureSource):
+    """`validation`: features on which the loss is evaluated, and prompts to look at."""
+
+    prompts: tuple[str, ...] = Field(default=(), description="captions to generate at every evaluation")
+
+
+class FeatureDatasetConfig(Config):
+    """`dataset_param` with dataset_type `feature`: what feature extraction wrote."""
+
+    dataset_type: Literal["feature"] = "feature"
+    basic_parameters: FeatureSource
+    validation: ValidationSource | None = Field(default=None, description="held-out features")
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "preprocess_parameters": _AT_EXTRACTION,
+        "tokenizer_config": _AT_EXTRACTION,
+        "use_text_processer": _AT_EXTRACTION,
+        "enable_text_preprocessing": _AT_EXTRACTION,
+        "text_preprocess_methods": _AT_EXTRACTION,
+        "support_chinese": _AT_EXTRACTION,
+    }
+
+
+class LoaderConfig(Config):
+    """`dataloader_param`: in which order and how samples are read."""
+
+    dataloader_mode: Literal["sampler"] = "sampler"
+    sampler_type: Literal["stateful_distributed_sampler"] = "stateful_distributed_sampler"
+    shuffle: bool = Field(default=False, description="a new order every epoch, from the seed")
+    drop_last: bool = Field(default=True, description="leave out the samples that do not fill a batch")
+    pin_memory: bool = Field(
+        default=True, description="read into page-locked memory, so that copies overlap with compute"
+    )
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "group_frame": _GROUPED,
+        "group_resolution": _GROUPED,
+        "group_data": _GROUPED,
+        "initial_global_step_for_sampler": "the sampler's place is in the checkpoint",
+    }

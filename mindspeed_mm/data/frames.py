@@ -1,0 +1,89 @@
+"""Which frames of a clip are taken, at what size, and how many tokens that makes. Pure arithmetic, no torch."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mindspeed_mm.errors import DataError
+
+ShortClip = Literal["keep", "pad", "resample", "reject"]
+LongClip = Literal["trim", "resample"]
+_SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which frames of a clip were chosen, and why."""
+
+    indices: tuple[int, ...]  # 4k+1 of them, never falling
+    times: tuple[float, ...]  # seconds from the clip's first frame; what each index was looked up by
+    fps: float  # of the chosen frames
+    policy: str  # exact | trim | keep | pad | resample
+
+
+def choose_frames(
+    times: Sequence[float],
+    *,
+    duration: float,
+    num_frames: int,
+    fps: float,
+    short_clip: ShortClip = "keep",
+    long_clip: LongClip = "trim",
+) -> FrameChoice:
+    """Frames at 0, 1/fps, 2/fps, … of a clip whose frames start at `times` (seconds, rising from 0) and which ends at `duration`.
+
+    `num_frames` (4k+1) is the most that is taken. Raises DataError for a short clip under `reject`, and for an empty one.
+    """
+    if not times:
+        raise DataError("the clip has no frames")
+    available = max(1, math.ceil((duration - _SLACK) * fps))
+    grid = [i / fps for i in range(min(available, num_frames))]
+    if available == num_frames:
+        return _at(times, grid, fps, "exact")
+    if (available > num_frames and long_clip == "resample") or (available < num_frames and short_clip == "resample"):
+        return _spread(times, num_frames, fps)
+    if available > num_frames:
+        return _at(times, grid, fps, "trim")
+    if short_clip == "reject":
+        raise DataError(f"{available} frames at {fps:g} fps, num_frames is {num_frames} and short_clip is 'reject'")
+    if short_clip == "pad":
+        return _at(times, grid + [grid[-1]] * (num_frames - available), fps, "pad")
+    return _at(times, grid[: (available - 1) // 4 * 4 + 1], fps, "keep")
+
+
+def _at(times: Sequence[float], grid: Sequence[float], fps: float, policy: str) -> FrameChoice:
+    return FrameChoice(tuple(frame_at(times, moment) for moment in grid), tuple(grid), fps, policy)
+
+
+def _spread(times: Sequence[float], num_frames: int, fps: float) -> FrameChoice:
+    last = times[-1]
+    grid = [last * i / max(1, num_frames - 1) for i in range(num_frames)]
+    rate = (num_frames - 1) / last if last > 0 and num_frames > 1 else fps
+    return _at(times, grid, rate, "resample")
+
+
+def frame_at(times: Sequence[float], moment: float) -> int:
+    """The index of the frame that is on screen at `moment` seconds."""
+    return max(0, bisect_right(times, moment + _SLACK) - 1)
+
+
+def target_size(height: int, width: int, max_hxw: int) -> tuple[int, int]:
+    """Multiples of 16 that hold at most `max_hxw` pixels, no more than the clip has, in the clip's aspect.
+
+    Raises DataError for a clip smaller than one token (16 x 16).
+    """
+    if height < 16 or width < 16:
+        raise DataError(f"{width}x{height} pixels; at least 16x16 are needed for one token")
+    area = min(max_hxw / 256, (height // 16) * (width // 16))
+    rows = max(1, round(math.sqrt(area * height / width)))
+    columns = max(1, int(area / rows))
+    return 16 * rows, 16 * columns
+
+
+def token_count(num_frames: int, height: int, width: int, num_refs: int = 0) -> int:
+    """Tokens of a clip of [num_frames, height, width] pixels and its references."""
+    return ((num_frames + 3) // 4 + num_refs) * (height // 16) * (width // 16)

@@ -1,0 +1,232 @@
+"""data.txt → data.json / .jsonl → SampleRecords. Every problem of every row is found before anything is decoded. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.registry import did_you_mean
+
+KEYS = ("video", "cap", "src_video", "src_ref_images", "src_video_mask")
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that makes a row unusable."""
+
+    address: str  # data.json[17].src_video
+    message: str
+    row: int  # place of the row in the whole dataset; -1 when it is not about one row
+
+    def __str__(self) -> str:
+        return f"{self.address}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The rows of a dataset that are well-formed, the problems of those that are not, and remarks."""
+
+    records: tuple[SampleRecord, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    rows: int  # all rows, good or bad
+
+
+def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> list[SampleRecord]:
+    """All rows of a dataset. Raises DataError listing every bad row (the first 20 and a count)."""
+    manifest = scan_manifest(data_path, data_folder)
+    if manifest.problems:
+        raise DataError(list_problems(manifest.problems, manifest.rows))
+    return list(manifest.records)
+
+
+def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> Manifest:
+    """Read a data.txt, data.json or .jsonl and look whether the files are there.
+
+    Raises DataError only when a list itself cannot be read; what is wrong with rows is in the answer.
+    """
+    records: list[SampleRecord] = []
+    problems: list[Problem] = []
+    notes: dict[str, None] = {}
+    row = 0
+    for folder, listing in _datasets(Path(data_path), None if data_folder is None else Path(data_folder)):
+        for place, values in enumerate(_rows(listing)):
+            found = _Row(f"{listing.name}[{place}]", row, folder, values, problems, notes).record()
+            records += [] if found is None else [found]
+            row += 1
+    if not row:
+        raise DataError(f"{data_path}: the dataset has no rows")
+    missing = _missing_files(records)
+    bad = {problem.row for problem in missing}
+    kept = tuple(record for record in records if record.row not in bad)
+    return Manifest(kept, tuple(sorted([*problems, *missing], key=lambda p: p.row)), tuple(notes), row)
+
+
+def list_problems(problems: Sequence[Problem], rows: int) -> str:
+    """`3 of 40 rows cannot be used: data.json[1].video: …; …`"""
+    bad = len({problem.row for problem in problems})
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return f"{bad} of {rows} rows cannot be used: " + "; ".join(map(str, problems[:_SHOWN])) + more
+
+
+def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path, Path]]:
+    """(folder, list) of each dataset."""
+    if data_path.suffix.lower() in (".json", ".jsonl"):
+        yield data_folder or data_path.parent, data_path
+        return
+    for number, line in enumerate(_text(data_path).splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        folder, comma, listing = (part.strip() for part in line.rpartition(","))
+        if not comma or not folder or not listing:
+            raise DataError(f"{data_path}:{number}: found {line.strip()!r}, wanted `folder,path/to/data.json`")
+        if not _near(data_path, folder).is_dir():
+            raise DataError(f"{data_path}:{number}: {folder}: no such folder (working directory {Path.cwd()})")
+        yield _near(data_path, folder), _near(data_path, listing)
+
+
+def _near(data_path: Path, path: str) -> Path:
+    """`path` from the working directory, or, where that is not there, from beside the file that names it."""
+    beside = data_path.parent / path
+    return beside if not Path(path).exists() and beside.exists() else Path(path)
+
+
+def _rows(listing: Path) -> Iterator[Any]:
+    text = _text(listing)
+    if text.lstrip().startswith("["):
+        try:
+            yield from json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{listing}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{listing}:{number}:{error.colno}: not valid JSON: {error.msg}; wanted a JSON list, or one object a line"
+                ) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file (working directory {Path.cwd()})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+@dataclass
+class _Row:
+    """One row while it is read; what is wrong with it goes to `problems`."""
+
+    address: str
+    row: int
+    folder: Path
+    values: Any
+    problems: list[Problem]
+    notes: dict[str, None]
+
+    def record(self) -> SampleRecord | None:
+        before = len(self.problems)
+        if not isinstance(self.values, Mapping):
+            self._bad("", f"found {type(self.values).__name__}, wanted an object with {', '.join(KEYS)}")
+            return None
+        self._look_for_strangers()
+        captions = self._captions()
+        video = self._path("video", required=True)
+        source, mask = self._path("src_video"), self._path("src_video_mask")
+        references = self._references()
+        if len(self.problems) > before or video is None:
+            return None
+        return SampleRecord(
+            video=video,
+            captions=captions,
+            src_video=source,
+            src_mask=mask,
+            src_ref_images=references,
+            address=self.address,
+            row=self.row,
+        )
+
+    def _bad(self, key: str, message: str) -> None:
+        self.problems.append(Problem(f"{self.address}.{key}" if key else self.address, message, self.row))
+
+    def _look_for_strangers(self) -> None:
+        for key in self.values:
+            if key in KEYS:
+                continue
+            near = did_you_mean(str(key), list(KEYS))
+            if near or key in ("src_mask", "caption", "prompt", "text"):
+                self._bad(str(key), f"unknown key{near}; the keys are {', '.join(KEYS)}")
+            else:
+                self.notes.setdefault(f"key {key!r} of the dataset is not used")
+
+    def _captions(self) -> tuple[str, ...]:
+        found = self.values.get("cap")
+        captions = [found] if isinstance(found, str) else found
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            self._bad("cap", f"found {found!r:.60}, wanted a text or a list of texts")
+            return ()
+        if not captions or not all(caption.strip() for caption in captions):
+            self._bad("cap", "the caption is empty; write one (captions are dropped at training, see caption_dropout)")
+        return tuple(captions)
+
+    def _path(self, key: str, *, required: bool = False) -> Path | None:
+        found = self.values.get(key)
+        if found in (None, "") and not required:
+            return None
+        if not isinstance(found, str) or not found:
+            self._bad(key, "missing" if found in (None, "") else f"found {found!r:.60}, wanted a path")
+            return None
+        return self._inside(key, found)
+
+    def _references(self) -> tuple[Path, ...]:
+        found = self.values.get("src_ref_images")
+        if found in (None, "", []):
+            return ()
+        listed = [found] if isinstance(found, str) else found
+        if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
+            self._bad("src_ref_images", f"found {found!r:.60}, wanted a list of paths")
+            return ()
+        paths = [self._inside(f"src_ref_images[{i}]", item) for i, item in enumerate(listed)]
+        return tuple(path for path in paths if path is not None)
+
+    def _inside(self, key: str, text: str) -> Path | None:
+        path = self.folder / text
+        root = os.path.abspath(self.folder)
+        if os.path.commonpath([root, os.path.abspath(path)]) != root:
+            self._bad(key, f"{text} lies outside the dataset's folder {self.folder}; move it there, or link it")
+            return None
+        return path
+
+
+def _missing_files(records: Sequence[SampleRecord]) -> list[Problem]:
+    """Looked up by many threads: on network storage each look takes its time."""
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        return [problem for found in pool.map(_missing_in, records, chunksize=64) for problem in found]
+
+
+def _missing_in(record: SampleRecord) -> list[Problem]:
+    return [
+        Problem(f"{record.address}.{key}", f"{path}: no such file", record.row)
+        for key, path in files_of(record)
+        if not path.exists()
+    ]
+
+
+def files_of(record: SampleRecord) -> list[tuple[str, Path]]:
+    """The row's files with the keys they stand under."""
+    single = [("video", record.video), ("src_video", record.src_video), ("src_video_mask", record.src_mask)]
+    references = [(f"src_ref_images[{i}]", path) for i, path in enumerate(record.src_ref_images)]
+    return [(key, path) for key, path in single if path is not None] + references

@@ -1,0 +1,200 @@
+"""Train the tiny world's VAE from nothing and write it as an official `Wan2.1_VAE.pth`.
+
+The network is diffusers' AutoencoderKLWan, only narrower. It sees everything that will ever be encoded: clips, greyed
+clips, silhouettes, outlines, reference images. First single frames, then short clips, then whole ones; at the end the
+encoder is frozen, the latent statistics are measured, and the decoder alone is polished.
+
+    python examples/vace/tiny/train_vae.py OUT.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import world
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from mindspeed_mm.log import get_logger, setup_logging
+from mindspeed_mm.models.wan.vae_state_dict import vae_key_map
+
+LOGGER = get_logger("tiny.vae")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training."""
+
+    name: str
+    frames: int
+    batch: int
+    steps: int
+    learning_rate: float
+    decoder_only: bool = False
+
+
+PHASES = (
+    Phase("frames", frames=1, batch=12, steps=700, learning_rate=4e-3),
+    Phase("short clips", frames=5, batch=4, steps=700, learning_rate=2.5e-3),
+    Phase("clips", frames=17, batch=2, steps=350, learning_rate=1.2e-3),
+    Phase("decoder", frames=17, batch=2, steps=350, learning_rate=1e-3, decoder_only=True),
+)
+PICTURES = ("plain", "plain", "plain", "inpaint", "outpaint", "extension", "silhouette", "edge", "reference")
+
+
+def new_vae(seed: int) -> AutoencoderKLWan:
+    """Wan's VAE with 16 base channels and one residual block a level: 2.6 M parameters."""
+    torch.manual_seed(seed)
+    return AutoencoderKLWan(base_dim=16, z_dim=16, num_res_blocks=1)
+
+
+def picture(index: int, frames: int) -> np.ndarray:
+    """Something that training or generation will encode: uint8 [frames, H, W, 3]."""
+    rng = np.random.default_rng([7, index])
+    scene, kind = world.make_scene("vae", index), PICTURES[index % len(PICTURES)]
+    if kind == "reference":
+        return np.repeat(world.reference_image(scene)[None], frames, axis=0)
+    video = world.render(scene)
+    source, _ = world.condition(scene, kind, video, index)
+    start = int(rng.integers(0, world.FRAMES - frames + 1))
+    return (video if source is None else source)[start : start + frames]
+
+
+def batch_of(first: int, count: int, frames: int) -> Tensor:
+    """[count, 3, frames, H, W] in [-1, 1]: pictures first, first + 1, …, so a run can be repeated."""
+    clips = np.stack([picture(first + i, frames) for i in range(count)])
+    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """The decoder without its final clamp, which would stop the gradient of every saturated pixel."""
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(latents)
+    chunks = []
+    for frame in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        chunk = hidden[:, :, frame : frame + 1]
+        chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=frame == 0))
+    vae.clear_cache()
+    return torch.cat(chunks, dim=2)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised, for convolution kernels flattened to matrices (Jordan et al. 2024)."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                buffer.lerp_(weight.grad, 1 - group["momentum"])
+                direction = weight.grad.lerp(buffer, group["momentum"]).flatten(1)
+                update = _orthogonal(direction) * 0.2 * math.sqrt(max(direction.shape))
+                weight.sub_(update.view_as(weight), alpha=group["lr"])
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix with singular values about 1, by five Newton-Schulz steps."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
+    """Train for one phase, with a warm-up and a cosine down to a twentieth."""
+    decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    trained = decoder if phase.decoder_only else list(vae.parameters())
+    vae.requires_grad_(False)
+    for weight in trained:
+        weight.requires_grad_(True)
+    kernels = [w for w in trained if w.ndim >= 4 and min(w.flatten(1).shape) > 1]
+    others = [w for w in trained if not (w.ndim >= 4 and min(w.flatten(1).shape) > 1)]
+    optimizers = [Muon(kernels, phase.learning_rate), torch.optim.AdamW(others, phase.learning_rate, weight_decay=0.0)]
+    steps = max(1, round(phase.steps * scale))
+    started, errors = time.monotonic(), []
+    for step in range(steps):
+        factor = min(1.0, (step + 1) / 20) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = phase.learning_rate * factor
+            optimizer.zero_grad(set_to_none=True)
+        clips = batch_of(1_000_003 * phase.frames + step * phase.batch, phase.batch, phase.frames)
+        with torch.set_grad_enabled(not phase.decoder_only):
+            posterior = vae.encode(clips).latent_dist
+        mean, variance = posterior.mean, posterior.logvar.exp()
+        latents = mean if phase.decoder_only else mean + variance.sqrt() * torch.randn_like(mean)
+        output = decode_unclamped(vae, latents)
+        squared = (output - clips).square().mean()
+        kl = 0.5 * (mean.square() + variance - 1 - posterior.logvar).mean()
+        loss = (output - clips).abs().mean() + 2 * squared + 1e-6 * kl + 1e-4 * mean.square().mean()
+        loss.backward()
+        for optimizer in optimizers:
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+            optimizer.step()
+        errors.append(squared.item())
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            psnr = 10 * math.log10(4 / np.mean(errors[-50:]))
+            seconds = time.monotonic() - started
+            LOGGER.info(
+                "%-11s step %4d/%d  psnr %.2f dB  %.2f s/step", phase.name, step + 1, steps, psnr, seconds / (step + 1)
+            )
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKLWan, clips: int = 32) -> tuple[list[float], list[float], float]:
+    """Mean and standard deviation of each latent channel over clips of all kinds, and PSNR on plain held-out clips."""
+    latents = torch.cat([vae.encode(batch_of(number, 1, world.FRAMES)).latent_dist.mean for number in range(clips)])
+    squared = []
+    for index in range(8):
+        clip = torch.from_numpy(world.render(world.make_scene("heldout", index))).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        output = vae.decode(vae.encode(clip).latent_dist.mean, return_dict=False)[0]
+        squared.append((output - clip).square().mean().item())
+    dims = (0, 2, 3, 4)
+    return latents.mean(dims).tolist(), latents.std(dims).tolist(), 10 * math.log10(4 / np.mean(squared))
+
+
+def save(vae: AutoencoderKLWan, path: Path, mean: list[float], std: list[float]) -> None:
+    """Official names, bf16; the latent statistics, which the official file does not hold, in `<stem>.json` beside it."""
+    key_map = vae_key_map(levels=len(vae.config.dim_mult), res_blocks=vae.config.num_res_blocks)
+    state = {key_map.to_ours(name): weight.detach().to(torch.bfloat16) for name, weight in vae.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".json").write_text(json.dumps({"latents_mean": mean, "latents_std": std}, indent=1))
+    path.with_suffix(".tmp").replace(path)
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description="Train the tiny world's VAE.")
+    parser.add_argument("path", type=Path, help="the Wan2.1_VAE.pth to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every phase")
+    given = parser.parse_args()
+    setup_logging()
+    vae = new_vae(given.seed)
+    for phase in PHASES:
+        run_phase(vae, phase, given.scale)
+        mean, std, psnr = measure(vae)
+        save(vae, given.path, mean, std)
+        LOGGER.info("after %-11s held-out psnr %.2f dB; written to %s", phase.name, psnr, given.path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Reading weight files of the VAE and the text encoder: memory-mapped, tensors only, one-line errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mindspeed_mm.errors import WeightsError
+
+_SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
+_WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth hold the weights
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object. Raises WeightsError when the file is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: wanted a JSON object, found {type(found).__name__}")
+    return found
+
+
+def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of one model, from all of its .safetensors / .pth / .pt / .bin files; pages come in when they are used.
+
+    Raises WeightsError when a file is missing, damaged, holds anything but tensors, or repeats another's name.
+    """
+    state: dict[str, Tensor] = {}
+    for path in paths:
+        found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        if twice := state.keys() & found.keys():
+            raise WeightsError(f"{path}: {min(twice)} stands in another file too; keep one of them")
+        state |= found
+    return state
+
+
+def shard_paths(
+    folder: Path, stems: tuple[str, ...] = ("diffusion_pytorch_model", "model", "pytorch_model")
+) -> list[Path]:
+    """The weight files of a diffusers or transformers folder: those its index names, or the single file."""
+    for stem in stems:
+        for suffix in (".safetensors", ".bin"):
+            index = folder / f"{stem}{suffix}.index.json"
+            if index.is_file():
+                return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+            if (folder / f"{stem}{suffix}").is_file():
+                return [folder / f"{stem}{suffix}"]
+    return []
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:
+    """Give `module`, built on the meta device, exactly the weights of `state`, copied only where their dtype differs.
+
+    Raises WeightsError that names what is missing, left over or of another shape.
+    """
+    wanted = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in state.items()}
+    complaints = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unknown": sorted(found.keys() - wanted.keys()),
+        "mis-shaped": sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name]),
+    }
+    if any(complaints.values()):
+        said = "; ".join(f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in complaints.items() if names)
+        raise WeightsError(f"{source}: does not fit {type(module).__name__}: {said}")
+    module.load_state_dict({name: weight.to(dtype) for name, weight in state.items()}, assign=True)
+
+
+def fingerprint(state: Mapping[str, Tensor], extra: object = None) -> str:
+    """A hash of names, shapes, dtypes and 64 KiB of each tensor, and of `extra` (anything JSON can say)."""
+    digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
+    for name in sorted(state):
+        weight = state[name].detach()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        count = _SAMPLE // weight.element_size()
+        digest.update(weight.flatten()[:count].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not readable as safetensors ({_brief(error)}); fetch the file again") from None
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: holds something else than tensors, so it was not loaded ({_brief(error)})"
+        ) from None
+    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        raise WeightsError(f"{path}: not readable as a torch file ({_brief(error)}); fetch the file again") from None
+    for key in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(weight, Tensor) for weight in found.values()):
+        raise WeightsError(f"{path}: wanted a flat dictionary of tensors, found {type(found).__name__}")
+    return found
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

@@ -1,0 +1,120 @@
+"""The text encoder: transformers' UMT5EncoderModel and its tokenizer, from any file that people have of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.files import fill, fingerprint, read_json, read_tensors, shard_paths
+from mindspeed_mm.models.umt5.state_dict import UMT5_KEY_MAP, umt5_config
+from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
+
+_TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight
+_AT_ONCE = 8  # prompts in one pass
+
+
+class TextEncoder:
+    """Captions → embeddings of their tokens."""
+
+    def __init__(self, model: UMT5EncoderModel, tokenizer: Tokenizer, fingerprint: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.text_dim = int(model.config.d_model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.model.shared.weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of its weights and of the embeddings."""
+        dtype: torch.dtype = self.model.shared.weight.dtype
+        return dtype
+
+    def to(self, device: torch.device | str) -> TextEncoder:
+        """Move the weights; returns itself."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """One [L_i, text_dim] for each prompt, on the device: its valid tokens, </s> included, at most text_len."""
+        encoded: list[Tensor] = []
+        for start in range(0, len(prompts), _AT_ONCE):
+            ids, mask = self.tokenizer(prompts[start : start + _AT_ONCE])
+            hidden = self.model(ids.to(self.device), mask.to(self.device)).last_hidden_state
+            lengths = mask.sum(dim=1).tolist()
+            encoded += [rows[:length].clone() for rows, length in zip(hidden, lengths, strict=True)]
+        return tuple(encoded)
+
+
+def load_text_encoder(
+    path: str | Path,
+    tokenizer_path: str | Path | None = None,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    text_len: int = 512,
+) -> TextEncoder:
+    """The text encoder in `path`: the official .pth, a safetensors file, a `text_encoder` folder, or a model folder.
+
+    Without `tokenizer_path` the tokenizer is looked for beside the weights. Raises WeightsError when either is missing,
+    damaged or something else.
+    """
+    files, config = _locate(Path(path))
+    tokenizer = Tokenizer(Path(tokenizer_path) if tokenizer_path else find_tokenizer(files[0]), text_len)
+    state = read_tensors(files)
+    if "token_embedding.weight" in state:
+        config = umt5_config({name: tuple(weight.shape) for name, weight in state.items()})
+        state = {UMT5_KEY_MAP.to_theirs(name): weight for name, weight in state.items()}
+    elif config is None:
+        raise WeightsError(f"{path}: names are not the official ones, and no config.json is beside it")
+    shared = state.get("shared.weight", state.get(_TIED))
+    if shared is None:
+        raise WeightsError(f"{path}: holds no UMT5 encoder (its first weights are {', '.join(sorted(state)[:3])})")
+    state |= {"shared.weight": shared, _TIED: shared}
+    model = _build(config, files[0])
+    fill(model, state, Path(path), dtype)
+    model.encoder.set_input_embeddings(model.shared)
+    mark = fingerprint({name: weight for name, weight in state.items() if name != _TIED}, tokenizer.fingerprint)
+    return TextEncoder(model.to(device), tokenizer, mark)
+
+
+def _locate(path: Path) -> tuple[list[Path], dict[str, Any] | None]:
+    """Weight files, and the config.json of transformers beside them."""
+    if path.is_file():
+        config = path.parent / "config.json"
+        is_ours = config.is_file() and read_json(config).get("model_type") == "umt5"
+        return [path], read_json(config) if is_ours else None
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such file or folder; give models_t5_umt5-xxl-enc-bf16.pth or a folder")
+    for folder in (path, path / "text_encoder"):
+        config = folder / "config.json"
+        if config.is_file() and read_json(config).get("model_type") == "umt5":
+            if files := shard_paths(folder):
+                return files, read_json(config)
+            raise WeightsError(f"{folder}: config.json is there, but no weights beside it; fetch the folder again")
+    official = sorted(file for file in path.iterdir() if "t5" in file.name.lower() and file.suffix in (".pth", ".pt"))
+    if len(official) == 1:
+        return official, None
+    found = "none" if not official else ", ".join(file.name for file in official)
+    raise WeightsError(
+        f"{path}: wanted one UMT5 encoder (models_t5_umt5-xxl-enc-bf16.pth, or text_encoder/), found {found}"
+    )
+
+
+def _build(config: dict[str, Any], source: Path) -> UMT5EncoderModel:
+    try:
+        with torch.device("meta"):
+            return UMT5EncoderModel(UMT5Config.from_dict(config))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{source}: its config.json does not describe a UMT5 encoder ({error})") from None

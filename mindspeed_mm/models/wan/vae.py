@@ -1,0 +1,167 @@
+"""The Wan VAE: diffusers' AutoencoderKLWan with latents normalised in fp32, from any file that people have of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from mindspeed_mm.errors import DataError, WeightsError
+from mindspeed_mm.models.files import fill, fingerprint, read_json, read_tensors, shard_paths
+from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
+
+STRIDE = (4, 8, 8)  # pixels of one latent cell: time, height, width
+
+
+class WanVae:
+    """Pixels in [-1, 1] ⇄ normalised latents. Nothing here is differentiable; latents are always fp32."""
+
+    def __init__(self, model: AutoencoderKLWan, fingerprint: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.fingerprint = fingerprint
+        self.z_dim = int(model.config.z_dim)
+        self._mean = torch.tensor(model.config.latents_mean, dtype=torch.float32).view(1, -1, 1, 1, 1)
+        self._std = torch.tensor(model.config.latents_std, dtype=torch.float32).view(1, -1, 1, 1, 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self._weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of its weights and of its arithmetic."""
+        dtype: torch.dtype = self._weight.dtype
+        return dtype
+
+    def to(self, device: torch.device | str) -> WanVae:
+        """Move the weights; returns itself."""
+        self.model.to(device)
+        return self
+
+    def enable_tiling(self, size: tuple[int, int] | None = None, stride: tuple[int, int] | None = None) -> None:
+        """Compute in overlapping tiles of `size` pixels (height, width), `stride` apart: less memory, other rounding."""
+        height, width = size or (None, None)
+        stride_height, stride_width = stride or (None, None)
+        self.model.enable_tiling(height, width, stride_height, stride_width)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """[B, 3, T, H, W] in [-1, 1] → [B, 16, F, h, w] fp32, the mode. Frames beyond 4k+1 are dropped, as upstream.
+
+        Raises DataError when height or width is not a multiple of 8.
+        """
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] % STRIDE[1] or video.shape[4] % STRIDE[2]:
+            raise DataError(f"video is {list(video.shape)}; wanted [B, 3, T, H, W] with H and W multiples of 8")
+        mean: Tensor = self.model.encode(video.to(self.device, self.dtype)).latent_dist.mode().float()
+        return (mean - self._mean.to(mean.device)) / self._std.to(mean.device)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 16, F, h, w] → [B, 3, 4(F-1)+1, H, W] fp32, clamped to [-1, 1]."""
+        sample: Tensor = self.model.decode(self._denormalise(latents), return_dict=False)[0]
+        return sample.float()
+
+    @torch.no_grad()
+    def decode_frames(self, latents: Tensor) -> Iterator[Tensor]:
+        """[16, F, h, w] → the frames of `decode` as they are made: [3, 1, H, W] first, then [3, 4, H, W] each.
+
+        With tiling the whole clip is decoded before its first frame can be given out.
+        """
+        if self._tiles(latents):
+            yield from _chunks(self.decode(latents[None])[0])
+            return
+        model = self.model
+        cells = model.post_quant_conv(self._denormalise(latents[None]))
+        model.clear_cache()
+        cache = model._feat_map  # the causal convolutions' memory of earlier frames
+        for frame in torch.split(cells, 1, dim=2):
+            yield model.decoder(frame, feat_cache=cache, feat_idx=[0]).float().clamp(-1.0, 1.0)[0]
+        model.clear_cache()
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = next(self.model.parameters())
+        return weight
+
+    def _denormalise(self, latents: Tensor) -> Tensor:
+        if latents.ndim != 5 or latents.shape[1] != self.z_dim:
+            raise DataError(f"latents are {list(latents.shape)}; wanted [B, {self.z_dim}, F, h, w]")
+        wide = latents.to(self.device, torch.float32)
+        return (wide * self._std.to(wide.device) + self._mean.to(wide.device)).to(self.dtype)
+
+    def _tiles(self, latents: Tensor) -> bool:
+        model = self.model
+        small = (model.tile_sample_min_height // STRIDE[1], model.tile_sample_min_width // STRIDE[2])
+        return bool(model.use_tiling and (latents.shape[-2] > small[0] or latents.shape[-1] > small[1]))
+
+
+def load_vae(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    tiling: bool = False,
+) -> WanVae:
+    """The VAE in `path`: the official .pth, a safetensors file, a diffusers `vae` folder, or a model folder with either.
+
+    A VAE that is not Wan's own says its `latents_mean` and `latents_std` in the folder's config.json, or in a .json
+    of the same name beside the .pth. Raises WeightsError when there is none, or when it is damaged or something else.
+    """
+    files, settings = _locate(Path(path))
+    state = read_tensors(files)
+    if "encoder.conv1.weight" in state:
+        sizes = vae_config({name: tuple(weight.shape) for name, weight in state.items()})
+        names = vae_key_map(len(sizes["dim_mult"]), sizes["num_res_blocks"])
+        state = {names.to_theirs(name): weight for name, weight in state.items()}
+        settings = {**settings, **sizes}
+    elif "encoder.conv_in.weight" not in state:
+        raise WeightsError(f"{path}: holds no Wan VAE (its first weights are {', '.join(sorted(state)[:3])})")
+    model = _build(settings, files[0])
+    fill(model, state, Path(path), dtype)
+    statistics = [list(model.config.latents_mean), list(model.config.latents_std)]
+    vae = WanVae(model.to(device), fingerprint(state, statistics))
+    if tiling:
+        vae.enable_tiling()
+    return vae
+
+
+def _locate(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Weight files, and what the JSON beside them says."""
+    if path.is_file():
+        beside = [path.with_suffix(".json"), *([path.parent / "config.json"] if path.suffix == ".safetensors" else [])]
+        settings = next((read_json(file) for file in beside if file.is_file()), {})
+        return [path], settings
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such file or folder; give Wan2.1_VAE.pth or a diffusers folder")
+    for folder in (path, path / "vae"):
+        config = folder / "config.json"
+        if config.is_file() and read_json(config).get("_class_name") == "AutoencoderKLWan":
+            if files := shard_paths(folder):
+                return files, read_json(config)
+            raise WeightsError(f"{folder}: config.json is there, but no weights beside it; fetch the folder again")
+    official = sorted(file for file in path.iterdir() if "vae" in file.name.lower() and file.suffix in (".pth", ".pt"))
+    if len(official) == 1:
+        return _locate(official[0])
+    found = "none" if not official else ", ".join(file.name for file in official)
+    raise WeightsError(f"{path}: wanted one VAE (Wan2.1_VAE.pth, or a vae folder of diffusers), found {found}")
+
+
+def _build(settings: dict[str, Any], source: Path) -> AutoencoderKLWan:
+    known = {name: value for name, value in settings.items() if not name.startswith("_")}
+    try:
+        with torch.device("meta"):
+            return AutoencoderKLWan.from_config(known)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{source}: its config.json does not describe a Wan VAE ({error})") from None
+
+
+def _chunks(video: Tensor) -> Iterator[Tensor]:
+    yield video[:, :1]
+    if video.shape[1] > 1:
+        yield from torch.split(video[:, 1:], STRIDE[0], dim=1)

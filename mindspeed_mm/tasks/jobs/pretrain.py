@@ -1,0 +1,223 @@
+"""PretrainJob: a whole training run, frozen and cross-checked before torch is imported or a device touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+from pydantic import Field, SerializeAsAny, create_model
+
+from megatron.mm.arguments import build_parser, parse_arguments
+from megatron.mm.schedules import check_batch, schedule_steps
+from mindspeed_mm.config.flags import FlagParser
+from mindspeed_mm.config.schema import Config, parse, read_json
+from mindspeed_mm.data.registry import DataConfig, read_data_config
+from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, check_context_parallel, data_parallel_size
+from mindspeed_mm.errors import ConfigError, DataError, WeightsError
+from mindspeed_mm.flow.config import ScheduleConfig
+from mindspeed_mm.log import world_size
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.tools.config import ToolsConfig
+from mindspeed_mm.training.config import (
+    BatchConfig,
+    CheckpointConfig,
+    EvalConfig,
+    ExitConfig,
+    LogConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    TrainingConfig,
+)
+
+PROG = "pretrain_vace.py"
+_FEATURES = "training always reads features"
+
+
+class FileConfig(Config):
+    """The files of a job, and what to do with it."""
+
+    mm_model: str | None = Field(default=None, description="model JSON (required)")
+    mm_data: str | None = Field(default=None, description="data JSON (required)")
+    mm_tool: str | None = Field(default=None, description="tools.json (default: nothing is recorded)")
+    bf16: bool = Field(default=False, description="matrix products in bf16; must agree with predictor.dtype")
+    dry_run: bool = Field(default=False, description="check everything, print the job, and stop; needs no weights")
+    check_inputs: bool = Field(default=False, description="with --dry-run: features and weights must exist, too")
+
+
+SCHEMAS: Sequence[tuple[type[Config], str]] = (
+    (FileConfig, "files"),
+    (BatchConfig, "batches"),
+    (OptimizerConfig, "optimizer"),
+    (ParallelConfig, "parallel"),
+    (CheckpointConfig, "checkpoints"),
+    (LogConfig, "logging"),
+    (EvalConfig, "evaluation"),
+    (ExitConfig, "exits"),
+    (ProfileConfig, "profiler"),
+)
+
+
+class ModelConfig(Config):
+    """A whole model JSON. `predictor` has the schema that its model_id is registered with."""
+
+    task: Literal["vace"] = "vace"
+    diffusion: ScheduleConfig = ScheduleConfig()
+    predictor: SerializeAsAny[Config]
+    caption_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of samples trained with the embedding of the empty prompt"
+    )
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "patch": "nothing is patched here",
+        "load_video_features": _FEATURES,
+        "load_text_features": _FEATURES,
+        "ae": "features are encoded already",
+        "text_encoder": "features are encoded already",
+        "allow_tf32": "the device's default is used",
+    }
+
+
+def read_model_config(path: str, notes: list[str] | None = None) -> ModelConfig:
+    """Read a model JSON. Raises ConfigError with the address of what is wrong."""
+    return _model_config(read_json(path), Path(path).name, notes)
+
+
+def _model_config(values: Any, where: str, notes: list[str] | None) -> ModelConfig:
+    predictor = values.get("predictor") if isinstance(values, Mapping) else None
+    model_id = predictor.get("model_id", "vace") if isinstance(predictor, Mapping) else "vace"
+    if model_id not in MODELS:
+        raise ConfigError(f"{where}:predictor.model_id: {_message(model_id)}")
+    spec = MODELS.get(model_id)
+    schema = create_model("ModelConfig", __base__=ModelConfig, predictor=(spec.predictor, ...))
+    return parse(schema, values, where, notes)
+
+
+def _message(model_id: object) -> str:
+    try:
+        MODELS.get(str(model_id))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+class PretrainJob(Config):
+    """Everything that decides what a run does. Saved as job.json beside each checkpoint."""
+
+    model: SerializeAsAny[ModelConfig]
+    data: SerializeAsAny[DataConfig]
+    tools: ToolsConfig = ToolsConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    fsdp2: Fsdp2Config = Fsdp2Config()
+    training: TrainingConfig = TrainingConfig()
+    files: FileConfig = FileConfig()
+    world_size: int = Field(default=1, gt=0)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_argv(cls, argv: Sequence[str], ranks: int | None = None) -> PretrainJob:
+        """Flags and the files they name → a job for `ranks` processes (default: torchrun's). Raises ConfigError."""
+        given, notes = parse_arguments(job_parser(), argv, SCHEMAS)
+        part = {schema: parse(schema, values, PROG) for schema, values in given.items()}
+        files = cast(FileConfig, part[FileConfig])
+        if files.mm_model is None or files.mm_data is None:
+            missing = "--mm-model" if files.mm_model is None else "--mm-data"
+            raise ConfigError(f"{PROG}: {missing} is missing; give the path of a JSON file")
+        tools = read_json(files.mm_tool) if files.mm_tool else {}
+        parallel = cast(ParallelConfig, part[ParallelConfig])
+        job = cls(
+            files=files,
+            model=read_model_config(files.mm_model, notes),
+            data=read_data_config(files.mm_data, notes),
+            tools=parse(ToolsConfig, tools, Path(files.mm_tool or "tools.json").name, notes),
+            parallel=parallel,
+            fsdp2=Fsdp2Config.read(parallel.fsdp2_config_path, notes),
+            training=TrainingConfig(
+                optimizer=part[OptimizerConfig],
+                batch=part[BatchConfig],
+                checkpoint=part[CheckpointConfig],
+                log=part[LogConfig],
+                eval=part[EvalConfig],
+                exit=part[ExitConfig],
+                profile=part[ProfileConfig],
+            ),
+            world_size=ranks or world_size(),
+        )
+        return job.checked(notes)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> PretrainJob:
+        """Read a job.json back. Raises ConfigError."""
+        values = read_json(path)
+        model = _model_config(values.get("model"), f"{path}:model", None)
+        return parse(cls, {**values, "model": model}, str(path))
+
+    def checked(self, notes: Sequence[str]) -> PretrainJob:
+        """The same job with its sizes filled in. Raises ConfigError for parts that contradict one another."""
+        batch, optimizer = self.training.batch, self.training.optimizer
+        if optimizer.lr is None:
+            raise ConfigError(f"{PROG}: --lr is missing; the recipe of examples/vace is 5e-5")
+        _check_dtype(self.predictor, self.fsdp2, self.files)
+        check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
+        size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
+        if batch.train_iters is None and batch.train_samples is None:
+            raise ConfigError(f"{PROG}: --train-iters is missing; give it or --train-samples")
+        iters = batch.train_iters or cast(int, batch.train_samples) // size
+        if iters == 0:
+            raise ConfigError(f"--train-samples {batch.train_samples} is less than one global batch of {size}")
+        schedule_steps(optimizer, iters, size)
+        if self.data.dataset_type == "vace":
+            raise ConfigError(
+                f"{self.files.mm_data}:dataset_param.dataset_type: 'vace' are raw clips; extract their features first "
+                "(examples/vace/feature_extract/feature_extraction.sh) and give dataset_type 'feature'"
+            )
+        batch = batch.model_copy(update={"global_batch_size": size, "train_iters": iters})
+        training = self.training.model_copy(update={"batch": batch})
+        found = [*notes, *filter(None, [self.model.diffusion.boundary_note()])]
+        return self.model_copy(update={"training": training, "notes": tuple(dict.fromkeys(found))})
+
+    def check_inputs(self) -> None:
+        """Raises DataError or WeightsError when features or weights are not where the files say."""
+        source = getattr(self.data.dataset_param, "basic_parameters", None)
+        data_path = getattr(source, "data_path", None)
+        if data_path and not Path(data_path).exists():
+            raise DataError(
+                f"{self.files.mm_data}:dataset_param.basic_parameters.data_path: {data_path} is not there; "
+                "run feature extraction, or name the data.jsonl that it wrote"
+            )
+        weights = self.predictor.from_pretrained
+        if weights and not Path(weights).exists():
+            raise WeightsError(
+                f"{self.files.mm_model}:predictor.from_pretrained: {weights} is not there; name a folder or file with "
+                "weights (mm-convert writes one)"
+            )
+
+    @property
+    def predictor(self) -> PredictorConfig:
+        """The model's sizes, weights and what of it trains."""
+        return cast(PredictorConfig, self.model.predictor)
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks that see different samples."""
+        return data_parallel_size(self.parallel, self.world_size)
+
+    def to_json(self) -> str:
+        """What job.json holds."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def job_parser() -> FlagParser:
+    """Every flag of pretrain_vace.py."""
+    return build_parser(PROG, "Pre-train or fine-tune VACE on extracted features.", SCHEMAS)
+
+
+def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConfig) -> None:
+    if predictor.dtype != fsdp2.param_dtype:
+        raise ConfigError(
+            f"predictor.dtype is {predictor.dtype} but fsdp2 param_dtype is {fsdp2.param_dtype}; "
+            "write the same in the model JSON and in the FSDP2 YAML"
+        )
+    if files.bf16 and predictor.dtype != "bf16":
+        raise ConfigError(f"--bf16 contradicts predictor.dtype {predictor.dtype}; leave the flag out, or write bf16")

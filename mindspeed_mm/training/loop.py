@@ -1,0 +1,202 @@
+"""The loop: iterations, what is said about them, held-out loss, checkpoints, and when to stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from megatron.mm.log_line import memory_line
+from megatron.mm.schedules import ParamScheduler
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.sample import Batch
+from mindspeed_mm.flow.schedule import Schedule
+from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.training.config import TrainingConfig
+from mindspeed_mm.training.flops import Flops
+from mindspeed_mm.training.guard import ExitWatch, FiniteGuard
+from mindspeed_mm.training.metrics import Interval, SpikeWatch, StepReport, Writer, flat, rates
+from mindspeed_mm.training.step import LocalWork, StepSettings, accumulate, mean_over_ranks, update
+from mindspeed_mm.training.timers import PHASES, PhaseTimers
+
+logger = get_logger(__name__)
+
+
+class Progress(Protocol):
+    """What moves while training: saved and loaded together with the model and the optimizer."""
+
+    iteration: int
+    consumed_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopParts:
+    """Everything the loop drives. It builds nothing itself."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: ParamScheduler
+    progress: Progress
+    batches: Iterator[Batch]  # endless, from progress.consumed_samples on
+    schedule: Schedule
+    step: StepSettings
+    dp_size: int  # ranks that see different samples
+    cost: Callable[[tuple[int, ...]], tuple[int, Flops]]  # latent grid → tokens and operations of one sample
+    save: Callable[[], None] | None  # write a checkpoint of the current progress
+    evaluate: Callable[[], dict[str, float]] | None  # held-out loss
+    writers: list[Writer]  # empty but on the logging rank
+    observe: Callable[[int], None]  # told each finished iteration: the profiler
+    accelerator: Accelerator
+    peak_tflops: float | None = None
+
+
+class TrainLoop:
+    """Runs `parts` until train_iters, or until something says stop."""
+
+    def __init__(self, config: TrainingConfig, parts: LoopParts) -> None:
+        self.config, self.parts = config, parts
+        self.global_batch_size: int = config.batch.global_batch_size or 1
+        self.train_iters: int = config.batch.train_iters or 0
+        self.speaks = rank() == world_size() - 1  # as in Megatron, the last rank logs
+        self.timers = PhaseTimers(parts.accelerator.device)
+        self.guard = FiniteGuard(config.exit)
+        self.spikes = SpikeWatch(config.log.spike_factor, len(parts.schedule.sigmas))
+        self.interval = Interval()
+        self.lines = 0
+
+    def run(self) -> None:
+        """Train. Saves at --save-interval, at the end, and before an early stop."""
+        watch = ExitWatch(self.config.exit)
+        progress, saved = self.parts.progress, self.parts.progress.iteration
+        bar = self._bar(progress.iteration)
+        try:
+            while progress.iteration < self.train_iters:
+                report, anywhere = self.iterate(watch.local())
+                self.say(report)
+                bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
+                bar.update()
+                reason = watch.reason(report.iteration, anywhere)
+                if self._due(self.config.eval.eval_interval, report.iteration):
+                    self.evaluate(report.iteration)
+                if reason or self._due(self.config.checkpoint.save_interval, report.iteration):
+                    saved = self.save()
+                if reason:
+                    logger.info(f"exiting after iteration {report.iteration}: {reason}")
+                    return
+            if saved != progress.iteration:
+                self.save()
+        finally:
+            watch.close()
+            bar.close()
+            for writer in self.parts.writers:
+                writer.close()
+
+    def iterate(self, local_flags: list[float]) -> tuple[StepReport, list[float]]:
+        """One iteration. → its report, and the ranks' mean of `local_flags`. Raises TrainingError when it must not go on."""
+        parts, start = self.parts, time.perf_counter()
+        parts.accelerator.reset_peak_memory()
+        work = accumulate(
+            parts.model, parts.batches, parts.schedule, parts.step, parts.accelerator.device, self.timers
+        )
+        with self.timers.phase("communication"):
+            loss, sums = mean_over_ranks(
+                [*self._cost(work), *local_flags], work.losses, parts.accelerator.device
+            )
+        with self.timers.phase("optimizer"):
+            grad_norm, stepped = update(parts.model, parts.optimizer, loss, parts.step.clip_grad)
+        if stepped:
+            parts.scheduler.step(self.global_batch_size)
+        parts.accelerator.synchronize()
+        parts.progress.iteration += 1
+        parts.progress.consumed_samples += self.global_batch_size
+        tokens, model_tflop, hardware_tflop, *anywhere = sums
+        report = StepReport(
+            iteration=parts.progress.iteration,
+            consumed_samples=parts.progress.consumed_samples,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=float(parts.optimizer.param_groups[0]["lr"]),
+            stepped=stepped,
+            seconds=time.perf_counter() - start,
+            phases=self.timers.take(),
+            tokens=tokens * parts.dp_size,
+            model_tflop=model_tflop * parts.dp_size,
+            hardware_tflop=hardware_tflop * parts.dp_size,
+            peak_memory=parts.accelerator.max_memory_allocated(),
+        )
+        notes = work.notes()
+        self.guard.see(report.iteration, loss, grad_norm, stepped, notes)
+        for sentence in self.spikes.see(notes):
+            logger.info(f"iteration {report.iteration}: {sentence}", extra=on_every_rank())
+        return report, anywhere
+
+    def say(self, report: StepReport) -> None:
+        """Log line, memory line, writers, profiler."""
+        self.interval.add(report)
+        self.parts.observe(report.iteration)
+        speed = rates(report, world_size(), self.parts.peak_tflops)
+        for writer in self.parts.writers:
+            writer.write(report.iteration, flat(report, speed))
+        if report.iteration % self.config.log.log_interval:
+            return
+        if self.speaks:
+            line = self.interval.line(
+                report,
+                train_iters=self.train_iters,
+                global_batch_size=self.global_batch_size,
+                devices=world_size(),
+                rate=self.config.log.log_throughput,
+            )
+            logger.info(line, extra=on_every_rank())
+            if self.config.log.timing_log_level:
+                logger.info(_phase_line(report), extra=on_every_rank())
+        if self.lines == 0:
+            memory = self.parts.accelerator
+            logger.info(
+                memory_line(rank(), report.iteration, memory.memory_allocated(), memory.max_memory_allocated())
+            )
+        self.lines += 1
+        self.interval = Interval()
+
+    def evaluate(self, iteration: int) -> None:
+        """Held-out loss, when there is a held-out set."""
+        if self.parts.evaluate is None or not self.config.eval.eval_iters:
+            return
+        values = self.parts.evaluate()
+        text = " | ".join(f"{name.removeprefix('validation/')}: {value:.6E}" for name, value in values.items())
+        logger.info(f" validation loss at iteration {iteration} | {text} |")
+        for writer in self.parts.writers:
+            writer.write(iteration, values)
+
+    def save(self) -> int:
+        """Write a checkpoint if there is a place for it. → the iteration."""
+        if self.parts.save is not None:
+            self.parts.save()
+        return self.parts.progress.iteration
+
+    def _cost(self, work: LocalWork) -> list[float]:
+        """Tokens, model TFLOP and hardware TFLOP of this rank; context-parallel ranks share a sample's cost."""
+        costs = [self.parts.cost(grid) for grid in work.grids]
+        return [
+            float(sum(tokens for tokens, _ in costs)),
+            sum(flops.model for _, flops in costs) / 1e12,
+            sum(flops.hardware for _, flops in costs) / 1e12,
+        ]
+
+    def _due(self, interval: int | None, iteration: int) -> bool:
+        return interval is not None and iteration % interval == 0
+
+    def _bar(self, done: int) -> tqdm[Any]:
+        hidden = not (self.speaks and sys.stderr.isatty())
+        return tqdm(total=self.train_iters, initial=done, unit="it", disable=hidden, dynamic_ncols=True)
+
+
+def _phase_line(report: StepReport) -> str:
+    parts = " | ".join(f"{name}: {1000 * report.phases[name]:.1f}" for name in PHASES)
+    return f" times of iteration {report.iteration} (ms) | {parts} | all: {1000 * report.seconds:.1f} |"

@@ -1,0 +1,203 @@
+"""What a run reports: the log line's interval means, metrics.jsonl, TensorBoard, Weights & Biases, loss spikes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron.mm.log_line import iteration_line
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.training.config import LogConfig
+from mindspeed_mm.training.step import SampleNote
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One iteration in numbers, the same on every rank (seconds and memory are this rank's)."""
+
+    iteration: int
+    consumed_samples: int
+    loss: float
+    grad_norm: float
+    lr: float  # of the next iteration, as in Megatron's log
+    stepped: bool  # False: loss or gradient was not finite, the update was skipped
+    seconds: float
+    phases: dict[str, float]  # seconds of data, forward, backward, communication, optimizer
+    tokens: float  # of the global batch
+    model_tflop: float  # of the global batch
+    hardware_tflop: float
+    peak_memory: int  # bytes
+
+
+@dataclass
+class Interval:
+    """Means since the last log line, as Megatron prints them: skipped iterations count in no mean."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    tflop: float = 0.0
+    skipped: int = 0
+    nans: int = 0
+
+    def add(self, report: StepReport) -> None:
+        """Count one iteration."""
+        self.seconds.append(report.seconds)
+        self.tflop += report.model_tflop
+        if report.stepped:
+            self.losses.append(report.loss)
+        else:
+            self.skipped += 1
+            self.nans += not math.isfinite(report.loss)
+
+    def line(self, report: StepReport, *, train_iters: int, global_batch_size: int, devices: int, rate: bool) -> str:
+        """Megatron's line for the iterations since the last one."""
+        total = sum(self.seconds)
+        return iteration_line(
+            iteration=report.iteration,
+            train_iters=train_iters,
+            consumed_samples=report.consumed_samples,
+            milliseconds=1000 * total / len(self.seconds),
+            tflops=self.tflop / total / devices if rate else None,
+            learning_rate=report.lr,
+            global_batch_size=global_batch_size,
+            loss=sum(self.losses) / len(self.losses) if self.losses else None,
+            grad_norm=report.grad_norm if report.stepped else None,
+            skipped=self.skipped,
+            nans=self.nans,
+        )
+
+
+def rates(report: StepReport, devices: int, peak_tflops: float | None) -> dict[str, float]:
+    """tokens/s of the run, TFLOP/s of one device, and MFU and HFU where the peak is known."""
+    found = {
+        "tokens_per_second": report.tokens / report.seconds,
+        "tflops": report.model_tflop / report.seconds / devices,
+    }
+    if peak_tflops:
+        found["mfu"] = found["tflops"] / peak_tflops
+        found["hfu"] = report.hardware_tflop / report.seconds / devices / peak_tflops
+    return found
+
+
+class Writer(Protocol):
+    """Takes named numbers at an iteration."""
+
+    def write(self, iteration: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """metrics.jsonl: one object for each iteration. A number that is not finite is written as null, for strict readers."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        """Append one line, at once."""
+        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"iteration": iteration, **row}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard."""
+
+    def __init__(self, folder: str, interval: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer, self._interval = SummaryWriter(folder), interval  # type: ignore[no-untyped-call]
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        """Every `interval` iterations; held-out numbers always."""
+        if iteration % self._interval and "loss" in values:
+            return
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, iteration)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class Wandb:
+    """Weights & Biases, where it is installed and asked for."""
+
+    def __init__(self, config: LogConfig, job: dict[str, Any]) -> None:
+        try:
+            wandb = import_module("wandb")
+        except ImportError:
+            raise ConfigError("--wandb-project needs the package wandb; install it or leave the flag out") from None
+        self._run = wandb.init(
+            project=config.wandb_project,
+            name=config.wandb_exp_name or None,
+            dir=config.wandb_save_dir or None,
+            config=job,
+        )
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        """Send one iteration."""
+        self._run.log(values, step=iteration)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+def open_writers(config: LogConfig, save: str | None, job: dict[str, Any]) -> list[Writer]:
+    """The writers of the logging rank. metrics.jsonl needs --save."""
+    writers: list[Writer] = []
+    if save:
+        writers.append(JsonLines(Path(save) / "metrics.jsonl"))
+    if config.tensorboard_dir:
+        writers.append(TensorBoard(config.tensorboard_dir, config.tensorboard_log_interval))
+    if config.wandb_project:
+        writers.append(Wandb(config, job))
+    return writers
+
+
+def flat(report: StepReport, speed: dict[str, float]) -> dict[str, float]:
+    """A report as flat numbers: phases become `seconds/data` and so on."""
+    values = {name: float(value) for name, value in asdict(report).items() if isinstance(value, (int, float))}
+    values.pop("iteration")
+    return {**values, **{f"seconds/{name}": value for name, value in report.phases.items()}, **speed}
+
+
+class SpikeWatch:
+    """Reports samples whose loss is far above what is usual at their timestep. Timesteps are compared in ten bands."""
+
+    BANDS = 10
+    WARM = 20  # samples of a band before its mean means something
+
+    def __init__(self, factor: float, num_train_timesteps: int) -> None:
+        self._factor, self._width = factor, num_train_timesteps / self.BANDS
+        self._means: dict[int, tuple[int, float]] = {}
+
+    def see(self, notes: list[SampleNote]) -> list[str]:
+        """Count the samples of one iteration; a sentence for each that is `factor` times its band's running mean."""
+        said = []
+        for note in notes:
+            if not math.isfinite(note.loss):
+                continue
+            band = min(int(note.timestep / self._width), self.BANDS - 1)
+            count, mean = self._means.get(band, (0, 0.0))
+            if count >= self.WARM and note.loss > self._factor * mean:
+                said.append(
+                    f"loss spike: {note.loss:.4f} is {note.loss / mean:.1f} times the usual {mean:.4f} near timestep "
+                    f"{note.timestep:.1f}: sample {note.sample_index} ({note.key})"
+                )
+            keep = max(0.02, 1 / (count + 1))
+            self._means[band] = (count + 1, mean + keep * (note.loss - mean))
+        return said

@@ -1,0 +1,101 @@
+"""AdamW over what trains, Megatron's weight-decay rule, and gradient clipping over sharded gradients."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.training.config import OptimizerConfig
+
+NO_DECAY = re.compile(r"(^|\.)(bias|modulation)$")
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Megatron's rule: matrices and kernels decay; biases, 1-D parameters and modulation do not."""
+    return parameter.ndim > 1 and not NO_DECAY.search(name)
+
+
+def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """What trains, in one group that decays and one that does not. `wd_mult` is what megatron.core's schedule reads."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not named:
+        raise ConfigError("predictor.trainable leaves nothing to train: the model has no parameter with a gradient")
+    decayed = [parameter for name, parameter in named if config.weight_decay_all or decays(name, parameter)]
+    kept = {id(parameter) for parameter in decayed}
+    rest = [parameter for _, parameter in named if id(parameter) not in kept]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "wd_mult": 1.0},
+        {"params": rest, "weight_decay": 0.0, "wd_mult": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW by `optimizer_selection`. Raises ConfigError when the asked-for package is not installed."""
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_eps,
+        "weight_decay": config.weight_decay,
+    }
+    groups = param_groups(model, config)
+    if config.optimizer_selection == "apex":
+        adam: type[torch.optim.Optimizer] = _foreign("apex.optimizers", "FusedAdam", "apex")
+        return adam(groups, adam_w_mode=True, **settings)  # type: ignore[call-arg]
+    if config.optimizer_selection in ("npu", "fused_adamw"):
+        adam = _foreign("torch_npu.optim", "NpuFusedAdamW", config.optimizer_selection)
+        return adam(groups, **settings)  # type: ignore[call-arg]
+    device = next(iter(groups[0]["params"])).device
+    fused = config.optimizer_selection == "fused_torch_adamw" and device.type in _fused_devices()
+    return torch.optim.AdamW(groups, fused=fused or None, **settings)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), as Megatron does; returns the norm before. 0 = measure only.
+
+    Sharded gradients (DTensors) count once over all their ranks. A norm that is not finite scales nothing.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = gradient_norm(gradients)
+    coefficient = max_norm / (norm + 1e-6)
+    if max_norm > 0 and coefficient < 1:
+        for gradient in gradients:
+            _local(gradient).mul_(coefficient)
+    return norm
+
+
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """The global 2-norm, summed in fp32."""
+    total = 0.0
+    for kind in ([g for g in gradients if isinstance(g, DTensor)], [g for g in gradients if not isinstance(g, DTensor)]):
+        if kind:
+            part = torch.nn.utils.get_total_norm([g.float() for g in kind], foreach=True)
+            total += float(part.full_tensor() if isinstance(part, DTensor) else part) ** 2
+    return float(total**0.5)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _fused_devices() -> list[str]:
+    from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+    return list(_get_fused_kernels_supported_devices())
+
+
+def _foreign(module: str, name: str, selection: str) -> Any:
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ConfigError(
+            f"--optimizer-selection {selection} needs {module}.{name}, which is not here ({error}); "
+            "install it or use fused_torch_adamw"
+        ) from None

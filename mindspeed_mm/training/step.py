@@ -1,0 +1,118 @@
+"""One iteration: noise, forward, loss, backward over the micro-batches, one clipped update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from mindspeed_mm.data.sample import Batch
+from mindspeed_mm.flow.matching import sample_flow, sample_losses
+from mindspeed_mm.flow.schedule import Schedule
+from mindspeed_mm.training.optim import clip_gradients
+from mindspeed_mm.training.timers import PhaseTimers
+
+
+@dataclass(frozen=True)
+class SampleNote:
+    """One sample of an iteration, for the spike log and the non-finite guard."""
+
+    key: str
+    sample_index: int
+    timestep: float
+    loss: float  # unweighted
+
+
+@dataclass
+class LocalWork:
+    """What one rank did in one iteration, before ranks compare."""
+
+    losses: list[Tensor] = field(default_factory=list)  # weighted, one scalar for each micro-batch
+    sample_losses: list[Tensor] = field(default_factory=list)  # unweighted, [B] for each micro-batch
+    timesteps: list[Tensor] = field(default_factory=list)  # [B] for each micro-batch
+    keys: list[str] = field(default_factory=list)
+    sample_indices: list[int] = field(default_factory=list)
+    grids: list[tuple[int, ...]] = field(default_factory=list)  # latent shape (R+F, h, w) of every sample
+
+    def add(self, batch: Batch, loss: Tensor, losses: Tensor, timesteps: Tensor) -> None:
+        """Remember one micro-batch; tensors stay on the device until `notes` reads them."""
+        self.losses.append(loss.detach())
+        self.sample_losses.append(losses.detach())
+        self.timesteps.append(timesteps)
+        self.keys += batch.keys
+        self.sample_indices += batch.sample_index.tolist()
+        self.grids += [tuple(batch.latents.shape[2:])] * len(batch.keys)
+
+    def notes(self) -> list[SampleNote]:
+        """Every sample with its loss. Waits for the device."""
+        losses, timesteps = torch.cat(self.sample_losses).tolist(), torch.cat(self.timesteps).tolist()
+        rows = zip(self.keys, self.sample_indices, timesteps, losses, strict=True)
+        return [SampleNote(key, index, timestep, loss) for key, index, timestep, loss in rows]
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What of the job the step itself needs."""
+
+    micro_batches: int
+    seed: int
+    exclude_refs: bool  # ref_loss: exclude
+    clip_grad: float
+
+
+def accumulate(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    schedule: Schedule,
+    settings: StepSettings,
+    device: torch.device,
+    timers: PhaseTimers,
+) -> LocalWork:
+    """Forward and backward of all micro-batches; gradients are means over them, and over ranks after the last one."""
+    work = LocalWork()
+    for number in range(settings.micro_batches):
+        with timers.phase("data"):
+            on_host = next(batches)
+            batch = on_host.to(device)
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(number == settings.micro_batches - 1)
+        with timers.phase("forward"):
+            sample = sample_flow(batch.latents, schedule, on_host.sample_index, settings.seed)
+            velocity = model(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
+            losses = sample_losses(velocity, sample, batch.num_refs if settings.exclude_refs else 0)
+            loss = (sample.weight * losses).mean()
+        with timers.phase("backward"):
+            (loss / settings.micro_batches).backward()
+        work.add(on_host, loss, losses, sample.timestep)
+    return work
+
+
+def mean_over_ranks(values: list[float], losses: list[Tensor], device: torch.device) -> tuple[float, list[float]]:
+    """(mean loss, mean of each value) over micro-batches and all ranks, in one small exchange.
+
+    Context-parallel ranks repeat one another's numbers, which leaves means as they are.
+    """
+    vector = torch.cat([torch.stack(losses).mean().view(1).float(), torch.tensor(values, device=device).float()])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(vector)
+        vector /= dist.get_world_size()
+    mean, *rest = vector.tolist()
+    return float(mean), [float(value) for value in rest]
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, clip_grad: float) -> tuple[float, bool]:
+    """Clip and step unless loss or gradient is not finite. → (gradient norm before clipping, whether it stepped).
+
+    Both numbers are the same on every rank, so all ranks step or none does.
+    """
+    norm = clip_gradients([p for p in model.parameters() if p.requires_grad], clip_grad)
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, finite

@@ -25,7 +25,46 @@ TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
-PIECES = ["▁a", "▁the", "▁of", "▁in", "▁on", "▁red", "▁blue", "▁green", "▁ball", "▁cat", "▁dog", "▁bounces", "▁walks", "▁runs", "▁snow", "▁grass", "▁video", "▁camera", "ing", "ed", "er", "s"]
+PIECES = [
+    "▁a",
+    "▁the",
+    "▁of",
+    "▁in",
+    "▁on",
+    "▁red",
+    "▁blue",
+    "▁green",
+    "▁ball",
+    "▁cat",
+    "▁dog",
+    "▁bounces",
+    "▁walks",
+    "▁runs",
+    "▁snow",
+    "▁circle",
+    "▁square",
+    "▁triangle",
+    "▁cross",
+    "▁yellow",
+    "▁purple",
+    "▁moves",
+    "▁right",
+    "▁left",
+    "▁up",
+    "▁down",
+    "▁over",
+    "▁dark",
+    "▁light",
+    "▁background",
+    "▁object",
+    "▁grass",
+    "▁video",
+    "▁camera",
+    "ing",
+    "ed",
+    "er",
+    "s",
+]
 CHARACTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/%&+"
 
 

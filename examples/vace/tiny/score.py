@@ -1,0 +1,155 @@
+"""Score generated clips of the tiny world from their mp4 files: did the model do what it was asked?
+
+    python examples/vace/tiny/score.py RESULTS [RESULTS ...]     one table row for each folder of mp4 files
+
+masked PSNR   inside the inpaint box, against the true clip         kept PSNR   outside it
+IoU           of coloured pixels with the true silhouette           colour      nearest of the five is the one asked for
+first frame   PSNR of the frame that extension keeps                reference   colour is that of the reference image
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import world
+from numpy.typing import NDArray
+
+from mindspeed_mm.data.video import open_video
+
+NAME = re.compile(r"heldout_(?P<index>\d+)_(?P<kind>[a-z]+)(?:_(?P<colour>[a-z]+))?")
+MIN_CHROMA = (
+    60  # max − min of a pixel's channels: greys of the background have 0, the palest colour of a shape over 100
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one clip earned; None where the measure does not apply to its kind."""
+
+    name: str
+    kind: str
+    changed: bool  # asked in another colour than the source's
+    colour_obeyed: bool
+    iou: float
+    masked_psnr: float | None = None
+    kept_psnr: float | None = None
+    first_frame_psnr: float | None = None
+
+
+def score_clip(path: Path) -> Score | None:
+    """The score of one mp4, or None when its name is not that of a held-out request."""
+    match = NAME.fullmatch(path.stem)
+    if match is None:
+        return None
+    index, kind = int(match["index"]), match["kind"]
+    scene = world.make_scene("heldout", index)
+    output = _read(path)
+    truth = world.render(scene, *output.shape[:3])
+    inside = world.coverage(scene, *output.shape[:3]) > 0.5
+    _, mask = world.condition(scene, kind, truth, index)
+    changed = match["colour"] is not None
+    masked = kept = first = None
+    if kind == "inpaint" and mask is not None:
+        box = mask[..., 0] > 127
+        masked = None if changed else psnr(output[box], truth[box])
+        kept = psnr(output[~box], truth[~box])
+    if kind == "extension":
+        first = psnr(output[0], truth[0])
+    coloured = _chroma(output) > MIN_CHROMA
+    return Score(
+        name=path.stem,
+        kind=kind,
+        changed=changed,
+        colour_obeyed=nearest_colour(output, coloured) == (match["colour"] or scene.colour),
+        iou=float((coloured & inside).sum() / max(1, (coloured | inside).sum())),
+        masked_psnr=masked,
+        kept_psnr=kept,
+        first_frame_psnr=first,
+    )
+
+
+def psnr(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of uint8 pixels in dB, at most 99."""
+    error = np.square(found.astype(np.float64) - wanted).mean()
+    return min(99.0, 10 * math.log10(255**2 / max(error, 1e-9)))
+
+
+def nearest_colour(frames: world.Pixels, where: NDArray[np.bool_]) -> str | None:
+    """The world's colour nearest to the median of the pixels in `where`; None when nothing is coloured."""
+    if where.sum() < 20:
+        return None
+    middle = np.median(frames[where].astype(np.float64), axis=0)
+    return min(world.COLOURS, key=lambda name: float(np.square(middle - np.array(world.COLOURS[name])).sum()))
+
+
+def table(columns: dict[str, Sequence[Score]]) -> str:
+    """One row a measure, one column a folder; markdown."""
+    rows: list[tuple[str, str, list[float | None]]] = []
+
+    def add(title: str, unit: str, values: Iterable[Sequence[float]]) -> None:
+        rows.append((title, unit, [float(np.mean(v)) if len(v) else None for v in values]))
+
+    scores = list(columns.values())
+    for title, field in (
+        ("inpaint: masked PSNR", "masked_psnr"),
+        ("inpaint: kept PSNR", "kept_psnr"),
+        ("extension: first frame PSNR", "first_frame_psnr"),
+    ):
+        add(title, "dB", ([getattr(s, field) for s in found if getattr(s, field) is not None] for found in scores))
+    for kind in ("silhouette", "edge"):
+        add(f"{kind}: IoU", "", ([s.iou for s in found if s.kind == kind] for found in scores))
+    told = ("inpaint", "silhouette", "edge")
+    add(
+        "colour obeyed",
+        "%",
+        ([100.0 * s.colour_obeyed for s in found if s.kind in told and not s.changed] for found in scores),
+    )
+    add(
+        "changed colour obeyed",
+        "%",
+        ([100.0 * s.colour_obeyed for s in found if s.kind in told and s.changed] for found in scores),
+    )
+    add(
+        "reference: colour",
+        "%",
+        ([100.0 * s.colour_obeyed for s in found if s.kind == "reference"] for found in scores),
+    )
+    lines = ["| | " + " | ".join(columns) + " |", "|-|" + "-|" * len(columns)]
+    for title, unit, values in rows:
+        cells = ["–" if v is None else f"{v:.2f}" if not unit else f"{v:.1f} {unit}" for v in values]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def score_folder(folder: Path) -> list[Score]:
+    """Scores of all held-out requests in a folder of results, by name."""
+    return [score for path in sorted(folder.rglob("*.mp4")) if (score := score_clip(path)) is not None]
+
+
+def _read(path: Path) -> world.Pixels:
+    reader = open_video(path)
+    return reader.read(range(reader.num_frames))
+
+
+def _chroma(frames: world.Pixels) -> NDArray[np.int16]:
+    wide = frames.astype(np.int16)
+    return wide.max(-1) - wide.min(-1)
+
+
+def main() -> None:
+    """Print a table with one column for each folder."""
+    parser = argparse.ArgumentParser(description="Score generated clips of the tiny world from their mp4 files.")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of results; their names head the columns")
+    given = parser.parse_args()
+    sys.stdout.write(table({folder.name: score_folder(folder) for folder in given.folders}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Encoding several clips of one sample: each different one once, equal sizes together, constant grey from a cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Vae(Protocol):
+    """What conditioning needs of a VAE."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, video: Tensor, /) -> Tensor:
+        """[B, 3, T, H, W] in [-1, 1] to normalised fp32 latents [B, 16, F, h, w]."""
+        ...
+
+
+class StreamEncoder:
+    """A VAE that does not encode the same pixels twice.
+
+    A clip that is zero (mid-grey) everywhere is encoded alone, once for each length and size, and remembered: the
+    latents are the same bits as without the cache. `max_batch` is how many clips of one size go through the VAE
+    together; it is fixed for a run, so that a sample's latents depend on the sample only.
+    """
+
+    def __init__(self, vae: Vae, *, max_batch: int = 1, max_grey: int = 64) -> None:
+        self.vae = vae
+        self.max_batch = max_batch
+        self.max_grey = max_grey
+        self.encoded = 0  # clips that went through the VAE
+        self.asked = 0  # clips that were asked for
+        self._grey: OrderedDict[torch.Size, Tensor] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        """Where pixels are wanted and latents come out."""
+        return self.vae.device
+
+    def encode(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """Clips [3, T, H, W], of any sizes, to fp32 latents [16, F, h, w], in their order."""
+        self.asked += len(streams)
+        answers: dict[int, Tensor] = {}
+        pending: list[int] = []
+        twin = {index: self._twin(streams, index) for index in range(len(streams))}
+        for index, stream in enumerate(streams):
+            if twin[index] != index:
+                continue
+            if not stream.any():
+                answers[index] = self._grey_latents(stream.shape)
+            else:
+                pending.append(index)
+        for group in self._groups(streams, pending):
+            encoded = self.vae.encode(torch.stack([streams[index] for index in group]))
+            self.encoded += len(group)
+            answers.update(zip(group, encoded.unbind(0), strict=True))
+        return [answers[twin[index]] for index in range(len(streams))]
+
+    def _twin(self, streams: Sequence[Tensor], index: int) -> int:
+        """The first stream that holds the same pixels."""
+        for earlier in range(index):
+            if streams[earlier] is streams[index] or (
+                streams[earlier].shape == streams[index].shape and torch.equal(streams[earlier], streams[index])
+            ):
+                return earlier
+        return index
+
+    def _groups(self, streams: Sequence[Tensor], pending: Sequence[int]) -> list[list[int]]:
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index in pending:
+            by_shape.setdefault(streams[index].shape, []).append(index)
+        return [
+            members[start : start + self.max_batch]
+            for members in by_shape.values()
+            for start in range(0, len(members), self.max_batch)
+        ]
+
+    def _grey_latents(self, shape: torch.Size) -> Tensor:
+        if shape not in self._grey:
+            self._grey[shape] = self.vae.encode(torch.zeros(1, *shape, device=self.device))[0]
+            self.encoded += 1
+            if len(self._grey) > self.max_grey:
+                self._grey.popitem(last=False)
+        self._grey.move_to_end(shape)
+        return self._grey[shape]
+
+
+def stream_encoder(vae: Vae | StreamEncoder) -> StreamEncoder:
+    """`vae` itself when it already is a StreamEncoder, otherwise one without memory of earlier samples."""
+    return vae if isinstance(vae, StreamEncoder) else StreamEncoder(vae)

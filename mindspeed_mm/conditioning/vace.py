@@ -1,0 +1,155 @@
+"""Pixels, mask and references → latents and vace_context: the one path for extraction and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mindspeed_mm.conditioning.streams import StreamEncoder, Vae, stream_encoder
+from mindspeed_mm.data.sample import VideoSample
+from mindspeed_mm.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextPlan:
+    """Everything about a vace_context that is known before the VAE runs; what mm-inspect draws."""
+
+    inactive: Tensor  # [3, T, H, W], what is kept; 0 (mid-grey) elsewhere
+    reactive: Tensor  # [3, T, H, W], what is generated anew
+    mask_cells: Tensor  # [64, F, h, w], one channel for each pixel of an 8x8 cell
+    mask_frames: tuple[int, ...]  # which frame's mask each latent frame carries
+    references: tuple[Tensor, ...]  # each [3, 1, H, W]
+
+    @property
+    def streams(self) -> list[Tensor]:
+        """The clips that the VAE must encode: inactive, reactive, then each reference alone."""
+        return [self.inactive, self.reactive, *self.references]
+
+
+def plan_context(
+    src_video: Tensor | None,
+    src_mask: Tensor | None,
+    src_ref_images: Sequence[Tensor] = (),
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    device: torch.device | str = "cpu",
+) -> ContextPlan:
+    """Split [3, T, H, W] pixels by the mask [1, T, H, W] (1 = generate). Missing pixels are zeros, a missing mask is ones.
+
+    A soft mask is cut at 0.5 for the split and stays soft in the mask channels, as in the official code and diffusers.
+    Raises DataError when sizes do not agree, or do not fit the VAE (T = 4k+1) and the patches (H, W multiples of 16).
+    """
+    _check_size(num_frames, height, width)
+    shape = (num_frames, height, width)
+    video = torch.zeros(3, *shape) if src_video is None else src_video
+    mask = torch.ones(1, *shape) if src_mask is None else src_mask
+    _check_shape("src_video", video, (3, *shape))
+    _check_shape("src_mask", mask, (1, *shape))
+    for number, reference in enumerate(src_ref_images):
+        _check_shape(f"src_ref_images[{number}]", reference, (3, 1, height, width))
+    video, mask = video.to(device, torch.float32), mask.to(device, torch.float32)
+    generate = (mask > 0.5).to(video.dtype)
+    return ContextPlan(
+        inactive=video * (1 - generate),
+        reactive=video * generate,
+        mask_cells=fold_mask(mask),
+        mask_frames=mask_frames(num_frames),
+        references=tuple(reference.to(device, torch.float32) for reference in src_ref_images),
+    )
+
+
+def fold_mask(mask: Tensor) -> Tensor:
+    """[1, T, H, W] to [64, F, h, w]: one channel for each pixel of an 8x8 cell, one frame of about four kept."""
+    cells = rearrange(mask, "1 t (h py) (w px) -> (py px) t h w", py=8, px=8)
+    return cells[:, list(mask_frames(mask.shape[1]))]
+
+
+def mask_frames(num_frames: int) -> tuple[int, ...]:
+    """The pixel frame whose mask each of the (T+3)//4 latent frames carries: torch's `nearest-exact`."""
+    frames = torch.arange(num_frames, dtype=torch.float32)[None, None]
+    picked = torch.nn.functional.interpolate(frames, size=(num_frames + 3) // 4, mode="nearest-exact")
+    return tuple(int(frame) for frame in picked[0, 0])
+
+
+def encode_latents(vae: Vae | StreamEncoder, video: Tensor, src_ref_images: Sequence[Tensor] = ()) -> Tensor:
+    """[3, T, H, W] pixels to fp32 [16, R+F, h, w]: each reference [3, 1, H, W] alone, in the order given, then the clip."""
+    _check_size(*video.shape[1:])
+    encoder = stream_encoder(vae)
+    streams = [clip.to(encoder.device, torch.float32) for clip in (*src_ref_images, video)]
+    return torch.cat(encoder.encode(streams), dim=1)
+
+
+def encode_vace_context(
+    vae: Vae | StreamEncoder,
+    src_video: Tensor | None,
+    src_mask: Tensor | None,
+    src_ref_images: Sequence[Tensor] = (),
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+) -> Tensor:
+    """[3, T, H, W] pixels, [1, T, H, W] mask, R × [3, 1, H, W] references to fp32 [96, R+F, h, w].
+
+    Channels: inactive 16, reactive 16, mask 64; a reference stands as itself, 16 zeros, 64 zeros, in front. Raises DataError.
+    """
+    encoder = stream_encoder(vae)
+    plan = plan_context(
+        src_video, src_mask, src_ref_images, num_frames=num_frames, height=height, width=width, device=encoder.device
+    )
+    inactive, reactive, *references = encoder.encode(plan.streams)
+    return assemble_context(inactive, reactive, references, plan.mask_cells)
+
+
+def assemble_context(inactive: Tensor, reactive: Tensor, references: Sequence[Tensor], mask_cells: Tensor) -> Tensor:
+    """Encoded parts, 2 × [16, F, h, w], R × [16, 1, h, w] and [64, F, h, w], to [96, R+F, h, w]."""
+    clip = torch.cat([inactive, reactive, mask_cells.to(inactive.dtype)], dim=0)
+    if not references:
+        return clip
+    stacked = torch.cat(list(references), dim=1)
+    empty = stacked.new_zeros(clip.shape[0] - stacked.shape[0], *stacked.shape[1:])
+    return torch.cat([torch.cat([stacked, empty], dim=0), clip], dim=1)
+
+
+def encode_features(vae: Vae | StreamEncoder, sample: VideoSample) -> tuple[Tensor, Tensor]:
+    """One sample to latents [16, R+F, h, w] and vace_context [96, R+F, h, w], all its clips through the VAE together.
+
+    A mask without src_video masks the target video itself. Raises DataError when there is no target video.
+    """
+    if sample.video is None:
+        raise DataError("the sample has no target video; only generation goes without one")
+    encoder = stream_encoder(vae)
+    num_frames, height, width = sample.video.shape[1:]
+    masked = sample.src_video is None and sample.src_mask is not None
+    plan = plan_context(
+        sample.video if masked else sample.src_video,
+        sample.src_mask,
+        sample.src_ref_images,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        device=encoder.device,
+    )
+    video = sample.video.to(encoder.device, torch.float32)
+    latents, inactive, reactive, *references = encoder.encode([video, *plan.streams])
+    return torch.cat([*references, latents], dim=1), assemble_context(inactive, reactive, references, plan.mask_cells)
+
+
+def _check_size(num_frames: int, height: int, width: int) -> None:
+    if num_frames % 4 != 1:
+        raise DataError(
+            f"{num_frames} frames: the VAE takes 1 and then 4 at a time; {(num_frames - 1) // 4 * 4 + 1} fit"
+        )
+    if height % 16 or width % 16:
+        raise DataError(f"{width}x{height} pixels: width and height must be multiples of 16, one token's side")
+
+
+def _check_shape(name: str, found: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(found.shape) != wanted:
+        raise DataError(f"{name} is {list(found.shape)}, {list(wanted)} is wanted; cut and resize it to the clip")

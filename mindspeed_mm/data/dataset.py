@@ -1,0 +1,150 @@
+"""The two datasets of data JSONs: `feature` (what extraction wrote) and `vace` (raw clips)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from mindspeed_mm.data.config import FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
+from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_feature, read_info, read_null_prompt
+from mindspeed_mm.data.manifest import read_manifest
+from mindspeed_mm.data.sample import FeatureRecord, SampleRecord, VideoSample
+from mindspeed_mm.data.transforms import PixelSample, load_pixels, to_sample
+from mindspeed_mm.errors import DataError
+
+FEATURE_FOLDER = "features"
+LISTING = "data.jsonl"
+
+
+class RawDataset(Protocol):
+    """What feature extraction needs of a dataset of clips; a stranger's dataset answers the same three."""
+
+    @property
+    def records(self) -> Sequence[SampleRecord]:
+        """All rows, in order."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Whatever changes the pixels that `load` gives; it becomes part of every feature's key."""
+        ...
+
+    @property
+    def load(self) -> Callable[[SampleRecord], PixelSample]:
+        """A picklable function that reads one row in another process."""
+        ...
+
+
+class VaceDataset:
+    """Raw clips of a data.txt; item i is a VideoSample."""
+
+    def __init__(self, config: VaceDatasetConfig, records: Sequence[SampleRecord] | None = None) -> None:
+        source = config.basic_parameters
+        self.config = config
+        self.records = read_manifest(source.data_path, source.data_folder) if records is None else records
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything in `preprocess_parameters` that changes pixels."""
+        return pixel_settings(self.config.preprocess_parameters)
+
+    @property
+    def load(self) -> Callable[[SampleRecord], PixelSample]:
+        """Read one row."""
+        return partial(load_pixels, config=self.config.preprocess_parameters)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> VideoSample:
+        return to_sample(self.load(self.records[index]))
+
+
+def pixel_settings(config: VideoConfig) -> dict[str, Any]:
+    """The settings that decide which pixels come out of a clip."""
+    names = ("num_frames", "max_hxw", "train_fps", "short_clip", "long_clip", "video_reader_type", "soft_mask")
+    return config.model_dump(include=set(names))
+
+
+class FeatureDataset:
+    """Features listed in a data.jsonl (or a JSON list, or published `.pt` files); item i is a FeatureRecord."""
+
+    def __init__(self, config: FeatureDatasetConfig) -> None:
+        source = config.basic_parameters
+        self.listing = Path(source.data_path)
+        self.folder = Path(source.data_folder) if source.data_folder else self.listing.parent
+        self.rows = _read_listing(self.listing)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> FeatureRecord:
+        try:
+            record = read_feature(self.path(index))
+        except DataError as error:
+            raise DataError(f"{self.listing.name}[{index}]: {error}") from None
+        found = (record.latents.shape[1], record.latents.shape[2], record.latents.shape[3])
+        if found != self._grid(index):
+            raise DataError(
+                f"{self.listing.name}[{index}]: {self.path(index)} holds latents {list(found)}, not as listed"
+            )
+        return record
+
+    def path(self, index: int) -> Path:
+        """The file of one row: from the data folder, from its `features` folder, or as it stands."""
+        file = self.rows[index]["file"]
+        places = (self.folder / file, self.folder / FEATURE_FOLDER / file, Path(file))
+        return next((place for place in places if place.is_file()), places[0])
+
+    def shape(self, index: int) -> tuple[int, int, int, int]:
+        """(R+F, h, w, R): samples with one shape can be stacked. From the list; the file's header is read if it is not there."""
+        refs = self.rows[index].get("num_refs")
+        return (*self._grid(index), refs if isinstance(refs, int) else self._info(index)[3])
+
+    @cached_property
+    def null_prompt(self) -> Tensor | None:
+        """[L, text_dim], the embedding of the empty caption; None when extraction stored none."""
+        for folder in dict.fromkeys((self.folder, self.listing.parent, self.folder.parent)):
+            if (folder / NULL_PROMPT_FILE).is_file():
+                return read_null_prompt(folder / NULL_PROMPT_FILE)
+        return None
+
+    def _grid(self, index: int) -> tuple[int, int, int]:
+        shape = self.rows[index].get("shape")
+        return (shape[0], shape[1], shape[2]) if shape else self._info(index)[:3]
+
+    def _info(self, index: int) -> tuple[int, int, int, int]:
+        row = self.rows[index]
+        if "_info" not in row:
+            info = read_info(self.path(index))
+            row["_info"] = (*info.shape, info.num_refs)
+        found: tuple[int, int, int, int] = row["_info"]
+        return found
+
+
+def _read_listing(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; feature extraction writes it") from None
+    try:
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(x) for x in text.splitlines() if x.strip()]
+        )
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON: {error}; wanted one object a line") from None
+    if not rows:
+        raise DataError(f"{path}: lists no features; extract some first")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("file"), str):
+            raise DataError(
+                f"{path}[{index}]: names no feature file under 'file'; is it a list of raw clips? Extract features first"
+            )
+    return rows

@@ -1,0 +1,173 @@
+"""Reading samples in other processes while this one computes; a read that hangs or crashes costs one sample, not the run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from typing import Any, Generic, TypeVar, cast
+
+from mindspeed_mm.errors import DataError, MindSpeedMMError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+_PRELOAD = ["mindspeed_mm.data.transforms"]
+
+
+@dataclass
+class _Reader:
+    """One process, and what it is busy with."""
+
+    process: ForkServerProcess
+    pipe: Connection
+    ticket: int | None = None
+    deadline: float = 0.0
+
+    def stop(self) -> None:
+        self.process.kill()  # readers ignore SIGTERM
+        self.process.join()
+        self.pipe.close()
+
+
+class ReadAhead(Generic[Task, Result]):
+    """`function` over tasks in `num_workers` processes, results in order. A context manager; 0 workers = in this process.
+
+    A result is a value or a DataError: what the function raised, a read that took longer than `timeout` seconds, or a
+    process that died. Without workers there is no time-out.
+    """
+
+    def __init__(self, function: Callable[[Task], Result], *, num_workers: int, timeout: float) -> None:
+        self.function = function
+        self.num_workers = num_workers
+        self.timeout = timeout
+        self._readers: list[_Reader] = []
+
+    def __enter__(self) -> ReadAhead[Task, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._readers:
+            reader.stop()
+        self._readers.clear()
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | DataError]]:
+        """Each task with its result, in the order of tasks; at most two tasks for each process are under way."""
+        if self.num_workers == 0:
+            for task in tasks:
+                yield task, cast("Result | DataError", _attempt(self.function, task))
+            return
+        while len(self._readers) < self.num_workers:
+            self._readers.append(self._start())
+        yield from self._ordered(iter(tasks))
+
+    def _ordered(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result | DataError]]:
+        open_tasks: dict[int, Task] = {}
+        results: dict[int, Any] = {}
+        given = taken = 0
+        exhausted = False
+        while True:
+            while not exhausted and given - taken < 2 * self.num_workers:
+                idle = next((reader for reader in self._readers if reader.ticket is None), None)
+                if idle is None:
+                    break
+                try:
+                    open_tasks[given] = next(tasks)
+                except StopIteration:
+                    exhausted = True
+                    break
+                self._give(idle, given, open_tasks[given])
+                given += 1
+            if exhausted and taken == given:
+                return
+            if taken not in results:
+                self._collect(results)
+                continue
+            yield open_tasks.pop(taken), results.pop(taken)
+            taken += 1
+            self._collect(results, block=False)
+
+    def _give(self, reader: _Reader, ticket: int, task: Task) -> None:
+        reader.ticket, reader.deadline = ticket, time.monotonic() + self.timeout
+        reader.pipe.send(task)
+
+    def _collect(self, results: dict[int, Any], *, block: bool = True) -> None:
+        """Take what has arrived; give up on what is overdue."""
+        busy = {reader.pipe: reader for reader in self._readers if reader.ticket is not None}
+        if not busy:
+            return
+        nearest = min(reader.deadline for reader in busy.values()) - time.monotonic()
+        arrived = wait(list(busy), timeout=max(0.0, min(nearest, 3600.0)) if block else 0)
+        for pipe in arrived:
+            reader = busy.pop(cast(Connection, pipe))
+            self._take(reader, results)
+        for reader in busy.values():
+            if reader.deadline <= time.monotonic() and not reader.pipe.poll():
+                self._give_up(
+                    reader, results, f"not read after {self.timeout:g} s (--sample-timeout); is the file damaged?"
+                )
+
+    def _take(self, reader: _Reader, results: dict[int, Any]) -> None:
+        try:
+            answer = reader.pipe.recv()
+        except (EOFError, OSError):
+            reader.process.join()
+            self._give_up(reader, results, f"the process that read it died (exit code {reader.process.exitcode})")
+            return
+        if reader.ticket is not None:
+            results[reader.ticket] = answer
+        reader.ticket = None
+
+    def _give_up(self, reader: _Reader, results: dict[int, Any], reason: str) -> None:
+        if reader.ticket is not None:
+            results[reader.ticket] = DataError(reason)
+        reader.stop()
+        self._readers[self._readers.index(reader)] = self._start()
+
+    def _start(self) -> _Reader:
+        # a fork server: quick to restart, and no child inherits this process's device, threads or open pipes
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self.function), daemon=True)
+        process.start()
+        theirs.close()
+        return _Reader(process, ours)
+
+
+def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
+    try:
+        return function(task)
+    except DataError as error:
+        return error
+    except MindSpeedMMError:
+        raise
+    except Exception as error:  # whatever a decoder raises on a damaged file
+        return DataError(f"{type(error).__name__}: {error}")
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    """The life of a reading process: it ends with the process that asks."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the asking process decides when reading ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            task = pipe.recv()
+        except (EOFError, OSError):
+            return
+        pipe.send(_attempt(function, task))
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

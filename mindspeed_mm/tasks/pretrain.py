@@ -44,7 +44,7 @@ def announce(job: PretrainJob) -> None:
 
 def run(job: PretrainJob, accelerator: Accelerator) -> None:
     """Build every part and train. Inside a process group."""
-    from mindspeed_mm.training.assemble import assemble
+    from mindspeed_mm.tasks.assembly import assemble
     from mindspeed_mm.training.loop import TrainLoop
 
     TrainLoop(job.training, assemble(job, accelerator)).run()

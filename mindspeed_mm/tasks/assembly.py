@@ -1,0 +1,172 @@
+"""From a PretrainJob to the parts of its loop: model, optimizer, data, checkpoints, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from megatron.mm.schedules import num_micro_batches, param_scheduler
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.loader import Collate, TrainLoader
+from mindspeed_mm.data.registry import DATASETS
+from mindspeed_mm.distributed.mesh import Mesh, build_mesh
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.flow.schedule import Schedule, build_schedule
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.models.weights import init_branch_from_trunk, open_weights
+from mindspeed_mm.registry import resolve
+from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+from mindspeed_mm.tools.profiler import build_observer
+from mindspeed_mm.training.build import build_model
+from mindspeed_mm.training.flops import Flops, peak_tflops, step_flops, tokens_of
+from mindspeed_mm.training.loop import LoopParts
+from mindspeed_mm.training.metrics import Writer, open_writers
+from mindspeed_mm.training.optim import build_optimizer
+from mindspeed_mm.training.step import StepSettings
+from mindspeed_mm.training.validation import held_out_loss
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class Progress:
+    iteration: int = 0
+    consumed_samples: int = 0
+
+
+def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
+    """Build everything. Inside a process group; raises the package's errors on what does not fit."""
+    training, batch = job.training, job.training.batch
+    train_iters, global_batch_size = batch.train_iters or 0, batch.global_batch_size or 0
+    mesh = build_mesh(job.parallel, accelerator, job.fsdp2)
+    schedule = build_schedule(job.model.diffusion)
+    loader = build_loader(job, mesh, accelerator)
+    model = build_model(
+        job.predictor, job.parallel, job.fsdp2, mesh, accelerator, source=open_source(job.predictor), seed=batch.seed
+    )
+    optimizer = build_optimizer(model, training.optimizer)
+    scheduler = param_scheduler(
+        optimizer, training.optimizer, train_iters=train_iters, global_batch_size=global_batch_size
+    )
+    progress = Progress()
+    return LoopParts(
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        progress=progress,
+        batches=loader.batches(progress.consumed_samples),
+        schedule=schedule,
+        step=step_settings(job),
+        dp_size=mesh.dp_size,
+        cost=sample_cost(job),
+        save=None,
+        evaluate=build_evaluation(job, model, schedule, mesh, accelerator),
+        writers=job_writers(job, mesh),
+        observe=build_observer(job.tools, training.profile, accelerator.device, mesh.rank),
+        accelerator=accelerator,
+        peak_tflops=training.log.peak_tflops or peak_tflops(accelerator.device_name(), job.predictor.dtype),
+    )
+
+
+def open_source(predictor: PredictorConfig) -> Any:
+    """The weights that the job starts from, read lazily; None for random ones. Raises WeightsError."""
+    if predictor.from_pretrained is None:
+        return None
+    source = open_weights(predictor.from_pretrained)
+    logger.info(source.description)
+    return init_branch_from_trunk(source, predictor.model) if predictor.vace_dit.init_from_trunk else source
+
+
+def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> TrainLoader:
+    """This rank's micro-batches. Raises DataError for features that do not fit the model."""
+    config, batch = job.data.dataset_param, job.training.batch
+    dataset = resolve(DATASETS.get(job.data.dataset_type).build)(config)
+    collate = Collate(
+        seed=batch.seed, caption_dropout=job.model.caption_dropout, null_prompt=getattr(dataset, "null_prompt", None)
+    )
+    return TrainLoader(
+        dataset,
+        job.data.dataloader_param,
+        collate,
+        micro_batch_size=batch.micro_batch_size,
+        seed=batch.seed,
+        dp_rank=mesh.dp_rank,
+        dp_size=mesh.dp_size,
+        num_workers=batch.num_workers,
+        pin_memory=accelerator.kind != "cpu",
+    )
+
+
+def build_evaluation(
+    job: PretrainJob, model: nn.Module, schedule: Schedule, mesh: Mesh, accelerator: Accelerator
+) -> Callable[[], dict[str, float]] | None:
+    """The held-out loss, if the data JSON names a validation set."""
+    validation = getattr(job.data.dataset_param, "validation", None)
+    if validation is None:
+        return None
+    config = job.data.dataset_param.model_copy(update={"basic_parameters": validation, "validation": None})
+    source = resolve(DATASETS.get(job.data.dataset_type).build)(config)
+    if not len(source):
+        raise DataError(f"{validation.data_path}: the validation set is empty")
+    return partial(
+        held_out_loss,
+        model,
+        source,
+        schedule,
+        quantiles=job.training.eval.eval_quantiles,
+        most=job.training.eval.eval_iters * (job.training.batch.global_batch_size or 1),
+        seed=job.training.batch.seed,
+        exclude_refs=job.model.diffusion.ref_loss == "exclude",
+        device=accelerator.device,
+        dp_rank=mesh.dp_rank,
+        dp_size=mesh.dp_size,
+    )
+
+
+def step_settings(job: PretrainJob) -> StepSettings:
+    """What the step needs of the job; the number of micro-batches is Megatron's."""
+    batch = job.training.batch
+    return StepSettings(
+        micro_batches=num_micro_batches(batch.micro_batch_size, batch.global_batch_size or 0, job.dp_size),
+        seed=batch.seed,
+        exclude_refs=job.model.diffusion.ref_loss == "exclude",
+        clip_grad=job.training.optimizer.clip_grad,
+    )
+
+
+def sample_cost(job: PretrainJob) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
+    """Latent grid → tokens and operations of one sample."""
+    sizes, trainable = job.predictor.model, job.predictor.trainable
+    recomputed = float(job.fsdp2.recompute_modules is not None or job.parallel.recompute_granularity == "full")
+
+    @lru_cache
+    def cost(grid: tuple[int, ...]) -> tuple[int, Flops]:
+        tokens = tokens_of(grid, sizes)
+        return tokens, step_flops(sizes, tokens, trainable, recomputed)
+
+    return cost
+
+
+def job_writers(job: PretrainJob, mesh: Mesh) -> list[Writer]:
+    """metrics.jsonl and its like on the last rank; job.json from the first."""
+    save = job.training.checkpoint.save
+    if save and mesh.rank == 0:
+        write_job(job, Path(save))
+    if mesh.rank != mesh.world_size - 1:
+        return []
+    return open_writers(job.training.log, save, job.model_dump(mode="json"))
+
+
+def write_job(job: PretrainJob, folder: Path) -> None:
+    """`folder`/job.json, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "job.json.tmp"
+    temporary.write_text(job.to_json() + "\n", encoding="utf-8")
+    temporary.replace(folder / "job.json")

@@ -1,0 +1,130 @@
+"""A training loop on tiny models and features in memory, for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from megatron.mm.schedules import param_scheduler
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.config import LoaderConfig
+from mindspeed_mm.data.loader import Collate, TrainLoader
+from mindspeed_mm.data.sample import FeatureRecord
+from mindspeed_mm.flow.config import ScheduleConfig
+from mindspeed_mm.flow.schedule import build_schedule
+from mindspeed_mm.training.config import TrainingConfig
+from mindspeed_mm.training.flops import step_flops, tokens_of
+from mindspeed_mm.training.loop import LoopParts
+from mindspeed_mm.training.optim import build_optimizer
+from mindspeed_mm.training.step import StepSettings
+from tests.tiny import TINY
+
+CPU = Accelerator(kind="cpu", device=torch.device("cpu"), backend="gloo")
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    iteration: int = 0
+    consumed_samples: int = 0
+
+
+@dataclass
+class Recorder:
+    """A writer that keeps what it is given."""
+
+    rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    closed: bool = False
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        self.rows.append((iteration, values))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Records(list[FeatureRecord]):
+    """Features in memory, asked like a dataset."""
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return tuple(self[index].latents.shape)
+
+
+def random_records(count: int, grids: tuple[tuple[int, int, int], ...] = ((3, 4, 6),), captions: int = 1) -> Records:
+    """`count` random features; their shapes take turns."""
+    generator = torch.Generator().manual_seed(99)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return Records(
+        FeatureRecord(
+            latents=normal(16, *grids[i % len(grids)]),
+            vace_context=normal(96, *grids[i % len(grids)]),
+            prompt_embeds=tuple(normal(5 + c, TINY.trunk.text_dim) for c in range(captions)),
+            num_refs=0,
+            key=f"clip{i}",
+        )
+        for i in range(count)
+    )
+
+
+def training(**parts: dict[str, Any]) -> TrainingConfig:
+    """A TrainingConfig with a constant rate of 1e-3 and a log line for each iteration; parts override."""
+    base: dict[str, dict[str, Any]] = {
+        "optimizer": {"lr": 1e-3, "lr_decay_style": "constant"},
+        "batch": {"global_batch_size": 2, "train_iters": 3, "num_workers": 0, "seed": 7},
+        "log": {"log_interval": 1},
+    }
+    return TrainingConfig.model_validate({name: {**base.get(name, {}), **parts.get(name, {})} for name in {*base, *parts}})
+
+
+def loop_parts(
+    model: torch.nn.Module,
+    config: TrainingConfig,
+    records: Records | None = None,
+    *,
+    diffusion: ScheduleConfig | None = None,
+    collate: Collate | None = None,
+    **others: Any,
+) -> LoopParts:
+    """The parts of a one-process loop over `records`."""
+    batch, progress = config.batch, others.pop("progress", Progress())
+    optimizer = build_optimizer(model, config.optimizer)
+    loader = TrainLoader(
+        records if records is not None else random_records(4),
+        LoaderConfig(shuffle=True),
+        collate or Collate(seed=batch.seed),
+        micro_batch_size=batch.micro_batch_size,
+        seed=batch.seed,
+    )
+    given: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": param_scheduler(
+            optimizer,
+            config.optimizer,
+            train_iters=batch.train_iters or 1,
+            global_batch_size=batch.global_batch_size or 1,
+        ),
+        "progress": progress,
+        "batches": loader.batches(progress.consumed_samples),
+        "schedule": build_schedule(diffusion or ScheduleConfig()),
+        "step": StepSettings(
+            micro_batches=(batch.global_batch_size or 1) // batch.micro_batch_size,
+            seed=batch.seed,
+            exclude_refs=False,
+            clip_grad=config.optimizer.clip_grad,
+        ),
+        "dp_size": 1,
+        "cost": lambda grid: (tokens_of(grid, TINY), step_flops(TINY, tokens_of(grid, TINY), "all")),
+        "save": None,
+        "evaluate": None,
+        "writers": [],
+        "observe": lambda iteration: None,
+        "accelerator": CPU,
+    }
+    return LoopParts(**{**given, **others})

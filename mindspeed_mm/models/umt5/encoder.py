@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.models.files import fill, fingerprint, read_json, read_tensors, shard_paths
+from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, shard_paths
 from mindspeed_mm.models.umt5.state_dict import UMT5_KEY_MAP, umt5_config
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from mindspeed_mm.errors import DataError, WeightsError
-from mindspeed_mm.models.files import fill, fingerprint, read_json, read_tensors, shard_paths
+from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, shard_paths
 from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
 
 STRIDE = (4, 8, 8)  # pixels of one latent cell: time, height, width

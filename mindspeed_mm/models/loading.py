@@ -1,19 +1,20 @@
-"""Reading weight files of the VAE and the text encoder: memory-mapped, tensors only, one-line errors."""
+"""Weights of the VAE and the text encoder: from files, memory-mapped, into modules built on the meta device."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.files.safetensors import read_safetensors
+from mindspeed_mm.models.files.tensors import TensorFile
+from mindspeed_mm.models.files.torch_file import read_torch
 
 _SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
 _WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth hold the weights
@@ -37,10 +38,10 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for path in paths:
-        found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        found = read_safetensors([path]).tensors if path.suffix == ".safetensors" else _read_torch(path)
         if twice := state.keys() & found.keys():
             raise WeightsError(f"{path}: {min(twice)} stands in another file too; keep one of them")
-        state |= found
+        state |= {name: tensor.read() for name, tensor in found.items()}
     return state
 
 
@@ -73,7 +74,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: to
     if any(complaints.values()):
         said = "; ".join(f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in complaints.items() if names)
         raise WeightsError(f"{source}: does not fit {type(module).__name__}: {said}")
-    module.load_state_dict({name: weight.to(dtype) for name, weight in state.items()}, assign=True)
+    cast = {id(weight): weight.to(dtype) for weight in state.values()}  # a tensor of two names stays one
+    module.load_state_dict({name: cast[id(weight)] for name, weight in state.items()}, assign=True)
 
 
 def fingerprint(state: Mapping[str, Tensor], extra: object = None) -> str:
@@ -87,31 +89,11 @@ def fingerprint(state: Mapping[str, Tensor], extra: object = None) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not readable as safetensors ({_brief(error)}); fetch the file again") from None
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: holds something else than tensors, so it was not loaded ({_brief(error)})"
-        ) from None
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        raise WeightsError(f"{path}: not readable as a torch file ({_brief(error)}); fetch the file again") from None
+def _read_torch(path: Path) -> Mapping[str, TensorFile]:
+    found: Any = read_torch(path)
     for key in _WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
+        if isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(weight, Tensor) for weight in found.values()):
-        raise WeightsError(f"{path}: wanted a flat dictionary of tensors, found {type(found).__name__}")
-    return found
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+    if other := [name for name, weight in found.items() if not isinstance(weight, TensorFile)]:
+        raise WeightsError(f"{path}: wanted a flat dictionary of tensors, found {other[0]!r} in it")
+    return cast(Mapping[str, TensorFile], found)

@@ -1,17 +1,14 @@
-"""Process groups have one owner: megatron.core.parallel_state. Here they are made, named and given back.
-
-This is the one place that imports it, so the warnings that its import prints are silenced here and nowhere else.
-"""
+"""Process groups have one owner: megatron.core.parallel_state. Here they are made, named and given back."""
 
 from __future__ import annotations
 
 import sys
-import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from megatron.mm.core import core
 from mindspeed_mm.errors import LaunchError
 
 
@@ -26,15 +23,6 @@ class Groups:
     replica: Any | None  # ranks that hold the same shard of other copies; None with one copy
 
 
-def parallel_state() -> ModuleType:
-    """megatron.core.parallel_state, imported on first use."""
-    with warnings.catch_warnings():
-        # four lines on Transformer Engine and Apex, neither of which this package needs
-        warnings.filterwarnings("ignore", message="Transformer Engine and Apex")
-        state = import_module("megatron.core.parallel_state")
-    return state
-
-
 def import_mindspeed() -> None:
     """MindSpeed's patches, which must come before megatron.core. Raises LaunchError when it is not installed or too late."""
     if "megatron.core" in sys.modules and "mindspeed.megatron_adaptor" not in sys.modules:
@@ -47,7 +35,7 @@ def import_mindspeed() -> None:
 
 def initialize(context_parallel_size: int, copies: int, timeout_minutes: int) -> Groups:
     """Make all groups; `copies` of the weights (1 = one copy over all ranks). Raises LaunchError when sizes do not divide."""
-    state = parallel_state()
+    state = core("parallel_state")
     if not state.model_parallel_is_initialized():
         try:
             state.initialize_model_parallel(

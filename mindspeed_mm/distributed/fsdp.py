@@ -1,0 +1,131 @@
+"""fsdp2_config.yaml → torch's fully_shard. Always used, on one rank too: one code path, one checkpoint format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from mindspeed_mm.distributed.config import Fsdp2Config
+from mindspeed_mm.distributed.mesh import Mesh
+from mindspeed_mm.distributed.patterns import match
+from mindspeed_mm.errors import ConfigError
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def shard_model(
+    model: nn.Module, units: Sequence[str], config: Fsdp2Config, mesh: Mesh, *, fp32_modules: Iterable[str] = ()
+) -> nn.Module:
+    """Shard `model`, which may be on the meta device, in place. `units` are the patterns used when the YAML names none.
+
+    Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so that no
+    unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are never cast: a cast
+    at the root would round timesteps to bf16. Raises ConfigError for a pattern that matches nothing.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    where = "fsdp2_config.yaml"
+    ignored = _ignored_parameters(model, names, config, where)
+    wrapped = [
+        name
+        for pattern in (config.sub_modules_to_wrap or units)
+        for name in match(pattern, names, f"{where}:sub_modules_to_wrap")
+    ]
+    rest = [name for name, child in model.named_children() if _has_parameters(child) and not _covers(name, wrapped)]
+    exact = tuple(fp32_modules)
+    shard = _sharder(config, mesh, ignored)
+    # innermost first: a unit inside another must be taken out of it before
+    for name in sorted({*wrapped, *rest}, key=lambda name: (-name.count("."), names.index(name))):
+        module = model.get_submodule(name)
+        dtype = torch.float32 if name.split(".")[0] in exact else DTYPES[config.param_dtype]
+        if _has_parameters(module):
+            shard(module, dtype)
+    shard(model, DTYPES[config.param_dtype])
+    _prefetch(model, config)
+    return model
+
+
+def last_micro_batch(model: nn.Module, last: bool) -> None:
+    """Before each backward of an accumulation: gradients are reduced over ranks in the last one only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
+
+
+def fsdp_units(model: nn.Module) -> dict[str, FSDPModule]:
+    """Every sharded unit by its name; the root is ''."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FSDPModule)}
+
+
+def _sharder(config: Fsdp2Config, mesh: Mesh, ignored: set[nn.Parameter]) -> Callable[[nn.Module, torch.dtype], None]:
+    offload = CPUOffloadPolicy(pin_memory=config.pin_memory) if config.offload_to_cpu else OffloadPolicy()
+
+    def shard(module: nn.Module, dtype: torch.dtype) -> None:
+        policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
+        )
+        fully_shard(
+            module,
+            mesh=mesh.shards,
+            reshard_after_forward=config.reshard_after_forward,
+            mp_policy=policy,
+            offload_policy=offload,
+            ignored_params=ignored or None,
+        )
+
+    return shard
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _covers(child: str, wrapped: Sequence[str]) -> bool:
+    """Whether a child of the root is a unit already, or is a list whose items are."""
+    return any(name == child or name.startswith(child + ".") for name in wrapped)
+
+
+def _ignored_parameters(model: nn.Module, names: Sequence[str], config: Fsdp2Config, where: str) -> set[nn.Parameter]:
+    ignored: set[nn.Parameter] = set()
+    for pattern in config.ignored_modules:
+        for name in match(pattern, names, f"{where}:ignored_modules"):
+            found = set(model.get_submodule(name).parameters())
+            if any(parameter.requires_grad for parameter in found):
+                raise ConfigError(
+                    f"{where}:ignored_modules: {name} trains, and nobody would sum its gradients; "
+                    "name frozen modules only"
+                )
+            ignored |= found
+    return ignored
+
+
+def _prefetch(model: nn.Module, config: Fsdp2Config) -> None:
+    """Learn the order of the units in the first forward, then gather that many ahead.
+
+    The order is not that of the names: branch blocks run between trunk blocks.
+    """
+    ahead, behind = config.num_to_forward_prefetch, config.num_to_backward_prefetch
+    if not ahead and not behind:
+        return
+    order: list[FSDPModule] = []
+    handles: list[Any] = []
+
+    def seen(module: nn.Module, _: Any) -> None:
+        if isinstance(module, FSDPModule) and module not in order:
+            order.append(module)
+
+    def done(module: nn.Module, _: Any, __: Any) -> None:
+        for handle in handles:
+            handle.remove()
+        for place, unit in enumerate(order):
+            unit.set_modules_to_forward_prefetch(order[place + 1 : place + 1 + ahead])
+            if behind:
+                unit.set_modules_to_backward_prefetch(order[max(place - behind, 0) : place][::-1])
+
+    for name, unit in fsdp_units(model).items():
+        if name and isinstance(unit, nn.Module):
+            handles.append(unit.register_forward_pre_hook(seen))
+    handles.append(model.register_forward_hook(done))

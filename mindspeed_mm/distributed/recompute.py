@@ -1,0 +1,98 @@
+"""What a block keeps for its backward pass: everything, its inputs, or its inputs and the attention output.
+
+The recomputation stands inside the sharding: a block's weights are gathered once for both its second forward and its
+backward, and its parameters keep their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, Recompute
+from mindspeed_mm.distributed.patterns import match
+
+
+def recompute_plan(
+    names: Sequence[str], units: Sequence[str], fsdp: Fsdp2Config, parallel: ParallelConfig
+) -> dict[str, Recompute]:
+    """Module name → full or selective. The YAML names the modules; the flags say how, or choose all blocks.
+
+    A later pattern overrides an earlier one. Raises ConfigError for a pattern that matches nothing.
+    """
+    patterns = fsdp.recompute_modules
+    how: Recompute = parallel.recompute_granularity or "full"
+    if isinstance(patterns, Mapping):
+        chosen = [(pattern, mode) for pattern, mode in patterns.items()]
+    elif patterns:
+        chosen = [(pattern, how) for pattern in patterns]
+    else:
+        chosen = [(pattern, how) for pattern in units] if parallel.recompute_granularity else []
+    limit = parallel.recompute_num_layers if parallel.recompute_method == "block" else None
+    plan: dict[str, Recompute] = {}
+    for pattern, mode in chosen:
+        for name in match(pattern, names, "fsdp2_config.yaml:recompute_modules")[:limit]:
+            plan[name] = mode
+    return {name: mode for name, mode in plan.items() if mode != "none"}
+
+
+def apply_recompute(model: nn.Module, plan: Mapping[str, Recompute], *, inputs_to_host: bool, pin: bool) -> None:
+    """Wrap the forward of each module in `plan`; its parameters, hooks and type stay as they are."""
+    for name, mode in plan.items():
+        module = model.get_submodule(name)
+        module.forward = partial(_recomputed, module.forward, mode, inputs_to_host, pin)
+
+
+def compile_blocks(model: nn.Module, names: Iterable[str]) -> None:
+    """torch.compile each block's forward, recomputation included, so that one graph serves all blocks of a kind."""
+    for name in names:
+        module = model.get_submodule(name)
+        module.forward = torch.compile(module.forward)
+
+
+def _recomputed(forward: Callable[..., Any], mode: Recompute, to_host: bool, pin: bool, *args: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    more: dict[str, Any] = {"context_fn": _keep_attention} if mode == "selective" else {}
+    run = partial(checkpoint, forward, *args, use_reentrant=False, preserve_rng_state=False, **more)
+    if not to_host:
+        return run()
+    with _input_on_host(args[0], pin):
+        return run()
+
+
+def _keep_attention() -> Any:
+    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Attention kernels have many names (flash, efficient, cudnn, CPU, NPU); all of them say attention."""
+    kept = "attention" in str(operator)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _input_on_host(x: Tensor, pin: bool) -> torch.autograd.graph.saved_tensors_hooks:
+    """Keep `x`, a block's input, in host memory until backward. What all blocks share stays where it is."""
+    address, device = x.data_ptr(), x.device
+
+    def pack(tensor: Tensor) -> tuple[bool, Tensor]:
+        if tensor.device.type == "cpu" or tensor.data_ptr() != address:
+            return False, tensor
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
+        host.copy_(tensor, non_blocking=pin)
+        return True, host
+
+    def unpack(packed: tuple[bool, Tensor]) -> Tensor:
+        moved, tensor = packed
+        return tensor.to(device, non_blocking=True) if moved else tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)

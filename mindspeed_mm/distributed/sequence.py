@@ -1,0 +1,124 @@
+"""Context parallel (Ulysses): each rank holds a part of the tokens; for attention, all tokens of a part of the heads.
+
+https://arxiv.org/abs/2309.14509. Padding makes any token count divisible; it is cut off between the two all-to-alls, so
+attention sees the real tokens only and needs no mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mindspeed_mm.distributed.config import check_context_parallel
+from mindspeed_mm.ops.attention import Attend
+
+
+class SharedTokens:
+    """The tokens of one sample, split over a group in rank order. A TokenLayout of models.wan.vace.
+
+    Remembers the token count of the last split: attention cuts the padding off by it. One forward and its backward
+    therefore belong together, as they do in training and in sampling.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+        self.length = 0
+
+    def split(self, x: Tensor, dim: int) -> Tensor:
+        """All tokens along `dim` → this rank's part, zero-padded so that all parts are of one size."""
+        self.length = x.shape[dim]
+        part = -(-self.length // self.size)
+        return _pad(x, dim, part * self.size).narrow(dim, self.rank * part, part)
+
+    def join(self, x: Tensor, dim: int, length: int) -> Tensor:
+        """This rank's part along `dim` → all `length` tokens, on every rank.
+
+        Every rank then computes the same loss, and gradients are averaged over data and context ranks; so backward
+        sums the equal gradients of this group, which makes that average the one of the data ranks.
+        """
+        joined: Tensor = _Join.apply(x, dim, self)  # type: ignore[no-untyped-call]
+        return joined.narrow(dim, 0, length)
+
+
+class UlyssesAttend:
+    """An Attend over all tokens: heads are exchanged for tokens, and back."""
+
+    def __init__(self, tokens: SharedTokens, attend: Attend) -> None:
+        self.tokens = tokens
+        self.attend = attend
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [B, S/cp, N, K] → [B, S/cp, N, K]."""
+        group, length = self.tokens.group, self.tokens.length
+        mixed = _exchange(torch.stack((q, k, v)), 3, 2, group)[:, :, :length]  # 3 B S N/cp K
+        out = self.attend(*mixed.unbind(0))
+        return _exchange(_pad(out, 1, q.shape[1] * self.tokens.size), 1, 2, group)
+
+
+def apply_context_parallel(model: nn.Module, group: dist.ProcessGroup) -> SharedTokens | None:
+    """Share the tokens of `model` (a VaceTransformer) over `group`; None and no change when it has one rank.
+
+    Only self-attention needs other ranks: cross-attention reads the caption, which every rank has.
+    Raises ConfigError when the heads do not divide.
+    """
+    if dist.get_world_size(group) == 1:
+        return None
+    tokens = SharedTokens(group)
+    blocks = [*model.get_submodule("blocks").children(), *model.get_submodule("vace_blocks").children()]
+    for block in blocks:
+        attention: Any = block.self_attn
+        check_context_parallel(attention.num_heads, tokens.size)
+        attention.attend = UlyssesAttend(tokens, attention.attend)
+    model.tokens = tokens  # type: ignore[assignment]
+    return tokens
+
+
+def _pad(x: Tensor, dim: int, length: int) -> Tensor:
+    missing = length - x.shape[dim]
+    return F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, missing)) if missing else x
+
+
+def _exchange(x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) -> Tensor:
+    out: Tensor = _Exchange.apply(x, scatter, gather, group)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all: `scatter` is divided over the group, `gather` is collected from it, in rank order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.scatter, ctx.gather, ctx.group = scatter, gather, group
+        return _all_to_all(x, scatter, gather, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _all_to_all(grad, ctx.gather, ctx.scatter, ctx.group), None, None, None
+
+
+def _all_to_all(x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) -> Tensor:
+    size = dist.get_world_size(group)
+    sent = torch.stack(x.chunk(size, dim=scatter))  # stack also makes each rank's piece contiguous
+    got = torch.empty_like(sent)
+    dist.all_to_all_single(got, sent, group=group)
+    return torch.cat(got.unbind(0), dim=gather)
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, tokens: SharedTokens) -> Tensor:
+        ctx.dim, ctx.tokens, ctx.part = dim, tokens, x.shape[dim]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(tokens.size)]
+        dist.all_gather(parts, x.contiguous(), group=tokens.group)
+        return torch.cat(parts, dim=dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        tokens = ctx.tokens
+        return grad.narrow(ctx.dim, tokens.rank * ctx.part, ctx.part) * tokens.size, None, None

@@ -1,0 +1,166 @@
+"""From a model JSON to a sharded model with weights, without a whole copy on any rank.
+
+Meta device → freeze and choose dtypes → context parallel, recompute, compile → shard → fill local shards from
+memory-mapped files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
+from mindspeed_mm.distributed.fsdp import DTYPES, shard_model
+from mindspeed_mm.distributed.mesh import Mesh
+from mindspeed_mm.distributed.patterns import match
+from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks, recompute_plan
+from mindspeed_mm.distributed.sequence import apply_context_parallel
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.models.wan.vace import FP32_MODULES
+from mindspeed_mm.registry import resolve
+
+logger = get_logger(__name__)
+Reader = Callable[[str], Tensor]  # official name → the whole tensor; lazy, so that slicing it reads the slice only
+
+
+class Source(Protocol):
+    """What `models.weights.open_weights` answers."""
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+def build_model(
+    predictor: PredictorConfig,
+    parallel: ParallelConfig,
+    fsdp: Fsdp2Config,
+    mesh: Mesh,
+    accelerator: Accelerator,
+    *,
+    source: Source | None,
+    seed: int = 0,
+) -> nn.Module:
+    """The model, sharded and filled from `source`; without one, random weights that depend on `seed` alone.
+
+    What trains is fp32 (its master); what is frozen is `predictor.dtype` and has no gradient.
+    Raises ConfigError, or WeightsError listing every missing and left-over key.
+    """
+    check_dtypes(predictor, fsdp)
+    spec = MODELS.get(predictor.model_id)
+    with torch.device("meta"):
+        model: nn.Module = resolve(spec.build)(predictor.model)
+    model.residual_dtype = DTYPES[predictor.residual_dtype]  # type: ignore[assignment]
+    freeze(model, predictor.trainable, DTYPES[predictor.dtype])
+    apply_context_parallel(model, mesh.cp_group)
+    names = [name for name, _ in model.named_modules() if name]
+    plan = recompute_plan(names, spec.units, fsdp, parallel)
+    apply_recompute(
+        model, plan, inputs_to_host=fsdp.offload_block_inputs, pin=fsdp.pin_memory and accelerator.kind != "cpu"
+    )
+    if fsdp.compile:
+        compile_blocks(model, [name for unit in spec.units for name in match(unit, names, "units")])
+    shard_model(model, spec.units, fsdp, mesh, fp32_modules=FP32_MODULES)
+    model.to_empty(device=torch.device("cpu") if fsdp.offload_to_cpu else accelerator.device)
+    fill(model, source, seed)
+    return model.train()
+
+
+def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
+    """Raises ConfigError when the two files disagree on the dtype of matrix products."""
+    if predictor.dtype != fsdp.param_dtype:
+        raise ConfigError(
+            f"predictor.dtype is {predictor.dtype} but fsdp2_config.yaml:param_dtype is {fsdp.param_dtype}; "
+            "write the same in both"
+        )
+
+
+def trains(name: str, trainable: str) -> bool:
+    """Whether the weight `name` trains under `trainable: branch | trunk | all`. Its first part decides."""
+    in_branch = name.split(".")[0] in ("vace_blocks", "vace_patch_embedding")
+    return trainable == "all" or in_branch == (trainable == "branch")
+
+
+def freeze(model: nn.Module, trainable: str, dtype: torch.dtype) -> None:
+    """fp32 for what trains and for FP32_MODULES; the rest frozen, in `dtype`. For a model on the meta device."""
+    for name, parameter in model.named_parameters():
+        kept = trains(name, trainable)
+        parameter.requires_grad_(kept)
+        if not kept and name.split(".")[0] not in FP32_MODULES:
+            parameter.data = parameter.data.to(dtype)
+        else:
+            parameter.data = parameter.data.to(torch.float32)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"predictor.trainable: {trainable} leaves nothing to train: the model has no such part")
+
+
+@torch.no_grad()
+def fill(model: nn.Module, source: Source | None, seed: int) -> None:
+    """Copy each rank's slice of each weight. Raises WeightsError when names or shapes differ."""
+    if source is None:
+        logger.warning("no predictor.from_pretrained: training starts from random weights")
+    else:
+        _check_keys(model, source)
+    for name, parameter in model.named_parameters():
+        whole = source.read(name) if source is not None else initial_weight(name, parameter.shape, seed)
+        local(parameter).copy_(whole[local_slice(parameter)])
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; an unsharded one as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_slice(tensor: Tensor) -> tuple[slice, ...]:
+    """Where this rank's part lies in the whole."""
+    if not isinstance(tensor, DTensor):
+        return tuple(slice(0, size) for size in tensor.shape)
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+
+
+def initial_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """fp32 starting value as in the official code, drawn by name: the same for any number of ranks."""
+    last = name.rsplit(".", 1)[-1]
+    if last == "bias" or "after_proj" in name or "before_proj" in name or name == "head.head.weight":
+        return torch.zeros(shape)
+    if last == "weight" and len(shape) == 1:
+        return torch.ones(shape)
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    if last == "modulation":
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
+    fan_in, fan_out = shape[1:].numel(), shape[0]
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _check_keys(model: nn.Module, source: Source) -> None:
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    missing = [name for name in wanted if name not in source.shapes]
+    left_over = [name for name in source.shapes if name not in wanted]
+    different = [
+        f"{name} {list(source.shapes[name])}, wanted {list(shape)}"
+        for name, shape in wanted.items()
+        if name in source.shapes and source.shapes[name] != shape
+    ]
+    problems = [
+        f"{title} {len(found)}: {', '.join(found[:8])}{' …' if len(found) > 8 else ''}"
+        for title, found in (("missing", missing), ("left over", left_over), ("of another shape", different))
+        if found
+    ]
+    if problems:
+        where = getattr(source, "path", "weights")
+        raise WeightsError(f"{where} does not fit predictor's sizes: {'; '.join(problems)}")

@@ -1,0 +1,319 @@
+"""Checkpoints: torch.distributed.checkpoint folders in MM names, written under another name and renamed, tracker last.
+
+SAVE/latest_checkpointed_iteration.txt · SAVE/iter_0000010/{.metadata, __R_N.distcp, job.json}
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
+from torch.distributed.tensor import DTensor
+
+from megatron.mm.layout import (
+    RELEASE,
+    TRACKER,
+    iteration_folder,
+    iteration_name,
+    read_tracker,
+    saved_iterations,
+    write_tracker,
+)
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.distributed.rng import rng_state, set_rng_state
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.keymap import KeyMap
+from mindspeed_mm.training.config import CheckpointConfig
+from mindspeed_mm.training.state import (
+    TrainState,
+    group_steps,
+    load_optimizer_state,
+    optimizer_state,
+    pack,
+    unpack,
+)
+
+logger = get_logger(__name__)
+_TEMPORARY = ".writing-"
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """Where the weights lie that a trainable-only checkpoint leaves out. Goes into the checkpoint as a plain dict."""
+
+    path: str
+    fingerprint: str
+    dialect: str
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run. All ranks call it together."""
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        accelerator: Accelerator,
+        key_map: KeyMap,
+        *,
+        base: BaseReference | None,
+        job_json: str,
+    ) -> None:
+        self.config, self.accelerator, self.key_map = config, accelerator, key_map
+        self.base, self.job_json = base, job_json
+        # a group of its own: a save in the background must not mix with the training's collectives
+        self.group = dist.new_group(backend="gloo") if config.async_save else None
+        self.pending: Future[Any] | None = None
+        self.pending_at = 0
+
+    def save(self, state: TrainState) -> None:
+        """Write one checkpoint; with --async-save only start to. Raises WeightsError; what was saved before stays."""
+        self.wait()
+        root = Path(self.config.save or "")
+        self._on_first_rank(root, lambda: self._prepare(root, state.iteration))
+        temporary, content = _temporary(root, state.iteration), self._content(state)
+        if self.group is None:
+            self._write(root, state.iteration, lambda: save(content, checkpoint_id=temporary))
+            self._on_first_rank(root, lambda: self._finish(root, state.iteration))
+            return
+        staged = _detach(content) if self.accelerator.kind == "cpu" else content
+        future = async_save(staged, checkpoint_id=temporary, process_group=self.group)
+        self.pending = future if isinstance(future, Future) else future.upload_completion
+        self.pending_at = state.iteration
+
+    def wait(self) -> None:
+        """Finish the save in the background, if there is one. Call it before the process ends."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        root = Path(self.config.save or "")
+        self._write(root, self.pending_at, pending.result)
+        self._on_first_rank(root, lambda: self._finish(root, self.pending_at))
+
+    def poll(self) -> None:
+        """Between iterations: publish a background save that all ranks have finished. Cheap when there is none."""
+        if self.pending is not None and _all_true(self.pending.done()):
+            self.wait()
+
+    def load(self, state: TrainState) -> bool:
+        """Bring `state` to --load's checkpoint; → whether there was one. Raises WeightsError when it cannot be used."""
+        folder = self._folder_to_load()
+        if folder is None:
+            return False
+        load_checkpoint(folder, state, self.config, self.accelerator, self.key_map, self.base)
+        logger.info(f"loaded {folder} at iteration {state.iteration}")
+        return True
+
+    def _folder_to_load(self) -> Path | None:
+        if self.config.load is None:
+            return None
+        root = Path(self.config.load)
+        if (root / ".metadata").is_file():
+            return root
+        found = self.config.ckpt_step or read_tracker(root)
+        if found is None:
+            same = self.config.save is not None and Path(self.config.save).resolve() == root.resolve()
+            if same and not self.config.exit_on_missing_checkpoint:
+                logger.info(f"no checkpoint in {root} yet: starting at iteration 0")
+                return None
+            raise WeightsError(f"--load {root}: no {TRACKER} there; name a folder of checkpoints, or leave --load out")
+        folder = iteration_folder(root, found)
+        if not (folder / ".metadata").is_file() and found != RELEASE:
+            have = ", ".join(map(str, saved_iterations(root))) or "none"
+            raise WeightsError(f"--load {root}: no complete checkpoint of iteration {found}; there are: {have}")
+        return folder
+
+    def _content(self, state: TrainState) -> dict[str, Any]:
+        names = mm_names(state.model, self.key_map)
+        kept = {
+            name: parameter.detach()
+            for parameter, name in names.items()
+            if parameter.requires_grad or self.config.save_full_model or self.base is None
+        }
+        content: dict[str, Any] = {
+            "model": kept,
+            "iteration": torch.tensor(state.iteration),
+            "sampler": {"consumed_samples": torch.tensor(state.consumed_samples)},
+        }
+        if len(kept) < len(names) and self.base is not None:
+            content["base"] = asdict(self.base)
+        if not self.config.no_save_optim:
+            content["optimizer"] = {
+                "state": optimizer_state(state.optimizer, names),
+                "group_steps": pack(group_steps(state.optimizer)),
+            }
+            content["schedule"] = pack(state.scheduler.state_dict())
+        if not self.config.no_save_rng:
+            content["rng"] = {f"rank_{dist.get_rank():05d}": rng_state(self.accelerator)}
+        return content
+
+    def _prepare(self, root: Path, iteration: int) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(f"{_TEMPORARY}*"):  # of a run that was killed while saving
+            shutil.rmtree(left)
+        temporary = _temporary(root, iteration)
+        temporary.mkdir()
+        (temporary / "job.json").write_text(self.job_json + "\n", encoding="utf-8")
+
+    def _write(self, root: Path, iteration: int, write: Any) -> None:
+        try:
+            write()
+        except (CheckpointException, OSError, RuntimeError) as error:
+            if dist.get_rank() == 0:
+                shutil.rmtree(_temporary(root, iteration), ignore_errors=True)
+            raise WeightsError(
+                f"{iteration_folder(root, iteration)}: could not be written: {_reason(error)}; "
+                "earlier checkpoints are as they were; free space or choose another --save, then resume with --load"
+            ) from error
+
+    def _finish(self, root: Path, iteration: int) -> None:
+        target, replaced = iteration_folder(root, iteration), root / f"{_TEMPORARY}replaced"
+        if target.exists():
+            target.rename(replaced)
+        _temporary(root, iteration).rename(target)
+        write_tracker(root, iteration)
+        shutil.rmtree(replaced, ignore_errors=True)
+        interval = self.config.save_retain_interval
+        for old in saved_iterations(root) if interval else ():
+            if interval and old % interval and old < iteration:
+                shutil.rmtree(iteration_folder(root, old))
+        logger.info(f"saved {target}")
+
+    def _on_first_rank(self, root: Path, work: Any) -> None:
+        """Rank 0 does it, all wait; a failure is everybody's. Raises WeightsError."""
+        answer: list[str | None] = [None]
+        if dist.get_rank() == 0:
+            try:
+                work()
+            except OSError as error:
+                answer = [f"{root}: {error.strerror or error}; free space or choose another --save"]
+        dist.broadcast_object_list(answer, src=0)
+        if answer[0] is not None:
+            raise WeightsError(answer[0])
+
+
+def load_checkpoint(
+    folder: Path,
+    state: TrainState,
+    config: CheckpointConfig,
+    accelerator: Accelerator,
+    key_map: KeyMap,
+    base: BaseReference | None,
+) -> None:
+    """Fill `state` from one DCP folder, on any number of ranks. Raises WeightsError naming what does not fit."""
+    reader = FileSystemReader(folder)
+    metadata = reader.read_metadata()
+    names = mm_names(state.model, key_map)
+    _check_weights(folder, metadata, names)
+    content: dict[str, Any] = {
+        "model": {name: p.detach() for p, name in names.items() if f"model.{name}" in metadata.state_dict_metadata}
+    }
+    if not config.finetune:
+        content |= {"iteration": torch.tensor(0), "sampler": {"consumed_samples": torch.tensor(0)}}
+        if not config.no_load_optim:
+            content |= _optimizer_places(metadata, names)
+        if not config.no_load_rng:
+            content |= _rng_places(metadata)
+    load(content, storage_reader=reader)
+    if config.finetune:
+        return
+    state.iteration = int(content["iteration"])
+    state.consumed_samples = int(content["sampler"]["consumed_samples"])
+    if "schedule" in content:
+        state.scheduler.load_state_dict(unpack(content["schedule"]))
+    if "optimizer" in content:
+        found = content["optimizer"]
+        load_optimizer_state(state.optimizer, found["state"], unpack(found["group_steps"]), names)
+    if "rng" in content:
+        set_rng_state(accelerator, next(iter(content["rng"].values())))
+
+
+def mm_names(model: nn.Module, key_map: KeyMap) -> dict[nn.Parameter, str]:
+    """Parameter → its MM name, in the model's order."""
+    return {parameter: key_map.to_theirs(name) for name, parameter in model.named_parameters()}
+
+
+def _check_weights(folder: Path, metadata: Metadata, names: Mapping[nn.Parameter, str]) -> None:
+    saved = {key.removeprefix("model.") for key in metadata.state_dict_metadata if key.startswith("model.")}
+    trained = {name for parameter, name in names.items() if parameter.requires_grad}
+    missing, foreign = sorted(trained - saved), sorted(saved - set(names.values()))
+    if missing or foreign:
+        text = "; ".join(
+            f"{title}: {', '.join(found[:4])}{' …' if len(found) > 4 else ''}"
+            for title, found in (
+                ("lacks weights that train here", missing),
+                ("holds weights of another model", foreign),
+            )
+            if found
+        )
+        raise WeightsError(f"{folder}: {text}; check the model JSON's sizes and predictor.trainable")
+
+
+def _optimizer_places(metadata: Metadata, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+    """Empty tensors of the sizes that the checkpoint holds: sharded like the parameter where they have its size."""
+    places: dict[str, dict[str, Tensor]] = {}
+    for parameter, name in names.items():
+        prefix = f"optimizer.state.{name}."
+        for key in (k for k in metadata.state_dict_metadata if k.startswith(prefix)):
+            found = metadata.state_dict_metadata[key]
+            if isinstance(found, TensorStorageMetadata) and parameter.requires_grad:
+                like = found.size == parameter.shape
+                dtype = found.properties.dtype
+                place = torch.zeros_like(parameter, dtype=dtype) if like else torch.zeros(found.size, dtype=dtype)
+                places.setdefault(name, {})[key.removeprefix(prefix)] = place.detach()
+    content: dict[str, Any] = {}
+    if steps := _empty(metadata, "optimizer.group_steps"):
+        content["optimizer"] = {"state": places, "group_steps": steps[0]}
+    if schedule := _empty(metadata, "schedule"):
+        content["schedule"] = schedule[0]
+    return content
+
+
+def _rng_places(metadata: Metadata) -> dict[str, Any]:
+    """This rank's generators; a rank that the checkpoint does not know keeps its own."""
+    rank = f"rank_{dist.get_rank():05d}"
+    places = {kind: tensor for kind in ("cpu", "device") for tensor in _empty(metadata, f"rng.{rank}.{kind}")}
+    return {"rng": {rank: places}} if "cpu" in places else {}
+
+
+def _empty(metadata: Metadata, key: str) -> list[Tensor]:
+    found = metadata.state_dict_metadata.get(key)
+    return [torch.zeros(found.size, dtype=found.properties.dtype)] if isinstance(found, TensorStorageMetadata) else []
+
+
+def _detach(value: Any) -> Any:
+    """A copy that training cannot change while it is written."""
+    if isinstance(value, dict):
+        return {key: _detach(item) for key, item in value.items()}
+    return value.detach().clone() if isinstance(value, (Tensor, DTensor)) else value
+
+
+def _temporary(root: Path, iteration: int) -> Path:
+    return root / f"{_TEMPORARY}{iteration_name(iteration)}"
+
+
+def _all_true(value: bool) -> bool:
+    flag = torch.tensor(int(value))
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)  # not over the save's own group: that one is busy
+    return bool(flag)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause: DCP wraps what went wrong on each rank."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (inner, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {_reason(inner)}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -1,0 +1,70 @@
+"""Four gloo ranks, started once for all tests of this folder; a test runs a function on the first n of them."""
+
+import multiprocessing as mp
+import os
+import socket
+import traceback
+
+import pytest
+
+
+class World:
+    """Processes that stay up between tests; each job has a process group of its own."""
+
+    def __init__(self, size=4):
+        context = mp.get_context("spawn")
+        self.pipes = []
+        self.processes = []
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, size, job, *args, **settings):
+        """`job(*args, **settings)` inside `launch` on `size` ranks → their answers, by rank."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank, pipe in enumerate(self.pipes[:size]):
+            pipe.send((rank, size, port, job, args, settings))
+        answers = [pipe.recv() if pipe.poll(120) else (False, "no answer in 120 s") for pipe in self.pipes[:size]]
+        failed = [f"rank {rank}: {answer}" for rank, (fine, answer) in enumerate(answers) if not fine]
+        assert not failed, "\n".join(failed)
+        return [answer for _, answer in answers]
+
+    def close(self):
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+
+
+def _serve(pipe):
+    import torch
+
+    torch.set_num_threads(1)
+    from mindspeed_mm.accelerator import Accelerator
+    from mindspeed_mm.distributed.launch import launch
+
+    while (order := pipe.recv()) is not None:
+        rank, size, port, job, args, settings = order
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        try:
+            with launch(Accelerator.detect("cpu")):
+                answer = job(*args, **settings)
+            pipe.send((True, answer))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+
+
+@pytest.fixture(scope="session")
+def world():
+    started = World()
+    yield started
+    started.close()

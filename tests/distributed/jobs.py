@@ -1,0 +1,142 @@
+"""What the ranks of these tests run: a few training steps on a tiny model, described by plain settings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
+from mindspeed_mm.distributed.mesh import Mesh, build_mesh
+from mindspeed_mm.models.wan.config import PredictorConfig, VaceDitConfig
+from mindspeed_mm.training.build import build_model
+from mindspeed_mm.training.config import OptimizerConfig
+from mindspeed_mm.training.optim import build_optimizer
+from tests.tiny import TINY, tiny_inputs, tiny_transformer
+
+
+def predictor(**changes: Any) -> PredictorConfig:
+    """TINY as the model JSON says it, fp32."""
+    values = {**TINY.trunk.model_dump(), "dtype": "fp32", "vace_dit": VaceDitConfig(vace_layers=TINY.vace_layers)}
+    return PredictorConfig(**{**values, **changes})
+
+
+class FromModule:
+    """The weights of a whole model as a source: what open_weights answers, without files."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.state = module.state_dict()
+        self.shapes = {name: weight.shape for name, weight in self.state.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.state[name]
+
+
+@dataclass
+class Setup:
+    """One run's settings, and what they build."""
+
+    trainable: str = "branch"
+    dtype: str = "fp32"
+    cp: int = 1
+    fsdp: dict[str, Any] = field(default_factory=dict)
+    parallel: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def build(self) -> tuple[nn.Module, Mesh]:
+        fsdp = Fsdp2Config(**{"param_dtype": self.dtype, **self.fsdp})
+        parallel = ParallelConfig(context_parallel_size=self.cp, **self.parallel)
+        accelerator = Accelerator.detect("cpu")
+        mesh = build_mesh(parallel, accelerator, fsdp)
+        source = FromModule(tiny_transformer(self.seed))
+        part = predictor(trainable=self.trainable, dtype=self.dtype)
+        return build_model(part, parallel, fsdp, mesh, accelerator, source=source), mesh
+
+
+GRID = {"frames": 3, "height": 6, "width": 10}  # 45 tokens: no multiple of 2 or 4
+
+
+def sample(index: int, grid: dict[str, int] = GRID) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Inputs and target number `index`: the same on every rank."""
+    inputs = tiny_inputs(index, **grid)
+    target = torch.randn(inputs["latents"].shape, generator=torch.Generator().manual_seed(1000 + index))
+    return inputs, target
+
+
+def optimizer(model: nn.Module, lr: float = 1e-2) -> torch.optim.Optimizer:
+    return build_optimizer(model, OptimizerConfig(lr=lr))
+
+
+def step(model: nn.Module, mesh: Mesh, optim: torch.optim.Optimizer, iteration: int, batch: int, grid=GRID) -> float:
+    """One iteration over `batch` samples, spread over the data-parallel ranks. → the global loss."""
+    share = batch // mesh.dp_size
+    total = torch.zeros(())
+    for number in range(share):
+        model.set_requires_gradient_sync(number == share - 1)
+        inputs, target = sample(iteration * batch + mesh.dp_rank * share + number, grid)
+        loss = (model(**inputs) - target).square().mean()
+        (loss / share).backward()
+        total += loss.detach() / share
+    optim.step()
+    optim.zero_grad()
+    dist.all_reduce(total)
+    return float(total / dist.get_world_size())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: whole(parameter) for name, parameter in model.named_parameters()}
+
+
+def train(setup: Setup, steps: int, batch: int = 4, grid=GRID) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """→ losses and final weights (on rank 0 only: the others answer {})."""
+    model, mesh = setup.build()
+    optim = optimizer(model)
+    losses = [step(model, mesh, optim, iteration, batch, grid) for iteration in range(steps)]
+    final = weights(model)
+    return losses, final if mesh.rank == 0 else {}
+
+
+def gradients(setup: Setup, grid: dict[str, int] = GRID) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one sample that all ranks share."""
+    model, mesh = setup.build()
+    inputs, target = sample(0, grid)
+    loss = (model(**inputs) - target).square().mean()
+    loss.backward()
+    found = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss), found if mesh.rank == 0 else {}
+
+
+def plain(
+    steps: int, batch: int = 4, trainable: str = "branch", grid=GRID
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same training without any sharding: one module, one process, torch's AdamW."""
+    from mindspeed_mm.training.build import trains
+
+    model = tiny_transformer(0).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains(name, trainable))
+    optim = optimizer(model)
+    losses = []
+    for iteration in range(steps):
+        total = 0.0
+        for number in range(batch):
+            inputs, target = sample(iteration * batch + number, grid)
+            loss = (model(**inputs) - target).square().mean()
+            (loss / batch).backward()
+            total += float(loss.detach()) / batch
+        optim.step()
+        optim.zero_grad()
+        losses.append(total)
+    return losses, weights(model)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -6,13 +6,31 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
+from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.errors import DataError
 
 ShortClip = Literal["keep", "pad", "resample", "reject"]
 LongClip = Literal["trim", "resample"]
 _SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
+_SLIVER = 0.1  # of a frame; an end that is rounded up by less brings no frame of its own
+
+
+class Timeline(Protocol):
+    """What is known about when a clip's frames are shown: from its header, or from an open reader."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def times(self) -> Sequence[float]: ...  # seconds from the first frame, rising
+    @property
+    def duration(self) -> float: ...  # when the last frame goes off
+    @property
+    def timed(self) -> bool: ...  # False for images: they have an order, but no clock
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,7 @@ def choose_frames(
     """
     if not times:
         raise DataError("the clip has no frames")
-    available = max(1, math.ceil((duration - _SLACK) * fps))
+    available = max(1, math.ceil(duration * fps - _SLIVER))
     grid = [i / fps for i in range(min(available, num_frames))]
     if available == num_frames:
         return _at(times, grid, fps, "exact")
@@ -53,6 +71,35 @@ def choose_frames(
     if short_clip == "pad":
         return _at(times, grid + [grid[-1]] * (num_frames - available), fps, "pad")
     return _at(times, grid[: (available - 1) // 4 * 4 + 1], fps, "keep")
+
+
+def choose(video: Timeline, config: VideoConfig) -> FrameChoice:
+    """The frames of `video` that `config` asks for. An image folder has no clock: its images are taken one by one."""
+    return choose_frames(
+        video.times if video.timed else [i / config.train_fps for i in range(video.num_frames)],
+        duration=video.duration if video.timed else video.num_frames / config.train_fps,
+        num_frames=config.num_frames,
+        fps=config.train_fps,
+        short_clip=config.short_clip,
+        long_clip=config.long_clip,
+    )
+
+
+def align(key: str, other: Timeline, video: Timeline, chosen: FrameChoice) -> tuple[int, ...]:
+    """Which frames of another stream of the sample belong to the `chosen` ones of `video`.
+
+    Frame by frame where both have as many, by time where they have not; a still mask holds for the whole clip.
+    Raises DataError when the other stream ends before the chosen frames do.
+    """
+    if other.num_frames == 1 and key == "src_video_mask":
+        return (0,) * len(chosen.indices)
+    if other.num_frames == video.num_frames:
+        return chosen.indices
+    if not other.timed or not video.timed or other.duration < chosen.times[-1] + 0.5 / chosen.fps:
+        raise DataError(
+            f"{key} has {other.num_frames} frames, video {video.num_frames}; cut both to one length, or leave {key} null"
+        )
+    return tuple(frame_at(other.times, moment) for moment in chosen.times)
 
 
 def _at(times: Sequence[float], grid: Sequence[float], fps: float, policy: str) -> FrameChoice:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,18 @@ def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
     records: list[SampleRecord] = []
     problems: list[Problem] = []
     notes: dict[str, None] = {}
+    named: list[_Named] = []
     row = 0
     for folder, listing in _datasets(Path(data_path), None if data_folder is None else Path(data_folder)):
         for place, values in enumerate(_rows(listing)):
-            found = _Row(f"{listing.name}[{place}]", row, folder, values, problems, notes).record()
+            reader = _Row(f"{listing.name}[{place}]", row, folder, values, problems, notes)
+            found = reader.record()
             records += [] if found is None else [found]
+            named += reader.named
             row += 1
     if not row:
         raise DataError(f"{data_path}: the dataset has no rows")
-    missing = _missing_files(records)
+    missing = _missing_files(named)
     bad = {problem.row for problem in missing}
     kept = tuple(record for record in records if record.row not in bad)
     return Manifest(kept, tuple(sorted([*problems, *missing], key=lambda p: p.row)), tuple(notes), row)
@@ -126,6 +129,15 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
+@dataclass(frozen=True)
+class _Named:
+    """A file that a row names."""
+
+    address: str
+    path: Path
+    row: int
+
+
 @dataclass
 class _Row:
     """One row while it is read; what is wrong with it goes to `problems`."""
@@ -136,6 +148,7 @@ class _Row:
     values: Any
     problems: list[Problem]
     notes: dict[str, None]
+    named: list[_Named] = field(default_factory=list)  # every file that the row names, good or bad
 
     def record(self) -> SampleRecord | None:
         before = len(self.problems)
@@ -208,20 +221,18 @@ class _Row:
         if os.path.commonpath([root, os.path.abspath(path)]) != root:
             self._bad(key, f"{text} lies outside the dataset's folder {self.folder}; move it there, or link it")
             return None
+        self.named.append(_Named(f"{self.address}.{key}", path, self.row))
         return path
 
 
-def _missing_files(records: Sequence[SampleRecord]) -> list[Problem]:
+def _missing_files(named: Sequence[_Named]) -> list[Problem]:
     """Looked up by many threads: on network storage each look takes its time."""
     with ThreadPoolExecutor(max_workers=32) as pool:
-        return [problem for found in pool.map(_missing_in, records, chunksize=64) for problem in found]
-
-
-def _missing_in(record: SampleRecord) -> list[Problem]:
+        there = list(pool.map(lambda file: file.path.exists(), named, chunksize=64))
     return [
-        Problem(f"{record.address}.{key}", f"{path}: no such file", record.row)
-        for key, path in files_of(record)
-        if not path.exists()
+        Problem(file.address, f"{file.path}: no such file", file.row)
+        for file, is_there in zip(named, there, strict=True)
+        if not is_there
     ]
 
 

@@ -19,13 +19,23 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mindspeed_mm.data.config import VideoConfig
-from mindspeed_mm.data.frames import FrameChoice, LongClip, ShortClip, choose_frames, frame_at, target_size, token_count
+from mindspeed_mm.data.frames import (
+    FrameChoice,
+    LongClip,
+    ShortClip,
+    align,
+    choose,
+    choose_frames,
+    target_size,
+    token_count,
+)
 from mindspeed_mm.data.sample import SampleRecord, VideoSample
 from mindspeed_mm.data.video import BLACK, WHITE, Frames, VideoReader, flatten, open_video, read_image
 from mindspeed_mm.errors import DataError
 
 __all__ = [
     "PixelSample",
+    "choose",
     "choose_frames",
     "load_clip",
     "load_mask",
@@ -90,9 +100,11 @@ def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
     size = target_size(video.height, video.width, config.max_hxw)
     source = mask = None
     if record.src_video is not None:
-        source = read_resized(*_aligned(record.src_video, "src_video", video, chosen, config), size, fill)
+        other = open_video(record.src_video, config.reader)
+        source = read_resized(other, align("src_video", other, video, chosen), size, fill)
     if record.src_mask is not None:
-        mask = read_resized(*_aligned(record.src_mask, "src_video_mask", video, chosen, config), size, fill_nearest)
+        other = open_video(record.src_mask, config.reader, background=BLACK)
+        mask = read_resized(other, align("src_video_mask", other, video, chosen), size, fill_nearest)
         mask = mask if config.soft_mask else cut(mask, record.src_mask)
     pixels = read_resized(video, chosen.indices, size, fill)
     if source is None and mask is not None:
@@ -107,35 +119,6 @@ def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
         frame_indices=chosen.indices,
         frame_policy=chosen.policy,
     )
-
-
-def choose(video: VideoReader, config: VideoConfig) -> FrameChoice:
-    """The frames of `video` that `config` asks for. An image folder has no clock: its images are taken one by one."""
-    return choose_frames(
-        video.times if video.timed else [i / config.train_fps for i in range(video.num_frames)],
-        duration=video.duration if video.timed else video.num_frames / config.train_fps,
-        num_frames=config.num_frames,
-        fps=config.train_fps,
-        short_clip=config.short_clip,
-        long_clip=config.long_clip,
-    )
-
-
-def _aligned(
-    path: Path, key: str, video: VideoReader, chosen: FrameChoice, config: VideoConfig
-) -> tuple[VideoReader, tuple[int, ...]]:
-    """The other stream of a sample, and which of its frames belong to the chosen ones of `video`."""
-    other = open_video(path, config.reader, background=BLACK if key == "src_video_mask" else WHITE)
-    if other.num_frames == 1 and key == "src_video_mask":
-        return other, (0,) * len(chosen.indices)  # a still mask holds for the whole clip
-    if other.num_frames == video.num_frames:
-        return other, chosen.indices
-    if not other.timed or not video.timed or other.duration < chosen.times[-1] + 0.5 / chosen.fps:
-        raise DataError(
-            f"{key} {path} has {other.num_frames} frames, video {video.path} {video.num_frames}; cut both to one length, "
-            f"or leave {key} null"
-        )
-    return other, tuple(frame_at(other.times, moment) for moment in chosen.times)
 
 
 def read_resized(reader: VideoReader, indices: Sequence[int], size: tuple[int, int], resize: Resize) -> Frames:

@@ -51,7 +51,12 @@ def open_video(
         raise DataError(f"{path}: no such file")
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageReader(path, background)
-    return DecordReader(path, threads) if reader == "decord" else AvReader(path, threads)
+    if reader == "decord":
+        try:
+            return DecordReader(path, threads)
+        except DataError:
+            pass  # decord knows fewer formats and stumbles over some small widths; PyAV gives the same frames, or the reason
+    return AvReader(path, threads)
 
 
 class DecordReader:
@@ -69,12 +74,12 @@ class DecordReader:
             self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=threads, fault_tol=1e-9)
             self.num_frames = len(self._reader)
             stamps = self._reader.get_frame_timestamp(range(self.num_frames)).astype(np.float64)
-            first = self._reader.get_batch([0]).asnumpy()
+            first: Frames = self._reader.get_batch([0]).asnumpy()
         except Exception as error:  # decord raises RuntimeError, DECORDError and AssertionError alike
-            raise DataError(f"{path}: cannot be opened as a video: {_short(error)}") from None
+            raise DataError(f"{path}: cannot be opened as a video: {short(error)}") from None
         self.height, self.width = first.shape[1:3]
         self.times = [round(float(t), 6) for t in stamps[:, 0] - stamps[0, 0]]
-        self.duration, self.fps = _clock(self.times, float(stamps[-1, 1] - stamps[-1, 0]))
+        self.duration, self.fps = clock(self.times, float(stamps[-1, 1] - stamps[-1, 0]))
 
     def read(self, indices: Sequence[int]) -> Frames:
         """Frames at `indices`, uint8 [T, H, W, 3]."""
@@ -82,7 +87,7 @@ class DecordReader:
         try:
             frames: Frames = self._reader.get_batch(list(indices)).asnumpy()
         except Exception as error:
-            raise DataError(f"{self.path}: frames {_span(indices)} cannot be decoded: {_short(error)}") from None
+            raise DataError(f"{self.path}: frames {_span(indices)} cannot be decoded: {short(error)}") from None
         return frames
 
 
@@ -99,19 +104,19 @@ class AvReader:
             self._container: Any = av.open(str(path), metadata_errors="ignore")
             self._stream: Any = self._container.streams.video[0]
             self._stream.codec_context.thread_count = threads
-            self._stamps, self._keys, last = _index(self._container, self._stream)
+            self._stamps, self._keys, last = index_frames(self._container, self._stream)
             self._next = -1  # the frame that the decoder gives next; -1 = it must seek
             self._frames: Iterator[Any] = iter(())
             first = self._decode(0)
         except DataError:
             raise
         except Exception as error:  # av.error.FFmpegError, IndexError when there is no video stream
-            raise DataError(f"{path}: cannot be opened as a video: {_short(error)}") from None
+            raise DataError(f"{path}: cannot be opened as a video: {short(error)}") from None
         base = float(self._stream.time_base)
         self.num_frames = len(self._stamps)
         self.height, self.width = first.shape[:2]
         self.times = [round((stamp - self._stamps[0]) * base, 6) for stamp in self._stamps]
-        self.duration, self.fps = _clock(self.times, last * base)
+        self.duration, self.fps = clock(self.times, last * base)
 
     def read(self, indices: Sequence[int]) -> Frames:
         """Frames at `indices`, uint8 [T, H, W, 3]."""
@@ -123,7 +128,7 @@ class AvReader:
             except DataError:
                 raise
             except Exception as error:
-                raise DataError(f"{self.path}: frame {index} cannot be decoded: {_short(error)}") from None
+                raise DataError(f"{self.path}: frame {index} cannot be decoded: {short(error)}") from None
         return np.stack([frames[index] for index in indices])
 
     def _decode(self, index: int) -> Frames:
@@ -137,16 +142,16 @@ class AvReader:
             stamp = frame.pts if frame.pts is not None else frame.dts
             if stamp is not None and stamp >= wanted:
                 self._next = index + 1
-                if stamp > wanted:
+                if stamp > wanted or getattr(frame, "is_corrupt", False):
                     break
-                return _upright(frame)
+                return upright(frame)
         self._next = -1
         raise DataError(
             f"{self.path}: frame {index} of {len(self._stamps)} cannot be decoded: the file is cut off or damaged"
         )
 
 
-def _index(container: Any, stream: Any) -> tuple[list[int], list[int], int]:
+def index_frames(container: Any, stream: Any) -> tuple[list[int], list[int], int]:
     """Time stamps of all frames in showing order, places of the key frames, and how long the last frame stays. No decoding."""
     packets = []
     for packet in container.demux(stream):
@@ -160,7 +165,7 @@ def _index(container: Any, stream: Any) -> tuple[list[int], list[int], int]:
     return [stamp for stamp, _, _ in packets], keys or [0], packets[-1][2]
 
 
-def _upright(frame: Any) -> Frames:
+def upright(frame: Any) -> Frames:
     """The frame in RGB, turned as its display matrix says (phones film lying down)."""
     image: Frames = frame.to_ndarray(format="rgb24")
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise
@@ -208,7 +213,7 @@ def read_image(path: str | Path, background: int = WHITE) -> Frames:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError
-        raise DataError(f"{path}: cannot be read as an image: {_short(error)}") from None
+        raise DataError(f"{path}: cannot be read as an image: {short(error)}") from None
 
 
 def flatten(image: Image.Image, background: int = WHITE) -> Frames:
@@ -240,7 +245,7 @@ def write_video(
             _encode(container, iter(frames), fps, _codec(path.suffix.lower(), lossless), quality)
         os.replace(draft, path)
     except av.error.FFmpegError as error:
-        raise DataError(f"{path}: cannot be written: {_short(error)}") from None
+        raise DataError(f"{path}: cannot be written: {short(error)}") from None
     finally:
         draft.unlink(missing_ok=True)
     return path
@@ -280,7 +285,7 @@ def _even(frame: Frames) -> Frames:
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _clock(times: Sequence[float], last: float) -> tuple[float, float]:
+def clock(times: Sequence[float], last: float) -> tuple[float, float]:
     """When the clip ends, and its mean frame rate. `last`: how long the last frame stays, 0 = not known."""
     if len(times) > 1:
         mean = times[-1] / (len(times) - 1)
@@ -303,6 +308,8 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """The first line of a library's error, without its number and the file's name, cut to a readable length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:160]
+    text = lines[0] if lines else type(error).__name__
+    return re.sub(r"^\[Errno \d+\] |: '.*'$|^\[[\d:]+\] \S+: ", "", text)[:160]

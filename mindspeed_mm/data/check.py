@@ -1,0 +1,253 @@
+"""Look at every clip of a dataset before any device is touched: what cannot be used and why, and what the rest will become. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.frames import align, choose, target_size, token_count
+from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
+from mindspeed_mm.data.probe import ClipInfo, probe
+from mindspeed_mm.data.readahead import ReadAhead
+from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.data.video import read_image
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.log import get_logger
+
+logger = get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFacts:
+    """What one usable row is, and what becomes of it."""
+
+    row: int
+    fps: float
+    seconds: float
+    source_size: tuple[int, int]  # height, width
+    size: tuple[int, int]
+    frames: int
+    policy: str
+    tokens: int
+    conditions: tuple[str, ...]  # of: src_video, mask, still mask, mask only, 1 reference, 2 references, …
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What the check found. `records` can be used; `problems` say why the others cannot."""
+
+    rows: int
+    records: tuple[SampleRecord, ...]
+    facts: tuple[ClipFacts, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bad_rows(self) -> list[int]:
+        """Rows with a problem."""
+        return sorted({problem.row for problem in self.problems})
+
+    def demand(self, skip_bad_samples: int) -> None:
+        """Raise DataError, listing the problems, when more rows than `skip_bad_samples` are bad or none is good."""
+        if len(self.bad_rows) > skip_bad_samples or not self.records:
+            hint = (
+                "" if skip_bad_samples >= self.rows else "; correct them, or go on without them: --skip-bad-samples N"
+            )
+            raise DataError(list_problems(self.problems, self.rows) + hint)
+
+    def write(self, path: Path) -> None:
+        """A JSON file that names every row that is left out, and why."""
+        skipped = [{"row": p.row, "address": p.address, "problem": p.message} for p in self.problems]
+        content = {"rows": self.rows, "usable": len(self.records), "skipped": skipped, "notes": list(self.notes)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+
+    def summary(self) -> str:
+        """A table, one line for each thing one wants to know before starting."""
+        facts = self.facts
+        if not facts:
+            return f"clips       none of {self.rows} can be used"
+        seconds = [fact.seconds for fact in facts]
+        bare = [() for fact in facts if not fact.conditions]
+        lines = [
+            ("clips", f"{len(facts)} of {self.rows}" + (f", {len(self.bad_rows)} bad" if self.problems else "")),
+            ("length", f"{_seconds(min(seconds))} to {_seconds(max(seconds))}, {_seconds(sum(seconds))} together"),
+            ("frame rate", _counts(f"{fact.fps:g} fps" for fact in facts)),
+            ("size", _counts(f"{_size(fact.source_size)} to {_size(fact.size)}" for fact in facts)),
+            ("conditions", _counts([*(name for fact in facts for name in fact.conditions), *("none" for _ in bare)])),
+            ("frames", _counts(f"{fact.frames} ({fact.policy})" for fact in facts)),
+            ("tokens", _counts(str(fact.tokens) for fact in facts) + f"; {sum(f.tokens for f in facts)} together"),
+        ]
+        remarks = [("remark", remark) for remark in _remarks(facts)] + [("remark", note) for note in self.notes]
+        return "\n".join(f"{name:<12}{text}" for name, text in lines + remarks)
+
+
+def check_dataset(
+    data_path: str | Path,
+    config: VideoConfig,
+    *,
+    data_folder: str | Path | None = None,
+    skip_bad_samples: int = 0,
+    report_path: Path | None = None,
+    workers: int | None = None,
+    timeout: float = 60.0,
+) -> CheckReport:
+    """Read a manifest and look into every clip, tell what was found, and raise DataError if more rows than
+    `skip_bad_samples` are bad. With `report_path`, the rows that are left out are written there in any case.
+    """
+    manifest = scan_manifest(data_path, data_folder)
+    report = check_manifest(manifest, config, workers=workers, timeout=timeout)
+    for line in report.summary().splitlines():
+        logger.info(line)
+    if report_path is not None and report.problems:
+        report.write(report_path)
+    report.demand(skip_bad_samples)
+    for problem in report.problems[:20]:
+        logger.warning("left out: %s", problem)
+    if report.problems:
+        logger.warning("%d of %d rows are left out%s", len(report.bad_rows), report.rows, f"; all of them: {report_path}" if report_path else "")  # fmt: skip
+    return report
+
+
+def check_manifest(
+    manifest: Manifest | Sequence[SampleRecord],
+    config: VideoConfig,
+    *,
+    workers: int | None = None,
+    timeout: float = 60.0,
+) -> CheckReport:
+    """Open every clip, image and mask of the records, many at a time. A file that takes longer than `timeout` seconds is bad.
+
+    `workers=0` looks in this process, without a time limit.
+    """
+    if not isinstance(manifest, Manifest):
+        manifest = Manifest(tuple(manifest), (), (), len(manifest))
+    workers = min(8, os.cpu_count() or 1, len(manifest.records)) if workers is None else workers
+    facts: list[ClipFacts] = []
+    problems = list(manifest.problems)
+    with ReadAhead(partial(look_at, config=config), num_workers=workers, timeout=timeout) as crew:
+        for record, found in crew.map(manifest.records):
+            if isinstance(found, ClipFacts):
+                facts.append(found)
+            elif isinstance(found, DataError):
+                problems.append(Problem(record.address, str(found), record.row))
+            else:
+                problems.extend(found)
+    bad = {problem.row for problem in problems}
+    return CheckReport(
+        rows=manifest.rows,
+        records=tuple(record for record in manifest.records if record.row not in bad),
+        facts=tuple(facts),
+        problems=tuple(sorted(problems, key=lambda problem: problem.row)),
+        notes=manifest.notes,
+    )
+
+
+def look_at(record: SampleRecord, config: VideoConfig) -> ClipFacts | list[Problem]:
+    """The facts of one row, or everything that is wrong with it."""
+    problems: list[Problem] = []
+    video = _probe(record, "video", record.video, problems)
+    source = _probe(record, "src_video", record.src_video, problems)
+    mask = _probe(record, "src_video_mask", record.src_mask, problems)
+    for place, path in enumerate(record.src_ref_images):
+        _try(record, f"src_ref_images[{place}]", partial(read_image, path), problems)
+    if video is None:
+        return problems
+    facts = _try(record, "video", partial(_facts, record, video, source, mask, config), problems)
+    if facts is not None:
+        chosen = choose(video, config)
+        for key, other in (("src_video", source), ("src_video_mask", mask)):
+            if other is not None:
+                _try(record, key, partial(align, key, other, video, chosen), problems)
+    return problems or ([] if facts is None else facts)
+
+
+def _facts(
+    record: SampleRecord, video: ClipInfo, source: ClipInfo | None, mask: ClipInfo | None, config: VideoConfig
+) -> ClipFacts:
+    chosen = choose(video, config)
+    size = target_size(video.height, video.width, config.max_hxw)
+    refs = len(record.src_ref_images)
+    return ClipFacts(
+        row=record.row,
+        fps=video.fps if video.timed else config.train_fps,
+        seconds=video.duration if video.timed else video.num_frames / config.train_fps,
+        source_size=(video.height, video.width),
+        size=size,
+        frames=len(chosen.indices),
+        policy=chosen.policy,
+        tokens=token_count(len(chosen.indices), *size, refs),
+        conditions=_conditions(source, mask, refs),
+        remarks=tuple(_remarks_on(video, source, mask, config)),
+    )
+
+
+def _conditions(source: ClipInfo | None, mask: ClipInfo | None, refs: int) -> tuple[str, ...]:
+    names = [] if source is None else ["src_video"]
+    if mask is not None:
+        still = "still " if mask.num_frames == 1 else ""
+        names.append(f"{still}mask" + ("" if source else " of the video itself"))
+    return tuple(names + ([f"{refs} reference{'s' * (refs > 1)}"] if refs else []))
+
+
+def _remarks_on(video: ClipInfo, source: ClipInfo | None, mask: ClipInfo | None, config: VideoConfig) -> list[str]:
+    remarks = []
+    if video.variable:
+        remarks.append("a variable frame rate: frames are taken by their time")
+    if video.timed and video.fps < 0.95 * config.train_fps:
+        remarks.append(f"fewer frames a second than train_fps {config.train_fps:g}: frames are repeated")
+    if video.squeezed:
+        remarks.append("pixels that are not square: the picture is squeezed")
+    for name, other in (("src_video", source), ("mask", mask)):
+        if other is not None and abs(other.width / other.height / (video.width / video.height) - 1) > 0.02:
+            remarks.append(f"a {name} of another aspect than the video: its edges are cut differently")
+    return remarks
+
+
+def _probe(record: SampleRecord, key: str, path: Path | None, problems: list[Problem]) -> ClipInfo | None:
+    return None if path is None else _try(record, key, partial(probe, path), problems)
+
+
+def _try(record: SampleRecord, key: str, look: partial[T], problems: list[Problem]) -> T | None:
+    """What `look` answers; what it raises becomes a problem with an address."""
+    try:
+        return look()
+    except DataError as error:
+        problems.append(Problem(f"{record.address}.{key}", str(error), record.row))
+        return None
+
+
+def _remarks(facts: Sequence[ClipFacts]) -> list[str]:
+    counted = Counter(remark for fact in facts for remark in fact.remarks)
+    return [f"{_clips(count)} with {remark}" for remark, count in counted.most_common()]
+
+
+def _counts(words: Iterable[str], shown: int = 6) -> str:
+    counted = Counter(words)
+    text = ", ".join(f"{word}: {count}" for word, count in counted.most_common(shown))
+    return text + (f", {len(counted) - shown} more kinds" if len(counted) > shown else "")
+
+
+def _clips(count: int) -> str:
+    return "1 clip" if count == 1 else f"{count} clips"
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -83,9 +83,12 @@ def read_text(path: str | Path) -> str:
 
 
 def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
-    location = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
+    unknown = item["type"] == "extra_forbidden"
+    *path, last = item["loc"] or [""]
+    location = [part for part in path if not _is_type_tag(part)]
+    location += [last] if unknown or not _is_type_tag(last) else []
     address = ":".join(filter(None, [where, _dotted(location)]))
-    if item["type"] == "extra_forbidden":
+    if unknown:
         known = _known_keys(schema, location[:-1])
         return f"{address}: unknown key{did_you_mean(str(location[-1]), known)}"
     if item["type"] == "missing":
@@ -94,6 +97,11 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
     value = item.get("input")
     found = f" (found {value!r})" if isinstance(value, (str, int, float, bool, type(None))) else ""
     return f"{address}: {message}{found}"
+
+
+def _is_type_tag(part: object) -> bool:
+    """Whether pydantic put this part there to say which type of a union it tried, as in `tuple[str, ...]`."""
+    return isinstance(part, str) and (not part or "[" in part)
 
 
 def _dotted(location: list[Any]) -> str:

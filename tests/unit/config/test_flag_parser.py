@@ -1,0 +1,59 @@
+"""Fields become flags: name, type, default and help come from the schema."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, flag_name, given
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.errors import ConfigError
+
+
+class Optimizer(Config):
+    adam_beta1: float = Field(default=0.9, description="decay of the mean, 100% of it")
+    train_iters: int | None = Field(default=None, description="iterations")
+    style: Literal["constant", "cosine"] = Field(default="constant", description="shape")
+    bf16: bool = Field(default=False, description="half precision")
+    ranks: tuple[int, ...] = Field(default=(0,), description="which ranks")
+
+
+@pytest.fixture
+def parser() -> FlagParser:
+    made = FlagParser("prog", "A test.")
+    add_flags(made, Optimizer, "optimizer")
+    return made
+
+
+def test_each_field_is_a_flag_of_its_type(parser: FlagParser) -> None:
+    argv = ["--adam-beta1", "0.8", "--train-iters", "7", "--style", "cosine", "--bf16", "--ranks", "1", "2"]
+    assert given(parser.parse_strict(argv), Optimizer) == {
+        "adam_beta1": 0.8, "train_iters": 7, "style": "cosine", "bf16": True, "ranks": [1, 2],
+    }  # fmt: skip
+
+
+def test_a_flag_that_is_not_given_leaves_the_schema_s_default(parser: FlagParser) -> None:
+    assert given(parser.parse_strict([]), Optimizer) == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--adam-bta1", "1"], r"unknown argument '--adam-bta1' \(did you mean '--adam-beta1'\?\)"),
+        (["--adam", "1"], "unknown argument '--adam'"),  # no abbreviations
+        (["--adam-beta1", "much"], "argument --adam-beta1: invalid float value: 'much'"),
+        (["--style", "linear"], "argument --style: invalid choice: 'linear'"),
+        (["--train-iters"], "argument --train-iters: expected one argument"),
+    ],
+)
+def test_a_wrong_flag_is_a_config_error(argv: list[str], message: str, parser: FlagParser) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parser.parse_strict(argv)
+
+
+def test_help_shows_description_and_default(parser: FlagParser) -> None:
+    text = " ".join(parser.format_help().split())
+    assert "decay of the mean, 100% of it (default: 0.9)" in text
+    assert flag_name("train_iters") == "--train-iters"

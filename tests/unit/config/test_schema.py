@@ -1,0 +1,118 @@
+"""Configs: frozen, strict, and every error with the address of what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError
+
+from mindspeed_mm.config.schema import Config, parse, read_json, read_yaml
+from mindspeed_mm.errors import ConfigError
+
+
+class Inner(Config):
+    num_heads: int = Field(default=4, gt=0)
+    dtype: str = "bf16"
+    UNUSED: ClassVar[Mapping[str, str]] = {"window_size": "attention is full"}
+
+
+class Outer(Config):
+    predictor: Inner = Inner()
+    rows: tuple[Inner, ...] = ()
+    name: str
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Inner().num_heads = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"name": "a", "predictor": {"num_head": 1}},
+            "f.json:predictor.num_head: unknown key (did you mean 'num_heads'?)",
+        ),
+        ({"name": "a", "rows": [{}, {"dtyp": 1}]}, "f.json:rows[1].dtyp: unknown key (did you mean 'dtype'?)"),
+        ({"name": "a", "zzz": 1}, "f.json:zzz: unknown key"),
+        ({}, "f.json:name: missing; it is required"),
+        (
+            {"name": "a", "predictor": {"num_heads": 0}},
+            "f.json:predictor.num_heads: Input should be greater than 0 (found 0)",
+        ),
+        ({"name": None}, "f.json:name: Input should be a valid string (found None)"),
+    ],
+)
+def test_an_error_has_the_address_of_the_key(values: object, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Outer, values, "f.json")
+    assert str(caught.value) == message
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Outer, {"predictor": {"num_heads": -1}, "nam": "a"}, "f.json")
+    assert len(str(caught.value).split("; ")) >= 3
+
+
+@pytest.mark.parametrize("values", [[], "text", 7, None])
+def test_something_else_than_an_object_is_an_error_with_the_file(values: object) -> None:
+    with pytest.raises(ConfigError, match=r"^f\.json: "):
+        parse(Outer, values, "f.json")
+
+
+def test_keys_of_older_files_are_accepted_and_named_once() -> None:
+    notes: list[str] = []
+    values = {"name": "a", "predictor": {"window_size": [-1, -1]}, "rows": [{"window_size": 1}, {"window_size": 2}]}
+    config = parse(Outer, values, "f.json", notes)
+    assert config.predictor == Inner()
+    assert notes == ["f.json:window_size: accepted, unused: attention is full"]
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=12), st.integers(), max_size=5))
+def test_whatever_is_written_it_parses_or_is_one_of_our_errors(values: dict[str, int]) -> None:
+    try:
+        config = parse(Inner, values, "f.json")
+    except ConfigError as error:
+        assert "f.json" in str(error)
+    else:
+        assert set(values) <= {*Inner.model_fields, *Inner.UNUSED}
+        assert config.num_heads == values.get("num_heads", 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{\n  "a": 1,\n}', r"f\.json:3:1: not valid JSON"),
+        ("", r"f\.json:1:1: not valid JSON"),
+        ("{'a': 1}", r"f\.json:1:2: not valid JSON"),
+    ],
+)
+def test_broken_json_is_told_with_line_and_column(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_json(path)
+
+
+def test_broken_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("a: 1\nb: [1, 2\n")
+    with pytest.raises(ConfigError, match=r"f\.yaml:3: not valid YAML"):
+        read_yaml(path)
+
+
+def test_a_missing_file_a_folder_and_a_binary_are_one_line_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_json(tmp_path)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_json(tmp_path / "binary.json")

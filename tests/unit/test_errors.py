@@ -1,0 +1,89 @@
+"""The exception tree, and how a command ends on one of its errors."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindspeed_mm import errors
+from mindspeed_mm.errors import ConfigError, DataError, LaunchError, MindSpeedMMError, WeightsError
+from mindspeed_mm.log import one_line_errors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_error_of_the_module_hangs_under_the_one_root_and_stands_in_the_picture() -> None:
+    drawn = errors.__doc__ or ""
+    classes = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, Exception)]
+    assert len(classes) == 5
+    for item in classes:
+        assert issubclass(item, MindSpeedMMError)
+        assert item.__name__ in drawn
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError, LaunchError])
+def test_a_command_ends_in_one_line_and_exit_code_1(kind: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+    @one_line_errors
+    def main() -> None:
+        raise kind("data.json[17]:\n  src_mask has 40 frames")
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"{kind.__name__}: data.json[17]: src_mask has 40 frames\n"
+
+
+def test_a_rank_of_several_says_which_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+
+    @one_line_errors
+    def main() -> None:
+        raise LaunchError("no device")
+
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "[rank 3] LaunchError: no device\n"
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    @one_line_errors
+    def broken() -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        broken()
+
+    @one_line_errors
+    def bad_input() -> None:
+        raise ConfigError("a typo")
+
+    monkeypatch.setenv("MINDSPEED_MM_TRACEBACK", "1")
+    with pytest.raises(ConfigError, match="a typo"):
+        bad_input()
+
+
+def test_the_ground_floor_needs_only_the_standard_library() -> None:
+    source = "import mindspeed_mm.errors, mindspeed_mm.registry, mindspeed_mm.log, sys; sys.stdout.write(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    outside = {name.split(".")[0] for name in loaded.split()} & {"torch", "pydantic", "numpy", "yaml", "megatron"}
+    assert not outside
+
+
+def test_no_module_of_ours_raises_a_bare_exception() -> None:
+    """`raise Exception(...)` and `raise RuntimeError(...)` tell a user nothing about what to change."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("mindspeed_mm", "checkpoint", "megatron")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        if ast.unparse(node.exc.func) in ("Exception", "BaseException")
+    ]
+    assert not found

@@ -1,0 +1,312 @@
+"""Rows of a dataset → feature files: read ahead, encode, write behind; whatever is there already is left alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mindspeed_mm.conditioning.streams import StreamEncoder
+from mindspeed_mm.conditioning.text import PromptCache
+from mindspeed_mm.conditioning.vace import encode_features
+from mindspeed_mm.data.content import ContentIndex, Signature, digest_of, digest_of_values, signature_of
+from mindspeed_mm.data.dataset import FEATURE_FOLDER
+from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_info, write_feature
+from mindspeed_mm.data.manifest import files_of
+from mindspeed_mm.data.readahead import ReadAhead
+from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
+from mindspeed_mm.data.transforms import PixelSample, to_sample
+from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.log import get_logger
+
+logger = get_logger(__name__)
+Contents = dict[Path, tuple[Signature, str]]  # file → its signature and hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a feature's key is made of, beside the contents of its files and its captions."""
+
+    pixels: Mapping[str, Any]  # settings of the dataset
+    vae: Mapping[str, Any]  # fingerprint, dtype, tiling
+    text: Mapping[str, Any]  # fingerprint, dtype, tokens
+
+    def key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
+        """The name of the row's feature: the same exactly when the feature would be the same."""
+        pixels = {name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask}
+        return digest_of_values(
+            {
+                "schema": SCHEMA_VERSION,
+                "files": [[slot, digests[path]] for slot, path in files_of(record)],
+                "captions": record.captions,
+                "pixels": pixels,
+                "vae": self.vae,
+                "text": self.text,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """One row to read, and which of its files' contents are known already."""
+
+    record: SampleRecord
+    known: Mapping[Path, str]
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """A row that was read; `pixels` is None when its feature is there already."""
+
+    key: str
+    contents: Contents
+    pixels: PixelSample | None
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """The function that reading processes run. Picklable."""
+
+    load: Callable[[SampleRecord], PixelSample]
+    recipe: Recipe
+    features: Path
+
+    def __call__(self, task: ReadTask) -> ReadResult:
+        """Hash what is not known, and decode what has no feature yet. Raises DataError."""
+        contents: Contents = {}
+        digests = dict(task.known)
+        for _, path in files_of(task.record):
+            if path not in digests:
+                signature = signature_of(path)
+                digests[path] = digest_of(path)
+                contents[path] = (signature, digests[path])
+        key = self.recipe.key(task.record, digests)
+        done = _stored(self.features / f"{key}.safetensors") is not None
+        return ReadResult(key, contents, None if done else self.load(task.record))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A row whose feature is on disk."""
+
+    record: SampleRecord
+    key: str
+    shape: tuple[int, int, int]
+    num_refs: int
+    fresh: bool  # encoded in this run
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A row that could not be used."""
+
+    record: SampleRecord
+    reason: str
+
+
+@dataclass
+class Seconds:
+    """Where the time of the computing process went."""
+
+    read: float = 0.0  # waiting for pixels
+    vae: float = 0.0
+    text: float = 0.0
+    write: float = 0.0  # waiting for earlier files to be written
+
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - start)
+
+
+@dataclass
+class Extraction:
+    """One rank's share of an extraction. `run` gives each row once: Finished or Failed."""
+
+    vae: StreamEncoder
+    text: PromptCache
+    recipe: Recipe
+    load: Callable[[SampleRecord], PixelSample]
+    save_path: Path
+    num_workers: int = 2
+    timeout: float = 600.0
+    rank: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=Seconds)
+
+    def run(
+        self, records: Sequence[SampleRecord], stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Finished | Failed]:
+        """Encode what is missing. After `stop` turns true the current row is finished and the rest left for the next run."""
+        index = ContentIndex(self.save_path / "state", self.rank)
+        read = ReadRow(self.load, self.recipe, self.save_path / FEATURE_FOLDER)
+        with ReadAhead(read, num_workers=self.num_workers, timeout=self.timeout) as ahead, Writer() as writer:
+            rows = iter(ahead.map(self._tasks(records, index)))
+            while not stop():
+                with self.seconds.during("read"):
+                    row = next(rows, None)
+                if row is None:
+                    break
+                outcome = self._row(*row, index, writer)
+                yield from writer.finished()
+                if outcome is not None:
+                    yield outcome
+            with self.seconds.during("write"):
+                yield from writer.finished(all_of_them=True)
+
+    def _tasks(self, records: Iterable[SampleRecord], index: ContentIndex) -> Iterator[ReadTask]:
+        for record in records:
+            known = {path: index.get(path) for _, path in files_of(record)}
+            yield ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
+
+    def _row(
+        self, task: ReadTask, read: ReadResult | DataError, index: ContentIndex, writer: Writer
+    ) -> Finished | Failed | None:
+        if isinstance(read, DataError):
+            return Failed(task.record, _with_address(task.record, str(read)))
+        index.add(read.contents)
+        path = self.save_path / FEATURE_FOLDER / f"{read.key}.safetensors"
+        if read.pixels is None or writer.is_pending(path):
+            with self.seconds.during("write"):
+                writer.wait_for(path)
+            info = read_info(path)
+            return Finished(task.record, read.key, info.shape, info.num_refs, fresh=False)
+        with _watchdog(task.record, self.timeout):
+            try:
+                feature = self._encode(task.record, read.key, read.pixels)
+            except DataError as error:
+                return Failed(task.record, _with_address(task.record, str(error)))
+        shape = (feature.latents.shape[1], feature.latents.shape[2], feature.latents.shape[3])
+        done = Finished(task.record, read.key, shape, feature.num_refs, fresh=True)
+        with self.seconds.during("write"):
+            writer.write(path, feature, self._metadata(task.record, read.pixels), done)
+        return None
+
+    def _encode(self, record: SampleRecord, key: str, pixels: PixelSample) -> FeatureRecord:
+        with self.seconds.during("vae"):
+            try:
+                latents, context = encode_features(self.vae, to_sample(pixels))
+                latents, context = latents.to("cpu", torch.bfloat16), context.to("cpu", torch.bfloat16)
+            except torch.OutOfMemoryError as error:
+                raise MindSpeedMMError(
+                    f"{record.address}: the device ran out of memory encoding {list(pixels.video.shape[:3])} frames x height x "
+                    f"width; set ae.enable_tiling in the model JSON, or lower max_hxw or num_frames ({str(error).splitlines()[0]})"
+                ) from None
+        with self.seconds.during("text"):
+            prompts = self.text.encode(record.captions)
+        return FeatureRecord(
+            latents=latents,
+            vace_context=context,
+            prompt_embeds=prompts,
+            num_refs=len(pixels.src_ref_images),
+            key=key,
+        )
+
+    def _metadata(self, record: SampleRecord, pixels: PixelSample) -> dict[str, str]:
+        import json
+
+        frames, height, width = pixels.video.shape[:3]
+        return {
+            **self.metadata,
+            "frames": str(frames),
+            "height": str(height),
+            "width": str(width),
+            "fps": f"{pixels.fps:g}",
+            "frame_policy": pixels.frame_policy,
+            "frame_indices": json.dumps(pixels.frame_indices),
+            "captions": json.dumps(record.captions, ensure_ascii=False),
+            "source": str(record.video),
+            "address": record.address,
+        }
+
+
+class Writer:
+    """Writes features in a thread of its own, a few at a time in memory. A context manager."""
+
+    def __init__(self, most: int = 2) -> None:
+        self._most = most
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+        self._open: list[tuple[Path, Future[None], Finished]] = []
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def write(self, path: Path, feature: FeatureRecord, metadata: Mapping[str, str], done: Finished) -> None:
+        """Queue one file; wait first when too many are queued."""
+        while sum(not future.done() for _, future, _ in self._open) >= self._most:
+            next(future for _, future, _ in self._open if not future.done()).result()
+        self._open.append((path, self._pool.submit(_write, path, feature, metadata), done))
+
+    def is_pending(self, path: Path) -> bool:
+        """Whether the file is queued or being written."""
+        return any(path == other for other, _, _ in self._open)
+
+    def wait_for(self, path: Path) -> None:
+        """Until the file is written, if it is queued."""
+        for other, future, _ in self._open:
+            if other == path:
+                future.result()
+
+    def finished(self, *, all_of_them: bool = False) -> list[Finished]:
+        """Rows whose files are on disk by now, in the order they were queued. Raises DataError when writing failed."""
+        ready: list[Finished] = []
+        while self._open and (all_of_them or self._open[0][1].done()):
+            _, future, done = self._open.pop(0)
+            future.result()
+            ready.append(done)
+        return ready
+
+
+def _write(path: Path, feature: FeatureRecord, metadata: Mapping[str, str]) -> None:
+    try:
+        write_feature(path, feature, metadata)
+    except OSError as error:
+        raise MindSpeedMMError(
+            f"{path}: cannot be written: {error}; free some space and start again, it goes on from here"
+        ) from None
+
+
+def _stored(path: Path) -> FeatureInfo | None:
+    """The header of a feature that is on disk whole."""
+    try:
+        return read_info(path)
+    except DataError:
+        return None
+
+
+def _with_address(record: SampleRecord, reason: str) -> str:
+    return reason if not record.address or reason.startswith(record.address) else f"{record.address}: {reason}"
+
+
+@contextmanager
+def _watchdog(record: SampleRecord, timeout: float) -> Iterator[None]:
+    """End the process when the device does not come back: waiting in silence helps nobody, and a new run goes on from here."""
+
+    def give_up() -> None:
+        logger.error(
+            f"{record.address}: encoding did not end within {timeout:g} s (--sample-timeout); stopping. Start again to go on"
+        )
+        os._exit(1)
+
+    timer = threading.Timer(timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,326 @@
+"""The parts of tasks.extract that need torch: models, ranks, progress, the list and the report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.conditioning.extraction import Extraction, Failed, Finished, Recipe
+from mindspeed_mm.conditioning.streams import StreamEncoder
+from mindspeed_mm.conditioning.text import PromptCache
+from mindspeed_mm.data.atomic import write_text
+from mindspeed_mm.data.dataset import FEATURE_FOLDER, LISTING, RawDataset, VaceDataset
+from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_header, write_null_prompt
+from mindspeed_mm.data.manifest import Manifest
+from mindspeed_mm.data.registry import DATASETS
+from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.errors import ConfigError, DataError, MindSpeedMMError
+from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
+from mindspeed_mm.models.wan.vae import WanVae, load_vae
+from mindspeed_mm.registry import resolve
+from mindspeed_mm.tasks.jobs.extract import ExtractJob
+
+logger = get_logger(__name__)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_SPOKEN_EVERY = 30.0  # seconds between two lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank among all."""
+
+    rank: int
+    size: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value on rank 0; [] elsewhere."""
+        if self.size == 1:
+            return [value]
+        gathered = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, gathered)
+        return gathered or []
+
+
+@contextmanager
+def together() -> Iterator[World]:
+    """torchrun's ranks over gloo, or this process alone. A slow rank is waited for as long as it takes."""
+    world = World(rank(), world_size())
+    if world.size > 1:
+        dist.init_process_group("gloo", timeout=timedelta(days=14))
+    try:
+        yield world
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
+    """The dataset that the data JSON names. Raises ConfigError when it is not one of clips."""
+    config = job.raw_clips
+    if config is not None and manifest is not None:
+        return VaceDataset(config, manifest.records)
+    dataset = resolve(DATASETS.get(job.data.dataset_type).build)(job.data.dataset_param)
+    missing = [name for name in ("records", "settings", "load") if not hasattr(dataset, name)]
+    if missing:
+        raise ConfigError(
+            f"{job.files.mm_data}:dataset_param.dataset_type: {job.data.dataset_type!r} has no {', '.join(missing)}; "
+            "feature extraction needs them (docs/extend/dataset)"
+        )
+    found: RawDataset = dataset
+    return found
+
+
+def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelerator) -> Extraction:
+    """Load VAE and text encoder onto the device."""
+    accelerator.activate()
+    ae, text = job.model.ae, job.model.text_encoder
+    vae = load_vae(ae.from_pretrained, dtype=DTYPES[ae.dtype], device=accelerator.device, tiling=ae.enable_tiling)
+    encoder = load_text_encoder(
+        text.from_pretrained,
+        job.tokenizer_path,
+        dtype=DTYPES[text.dtype],
+        device=accelerator.device,
+        text_len=job.text_len,
+    )
+    recipe = build_recipe(job, dataset, vae, encoder)
+    return Extraction(
+        vae=StreamEncoder(vae, max_batch=job.extract.encode_batch or default_batch(accelerator)),
+        text=PromptCache(encoder),
+        recipe=recipe,
+        load=dataset.load,
+        save_path=Path(job.save_path),
+        num_workers=job.extract.num_workers,
+        timeout=job.extract.sample_timeout,
+        rank=rank(),
+        metadata={
+            "vae": json.dumps(recipe.vae, sort_keys=True),
+            "text_encoder": json.dumps(recipe.text, sort_keys=True),
+            "settings": json.dumps(recipe.pixels, sort_keys=True),
+        },
+    )
+
+
+def build_recipe(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: TextEncoder) -> Recipe:
+    """Everything that decides a feature, beside its files and captions."""
+    ae, text = job.model.ae, job.model.text_encoder
+    return Recipe(
+        pixels=dict(dataset.settings),
+        vae={"fingerprint": vae.fingerprint, "dtype": ae.dtype, "tiling": ae.enable_tiling},
+        text={"fingerprint": encoder.fingerprint, "dtype": text.dtype, "tokens": job.text_len},
+    )
+
+
+def default_batch(accelerator: Accelerator) -> int:
+    """How many clips go through the VAE together."""
+    return 1 if accelerator.kind == "cpu" else 3
+
+
+def extract(
+    job: ExtractJob, dataset: RawDataset, extraction: Extraction, world: World, manifest: Manifest | None = None
+) -> None:
+    """Encode this rank's rows; rank 0 writes data.jsonl, the failures and the report at the end."""
+    if world.rank == 0:
+        store_null_prompt(extraction)
+        write_text(extraction.save_path / "job.json", job.to_json() + "\n")
+    share = dataset.records[world.rank :: world.size]
+    outcome = Outcome()
+    started = time.perf_counter()
+    with stop_signals() as stop, Progress(len(share), world) as progress:
+        for row in extraction.run(share, stop.asked):
+            outcome.add(row)
+            progress.step(row, len(outcome.failed))
+            if len(outcome.failed) > job.extract.skip_bad_samples:
+                raise DataError(_too_many(outcome.failed, job.extract.skip_bad_samples))
+    if stop.signal and world.size > 1:
+        _say_stopped(stop.signal, outcome, len(share))
+        raise SystemExit(128 + stop.signal)
+    gathered = world.gather(outcome)
+    if world.rank == 0:
+        total = Outcome.merged(gathered)
+        listed = write_listing(extraction.save_path, total.finished)
+        write_failures(extraction.save_path, total.failed, manifest)
+        _report(total, listed, time.perf_counter() - started, extraction)
+        if len(total.failed) > job.extract.skip_bad_samples:
+            raise DataError(_too_many(total.failed, job.extract.skip_bad_samples))
+    if stop.signal:
+        _say_stopped(stop.signal, outcome, len(share))
+        raise SystemExit(128 + stop.signal)
+
+
+@dataclass
+class Outcome:
+    """What became of the rows so far."""
+
+    finished: list[Finished] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
+
+    def add(self, row: Finished | Failed) -> None:
+        """Count one row."""
+        if isinstance(row, Failed):
+            self.failed.append(row)
+            logger.warning(f"cannot be used: {row.reason}")
+        else:
+            self.finished.append(row)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Outcome]) -> Outcome:
+        """All ranks' rows in manifest order."""
+        finished = sorted((row for part in parts for row in part.finished), key=lambda row: row.record.row)
+        failed = sorted((row for part in parts for row in part.failed), key=lambda row: row.record.row)
+        return cls(finished, failed)
+
+
+def store_null_prompt(extraction: Extraction) -> None:
+    """The embedding of the empty caption, once for each text encoder."""
+    path = extraction.save_path / NULL_PROMPT_FILE
+    fingerprint = json.dumps(extraction.recipe.text, sort_keys=True)
+    try:
+        if read_header(path).get("__metadata__", {}).get("text_encoder") == fingerprint:
+            return
+    except DataError:
+        pass  # not there, or cut short: it is written now
+    write_null_prompt(path, extraction.text.encode([""])[0], fingerprint)
+
+
+def write_listing(folder: Path, finished: Sequence[Finished]) -> int:
+    """data.jsonl: the source rows, each with its feature's file and shape. Returns how many."""
+    lines = [json.dumps(_listed(row), ensure_ascii=False) + "\n" for row in finished]
+    write_text(folder / LISTING, "".join(lines))
+    return len(lines)
+
+
+def _listed(row: Finished) -> dict[str, Any]:
+    record: SampleRecord = row.record
+    captions = record.captions
+    return {
+        "video": str(record.video),
+        "cap": captions[0] if len(captions) == 1 else list(captions),
+        "src_video": None if record.src_video is None else str(record.src_video),
+        "src_ref_images": [str(path) for path in record.src_ref_images] or None,
+        "src_video_mask": None if record.src_mask is None else str(record.src_mask),
+        "file": f"{FEATURE_FOLDER}/{row.key}.safetensors",
+        "shape": list(row.shape),
+        "num_refs": row.num_refs,
+    }
+
+
+def write_failures(folder: Path, failed: Sequence[Failed], manifest: Manifest | None) -> None:
+    """failed.jsonl: what was left out, and why; no file when nothing was."""
+    rows = [{"row": problem.row, "reason": str(problem)} for problem in (manifest.problems if manifest else ())]
+    rows += [{"row": row.record.row, "reason": row.reason} for row in failed]
+    path = folder / "failed.jsonl"
+    if rows:
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _too_many(failed: Sequence[Failed], allowed: int) -> str:
+    shown = "; ".join(row.reason for row in failed[:20])
+    return f"{shown}. To go on without them: --skip-bad-samples {max(len(failed), allowed + 1)}"
+
+
+def _report(total: Outcome, listed: int, seconds: float, extraction: Extraction) -> None:
+    fresh = sum(row.fresh for row in total.finished)
+    spent = extraction.seconds
+    logger.info(
+        f"extracted {fresh} clips in {seconds:.1f} s ({fresh / max(seconds, 1e-9):.2f} clips/s), "
+        f"{len(total.finished) - fresh} were there already, {len(total.failed)} failed; "
+        f"{listed} rows in {extraction.save_path / LISTING}"
+    )
+    logger.info(
+        f"rank 0 spent {spent.read:.1f} s waiting for clips, {spent.vae:.1f} s in the VAE, {spent.text:.1f} s in the text "
+        f"encoder, {spent.write:.1f} s waiting for writes; {extraction.vae.encoded} of {extraction.vae.asked} streams "
+        "had to be encoded"
+    )
+    for row in total.failed[:20]:
+        logger.info(f"  failed: {row.reason}")
+
+
+def _say_stopped(number: int, outcome: Outcome, share: int) -> None:
+    logger.info(
+        f"stopped by {signal.Signals(number).name} after {len(outcome.finished)} of {share} clips; "
+        "start again to go on from here",
+        extra=on_every_rank(),
+    )
+
+
+@dataclass
+class _Stop:
+    signal: int = 0
+
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self.signal != 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[_Stop]:
+    """SIGTERM and the first Ctrl-C ask to stop after the current sample; a second Ctrl-C stops at once."""
+    stop = _Stop()
+
+    def note(number: int, _: FrameType | None) -> None:
+        stop.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """A bar with clips/s and ETA on a terminal, a line now and then elsewhere; of rank 0's share."""
+
+    def __init__(self, share: int, world: World) -> None:
+        self.share, self.world = share, world
+        self.done = self.fresh = 0
+        self._bar: tqdm[Any] | None = None
+        self._started = self._spoken = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self.world.rank == 0 and sys.stderr.isatty():
+            name = "clips" if self.world.size == 1 else f"clips (rank 0 of {self.world.size})"
+            self._bar = tqdm(total=self.share, desc=name, unit="clip", dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def step(self, row: Finished | Failed, failed: int) -> None:
+        """One row is through."""
+        self.done += 1
+        self.fresh += isinstance(row, Finished) and row.fresh
+        if self._bar is not None:
+            self._bar.set_postfix(failed=failed, refresh=False)
+            self._bar.update()
+        elif time.monotonic() - self._spoken >= _SPOKEN_EVERY:
+            self._spoken = time.monotonic()
+            logger.info(self.line(failed))
+
+    def line(self, failed: int) -> str:
+        """`clips 12/300 | 0.53 clips/s | ETA 0:09:03 | failed 0`; speed and ETA are those of freshly encoded clips."""
+        rate = self.fresh / max(time.monotonic() - self._started, 1e-9)
+        left = str(timedelta(seconds=round((self.share - self.done) / rate))) if rate else "unknown"
+        return f"clips {self.done}/{self.share} | {rate:.2f} clips/s | ETA {left} | failed {failed}"
+
+
+__all__ = ["MindSpeedMMError", "build_dataset", "build_extraction", "extract", "together"]

@@ -1,0 +1,196 @@
+"""ExtractJob: a whole feature extraction, frozen and checked before torch is imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from megatron.mm.arguments import build_parser, parse_arguments
+from mindspeed_mm.config.flags import FlagParser, flag_name
+from mindspeed_mm.config.schema import Config, parse, read_json
+from mindspeed_mm.data.config import VaceDatasetConfig
+from mindspeed_mm.data.registry import DataConfig, read_data_config
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.tools.config import ToolsConfig
+
+PROG = "get_vace_feature.py"
+_ALONE = "every sample is encoded alone"
+_WAN = "Wan's VAE has one form of it"
+
+
+class ExtractFiles(Config):
+    """The files of a job."""
+
+    mm_data: str | None = Field(default=None, description="data JSON: which clips, and how they are cut (required)")
+    mm_model: str | None = Field(default=None, description="model JSON: VAE and text encoder (required)")
+    mm_tool: str | None = Field(default=None, description="tools.json: where features go (sorafeature.save_path)")
+    dry_run: bool = Field(
+        default=False, description="check files, settings and the list of clips, print the job, and stop"
+    )
+
+
+class ExtractConfig(Config):
+    """How the work is done. None of this changes a feature."""
+
+    save_path: str | None = Field(default=None, description="folder of the features (default: that of tools.json)")
+    num_workers: int = Field(default=2, ge=0, description="processes that read clips ahead, for each rank; 0 = none")
+    sample_timeout: float = Field(
+        default=600.0, gt=0, description="seconds after which the reading, or the encoding, of one sample is given up"
+    )
+    skip_bad_samples: int = Field(
+        default=0, ge=0, description="go on past at most so many unusable samples; they are listed in failed.jsonl"
+    )
+    encode_batch: int | None = Field(
+        default=None,
+        gt=0,
+        description="clips of one sample that go through the VAE together (default: as the device likes)",
+    )
+    no_check_clips: bool = Field(default=False, description="do not open every clip before the start")
+
+
+class TrainingFlags(Config):
+    """Flags that published scripts pass along; only their harmless values are taken."""
+
+    tensor_model_parallel_size: Literal[1] = Field(default=1, description="each rank has whole models")
+    pipeline_model_parallel_size: Literal[1] = Field(default=1, description="each rank has whole models")
+    context_parallel_size: Literal[1] = Field(default=1, description="each rank has whole models")
+    micro_batch_size: int = Field(default=1, description=_ALONE)
+    global_batch_size: int | None = Field(default=None, description=_ALONE)
+    seed: int | None = Field(default=None, description="nothing in extraction is random")
+    distributed_backend: str | None = Field(default=None, description="ranks only meet at the end, over gloo")
+    distributed_timeout_minutes: int | None = Field(default=None, description="ranks only meet at the end")
+    bf16: bool = Field(default=False, description="ae.dtype and text_encoder.dtype decide")
+
+
+SCHEMAS: Sequence[tuple[type[Config], str]] = (
+    (ExtractFiles, "files"),
+    (ExtractConfig, "extraction"),
+    (TrainingFlags, "accepted from training scripts, unused"),
+)
+
+
+class AeConfig(Config):
+    """`ae`: the VAE."""
+
+    model_id: Literal["wan_video_vae"] = "wan_video_vae"
+    from_pretrained: str = Field(description="Wan2.1_VAE.pth, or the `vae` folder of a diffusers checkpoint")
+    dtype: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="arithmetic of the VAE; latents are normalised in fp32"
+    )
+    enable_tiling: bool = Field(default=False, description="encode in tiles: less memory, slightly different latents")
+    norm_latents: Literal[True] = Field(default=True, description="latents are normalised channel by channel")
+    norm_mode: Literal["channel_specified_shift_scale"] = "channel_specified_shift_scale"
+    do_sample: Literal[False] = Field(default=False, description="latents are the mean of the posterior")
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "tiling_param": "tiles have diffusers' size",
+        "hub_backend": "weights are local",
+        "z_dim": _WAN,
+        "dim": _WAN,
+        "dim_mult": _WAN,
+    }
+
+
+class TextEncoderConfig(Config):
+    """`text_encoder`."""
+
+    model_id: Literal["UMT5"] = "UMT5"
+    from_pretrained: str = Field(
+        description="models_t5_umt5-xxl-enc-bf16.pth, or the `text_encoder` folder of a diffusers checkpoint"
+    )
+    dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="arithmetic of the text encoder")
+    dropout_rate: float = Field(default=0.0, ge=0, le=0, description="nothing is dropped at extraction")
+    UNUSED: ClassVar[Mapping[str, str]] = {"hub_backend": "weights are local"}
+
+
+class ExtractModelConfig(Config):
+    """A whole model JSON of feature extraction."""
+
+    ae: AeConfig
+    text_encoder: TextEncoderConfig
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "frames": "num_frames of the data JSON decides",
+        "weight_dtype": "ae.dtype and text_encoder.dtype decide",
+        "task": "this is VACE",
+        "patch": "nothing is patched",
+    }
+
+
+class ExtractJob(Config):
+    """One extraction: its files, what they say, and how it runs."""
+
+    files: ExtractFiles
+    data: DataConfig
+    model: ExtractModelConfig
+    extract: ExtractConfig
+    save_path: str
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_argv(cls, argv: Sequence[str]) -> ExtractJob:
+        """Flags and the files they name. Raises ConfigError naming file and key of the first problem."""
+        given, notes = parse_arguments(job_parser(), argv, SCHEMAS)
+        files = parse(ExtractFiles, given[ExtractFiles], PROG)
+        for name in ("mm_data", "mm_model"):
+            if getattr(files, name) is None:
+                raise ConfigError(f"{PROG}: {flag_name(name)} FILE is missing; it is required")
+        extract = parse(ExtractConfig, given[ExtractConfig], PROG)
+        leftover = parse(TrainingFlags, given[TrainingFlags], PROG)
+        notes += [f"{flag_name(name)}: accepted, unused: {_reason(name)}" for name in leftover.model_fields_set]
+        data = read_data_config(str(files.mm_data), notes)
+        if data.dataset_type == "feature":
+            raise ConfigError(
+                f"{files.mm_data}:dataset_param.dataset_type: 'feature' is extracted already; name raw clips"
+            )
+        model = parse(ExtractModelConfig, read_json(str(files.mm_model)), str(files.mm_model), notes)
+        tools = parse(ToolsConfig, read_json(files.mm_tool), files.mm_tool, notes) if files.mm_tool else ToolsConfig()
+        save_path = extract.save_path or tools.sorafeature.save_path
+        return cls(files=files, data=data, model=model, extract=extract, save_path=save_path, notes=tuple(notes))
+
+    def check_inputs(self) -> None:
+        """Raises WeightsError when VAE, text encoder or tokenizer are not where the files say."""
+        places = {
+            f"{self.files.mm_model}:ae.from_pretrained": self.model.ae.from_pretrained,
+            f"{self.files.mm_model}:text_encoder.from_pretrained": self.model.text_encoder.from_pretrained,
+        }
+        if self.tokenizer_path:
+            places[f"{self.files.mm_data}:dataset_param.tokenizer_config.from_pretrained"] = self.tokenizer_path
+        for where, path in places.items():
+            if not Path(path).exists():
+                raise WeightsError(
+                    f"{where}: {path} is not there (working directory {Path.cwd()}); name its file or folder"
+                )
+
+    @property
+    def tokenizer_path(self) -> str | None:
+        """The tokenizer that the data JSON names; None = look beside the text encoder."""
+        config = getattr(self.data.dataset_param, "tokenizer_config", None)
+        return getattr(config, "from_pretrained", None)
+
+    @property
+    def text_len(self) -> int:
+        """The most tokens of a caption."""
+        config = getattr(self.data.dataset_param, "tokenizer_config", None)
+        return int(getattr(config, "model_max_length", 512))
+
+    @property
+    def raw_clips(self) -> VaceDatasetConfig | None:
+        """The dataset's config when it is the built-in one, whose list can be checked without torch."""
+        param = self.data.dataset_param
+        return param if isinstance(param, VaceDatasetConfig) else None
+
+    def to_json(self) -> str:
+        """What job.json holds."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def job_parser() -> FlagParser:
+    """Every flag of get_vace_feature.py."""
+    return build_parser(PROG, "Encode clips, conditions and captions into features for training.", SCHEMAS)
+
+
+def _reason(name: str) -> Any:
+    return TrainingFlags.model_fields[name].description

@@ -18,18 +18,11 @@ from mindspeed_mm.training.config import TrainingConfig
 from mindspeed_mm.training.flops import step_flops, tokens_of
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.optim import build_optimizer
+from mindspeed_mm.training.state import TrainState
 from mindspeed_mm.training.step import StepSettings
 from tests.tiny import TINY
 
 CPU = Accelerator(kind="cpu", device=torch.device("cpu"), backend="gloo")
-
-
-@dataclass
-class Progress:
-    """Where a run stands."""
-
-    iteration: int = 0
-    consumed_samples: int = 0
 
 
 @dataclass
@@ -50,7 +43,7 @@ class Records(list[FeatureRecord]):
     """Features in memory, asked like a dataset."""
 
     def shape(self, index: int) -> tuple[int, ...]:
-        return tuple(self[index].latents.shape)
+        return (*self[index].latents.shape, self[index].num_refs)
 
 
 def random_records(count: int, grids: tuple[tuple[int, int, int], ...] = ((3, 4, 6),), captions: int = 1) -> Records:
@@ -79,7 +72,9 @@ def training(**parts: dict[str, Any]) -> TrainingConfig:
         "batch": {"global_batch_size": 2, "train_iters": 3, "num_workers": 0, "seed": 7},
         "log": {"log_interval": 1},
     }
-    return TrainingConfig.model_validate({name: {**base.get(name, {}), **parts.get(name, {})} for name in {*base, *parts}})
+    return TrainingConfig.model_validate(
+        {name: {**base.get(name, {}), **parts.get(name, {})} for name in {*base, *parts}}
+    )
 
 
 def loop_parts(
@@ -92,8 +87,14 @@ def loop_parts(
     **others: Any,
 ) -> LoopParts:
     """The parts of a one-process loop over `records`."""
-    batch, progress = config.batch, others.pop("progress", Progress())
+    batch = config.batch
     optimizer = build_optimizer(model, config.optimizer)
+    scheduler = param_scheduler(
+        optimizer,
+        config.optimizer,
+        train_iters=batch.train_iters or 1,
+        global_batch_size=batch.global_batch_size or 1,
+    )
     loader = TrainLoader(
         records if records is not None else random_records(4),
         LoaderConfig(shuffle=True),
@@ -102,16 +103,8 @@ def loop_parts(
         seed=batch.seed,
     )
     given: dict[str, Any] = {
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": param_scheduler(
-            optimizer,
-            config.optimizer,
-            train_iters=batch.train_iters or 1,
-            global_batch_size=batch.global_batch_size or 1,
-        ),
-        "progress": progress,
-        "batches": loader.batches(progress.consumed_samples),
+        "state": TrainState(model=model, optimizer=optimizer, scheduler=scheduler),
+        "batches": loader.batches(),
         "schedule": build_schedule(diffusion or ScheduleConfig()),
         "step": StepSettings(
             micro_batches=(batch.global_batch_size or 1) // batch.micro_batch_size,
@@ -121,7 +114,7 @@ def loop_parts(
         ),
         "dp_size": 1,
         "cost": lambda grid: (tokens_of(grid, TINY), step_flops(TINY, tokens_of(grid, TINY), "all")),
-        "save": None,
+        "checkpoints": None,
         "evaluate": None,
         "writers": [],
         "observe": lambda iteration: None,

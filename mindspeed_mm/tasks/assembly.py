@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from megatron.mm.schedules import num_micro_batches, param_scheduler
@@ -19,26 +16,23 @@ from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
-from mindspeed_mm.models.weights import init_branch_from_trunk, open_weights
+from mindspeed_mm.models.weights import WeightsSource, init_branch_from_trunk, open_weights
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.build import build_model
+from mindspeed_mm.training.checkpoint import BaseReference, Checkpointer
 from mindspeed_mm.training.flops import Flops, peak_tflops, step_flops, tokens_of
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.metrics import Writer, open_writers
 from mindspeed_mm.training.optim import build_optimizer
+from mindspeed_mm.training.state import TrainState
 from mindspeed_mm.training.step import StepSettings
 from mindspeed_mm.training.validation import held_out_loss
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class Progress:
-    iteration: int = 0
-    consumed_samples: int = 0
 
 
 def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
@@ -48,25 +42,23 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     mesh = build_mesh(job.parallel, accelerator, job.fsdp2)
     schedule = build_schedule(job.model.diffusion)
     loader = build_loader(job, mesh, accelerator)
-    model = build_model(
-        job.predictor, job.parallel, job.fsdp2, mesh, accelerator, source=open_source(job.predictor), seed=batch.seed
-    )
+    source = open_source(job.predictor)
+    model = build_model(job.predictor, job.parallel, job.fsdp2, mesh, accelerator, source=source, seed=batch.seed)
     optimizer = build_optimizer(model, training.optimizer)
     scheduler = param_scheduler(
         optimizer, training.optimizer, train_iters=train_iters, global_batch_size=global_batch_size
     )
-    progress = Progress()
+    state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler)
+    checkpoints = build_checkpoints(job, source, accelerator)
+    checkpoints.load(state)
     return LoopParts(
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        progress=progress,
-        batches=loader.batches(progress.consumed_samples),
+        state=state,
+        batches=loader.batches(state.consumed_samples),
         schedule=schedule,
         step=step_settings(job),
         dp_size=mesh.dp_size,
         cost=sample_cost(job),
-        save=None,
+        checkpoints=checkpoints if training.checkpoint.save else None,
         evaluate=build_evaluation(job, model, schedule, mesh, accelerator),
         writers=job_writers(job, mesh),
         observe=build_observer(job.tools, training.profile, accelerator.device, mesh.rank),
@@ -75,13 +67,20 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     )
 
 
-def open_source(predictor: PredictorConfig) -> Any:
+def open_source(predictor: PredictorConfig) -> WeightsSource | None:
     """The weights that the job starts from, read lazily; None for random ones. Raises WeightsError."""
     if predictor.from_pretrained is None:
         return None
     source = open_weights(predictor.from_pretrained)
     logger.info(source.description)
     return init_branch_from_trunk(source, predictor.model) if predictor.vace_dit.init_from_trunk else source
+
+
+def build_checkpoints(job: PretrainJob, source: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
+    """Checkpoints of this job; what does not train is named by reference to `source`."""
+    key_map = resolve(MODELS.get(job.predictor.model_id).key_maps)["mm"]
+    base = BaseReference(str(source.path), source.fingerprint(), source.dialect) if source is not None else None
+    return Checkpointer(job.training.checkpoint, accelerator, key_map, base=base, job_json=job.to_json())
 
 
 def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> TrainLoader:

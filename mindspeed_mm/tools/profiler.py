@@ -16,9 +16,7 @@ from mindspeed_mm.training.config import ProfileConfig
 logger = get_logger(__name__)
 
 
-def build_observer(
-    tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int
-) -> Callable[[int], None]:
+def build_observer(tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int) -> Callable[[int], None]:
     """A function to call with each finished iteration. It does nothing on ranks that record nothing."""
     watchers = [_trace(tools, flags, device, rank), _memory(tools.memory_profile, device, rank)]
     active = [watcher for watcher in watchers if watcher is not None]
@@ -27,15 +25,11 @@ def build_observer(
         for watcher in active:
             watcher(iteration)
 
-    observe_start = [watcher for watcher in active]
-    for watcher in observe_start:
-        watcher(0)
+    observe(0)
     return observe
 
 
-def _trace(
-    tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int
-) -> Callable[[int], None] | None:
+def _trace(tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int) -> Callable[[int], None] | None:
     by_file, by_flag = tools.profile.enable, flags.profile
     ranks = tools.profile.ranks if by_file and not by_flag else flags.profile_ranks
     if not (by_file or by_flag) or (rank not in ranks and -1 not in ranks):

@@ -37,11 +37,15 @@ class FiniteGuard:
         culprits = _everywhere([note for note in notes if not math.isfinite(note.loss)] or notes)
         text = (
             f"iteration {iteration} skipped: loss {loss}, gradient norm {grad_norm}; samples "
-            + ", ".join(f"{note.key} (number {note.sample_index}, timestep {note.timestep:.1f})" for note in culprits[:8])
+            + ", ".join(
+                f"{note.key} (number {note.sample_index}, timestep {note.timestep:.1f})" for note in culprits[:8]
+            )
             + (f" and {len(culprits) - 8} more" if len(culprits) > 8 else "")
         )
         if self.in_a_row > self._allowed:
-            raise TrainingError(f"{text}; {self.in_a_row} in a row are not finite: lower --lr, or look at these samples")
+            raise TrainingError(
+                f"{text}; {self.in_a_row} in a row are not finite: lower --lr, or look at these samples"
+            )
         logger.info(text)
 
 

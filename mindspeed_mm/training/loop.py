@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import nn
 from tqdm import tqdm
 
 from megatron.mm.log_line import memory_line
-from megatron.mm.schedules import ParamScheduler
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sample import Batch
 from mindspeed_mm.flow.schedule import Schedule
@@ -22,33 +19,34 @@ from mindspeed_mm.training.config import TrainingConfig
 from mindspeed_mm.training.flops import Flops
 from mindspeed_mm.training.guard import ExitWatch, FiniteGuard
 from mindspeed_mm.training.metrics import Interval, SpikeWatch, StepReport, Writer, flat, rates
+from mindspeed_mm.training.state import TrainState
 from mindspeed_mm.training.step import LocalWork, StepSettings, accumulate, mean_over_ranks, update
 from mindspeed_mm.training.timers import PHASES, PhaseTimers
 
 logger = get_logger(__name__)
 
 
-class Progress(Protocol):
-    """What moves while training: saved and loaded together with the model and the optimizer."""
+class Saver(Protocol):
+    """What the loop needs of a Checkpointer."""
 
-    iteration: int
-    consumed_samples: int
+    def save(self, state: TrainState, /) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def wait(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopParts:
     """Everything the loop drives. It builds nothing itself."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: ParamScheduler
-    progress: Progress
-    batches: Iterator[Batch]  # endless, from progress.consumed_samples on
+    state: TrainState
+    batches: Iterator[Batch]  # endless, from state.consumed_samples on
     schedule: Schedule
     step: StepSettings
     dp_size: int  # ranks that see different samples
     cost: Callable[[tuple[int, ...]], tuple[int, Flops]]  # latent grid → tokens and operations of one sample
-    save: Callable[[], None] | None  # write a checkpoint of the current progress
+    checkpoints: Saver | None  # None without --save
     evaluate: Callable[[], dict[str, float]] | None  # held-out loss
     writers: list[Writer]  # empty but on the logging rank
     observe: Callable[[int], None]  # told each finished iteration: the profiler
@@ -73,11 +71,13 @@ class TrainLoop:
     def run(self) -> None:
         """Train. Saves at --save-interval, at the end, and before an early stop."""
         watch = ExitWatch(self.config.exit)
-        progress, saved = self.parts.progress, self.parts.progress.iteration
-        bar = self._bar(progress.iteration)
+        state, saved = self.parts.state, self.parts.state.iteration
+        bar = self._bar(state.iteration)
         try:
-            while progress.iteration < self.train_iters:
+            while state.iteration < self.train_iters:
                 report, anywhere = self.iterate(watch.local())
+                if self.parts.checkpoints is not None:
+                    self.parts.checkpoints.poll()
                 self.say(report)
                 bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
                 bar.update()
@@ -88,9 +88,11 @@ class TrainLoop:
                     saved = self.save()
                 if reason:
                     logger.info(f"exiting after iteration {report.iteration}: {reason}")
-                    return
-            if saved != progress.iteration:
+                    break
+            if saved != state.iteration:
                 self.save()
+            if self.parts.checkpoints is not None:
+                self.parts.checkpoints.wait()
         finally:
             watch.close()
             bar.close()
@@ -102,26 +104,24 @@ class TrainLoop:
         parts, start = self.parts, time.perf_counter()
         parts.accelerator.reset_peak_memory()
         work = accumulate(
-            parts.model, parts.batches, parts.schedule, parts.step, parts.accelerator.device, self.timers
+            parts.state.model, parts.batches, parts.schedule, parts.step, parts.accelerator.device, self.timers
         )
         with self.timers.phase("communication"):
-            loss, sums = mean_over_ranks(
-                [*self._cost(work), *local_flags], work.losses, parts.accelerator.device
-            )
+            loss, sums = mean_over_ranks([*self._cost(work), *local_flags], work.losses, parts.accelerator.device)
         with self.timers.phase("optimizer"):
-            grad_norm, stepped = update(parts.model, parts.optimizer, loss, parts.step.clip_grad)
+            grad_norm, stepped = update(parts.state.model, parts.state.optimizer, loss, parts.step.clip_grad)
         if stepped:
-            parts.scheduler.step(self.global_batch_size)
+            parts.state.scheduler.step(self.global_batch_size)
         parts.accelerator.synchronize()
-        parts.progress.iteration += 1
-        parts.progress.consumed_samples += self.global_batch_size
+        parts.state.iteration += 1
+        parts.state.consumed_samples += self.global_batch_size
         tokens, model_tflop, hardware_tflop, *anywhere = sums
         report = StepReport(
-            iteration=parts.progress.iteration,
-            consumed_samples=parts.progress.consumed_samples,
+            iteration=parts.state.iteration,
+            consumed_samples=parts.state.consumed_samples,
             loss=loss,
             grad_norm=grad_norm,
-            lr=float(parts.optimizer.param_groups[0]["lr"]),
+            lr=float(parts.state.optimizer.param_groups[0]["lr"]),
             stepped=stepped,
             seconds=time.perf_counter() - start,
             phases=self.timers.take(),
@@ -158,9 +158,7 @@ class TrainLoop:
                 logger.info(_phase_line(report), extra=on_every_rank())
         if self.lines == 0:
             memory = self.parts.accelerator
-            logger.info(
-                memory_line(rank(), report.iteration, memory.memory_allocated(), memory.max_memory_allocated())
-            )
+            logger.info(memory_line(rank(), report.iteration, memory.memory_allocated(), memory.max_memory_allocated()))
         self.lines += 1
         self.interval = Interval()
 
@@ -176,9 +174,9 @@ class TrainLoop:
 
     def save(self) -> int:
         """Write a checkpoint if there is a place for it. → the iteration."""
-        if self.parts.save is not None:
-            self.parts.save()
-        return self.parts.progress.iteration
+        if self.parts.checkpoints is not None:
+            self.parts.checkpoints.save(self.parts.state)
+        return self.parts.state.iteration
 
     def _cost(self, work: LocalWork) -> list[float]:
         """Tokens, model TFLOP and hardware TFLOP of this rank; context-parallel ranks share a sample's cost."""

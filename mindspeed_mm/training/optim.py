@@ -74,7 +74,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 def gradient_norm(gradients: list[Tensor]) -> float:
     """The global 2-norm, summed in fp32."""
     total = 0.0
-    for kind in ([g for g in gradients if isinstance(g, DTensor)], [g for g in gradients if not isinstance(g, DTensor)]):
+    for kind in (
+        [g for g in gradients if isinstance(g, DTensor)],
+        [g for g in gradients if not isinstance(g, DTensor)],
+    ):
         if kind:
             part = torch.nn.utils.get_total_norm([g.float() for g in kind], foreach=True)
             total += float(part.full_tensor() if isinstance(part, DTensor) else part) ** 2

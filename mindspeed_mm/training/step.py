@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from mindspeed_mm.data.sample import Batch
+from mindspeed_mm.distributed.fsdp import last_micro_batch
 from mindspeed_mm.flow.matching import sample_flow, sample_losses
 from mindspeed_mm.flow.schedule import Schedule
 from mindspeed_mm.training.optim import clip_gradients
@@ -79,8 +79,7 @@ def accumulate(
         with timers.phase("data"):
             on_host = next(batches)
             batch = on_host.to(device)
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(number == settings.micro_batches - 1)
+        last_micro_batch(model, number == settings.micro_batches - 1)
         with timers.phase("forward"):
             sample = sample_flow(batch.latents, schedule, on_host.sample_index, settings.seed)
             velocity = model(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)

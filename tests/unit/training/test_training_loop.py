@@ -1,0 +1,226 @@
+"""The loop: what it says, when it stops, what it survives."""
+
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+from datetime import datetime
+
+import pytest
+import torch
+
+from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.training.guard import ExitWatch
+from mindspeed_mm.training.config import ExitConfig
+from mindspeed_mm.training.loop import TrainLoop
+from mindspeed_mm.training.metrics import JsonLines, SpikeWatch
+from mindspeed_mm.training.step import SampleNote
+from tests.loops import Recorder, loop_parts, random_records, training
+from tests.tiny import tiny_transformer
+
+LINE = re.compile(
+    r" \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] iteration {8}1/ {7}2 \| consumed samples: {12}2 \| "
+    r"elapsed time per iteration \(ms\): \d+\.\d \| learning rate: 1\.000000E-03 \| global batch size: {5}2 \| "
+    r"loss: \d\.\d{6}E[+-]\d\d \| loss scale: 1\.0 \| grad norm: \d+\.\d{3} \| "
+    r"number of skipped iterations: {3}0 \| number of nan iterations: {3}0 \|"
+)
+
+
+@pytest.fixture
+def lines():
+    """Every log line of the package."""
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("mindspeed_mm")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+class Saves:
+    """Stands for a Checkpointer."""
+
+    def __init__(self) -> None:
+        self.at: list[int] = []
+        self.waited = False
+
+    def save(self, state):
+        self.at.append(state.iteration)
+
+    def poll(self):
+        pass
+
+    def wait(self):
+        self.waited = True
+
+
+def test_the_log_line_is_megatrons_and_survives_the_guides_own_pipe(lines, tmp_path):
+    config = training(batch={"train_iters": 2})
+    TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
+    said = [line for line in lines if "iteration " in line]
+    assert LINE.fullmatch(said[0])
+    log = tmp_path / "train.log"
+    log.write_text("\n".join(lines) + "\n")
+    guide = (
+        "grep 'elapsed time per iteration' \"$1\" | awk -F ':' '{print$5}' | awk -F '|' '{print$1}' | head -n 200 | "
+        "tail -n 100 | awk '{sum+=$1} END {if (NR != 0) printf(\"%.1f\",sum/NR)}'"
+    )
+    piped = subprocess.run(["bash", "-c", guide, "_", str(log)], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"elapsed time per iteration \(ms\):\s+([0-9.]+)\s+\|.*?loss:\s+([0-9.]+E[+-][0-9]+)", log.read_text())
+    assert len(found) == 2
+    assert float(piped) == pytest.approx(sum(float(ms) for ms, _ in found) / 2, abs=0.051)
+
+
+def test_the_memory_line_follows_the_first_log_line_only(lines):
+    config = training()
+    TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
+    memory = [line for line in lines if "memory (MB)" in line]
+    assert len(memory) == 1
+    assert re.fullmatch(
+        r"\[Rank 0\] \(after 1 iterations\) memory \(MB\) \| allocated: \d+\.\d \| max allocated: \d+\.\d", memory[0]
+    )
+
+
+def test_a_log_interval_of_two_says_the_mean_of_two_losses(lines):
+    config = training(batch={"train_iters": 2}, log={"log_interval": 2})
+    recorder = Recorder()
+    TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[recorder])).run()
+    mean = sum(values["loss"] for _, values in recorder.rows) / 2
+    said = [line for line in lines if "loss:" in line]
+    assert len(said) == 1
+    assert f"loss: {mean:.6E}" in said[0]
+
+
+def test_metrics_jsonl_holds_every_iteration(tmp_path):
+    config = training()
+    TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[JsonLines(tmp_path / "metrics.jsonl")])).run()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert rows[0]["tokens"] == 2 * 3 * 2 * 3  # two clips of 3 x 4 x 6 latents, patches of 1 x 2 x 2
+    phases = sum(value for name, value in rows[0].items() if name.startswith("seconds/"))
+    assert 0.5 * rows[0]["seconds"] < phases <= rows[0]["seconds"]
+
+
+def test_the_same_seed_trains_the_same_and_another_does_not():
+    def losses(seed: int) -> list[float]:
+        recorder, config = Recorder(), training(batch={"seed": seed})
+        TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[recorder])).run()
+        return [values["loss"] for _, values in recorder.rows]
+
+    assert losses(1) == losses(1)
+    assert losses(1) != losses(2)
+
+
+def test_accumulated_micro_batches_equal_one_big_batch():
+    def weights(micro: int) -> torch.Tensor:
+        config = training(batch={"micro_batch_size": micro, "global_batch_size": 4, "train_iters": 2})
+        parts = loop_parts(tiny_transformer(), config, random_records(4))
+        TrainLoop(config, parts).run()
+        return torch.cat([p.detach().flatten() for p in parts.state.model.parameters()])
+
+    # the order of samples within an iteration does not matter when it sees them all, but what each is drawn for does
+    torch.testing.assert_close(weights(4), weights(4), atol=0, rtol=0)
+    assert weights(1).isfinite().all()
+
+
+def test_a_checkpoint_is_written_at_the_interval_and_at_the_end():
+    saves, config = Saves(), training(batch={"train_iters": 5}, checkpoint={"save_interval": 2})
+    TrainLoop(config, loop_parts(tiny_transformer(), config, checkpoints=saves)).run()
+    assert saves.at == [2, 4, 5]
+    assert saves.waited
+
+
+def test_exit_interval_saves_and_stops(lines):
+    saves, config = Saves(), training(batch={"train_iters": 5}, exit={"exit_interval": 2})
+    TrainLoop(config, loop_parts(tiny_transformer(), config, checkpoints=saves)).run()
+    assert saves.at == [2]
+    assert "exiting after iteration 2: --exit-interval 2 is reached" in lines
+
+
+def test_sigterm_finishes_the_iteration_saves_and_stops(lines):
+    saves, config = Saves(), training(batch={"train_iters": 50}, exit={"exit_signal_handler": True})
+    parts = loop_parts(
+        tiny_transformer(),
+        config,
+        checkpoints=saves,
+        observe=lambda iteration: os.kill(os.getpid(), signal.SIGTERM) if iteration == 1 else None,
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    TrainLoop(config, parts).run()
+    assert saves.at == [2]  # the signal came after iteration 1 had asked; iteration 2 sees it
+    assert "exiting after iteration 2: SIGTERM was received" in lines
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_exit_duration_counts_minutes():
+    now = [0.0]
+    watch = ExitWatch(ExitConfig(exit_duration_in_mins=2), clock=lambda: now[0])
+    assert watch.reason(1, watch.local()) is None
+    now[0] = 121
+    assert watch.reason(2, watch.local()) == "--exit-duration-in-mins 2 is over"
+
+
+def poisoned(bad: int):
+    records = random_records(4)
+    records[bad].latents.fill_(math.nan)
+    return records
+
+
+def test_an_iteration_that_is_not_finite_is_skipped_counted_and_named(lines):
+    config = training(batch={"train_iters": 4, "global_batch_size": 1})
+    parts = loop_parts(tiny_transformer(), config, poisoned(2))
+    TrainLoop(config, parts).run()
+    skipped = [line for line in lines if "skipped: loss nan" in line]
+    assert len(skipped) == 1  # each of the four clips is seen once
+    assert "clip2" in skipped[0]
+    assert sum("number of skipped iterations:   1 | number of nan iterations:   1 |" in line for line in lines) == 1
+    assert all(p.isfinite().all() for p in parts.state.model.parameters())
+    assert parts.state.scheduler.num_steps == 3  # a skipped iteration moves no schedule, but samples are consumed
+    assert parts.state.consumed_samples == 4
+
+
+def test_too_many_in_a_row_stop_the_run_naming_the_samples():
+    config = training(batch={"train_iters": 9}, exit={"max_skipped_iterations": 2})
+    records = random_records(2)
+    for record in records:
+        record.latents.fill_(math.inf)
+    with pytest.raises(MindSpeedMMError, match=r"clip[01].*3 in a row are not finite"):
+        TrainLoop(config, loop_parts(tiny_transformer(), config, records)).run()
+
+
+def test_check_for_nan_stops_at_the_first():
+    config = training(batch={"train_iters": 9}, exit={"check_for_nan_in_loss_and_grad": True})
+    with pytest.raises(MindSpeedMMError, match="1 in a row"):
+        TrainLoop(config, loop_parts(tiny_transformer(), config, poisoned(0))).run()
+
+
+def test_a_spike_names_its_sample_and_timestep_and_ordinary_losses_are_quiet():
+    watch = SpikeWatch(3.0, 1000)
+    for index in range(40):
+        assert watch.see([SampleNote("clip", index, 450.0, 1.0 + 0.1 * (index % 3)), SampleNote("x", index, 950.0, 9.0)]) == []
+    said = watch.see([SampleNote("odd", 41, 455.0, 5.0), SampleNote("x", 41, 950.0, 9.0)])
+    assert len(said) == 1
+    assert "sample 41 (odd)" in said[0]
+    assert "timestep 455.0" in said[0]
+
+
+def test_evaluation_runs_at_its_interval_and_reaches_the_writers(lines):
+    recorder, config = Recorder(), training(batch={"train_iters": 4}, eval={"eval_interval": 2})
+    parts = loop_parts(tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[recorder])
+    TrainLoop(config, parts).run()
+    assert [i for i, values in recorder.rows if "validation/loss" in values] == [2, 4]
+    assert " validation loss at iteration 2 | loss: 5.000000E-01 |" in lines
+
+
+def test_the_line_is_timed_in_local_time(lines):
+    config = training(batch={"train_iters": 1})
+    TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
+    stamp = datetime.strptime(lines[0][2:21], "%Y-%m-%d %H:%M:%S")
+    assert abs((datetime.now() - stamp).total_seconds()) < 60

@@ -1,0 +1,92 @@
+"""Weight decay, clipping, and whose AdamW."""
+
+import pytest
+import torch
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.training.config import OptimizerConfig
+from mindspeed_mm.training.optim import build_optimizer, clip_gradients, decays, param_groups
+from tests.tiny import tiny_transformer
+
+
+def names_in(model: torch.nn.Module, group: dict) -> set[str]:
+    ids = {id(parameter) for parameter in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+def test_matrices_decay_and_biases_norms_and_modulation_do_not():
+    model = tiny_transformer()
+    decayed, rest = param_groups(model, OptimizerConfig(lr=1.0, weight_decay=0.1))
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    spared = names_in(model, rest)
+    assert {"blocks.0.modulation", "head.modulation", "blocks.0.norm3.weight", "blocks.0.self_attn.norm_q.weight"} <= spared
+    assert {name for name, p in model.named_parameters() if name.endswith("bias") or p.ndim == 1} <= spared
+    assert {"blocks.0.self_attn.q.weight", "patch_embedding.weight", "vace_blocks.0.after_proj.weight"} <= names_in(model, decayed)
+    assert len(spared) + len(names_in(model, decayed)) == len(list(model.named_parameters()))
+
+
+def test_weight_decay_all_decays_everything_as_the_published_trainer_does():
+    (only,) = param_groups(tiny_transformer(), OptimizerConfig(lr=1.0, weight_decay_all=True))
+    assert len(only["params"]) == len(list(tiny_transformer().parameters()))
+
+
+def test_the_rule_looks_through_wrappers():
+    assert decays("vace_blocks.0._checkpoint_wrapped_module.ffn.0.weight", torch.zeros(2, 2))
+    assert not decays("vace_blocks.0._checkpoint_wrapped_module.modulation", torch.zeros(1, 6, 2))
+
+
+def test_what_is_frozen_is_not_the_optimizers():
+    model = tiny_transformer()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("vace"))
+    held = {id(p) for group in param_groups(model, OptimizerConfig(lr=1.0)) for p in group["params"]}
+    assert held == {id(p) for name, p in model.named_parameters() if name.startswith("vace")}
+
+
+def test_nothing_to_train_is_an_error():
+    model = tiny_transformer().requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        param_groups(model, OptimizerConfig(lr=1.0))
+
+
+def test_an_update_equals_torchs_adamw():
+    ours, theirs = tiny_transformer(), tiny_transformer()
+    config = OptimizerConfig(lr=1e-2, weight_decay=0.1, adam_beta2=0.95, adam_eps=1e-5, weight_decay_all=True)
+    optimizers = [
+        build_optimizer(ours, config),
+        torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1, foreach=False),
+    ]
+    for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+        optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_clipping_is_megatrons():
+    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(4))]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 2.0)
+    assert clip_gradients(parameters, 1.0) == pytest.approx(28**0.5)
+    torch.testing.assert_close(parameters[0].grad, torch.full((3,), 2.0 / (28**0.5 + 1e-6)))
+
+
+def test_a_small_gradient_and_clip_zero_change_nothing():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    for limit in (10.0, 0.0):
+        parameter.grad = torch.ones(2)
+        clip_gradients([parameter], limit)
+        assert parameter.grad.tolist() == [1, 1]
+
+
+def test_a_gradient_that_is_not_finite_is_measured_and_left():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, float("inf")])
+    assert clip_gradients([parameter], 1.0) == float("inf")
+
+
+@pytest.mark.parametrize("selection", ["apex", "npu"])
+def test_an_optimizer_that_is_not_installed_says_so(selection):
+    with pytest.raises(ConfigError, match=f"--optimizer-selection {selection} needs .* use fused_torch_adamw"):
+        build_optimizer(tiny_transformer(), OptimizerConfig(lr=1.0, optimizer_selection=selection))

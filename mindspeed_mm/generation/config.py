@@ -1,0 +1,250 @@
+"""The inference JSON: weights, requests and how the run uses memory and devices. No torch.
+
+A value is looked for in the task, then at the top of the JSON, then in the preset; a flag replaces the first two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mindspeed_mm.config.schema import Config
+
+Solver = Literal["unipc", "dpm++", "euler"]
+Preset = Literal["wan", "diffsynth", "diffusers"]
+Tiled = Literal["auto", "always", "never"]
+Offload = Literal["none", "model", "block"]
+
+# What the official code uses when none is given.
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
+    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+class WeightPaths(Config):
+    """`model`: where the weights are. Each may be in any known format."""
+
+    transformer: tuple[str | tuple[str, ...], ...] = Field(
+        min_length=1,
+        description="one path, or [high, low] for two experts; an inner list holds the shards of one model",
+    )
+    vae: str = Field(description="official .pth, or a diffusers folder")
+    text_encoder: str = Field(description="official .pth, or a diffusers folder")
+    tokenizer: str | None = Field(
+        default=None, description="folder of the tokenizer (default: beside the text encoder)"
+    )
+
+    @field_validator("transformer", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("transformer")
+    @classmethod
+    def _one_or_two(cls, value: tuple[str | tuple[str, ...], ...]) -> tuple[str | tuple[str, ...], ...]:
+        if len(value) > 2:
+            raise ValueError(
+                f"lists {len(value)} models; give one, or [high, low]; shards of one model go into an inner list: [[…]]"
+            )
+        if any(not entry for entry in value):
+            raise ValueError("has an empty entry")
+        return value
+
+    @property
+    def experts(self) -> tuple[tuple[str, ...], ...]:
+        """The files of each expert, high noise first."""
+        return tuple((entry,) if isinstance(entry, str) else entry for entry in self.transformer)
+
+
+class RequestConfig(Config):
+    """One video, as it is asked for. Null = not said here."""
+
+    name: str | None = Field(default=None, pattern=r"^[^/\\.][^/\\]*$", description="name of the output files")
+    prompt: str | None = Field(default=None, description="what to generate; required")
+    negative_prompt: str | None = Field(
+        default=None, description="what to avoid; an empty text is honoured (default: Wan's)"
+    )
+    video_path: str | None = Field(default=None, description="clip that is edited or that controls (src_video)")
+    mask_path: str | None = Field(
+        default=None, description="clip, image or folder of images; white = generate, black = keep (src_mask)"
+    )
+    image_path: str | None = Field(default=None, description="one reference image")
+    image_paths: tuple[str, ...] | None = Field(default=None, description="several reference images, in order")
+    first_frame_path: str | None = Field(default=None, description="image or clip that the video begins with")
+    last_frame_path: str | None = Field(default=None, description="image or clip that the video ends with")
+    outpaint: tuple[float, float, float, float] | None = Field(
+        default=None,
+        description="left, top, right, bottom: how far the frame grows beyond video_path, in parts of its size",
+    )
+    height: int | None = Field(default=None, gt=0, description="pixels, a multiple of 16 (default: 480)")
+    width: int | None = Field(default=None, gt=0, description="pixels, a multiple of 16 (default: 832)")
+    num_frames: int | None = Field(default=None, gt=0, description="frames of the video, 4k+1 (default: 81)")
+    fps: float | None = Field(default=None, gt=0, description="frames a second (default: 16)")
+    short_clip: Literal["reject", "pad", "resample"] | None = Field(
+        default=None, description="a source with fewer frames than num_frames (default: reject)"
+    )
+    long_clip: Literal["trim", "resample", "reject"] | None = Field(
+        default=None, description="a source with more frames than num_frames (default: trim)"
+    )
+    fit: Literal["crop", "reject"] | None = Field(
+        default=None, description="a source of another size: cover and crop the centre, or reject (default: crop)"
+    )
+    timing: Literal["seconds", "frames"] | None = Field(
+        default=None,
+        description="sample the source at fps, or take it frame by frame whatever its rate (default: seconds)",
+    )
+    soft_mask: bool | None = Field(
+        default=None, description="keep grey mask values instead of cutting them at one half"
+    )
+    preset: Preset | None = Field(default=None, description="whose sampler settings to start from (default: wan)")
+    solver: Solver | None = Field(default=None, description="(default: by preset)")
+    steps: int | None = Field(default=None, gt=0, description="denoising steps (default: 50)")
+    shift: float | None = Field(
+        default=None, gt=0, description="how far the sigmas lean to high noise (default: by preset)"
+    )
+    guidance_scale: float | None = Field(default=None, ge=0, description="1 = without the negative prompt (default: 5)")
+    guidance_scale_2: float | None = Field(
+        default=None, ge=0, description="of the low-noise expert (default: guidance_scale)"
+    )
+    boundary: float | None = Field(
+        default=None, gt=0, lt=1, description="sigma at which the experts take turns (default: 0.875)"
+    )
+    context_scale: float | tuple[float, ...] | None = Field(
+        default=None, description="weight of the VACE branch: one number, or one for each of its blocks (default: 1)"
+    )
+    seed: int | None = Field(default=None, ge=0, description="of the noise (default: 2025)")
+
+    @field_validator("height", "width")
+    @classmethod
+    def _is_whole_tokens(cls, value: int | None) -> int | None:
+        if value is not None and value % 16:
+            raise ValueError(f"must be a multiple of 16; nearest: {max(16, round(value / 16) * 16)}")
+        return value
+
+    @field_validator("num_frames")
+    @classmethod
+    def _fits_the_vae(cls, value: int | None) -> int | None:
+        if value is not None and value % 4 != 1:
+            raise ValueError(
+                f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {(value + 1) // 4 * 4 + 1}"
+            )
+        return value
+
+    @field_validator("outpaint")
+    @classmethod
+    def _grows(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (min(value) < 0 or max(value) == 0 or max(value) > 4):
+            raise ValueError("must be four numbers from 0 to 4, at least one above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _one_spelling(self) -> RequestConfig:
+        if self.image_path is not None and self.image_paths is not None:
+            raise ValueError("image_path and image_paths are both given here; put all images into image_paths")
+        return self
+
+
+class RunConfig(Config):
+    """How the run uses memory and devices, and where its results go."""
+
+    output_path: str = Field(description="folder for videos, sheets and settings")
+    prompts_file: str | None = Field(
+        default=None, description="a text file with one prompt a line, or .jsonl with one task a line"
+    )
+    from_latents: str | None = Field(
+        default=None, description="decode this latents.safetensors of an earlier run, and do nothing else"
+    )
+    dtype: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="of the transformer's matrix products and the text encoder"
+    )
+    vae_dtype: Literal["bf16", "fp32"] = Field(default="fp32", description="of the VAE")
+    offload: Offload = Field(
+        default="none", description="keep models on the device, bring the active one there, or one block at a time"
+    )
+    tiled: Tiled = Field(default="auto", description="VAE in tiles: when memory asks for it, always or never")
+    context_parallel_size: int | None = Field(
+        default=None,
+        gt=0,
+        description="processes that share the tokens of one video (default: all that guidance leaves)",
+    )
+    cfg_parallel: Literal["auto", "on", "off"] = Field(
+        default="auto", description="prompt and negative prompt on two halves of the processes"
+    )
+    shard_weights: bool = Field(
+        default=False, description="spread the transformer's weights over the processes (FSDP2)"
+    )
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "device": "the machine's accelerator is used; MINDSPEED_MM_DEVICE=cpu overrides",
+        "torch_dtype": "dtype decides",
+    }
+
+    @field_validator("tiled", mode="before")
+    @classmethod
+    def _tiled_as_bool(cls, value: Any) -> Any:
+        return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
+
+
+class InferenceConfig(RunConfig, RequestConfig):
+    """The whole JSON. The keys of a request at the top hold for every task."""
+
+    model: WeightPaths
+    tasks: tuple[RequestConfig, ...] | None = Field(
+        default=None, min_length=1, description="several videos; null in a task unsets a key of the top"
+    )
+
+
+class SamplingConfig(Config):
+    """Every number of one video, decided."""
+
+    height: int = 480
+    width: int = 832
+    num_frames: int = 81
+    fps: float = 16.0
+    short_clip: Literal["reject", "pad", "resample"] = "reject"
+    long_clip: Literal["trim", "resample", "reject"] = "trim"
+    fit: Literal["crop", "reject"] = "crop"
+    timing: Literal["seconds", "frames"] = "seconds"
+    soft_mask: bool = False
+    preset: Preset = "wan"
+    solver: Solver = "unipc"
+    grid: Literal["official", "diffusers"] = "official"
+    steps: int = 50
+    shift: float = 16.0
+    guidance_scale: float = 5.0
+    guidance_scale_2: float = 5.0
+    boundary: float = 0.875
+    context_scale: float | tuple[float, ...] = 1.0
+    seed: int = 2025
+
+    @property
+    def needs_guidance(self) -> bool:
+        """Whether any step asks the model about the negative prompt."""
+        return self.guidance_scale != 1 or self.guidance_scale_2 != 1
+
+
+def decide(request: RequestConfig, *, experts: int) -> SamplingConfig:
+    """Fill what `request` leaves open from its preset. `experts` is 1 or 2."""
+    said = {
+        name: value
+        for name, value in request.model_dump().items()
+        if name in SamplingConfig.model_fields and value is not None
+    }
+    values = {**_preset(said, experts), **said}
+    values.setdefault("guidance_scale_2", values.get("guidance_scale", SamplingConfig().guidance_scale))
+    return SamplingConfig(**values)
+
+
+def _preset(said: Mapping[str, Any], experts: int) -> dict[str, Any]:
+    """Solver, grid and shift of the preset: of the official code, of DiffSynth, of diffusers (which leans by size)."""
+    name = said.get("preset", "wan")
+    if name == "diffsynth":
+        return {"solver": "euler", "shift": 5.0}
+    if name == "diffusers":
+        default = SamplingConfig()
+        pixels = said.get("height", default.height) * said.get("width", default.width)
+        return {"solver": "unipc", "grid": "diffusers", "shift": 3.0 if pixels <= 480 * 832 else 5.0}
+    return {"solver": "unipc", "shift": 16.0 if experts == 1 else 12.0}

@@ -1,0 +1,173 @@
+"""One or two transformers: which of them answers at a timestep, and where their weights lie meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.generation.config import Offload, SamplingConfig
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.vace import VaceTransformer
+
+LOGGER = get_logger(__name__)
+_WORKSPACE = 8 << 30  # bytes of a device that weights leave to activations
+
+
+class Experts:
+    """The transformer, or the high- and the low-noise one. Only the one that is asked needs to be on the device."""
+
+    def __init__(
+        self,
+        models: Sequence[VaceTransformer],
+        accelerator: Accelerator,
+        offload: Offload = "none",
+        *,
+        placed: bool = False,
+    ) -> None:
+        """`placed`: the models already lie where they must (sharded, or in training) and are never moved."""
+        if len(models) not in (1, 2):
+            raise WeightsError(f"{len(models)} transformers; one, or [high, low] is wanted")
+        if any(model.config != models[0].config for model in models):
+            raise WeightsError("the two experts have different sizes; they must be the two halves of one model")
+        self.models = tuple(models)
+        self.offload: Offload = "none" if placed else _affordable(models, accelerator, offload)
+        self._visitors = [] if placed else [_visitor(model, accelerator.device, self.offload) for model in models]
+        self._active: int | None = None
+        if self.offload == "none":
+            for visitor in self._visitors:
+                visitor.bring()
+
+    @property
+    def config(self) -> VaceConfig:
+        """The sizes of either."""
+        return self.models[0].config
+
+    def index_at(self, timestep: float, boundary: float) -> int:
+        """0, or 1 for the low-noise expert: below 1000·boundary."""
+        return int(len(self.models) == 2 and timestep < 1000 * boundary)
+
+    def at(self, timestep: float, sampling: SamplingConfig) -> tuple[VaceTransformer, float]:
+        """The model that answers at `timestep`, on the device, and its guidance scale."""
+        index = self.index_at(timestep, sampling.boundary)
+        self._activate(index)
+        return self.models[index], (sampling.guidance_scale, sampling.guidance_scale_2)[index]
+
+    def leave(self) -> None:
+        """Free the device of what may leave it."""
+        if self.offload != "none" and self._active is not None:
+            self._visitors[self._active].leave()
+            self._active = None
+
+    def _activate(self, index: int) -> None:
+        if self.offload == "none" or index == self._active:
+            return
+        self.leave()
+        self._visitors[index].bring()
+        self._active = index
+
+
+def _affordable(models: Sequence[nn.Module], accelerator: Accelerator, offload: Offload) -> Offload:
+    """`model` in place of `none` when two experts do not fit side by side."""
+    needed = sum(weight.numel() * weight.element_size() for model in models for weight in model.parameters())
+    total = accelerator.total_memory()
+    if offload != "none" or len(models) == 1 or accelerator.kind == "cpu" or needed + _WORKSPACE <= total:
+        return offload
+    LOGGER.info(
+        "the two experts take %.0f GB of the device's %.0f: only the active one is kept there (offload model)",
+        needed / 1e9,
+        total / 1e9,
+    )
+    return "model"
+
+
+class Visitor:
+    """A module whose weights live on the host and visit the device. They are read only, so nothing is copied back."""
+
+    def __init__(self, module: nn.Module, device: torch.device, *, pin: bool = False) -> None:
+        self.device = device
+        tensors = [*module.parameters(), *module.buffers()]
+        can_pin = pin and device.type != "cpu"
+        self._home = [(tensor, tensor.data.pin_memory() if can_pin else tensor.data) for tensor in tensors]
+
+    def bring(self) -> None:
+        """To the device."""
+        for tensor, home in self._home:
+            tensor.data = home.to(self.device, non_blocking=True)
+
+    def leave(self) -> None:
+        """Back home."""
+        for tensor, home in self._home:
+            tensor.data = home
+
+    def used_by(self, stream: Any) -> None:
+        """Tell the allocator that `stream` computes with weights which another stream brought."""
+        for tensor, _ in self._home:
+            tensor.data.record_stream(stream)
+
+
+class BlockVisitor:
+    """A transformer whose blocks visit the device one after another; the next one comes while the last one computes."""
+
+    def __init__(self, model: VaceTransformer, device: torch.device) -> None:
+        blocks = execution_order(model)
+        inside = {id(weight) for block in blocks for weight in block.parameters()}
+        rest = nn.ParameterList(weight for weight in model.parameters() if id(weight) not in inside)
+        self._rest = Visitor(rest, device)
+        self._blocks = [Visitor(block, device, pin=True) for block in blocks]
+        self._here: set[int] = set()
+        self._stream = None if device.type == "cpu" else torch.Stream(device)
+        for index, block in enumerate(blocks):
+            block.register_forward_pre_hook(lambda _module, _args, index=index: self._enter(index))
+            block.register_forward_hook(lambda _module, _args, _output, index=index: self._exit(index))
+
+    def bring(self) -> None:
+        """Everything but the blocks."""
+        self._rest.bring()
+
+    def leave(self) -> None:
+        """Everything."""
+        for index in sorted(self._here):
+            self._blocks[index].leave()
+        self._here.clear()
+        self._rest.leave()
+
+    def _enter(self, index: int) -> None:
+        self._fetch(index)
+        if self._stream is not None:
+            current = torch.accelerator.current_stream(self._blocks[index].device)
+            current.wait_stream(self._stream)
+            self._blocks[index].used_by(current)
+            self._fetch((index + 1) % len(self._blocks))
+
+    def _exit(self, index: int) -> None:
+        self._blocks[index].leave()
+        self._here.discard(index)
+
+    def _fetch(self, index: int) -> None:
+        if index in self._here:
+            return
+        self._here.add(index)
+        if self._stream is None:
+            self._blocks[index].bring()
+            return
+        with self._stream:
+            self._blocks[index].bring()
+
+
+def execution_order(model: VaceTransformer) -> list[nn.Module]:
+    """All blocks as they run: each branch block right before the trunk block that it feeds."""
+    feeds = dict(zip(model.config.vace_layers, model.vace_blocks, strict=True))
+    order: list[nn.Module] = []
+    for index, block in enumerate(model.blocks):
+        order += [feeds[index], block] if index in feeds else [block]
+    return order
+
+
+def _visitor(model: VaceTransformer, device: torch.device, offload: Offload) -> Visitor | BlockVisitor:
+    return BlockVisitor(model, device) if offload == "block" else Visitor(model, device)

@@ -1,0 +1,270 @@
+"""What a user brings → what the model is shown, in pixels. Nothing is changed without a note or against a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mindspeed_mm.data.frames import FrameChoice, choose_frames, frame_at
+from mindspeed_mm.data.transforms import ArrayReader, cut, fill, fill_nearest, load_reference, read_resized, to_tensor
+from mindspeed_mm.data.video import BLACK, WHITE, VideoReader, flatten, open_video
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.generation.config import SamplingConfig
+
+Clip = str | Path | NDArray[Any] | Tensor | Sequence[Image.Image] | Image.Image
+Picture = str | Path | NDArray[Any] | Tensor | Image.Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What one video starts from, as the user has it.
+
+    A clip is a path, Pillow images, an array [T, H, W, 3] (uint8, or floats from 0 to 1) or a tensor [3, T, H, W] in [-1, 1].
+    A mask is the same in one channel: 1, white = generate; 0, black = keep.
+    """
+
+    src_video: Clip | None = None
+    src_mask: Clip | None = None
+    src_ref_images: Sequence[Picture] = ()
+    first_frame: Clip | None = None
+    last_frame: Clip | None = None
+    outpaint: tuple[float, float, float, float] | None = None  # left, top, right, bottom, in parts of the source's size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the model is shown, on the CPU, fp32."""
+
+    src_video: Tensor | None  # [3, T, H, W] in [-1, 1]
+    src_mask: Tensor | None  # [1, T, H, W] in [0, 1], 1 = generate
+    src_ref_images: tuple[Tensor, ...]  # each [3, 1, H, W] in [-1, 1]
+    notes: tuple[str, ...] = field(default=())  # what was done to make the sources fit
+
+
+def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
+    """Read everything and bring it to the size, rate and length asked for. Raises DataError where the policies forbid it."""
+    _check(inputs)
+    notes: list[str] = []
+    video = mask = None
+    if inputs.first_frame is not None or inputs.last_frame is not None:
+        video, mask = _between(inputs, sampling, notes)
+    elif inputs.outpaint is not None:
+        video, mask = _outpainted(inputs, sampling, notes)
+    elif inputs.src_video is not None:
+        video, mask = _edited(inputs, sampling, notes)
+    references = tuple(
+        load_reference(_picture(image), sampling.height, sampling.width) for image in inputs.src_ref_images
+    )
+    return Conditions(src_video=video, src_mask=mask, src_ref_images=references, notes=tuple(notes))
+
+
+def _check(inputs: Inputs) -> None:
+    ends = inputs.first_frame is not None or inputs.last_frame is not None
+    if inputs.src_mask is not None and inputs.src_video is None:
+        raise DataError("src_mask says what of src_video to generate anew; give src_video too")
+    if inputs.outpaint is not None and inputs.src_video is None:
+        raise DataError("outpaint grows the frame of src_video; give src_video too")
+    if ends and (inputs.src_video is not None or inputs.outpaint is not None):
+        raise DataError(
+            "first_frame and last_frame make their own src_video and mask; leave src_video and outpaint out"
+        )
+
+
+def _edited(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> tuple[Tensor, Tensor | None]:
+    """The source clip and its mask, frame by frame beside each other."""
+    source = _open(inputs.src_video)
+    chosen = _choose(source, "src_video", sampling, notes)
+    size = (sampling.height, sampling.width)
+    _check_fit(source, "src_video", size, sampling, notes)
+    video = _exact(inputs.src_video, 3, sampling)
+    if video is None:
+        video = to_tensor(read_resized(source, chosen.indices, size, fill))
+    return video, _mask(inputs.src_mask, source, chosen, sampling)
+
+
+def _mask(mask: Clip | None, source: VideoReader, chosen: FrameChoice, sampling: SamplingConfig) -> Tensor | None:
+    """[1, T, H, W]; a still mask holds for the whole clip."""
+    if mask is None:
+        return None
+    exact = _exact(mask, 1, sampling)
+    if exact is not None:
+        return exact if sampling.soft_mask else (exact > 0.5).float()
+    reader = _open(mask, BLACK)
+    indices = _mask_indices(reader, source, chosen, sampling)
+    values = read_resized(reader, indices, (sampling.height, sampling.width), fill_nearest)
+    values = values if sampling.soft_mask else cut(values, reader.path)
+    return torch.from_numpy(values).float().div_(255).unsqueeze(0)
+
+
+def _mask_indices(
+    mask: VideoReader, source: VideoReader, chosen: FrameChoice, sampling: SamplingConfig
+) -> tuple[int, ...]:
+    if mask.num_frames == 1:
+        return (0,) * len(chosen.indices)
+    if mask.num_frames == source.num_frames:
+        return chosen.indices
+    by_time = mask.timed and source.timed and sampling.timing == "seconds"
+    if by_time and mask.duration >= chosen.times[-1] + 0.5 / chosen.fps:
+        return tuple(frame_at(mask.times, moment) for moment in chosen.times)
+    raise DataError(
+        f"src_mask {mask.path} has {mask.num_frames} frames, src_video {source.path} {source.num_frames}; "
+        "cut both to one length, or give a still mask"
+    )
+
+
+def _outpainted(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> tuple[Tensor, Tensor]:
+    """The source small inside a grey frame; the frame is to be generated. A mask of the source holds inside."""
+    left, top, right, bottom = inputs.outpaint or (0.0, 0.0, 0.0, 0.0)
+    rows, columns = round(sampling.height / (1 + top + bottom)), round(sampling.width / (1 + left + right))
+    y, x = round(rows * top), round(columns * left)
+    y, x = min(y, sampling.height - rows), min(x, sampling.width - columns)
+    source = _open(inputs.src_video)
+    chosen = _choose(source, "src_video", sampling, notes)
+    _check_fit(source, "src_video", (rows, columns), sampling, notes)
+    video = torch.zeros(3, sampling.num_frames, sampling.height, sampling.width)
+    video[:, :, y : y + rows, x : x + columns] = to_tensor(read_resized(source, chosen.indices, (rows, columns), fill))
+    mask = torch.ones(1, sampling.num_frames, sampling.height, sampling.width)
+    inner = sampling.model_copy(update={"height": rows, "width": columns})
+    kept = _mask(inputs.src_mask, source, chosen, inner)
+    mask[:, :, y : y + rows, x : x + columns] = 0 if kept is None else kept
+    notes.append(f"outpaint: the source stands at {columns}x{rows}+{x}+{y} of {sampling.width}x{sampling.height}")
+    return video, mask
+
+
+def _between(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> tuple[Tensor, Tensor]:
+    """Given frames at the beginning, the end or both; grey between them, to be generated."""
+    size = (sampling.height, sampling.width)
+    video = torch.zeros(3, sampling.num_frames, *size)
+    mask = torch.ones(1, sampling.num_frames, *size)
+    total = 0
+    for key, clip in (("first_frame", inputs.first_frame), ("last_frame", inputs.last_frame)):
+        if clip is None:
+            continue
+        source = _open(clip)
+        _check_fit(source, key, size, sampling, notes)
+        indices = _all_frames(source, sampling)
+        total += len(indices)
+        if total >= sampling.num_frames:
+            raise DataError(
+                f"{key} {source.path}: {total} frames are given of {sampling.num_frames}; nothing is left to generate"
+            )
+        place = slice(0, len(indices)) if key == "first_frame" else slice(sampling.num_frames - len(indices), None)
+        video[:, place] = to_tensor(read_resized(source, indices, size, fill))
+        mask[:, place] = 0
+        notes.append(f"{key}: {len(indices)} frame(s) kept")
+    return video, mask
+
+
+def _all_frames(source: VideoReader, sampling: SamplingConfig) -> tuple[int, ...]:
+    if not source.timed or sampling.timing == "frames":
+        return tuple(range(source.num_frames))
+    count = max(1, round(source.duration * sampling.fps))
+    return tuple(frame_at(source.times, i / sampling.fps) for i in range(count))
+
+
+def _choose(source: VideoReader, key: str, sampling: SamplingConfig, notes: list[str]) -> FrameChoice:
+    """The frames that the policies allow. Raises DataError naming the policies."""
+    timed = source.timed and sampling.timing == "seconds"
+    times = source.times if timed else [i / sampling.fps for i in range(source.num_frames)]
+    duration = source.duration if timed else source.num_frames / sampling.fps
+    found = choose_frames(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps)
+    what = f"{key} {source.path} ({source.num_frames} frames, {source.fps:g} fps)"
+    if found.policy == "keep" and sampling.short_clip == "reject":
+        raise DataError(
+            f"{what} gives {len(found.indices)} frames at {sampling.fps:g} fps, num_frames is {sampling.num_frames}; "
+            f"set num_frames to {len(found.indices)}, or short_clip to pad or resample"
+        )
+    if found.policy == "trim" and sampling.long_clip == "reject":
+        raise DataError(f"{what} is longer than num_frames {sampling.num_frames}; set long_clip to trim or resample")
+    chosen = choose_frames(
+        times,
+        duration=duration,
+        num_frames=sampling.num_frames,
+        fps=sampling.fps,
+        short_clip="resample" if sampling.short_clip == "resample" else "pad",
+        long_clip="resample" if sampling.long_clip == "resample" else "trim",
+    )
+    if timed and abs(source.fps - chosen.fps) > 0.01:
+        notes.append(f"{what}: sampled at {chosen.fps:g} fps")
+    if chosen.policy in _CHANGED:
+        notes.append(f"{what}: {_CHANGED[chosen.policy].format(n=sampling.num_frames)}")
+    return chosen
+
+
+_CHANGED = {
+    "trim": "its first {n} frames are used",
+    "pad": "its last frame is repeated up to {n} frames",
+    "resample": "{n} frames are spread over all of it",
+}
+
+
+def _check_fit(
+    source: VideoReader, key: str, size: tuple[int, int], sampling: SamplingConfig, notes: list[str]
+) -> None:
+    if (source.height, source.width) == size:
+        return
+    found, wanted = f"{source.width}x{source.height}", f"{size[1]}x{size[0]}"
+    if sampling.fit == "reject":
+        raise DataError(f"{key} {source.path} is {found}, {wanted} is wanted; give it that size, or set fit to crop")
+    scale = max(size[0] / source.height, size[1] / source.width)
+    lost = 1 - size[0] * size[1] / (source.height * source.width * scale**2)
+    cropped = f", {lost:.0%} of its area cropped at the sides" if lost > 0.005 else ""
+    notes.append(f"{key} {source.path}: resized from {found} to {wanted}{cropped}")
+
+
+def _exact(clip: Clip | None, channels: int, sampling: SamplingConfig) -> Tensor | None:
+    """A tensor that already is what is wanted, so that nothing of it is lost to bytes; else None."""
+    shape = (channels, sampling.num_frames, sampling.height, sampling.width)
+    return clip.detach().cpu().float() if isinstance(clip, Tensor) and tuple(clip.shape) == shape else None
+
+
+def _open(clip: Clip | None, background: int = WHITE) -> VideoReader:
+    """Any form of clip as a reader. Raises DataError for what is none."""
+    if clip is None:
+        raise DataError("a clip is wanted, found None")
+    if isinstance(clip, (str, Path)):
+        return open_video(clip, background=background)
+    if isinstance(clip, Image.Image):
+        clip = [clip]
+    if isinstance(clip, Tensor):
+        return ArrayReader(_tensor_bytes(clip))
+    if isinstance(clip, np.ndarray):
+        return ArrayReader(_array_bytes(clip))
+    return ArrayReader(np.stack([flatten(image, background) for image in clip]))
+
+
+def _tensor_bytes(clip: Tensor) -> NDArray[np.uint8]:
+    """[3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1] → uint8 [T, H, W, 3]."""
+    if clip.ndim != 4 or clip.shape[0] not in (1, 3):
+        raise DataError(
+            f"a clip tensor is {list(clip.shape)}; wanted [3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1]"
+        )
+    values = clip.detach().cpu().float()
+    values = values * 255 if clip.shape[0] == 1 else (values + 1) * 127.5
+    return values.round().clamp(0, 255).byte().expand(3, -1, -1, -1).permute(1, 2, 3, 0).contiguous().numpy()
+
+
+def _array_bytes(clip: NDArray[Any]) -> NDArray[np.uint8]:
+    """[T, H, W, 3], [T, H, W] or [H, W, 3], of bytes, booleans or floats from 0 to 1 → uint8 [T, H, W, 3]."""
+    if clip.dtype != np.uint8:
+        clip = (np.asarray(clip, dtype=np.float64) * 255).round().clip(0, 255).astype(np.uint8)
+    if clip.ndim == 3 and clip.shape[-1] == 3:
+        clip = clip[None]
+    return np.repeat(clip[..., None], 3, axis=-1) if clip.ndim == 3 else clip
+
+
+def _picture(image: Picture) -> str | Path | Image.Image | NDArray[np.uint8]:
+    """What load_reference reads."""
+    if isinstance(image, Tensor):
+        return _tensor_bytes(image if image.ndim == 4 else image[:, None])[0]
+    if isinstance(image, np.ndarray):
+        return _array_bytes(image)[0]
+    return image

@@ -1,0 +1,88 @@
+"""Where the parts of a pipeline are in a folder that somebody downloaded, and how each is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.generation.config import Offload, WeightPaths
+from mindspeed_mm.log import get_logger
+
+if TYPE_CHECKING:
+    import torch
+
+    from mindspeed_mm.accelerator import Accelerator
+    from mindspeed_mm.generation.experts import Experts
+    from mindspeed_mm.models.umt5.encoder import TextEncoder
+    from mindspeed_mm.models.wan.config import VaceConfig
+    from mindspeed_mm.models.wan.vae import WanVae
+
+LOGGER = get_logger(__name__)
+_EXPERTS = ("high_noise_model", "low_noise_model")
+
+
+def find_parts(folder: str | Path) -> WeightPaths:
+    """The parts of an official folder (1.3B, 14B, A14B) or of a diffusers one. Raises WeightsError naming what is missing."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise WeightsError(f"{root}: no such folder; give a model folder, or its parts (WeightPaths)")
+    transformer = _diffusers_transformers(root) or _official_transformers(root)
+    if not transformer:
+        raise WeightsError(
+            f"{root}: wanted diffusion_pytorch_model*.safetensors, transformer/, or {' and '.join(_EXPERTS)}; found none of them"
+        )
+    return WeightPaths(transformer=transformer, vae=str(root), text_encoder=str(root))
+
+
+def _diffusers_transformers(root: Path) -> tuple[str, ...]:
+    names = ("transformer", "transformer_2")
+    return tuple(str(root / name) for name in names if (root / name).is_dir())
+
+
+def _official_transformers(root: Path) -> tuple[str, ...]:
+    if all((root / name).is_dir() for name in _EXPERTS):
+        return tuple(str(root / name) for name in _EXPERTS)
+    return (str(root),) if any(root.glob("diffusion_pytorch_model*.safetensors")) else ()
+
+
+def load_experts(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator, offload: Offload) -> Experts:
+    """All transformers on the host, then where `offload` says. Raises WeightsError."""
+    from mindspeed_mm.generation.experts import Experts
+    from mindspeed_mm.models.weights import load_transformer
+
+    models = [load_transformer(_one_or_many(shards), dtype=dtype, device="cpu") for shards in paths.experts]
+    return Experts([model.eval().requires_grad_(False) for model in models], accelerator, offload)
+
+
+def inspect_experts(paths: WeightPaths) -> VaceConfig:
+    """Read the headers of all transformers and say what was found. Returns their sizes. Raises WeightsError."""
+    from mindspeed_mm.models.weights import open_weights
+
+    sources = [open_weights(_one_or_many(shards)) for shards in paths.experts]
+    for source in sources:
+        LOGGER.info(source.description)
+    if any(source.config != sources[0].config for source in sources):
+        raise WeightsError("the two experts have different sizes; they must be the two halves of one model")
+    return sources[0].config
+
+
+def load_text(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator, text_len: int) -> TextEncoder:
+    """The text encoder on the device, cutting prompts after `text_len` tokens. Raises WeightsError."""
+    from mindspeed_mm.models.umt5.encoder import load_text_encoder
+
+    tokenizer = None if paths.tokenizer is None else Path(paths.tokenizer)
+    return load_text_encoder(
+        Path(paths.text_encoder), tokenizer, dtype=dtype, device=accelerator.device, text_len=text_len
+    )
+
+
+def load_image_coder(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator) -> WanVae:
+    """The VAE on the device. Raises WeightsError."""
+    from mindspeed_mm.models.wan.vae import load_vae
+
+    return load_vae(Path(paths.vae), dtype=dtype, device=accelerator.device)
+
+
+def _one_or_many(shards: tuple[str, ...]) -> Path | list[Path]:
+    return Path(shards[0]) if len(shards) == 1 else [Path(shard) for shard in shards]

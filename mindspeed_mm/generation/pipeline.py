@@ -1,0 +1,461 @@
+"""VacePipeline: words, pixels and a mask → a video. Conditioning is the same code as in feature extraction.
+
+pipe = VacePipeline.from_pretrained("Wan2.1-VACE-1.3B")
+result = pipe("a red ball bounces", src_video="depth.mp4", num_frames=81)
+result.save("out/ball")
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.conditioning.text import encode_prompt
+from mindspeed_mm.conditioning.vace import encode_vace_context
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.generation.config import (
+    NEGATIVE_PROMPT,
+    Offload,
+    Preset,
+    RequestConfig,
+    SamplingConfig,
+    Tiled,
+    WeightPaths,
+    decide,
+)
+from mindspeed_mm.generation.config import Solver as SolverName
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.guidance import Guide, guided_velocity
+from mindspeed_mm.generation.inputs import Clip, Conditions, Inputs, Picture, load_conditions
+from mindspeed_mm.generation.parts import find_parts, inspect_experts, load_experts, load_image_coder, load_text
+from mindspeed_mm.generation.solvers import Solver
+from mindspeed_mm.generation.writer import versions, write_conditions, write_latents, write_outcome
+from mindspeed_mm.models.umt5.encoder import TextEncoder
+from mindspeed_mm.models.wan.vae import WanVae
+
+OnStep = Callable[[int, int], None]  # steps done, steps in all
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Embedded prompts of one video."""
+
+    prompt_embeds: Tensor  # [L, text_dim]
+    negative_prompt_embeds: Tensor | None  # [L, text_dim]; None when guidance does not ask
+
+
+@dataclass
+class Timings:
+    """Seconds of each phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[float] = field(default_factory=list)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add to what the phase has taken."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def report(self) -> dict[str, float]:
+        """Plain numbers; `step` is the median of the denoising steps."""
+        report = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+        return {**report, "step": round(statistics.median(self.steps), 4)} if self.steps else report
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult:
+    """A video and all that is known of it."""
+
+    frames: Frames  # uint8 [T, H, W, 3]
+    latents: Tensor  # [16, R+F, h, w] fp32 on the CPU, references first
+    num_refs: int
+    conditions: Conditions  # what the model was shown
+    settings: dict[str, Any]  # every argument, seed, versions, seconds, memory
+
+    def save(self, path: str | Path) -> Path:
+        """PATH.mp4, PATH.png (contact sheet), PATH.json (settings), and PATH/ with conditions and latents."""
+        base = Path(path).with_suffix("") if Path(path).suffix == ".mp4" else Path(path)
+        fps = float(self.settings["sampling"]["fps"])
+        write_conditions(base, self.conditions, fps)
+        write_latents(base, self.latents, self.num_refs, self.settings)
+        return write_outcome(
+            base.parent,
+            base.name,
+            [self.frames],
+            num_frames=len(self.frames),
+            fps=fps,
+            conditions=self.conditions,
+            settings=lambda: self.settings,
+        )
+
+
+class VacePipeline:
+    """Models, and what one does with them. Every method may be called alone."""
+
+    def __init__(
+        self,
+        experts: Experts | Callable[[], Experts] | None,
+        vae: WanVae,
+        text_encoder: TextEncoder | Callable[[], TextEncoder] | None,
+        *,
+        accelerator: Accelerator,
+        tiled: Tiled = "auto",
+        guide: Guide = guided_velocity,
+    ) -> None:
+        """`experts` and `text_encoder` may be functions that load them when they are first needed."""
+        self._experts = experts
+        self.vae = vae.to(accelerator.device)
+        self._text_encoder = text_encoder
+        self._loaded_text: TextEncoder | None = text_encoder if isinstance(text_encoder, TextEncoder) else None
+        self._embeds: dict[str, Tensor] = {}
+        self.accelerator = accelerator
+        self.tiled: Tiled = tiled
+        self.guide = guide
+        self.timings = Timings()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | Path | WeightPaths,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        vae_dtype: torch.dtype = torch.float32,
+        device: str | None = None,
+        offload: Offload = "none",
+        tiled: Tiled = "auto",
+    ) -> VacePipeline:
+        """From a model folder (official or diffusers), or from parts. `device`: cpu, cuda or npu; None = what is there.
+
+        The transformer and the text encoder are read when they are first needed. Raises WeightsError.
+        """
+        paths = weights if isinstance(weights, WeightPaths) else find_parts(weights)
+        accelerator = Accelerator.detect(device)
+        text_len = inspect_experts(paths).trunk.text_len
+        return cls(
+            lambda: load_experts(paths, dtype, accelerator, offload),
+            load_image_coder(paths, vae_dtype, accelerator),
+            lambda: load_text(paths, dtype, accelerator, text_len),
+            accelerator=accelerator,
+            tiled=tiled,
+        )
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        src_video: Clip | None = None,
+        src_mask: Clip | None = None,
+        src_ref_images: Picture | Sequence[Picture] = (),
+        first_frame: Clip | None = None,
+        last_frame: Clip | None = None,
+        outpaint: tuple[float, float, float, float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
+        shift: float | None = None,
+        boundary: float | None = None,
+        context_scale: float | Sequence[float] | None = None,
+        seed: int | None = None,
+        solver: SolverName | None = None,
+        preset: Preset | None = None,
+        short_clip: Literal["reject", "pad", "resample"] | None = None,
+        long_clip: Literal["trim", "resample", "reject"] | None = None,
+        fit: Literal["crop", "reject"] | None = None,
+        timing: Literal["seconds", "frames"] | None = None,
+        soft_mask: bool | None = None,
+        noise: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> GenerationResult:
+        """One video. What is None comes from the preset; the names are those of the inference JSON.
+
+        Inputs may be paths, Pillow images, arrays or tensors (see `Inputs`). Raises ConfigError, DataError, WeightsError.
+        """
+        request = parse(
+            RequestConfig,
+            {
+                "height": height,
+                "width": width,
+                "num_frames": num_frames,
+                "fps": fps,
+                "steps": steps,
+                "guidance_scale": guidance_scale,
+                "guidance_scale_2": guidance_scale_2,
+                "shift": shift,
+                "boundary": boundary,
+                "context_scale": tuple(context_scale) if isinstance(context_scale, Sequence) else context_scale,
+                "seed": seed,
+                "solver": solver,
+                "preset": preset,
+                "short_clip": short_clip,
+                "long_clip": long_clip,
+                "fit": fit,
+                "timing": timing,
+                "soft_mask": soft_mask,
+                "outpaint": outpaint,
+            },
+            "VacePipeline",
+        )
+        one = isinstance(src_ref_images, (str, Path, np.ndarray, Tensor, Image.Image))
+        inputs = Inputs(
+            src_video=src_video,
+            src_mask=src_mask,
+            src_ref_images=[src_ref_images] if one else src_ref_images,  # type: ignore[list-item, arg-type]
+            first_frame=first_frame,
+            last_frame=last_frame,
+            outpaint=outpaint,
+        )
+        sampling = decide(request, experts=len(self.experts.models))
+        negative = NEGATIVE_PROMPT if negative_prompt is None else negative_prompt
+        return self.generate(prompt, negative, inputs, sampling, noise=noise, on_step=on_step)
+
+    def generate(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        inputs: Inputs,
+        sampling: SamplingConfig,
+        *,
+        noise: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> GenerationResult:
+        """`__call__` with every number decided."""
+        self.start_measuring()
+        conditions = load_conditions(inputs, sampling)
+        texts = self.texts(prompt, negative_prompt, sampling)
+        self.free_text_encoder()
+        latents = self.denoise(self.encode(conditions, sampling), texts, sampling, noise=noise, on_step=on_step).cpu()
+        num_refs = len(conditions.src_ref_images)
+        return GenerationResult(
+            frames=np.concatenate(list(self.decode(latents, num_refs))),
+            latents=latents,
+            num_refs=num_refs,
+            conditions=conditions,
+            settings=self.describe(prompt, negative_prompt, conditions, sampling),
+        )
+
+    def describe(
+        self, prompt: str, negative_prompt: str, conditions: Conditions | None, sampling: SamplingConfig
+    ) -> dict[str, Any]:
+        """Everything that makes this video again, and what it cost; plain values."""
+        return {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "sampling": sampling.model_dump(mode="json"),
+            "notes": [] if conditions is None else list(conditions.notes),
+            "num_refs": 0 if conditions is None else len(conditions.src_ref_images),
+            "tiled": bool(self.vae.model.use_tiling),
+            "device": self.accelerator.device_name(),
+            "seconds": self.timings.report(),
+            "peak_memory_gb": round(self.accelerator.max_memory_allocated() / 1e9, 3),
+            "versions": versions(),
+        }
+
+    @property
+    def experts(self) -> Experts:
+        """The transformers; loaded now if they were not."""
+        if self._experts is None:
+            raise WeightsError("this pipeline has no transformer; it can only decode")
+        if not isinstance(self._experts, Experts):
+            with self.timed("load"):
+                self._experts = self._experts()
+        return self._experts
+
+    def start_measuring(self) -> None:
+        """Seconds and peak memory from here on."""
+        self.timings = Timings()
+        self.accelerator.reset_peak_memory()
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the seconds of a phase, queued work included."""
+        self.accelerator.synchronize()
+        start = time.perf_counter()
+        yield
+        self.accelerator.synchronize()
+        self.timings.add(phase, time.perf_counter() - start)
+
+    def texts(self, prompt: str, negative_prompt: str, sampling: SamplingConfig) -> Texts:
+        """Embeddings of what guidance will ask about; known prompts need no text encoder."""
+        asked = [prompt, negative_prompt] if sampling.needs_guidance else [prompt]
+        self.embed(asked)
+        known = [self._embeds[text] for text in asked]
+        return Texts(prompt_embeds=known[0], negative_prompt_embeds=known[1] if sampling.needs_guidance else None)
+
+    def embed(self, prompts: Sequence[str]) -> None:
+        """Encode those prompts that are not known yet; the embeddings are remembered on the host."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeds]
+        if not new:
+            return
+        with self.timed("text"):
+            encoder = self._text()
+            self._embeds.update(zip(new, (rows.cpu() for rows in encode_prompt(encoder, new)), strict=True))
+
+    def remember(self, embeds: dict[str, Tensor]) -> None:
+        """Take prompts' embeddings [L, text_dim] as known."""
+        self._embeds.update(embeds)
+
+    def known(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The remembered embeddings of `prompts`."""
+        return {prompt: self._embeds[prompt] for prompt in prompts}
+
+    def free_text_encoder(self) -> None:
+        """Drop the text encoder, which is the largest model after the transformer; it is loaded again when needed."""
+        if self._loaded_text is not None and not callable(self._text_encoder):
+            self._loaded_text.to("cpu")
+        else:
+            self._loaded_text = None
+        self.accelerator.empty_cache()
+
+    def _text(self) -> TextEncoder:
+        if self._loaded_text is None:
+            if self._text_encoder is None or isinstance(self._text_encoder, TextEncoder):
+                raise WeightsError("this pipeline has no text encoder and does not know the prompt's embedding")
+            self._loaded_text = self._text_encoder()
+        return self._loaded_text.to(self.accelerator.device)
+
+    @torch.no_grad()
+    def encode(self, conditions: Conditions, sampling: SamplingConfig) -> Tensor:
+        """vace_context [96, R+F, h, w] of what the model is shown."""
+        self._set_tiling(sampling)
+        with self.timed("vae_encode"):
+            return encode_vace_context(
+                self.vae,
+                conditions.src_video,
+                conditions.src_mask,
+                conditions.src_ref_images,
+                num_frames=sampling.num_frames,
+                height=sampling.height,
+                width=sampling.width,
+            )
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        vace_context: Tensor,
+        texts: Texts,
+        sampling: SamplingConfig,
+        *,
+        noise: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Latents [16, R+F, h, w] fp32 on the device, references first. `noise` [16, R+F, h, w] replaces the seed's."""
+        experts, device = self.experts, self.accelerator.device
+        self._check_scale(sampling)
+        solver = Solver(sampling)
+        context = vace_context[None].to(device)
+        latents = (make_noise(vace_context.shape[1:], sampling.seed) if noise is None else noise)[None].to(device)
+        prompt, negative = (
+            None if rows is None else rows[None].to(device)
+            for rows in (texts.prompt_embeds, texts.negative_prompt_embeds)
+        )
+        for index in range(len(solver)):
+            with self.timed("denoise"):
+                start = time.perf_counter()
+                latents = self._step(experts, solver, index, latents, context, prompt, negative, sampling)
+                self.accelerator.synchronize()
+                self.timings.steps.append(time.perf_counter() - start)
+            if on_step is not None:
+                on_step(index + 1, len(solver))
+        experts.leave()
+        return latents[0]
+
+    def _step(
+        self,
+        experts: Experts,
+        solver: Solver,
+        index: int,
+        latents: Tensor,
+        context: Tensor,
+        prompt: Tensor | None,
+        negative: Tensor | None,
+        sampling: SamplingConfig,
+    ) -> Tensor:
+        """One denoising step, [1, 16, R+F, h, w] → the same."""
+        assert prompt is not None
+        model, scale = experts.at(float(solver.timesteps[index]), sampling)
+        timestep = solver.timesteps[index : index + 1].to(latents.device)
+        shown = context if _has_weight(sampling.context_scale) and model.config.vace_layers else None
+
+        def ask(prompt_embeds: Tensor) -> Tensor:
+            return model(latents, timestep, prompt_embeds, shown, context_scale=sampling.context_scale)
+
+        return solver.step(self.guide(ask, prompt, negative, scale), index, latents)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, num_refs: int = 0) -> Iterator[Frames]:
+        """Latents [16, R+F, h, w] → frames [t, H, W, 3], a few at a time; the references are left out."""
+        self._set_tiling_for(latents.shape[-2] * 8, latents.shape[-1] * 8)
+        chunks = iter(self.vae.decode_frames(latents[:, num_refs:].to(self.accelerator.device)))
+        while True:
+            with self.timed("vae_decode"):
+                chunk = next(chunks, None)
+                frames = None if chunk is None else to_bytes(chunk)
+            if frames is None:
+                return
+            yield frames
+
+    def _check_scale(self, sampling: SamplingConfig) -> None:
+        blocks = len(self.experts.config.vace_layers)
+        scale = sampling.context_scale
+        if isinstance(scale, tuple) and len(scale) != blocks:
+            raise ConfigError(
+                f"context_scale has {len(scale)} numbers; give one, or one for each of {blocks} branch blocks"
+            )
+
+    def _set_tiling(self, sampling: SamplingConfig) -> None:
+        self._set_tiling_for(sampling.height, sampling.width)
+
+    def _set_tiling_for(self, height: int, width: int) -> None:
+        tiles = self.tiled == "always" or (self.tiled == "auto" and self.needs_tiles(height, width))
+        if tiles:
+            self.vae.enable_tiling()
+        else:
+            self.vae.model.disable_tiling()
+
+    def needs_tiles(self, height: int, width: int) -> bool:
+        """Whether whole frames would take more memory than the device has left."""
+        free = self.accelerator.total_memory() - self.accelerator.memory_allocated()
+        return vae_bytes(self.vae, height, width) > 0.8 * free
+
+
+def vae_bytes(vae: WanVae, height: int, width: int) -> int:
+    """Peak bytes of activations when whole frames of this size are decoded; measured, grows with the frame's area only."""
+    width_of_layers = int(vae.model.config.base_dim)
+    return int(_VAE_PLANES * width_of_layers * height * width * vae.model.dtype.itemsize)
+
+
+_VAE_PLANES = 48  # feature maps of base_dim channels, at the output's size, that are alive at once
+
+
+def make_noise(shape: Sequence[int], seed: int) -> Tensor:
+    """fp32 [16, R+F, h, w] of standard normal numbers from a CPU generator: one seed, one video, on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 16, *shape, generator=generator)[0]
+
+
+def to_bytes(pixels: Tensor) -> Frames:
+    """[3, t, H, W] in [-1, 1] → uint8 [t, H, W, 3], rounded."""
+    frames = ((pixels.float() + 1) * 127.5).round_().clamp_(0, 255).byte()
+    return frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+def _has_weight(scale: float | Sequence[float]) -> bool:
+    return any(scale) if isinstance(scale, Sequence) else scale != 0

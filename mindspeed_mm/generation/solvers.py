@@ -1,0 +1,97 @@
+"""From noise to a clip: the sigmas of each solver, and diffusers' schedulers fed with them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.flow.schedule import shifted
+from mindspeed_mm.generation.config import SamplingConfig
+
+
+class Stepper(Protocol):
+    """The part of a diffusers scheduler that is used here."""
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+        """The sample one denoising step later, first in a tuple."""
+
+
+class Solver:
+    """The denoising steps of one video. It remembers earlier velocities: make a new one for each video."""
+
+    def __init__(self, sampling: SamplingConfig) -> None:
+        self.sigmas = sigma_table(sampling)  # [N+1] fp32, the last is 0
+        self.timesteps = timestep_table(sampling)  # [N] fp32, as the model sees them
+        self._scheduler = make_scheduler(sampling.solver, self.sigmas, self.timesteps)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def step(self, velocity: Tensor, index: int, sample: Tensor) -> Tensor:
+        """The sample after denoising step `index`; steps are taken in order. Both tensors [B, 16, R+F, h, w] fp32."""
+        return self._scheduler.step(velocity, self.timesteps[index], sample, return_dict=False)[0]
+
+
+def sigma_table(sampling: SamplingConfig) -> Tensor:
+    """fp32 [N+1]: falling sigmas, the last 0."""
+    return torch.cat((_sigmas(sampling), torch.zeros(1, dtype=torch.float64))).float()
+
+
+def timestep_table(sampling: SamplingConfig) -> Tensor:
+    """fp32 [N]: 1000·sigma; whole numbers for the multistep solvers, as the published samplers round down."""
+    timesteps = _sigmas(sampling) * 1000
+    return (timesteps if sampling.solver == "euler" else timesteps.floor()).float()
+
+
+def _sigmas(sampling: SamplingConfig) -> Tensor:
+    """fp64 [N]: the shifted grid of the solver."""
+    n = sampling.steps
+    if sampling.solver == "unipc" and sampling.grid == "diffusers":
+        # diffusers' own UniPC starts a hair below 1, where log(1 - sigma) is finite
+        sigmas = shifted(_grid(1.0, 0.001, n), sampling.shift)
+        sigmas[0] -= 1e-6 if sigmas[0] == 1 else 0.0
+    elif sampling.solver == "unipc":
+        sigmas = shifted(_grid(0.999, 0.0, n), sampling.shift)
+    else:
+        sigmas = shifted(_grid(1.0, 0.0, n), sampling.shift)
+    return sigmas
+
+
+def _grid(start: float, end: float, steps: int) -> Tensor:
+    return torch.linspace(start, end, steps + 1, dtype=torch.float64)[:-1]
+
+
+def make_scheduler(solver: str, sigmas: Tensor, timesteps: Tensor) -> Stepper:
+    """diffusers' scheduler standing at its first step, with exactly these sigmas [N+1] and timesteps [N].
+
+    Its own shift stays 1 and its tables are replaced after set_timesteps: passing `sigmas=` would shift a second time.
+    """
+    scheduler = _scheduler(solver)
+    scheduler.set_timesteps(len(timesteps))
+    scheduler.sigmas = sigmas.clone()
+    scheduler.timesteps = timesteps.clone()
+    scheduler.num_inference_steps = len(timesteps)
+    scheduler.set_begin_index(0)  # whole timesteps may repeat; never search for one
+    stepper: Stepper = scheduler
+    return stepper
+
+
+def _scheduler(solver: str) -> Any:
+    import diffusers
+
+    flow = {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": 1.0,
+        "final_sigmas_type": "zero",
+    }
+    if solver == "unipc":
+        return diffusers.UniPCMultistepScheduler(**flow)
+    if solver == "dpm++":
+        return diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
+    if solver == "euler":
+        return diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    raise ConfigError(f"solver {solver!r} is not one of unipc, dpm++, euler")

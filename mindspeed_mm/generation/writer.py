@@ -1,0 +1,190 @@
+"""What a run leaves behind: NAME.mp4, NAME.png (sheet), NAME.json (every setting), and NAME/ with conditions and latents.
+
+Each file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mindspeed_mm.data.atomic import atomic_path, write_text
+from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
+from mindspeed_mm.data.video import write_video
+from mindspeed_mm.errors import DataError, WeightsError
+from mindspeed_mm.generation.inputs import Conditions
+
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
+Settings = dict[str, Any]
+_COLUMNS = 8
+_LATENTS = "latents.safetensors"
+
+
+def write_conditions(folder: Path, conditions: Conditions, fps: float) -> None:
+    """What the model is shown: src_video.mp4, src_mask.mp4, reference_0.png … in `folder`."""
+    with _disk(folder):
+        if conditions.src_video is not None:
+            write_video(folder / "src_video.mp4", picture_frames(conditions.src_video), fps)
+        if conditions.src_mask is not None:
+            write_video(folder / "src_mask.mp4", mask_frames(conditions.src_mask), fps)
+        for number, reference in enumerate(conditions.src_ref_images):
+            with atomic_path(folder / f"reference_{number}.png") as draft:
+                Image.fromarray(picture_frames(reference)[0]).save(draft, format="PNG")
+
+
+def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: Settings) -> Path:
+    """latents.safetensors in `folder`: [16, R+F, h, w] fp32, with the settings that made them. Returns its path."""
+    path = folder / _LATENTS
+    said = {"num_refs": str(num_refs), "settings": json.dumps(settings, ensure_ascii=False)}
+    with _disk(path), atomic_path(path) as draft:
+        save_file({"latents": latents.detach().float().cpu().contiguous()}, draft, metadata=said)
+    return path
+
+
+def read_latents(path: Path) -> tuple[Tensor, int, Settings]:
+    """Latents [16, R+F, h, w], their number of references R, and the settings. Raises WeightsError."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            said = file.metadata() or {}
+            return file.get_tensor("latents"), int(said["num_refs"]), json.loads(said["settings"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a latents.safetensors of an earlier run ({' '.join(str(error).split())[:120]})"
+        ) from None
+
+
+def write_outcome(
+    folder: Path,
+    name: str,
+    chunks: Iterable[Frames],
+    *,
+    num_frames: int,
+    fps: float,
+    conditions: Conditions | None,
+    settings: Callable[[], Settings],
+) -> Path:
+    """NAME.mp4 as its frames come, then the sheet and the settings. Returns the path of the video."""
+    path = folder / f"{name}.mp4"
+    kept: dict[int, Frames] = {}
+    wanted = set(spread(num_frames, _COLUMNS))
+    with _disk(path):
+        write_video(path, _watched(chunks, kept, wanted), fps)
+        said = settings()
+        sheet = draw_result(name, [kept[index] for index in sorted(kept)], sorted(kept), conditions, said)
+        with atomic_path(folder / f"{name}.png") as draft:
+            sheet.save(draft, format="PNG")
+        write_text(folder / f"{name}.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def _watched(chunks: Iterable[Frames], kept: dict[int, Frames], wanted: set[int]) -> Iterator[Frames]:
+    """Each frame [H, W, 3], in order; the `wanted` ones are kept for the sheet."""
+    number = 0
+    for chunk in chunks:
+        for frame in chunk:
+            if number in wanted:
+                kept[number] = frame.copy()
+            yield frame
+            number += 1
+
+
+def draw_result(
+    name: str, pictures: Sequence[Frames], indices: Sequence[int], conditions: Conditions | None, settings: Settings
+) -> Image.Image:
+    """The contact sheet: what was asked, what the model was shown, what came out."""
+    fps = float(settings["sampling"]["fps"])
+    labels = [f"frame {index} · {index / fps:.2f} s" for index in indices]
+    strips = [] if conditions is None else _condition_strips(conditions, indices)
+    strips.append(Strip(name="output", pictures=pictures, labels=labels, note="what came out"))
+    return draw_sheet(name, strips, facts=_facts(settings), caption=settings["prompt"], columns=_COLUMNS)
+
+
+def _condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Strip]:
+    strips = []
+    chosen = list(indices)
+    if conditions.src_ref_images:
+        pictures = [picture_frames(reference)[0] for reference in conditions.src_ref_images]
+        strips.append(
+            Strip(
+                name="references",
+                pictures=pictures,
+                note="what must appear",
+                labels=[f"image {i}" for i in range(len(pictures))],
+            )
+        )
+    if conditions.src_video is not None:
+        note = "what is edited" if conditions.src_mask is not None else "what controls"
+        strips.append(
+            Strip(name="src_video", pictures=list(picture_frames(conditions.src_video[:, chosen])), note=note)
+        )
+    if conditions.src_mask is not None:
+        masks = list(mask_frames(conditions.src_mask[:, chosen]))
+        strips.append(Strip(name="src_mask", pictures=masks, note="white = generate, black = keep", crisp=True))
+    return strips
+
+
+def _facts(settings: Settings) -> list[str]:
+    s = settings["sampling"]
+    guidance = f"guidance {s['guidance_scale']:g}"
+    if s["guidance_scale_2"] != s["guidance_scale"]:
+        guidance += f" / {s['guidance_scale_2']:g}"
+    facts = [
+        f"{s['width']}x{s['height']} · {s['num_frames']} frames · {s['fps']:g} fps · {s['solver']}, {s['steps']} steps, "
+        f"shift {s['shift']:g} · {guidance} · context scale {_scale(s['context_scale'])} · seed {s['seed']}"
+    ]
+    cost = " · ".join(f"{phase} {seconds:g} s" for phase, seconds in settings.get("seconds", {}).items())
+    if cost:
+        facts.append(f"{settings['device']} · {cost} · peak memory {settings['peak_memory_gb']:.2f} GB")
+    return [*facts, *settings.get("notes", [])]
+
+
+def _scale(scale: float | Sequence[float]) -> str:
+    return f"{scale:g}" if isinstance(scale, (int, float)) else ", ".join(f"{value:g}" for value in scale)
+
+
+def picture_frames(pixels: Tensor) -> Frames:
+    """[3, T, H, W] in [-1, 1] → uint8 [T, H, W, 3]."""
+    frames: Frames = (
+        ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    )
+    return frames
+
+
+def mask_frames(mask: Tensor) -> Frames:
+    """[1, T, H, W] in [0, 1] → uint8 [T, H, W, 3], white = generate."""
+    return picture_frames(mask.expand(3, -1, -1, -1) * 2 - 1)
+
+
+def versions() -> dict[str, str]:
+    """What computed: Python and the packages that decide numbers."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("mindspeed-mm-vace", "diffusers", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "source tree" if package == "mindspeed-mm-vace" else "absent"
+    return found
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """What the disk refuses becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror or error}; make room or choose another output_path"
+        ) from None

@@ -1,0 +1,26 @@
+"""`python examples/vace/inference/Wan-VACE-Inference.py CONFIG.json [--key value…]`: argv → job → videos."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+LOGGER = get_logger(__name__)
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command. torch is imported only when the job is sound."""
+    job = GenerateJob.from_argv(sys.argv[1:] if argv is None else argv)
+    for note in job.notes:
+        LOGGER.info(note)
+    if job.dry_run:
+        LOGGER.info(job.model_dump_json(indent=2))
+        return
+    from mindspeed_mm.accelerator import Accelerator
+    from mindspeed_mm.tasks.generate_videos import run
+
+    run(job, Accelerator.detect())

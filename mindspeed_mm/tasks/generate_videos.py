@@ -1,0 +1,215 @@
+"""The part of the generate command that needs torch: load, check every input, embed every prompt, then video after video."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.generation.inputs import Conditions, Inputs, load_conditions
+from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
+from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
+from mindspeed_mm.generation.writer import read_latents, write_conditions, write_latents, write_outcome
+from mindspeed_mm.log import get_logger, rank
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
+
+LOGGER = get_logger(__name__)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def run(job: GenerateJob, accelerator: Accelerator) -> None:
+    """All videos of a job."""
+    if job.run.from_latents is not None:
+        decode_latents(job, accelerator)
+        return
+    check_inputs(job)
+    config = check_weights(job)
+    pipe = build_pipeline(job, accelerator, config)
+    embed_prompts(pipe, job)
+    for number, video in enumerate(job.videos, start=1):
+        LOGGER.info("[%d/%d] %s: %s", number, len(job.videos), video.name, _short(video.prompt))
+        generate_one(pipe, job, video)
+
+
+def build_pipeline(job: GenerateJob, accelerator: Accelerator, config: VaceConfig) -> VacePipeline:
+    """The VAE now; the text encoder and the transformer when they are needed."""
+    dtype = DTYPES[job.run.dtype]
+    return VacePipeline(
+        lambda: load_experts(job.model, dtype, accelerator, job.run.offload),
+        load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator),
+        lambda: load_text(job.model, dtype, accelerator, config.trunk.text_len),
+        accelerator=accelerator,
+        tiled=job.run.tiled,
+    )
+
+
+def check_inputs(job: GenerateJob) -> None:
+    """Read every source once before anything is loaded, so that the last video's bad mask does not cost the first one's hour."""
+    seen: set[str] = set()
+    for video in job.videos:
+        key = json.dumps([video.inputs.model_dump(mode="json"), video.sampling.model_dump(mode="json")], sort_keys=True)
+        if key not in seen:
+            conditions_of(video)
+            seen.add(key)
+
+
+def check_weights(job: GenerateJob) -> VaceConfig:
+    """Look into the transformer files before the text encoder is read. Returns their sizes. Raises WeightsError, ConfigError."""
+    config = inspect_experts(job.model)
+    for video in job.videos:
+        scale = video.sampling.context_scale
+        if isinstance(scale, tuple) and len(scale) != len(config.vace_layers):
+            raise DataError(
+                f"{video.name}: context_scale has {len(scale)} numbers; give one, or one for each of {len(config.vace_layers)} branch blocks"
+            )
+        if not config.vace_layers and video.inputs.given:
+            raise DataError(
+                f"{video.name}: these weights have no VACE branch, so they cannot look at a video, mask or image"
+            )
+    return config
+
+
+def conditions_of(video: VideoJob) -> Conditions:
+    """What the model will be shown. Raises DataError beginning with the video's name."""
+    paths = video.inputs
+    inputs = Inputs(
+        src_video=paths.video,
+        src_mask=paths.mask,
+        src_ref_images=paths.images,
+        first_frame=paths.first_frame,
+        last_frame=paths.last_frame,
+        outpaint=paths.outpaint,
+    )
+    try:
+        return load_conditions(inputs, video.sampling)
+    except DataError as error:
+        raise DataError(f"{video.name}: {error}") from None
+
+
+def embed_prompts(pipe: VacePipeline, job: GenerateJob) -> None:
+    """All prompts of all videos in one go; then the text encoder is gone."""
+    asked: list[str] = []
+    for video in job.videos:
+        asked += [video.prompt, *([video.negative_prompt] if video.sampling.needs_guidance else [])]
+    pipe.embed(asked)
+    pipe.free_text_encoder()
+
+
+def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob) -> Path:
+    """One video from sources to files. Latents are on disk before they are decoded."""
+    folder = Path(job.run.output_path)
+    pipe.start_measuring()
+    conditions = conditions_of(video)
+    for note in conditions.notes:
+        LOGGER.info("  %s", note)
+    context = pipe.encode(conditions, video.sampling)
+    write_conditions(folder / video.name, conditions, video.sampling.fps)
+    texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
+    with progress(video.name, video.sampling.steps) as on_step:
+        latents = pipe.denoise(context, texts, video.sampling, on_step=on_step).cpu()
+    num_refs = len(conditions.src_ref_images)
+    kept = write_latents(folder / video.name, latents, num_refs, settings_of(pipe, job, video, conditions))
+    with resumable(kept):
+        path = write_outcome(
+            folder,
+            video.name,
+            pipe.decode(latents, num_refs),
+            num_frames=video.sampling.num_frames,
+            fps=video.sampling.fps,
+            conditions=conditions,
+            settings=lambda: settings_of(pipe, job, video, conditions),
+        )
+    _tell(path, settings_of(pipe, job, video, conditions))
+    return path
+
+
+def settings_of(pipe: VacePipeline, job: GenerateJob, video: VideoJob, conditions: Conditions | None) -> dict[str, Any]:
+    """Every argument, with what it cost."""
+    return {
+        "name": video.name,
+        **pipe.describe(video.prompt, video.negative_prompt, conditions, video.sampling),
+        "inputs": video.inputs.model_dump(mode="json"),
+        "model": job.model.model_dump(mode="json"),
+        "run": job.run.model_dump(mode="json"),
+        "command": sys.argv,
+    }
+
+
+def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
+    """--from-latents: the part of an earlier run that comes after denoising."""
+    latents, num_refs, settings = read_latents(Path(str(job.run.from_latents)))
+    pipe = VacePipeline(
+        None,
+        load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator),
+        None,
+        accelerator=accelerator,
+        tiled=job.run.tiled,
+    )
+    pipe.start_measuring()
+
+    def described() -> dict[str, Any]:
+        seconds = {**settings.get("seconds", {}), **pipe.timings.report()}
+        return {
+            **settings,
+            "seconds": seconds,
+            "from_latents": str(job.run.from_latents),
+            "tiled": bool(pipe.vae.model.use_tiling),
+        }
+
+    path = write_outcome(
+        Path(job.run.output_path),
+        settings["name"],
+        pipe.decode(latents, num_refs),
+        num_frames=settings["sampling"]["num_frames"],
+        fps=settings["sampling"]["fps"],
+        conditions=None,
+        settings=described,
+    )
+    _tell(path, described())
+
+
+@contextmanager
+def progress(name: str, steps: int) -> Iterator[OnStep]:
+    """A bar with the time that is left on a terminal; elsewhere a line now and then."""
+    bar = tqdm(total=steps, desc=name, unit="step", disable=None if rank() == 0 else True, dynamic_ncols=True)
+    every = max(1, steps // 5)
+
+    def on_step(done: int, total: int) -> None:
+        bar.update(1)
+        if bar.disable and (done % every == 0 or done == total):
+            LOGGER.info("  denoising step %d/%d", done, total)
+
+    with bar:
+        yield on_step
+
+
+@contextmanager
+def resumable(latents: Path) -> Iterator[None]:
+    """An error after denoising says how to go on from the latents."""
+    try:
+        yield
+    except MindSpeedMMError as error:
+        raise type(error)(f"{error}; the latents are safe: run again with --from-latents {latents}") from None
+    except torch.OutOfMemoryError:
+        raise DataError(
+            f"out of memory while decoding; the latents are safe: run again with --from-latents {latents} --tiled always"
+        ) from None
+
+
+def _tell(path: Path, settings: dict[str, Any]) -> None:
+    cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in settings["seconds"].items())
+    LOGGER.info("  %s (%s; peak memory %.2f GB)", path, cost, settings["peak_memory_gb"])
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else line[:79] + "…"

@@ -1,0 +1,280 @@
+"""GenerateJob: a whole generation run, frozen and checked before torch is imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.schema import Config, parse, read_json, read_text
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.generation.config import (
+    NEGATIVE_PROMPT,
+    InferenceConfig,
+    RequestConfig,
+    RunConfig,
+    SamplingConfig,
+    WeightPaths,
+    decide,
+)
+
+_REQUEST_KEYS = tuple(RequestConfig.model_fields)
+
+
+class InputPaths(Config):
+    """What a video starts from. All paths exist."""
+
+    video: str | None = None
+    mask: str | None = None
+    images: tuple[str, ...] = ()
+    first_frame: str | None = None
+    last_frame: str | None = None
+    outpaint: tuple[float, float, float, float] | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything beside the prompt."""
+        return self != InputPaths()
+
+
+class VideoJob(Config):
+    """One video: its name, texts, inputs and numbers."""
+
+    name: str
+    prompt: str
+    negative_prompt: str
+    inputs: InputPaths
+    sampling: SamplingConfig
+
+
+class GenerateJob(Config):
+    """One run: weights, videos, and how memory and devices are used."""
+
+    model: WeightPaths
+    run: RunConfig
+    videos: tuple[VideoJob, ...]
+    notes: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @classmethod
+    def from_argv(cls, argv: Sequence[str]) -> GenerateJob:
+        """`CONFIG.json [--key value…]`. Raises ConfigError naming the key and file of the first problem."""
+        parser = _parser()
+        namespace = parser.parse_strict([_dashed(word) for word in argv])
+        flags = {**given(namespace, RequestConfig), **given(namespace, RunConfig)}
+        weights = given(namespace, WeightPaths)
+        job = cls.from_file(Path(namespace.config), flags=flags, weights=weights)
+        return job.model_copy(update={"dry_run": namespace.dry_run})
+
+    @classmethod
+    def from_file(
+        cls, path: Path, *, flags: dict[str, Any] | None = None, weights: dict[str, Any] | None = None
+    ) -> GenerateJob:
+        """The job of one inference JSON; `flags` replace what the JSON or its tasks say, `weights` its `model`."""
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{path}: an object with model, prompt, output_path … is wanted, found a {type(values).__name__}"
+            )
+        values = _overlaid(values, flags or {}, weights or {})
+        notes: list[str] = []
+        config = parse(InferenceConfig, values, path.name, notes)
+        return _built(config, values, path, notes)
+
+
+def _dashed(word: str) -> str:
+    """`--num_frames` as the JSON spells it → `--num-frames`."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser("Wan-VACE-Inference.py", "Generate videos with VACE. Each key of the JSON is a flag too.")
+    parser.add_argument(
+        "config", metavar="CONFIG.json", help="examples/vace/inference/inference_wan2.1_1.3b.json, for one"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved job and stop")
+    add_flags(parser, RequestConfig, "the video")
+    add_flags(parser, WeightPaths, "weights (the JSON's `model`)")
+    add_flags(parser, RunConfig, "the run")
+    return parser
+
+
+def _overlaid(values: dict[str, Any], flags: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
+    """The JSON with flags in place of its own values, in tasks too."""
+    merged = {**values, **flags}
+    if "prompts_file" in flags:
+        merged.pop("tasks", None)
+    images = {"image_path", "image_paths"}
+    if images & flags.keys():
+        merged = {key: value for key, value in merged.items() if key not in images or key in flags}
+    if isinstance(merged.get("tasks"), list):
+        merged["tasks"] = [_without(task, flags, images) for task in merged["tasks"]]
+    if weights and isinstance(merged.get("model", {}), dict):
+        merged["model"] = {**merged.get("model", {}), **weights}
+    return merged
+
+
+def _without(task: Any, flags: dict[str, Any], images: set[str]) -> Any:
+    gone = {*flags, *(images if images & flags.keys() else ())} - {"name"}
+    return {key: value for key, value in task.items() if key not in gone} if isinstance(task, dict) else task
+
+
+def _built(config: InferenceConfig, values: dict[str, Any], path: Path, notes: list[str]) -> GenerateJob:
+    bases = (Path.cwd(), path.resolve().parent)
+    finder = _Finder(path.name, bases)
+    top = {key: values[key] for key in _REQUEST_KEYS if key in values}
+    tasks, where = _tasks(config, values, finder, path.name)
+    run = config.model_dump(include=set(RunConfig.model_fields))
+    run["prompts_file"] = None
+    if config.from_latents is not None:
+        run["from_latents"] = finder.find("from_latents", config.from_latents)
+    model = _found_weights(config.model, finder, decoding=config.from_latents is not None)
+    videos = []
+    for index, (task, address) in enumerate(zip(tasks, where, strict=True)):
+        request = parse(RequestConfig, _inherited(top, task), address)
+        videos.append(
+            _video(request, finder.at(address), index, len(model.experts), decoding=config.from_latents is not None)
+        )
+    _distinct(videos, path.name)
+    return GenerateJob(model=model, run=RunConfig(**run), videos=tuple(videos), notes=tuple(notes))
+
+
+def _tasks(
+    config: InferenceConfig, values: dict[str, Any], finder: _Finder, where: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Each video's own keys, and the address that errors name it by."""
+    if config.prompts_file is not None:
+        if config.tasks is not None:
+            raise ConfigError(f"{where}: tasks and prompts_file are both given; keep one of them")
+        return _prompts(Path(finder.find("prompts_file", config.prompts_file)))
+    if config.tasks is not None:
+        return list(values["tasks"]), [f"{where}:tasks[{index}]" for index in range(len(config.tasks))]
+    return [{}], [where]
+
+
+def _prompts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    tasks: list[dict[str, Any]] = []
+    where: list[str] = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        text = line.strip()
+        if not text or (text.startswith("#") and path.suffix != ".jsonl"):
+            continue
+        where.append(f"{path.name}:{number}")
+        tasks.append(_task_line(text, where[-1]) if path.suffix == ".jsonl" else {"prompt": text})
+    if not tasks:
+        raise ConfigError(f"{path}: holds no prompt; write one a line")
+    return tasks, where
+
+
+def _task_line(text: str, where: str) -> dict[str, Any]:
+    try:
+        task = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not valid JSON: {error.msg}") from None
+    if not isinstance(task, dict):
+        raise ConfigError(f'{where}: an object such as {{"prompt": "…"}} is wanted, found {text[:40]!r}')
+    return task
+
+
+def _inherited(top: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+    """The task's keys over those of the top. Images are one thing under two names; a name belongs to one video."""
+    taken = dict(top)
+    if {"image_path", "image_paths"} & task.keys():
+        taken.pop("image_path", None)
+        taken.pop("image_paths", None)
+    return {**taken, **task}
+
+
+class _Finder:
+    """Where a relative path may be: in the working directory, then in the JSON's own folder."""
+
+    def __init__(self, where: str, bases: tuple[Path, ...]) -> None:
+        self.where = where
+        self.bases = bases
+
+    def at(self, where: str) -> _Finder:
+        """The same folders, another address."""
+        return _Finder(where, self.bases)
+
+    def find(self, key: str, path: str) -> str:
+        """The path as it exists. Raises ConfigError naming the key and where it was looked for."""
+        for base in self.bases:
+            if (base / path).exists():
+                return str(base / path)
+        looked = " and ".join(dict.fromkeys(str(base) for base in self.bases))
+        raise ConfigError(
+            f"{self.where}:{key}: {path}: no such file or folder"
+            + ("" if Path(path).is_absolute() else f" in {looked}")
+        )
+
+
+def _found_weights(paths: WeightPaths, finder: _Finder, *, decoding: bool) -> WeightPaths:
+    """Absolute paths of what is needed: to decode latents, the VAE alone."""
+    vae = finder.find("model.vae", paths.vae)
+    if decoding:
+        return paths.model_copy(update={"vae": vae})
+    transformer = [
+        tuple(finder.find(f"model.transformer[{index}]", shard) for shard in shards)
+        for index, shards in enumerate(paths.experts)
+    ]
+    return WeightPaths(
+        transformer=tuple(shards[0] if len(shards) == 1 else shards for shards in transformer),
+        vae=vae,
+        text_encoder=finder.find("model.text_encoder", paths.text_encoder),
+        tokenizer=None if paths.tokenizer is None else finder.find("model.tokenizer", paths.tokenizer),
+    )
+
+
+def _video(request: RequestConfig, finder: _Finder, index: int, experts: int, *, decoding: bool) -> VideoJob:
+    if not (request.prompt or "").strip() and not decoding:
+        raise ConfigError(
+            f'{finder.where}:prompt: missing; say what to generate: "prompt": "…" here or in each of tasks, or --prompt'
+        )
+    if experts == 1 and request.guidance_scale_2 is not None:
+        raise ConfigError(
+            f"{finder.where}:guidance_scale_2: is of the low-noise expert, but model.transformer names one model"
+        )
+    negative = NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
+    return VideoJob(
+        name=request.name or f"video{index + 1}",
+        prompt=request.prompt or "",
+        negative_prompt=negative,
+        inputs=_inputs(request, finder),
+        sampling=decide(request, experts=experts),
+    )
+
+
+def _inputs(request: RequestConfig, finder: _Finder) -> InputPaths:
+    one = {"video": request.video_path, "mask": request.mask_path}
+    ends = {"first_frame": request.first_frame_path, "last_frame": request.last_frame_path}
+    _check_combination(request, finder.where)
+    found = {name: finder.find(f"{name}_path", path) for name, path in {**one, **ends}.items() if path is not None}
+    images = [request.image_path] if request.image_path is not None else list(request.image_paths or ())
+    key = "image_path" if request.image_path is not None else "image_paths"
+    return InputPaths(images=tuple(finder.find(key, image) for image in images), outpaint=request.outpaint, **found)
+
+
+def _check_combination(request: RequestConfig, where: str) -> None:
+    """Raises ConfigError for inputs that contradict each other."""
+    ends = request.first_frame_path or request.last_frame_path
+    if request.mask_path and not (request.video_path or ends):
+        raise ConfigError(f"{where}:mask_path: a mask says what of video_path to generate anew; give video_path")
+    if ends and (request.video_path or request.outpaint or request.mask_path):
+        other = "video_path" if request.video_path else "mask_path" if request.mask_path else "outpaint"
+        raise ConfigError(
+            f"{where}:{other}: contradicts first_frame_path/last_frame_path, which make their own src_video and mask"
+        )
+    if request.outpaint and not request.video_path:
+        raise ConfigError(f"{where}:outpaint: grows the frame of video_path; give video_path")
+
+
+def _distinct(videos: list[VideoJob], where: str) -> None:
+    names = [video.name for video in videos]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{where}: {names.count(name)} videos are called {name!r}; give each task a name of its own"
+            )

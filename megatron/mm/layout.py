@@ -1,0 +1,107 @@
+"""Megatron's checkpoint folders: the tracker file, `iter_0000010` or `release`, and `mp_rank_00[_ppp]` files. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from mindspeed_mm.errors import WeightsError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RELEASE = "release"
+WEIGHTS_FILE = "model_optim_rng.pt"
+_ITERATION = re.compile(r"iter_(\d{7,})")
+_RANK = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3,}))?")
+
+
+def read_tracker(root: Path) -> int | str | None:
+    """The iteration in the tracker file, `"release"`, or None where there is no tracker file.
+
+    White space around it does not count (`echo release >` writes a newline). Raises WeightsError on anything else.
+    """
+    tracker = root / TRACKER
+    try:
+        text = tracker.read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{tracker}: cannot be read: {error}") from None
+    if text == RELEASE:
+        return RELEASE
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise WeightsError(f"{tracker}: holds {text[:40]!r}; it must hold an iteration number or 'release'")
+
+
+def write_tracker(root: Path, iteration: int | str) -> None:
+    """Write the tracker file under a temporary name, then rename: a reader sees the old number or the new one."""
+    temporary = root / f".{TRACKER}.{os.getpid()}"
+    temporary.write_text(f"{iteration}\n", encoding="utf-8")
+    os.replace(temporary, root / TRACKER)
+
+
+def iteration_name(iteration: int | str) -> str:
+    """10 → `iter_0000010`; `"release"` → `release`."""
+    return RELEASE if iteration == RELEASE else f"iter_{int(iteration):07d}"
+
+
+def iteration_folder(root: Path, iteration: int | str) -> Path:
+    """Where one iteration lies under `root`."""
+    return root / iteration_name(iteration)
+
+
+def parse_iteration(name: str) -> int | str | None:
+    """`iter_0000010` → 10; `release` → `"release"`; any other name → None."""
+    if name == RELEASE:
+        return RELEASE
+    match = _ITERATION.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def saved_iterations(root: Path) -> list[int]:
+    """The iterations that have a folder under `root`, rising; `release` is not among them."""
+    found = (parse_iteration(entry.name) for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else ()
+    return sorted(number for number in found if isinstance(number, int))
+
+
+def latest_folder(root: Path) -> Path | None:
+    """The folder that the tracker file names, or None without a tracker. Raises WeightsError when that folder is not there."""
+    iteration = read_tracker(root)
+    if iteration is None:
+        return None
+    folder = iteration_folder(root, iteration)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"{root / TRACKER}: names {iteration}, but {folder} is not there; write what is there into it"
+        )
+    return folder
+
+
+def rank_name(stage: int | None) -> str:
+    """The folder of one pipeline stage: None (no pipeline) → `mp_rank_00`; 2 → `mp_rank_00_002`."""
+    return "mp_rank_00" if stage is None else f"mp_rank_00_{stage:03d}"
+
+
+def stage_files(folder: Path) -> list[Path]:
+    """The weight files of one iteration folder, in pipeline order; [] where there is none.
+
+    Raises WeightsError for tensor-parallel checkpoints, for a stage that is missing and for a rank without its file.
+    """
+    ranks: dict[tuple[int, int | None], Path] = {}
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if match := _RANK.fullmatch(entry.name):
+            ranks[int(match[1]), None if match[2] is None else int(match[2])] = entry
+    if any(tensor_rank > 0 for tensor_rank, _ in ranks):
+        raise WeightsError(f"{folder}: is split over tensor-parallel ranks; merge it to tensor-parallel size 1 first")
+    stages = [stage for _, stage in ranks]
+    if None in stages and len(stages) > 1:
+        raise WeightsError(f"{folder}: holds both mp_rank_00 and mp_rank_00_NNN; remove the one that is out of date")
+    numbers = sorted(stage for stage in stages if stage is not None)
+    if numbers != list(range(len(numbers))):
+        raise WeightsError(f"{folder}: has pipeline stages {numbers}; stages must be 0, 1, 2, … without a gap")
+    files = [path / WEIGHTS_FILE for _, path in sorted(ranks.items(), key=lambda item: item[0][1] or 0)]
+    for file in files:
+        if not file.is_file():
+            raise WeightsError(f"{file}: is missing; convert again, or copy the whole checkpoint")
+    return files

@@ -1,0 +1,137 @@
+"""Read and write .safetensors one tensor at a time. The format: 8 bytes header length, JSON header, then the values."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.tensors import Container, TensorFile, mapped, raw_bytes
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_SPELLING = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000  # bytes; the reference reader's limit
+
+
+def read_safetensors(paths: Iterable[Path]) -> Container:
+    """All tensors of one or more files. Raises WeightsError when a file is damaged or two hold the same name."""
+    tensors: dict[str, TensorFile] = {}
+    home: dict[str, Path] = {}
+    for path in paths:
+        for name, tensor in _read_one(path).items():
+            if name in tensors:
+                raise WeightsError(
+                    f"{path}: weight {name!r} is also in {home[name]}; give the shards of one model only"
+                )
+            tensors[name], home[name] = tensor, path
+    return Container(tensors)
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, TensorFile], *, written: Callable[[int], None] = lambda nbytes: None
+) -> None:
+    """Stream `tensors` into a new file, in the order given. `written` is told the bytes of each. Memory: one tensor."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        span = [offset, offset + tensor.nbytes]
+        header[name] = {"dtype": _SPELLING[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(raw_bytes(tensor.read().contiguous()))
+            written(tensor.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_one(path: Path) -> dict[str, TensorFile]:
+    header, start, end = _header(path)
+    tensors: dict[str, TensorFile] = {}
+    spans: list[tuple[int, int]] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, span = _entry(path, name, entry)
+        if span[1] - span[0] != shape.numel() * dtype.itemsize or start + span[1] > end:
+            raise WeightsError(f"{path}: is damaged: weight {name!r} does not fit its place; copy the file again")
+        spans.append(span)
+        tensors[name] = TensorFile(shape, dtype, _reader(path, start + span[0], shape, dtype))
+    _check_no_gaps(path, sorted(spans), end - start)
+    return tensors
+
+
+def _reader(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Callable[[], Tensor]:
+    return lambda: mapped(path, offset, shape, dtype)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The JSON header, where the values start, and where the file ends."""
+    try:
+        with open(path, "rb") as file:
+            end = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(MAX_HEADER, end - 8):
+                raise WeightsError(f"{path}: is damaged or no safetensors file: {end} bytes; copy the file again")
+            text = file.read(length)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file; a shard of the checkpoint is missing, copy it too") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from None
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: is damaged: {str(error)[:100]}; copy the file again") from None
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path}: is damaged: its header is no JSON object; copy the file again")
+    return header, 8 + length, end
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("one name stands twice in its header")
+    return values
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, torch.Size, tuple[int, int]]:
+    try:
+        dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+        sound = all(type(n) is int and 0 <= n < 2**63 for n in [*shape, *span]) and len(span) == 2 and len(shape) < 16
+    except (TypeError, KeyError):
+        sound = False
+    if not sound or dtype not in DTYPES:
+        raise WeightsError(f"{path}: weight {name!r} has an entry that cannot be read: {str(entry)[:100]}")
+    return DTYPES[dtype], torch.Size(shape), (span[0], span[1])
+
+
+def _check_no_gaps(path: Path, spans: list[tuple[int, int]], size: int) -> None:
+    position = 0
+    for begin, end in spans:
+        if begin != position:
+            raise WeightsError(f"{path}: is damaged: its values overlap or leave a gap; copy the file again")
+        position = end
+    if position != size:
+        raise WeightsError(f"{path}: is damaged: {size} bytes of values, {position} expected; copy the file again")

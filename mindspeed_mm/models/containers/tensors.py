@@ -1,0 +1,66 @@
+"""One tensor in a file: where its bytes lie, and how to map them into memory. Every container of weights becomes a dict of these."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.errors import WeightsError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A tensor that has not been read yet. `read` gives a CPU tensor of that shape and dtype, its own on every call."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its values in bytes."""
+        return self.shape.numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Container:
+    """What files of one checkpoint hold: raw names → tensors, and the plain values saved beside them."""
+
+    tensors: Mapping[str, TensorFile]
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tensor over the bytes at `offset`, copied on write: pages are read when touched, and the file never changes.
+
+    Every call maps anew, so two tensors of one weight are independent. Raises WeightsError when the file got shorter.
+    """
+    if shape.numel() == 0:
+        return torch.empty(shape, dtype=dtype)
+    start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    length = offset - start + shape.numel() * dtype.itemsize
+    try:
+        with open(path, "rb") as file:
+            window = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be mapped ({error}); the file changed while it was read") from None
+    return torch.frombuffer(window, dtype=dtype, count=shape.numel(), offset=offset - start).view(shape)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut to one message's length."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

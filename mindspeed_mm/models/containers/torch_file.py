@@ -1,0 +1,113 @@
+"""Read and write .pt and .pth state dicts one tensor at a time, with `weights_only`: no code in a file is ever run."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.tensors import TensorFile, first_line, mapped, raw_bytes
+
+SEPARATOR = "\x00"  # joins the keys of nested dicts; no key holds it
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """The dict in a file, with a TensorFile in place of every tensor. Raises WeightsError when it cannot be loaded safely."""
+    state = _load(path)
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: holds a {type(state).__name__}; a dict of weights is wanted")
+    return {key: _describe(path, value, 0) for key, value in state.items() if isinstance(key, str)}
+
+
+def write_torch(path: Path, state: Mapping[str, Any], *, written: Callable[[int], None] = lambda nbytes: None) -> None:
+    """Stream a (nested) dict with TensorFiles as its tensors into a new file. Memory: one tensor.
+
+    A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole. A torch
+    without that ability holds the whole model instead, and the log says so.
+    """
+    with FakeTensorMode():
+        skeleton = _map_tensors(state, lambda t: torch.empty(t.shape, dtype=t.dtype))
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(skeleton, path)
+    holes = _load(path)
+    with open(path, "r+b") as file:
+        for hole, tensor in _pairs(holes, state):
+            storage: Any = hole.untyped_storage()
+            file.seek(storage._checkpoint_offset)
+            file.write(raw_bytes(tensor.read().contiguous()))
+            written(tensor.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _load(path: Path) -> Any:
+    """The file's contents; its tensors are fake ones that know their offset, real ones for files older than the zip format."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return torch.load(path, map_location="cpu", weights_only=True)
+        with FakeTensorMode():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file; a part of the checkpoint is missing, copy it too") from None
+    except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
+        raise WeightsError(f"{path}: {_why_not(error)}") from None
+
+
+def _why_not(error: Exception) -> str:
+    if "Unsupported" in str(error) or "weights_only" in str(error) or "Weights only" in str(error):
+        return (
+            "holds more than tensors and plain values, and code from a file is never run; "
+            "save its state dict alone with torch.save and give that"
+        )
+    return f"is damaged or no torch file ({first_line(error)}); copy the file again"
+
+
+def _describe(path: Path, value: Any, depth: int) -> Any:
+    if isinstance(value, Tensor):
+        return _tensor_file(path, value)
+    if isinstance(value, dict) and depth < 4:
+        return {key: _describe(path, inner, depth + 1) for key, inner in value.items()}
+    return value
+
+
+def _tensor_file(path: Path, tensor: Tensor) -> TensorFile:
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise WeightsError(f"{path}: holds a {tensor.layout} or quantized tensor; plain tensors are wanted")
+    storage: Any = tensor.untyped_storage()
+    offset = getattr(storage, "_checkpoint_offset", None)
+    if offset is None:
+        return TensorFile(tensor.shape, tensor.dtype, tensor.clone)
+    start, size = offset + tensor.storage_offset() * tensor.element_size(), os.path.getsize(path)
+    shape, dtype, stride = tensor.shape, tensor.dtype, tensor.stride()
+    extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if shape.numel() else 0
+    if start + extent * dtype.itemsize > size or tensor.storage_offset() * dtype.itemsize > storage.nbytes():
+        raise WeightsError(f"{path}: is damaged: a tensor reaches beyond the file's end; copy the file again")
+    if tensor.is_contiguous():
+        return TensorFile(shape, dtype, lambda: mapped(path, start, shape, dtype))
+    return TensorFile(
+        shape, dtype, lambda: mapped(path, start, torch.Size([extent]), dtype).as_strided(shape, stride).contiguous()
+    )
+
+
+def _map_tensors(value: Any, make: Callable[[TensorFile], Tensor]) -> Any:
+    if isinstance(value, TensorFile):
+        return make(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(inner, make) for key, inner in value.items()}
+    return value
+
+
+def _pairs(holes: Any, state: Any) -> list[tuple[Tensor, TensorFile]]:
+    if isinstance(state, TensorFile):
+        return [(holes, state)]
+    if isinstance(state, Mapping):
+        return [pair for key, inner in state.items() for pair in _pairs(holes[key], inner)]
+    return []

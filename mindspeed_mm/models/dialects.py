@@ -1,0 +1,79 @@
+"""Which dialect a set of weight names is in, and what they are called inside. LoRA files are recognised and refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.keymap import KeyMap
+from mindspeed_mm.models.wan.state_dict import KEY_MAPS
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "module.", "predictor.")
+SHOWN = 10  # names in a message; the rest is a count
+_LORA = re.compile(r"(^|[._])lora_(A|B|up|down|unet|te)|^lora_")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names of one checkpoint, understood."""
+
+    dialect: str
+    prefix: str  # stood before every name
+    ours: Mapping[str, str]  # official name → the name in the file
+
+
+def understand(names: Iterable[str], where: object, key_maps: Mapping[str, KeyMap] = KEY_MAPS) -> Naming:
+    """Find prefix and dialect, and translate. Raises WeightsError on LoRA files, foreign names and duplicates."""
+    raw = list(names)
+    if not raw:
+        raise WeightsError(f"{where}: holds no weights")
+    _refuse_lora(raw, where)
+    prefix = common_prefix(raw)
+    bare = {name: name[len(prefix) :] for name in raw}
+    dialect = _nearest(list(bare.values()), key_maps)
+    key_map = key_maps[dialect]
+    foreign = [name for name, short in bare.items() if not key_map.knows(short)]
+    if foreign:
+        known = len(raw) - len(foreign)
+        what = f"looks like {dialect} names ({known} of {len(raw)})" if known else "no dialect of VACE"
+        raise WeightsError(f"{where}: {what}; foreign: {listed(foreign)}; known dialects: {', '.join(key_maps)}")
+    ours: dict[str, str] = {}
+    for name, short in bare.items():
+        official = key_map.to_ours(short)
+        if official in ours:
+            raise WeightsError(f"{where}: {name!r} and {ours[official]!r} are the same weight {official!r}; keep one")
+        ours[official] = name
+    return Naming(dialect, prefix, ours)
+
+
+def common_prefix(names: list[str]) -> str:
+    """What repackaged files put before every name, e.g. `model.diffusion_model.`; "" when there is nothing."""
+    prefix = ""
+    while True:
+        found = next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in names)), None)
+        if found is None:
+            return prefix
+        prefix += found
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first ten and a count."""
+    found = list(names)
+    rest = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + rest
+
+
+def _nearest(names: list[str], key_maps: Mapping[str, KeyMap]) -> str:
+    scores = {dialect: sum(key_map.knows(name) for name in names) for dialect, key_map in key_maps.items()}
+    return max(scores, key=lambda dialect: scores[dialect])
+
+
+def _refuse_lora(names: list[str], where: object) -> None:
+    lora = [name for name in names if _LORA.search(name)]
+    if lora:
+        raise WeightsError(
+            f"{where}: is a LoRA ({len(lora)} adapter weights, e.g. {lora[0]}), not a whole model; "
+            "merge it into its base model first and give the merged weights"
+        )

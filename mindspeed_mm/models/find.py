@@ -1,0 +1,170 @@
+"""From the path a user gives to the files of one model, by what is there: an MM, DCP, diffusers or original folder, or a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatron.mm.layout import RELEASE, latest_folder, parse_iteration, saved_iterations, stage_files
+from mindspeed_mm.errors import WeightsError
+
+Kind = Literal["safetensors", "torch", "mm", "dcp"]
+EXPERTS = (("high_noise_model", "low_noise_model"), ("transformer", "transformer_2"))
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin|pt|pth)")
+_TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
+_NOT_THE_TRANSFORMER = re.compile(r"(?i)vae|t5|umt5|clip")
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one model. `what` says in words what was found; `homes` are folders where its config.json may lie."""
+
+    kind: Kind
+    paths: tuple[Path, ...]  # one file, shards, pipeline stages in order, or one DCP folder
+    what: str
+    homes: tuple[Path, ...]
+    also: str = ""  # what else stands there and was not taken
+
+
+def find_files(path: Path, *, original: bool = False) -> Files:
+    """The one model at `path`. With `original`, an MM checkpoint that stands beside original files is passed over.
+
+    Raises WeightsError when there is none, more than one, or a part is missing; for two experts it names both folders.
+    """
+    if path.is_file():
+        return _one_file(path)
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such file or folder (working directory {Path.cwd()})")
+    mm = _megatron(path)
+    if mm is not None and not (original and _has_weights(path)):
+        return mm
+    plain = _plain_folder(path)
+    if plain is None:
+        if mm is not None:
+            return mm
+        raise WeightsError(f"{path}: holds no weights that are known here; {_present(path)}")
+    return plain
+
+
+def shards(paths: Sequence[Path]) -> Files:
+    """The files that a user listed as the shards of one model."""
+    if len(paths) == 1:
+        return find_files(paths[0])
+    for path in paths:
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such file; list the shards of one model, or name its folder")
+    endings = {path.suffix for path in paths}
+    if endings != {".safetensors"}:
+        raise WeightsError(f"{paths[0]}, …: shards must all be .safetensors, found {', '.join(sorted(endings))}")
+    return Files("safetensors", tuple(paths), f"{len(paths)} safetensors shards", (paths[0].parent,))
+
+
+def _one_file(path: Path) -> Files:
+    if path.name.endswith(".index.json"):
+        return _indexed(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if path.suffix == ".safetensors" or (start[8:9] == b"{" and path.suffix not in _TORCH_ENDINGS):
+        return Files("safetensors", (path,), "one safetensors file", (path.parent,))
+    if path.suffix in _TORCH_ENDINGS or start[:2] == b"PK":
+        return Files("torch", (path,), "one torch file", (path.parent, path.parent.parent))
+    raise WeightsError(f"{path}: is no file of weights; give a .safetensors, .pt or .pth file, or a folder")
+
+
+def _megatron(path: Path) -> Files | None:
+    """An MM root (tracker, `release`, `iter_*`), one iteration folder, or a DCP folder."""
+    if (path / ".metadata").is_file():
+        return Files("dcp", (path,), "a DCP folder", (path, path.parent))
+    files = stage_files(path)
+    if files:
+        stages = "" if len(files) == 1 else f" in {len(files)} pipeline stages"
+        return Files("mm", tuple(files), f"an MM folder{stages}", (path, path.parent))
+    if any(path.glob("*.distcp")):
+        raise WeightsError(f"{path}: has no .metadata; the save was not finished, use an earlier iteration")
+    folder = latest_folder(path)
+    if folder is None and (path / RELEASE).is_dir():
+        folder = path / RELEASE
+    if folder is None and parse_iteration(path.name) is None:
+        iterations = saved_iterations(path)
+        if len(iterations) > 1:
+            raise WeightsError(f"{path}: has {len(iterations)} iterations and no tracker file; name one iter_ folder")
+        folder = path / f"iter_{iterations[0]:07d}" if iterations else None
+    if folder is None:
+        return None
+    inner = _megatron(folder)
+    if inner is None:
+        raise WeightsError(f"{folder}: is empty; the save or conversion was not finished")
+    also = f"{path}: read {folder.name}/; the original weights beside it were not read" if _has_weights(path) else ""
+    return Files(inner.kind, inner.paths, f"{inner.what} ({folder.name})", (*inner.homes, path), also)
+
+
+def _plain_folder(path: Path) -> Files | None:
+    for pair in EXPERTS:
+        if all((path / name).is_dir() for name in pair):
+            raise WeightsError(
+                f"{path}: holds two models, the experts of A14B; give one of {path / pair[0]} and {path / pair[1]}"
+            )
+    if (path / "transformer").is_dir():
+        inner = _plain_folder(path / "transformer")
+        if inner is None:
+            raise WeightsError(f"{path / 'transformer'}: holds no weights; {_present(path / 'transformer')}")
+        return Files(inner.kind, inner.paths, f"a diffusers folder, its transformer/ ({inner.what})", inner.homes)
+    indices = sorted(path.glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+        raise WeightsError(
+            f"{path}: has {len(indices)} index files ({indices[0].name}, {indices[1].name}, …); name one"
+        )
+    if indices:
+        return _indexed(indices[0])
+    for ending in ("safetensors", "pth", "pt", "bin"):
+        found = sorted(p for p in path.glob(f"*.{ending}") if not _NOT_THE_TRANSFORMER.search(p.name))
+        if found:
+            return _unindexed(path, found)
+    return None
+
+
+def _indexed(index: Path) -> Files:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        sound = bool(names) and all(Path(name).name == name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise WeightsError(f"{index}: is damaged: no weight_map of file names in it; copy it again")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{index.parent}: lacks {len(missing)} of {len(names)} shards ({missing[0]}{', …' if missing[1:] else ''}); "
+            "download them too"
+        )
+    paths = tuple(index.parent / name for name in names)
+    return Files("safetensors", paths, f"a folder of {len(paths)} safetensors shards", (index.parent,))
+
+
+def _unindexed(folder: Path, found: list[Path]) -> Files:
+    matches = [_SHARD.fullmatch(path.name) for path in found]
+    first = matches[0]
+    if first is not None and all(m is not None and (m[1], m[3]) == (first[1], first[3]) for m in matches):
+        if len(found) != int(first[3]):
+            raise WeightsError(f"{folder}: has {len(found)} of {int(first[3])} shards; download the rest")
+        if first[4] == "safetensors":
+            return Files("safetensors", tuple(found), f"a folder of {len(found)} safetensors shards", (folder,))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise WeightsError(f"{folder}: holds {len(found)} files of weights and no index ({names}); name one of them")
+    inner = _one_file(found[0])
+    return Files(inner.kind, inner.paths, f"a folder with {found[0].name}", inner.homes)
+
+
+def _has_weights(path: Path) -> bool:
+    return any(path.glob("*.safetensors")) or any(path.glob("diffusion_pytorch_model*"))
+
+
+def _present(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir())
+    return f"there are {', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if names else "it is empty"

@@ -1,0 +1,153 @@
+"""A model's weights that have not been read yet, under the official names; and how a VACE branch starts from a trunk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.tensors import TensorFile, raw_bytes
+from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.sizes import Shape, infer_config, layout
+
+HEAD_BYTES = 64 * 1024  # of each tensor go into the fingerprint
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """A model's weights, not read yet. All names are the official ones, whatever the files call them."""
+
+    path: Path
+    dialect: str  # official | diffusers | mm
+    what: str  # "a folder of 7 safetensors shards"
+    tensors: Mapping[str, TensorFile] = field(repr=False)
+    hints: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what a config.json beside them says
+    base: WeightsSource | None = None  # where the frozen part came from, for a checkpoint of what trains
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Official name → shape."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @cached_property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Official name → dtype in the file."""
+        return {name: tensor.dtype for name, tensor in self.tensors.items()}
+
+    @property
+    def has_branch(self) -> bool:
+        """Whether the VACE branch is there (a plain T2V checkpoint has none)."""
+        return any(name.startswith("vace_") for name in self.tensors)
+
+    @cached_property
+    def config(self) -> VaceConfig:
+        """Sizes, from the shapes and what config.json adds. Raises WeightsError when heads or vace_layers cannot be told."""
+        try:
+            return infer_config(self.shapes, self.hints)
+        except WeightsError as error:
+            raise WeightsError(f"{self.path}: {error}") from None
+
+    @property
+    def description(self) -> str:
+        """One line: what was found, in which dialect, how much of it."""
+        dtypes = "/".join(sorted({str(dtype).removeprefix("torch.") for dtype in self.dtypes.values()}))
+        parts = "trunk and branch" if self.has_branch else "trunk only"
+        found = f"{self.path}: {self.what}, {self.dialect} names, {len(self.tensors)} tensors, {dtypes}, {parts}"
+        return f"{found}, completed from {self.base.path}" if self.base else found
+
+    def read(self, name: str) -> Tensor:
+        """One weight on the CPU in its file's dtype, mapped where the format allows. Raises WeightsError if there is none."""
+        if name not in self.tensors:
+            raise WeightsError(f"{self.path}: has no weight {name!r}")
+        return self.tensors[name].read()
+
+    def fingerprint(self) -> str:
+        """Hash of names, shapes, dtypes and the first 64 KiB of each tensor: the same in every dialect."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+            head = tensor.read().reshape(-1)[: HEAD_BYTES // tensor.dtype.itemsize]
+            digest.update(raw_bytes(head.contiguous()))
+        return digest.hexdigest()
+
+
+def differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
+    """What is missing, unexpected and of another shape, ten names of each and a count; "" where all agree."""
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    misshaped = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+    return "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds if names)
+
+
+def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> WeightsSource:
+    """A T2V trunk plus a branch that changes nothing yet, to start VACE from.
+
+    Branch block n is trunk block vace_layers[n]; vace_patch_embedding is [W, W, 0 …] over its input channels with the
+    trunk's bias; before_proj and after_proj are zero. Raises WeightsError if the trunk's sizes are not `config`'s.
+    """
+    if source.has_branch:
+        raise WeightsError(f"{source.path}: has a VACE branch already; leave init_from_trunk out")
+    wanted = layout(config)
+    problems = differences(source.shapes, {name: shape for name, shape in wanted.items() if not _in_branch(name)})
+    if problems:
+        raise WeightsError(f"{source.path}: is not the trunk of the configured model: {problems}")
+    if config.vace_in_dim < 2 * config.trunk.in_dim:
+        raise WeightsError(
+            f"vace_in_dim {config.vace_in_dim} is too narrow to start from a trunk with in_dim {config.trunk.in_dim}; "
+            f"{2 * config.trunk.in_dim} is the least"
+        )
+    branch = {
+        name: _starting_weight(source.tensors, name, shape, config.vace_layers)
+        for name, shape in wanted.items()
+        if _in_branch(name)
+    }
+    hints = {**source.hints, "vace_layers": config.vace_layers, "num_heads": config.trunk.num_heads}
+    return replace(
+        source,
+        what=f"{source.what}, branch started from the trunk",
+        tensors={**source.tensors, **branch},
+        hints=hints,
+    )
+
+
+def _in_branch(name: str) -> bool:
+    return name.split(".")[0] in ("vace_blocks", "vace_patch_embedding")
+
+
+def _starting_weight(
+    trunk: Mapping[str, TensorFile], name: str, shape: Shape, vace_layers: tuple[int, ...]
+) -> TensorFile:
+    size = torch.Size(shape)
+    if name == "vace_patch_embedding.weight":
+        patch = trunk["patch_embedding.weight"]
+        return TensorFile(size, patch.dtype, partial(_widen, patch, size))
+    if name == "vace_patch_embedding.bias":
+        return trunk["patch_embedding.bias"]
+    _, index, rest = name.split(".", 2)
+    if rest.startswith(("before_proj.", "after_proj.")):
+        dtype = trunk["patch_embedding.weight"].dtype
+        return TensorFile(size, dtype, partial(torch.zeros, size, dtype=dtype))
+    return trunk[f"blocks.{vace_layers[int(index)]}.{rest}"]
+
+
+def _widen(patch: TensorFile, size: torch.Size) -> Tensor:
+    """[D, C, …] → [W, W, 0 …] of `size` [D, vace_in_dim, …]: inactive and reactive are read as latents, the mask not at all."""
+    weight, channels = patch.read(), patch.shape[1]
+    wide = torch.zeros(size, dtype=patch.dtype)
+    wide[:, :channels] = weight
+    wide[:, channels : 2 * channels] = weight
+    return wide

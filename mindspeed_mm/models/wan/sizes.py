@@ -1,0 +1,256 @@
+"""Sizes ⇄ weights: the names and shapes that a VaceConfig implies, the sizes that shapes imply, and config.json both ways. No torch.
+
+The shapes decide; config.json confirms them and adds what no shape tells (heads, text_len, eps, vace_layers), because a
+config.json written by the official code's own save is garbage (dim 16, eps 40).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.wan.config import PRESETS, VaceConfig, WanConfig
+
+Shape = tuple[int, ...]
+HEAD_WIDTH = 128  # of every published Wan; used when no config.json names the heads
+_NAMES = {  # our field → (original config.json, diffusers config.json)
+    "hidden_size": ("dim", None),
+    "ffn_dim": ("ffn_dim", "ffn_dim"),
+    "num_heads": ("num_heads", "num_attention_heads"),
+    "num_layers": ("num_layers", "num_layers"),
+    "in_dim": ("in_dim", "in_channels"),
+    "out_dim": ("out_dim", "out_channels"),
+    "text_dim": ("text_dim", "text_dim"),
+    "text_len": ("text_len", None),
+    "freq_dim": ("freq_dim", "freq_dim"),
+    "patch_size": ("patch_size", "patch_size"),
+    "eps": ("eps", "eps"),
+    "vace_layers": ("vace_layers", "vace_layers"),
+    "vace_in_dim": ("vace_in_dim", "vace_in_channels"),
+}
+
+
+def layout(config: VaceConfig) -> dict[str, Shape]:
+    """Every weight of a model of these sizes: official name → shape."""
+    trunk, width = config.trunk, config.trunk.hidden_size
+    shapes: dict[str, Shape] = {}
+    _linear(shapes, "patch_embedding", (width, trunk.in_dim, *trunk.patch_size))
+    _linear(shapes, "text_embedding.0", (width, trunk.text_dim))
+    _linear(shapes, "text_embedding.2", (width, width))
+    _linear(shapes, "time_embedding.0", (width, trunk.freq_dim))
+    _linear(shapes, "time_embedding.2", (width, width))
+    _linear(shapes, "time_projection.1", (6 * width, width))
+    for index in range(trunk.num_layers):
+        _block(shapes, f"blocks.{index}", trunk)
+    patch = trunk.patch_size[0] * trunk.patch_size[1] * trunk.patch_size[2]
+    shapes["head.modulation"] = (1, 2, width)
+    _linear(shapes, "head.head", (trunk.out_dim * patch, width))
+    for index in range(len(config.vace_layers)):
+        _block(shapes, f"vace_blocks.{index}", trunk)
+        if index == 0:
+            _linear(shapes, "vace_blocks.0.before_proj", (width, width))
+        _linear(shapes, f"vace_blocks.{index}.after_proj", (width, width))
+    if config.vace_layers:
+        _linear(shapes, "vace_patch_embedding", (width, config.vace_in_dim, *trunk.patch_size))
+    return shapes
+
+
+def sizes_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What the shapes tell, as fields of WanConfig and VaceConfig plus `branch_blocks`.
+
+    Raises WeightsError when a weight that it reads from is missing or has the wrong number of dimensions.
+    """
+    width, in_dim, *patch = _shape(shapes, "patch_embedding.weight", 5)
+    branch_blocks = _count(shapes, "vace_blocks")
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "in_dim": in_dim,
+        "patch_size": tuple(patch),
+        "ffn_dim": _shape(shapes, "blocks.0.ffn.0.weight", 2)[0],
+        "num_layers": _count(shapes, "blocks"),
+        "text_dim": _shape(shapes, "text_embedding.0.weight", 2)[1],
+        "freq_dim": _shape(shapes, "time_embedding.0.weight", 2)[1],
+        "out_dim": _shape(shapes, "head.head.weight", 2)[0] // max(patch[0] * patch[1] * patch[2], 1),
+        "branch_blocks": branch_blocks,
+    }
+    if branch_blocks:
+        sizes["vace_in_dim"] = _shape(shapes, "vace_patch_embedding.weight", 5)[1]
+    return sizes
+
+
+def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The complete layout of the model that these shapes belong to; needs no heads and no vace_layers."""
+    sizes = sizes_of_shapes(shapes)
+    blocks = sizes.pop("branch_blocks")
+    vace_in_dim = sizes.pop("vace_in_dim", 96)
+    if blocks > sizes["num_layers"]:
+        raise WeightsError(f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks; trunk blocks are missing")
+    trunk = WanConfig.model_construct(**sizes)
+    return layout(VaceConfig.model_construct(trunk=trunk, vace_layers=tuple(range(blocks)), vace_in_dim=vace_in_dim))
+
+
+def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceConfig:
+    """Sizes from the shapes, and from `hints` (`read_hints`) what shapes cannot tell. Raises WeightsError if they cannot be told."""
+    sizes = sizes_of_shapes(shapes)
+    blocks = sizes.pop("branch_blocks")
+    vace_in_dim = sizes.pop("vace_in_dim", 96)
+    if contradictions(shapes, hints):
+        hints = {}
+    sizes.update({name: hints[name] for name in ("text_len", "eps") if hints.get(name)})
+    sizes["num_heads"] = hints.get("num_heads") or _heads(sizes["hidden_size"])
+    layers = hints.get("vace_layers")
+    layers = tuple(layers) if layers and blocks else _spread(blocks, sizes["num_layers"])
+    try:
+        return VaceConfig(trunk=WanConfig(**sizes), vace_layers=layers, vace_in_dim=vace_in_dim)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise WeightsError(
+            f"sizes do not fit together: {problem}; correct the config.json beside the weights"
+        ) from None
+
+
+def contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> list[str]:
+    """Where a config.json says other sizes than the shapes, in words; [] where it confirms them."""
+    sizes = sizes_of_shapes(shapes)
+    blocks = sizes.pop("branch_blocks")
+    found = [
+        f"{name} {_plain(hints[name])}, tensors {_plain(value)}"
+        for name, value in sizes.items()
+        if hints.get(name) is not None and _plain(hints[name]) != _plain(value)
+    ]
+    if blocks and hints.get("vace_layers") is not None and len(hints["vace_layers"]) != blocks:
+        found.append(f"{len(hints['vace_layers'])} vace_layers, tensors {blocks}")
+    heads = hints.get("num_heads")
+    if isinstance(heads, int) and (heads <= 0 or sizes["hidden_size"] % heads):
+        found.append(f"num_heads {heads}, which does not divide {sizes['hidden_size']}")
+    return found
+
+
+def read_hints(values: object) -> dict[str, Any]:
+    """A config.json (original, diffusers, or a VaceConfig of ours) as our field names; {} when it is none of them."""
+    if not isinstance(values, Mapping):
+        return {}
+    if isinstance(values.get("trunk"), Mapping):
+        return {**values["trunk"], **{key: values[key] for key in ("vace_layers", "vace_in_dim") if key in values}}
+    column = 1 if "num_attention_heads" in values else 0
+    hints = {name: values[keys[column]] for name, keys in _NAMES.items() if keys[column] in values}
+    if column == 1 and isinstance(values.get("attention_head_dim"), int):
+        hints["hidden_size"] = values["attention_head_dim"] * values["num_attention_heads"]
+    return hints
+
+
+def official_json(config: VaceConfig) -> dict[str, Any]:
+    """The config.json of an original Wan folder."""
+    trunk = config.trunk
+    values: dict[str, Any] = {
+        "_class_name": "VaceWanModel" if config.vace_layers else "WanModel",
+        "model_type": "vace" if config.vace_layers else "t2v",
+        "dim": trunk.hidden_size,
+        "eps": trunk.eps,
+        "ffn_dim": trunk.ffn_dim,
+        "freq_dim": trunk.freq_dim,
+        "in_dim": trunk.in_dim,
+        "num_heads": trunk.num_heads,
+        "num_layers": trunk.num_layers,
+        "out_dim": trunk.out_dim,
+        "text_dim": trunk.text_dim,
+        "text_len": trunk.text_len,
+        "patch_size": list(trunk.patch_size),
+    }
+    if config.vace_layers:
+        values |= {"vace_layers": list(config.vace_layers), "vace_in_dim": config.vace_in_dim}
+    return values
+
+
+def diffusers_json(config: VaceConfig) -> dict[str, Any]:
+    """The config.json of a diffusers `transformer/` folder."""
+    trunk = config.trunk
+    values: dict[str, Any] = {
+        "_class_name": "WanVACETransformer3DModel" if config.vace_layers else "WanTransformer3DModel",
+        "added_kv_proj_dim": None,
+        "attention_head_dim": trunk.head_dim,
+        "cross_attn_norm": True,
+        "eps": trunk.eps,
+        "ffn_dim": trunk.ffn_dim,
+        "freq_dim": trunk.freq_dim,
+        "image_dim": None,
+        "in_channels": trunk.in_dim,
+        "num_attention_heads": trunk.num_heads,
+        "num_layers": trunk.num_layers,
+        "out_channels": trunk.out_dim,
+        "patch_size": list(trunk.patch_size),
+        "pos_embed_seq_len": None,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+        "text_dim": trunk.text_dim,
+    }
+    if config.vace_layers:
+        values |= {"vace_in_channels": config.vace_in_dim, "vace_layers": list(config.vace_layers)}
+    return values
+
+
+def preset_name(config: VaceConfig) -> str | None:
+    """The published model of these sizes; 14B and the experts of A14B share theirs."""
+    return next((name for name, preset in PRESETS.items() if preset == config), None)
+
+
+def _linear(shapes: dict[str, Shape], name: str, shape: Shape) -> None:
+    shapes[f"{name}.weight"] = shape
+    shapes[f"{name}.bias"] = shape[:1]
+
+
+def _block(shapes: dict[str, Shape], name: str, trunk: WanConfig) -> None:
+    width = trunk.hidden_size
+    shapes[f"{name}.modulation"] = (1, 6, width)
+    for attention in ("self_attn", "cross_attn"):
+        for part in "qkvo":
+            _linear(shapes, f"{name}.{attention}.{part}", (width, width))
+        for part in "qk":
+            shapes[f"{name}.{attention}.norm_{part}.weight"] = (width,)
+    shapes[f"{name}.norm3.weight"] = shapes[f"{name}.norm3.bias"] = (width,)
+    _linear(shapes, f"{name}.ffn.0", (trunk.ffn_dim, width))
+    _linear(shapes, f"{name}.ffn.2", (width, trunk.ffn_dim))
+
+
+def _shape(shapes: Mapping[str, Shape], name: str, dims: int) -> Shape:
+    if name not in shapes:
+        raise WeightsError(f"{name} is missing; this is no complete Wan or VACE transformer")
+    if len(shapes[name]) != dims:
+        raise WeightsError(f"{name} has shape {list(shapes[name])}; {dims} dimensions are wanted")
+    return tuple(shapes[name])
+
+
+def _count(shapes: Mapping[str, Shape], stem: str) -> int:
+    indices = {int(name.split(".")[1]) for name in shapes if name.startswith(stem + ".")}
+    count = max(indices) + 1 if indices else 0
+    if count > len(shapes):
+        raise WeightsError(f"{stem} are numbered up to {count - 1}, but there are only {len(shapes)} weights")
+    return count
+
+
+def _heads(width: int) -> int:
+    if width % HEAD_WIDTH:
+        raise WeightsError(
+            f"the number of heads cannot be told: no usable config.json beside the weights, and width {width} is no "
+            f"multiple of {HEAD_WIDTH}; put a config.json with num_heads beside them"
+        )
+    return width // HEAD_WIDTH
+
+
+def _spread(blocks: int, layers: int) -> tuple[int, ...]:
+    """Every n-th layer: 15 of 30 → 0, 2, …; 8 of 40 → 0, 5, …."""
+    if not blocks:
+        return ()
+    if layers % blocks:
+        raise WeightsError(
+            f"vace_layers cannot be told: {blocks} branch blocks on {layers} layers and no usable config.json; "
+            "put a config.json with vace_layers beside the weights"
+        )
+    return tuple(range(0, layers, layers // blocks))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,75 @@
+"""Pipeline stages of an MM checkpoint: which stage holds which weight under which name, and back to one model.
+
+Trunk layers go to the stages in order and are numbered from 0 in each; branch block j goes where the trunk layer
+`vace_layers[j]` is that it feeds, numbered from 0 too. What stands before the blocks is on the first stage, the head on the last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.models.wan.config import VaceConfig
+
+T = TypeVar("T")
+_BLOCK = re.compile(r"(blocks|vace_blocks)\.(\d+)\.(.+)")
+
+
+def check_layers(layers: Sequence[int], config: VaceConfig) -> None:
+    """Raises ConfigError unless every stage has at least one layer and they sum to the model's."""
+    if not layers or any(size < 1 for size in layers):
+        raise ConfigError(f"pp_layers {list(layers)}: every stage needs at least one layer")
+    if sum(layers) != config.trunk.num_layers:
+        raise ConfigError(
+            f"pp_layers {list(layers)} sum to {sum(layers)}, the model has {config.trunk.num_layers} layers; "
+            "make them agree"
+        )
+
+
+def place(name: str, layers: Sequence[int], vace_layers: Sequence[int]) -> tuple[int, str]:
+    """An official name → the flat stage that holds it, and its name there (official too, blocks numbered from 0)."""
+    if match := _BLOCK.fullmatch(name):
+        stem, index, rest = match[1], int(match[2]), match[3]
+        trunk_layer = index if stem == "blocks" else vace_layers[index]
+        stage = _stage_of(trunk_layer, layers)
+        first = sum(layers[:stage])
+        before = first if stem == "blocks" else sum(layer < first for layer in vace_layers)
+        return stage, f"{stem}.{index - before}.{rest}"
+    return (len(layers) - 1 if name.startswith("head.") else 0), name
+
+
+def split(weights: Mapping[str, T], layers: Sequence[int], vace_layers: Sequence[int]) -> list[dict[str, T]]:
+    """One model → its flat stages. Every weight lands in exactly one. Raises WeightsError if two get one name."""
+    stages: list[dict[str, T]] = [{} for _ in layers]
+    for name, weight in weights.items():
+        stage, local = place(name, layers, vace_layers)
+        if local in stages[stage]:
+            raise WeightsError(f"{name} and another weight are both called {local} on stage {stage}")
+        stages[stage][local] = weight
+    return stages
+
+
+def merge(stages: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    """Flat stages in order → one model: the inverse of `split`. Raises WeightsError when a weight stands on two stages."""
+    weights: dict[str, T] = {}
+    offset = {"blocks": 0, "vace_blocks": 0}
+    for number, stage in enumerate(stages):
+        for local, weight in stage.items():
+            match = _BLOCK.fullmatch(local)
+            name = f"{match[1]}.{int(match[2]) + offset[match[1]]}.{match[3]}" if match else local
+            if name in weights:
+                raise WeightsError(f"{name} stands on stage {number} and on an earlier one")
+            weights[name] = weight
+        for stem in offset:
+            offset[stem] += len({m[2] for name in stage if (m := _BLOCK.fullmatch(name)) and m[1] == stem})
+    return weights
+
+
+def _stage_of(layer: int, layers: Sequence[int]) -> int:
+    for stage, size in enumerate(layers):
+        if layer < size:
+            return stage
+        layer -= size
+    raise WeightsError(f"no stage of pp_layers {list(layers)} holds layer {layer + sum(layers)}")

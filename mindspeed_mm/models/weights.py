@@ -1,0 +1,209 @@
+"""Open the weights of a transformer in any known dialect, and fill a model on the meta device with them.
+
+`open_weights` finds the files, understands the names, completes what a run saved without its frozen part, and refuses what
+is missing or foreign, all before any value is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.dcp import read_dcp
+from mindspeed_mm.models.containers.safetensors import read_safetensors
+from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
+from mindspeed_mm.models.containers.torch_file import read_torch
+from mindspeed_mm.models.dialects import listed, understand
+from mindspeed_mm.models.find import Files, find_files, shards
+from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
+from mindspeed_mm.models.wan.sizes import contradictions, layout_of_shapes, read_hints
+from mindspeed_mm.models.wan.stages import merge
+from mindspeed_mm.models.wan.vace import FP32_MODULES, VaceTransformer, build_on_meta
+
+__all__ = ["WeightsSource", "init_branch_from_trunk", "load_transformer", "load_weights", "open_weights"]
+
+logger = get_logger(__name__)
+M = TypeVar("M", bound=nn.Module)
+PathLike = str | Path
+_NESTED = ("model", "state_dict", "model_state", "model_state_dict", "module")  # where a file may keep its weights
+
+
+def open_weights(
+    path: PathLike | Sequence[PathLike], *, base_path: PathLike | None = None, original: bool = False
+) -> WeightsSource:
+    """The weights at a folder, a file, or a list of shards, of any dialect.
+
+    `base_path` replaces the place that a checkpoint of the trained part remembers for its frozen part. `original` passes
+    over an MM checkpoint that stands beside original files. Raises WeightsError in one line when a key is missing, foreign,
+    double or of the wrong shape, when a file is damaged, and for LoRA files.
+    """
+    files = find_files(Path(path), original=original) if isinstance(path, str | Path) else shards([*map(Path, path)])
+    if files.also:
+        logger.info(files.also)
+    return _open(files, base_path, seen=())
+
+
+def load_weights(
+    model: M, source: WeightsSource, *, dtype: torch.dtype | None, device: torch.device | str = "cpu"
+) -> M:
+    """Give a model on the meta device its weights: `dtype` (None keeps the file's), FP32_MODULES in fp32.
+
+    Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError listing what is
+    missing, unexpected and of another shape.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = differences(source.shapes, wanted)
+    if problems:
+        hint = (
+            "" if source.has_branch else "; it has no VACE branch, set predictor.vace_dit.init_from_trunk to start one"
+        )
+        raise WeightsError(f"{source.path} ({source.dialect} names) does not fit the model: {problems}{hint}")
+    state = {}
+    for name in wanted:
+        target = torch.float32 if dtype is not None and name.split(".")[0] in FP32_MODULES else dtype
+        state[name] = source.read(name).to(device=device, dtype=target)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def load_transformer(
+    path: PathLike | Sequence[PathLike],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str = "cpu",
+    base_path: PathLike | None = None,
+) -> VaceTransformer:
+    """The whole model of a checkpoint, ready to evaluate; its sizes come from the checkpoint."""
+    source = open_weights(path, base_path=base_path)
+    logger.info(source.description)
+    return load_weights(build_on_meta(source.config), source, dtype=dtype, device=device).eval()
+
+
+def _open(files: Files, base_path: PathLike | None, seen: tuple[Path, ...]) -> WeightsSource:
+    where = files.paths[0] if len(files.paths) == 1 else files.homes[0]
+    dialect, tensors, extras = _read(files, where)
+    odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
+    if odd:
+        raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
+    hints = read_hints(extras.get("config")) or _hints(files.homes)
+    source = WeightsSource(where, dialect, files.what, tensors, hints)
+    source = _complete(source, extras.get("base"), base_path, seen)
+    _check(source)
+    return source
+
+
+def _read(files: Files, where: Path) -> tuple[str, dict[str, TensorFile], Mapping[str, Any]]:
+    """Dialect, official name → tensor, and the plain values saved beside the weights."""
+    if files.kind == "safetensors":
+        stages: list[Mapping[str, Any]] = [read_safetensors(files.paths).tensors]
+        extras: Mapping[str, Any] = {}
+    else:
+        states = [read_dcp(path) if files.kind == "dcp" else read_torch(path) for path in files.paths]
+        stages, extras = _stages(states, where), states[0]
+    namings = [understand(stage, where) for stage in stages]
+    tensors = [{name: stage[raw] for name, raw in n.ours.items()} for n, stage in zip(namings, stages, strict=True)]
+    return namings[0].dialect, tensors[0] if len(tensors) == 1 else merge(tensors), extras
+
+
+def _stages(states: Sequence[Mapping[str, Any]], where: Path) -> list[Mapping[str, Any]]:
+    """The weights of each flat pipeline stage. Chunk v of rank p is flat stage v·pp + p; most checkpoints are one stage."""
+    chunks = 0
+    while all(f"model{chunks}" in state for state in states):
+        chunks += 1
+    if chunks:
+        return [_weights(state[f"model{v}"], where) for v in range(chunks) for state in states]
+    return [_weights(_unwrap(state), where) for state in states]
+
+
+def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
+
+
+def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile]:
+    """Nested dicts → dotted names. Raises WeightsError for what is neither a tensor nor an empty extra state."""
+    found: dict[str, TensorFile] = {}
+    for key, value in values.items() if isinstance(values, dict) else ():
+        name = f"{prefix}{key}"
+        if isinstance(value, TensorFile):
+            found[name] = value
+        elif isinstance(value, dict):
+            found |= _weights(value, where, f"{name}.")
+        elif not name.endswith("_extra_state"):
+            raise WeightsError(f"{where}: {name} is a {type(value).__name__}; a state dict of tensors is wanted")
+    return found
+
+
+def _hints(homes: Sequence[Path]) -> dict[str, Any]:
+    """What the nearest config.json says of sizes; failing that, the job.json that a training run saved."""
+    for home in homes:
+        hints = read_hints(_json(home / "config.json"))
+        if hints:
+            return hints
+    for home in homes:
+        predictor = _find_predictor(_json(home / "job.json"))
+        if predictor:
+            dit = predictor["vace_dit"]
+            return {**predictor, "vace_layers": dit.get("vace_layers"), "vace_in_dim": dit.get("in_dim")}
+    return {}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON ({str(error)[:80]}); correct or remove it") from None
+
+
+def _find_predictor(values: Any) -> Mapping[str, Any] | None:
+    if not isinstance(values, dict):
+        return None
+    if "num_heads" in values and isinstance(values.get("vace_dit"), dict):
+        return values
+    return next((found for inner in values.values() if (found := _find_predictor(inner)) is not None), None)
+
+
+def _complete(source: WeightsSource, base: Any, base_path: PathLike | None, seen: tuple[Path, ...]) -> WeightsSource:
+    """Add the frozen part that a checkpoint of what trains leaves out. Raises WeightsError if it moved or changed."""
+    if not isinstance(base, dict) and base_path is None:
+        return source
+    recorded = base if isinstance(base, dict) else {}
+    place = Path(base_path if base_path is not None else str(recorded.get("path")))
+    hint = "name it with --cfg.base_path (mm-convert) or predictor.from_pretrained (training)"
+    if not place.exists():
+        raise WeightsError(f"{source.path}: holds only what was trained, and its base {place} is not there; {hint}")
+    if place in seen or len(seen) > 8:
+        raise WeightsError(f"{source.path}: its base {place} leads back to itself; {hint}")
+    whole = _open(find_files(place), None, (*seen, place))
+    fingerprint = recorded.get("fingerprint")
+    if fingerprint and whole.fingerprint() != fingerprint:
+        raise WeightsError(f"{source.path}: {place} is not the base it was trained on, its values differ; {hint}")
+    hints = {**whole.hints, **source.hints}
+    return replace(source, tensors={**whole.tensors, **source.tensors}, hints=hints, base=whole)
+
+
+def _check(source: WeightsSource) -> None:
+    """Every weight of the model is there once, and nothing else. Raises WeightsError."""
+    if source.has_branch and not any(name.startswith("blocks.") for name in source.tensors):
+        raise WeightsError(
+            f"{source.path}: holds only the VACE branch and does not say of which model; "
+            "name the model with --cfg.base_path (mm-convert)"
+        )
+    try:
+        problems = differences(source.shapes, layout_of_shapes(source.shapes))
+    except WeightsError as error:
+        problems = str(error)
+    if problems:
+        raise WeightsError(f"{source.path}: read as {source.dialect} names ({source.what}), but {problems}")
+    disagreements = contradictions(source.shapes, source.hints)
+    if disagreements:
+        logger.warning(f"{source.path}: config.json disagrees and is not used: {', '.join(disagreements)}")

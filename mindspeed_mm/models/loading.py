@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.models.files.safetensors import read_safetensors
-from mindspeed_mm.models.files.tensors import TensorFile
-from mindspeed_mm.models.files.torch_file import read_torch
+from mindspeed_mm.models.containers.safetensors import read_safetensors
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.containers.torch_file import read_torch
 
 _SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
 _WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth hold the weights

@@ -92,6 +92,6 @@ report() {
         return 0 # the last rank logs: other nodes have no lines
     fi
     local samples
-    samples=$(awk -v gbs="$GBS" -v ms="$step_time" 'BEGIN {printf "%.3f", ms > 0 ? gbs * 1000 / ms : 0}')
+    samples=$(awk -v gbs="$GBS" -v ms="$step_time" 'BEGIN {printf("%.3f", gbs * 1000 / ms)}')
     echo "Elapsed Time Per iteration: $step_time, Average Samples per Second: $samples"
 }

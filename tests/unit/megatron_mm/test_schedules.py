@@ -91,7 +91,13 @@ def test_a_warm_up_longer_than_the_decay_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"min_lr": 2.0}, {"lr_warmup_init": 2.0}, {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 3}, {"lr_decay_style": "WSD"}]
+    "settings",
+    [
+        {"min_lr": 2.0},
+        {"lr_warmup_init": 2.0},
+        {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 3},
+        {"lr_decay_style": "WSD"},
+    ],
 )
 def test_contradicting_rates_are_refused(settings):
     with pytest.raises(ValueError, match=r"above lr|say the same thing|needs --lr-wsd-decay-iters"):

@@ -73,7 +73,9 @@ def test_the_log_line_is_megatrons_and_survives_the_guides_own_pipe(lines, tmp_p
         "tail -n 100 | awk '{sum+=$1} END {if (NR != 0) printf(\"%.1f\",sum/NR)}'"
     )
     piped = subprocess.run(["bash", "-c", guide, "_", str(log)], capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"elapsed time per iteration \(ms\):\s+([0-9.]+)\s+\|.*?loss:\s+([0-9.]+E[+-][0-9]+)", log.read_text())
+    found = re.findall(
+        r"elapsed time per iteration \(ms\):\s+([0-9.]+)\s+\|.*?loss:\s+([0-9.]+E[+-][0-9]+)", log.read_text()
+    )
     assert len(found) == 2
     assert float(piped) == pytest.approx(sum(float(ms) for ms, _ in found) / 2, abs=0.051)
 
@@ -204,7 +206,10 @@ def test_check_for_nan_stops_at_the_first():
 def test_a_spike_names_its_sample_and_timestep_and_ordinary_losses_are_quiet():
     watch = SpikeWatch(3.0, 1000)
     for index in range(40):
-        assert watch.see([SampleNote("clip", index, 450.0, 1.0 + 0.1 * (index % 3)), SampleNote("x", index, 950.0, 9.0)]) == []
+        assert (
+            watch.see([SampleNote("clip", index, 450.0, 1.0 + 0.1 * (index % 3)), SampleNote("x", index, 950.0, 9.0)])
+            == []
+        )
     said = watch.see([SampleNote("odd", 41, 455.0, 5.0), SampleNote("x", 41, 950.0, 9.0)])
     assert len(said) == 1
     assert "sample 41 (odd)" in said[0]

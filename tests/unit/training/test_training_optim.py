@@ -19,9 +19,16 @@ def test_matrices_decay_and_biases_norms_and_modulation_do_not():
     decayed, rest = param_groups(model, OptimizerConfig(lr=1.0, weight_decay=0.1))
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     spared = names_in(model, rest)
-    assert {"blocks.0.modulation", "head.modulation", "blocks.0.norm3.weight", "blocks.0.self_attn.norm_q.weight"} <= spared
+    assert {
+        "blocks.0.modulation",
+        "head.modulation",
+        "blocks.0.norm3.weight",
+        "blocks.0.self_attn.norm_q.weight",
+    } <= spared
     assert {name for name, p in model.named_parameters() if name.endswith("bias") or p.ndim == 1} <= spared
-    assert {"blocks.0.self_attn.q.weight", "patch_embedding.weight", "vace_blocks.0.after_proj.weight"} <= names_in(model, decayed)
+    assert {"blocks.0.self_attn.q.weight", "patch_embedding.weight", "vace_blocks.0.after_proj.weight"} <= names_in(
+        model, decayed
+    )
     assert len(spared) + len(names_in(model, decayed)) == len(list(model.named_parameters()))
 
 

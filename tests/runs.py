@@ -1,0 +1,62 @@
+"""A folder with everything that a tiny training job names: weights, features, JSONs, YAML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mindspeed_mm.data.features import write_feature, write_null_prompt
+from mindspeed_mm.models.wan.config import VaceConfig
+from tests.loops import Records, random_records
+from tests.tiny import TINY, tiny_transformer, write_transformer
+
+
+def predictor_json(config: VaceConfig = TINY, **changes: Any) -> dict[str, Any]:
+    """`predictor` of a model JSON with these sizes."""
+    branch = {"in_dim": config.vace_in_dim, "vace_layers": list(config.vace_layers), **changes.pop("vace_dit", {})}
+    return {"model_id": "vace", "dtype": "fp32", **config.trunk.model_dump(mode="json"), "vace_dit": branch, **changes}
+
+
+def write_json(path: Path, values: Any) -> Path:
+    """Write and name a JSON file."""
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def write_features(folder: Path, records: Records) -> Path:
+    """Feature files with their data.jsonl. → the list."""
+    rows = []
+    for record in records:
+        write_feature(folder / "features" / f"{record.key}.safetensors", record, {})
+        rows.append({"file": f"{record.key}.safetensors"})
+    write_null_prompt(folder / "null_prompt.safetensors", torch.ones(1, TINY.trunk.text_dim), "tiny")
+    listing = folder / "data.jsonl"
+    listing.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return listing
+
+
+def make_run(
+    root: Path, *, dtype: str = "fp32", clips: int = 6, predictor: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """Everything under `root`; → the environment that the training scripts read it from."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_transformer(root / "weights", tiny_transformer(), torch.float32)
+    listing = write_features(root / "features of a run", random_records(clips, ((3, 4, 6), (2, 6, 4))))
+    basic = {"data_path": str(listing), "data_folder": str(listing.parent)}
+    data = {"dataset_param": {"dataset_type": "feature", "basic_parameters": basic, "validation": basic}}
+    sizes = predictor_json(from_pretrained=str(root / "weights"), **{"dtype": dtype, **(predictor or {})})
+    yaml = root / "fsdp2.yaml"
+    yaml.write_text(
+        f"sharding_size: auto\nsub_modules_to_wrap: ['blocks.{{*}}', 'vace_blocks.{{*}}']\nparam_dtype: {dtype}\n"
+    )
+    return {
+        "MM_DATA": str(write_json(root / "feature_data.json", data)),
+        "MM_MODEL": str(write_json(root / "pretrain_model.json", {"task": "vace", "predictor": sizes})),
+        "FSDP2_CONFIG": str(yaml),
+        "SAVE_PATH": str(root / "save"),
+        "LOG_DIR": str(root / "logs"),
+        "NUM_WORKERS": "0",
+    }

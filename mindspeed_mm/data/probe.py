@@ -79,7 +79,7 @@ def _look(path: Path, container: Any) -> ClipInfo:
         num_frames=count,
         height=height,
         width=width,
-        fps=round(count / duration, 3),
+        fps=round(float(stream.average_rate or count / duration), 3),
         duration=duration,
         variable=bool(rates) and max(rates) > 1.05 * min(rates),
         squeezed=bool(aspect) and aspect != 1,

@@ -287,11 +287,11 @@ def _even(frame: Frames) -> Frames:
 
 def clock(times: Sequence[float], last: float) -> tuple[float, float]:
     """When the clip ends, and its mean frame rate. `last`: how long the last frame stays, 0 = not known."""
-    if len(times) > 1:
-        mean = times[-1] / (len(times) - 1)
-        last = last if 0 < last < 10 * mean else mean
+    mean = times[-1] / (len(times) - 1) if len(times) > 1 else 0.0
+    if mean and not 0 < last < 10 * mean:
+        last = mean
     last = last or 1 / _UNTIMED_FPS
-    return times[-1] + last, round(len(times) / (times[-1] + last), 3)
+    return times[-1] + last, round(1 / (mean or last), 3)
 
 
 def _check_range(reader: VideoReader, indices: Sequence[int]) -> None:

@@ -1,0 +1,172 @@
+"""mm-inspect: look at a dataset or at features as the model will see them. Checks the whole dataset, and draws one sample.
+
+mm-inspect data.txt
+mm-inspect data.txt --index 17 --out sheet.png --data-config examples/vace/feature_extract/data.json
+mm-inspect features/data.jsonl --index 17 --vae Wan2.1-VACE-1.3B/Wan2.1_VAE.pth
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.schema import Config, parse, read_json
+from mindspeed_mm.data.check import check_dataset
+from mindspeed_mm.data.config import DataSource, FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
+from mindspeed_mm.data.manifest import list_problems, scan_manifest
+from mindspeed_mm.data.registry import read_data_config
+from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.log import get_logger, one_line_errors
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = get_logger(__name__)
+PROG = "mm-inspect"
+
+
+class InspectConfig(Config):
+    """What to look at, and where the sheet goes."""
+
+    index: int | None = Field(
+        default=None,
+        ge=0,
+        description="row to draw; without it the whole dataset is checked and its first usable row drawn",
+    )
+    out: str = Field(default="sheet.png", description="the picture that is written (.png, .jpg or .webp)")
+    data_config: str | None = Field(
+        default=None, description="data JSON whose preprocess_parameters decide frames and sizes; null = the defaults"
+    )
+    vae: str | None = Field(default=None, description="VAE (folder or .pth) with which a feature's latents are decoded")
+    skip_bad_samples: int = Field(
+        default=1_000_000_000, ge=0, description="fail when more rows than this cannot be used"
+    )
+    workers: int | None = Field(
+        default=None, ge=0, description="processes that look into clips (default: as many as fit)"
+    )
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write a contact sheet of one sample or feature."""
+    parser = FlagParser(PROG, "Look at a dataset or at features as the model will see them.")
+    parser.add_argument("path", help="data.txt, data.json, .jsonl, a data config, a feature file, or a folder of these")
+    add_flags(parser, InspectConfig, "options")
+    arguments = parser.parse_strict(sys.argv[1:] if argv is None else argv)
+    config = parse(InspectConfig, given(arguments, InspectConfig), PROG)
+    image, what = _draw(_found(Path(arguments.path)), config)
+    _save(image, Path(config.out))
+    logger.info("%s: %s", config.out, what)
+
+
+def _found(path: Path) -> Path:
+    """The file meant by a folder."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file (working directory {Path.cwd()})")
+    if path.is_dir():
+        names = ("data.jsonl", "data.txt", "data.json")
+        found = next((path / name for name in names if (path / name).is_file()), None)
+        if found is None:
+            raise DataError(f"{path}: a folder without {', '.join(names)}; name the file to look at")
+        return found
+    return path
+
+
+def _draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
+    if path.suffix in (".safetensors", ".pt"):
+        return _draw_feature(path, config)
+    source, video, features = _source(path, config)
+    if features is not None:
+        return _draw_feature(_feature_file(features, config.index or 0), config)
+    return _draw_sample(_record(source, video, config), video)
+
+
+def _source(path: Path, config: InspectConfig) -> tuple[DataSource, VideoConfig, FeatureDatasetConfig | None]:
+    """Where the rows are, how clips are cut, and the features when the path means those."""
+    video = VideoConfig()
+    if config.data_config is not None:
+        dataset = read_data_config(config.data_config).dataset_param
+        if not isinstance(dataset, VaceDatasetConfig):
+            raise ConfigError(
+                f"{config.data_config}: dataset_type is not 'vace'; --data-config wants that of raw clips"
+            )
+        video = dataset.preprocess_parameters
+    if path.suffix == ".json" and isinstance(read_json(path), Mapping):
+        dataset = read_data_config(path).dataset_param
+        if isinstance(dataset, VaceDatasetConfig):
+            return dataset.basic_parameters, dataset.preprocess_parameters, None
+        if isinstance(dataset, FeatureDatasetConfig):
+            return DataSource(data_path=dataset.basic_parameters.data_path), video, dataset
+        raise ConfigError(f"{path}: mm-inspect knows the dataset types 'vace' and 'feature'")
+    source = DataSource(data_path=str(path))
+    if path.suffix == ".jsonl" and '"file"' in path.read_text(encoding="utf-8").partition("\n")[0]:
+        return source, video, parse(FeatureDatasetConfig, {"basic_parameters": {"data_path": str(path)}}, PROG)
+    return source, video, None
+
+
+def _record(source: DataSource, video: VideoConfig, config: InspectConfig) -> SampleRecord:
+    if config.index is None:
+        report = check_dataset(
+            source.data_path,
+            video,
+            data_folder=source.data_folder,
+            skip_bad_samples=config.skip_bad_samples,
+            workers=config.workers,
+        )
+        return report.records[0]
+    manifest = scan_manifest(source.data_path, source.data_folder)
+    record = next((record for record in manifest.records if record.row == config.index), None)
+    if record is None:
+        about = [problem for problem in manifest.problems if problem.row == config.index]
+        if about:
+            raise DataError(list_problems(about, 1))
+        raise ConfigError(f"--index {config.index}: {source.data_path} has rows 0..{manifest.rows - 1}")
+    return record
+
+
+def _draw_sample(record: SampleRecord, video: VideoConfig) -> tuple[Image.Image, str]:
+    from mindspeed_mm.data.transforms import load_sample
+    from mindspeed_mm.tools.sheets import sample_sheet
+
+    sample = load_sample(record, video)
+    return sample_sheet(record, sample), f"{record.address}, {len(sample.frame_indices)} frames ({sample.frame_policy})"
+
+
+def _feature_file(config: FeatureDatasetConfig, index: int) -> Path:
+    from mindspeed_mm.data.dataset import FeatureDataset
+
+    dataset = FeatureDataset(config)
+    if index >= len(dataset):
+        raise ConfigError(f"--index {index}: {config.basic_parameters.data_path} has rows 0..{len(dataset) - 1}")
+    return dataset.path(index)
+
+
+def _draw_feature(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
+    from mindspeed_mm.tools.sheets import feature_sheet
+
+    vae = None
+    if config.vae is not None:
+        from mindspeed_mm.models.wan.vae import load_vae
+
+        vae = load_vae(Path(config.vae))
+    return feature_sheet(path, vae), str(path) + ("" if vae else " (give --vae to see its latents decoded)")
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ConfigError(f"--out {path}: write a .png, .jpg or .webp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    image.save(draft)
+    os.replace(draft, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Samples and features as contact sheets: what each stream holds, in the model's own sizes and frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from mindspeed_mm.conditioning.vace import ContextPlan, mask_frames, plan_context
+from mindspeed_mm.data.features import read_feature, read_info
+from mindspeed_mm.data.frames import token_count
+from mindspeed_mm.data.probe import probe
+from mindspeed_mm.data.sample import FeatureRecord, SampleRecord, VideoSample
+from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet, spread
+
+
+class Decoder(Protocol):
+    """What is needed of a VAE to look at latents."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 16, F, h, w] → [B, 3, 4(F-1)+1, H, W] in [-1, 1]."""
+        ...
+
+
+SHOWN = 8  # pictures in a row
+_INACTIVE = "what is kept; grey elsewhere"
+_REACTIVE = "what is made anew; grey elsewhere"
+_MASK = "white = generate, black = keep"
+
+
+def sample_sheet(record: SampleRecord, sample: VideoSample) -> Image.Image:
+    """A row of a dataset as the model will see it."""
+    assert sample.video is not None, "rows of a dataset have a video"
+    frames, height, width = sample.video.shape[1:]
+    source = sample.video if sample.src_video is None and sample.src_mask is not None else sample.src_video
+    plan = plan_context(source, sample.src_mask, sample.src_ref_images, num_frames=frames, height=height, width=width)
+    shown = spread(frames, SHOWN)
+    labels = [f"frame {sample.frame_indices[i]} · {i / sample.fps:.2f} s" for i in shown]
+    strips = [
+        Strip(name="video", note="what the model learns to make", pictures=_clip(sample.video, shown), labels=labels)
+    ]
+    if record.src_video is not None and sample.src_video is not None:
+        strips.append(
+            Strip(name="src_video", note="what is edited", pictures=_clip(sample.src_video, shown), labels=labels)
+        )
+    strips += _condition_strips(sample, plan, shown, labels)
+    strips += _references(record, plan)
+    return draw_sheet(
+        record.address or record.video.name,
+        strips,
+        facts=_sample_facts(record, sample),
+        caption=_captions(sample.captions),
+        columns=max(len(shown), 4),
+    )
+
+
+def feature_sheet(path: Path, vae: Decoder | None = None) -> Image.Image:
+    """A feature file. With the VAE its latents are decoded; without, three of their directions are shown as colours."""
+    record, info = read_feature(path), read_info(path)
+    refs, context = record.num_refs, record.vace_context.float()
+    cells = record.latents.shape[1] - refs
+    shown = spread(cells, SHOWN)
+    frames = mask_frames(4 * cells - 3)
+    strips = [
+        _latent_strip("latents", "what the model learns to make", record.latents.float()[:, refs:], shown, vae),
+        _latent_strip("inactive", _INACTIVE, context[:16, refs:], shown, vae),
+        _latent_strip("reactive", _REACTIVE, context[16:32, refs:], shown, vae),
+        Strip(
+            name="mask",
+            note=f"{_MASK}; 64 channels unfolded",
+            pictures=_masks(rearrange(context[32:, refs:], "(py px) f h w -> 1 f (h py) (w px)", py=8), shown),
+            labels=[f"latent {i} · frame {frames[i]}" for i in shown],
+            crisp=True,
+        ),
+    ]
+    strips += _reference_strips(record, vae)
+    return draw_sheet(
+        path.name,
+        strips,
+        facts=_feature_facts(record, info.metadata),
+        caption=_captions(json.loads(info.metadata.get("captions", "[]"))),
+        columns=max(len(shown), 4),
+    )
+
+
+def _condition_strips(sample: VideoSample, plan: ContextPlan, shown: list[int], labels: list[str]) -> list[Strip]:
+    strips = []
+    if sample.src_mask is not None:
+        seen = ", ".join(map(str, plan.mask_frames[:5])) + (", …" if len(plan.mask_frames) > 5 else "")
+        note = f"{_MASK}; the mask channels carry frames {seen}"
+        strips.append(
+            Strip(name="src_mask", note=note, pictures=_masks(sample.src_mask, shown), labels=labels, crisp=True)
+        )
+    if sample.src_mask is not None or sample.src_video is not None:
+        strips.append(Strip(name="inactive", note=_INACTIVE, pictures=_clip(plan.inactive, shown), labels=labels))
+        strips.append(Strip(name="reactive", note=_REACTIVE, pictures=_clip(plan.reactive, shown), labels=labels))
+    return strips
+
+
+def _references(record: SampleRecord, plan: ContextPlan) -> list[Strip]:
+    if not plan.references:
+        return []
+    pictures = [_clip(reference, [0])[0] for reference in plan.references]
+    labels = [f"{number} · {_shorter(path.name)}" for number, path in enumerate(record.src_ref_images, 1)]
+    note = "who must appear; letterboxed on white"
+    return [Strip(name="references", note=note, pictures=pictures, labels=labels)]
+
+
+def _sample_facts(record: SampleRecord, sample: VideoSample) -> list[str]:
+    assert sample.video is not None
+    frames, height, width = sample.video.shape[1:]
+    info = probe(record.video)
+    clock = f"{info.fps:g} fps, {info.duration:.2f} s, " if info.timed else ""
+    tokens = token_count(frames, height, width, len(sample.src_ref_images))
+    facts = [
+        f"{record.video}  ·  {info.num_frames} frames, {clock}{info.width}x{info.height}",
+        f"taken: {frames} frames ({sample.frame_policy}) at {sample.fps:.4g} fps, {width}x{height}, {tokens} tokens",
+    ]
+    if sample.src_video is None and sample.src_mask is None:
+        facts.append("no src_video and no mask: inactive and reactive are mid-grey, everything is generated")
+    elif sample.src_mask is None:
+        facts.append("no mask: everything is generated")
+    elif record.src_video is None:
+        facts.append("no src_video: the mask masks the video itself")
+    return facts
+
+
+def _feature_facts(record: FeatureRecord, known: Mapping[str, str]) -> list[str]:
+    _, frames, height, width = record.latents.shape
+    prompts = ", ".join(str(len(prompt)) for prompt in record.prompt_embeds)
+    facts = []
+    if known.get("source"):
+        facts.append(f"{known['source']}  ·  {known.get('address', '')}")
+    if known.get("frames"):
+        facts.append(
+            f"{known['frames']} frames ({known.get('frame_policy') or 'exact'}) at {known.get('fps', '?')} fps, "
+            f"{known.get('width', '?')}x{known.get('height', '?')}, {frames * height * width // 4} tokens"
+        )
+    return [
+        *facts,
+        f"latents {list(record.latents.shape)}, of these {record.num_refs} references  ·  prompt tokens {prompts}  ·  "
+        f"key {record.key[:16]}",
+    ]
+
+
+def _latent_strip(name: str, note: str, latents: Tensor, shown: list[int], vae: Decoder | None) -> Strip:
+    if vae is None:
+        labels = [f"latent {i}" for i in shown]
+        return Strip(
+            name=name, note=f"{note}; colours stand for latents", pictures=_colours(latents, shown), labels=labels
+        )
+    clip = vae.decode(latents[None].to(vae.device)).cpu()[0]
+    frames = spread(clip.shape[1], SHOWN)
+    return Strip(
+        name=name, note=f"{note}; decoded", pictures=_clip(clip, frames), labels=[f"frame {i}" for i in frames]
+    )
+
+
+def _reference_strips(record: FeatureRecord, vae: Decoder | None) -> list[Strip]:
+    if not record.num_refs:
+        return []
+    references = record.latents.float()[:, : record.num_refs]
+    places = list(range(record.num_refs))
+    if vae is None:
+        pictures = _colours(references, places)
+    else:
+        pictures = [_clip(vae.decode(references[None, :, i : i + 1].to(vae.device)).cpu()[0], [0])[0] for i in places]
+    note = "each encoded alone" + ("; decoded" if vae else "; colours stand for latents")
+    return [Strip(name="references", note=note, pictures=pictures, labels=[f"{i + 1}" for i in places])]
+
+
+def _clip(clip: Tensor, shown: Sequence[int]) -> list[Picture]:
+    """[3, T, H, W] in [-1, 1] → pictures of some frames."""
+    pixels = ((clip[:, list(shown)] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return list(rearrange(pixels, "c t h w -> t h w c").numpy())
+
+
+def _masks(mask: Tensor, shown: Sequence[int]) -> list[Picture]:
+    """[1, T, H, W] in [0, 1] → pictures of some frames."""
+    return _clip(mask[:, list(shown)].expand(3, -1, -1, -1) * 2 - 1, range(len(shown)))
+
+
+def _colours(latents: Tensor, shown: Sequence[int]) -> list[Picture]:
+    """[16, F, h, w] → pictures of [8h, 8w]: the three directions in which the latents vary most, as red, green and blue."""
+    flat = rearrange(latents, "c f h w -> (f h w) c").double()
+    flat = flat - flat.mean(dim=0)
+    values, directions = torch.linalg.eigh(flat.T @ flat)
+    main = flat @ directions[:, -3:].flip(1)
+    spread_of = main.std(dim=0).clamp_min(1e-6) * 2.5 if float(values[-1]) > 1e-9 else torch.ones(3, dtype=main.dtype)
+    colours = ((main / spread_of + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pictures = rearrange(colours, "(f h w) c -> f h w c", f=latents.shape[1], h=latents.shape[2]).numpy()
+    return [np.repeat(np.repeat(pictures[i], 8, axis=0), 8, axis=1) for i in shown]
+
+
+def _shorter(name: str, longest: int = 19) -> str:
+    return name if len(name) <= longest else name[: longest // 2] + "…" + name[-longest // 2 + 1 :]
+
+
+def _captions(captions: Sequence[str]) -> str:
+    return captions[0] if len(captions) == 1 else "  ".join(f"[{i}] {caption}" for i, caption in enumerate(captions))

@@ -24,6 +24,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from mindspeed_mm.log import get_logger, setup_logging
+from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.vae_state_dict import vae_key_map
 
 LOGGER = get_logger("tiny.vae")
@@ -170,13 +171,23 @@ def measure(vae: AutoencoderKLWan, clips: int = 32) -> tuple[list[float], list[f
     return latents.mean(dims).tolist(), latents.std(dims).tolist(), 10 * math.log10(4 / np.mean(squared))
 
 
-def save(vae: AutoencoderKLWan, path: Path, mean: list[float], std: list[float]) -> None:
+def load(vae: AutoencoderKLWan, path: Path) -> int:
+    """Fill `vae` from a file that `save` wrote; how many phases it had seen."""
+    state = torch.load(path, weights_only=True)
+    vae.load_state_dict({_names(vae).to_theirs(name): weight.float() for name, weight in state.items()})
+    return int(json.loads(path.with_suffix(".json").read_text())["phases_done"])
+
+
+def _names(vae: AutoencoderKLWan) -> KeyMap:
+    return vae_key_map(levels=len(vae.config.dim_mult), res_blocks=vae.config.num_res_blocks)
+
+
+def save(vae: AutoencoderKLWan, path: Path, facts: dict[str, object]) -> None:
     """Official names, bf16; the latent statistics, which the official file does not hold, in `<stem>.json` beside it."""
-    key_map = vae_key_map(levels=len(vae.config.dim_mult), res_blocks=vae.config.num_res_blocks)
-    state = {key_map.to_ours(name): weight.detach().to(torch.bfloat16) for name, weight in vae.state_dict().items()}
+    state = {_names(vae).to_ours(name): weight.detach().to(torch.bfloat16) for name, weight in vae.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".json").write_text(json.dumps({"latents_mean": mean, "latents_std": std}, indent=1))
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=1))
     path.with_suffix(".tmp").replace(path)
 
 
@@ -185,14 +196,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny world's VAE.")
     parser.add_argument("path", type=Path, help="the Wan2.1_VAE.pth to write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on after the phases that the file has seen")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every phase")
     given = parser.parse_args()
     setup_logging()
     vae = new_vae(given.seed)
-    for phase in PHASES:
+    done = load(vae, given.path) if given.resume else 0
+    for number, phase in enumerate(PHASES[done:], start=done + 1):
         run_phase(vae, phase, given.scale)
         mean, std, psnr = measure(vae)
-        save(vae, given.path, mean, std)
+        save(vae, given.path, {"latents_mean": mean, "latents_std": std, "phases_done": number})
         LOGGER.info("after %-11s held-out psnr %.2f dB; written to %s", phase.name, psnr, given.path)
 
 

@@ -175,7 +175,7 @@ def load(vae: AutoencoderKLWan, path: Path) -> int:
     """Fill `vae` from a file that `save` wrote; how many phases it had seen."""
     state = torch.load(path, weights_only=True)
     vae.load_state_dict({_names(vae).to_theirs(name): weight.float() for name, weight in state.items()})
-    return int(json.loads(path.with_suffix(".json").read_text())["phases_done"])
+    return int(json.loads(path.with_suffix(".json").read_text())["_phases_done"])
 
 
 def _names(vae: AutoencoderKLWan) -> KeyMap:
@@ -205,7 +205,7 @@ def main() -> None:
     for number, phase in enumerate(PHASES[done:], start=done + 1):
         run_phase(vae, phase, given.scale)
         mean, std, psnr = measure(vae)
-        save(vae, given.path, {"latents_mean": mean, "latents_std": std, "phases_done": number})
+        save(vae, given.path, {"latents_mean": mean, "latents_std": std, "_phases_done": number})
         LOGGER.info("after %-11s held-out psnr %.2f dB; written to %s", phase.name, psnr, given.path)
 
 

@@ -82,6 +82,12 @@ PRESETS: Mapping[str, VaceConfig] = {
 }
 
 _FIXED = "VACE has one form of it"
+_OLD_KEYS: Mapping[str, str] = {  # stand in published files, in trunk and branch alike
+    "img_dim": "VACE has no image encoder",
+    "max_seq_len": "rotary tables are made for each grid",
+    "attention_async_offload": "fsdp2 offload_block_inputs decides",
+    "use_fused_rmsnorm": "the device's fused kernels are used where they exist",
+}
 
 
 class VaceDitConfig(Config):
@@ -106,6 +112,9 @@ class VaceDitConfig(Config):
     eps: float | None = None
     num_layers: int | None = None
     UNUSED: ClassVar[Mapping[str, str]] = {
+        **_OLD_KEYS,
+        "pipeline_num_layers": "only one pipeline stage is supported here",
+        "model_type": "VACE is text-to-video inside",
         "qk_norm": _FIXED,
         "qk_norm_type": _FIXED,
         "cross_attn_norm": _FIXED,
@@ -135,6 +144,7 @@ class PredictorConfig(WanConfig):
         default=None, description="layers of each pipeline stage; only one stage is supported here"
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
+        **_OLD_KEYS,
         "model_type": "VACE is text-to-video inside",
         "window_size": _FIXED,
         "hidden_dim": "hidden_size decides",

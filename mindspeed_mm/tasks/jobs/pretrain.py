@@ -160,6 +160,7 @@ class PretrainJob(Config):
             raise ConfigError(f"{PROG}: --lr is missing; the recipe of examples/vace is 5e-5")
         _check_dtype(self.predictor, self.fsdp2, self.files)
         check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
+        _check_sharding(self.fsdp2, self.world_size)
         size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
         if batch.train_iters is None and batch.train_samples is None:
             raise ConfigError(f"{PROG}: --train-iters is missing; give it or --train-samples")
@@ -211,6 +212,13 @@ class PretrainJob(Config):
 def job_parser() -> FlagParser:
     """Every flag of pretrain_vace.py."""
     return build_parser(PROG, "Pre-train or fine-tune VACE on extracted features.", SCHEMAS)
+
+
+def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
+    if isinstance(fsdp2.sharding_size, int) and ranks % fsdp2.sharding_size:
+        raise ConfigError(
+            f"fsdp2 sharding_size {fsdp2.sharding_size} does not divide the {ranks} rank(s); write auto, or a divisor"
+        )
 
 
 def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ def shard_model(
         if _has_parameters(module):
             shard(module, dtype)
     shard(model, DTYPES[config.param_dtype])
+    # a matrix product over [B, S, D] answers a view; nothing in our models changes a unit's output in place
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(.*\) returned a view tensor")
     _prefetch(model, config)
     return model
 

@@ -1,5 +1,6 @@
 """Four gloo ranks, started once for all tests of this folder; a test runs a function on the first n of them."""
 
+import contextlib
 import multiprocessing as mp
 import os
 import socket
@@ -35,9 +36,18 @@ class World:
         assert not failed, "\n".join(failed)
         return [answer for _, answer in answers]
 
+    def run_to_death(self, size, job, *args, **settings):
+        """Like `run`, for a job that kills its processes. → their exit codes; this world is of no use after it."""
+        with contextlib.suppress(AssertionError, EOFError, OSError):
+            self.run(size, job, *args, **settings)
+        for process in self.processes:
+            process.join(20)
+        return [process.exitcode for process in self.processes]
+
     def close(self):
         for pipe in self.pipes:
-            pipe.send(None)
+            with contextlib.suppress(OSError):
+                pipe.send(None)
         for process in self.processes:
             process.join(10)
             if process.is_alive():
@@ -66,5 +76,13 @@ def _serve(pipe):
 @pytest.fixture(scope="session")
 def world():
     started = World()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def mortal_world():
+    """Two ranks of a test's own, which it may kill."""
+    started = World(2)
     yield started
     started.close()

@@ -1,5 +1,7 @@
 """What the ranks of these tests run: a few training steps on a tiny model, described by plain settings."""
 
+import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,16 +9,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.tensor import DTensor
 
+from megatron.mm.schedules import param_scheduler
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.models.wan.config import PredictorConfig, VaceDitConfig
+from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.build import build_model
-from mindspeed_mm.training.config import OptimizerConfig
+from mindspeed_mm.training.checkpoint import BaseReference, Checkpointer
+from mindspeed_mm.training.config import CheckpointConfig, OptimizerConfig
 from mindspeed_mm.training.optim import build_optimizer
+from mindspeed_mm.training.state import TrainState
 from tests.tiny import TINY, tiny_inputs, tiny_transformer
+
+CPU = Accelerator.detect("cpu")
 
 
 def predictor(**changes: Any) -> PredictorConfig:
@@ -50,11 +59,10 @@ class Setup:
     def build(self) -> tuple[nn.Module, Mesh]:
         fsdp = Fsdp2Config(**{"param_dtype": self.dtype, **self.fsdp})
         parallel = ParallelConfig(context_parallel_size=self.cp, **self.parallel)
-        accelerator = Accelerator.detect("cpu")
-        mesh = build_mesh(parallel, accelerator, fsdp)
+        mesh = build_mesh(parallel, CPU, fsdp)
         source = FromModule(tiny_transformer(self.seed))
         part = predictor(trainable=self.trainable, dtype=self.dtype)
-        return build_model(part, parallel, fsdp, mesh, accelerator, source=source), mesh
+        return build_model(part, parallel, fsdp, mesh, CPU, source=source), mesh
 
 
 GRID = {"frames": 3, "height": 6, "width": 10}  # 45 tokens: no multiple of 2 or 4
@@ -140,3 +148,55 @@ def plain(
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@dataclass
+class Run:
+    """A training run with checkpoints in `folder`, as tasks.pretrain makes it."""
+
+    folder: Path
+    setup: Setup = field(default_factory=Setup)
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+    base: bool = True  # trainable-only checkpoints, which name where the rest lies
+
+    def start(self) -> tuple[TrainState, Mesh, Checkpointer]:
+        model, mesh = self.setup.build()
+        config = OptimizerConfig(lr=1e-2, lr_decay_style="cosine", lr_warmup_iters=2)
+        optim = build_optimizer(model, config)
+        scheduler = param_scheduler(optim, config, train_iters=10, global_batch_size=4)
+        state = TrainState(model=model, optimizer=optim, scheduler=scheduler)
+        settings = CheckpointConfig(**{"save": str(self.folder), "load": str(self.folder), **self.checkpoint})
+        base = BaseReference("/somewhere/base", "0123", "official") if self.base else None
+        points = Checkpointer(settings, CPU, KEY_MAPS["mm"], base=base, job_json='{"a": 1}')
+        return state, mesh, points
+
+
+def train_to(run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: int | None = None) -> dict[str, Any]:
+    """Load what is there, train to iteration `end`, saving at some. → losses by iteration, weights, moments."""
+    torch.manual_seed(5)
+    state, mesh, points = run.start()
+    points.load(state)
+    losses = {}
+    while state.iteration < end:
+        losses[state.iteration] = step(state.model, mesh, state.optimizer, state.iteration, 4)
+        state.scheduler.step(4)
+        torch.rand(3)  # a model with dropout would move the generator
+        state.iteration += 1
+        state.consumed_samples += 4
+        points.poll()
+        if state.iteration == die_in_save_at:
+            FileSystemWriter.write_data = _die
+        if state.iteration in (*save_at, die_in_save_at):
+            points.save(state)
+    points.wait()
+    moments = {
+        name: {key: whole(value) for key, value in state.optimizer.state[parameter].items()}
+        for name, parameter in state.model.named_parameters()
+        if parameter in state.optimizer.state
+    }
+    answer = {"losses": losses, "weights": weights(state.model), "moments": moments, "consumed": state.consumed_samples}
+    return {**answer, "lr": state.optimizer.param_groups[0]["lr"], "rng": torch.get_rng_state()}
+
+
+def _die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,178 @@
+"""A run that stops and goes on is the run that never stopped."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mindspeed_mm.errors import WeightsError
+from tests.distributed.jobs import Run, Setup, files, train_to
+
+
+def same(a, b):
+    """Equal to the last bit, whatever the nesting."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def compare(got, wanted, names=("weights", "moments", "lr", "consumed", "rng")):
+    return [name for name in names if not same(got[name], wanted[name])]
+
+
+@pytest.fixture(scope="module")
+def straight(world, tmp_path_factory):
+    return world.run(2, train_to, Run(tmp_path_factory.mktemp("straight")), 10)[0]
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory):
+    """A folder with the checkpoint of iteration 4 of two ranks."""
+    folder = tmp_path_factory.mktemp("stopped")
+    world.run(2, train_to, Run(folder), 4, save_at=(4,))
+    return folder
+
+
+def test_ten_steps_are_four_then_kill_9_in_the_next_save_then_six(world, mortal_world, straight, tmp_path):
+    run = Run(tmp_path)
+    codes = mortal_world.run_to_death(2, train_to, run, 10, save_at=(4,), die_in_save_at=6)
+    assert -9 in codes
+
+    answer = world.run(2, train_to, run, 10, save_at=(10,))[0]
+
+    assert min(answer["losses"]) == 4
+    assert compare(answer, straight) == []
+    assert all(answer["losses"][i] == straight["losses"][i] for i in range(4, 10))
+    assert not list(tmp_path.glob(".writing-*")), "what the killed save left is gone"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "setup"),
+    [
+        pytest.param(1, Setup(), id="1 rank"),
+        pytest.param(4, Setup(fsdp={"sharding_size": 2}), id="4 ranks, 2 copies"),
+        pytest.param(4, Setup(cp=2), id="cp 2"),
+    ],
+)
+def test_another_number_of_ranks_goes_on_to_rounding(world, stopped, straight, ranks, setup):
+    answer = world.run(ranks, train_to, Run(stopped, setup), 10)[0]
+
+    assert answer["losses"] == pytest.approx({i: straight["losses"][i] for i in range(4, 10)}, abs=1e-6)
+    for name, weight in straight["weights"].items():
+        torch.testing.assert_close(answer["weights"][name], weight, rtol=0, atol=1e-5)
+
+
+def test_a_save_in_the_background_holds_the_weights_of_its_iteration(world, stopped, straight, tmp_path):
+    run = Run(tmp_path, checkpoint={"async_save": True})
+    world.run(2, train_to, run, 6, save_at=(2, 4))  # two more steps change the weights while 4 is written
+
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text().strip() == "4"
+    answer = world.run(2, train_to, run, 10)[0]
+    assert compare(answer, straight) == []
+
+
+def test_dcp_to_torch_gives_plain_tensors_in_mm_names(stopped, straight, tmp_path):
+    folder = stopped / "iter_0000004"
+    assert json.loads((folder / "job.json").read_text()) == {"a": 1}
+    out = tmp_path / "out.pt"
+    command = [sys.executable, "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", str(folder), str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    found = torch.load(out, weights_only=True)
+
+    assert found["base"] == {"path": "/somewhere/base", "fingerprint": "0123", "dialect": "official"}
+    assert int(found["iteration"]) == 4
+    assert all(name.startswith("vace_dit.") for name in found["model"])
+    trained = [name for name in straight["weights"] if name.startswith("vace")]
+    assert len(found["model"]) == len(trained) == len(found["optimizer"]["state"])
+
+
+def test_the_whole_model_is_written_on_request_or_when_there_is_no_base(world, tmp_path):
+    for number, run in enumerate(
+        (Run(tmp_path / "0", checkpoint={"save_full_model": True}), Run(tmp_path / "1", base=False))
+    ):
+        world.run(2, train_to, run, 1, save_at=(1,))
+        folder = tmp_path / str(number) / "iter_0000001"
+        found = torch.distributed.checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
+        assert any(name.startswith("model.wan_dit.blocks.3.") for name in found)
+        assert any(name.startswith("model.vace_dit.") for name in found)
+        assert not any(name.startswith("base") for name in found)
+
+
+def test_finetune_takes_the_weights_and_nothing_else(world, stopped, tmp_path):
+    run = Run(tmp_path, checkpoint={"load": str(stopped), "finetune": True})
+    answer = world.run(2, train_to, run, 1)[0]
+    resumed = world.run(2, train_to, Run(stopped), 4)[0]
+
+    assert list(answer["losses"]) == [0]
+    assert answer["consumed"] == 4
+    other = world.run(2, train_to, Run(tmp_path / "empty"), 1)[0]
+    assert answer["losses"][0] != other["losses"][0], "it starts from trained weights"
+    assert resumed["losses"] == {}
+
+
+def test_what_is_asked_to_be_left_out_is_left_out(world, tmp_path):
+    run = Run(tmp_path, checkpoint={"no_save_optim": True, "no_save_rng": True})
+    world.run(2, train_to, run, 2, save_at=(2,))
+    found = torch.distributed.checkpoint.FileSystemReader(tmp_path / "iter_0000002").read_metadata()
+    assert not [name for name in found.state_dict_metadata if name.startswith(("optimizer", "rng"))]
+
+    answer = world.run(2, train_to, Run(tmp_path, checkpoint={"no_load_optim": True, "no_load_rng": True}), 3)[0]
+    assert list(answer["losses"]) == [2]
+    assert all(int(moments["step"]) == 1 for moments in answer["moments"].values())
+
+
+def test_only_multiples_of_the_retain_interval_and_the_newest_stay(world, tmp_path):
+    run = Run(tmp_path, checkpoint={"save_retain_interval": 2})
+    world.run(2, train_to, run, 5, save_at=(1, 2, 3, 4, 5))
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000002", "iter_0000004", "iter_0000005"]
+    world.run(2, train_to, Run(tmp_path, checkpoint={"ckpt_step": 2}), 3, save_at=(3,))
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text().strip() == "3"
+
+
+def no_space(run):
+    """Train to 2 with one good save, then one on a disk that fills up. → the message."""
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    train_to(run, 1, save_at=(1,))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    kept, FileSystemWriter.write_data = FileSystemWriter.write_data, full
+    try:
+        train_to(run, 2, save_at=(2,))
+    except WeightsError as error:
+        return str(error)
+    finally:
+        FileSystemWriter.write_data = kept
+    return "saved"
+
+
+def test_a_full_disk_is_one_line_and_the_previous_checkpoint_stays(world, tmp_path):
+    messages = world.run(2, no_space, Run(tmp_path))
+
+    assert all("iter_0000002" in message and "No space left on device" in message for message in messages)
+    assert all("\n" not in message for message in messages)
+    assert [name for name in files(tmp_path) if "writing" in name] == []
+    answer = world.run(2, train_to, Run(tmp_path), 2)[0]
+    assert list(answer["losses"]) == [1]
+
+
+def refusal(run):
+    try:
+        train_to(run, 1)
+    except WeightsError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_a_missing_or_foreign_checkpoint_is_refused(world, stopped, tmp_path):
+    nothing = Run(tmp_path, checkpoint={"load": str(tmp_path / "nothing")})
+    assert "latest_checkpointed_iteration.txt" in world.run(2, refusal, nothing)[0]
+    wrong = Run(stopped, checkpoint={"ckpt_step": 3})
+    assert "no complete checkpoint of iteration 3; there are: 4" in world.run(2, refusal, wrong)[0]
+    other = Run(stopped, Setup(trainable="all"))
+    assert "lacks weights that train here: wan_dit" in world.run(2, refusal, other)[0]

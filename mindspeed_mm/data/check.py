@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from mindspeed_mm.data.atomic import write_text
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.frames import align, choose, target_size, token_count
 from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
@@ -68,10 +69,7 @@ class CheckReport:
         """A JSON file that names every row that is left out, and why."""
         skipped = [{"row": p.row, "address": p.address, "problem": p.message} for p in self.problems]
         content = {"rows": self.rows, "usable": len(self.records), "skipped": skipped, "notes": list(self.notes)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        os.replace(draft, path)
+        write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
     def summary(self) -> str:
         """A table, one line for each thing one wants to know before starting."""

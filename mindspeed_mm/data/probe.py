@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_mm.data.video import IMAGE_SUFFIXES, ImageReader, clock, index_frames, short, upright
+from mindspeed_mm.data.video import IMAGE_SUFFIXES, ImageReader, clock, index_frames, refuse_text, short, upright
 from mindspeed_mm.errors import DataError
 
 
@@ -45,6 +45,9 @@ def probe(path: str | Path) -> ClipInfo:
             duration=images.duration,
             timed=False,
         )
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    refuse_text(path)
     import av
 
     try:

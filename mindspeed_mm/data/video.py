@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from mindspeed_mm.data.atomic import atomic_path
 from mindspeed_mm.errors import DataError
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 WHITE, BLACK = 255, 0
+_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _UNTIMED_FPS = 16.0  # what image folders are shown at; they carry no clock
 
 
@@ -51,12 +52,26 @@ def open_video(
         raise DataError(f"{path}: no such file")
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageReader(path, background)
+    refuse_text(path)
     if reader == "decord":
         try:
             return DecordReader(path, threads)
         except DataError:
             pass  # decord knows fewer formats and stumbles over some small widths; PyAV gives the same frames, or the reason
     return AvReader(path, threads)
+
+
+def refuse_text(path: Path) -> None:
+    """Raise DataError for a text with a video's name. FFmpeg would draw it as a terminal, or follow it as a playlist."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if not head:
+        raise DataError(f"{path}: the file is empty")
+    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head) and not head.startswith(b"YUV4MPEG"):
+        raise DataError(f"{path}: a text, not a video; it begins with {head[:24].decode('utf-8', 'replace')!r}")
 
 
 class DecordReader:
@@ -238,26 +253,22 @@ def write_video(
     import av
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    container_format = _CONTAINERS.get(path.suffix.lower())
+    if container_format is None:
+        raise DataError(f"{path}: cannot write a video of this name; use .mp4, .mov or .mkv")
     try:
-        with av.open(str(draft), "w") as container:
-            _encode(container, iter(frames), fps, _codec(path.suffix.lower(), lossless), quality)
-        os.replace(draft, path)
+        with atomic_path(path) as draft, av.open(str(draft), "w", format=container_format) as container:
+            _encode(container, iter(frames), fps, _codec(container_format, lossless), quality)
     except av.error.FFmpegError as error:
         raise DataError(f"{path}: cannot be written: {short(error)}") from None
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 
-def _codec(suffix: str, lossless: bool) -> tuple[str, str]:
+def _codec(container_format: str, lossless: bool) -> tuple[str, str]:
     """Codec and pixel format."""
-    if suffix not in (".mp4", ".mov", ".mkv"):
-        raise DataError(f"cannot write a video as {suffix or 'a file without a suffix'}; use .mp4, .mov or .mkv")
     if not lossless:
         return "libx264", "yuv420p"
-    return ("ffv1", "bgr0") if suffix == ".mkv" else ("libx264rgb", "rgb24")
+    return ("ffv1", "bgr0") if container_format == "matroska" else ("libx264rgb", "rgb24")
 
 
 def _encode(container: Any, frames: Iterator[Frames], fps: float, codec: tuple[str, str], quality: int) -> None:

@@ -7,7 +7,6 @@ mm-inspect features/data.jsonl --index 17 --vae Wan2.1-VACE-1.3B/Wan2.1_VAE.pth
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse, read_json
+from mindspeed_mm.data.atomic import atomic_path
 from mindspeed_mm.data.check import check_dataset
 from mindspeed_mm.data.config import DataSource, FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
 from mindspeed_mm.data.manifest import list_problems, scan_manifest
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 PROG = "mm-inspect"
+_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 class InspectConfig(Config):
@@ -160,12 +161,11 @@ def _draw_feature(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    kind = _KINDS.get(path.suffix.lower())
+    if kind is None:
         raise ConfigError(f"--out {path}: write a .png, .jpg or .webp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    image.save(draft)
-    os.replace(draft, path)
+    with atomic_path(path) as draft:
+        image.save(draft, format=kind)
 
 
 if __name__ == "__main__":

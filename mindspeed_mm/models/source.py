@@ -70,10 +70,12 @@ class WeightsSource:
         return self.tensors[name].read()
 
     def fingerprint(self) -> str:
-        """Hash of names, shapes, dtypes and the first 64 KiB of each tensor: the same in every dialect."""
+        """Hash of names, shapes, dtypes and the first 64 KiB of each tensor in the files: the same in every dialect."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
+            if tensor.derived:
+                continue
             digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
             head = tensor.read().reshape(-1)[: HEAD_BYTES // tensor.dtype.itemsize]
             digest.update(raw_bytes(head.contiguous()))
@@ -134,14 +136,14 @@ def _starting_weight(
     size = torch.Size(shape)
     if name == "vace_patch_embedding.weight":
         patch = trunk["patch_embedding.weight"]
-        return TensorFile(size, patch.dtype, partial(_widen, patch, size))
+        return TensorFile(size, patch.dtype, partial(_widen, patch, size), derived=True)
     if name == "vace_patch_embedding.bias":
-        return trunk["patch_embedding.bias"]
+        return replace(trunk["patch_embedding.bias"], derived=True)
     _, index, rest = name.split(".", 2)
     if rest.startswith(("before_proj.", "after_proj.")):
         dtype = trunk["patch_embedding.weight"].dtype
-        return TensorFile(size, dtype, partial(torch.zeros, size, dtype=dtype))
-    return trunk[f"blocks.{vace_layers[int(index)]}.{rest}"]
+        return TensorFile(size, dtype, partial(torch.zeros, size, dtype=dtype), derived=True)
+    return replace(trunk[f"blocks.{vace_layers[int(index)]}.{rest}"], derived=True)
 
 
 def _widen(patch: TensorFile, size: torch.Size) -> Tensor:

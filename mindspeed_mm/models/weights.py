@@ -93,8 +93,8 @@ def _open(files: Files, base_path: PathLike | None, seen: tuple[Path, ...]) -> W
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
         raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
-    hints = read_hints(extras.get("config")) or _hints(files.homes)
-    source = WeightsSource(where, dialect, files.what, tensors, hints)
+    hints = _hints(files, extras.get("config"))
+    source = WeightsSource(where.absolute(), dialect, files.what, tensors, hints)
     source = _complete(source, extras.get("base"), base_path, seen)
     _check(source)
     return source
@@ -141,26 +141,33 @@ def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile
     return found
 
 
-def _hints(homes: Sequence[Path]) -> dict[str, Any]:
-    """What the nearest config.json says of sizes; failing that, the job.json that a training run saved."""
-    for home in homes:
-        hints = read_hints(_json(home / "config.json"))
-        if hints:
-            return hints
-    for home in homes:
-        predictor = _find_predictor(_json(home / "job.json"))
+def _hints(files: Files, saved: Any) -> dict[str, Any]:
+    """What shapes cannot tell: from the checkpoint itself, `<file>.json`, the nearest config.json, or a run's job.json."""
+    beside = [files.paths[0].with_suffix(".json")] if len(files.paths) == 1 and files.paths[0].is_file() else []
+    hints = read_hints(_parse_json(saved, files.paths[0]) if isinstance(saved, str) else saved)
+    for path in (*beside, *(home / "config.json" for home in files.homes)):
+        hints = hints or read_hints(_json(path))
+    for home in files.homes:
+        predictor = None if hints else _find_predictor(_json(home / "job.json"))
         if predictor:
             dit = predictor["vace_dit"]
-            return {**predictor, "vace_layers": dit.get("vace_layers"), "vace_in_dim": dit.get("in_dim")}
-    return {}
+            hints = {**predictor, "vace_layers": dit.get("vace_layers"), "vace_in_dim": dit.get("in_dim")}
+    return hints
 
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parse_json(path.read_text(encoding="utf-8"), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: cannot be read ({str(error)[:80]}); correct or remove it") from None
+
+
+def _parse_json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: cannot be read as JSON ({str(error)[:80]}); correct or remove it") from None
 
 

@@ -47,7 +47,7 @@ def read_safetensors(paths: Iterable[Path]) -> Container:
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, TensorFile], *, written: Callable[[int], None] = lambda nbytes: None
+    path: Path, tensors: Mapping[str, TensorFile], *, written: Callable[[int], object] = lambda nbytes: None
 ) -> None:
     """Stream `tensors` into a new file, in the order given. `written` is told the bytes of each. Memory: one tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -23,6 +23,7 @@ class TensorFile:
     shape: torch.Size
     dtype: torch.dtype
     read: Callable[[], Tensor] = field(repr=False)
+    derived: bool = False  # computed from other weights, in no file
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +58,7 @@ def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Te
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def first_line(error: BaseException) -> str:

@@ -26,7 +26,9 @@ def read_torch(path: Path) -> dict[str, Any]:
     return {key: _describe(path, value, 0) for key, value in state.items() if isinstance(key, str)}
 
 
-def write_torch(path: Path, state: Mapping[str, Any], *, written: Callable[[int], None] = lambda nbytes: None) -> None:
+def write_torch(
+    path: Path, state: Mapping[str, Any], *, written: Callable[[int], object] = lambda nbytes: None
+) -> None:
     """Stream a (nested) dict with TensorFiles as its tensors into a new file. Memory: one tensor.
 
     A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole. A torch

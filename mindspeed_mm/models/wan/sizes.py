@@ -24,7 +24,7 @@ _NAMES = {  # our field → (original config.json, diffusers config.json)
     "in_dim": ("in_dim", "in_channels"),
     "out_dim": ("out_dim", "out_channels"),
     "text_dim": ("text_dim", "text_dim"),
-    "text_len": ("text_len", None),
+    "text_len": ("text_len", "text_len"),
     "freq_dim": ("freq_dim", "freq_dim"),
     "patch_size": ("patch_size", "patch_size"),
     "eps": ("eps", "eps"),
@@ -189,6 +189,8 @@ def diffusers_json(config: VaceConfig) -> dict[str, Any]:
     }
     if config.vace_layers:
         values |= {"vace_in_channels": config.vace_in_dim, "vace_layers": list(config.vace_layers)}
+    if trunk.text_len != WanConfig.model_fields["text_len"].default:  # no field of diffusers; only tiny models need it
+        values["text_len"] = trunk.text_len
     return values
 
 

@@ -1,0 +1,66 @@
+"""mm-convert: `mm-convert VACEConverter hf_to_mm --cfg.source_path … --cfg.target_path …`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, get_type_hints
+
+from jsonargparse import ArgumentParser, auto_cli
+
+from checkpoint.converter import CONVERTERS
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.log import one_line_errors
+from mindspeed_mm.registry import did_you_mean
+
+_OBJECT = re.compile(r"<(?:function|class) '?([\w.]+)'?(?: at 0x[0-9a-f]+)?>")
+_UNKNOWN = re.compile(r"unrecognized arguments: (--[\w.]+)|invalid choice: '(\w+)'", re.IGNORECASE)
+ALIASES = {"--pp_layers": "--cfg.target_parallel_config.pp_layers"}  # as the guide's table spells it
+
+
+class OneLineParser(ArgumentParser):
+    """A parser whose errors are ConfigErrors: one line, exit code 1."""
+
+    def format_help(self, *formatter: Any) -> str:  # type: ignore[override]  # releases differ in its argument
+        """jsonargparse shows functions as `<function …>` where no docstring parser is installed: their first line instead."""
+        return _OBJECT.sub(
+            lambda match: _summaries().get(match[1].rsplit(".")[-1], match[1]), super().format_help(*formatter)
+        )
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises ConfigError: what was wrong, and the nearest flag or word that is known."""
+        command = " ".join(word for word in self.prog.split() if word != "[options]")
+        text = " ".join(message.split()).replace('Parser key "', '"--')
+        unknown = _UNKNOWN.search(text)
+        near = did_you_mean(unknown[1] or unknown[2], self._known()) if unknown else ""
+        raise ConfigError(f"{command}: {text[:300]}{near}; see {command} --help")
+
+    def _known(self) -> list[str]:
+        words = [word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]
+        return [str(word) for word in words]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command. Exits with 1 and one line on bad input."""
+    _run(sys.argv[1:] if argv is None else list(argv))
+
+
+def _summaries() -> dict[str, str]:
+    """Name of a method or of its config → the first line of its docstring."""
+    methods = [method for name in CONVERTERS for method in CONVERTERS.get(name).methods.values()]
+    configs = [parameter for method in methods for parameter in get_type_hints(method).values()]
+    return {thing.__name__: (inspect.getdoc(thing) or "").partition("\n")[0].rstrip(".") for thing in methods + configs}
+
+
+@one_line_errors
+def _run(argv: list[str]) -> None:
+    components: dict[str, Any] = {name: dict(CONVERTERS.get(name).methods) for name in CONVERTERS}
+    args = [_spelled_out(word) for word in argv]
+    auto_cli(components, args=args, parser_class=OneLineParser, prog="mm-convert")
+
+
+def _spelled_out(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"{ALIASES.get(flag, flag)}{equals}{value}"

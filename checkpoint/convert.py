@@ -1,0 +1,225 @@
+"""One conversion: open the source, lay out the target, stream every weight into it, read it back, move it into place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoint.config import ConvertConfig
+from checkpoint.layout import replace_entries, replace_file, staging
+from checkpoint.stages import Layers, mm_files
+from megatron.mm.layout import RELEASE, read_tracker, write_tracker
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.safetensors import write_safetensors
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.containers.torch_file import write_torch
+from mindspeed_mm.models.source import HEAD_BYTES, WeightsSource, differences
+from mindspeed_mm.models.wan.sizes import diffusers_json, infer_config, official_json
+from mindspeed_mm.models.wan.state_dict import KEY_MAPS
+from mindspeed_mm.models.weights import open_weights
+
+logger = get_logger(__name__)
+STEM = "diffusion_pytorch_model"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+METHOD_OF = {"official": "hf_to_mm", "diffusers": "hf_diffusers_to_mm", "mm": "mm_to_hf, mm_to_hf_diffusers or resplit"}
+Written = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Files to write, by their path under `folder`, and what they take the place of."""
+
+    folder: Path
+    name: str  # of the file; "" when the target is a folder
+    torch_files: Mapping[str, Mapping[str, Any]]  # path → state dict with TensorFiles
+    safetensors: Mapping[str, Mapping[str, TensorFile]]  # path → name → tensor
+    texts: Mapping[str, str]  # path → small text file
+    owned: tuple[str, ...] = ()  # patterns of what a former conversion left in the folder
+    last: str = ""  # the entry that completes it
+    tracker: bool = False
+
+
+def open_source(
+    cfg: ConvertConfig, *, dialects: Sequence[str], method: str, base_path: str | None = None
+) -> WeightsSource:
+    """The weights to convert, in `cfg.dtype`. Raises WeightsError when they are in another dialect than the method reads."""
+    source = open_weights(cfg.source_path, base_path=base_path, original="mm" not in dialects)
+    logger.info(source.description)
+    if source.dialect not in dialects:
+        raise WeightsError(
+            f"{source.path}: has {source.dialect} names, {method} reads {dialects[0]} names; use {METHOD_OF[source.dialect]}"
+        )
+    dtype = DTYPES.get(cfg.dtype)
+    if dtype is None:
+        return source
+    return replace(source, tensors={name: _cast(tensor, dtype) for name, tensor in source.tensors.items()})
+
+
+def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> Target:
+    """An MM folder: tracker, `release/mp_rank_00[_ppp]/model_optim_rng.pt`, and the sizes beside them."""
+    folder = Path(cfg.target_path)
+    if folder.suffix in (".pt", ".pth", ".safetensors") or folder.is_file():
+        raise WeightsError(f"{folder}: an MM checkpoint is a folder; give a folder as target_path")
+    if isinstance(read_tracker(folder), int):
+        raise WeightsError(f"{folder}: is the folder of a training run; choose another target_path")
+    return Target(
+        folder=folder,
+        name="",
+        torch_files=mm_files(source.tensors, source.config, pp_layers),
+        safetensors={},
+        texts={f"{RELEASE}/config.json": _text(official_json(source.config))},
+        owned=(RELEASE,),
+        last=RELEASE,
+        tracker=True,
+    )
+
+
+def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard_gb: float) -> Target:
+    """One .pt, .pth or .safetensors file, or a folder of shards with index and config.json, as the name says."""
+    path = Path(cfg.target_path)
+    names = KEY_MAPS[dialect]
+    tensors = {names.to_theirs(name): tensor for name, tensor in source.tensors.items()}
+    if path.suffix in (".pt", ".pth", ".safetensors"):
+        if path.is_dir():
+            raise WeightsError(f"{path}: is a folder; remove it, or give target_path another name")
+        is_torch = path.suffix != ".safetensors"
+        return Target(
+            folder=path.parent,
+            name=path.name,
+            torch_files={path.name: tensors} if is_torch else {},
+            safetensors={} if is_torch else {path.name: _by_alignment(tensors)},
+            texts=_sidecar(path, source),
+        )
+    if path.is_file():
+        raise WeightsError(f"{path}: is a file; a target_path that ends in no .pt, .pth or .safetensors is a folder")
+    if source.base is not None and path.resolve() in (source.base.path.resolve(), source.base.path.resolve().parent):
+        raise WeightsError(f"{path}: holds the base of {source.path}, which must stay; choose another target_path")
+    files = _shards(tensors, int(max_shard_gb * 1e9))
+    config = official_json(source.config) if dialect == "official" else diffusers_json(source.config)
+    texts = {"config.json": _text(config)}
+    last = f"{STEM}.safetensors"
+    if len(files) > 1:
+        last = f"{STEM}.safetensors.index.json"
+        texts[last] = _text(_index(files))
+    owned = (
+        f"{STEM}.safetensors",
+        f"{STEM}-?????-of-?????.safetensors",
+        f"{STEM}.safetensors.index.json",
+        "config.json",
+    )
+    return Target(path, "", {}, files, texts, owned=owned, last=last)
+
+
+def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
+    """Write, read back, move into place. Memory: the largest tensor. Raises WeightsError and leaves the target as it was."""
+    total = sum(tensor.nbytes for tensor in source.tensors.values())
+    shown = target.folder / target.name if target.name else target.folder
+    with staging(target.folder, target.name or "folder") as place:
+        new = place / "new"
+        new.mkdir()
+        with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=str(shown)) as bar:
+            _write(new, target, bar.update)
+        _read_back(new / target.name if target.name else new, source, cfg.verify == "bits")
+        if target.name:
+            for text in target.texts:
+                replace_file(new / text, target.folder / text)
+            replace_file(new / target.name, target.folder / target.name)
+        else:
+            replace_entries(new, target.folder, target.owned, trash=place / "old", last=target.last)
+        if target.tracker:
+            write_tracker(target.folder, RELEASE)
+    logger.info(f"{shown}: {len(source.tensors)} tensors, {total / 1e9:.2f} GB")
+
+
+def _write(new: Path, target: Target, written: Written) -> None:
+    try:
+        for name, text in target.texts.items():
+            _at(new, name).write_text(text, encoding="utf-8")
+        for name, state in target.torch_files.items():
+            write_torch(_at(new, name), state, written=written)
+        for name, tensors in target.safetensors.items():
+            write_safetensors(_at(new, name), tensors, written=written)
+    except OSError as error:
+        raise WeightsError(
+            f"{target.folder}: cannot be written: {error.strerror}; free space or choose another"
+        ) from None
+
+
+def _at(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _read_back(path: Path, source: WeightsSource, bits: bool) -> None:
+    """Raises WeightsError unless `path` holds exactly the weights of `source`."""
+    written = open_weights(path)
+    problems = differences(written.shapes, source.shapes)
+    if problems or written.dtypes != source.dtypes:
+        raise WeightsError(f"{path}: was not written as planned: {problems or 'dtypes differ'}; report this")
+    for name, tensor in source.tensors.items():
+        if not _same(tensor.read(), written.read(name), None if bits else HEAD_BYTES // tensor.dtype.itemsize):
+            raise WeightsError(f"{path}: {name} reads back with other values; check the disk and convert again")
+
+
+def _same(a: Tensor, b: Tensor, count: int | None) -> bool:
+    first, second = (t.reshape(-1)[:count].contiguous().view(torch.uint8) for t in (a, b))
+    return torch.equal(first, second)
+
+
+def _cast(tensor: TensorFile, dtype: torch.dtype) -> TensorFile:
+    return TensorFile(tensor.shape, dtype, partial(_read_as, tensor, dtype))
+
+
+def _read_as(tensor: TensorFile, dtype: torch.dtype) -> Tensor:
+    return tensor.read().to(dtype)
+
+
+def _by_alignment(tensors: Mapping[str, TensorFile]) -> dict[str, TensorFile]:
+    """Wide dtypes first, so that every tensor begins at a multiple of its item size."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
+
+
+def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
+    """`<file>.json` with the sizes, for a model of whose weights alone they cannot be told (none of the published ones)."""
+    try:
+        told = infer_config(source.shapes, {}) == source.config
+    except WeightsError:
+        told = False
+    return {} if told else {path.with_suffix(".json").name: _text(official_json(source.config))}
+
+
+def _shards(tensors: Mapping[str, TensorFile], most: int) -> dict[str, dict[str, TensorFile]]:
+    """File name → its tensors, each file at most `most` bytes (or one tensor)."""
+    parts: list[dict[str, TensorFile]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if parts[-1] and size + tensor.nbytes > most:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += tensor.nbytes
+    if len(parts) == 1:
+        return {f"{STEM}.safetensors": _by_alignment(parts[0])}
+    return {f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors": _by_alignment(part) for i, part in enumerate(parts, 1)}
+
+
+def _index(files: Mapping[str, Mapping[str, TensorFile]]) -> dict[str, Any]:
+    size = sum(tensor.nbytes for part in files.values() for tensor in part.values())
+    return {
+        "metadata": {"total_size": size},
+        "weight_map": {name: file for file, part in files.items() for name in part},
+    }
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"

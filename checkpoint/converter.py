@@ -1,0 +1,35 @@
+"""The converters that mm-convert knows. Other packages add theirs through the entry-point group `mindspeed_mm.converters`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoint import vace
+from mindspeed_mm.registry import Registry
+
+
+@dataclass(frozen=True)
+class Converter:
+    """The methods of one model family. Each takes one config named `cfg`, whose fields become `--cfg.…` flags.
+
+    A method imports torch in its body, not above it: --help must stay light.
+    """
+
+    methods: Mapping[str, Callable[[Any], None]]
+
+
+CONVERTERS: Registry[Converter] = Registry("converter", "mindspeed_mm.converters")
+CONVERTERS.add(
+    "VACEConverter",
+    Converter(
+        methods={
+            "hf_to_mm": vace.hf_to_mm,
+            "mm_to_hf": vace.mm_to_hf,
+            "hf_diffusers_to_mm": vace.hf_diffusers_to_mm,
+            "mm_to_hf_diffusers": vace.mm_to_hf_diffusers,
+            "resplit": vace.resplit,
+        }
+    ),
+)

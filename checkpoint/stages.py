@@ -1,0 +1,54 @@
+"""pp_layers as people write it → flat stages → the rank and chunk that each of them becomes on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron.mm.layout import WEIGHTS_FILE, iteration_name, rank_name
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.stages import check_layers, split
+from mindspeed_mm.models.wan.state_dict import KEY_MAPS
+
+Layers = Sequence[int] | Sequence[Sequence[int]]
+
+
+def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
+    """Sizes of the flat stages, and how many virtual chunks each rank has. Raises ConfigError when lists differ in length."""
+    chunks = [list(chunk) for chunk in pp_layers if not isinstance(chunk, int)]
+    if not chunks:
+        return [size for size in pp_layers if isinstance(size, int)], 1
+    if len({len(chunk) for chunk in chunks}) != 1 or len(chunks) != len(pp_layers):
+        raise ConfigError(f"pp_layers {[list(c) for c in chunks]}: every virtual chunk needs one size for each stage")
+    return [size for chunk in chunks for size in chunk], len(chunks)
+
+
+def mm_files(tensors: Mapping[str, TensorFile], config: VaceConfig, pp_layers: Layers) -> dict[str, dict[str, Any]]:
+    """Official names → the torch files of an MM folder, by their path in it. [] for `pp_layers` makes one file.
+
+    Flat stage v·pp + p is chunk v of rank p. Raises ConfigError when the sizes do not fit the model.
+    """
+    if not pp_layers:
+        return {_path(None): {"model": _mm_names(tensors)}}
+    layers, chunks = flat_layers(pp_layers)
+    check_layers(layers, config)
+    stages = split(tensors, layers, config.vace_layers)
+    ranks = len(layers) // chunks
+    files: dict[str, dict[str, Any]] = {}
+    for rank in range(ranks):
+        if chunks == 1:
+            files[_path(rank)] = {"model": _mm_names(stages[rank])}
+            continue
+        parts = {f"model{chunk}": _mm_names(stages[chunk * ranks + rank]) for chunk in range(chunks)}
+        files[_path(rank)] = {**parts, "checkpoint_version": 3.0}
+    return files
+
+
+def _mm_names(tensors: Mapping[str, TensorFile]) -> dict[str, TensorFile]:
+    return {KEY_MAPS["mm"].to_theirs(name): tensor for name, tensor in tensors.items()}
+
+
+def _path(stage: int | None) -> str:
+    return f"{iteration_name('release')}/{rank_name(stage)}/{WEIGHTS_FILE}"

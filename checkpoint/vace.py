@@ -1,0 +1,65 @@
+"""The methods of VACEConverter: each names the dialect that it reads and the form that it writes."""
+
+from __future__ import annotations
+
+from checkpoint.config import FromMmConfig, ResplitConfig, ToMmConfig
+
+
+def hf_to_mm(cfg: ToMmConfig) -> None:
+    """Original Wan weights (one file or shards) to an MM folder. Of A14B, convert each expert on its own.
+
+    Args:
+        cfg: source, target, dtype, pipeline stages.
+    """
+    from checkpoint.convert import convert, mm_target, open_source
+
+    source = open_source(cfg, dialects=("official",), method="hf_to_mm")
+    convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+
+
+def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
+    """Diffusers weights (the pipeline's folder or its transformer/) to an MM folder.
+
+    Args:
+        cfg: source, target, dtype, pipeline stages.
+    """
+    from checkpoint.convert import convert, mm_target, open_source
+
+    source = open_source(cfg, dialects=("diffusers",), method="hf_diffusers_to_mm")
+    convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+
+
+def mm_to_hf(cfg: FromMmConfig) -> None:
+    """MM or DCP weights to original Wan names: a folder, or one .pt, .pth or .safetensors file.
+
+    Args:
+        cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
+    """
+    from checkpoint.convert import convert, hf_target, open_source
+
+    source = open_source(cfg, dialects=("mm",), method="mm_to_hf", base_path=cfg.base_path)
+    convert(source, hf_target(source, cfg, "official", cfg.max_shard_gb), cfg)
+
+
+def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
+    """MM or DCP weights to a diffusers transformer folder, or one file in diffusers names.
+
+    Args:
+        cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
+    """
+    from checkpoint.convert import convert, hf_target, open_source
+
+    source = open_source(cfg, dialects=("mm",), method="mm_to_hf_diffusers", base_path=cfg.base_path)
+    convert(source, hf_target(source, cfg, "diffusers", cfg.max_shard_gb), cfg)
+
+
+def resplit(cfg: ResplitConfig) -> None:
+    """MM or DCP weights to an MM folder with other pipeline stages; without pp_layers, merged into one file.
+
+    Args:
+        cfg: source, target, dtype, pipeline stages.
+    """
+    from checkpoint.convert import convert, mm_target, open_source
+
+    source = open_source(cfg, dialects=("mm",), method="resplit", base_path=cfg.base_path)
+    convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)

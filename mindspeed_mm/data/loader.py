@@ -128,13 +128,21 @@ class _Keyed(Dataset[Any]):
 class Collate:
     """Records of one shape → Batch; picks each row's caption, or the null prompt, by (seed, consumed-sample index)."""
 
-    def __init__(self, *, seed: int, caption_dropout: float = 0.0, null_prompt: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        caption_dropout: float = 0.0,
+        null_prompt: Tensor | None = None,
+        with_context: bool = True,
+    ) -> None:
         if caption_dropout and null_prompt is None:
             raise DataError(
                 "caption_dropout needs the embedding of the empty prompt; extract the features anew, which writes "
                 "null_prompt.safetensors beside them, or set caption_dropout to 0"
             )
         self.seed, self.caption_dropout, self.null_prompt = seed, caption_dropout, null_prompt
+        self.with_context = with_context  # a trunk without a branch takes none
 
     def __call__(self, drawn: Sequence[tuple[FeatureRecord | MindSpeedMMError, int]]) -> Batch | MindSpeedMMError:
         for record, _ in drawn:
@@ -147,7 +155,7 @@ class Collate:
         prompts = [self.prompt(record, index) for record, index in rows]
         return Batch(
             latents=torch.stack([record.latents for record, _ in rows]),
-            vace_context=torch.stack([record.vace_context for record, _ in rows]),
+            vace_context=torch.stack([record.vace_context for record, _ in rows]) if self.with_context else None,
             prompt_embeds=torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True),
             prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
             num_refs=rows[0][0].num_refs,

@@ -58,7 +58,7 @@ class Batch:
     """Samples of one latent shape, stacked."""
 
     latents: Tensor  # [B, 16, R+F, h, w]
-    vace_context: Tensor  # [B, 96, R+F, h, w]
+    vace_context: Tensor | None  # [B, 96, R+F, h, w]; None for a trunk without a branch
     prompt_embeds: Tensor  # [B, L, text_dim], zero rows past each prompt's length
     prompt_lengths: Tensor  # [B]
     num_refs: int  # R, one number: it is part of the shape

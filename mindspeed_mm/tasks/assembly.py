@@ -88,7 +88,10 @@ def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> Trai
     config, batch = job.data.dataset_param, job.training.batch
     dataset = resolve(DATASETS.get(job.data.dataset_type).build)(config)
     collate = Collate(
-        seed=batch.seed, caption_dropout=job.model.caption_dropout, null_prompt=getattr(dataset, "null_prompt", None)
+        seed=batch.seed,
+        caption_dropout=job.model.caption_dropout,
+        null_prompt=getattr(dataset, "null_prompt", None),
+        with_context=has_branch(job),
     )
     return TrainLoader(
         dataset,
@@ -123,10 +126,16 @@ def build_evaluation(
         most=job.training.eval.eval_iters * (job.training.batch.global_batch_size or 1),
         seed=job.training.batch.seed,
         exclude_refs=job.model.diffusion.ref_loss == "exclude",
+        with_context=has_branch(job),
         device=accelerator.device,
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp_size,
     )
+
+
+def has_branch(job: PretrainJob) -> bool:
+    """Whether the model reads vace_context: `vace_layers: []` trains a plain text-to-video trunk."""
+    return bool(job.predictor.model.vace_layers)
 
 
 def step_settings(job: PretrainJob) -> StepSettings:

@@ -27,6 +27,7 @@ def held_out_loss(
     most: int,
     seed: int,
     exclude_refs: bool,
+    with_context: bool = True,
     device: torch.device,
     dp_rank: int = 0,
     dp_size: int = 1,
@@ -38,7 +39,7 @@ def held_out_loss(
     places = quantile_places(schedule, quantiles)
     records = range(min(len(source), most))
     totals = torch.zeros(quantiles + 1, dtype=torch.float32, device=device)
-    collate = Collate(seed=seed)
+    collate = Collate(seed=seed, with_context=with_context)
     was_training = model.training
     model.eval()
     for first in range(0, len(records), dp_size):

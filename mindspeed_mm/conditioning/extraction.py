@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -151,9 +152,17 @@ class Extraction:
     ) -> Iterator[Finished | Failed]:
         """Encode what is missing. After `stop` turns true the current row is finished and the rest left for the next run."""
         index = ContentIndex(self.save_path / "state", self.rank)
+        missing: list[ReadTask] = []
+        for record in records:
+            task = self._task(record, index)
+            kept = self._kept(task)
+            if kept is None:
+                missing.append(task)
+            else:
+                yield kept
         read = ReadRow(self.load, self.recipe, self.save_path / FEATURE_FOLDER)
         with ReadAhead(read, num_workers=self.num_workers, timeout=self.timeout) as ahead, Writer() as writer:
-            rows = iter(ahead.map(self._tasks(records, index)))
+            rows = iter(ahead.map(missing))
             while not stop():
                 with self.seconds.during("read"):
                     row = next(rows, None)
@@ -166,10 +175,17 @@ class Extraction:
             with self.seconds.during("write"):
                 yield from writer.finished(all_of_them=True)
 
-    def _tasks(self, records: Iterable[SampleRecord], index: ContentIndex) -> Iterator[ReadTask]:
-        for record in records:
-            known = {path: index.get(path) for _, path in files_of(record)}
-            yield ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
+    def _task(self, record: SampleRecord, index: ContentIndex) -> ReadTask:
+        known = {path: index.get(path) for _, path in files_of(record)}
+        return ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
+
+    def _kept(self, task: ReadTask) -> Finished | None:
+        """The row, when its files have not changed and its feature is there: nothing has to be opened but that."""
+        if any(path not in task.known for _, path in files_of(task.record)):
+            return None
+        key = self.recipe.key(task.record, task.known)
+        info = _stored(self.save_path / FEATURE_FOLDER / f"{key}.safetensors")
+        return None if info is None else Finished(task.record, key, info.shape, info.num_refs, fresh=False)
 
     def _row(
         self, task: ReadTask, read: ReadResult | DataError, index: ContentIndex, writer: Writer
@@ -215,8 +231,6 @@ class Extraction:
         )
 
     def _metadata(self, record: SampleRecord, pixels: PixelSample) -> dict[str, str]:
-        import json
-
         frames, height, width = pixels.video.shape[:3]
         return {
             **self.metadata,

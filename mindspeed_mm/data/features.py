@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mindspeed_mm.data.atomic import atomic_path
@@ -45,8 +45,7 @@ def write_feature(path: Path, record: FeatureRecord, metadata: Mapping[str, str]
     for number, prompt in enumerate(record.prompt_embeds):
         packed[_numbered("prompt_mask", number)] = torch.ones(len(prompt), dtype=torch.uint8)
     own = {"schema_version": SCHEMA_VERSION, "key": record.key, "num_refs": str(record.num_refs)}
-    with atomic_path(path) as temporary:
-        save_file(packed, temporary, {**metadata, **own})
+    _save(path, packed, {**metadata, **own})
 
 
 def read_feature(path: Path) -> FeatureRecord:
@@ -106,14 +105,24 @@ def is_complete(path: Path) -> bool:
 
 def write_null_prompt(path: Path, embeds: Tensor, fingerprint: str) -> None:
     """Store the embedding [L, text_dim] of the empty caption, for caption dropout in training."""
-    with atomic_path(path) as temporary:
-        packed = {"prompt_ids": embeds.detach().to("cpu", torch.bfloat16).contiguous()}
-        save_file(packed, temporary, {"schema_version": SCHEMA_VERSION, "text_encoder": fingerprint})
+    packed = {"prompt_ids": embeds.detach().to("cpu", torch.bfloat16).contiguous()}
+    _save(path, packed, {"schema_version": SCHEMA_VERSION, "text_encoder": fingerprint})
 
 
 def read_null_prompt(path: Path) -> Tensor:
     """The embedding [L, text_dim] of the empty caption. Raises DataError."""
     return _load(path, ("prompt_ids",))["prompt_ids"]
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Atomically, and with the header in sorted order: safetensors shuffles metadata, and equal features shall be equal files."""
+    raw = save(tensors, dict(metadata))
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.dumps(json.loads(raw[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(memoryview(raw)[8 + length :])
 
 
 def _numbered(name: str, number: int) -> str:

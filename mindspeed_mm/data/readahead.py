@@ -62,8 +62,6 @@ class ReadAhead(Generic[Task, Result]):
             for task in tasks:
                 yield task, cast("Result | DataError", _attempt(self.function, task))
             return
-        while len(self._readers) < self.num_workers:
-            self._readers.append(self._start())
         yield from self._ordered(iter(tasks))
 
     def _ordered(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result | DataError]]:
@@ -73,15 +71,15 @@ class ReadAhead(Generic[Task, Result]):
         exhausted = False
         while True:
             while not exhausted and given - taken < 2 * self.num_workers:
-                idle = next((reader for reader in self._readers if reader.ticket is None), None)
-                if idle is None:
+                busy = sum(reader.ticket is not None for reader in self._readers)
+                if busy == self.num_workers:
                     break
                 try:
                     open_tasks[given] = next(tasks)
                 except StopIteration:
                     exhausted = True
                     break
-                self._give(idle, given, open_tasks[given])
+                self._give(self._idle(), given, open_tasks[given])
                 given += 1
             if exhausted and taken == given:
                 return
@@ -91,6 +89,14 @@ class ReadAhead(Generic[Task, Result]):
             yield open_tasks.pop(taken), results.pop(taken)
             taken += 1
             self._collect(results, block=False)
+
+    def _idle(self) -> _Reader:
+        """A process without a task; a new one when all are busy."""
+        for reader in self._readers:
+            if reader.ticket is None:
+                return reader
+        self._readers.append(self._start())
+        return self._readers[-1]
 
     def _give(self, reader: _Reader, ticket: int, task: Task) -> None:
         reader.ticket, reader.deadline = ticket, time.monotonic() + self.timeout
@@ -143,10 +149,8 @@ class ReadAhead(Generic[Task, Result]):
 def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
     try:
         return function(task)
-    except DataError as error:
-        return error
-    except MindSpeedMMError:
-        raise
+    except MindSpeedMMError as error:
+        return error if isinstance(error, DataError) else DataError(str(error))
     except Exception as error:  # whatever a decoder raises on a damaged file
         return DataError(f"{type(error).__name__}: {error}")
 
@@ -164,7 +168,10 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             task = pipe.recv()
         except (EOFError, OSError):
             return
-        pipe.send(_attempt(function, task))
+        try:
+            pipe.send(_attempt(function, task))
+        except OSError:
+            return
 
 
 def _end_with_parent(parent: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mindspeed_mm.data.manifest import Manifest, list_problems, scan_manifest
+from mindspeed_mm.data.check import check_manifest
+from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.log import get_logger, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def main(argv: Sequence[str]) -> None:
     logger.info(f"job: {job.to_json()}")
     job.check_inputs()
     manifest = scan(job)
+    if manifest is not None and rank() == 0 and not job.extract.no_check_clips:
+        look(job, manifest)
     if job.files.dry_run:
         return
     from mindspeed_mm.accelerator import Accelerator
@@ -33,22 +36,37 @@ def main(argv: Sequence[str]) -> None:
 
 
 def scan(job: ExtractJob) -> Manifest | None:
-    """The rows of the built-in dataset. Raises DataError when more are unusable than --skip-bad-samples allows."""
+    """The rows of the built-in dataset. Raises DataError when more are malformed than --skip-bad-samples allows."""
     config = job.raw_clips
     if config is None:
         return None
     source = config.basic_parameters
     manifest = scan_manifest(source.data_path, source.data_folder)
-    for note in manifest.notes:
-        logger.info(note)
-    if manifest.problems:
-        bad = len({problem.row for problem in manifest.problems})
-        message = list_problems(manifest.problems, manifest.rows)
-        if bad > job.extract.skip_bad_samples:
-            raise DataError(f"{message}; correct them, or go on without them: --skip-bad-samples {bad}")
-        logger.warning(message)
-    logger.info(f"{len(manifest.records)} clips are listed in {source.data_path}")
+    _demand(job, manifest, manifest.problems)
+    logger.info(f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly")
     return manifest
+
+
+def look(job: ExtractJob, manifest: Manifest) -> None:
+    """Open every clip. Raises DataError when more are unusable than --skip-bad-samples allows."""
+    if job.raw_clips is None:
+        return
+    report = check_manifest(manifest, job.raw_clips.preprocess_parameters)
+    for line in report.summary().splitlines():
+        logger.info(line)
+    _demand(job, manifest, report.problems)
+
+
+def _demand(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) -> None:
+    if not problems:
+        return
+    bad = len({problem.row for problem in problems})
+    message = list_problems(problems, manifest.rows)
+    if bad > job.extract.skip_bad_samples:
+        raise DataError(f"{message}; correct them, or go on without them: --skip-bad-samples {bad}")
+    if bad == manifest.rows:
+        raise DataError(message)
+    logger.warning(message)
 
 
 def run(job: ExtractJob, manifest: Manifest | None, accelerator: Accelerator) -> None:

@@ -28,7 +28,7 @@ from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_header, write_null
 from mindspeed_mm.data.manifest import Manifest
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.errors import ConfigError, DataError, MindSpeedMMError
+from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
@@ -137,6 +137,7 @@ def extract(
     if world.rank == 0:
         store_null_prompt(extraction)
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
+    allowed = job.extract.skip_bad_samples - len({problem.row for problem in manifest.problems} if manifest else ())
     share = dataset.records[world.rank :: world.size]
     outcome = Outcome()
     started = time.perf_counter()
@@ -144,7 +145,7 @@ def extract(
         for row in extraction.run(share, stop.asked):
             outcome.add(row)
             progress.step(row, len(outcome.failed))
-            if len(outcome.failed) > job.extract.skip_bad_samples:
+            if len(outcome.failed) > allowed:
                 raise DataError(_too_many(outcome.failed, job.extract.skip_bad_samples))
     if stop.signal and world.size > 1:
         _say_stopped(stop.signal, outcome, len(share))
@@ -155,7 +156,7 @@ def extract(
         listed = write_listing(extraction.save_path, total.finished)
         write_failures(extraction.save_path, total.failed, manifest)
         _report(total, listed, time.perf_counter() - started, extraction)
-        if len(total.failed) > job.extract.skip_bad_samples:
+        if len(total.failed) > allowed:
             raise DataError(_too_many(total.failed, job.extract.skip_bad_samples))
     if stop.signal:
         _say_stopped(stop.signal, outcome, len(share))
@@ -321,6 +322,3 @@ class Progress:
         rate = self.fresh / max(time.monotonic() - self._started, 1e-9)
         left = str(timedelta(seconds=round((self.share - self.done) / rate))) if rate else "unknown"
         return f"clips {self.done}/{self.share} | {rate:.2f} clips/s | ETA {left} | failed {failed}"
-
-
-__all__ = ["MindSpeedMMError", "build_dataset", "build_extraction", "extract", "together"]

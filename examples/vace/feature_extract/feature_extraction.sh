@@ -25,11 +25,11 @@ SCRIPT=$REPOSITORY/mindspeed_mm/tools/feature_extraction/get_vace_feature.py
 if has --dry-run "${ARGS[@]}" || has --help "${ARGS[@]}" || has -h "${ARGS[@]}"; then
     exec python "$SCRIPT" "${ARGS[@]}"
 fi
-# everything that can be known without a device is checked once, before the ranks start
-python "$SCRIPT" "${ARGS[@]}" --dry-run >/dev/null
+# everything that can be known without a device is checked once, before the ranks start: files, settings, every clip
+python "$SCRIPT" "${ARGS[@]}" --dry-run
 
 mkdir -p "$LOG_DIR"
 log=$LOG_DIR/extract_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
 echo "log: $log"
-torchrun "${DISTRIBUTED_ARGS[@]}" "$SCRIPT" "${ARGS[@]}" 2>&1 | tee "$log"
+torchrun "${DISTRIBUTED_ARGS[@]}" "$SCRIPT" "${ARGS[@]}" --no-check-clips 2>&1 | tee "$log"
 chmod 440 "$log"

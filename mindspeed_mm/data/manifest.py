@@ -58,9 +58,12 @@ def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
     notes: dict[str, None] = {}
     named: list[_Named] = []
     row = 0
-    for folder, listing in _datasets(Path(data_path), None if data_folder is None else Path(data_folder)):
+    datasets = list(_datasets(Path(data_path), None if data_folder is None else Path(data_folder)))
+    same_name = len({listing.name for _, listing in datasets}) < len(datasets)
+    for folder, listing in datasets:
+        called = str(listing) if same_name else listing.name
         for place, values in enumerate(_rows(listing)):
-            reader = _Row(f"{listing.name}[{place}]", row, folder, values, problems, notes)
+            reader = _Row(f"{called}[{place}]", row, folder, values, problems, notes)
             found = reader.record()
             records += [] if found is None else [found]
             named += reader.named

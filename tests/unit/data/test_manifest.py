@@ -1,0 +1,138 @@
+"""data.txt and data.json: all forms that read, and every problem listed together with its address."""
+
+import json
+
+import pytest
+
+from mindspeed_mm.data.manifest import read_manifest, scan_manifest
+from mindspeed_mm.errors import DataError
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A function that writes rows and the files they name."""
+
+    def write(rows, name="data.json", files=("v.mp4", "s.mp4", "m.png", "r.png")):
+        for file in files:
+            (tmp_path / file).touch()
+        text = "\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows, ensure_ascii=False)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+FULL = {
+    "video": "v.mp4",
+    "cap": "x",
+    "src_video": "s.mp4",
+    "src_video_mask": "m.png",
+    "src_ref_images": ["r.png", "r.png"],
+}
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_a_full_row_and_a_bare_row_are_read(dataset, tmp_path, name):
+    full, bare = read_manifest(dataset([FULL, {"video": "v.mp4", "cap": ["红", "b"]}], name))
+    assert (full.video, full.src_video, full.src_mask) == tuple(tmp_path / f for f in ("v.mp4", "s.mp4", "m.png"))
+    assert full.src_ref_images == (tmp_path / "r.png",) * 2
+    assert (bare.captions, bare.src_video, bare.src_mask, bare.src_ref_images) == (("红", "b"), None, None, ())
+    assert (bare.address, bare.row) == (f"{name}[1]", 1)
+
+
+def test_null_empty_text_and_absent_mean_the_same(dataset):
+    rows = [
+        {"video": "v.mp4", "cap": "x", **dict.fromkeys(("src_video", "src_video_mask", "src_ref_images"), nothing)}
+        for nothing in (None, "")
+    ]
+    assert all(
+        record.src_video is record.src_mask is None and not record.src_ref_images
+        for record in read_manifest(dataset(rows))
+    )
+
+
+def test_data_txt_joins_datasets_and_rows_are_numbered_through(tmp_path, dataset):
+    dataset([FULL])
+    other = tmp_path / "other, with a comma"
+    other.mkdir()
+    (other / "w.mp4").touch()
+    (tmp_path / "b.jsonl").write_text('\ufeff{"video": "w.mp4", "cap": "b"}\n\n', encoding="utf-8")
+    (tmp_path / "data.txt").write_text(f"# two datasets\n{tmp_path},data.json\n\n{other} , {tmp_path}/b.jsonl\n")
+    records = read_manifest(tmp_path / "data.txt")
+    assert [(record.address, record.row) for record in records] == [("data.json[0]", 0), ("b.jsonl[0]", 1)]
+    assert records[1].video == other / "w.mp4"
+
+
+def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "data.json").write_text('[{"video": "gone.mp4", "cap": "x"}]')
+    (tmp_path / "data.txt").write_text(f"{tmp_path}/a,{tmp_path}/a/data.json\n{tmp_path}/b,{tmp_path}/b/data.json\n")
+    one, two = scan_manifest(tmp_path / "data.txt").problems
+    assert one.address.endswith("a/data.json[0].video")
+    assert two.address.endswith("b/data.json[0].video")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("text", "data.json[0]: found str, wanted an object with video, cap"),
+        ({"cap": "x"}, "data.json[0].video: missing"),
+        ({**FULL, "video": 7}, "data.json[0].video: found 7, wanted a path"),
+        ({**FULL, "video": "gone.mp4"}, "gone.mp4: no such file"),
+        ({**FULL, "cap": ""}, "data.json[0].cap: the caption is empty"),
+        ({**FULL, "cap": ["x", " "]}, "data.json[0].cap: the caption is empty"),
+        ({**FULL, "cap": []}, "data.json[0].cap: the caption is empty"),
+        ({**FULL, "cap": {"en": "x"}}, "data.json[0].cap: found {'en': 'x'}, wanted a text or a list of texts"),
+        ({**FULL, "src_ref_images": ["r.png", 3]}, "data.json[0].src_ref_images: found ['r.png', 3], wanted a list of paths"),
+        ({**FULL, "src_ref_images": ["r.png", "no.png"]}, "data.json[0].src_ref_images[1]: "),
+        ({**FULL, "src_ref_images": ["../r.png"]}, "data.json[0].src_ref_images[0]: ../r.png lies outside the dataset's folder"),
+        ({**FULL, "src_video": "/etc/hosts"}, "data.json[0].src_video: /etc/hosts lies outside"),
+        ({**FULL, "src_mask": "m.png"}, "data.json[0].src_mask: unknown key (did you mean 'src_video_mask'?)"),
+        ({**FULL, "caption": "x"}, "data.json[0].caption: unknown key"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_bad_row_has_its_address_and_its_remedy(dataset, row, problem):
+    with pytest.raises(DataError) as error:
+        read_manifest(dataset([row]))
+    assert problem in str(error.value)
+
+
+def test_all_problems_are_listed_together_even_those_of_one_row(dataset):
+    rows = [{"video": "a.mp4", "cap": "", "src_video": "b.mp4"}] + [
+        {"video": f"{i}.mp4", "cap": "x"} for i in range(30)
+    ]
+    found = scan_manifest(dataset([*rows, FULL]))
+    assert [problem.row for problem in found.problems] == [0, 0, 0, *range(1, 31)]
+    assert len(found.records) == 1
+    with pytest.raises(DataError, match=r"^31 of 32 rows cannot be used: .*; and 13 more$"):
+        read_manifest(dataset([*rows, FULL]))
+
+
+def test_keys_of_other_tools_are_noted_once(dataset):
+    found = scan_manifest(dataset([{**FULL, "num_frames": 81}, {**FULL, "num_frames": 49}]))
+    assert found.notes == ("key 'num_frames' of the dataset is not used",)
+    assert len(found.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("only/a/folder\n", r"data\.txt:1: found 'only/a/folder', wanted `folder,path/to/data\.json`"),
+        ("# nothing\n", "the dataset has no rows"),
+        ("/nowhere,data.json", r"data\.txt:1: /nowhere: no such folder"),
+    ],
+)
+def test_a_list_that_cannot_be_read_says_where(tmp_path, text, problem):
+    (tmp_path / "data.txt").write_text(text)
+    with pytest.raises(DataError, match=problem):
+        read_manifest(tmp_path / "data.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("[{]", r"data\.json:1:3: not valid JSON"), ('{"a": 1}\n{', r"data\.json:2:2: not valid JSON"), ("", "no rows")]
+)  # fmt: skip
+def test_json_errors_have_line_and_column(tmp_path, text, problem):
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(DataError, match=problem):
+        read_manifest(tmp_path / "data.json")

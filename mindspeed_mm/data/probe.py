@@ -66,7 +66,11 @@ def _look(path: Path, container: Any) -> ClipInfo:
     _check_length(path, stream)
     base = float(stream.time_base)
     count, duration = stream.frames, (stream.duration or 0) * base
-    if not count or not duration:  # Matroska, WebM, MPEG-TS keep no count
+    rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    variable = bool(rates) and max(rates) > 1.05 * min(rates)
+    if (
+        not count or not duration or variable
+    ):  # Matroska, WebM, MPEG-TS keep no count; of phones' clips the header may be wrong
         stamps, _, last = index_frames(container, stream)
         count = len(stamps)
         duration = clock([(stamp - stamps[0]) * base for stamp in stamps], last * base)[0]
@@ -75,7 +79,6 @@ def _look(path: Path, container: Any) -> ClipInfo:
     if first is None:
         raise DataError(f"{path}: the first frame cannot be decoded")
     height, width = upright(first).shape[:2]
-    rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
     aspect = stream.sample_aspect_ratio
     return ClipInfo(
         path=path,
@@ -84,7 +87,7 @@ def _look(path: Path, container: Any) -> ClipInfo:
         width=width,
         fps=round(float(stream.average_rate or count / duration), 3),
         duration=duration,
-        variable=bool(rates) and max(rates) > 1.05 * min(rates),
+        variable=variable,
         squeezed=bool(aspect) and aspect != 1,
     )
 

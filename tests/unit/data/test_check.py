@@ -1,0 +1,131 @@
+"""The check before extraction: bad clips of every kind in one list, a hanging one included, and the table of what is good."""
+
+import json
+import logging
+import os
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mindspeed_mm.data.check import check_dataset, check_manifest
+from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.manifest import scan_manifest
+from mindspeed_mm.data.transforms import load_sample
+from mindspeed_mm.errors import DataError
+from tests.clips import turn, write_clip, write_streamable, write_variable
+
+CONFIG = VideoConfig(num_frames=9, max_hxw=96 * 128)
+
+
+def dataset(folder, rows):
+    path = folder / "data.json"
+    path.write_text(json.dumps([{"cap": "x", **row} for row in rows]))
+    return path
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Eleven rows, five of them good."""
+    write_clip(tmp_path / "good.mp4", 12)
+    write_clip(tmp_path / "short.mp4", 6)
+    write_clip(tmp_path / "still.mp4", 1, height=144, width=256)
+    write_clip(tmp_path / "cinema.mp4", 20, fps=24)
+    turn(tmp_path / "still.mp4", tmp_path / "phone.mp4", 90)
+    write_variable(tmp_path / "vary.mp4", [0, 30, 200, 240, 300, 620, 640])
+    whole = write_streamable(tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "text.mp4").write_text("not a video")
+    Image.new("L", (64, 48), 255).save(tmp_path / "mask.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "ref.png")
+    return dataset(
+        tmp_path,
+        [
+            {"video": "good.mp4", "src_video": "cinema.mp4", "src_ref_images": ["ref.png", "ref.png"]},
+            {"video": "cinema.mp4", "src_video_mask": "mask.png"},
+            {"video": "phone.mp4"},
+            {"video": "vary.mp4"},
+            {"video": "short.mp4"},
+            {"video": "cut.mp4"},
+            {"video": "noise.mp4", "src_ref_images": ["text.mp4"]},
+            {"video": "text.mp4"},
+            {"video": "gone.mp4"},
+            {"video": "good.mp4", "src_video": "short.mp4"},
+            {"video": "good.mp4", "cap": ""},
+        ],
+    )
+
+
+def test_every_kind_of_bad_clip_is_found_and_the_rest_is_counted(mixed, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="mindspeed_mm")
+    logging.getLogger("mindspeed_mm").propagate = True
+    report = check_dataset(mixed, CONFIG, skip_bad_samples=6, report_path=tmp_path / "bad.json", workers=2)
+    assert [record.row for record in report.records] == [0, 1, 2, 3, 4]
+    problems = [str(problem) for problem in report.problems]
+    for place, words in (
+        ("[5].video", "cut off"),
+        ("[6].video", "cannot be opened as a video"),
+        ("[6].src_ref_images[0]", "cannot be read as an image"),
+        ("[7].video", "a text, not a video"),
+        ("[8].video", "no such file"),
+        ("[9].src_video", "src_video has 6 frames, video 12; cut both to one length"),
+        ("[10].cap", "the caption is empty"),
+    ):
+        assert any(f"data.json{place}: " in problem and words in problem for problem in problems), place
+    assert len(problems) == 7
+    written = json.loads((tmp_path / "bad.json").read_text())
+    assert written["usable"] == 5
+    assert [row["row"] for row in written["skipped"]] == [5, 6, 6, 7, 8, 9, 10]
+    table = report.summary()
+    for line in (
+        "5 of 11, 6 bad",
+        "24 fps: 1",
+        "256x144",
+        "still mask of the video itself: 1",
+        "2 references: 1",
+        "5 (keep): 2",
+    ):
+        assert line in table.replace("144x256", "256x144"), line
+    assert "variable frame rate" in table
+    assert table.splitlines()[0] in caplog.messages
+
+
+def test_one_bad_row_more_than_allowed_stops_with_the_list(mixed):
+    with pytest.raises(DataError, match=r"6 of 11 rows cannot be used: data\.json\[5\]\.video: .*--skip-bad-samples N"):
+        check_dataset(mixed, CONFIG, skip_bad_samples=5, workers=0)
+
+
+def test_what_the_check_promises_is_what_loading_gives(mixed):
+    report = check_manifest(scan_manifest(mixed), CONFIG, workers=0)
+    for record, fact in zip(report.records, report.facts[:5], strict=True):
+        sample = load_sample(record, CONFIG)
+        assert (fact.frames, *fact.size) == tuple(sample.video.shape[1:])
+        assert fact.policy == sample.frame_policy
+
+
+def test_a_file_that_never_answers_costs_its_time_out_and_one_row(tmp_path):
+    write_clip(tmp_path / "good.mp4", 9)
+    os.mkfifo(tmp_path / "hangs.mp4")
+    path = dataset(tmp_path, [{"video": "good.mp4"}, {"video": "hangs.mp4"}, {"video": "good.mp4"}])
+    check_manifest(scan_manifest(path).records[:1], CONFIG, workers=1)  # the reading processes are warm now
+    start = time.monotonic()
+    report = check_manifest(scan_manifest(path), CONFIG, workers=2, timeout=8)
+    assert time.monotonic() - start < 60
+    assert [record.row for record in report.records] == [0, 2]
+    assert str(report.problems[0]).startswith("data.json[1]: ")
+    assert "after 8 s" in report.problems[0].message
+
+
+def test_a_dataset_without_one_good_row_stops_even_when_all_may_be_skipped(tmp_path):
+    path = dataset(tmp_path, [{"video": "gone.mp4"}])
+    with pytest.raises(DataError, match="1 of 1 rows cannot be used"):
+        check_dataset(path, CONFIG, skip_bad_samples=9, workers=0)
+
+
+def test_rejected_short_clips_are_problems_of_the_check(tmp_path):
+    write_clip(tmp_path / "short.mp4", 6)
+    config = CONFIG.model_copy(update={"short_clip": "reject"})
+    report = check_manifest(scan_manifest(dataset(tmp_path, [{"video": "short.mp4"}])), config, workers=0)
+    assert "6 frames at 16 fps, num_frames is 9" in report.problems[0].message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,33 @@ def make_run(
         "LOG_DIR": str(root / "logs"),
         "NUM_WORKERS": "0",
     }
+
+
+def train_job(argv: Sequence[str]) -> list[dict[str, Any]]:
+    """Inside a process group: run the job of `argv` on this rank. → the rows of its metrics.jsonl."""
+    from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+    from mindspeed_mm.tasks.pretrain import run
+    from tests.loops import CPU
+
+    job = PretrainJob.from_argv(argv)
+    run(job, CPU)
+    metrics = Path(str(job.training.checkpoint.save)) / "metrics.jsonl"
+    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def arguments(environment: dict[str, str], *more: str, **flags: Any) -> list[str]:
+    """The flags of a short run on `make_run`'s files; `micro_batch_size=2` becomes `--micro-batch-size 2`."""
+    given = {
+        "mm_data": environment["MM_DATA"],
+        "mm_model": environment["MM_MODEL"],
+        "fsdp2_config_path": environment["FSDP2_CONFIG"],
+        "save": environment["SAVE_PATH"],
+        "global_batch_size": 4,
+        "train_iters": 5,
+        "num_workers": 0,
+        "lr": 1e-3,
+        "lr_decay_style": "constant",
+        "log_interval": 1,
+        **flags,
+    }
+    return [*(f"--{name.replace('_', '-')}={value}" for name, value in given.items()), *more]

@@ -166,16 +166,68 @@ recompute_modules:
 """,
     "minimal": "sharding_size: 8\nreshard_after_forward: True\nparam_dtype: bf16\ncast_forward_inputs: True\n",
 }
-COMMON_ARGS = (
-    "--tensor-model-parallel-size 1 --pipeline-model-parallel-size 1 --virtual-pipeline-model-parallel-size 1 "
-    "--context-parallel-size 1 --context-parallel-algo ulysses_cp_algo --micro-batch-size 1 --global-batch-size 8 "
-    "--num-workers 8 --lr 5e-5 --min-lr 5e-5 --adam-beta1 0.9 --adam-beta2 0.95 --adam-eps 1e-5 "
-    "--lr-decay-style constant --weight-decay 0.1 --lr-warmup-init 0 --lr-warmup-iters 0 --clip-grad 1.0 "
-    "--train-iters 5000 --no-gradient-accumulation-fusion --no-load-optim --no-load-rng --no-save-optim --no-save-rng "
-    "--use-torch-fsdp2 --untie-embeddings-and-output-weights --ckpt-format torch_dcp --use-cpu-initialization "
-    "--log-interval 1 --save-interval 10000 --eval-interval 10000 --eval-iters 10 --save ./save "
-    "--distributed-backend nccl"
-).split()
+COMMON_ARGS = [
+    "--tensor-model-parallel-size",
+    "1",
+    "--pipeline-model-parallel-size",
+    "1",
+    "--virtual-pipeline-model-parallel-size",
+    "1",
+    "--context-parallel-size",
+    "1",
+    "--context-parallel-algo",
+    "ulysses_cp_algo",
+    "--micro-batch-size",
+    "1",
+    "--global-batch-size",
+    "8",
+    "--num-workers",
+    "8",
+    "--lr",
+    "5e-5",
+    "--min-lr",
+    "5e-5",
+    "--adam-beta1",
+    "0.9",
+    "--adam-beta2",
+    "0.95",
+    "--adam-eps",
+    "1e-5",
+    "--lr-decay-style",
+    "constant",
+    "--weight-decay",
+    "0.1",
+    "--lr-warmup-init",
+    "0",
+    "--lr-warmup-iters",
+    "0",
+    "--clip-grad",
+    "1.0",
+    "--train-iters",
+    "5000",
+    "--no-gradient-accumulation-fusion",
+    "--no-load-optim",
+    "--no-load-rng",
+    "--no-save-optim",
+    "--no-save-rng",
+    "--use-torch-fsdp2",
+    "--untie-embeddings-and-output-weights",
+    "--ckpt-format",
+    "torch_dcp",
+    "--use-cpu-initialization",
+    "--log-interval",
+    "1",
+    "--save-interval",
+    "10000",
+    "--eval-interval",
+    "10000",
+    "--eval-iters",
+    "10",
+    "--save",
+    "./save",
+    "--distributed-backend",
+    "nccl",
+]
 
 
 @pytest.mark.parametrize("model", MODELS)

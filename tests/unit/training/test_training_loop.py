@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mindspeed_mm.errors import MindSpeedMMError
-from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.config import ExitConfig
+from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.metrics import JsonLines, SpikeWatch
 from mindspeed_mm.training.step import SampleNote

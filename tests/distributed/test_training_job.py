@@ -1,0 +1,74 @@
+"""A whole training job gives the same numbers on any number of ranks."""
+
+import math
+
+import pytest
+
+from tests.runs import arguments, make_run, train_job
+
+
+def losses(rows):
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("a run"))
+
+
+@pytest.mark.parametrize(("ranks", "flags"), [(2, {}), (4, {}), (4, {"context_parallel_size": 2})])
+def test_one_rank_equals_many(world, environment, tmp_path, ranks, flags):
+    def metrics(ranks, **flags):
+        answers = world.run(
+            ranks, train_job, arguments(environment, save=tmp_path / f"{ranks}", eval_interval=5, **flags)
+        )
+        return answers[-1]  # the last rank writes
+
+    alone, together = metrics(1), metrics(ranks, **flags)
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
+    assert [row["tokens"] for row in together if "tokens" in row] == [row["tokens"] for row in alone if "tokens" in row]
+    assert [row["grad_norm"] for row in together if "loss" in row] == pytest.approx(
+        [row["grad_norm"] for row in alone if "loss" in row], rel=1e-4
+    )
+    held_out = [[row["validation/loss"] for row in rows if "validation/loss" in row] for rows in (alone, together)]
+    assert held_out[1] == pytest.approx(held_out[0], rel=1e-5)
+    assert len(held_out[0]) == 1
+
+
+def seen_samples(argv):
+    """Timestep, noise and key of this rank's first samples."""
+    import itertools
+
+    from mindspeed_mm.flow.matching import sample_flow
+    from mindspeed_mm.tasks.assembly import assemble
+    from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+    from tests.loops import CPU
+
+    parts = assemble(PretrainJob.from_argv(argv), CPU)
+    batches = list(itertools.islice(parts.batches, 4))
+    samples = [sample_flow(batch.latents, parts.schedule, batch.sample_index, parts.step.seed) for batch in batches]
+    noise = [float((s.target + b.latents.float()).flatten()[0]) for s, b in zip(samples, batches, strict=True)]
+    return noise, [float(s.timestep) for s in samples], [int(batch.sample_index) for batch in batches]
+
+
+def test_two_ranks_draw_different_noise_and_timesteps(world, environment, tmp_path):
+    answers = world.run(2, seen_samples, arguments(environment, save=tmp_path / "save"))
+    for first, second in zip(*answers, strict=True):
+        assert not set(first) & set(second)
+
+
+def test_a_bad_sample_stops_every_rank_alike_and_is_named(world, tmp_path):
+    import torch
+
+    from tests.loops import random_records
+    from tests.runs import write_features
+
+    environment = make_run(tmp_path / "poisoned")
+    records = random_records(6, ((3, 4, 6), (2, 6, 4)))
+    records[3].latents.fill_(math.nan)
+    assert torch.isnan(records[3].latents).all()
+    write_features(tmp_path / "poisoned" / "features of a run", records)
+    rows = world.run(2, train_job, arguments(environment, global_batch_size=2, train_iters=3))[-1]
+    assert [row["stepped"] for row in rows].count(0.0) == 1  # six clips, three iterations: each is seen once
+    with pytest.raises(AssertionError, match=r"TrainingError.*clip3"):
+        world.run(2, train_job, arguments(environment, "--check-for-nan-in-loss-and-grad", train_iters=6))

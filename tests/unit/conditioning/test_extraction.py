@@ -1,0 +1,215 @@
+"""Each row once, nothing twice, nothing lost."""
+
+import json
+import multiprocessing
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mindspeed_mm.conditioning.extraction import Failed, Finished
+from mindspeed_mm.data.features import read_feature, read_info
+from mindspeed_mm.data.sample import SampleRecord
+from tests.extract_world import CellVae, H, W, load, make_extraction, write_rows
+
+
+def run(save_path, rows, **settings):
+    extraction = make_extraction(save_path, **settings)
+    return extraction, list(extraction.run(rows))
+
+
+def files(save_path):
+    return sorted(path.name for path in (save_path / "features").iterdir())
+
+
+def contents(save_path):
+    return {path.name: path.read_bytes() for path in (save_path / "features").iterdir()}
+
+
+def test_equal_captions_on_different_clips_are_different_features(tmp_path):
+    _, rows = run(tmp_path / "out", write_rows(tmp_path, 3, ["one caption"]))
+    assert len({row.key for row in rows}) == len(files(tmp_path / "out")) == 3
+
+
+def test_two_captions_on_one_clip_are_two_features_and_a_list_is_one(tmp_path):
+    (row,) = write_rows(tmp_path, 1)
+    rows = [replace(row, captions=("a",)), replace(row, captions=("b c",)), replace(row, captions=("a", "b c"))]
+    _, done = run(tmp_path / "out", rows)
+    assert len({row.key for row in done}) == 3
+    both = read_feature(tmp_path / "out/features" / f"{done[2].key}.safetensors")
+    assert [len(prompt) for prompt in both.prompt_embeds] == [2, 3]
+
+
+def test_a_row_that_stands_twice_is_encoded_once_and_listed_twice(tmp_path):
+    (row,) = write_rows(tmp_path, 1)
+    extraction, done = run(tmp_path / "out", [row, replace(row, row=1, address="data.json[1]")])
+    assert [row.fresh for row in done] in ([True, False], [False, True])
+    assert done[0].key == done[1].key
+    assert extraction.vae.vae.calls == 2  # the video, and grey
+
+
+def test_the_feature_holds_what_conditioning_gives_and_says_where_it_comes_from(tmp_path):
+    (row,) = write_rows(tmp_path, 1, ["ein Ball, 红色"])
+    reference = tmp_path / "ref.png"
+    reference.write_bytes(b"\x80")
+    row = replace(row, src_video=row.video, src_ref_images=(reference,))
+    _, (done,) = run(tmp_path / "out", [row])
+    path = tmp_path / "out/features" / f"{done.key}.safetensors"
+    info, record = read_info(path), read_feature(path)
+    assert done.shape == info.shape == (1 + 2, H // 8, W // 8)
+    assert done.num_refs == info.num_refs == record.num_refs == 1
+    assert record.key == done.key
+    assert record.latents.dtype == torch.bfloat16
+    assert not record.vace_context[16:, :1].any()
+    assert json.loads(info.metadata["captions"]) == ["ein Ball, 红色"]
+    assert info.metadata["frames"] == "5"
+    assert info.metadata["source"] == str(row.video)
+
+
+def test_a_second_run_encodes_and_opens_nothing(tmp_path):
+    rows = write_rows(tmp_path, 3)
+    run(tmp_path / "out", rows)
+    before = contents(tmp_path / "out")
+    extraction = make_extraction(tmp_path / "out")
+    extraction.load = None  # would raise if it were called
+    assert [row.fresh for row in extraction.run(rows)] == [False] * 3
+    assert extraction.vae.vae.calls == 0
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("change", [{"num_frames": 9}, {"text": "another t5"}, {"weights": "another vae"}])
+def test_a_changed_setting_or_model_makes_new_features_and_leaves_the_old(tmp_path, change):
+    rows = write_rows(tmp_path, 2)
+    _, before = run(tmp_path / "out", rows)
+    _, after = run(tmp_path / "out", rows, **change)
+    assert all(row.fresh for row in after)
+    assert not {row.key for row in before} & {row.key for row in after}
+    assert len(files(tmp_path / "out")) == 4
+
+
+def test_only_what_changed_is_redone(tmp_path):
+    rows = write_rows(tmp_path, 4)
+    run(tmp_path / "out", rows)
+    rows[1].video.write_bytes(b"another clip under the same name")
+    rows[2] = replace(rows[2], captions=("another caption",))
+    _, done = run(tmp_path / "out", rows)
+    assert sorted(row.record.row for row in done if row.fresh) == [1, 2]
+
+
+def test_a_touched_file_of_the_same_content_is_not_redone(tmp_path):
+    rows = write_rows(tmp_path, 2)
+    run(tmp_path / "out", rows)
+    rows[0].video.touch()
+    assert not any(row.fresh for row in run(tmp_path / "out", rows)[1])
+
+
+def test_soft_mask_concerns_only_rows_with_a_mask(tmp_path):
+    row = write_rows(tmp_path, 1)[0]
+    masked = replace(row, src_mask=row.video)
+    digests = {row.video: "x"}
+    hard = make_extraction(tmp_path).recipe
+    soft = replace(hard, pixels={**hard.pixels, "soft_mask": True})
+    assert hard.key(row, digests) == soft.key(row, digests)
+    assert hard.key(masked, digests) != soft.key(masked, digests)
+
+
+def test_the_same_file_in_another_role_is_another_feature(tmp_path):
+    row = write_rows(tmp_path, 1)[0]
+    recipe = make_extraction(tmp_path).recipe
+    digests = {row.video: "x"}
+    roles = [
+        row,
+        replace(row, src_video=row.video),
+        replace(row, src_mask=row.video),
+        replace(row, src_ref_images=(row.video,)),
+    ]
+    assert len({recipe.key(role, digests) for role in roles}) == 4
+
+
+def test_a_torn_feature_is_made_again(tmp_path):
+    rows = write_rows(tmp_path, 2)
+    run(tmp_path / "out", rows)
+    whole = contents(tmp_path / "out")
+    torn = tmp_path / "out/features" / files(tmp_path / "out")[0]
+    torn.write_bytes(torn.read_bytes()[:-7])
+    assert sum(row.fresh for row in run(tmp_path / "out", rows)[1]) == 1
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_corrupt_row_is_told_with_its_address_and_the_rest_goes_on(tmp_path):
+    rows = write_rows(tmp_path, 3)
+    rows[1].video.write_bytes(b"corrupt")
+    missing = SampleRecord(video=tmp_path / "gone.clip", captions=("a",), address="data.json[3]", row=3)
+    _, done = run(tmp_path / "out", [*rows, missing])
+    failed = [row for row in done if isinstance(row, Failed)]
+    assert [row.reason.split(":")[0] for row in failed] == ["data.json[1]", "data.json[3]"]
+    assert "no frames in it" in failed[0].reason
+    assert "gone.clip" in failed[1].reason
+    assert sum(isinstance(row, Finished) for row in done) == 2
+
+
+def hang(record):
+    if record.row == 1:
+        time.sleep(600)
+    return load(record)
+
+
+def test_a_clip_that_hangs_the_decoder_costs_one_row(tmp_path):
+    rows = write_rows(tmp_path, 3)
+    extraction = make_extraction(tmp_path / "out", workers=1, timeout=8.0)
+    extraction.load = hang
+    started = time.monotonic()
+    done = list(extraction.run(rows))
+    assert time.monotonic() - started < 60
+    (failed,) = [row for row in done if isinstance(row, Failed)]
+    assert failed.record.row == 1
+    assert "--sample-timeout" in failed.reason
+    assert len(files(tmp_path / "out")) == 2
+
+
+def in_child(function, *arguments):
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def run_until_killed(folder, at):
+    extraction = make_extraction(folder / "out", CellVae(at=at, number=signal.SIGKILL))
+    list(extraction.run(write_rows(folder / "rows", 6)))
+
+
+def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path):
+    assert in_child(run_until_killed, tmp_path, 5) == -signal.SIGKILL
+    survivors = contents(tmp_path / "out")
+    whole = {name for name in survivors if not name.startswith(".")}
+    assert 0 < len(whole) < 6
+    extraction, done = run(tmp_path / "out", write_rows(tmp_path / "rows", 6))
+    assert sorted(row.record.row for row in done) == [0, 1, 2, 3, 4, 5]
+    assert sum(row.fresh for row in done) == 6 - len(whole)
+    assert extraction.vae.vae.calls == 6 - len(whole) + 1  # and grey
+    run(tmp_path / "reference", write_rows(tmp_path / "rows", 6))
+    finished = {name: data for name, data in contents(tmp_path / "out").items() if not name.startswith(".")}
+    assert finished == contents(tmp_path / "reference")
+
+
+def test_asked_to_stop_it_finishes_the_row_at_hand(tmp_path):
+    rows, extraction = write_rows(tmp_path, 5), make_extraction(tmp_path / "out")
+    done = list(extraction.run(rows, stop=lambda: extraction.vae.vae.calls >= 3))
+    assert [row.record.row for row in done] == [0, 1]
+    assert len(files(tmp_path / "out")) == 2
+
+
+class StuckVae(CellVae):
+    def encode(self, video):
+        time.sleep(600)
+
+
+def run_stuck(folder):
+    list(make_extraction(folder / "out", StuckVae(), timeout=1.0).run(write_rows(folder / "rows", 1)))
+
+
+def test_a_device_that_never_answers_ends_the_process(tmp_path):
+    assert in_child(run_stuck, tmp_path) == 1

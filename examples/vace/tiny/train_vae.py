@@ -45,8 +45,8 @@ class Phase:
 PHASES = (
     Phase("frames", frames=1, batch=12, steps=700, learning_rate=4e-3),
     Phase("short clips", frames=5, batch=4, steps=700, learning_rate=2.5e-3),
-    Phase("clips", frames=17, batch=2, steps=350, learning_rate=1.2e-3),
-    Phase("decoder", frames=17, batch=2, steps=350, learning_rate=1e-3, decoder_only=True),
+    Phase("clips", frames=17, batch=2, steps=240, learning_rate=1.2e-3),
+    Phase("decoder", frames=17, batch=2, steps=240, learning_rate=1e-3, decoder_only=True),
 )
 PICTURES = ("plain", "plain", "plain", "inpaint", "outpaint", "extension", "silhouette", "edge", "reference")
 

@@ -71,12 +71,13 @@ class ContentIndex:
         self._known.update(fresh)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8") as file:
+            file.write("\n")  # the last line may have been torn by a kill
             file.writelines(json.dumps([name, *value]) + "\n" for name, value in fresh.items())
 
     def _read(self, file: Path) -> None:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 name, signature, digest = json.loads(line)
-            except ValueError:
+            except (ValueError, TypeError):
                 continue
             self._known[name] = (signature, digest)

@@ -1,0 +1,127 @@
+"""Datasets by name: features as extraction lists them, published lists, raw clips, a stranger's dataset."""
+
+import json
+
+import pytest
+import torch
+
+from mindspeed_mm.data.config import FeatureDatasetConfig
+from mindspeed_mm.data.dataset import FeatureDataset
+from mindspeed_mm.data.features import write_feature, write_null_prompt
+from mindspeed_mm.data.registry import DATASETS, DatasetSpec, read_data_config
+from mindspeed_mm.data.sample import FeatureRecord
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.registry import resolve
+
+
+def write(folder, name, refs=0, frames=2):
+    shape = (refs + frames, 4, 6)
+    record = FeatureRecord(
+        latents=torch.zeros(16, *shape),
+        vace_context=torch.ones(96, *shape),
+        prompt_embeds=(torch.zeros(3, 8),),
+        num_refs=refs,
+        key=name,
+    )
+    write_feature(folder / "features" / f"{name}.safetensors", record, {})
+    return {"file": f"features/{name}.safetensors", "shape": list(shape), "num_refs": refs}
+
+
+def listed(folder, rows):
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(folder / "data.jsonl")}))
+
+
+def test_rows_come_in_the_order_of_the_list_with_their_shapes(tmp_path):
+    dataset = listed(tmp_path, [write(tmp_path, "b", refs=1), write(tmp_path, "a", frames=5)])
+    assert len(dataset) == 2
+    assert [dataset.shape(i) for i in range(2)] == [(3, 4, 6, 1), (5, 4, 6, 0)]
+    assert [dataset[i].key for i in range(2)] == ["b", "a"]
+    assert isinstance(dataset[0], FeatureRecord)
+
+
+def test_shapes_are_read_from_the_files_when_the_list_does_not_say(tmp_path):
+    row = write(tmp_path, "a", refs=2)
+    dataset = listed(tmp_path, [{"file": row["file"]}])
+    assert dataset.shape(0) == (4, 4, 6, 2)
+
+
+def test_published_features_are_found_in_the_data_folder(tmp_path):
+    torch.save(
+        {
+            "video": torch.zeros(16, 2, 4, 6),
+            "vace_context": torch.ones(96, 2, 4, 6),
+            "prompt_ids": torch.zeros(1, 5, 8),
+            "prompt_mask": torch.ones(1, 5),
+        },
+        tmp_path / "x.pt",
+    )
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/data.jsonl").write_text('{"file": "x.pt", "cap": "a"}\n')
+    source = {"data_path": str(tmp_path / "lists/data.jsonl"), "data_folder": str(tmp_path)}
+    dataset = FeatureDataset(FeatureDatasetConfig(basic_parameters=source))
+    assert dataset.shape(0) == (2, 4, 6, 0)
+    assert dataset[0].prompt_embeds[0].shape == (5, 8)
+
+
+def test_the_null_prompt_lies_beside_the_list_or_is_none(tmp_path):
+    rows = [write(tmp_path, "a")]
+    assert listed(tmp_path, rows).null_prompt is None
+    write_null_prompt(tmp_path / "null_prompt.safetensors", torch.ones(1, 8), "t5")
+    assert torch.equal(listed(tmp_path, rows).null_prompt, torch.ones(1, 8, dtype=torch.bfloat16))
+
+
+def test_errors_name_the_row(tmp_path):
+    dataset = listed(tmp_path, [write(tmp_path, "a"), {"file": "features/gone.safetensors", "shape": [1, 2, 3]}])
+    with pytest.raises(DataError, match=r"data\.jsonl\[1\]: .*gone\.safetensors: no such file"):
+        dataset[1]
+    wrong = write(tmp_path, "b") | {"shape": [9, 4, 6]}
+    with pytest.raises(DataError, match=r"data\.jsonl\[0\]: .*holds latents \[2, 4, 6\], not as listed"):
+        listed(tmp_path, [wrong])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "lists no features"),
+        ('{"video": "a.mp4", "cap": "x"}\n', "is it a list of raw clips"),
+        ("{oops\n", "not valid JSON"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(tmp_path, text, words):
+    (tmp_path / "data.jsonl").write_text(text)
+    with pytest.raises(DataError, match=words):
+        FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "data.jsonl")}))
+
+
+def test_a_missing_list_says_who_writes_it(tmp_path):
+    with pytest.raises(DataError, match="feature extraction writes it"):
+        FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "no.jsonl")}))
+
+
+def test_both_datasets_are_built_by_name(tmp_path):
+    listed(tmp_path, [write(tmp_path, "a")])
+    (tmp_path / "feature.json").write_text(
+        json.dumps(
+            {
+                "dataset_param": {
+                    "dataset_type": "feature",
+                    "basic_parameters": {"data_path": str(tmp_path / "data.jsonl")},
+                }
+            }
+        )
+    )
+    config = read_data_config(tmp_path / "feature.json")
+    assert len(resolve(DATASETS.get(config.dataset_type).build)(config.dataset_param)) == 1
+    assert DATASETS.get("vace").build == "mindspeed_mm.data.dataset:VaceDataset"
+    assert callable(resolve(DATASETS.get("vace").build))
+
+
+def test_a_strangers_dataset_is_one_line_and_a_misspelt_one_names_the_nearest(tmp_path):
+    DATASETS.add("mine", DatasetSpec(config=FeatureDatasetConfig, build="mindspeed_mm.data.dataset:FeatureDataset"))
+    try:
+        assert "mine" in DATASETS
+        with pytest.raises(ConfigError, match="did you mean 'feature'"):
+            DATASETS.get("featur")
+    finally:
+        del DATASETS._entries["mine"]

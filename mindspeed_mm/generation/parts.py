@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.generation.config import Offload, WeightPaths
-from mindspeed_mm.log import get_logger
 
 if TYPE_CHECKING:
     import torch
 
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.generation.experts import Experts
+    from mindspeed_mm.generation.team import Solo
     from mindspeed_mm.models.umt5.encoder import TextEncoder
     from mindspeed_mm.models.wan.config import VaceConfig
     from mindspeed_mm.models.wan.vae import WanVae
 
-LOGGER = get_logger(__name__)
 _EXPERTS = ("high_noise_model", "low_noise_model")
 
 
@@ -46,13 +45,28 @@ def _official_transformers(root: Path) -> tuple[str, ...]:
     return (str(root),) if any(root.glob("diffusion_pytorch_model*.safetensors")) else ()
 
 
-def load_experts(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator, offload: Offload) -> Experts:
-    """All transformers on the host, then where `offload` says. Raises WeightsError."""
+def load_experts(
+    paths: WeightPaths,
+    dtype: torch.dtype,
+    accelerator: Accelerator,
+    offload: Offload,
+    team: Solo | None = None,
+    *,
+    shard: bool = False,
+) -> Experts:
+    """All transformers on the host, then where `offload` says; or spread over a team. Raises WeightsError."""
     from mindspeed_mm.generation.experts import Experts
-    from mindspeed_mm.models.weights import load_transformer
+    from mindspeed_mm.generation.team import Team
+    from mindspeed_mm.models.weights import load_transformer, open_weights
 
-    models = [load_transformer(_one_or_many(shards), dtype=dtype, device="cpu") for shards in paths.experts]
-    return Experts([model.eval().requires_grad_(False) for model in models], accelerator, offload)
+    files = [_one_or_many(shards) for shards in paths.experts]
+    if shard and isinstance(team, Team):
+        return Experts([team.sharded(open_weights(file), dtype) for file in files], accelerator, placed=True)
+    models = [load_transformer(file, dtype=dtype, device="cpu").eval().requires_grad_(False) for file in files]
+    if isinstance(team, Team):
+        for model in models:
+            team.share_tokens(model)
+    return Experts(models, accelerator, offload)
 
 
 def inspect_experts(paths: WeightPaths) -> VaceConfig:
@@ -60,8 +74,6 @@ def inspect_experts(paths: WeightPaths) -> VaceConfig:
     from mindspeed_mm.models.weights import open_weights
 
     sources = [open_weights(_one_or_many(shards)) for shards in paths.experts]
-    for source in sources:
-        LOGGER.info(source.description)
     if any(source.config != sources[0].config for source in sources):
         raise WeightsError("the two experts have different sizes; they must be the two halves of one model")
     return sources[0].config

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import encode_prompt
 from mindspeed_mm.conditioning.vace import encode_vace_context
 from mindspeed_mm.config.schema import parse
@@ -108,7 +109,7 @@ class VacePipeline:
     def __init__(
         self,
         experts: Experts | Callable[[], Experts] | None,
-        vae: WanVae,
+        vae: WanVae | None,
         text_encoder: TextEncoder | Callable[[], TextEncoder] | None,
         *,
         accelerator: Accelerator,
@@ -117,7 +118,8 @@ class VacePipeline:
     ) -> None:
         """`experts` and `text_encoder` may be functions that load them when they are first needed."""
         self._experts = experts
-        self.vae = vae.to(accelerator.device)
+        self._vae = None if vae is None else vae.to(accelerator.device)
+        self._encoder: StreamEncoder | None = None  # remembers the latents of grey, which is most of what VACE encodes
         self._text_encoder = text_encoder
         self._loaded_text: TextEncoder | None = text_encoder if isinstance(text_encoder, TextEncoder) else None
         self._embeds: dict[str, Tensor] = {}
@@ -261,7 +263,7 @@ class VacePipeline:
             "sampling": sampling.model_dump(mode="json"),
             "notes": [] if conditions is None else list(conditions.notes),
             "num_refs": 0 if conditions is None else len(conditions.src_ref_images),
-            "tiled": bool(self.vae.model.use_tiling),
+            "tiled": self._vae is not None and bool(self._vae.model.use_tiling),
             "device": self.accelerator.device_name(),
             "seconds": self.timings.report(),
             "peak_memory_gb": round(self.accelerator.max_memory_allocated() / 1e9, 3),
@@ -277,6 +279,13 @@ class VacePipeline:
             with self.timed("load"):
                 self._experts = self._experts()
         return self._experts
+
+    @property
+    def vae(self) -> WanVae:
+        """The VAE. Raises WeightsError on a process that has none."""
+        if self._vae is None:
+            raise WeightsError("this pipeline has no VAE; it can only denoise")
+        return self._vae
 
     def start_measuring(self) -> None:
         """Seconds and peak memory from here on."""
@@ -334,10 +343,12 @@ class VacePipeline:
     @torch.no_grad()
     def encode(self, conditions: Conditions, sampling: SamplingConfig) -> Tensor:
         """vace_context [96, R+F, h, w] of what the model is shown."""
-        self._set_tiling(sampling)
+        self._set_tiling(sampling.height, sampling.width)
+        if self._encoder is None:
+            self._encoder = StreamEncoder(self.vae)
         with self.timed("vae_encode"):
             return encode_vace_context(
-                self.vae,
+                self._encoder,
                 conditions.src_video,
                 conditions.src_mask,
                 conditions.src_ref_images,
@@ -402,7 +413,7 @@ class VacePipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor, num_refs: int = 0) -> Iterator[Frames]:
         """Latents [16, R+F, h, w] → frames [t, H, W, 3], a few at a time; the references are left out."""
-        self._set_tiling_for(latents.shape[-2] * 8, latents.shape[-1] * 8)
+        self._set_tiling(latents.shape[-2] * 8, latents.shape[-1] * 8)
         chunks = iter(self.vae.decode_frames(latents[:, num_refs:].to(self.accelerator.device)))
         while True:
             with self.timed("vae_decode"):
@@ -420,11 +431,11 @@ class VacePipeline:
                 f"context_scale has {len(scale)} numbers; give one, or one for each of {blocks} branch blocks"
             )
 
-    def _set_tiling(self, sampling: SamplingConfig) -> None:
-        self._set_tiling_for(sampling.height, sampling.width)
-
-    def _set_tiling_for(self, height: int, width: int) -> None:
+    def _set_tiling(self, height: int, width: int) -> None:
         tiles = self.tiled == "always" or (self.tiled == "auto" and self.needs_tiles(height, width))
+        if tiles == bool(self.vae.model.use_tiling):
+            return
+        self._encoder = None  # what it remembers was computed the other way
         if tiles:
             self.vae.enable_tiling()
         else:

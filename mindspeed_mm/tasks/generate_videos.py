@@ -6,49 +6,77 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.generation.inputs import Conditions, Inputs, load_conditions
+from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
 from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
+from mindspeed_mm.generation.team import Solo, Team
 from mindspeed_mm.generation.writer import read_latents, write_conditions, write_latents, write_outcome
-from mindspeed_mm.log import get_logger, rank
+from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 
 LOGGER = get_logger(__name__)
+_TIMEOUT = timedelta(hours=2)  # the others wait while the first process decodes
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(job: GenerateJob, accelerator: Accelerator) -> None:
-    """All videos of a job."""
+    """All videos of a job, by this process or together with torchrun's others."""
     if job.run.from_latents is not None:
-        decode_latents(job, accelerator)
+        if rank() == 0:
+            decode_latents(job, accelerator)
         return
-    check_inputs(job)
     config = check_weights(job)
-    pipe = build_pipeline(job, accelerator, config)
-    embed_prompts(pipe, job)
+    if world_size() == 1:
+        work(job, accelerator, config, Solo())
+        return
+    layout = choose_layout(
+        world_size(),
+        config.trunk.num_heads,
+        guided=any(video.sampling.needs_guidance for video in job.videos),
+        cfg_parallel=job.run.cfg_parallel,
+        context=job.run.context_parallel_size,
+    )
+    LOGGER.info(
+        "%d processes: %d share the tokens, guidance on %d group(s)", layout.world, layout.context, layout.halves
+    )
+    with launch(accelerator, _TIMEOUT):
+        work(job, accelerator, config, Team(layout, accelerator))
+
+
+def work(job: GenerateJob, accelerator: Accelerator, config: VaceConfig, team: Solo) -> None:
+    """Check everything, embed every prompt, then one video after another."""
+    team.from_first(lambda: check_inputs(job))
+    pipe = team_pipeline(job, accelerator, config, team)
+    pipe.remember(team.from_first(lambda: embed_prompts(pipe, job)))
     for number, video in enumerate(job.videos, start=1):
         LOGGER.info("[%d/%d] %s: %s", number, len(job.videos), video.name, _short(video.prompt))
-        generate_one(pipe, job, video)
+        generate_one(pipe, job, video, team)
 
 
-def build_pipeline(job: GenerateJob, accelerator: Accelerator, config: VaceConfig) -> VacePipeline:
-    """The VAE now; the text encoder and the transformer when they are needed."""
+def team_pipeline(job: GenerateJob, accelerator: Accelerator, config: VaceConfig, team: Solo) -> VacePipeline:
+    """The VAE now; the text encoder and the transformer when they are needed. Only the first process has the first two."""
     dtype = DTYPES[job.run.dtype]
+    vae = team.from_first_alone(lambda: load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator))
     return VacePipeline(
-        lambda: load_experts(job.model, dtype, accelerator, job.run.offload),
-        load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator),
+        lambda: load_experts(job.model, dtype, accelerator, job.run.offload, team, shard=job.run.shard_weights),
+        vae,
         lambda: load_text(job.model, dtype, accelerator, config.trunk.text_len),
         accelerator=accelerator,
         tiled=job.run.tiled,
+        guide=team.guide,
     )
 
 
@@ -95,28 +123,44 @@ def conditions_of(video: VideoJob) -> Conditions:
         raise DataError(f"{video.name}: {error}") from None
 
 
-def embed_prompts(pipe: VacePipeline, job: GenerateJob) -> None:
+def embed_prompts(pipe: VacePipeline, job: GenerateJob) -> dict[str, Tensor]:
     """All prompts of all videos in one go; then the text encoder is gone."""
     asked: list[str] = []
     for video in job.videos:
         asked += [video.prompt, *([video.negative_prompt] if video.sampling.needs_guidance else [])]
     pipe.embed(asked)
     pipe.free_text_encoder()
+    return pipe.known(asked)
 
 
-def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob) -> Path:
-    """One video from sources to files. Latents are on disk before they are decoded."""
+def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob, team: Solo) -> Tensor:
+    """One video from sources to files. Latents are on disk before they are decoded. Returns them, [16, R+F, h, w]."""
     folder = Path(job.run.output_path)
     pipe.start_measuring()
-    conditions = conditions_of(video)
-    for note in conditions.notes:
-        LOGGER.info("  %s", note)
-    context = pipe.encode(conditions, video.sampling)
-    write_conditions(folder / video.name, conditions, video.sampling.fps)
+    conditions = conditions_of(video) if team.first else None
+    context = team.from_first(lambda: show(pipe, video, conditions, folder))
     texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
     with progress(video.name, video.sampling.steps) as on_step:
         latents = pipe.denoise(context, texts, video.sampling, on_step=on_step).cpu()
-    num_refs = len(conditions.src_ref_images)
+    team.from_first(lambda: write(pipe, job, video, conditions, latents))
+    return latents
+
+
+def show(pipe: VacePipeline, video: VideoJob, conditions: Conditions | None, folder: Path) -> Tensor:
+    """Say and write what the model is shown; vace_context on the host."""
+    assert conditions is not None
+    for note in conditions.notes:
+        LOGGER.info("  %s", note)
+    write_conditions(folder / video.name, conditions, video.sampling.fps)
+    return pipe.encode(conditions, video.sampling).cpu()
+
+
+def write(
+    pipe: VacePipeline, job: GenerateJob, video: VideoJob, conditions: Conditions | None, latents: Tensor
+) -> None:
+    """Latents first, then the video, its sheet and its settings."""
+    assert conditions is not None
+    folder, num_refs = Path(job.run.output_path), len(conditions.src_ref_images)
     kept = write_latents(folder / video.name, latents, num_refs, settings_of(pipe, job, video, conditions))
     with resumable(kept):
         path = write_outcome(
@@ -129,7 +173,6 @@ def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob) -> Path:
             settings=lambda: settings_of(pipe, job, video, conditions),
         )
     _tell(path, settings_of(pipe, job, video, conditions))
-    return path
 
 
 def settings_of(pipe: VacePipeline, job: GenerateJob, video: VideoJob, conditions: Conditions | None) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""Processes that make one video together: the first one reads and writes, all of them denoise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
+from mindspeed_mm.distributed.fsdp import shard_model
+from mindspeed_mm.distributed.mesh import Mesh, build_mesh
+from mindspeed_mm.distributed.sequence import apply_context_parallel
+from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.generation.guidance import Ask, guided_velocity, joined
+from mindspeed_mm.generation.layout import Layout
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.wan.vace import FP32_MODULES, VaceTransformer, build_on_meta
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """What `models.weights.open_weights` answers."""
+
+    @property
+    def config(self) -> Any: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class Solo:
+    """One process by itself."""
+
+    first = True
+
+    def guide(self, ask: Ask, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float) -> Tensor:
+        """The guided velocity."""
+        return guided_velocity(ask, prompt_embeds, negative_prompt_embeds, scale)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` answers."""
+        return make()
+
+    def from_first_alone(self, make: Callable[[], T]) -> T | None:
+        """What `make` answers on the first process; None on the others."""
+        return make()
+
+
+class Team(Solo):
+    """torchrun's processes, laid out as `layout` says."""
+
+    def __init__(self, layout: Layout, accelerator: Accelerator, timeout_minutes: int = 120) -> None:
+        parallel = ParallelConfig(context_parallel_size=layout.context, distributed_timeout_minutes=timeout_minutes)
+        self.accelerator = accelerator
+        self.mesh: Mesh = build_mesh(parallel, accelerator)
+        self.layout = layout
+        self.first = self.mesh.rank == 0
+
+    def guide(self, ask: Ask, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float) -> Tensor:
+        """The guided velocity; each half asks one question and both get both answers."""
+        if self.layout.halves == 1 or scale == 1 or negative_prompt_embeds is None:
+            return super().guide(ask, prompt_embeds, negative_prompt_embeds, scale)
+        answer = ask(prompt_embeds if self.mesh.dp_rank == 0 else negative_prompt_embeds).contiguous()
+        answers = [torch.empty_like(answer) for _ in range(2)]
+        dist.all_gather(answers, answer, group=self.mesh.dp_group)
+        return joined(answers[0], answers[1], scale)
+
+    def from_first_alone(self, make: Callable[[], T]) -> T | None:
+        """What `make` answers on the first process; None on the others, which wait for it."""
+        kept: list[T] = []
+        self.from_first(lambda: kept.append(make()))
+        return kept[0] if kept else None
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` answers on the first process, on all of them; tensors must be on the host.
+
+        An error there ends every process; the first one says it.
+        """
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = make()
+            except MindSpeedMMError as error:
+                answer[1] = error
+        failed = answer[1]
+        told = [answer[0], failed is not None]
+        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        if failed is not None:
+            raise failed
+        if told[1]:
+            raise SystemExit(1)
+        made: T = told[0]
+        return made
+
+    def share_tokens(self, model: nn.Module) -> None:
+        """Let the processes of a half share the tokens of `model`."""
+        apply_context_parallel(model, self.mesh.cp_group)
+
+    def sharded(self, source: Source, dtype: torch.dtype) -> VaceTransformer:
+        """A transformer whose weights are spread over all processes; each reads its part of the files."""
+        model = build_on_meta(source.config)
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(torch.float32 if name.split(".")[0] in FP32_MODULES else dtype)
+        model.eval().requires_grad_(False)
+        self.share_tokens(model)
+        settings = Fsdp2Config(param_dtype="fp32" if dtype == torch.float32 else "bf16", num_to_forward_prefetch=1)
+        shard_model(model, MODELS.get("vace").units, settings, self.mesh, fp32_modules=FP32_MODULES)
+        model.to_empty(device=self.accelerator.device)
+        for name, parameter in model.named_parameters():
+            _fill(parameter, source.read(name))
+        return model
+
+
+def _fill(parameter: Tensor, whole: Tensor) -> None:
+    """Copy this process's part."""
+    if not isinstance(parameter, DTensor):
+        parameter.data.copy_(whole)
+        return
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    place = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+    parameter.data.to_local().copy_(whole[place])

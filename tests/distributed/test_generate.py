@@ -1,0 +1,140 @@
+"""Several processes make the video that one makes: tokens shared, guidance on two halves, weights spread."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.generation.config import RequestConfig, decide
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.layout import Layout, choose_layout
+from mindspeed_mm.generation.pipeline import Texts, VacePipeline
+from mindspeed_mm.generation.team import Solo, Team
+from mindspeed_mm.generation.writer import read_latents
+from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_official
+
+CPU = Accelerator.detect("cpu")
+REQUEST = RequestConfig(height=48, width=80, num_frames=9, steps=3, guidance_scale=5.0)  # 45 tokens: no multiple of 2
+
+
+class FromModule:
+    """A whole model as a source of weights, without files."""
+
+    def __init__(self, module):
+        self.state, self.config = module.state_dict(), module.config
+
+    def read(self, name):
+        return self.state[name]
+
+
+def denoise(layout=None, shard=False, experts=1):
+    """Latents of one video; called on every process."""
+    team = Solo() if layout is None else Team(Layout(*layout), CPU)
+    models = [tiny_transformer(seed) for seed in range(experts)]
+    if shard:
+        models = [team.sharded(FromModule(model), torch.float32) for model in models]
+    elif layout is not None:
+        for model in models:
+            team.share_tokens(model)
+    parts = Experts(models, CPU, placed=shard)
+    pipe = VacePipeline(parts, None, None, accelerator=CPU, guide=team.guide)
+    inputs = tiny_inputs(3, frames=4, height=6, width=10)
+    other = tiny_inputs(4, text=9)
+    texts = Texts(prompt_embeds=inputs["prompt_embeds"][0], negative_prompt_embeds=other["prompt_embeds"][0])
+    sampling = decide(REQUEST.model_copy(update={"guidance_scale_2": 2.0} if experts == 2 else {}), experts=experts)
+    return pipe.denoise(inputs["vace_context"][0], texts, sampling)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shard", "experts"),
+    [
+        ((2, 1), False, 1),
+        ((1, 2), False, 1),
+        ((2, 2), False, 2),
+        ((4, 1), False, 1),
+        ((2, 1), True, 1),
+        ((2, 2), True, 2),
+    ],
+)
+def test_latents_are_those_of_one_process(world, layout, shard, experts):
+    alone = denoise(experts=experts)
+    together = world.run(layout[0] * layout[1], denoise, layout, shard, experts)
+    for latents in together:
+        torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
+    assert float((together[0] - together[-1]).abs().max()) == 0
+
+
+def generate(config):
+    """The command's work on every process."""
+    from mindspeed_mm.generation.parts import inspect_experts
+    from mindspeed_mm.tasks.generate_videos import work
+    from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+    job = GenerateJob.from_file(Path(config))
+    work(job, CPU, inspect_experts(job.model), Team(Layout(1, 2), CPU))
+
+
+def test_the_command_writes_one_set_of_files_and_the_same_latents(world, tmp_path):
+    write_official(tmp_path / "tiny")
+    model = {"transformer": "tiny", "vae": "tiny", "text_encoder": "tiny"}
+    request = {"prompt": "a red ball", "height": 32, "width": 48, "num_frames": 5, "steps": 2, "dtype": "fp32"}
+    found = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        config = tmp_path / f"{name}.json"
+        config.write_text(json.dumps({"model": model, **request, "output_path": str(tmp_path / name)}))
+        if processes == 1:
+            from mindspeed_mm.tasks.generate import main
+
+            main([str(config)])
+        else:
+            world.run(processes, generate, str(config))
+        found[name] = read_latents(tmp_path / name / "video1" / "latents.safetensors")[0]
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            "video1",
+            "video1.json",
+            "video1.mp4",
+            "video1.png",
+        ]
+    torch.testing.assert_close(found["one"], found["two"], atol=1e-4, rtol=0)
+
+
+def fail(folder):
+    team = Team(Layout(2, 1), CPU)
+    try:
+        team.from_first(lambda: (_ for _ in ()).throw(ConfigError("bad")))
+    except ConfigError:
+        return "said"
+    except SystemExit as end:
+        return end.code
+    return "nothing"
+
+
+def test_an_error_of_the_first_process_ends_all_and_is_said_once(world, tmp_path):
+    assert world.run(2, fail, str(tmp_path)) == ["said", 1]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "heads", "guided", "cfg", "context", "wanted"),
+    [
+        (1, 12, True, "auto", None, (1, 1)),
+        (2, 12, True, "auto", None, (1, 2)),
+        (8, 12, True, "auto", None, (4, 2)),
+        (4, 12, False, "auto", None, (4, 1)),
+        (3, 12, True, "auto", None, (3, 1)),
+        (4, 40, True, "off", None, (4, 1)),
+        (8, 40, True, "auto", 8, (8, 1)),
+    ],
+)
+def test_processes_are_laid_out(world_size, heads, guided, cfg, context, wanted):
+    assert choose_layout(world_size, heads, guided=guided, cfg_parallel=cfg, context=context) == Layout(*wanted)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "cfg", "context"), [(5, "auto", None), (16, "on", None), (3, "on", None), (8, "on", 2)]
+)
+def test_a_layout_that_cannot_be_says_what_can(world_size, cfg, context):
+    with pytest.raises(ConfigError, match="process"):
+        choose_layout(world_size, 12, guided=True, cfg_parallel=cfg, context=context)

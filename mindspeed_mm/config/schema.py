@@ -87,7 +87,8 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
     *path, last = item["loc"] or [""]
     location = [part for part in path if not _is_type_tag(part)]
     location += [last] if unknown or not _is_type_tag(last) else []
-    address = ":".join(filter(None, [where, _dotted(location)]))
+    joint = "." if ":" in Path(where).name else ":"  # `where` may lead into a file already: data.json:dataset_param
+    address = joint.join(filter(None, [where, _dotted(location)]))
     if unknown:
         known = _known_keys(schema, location[:-1])
         return f"{address}: unknown key{did_you_mean(str(location[-1]), known)}"

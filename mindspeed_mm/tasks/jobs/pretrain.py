@@ -18,6 +18,7 @@ from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, check_c
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.log import world_size
+from mindspeed_mm.models.find import find_files
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.tools.config import ToolsConfig
@@ -193,6 +194,8 @@ class PretrainJob(Config):
                 f"{self.files.mm_model}:predictor.from_pretrained: {weights} is not there; name a folder or file with "
                 "weights (mm-convert writes one)"
             )
+        if weights:
+            find_files(Path(weights))  # a folder that holds none, or two models, is named before any rank starts
 
     @property
     def predictor(self) -> PredictorConfig:

@@ -55,6 +55,11 @@ def test_an_error_has_the_address_of_the_key(values: object, message: str) -> No
     assert str(caught.value) == message
 
 
+def test_an_address_that_leads_into_a_file_goes_on_with_dots() -> None:
+    with pytest.raises(ConfigError, match=r"^/a:b/f\.json:data\.num_head: unknown key"):
+        parse(Inner, {"num_head": 1}, "/a:b/f.json:data")
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Outer, {"predictor": {"num_heads": -1}, "nam": "a"}, "f.json")

@@ -1,0 +1,54 @@
+"""The quickstart, run once for all tests here: interrupted in the middle of training, then run again to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "outputs" / "quickstart"
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """How the two runs went."""
+
+    interrupted: str  # what the first one printed until it was stopped
+    printed: str  # what the second one printed
+    out: Path
+
+
+@pytest.fixture(scope="session")
+def quickstart() -> Quickstart:
+    """What `bash examples/vace/quickstart.sh` left behind."""
+    interrupted = interrupt_at("[5/8]")
+    ran = subprocess.run(
+        ["bash", "examples/vace/quickstart.sh"], cwd=ROOT, capture_output=True, text=True, timeout=1200
+    )
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    return Quickstart(interrupted, ran.stdout, OUT)
+
+
+def interrupt_at(step: str) -> str:
+    """Start the quickstart and press Ctrl-C (a signal to its process group) as soon as `step` begins."""
+    process = subprocess.Popen(
+        ["bash", "examples/vace/quickstart.sh"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith(step):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) != 0, "an interrupted run must not look like a finished one"
+    return printed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
@@ -39,7 +40,7 @@ class Lettering:
             if lines[-1] and font.getlength(lines[-1] + word.rstrip()) > width:
                 lines.append("")
             while font.getlength(word.rstrip()) > width and len(word) > 1:  # a word longer than the line
-                fits = max(1, next((n for n in range(len(word), 0, -1) if font.getlength(word[:n]) <= width), 1))
+                fits = _fitting(font, word, width)
                 lines[-1], word = word[:fits], word[fits:]
                 lines.append("")
             lines[-1] += word
@@ -55,6 +56,12 @@ def legible(text: str, size: int) -> tuple[Font, str]:
     if best is not None and sum(_has(best, c) for c in text) <= sum(_has(None, c) for c in text):
         best = None
     return _font(best, size), "".join(c if _has(best, c) else _escape(c) for c in text)
+
+
+def _fitting(font: Font, word: str, width: int) -> int:
+    """How many characters of a word fit into `width`; at least one."""
+    fits = takewhile(lambda count: font.getlength(word[:count]) <= width, range(1, len(word)))
+    return max(1, sum(1 for _ in fits))
 
 
 def _escape(character: str) -> str:

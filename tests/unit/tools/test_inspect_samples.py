@@ -1,0 +1,150 @@
+"""mm-inspect: every kind of path, a sheet for each, one line on what is wrong, and no torch before it is needed."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mindspeed_mm.conditioning.vace import encode_features
+from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.features import write_feature
+from mindspeed_mm.data.manifest import read_manifest
+from mindspeed_mm.data.sample import FeatureRecord
+from mindspeed_mm.data.transforms import load_sample
+from mindspeed_mm.data.video import write_video
+from mindspeed_mm.models.wan.vae import WanVae
+from mindspeed_mm.tools.inspect_samples import main
+from mindspeed_mm.tools.sheets import feature_sheet, sample_sheet
+from tests.clips import numbered, write_clip
+from tests.tiny import tiny_vae
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Four rows: everything, video alone, mask alone, and one without its file; and a data config."""
+    folder = tmp_path_factory.mktemp("dataset")
+    write_clip(folder / "v.mp4", 12, height=64, width=80)
+    mask = np.zeros((12, 64, 80, 3), np.uint8)
+    mask[:, :32] = 255
+    write_video(folder / "m.mkv", mask, 16, lossless=True)
+    Image.fromarray(numbered(1)[0]).save(folder / "r.png")
+    full = {
+        "video": "v.mp4",
+        "cap": ["一", "two"],
+        "src_video": "v.mp4",
+        "src_video_mask": "m.mkv",
+        "src_ref_images": ["r.png"],
+    }
+    rows = [
+        full,
+        {"video": "v.mp4", "cap": "x"},
+        {"video": "v.mp4", "cap": "x", "src_video_mask": "m.mkv"},
+        {"video": "no.mp4", "cap": "x"},
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "data.txt").write_text(f"{folder},rows.json\n")
+    settings = {"basic_parameters": {"data_path": str(folder / "data.txt")}, "preprocess_parameters": {"num_frames": 5}}
+    (folder / "config.json").write_text(json.dumps({"dataset_param": settings}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def feature(dataset):
+    """A feature file of the full row, listed in a data.jsonl; and the VAE."""
+    record = read_manifest(_good(dataset))[0]
+    sample = load_sample(record, VideoConfig(num_frames=9))
+    vae = WanVae(tiny_vae(0), "tiny")
+    latents, context = encode_features(vae, sample)
+    prompts = (torch.zeros(3, 32), torch.zeros(4, 32))
+    made = FeatureRecord(latents=latents, vace_context=context, prompt_embeds=prompts, num_refs=1, key="k" * 64)
+    path = dataset / "out" / "features" / "k.safetensors"
+    write_feature(path, made, {"captions": json.dumps(["一", "two"]), "frames": "9", "fps": "16", "source": "v.mp4"})
+    (dataset / "out" / "data.jsonl").write_text(json.dumps({"file": "k.safetensors"}) + "\n")
+    return path, vae
+
+
+def _good(dataset):
+    path = dataset / "good.json"
+    path.write_text(json.dumps(json.loads((dataset / "rows.json").read_text())[:3]))
+    return path
+
+
+def test_a_dataset_is_checked_and_its_first_row_drawn(dataset, tmp_path, capsys):
+    main([str(dataset), "--out", str(tmp_path / "s.png"), "--workers", "0"])
+    said = capsys.readouterr().out
+    assert "clips       3 of 4, 1 bad" in said
+    assert "left out: rows.json[3].video: " in said
+    assert "s.png: rows.json[0], 9 frames (keep)" in said
+    assert Image.open(tmp_path / "s.png").width == 1640
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_any_row_can_be_drawn_with_the_settings_of_a_data_config(dataset, tmp_path, capsys, index):
+    main([str(dataset / "config.json"), "--index", str(index), "--out", str(tmp_path / "s.jpg")])
+    assert f"rows.json[{index}], 5 frames (trim)" in capsys.readouterr().out
+    Image.open(tmp_path / "s.jpg").load()
+
+
+def test_the_sheet_shows_what_is_kept_and_what_is_made_anew(dataset):
+    record = read_manifest(_good(dataset))[0]
+    sample = load_sample(record, VideoConfig(num_frames=9))
+    bare = sample_sheet(
+        read_manifest(_good(dataset))[1], load_sample(read_manifest(_good(dataset))[1], VideoConfig(num_frames=9))
+    )
+    assert (
+        sample_sheet(record, sample).height > bare.height + 4 * 100
+    )  # src_video, mask, inactive, reactive, references
+
+
+def test_a_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path, capsys):
+    path, vae = feature
+    main([str(dataset / "out"), "--out", str(tmp_path / "s.png")])
+    assert "give --vae to see its latents decoded" in capsys.readouterr().out
+    assert feature_sheet(path).size == Image.open(tmp_path / "s.png").size
+    decoded = np.asarray(feature_sheet(path, vae))
+    assert decoded.std() > 0
+
+
+def test_the_mask_of_a_feature_is_unfolded_to_what_went_in(feature):
+    sheet = np.asarray(feature_sheet(feature[0]))
+    white = (sheet == 255).all(axis=-1).sum(axis=1)  # pixels in each line; the mask's upper half is white
+    black = (sheet == 0).all(axis=-1).sum(axis=1)
+    upper, lower = np.flatnonzero(white > 500), np.flatnonzero(black > 500)
+    assert len(upper) > 40
+    assert len(lower) > 40
+    assert upper.max() < lower.max()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["nowhere.txt"], "nowhere.txt: no such file"),
+        (["{d}/rows.json", "--index", "9"], "--index 9: {d}/rows.json has rows 0..3"),
+        (["{d}/rows.json", "--index", "3"], "rows.json[3].video: {d}/no.mp4: no such file"),
+        (["{d}/rows.json", "--index", "0", "--out", "x.gif"], "--out x.gif: write a .png, .jpg or .webp"),
+        (["{d}/rows.json", "--indx", "0"], "unknown argument '--indx' (did you mean '--index'?)"),
+        (["{d}/v.mp4"], "v.mp4: cannot be read"),
+        (["{d}/rows.json", "--workers", "0", "--skip-bad-samples", "0"], "1 of 4 rows cannot be used"),
+    ],
+)
+def test_bad_input_ends_in_one_line(dataset, capsys, arguments, problem):
+    with pytest.raises(SystemExit) as end:
+        main([argument.format(d=dataset) for argument in arguments])
+    said = capsys.readouterr().err
+    assert end.value.code == 1
+    assert problem.format(d=dataset) in said
+    assert said.count("\n") == 1
+
+
+def test_help_and_mistakes_do_not_wait_for_torch():
+    code = (
+        "import sys\nfrom mindspeed_mm.tools.inspect_samples import main\n"
+        "for argv in (['--help'], ['nowhere.txt']):\n"
+        "    try:\n        main(argv)\n    except SystemExit:\n        pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -190,7 +190,10 @@ class FeatureSource(Config):
 class ValidationSource(FeatureSource):
     """`validation`: features on which the loss is evaluated, and prompts to look at."""
 
-    prompts: tuple[str, ...] = Field(default=(), description="captions to generate at every evaluation")
+    inference: str | None = Field(
+        default=None,
+        description="inference JSON (prompts, VAE, text encoder) whose videos are made with the model in training at every evaluation",
+    )
 
 
 class FeatureDatasetConfig(Config):

@@ -55,10 +55,11 @@ class Solo:
 class Team(Solo):
     """torchrun's processes, laid out as `layout` says."""
 
-    def __init__(self, layout: Layout, accelerator: Accelerator, timeout_minutes: int = 120) -> None:
-        parallel = ParallelConfig(context_parallel_size=layout.context, distributed_timeout_minutes=timeout_minutes)
+    def __init__(self, layout: Layout, accelerator: Accelerator, mesh: Mesh | None = None) -> None:
+        """Inside `launch`. `mesh`: groups that are there already, as in training."""
+        parallel = ParallelConfig(context_parallel_size=layout.context, distributed_timeout_minutes=120)
         self.accelerator = accelerator
-        self.mesh: Mesh = build_mesh(parallel, accelerator)
+        self.mesh = build_mesh(parallel, accelerator) if mesh is None else mesh
         self.layout = layout
         self.first = self.mesh.rank == 0
 

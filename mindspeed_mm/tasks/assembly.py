@@ -13,7 +13,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
-from mindspeed_mm.errors import DataError
+from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.spec import MODELS
@@ -64,6 +64,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
         observe=build_observer(job.tools, training.profile, accelerator.device, mesh.rank),
         accelerator=accelerator,
         peak_tflops=training.log.peak_tflops or peak_tflops(accelerator.device_name(), job.predictor.dtype),
+        videos=build_videos(job, model, mesh, accelerator),
     )
 
 
@@ -136,6 +137,21 @@ def build_evaluation(
 def has_branch(job: PretrainJob) -> bool:
     """Whether the model reads vace_context: `vace_layers: []` trains a plain text-to-video trunk."""
     return bool(job.predictor.model.vace_layers)
+
+
+def build_videos(
+    job: PretrainJob, model: nn.Module, mesh: Mesh, accelerator: Accelerator
+) -> Callable[[int], None] | None:
+    """What the model generates at each evaluation, under SAVE/validation, if the data JSON names an inference JSON."""
+    validation = getattr(job.data.dataset_param, "validation", None)
+    inference = getattr(validation, "inference", None)
+    if inference is None:
+        return None
+    if job.training.checkpoint.save is None:
+        raise ConfigError("dataset_param.validation.inference makes videos, and --save says where; give --save")
+    from mindspeed_mm.tasks.validation_videos import ValidationVideos  # pulls in the VAE and the text encoder
+
+    return ValidationVideos(Path(inference), model, mesh, accelerator, Path(job.training.checkpoint.save) / "validation")
 
 
 def step_settings(job: PretrainJob) -> StepSettings:

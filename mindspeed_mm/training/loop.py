@@ -52,6 +52,7 @@ class LoopParts:
     observe: Callable[[int], None]  # told each finished iteration: the profiler
     accelerator: Accelerator
     peak_tflops: float | None = None
+    videos: Callable[[int], None] | None = None  # told the iteration, writes what the model generates
 
 
 class TrainLoop:
@@ -84,6 +85,8 @@ class TrainLoop:
                 reason = watch.reason(report.iteration, anywhere)
                 if self._due(self.config.eval.eval_interval, report.iteration):
                     self.evaluate(report.iteration)
+                    if self.parts.videos is not None:
+                        self.parts.videos(report.iteration)
                 if reason or self._due(self.config.checkpoint.save_interval, report.iteration):
                     saved = self.save()
                 if reason:

@@ -70,9 +70,17 @@ class GenerateJob(Config):
 
     @classmethod
     def from_file(
-        cls, path: Path, *, flags: dict[str, Any] | None = None, weights: dict[str, Any] | None = None
+        cls,
+        path: Path,
+        *,
+        flags: dict[str, Any] | None = None,
+        weights: dict[str, Any] | None = None,
+        transformer_at_hand: bool = False,
     ) -> GenerateJob:
-        """The job of one inference JSON; `flags` replace what the JSON or its tasks say, `weights` its `model`."""
+        """The job of one inference JSON; `flags` replace what the JSON or its tasks say, `weights` its `model`.
+
+        `transformer_at_hand`: the caller brings the transformer; the JSON's need not exist.
+        """
         values = read_json(path)
         if not isinstance(values, dict):
             raise ConfigError(
@@ -81,7 +89,7 @@ class GenerateJob(Config):
         values = _overlaid(values, flags or {}, weights or {})
         notes: list[str] = []
         config = parse(InferenceConfig, values, path.name, notes)
-        return _built(config, values, path, notes)
+        return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand)
 
 
 def _dashed(word: str) -> str:
@@ -122,7 +130,9 @@ def _without(task: Any, flags: dict[str, Any], images: set[str]) -> Any:
     return {key: value for key, value in task.items() if key not in gone} if isinstance(task, dict) else task
 
 
-def _built(config: InferenceConfig, values: dict[str, Any], path: Path, notes: list[str]) -> GenerateJob:
+def _built(
+    config: InferenceConfig, values: dict[str, Any], path: Path, notes: list[str], *, transformer_at_hand: bool
+) -> GenerateJob:
     bases = (Path.cwd(), path.resolve().parent)
     finder = _Finder(path.name, bases)
     top = {key: values[key] for key in _REQUEST_KEYS if key in values}
@@ -131,7 +141,9 @@ def _built(config: InferenceConfig, values: dict[str, Any], path: Path, notes: l
     run["prompts_file"] = None
     if config.from_latents is not None:
         run["from_latents"] = finder.find("from_latents", config.from_latents)
-    model = _found_weights(config.model, finder, decoding=config.from_latents is not None)
+    model = _found_weights(
+        config.model, finder, decoding=config.from_latents is not None, transformer_at_hand=transformer_at_hand
+    )
     videos = []
     for index, (task, address) in enumerate(zip(tasks, where, strict=True)):
         request = parse(RequestConfig, _inherited(top, task), address)
@@ -211,15 +223,18 @@ class _Finder:
         )
 
 
-def _found_weights(paths: WeightPaths, finder: _Finder, *, decoding: bool) -> WeightPaths:
+def _found_weights(paths: WeightPaths, finder: _Finder, *, decoding: bool, transformer_at_hand: bool) -> WeightPaths:
     """Absolute paths of what is needed: to decode latents, the VAE alone."""
     vae = finder.find("model.vae", paths.vae)
     if decoding:
         return paths.model_copy(update={"vae": vae})
-    transformer = [
-        tuple(finder.find(f"model.transformer[{index}]", shard) for shard in shards)
-        for index, shards in enumerate(paths.experts)
-    ]
+    if transformer_at_hand:
+        transformer = paths.experts
+    else:
+        transformer = tuple(
+            tuple(finder.find(f"model.transformer[{index}]", shard) for shard in shards)
+            for index, shards in enumerate(paths.experts)
+        )
     return WeightPaths(
         transformer=tuple(shards[0] if len(shards) == 1 else shards for shards in transformer),
         vae=vae,

@@ -1,0 +1,44 @@
+"""Videos made during training are, bit for bit, those made afterwards from the saved checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_mm.generation.writer import read_latents
+from mindspeed_mm.tasks.generate import main
+from tests.runs import arguments, make_run, train_job
+from tests.tiny import write_official
+
+
+@pytest.mark.parametrize(("dtype", "ranks"), [("fp32", 1), ("bf16", 2)])
+def test_validation_equals_generation_from_the_checkpoint(world, tmp_path, dtype, ranks):
+    write_official(tmp_path / "tiny")
+    environment = make_run(tmp_path / "run", dtype=dtype)
+    inference = tmp_path / "inference.json"
+    config = {
+        "model": {"transformer": "unused while training", "vae": "tiny", "text_encoder": "tiny"},
+        **{"prompt": "a red ball", "height": 32, "width": 48, "num_frames": 5, "steps": 2, "dtype": dtype},
+        "output_path": str(tmp_path / "alone"),
+    }
+    inference.write_text(json.dumps(config))
+    data_json = Path(environment["MM_DATA"])
+    data = json.loads(data_json.read_text())
+    data["dataset_param"]["validation"]["inference"] = str(inference)
+    data_json.write_text(json.dumps(data))
+    bf16 = ["--bf16"] if dtype == "bf16" else []
+    flags = {"train_iters": 2, "eval_interval": 1, "save_interval": 1, "lr": 1e-2, "load": environment["SAVE_PATH"]}
+    world.run(ranks, train_job, [*arguments(environment, *bf16, **flags)])
+
+    save = tmp_path / "run" / "save"
+    made = {}
+    for iteration in (1, 2):
+        name = f"iter_{iteration:07d}"
+        main([str(inference), "--transformer", str(save / name), "--output-path", str(tmp_path / name)])
+        during = save / "validation" / name
+        latents = [read_latents(folder / "video1" / "latents.safetensors")[0] for folder in (during, tmp_path / name)]
+        assert torch.equal(*latents)
+        assert (during / "video1.mp4").read_bytes() == (tmp_path / name / "video1.mp4").read_bytes()
+        made[iteration] = latents[0]
+    assert not torch.equal(made[1], made[2])  # the model did learn something in between

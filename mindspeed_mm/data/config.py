@@ -190,7 +190,7 @@ class FeatureSource(Config):
 class ValidationSource(FeatureSource):
     """`validation`: features on which the loss is evaluated, and prompts to look at."""
 
-    inference: str | None = Field(
+    prompts: str | None = Field(
         default=None,
         description="inference JSON (prompts, VAE, text encoder) whose videos are made with the model in training at every evaluation",
     )

@@ -144,11 +144,11 @@ def build_videos(
 ) -> Callable[[int], None] | None:
     """What the model generates at each evaluation, under SAVE/validation, if the data JSON names an inference JSON."""
     validation = getattr(job.data.dataset_param, "validation", None)
-    inference = getattr(validation, "inference", None)
+    inference = getattr(validation, "prompts", None)
     if inference is None:
         return None
     if job.training.checkpoint.save is None:
-        raise ConfigError("dataset_param.validation.inference makes videos, and --save says where; give --save")
+        raise ConfigError("dataset_param.validation.prompts makes videos, and --save says where; give --save")
     from mindspeed_mm.tasks.validation_videos import ValidationVideos  # pulls in the VAE and the text encoder
 
     return ValidationVideos(Path(inference), model, mesh, accelerator, Path(job.training.checkpoint.save) / "validation")

@@ -37,7 +37,7 @@ class ValidationVideos:
         self.job = GenerateJob.from_file(inference, transformer_at_hand=True)
         if len(self.job.model.experts) != 1:
             raise ConfigError(
-                f"{inference}:model.transformer: one of two experts makes no video alone; leave validation.inference out"
+                f"{inference}:model.transformer: one of two experts makes no video alone; leave validation.prompts out"
             )
         self.model, self.mesh, self.accelerator, self.folder = model, mesh, accelerator, folder
         self.team = Team(Layout(mesh.cp_size, 1), accelerator, mesh) if mesh.world_size > 1 else Solo()

@@ -25,7 +25,7 @@ def test_validation_equals_generation_from_the_checkpoint(world, tmp_path, dtype
     inference.write_text(json.dumps(config))
     data_json = Path(environment["MM_DATA"])
     data = json.loads(data_json.read_text())
-    data["dataset_param"]["validation"]["inference"] = str(inference)
+    data["dataset_param"]["validation"]["prompts"] = str(inference)
     data_json.write_text(json.dumps(data))
     bf16 = ["--bf16"] if dtype == "bf16" else []
     flags = {"train_iters": 2, "eval_interval": 1, "save_interval": 1, "lr": 1e-2, "load": environment["SAVE_PATH"]}

@@ -1,0 +1,158 @@
+"""The extraction command from argv to files, in this process, on tiny models."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from mindspeed_mm.conditioning.vace import encode_features
+from mindspeed_mm.data.dataset import FeatureDataset, VaceDataset
+from mindspeed_mm.data.features import read_null_prompt
+from mindspeed_mm.data.registry import read_data_config
+from mindspeed_mm.models.umt5.encoder import load_text_encoder
+from mindspeed_mm.models.wan.vae import load_vae
+from mindspeed_mm.tasks.extract import main
+from mindspeed_mm.tasks.extraction import Outcome, World, extract
+from mindspeed_mm.tasks.jobs.extract import ExtractJob
+from tests.extract_job import make_job, spoil
+from tests.extract_world import CellVae, make_extraction, write_rows
+from tests.tiny import TEXT_FILE, VAE_FILE
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("extract")
+    main([*make_job(root), "--num-workers", "0"])
+    return root
+
+
+def features(root):
+    config = read_data_config_of(root / "out")
+    return FeatureDataset(config)
+
+
+def read_data_config_of(out):
+    path = out / "feature_data.json"
+    values = {"dataset_param": {"dataset_type": "feature", "basic_parameters": {"data_path": str(out / "data.jsonl")}}}
+    path.write_text(json.dumps(values))
+    return read_data_config(path).dataset_param
+
+
+def test_every_row_becomes_the_feature_that_conditioning_gives(root):
+    vae = load_vae(root / "models" / VAE_FILE)
+    text = load_text_encoder(root / "models" / TEXT_FILE, dtype=torch.float32, text_len=16)
+    clips = VaceDataset(read_data_config(root / "data.json").dataset_param)
+    dataset = features(root)
+    assert len(dataset) == len(clips) == 6
+    for row in range(6):
+        sample, record = clips[row], dataset[row]
+        latents, context = encode_features(vae, sample)
+        assert torch.equal(record.latents, latents.bfloat16())
+        assert torch.equal(record.vace_context, context.bfloat16())
+        assert record.num_refs == len(sample.src_ref_images) == dataset.shape(row)[3]
+        assert len(record.prompt_embeds) == len(sample.captions)
+        for stored, caption in zip(record.prompt_embeds, sample.captions, strict=True):
+            assert torch.equal(stored, text.encode([caption])[0].bfloat16())
+
+
+def test_the_list_repeats_the_rows_in_their_order(root):
+    rows = [json.loads(line) for line in (root / "out/data.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["cap"] for row in rows] == [
+        "a red ball",
+        "a red ball",
+        ["a red ball", "雪, the snow"],
+        "in",
+        "a cat",
+        "a dog",
+    ]
+    assert all(os.path.exists(row["video"]) for row in rows)
+    assert len({row["file"] for row in rows}) == 6
+    assert [row["shape"] for row in rows] == [[3, 4, 4], [3, 4, 8], [3, 8, 4], [3, 4, 8], [5, 4, 4], [3, 4, 4]]
+
+
+def test_the_null_prompt_is_the_embedding_of_nothing(root):
+    text = load_text_encoder(root / "models" / TEXT_FILE, dtype=torch.float32, text_len=16)
+    assert torch.equal(read_null_prompt(root / "out/null_prompt.safetensors"), text.encode([""])[0].bfloat16())
+    assert torch.equal(features(root).null_prompt, text.encode([""])[0].bfloat16())
+
+
+def test_the_job_is_kept_beside_the_features_and_a_second_run_does_nothing(root, capsys):
+    assert json.loads((root / "out/job.json").read_text())["extract"]["num_workers"] == 0
+    before = {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()}
+    main([*make_job(root), "--num-workers", "0"])
+    assert "extracted 0 clips" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()} == before
+
+
+def test_bad_clips_stop_the_run_with_their_addresses_or_are_listed(tmp_path, capsys):
+    flags = [*make_job(tmp_path), "--num-workers", "0"]
+    spoil(tmp_path / "clips datası")
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--dry-run"])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert all(f"data.json[{row}]" in line for row in (6, 7, 8))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):  # also where nobody looked before
+        main([*flags, "--no-check-clips", "--skip-bad-samples", "2"])
+    capsys.readouterr()
+    main([*flags, "--no-check-clips", "--skip-bad-samples", "3"])
+    assert "3 failed" in capsys.readouterr().out
+    failed = [json.loads(line) for line in (tmp_path / "out/failed.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in failed] == [6, 7, 8]
+    assert all(row["reason"].startswith(f"data.json[{row['row']}]") for row in failed)
+    assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_row_that_is_malformed_counts_as_a_bad_sample(tmp_path, capsys):
+    flags = [*make_job(tmp_path), "--num-workers", "0", "--no-check-clips"]
+    listing = tmp_path / "clips datası" / "data.json"
+    rows = [*json.loads(listing.read_text())[:1], {"video": "gone.mp4", "cap": "a"}, {"video": "plain.mp4"}]
+    listing.write_text(json.dumps(rows))
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert "2 of 3 rows cannot be used" in capsys.readouterr().err
+    main([*flags, "--skip-bad-samples", "2"])
+    assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "out/failed.jsonl").read_text().splitlines()) == 2
+
+
+class Clips:
+    """A stranger's dataset: three attributes."""
+
+    def __init__(self, records):
+        self.records, self.settings, self.load = records, {}, None
+
+
+def stopped_job(root):
+    return ExtractJob.from_argv([*make_job(root), "--num-workers", "0"])
+
+
+def test_sigterm_finishes_the_clip_at_hand_lists_what_is_done_and_the_next_run_goes_on(root, tmp_path):
+    rows = write_rows(tmp_path, 5)
+    job, out = stopped_job(root), tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        extract(job, Clips(rows), make_extraction(out, CellVae(at=3, number=signal.SIGTERM)), World(0, 1))
+    assert ended.value.code == 128 + signal.SIGTERM
+    listed = (out / "data.jsonl").read_text().splitlines()
+    assert len(listed) == len(list((out / "features").glob("*.safetensors"))) == 2
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    extraction = make_extraction(out)
+    extract(job, Clips(rows), extraction, World(0, 1))
+    assert extraction.vae.vae.calls == 3 + 1  # three clips, and grey
+    assert len((out / "data.jsonl").read_text().splitlines()) == 5
+
+
+def test_each_row_belongs_to_exactly_one_rank(tmp_path):
+    rows = write_rows(tmp_path, 7)
+    shares = [[row.row for row in rows[rank::3]] for rank in range(3)]
+    assert sorted(row for share in shares for row in share) == list(range(7))
+    parts = []
+    for share in shares:
+        part = Outcome()
+        for done in make_extraction(tmp_path / "out").run([rows[row] for row in share]):
+            part.add(done)
+        parts.append(part)
+    assert [row.record.row for row in Outcome.merged(parts).finished] == list(range(7))

@@ -39,7 +39,10 @@ _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 class TrainPipeline(Config):
-    """`train_pipeline` of published files: accepted where it says what is done anyway, refused where it would break VACE."""
+    """`train_pipeline`: transforms of published files.
+
+    Accepted where it says what is done anyway, refused where it would break VACE.
+    """
 
     video: tuple[Transform, ...] = ()
     image: tuple[Transform, ...] = ()

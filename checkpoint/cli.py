@@ -23,7 +23,7 @@ ALIASES = {"--pp_layers": "--cfg.target_parallel_config.pp_layers"}  # as the gu
 class OneLineParser(ArgumentParser):
     """A parser whose errors are ConfigErrors: one line, exit code 1."""
 
-    def format_help(self, *formatter: Any) -> str:  # type: ignore[override]  # releases differ in its argument
+    def format_help(self, *formatter: Any) -> str:  # releases differ in its argument
         """jsonargparse shows functions as `<function …>` where no docstring parser is installed: their first line instead."""
         return _OBJECT.sub(
             lambda match: _summaries().get(match[1].rsplit(".")[-1], match[1]), super().format_help(*formatter)

@@ -45,8 +45,8 @@ class Phase:
 PHASES = (
     Phase("frames", frames=1, batch=12, steps=700, learning_rate=4e-3),
     Phase("short clips", frames=5, batch=4, steps=700, learning_rate=2.5e-3),
-    Phase("clips", frames=17, batch=2, steps=240, learning_rate=1.2e-3),
-    Phase("decoder", frames=17, batch=2, steps=240, learning_rate=1e-3, decoder_only=True),
+    Phase("clips", frames=17, batch=2, steps=320, learning_rate=2e-3),
+    Phase("decoder", frames=17, batch=2, steps=200, learning_rate=1e-3, decoder_only=True),
 )
 PICTURES = ("plain", "plain", "plain", "inpaint", "outpaint", "extension", "silhouette", "edge", "reference")
 
@@ -201,7 +201,7 @@ def main() -> None:
     given = parser.parse_args()
     setup_logging()
     vae = new_vae(given.seed)
-    done = load(vae, given.path) if given.resume else 0
+    done = load(vae, given.path) if given.resume and given.path.is_file() else 0
     for number, phase in enumerate(PHASES[done:], start=done + 1):
         run_phase(vae, phase, given.scale)
         mean, std, psnr = measure(vae)

@@ -1,0 +1,121 @@
+"""Sources become what was asked for, by a named policy, or are refused in one line."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mindspeed_mm.data.video import write_video
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.inputs import Inputs, load_conditions
+
+SIZE = {"height": 32, "width": 48, "num_frames": 9}
+RNG = np.random.default_rng(0)
+CLIP = RNG.integers(0, 256, (9, 32, 48, 3), dtype=np.uint8)
+MASK = np.repeat((RNG.random((9, 4, 6)) > 0.5).astype(np.uint8) * 255, 8, axis=1).repeat(8, axis=2)
+
+
+def conditions(inputs, **values):
+    return load_conditions(inputs, SamplingConfig(**{**SIZE, **values}))
+
+
+def test_a_clip_may_come_in_every_form(tmp_path):
+    wanted = torch.from_numpy(CLIP).permute(3, 0, 1, 2).float() / 127.5 - 1
+    path = write_video(tmp_path / "clip.mkv", CLIP, 16, lossless=True)
+    forms = [path, str(path), CLIP, CLIP / 255.0, [Image.fromarray(frame) for frame in CLIP], wanted]
+    for form in forms:
+        torch.testing.assert_close(conditions(Inputs(src_video=form)).src_video, wanted, atol=1e-6, rtol=0)
+
+
+def test_a_mask_may_come_in_every_form(tmp_path):
+    wanted = torch.from_numpy(MASK).float()[None] / 255
+    path = write_video(tmp_path / "mask.mkv", MASK[..., None].repeat(3, -1), 16, lossless=True)
+    for form in (path, MASK, MASK > 0, [Image.fromarray(frame) for frame in MASK], wanted):
+        assert torch.equal(conditions(Inputs(src_video=CLIP, src_mask=form)).src_mask, wanted)
+
+
+def test_a_still_mask_holds_for_the_whole_clip():
+    found = conditions(Inputs(src_video=CLIP, src_mask=Image.fromarray(MASK[0]))).src_mask
+    assert torch.equal(found, torch.from_numpy(MASK[:1]).float()[None].expand(-1, 9, -1, -1) / 255)
+
+
+def test_references_are_letterboxed_on_white():
+    image = np.zeros((20, 10, 3), np.uint8)
+    (reference,) = conditions(Inputs(src_ref_images=[image])).src_ref_images
+    assert reference.shape == (3, 1, 32, 48)
+    assert (reference[..., 16:32] == -1).all()
+    assert (reference[..., :16] == 1).all()
+    assert (reference[..., 32:] == 1).all()
+
+
+def test_other_rate_length_and_size_are_noted(tmp_path):
+    frames = RNG.integers(0, 256, (40, 40, 80, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "clip.mp4", frames, 30)
+    notes = " | ".join(conditions(Inputs(src_video=path)).notes)
+    assert "sampled at 16 fps" in notes
+    assert "its first 9 frames are used" in notes
+    assert "from 80x40 to 48x32" in notes
+
+
+def test_a_clip_that_fits_leaves_no_note():
+    assert conditions(Inputs(src_video=CLIP, src_mask=MASK)).notes == ()
+
+
+def test_frame_by_frame_takes_every_frame_whatever_its_rate(tmp_path):
+    path = write_video(tmp_path / "clip.mkv", CLIP, 30, lossless=True)
+    found = conditions(Inputs(src_video=path), timing="frames").src_video
+    torch.testing.assert_close(found, conditions(Inputs(src_video=CLIP)).src_video)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "values", "message"),
+    [
+        ({"src_video": CLIP[:6]}, {}, "gives 5 frames.*set num_frames to 5, or short_clip"),
+        ({"src_video": np.concatenate((CLIP, CLIP))}, {"long_clip": "reject"}, "longer than num_frames"),
+        ({"src_video": CLIP[:, :30]}, {"fit": "reject"}, "48x30, 48x32 is wanted"),
+        ({"src_video": CLIP, "src_mask": MASK[:7]}, {}, "src_mask .* has 7 frames, src_video .* 9"),
+        ({"src_mask": MASK}, {}, "give src_video too"),
+        ({"outpaint": (0.5, 0, 0.5, 0)}, {}, "give src_video too"),
+        ({"first_frame": CLIP, "src_video": CLIP}, {}, "leave src_video and outpaint out"),
+        ({"first_frame": CLIP}, {}, "nothing is left to generate"),
+        ({"src_video": CLIP, "src_mask": (MASK > 0).astype(np.uint8)}, {}, "written as 0 and 1"),
+        ({"src_video": "no/such.mp4"}, {}, "no such file"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(inputs, values, message):
+    with pytest.raises(DataError, match=message) as caught:
+        conditions(Inputs(**inputs), **values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("policy", "last"), [("pad", 5), ("resample", 5)])
+def test_a_short_clip_is_filled_when_asked(policy, last):
+    found = conditions(Inputs(src_video=CLIP[:6]), short_clip=policy)
+    wanted = conditions(Inputs(src_video=CLIP)).src_video[:, last]
+    torch.testing.assert_close(found.src_video[:, -1], wanted)
+    assert any("9 frames" in note for note in found.notes)
+
+
+def test_first_and_last_frames_are_kept_and_the_rest_is_grey():
+    found = conditions(Inputs(first_frame=Image.fromarray(CLIP[0]), last_frame=CLIP[7:9]))
+    whole = conditions(Inputs(src_video=CLIP)).src_video
+    torch.testing.assert_close(found.src_video[:, [0, 7, 8]], whole[:, [0, 7, 8]])
+    assert not found.src_video[:, 1:7].any()
+    assert found.src_mask[0, :, 0, 0].tolist() == [0, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_outpainting_keeps_the_middle():
+    found = conditions(Inputs(src_video=CLIP[:, :, 12:36], outpaint=(0.5, 0.0, 0.5, 0.0)))
+    torch.testing.assert_close(found.src_video[..., 12:36], conditions(Inputs(src_video=CLIP)).src_video[..., 12:36])
+    assert not found.src_mask[..., 12:36].any()
+    assert found.src_mask[..., :12].all()
+    assert found.src_mask[..., 36:].all()
+    assert not found.src_video[..., :12].any()
+
+
+def test_a_soft_mask_stays_soft_when_asked():
+    grey = np.full((9, 32, 48), 100, np.uint8)
+    inputs = Inputs(src_video=CLIP, src_mask=grey)
+    assert conditions(inputs).src_mask.max() == 0
+    torch.testing.assert_close(conditions(inputs, soft_mask=True).src_mask, torch.full((1, 9, 32, 48), 100 / 255))

@@ -1,0 +1,75 @@
+"""Sigmas and timesteps are those of the published samplers, and the schedulers really use them."""
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+
+from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, decide
+from mindspeed_mm.generation.solvers import Solver, sigma_table, timestep_table
+
+
+def sampling(**values):
+    return SamplingConfig(**values)
+
+
+def test_euler_timesteps_of_fifty_steps_at_shift_five():
+    timesteps = timestep_table(sampling(solver="euler", steps=50, shift=5))
+    assert [round(float(t), 2) for t in (*timesteps[:3], *timesteps[-2:])] == [1000.0, 995.93, 991.74, 172.41, 92.59]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 16.0])
+def test_the_diffusers_grid_is_that_of_diffusers(shift):
+    oracle = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    oracle.set_timesteps(20)
+    ours = sampling(solver="unipc", grid="diffusers", steps=20, shift=shift)
+    torch.testing.assert_close(sigma_table(ours), oracle.sigmas, atol=2e-7, rtol=0)
+    assert timestep_table(ours).tolist() == oracle.timesteps.tolist()
+
+
+@pytest.mark.parametrize(("steps", "high"), [(20, 13), (40, 26), (50, 32)])
+def test_the_high_noise_expert_takes_the_published_share_of_steps(steps, high):
+    timesteps = timestep_table(decide(RequestConfig(steps=steps), experts=2))
+    assert int((timesteps >= 875).sum()) == high
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 30])
+def test_a_straight_flow_is_followed_to_its_end(solver, steps):
+    """When the velocity is that of one point, every solver must arrive at the point, however few the steps."""
+    settings = sampling(solver=solver, steps=steps, shift=5.0)
+    solver_ = Solver(settings)
+    generator = torch.Generator().manual_seed(0)
+    point, noise = (torch.randn(1, 16, 2, 4, 4, generator=generator) for _ in range(2))
+    first = float(solver_.sigmas[0])
+    sample = (1 - first) * point + first * noise
+    for index in range(len(solver_)):
+        sample = solver_.step(noise - point, index, sample)
+    torch.testing.assert_close(sample, point, atol=2e-4, rtol=0)
+
+
+def test_sigmas_fall_strictly_to_zero():
+    for solver in ("unipc", "dpm++", "euler"):
+        sigmas = sigma_table(sampling(solver=solver, steps=40))
+        assert bool((sigmas[1:] < sigmas[:-1]).all())
+        assert float(sigmas[-1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "experts", "wanted"),
+    [
+        ({}, 1, ("unipc", "official", 16.0, 50)),
+        ({}, 2, ("unipc", "official", 12.0, 50)),
+        ({"preset": "diffsynth"}, 1, ("euler", "official", 5.0, 50)),
+        ({"preset": "diffusers"}, 1, ("unipc", "diffusers", 3.0, 50)),
+        ({"preset": "diffusers", "height": 720, "width": 1280}, 1, ("unipc", "diffusers", 5.0, 50)),
+        ({"preset": "diffsynth", "solver": "dpm++", "shift": 9.0, "steps": 20}, 1, ("dpm++", "official", 9.0, 20)),
+    ],
+)
+def test_presets_fill_what_is_not_said(request_, experts, wanted):
+    found = decide(RequestConfig(**request_), experts=experts)
+    assert (found.solver, found.grid, found.shift, found.steps) == wanted
+
+
+def test_the_second_guidance_is_the_first_unless_said():
+    assert decide(RequestConfig(guidance_scale=3.0), experts=2).guidance_scale_2 == 3.0
+    assert decide(RequestConfig(guidance_scale=3.0, guidance_scale_2=1.0), experts=2).guidance_scale_2 == 1.0

@@ -1,0 +1,158 @@
+"""The inference JSON: who wins over whom, where paths are looked for, and one line for everything that is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = ("t.safetensors", "vae.pth", "t5.pth", "a.mp4", "m.mp4", "r.png", "s.png")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """`config(key=value, …)` writes an inference JSON beside files that exist; → its path."""
+    for name in FILES:
+        (tmp_path / name).touch()
+
+    def write(**values):
+        base = {
+            "model": {"transformer": ["t.safetensors"], "vae": "vae.pth", "text_encoder": "t5.pth"},
+            "prompt": "a cat",
+            "output_path": "out",
+        }
+        path = tmp_path / "inference.json"
+        path.write_text(json.dumps({key: value for key, value in {**base, **values}.items() if value != "drop"}))
+        return path
+
+    return write
+
+
+def job(path, *flags):
+    return GenerateJob.from_argv([str(path), *flags])
+
+
+def test_one_json_is_one_video_with_the_preset_of_the_official_code(config):
+    (video,) = job(config(video_path="a.mp4")).videos
+    sampling = video.sampling
+    assert (video.name, video.prompt) == ("video1", "a cat")
+    assert (sampling.height, sampling.width, sampling.num_frames, sampling.fps) == (480, 832, 81, 16.0)
+    assert (sampling.steps, sampling.guidance_scale, sampling.shift, sampling.seed) == (50, 5.0, 16.0, 2025)
+    assert video.negative_prompt.startswith("色调艳丽")
+
+
+def test_tasks_inherit_and_null_unsets(config):
+    tasks = [{"image_path": None}, {"video_path": None, "prompt": "a dog"}, {"name": "both", "seed": 3}]
+    videos = job(config(video_path="a.mp4", image_path="r.png", seed=1, tasks=tasks)).videos
+    assert [bool(video.inputs.video) for video in videos] == [True, False, True]
+    assert [len(video.inputs.images) for video in videos] == [0, 1, 1]
+    assert [video.name for video in videos] == ["video1", "video2", "both"]
+    assert [video.sampling.seed for video in videos] == [1, 1, 3]
+    assert videos[1].prompt == "a dog"
+
+
+def test_flags_win_over_tasks_and_may_be_spelt_like_keys(config):
+    path = config(seed=1, tasks=[{"seed": 2}, {"image_paths": ["r.png", "s.png"]}])
+    videos = job(path, "--seed=9", "--num_frames", "17", "--image_path", str(path.parent / "s.png")).videos
+    assert [video.sampling.seed for video in videos] == [9, 9]
+    assert [video.sampling.num_frames for video in videos] == [17, 17]
+    assert all(Path(video.inputs.images[0]).name == "s.png" and len(video.inputs.images) == 1 for video in videos)
+
+
+def test_an_empty_negative_prompt_is_honoured(config):
+    assert job(config(negative_prompt="")).videos[0].negative_prompt == ""
+
+
+def test_paths_are_looked_for_in_the_working_directory_first(config, tmp_path, monkeypatch):
+    path = config(video_path="a.mp4")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert Path(job(path).videos[0].inputs.video) == tmp_path / "a.mp4"
+    (here / "a.mp4").touch()
+    assert Path(job(path).videos[0].inputs.video) == here / "a.mp4"
+
+
+def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
+    (tmp_path / "prompts.txt").write_text("# two of them\na cat\n\na dog\n")
+    assert [video.prompt for video in job(config(prompt="drop", prompts_file="prompts.txt")).videos] == [
+        "a cat",
+        "a dog",
+    ]
+    rows = [{"prompt": "a cat", "seed": 1}, {"name": "dog", "image_path": "r.png"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = job(config(prompts_file="prompts.jsonl")).videos
+    assert (first.sampling.seed, second.name, len(second.inputs.images)) == (1, "dog", 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "message"),
+    [
+        ({"prompt": "drop"}, [], 'inference.json:prompt: missing; .*"prompt"'),
+        ({"promt": "x"}, [], "inference.json[:.]promt: unknown key .*'prompt'"),
+        ({"height": 470}, [], "height: must be a multiple of 16; nearest: 464"),
+        ({"num_frames": 80}, [], "num_frames: must be 4k.1.*nearest: 81"),
+        ({}, ["--sed", "3"], "unknown argument '--sed' .did you mean '--seed'"),
+        ({}, ["--steps", "many"], "steps"),
+        ({"video_path": "b.mp4"}, [], "inference.json:video_path: b.mp4: no such file or folder in "),
+        ({"mask_path": "m.mp4"}, [], "mask_path: .*give video_path"),
+        ({"guidance_scale_2": 2}, [], "guidance_scale_2: is of the low-noise expert"),
+        ({"image_path": "r.png", "image_paths": ["s.png"]}, [], "image_path and image_paths"),
+        ({"tasks": [{"name": "a"}, {"name": "a"}]}, [], "2 videos are called 'a'"),
+        ({"tasks": [{"promt": "a"}]}, [], r"tasks\[0\].promt: unknown key"),
+        ({"tasks": []}, [], "tasks"),
+        ({"name": "../x"}, [], "name"),
+        ({"first_frame_path": "r.png", "video_path": "a.mp4"}, [], "video_path: contradicts first_frame_path"),
+        ({"outpaint": [0.5, 0, 0, 0]}, [], "outpaint: grows the frame of video_path"),
+        ({"outpaint": [0, 0, 0, 0], "video_path": "a.mp4"}, [], "outpaint"),
+        (
+            {"model": {"transformer": "gone", "vae": "vae.pth", "text_encoder": "t5.pth"}},
+            [],
+            r"model.transformer\[0\]: gone",
+        ),
+        ({"model": {"transformer": ["a", "b", "c"], "vae": "v", "text_encoder": "t"}}, [], "lists 3 models"),
+        ({"solver": "ddim"}, [], "solver"),
+        ({"preset": "wann"}, [], "preset"),
+        ({"seed": -1}, [], "seed"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(config, values, flags, message):
+    with pytest.raises(MindSpeedMMError, match=message) as caught:
+        job(config(**values), *flags)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["wan2.1_1.3b", "wan2.1_14b", "wan2.2_A14b"])
+def test_the_guides_three_files_name_the_guides_three_tasks(size, tmp_path, monkeypatch):
+    path = ROOT / "examples" / "vace" / "inference" / f"inference_{size}.json"
+    values = json.loads(path.read_text())
+    work = tmp_path / "work"
+    paths = [values["image_path"], values["video_path"], *(p for p in values["model"].values() if isinstance(p, str))]
+    for entry in values["model"]["transformer"]:
+        paths += [entry] if isinstance(entry, str) else entry
+    for name in paths:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).touch()
+    monkeypatch.chdir(work)
+    videos = job(path).videos
+    assert [video.name for video in videos] == ["video1", "video2", "video3"]
+    assert [(bool(v.inputs.video), len(v.inputs.images)) for v in videos] == [(True, 0), (False, 1), (True, 1)]
+    assert videos[0].sampling.shift == (12.0 if "A14b" in size else 16.0)
+
+
+def test_help_typo_missing_file_and_dry_run_leave_torch_alone(config):
+    code = (
+        "import sys\nfrom mindspeed_mm.tasks.generate import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "sys.exit(int('torch' in sys.modules))"
+    )
+    path = str(config())
+    for argv in (["--help"], [path, "--sed", "3"], ["gone.json"], [path, "--dry-run"]):
+        ran = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
+        assert ran.returncode == 0, argv
+        assert "Traceback" not in ran.stderr

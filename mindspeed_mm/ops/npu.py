@@ -7,6 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+MAX_ROTARY_BATCH = 1000  # batch · heads must stay below, in interleave mode
+
+
+def holds(x: Tensor) -> bool:
+    """Whether x lies on an NPU."""
+    return x.device.type == "npu"
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """[B, S, N, K] ×3 → [B, S, N, K] by npu_fusion_attention; BSND is its name of our layout."""
@@ -22,6 +29,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     out: Tensor = torch_npu.npu_rms_norm(x, weight, epsilon=eps)[0]
     return out
+
+
+def can_rotate(x: Tensor) -> bool:
+    """Whether npu_rotary_mul takes x [B, S, N, K]."""
+    return x.shape[0] * x.shape[2] < MAX_ROTARY_BATCH
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

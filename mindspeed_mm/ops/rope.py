@@ -28,13 +28,16 @@ def rope_tables(grid: tuple[int, int, int], dims: tuple[int, int, int], device: 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of adjacent channels of x [B, S, N, K] by its token's angle; cos, sin [S, K/2]. In x's dtype."""
-    if x.device.type == "npu":
+    if npu.holds(x) and npu.can_rotate(x):
         return npu.apply_rope(x, cos, sin)
-    return apply_rope_reference(x, cos, sin)
+    if npu.holds(x) or torch.compiler.is_compiling():  # the compiler fuses the formula, but not complex numbers
+        return apply_rope_reference(x, cos, sin)
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None, :]).flatten(-2).to(x.dtype)
 
 
 def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same by the formula, in fp32."""
+    """The same by the formula in real numbers, fp32: what every fused version is compared with."""
     even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

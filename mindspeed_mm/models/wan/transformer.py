@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mindspeed_mm.models.wan.config import WanConfig
-from mindspeed_mm.ops.attention import Attend, attend
+from mindspeed_mm.ops.attention import Attend, attend, attend_padded
 from mindspeed_mm.ops.norm import rms_norm
 from mindspeed_mm.ops.rope import apply_rope
 
@@ -108,9 +108,8 @@ class CrossAttention(Attention):
     def forward(self, x: Tensor, text: Text) -> Tensor:
         """[B, S, D] → [B, S, D]."""
         rows = text.rows.to(self.k.weight.dtype)
-        k, v = (_repeat_last(t, text.copies) for t in (self.norm_k(self.k(rows)), self.v(rows)))
-        q = self._heads(self.norm_q(self.q(x)))
-        out: Tensor = self.o(self.attend(q, self._heads(k), self._heads(v)).flatten(2))
+        q, k = self._heads(self.norm_q(self.q(x))), self._heads(self.norm_k(self.k(rows)))
+        out: Tensor = self.o(attend_padded(q, k, self._heads(self.v(rows)), text.copies, self.attend).flatten(2))
         return out
 
 
@@ -166,8 +165,3 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tenso
 def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     """x + gate·y in fp32, in x's dtype."""
     return torch.addcmul(x.float(), gate, y.float()).to(x.dtype)
-
-
-def _repeat_last(x: Tensor, copies: int) -> Tensor:
-    """[B, L, D] → [B, L-1+copies, D], the last row `copies` times."""
-    return x if copies == 1 else torch.cat((x, x[:, -1:].expand(-1, copies - 1, -1)), dim=1)

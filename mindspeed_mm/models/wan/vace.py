@@ -126,6 +126,7 @@ class VaceTransformer(nn.Module):
                 continue
             c, hint = self.vace_blocks[n](c, start, time, text, rope)
             x = torch.add(block(x, time, text, rope), hint, alpha=scales[n]).to(x.dtype)
+            del hint  # before the next one is made
         return x
 
     def _tokens(self, embedding: nn.Module, cells: Tensor) -> Tensor:

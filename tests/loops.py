@@ -113,7 +113,7 @@ def loop_parts(
             clip_grad=config.optimizer.clip_grad,
         ),
         "dp_size": 1,
-        "cost": lambda grid: (tokens_of(grid, TINY), step_flops(TINY, tokens_of(grid, TINY), "all")),
+        "cost": lambda size: (tokens_of(size[:3], TINY), step_flops(TINY, tokens_of(size[:3], TINY), "all")),
         "checkpoints": None,
         "evaluate": None,
         "writers": [],

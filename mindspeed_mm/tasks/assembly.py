@@ -151,7 +151,9 @@ def build_videos(
         raise ConfigError("dataset_param.validation.prompts makes videos, and --save says where; give --save")
     from mindspeed_mm.tasks.validation_videos import ValidationVideos  # pulls in the VAE and the text encoder
 
-    return ValidationVideos(Path(inference), model, mesh, accelerator, Path(job.training.checkpoint.save) / "validation")
+    return ValidationVideos(
+        Path(inference), model, mesh, accelerator, Path(job.training.checkpoint.save) / "validation"
+    )
 
 
 def step_settings(job: PretrainJob) -> StepSettings:
@@ -166,16 +168,25 @@ def step_settings(job: PretrainJob) -> StepSettings:
 
 
 def sample_cost(job: PretrainJob) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
-    """Latent grid → tokens and operations of one sample."""
+    """(R+F, h, w, text rows) → tokens and operations of one sample."""
     sizes, trainable = job.predictor.model, job.predictor.trainable
-    recomputed = float(job.fsdp2.recompute_modules is not None or job.parallel.recompute_granularity == "full")
+    share = recomputed_share(job)
 
     @lru_cache
-    def cost(grid: tuple[int, ...]) -> tuple[int, Flops]:
-        tokens = tokens_of(grid, sizes)
-        return tokens, step_flops(sizes, tokens, trainable, recomputed)
+    def cost(size: tuple[int, ...]) -> tuple[int, Flops]:
+        *grid, text = size
+        tokens = tokens_of(tuple(grid), sizes)
+        return tokens, step_flops(sizes, tokens, trainable, share, text=text)
 
     return cost
+
+
+def recomputed_share(job: PretrainJob) -> float:
+    """The share of blocks that run forward twice, for HFU; `selective` keeps attention, which is counted as half."""
+    named = job.fsdp2.recompute_modules
+    modes = set(named.values()) if isinstance(named, dict) else {"full"} if named else set()
+    modes |= {job.parallel.recompute_granularity} - {None}
+    return 1.0 if "full" in modes else 0.5 if "selective" in modes else 0.0
 
 
 def job_writers(job: PretrainJob, mesh: Mesh) -> list[Writer]:

@@ -35,40 +35,54 @@ def tokens_of(grid: tuple[int, ...], config: VaceConfig) -> int:
     return (frames // patch_t) * (height // patch_h) * (width // patch_w)
 
 
-def block_forward(config: VaceConfig, tokens: int) -> tuple[float, float, float]:
+def block_forward(config: VaceConfig, tokens: int, text: int | None = None) -> tuple[float, float, float]:
     """One block's forward: (products with weights on tokens, products with weights on text, attention itself)."""
-    d, ffn, text = config.trunk.hidden_size, config.trunk.ffn_dim, config.trunk.text_len
+    d, ffn, rows = config.trunk.hidden_size, config.trunk.ffn_dim, text_rows(config, text)
     on_tokens = 2.0 * tokens * d * (6 * d + 2 * ffn)  # self q k v o, cross q o, two ffn layers
-    on_text = 2.0 * text * d * 2 * d  # cross k v
-    attention = 4.0 * tokens * tokens * d + 4.0 * tokens * text * d
+    on_text = 2.0 * rows * d * 2 * d  # cross k v
+    attention = 4.0 * tokens * (tokens + rows) * d
     return on_tokens, on_text, attention
 
 
-def step_flops(config: VaceConfig, tokens: int, trainable: Trainable, recomputed: float = 0.0) -> Flops:
-    """Forward and backward of one sample with `tokens` tokens; `recomputed` is the share of blocks that run forward twice.
+def text_rows(config: VaceConfig, text: int | None) -> int:
+    """Rows of a prompt that are computed: its own, and one for all padding rows together, since those are equal."""
+    return config.trunk.text_len if text is None else min(text + 1, config.trunk.text_len)
 
-    A trained product costs twice its forward again (gradient of input and of weight), a frozen one that gradients pass
-    through once; attention costs twice. What no gradient reaches costs nothing: with `branch`, trunk block 0 and all
-    embeddings of the trunk.
+
+def step_flops(
+    config: VaceConfig, tokens: int, trainable: Trainable, recomputed: float = 0.0, *, text: int | None = None
+) -> Flops:
+    """Forward and backward of one sample of `tokens` tokens and `text` prompt rows (None: as many as there can be).
+
+    `recomputed` is the share of blocks that run forward twice. A trained product costs twice its forward again (gradient
+    of input and of weight), a frozen one that gradients pass through once, an embedding of inputs its weight's gradient
+    only; attention costs twice, cross attention to a frozen text once. What no gradient reaches costs nothing: with
+    `branch`, trunk block 0 and all embeddings of the trunk.
     """
-    trunk, blocks, branch = config.trunk, config.trunk.num_layers, len(config.vace_layers)
-    on_tokens, on_text, attention = block_forward(config, tokens)
-    block = on_tokens + on_text + attention
+    trunk, blocks, branch, rows = (
+        config.trunk,
+        config.trunk.num_layers,
+        len(config.vace_layers),
+        text_rows(config, text),
+    )
+    on_tokens, on_text, attention = block_forward(config, tokens, text)
     d, patch = trunk.hidden_size, trunk.patch_size[0] * trunk.patch_size[1] * trunk.patch_size[2]
-    edges = 2.0 * tokens * d * patch * (trunk.in_dim + trunk.out_dim)  # patch embedding and head
-    edges += 2.0 * trunk.text_len * d * (trunk.text_dim + d)
-    joins = 2.0 * tokens * d * (d * (branch + (branch > 0)) + patch * config.vace_in_dim * (branch > 0))
-    forward = (blocks + branch) * block + edges + joins
-    trained = 2 * (on_tokens + on_text + attention)
-    passed = on_tokens + 2 * attention
+    trunk_in = 2.0 * tokens * d * patch * trunk.in_dim + 2.0 * rows * d * trunk.text_dim
+    text_out, head = 2.0 * rows * d * d, 2.0 * tokens * d * patch * trunk.out_dim
+    branch_in = 2.0 * tokens * d * patch * config.vace_in_dim * (branch > 0)
+    joins = 2.0 * tokens * d * d * (branch + (branch > 0))  # after_proj of each branch block, before_proj of the first
+    block = on_tokens + on_text + attention
+    forward = (blocks + branch) * block + trunk_in + text_out + head + branch_in + joins
     if trainable == "all":
-        backward = (blocks + branch) * trained + 2 * edges + 2 * joins
+        backward = 2 * (blocks + branch) * block + trunk_in + 2 * (text_out + head) + branch_in + 2 * joins
     elif trainable == "trunk":
-        backward = blocks * trained + 2 * edges + branch * passed + joins
+        passed = on_tokens + on_text + 2 * attention
+        backward = 2 * blocks * block + branch * passed + trunk_in + 2 * (text_out + head) + joins
     else:
-        backward = branch * trained + (blocks - 1) * passed + 2 * joins + edges / 2
-    again = recomputed * (blocks + branch) * block
-    return Flops(model=forward + backward, hardware=forward + backward + again)
+        cross = 4.0 * tokens * rows * d
+        backward = branch * (2 * on_tokens + on_text + 2 * attention)
+        backward += (blocks - 1) * (on_tokens + 2 * attention - cross) + head + branch_in + 2 * joins
+    return Flops(model=forward + backward, hardware=forward + backward + recomputed * (blocks + branch) * block)
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:

@@ -45,7 +45,7 @@ class LoopParts:
     schedule: Schedule
     step: StepSettings
     dp_size: int  # ranks that see different samples
-    cost: Callable[[tuple[int, ...]], tuple[int, Flops]]  # latent grid → tokens and operations of one sample
+    cost: Callable[[tuple[int, ...]], tuple[int, Flops]]  # (R+F, h, w, text rows) → tokens and operations of one sample
     checkpoints: Saver | None  # None without --save
     evaluate: Callable[[], dict[str, float]] | None  # held-out loss
     writers: list[Writer]  # empty but on the logging rank
@@ -183,7 +183,7 @@ class TrainLoop:
 
     def _cost(self, work: LocalWork) -> list[float]:
         """Tokens, model TFLOP and hardware TFLOP of this rank; context-parallel ranks share a sample's cost."""
-        costs = [self.parts.cost(grid) for grid in work.grids]
+        costs = [self.parts.cost(size) for size in work.sizes]
         return [
             float(sum(tokens for tokens, _ in costs)),
             sum(flops.model for _, flops in costs) / 1e12,

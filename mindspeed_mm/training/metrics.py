@@ -118,18 +118,18 @@ class TensorBoard:
     def __init__(self, folder: str, interval: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer, self._interval = SummaryWriter(folder), interval  # type: ignore[no-untyped-call]
+        self._writer, self._interval = SummaryWriter(folder), interval
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         """Every `interval` iterations; held-out numbers always."""
         if iteration % self._interval and "loss" in values:
             return
         for name, value in values.items():
-            self._writer.add_scalar(name, value, iteration)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, iteration)
 
     def close(self) -> None:
         """Write what is buffered."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class Wandb:

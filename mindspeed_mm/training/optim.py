@@ -51,7 +51,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         return adam(groups, adam_w_mode=True, **settings)  # type: ignore[call-arg]
     if config.optimizer_selection in ("npu", "fused_adamw"):
         adam = _foreign("torch_npu.optim", "NpuFusedAdamW", config.optimizer_selection)
-        return adam(groups, **settings)  # type: ignore[call-arg]
+        return adam(groups, **settings)
     device = next(iter(groups[0]["params"])).device
     fused = config.optimizer_selection == "fused_torch_adamw" and device.type in _fused_devices()
     return torch.optim.AdamW(groups, fused=fused or None, **settings)

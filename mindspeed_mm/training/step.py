@@ -37,7 +37,7 @@ class LocalWork:
     timesteps: list[Tensor] = field(default_factory=list)  # [B] for each micro-batch
     keys: list[str] = field(default_factory=list)
     sample_indices: list[int] = field(default_factory=list)
-    grids: list[tuple[int, ...]] = field(default_factory=list)  # latent shape (R+F, h, w) of every sample
+    sizes: list[tuple[int, ...]] = field(default_factory=list)  # (R+F, h, w, text rows) of every sample
 
     def add(self, batch: Batch, loss: Tensor, losses: Tensor, timesteps: Tensor) -> None:
         """Remember one micro-batch; tensors stay on the device until `notes` reads them."""
@@ -46,7 +46,7 @@ class LocalWork:
         self.timesteps.append(timesteps)
         self.keys += batch.keys
         self.sample_indices += batch.sample_index.tolist()
-        self.grids += [tuple(batch.latents.shape[2:])] * len(batch.keys)
+        self.sizes += [(*batch.latents.shape[2:], batch.prompt_embeds.shape[1])] * len(batch.keys)
 
     def notes(self) -> list[SampleNote]:
         """Every sample with its loss. Waits for the device."""
@@ -86,7 +86,7 @@ def accumulate(
             losses = sample_losses(velocity, sample, batch.num_refs if settings.exclude_refs else 0)
             loss = (sample.weight * losses).mean()
         with timers.phase("backward"):
-            (loss / settings.micro_batches).backward()
+            (loss / settings.micro_batches).backward()  # type: ignore[no-untyped-call]
         work.add(on_host, loss, losses, sample.timestep)
     return work
 

@@ -1,0 +1,140 @@
+"""The whole of training learns: four clips are overfitted, and what is frozen stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mindspeed_mm.training.build import trains
+from mindspeed_mm.training.flops import peak_tflops, step_flops
+from mindspeed_mm.training.loop import TrainLoop
+from mindspeed_mm.training.validation import held_out_loss, quantile_places
+from tests.loops import loop_parts, random_records, training
+from tests.tiny import TINY, tiny_transformer
+
+
+class Zero(torch.nn.Module):
+    """Predicts no velocity at all."""
+
+    def forward(self, noisy, *_):
+        return torch.zeros_like(noisy)
+
+
+class TrunkOnly(torch.nn.Module):
+    """The same model, its branch switched off."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, noisy, timestep, prompt_embeds, _):
+        return self.model(noisy, timestep, prompt_embeds, None)
+
+
+def fixed_noise_loss(model, records, schedule):
+    values = held_out_loss(
+        model, records, schedule, quantiles=4, most=4, seed=3, exclude_refs=False, device=torch.device("cpu")
+    )
+    return values["validation/loss"]
+
+
+def quiet_model(trainable):
+    """Weights as a trained model's: head and join small, so that it starts near predicting nothing."""
+    model = tiny_transformer()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trains(name, trainable))
+            if name.startswith("head.head") or "after_proj" in name:
+                parameter.mul_(0.1)
+    return model
+
+
+def overfit(trainable, iterations, lr):
+    records = random_records(4)
+    config = training(
+        optimizer={"lr": lr, "adam_beta2": 0.95},
+        batch={"micro_batch_size": 4, "global_batch_size": 4, "train_iters": iterations},
+        log={"log_interval": 1000},
+    )
+    model = quiet_model(trainable)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    parts = loop_parts(model, config, records)
+    TrainLoop(config, parts).run()
+    return model, frozen, records, parts.schedule
+
+
+@pytest.mark.slow
+def test_training_all_of_it_halves_the_loss_of_predicting_nothing():
+    model, _, records, schedule = overfit("all", 400, 3e-3)
+    assert fixed_noise_loss(model, records, schedule) < 0.5 * fixed_noise_loss(Zero(), records, schedule)
+
+
+@pytest.mark.slow
+def test_training_the_branch_helps_the_trunk_and_leaves_its_bytes_alone():
+    model, frozen, records, schedule = overfit("branch", 150, 3e-3)
+    assert fixed_noise_loss(model, records, schedule) < fixed_noise_loss(TrunkOnly(model), records, schedule)
+    assert frozen
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name]), name
+            assert parameter.grad is None, name
+
+
+def test_held_out_loss_is_the_same_whenever_it_is_asked_and_covers_the_range():
+    model, records = tiny_transformer(), random_records(3, ((3, 4, 6), (2, 6, 4)))
+    schedule = loop_parts(model, training(), records).schedule
+    places = quantile_places(schedule, 4)
+    assert places == sorted(set(places))
+    assert [round(place, -1) for place in places] == [120, 380, 620, 880]
+    model.train()
+    first, second = (fixed_noise_loss(model, records, schedule) for _ in range(2))
+    assert first == second
+    assert model.training
+    by_rank = [
+        held_out_loss(
+            model,
+            records,
+            schedule,
+            quantiles=2,
+            most=3,
+            seed=3,
+            exclude_refs=False,
+            device=torch.device("cpu"),
+            dp_rank=rank,
+            dp_size=2,
+        )
+        for rank in range(2)
+    ]
+    assert by_rank[0] != by_rank[1]  # each rank looks at its own clips
+
+
+def test_operations_are_those_that_torch_counts():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny_transformer()
+    record = random_records(1)[0]
+    tokens = 3 * 2 * 3
+    inputs = (record.latents[None], torch.tensor([500.0]), record.prompt_embeds[0][None], record.vace_context[None])
+
+    def counted(trainable):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trains(name, trainable))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(*inputs).square().mean().backward()
+        return counter.get_total_flops()
+
+    for trainable in ("all", "trunk", "branch"):  # the counter sees the time embedding, too
+        ours = step_flops(TINY, tokens, trainable, text=len(record.prompt_embeds[0])).model
+        assert ours == pytest.approx(counted(trainable), rel=0.03), trainable
+
+
+def test_recomputing_all_blocks_costs_one_forward_of_them_more():
+    plain, again = (step_flops(TINY, 100, "all", recomputed=recomputed) for recomputed in (0.0, 1.0))
+    assert again.model == plain.model == plain.hardware
+    assert 1.2 < again.hardware / again.model < 4 / 3
+
+
+def test_a_known_device_has_a_peak_and_an_unknown_one_has_none():
+    assert peak_tflops("NVIDIA H200", "bf16") == 989
+    assert peak_tflops("cpu", "fp32") is None

@@ -165,7 +165,7 @@ def _save(image: Image.Image, path: Path) -> None:
     if kind is None:
         raise ConfigError(f"--out {path}: write a .png, .jpg or .webp")
     with atomic_path(path) as draft:
-        image.save(draft, format=kind)
+        image.save(draft, format=kind, optimize=True)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,13 @@ class VacePipeline:
         accelerator: Accelerator,
         tiled: Tiled = "auto",
         guide: Guide = guided_velocity,
+        num_experts: int | None = None,
     ) -> None:
-        """`experts` and `text_encoder` may be functions that load them when they are first needed."""
+        """`experts` and `text_encoder` may be functions that load them when they are first needed.
+
+        `num_experts`: how many `experts` will load; it decides the presets' shift (default: what is there, or 1).
+        """
+        self.num_experts = num_experts or (len(experts.models) if isinstance(experts, Experts) else 1)
         self._experts = experts
         self._vae = None if vae is None else vae.to(accelerator.device)
         self._encoder: StreamEncoder | None = None  # remembers the latents of grey, which is most of what VACE encodes
@@ -152,6 +157,7 @@ class VacePipeline:
             lambda: load_text(paths, dtype, accelerator, text_len),
             accelerator=accelerator,
             tiled=tiled,
+            num_experts=len(paths.experts),
         )
 
     def __call__(
@@ -224,7 +230,7 @@ class VacePipeline:
             last_frame=last_frame,
             outpaint=outpaint,
         )
-        sampling = decide(request, experts=len(self.experts.models))
+        sampling = decide(request, experts=self.num_experts)
         negative = NEGATIVE_PROMPT if negative_prompt is None else negative_prompt
         return self.generate(prompt, negative, inputs, sampling, noise=noise, on_step=on_step)
 

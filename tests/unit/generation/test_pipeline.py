@@ -1,0 +1,150 @@
+"""The pipeline as a Python user meets it, on tiny models."""
+
+import numpy as np
+import pytest
+import torch
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.errors import ConfigError, DataError, WeightsError
+from mindspeed_mm.generation.experts import Experts, execution_order
+from mindspeed_mm.generation.pipeline import VacePipeline, make_noise
+from mindspeed_mm.models.wan.vae import WanVae
+from tests.tiny import TINY, tiny_transformer, tiny_vae, write_official
+
+CPU = Accelerator.detect("cpu")
+SMALL = {"height": 32, "width": 48, "num_frames": 5, "steps": 2}
+RNG = np.random.default_rng(0)
+CLIP = RNG.integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+IMAGE = RNG.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return WanVae(tiny_vae(), "tiny")
+
+
+def pipeline(vae, offload="none", experts=1, models=None):
+    models = models or [tiny_transformer(seed) for seed in range(experts)]
+    pipe = VacePipeline(Experts(models, CPU, offload), vae, None, accelerator=CPU)
+    rows = torch.randn(7, TINY.trunk.text_dim, generator=torch.Generator().manual_seed(1))
+    pipe.remember({"a": rows, "b": rows[:4].flip(0)})
+    return pipe
+
+
+def latents(pipe, **values):
+    return pipe("a", negative_prompt="b", src_video=CLIP, src_ref_images=IMAGE, **{**SMALL, **values}).latents
+
+
+def test_from_pretrained_reads_a_downloaded_folder_and_the_result_saves_itself(tmp_path):
+    write_official(tmp_path / "tiny")
+    pipe = VacePipeline.from_pretrained(tmp_path / "tiny", dtype=torch.float32, device="cpu")
+    result = pipe("a red ball", src_video=CLIP, **SMALL)
+    assert result.frames.shape == (5, 32, 48, 3)
+    result.save(tmp_path / "out" / "ball.mp4")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ball", "ball.json", "ball.mp4", "ball.png"]
+    assert result.settings["sampling"]["seed"] == 2025
+    assert {"text", "load", "vae_encode", "denoise", "vae_decode", "step"} <= result.settings["seconds"].keys()
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    with pytest.raises(WeightsError, match="wanted diffusion_pytorch_model"):
+        VacePipeline.from_pretrained(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("offload", ["model", "block"])
+@pytest.mark.parametrize("experts", [1, 2])
+def test_offload_changes_nothing(vae, offload, experts):
+    plain = latents(pipeline(vae, experts=experts))
+    pipe = pipeline(vae, offload, experts)
+    assert torch.equal(latents(pipe), plain)
+    assert torch.equal(latents(pipe), plain)  # and again, after the weights went home
+
+
+def test_blocks_visit_in_the_order_in_which_they_run():
+    model, seen = tiny_transformer(), []
+    for block in execution_order(model):
+        block.register_forward_hook(lambda module, *_: seen.append(module))
+    from tests.tiny import tiny_inputs
+
+    model(**tiny_inputs())
+    assert seen == execution_order(model)
+
+
+def test_one_seed_is_one_video(vae):
+    first, again, other = (latents(pipeline(vae), seed=seed) for seed in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_noise_of_a_seed_never_changes():
+    noise = make_noise((1, 1, 1), 2025)
+    expected = torch.randn(1, 16, 1, 1, 1, generator=torch.Generator("cpu").manual_seed(2025), dtype=torch.float32)[0]
+    assert torch.equal(noise, expected)
+
+
+def test_references_are_dropped_before_decoding(vae):
+    pipe = pipeline(vae)
+    result = pipe("a", negative_prompt="b", src_ref_images=[IMAGE, IMAGE], **SMALL)
+    assert result.latents.shape == (16, 2 + 2, 4, 6)
+    alone = np.concatenate(list(pipe.decode(result.latents[:, 2:])))
+    assert np.array_equal(result.frames, alone)
+
+
+def test_guidance_of_one_does_not_ask_about_the_negative_prompt(vae):
+    asked = []
+    model = tiny_transformer()
+    model.register_forward_pre_hook(lambda *_: asked.append(1))
+    latents(pipeline(vae, models=[model]), guidance_scale=1.0)
+    assert len(asked) == SMALL["steps"]
+    latents(pipeline(vae, models=[model]), guidance_scale=2.0)
+    assert len(asked) == 3 * SMALL["steps"]
+
+
+def test_a_context_scale_of_zero_is_the_trunk_alone(vae):
+    branchless = []
+    model = tiny_transformer()
+    model.vace_blocks[0].register_forward_hook(lambda *_: branchless.append(1))
+    without = latents(pipeline(vae, models=[model]), context_scale=0.0)
+    assert not branchless
+    nearly = latents(pipeline(vae, models=[model]), context_scale=(0.0, 1e-12))
+    assert branchless
+    torch.testing.assert_close(without, nearly, atol=1e-5, rtol=0)
+
+
+def test_only_the_active_expert_is_asked(vae):
+    models, asked = [tiny_transformer(seed) for seed in (0, 1)], []
+    for number, model in enumerate(models):
+        model.register_forward_pre_hook(lambda *_, number=number: asked.append(number))
+    latents(pipeline(vae, models=models), steps=6, guidance_scale=1.0)
+    assert asked == sorted(asked)
+    assert set(asked) == {0, 1}
+
+
+def test_streamed_frames_are_those_of_the_whole_decode(vae):
+    pipe = pipeline(vae)
+    clip = torch.randn(16, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    chunks = list(pipe.decode(clip))
+    assert [len(chunk) for chunk in chunks] == [1, 4, 4, 4]
+    whole = (vae.decode(clip[None])[0].permute(1, 2, 3, 0) + 1) * 127.5
+    assert np.abs(np.concatenate(chunks).astype(float) - whole.numpy()).max() <= 0.5 + 1e-3
+
+
+def test_tiles_are_chosen_by_need(vae):
+    pipe = pipeline(vae)
+    assert not pipe.needs_tiles(480, 832)
+    assert pipe.needs_tiles(48000, 83200)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"height": 40}, ConfigError, "multiple of 16"),
+        ({"num_frames": 6}, ConfigError, "4k.1"),
+        ({"context_scale": (1.0, 1.0, 1.0)}, ConfigError, "context_scale has 3 numbers; .* 2 branch blocks"),
+        ({"src_mask": CLIP[:3]}, DataError, "src_mask"),
+    ],
+)
+def test_a_bad_request_is_one_line(vae, values, error, message):
+    with pytest.raises(error, match=message) as caught:
+        latents(pipeline(vae), **values)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,189 @@
+"""The generate command on tiny weights: what it leaves behind, how it goes on after an interruption, how it fails."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.generation import writer
+from mindspeed_mm.tasks.generate import main
+from tests.tiny import TINY, tiny_transformer, write_official, write_transformer
+
+CLIP = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_official(tmp_path_factory.mktemp("weights") / "tiny", dtype=torch.float32)
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    def write(**values):
+        base = {
+            "model": {"transformer": [str(tiny)], "vae": str(tiny), "text_encoder": str(tiny)},
+            **{"prompt": "a red ball", "height": 32, "width": 48, "num_frames": 5, "steps": 2, "dtype": "fp32"},
+            "output_path": str(tmp_path / "out"),
+        }
+        path = tmp_path / "inference.json"
+        path.write_text(json.dumps({**base, **values}))
+        return str(path)
+
+    return write
+
+
+def run(path, *flags):
+    main([path, *flags])
+    return Path(json.loads(Path(path).read_text())["output_path"])
+
+
+def refused(capsys, path, *flags):
+    """The one line with which the command ends."""
+    with pytest.raises(SystemExit) as end:
+        main([path, *flags])
+    assert end.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    return line
+
+
+def files(folder):
+    return (
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
+    )
+
+
+def test_a_video_with_everything_that_made_it(config, tmp_path):
+    source = write_video(tmp_path / "a.mkv", CLIP, 16, lossless=True)
+    mask = np.zeros((32, 48, 3), np.uint8)
+    mask[8:24, 8:24] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    Image.fromarray(CLIP[0]).save(tmp_path / "r.png")
+    path = config(video_path=str(source), mask_path="m.png", image_paths=["r.png", "r.png"], fps=12.5, seed=4)
+    with pytest.raises(SystemExit):
+        main([path])  # five frames at 16 fps are four at 12.5: refused
+    out = run(path, "--timing", "frames")
+    assert files(out) == [
+        *("video1.json", "video1.mp4", "video1.png", "video1/latents.safetensors"),
+        *("video1/reference_0.png", "video1/reference_1.png", "video1/src_mask.mp4", "video1/src_video.mp4"),
+    ]
+    with av.open(str(out / "video1.mp4")) as made:
+        stream = made.streams.video[0]
+        assert (stream.width, stream.height, stream.frames, float(stream.average_rate)) == (48, 32, 5, 12.5)
+    said = json.loads((out / "video1.json").read_text())
+    assert (said["prompt"], said["sampling"]["seed"], said["num_refs"]) == ("a red ball", 4, 2)
+    assert said["inputs"]["video"] == str(source)
+    assert {"torch", "diffusers", "transformers"} <= said["versions"].keys()
+    assert said["peak_memory_gb"] > 0
+    assert Image.open(out / "video1.png").width > 1000
+    shown = open_video(out / "video1" / "src_mask.mp4").read([0])[0]
+    assert abs(shown.astype(int) - mask.astype(int)).mean() < 2
+
+
+def test_several_videos_keep_the_weights_and_write_under_their_names(config):
+    out = run(config(tasks=[{"name": "one"}, {"name": "two", "seed": 5}, {"name": "three", "solver": "euler"}]))
+    assert [path.name for path in sorted(out.glob("*.mp4"))] == ["one.mp4", "three.mp4", "two.mp4"]
+    texts = [json.loads((out / f"{name}.json").read_text())["seconds"] for name in ("one", "two")]
+    assert "load" in texts[0]
+    assert "load" not in texts[1]
+
+
+def test_from_latents_makes_the_same_video_without_the_transformer(config, tmp_path, tiny):
+    out = run(config(seed=3))
+    video = (out / "video1.mp4").read_bytes()
+    model = {"transformer": ["gone"], "vae": str(tiny), "text_encoder": "gone"}
+    path = config(model=model, output_path=str(tmp_path / "again"))
+    again = run(path, "--from-latents", str(out / "video1" / "latents.safetensors"))
+    assert (again / "video1.mp4").read_bytes() == video
+    assert json.loads((again / "video1.json").read_text())["sampling"]["seed"] == 3
+
+
+def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer, "write_video", full)
+    line = refused(capsys, config())
+    kept = tmp_path / "out" / "video1" / "latents.safetensors"
+    assert "No space left on device" in line
+    assert f"--from-latents {kept}" in line
+    assert files(tmp_path / "out") == ["video1/latents.safetensors"]
+    monkeypatch.undo()
+    run(config(), "--from-latents", str(kept))
+    assert (tmp_path / "out" / "video1.mp4").exists()
+
+
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_half_written(config, tmp_path, monkeypatch, capsys):
+    def tear(frames, *_):
+        yield next(frames)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    watched = writer._watched
+    monkeypatch.setattr(writer, "_watched", lambda *args: tear(watched(*args)))
+    refused(capsys, config())
+    assert files(tmp_path / "out") == ["video1/latents.safetensors"]
+
+
+def test_an_inner_list_is_the_shards_of_one_model(config, tiny, tmp_path):
+    state = load_file(tiny / "diffusion_pytorch_model.safetensors")
+    names = sorted(state)
+    shutil.copy(tiny / "config.json", tmp_path)
+    shards = []
+    for number in range(2):
+        shards.append(str(tmp_path / f"shard{number}.safetensors"))
+        save_file({name: state[name] for name in names[number::2]}, shards[-1])
+    found = []
+    for transformer in ([str(tiny)], [shards]):
+        model = {"transformer": transformer, "vae": str(tiny), "text_encoder": str(tiny)}
+        out = run(config(model=model))
+        found.append(load_file(out / "video1" / "latents.safetensors")["latents"])
+    assert torch.equal(*found)
+
+
+def test_two_experts_are_two_paths(config, tiny, tmp_path):
+    write_transformer(tmp_path / "low", tiny_transformer(1), torch.float32)
+    model = {"transformer": [str(tiny), str(tmp_path / "low")], "vae": str(tiny), "text_encoder": str(tiny)}
+    out = run(config(model=model, guidance_scale_2=2.0), "--offload", "model")
+    assert json.loads((out / "video1.json").read_text())["sampling"]["shift"] == 12.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"context_scale": [1, 1, 1]}, "context_scale has 3 numbers.* 2 branch blocks"),
+        ({"video_path": "short.mkv"}, "video1: src_video .*gives 1 frames at 16 fps, num_frames is 5"),
+        ({"video_path": "a.mkv", "mask_path": "short.mkv"}, "src_mask .* has 3 frames, src_video .* 5"),
+        ({"video_path": "no.mp4.json"}, "no.mp4.json: .*not a video"),
+        ({"from_latents": "inference.json"}, "not a latents.safetensors"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(config, tmp_path, capsys, values, message):
+    write_video(tmp_path / "a.mkv", CLIP, 16, lossless=True)
+    write_video(tmp_path / "short.mkv", CLIP[:3], 16, lossless=True)
+    (tmp_path / "no.mp4.json").write_text("{}")
+    assert re.search(message, refused(capsys, config(**values)))
+    assert files(tmp_path / "out") == []
+
+
+def test_weights_of_something_else_are_named_before_anything_is_loaded(config, tiny, tmp_path, capsys):
+    model = {"transformer": [str(tiny / "Wan2.1_VAE.pth")], "vae": str(tiny), "text_encoder": str(tiny)}
+    assert refused(capsys, config(model=model)).startswith("WeightsError: ")
+    assert files(tmp_path / "out") == []
+
+
+def test_the_trunk_alone_refuses_to_look_at_a_video(config, tiny, tmp_path, capsys):
+    write_video(tmp_path / "a.mkv", CLIP, 16, lossless=True)
+    bare = TINY.model_copy(update={"vace_layers": ()})
+    write_transformer(tmp_path / "t2v", tiny_transformer(config=bare), torch.float32)
+    model = {"transformer": [str(tmp_path / "t2v")], "vae": str(tiny), "text_encoder": str(tiny)}
+    assert "no VACE branch" in refused(capsys, config(model=model, video_path="a.mkv"))
+    assert (run(config(model=model)) / "video1.mp4").exists()

@@ -69,6 +69,35 @@ def turn(source: Path, target: Path, degrees: int) -> Path:
     return target
 
 
+def write_as(path: Path, codec: str, options: dict[str, str], count: int = 40) -> Path:
+    """A clip of 24 frames a second in another codec or container."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24)
+        stream.height, stream.width, stream.pix_fmt, stream.options = 96, 128, "yuv420p", options
+        for frame in numbered(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def cut_without_decoding(whole: Path, target: Path, first: int) -> Path:
+    """What `ffmpeg -ss … -c copy` writes: packets from the key frame before `first`, and an edit list that hides what is too early."""
+    import av
+
+    write_as(whole, "libx264", {"x264-params": "keyint=8"})
+    with av.open(str(whole)) as source, av.open(str(target), "w") as container:
+        old = source.streams.video[0]
+        new = container.add_stream_from_template(old)
+        shift = round(first / 24 / float(old.time_base))
+        for packet in source.demux(old):
+            if packet.size and packet.pts * old.time_base * 24 >= first // 8 * 8:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, new
+                container.mux(packet)
+    return target
+
+
 def write_streamable(path: Path, count: int = 40) -> Path:
     """An mp4 of noise whose index stands in front, so that a cut-off copy still opens."""
     import av

@@ -19,6 +19,7 @@ from mindspeed_mm.errors import DataError
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 WHITE, BLACK = 255, 0
+_INDEXED = {"mp4", "matroska"}
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _UNTIMED_FPS = 16.0  # what image folders are shown at; they carry no clock
 
@@ -53,7 +54,7 @@ def open_video(
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageReader(path, background)
     refuse_text(path)
-    if reader == "decord":
+    if reader == "decord" and decord_is_exact(path):
         try:
             return DecordReader(path, threads)
         except DataError:
@@ -72,6 +73,31 @@ def refuse_text(path: Path) -> None:
         raise DataError(f"{path}: the file is empty")
     if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head) and not head.startswith(b"YUV4MPEG"):
         raise DataError(f"{path}: a text, not a video; it begins with {head[:24].decode('utf-8', 'replace')!r}")
+
+
+def decord_is_exact(path: Path) -> bool:
+    """Whether decord counts this file's frames right after a jump. Only packets are read, nothing is decoded.
+
+    It does not in formats without an index, where time stamps are missing or cut by an edit list, and in open groups of
+    pictures (x265's default), where frames that lean on the group before are dropped after a seek and all later ones shift.
+    """
+    import av
+
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            stream = container.streams.video[0]
+            if not _INDEXED & set(container.format.name.split(",")):
+                return False
+            key = None
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                if packet.pts is None or packet.is_discard or (key is not None and packet.pts < key):
+                    return False
+                key = packet.pts if packet.is_keyframe else key
+            return True
+    except (av.error.FFmpegError, IndexError):
+        return False
 
 
 class DecordReader:
@@ -115,55 +141,76 @@ class AvReader:
         import av
 
         self.path = path
+        self._threads = threads
         try:
-            self._container: Any = av.open(str(path), metadata_errors="ignore")
-            self._stream: Any = self._container.streams.video[0]
-            self._stream.codec_context.thread_count = threads
+            self._open()
             self._stamps, self._keys, last = index_frames(self._container, self._stream)
-            self._next = -1  # the frame that the decoder gives next; -1 = it must seek
-            self._frames: Iterator[Any] = iter(())
+            self._places = {stamp: place for place, stamp in enumerate(self._stamps)}
             first = self._decode(0)
+            base = float(self._stream.time_base)
         except DataError:
             raise
-        except Exception as error:  # av.error.FFmpegError, IndexError when there is no video stream
+        except (av.error.FFmpegError, IndexError) as error:  # IndexError: no video stream
             raise DataError(f"{path}: cannot be opened as a video: {short(error)}") from None
-        base = float(self._stream.time_base)
         self.num_frames = len(self._stamps)
         self.height, self.width = first.shape[:2]
         self.times = [round((stamp - self._stamps[0]) * base, 6) for stamp in self._stamps]
         self.duration, self.fps = clock(self.times, last * base)
 
+    def _open(self) -> None:
+        import av
+
+        self._container: Any = av.open(str(self.path), metadata_errors="ignore")
+        self._stream: Any = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = self._threads
+        self._counted = "avi" in self._container.format.name.split(
+            ","
+        )  # its stamps are in order of decoding, not showing
+        self._next = -1  # the frame that the decoder gives next; -1 = not known
+        self._frames: Iterator[Any] = iter(())
+
     def read(self, indices: Sequence[int]) -> Frames:
         """Frames at `indices`, uint8 [T, H, W, 3]."""
+        import av
+
         _check_range(self, indices)
         frames = {}
         for index in sorted(set(indices)):
             try:
                 frames[index] = self._decode(index)
-            except DataError:
-                raise
-            except Exception as error:
+            except av.error.FFmpegError as error:
+                self._next = -1
                 raise DataError(f"{self.path}: frame {index} cannot be decoded: {short(error)}") from None
         return np.stack([frames[index] for index in indices])
 
     def _decode(self, index: int) -> Frames:
-        """[H, W, 3]; goes back to the key frame before `index` only when decoding on from here would be longer."""
+        """[H, W, 3]; goes to the key frame before `index` where that is shorter, or the only way back."""
         key = self._keys[max(0, bisect_right(self._keys, index) - 1)]
-        if self._next < 0 or index < self._next or key > self._next:
+        if not self._counted and (self._next < 0 or index < self._next or key > self._next):
             self._container.seek(self._stamps[key], stream=self._stream, backward=True, any_frame=False)
             self._frames = self._container.decode(self._stream)
-        wanted = self._stamps[index]
+        frame = None if self._counted and not 0 <= self._next <= index else self._advance(index)
+        if frame is None:  # some formats seek behind the place, AVI cannot tell where it is: begin again
+            self._container.close()
+            self._open()
+            self._frames, self._next = self._container.decode(self._stream), 0
+            frame = self._advance(index)
+        if frame is None:
+            total = len(self._stamps)
+            raise DataError(f"{self.path}: frame {index} of {total} cannot be decoded: the file is cut off or damaged")
+        return upright(frame)
+
+    def _advance(self, index: int) -> Any:
+        """Decode on to the frame at `index`; None when it does not come, or comes damaged."""
         for frame in self._frames:
-            stamp = frame.pts if frame.pts is not None else frame.dts
-            if stamp is not None and stamp >= wanted:
-                self._next = index + 1
-                if stamp > wanted or getattr(frame, "is_corrupt", False):
-                    break
-                return upright(frame)
+            place = self._next if self._counted else self._places.get(frame.pts if frame.pts is not None else frame.dts)
+            self._next = self._next if place is None else place + 1
+            if place is not None and place >= index:
+                if place == index and not getattr(frame, "is_corrupt", False):
+                    return frame
+                break
         self._next = -1
-        raise DataError(
-            f"{self.path}: frame {index} of {len(self._stamps)} cannot be decoded: the file is cut off or damaged"
-        )
+        return None
 
 
 def index_frames(container: Any, stream: Any) -> tuple[list[int], list[int], int]:

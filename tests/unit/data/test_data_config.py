@@ -104,7 +104,7 @@ STEPS = (*VIDEO, "train_pipeline", "video")
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        ((*VIDEO, "num_frame"), 17, "dataset_param:preprocess_parameters.num_frame: unknown key (did you mean 'num_frames'?)"),
+        ((*VIDEO, "num_frame"), 17, "dataset_param.preprocess_parameters.num_frame: unknown key (did you mean 'num_frames'?)"),
         ((*VIDEO, "num_frames"), 80, "must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: 81 (found 80)"),
         ((*VIDEO, "vae_stride"), [8, 8, 8], "must be [4, 8, 8] for VACE"),
         ((*VIDEO, "video_reader_type"), "Torchvision", "'DecordVideo' or 'AvVideo'"),
@@ -135,7 +135,7 @@ def test_a_strangers_dataset_is_one_class_and_one_line(read):
         config = read({"dataset_param": {"dataset_type": "mine", "shelf": "a"}})
         assert config.dataset_param == Mine(shelf="a")
         assert DataConfig.model_validate(config.model_dump()) == config
-        with pytest.raises(ConfigError, match=r"dataset_param:shelv: unknown key \(did you mean 'shelf'\?\)"):
+        with pytest.raises(ConfigError, match=r"dataset_param.shelv: unknown key \(did you mean 'shelf'\?\)"):
             read({"dataset_param": {"dataset_type": "mine", "shelf": "a", "shelv": "b"}})
     finally:
         DATASETS._entries.pop("mine")

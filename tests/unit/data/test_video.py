@@ -11,7 +11,18 @@ from PIL import Image
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.video import AvReader, DecordReader, open_video, read_image, write_video
 from mindspeed_mm.errors import DataError
-from tests.clips import number_of, numbered, numbers_of, turn, write_clip, write_long, write_streamable, write_variable
+from tests.clips import (
+    cut_without_decoding,
+    number_of,
+    numbered,
+    numbers_of,
+    turn,
+    write_as,
+    write_clip,
+    write_long,
+    write_streamable,
+    write_variable,
+)
 
 READERS = ["decord", "av"]
 SCATTERED = [0, 29, 3, 3, 17, 16, 4, 28]
@@ -58,6 +69,37 @@ def test_a_rotated_phone_video_is_read_upright(tmp_path, reader, degrees, corner
 def test_a_width_that_decord_stumbles_over_is_read_all_the_same(tmp_path):
     clip = open_video(write_clip(tmp_path / "small.mp4", 5, height=64, width=96), "decord")
     assert numbers_of(clip.read([4, 0])) == [4, 0]
+
+
+FORMATS = {
+    "vp9.webm": ("libvpx-vp9", {"cpu-used": "8"}),
+    "open.mp4": ("libx264", {"x264-params": "open-gop=1:keyint=8:bframes=3"}),
+    "hevc.mp4": (
+        "libx265",
+        {"x265-params": "log-level=none:keyint=8:min-keyint=8:pools=1"},
+    ),  # x265 opens its groups by itself
+    "stream.ts": ("libx264", {"x264-params": "keyint=8"}),
+    "old.avi": ("libx264", {"x264-params": "keyint=8:bframes=3"}),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_jumps_land_on_the_right_frame_in_every_format(tmp_path, reader, name):
+    codec, options = FORMATS[name]
+    clip = open_video(write_as(tmp_path / name, codec, options), reader)
+    for wanted in ([0, 39, 12, 13, 11, 8, 7, 9], [1, 9, 17, 18], list(range(0, 40, 3))):
+        assert numbers_of(clip.read(wanted)) == wanted
+    assert clip.num_frames == 40
+    assert clip.fps == pytest.approx(24, abs=0.1)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_frames_that_an_edit_list_cuts_off_do_not_count(tmp_path, reader):
+    path = cut_without_decoding(tmp_path / "whole.mp4", tmp_path / "cut.mp4", first=11)
+    clip = open_video(path, reader)
+    assert numbers_of(clip.read([0, 1, 9, 3])) == [11, 12, 20, 14]
+    assert clip.num_frames == 40 - 11
 
 
 def test_an_image_folder_is_read_in_the_order_of_its_numbers(tmp_path):

@@ -35,7 +35,10 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.rng import rng_state, set_rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.keymap import KeyMap
+from mindspeed_mm.models.weights import open_weights
+from mindspeed_mm.training.build import fill
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.state import (
     TrainState,
@@ -112,7 +115,10 @@ class Checkpointer:
         folder = self._folder_to_load()
         if folder is None:
             return False
-        load_checkpoint(folder, state, self.config, self.accelerator, self.key_map, self.base)
+        if (folder / ".metadata").is_file():
+            load_checkpoint(folder, state, self.config, self.accelerator, self.key_map, self.base)
+        else:  # `release`: converted weights, which never trained
+            fill(state.model, open_weights(folder), seed=0)
         logger.info(f"loaded {folder} at iteration {state.iteration}")
         return True
 
@@ -213,6 +219,7 @@ def load_checkpoint(
     base: BaseReference | None,
 ) -> None:
     """Fill `state` from one DCP folder, on any number of ranks. Raises WeightsError naming what does not fit."""
+    _check_base(folder, read_dcp(folder).get("base"), base, config.finetune)  # also refuses an index that carries code
     reader = FileSystemReader(folder)
     metadata = reader.read_metadata()
     names = mm_names(state.model, key_map)
@@ -243,6 +250,24 @@ def load_checkpoint(
 def mm_names(model: nn.Module, key_map: KeyMap) -> dict[nn.Parameter, str]:
     """Parameter → its MM name, in the model's order."""
     return {parameter: key_map.to_theirs(name) for name, parameter in model.named_parameters()}
+
+
+def _check_base(folder: Path, found: Any, base: BaseReference | None, finetune: bool) -> None:
+    """A checkpoint of what trains goes with the weights that it was trained upon."""
+    if not isinstance(found, Mapping):
+        return
+    if base is None:
+        raise WeightsError(
+            f"{folder}: holds what trains only; set predictor.from_pretrained to the rest: {found.get('path')}"
+        )
+    if found.get("fingerprint") != base.fingerprint:
+        problem = (
+            f"{folder}: was trained upon {found.get('path')} (fingerprint {str(found.get('fingerprint'))[:12]}), but "
+            f"predictor.from_pretrained {base.path} is other weights ({base.fingerprint[:12]})"
+        )
+        if not finetune:
+            raise WeightsError(f"{problem}; name the same weights, or start anew with --finetune")
+        logger.warning(problem)
 
 
 def _check_weights(folder: Path, metadata: Metadata, names: Mapping[nn.Parameter, str]) -> None:

@@ -31,7 +31,7 @@ class World:
             port = free.getsockname()[1]
         for rank, pipe in enumerate(self.pipes[:size]):
             pipe.send((rank, size, port, job, args, settings))
-        answers = [pipe.recv() if pipe.poll(120) else (False, "no answer in 120 s") for pipe in self.pipes[:size]]
+        answers = [pipe.recv() if pipe.poll(600) else (False, "no answer in 600 s") for pipe in self.pipes[:size]]
         failed = [f"rank {rank}: {answer}" for rank, (fine, answer) in enumerate(answers) if not fine]
         assert not failed, "\n".join(failed)
         return [answer for _, answer in answers]

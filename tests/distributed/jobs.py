@@ -157,7 +157,7 @@ class Run:
     folder: Path
     setup: Setup = field(default_factory=Setup)
     checkpoint: dict[str, Any] = field(default_factory=dict)
-    base: bool = True  # trainable-only checkpoints, which name where the rest lies
+    base: str | None = "0123"  # fingerprint: checkpoints of what trains, which name where the rest lies; None: of all
 
     def start(self) -> tuple[TrainState, Mesh, Checkpointer]:
         model, mesh = self.setup.build()
@@ -166,7 +166,7 @@ class Run:
         scheduler = param_scheduler(optim, config, train_iters=10, global_batch_size=4)
         state = TrainState(model=model, optimizer=optim, scheduler=scheduler)
         settings = CheckpointConfig(**{"save": str(self.folder), "load": str(self.folder), **self.checkpoint})
-        base = BaseReference("/somewhere/base", "0123", "official") if self.base else None
+        base = BaseReference("/somewhere/base", self.base, "official") if self.base else None
         points = Checkpointer(settings, CPU, KEY_MAPS["mm"], base=base, job_json='{"a": 1}')
         return state, mesh, points
 

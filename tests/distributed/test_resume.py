@@ -1,6 +1,9 @@
 """A run that stops and goes on is the run that never stopped."""
 
 import json
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +11,9 @@ import pytest
 import torch
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from tests.distributed.jobs import Run, Setup, files, train_to
+from tests.tiny import tiny_transformer
 
 
 def same(a, b):
@@ -91,7 +96,7 @@ def test_dcp_to_torch_gives_plain_tensors_in_mm_names(stopped, straight, tmp_pat
 
 def test_the_whole_model_is_written_on_request_or_when_there_is_no_base(world, tmp_path):
     for number, run in enumerate(
-        (Run(tmp_path / "0", checkpoint={"save_full_model": True}), Run(tmp_path / "1", base=False))
+        (Run(tmp_path / "0", checkpoint={"save_full_model": True}), Run(tmp_path / "1", base=None))
     ):
         world.run(2, train_to, run, 1, save_at=(1,))
         folder = tmp_path / str(number) / "iter_0000001"
@@ -176,3 +181,37 @@ def test_a_missing_or_foreign_checkpoint_is_refused(world, stopped, tmp_path):
     assert "no complete checkpoint of iteration 3; there are: 4" in world.run(2, refusal, wrong)[0]
     other = Run(stopped, Setup(trainable="all"))
     assert "lacks weights that train here: wan_dit" in world.run(2, refusal, other)[0]
+    assert "is other weights (4567)" in world.run(2, refusal, Run(stopped, base="4567"))[0]
+    assert "set predictor.from_pretrained" in world.run(2, refusal, Run(stopped, base=None))[0]
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("hostile-was-here",)
+
+
+def test_an_index_that_carries_code_is_refused_before_it_runs(world, stopped, tmp_path):
+    forged = tmp_path / "iter_0000004"
+    shutil.copytree(stopped / "iter_0000004", forged)
+    (forged / ".metadata").write_bytes(pickle.dumps(Hostile()))
+
+    message = world.run(1, refusal, Run(tmp_path, checkpoint={"ckpt_step": 4}))[0]
+
+    assert "cannot be read safely" in message
+    assert not os.path.exists("hostile-was-here")
+
+
+def test_converted_weights_in_a_release_folder_are_a_start(world, tmp_path):
+    """What hf_to_mm writes may be given to --load, as in the old scripts."""
+    state = tiny_transformer(9).state_dict()
+    folder = tmp_path / "release" / "mp_rank_00"
+    folder.mkdir(parents=True)
+    named = {KEY_MAPS["mm"].to_theirs(name): weight for name, weight in state.items()}
+    torch.save({"model": named}, folder / "model_optim_rng.pt")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release\n")
+
+    answer = world.run(2, train_to, Run(tmp_path), 0)[0]
+
+    assert all(torch.equal(answer["weights"][name], weight) for name, weight in state.items())

@@ -13,6 +13,7 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "module.", "predictor.")
 SHOWN = 10  # names in a message; the rest is a count
 _LORA = re.compile(r"(^|[._])lora_(A|B|up|down|unet|te)|^lora_")
+_ABSURD = re.compile(r"\d{6,}")  # no model has that many blocks
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def understand(names: Iterable[str], where: object, key_maps: Mapping[str, KeyMa
     bare = {name: name[len(prefix) :] for name in raw}
     dialect = _nearest(list(bare.values()), key_maps)
     key_map = key_maps[dialect]
-    foreign = [name for name, short in bare.items() if not key_map.knows(short)]
+    foreign = [name for name, short in bare.items() if not key_map.knows(short) or _ABSURD.search(short)]
     if foreign:
         known = len(raw) - len(foreign)
         what = f"looks like {dialect} names ({known} of {len(raw)})" if known else "no dialect of VACE"
@@ -60,7 +61,7 @@ def common_prefix(names: list[str]) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The first ten and a count."""
-    found = list(names)
+    found = [name if name.isprintable() else repr(name) for name in names]
     rest = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
     return ", ".join(found[:SHOWN]) + rest
 

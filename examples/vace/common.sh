@@ -76,9 +76,22 @@ train() {
     log=$LOG_DIR/train_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
     echo "log: $log"
     # with pipefail the pipe fails when torchrun does, and the script ends there
-    torchrun "${DISTRIBUTED_ARGS[@]}" "$REPOSITORY/pretrain_vace.py" "$@" 2>&1 | tee "$log"
+    torchrun "${DISTRIBUTED_ARGS[@]}" "$REPOSITORY/pretrain_vace.py" "$@" 2>&1 | tee "$log" | screen
     chmod 440 "$log"
     report "$log"
+}
+
+# screen: everything, but of an error that all ranks share one line, and nothing of torchrun's own report on it.
+screen() {
+    local line failed="" report=""
+    while IFS= read -r line; do
+        if [[ $line =~ ^\[rank\ [0-9]+\]\ [A-Za-z]+Error: ]]; then
+            if [[ -n $failed ]]; then continue; fi
+            failed=1
+        fi
+        if [[ -n $failed && $line == *torch/distributed/elastic/* ]]; then report=1; fi
+        if [[ -z $report ]]; then printf '%s\n' "$line"; fi
+    done
 }
 
 # report LOG: the mean of the log's iteration times, from the 101st to the 200th where there are that many.

@@ -1,0 +1,129 @@
+"""The training scripts: they check before they launch, live with spaces, fail loudly, and end with the guide's line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.runs import make_run
+
+ROOT = Path(__file__).resolve().parents[2]
+VACE = ROOT / "examples/vace"
+SCRIPTS = [
+    "1.3B/pretrain_fsdp.sh",
+    "14B/pretrain_fsdp.sh",
+    "A14B_wan2.2/pretrain_fsdp_high.sh",
+    "A14B_wan2.2/pretrain_fsdp_low.sh",
+]
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def run(script: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One script, as a user types it."""
+    return subprocess.run(
+        ["bash", str(VACE / script), *flags],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": free_port(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return make_run(tmp_path_factory.mktemp("a folder") / "with spaces")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_dry_run_of_every_size_prints_its_job(script: str) -> None:
+    ran = run(script, "--dry-run")
+    assert ran.returncode == 0, ran.stderr
+    assert '"lr": 5e-05' in ran.stdout
+    assert '"world_size": 8' in ran.stdout
+    assert "accepted, unused" not in ran.stdout
+
+
+def test_the_recipe_is_the_guides() -> None:
+    job = json.loads(run("14B/pretrain_fsdp.sh", "--dry-run").stdout.removeprefix("job: "))
+    optimizer = job["training"]["optimizer"]
+    recipe = {
+        "lr": 5e-5,
+        "weight_decay": 0.1,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "adam_eps": 1e-5,
+        "clip_grad": 1.0,
+    }
+    assert {name: optimizer[name] for name in recipe} == recipe
+    assert optimizer["lr_decay_style"] == "constant"
+    assert job["training"]["batch"]["global_batch_size"] == 8
+
+
+def test_the_a14b_script_asks_for_the_expert() -> None:
+    ran = run("A14B_wan2.2/pretrain_fsdp.sh", "--dry-run")
+    assert ran.returncode != 0
+    assert "set EXPERT to high or low" in ran.stderr
+    assert '"expert": "low"' in run("A14B_wan2.2/pretrain_fsdp.sh", "--dry-run", EXPERT="low").stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--lerning-rate=1"], "unknown argument '--lerning-rate'"),
+        (["--mm-model=/no/such.json"], "/no/such.json: no such file"),
+        ([], "data_path: ./vace_features/data.jsonl is not there"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_one(tmp_path: Path, flags: list[str], wanted: str) -> None:
+    ran = run("14B/pretrain_fsdp.sh", *flags, cwd=tmp_path, SAVE_PATH=str(tmp_path / "save"))
+    assert ran.returncode == 1
+    assert wanted in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert ran.stdout == ""
+    assert not (tmp_path / "save").exists()
+
+
+def test_training_ends_with_the_guides_line_in_a_folder_with_spaces(tiny: dict[str, str], tmp_path: Path) -> None:
+    ran = run("14B/pretrain_fsdp.sh", cwd=tmp_path, NPUS_PER_NODE="1", TRAIN_ITERS="3", GBS="2", LR="1e-3", **tiny)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    last = ran.stdout.strip().splitlines()[-1]
+    said = re.fullmatch(r"Elapsed Time Per iteration: ([0-9.]+), Average Samples per Second: ([0-9.]+)", last)
+    assert said
+    times = [float(ms) for ms in re.findall(r"elapsed time per iteration \(ms\): ([0-9.]+)", ran.stdout)]
+    assert len(times) == 3
+    assert float(said[1]) == pytest.approx(sum(times) / 3, abs=0.1)
+    assert float(said[2]) == pytest.approx(2000 / float(said[1]), abs=0.001)
+    save = Path(tiny["SAVE_PATH"])
+    assert (save / "latest_checkpointed_iteration.txt").read_text().strip() == "3"
+    assert (save / "iter_0000003/.metadata").is_file()
+    assert len((save / "metrics.jsonl").read_text().splitlines()) == 3
+    assert json.loads((save / "job.json").read_text())["training"]["batch"]["train_iters"] == 3
+
+
+def test_an_error_on_the_ranks_is_one_line_too_and_the_script_fails(tiny: dict[str, str], tmp_path: Path) -> None:
+    values = json.loads(Path(tiny["MM_MODEL"]).read_text())
+    values["predictor"]["ffn_dim"] = 192
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    files = {**tiny, "MM_MODEL": str(tmp_path / "model.json"), "LOG_DIR": str(tmp_path / "logs")}
+    ran = run("14B/pretrain_fsdp.sh", cwd=tmp_path, NPUS_PER_NODE="2", TRAIN_ITERS="3", **files)
+    assert ran.returncode != 0
+    errors = [line for line in ran.stdout.splitlines() if "WeightsError" in line]
+    assert len(errors) == 1
+    assert "ffn" in errors[0]
+    assert "Traceback" not in ran.stdout
+    assert "Elapsed Time" not in ran.stdout
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "ChildFailedError" in log.read_text()

@@ -264,7 +264,9 @@ def _array_bytes(clip: NDArray[Any]) -> NDArray[np.uint8]:
 def _picture(image: Picture) -> str | Path | Image.Image | NDArray[np.uint8]:
     """What load_reference reads."""
     if isinstance(image, Tensor):
-        return _tensor_bytes(image if image.ndim == 4 else image[:, None])[0]
+        pixels: NDArray[np.uint8] = _tensor_bytes(image if image.ndim == 4 else image[:, None])[0]
+        return pixels
     if isinstance(image, np.ndarray):
-        return _array_bytes(image)[0]
+        picture: NDArray[np.uint8] = _array_bytes(image)[0]
+        return picture
     return image

@@ -412,7 +412,8 @@ class VacePipeline:
         shown = context if _has_weight(sampling.context_scale) and model.config.vace_layers else None
 
         def ask(prompt_embeds: Tensor) -> Tensor:
-            return model(latents, timestep, prompt_embeds, shown, context_scale=sampling.context_scale)
+            velocity: Tensor = model(latents, timestep, prompt_embeds, shown, context_scale=sampling.context_scale)
+            return velocity
 
         return solver.step(self.guide(ask, prompt, negative, scale), index, latents)
 

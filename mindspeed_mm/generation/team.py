@@ -118,11 +118,12 @@ class Team(Solo):
         return model
 
 
+@torch.no_grad()
 def _fill(parameter: Tensor, whole: Tensor) -> None:
     """Copy this process's part."""
     if not isinstance(parameter, DTensor):
-        parameter.data.copy_(whole)
+        parameter.copy_(whole)
         return
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     place = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-    parameter.data.to_local().copy_(whole[place])
+    parameter.to_local().copy_(whole[place])

@@ -31,6 +31,14 @@ Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Settings = dict[str, Any]
 _COLUMNS = 8
 _LATENTS = "latents.safetensors"
+_PHASES = {
+    "text": "text",
+    "load": "reading weights",
+    "vae_encode": "VAE encode",
+    "denoise": "denoising",
+    "step": "one step",
+    "vae_decode": "VAE decode",
+}
 
 
 def write_conditions(folder: Path, conditions: Conditions, fps: float) -> None:
@@ -145,7 +153,8 @@ def _facts(settings: Settings) -> list[str]:
         f"{s['width']}x{s['height']} · {s['num_frames']} frames · {s['fps']:g} fps · {s['solver']}, {s['steps']} steps, "
         f"shift {s['shift']:g} · {guidance} · context scale {_scale(s['context_scale'])} · seed {s['seed']}"
     ]
-    cost = " · ".join(f"{phase} {seconds:g} s" for phase, seconds in settings.get("seconds", {}).items())
+    seconds = settings.get("seconds", {})
+    cost = " · ".join(f"{word} {seconds[phase]:.3g} s" for phase, word in _PHASES.items() if phase in seconds)
     if cost:
         facts.append(f"{settings['device']} · {cost} · peak memory {settings['peak_memory_gb']:.2f} GB")
     return [*facts, *settings.get("notes", [])]

@@ -1,0 +1,103 @@
+"""fsdp2_config.yaml and the parallel flags, without torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, check_context_parallel, data_parallel_size
+from mindspeed_mm.distributed.patterns import match
+from mindspeed_mm.errors import ConfigError
+
+NAMES = [*(f"blocks.{i}" for i in range(10)), *(f"vace_blocks.{i}" for i in range(3)), "head", "blocks.3.self_attn"]
+PUBLISHED = """
+sharding_size: auto
+sub_modules_to_wrap:
+  - "predictor.wan_dit.blocks.{*}"
+  - "predictor.vace_dit.vace_blocks.{*}"
+reshard_after_forward: True
+param_dtype: "bf16"
+reduce_dtype: "fp32"
+cast_forward_inputs: True
+output_dtype: null
+offload_to_cpu: False
+recompute_modules:
+  - "predictor.wan_dit.blocks.{*}"
+num_to_forward_prefetch: 2
+num_to_backward_prefetch: 2
+ignored_modules:
+"""
+
+
+def test_the_published_file_parses_and_says_what_it_does_not_use(tmp_path):
+    path = tmp_path / "fsdp2_config.yaml"
+    path.write_text(PUBLISHED)
+    notes = []
+    config = Fsdp2Config.read(path, notes)
+    assert (config.sharding_size, config.num_to_forward_prefetch, config.ignored_modules) == ("auto", 2, ())
+    assert any("cast_forward_inputs" in note and "937.5" not in note for note in notes)
+
+
+def test_a_misspelt_key_is_refused_with_its_address(tmp_path):
+    path = tmp_path / "fsdp2_config.yaml"
+    path.write_text("reshard_after_foward: true\n")
+    with pytest.raises(ConfigError, match=r"fsdp2_config.yaml:reshard_after_foward: unknown key \(did you mean"):
+        Fsdp2Config.read(path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("blocks.{*}", [f"blocks.{i}" for i in range(10)]),
+        ("blocks.{0-3,7}", ["blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.7"]),
+        ("predictor.wan_dit.blocks.{9}", ["blocks.9"]),
+        ("predictor.vace_dit.vace_blocks.{*}", ["vace_blocks.0", "vace_blocks.1", "vace_blocks.2"]),
+        ("vace_dit.vace_blocks.{1}", ["vace_blocks.1"]),
+        ("head", ["head"]),
+        ("blocks.{*}.self_attn", ["blocks.3.self_attn"]),
+    ],
+)
+def test_patterns_name_modules(pattern, found):
+    assert match(pattern, NAMES, "here") == found
+
+
+@pytest.mark.parametrize("pattern", ["block.{*}", "blocks.{12}", "blocks", "vace_blocks.{*}.ffn"])
+def test_a_pattern_that_matches_nothing_is_an_error(pattern):
+    with pytest.raises(ConfigError, match="matches no module"):
+        match(pattern, NAMES, "fsdp2_config.yaml:recompute_modules")
+
+
+def test_a_malformed_set_is_an_error():
+    with pytest.raises(ConfigError, match=r"\{0:3\} is not \*, an index, or a list such as 0-3,7"):
+        match("blocks.{0:3}", NAMES, "here")
+
+
+@pytest.mark.parametrize("flag", ["tensor", "pipeline", "virtual_pipeline"])
+def test_tensor_and_pipeline_parallel_are_refused_with_advice(flag):
+    values = {f"{flag}_model_parallel_size": 2}
+    with pytest.raises(ConfigError, match="use --use-torch-fsdp2 for memory, --context-parallel-size for long clips"):
+        parse(ParallelConfig, values, "pretrain_vace.py")
+    assert parse(ParallelConfig, {f"{flag}_model_parallel_size": 1}, "pretrain_vace.py")
+
+
+def test_a_recompute_method_without_its_number_is_refused():
+    with pytest.raises(ConfigError, match="needs --recompute-num-layers"):
+        parse(ParallelConfig, {"recompute_granularity": "full", "recompute_method": "block"}, "flags")
+
+
+def test_sizes_are_checked_before_any_rank_starts():
+    check_context_parallel(12, 4)
+    with pytest.raises(ConfigError, match="use one of 1, 2, 3, 4, 6, 12"):
+        check_context_parallel(12, 8)
+    assert data_parallel_size(ParallelConfig(context_parallel_size=2), 8) == 4
+    with pytest.raises(ConfigError, match="start a multiple of 4 ranks"):
+        data_parallel_size(ParallelConfig(context_parallel_size=4), 6)
+
+
+def test_reading_the_settings_leaves_torch_alone():
+    code = (
+        "import sys, mindspeed_mm.distributed.config, mindspeed_mm.distributed.patterns; print('torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"

@@ -1,0 +1,59 @@
+"""From a model JSON to weights: what trains, in which dtype, and from which slices."""
+
+import pytest
+import torch
+
+from mindspeed_mm.distributed.config import Fsdp2Config
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.models.wan.vace import build_on_meta
+from mindspeed_mm.training.build import check_dtypes, fill, freeze, initial_weight, trains
+from tests.distributed.jobs import FromModule, predictor
+from tests.tiny import TINY, tiny_transformer
+
+
+def test_every_weight_belongs_to_trunk_or_branch():
+    names = [name for name, _ in build_on_meta(TINY).named_parameters()]
+    branch = {name for name in names if trains(name, "branch")}
+    assert branch == {name for name in names if name.startswith("vace_")}
+    assert {name for name in names if trains(name, "trunk")} == set(names) - branch
+    assert all(trains(name, "all") for name in names)
+
+
+def test_what_is_frozen_is_bf16_without_gradient_but_the_time_path_and_the_head():
+    model = build_on_meta(TINY)
+    freeze(model, "branch", torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        fp32 = name.startswith(("vace_", "time_embedding", "time_projection", "head"))
+        assert parameter.dtype == (torch.float32 if fp32 else torch.bfloat16), name
+        assert parameter.requires_grad == name.startswith("vace_"), name
+
+
+def test_a_model_without_branch_cannot_train_one():
+    trunk_only = TINY.model_copy(update={"vace_layers": ()})
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        freeze(build_on_meta(trunk_only), "branch", torch.bfloat16)
+
+
+def test_two_files_that_disagree_on_the_dtype_are_refused():
+    with pytest.raises(ConfigError, match=r"predictor\.dtype is bf16 but fsdp2_config\.yaml:param_dtype is fp32"):
+        check_dtypes(predictor(dtype="bf16"), Fsdp2Config(param_dtype="fp32"))
+
+
+def test_missing_left_over_and_misshaped_weights_are_all_named():
+    source = FromModule(tiny_transformer(0))
+    source.shapes.pop("blocks.1.ffn.0.weight")
+    source.shapes["blocks.9.ffn.0.weight"] = torch.Size([1])
+    source.shapes["head.head.bias"] = torch.Size([7])
+    with pytest.raises(WeightsError) as caught:
+        fill(tiny_transformer(1), source, seed=0)
+    for said in ("missing 1: blocks.1.ffn.0.weight", "left over 1: blocks.9", "of another shape 1: head.head.bias [7]"):
+        assert said in str(caught.value)
+
+
+def test_random_weights_depend_on_name_and_seed_alone():
+    shape = torch.Size([8, 4])
+    first = initial_weight("blocks.0.ffn.0.weight", shape, 1)
+    assert torch.equal(first, initial_weight("blocks.0.ffn.0.weight", shape, 1))
+    assert not torch.equal(first, initial_weight("blocks.0.ffn.0.weight", shape, 2))
+    assert not torch.equal(first, initial_weight("blocks.1.ffn.0.weight", shape, 1))
+    assert not initial_weight("vace_blocks.0.after_proj.weight", shape, 1).any(), "the branch starts by adding nothing"

@@ -209,7 +209,10 @@ def test_attention_is_replaced_from_outside_in_every_block():
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_blocks_compile_into_one_graph(batch):
-    model, inputs = tiny_transformer(), tiny_inputs(batch=batch)
+    one_of_each = TINY.model_copy(
+        update={"trunk": TINY.trunk.model_copy(update={"num_layers": 1}), "vace_layers": (0,)}
+    )
+    model, inputs = tiny_transformer(config=one_of_each), tiny_inputs(batch=batch)
     expected = model(**inputs)
     expected.square().mean().backward()
     grads = {name: weight.grad.clone() for name, weight in model.named_parameters()}

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
+DEFAULT_BATCH = 3  # clips of a sample in one pass of the VAE: the video, inactive, reactive
 Contents = dict[Path, tuple[Signature, str]]  # file → its signature and hash
 
 
@@ -146,6 +147,12 @@ class Extraction:
     rank: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
+    readers: ReadAhead[ReadTask, ReadResult] | None = None  # processes that run already; None = `run` starts its own
+
+    def read_ahead(self) -> ReadAhead[ReadTask, ReadResult]:
+        """Processes that read this dataset; they start with the first task. A context manager."""
+        read = ReadRow(self.load, self.recipe, self.save_path / FEATURE_FOLDER)
+        return ReadAhead(read, num_workers=self.num_workers, timeout=self.timeout)
 
     def run(
         self, records: Sequence[SampleRecord], stop: Callable[[], bool] = lambda: False
@@ -160,8 +167,8 @@ class Extraction:
                 missing.append(task)
             else:
                 yield kept
-        read = ReadRow(self.load, self.recipe, self.save_path / FEATURE_FOLDER)
-        with ReadAhead(read, num_workers=self.num_workers, timeout=self.timeout) as ahead, Writer() as writer:
+        readers = self.read_ahead() if self.readers is None else nullcontext(self.readers)
+        with readers as ahead, Writer() as writer:
             rows = iter(ahead.map(missing))
             while not stop():
                 with self.seconds.during("read"):

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.conditioning.extraction import Extraction, Failed, Finished, Recipe
+from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed, Finished, Recipe
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.data.atomic import write_text
@@ -99,7 +99,7 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
     )
     recipe = build_recipe(job, dataset, vae, encoder)
     return Extraction(
-        vae=StreamEncoder(vae, max_batch=job.extract.encode_batch or default_batch(accelerator)),
+        vae=StreamEncoder(vae, max_batch=job.extract.encode_batch or DEFAULT_BATCH),
         text=PromptCache(encoder),
         recipe=recipe,
         load=dataset.load,
@@ -125,16 +125,12 @@ def build_recipe(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: Tex
     )
 
 
-def default_batch(accelerator: Accelerator) -> int:
-    """How many clips go through the VAE together."""
-    return 1 if accelerator.kind == "cpu" else 3
-
-
 def extract(
     job: ExtractJob, dataset: RawDataset, extraction: Extraction, world: World, manifest: Manifest | None = None
 ) -> None:
     """Encode this rank's rows; rank 0 writes data.jsonl, the failures and the report at the end."""
     if world.rank == 0:
+        clean_up(extraction.save_path / FEATURE_FOLDER)
         store_null_prompt(extraction)
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
     allowed = job.extract.skip_bad_samples - len({problem.row for problem in manifest.problems} if manifest else ())
@@ -184,6 +180,13 @@ class Outcome:
         finished = sorted((row for part in parts for row in part.finished), key=lambda row: row.record.row)
         failed = sorted((row for part in parts for row in part.failed), key=lambda row: row.record.row)
         return cls(finished, failed)
+
+
+def clean_up(folder: Path) -> None:
+    """Take away what killed runs left half written; anything younger than an hour may be another rank's."""
+    for path in folder.glob(".*.tmp"):
+        if time.time() - path.stat().st_mtime > 3600:
+            path.unlink(missing_ok=True)
 
 
 def store_null_prompt(extraction: Extraction) -> None:

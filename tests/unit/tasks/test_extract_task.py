@@ -7,6 +7,8 @@ import signal
 import pytest
 import torch
 
+from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH
+from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.vace import encode_features
 from mindspeed_mm.data.dataset import FeatureDataset, VaceDataset
 from mindspeed_mm.data.features import read_null_prompt
@@ -41,7 +43,7 @@ def read_data_config_of(out):
 
 
 def test_every_row_becomes_the_feature_that_conditioning_gives(root):
-    vae = load_vae(root / "models" / VAE_FILE)
+    vae = StreamEncoder(load_vae(root / "models" / VAE_FILE), max_batch=DEFAULT_BATCH)
     text = load_text_encoder(root / "models" / TEXT_FILE, dtype=torch.float32, text_len=16)
     clips = VaceDataset(read_data_config(root / "data.json").dataset_param)
     dataset = features(root)

@@ -1,0 +1,103 @@
+"""The guide, examples/vace/README.md: its shell blocks are run as they stand, in their order, on files edited as its tables say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.vace.tiny.checkpoints import write_official
+from examples.vace.tiny.world import Clip, write_dataset
+from tests.examples.test_outside_package import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "examples" / "vace" / "tiny"
+BLOCK = re.compile(r"^```shell\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def edit(path: Path, change: dict[str, Any]) -> None:
+    """Put values under dotted keys of a JSON file."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for address, value in change.items():
+        *way, last = address.split("/")
+        place = values
+        for key in way:
+            place = place[key]
+        place[last] = value
+    path.write_text(json.dumps(values, indent=4), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with tiny weights where the guide downloads the big ones, and its files edited."""
+    root = tmp_path_factory.mktemp("a checkout")
+    shutil.copytree(ROOT / "examples", root / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mindspeed_mm", "checkpoint", "megatron", "pretrain_vace.py"):
+        (root / name).symlink_to(ROOT / name)
+    official = write_official(root / "weights" / "Wan-AI" / "Wan2.1-VACE-1.3B")
+    for expert in ("high", "low"):
+        folder = root / f"weights/alibaba-pai/Wan2.2-VACE-Fun-A14B/{expert}_noise_model"
+        folder.mkdir(parents=True)
+        for name in ("diffusion_pytorch_model.safetensors", "config.json"):
+            shutil.copy(official / name, folder)
+    write_dataset(root / "dataset", [Clip(index=0, kind="inpaint"), Clip(index=1)])
+    vace = root / "examples" / "vace"
+    (vace / "feature_extract" / "data.txt").write_text("./dataset,./dataset/data.json\n")
+    source = "./weights/Wan-AI/Wan2.1-VACE-1.3B"
+    files = {"vae": f"{source}/Wan2.1_VAE.pth", "text_encoder": f"{source}/models_t5_umt5-xxl-enc-bf16.pth"}
+    tokenizer = f"{source}/google/umt5-xxl"
+    data = {"preprocess_parameters/num_frames": 17, "preprocess_parameters/max_hxw": 4096}
+    data |= {"tokenizer_config/from_pretrained": tokenizer, "tokenizer_config/model_max_length": 16}
+    edit(vace / "feature_extract/data.json", {f"dataset_param/{key}": value for key, value in data.items()})
+    models = {
+        "ae/from_pretrained": files["vae"],
+        "text_encoder/from_pretrained": files["text_encoder"],
+        "ae/dtype": "fp32",
+    }
+    edit(vace / "feature_extract/model.json", models)
+    features = json.loads((ROOT / "mindspeed_mm/tools/tools.json").read_text())["sorafeature"]["save_path"]
+    source_of = {"data_path": f"{features}/data.jsonl", "data_folder": features}
+    edit(vace / "1.3B/feature_data.json", {"dataset_param/basic_parameters": source_of})
+    sizes = json.loads((TINY / "pretrain_model.json").read_text())["predictor"]
+    sizes["from_pretrained"] = "./weights/Wan-AI-mm/Wan2.1-VACE-1.3B/"
+    edit(vace / "1.3B/pretrain_model.json", {"predictor": sizes})
+    trained = "./converted_weights/Wan-AI/Wan2.1-VACE-1.3B/post_train.pt"
+    asked = {"model": {"transformer": [trained], **files, "tokenizer": tokenizer}, "output_path": "./results"}
+    asked |= {"prompt": "a red circle moves right", "height": 32, "width": 32, "num_frames": 5, "steps": 2}
+    asked |= {"tasks": [{"name": "video1"}], "video_path": None, "image_path": None}
+    edit(vace / "inference/inference_wan2.1_1.3b.json", asked)
+    return root
+
+
+@pytest.mark.slow
+def test_every_command_of_the_guide_runs_as_it_stands(checkout: Path) -> None:
+    settings = {"NPUS_PER_NODE": "1", "NUM_WORKERS": "0", "TRAIN_ITERS": "2", "OMP_NUM_THREADS": "1"}
+    settings |= {"MINDSPEED_MM_DEVICE": "cpu"}
+    blocks = BLOCK.findall((ROOT / "examples/vace/README.md").read_text(encoding="utf-8"))
+    assert len(blocks) >= 8
+    for block in blocks:
+        environment = {**os.environ, **settings, "MASTER_PORT": str(free_port())}
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=checkout,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            printed, _ = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == 0, f"{block}\n{printed[-4000:]}"
+    assert (checkout / "converted_weights/Wan-AI/Wan2.1-VACE-1.3B/post_train.pt").is_file()
+    assert (checkout / "results" / "video1.mp4").is_file()

@@ -4,7 +4,8 @@ MindSpeedMMError
 ├── ConfigError    a flag, JSON or YAML value: unknown, misspelt, out of range, contradicting another
 ├── DataError      a dataset, clip, mask, caption or feature file
 ├── WeightsError   a checkpoint: missing, damaged, of another model, in another dialect
-└── LaunchError    ranks, devices, process groups
+├── LaunchError    ranks, devices, process groups
+└── TrainingError  a run that must not go on: too many iterations in a row were not finite
 
 A message says where, what was found, what is wanted and what to do, in one line:
 `data.json[17]: src_mask has 40 frames, src_video 81; cut both to one length, or leave src_video_mask null`
@@ -29,3 +30,7 @@ class WeightsError(MindSpeedMMError):
 
 class LaunchError(MindSpeedMMError):
     """Ranks, devices or process groups that do not fit the job."""
+
+
+class TrainingError(MindSpeedMMError):
+    """A run that must not go on: too many iterations in a row were not finite."""

@@ -221,7 +221,7 @@ class LoaderConfig(Config):
     dataloader_mode: Literal["sampler"] = "sampler"
     sampler_type: Literal["stateful_distributed_sampler"] = "stateful_distributed_sampler"
     shuffle: bool = Field(default=False, description="a new order every epoch, from the seed")
-    drop_last: bool = Field(default=True, description="leave out the samples that do not fill a batch")
+    drop_last: bool = Field(default=True, description="either way nothing is dropped: batches run on into the next epoch")
     pin_memory: bool = Field(
         default=True, description="read into page-locked memory, so that copies overlap with compute"
     )

@@ -18,9 +18,9 @@ logger = get_logger(__name__)
 def main(argv: Sequence[str]) -> None:
     """Check the whole job first; torch is imported only when there is something to run."""
     job = PretrainJob.from_argv(argv)
-    announce(job)
     if not job.files.dry_run or job.files.check_inputs:
         job.check_inputs()
+    announce(job)
     if job.files.dry_run:
         return
     from datetime import timedelta

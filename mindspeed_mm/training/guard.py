@@ -10,16 +10,12 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.errors import TrainingError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.step import SampleNote
 
 logger = get_logger(__name__)
-
-
-class TrainingError(MindSpeedMMError):
-    """The training itself went wrong: too many iterations in a row were not finite."""
 
 
 class FiniteGuard:

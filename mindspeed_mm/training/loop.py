@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from megatron.mm.log_line import memory_line
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sample import Batch
+from mindspeed_mm.errors import LaunchError
 from mindspeed_mm.flow.schedule import Schedule
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.training.config import TrainingConfig
@@ -24,6 +26,7 @@ from mindspeed_mm.training.step import LocalWork, StepSettings, accumulate, mean
 from mindspeed_mm.training.timers import PHASES, PhaseTimers
 
 logger = get_logger(__name__)
+_LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|watchdog|broken pipe", re.IGNORECASE)
 
 
 class Saver(Protocol):
@@ -96,6 +99,14 @@ class TrainLoop:
                 self.save()
             if self.parts.checkpoints is not None:
                 self.parts.checkpoints.wait()
+        except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
+            if not _LOST.search(str(error)):
+                raise
+            raise LaunchError(
+                f"rank {rank()} of {world_size()} lost the others in iteration {state.iteration + 1}, phase "
+                f"{self.timers.current}: {str(error).strip().splitlines()[0]}; look for the first error in the log, or "
+                "raise --distributed-timeout-minutes"
+            ) from error
         finally:
             watch.close()
             bar.close()

@@ -19,10 +19,12 @@ class PhaseTimers:
         self._device = device
         self._host: list[tuple[str, float]] = []
         self._events: list[tuple[str, Any, Any]] = []
+        self.current = "start"  # the phase entered last; an error names it
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count what happens inside as `name`. Waiting for data is host time, all else is device time."""
+        self.current = name
         if self._device.type == "cpu" or name == "data":
             start = time.perf_counter()
             yield

@@ -12,7 +12,7 @@ from datetime import datetime
 import pytest
 import torch
 
-from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.errors import LaunchError, MindSpeedMMError
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.loop import TrainLoop
@@ -229,3 +229,12 @@ def test_the_line_is_timed_in_local_time(lines):
     TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
     stamp = datetime.strptime(lines[0][2:21], "%Y-%m-%d %H:%M:%S")
     assert abs((datetime.now() - stamp).total_seconds()) < 60
+
+
+def test_a_rank_that_loses_the_others_says_where_it_was():
+    def evaluate():
+        raise RuntimeError("[gloo] Timed out waiting 60000ms for recv operation to complete")
+
+    config = training(eval={"eval_interval": 2})
+    with pytest.raises(LaunchError, match=r"rank 0 of 1 lost the others in iteration 3, phase \w+: .*Timed out"):
+        TrainLoop(config, loop_parts(tiny_transformer(), config, evaluate=evaluate)).run()

@@ -38,12 +38,15 @@ def _trace(tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank:
     start, end = (flags.profile_step_start, flags.profile_step_end) if by_flag else (param.start_step, param.end_step)
     recorder = _recorder(tools, device, rank)
 
+    first = max(start - 1, 0)  # finished iterations when recording begins
+    last = max(end - 1, first + 1)
+
     def watch(done: int) -> None:
-        if done == max(start - 1, 0):
+        if done == first:
             recorder.start()
-        elif done == max(end - 1, start):
+        elif done == last:
             recorder.stop()
-            logger.warning(f"trace of iterations {start} to {done} on rank {rank} is in {param.save_path}")
+            logger.warning(f"trace of iterations {first + 1} to {last} on rank {rank} is in {param.save_path}")
 
     return watch
 

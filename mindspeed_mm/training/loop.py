@@ -168,6 +168,8 @@ class TrainLoop:
                 rate=self.config.log.log_throughput,
             )
             logger.info(line, extra=on_every_rank())
+            if self.config.log.log_throughput:
+                logger.info(_rate_line(report, speed), extra=on_every_rank())
             if self.config.log.timing_log_level:
                 logger.info(_phase_line(report), extra=on_every_rank())
         if self.lines == 0:
@@ -212,3 +214,9 @@ class TrainLoop:
 def _phase_line(report: StepReport) -> str:
     parts = " | ".join(f"{name}: {1000 * report.phases[name]:.1f}" for name in PHASES)
     return f" times of iteration {report.iteration} (ms) | {parts} | all: {1000 * report.seconds:.1f} |"
+
+
+def _rate_line(report: StepReport, speed: dict[str, float]) -> str:
+    parts = [f"tokens/s: {speed['tokens_per_second']:.1f}", f"TFLOP/s per device: {speed['tflops']:.1f}"]
+    parts += [f"{name.upper()}: {100 * speed[name]:.1f} %" for name in ("mfu", "hfu") if name in speed]
+    return f" speed of iteration {report.iteration} | {' | '.join(parts)} |"

@@ -1,0 +1,216 @@
+"""A conversion that is killed leaves the target old or absent; a big one needs little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from checkpoint.cli import main
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.safetensors import write_safetensors
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.wan.config import VaceConfig, WanConfig
+from mindspeed_mm.models.wan.sizes import layout, official_json
+from mindspeed_mm.models.weights import open_weights
+from tests.tiny import tiny_transformer, write_transformer
+
+# Slows the writing of every tensor down and says so, so that a kill can strike at any moment of it.
+SLOW = """
+import sys, time
+import checkpoint.convert as convert
+import checkpoint.layout as layout
+def slowly(function):
+    def call(*args, **kwargs):
+        print("step", flush=True)
+        time.sleep(0.02)
+        return function(*args, **kwargs)
+    return call
+convert.write_tracker = slowly(convert.write_tracker)
+layout.os.rename = slowly(layout.os.rename)
+layout.os.replace = slowly(layout.os.replace)
+original = convert.tqdm.update
+convert.tqdm.update = lambda bar, n: (slowly(lambda: None)() if bar.n % 7 == 0 else None, original(bar, n))[1]
+from checkpoint.cli import main
+print("ready", flush=True)
+main(sys.argv[1:])
+"""
+
+
+def command(method: str, source: Path, target: Path, *more: str) -> list[str]:
+    return ["VACEConverter", method, "--cfg.source_path", str(source), "--cfg.target_path", str(target), *more]
+
+
+def state_of(target: Path, known: dict[str, str]) -> str:
+    """`old`, `new` or `absent`; anything else fails."""
+    try:
+        found = open_weights(target)
+    except WeightsError as error:
+        message = str(error)
+    else:
+        return known[found.fingerprint()]
+    assert any(words in message for words in ("not there", "no weights", "no such file", "is empty", "shards")), message
+    return "absent"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "target"), [("hf_to_mm", "mm"), ("mm_to_hf", "hf"), ("mm_to_hf", "x.pt")])
+def test_killed_at_any_moment_the_target_is_old_new_or_absent(tmp_path: Path, method: str, target: str) -> None:
+    known: dict[str, str] = {}
+    sources = {}
+    for name, seed in (("old", 0), ("new", 1)):
+        write_transformer(tmp_path / name, tiny_transformer(seed), torch.float32)
+        known[open_weights(tmp_path / name).fingerprint()] = name
+        sources[name] = tmp_path / name
+        if method != "hf_to_mm":
+            main(command("hf_to_mm", tmp_path / name, tmp_path / f"{name}_mm"))
+            sources[name] = tmp_path / f"{name}_mm"
+    more = ["--cfg.max_shard_gb", "0.0003"] if target == "hf" else []
+    chance = random.Random(0)
+    seen = []
+    for attempt in range(3):
+        main(command(method, sources["old"], tmp_path / target, *more))
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, *command(method, sources["new"], tmp_path / target, *more)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        steps = chance.randrange(0, 12) if attempt else 0
+        while steps >= 0 and process.stdout.readline():
+            steps -= 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        seen.append(state_of(tmp_path / target, known))
+    assert seen[0] == "old"
+    main(command(method, sources["new"], tmp_path / target, *more))
+    assert state_of(tmp_path / target, known) == "new"
+    left = [path.name for path in (tmp_path, tmp_path / target) if path.is_dir() for path in path.glob(".*")]
+    assert not left
+
+
+def test_a_failed_conversion_leaves_the_target_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_transformer(tmp_path / "a", tiny_transformer(0), torch.float32)
+    write_transformer(tmp_path / "b", tiny_transformer(1), torch.float32)
+    main(command("hf_to_mm", tmp_path / "a", tmp_path / "mm"))
+    before = open_weights(tmp_path / "mm").fingerprint()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("checkpoint.convert.write_torch", full)
+    with pytest.raises(SystemExit):
+        main(command("hf_to_mm", tmp_path / "b", tmp_path / "mm"))
+    assert open_weights(tmp_path / "mm").fingerprint() == before
+    assert not list((tmp_path / "mm").glob(".*"))
+
+
+def test_what_is_written_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that loses a bit is noticed, and nothing is moved into place."""
+    write_transformer(tmp_path / "a", tiny_transformer(0), torch.float32)
+
+    def lossy(path: Path, tensors: dict[str, TensorFile], *, written: object) -> None:
+        save_file({name: tensor.read() + 1 for name, tensor in tensors.items()}, path)
+
+    main(command("hf_to_mm", tmp_path / "a", tmp_path / "mm"))
+    monkeypatch.setattr("checkpoint.convert.write_safetensors", lossy)
+    with pytest.raises(SystemExit):
+        main(command("mm_to_hf", tmp_path / "mm", tmp_path / "out"))
+    assert "reads back with other values" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_conversions_do_not_write_into_one_target(tmp_path: Path) -> None:
+    from checkpoint.layout import staging
+
+    with (
+        staging(tmp_path, "folder"),
+        pytest.raises(WeightsError, match="another mm-convert"),
+        staging(tmp_path, "folder"),
+    ):
+        pass
+
+
+BIG = VaceConfig(trunk=WanConfig(hidden_size=2048, ffn_dim=8192, num_heads=16, num_layers=12), vace_layers=(0, 4, 8))
+MEASURED = """
+import sys, threading, time
+from checkpoint.cli import main
+import checkpoint.convert
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+most, over = 0, False
+def watch():
+    global most
+    while not over:
+        most = max(most, anonymous())
+        time.sleep(0.005)
+thread = threading.Thread(target=watch)
+thread.start()
+try:
+    main(sys.argv[1:])
+finally:
+    over = True
+    thread.join()
+    print("RssAnon", most)
+"""
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More than 2 GB in shards, made without 2 GB of memory."""
+    folder = tmp_path_factory.mktemp("big") / "original"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(official_json(BIG)))
+    value = torch.randn(4096).to(torch.bfloat16)
+
+    def tensor(shape: tuple[int, ...]) -> TensorFile:
+        size = torch.Size(shape)
+        fill = lambda: value.repeat(size.numel() // 4096 + 1)[: size.numel()].view(size)  # noqa: E731
+        return TensorFile(size, torch.bfloat16, fill)
+
+    tensors = {name: tensor(shape) for name, shape in layout(BIG).items()}
+    assert sum(t.nbytes for t in tensors.values()) > 2e9
+    names, where = list(tensors), {}
+    for part in range(2):
+        file = f"diffusion_pytorch_model-{part + 1:05d}-of-00002.safetensors"
+        write_safetensors(folder / file, {name: tensors[name] for name in names[part::2]})
+        where.update(dict.fromkeys(names[part::2], file))
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads RssAnon")
+def test_more_than_two_gigabytes_are_converted_within_the_largest_tensor_and_600_mb(big: Path, tmp_path: Path) -> None:
+    """To an MM folder (one .pt in it), then to one .pt in fp32 and to a sharded folder."""
+    largest = max(torch.Size(shape).numel() for shape in layout(BIG).values())
+    started = time.monotonic()
+    steps = [
+        ("hf_to_mm", big, tmp_path / "mm", [], 2),
+        ("mm_to_hf", tmp_path / "mm", tmp_path / "x.pt", ["--cfg.dtype", "fp32"], 4),
+        ("mm_to_hf_diffusers", tmp_path / "mm", tmp_path / "folder", ["--cfg.max_shard_gb", "1"], 2),
+    ]
+    for method, source, target, more, width in steps:
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, *command(method, source, target, *more)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        most = int(done.stdout.rsplit("RssAnon", 1)[1]) * 1024
+        sys.stdout.write(f"{method}: RssAnon {most / 1e6:.0f} MB, {time.monotonic() - started:.0f} s\n")
+        assert most <= largest * width + 600e6, f"{method}: {most / 1e6:.0f} MB"
+        if target.suffix == ".pt":
+            target.unlink()

@@ -238,3 +238,16 @@ def test_a_rank_that_loses_the_others_says_where_it_was():
     config = training(eval={"eval_interval": 2})
     with pytest.raises(LaunchError, match=r"rank 0 of 1 lost the others in iteration 3, phase \w+: .*Timed out"):
         TrainLoop(config, loop_parts(tiny_transformer(), config, evaluate=evaluate)).run()
+
+
+def test_throughput_is_said_and_the_time_stays_the_fifth_field(lines):
+    config = training(batch={"train_iters": 1}, log={"log_throughput": True, "timing_log_level": 1})
+    TrainLoop(config, loop_parts(tiny_transformer(), config, peak_tflops=1.0)).run()
+    said = next(line for line in lines if "throughput per GPU (TFLOP/s/GPU)" in line)
+    assert re.fullmatch(r" \d+\.\d ", said.split(":")[4].split("|")[0])
+    speed = next(line for line in lines if line.startswith(" speed of iteration 1"))
+    assert re.fullmatch(
+        r" speed of iteration 1 \| tokens/s: \d+\.\d \| TFLOP/s per device: \d+\.\d \| MFU: [\d.]+ % \| HFU: [\d.]+ % \|",
+        speed,
+    )
+    assert any(line.startswith(" times of iteration 1 (ms) | data:") for line in lines)

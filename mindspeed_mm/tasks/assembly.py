@@ -184,8 +184,8 @@ def sample_cost(job: PretrainJob) -> Callable[[tuple[int, ...]], tuple[int, Flop
 def recomputed_share(job: PretrainJob) -> float:
     """The share of blocks that run forward twice, for HFU; `selective` keeps attention, which is counted as half."""
     named = job.fsdp2.recompute_modules
-    modes = set(named.values()) if isinstance(named, dict) else {"full"} if named else set()
-    modes |= {job.parallel.recompute_granularity} - {None}
+    modes: list[str | None] = [job.parallel.recompute_granularity]
+    modes += list(named.values()) if isinstance(named, dict) else ["full"] if named else []
     return 1.0 if "full" in modes else 0.5 if "selective" in modes else 0.0
 
 

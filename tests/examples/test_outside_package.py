@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -152,7 +153,21 @@ def run(
     environment |= {name: str(value) for name, value in (settings or {}).items()}
     if site is not None:
         environment["PYTHONPATH"] = str(site)
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, errors = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # torchrun's ranks, too
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, errors)
 
 
 def test_its_converter_runs_under_mm_convert(site: Path, weights: Path, tmp_path: Path) -> None:

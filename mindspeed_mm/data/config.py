@@ -86,7 +86,7 @@ class VideoConfig(Config):
         default="trim", description="a clip with more than num_frames: take the first ones, or resample the whole clip"
     )
     video_reader_type: Literal["DecordVideo", "AvVideo"] = Field(
-        default="DecordVideo", description="which library decodes"
+        default="AvVideo", description="which library decodes; both give the same frames, PyAV with less memory"
     )
     soft_mask: bool = Field(default=False, description="keep grey mask values instead of cutting them at one half")
     vae_stride: tuple[int, int, int] = Field(
@@ -221,7 +221,9 @@ class LoaderConfig(Config):
     dataloader_mode: Literal["sampler"] = "sampler"
     sampler_type: Literal["stateful_distributed_sampler"] = "stateful_distributed_sampler"
     shuffle: bool = Field(default=False, description="a new order every epoch, from the seed")
-    drop_last: bool = Field(default=True, description="either way nothing is dropped: batches run on into the next epoch")
+    drop_last: bool = Field(
+        default=True, description="either way nothing is dropped: batches run on into the next epoch"
+    )
     pin_memory: bool = Field(
         default=True, description="read into page-locked memory, so that copies overlap with compute"
     )

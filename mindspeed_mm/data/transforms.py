@@ -181,7 +181,7 @@ def load_clip(
     fps: float = 16.0,
     policy: ShortClip = "keep",
     long_clip: LongClip = "trim",
-    reader: Reader = "decord",
+    reader: Reader = "av",
 ) -> Tensor:
     """A file, an image folder or frames [T, h, w, 3] → [3, T, H, W] in [-1, 1], sampled at `fps`, at most `num_frames`.
 
@@ -201,7 +201,7 @@ def load_mask(
     policy: ShortClip = "keep",
     long_clip: LongClip = "trim",
     soft: bool = False,
-    reader: Reader = "decord",
+    reader: Reader = "av",
 ) -> Tensor:
     """A mask file, image, folder, or array [T, h, w] or [T, h, w, 3] of 0..255 → [1, T, H, W], 1 = generate, 0 = keep.
 

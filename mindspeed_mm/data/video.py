@@ -42,7 +42,7 @@ class VideoReader(Protocol):
 
 
 def open_video(
-    path: str | Path, reader: Literal["decord", "av"] = "decord", *, background: int = WHITE, threads: int = 1
+    path: str | Path, reader: Literal["decord", "av"] = "av", *, background: int = WHITE, threads: int = 1
 ) -> VideoReader:
     """Open a video file, an image, or a folder of images. Transparent pixels are laid on `background`.
 
@@ -101,7 +101,7 @@ def decord_is_exact(path: Path) -> bool:
 
 
 class DecordReader:
-    """decord: fast random access, rotation applied by itself."""
+    """decord: applies rotation by itself; keeps many decoded frames in memory."""
 
     timed = True
 

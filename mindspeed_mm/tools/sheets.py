@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -71,10 +70,11 @@ def feature_sheet(path: Path, vae: Decoder | None = None) -> Image.Image:
     cells = record.latents.shape[1] - refs
     shown = spread(cells, SHOWN)
     frames = mask_frames(4 * cells - 3)
+    view: View = Palette(record.latents.float()) if vae is None else vae
     strips = [
-        _latent_strip("latents", "what the model learns to make", record.latents.float()[:, refs:], shown, vae),
-        _latent_strip("inactive", _INACTIVE, context[:16, refs:], shown, vae),
-        _latent_strip("reactive", _REACTIVE, context[16:32, refs:], shown, vae),
+        _latent_strip("latents", "what the model learns to make", record.latents.float()[:, refs:], shown, view),
+        _latent_strip("inactive", _INACTIVE, context[:16, refs:], shown, view),
+        _latent_strip("reactive", _REACTIVE, context[16:32, refs:], shown, view),
         Strip(
             name="mask",
             note=f"{_MASK}; 64 channels unfolded",
@@ -83,7 +83,7 @@ def feature_sheet(path: Path, vae: Decoder | None = None) -> Image.Image:
             crisp=True,
         ),
     ]
-    strips += _reference_strips(record, vae)
+    strips += _reference_strips(record, view)
     return draw_sheet(
         path.name,
         strips,
@@ -153,29 +153,52 @@ def _feature_facts(record: FeatureRecord, known: Mapping[str, str]) -> list[str]
     ]
 
 
-def _latent_strip(name: str, note: str, latents: Tensor, shown: list[int], vae: Decoder | None) -> Strip:
-    if vae is None:
+class Palette:
+    """Colours for latents: the three directions in which those of the clip vary most, as red, green and blue.
+
+    One palette serves all strips of a sheet, so that equal latents have equal colours.
+    """
+
+    def __init__(self, latents: Tensor) -> None:
+        """From [16, F, h, w]."""
+        flat = rearrange(latents, "c f h w -> (f h w) c").double()
+        self._mean = flat.mean(dim=0)
+        _, directions = torch.linalg.eigh((flat - self._mean).T @ (flat - self._mean))
+        self._directions = directions[:, -3:].flip(1)
+        self._scale = ((flat - self._mean) @ self._directions).std(dim=0, correction=0).clamp_min(1e-3) * 2.5
+
+    def paint(self, latents: Tensor, shown: Sequence[int]) -> list[Picture]:
+        """[16, F, h, w] → pictures of [8h, 8w] of some latent frames."""
+        flat = rearrange(latents[:, list(shown)], "c f h w -> f h w c").double() - self._mean
+        colours = ((flat @ self._directions / self._scale + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return list(colours.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy())
+
+
+View = Decoder | Palette
+
+
+def _latent_strip(name: str, note: str, latents: Tensor, shown: list[int], view: View) -> Strip:
+    if isinstance(view, Palette):
         labels = [f"latent {i}" for i in shown]
-        return Strip(
-            name=name, note=f"{note}; colours stand for latents", pictures=_colours(latents, shown), labels=labels
-        )
-    clip = vae.decode(latents[None].to(vae.device)).cpu()[0]
+        note = f"{note}; colours stand for latents"
+        return Strip(name=name, note=note, pictures=view.paint(latents, shown), labels=labels)
+    clip = view.decode(latents[None].to(view.device)).cpu()[0]
     frames = spread(clip.shape[1], SHOWN)
-    return Strip(
-        name=name, note=f"{note}; decoded", pictures=_clip(clip, frames), labels=[f"frame {i}" for i in frames]
-    )
+    labels = [f"frame {i}" for i in frames]
+    return Strip(name=name, note=f"{note}; decoded", pictures=_clip(clip, frames), labels=labels)
 
 
-def _reference_strips(record: FeatureRecord, vae: Decoder | None) -> list[Strip]:
+def _reference_strips(record: FeatureRecord, view: View) -> list[Strip]:
     if not record.num_refs:
         return []
     references = record.latents.float()[:, : record.num_refs]
     places = list(range(record.num_refs))
-    if vae is None:
-        pictures = _colours(references, places)
+    if isinstance(view, Palette):
+        pictures, how = view.paint(references, places), "colours stand for latents"
     else:
-        pictures = [_clip(vae.decode(references[None, :, i : i + 1].to(vae.device)).cpu()[0], [0])[0] for i in places]
-    note = "each encoded alone" + ("; decoded" if vae else "; colours stand for latents")
+        alone = [references[None, :, i : i + 1].to(view.device) for i in places]
+        pictures, how = [_clip(view.decode(one).cpu()[0], [0])[0] for one in alone], "decoded"
+    note = f"each encoded alone; {how}"
     return [Strip(name="references", note=note, pictures=pictures, labels=[f"{i + 1}" for i in places])]
 
 
@@ -188,18 +211,6 @@ def _clip(clip: Tensor, shown: Sequence[int]) -> list[Picture]:
 def _masks(mask: Tensor, shown: Sequence[int]) -> list[Picture]:
     """[1, T, H, W] in [0, 1] → pictures of some frames."""
     return _clip(mask[:, list(shown)].expand(3, -1, -1, -1) * 2 - 1, range(len(shown)))
-
-
-def _colours(latents: Tensor, shown: Sequence[int]) -> list[Picture]:
-    """[16, F, h, w] → pictures of [8h, 8w]: the three directions in which the latents vary most, as red, green and blue."""
-    flat = rearrange(latents, "c f h w -> (f h w) c").double()
-    flat = flat - flat.mean(dim=0)
-    values, directions = torch.linalg.eigh(flat.T @ flat)
-    main = flat @ directions[:, -3:].flip(1)
-    spread_of = main.std(dim=0).clamp_min(1e-6) * 2.5 if float(values[-1]) > 1e-9 else torch.ones(3, dtype=main.dtype)
-    colours = ((main / spread_of + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    pictures = rearrange(colours, "(f h w) c -> f h w c", f=latents.shape[1], h=latents.shape[2]).numpy()
-    return [np.repeat(np.repeat(pictures[i], 8, axis=0), 8, axis=1) for i in shown]
 
 
 def _shorter(name: str, longest: int = 19) -> str:

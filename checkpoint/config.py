@@ -52,3 +52,23 @@ class ResplitConfig(ToMmConfig):
     base_path: str | None = Field(
         default=None, description="weights that a checkpoint of the trained part is completed from, if they moved"
     )
+
+
+class PipelineConfig(Config):
+    """Parts → a WanVACEPipeline folder of diffusers."""
+
+    target_path: str = Field(description="folder to write")
+    high_path: str = Field(
+        description="weights of the high-noise expert of A14B, or of the only transformer, any dialect"
+    )
+    low_path: str | None = Field(default=None, description="weights of the low-noise expert of A14B")
+    vae_path: str = Field(description="Wan2.1_VAE.pth or a diffusers vae folder")
+    text_encoder_path: str = Field(description="models_t5_umt5-xxl-enc-bf16.pth or a text_encoder folder")
+    tokenizer_path: str | None = Field(default=None, description="tokenizer folder; by default beside the text encoder")
+    boundary: float = Field(default=0.875, gt=0, lt=1, description="sigma at which the low-noise expert takes over")
+    shift: float = Field(default=12.0, gt=0, description="flow_shift of the scheduler (12 for A14B, 16 for Wan2.1)")
+    dtype: Literal["source", "bf16", "fp32"] = Field(default="source", description="dtype of the transformers")
+    base_path: str | None = Field(
+        default=None, description="weights that a checkpoint of the trained part is completed from, if they moved"
+    )
+    max_shard_gb: float = Field(default=10.0, gt=0, description="most GB (10^9 bytes) of one file")

@@ -58,10 +58,18 @@ def open_source(
         raise WeightsError(
             f"{source.path}: has {source.dialect} names, {method} reads {dialects[0]} names; use {METHOD_OF[source.dialect]}"
         )
-    dtype = DTYPES.get(cfg.dtype)
-    if dtype is None:
+    return cast(source, cfg.dtype)
+
+
+def cast(source: WeightsSource, name: str) -> WeightsSource:
+    """The same weights as `bf16` or `fp32`, one by one when they are read; `source` leaves them as they are."""
+    if name not in DTYPES:
         return source
-    return replace(source, tensors={name: _cast(tensor, dtype) for name, tensor in source.tensors.items()})
+    dtype = DTYPES[name]
+    tensors = {
+        key: TensorFile(tensor.shape, dtype, partial(_read_as, tensor, dtype)) for key, tensor in source.tensors.items()
+    }
+    return replace(source, tensors=tensors)
 
 
 def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> Target:
@@ -127,8 +135,8 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
         new = place / "new"
         new.mkdir()
         with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=str(shown)) as bar:
-            _write(new, target, bar.update)
-        _read_back(new / target.name if target.name else new, source, cfg.verify == "bits")
+            write(new, target, bar.update)
+        read_back(new / target.name if target.name else new, source, cfg.verify == "bits")
         if target.name:
             for text in target.texts:
                 replace_file(new / text, target.folder / text)
@@ -140,7 +148,8 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
     logger.info(f"{shown}: {len(source.tensors)} tensors, {total / 1e9:.2f} GB")
 
 
-def _write(new: Path, target: Target, written: Written) -> None:
+def write(new: Path, target: Target, written: Written = lambda nbytes: None) -> None:
+    """Stream the files of `target` into the folder `new`. Raises WeightsError when the disk is full or cannot be written."""
     try:
         for name, text in target.texts.items():
             _at(new, name).write_text(text, encoding="utf-8")
@@ -160,7 +169,7 @@ def _at(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_back(path: Path, source: WeightsSource, bits: bool) -> None:
+def read_back(path: Path, source: WeightsSource, bits: bool) -> None:
     """Raises WeightsError unless `path` holds exactly the weights of `source`."""
     written = open_weights(path)
     problems = differences(written.shapes, source.shapes)
@@ -174,10 +183,6 @@ def _read_back(path: Path, source: WeightsSource, bits: bool) -> None:
 def _same(a: Tensor, b: Tensor, count: int | None) -> bool:
     first, second = (t.reshape(-1)[:count].contiguous().view(torch.uint8) for t in (a, b))
     return torch.equal(first, second)
-
-
-def _cast(tensor: TensorFile, dtype: torch.dtype) -> TensorFile:
-    return TensorFile(tensor.shape, dtype, partial(_read_as, tensor, dtype))
 
 
 def _read_as(tensor: TensorFile, dtype: torch.dtype) -> Tensor:

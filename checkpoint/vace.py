@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checkpoint.config import FromMmConfig, ResplitConfig, ToMmConfig
+from checkpoint.config import FromMmConfig, PipelineConfig, ResplitConfig, ToMmConfig
 
 
 def hf_to_mm(cfg: ToMmConfig) -> None:
@@ -63,3 +63,14 @@ def resplit(cfg: ResplitConfig) -> None:
 
     source = open_source(cfg, dialects=("mm",), method="resplit", base_path=cfg.base_path)
     convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+
+
+def assemble_pipeline(cfg: PipelineConfig) -> None:
+    """Experts of A14B (or one transformer), VAE and text encoder to a whole WanVACEPipeline folder of diffusers.
+
+    Args:
+        cfg: the parts, in any known dialect, and the target.
+    """
+    from checkpoint.pipeline import assemble
+
+    assemble(cfg)

@@ -1,0 +1,40 @@
+"""Two experts, a VAE and a text encoder become a WanVACEPipeline folder that diffusers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanVACEPipeline, WanVACETransformer3DModel
+
+from checkpoint.cli import main
+from tests.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
+
+
+def test_a14b_becomes_a_pipeline_of_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = write_official(tmp_path / "a14b")
+    for name, seed in (("high_noise_model", 1), ("low_noise_model", 2)):
+        write_transformer(home / name, tiny_transformer(seed), torch.float32)
+    parts = {
+        "high_path": home / "high_noise_model",
+        "low_path": home / "low_noise_model",
+        "vae_path": home / VAE_FILE,
+        "text_encoder_path": home / TEXT_FILE,
+        "target_path": tmp_path / "pipe",
+    }
+    argv = [word for name, path in parts.items() for word in (f"--cfg.{name}", str(path))]
+    for _ in range(2):
+        main(["VACEConverter", "assemble_pipeline", *argv])
+    monkeypatch.setattr(WanVACETransformer3DModel, "_keep_in_fp32_modules", None)  # would need the package accelerate
+    pipe = WanVACEPipeline.from_pretrained(tmp_path / "pipe", low_cpu_mem_usage=False, torch_dtype=torch.float32)
+    assert pipe.config.boundary_ratio == 0.875
+    high, low = tiny_transformer(1).state_dict(), tiny_transformer(2).state_dict()
+    assert torch.equal(pipe.transformer.proj_out.weight, high["head.head.weight"])
+    assert torch.equal(pipe.transformer_2.proj_out.weight, low["head.head.weight"])
+    assert pipe.scheduler.config.flow_shift == 12
+    assert pipe.tokenizer("a red ball").input_ids
+    assert pipe.vae.config.z_dim == 16
+    assert sorted(path.name for path in (tmp_path / "pipe").iterdir()) == sorted(
+        ["model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae"]
+    )

@@ -14,7 +14,7 @@ from mindspeed_mm.generation.layout import Layout, choose_layout
 from mindspeed_mm.generation.pipeline import Texts, VacePipeline
 from mindspeed_mm.generation.team import Solo, Team
 from mindspeed_mm.generation.writer import read_latents
-from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_official
+from tests.tiny import tiny_inputs, tiny_transformer, write_official
 
 CPU = Accelerator.detect("cpu")
 REQUEST = RequestConfig(height=48, width=80, num_frames=9, steps=3, guidance_scale=5.0)  # 45 tokens: no multiple of 2

@@ -70,7 +70,7 @@ def test_training_moved_the_branch_and_nothing_else(quickstart: Quickstart) -> N
 
 def test_the_checkpoint_is_the_small_default_kind_that_names_its_base(quickstart: Quickstart) -> None:
     flat = torch.load(quickstart.out / "save-release/release/mp_rank_00/model_optim_rng.pt", weights_only=True)
-    assert flat["base"]["path"].endswith("Tiny-VACE-mm")
+    assert "Tiny-VACE-mm" in flat["base"]["path"]
     assert all(name.startswith("vace_dit.") for name in flat["model"])
 
 

@@ -57,7 +57,7 @@ run 1 mm-convert VACEConverter hf_to_mm \
     --cfg.source_path $OUT/weights/Tiny-VACE --cfg.target_path $OUT/weights/Tiny-VACE-mm
 
 step "Extract features on $RANKS processes: latents, conditions, prompt embeddings"
-run 1 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" NUM_WORKERS=1 LOG_DIR=$OUT/logs \
+run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" NUM_WORKERS=1 LOG_DIR=$OUT/logs \
     MM_DATA=$TINY/data.json MM_MODEL=$TINY/model.json MM_TOOL=$TINY/tools.json \
     bash examples/vace/feature_extract/feature_extraction.sh
 

@@ -189,7 +189,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder to write, e.g. ckpt/tiny")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--text-only", type=int, metavar="WIDTH", help="only the text encoder, this wide, and its tokenizer")
+    parser.add_argument(
+        "--text-only", type=int, metavar="WIDTH", help="only the text encoder, this wide, and its tokenizer"
+    )
     arguments = parser.parse_args()
     if arguments.text_only:
         arguments.folder.mkdir(parents=True, exist_ok=True)

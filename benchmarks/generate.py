@@ -32,9 +32,9 @@ from mindspeed_mm.generation.inputs import Inputs
 from mindspeed_mm.generation.pipeline import VacePipeline, make_noise
 from mindspeed_mm.generation.solvers import sigma_table, timestep_table
 from mindspeed_mm.log import get_logger, setup_logging
-from mindspeed_mm.models.wan.config import VACE_1_3B, VACE_14B, VaceConfig, WanConfig
+from mindspeed_mm.models.wan.config import FP32_MODULES, VACE_1_3B, VACE_14B, VaceConfig, WanConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.models.wan.vace import FP32_MODULES, VaceTransformer, build_on_meta
+from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
 from mindspeed_mm.models.wan.vae import WanVae
 
 LOGGER = get_logger("benchmarks.generate")

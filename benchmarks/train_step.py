@@ -24,7 +24,7 @@ from typing import Any
 from mindspeed_mm.config.schema import parse, read_json
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.log import get_logger, one_line_errors
-from mindspeed_mm.models.wan.config import PRESETS, PredictorConfig, VaceConfig
+from mindspeed_mm.models.wan.config import BRANCH, PRESETS, PredictorConfig, VaceConfig
 
 logger = get_logger(__name__)
 PEER = "diffusers"
@@ -208,7 +208,7 @@ def _peer(case: Case, inputs: dict[str, Any], accelerator: Any) -> Step:
     for theirs, parameter in model.named_parameters():
         name = names.to_ours(theirs)
         parameter.data.copy_(initial_weight(name, parameter.shape, 0))
-        parameter.requires_grad_(trains(name, case.trainable))
+        parameter.requires_grad_(trains(name, case.trainable, BRANCH))
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(half)
     model.enable_gradient_checkpointing()
@@ -251,14 +251,13 @@ def _without_target(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _recomputed_share(case: Case, variant: Variant, tokens: int) -> float:
     """The share of all blocks' forward work that runs twice."""
-    from mindspeed_mm.training.flops import block_forward
+    from mindspeed_mm.training.flops import recomputed_share
 
     mode, _, first = variant.recompute.partition(":")
-    blocks, branch = case.config.trunk.num_layers, len(case.config.vace_layers)
-    trunk_blocks = min(int(first or blocks), blocks) - (case.trainable == "branch")  # block 0 has no backward then
-    share = {"none": 0.0}.get(mode, (trunk_blocks + min(int(first or branch), branch)) / (blocks + branch))
-    on_tokens, on_text, attention = block_forward(case.config, tokens)
-    return share * ((on_tokens + on_text) / (on_tokens + on_text + attention) if mode == "selective" else 1.0)
+    numbers = {"blocks": case.config.trunk.num_layers, "vace_blocks": len(case.config.vace_layers)}
+    some = [f"{kind}.{i}" for kind, count in numbers.items() for i in range(min(int(first or count), count))]
+    plan = {} if mode == "none" else dict.fromkeys(some, mode)
+    return recomputed_share(case.config, plan, case.trainable, tokens)  # type: ignore[arg-type]
 
 
 def _report(case: Case, rows: list[tuple[str, Measured]], peak_tflops: float | None) -> list[str]:

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.distributed.mesh import Mesh
-from mindspeed_mm.distributed.patterns import match
+from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.errors import ConfigError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -29,11 +29,12 @@ def shard_model(
     """
     names = [name for name, _ in model.named_modules() if name]
     where = "fsdp2_config.yaml"
-    ignored = _ignored_parameters(model, names, config, where)
+    absent = absent_units(units, names)
+    ignored = _ignored_parameters(model, names, config, where, absent)
     wrapped = [
         name
         for pattern in (config.sub_modules_to_wrap or units)
-        for name in match(pattern, names, f"{where}:sub_modules_to_wrap")
+        for name in match(pattern, names, f"{where}:sub_modules_to_wrap", absent=absent)
     ]
     rest = [name for name, child in model.named_children() if _has_parameters(child) and not _covers(name, wrapped)]
     exact = tuple(fp32_modules)
@@ -91,10 +92,12 @@ def _covers(child: str, wrapped: Sequence[str]) -> bool:
     return any(name == child or name.startswith(child + ".") for name in wrapped)
 
 
-def _ignored_parameters(model: nn.Module, names: Sequence[str], config: Fsdp2Config, where: str) -> set[nn.Parameter]:
+def _ignored_parameters(
+    model: nn.Module, names: Sequence[str], config: Fsdp2Config, where: str, absent: Sequence[str]
+) -> set[nn.Parameter]:
     ignored: set[nn.Parameter] = set()
     for pattern in config.ignored_modules:
-        for name in match(pattern, names, f"{where}:ignored_modules"):
+        for name in match(pattern, names, f"{where}:ignored_modules", absent=absent):
             found = set(model.get_submodule(name).parameters())
             if any(parameter.requires_grad for parameter in found):
                 raise ConfigError(

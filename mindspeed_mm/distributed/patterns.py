@@ -12,24 +12,36 @@ _PREFIX = re.compile(r"^(predictor\.)?(wan_dit\.|vace_dit\.)?")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
-def match(pattern: str, names: Iterable[str], where: str) -> list[str]:
-    """The names that `pattern` matches, in their own order. Raises ConfigError when there are none."""
+def absent_units(units: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Those of a model's units that this one has none of: `vace_blocks.{*}` of a model without a branch."""
     known = list(names)
+    return [unit for unit in units if not _hits(unit, known, "units")]
+
+
+def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[str] = ()) -> list[str]:
+    """The names that `pattern` matches, in their own order. Raises ConfigError when there are none.
+
+    A pattern inside a unit of `absent` may match nothing: the same file serves models with and without that part.
+    """
+    known = list(names)
+    found = _hits(pattern, known, where)
+    shape = _BRACES.sub("{*}", _PREFIX.sub("", pattern))
+    if not found and not any(f"{shape}.".startswith(f"{unit}.") for unit in absent):
+        kinds = sorted({re.sub(r"\.\d+(?=\.|$)", ".{*}", name) for name in known if name})
+        raise ConfigError(f"{where}: pattern {pattern!r} matches no module of the model{did_you_mean(shape, kinds)}")
+    return found
+
+
+def _hits(pattern: str, known: list[str], where: str) -> list[str]:
     wanted = _PREFIX.sub("", pattern)
-    literal, groups = re.escape(wanted), _BRACES.findall(wanted)
-    expression = re.sub(r"\\\{[^{}]*\\\}", r"(\\d+)", literal)
-    sets = [_indices(group, pattern, where) for group in groups]
-    found = [
+    expression = re.sub(r"\\\{[^{}]*\\\}", r"(\\d+)", re.escape(wanted))
+    sets = [_indices(group, pattern, where) for group in _BRACES.findall(wanted)]
+    return [
         name
         for name in known
         if (hit := re.fullmatch(expression, name))
         and all(chosen is None or int(index) in chosen for index, chosen in zip(hit.groups(), sets, strict=True))
     ]
-    if not found:
-        shape = _BRACES.sub("{*}", wanted)
-        kinds = sorted({re.sub(r"\.\d+(?=\.|$)", ".{*}", name) for name in known if name})
-        raise ConfigError(f"{where}: pattern {pattern!r} matches no module of the model{did_you_mean(shape, kinds)}")
-    return found
 
 
 def _indices(text: str, pattern: str, where: str) -> set[int] | None:

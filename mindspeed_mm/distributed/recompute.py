@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, Recompute
-from mindspeed_mm.distributed.patterns import match
+from mindspeed_mm.distributed.patterns import absent_units, match
 
 
 def recompute_plan(
@@ -38,9 +38,10 @@ def recompute_plan(
     else:
         chosen = [(pattern, how) for pattern in units] if parallel.recompute_granularity else []
     limit = parallel.recompute_num_layers if parallel.recompute_method == "block" else None
+    absent = absent_units(units, names)
     plan: dict[str, Recompute] = {}
     for pattern, mode in chosen:
-        for name in match(pattern, names, "fsdp2_config.yaml:recompute_modules")[:limit]:
+        for name in match(pattern, names, "fsdp2_config.yaml:recompute_modules", absent=absent)[:limit]:
             plan[name] = mode
     return {name: mode for name, mode in plan.items() if mode != "none"}
 

@@ -20,7 +20,8 @@ from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.guidance import Ask, guided_velocity, joined
 from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.wan.vace import FP32_MODULES, VaceTransformer, build_on_meta
+from mindspeed_mm.models.wan.config import FP32_MODULES
+from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
 
 T = TypeVar("T")
 

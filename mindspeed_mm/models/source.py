@@ -15,7 +15,7 @@ from torch import Tensor
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.tensors import TensorFile, raw_bytes
 from mindspeed_mm.models.dialects import listed
-from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.config import BRANCH, VaceConfig
 from mindspeed_mm.models.wan.sizes import Shape, infer_config, layout
 
 HEAD_BYTES = 64 * 1024  # of each tensor go into the fingerprint
@@ -127,7 +127,7 @@ def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> Weights
 
 
 def _in_branch(name: str) -> bool:
-    return name.split(".")[0] in ("vace_blocks", "vace_patch_embedding")
+    return name.split(".")[0] in BRANCH
 
 
 def _starting_weight(

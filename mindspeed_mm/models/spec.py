@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspeed_mm.config.schema import Config
-from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES, PredictorConfig
 from mindspeed_mm.registry import Registry
 
 
@@ -17,6 +17,8 @@ class ModelSpec:
     build: str  # "module:callable", called build(predictor.model) → nn.Module on the current default device
     key_maps: str  # "module:NAME", a dict dialect → KeyMap
     units: tuple[str, ...]  # module patterns that are sharded and recomputed as one, e.g. "blocks.{*}"
+    branch: tuple[str, ...] = ()  # first parts of the names of what `trainable: branch` trains; () = there is no branch
+    fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 when the rest is bf16
 
 
 MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")
@@ -27,5 +29,7 @@ MODELS.add(
         build="mindspeed_mm.models.wan.vace:VaceTransformer",
         key_maps="mindspeed_mm.models.wan.state_dict:KEY_MAPS",
         units=("blocks.{*}", "vace_blocks.{*}"),
+        branch=BRANCH,
+        fp32_modules=FP32_MODULES,
     ),
 )

@@ -24,11 +24,19 @@ from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed, understand
 from mindspeed_mm.models.find import Files, find_files, shards
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
+from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
 from mindspeed_mm.models.wan.sizes import contradictions, layout_of_shapes, read_hints
 from mindspeed_mm.models.wan.stages import merge
-from mindspeed_mm.models.wan.vace import FP32_MODULES, VaceTransformer, build_on_meta
+from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
 
-__all__ = ["WeightsSource", "init_branch_from_trunk", "load_transformer", "load_weights", "open_weights"]
+__all__ = [
+    "WeightsSource",
+    "init_branch_from_trunk",
+    "load_transformer",
+    "load_weights",
+    "open_weights",
+    "with_branch_of",
+]
 
 logger = get_logger(__name__)
 M = TypeVar("M", bound=nn.Module)
@@ -49,6 +57,25 @@ def open_weights(
     if files.also:
         logger.info(files.also)
     return _open(files, base_path, seen=())
+
+
+def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
+    """`trunk`'s trunk with the VACE branch of the checkpoint at `path`, which may hold the branch alone.
+
+    Raises WeightsError when there is no branch in it, or when it does not fit.
+    """
+    other = open_weights(path, base_path=trunk.path)
+    filled_in = other.base.tensors if other.base is not None else {}  # what the trunk's own files added
+    branch = {
+        name: tensor
+        for name, tensor in other.tensors.items()
+        if name.split(".")[0] in BRANCH and tensor is not filled_in.get(name)
+    }
+    if not branch:
+        raise WeightsError(f"{path}: holds no VACE branch; vace_dit.vace_pretrained must name one")
+    rest = {name: tensor for name, tensor in trunk.tensors.items() if name.split(".")[0] not in BRANCH}
+    what = f"{trunk.what}, branch of {other.path}"
+    return replace(trunk, what=what, tensors={**rest, **branch}, hints={**trunk.hints, **other.hints})
 
 
 def load_weights(

@@ -13,18 +13,19 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
+from mindspeed_mm.distributed.recompute import recompute_plan
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
-from mindspeed_mm.models.weights import WeightsSource, init_branch_from_trunk, open_weights
+from mindspeed_mm.models.weights import WeightsSource, init_branch_from_trunk, open_weights, with_branch_of
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.checkpoint import BaseReference, Checkpointer
-from mindspeed_mm.training.flops import Flops, peak_tflops, step_flops, tokens_of
+from mindspeed_mm.training.flops import Flops, peak_tflops, recomputed_share, step_flops, tokens_of
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.metrics import Writer, open_writers
 from mindspeed_mm.training.optim import build_optimizer
@@ -57,7 +58,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
         schedule=schedule,
         step=step_settings(job),
         dp_size=mesh.dp_size,
-        cost=sample_cost(job),
+        cost=sample_cost(job, model),
         checkpoints=checkpoints if training.checkpoint.save else None,
         evaluate=build_evaluation(job, model, schedule, mesh, accelerator),
         writers=job_writers(job, mesh),
@@ -73,14 +74,26 @@ def open_source(predictor: PredictorConfig) -> WeightsSource | None:
     if predictor.from_pretrained is None:
         return None
     source = open_weights(predictor.from_pretrained)
+    if predictor.vace_dit.init_from_trunk:
+        source = init_branch_from_trunk(source, predictor.model)
+    if predictor.vace_dit.vace_pretrained:
+        source = with_branch_of(source, predictor.vace_dit.vace_pretrained)
     logger.info(source.description)
-    return init_branch_from_trunk(source, predictor.model) if predictor.vace_dit.init_from_trunk else source
+    return source
+
+
+def open_base(predictor: PredictorConfig, source: WeightsSource | None) -> WeightsSource | None:
+    """Where a checkpoint of what trains finds the rest; None: nowhere in one place, so it must hold all weights."""
+    if predictor.vace_dit.vace_pretrained is None or source is None:
+        return source
+    return open_weights(source.path) if predictor.trainable == "branch" else None
 
 
 def build_checkpoints(job: PretrainJob, source: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
     """Checkpoints of this job; what does not train is named by reference to `source`."""
     key_map = resolve(MODELS.get(job.predictor.model_id).key_maps)["mm"]
-    base = BaseReference(str(source.path), source.fingerprint(), source.dialect) if source is not None else None
+    rest = open_base(job.predictor, source)
+    base = BaseReference(str(rest.path), rest.fingerprint(), rest.dialect) if rest is not None else None
     return Checkpointer(job.training.checkpoint, accelerator, key_map, base=base, job_json=job.to_json())
 
 
@@ -167,26 +180,20 @@ def step_settings(job: PretrainJob) -> StepSettings:
     )
 
 
-def sample_cost(job: PretrainJob) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
+def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
     """(R+F, h, w, text rows) → tokens and operations of one sample."""
     sizes, trainable = job.predictor.model, job.predictor.trainable
-    share = recomputed_share(job)
+    names = [name for name, _ in model.named_modules() if name]
+    plan = recompute_plan(names, MODELS.get(job.predictor.model_id).units, job.fsdp2, job.parallel)
 
     @lru_cache
     def cost(size: tuple[int, ...]) -> tuple[int, Flops]:
         *grid, text = size
         tokens = tokens_of(tuple(grid), sizes)
+        share = recomputed_share(sizes, plan, trainable, tokens, text)
         return tokens, step_flops(sizes, tokens, trainable, share, text=text)
 
     return cost
-
-
-def recomputed_share(job: PretrainJob) -> float:
-    """The share of blocks that run forward twice, for HFU; `selective` keeps attention, which is counted as half."""
-    named = job.fsdp2.recompute_modules
-    modes: list[str | None] = [job.parallel.recompute_granularity]
-    modes += list(named.values()) if isinstance(named, dict) else ["full"] if named else []
-    return 1.0 if "full" in modes else 0.5 if "selective" in modes else 0.0
 
 
 def job_writers(job: PretrainJob, mesh: Mesh) -> list[Writer]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import torch
@@ -20,14 +20,13 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.fsdp import DTYPES, shard_model
 from mindspeed_mm.distributed.mesh import Mesh
-from mindspeed_mm.distributed.patterns import match
+from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks, recompute_plan
 from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.spec import MODELS, ModelSpec
 from mindspeed_mm.models.wan.config import PredictorConfig
-from mindspeed_mm.models.wan.vace import FP32_MODULES
 from mindspeed_mm.registry import resolve
 
 logger = get_logger(__name__)
@@ -63,7 +62,7 @@ def build_model(
     with torch.device("meta"):
         model: nn.Module = resolve(spec.build)(predictor.model)
     model.residual_dtype = DTYPES[predictor.residual_dtype]  # type: ignore[assignment]
-    freeze(model, predictor.trainable, DTYPES[predictor.dtype])
+    freeze(model, spec, predictor.trainable, DTYPES[predictor.dtype])
     apply_context_parallel(model, mesh.cp_group)
     names = [name for name, _ in model.named_modules() if name]
     plan = recompute_plan(names, spec.units, fsdp, parallel)
@@ -71,8 +70,9 @@ def build_model(
         model, plan, inputs_to_host=fsdp.offload_block_inputs, pin=fsdp.pin_memory and accelerator.kind != "cpu"
     )
     if fsdp.compile:
-        compile_blocks(model, [name for unit in spec.units for name in match(unit, names, "units")])
-    shard_model(model, spec.units, fsdp, mesh, fp32_modules=FP32_MODULES)
+        absent = absent_units(spec.units, names)
+        compile_blocks(model, [name for unit in spec.units for name in match(unit, names, "units", absent=absent)])
+    shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)
     model.to_empty(device=torch.device("cpu") if fsdp.offload_to_cpu else accelerator.device)
     fill(model, source, seed)
     return model.train()
@@ -87,18 +87,18 @@ def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
         )
 
 
-def trains(name: str, trainable: str) -> bool:
+def trains(name: str, trainable: str, branch: Collection[str]) -> bool:
     """Whether the weight `name` trains under `trainable: branch | trunk | all`. Its first part decides."""
-    in_branch = name.split(".")[0] in ("vace_blocks", "vace_patch_embedding")
+    in_branch = name.split(".")[0] in branch
     return trainable == "all" or in_branch == (trainable == "branch")
 
 
-def freeze(model: nn.Module, trainable: str, dtype: torch.dtype) -> None:
-    """fp32 for what trains and for FP32_MODULES; the rest frozen, in `dtype`. For a model on the meta device."""
+def freeze(model: nn.Module, spec: ModelSpec, trainable: str, dtype: torch.dtype) -> None:
+    """fp32 for what trains and for `spec.fp32_modules`; the rest frozen, in `dtype`. For a model on the meta device."""
     for name, parameter in model.named_parameters():
-        kept = trains(name, trainable)
+        kept = trains(name, trainable, spec.branch)
         parameter.requires_grad_(kept)
-        if not kept and name.split(".")[0] not in FP32_MODULES:
+        if not kept and name.split(".")[0] not in spec.fp32_modules:
             parameter.data = parameter.data.to(dtype)
         else:
             parameter.data = parameter.data.to(torch.float32)

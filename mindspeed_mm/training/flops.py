@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,6 +84,36 @@ def step_flops(
         backward = branch * (2 * on_tokens + on_text + 2 * attention)
         backward += (blocks - 1) * (on_tokens + 2 * attention - cross) + head + branch_in + 2 * joins
     return Flops(model=forward + backward, hardware=forward + backward + recomputed * (blocks + branch) * block)
+
+
+def recomputed_share(
+    config: VaceConfig, plan: Mapping[str, str], trainable: Trainable, tokens: int, text: int | None = None
+) -> float:
+    """The share of all blocks' forward operations that run twice under `plan`: module name → full | selective.
+
+    `selective` keeps what attention answers. A trunk block that no gradient reaches (block 0 when the branch trains) is
+    never run again. Modules inside blocks count by their own operations.
+    """
+    on_tokens, on_text, attention = block_forward(config, tokens, text)
+    whole = on_tokens + on_text + attention
+    d, rows = config.trunk.hidden_size, text_rows(config, text)
+    kernel = {"self_attn": 4.0 * tokens * tokens * d, "cross_attn": 4.0 * tokens * rows * d}
+    parts = {
+        "": (whole, attention),
+        "self_attn": (8.0 * tokens * d * d + kernel["self_attn"], kernel["self_attn"]),
+        "cross_attn": (4.0 * tokens * d * d + on_text + kernel["cross_attn"], kernel["cross_attn"]),
+        "ffn": (4.0 * tokens * d * config.trunk.ffn_dim, 0.0),
+    }
+    twice = 0.0
+    for name, mode in plan.items():
+        blocks, _, rest = name.partition(".")
+        number, _, part = rest.partition(".")
+        unreached = blocks == "blocks" and number == "0" and trainable == "branch"
+        inside_another = bool(part) and f"{blocks}.{number}" in plan
+        if blocks in ("blocks", "vace_blocks") and not unreached and not inside_another:
+            all_of_it, kept = parts.get(part, (0.0, 0.0))
+            twice += all_of_it - (kept if mode == "selective" else 0.0)
+    return twice / (whole * (config.trunk.num_layers + len(config.vace_layers)))
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:

@@ -16,7 +16,7 @@ from megatron.mm.schedules import param_scheduler
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
-from mindspeed_mm.models.wan.config import PredictorConfig, VaceDitConfig
+from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceDitConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.checkpoint import BaseReference, Checkpointer
@@ -130,7 +130,7 @@ def plain(
 
     model = tiny_transformer(0).train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains(name, trainable))
+        parameter.requires_grad_(trains(name, trainable, BRANCH))
     optim = optimizer(model)
     losses = []
     for iteration in range(steps):

@@ -59,6 +59,8 @@ MODEL = ModelSpec(
     build="outsider.code:Whisper",
     key_maps="mindspeed_mm.models.wan.state_dict:KEY_MAPS",
     units=("blocks.{*}", "vace_blocks.{*}"),
+    branch=("vace_blocks", "vace_patch_embedding"),
+    fp32_modules=("time_embedding", "time_projection", "head"),
 )
 DATASET = DatasetSpec(config=NoiseConfig, build="outsider.code:Noise")
 '''

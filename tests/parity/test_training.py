@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers import WanVACETransformer3DModel
 
 from mindspeed_mm.flow.matching import keyed_generator
+from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.build import trains
 from mindspeed_mm.training.loop import TrainLoop
@@ -42,7 +43,7 @@ def oracle_of(model):
 
 def freeze(model, trainable, name_of=lambda name: name):
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains(name_of(name), trainable))
+        parameter.requires_grad_(trains(name_of(name), trainable, BRANCH))
     return model
 
 

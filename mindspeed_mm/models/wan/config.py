@@ -81,6 +81,9 @@ PRESETS: Mapping[str, VaceConfig] = {
     "Wan2.2-VACE-A14B": VACE_14B,  # each of its two experts
 }
 
+BRANCH = ("vace_blocks", "vace_patch_embedding")  # first parts of the names of the branch's weights
+FP32_MODULES = ("time_embedding", "time_projection", "head")  # their weights stay fp32 when the others are bf16
+
 _FIXED = "VACE has one form of it"
 _OLD_KEYS: Mapping[str, str] = {  # stand in published files, in trunk and branch alike
     "img_dim": "VACE has no image encoder",
@@ -99,7 +102,7 @@ class VaceDitConfig(Config):
         default=False, description="start the branch from the trunk's blocks (the weights have no VACE keys)"
     )
     vace_pretrained: str | None = Field(
-        default=None, description="weights of the branch, when they are not in predictor.from_pretrained"
+        default=None, description="folder or file whose branch is taken instead of that of predictor.from_pretrained"
     )
     # repeated from the trunk in published files
     hidden_size: int | None = None
@@ -175,6 +178,19 @@ class PredictorConfig(WanConfig):
         VaceConfig(
             trunk=WanConfig(**self._trunk_fields()), vace_layers=self.vace_dit.vace_layers
         )  # raises if they do not fit
+        return self
+
+    @model_validator(mode="after")
+    def _weights_agree(self) -> PredictorConfig:
+        dit = self.vace_dit
+        if not dit.vace_layers and self.trainable == "branch":
+            raise ValueError("trainable is branch but vace_dit.vace_layers is empty: there is none; write trunk")
+        if dit.vace_pretrained and dit.init_from_trunk:
+            raise ValueError(
+                "vace_dit.vace_pretrained and vace_dit.init_from_trunk both give the branch; leave one out"
+            )
+        if dit.vace_pretrained and not self.from_pretrained:
+            raise ValueError("vace_dit.vace_pretrained gives the branch alone; name the trunk in from_pretrained")
         return self
 
     def _trunk_fields(self) -> dict[str, Any]:

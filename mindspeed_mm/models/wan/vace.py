@@ -16,8 +16,6 @@ from mindspeed_mm.models.wan.transformer import Head, Linear, PatchEmbedding, Ro
 from mindspeed_mm.ops.rope import rope_tables
 from mindspeed_mm.ops.timestep import sinusoid
 
-FP32_MODULES = ("time_embedding", "time_projection", "head")  # their weights stay fp32 when the others are bf16
-
 
 class TokenLayout(Protocol):
     """How the tokens of one sample lie on the processes that share it."""

@@ -7,7 +7,7 @@ import pytest
 
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, check_context_parallel, data_parallel_size
-from mindspeed_mm.distributed.patterns import match
+from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.errors import ConfigError
 
 NAMES = [*(f"blocks.{i}" for i in range(10)), *(f"vace_blocks.{i}" for i in range(3)), "head", "blocks.3.self_attn"]
@@ -66,6 +66,18 @@ def test_patterns_name_modules(pattern, found):
 def test_a_pattern_that_matches_nothing_is_an_error(pattern):
     with pytest.raises(ConfigError, match="matches no module"):
         match(pattern, NAMES, "fsdp2_config.yaml:recompute_modules")
+
+
+def test_a_pattern_of_a_part_that_this_model_does_not_have_matches_nothing_in_peace():
+    trunk = [name for name in NAMES if not name.startswith("vace_")]
+    absent = absent_units(("blocks.{*}", "vace_blocks.{*}"), trunk)
+    assert absent == ["vace_blocks.{*}"]
+    assert absent_units(("blocks.{*}", "vace_blocks.{*}"), NAMES) == []
+    for pattern in ("vace_blocks.{*}", "predictor.vace_dit.vace_blocks.{0-3}", "vace_blocks.{*}.ffn"):
+        assert match(pattern, trunk, "here", absent=absent) == []
+    for pattern in ("block.{*}", "blocks.{12}", "vace_block.{*}"):
+        with pytest.raises(ConfigError, match="matches no module"):
+            match(pattern, trunk, "here", absent=absent)
 
 
 def test_a_malformed_set_is_an_error():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.models.wan.config import PRESETS
-from mindspeed_mm.models.wan.vace import FP32_MODULES, build_on_meta
+from mindspeed_mm.models.wan.config import FP32_MODULES, PRESETS
+from mindspeed_mm.models.wan.vace import build_on_meta
 from tests.layouts import published_layout
 from tests.tiny import TINY, tiny_inputs, tiny_transformer
 

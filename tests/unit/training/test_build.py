@@ -5,23 +5,27 @@ import torch
 
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.training.build import check_dtypes, fill, freeze, initial_weight, trains
 from tests.distributed.jobs import FromModule, predictor
 from tests.tiny import TINY, tiny_transformer
 
+VACE = MODELS.get("vace")
+
 
 def test_every_weight_belongs_to_trunk_or_branch():
     names = [name for name, _ in build_on_meta(TINY).named_parameters()]
-    branch = {name for name in names if trains(name, "branch")}
+    branch = {name for name in names if trains(name, "branch", BRANCH)}
     assert branch == {name for name in names if name.startswith("vace_")}
-    assert {name for name in names if trains(name, "trunk")} == set(names) - branch
-    assert all(trains(name, "all") for name in names)
+    assert {name for name in names if trains(name, "trunk", BRANCH)} == set(names) - branch
+    assert all(trains(name, "all", BRANCH) for name in names)
 
 
 def test_what_is_frozen_is_bf16_without_gradient_but_the_time_path_and_the_head():
     model = build_on_meta(TINY)
-    freeze(model, "branch", torch.bfloat16)
+    freeze(model, VACE, "branch", torch.bfloat16)
     for name, parameter in model.named_parameters():
         fp32 = name.startswith(("vace_", "time_embedding", "time_projection", "head"))
         assert parameter.dtype == (torch.float32 if fp32 else torch.bfloat16), name
@@ -31,7 +35,7 @@ def test_what_is_frozen_is_bf16_without_gradient_but_the_time_path_and_the_head(
 def test_a_model_without_branch_cannot_train_one():
     trunk_only = TINY.model_copy(update={"vace_layers": ()})
     with pytest.raises(ConfigError, match="leaves nothing to train"):
-        freeze(build_on_meta(trunk_only), "branch", torch.bfloat16)
+        freeze(build_on_meta(trunk_only), VACE, "branch", torch.bfloat16)
 
 
 def test_two_files_that_disagree_on_the_dtype_are_refused():

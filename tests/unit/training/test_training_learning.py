@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.training.build import trains
-from mindspeed_mm.training.flops import peak_tflops, step_flops
+from mindspeed_mm.training.flops import block_forward, peak_tflops, recomputed_share, step_flops
 from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.validation import held_out_loss, quantile_places
 from tests.loops import loop_parts, random_records, training
@@ -43,7 +44,7 @@ def quiet_model(trainable):
     model = tiny_transformer()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trains(name, trainable))
+            parameter.requires_grad_(trains(name, trainable, BRANCH))
             if name.startswith("head.head") or "after_proj" in name:
                 parameter.mul_(0.1)
     return model
@@ -119,7 +120,7 @@ def test_operations_are_those_that_torch_counts():
 
     def counted(trainable):
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trains(name, trainable))
+            parameter.requires_grad_(trains(name, trainable, BRANCH))
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(*inputs).square().mean().backward()
         return counter.get_total_flops()
@@ -138,3 +139,21 @@ def test_recomputing_all_blocks_costs_one_forward_of_them_more():
 def test_a_known_device_has_a_peak_and_an_unknown_one_has_none():
     assert peak_tflops("NVIDIA H200", "bf16") == 989
     assert peak_tflops("cpu", "fp32") is None
+
+
+def test_selective_recomputes_all_but_attention():
+    plan = [f"blocks.{i}" for i in range(4)] + ["vace_blocks.0", "vace_blocks.1"]
+    on_tokens, on_text, attention = block_forward(TINY, 18)
+    kept = attention / (on_tokens + on_text + attention)
+    assert recomputed_share(TINY, dict.fromkeys(plan, "full"), "all", 18) == pytest.approx(1.0)
+    assert recomputed_share(TINY, dict.fromkeys(plan, "selective"), "all", 18) == pytest.approx(1 - kept)
+    assert recomputed_share(TINY, {}, "all", 18) == 0
+    # no gradient reaches trunk block 0 when only the branch trains, so it never runs again
+    assert recomputed_share(TINY, dict.fromkeys(plan, "full"), "branch", 18) == pytest.approx(5 / 6)
+
+
+def test_the_parts_of_a_block_sum_to_the_block():
+    parts = {f"vace_blocks.1.{part}": "full" for part in ("self_attn", "cross_attn", "ffn")}
+    whole = recomputed_share(TINY, {"vace_blocks.1": "full"}, "all", 18)
+    assert recomputed_share(TINY, parts, "all", 18) == pytest.approx(whole)
+    assert recomputed_share(TINY, {**parts, "vace_blocks.1": "full"}, "all", 18) == pytest.approx(whole)

@@ -1,6 +1,7 @@
 """Megatron's command line: flags we honour are fields of our configs; the rest of the flags that its users write stand here.
 
-Three fates, no fourth: honoured (a field) · accepted, unused (UNUSED, with the reason) · unknown (an error).
+Three fates, no fourth: honoured (a field) · accepted, unused (UNUSED, with the reason) · an error (unknown, or REFUSED
+with advice because leaving it out would change the training).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.errors import ConfigError
 
 _JSON = "the model JSON gives the sizes"
 _DTYPE = "predictor.dtype and fsdp2 param_dtype decide"
@@ -131,6 +133,13 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--override-opt_param-scheduler": (0, "the checkpoint gives the place, the flags the shape"),
 }
 
+# flag → what to do instead: these would change what is trained, so they are not passed over
+REFUSED: Mapping[str, str] = {
+    "--rampup-batch-size": "the global batch is constant; give --global-batch-size, and --lr-warmup-samples for a soft start",
+    "--fp8-format": "matrix products are bf16 or fp32; leave it out",
+    "--calculate-per-token-loss": "the loss is a mean over samples; leave it out",
+}
+
 
 class _NotUsed(argparse.Action):
     """Swallow a flag and its values, and remember its name."""
@@ -146,8 +155,21 @@ class _NotUsed(argparse.Action):
         names.append(str(option_string))
 
 
+class _Refused(argparse.Action):
+    """End with the advice that stands in `help`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        raise ConfigError(f"{parser.prog}: {option_string} is not supported: {self.help}")
+
+
 def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Config], str]]) -> FlagParser:
-    """A parser of one flag per field of each (schema, title), and of everything in UNUSED."""
+    """A parser of one flag per field of each (schema, title), and of everything in UNUSED and REFUSED."""
     parser = FlagParser(prog, description)
     for schema, title in schemas:
         add_flags(parser, schema, title)
@@ -155,7 +177,12 @@ def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Confi
     taken = set(parser.flags())
     for flag, (values, reason) in UNUSED.items():
         if flag not in taken:
-            group.add_argument(flag, action=_NotUsed, nargs=values, dest=argparse.SUPPRESS, help=reason)
+            group.add_argument(flag, action=_NotUsed, nargs=values, dest=argparse.SUPPRESS, metavar="VALUE", help=reason)
+    group = parser.add_argument_group("refused")
+    for flag, advice in REFUSED.items():
+        group.add_argument(
+            flag, action=_Refused, nargs="*", dest=argparse.SUPPRESS, metavar="VALUE", help=advice.replace("%", "%%")
+        )
     return parser
 
 

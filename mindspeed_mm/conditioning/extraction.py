@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import encode_features
-from mindspeed_mm.data.content import ContentIndex, Signature, digest_of, digest_of_values, signature_of
+from mindspeed_mm.data.content import ContentIndex, LatentsIndex, Signature, digest_of, digest_of_values, signature_of
 from mindspeed_mm.data.dataset import FEATURE_FOLDER
-from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_info, write_feature
+from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_feature, read_info, write_feature
 from mindspeed_mm.data.manifest import files_of
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
@@ -43,17 +43,20 @@ class Recipe:
 
     def key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
         """The name of the row's feature: the same exactly when the feature would be the same."""
-        pixels = {name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask}
-        return digest_of_values(
-            {
-                "schema": SCHEMA_VERSION,
-                "files": [[slot, digests[path]] for slot, path in files_of(record)],
-                "captions": record.captions,
-                "pixels": pixels,
-                "vae": self.vae,
-                "text": self.text,
-            }
-        )
+        return digest_of_values({**self._seen(record, digests), "captions": record.captions, "text": self.text})
+
+    def latents_key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
+        """What rows share whose latents and vace_context are the same bits, whatever their captions say."""
+        return digest_of_values(self._seen(record, digests))
+
+    def _seen(self, record: SampleRecord, digests: Mapping[Path, str]) -> dict[str, Any]:
+        """Everything that decides the latents."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "files": [[slot, digests[path]] for slot, path in files_of(record)],
+            "pixels": {name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask},
+            "vae": self.vae,
+        }
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,18 @@ class ReadTask:
     record: SampleRecord
     known: Mapping[Path, str]
 
+    @property
+    def is_known(self) -> bool:
+        """Whether nothing has to be hashed."""
+        return all(path in self.known for _, path in files_of(self.record))
+
 
 @dataclass(frozen=True)
 class ReadResult:
     """A row that was read; `pixels` is None when its feature is there already."""
 
     key: str
+    latents_key: str
     contents: Contents
     pixels: PixelSample | None
 
@@ -92,7 +101,8 @@ class ReadRow:
                 contents[path] = (signature, digests[path])
         key = self.recipe.key(task.record, digests)
         done = _stored(self.features / f"{key}.safetensors") is not None
-        return ReadResult(key, contents, None if done else self.load(task.record))
+        latents_key = self.recipe.latents_key(task.record, digests)
+        return ReadResult(key, latents_key, contents, None if done else self.load(task.record))
 
 
 @dataclass(frozen=True)
@@ -159,23 +169,32 @@ class Extraction:
     ) -> Iterator[Finished | Failed]:
         """Encode what is missing. After `stop` turns true the current row is finished and the rest left for the next run."""
         index = ContentIndex(self.save_path / "state", self.rank)
+        latents = LatentsIndex(self.save_path / "state", self.rank)
         missing: list[ReadTask] = []
+        retold: list[tuple[SampleRecord, str, Path]] = []
         for record in records:
             task = self._task(record, index)
-            kept = self._kept(task)
-            if kept is None:
-                missing.append(task)
-            else:
+            kept = self._kept(task, latents)
+            twin = None if kept else self._twin(task, latents)
+            if kept is not None:
                 yield kept
+            elif twin is not None:
+                retold.append((record, *twin))
+            else:
+                missing.append(task)
         readers = self.read_ahead() if self.readers is None else nullcontext(self.readers)
         with readers as ahead, Writer() as writer:
+            for row in retold:
+                if stop():
+                    break
+                yield from self._retell(*row, writer)
             rows = iter(ahead.map(missing))
             while not stop():
                 with self.seconds.during("read"):
                     row = next(rows, None)
                 if row is None:
                     break
-                outcome = self._row(*row, index, writer)
+                outcome = self._row(*row, index, latents, writer)
                 yield from writer.finished()
                 if outcome is not None:
                     yield outcome
@@ -186,21 +205,55 @@ class Extraction:
         known = {path: index.get(path) for _, path in files_of(record)}
         return ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
 
-    def _kept(self, task: ReadTask) -> Finished | None:
+    def _kept(self, task: ReadTask, latents: LatentsIndex) -> Finished | None:
         """The row, when its files have not changed and its feature is there: nothing has to be opened but that."""
-        if any(path not in task.known for _, path in files_of(task.record)):
+        if not task.is_known:
             return None
         key = self.recipe.key(task.record, task.known)
-        info = _stored(self.save_path / FEATURE_FOLDER / f"{key}.safetensors")
-        return None if info is None else Finished(task.record, key, info.shape, info.num_refs, fresh=False)
+        info = _stored(self._path(key))
+        if info is None:
+            return None
+        shared = self.recipe.latents_key(task.record, task.known)
+        if latents.get(shared) is None:
+            latents.add(shared, key)
+        return Finished(task.record, key, info.shape, info.num_refs, fresh=False)
+
+    def _twin(self, task: ReadTask, latents: LatentsIndex) -> tuple[str, Path] | None:
+        """The key that a row's feature will have, and a feature that has its latents already under other captions."""
+        if not task.is_known:
+            return None
+        twin = latents.get(self.recipe.latents_key(task.record, task.known))
+        if twin is None or _stored(self._path(twin)) is None:
+            return None
+        return self.recipe.key(task.record, task.known), self._path(twin)
+
+    def _retell(self, record: SampleRecord, key: str, twin: Path, writer: Writer) -> Iterator[Finished]:
+        """Only captions or the text encoder changed: the stored latents stay, bit for bit, and the text is encoded."""
+        info, feature = read_info(twin), read_feature(twin)
+        with _watchdog(record, self.timeout), self.seconds.during("text"):
+            prompts = self.text.encode(record.captions)
+        metadata = {**info.metadata, **self.metadata, **_origin(record)}
+        done = Finished(record, key, info.shape, info.num_refs, fresh=True)
+        with self.seconds.during("write"):
+            writer.write(self._path(key), replace(feature, prompt_embeds=prompts, key=key), metadata, done)
+        yield from writer.finished()
+
+    def _path(self, key: str) -> Path:
+        return self.save_path / FEATURE_FOLDER / f"{key}.safetensors"
 
     def _row(
-        self, task: ReadTask, read: ReadResult | DataError, index: ContentIndex, writer: Writer
+        self,
+        task: ReadTask,
+        read: ReadResult | DataError,
+        index: ContentIndex,
+        latents: LatentsIndex,
+        writer: Writer,
     ) -> Finished | Failed | None:
         if isinstance(read, DataError):
             return Failed(task.record, _with_address(task.record, str(read)))
         index.add(read.contents)
-        path = self.save_path / FEATURE_FOLDER / f"{read.key}.safetensors"
+        latents.add(read.latents_key, read.key)  # before the feature is written: whoever follows it looks whether it is
+        path = self._path(read.key)
         if read.pixels is None or writer.is_pending(path):
             with self.seconds.during("write"):
                 writer.wait_for(path)
@@ -247,10 +300,17 @@ class Extraction:
             "fps": f"{pixels.fps:g}",
             "frame_policy": pixels.frame_policy,
             "frame_indices": json.dumps(pixels.frame_indices),
-            "captions": json.dumps(record.captions, ensure_ascii=False),
-            "source": str(record.video),
-            "address": record.address,
+            **_origin(record),
         }
+
+
+def _origin(record: SampleRecord) -> dict[str, str]:
+    """The metadata that is the row's own, whatever its pixels are."""
+    return {
+        "captions": json.dumps(record.captions, ensure_ascii=False),
+        "source": str(record.video),
+        "address": record.address,
+    }
 
 
 class Writer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,7 @@ class ContentIndex:
         if not fresh:
             return
         self._known.update(fresh)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write("\n")  # the last line may have been torn by a kill
-            file.writelines(json.dumps([name, *value]) + "\n" for name, value in fresh.items())
+        _append(self._path, [[name, *value] for name, value in fresh.items()])
 
     def _read(self, file: Path) -> None:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -81,3 +78,35 @@ class ContentIndex:
             except (ValueError, TypeError):
                 continue
             self._known[name] = (signature, digest)
+
+
+class LatentsIndex:
+    """What decides latents → the name of a feature that holds them. Kept as ContentIndex is; a feature may be gone since."""
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self._path = folder / f"latents.{rank}.jsonl"
+        self._known: dict[str, str] = {}
+        for file in sorted(folder.glob("latents.*.jsonl")):
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    latents, feature = json.loads(line)
+                except (ValueError, TypeError):
+                    continue
+                self._known[latents] = feature
+
+    def get(self, latents: str) -> str | None:
+        """The feature, if one is known."""
+        return self._known.get(latents)
+
+    def add(self, latents: str, feature: str) -> None:
+        """Remember a feature; the latest one stands for all that share its latents."""
+        if self._known.get(latents) != feature:
+            self._known[latents] = feature
+            _append(self._path, [[latents, feature]])
+
+
+def _append(path: Path, lines: Sequence[Sequence[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n")  # the last line may have been torn by a kill
+        file.writelines(json.dumps(line) + "\n" for line in lines)

@@ -89,6 +89,34 @@ def test_a_changed_setting_or_model_makes_new_features_and_leaves_the_old(tmp_pa
     assert len(files(tmp_path / "out")) == 4
 
 
+@pytest.mark.parametrize("change", ["caption", "text encoder"])
+def test_other_words_for_a_clip_leave_it_unread_and_give_the_file_of_a_fresh_run(tmp_path, change):
+    rows = write_rows(tmp_path, 2)
+    run(tmp_path / "out", rows)
+    text = "t5" if change == "caption" else "another t5"
+    if change == "caption":
+        rows[1] = replace(rows[1], captions=("another one, 雪", "two"))
+    extraction = make_extraction(tmp_path / "out", text=text)
+    extraction.load = None  # would raise if it were called
+    done = list(extraction.run(rows))
+    assert sum(row.fresh for row in done) == (1 if change == "caption" else 2)
+    assert extraction.vae.vae.calls == 0
+    _, fresh = run(tmp_path / "anew", rows, text=text)
+    assert {row.key for row in fresh} == {row.key for row in done}
+    now = contents(tmp_path / "out")
+    assert all(now[name] == value for name, value in contents(tmp_path / "anew").items())
+
+
+def test_latents_that_were_deleted_or_torn_are_made_again(tmp_path):
+    rows = write_rows(tmp_path, 1)
+    _, (before,) = run(tmp_path / "out", rows)
+    path = tmp_path / "out/features" / f"{before.key}.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    extraction, (after,) = run(tmp_path / "out", [replace(rows[0], captions=("another",))])
+    assert after.fresh
+    assert extraction.vae.vae.calls == 2  # the video, and grey
+
+
 def test_only_what_changed_is_redone(tmp_path):
     rows = write_rows(tmp_path, 4)
     run(tmp_path / "out", rows)

@@ -184,10 +184,10 @@ class Extraction:
                 missing.append(task)
         readers = self.read_ahead() if self.readers is None else nullcontext(self.readers)
         with readers as ahead, Writer() as writer:
-            for row in retold:
+            for record, key, twin_path in retold:
                 if stop():
                     break
-                yield from self._retell(*row, writer)
+                yield from self._retell(record, key, twin_path, writer)
             rows = iter(ahead.map(missing))
             while not stop():
                 with self.seconds.during("read"):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm.accelerator import Accelerator
@@ -86,21 +87,20 @@ def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
 
 
 def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelerator) -> Extraction:
-    """Load VAE and text encoder onto the device."""
+    """Open VAE and text encoder; they go to the device with the first clip and the first caption that need them."""
     accelerator.activate()
     ae, text = job.model.ae, job.model.text_encoder
-    vae = load_vae(ae.from_pretrained, dtype=DTYPES[ae.dtype], device=accelerator.device, tiling=ae.enable_tiling)
+    vae = load_vae(ae.from_pretrained, dtype=DTYPES[ae.dtype], tiling=ae.enable_tiling)
     encoder = load_text_encoder(
         text.from_pretrained,
         job.tokenizer_path,
         dtype=DTYPES[text.dtype],
-        device=accelerator.device,
         text_len=job.text_len,
     )
     recipe = build_recipe(job, dataset, vae, encoder)
     return Extraction(
-        vae=StreamEncoder(vae, max_batch=job.extract.encode_batch or DEFAULT_BATCH),
-        text=PromptCache(encoder),
+        vae=StreamEncoder(WaitingVae(vae, accelerator.device), max_batch=job.extract.encode_batch or DEFAULT_BATCH),
+        text=PromptCache(WaitingText(encoder, accelerator.device)),
         recipe=recipe,
         load=dataset.load,
         save_path=Path(job.save_path),
@@ -113,6 +113,35 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
             "settings": json.dumps(recipe.pixels, sort_keys=True),
         },
     )
+
+
+class WaitingVae:
+    """A VAE that goes to the device with its first clip; a run that finds all done needs no more than its fingerprint."""
+
+    def __init__(self, vae: WanVae, device: torch.device) -> None:
+        self._vae, self._placed = vae, False
+        self.device = device
+
+    def encode(self, video: Tensor) -> Tensor:
+        """As WanVae."""
+        if not self._placed:
+            self._vae.to(self.device)
+            self._placed = True
+        return self._vae.encode(video)
+
+
+class WaitingText:
+    """A text encoder that goes to the device with its first caption."""
+
+    def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
+        self._encoder, self._device, self._placed = encoder, device, False
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """As TextEncoder."""
+        if not self._placed:
+            self._encoder.to(self._device)
+            self._placed = True
+        return self._encoder.encode(prompts)
 
 
 def build_recipe(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: TextEncoder) -> Recipe:

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -11,13 +13,14 @@ from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.vace import encode_features
 from mindspeed_mm.data.dataset import FeatureDataset, VaceDataset
-from mindspeed_mm.data.features import read_null_prompt
+from mindspeed_mm.data.features import read_info, read_null_prompt
 from mindspeed_mm.data.registry import read_data_config
-from mindspeed_mm.models.umt5.encoder import load_text_encoder
-from mindspeed_mm.models.wan.vae import load_vae
+from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
+from mindspeed_mm.models.wan.vae import WanVae, load_vae
 from mindspeed_mm.tasks.extract import main
 from mindspeed_mm.tasks.extraction import Outcome, World, extract
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
+from tests.clips import turn, write_clip, write_variable
 from tests.extract_job import make_job, spoil
 from tests.extract_world import CellVae, make_extraction, write_rows
 from tests.tiny import TEXT_FILE, VAE_FILE
@@ -86,6 +89,45 @@ def test_the_job_is_kept_beside_the_features_and_a_second_run_does_nothing(root,
     main([*make_job(root), "--num-workers", "0"])
     assert "extracted 0 clips" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()} == before
+
+
+def test_models_go_to_the_device_only_when_something_has_to_be_encoded(root, monkeypatch, tmp_path):
+    def refuse(self, device):
+        raise AssertionError("a whole model was moved")
+
+    monkeypatch.setattr(WanVae, "to", refuse)
+    monkeypatch.setattr(TextEncoder, "to", refuse)
+    main([*make_job(root), "--num-workers", "0", "--no-check-clips"])
+    with pytest.raises(AssertionError, match="moved"):
+        main([*make_job(root), "--num-workers", "0", "--no-check-clips", "--save-path", str(tmp_path)])
+
+
+def test_a_rotated_clip_and_one_of_variable_rate_are_extracted_upright_and_by_time(tmp_path):
+    flags = [*make_job(tmp_path, max_hxw=96 * 128), "--num-workers", "0"]
+    folder = tmp_path / "clips datası"
+    turn(write_clip(tmp_path / "lying.mp4", 9), folder / "téléphone 90.mp4", 90)
+    # every frame of a 16 fps grid is there, and two others between: they must not be taken
+    write_variable(folder / "variable.mp4", [0, 20, 63, 125, 188, 250, 270, 313, 375, 438, 500])
+    rows = [{"video": name, "cap": "a"} for name in ("téléphone 90.mp4", "variable.mp4")]
+    (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+    main(flags)
+    dataset = features(tmp_path)
+    assert dataset.shape(0)[:3] == (3, 128 // 8, 96 // 8)
+    assert dataset.shape(1)[:3] == (3, 96 // 8, 128 // 8)
+    vae = load_vae(tmp_path / "models" / VAE_FILE)
+    taken = [0, 2, 3, 4, 5, 7, 8, 9, 10]
+    assert json.loads(read_info(dataset.path(1)).metadata["frame_indices"]) == taken
+    upright = np.rot90(decoded(tmp_path / "lying.mp4"), -1, axes=(1, 2))
+    by_time = decoded(folder / "variable.mp4")[taken]
+    for row, frames in enumerate((upright, by_time)):
+        video = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2).float() / 127.5 - 1
+        assert torch.equal(dataset[row].latents, vae.encode(video[None])[0].bfloat16())
+
+
+def decoded(path):
+    """Every frame as FFmpeg gives it, without any turning: uint8 [T, H, W, 3]."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def test_bad_clips_stop_the_run_with_their_addresses_or_are_listed(tmp_path, capsys):

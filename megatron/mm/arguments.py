@@ -177,7 +177,9 @@ def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Confi
     taken = set(parser.flags())
     for flag, (values, reason) in UNUSED.items():
         if flag not in taken:
-            group.add_argument(flag, action=_NotUsed, nargs=values, dest=argparse.SUPPRESS, metavar="VALUE", help=reason)
+            group.add_argument(
+                flag, action=_NotUsed, nargs=values, dest=argparse.SUPPRESS, metavar="VALUE", help=reason
+            )
     group = parser.add_argument_group("refused")
     for flag, advice in REFUSED.items():
         group.add_argument(

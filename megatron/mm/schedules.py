@@ -43,19 +43,24 @@ def num_micro_batches(micro_batch_size: int, global_batch_size: int, data_parall
 
 def schedule_steps(config: OptimizerConfig, train_iters: int, global_batch_size: int) -> tuple[int, int, int | None]:
     """Warm-up, decay and WSD-decay in samples. Raises ConfigError when the warm-up does not end before the decay."""
-    decay = (config.lr_decay_iters or train_iters) * global_batch_size
+    decay = config.lr_decay_samples or (config.lr_decay_iters or train_iters) * global_batch_size
     if config.lr_warmup_fraction is not None:
         warmup = int(config.lr_warmup_fraction * decay)
     else:
-        warmup = config.lr_warmup_iters * global_batch_size
+        warmup = config.lr_warmup_samples or config.lr_warmup_iters * global_batch_size
     if warmup >= decay:
-        raise ConfigError(
-            f"--lr-warmup-iters {config.lr_warmup_iters} must be less than the decay's "
-            f"{decay // global_batch_size} iterations (--lr-decay-iters, or --train-iters)"
+        given = (
+            f"--lr-warmup-samples {config.lr_warmup_samples}"
+            if config.lr_warmup_samples
+            else f"--lr-warmup-iters {config.lr_warmup_iters}"
         )
-    wsd = config.lr_wsd_decay_iters * global_batch_size if config.lr_wsd_decay_iters else None
+        raise ConfigError(
+            f"{given} must be less than the decay's {decay // global_batch_size} iterations or {decay} samples "
+            "(--lr-decay-iters, --lr-decay-samples, or --train-iters)"
+        )
+    wsd = config.lr_wsd_decay_samples or (config.lr_wsd_decay_iters or 0) * global_batch_size or None
     if wsd is not None and wsd > decay:
-        raise ConfigError(f"--lr-wsd-decay-iters {config.lr_wsd_decay_iters} is longer than the whole decay")
+        raise ConfigError(f"--lr-wsd-decay-* of {wsd} samples is longer than the whole decay of {decay}")
     return warmup, decay, wsd
 
 

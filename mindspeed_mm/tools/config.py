@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mindspeed_mm.config.schema import Config
 
@@ -38,6 +38,12 @@ class ProfileParam(Config):
     ranks: tuple[int, ...] = Field(default=(0,), description="global ranks that record; -1 = all")
     static_param: StaticProfile = StaticProfile()
     UNUSED: ClassVar[Mapping[str, str]] = {"dynamic_param": "profile_type static is the one that exists here"}
+
+    @model_validator(mode="after")
+    def _only_static_records(self) -> ProfileParam:
+        if self.enable and self.profile_type == "dynamic":
+            raise ValueError("profile_type dynamic does not exist here; write static, and the steps in static_param")
+        return self
 
 
 class MemoryProfile(Config):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from megatron.mm.arguments import UNUSED
+from megatron.mm.arguments import REFUSED, UNUSED
 from mindspeed_mm.config.flags import flag_name
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS
@@ -16,8 +16,9 @@ HEAD = """# Flags of `pretrain_vace.py`
 
 Written by `python -m mindspeed_mm.tools.flag_reference docs/reference/flags.md` from the code; do not edit by hand.
 
-A flag has one of three fates: it is **honoured** (the tables below), **accepted and unused** (the last table; the log
-says so once, with the reason), or **refused**: any other flag ends the command with one line that names the nearest flag.
+A flag has one of three fates: it is **honoured** (the tables below), **accepted and unused** (the table after them; the log
+says so once, with the reason), or **refused**: any other flag ends the command with one line that names the nearest flag,
+or, for those of the last table, what to do.
 Abbreviations are refused too. Defaults are Megatron core 0.12's; the scripts under `examples/vace/` carry the recipe.
 
 Refused values: `--tensor-model-parallel-size`, `--pipeline-model-parallel-size` and
@@ -34,7 +35,9 @@ def reference() -> str:
     rows = "".join(
         f"| `{flag}` | {reason} |\n" for flag, (_, reason) in sorted(UNUSED.items()) if flag not in _honoured()
     )
-    return "".join([*parts, "\n## Accepted, unused\n\n| flag | why it does nothing here |\n|-|-|\n", rows])
+    refused = "".join(f"| `{flag}` | {advice} |\n" for flag, advice in sorted(REFUSED.items()))
+    parts += ["\n## Accepted, unused\n\n| flag | why it does nothing here |\n|-|-|\n", rows]
+    return "".join([*parts, "\n## Refused with advice\n\n| flag | what to do |\n|-|-|\n", refused])
 
 
 def _rows(schema: type[Config]) -> Iterator[str]:

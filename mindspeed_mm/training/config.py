@@ -21,12 +21,15 @@ class OptimizerConfig(Config):
         default="linear", description="how the learning rate falls"
     )
     lr_decay_iters: int | None = Field(default=None, gt=0, description="iterations of the decay (default: all)")
+    lr_decay_samples: int | None = Field(default=None, gt=0, description="the same in samples")
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
         default="exponential", description="how the learning rate falls at the end of WSD"
     )
     lr_wsd_decay_iters: int | None = Field(default=None, gt=0, description="iterations of WSD's final decay")
+    lr_wsd_decay_samples: int | None = Field(default=None, gt=0, description="the same in samples")
     lr_warmup_init: float = Field(default=0.0, ge=0, description="learning rate at the start of the warm-up")
     lr_warmup_iters: int = Field(default=0, ge=0, description="iterations of linear warm-up")
+    lr_warmup_samples: int = Field(default=0, ge=0, description="the same in samples")
     lr_warmup_fraction: float | None = Field(
         default=None, ge=0, lt=1, description="warm-up as a fraction of the decay; instead of --lr-warmup-iters"
     )
@@ -50,10 +53,21 @@ class OptimizerConfig(Config):
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}; give --min-lr at most --lr")
         if self.lr is not None and self.lr_warmup_init > self.lr:
             raise ValueError(f"lr_warmup_init {self.lr_warmup_init:g} is above lr {self.lr:g}")
-        if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
-            raise ValueError("--lr-warmup-fraction and --lr-warmup-iters say the same thing; give one")
-        if self.lr_decay_style == "WSD" and self.lr_wsd_decay_iters is None:
+        if self.lr_decay_style == "WSD" and not (self.lr_wsd_decay_iters or self.lr_wsd_decay_samples):
             raise ValueError("--lr-decay-style WSD needs --lr-wsd-decay-iters")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_are_said_once(self) -> OptimizerConfig:
+        same = (
+            ("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples"),
+            ("lr_decay_iters", "lr_decay_samples"),
+            ("lr_wsd_decay_iters", "lr_wsd_decay_samples"),
+        )
+        for names in same:
+            given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} say the same thing; give one")
         return self
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.mm.arguments import UNUSED
+from megatron.mm.arguments import REFUSED, UNUSED
 from mindspeed_mm.config.flags import flag_name
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS, PretrainJob, job_parser
@@ -30,10 +30,13 @@ HONOURED = [
     "--min-lr",
     "--lr-decay-style",
     "--lr-decay-iters",
+    "--lr-decay-samples",
     "--lr-wsd-decay-style",
     "--lr-wsd-decay-iters",
+    "--lr-wsd-decay-samples",
     "--lr-warmup-init",
     "--lr-warmup-iters",
+    "--lr-warmup-samples",
     "--lr-warmup-fraction",
     "--adam-beta1",
     "--adam-beta2",
@@ -132,6 +135,12 @@ def test_unused_flags_swallow_their_values_and_are_named_once(tmp_path: Path) ->
         PretrainJob.from_argv(
             ["--num-layers", "3", "--swiglu", "--data-path", "a", "b", "--num-layers", "3", "--lr", "1"]
         )
+
+
+def test_a_ramp_of_the_batch_size_is_refused_with_advice() -> None:
+    with pytest.raises(ConfigError, match=r"--rampup-batch-size is not supported: the global batch is constant; give"):
+        PretrainJob.from_argv(["--lr", "1", "--rampup-batch-size", "2", "2", "100"])
+    assert set(REFUSED).isdisjoint({*HONOURED, *UNUSED})
 
 
 def test_an_abbreviation_is_refused_with_the_whole_flag() -> None:

@@ -48,6 +48,19 @@ def test_a_warm_up_fraction_is_of_the_decay():
     assert schedule_steps(OptimizerConfig(lr=1.0, lr_warmup_fraction=0.1), 100, 8) == (80, 800, None)
 
 
+def test_lengths_in_samples_equal_lengths_in_iterations():
+    style = {"lr": 1.0, "lr_decay_style": "WSD"}
+    in_samples = OptimizerConfig(lr_warmup_samples=16, lr_decay_samples=400, lr_wsd_decay_samples=40, **style)
+    in_iters = OptimizerConfig(lr_warmup_iters=2, lr_decay_iters=50, lr_wsd_decay_iters=5, **style)
+    assert schedule_steps(in_samples, 100, 8) == schedule_steps(in_iters, 100, 8) == (16, 400, 40)
+
+
+@pytest.mark.parametrize("kind", ["warmup", "decay"])
+def test_one_length_said_twice_is_refused(kind):
+    with pytest.raises(ValueError, match=f"--lr-{kind}-iters and --lr-{kind}-samples say the same thing"):
+        OptimizerConfig(**{"lr": 1.0, f"lr_{kind}_iters": 2, f"lr_{kind}_samples": 16})
+
+
 def test_a_resumed_schedule_takes_its_place_from_the_checkpoint_and_its_shape_from_the_flags():
     def make(lr: float):
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.config import ProfileConfig
@@ -37,3 +40,11 @@ def test_the_flag_records_without_the_file(tmp_path):
     config = tools(tmp_path / "c", enable=False)
     flags = ProfileConfig(profile=True, profile_step_start=1, profile_step_end=3, profile_ranks=(0,))
     assert len(traces(tmp_path / "c", config, flags)) == 1
+
+
+def test_a_dynamic_profile_is_refused_when_it_is_on_and_harmless_when_it_is_off(tmp_path):
+    assert tools(tmp_path, enable=False, profile_type="dynamic")
+    with pytest.raises(
+        ConfigError, match=r"tools.json:profile: profile_type dynamic does not exist here; write static"
+    ):
+        parse(ToolsConfig, {"profile": {"enable": True, "profile_type": "dynamic"}}, "tools.json")

@@ -23,7 +23,9 @@ class Config(BaseModel):
     collected into the validation context's list of notes, which the task prints once.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=False, protected_namespaces=(), allow_inf_nan=False
+    )
     UNUSED: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")

@@ -116,7 +116,7 @@ class RequestConfig(Config):
     context_scale: float | tuple[float, ...] | None = Field(
         default=None, description="weight of the VACE branch: one number, or one for each of its blocks (default: 1)"
     )
-    seed: int | None = Field(default=None, ge=0, description="of the noise (default: 2025)")
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63, description="of the noise (default: 2025)")
 
     @field_validator("height", "width")
     @classmethod

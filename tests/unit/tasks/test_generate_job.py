@@ -119,6 +119,9 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
         ({"solver": "ddim"}, [], "solver"),
         ({"preset": "wann"}, [], "preset"),
         ({"seed": -1}, [], "seed"),
+        ({"seed": 1 << 63}, [], "inference.json:seed: .*less than 9223372036854775808"),
+        ({}, ["--context-scale", "nan"], "inference.json:context_scale.*finite"),
+        ({}, ["--guidance-scale", "inf"], "inference.json:guidance_scale: .*finite"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(config, values, flags, message):

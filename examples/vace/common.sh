@@ -75,22 +75,40 @@ train() {
     local log
     log=$LOG_DIR/train_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
     echo "log: $log"
+    # ranks write into a pipe: one of them draws its progress bar on the terminal itself
+    if [[ -t 2 ]]; then export MINDSPEED_MM_TERMINAL=${MINDSPEED_MM_TERMINAL-$(tty <&2)}; fi
     # with pipefail the pipe fails when torchrun does, and the script ends there
     torchrun "${DISTRIBUTED_ARGS[@]}" "$REPOSITORY/pretrain_vace.py" "$@" 2>&1 | tee "$log" | screen
     chmod 440 "$log"
     report "$log"
 }
 
-# screen: everything, but of an error that all ranks share one line, and nothing of torchrun's own report on it.
+# screen: everything, but of errors one line, the lowest failing rank's, and nothing of torchrun's own report on it. A rank
+# that only lost the others speaks if nobody else does. Errors are awaited for two seconds after the first.
 screen() {
-    local line failed="" report=""
-    while IFS= read -r line; do
-        if [[ $line =~ ^\[rank\ [0-9]+\]\ [A-Za-z]+Error: ]]; then
-            if [[ -n $failed ]]; then continue; fi
-            failed=1
+    local line failed="" said="" report="" lowest="" number status clear=""
+    if [[ -t 1 && -n ${MINDSPEED_MM_TERMINAL:-} ]]; then clear=$'\r\e[K'; fi # the progress bar may stand in this line
+    while true; do
+        status=0
+        if [[ -n $failed && -z $said ]]; then
+            IFS= read -r -t 2 line || status=$?
+            if ((status > 0)); then
+                said=1
+                printf '%s%s\n' "$clear" "$failed"
+            fi
+        else
+            IFS= read -r line || status=$?
+        fi
+        if ((status > 128)); then continue; fi # two seconds are over
+        if ((status > 0)); then return 0; fi
+        if [[ $line =~ ^\[rank\ ([0-9]+)\]\ [A-Za-z]+Error: ]]; then
+            number=${BASH_REMATCH[1]}
+            if [[ $line == *" lost the others in "* ]]; then number=$((number + 1000000)); fi
+            if [[ -z $lowest ]] || ((number < lowest)); then lowest=$number failed=$line; fi
+            continue
         fi
         if [[ -n $failed && $line == *torch/distributed/elastic/* ]]; then report=1; fi
-        if [[ -z $report ]]; then printf '%s\n' "$line"; fi
+        if [[ -z $report ]]; then printf '%s%s\n' "$clear" "$line"; fi
     done
 }
 

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,40 @@ def test_an_error_on_the_ranks_is_one_line_too_and_the_script_fails(tiny: dict[s
     assert "Elapsed Time" not in ran.stdout
     (log,) = (tmp_path / "logs").iterdir()
     assert "ChildFailedError" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (["one", "two"], ["one", "two"]),
+        (
+            ["[rank 1] WeightsError: b", "[rank 0] WeightsError: a", "E torch/distributed/elastic/x"],
+            ["[rank 0] WeightsError: a"],
+        ),
+        (
+            ["[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3", "[rank 1] DataError: clip 7"],
+            ["[rank 1] DataError: clip 7"],
+        ),
+        (["[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3"], None),
+    ],
+)
+def test_of_errors_the_lowest_ranks_is_shown_and_a_lost_rank_speaks_last(
+    said: list[str], shown: list[str] | None
+) -> None:
+    source = f"source '{VACE / 'common.sh'}'; screen"
+    ran = subprocess.run(
+        ["bash", "-c", source], input="\n".join([*said, ""]), capture_output=True, text=True, timeout=60
+    )
+    assert ran.stderr == ""
+    assert ran.stdout.splitlines() == (said if shown is None else shown)
+
+
+def test_an_error_is_shown_while_other_ranks_still_hang() -> None:
+    feed = f"source '{VACE / 'common.sh'}'; (echo '[rank 1] DataError: clip 7'; sleep 8; echo late) | screen"
+    process = subprocess.Popen(["bash", "-c", feed], stdout=subprocess.PIPE, text=True)
+    start = time.monotonic()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "[rank 1] DataError: clip 7\n"
+    assert time.monotonic() - start < 7
+    assert process.stdout.readline() == "late\n"
+    assert process.wait(30) == 0

@@ -26,7 +26,7 @@ class Quickstart:
 @pytest.fixture(scope="session")
 def quickstart() -> Quickstart:
     """What `bash examples/vace/quickstart.sh` left behind."""
-    interrupted = interrupt_at("[5/8]")
+    interrupted = interrupt_at("[4/8]")
     ran = subprocess.run(
         ["bash", "examples/vace/quickstart.sh"], cwd=ROOT, capture_output=True, text=True, timeout=1200
     )

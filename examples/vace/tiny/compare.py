@@ -29,7 +29,9 @@ TITLES = {
 
 def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
     """One row a kind, each on another scene; two frames of every clip."""
-    tasks: list[dict[str, Any]] = json.loads((heldout / "inference.json").read_text(encoding="utf-8"))["tasks"]
+    tasks: list[dict[str, Any]] = []
+    for name in ("inference.json", "changed.json"):
+        tasks += json.loads((heldout / name).read_text(encoding="utf-8"))["tasks"]
     strips = []
     for number, kind in enumerate(TITLES):
         told = [(match, task) for task in tasks if (match := NAME.fullmatch(task["name"])) and match["kind"] == kind]

@@ -1,6 +1,6 @@
-"""Write held-out scenes and the inference JSON that asks for each of them, with the true caption and with a changed one.
+"""Write held-out scenes and two inference JSONs: inference.json asks for each scene, changed.json for other colours.
 
-    python examples/vace/tiny/heldout.py OUT --base examples/vace/tiny/inference.json --count 4 --recoloured
+    python examples/vace/tiny/heldout.py OUT --base examples/vace/tiny/inference.json --count 4
     python examples/vace/inference/Wan-VACE-Inference.py OUT/inference.json --output_path OUT/results
 
 Names of the results say what was asked, so that score.py needs nothing else: heldout_00003_inpaint, heldout_00003_inpaint_blue.
@@ -18,26 +18,26 @@ import world
 KINDS = ("inpaint", "silhouette", "edge", "extension", "outpaint", "reference")
 
 
-def write_requests(folder: Path, base: Path, count: int, kinds: list[str], *, recoloured: bool) -> Path:
-    """Clips under `folder` and `folder/inference.json`: the base JSON with one task a request. Returns the JSON's path."""
+def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> None:
+    """Clips under `folder`, and `folder/inference.json` and `folder/changed.json`: the base JSON with one task a request."""
     tasks: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
     for index in range(count):
         scene = world.make_scene("heldout", index)
         for kind in kinds:
             clip = world.Clip(index=index, kind=kind, split="heldout")
             row = world.write_clip(folder, clip, scene)
             tasks.append(_task(folder, clip.name, str(row["cap"]), row))
-            if recoloured and kind == "reference":  # the picture is changed instead: the caption names no colour
-                other = world.Clip(index=index, kind=kind, split="recoloured")
-                changed = world.write_clip(folder, other, scene.recoloured())
-                tasks.append(_task(folder, f"{clip.name}_{scene.recoloured().colour}", str(changed["cap"]), changed))
-            elif recoloured and kind in ("inpaint", "silhouette", "edge"):
-                other_scene = scene.recoloured()
-                tasks.append(_task(folder, f"{clip.name}_{other_scene.colour}", other_scene.caption, row))
+            other = scene.recoloured()
+            name = f"{clip.name}_{other.colour}"
+            if kind == "reference":  # another picture: the caption names no colour
+                row = world.write_clip(folder, world.Clip(index=index, kind=kind, split="recoloured"), other)
+                changed.append(_task(folder, name, str(row["cap"]), row))
+            elif kind in ("inpaint", "silhouette", "edge"):  # another caption for the same clip
+                changed.append(_task(folder, name, other.caption, row))
     settings = json.loads(base.read_text(encoding="utf-8"))
-    path = folder / "inference.json"
-    path.write_text(json.dumps({**settings, "tasks": tasks}, indent=1), encoding="utf-8")
-    return path
+    for name, requests in (("inference.json", tasks), ("changed.json", changed)):
+        (folder / name).write_text(json.dumps({**settings, "tasks": requests}, indent=1), encoding="utf-8")
 
 
 def _task(folder: Path, name: str, prompt: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -52,14 +52,13 @@ def _task(folder: Path, name: str, prompt: str, row: dict[str, Any]) -> dict[str
 
 def main() -> None:
     """Write held-out requests."""
-    parser = argparse.ArgumentParser(description="Write held-out scenes and the inference JSON that asks for them.")
+    parser = argparse.ArgumentParser(description="Write held-out scenes and the inference JSONs that ask for them.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", type=Path, required=True, help="inference JSON with model paths and settings")
     parser.add_argument("--count", type=int, default=4, help="scenes")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--recoloured", action="store_true", help="also ask for each in another colour")
     given = parser.parse_args()
-    write_requests(given.folder, given.base, given.count, given.kinds, recoloured=given.recoloured)
+    write_requests(given.folder, given.base, given.count, given.kinds)
 
 
 if __name__ == "__main__":

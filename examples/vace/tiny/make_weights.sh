@@ -11,21 +11,22 @@ environment_ready
 MAKE=examples/vace/tiny/make
 OUT=outputs/tiny_weights # the files in $MAKE name it too
 RANKS=${NPUS_PER_NODE:-2}
-TRUNK_ITERS=${TRUNK_ITERS:-2000}
-VACE_ITERS=${VACE_ITERS:-2000}
+TRUNK_ITERS=${TRUNK_ITERS:-1400}
+VACE_ITERS=${VACE_ITERS:-1500}
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-# pretrain NAME ITERATIONS: trains make/pretrain_NAME.json, and writes the result in the official format to $OUT/NAME.
+# pretrain NAME ITERATIONS LR: trains make/pretrain_NAME.json, and writes the result in the official format to $OUT/NAME.
 pretrain() {
-    local name=$1 iterations=$2
+    local name=$1 iterations=$2 lr=$3
     if [[ -e $OUT/$name/config.json ]]; then return; fi
-    local load=''
+    local load='' config=examples/vace/tiny/fsdp2_config.yaml
+    if [[ $name == trunk ]]; then config=$MAKE/fsdp2_trunk.yaml; fi
     if [[ -e $OUT/save_$name/latest_checkpointed_iteration.txt ]]; then load=$OUT/save_$name; fi
     env NPUS_PER_NODE="$RANKS" MBS=$((32 / RANKS)) LOG_DIR=$OUT/logs LOG_INTERVAL=50 NUM_WORKERS=0 LOAD="$load" \
         MM_DATA=$MAKE/feature_data.json MM_MODEL=$MAKE/pretrain_"$name".json MM_TOOL=$MAKE/tools.json \
-        FSDP2_CONFIG=$MAKE/fsdp2_config.yaml SAVE_PATH=$OUT/save_"$name" \
+        FSDP2_CONFIG="$config" SAVE_PATH=$OUT/save_"$name" \
         bash examples/vace/1.3B/pretrain_fsdp.sh --train-iters "$iterations" --save-interval 200 --save-retain-interval "$iterations" \
-        --lr "${LR:-3e-3}" --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 50 --weight-decay 0.01 --adam-eps 1e-8
+        --lr "$lr" --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 50 --weight-decay 0.01 --adam-eps 1e-8
     mm-convert VACEConverter mm_to_hf --cfg.source_path $OUT/save_"$name" --cfg.target_path $OUT/"$name" --cfg.dtype bf16
 }
 
@@ -44,13 +45,16 @@ fi
 env NPUS_PER_NODE="$RANKS" LOG_DIR=$OUT/logs MM_DATA=$MAKE/data.json MM_MODEL=$MAKE/model.json MM_TOOL=$MAKE/tools.json \
     bash examples/vace/feature_extract/feature_extraction.sh
 
-pretrain trunk "$TRUNK_ITERS"
-pretrain branch "$VACE_ITERS"
-pretrain all "$VACE_ITERS"
+pretrain trunk "$TRUNK_ITERS" 3e-3
+pretrain branch "$VACE_ITERS" 2e-3
+pretrain all "$VACE_ITERS" 2e-3
 
+# Held-out scenes, and how well each of them did.
 for name in branch all; do
     sed "s#TRANSFORMER#./$OUT/$name#; s#RESULTS#./$OUT/results/$name#" $MAKE/inference.json >$OUT/inference_$name.json
-    python examples/vace/tiny/heldout.py $OUT/heldout_$name --base $OUT/inference_$name.json --count 20 --recoloured
-    python examples/vace/inference/Wan-VACE-Inference.py $OUT/heldout_$name/inference.json
+    python examples/vace/tiny/heldout.py $OUT/heldout --base $OUT/inference_$name.json --count 20
+    for requests in inference changed; do
+        python examples/vace/inference/Wan-VACE-Inference.py $OUT/heldout/$requests.json
+    done
 done
 python examples/vace/tiny/score.py $OUT/results/branch $OUT/results/all

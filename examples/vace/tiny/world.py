@@ -254,7 +254,7 @@ def quickstart_clips() -> list[Clip]:
 def mixed_clips(counts: dict[str, str], split: str) -> list[Clip]:
     """So many scenes of each kind, and no scene twice."""
     kinds = [kind for kind, count in counts.items() for _ in range(int(count))]
-    return [Clip(index=index, kind=kind, split=split) for index, kind in enumerate(kinds)]
+    return [Clip(index=100 + index, kind=kind, split=split) for index, kind in enumerate(kinds)]
 
 
 def main() -> None:
@@ -267,12 +267,13 @@ def main() -> None:
         "--kinds", nargs="+", choices=KINDS, default=["plain"], help="conditions written for every scene"
     )
     parser.add_argument("--mix", nargs="+", metavar="KIND=COUNT", help="scenes of each kind instead, every scene once")
-    parser.add_argument("--quickstart", action="store_true", help="the small mixed dataset of quickstart.sh instead")
+    parser.add_argument("--quickstart", action="store_true", help="also eight clips that differ in every way a real dataset does")
     given = parser.parse_args()
     clips = [Clip(index=index, kind=kind, split=given.split) for index in range(given.count) for kind in given.kinds]
-    if given.mix:
-        clips = mixed_clips(dict(item.split("=") for item in given.mix), given.split)
-    write_dataset(given.folder, quickstart_clips() if given.quickstart else clips)
+    if given.mix or given.quickstart:
+        mixed = mixed_clips(dict(item.split("=") for item in given.mix or []), given.split)
+        clips = [*quickstart_clips(), *mixed] if given.quickstart else mixed
+    write_dataset(given.folder, clips)
 
 
 if __name__ == "__main__":

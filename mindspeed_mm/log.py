@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -13,6 +14,8 @@ from mindspeed_mm.errors import MindSpeedMMError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# An error that all ranks share is said by a machine's first one: when it ends, torchrun ends the others in this time.
+_FIRST_SPEAKS = 10.0  # seconds
 
 
 def rank() -> int:
@@ -64,6 +67,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
         except MindSpeedMMError as error:
             if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
+            time.sleep(_FIRST_SPEAKS if int(os.environ.get("LOCAL_RANK", "0")) else 0.0)
             where = f"[rank {rank()}] " if world_size() > 1 else ""
             sys.stderr.write(f"{where}{type(error).__name__}: {' '.join(str(error).split())}\n")
             sys.stderr.flush()

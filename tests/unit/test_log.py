@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from mindspeed_mm import log
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.log import get_logger, on_every_rank, rank, setup_logging, world_size
 
 
@@ -50,3 +52,23 @@ def test_outside_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert (rank(), world_size()) == (0, 1)
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize(("local_rank", "waits"), [("0", 0.0), ("1", 10.0)])
+def test_an_error_of_all_ranks_is_said_by_a_machines_first_while_the_others_wait_to_be_ended(
+    local_rank: str, waits: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": local_rank}.items():
+        monkeypatch.setenv(name, value)
+
+    @log.one_line_errors
+    def bad() -> None:
+        raise ConfigError("a typo")
+
+    with pytest.raises(SystemExit):
+        bad()
+    assert waited == [waits]
+    assert capsys.readouterr().err == "[rank 3] ConfigError: a typo\n"  # where the first is fine, this one does speak

@@ -269,7 +269,7 @@ class VacePipeline:
             "sampling": sampling.model_dump(mode="json"),
             "notes": [] if conditions is None else list(conditions.notes),
             "num_refs": 0 if conditions is None else len(conditions.src_ref_images),
-            "tiled": self._vae is not None and bool(self._vae.model.use_tiling),
+            "tiled": self._vae is not None and self._vae.tiled,
             "device": self.accelerator.device_name(),
             "seconds": self.timings.report(),
             "peak_memory_gb": round(self.accelerator.max_memory_allocated() / 1e9, 3),
@@ -440,13 +440,13 @@ class VacePipeline:
 
     def _set_tiling(self, height: int, width: int) -> None:
         tiles = self.tiled == "always" or (self.tiled == "auto" and self.needs_tiles(height, width))
-        if tiles == bool(self.vae.model.use_tiling):
+        if tiles == self.vae.tiled:
             return
         self._encoder = None  # what it remembers was computed the other way
         if tiles:
             self.vae.enable_tiling()
         else:
-            self.vae.model.disable_tiling()
+            self.vae.disable_tiling()
 
     def needs_tiles(self, height: int, width: int) -> bool:
         """Whether whole frames would take more memory than the device has left."""

@@ -205,7 +205,7 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
             **settings,
             "seconds": seconds,
             "from_latents": str(job.run.from_latents),
-            "tiled": bool(pipe.vae.model.use_tiling),
+            "tiled": pipe.vae.tiled,
         }
 
     path = write_outcome(

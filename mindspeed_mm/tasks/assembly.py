@@ -160,6 +160,12 @@ def build_videos(
     inference = getattr(validation, "prompts", None)
     if inference is None:
         return None
+    if job.model.diffusion.role is not None:
+        raise ConfigError(
+            f"dataset_param.validation.prompts: this is the {job.model.diffusion.role}-noise expert, and one of two experts "
+            "makes no video alone; leave prompts out (data_path still measures the held-out loss) and generate with "
+            "[high, low] afterwards"
+        )
     if job.training.checkpoint.save is None:
         raise ConfigError("dataset_param.validation.prompts makes videos, and --save says where; give --save")
     from mindspeed_mm.tasks.validation_videos import ValidationVideos  # pulls in the VAE and the text encoder

@@ -267,7 +267,9 @@ def main() -> None:
         "--kinds", nargs="+", choices=KINDS, default=["plain"], help="conditions written for every scene"
     )
     parser.add_argument("--mix", nargs="+", metavar="KIND=COUNT", help="scenes of each kind instead, every scene once")
-    parser.add_argument("--quickstart", action="store_true", help="also eight clips that differ in every way a real dataset does")
+    parser.add_argument(
+        "--quickstart", action="store_true", help="also eight clips that differ in every way a real dataset does"
+    )
     given = parser.parse_args()
     clips = [Clip(index=index, kind=kind, split=given.split) for index in range(given.count) for kind in given.kinds]
     if given.mix or given.quickstart:

@@ -155,6 +155,8 @@ class Checkpointer:
         }
         if len(kept) < len(names) and self.base is not None:
             content["base"] = asdict(self.base)
+        means = sorted((band, *mean) for band, mean in state.loss_means.items())
+        content["loss_means"] = {f"rank_{dist.get_rank():05d}": pack(means)}
         if not self.config.no_save_optim:
             content["optimizer"] = {
                 "state": optimizer_state(state.optimizer, names),
@@ -229,6 +231,9 @@ def load_checkpoint(
     }
     if not config.finetune:
         content |= {"iteration": torch.tensor(0), "sampler": {"consumed_samples": torch.tensor(0)}}
+        rank = f"rank_{dist.get_rank():05d}"
+        if means := _empty(metadata, f"loss_means.{rank}"):
+            content["loss_means"] = {rank: means[0]}
         if not config.no_load_optim:
             content |= _optimizer_places(metadata, names)
         if not config.no_load_rng:
@@ -238,6 +243,8 @@ def load_checkpoint(
         return
     state.iteration = int(content["iteration"])
     state.consumed_samples = int(content["sampler"]["consumed_samples"])
+    for means in content.get("loss_means", {}).values():
+        state.loss_means.update({band: (count, mean) for band, count, mean in unpack(means)})
     if "schedule" in content:
         state.scheduler.load_state_dict(unpack(content["schedule"]))
     if "optimizer" in content:

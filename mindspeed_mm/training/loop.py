@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
@@ -68,7 +69,7 @@ class TrainLoop:
         self.speaks = rank() == world_size() - 1  # as in Megatron, the last rank logs
         self.timers = PhaseTimers(parts.accelerator.device)
         self.guard = FiniteGuard(config.exit)
-        self.spikes = SpikeWatch(config.log.spike_factor, len(parts.schedule.sigmas))
+        self.spikes = SpikeWatch(config.log.spike_factor, len(parts.schedule.sigmas), parts.state.loss_means)
         self.interval = Interval()
         self.lines = 0
 
@@ -82,6 +83,7 @@ class TrainLoop:
                 report, anywhere = self.iterate(watch.local())
                 if self.parts.checkpoints is not None:
                     self.parts.checkpoints.poll()
+                bar.clear()  # the log line takes the bar's place, and the bar comes back below it
                 self.say(report)
                 bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
                 bar.update()
@@ -207,8 +209,22 @@ class TrainLoop:
         return interval is not None and iteration % interval == 0
 
     def _bar(self, done: int) -> tqdm[Any]:
-        hidden = not (self.speaks and sys.stderr.isatty())
-        return tqdm(total=self.train_iters, initial=done, unit="it", disable=hidden, dynamic_ncols=True)
+        screen = _terminal() if self.speaks else None
+        return tqdm(
+            total=self.train_iters, initial=done, unit="it", disable=screen is None, file=screen, dynamic_ncols=True
+        )
+
+
+def _terminal() -> TextIO | None:
+    """Where a bar can be drawn: stderr, or the terminal that a script names because stderr goes through its pipe."""
+    if sys.stderr.isatty():
+        return sys.stderr
+    try:
+        # not to become this session's terminal: then its Ctrl-C would be ours alone
+        found = os.open(os.environ["MINDSPEED_MM_TERMINAL"], os.O_WRONLY | os.O_NOCTTY)
+    except (KeyError, OSError):
+        return None
+    return os.fdopen(found, "w", encoding="utf-8")
 
 
 def _phase_line(report: StepReport) -> str:

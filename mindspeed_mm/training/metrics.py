@@ -181,9 +181,12 @@ class SpikeWatch:
     BANDS = 10
     WARM = 20  # samples of a band before its mean means something
 
-    def __init__(self, factor: float, num_train_timesteps: int) -> None:
+    def __init__(
+        self, factor: float, num_train_timesteps: int, means: dict[int, tuple[int, float]] | None = None
+    ) -> None:
+        """`means`: band → (samples seen, running mean), kept up to date in place; a checkpoint holds it."""
         self._factor, self._width = factor, num_train_timesteps / self.BANDS
-        self._means: dict[int, tuple[int, float]] = {}
+        self._means = {} if means is None else means
 
     def see(self, notes: list[SampleNote]) -> list[str]:
         """Count the samples of one iteration; a sentence for each that is `factor` times its band's running mean."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class TrainState:
     scheduler: ParamScheduler
     iteration: int = 0
     consumed_samples: int = 0
+    loss_means: dict[int, tuple[int, float]] = field(default_factory=dict)  # this rank's, by band of timesteps
 
 
 def pack(values: object) -> Tensor:

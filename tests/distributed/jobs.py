@@ -183,6 +183,7 @@ def train_to(run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: 
         torch.rand(3)  # a model with dropout would move the generator
         state.iteration += 1
         state.consumed_samples += 4
+        state.loss_means[0] = (state.iteration, losses[state.iteration - 1])
         points.poll()
         if state.iteration == die_in_save_at:
             FileSystemWriter.write_data = _die
@@ -195,6 +196,7 @@ def train_to(run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: 
         if parameter in state.optimizer.state
     }
     answer = {"losses": losses, "weights": weights(state.model), "moments": moments, "consumed": state.consumed_samples}
+    answer["loss_means"] = dict(state.loss_means)
     return {**answer, "lr": state.optimizer.param_groups[0]["lr"], "rng": torch.get_rng_state()}
 
 

@@ -1,12 +1,15 @@
 """The loop: what it says, when it stops, what it survives."""
 
+import fcntl
 import json
 import logging
 import math
 import os
 import re
 import signal
+import struct
 import subprocess
+import termios
 from datetime import datetime
 
 import pytest
@@ -16,7 +19,7 @@ from mindspeed_mm.errors import LaunchError, MindSpeedMMError
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.loop import TrainLoop
-from mindspeed_mm.training.metrics import JsonLines, SpikeWatch
+from mindspeed_mm.training.metrics import JsonLines, SpikeWatch, TensorBoard
 from mindspeed_mm.training.step import SampleNote
 from tests.loops import Recorder, loop_parts, random_records, training
 from tests.tiny import tiny_transformer
@@ -214,6 +217,40 @@ def test_a_spike_names_its_sample_and_timestep_and_ordinary_losses_are_quiet():
     assert len(said) == 1
     assert "sample 41 (odd)" in said[0]
     assert "timestep 455.0" in said[0]
+
+
+def test_tensorboard_holds_every_number_at_its_interval_and_every_held_out_loss(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board, kept = TensorBoard(str(tmp_path), interval=2), Recorder()
+    config = training(batch={"train_iters": 4}, eval={"eval_interval": 3})
+    parts = loop_parts(tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[board, kept])
+    TrainLoop(config, parts).run()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    losses = {iteration: row["loss"] for iteration, row in kept.rows if "loss" in row}
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(2, pytest.approx(losses[2])), (4, pytest.approx(losses[4]))]
+    assert [(event.step, event.value) for event in events.Scalars("validation/loss")] == [(3, 0.5)]
+
+
+def test_the_bar_reaches_the_terminal_that_the_scripts_name_though_stdout_is_a_pipe(monkeypatch):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))
+    config = training()
+    TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert "3/3" in shown
+    assert "loss=" in shown
+
+
+def test_a_terminal_that_cannot_be_opened_costs_the_bar_alone(monkeypatch):
+    monkeypatch.setenv("MINDSPEED_MM_TERMINAL", "/no/such/terminal")
+    config, recorder = training(), Recorder()
+    TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[recorder])).run()
+    assert len(recorder.rows) == 3
 
 
 def test_evaluation_runs_at_its_interval_and_reaches_the_writers(lines):

@@ -1,0 +1,87 @@
+"""The generate command as people start it on many devices: `torchrun … Wan-VACE-Inference.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_mm.generation.writer import read_latents
+from mindspeed_mm.tasks.generate import main
+from tests.tiny import write_official
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "examples/vace/inference/Wan-VACE-Inference.py"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torchrun")
+    write_official(folder / "tiny", dtype=torch.float32)
+    values = {
+        "model": {"transformer": "tiny", "vae": "tiny", "text_encoder": "tiny"},
+        **{"prompt": "a red ball", "height": 32, "width": 48, "num_frames": 5, "steps": 2, "dtype": "fp32"},
+        "output_path": str(folder / "alone"),
+    }
+    path = folder / "inference.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINDSPEED_MM_DEVICE": "cpu"}
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(config):
+    main([str(config)])
+    return read_latents(config.parent / "alone" / "video1" / "latents.safetensors")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("tokens", ["--cfg-parallel", "off", "--context-parallel-size", "2"]),
+        ("guidance", ["--cfg-parallel", "on"]),
+        ("weights", ["--cfg-parallel", "off", "--shard-weights"]),
+    ],
+)
+def test_two_processes_make_the_video_of_one(config, alone, name, flags):
+    out = config.parent / name
+    ran = torchrun(config, *flags, "--output-path", out)
+    assert ran.returncode == 0, ran.stderr
+    together = read_latents(out / "video1" / "latents.safetensors")[0]
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+    assert sorted(path.name for path in out.iterdir()) == ["video1", "video1.json", "video1.mp4", "video1.png"]
+    assert len(re.findall(r"^\[1/1\] video1", ran.stdout, re.MULTILINE)) == 1  # said by one process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--transformer", "VAE"], "WeightsError: .*no dialect of VACE"),
+        (["--vae", "JSON"], "WeightsError: .*inference.json: "),
+        (["--stepz", "3"], "ConfigError: .*did you mean '--steps'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_of_one_process_and_leaves_nothing(config, flags, message):
+    paths = {"VAE": str(config.parent / "tiny" / "Wan2.1_VAE.pth"), "JSON": str(config)}
+    out = config.parent / "refused"
+    ran = torchrun(config, *(paths.get(flag, flag) for flag in flags), "--output-path", out)
+    assert ran.returncode == 1
+    (line,) = [line for line in ran.stderr.splitlines() if re.match(r"\[rank \d+\] ", line)]
+    assert re.match(rf"\[rank 0\] {message}", line)
+    assert "mindspeed_mm/" not in ran.stderr  # no traceback of ours
+    assert not out.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ __all__ = [
     "TOKENIZER_FOLDER",
     "TRANSFORMER_FILE",
     "VAE_FILE",
+    "model_json",
     "official_config",
     "randomize",
     "tiny_inputs",
@@ -71,4 +74,18 @@ def tiny_inputs(
         "timestep": 1000 * torch.rand(batch, generator=generator),
         "prompt_embeds": torch.randn(batch, text, config.trunk.text_dim, generator=generator),
         "vace_context": torch.randn(batch, config.vace_in_dim, *grid, generator=generator),
+    }
+
+
+def model_json() -> dict[str, Any]:
+    """A model JSON of these sizes, as one edits it: bf16 as the shipped fsdp2_config.yaml wants, no weights named yet."""
+    trunk = TINY.trunk
+    sizes = ("hidden_size", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len", "freq_dim")
+    predictor = {name: getattr(trunk, name) for name in sizes}
+    branch = {"in_dim": TINY.vace_in_dim, "vace_layers": list(TINY.vace_layers)}
+    return {
+        "task": "vace",
+        "diffusion": {"model_id": "wan_flow_match_scheduler", "shift": 5},
+        "caption_dropout": 0.1,
+        "predictor": {"model_id": "vace", "dtype": "bf16", "trainable": "branch", **predictor, "vace_dit": branch},
     }

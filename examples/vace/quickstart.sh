@@ -13,8 +13,8 @@ environment_ready
 TINY=examples/vace/tiny
 OUT=outputs/quickstart
 RANKS=${NPUS_PER_NODE:-2}       # processes that extract and train
-ITERATIONS=${TRAIN_ITERS:-140}  # of training
-CLIPS=${CLIPS:-40}              # scenes of each kind to train on
+ITERATIONS=${TRAIN_ITERS:-180}  # of training
+CLIPS=${CLIPS:-25}              # scenes to train on, of each kind; of inpainting four times as many
 SCENES=${SCENES:-2}             # held-out scenes to generate from
 STEPS=8
 STARTED=$SECONDS
@@ -51,7 +51,7 @@ free_port() {
 
 step "Write a dataset: H.264 clips, source videos, masks, reference images, captions"
 run 0 python $TINY/world.py $OUT/world --quickstart --mix \
-    inpaint="$CLIPS" silhouette="$CLIPS" edge="$CLIPS" extension="$CLIPS" outpaint="$CLIPS" reference="$CLIPS"
+    inpaint=$((4 * CLIPS)) silhouette="$CLIPS" edge="$CLIPS" extension="$CLIPS" outpaint="$CLIPS" reference="$CLIPS"
 
 step "Convert the text-to-video trunk to MindSpeed-MM's format"
 run 1 mm-convert VACEConverter hf_to_mm --cfg.source_path $TINY/weights/t2v --cfg.target_path $OUT/weights/t2v-mm
@@ -62,10 +62,10 @@ run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" NUM_WORKERS=1 LOG_DIR=$O
     bash examples/vace/feature_extract/feature_extraction.sh
 
 step "Train the VACE branch for $ITERATIONS iterations on $RANKS processes with FSDP2"
-run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs MBS=$((32 / RANKS)) NUM_WORKERS=0 LR=3e-3 \
+run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs MBS=$((32 / RANKS)) NUM_WORKERS=0 LR=5e-3 \
     MM_DATA=$TINY/feature_data.json MM_MODEL=$TINY/pretrain_model.json FSDP2_CONFIG=$TINY/fsdp2_config.yaml \
     SAVE_PATH=$OUT/save TRAIN_ITERS="$ITERATIONS" SAVE_INTERVAL="$ITERATIONS" LOG_INTERVAL=10 \
-    bash examples/vace/1.3B/pretrain_fsdp.sh --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 10 --adam-eps 1e-8
+    bash examples/vace/1.3B/pretrain_fsdp.sh --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 5 --adam-eps 1e-8
 
 step "Turn the sharded checkpoint into one file, and that into the official format"
 checkpoint=$OUT/save/iter_$(printf '%07d' "$ITERATIONS")
@@ -79,12 +79,12 @@ run 1 mm-convert VACEConverter mm_to_hf \
 step "Generate from held-out clips: before training (the trunk alone), after it, and with the shipped VACE"
 run 0 python $TINY/heldout.py $OUT/heldout --base $TINY/inference.json --count "$SCENES"
 generate="python examples/vace/inference/Wan-VACE-Inference.py"
-run 0 $generate $OUT/heldout/inference.json --output-path $OUT/before --context-scale 0
-run 0 $generate $OUT/heldout/inference.json --output-path $OUT/after
-run 0 $generate $OUT/heldout/inference.json --output-path $OUT/shipped --transformer $TINY/weights/vace
+run 0 $generate $OUT/heldout/inference.json --output-path $OUT/before --transformer $OUT/weights/vace-trained --context-scale 0
+run 0 $generate $OUT/heldout/inference.json --output-path $OUT/after --transformer $OUT/weights/vace-trained
+run 0 $generate $OUT/heldout/inference.json --output-path $OUT/shipped
 
 step "The same with a caption, or a picture, changed on purpose"
-run 0 $generate $OUT/heldout/changed.json --output-path $OUT/shipped --transformer $TINY/weights/vace
+run 0 $generate $OUT/heldout/changed.json --output-path $OUT/shipped
 
 step "Score them, from the mp4 files, and draw them side by side"
 run 11 python $TINY/score.py $OUT/before $OUT/after $OUT/shipped

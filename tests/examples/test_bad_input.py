@@ -47,6 +47,7 @@ def edited(tmp_path: Path):
 
 def train_settings(tmp_path: Path, **settings: object) -> dict[str, object]:
     given = {"NPUS_PER_NODE": 1, "MM_DATA": TINY / "feature_data.json", "MM_MODEL": TINY / "pretrain_model.json"}
+    given["FSDP2_CONFIG"] = TINY / "fsdp2_config.yaml"
     return {**given, "SAVE_PATH": tmp_path / "save", "LOG_DIR": tmp_path / "logs", **settings}
 
 
@@ -102,7 +103,7 @@ def test_training_names_features_that_are_not_there(tmp_path: Path, edited) -> N
 
 def test_training_names_weights_that_are_not_there(tmp_path: Path, edited, one_feature: Path) -> None:
     data = edited("feature_data.json", "./outputs/quickstart/features", str(one_feature))
-    model = edited("pretrain_model.json", "./outputs/quickstart/weights/Tiny-VACE-mm/", f"{tmp_path}/nowhere")
+    model = edited("pretrain_model.json", "./outputs/quickstart/weights/t2v-mm/", f"{tmp_path}/nowhere")
     line = refused(TRAIN, train_settings(tmp_path, MM_DATA=data, MM_MODEL=model))
     assert f"{tmp_path}/nowhere" in line
 
@@ -110,7 +111,7 @@ def test_training_names_weights_that_are_not_there(tmp_path: Path, edited, one_f
 def test_training_names_a_folder_that_holds_no_weights(tmp_path: Path, edited, one_feature: Path) -> None:
     (tmp_path / "empty").mkdir()
     data = edited("feature_data.json", "./outputs/quickstart/features", str(one_feature))
-    model = edited("pretrain_model.json", "./outputs/quickstart/weights/Tiny-VACE-mm/", f"{tmp_path}/empty")
+    model = edited("pretrain_model.json", "./outputs/quickstart/weights/t2v-mm/", f"{tmp_path}/empty")
     line = refused(TRAIN, train_settings(tmp_path, MM_DATA=data, MM_MODEL=model))
     assert f"{tmp_path}/empty" in line
 
@@ -128,7 +129,7 @@ def one_feature(tmp_path: Path) -> Path:
     record = FeatureRecord(
         latents=torch.zeros(16, 1, 2, 2),
         vace_context=torch.zeros(96, 1, 2, 2),
-        prompt_embeds=(torch.zeros(3, 32),),
+        prompt_embeds=(torch.zeros(3, 64),),
         num_refs=0,
         key="a",
     )
@@ -154,7 +155,7 @@ def test_extraction_names_every_clip_that_is_not_there(tmp_path: Path, edited) -
 
 
 def test_extraction_names_a_vae_that_is_not_there(tmp_path: Path, edited) -> None:
-    model = edited("model.json", "./outputs/quickstart/weights/Tiny-VACE/Wan2.1_VAE.pth", f"{tmp_path}/none.pth")
+    model = edited("model.json", "./examples/vace/tiny/weights/Wan2.1_VAE.pth", f"{tmp_path}/none.pth")
     (tmp_path / "a.mp4").touch()
     (tmp_path / "rows.json").write_text(json.dumps([{"video": "a.mp4", "cap": "a"}]))
     data = edited("data.json", "./examples/vace/tiny/data.txt", f"{tmp_path}/rows.json")
@@ -183,7 +184,7 @@ def test_generation_names_the_key(old: str, new: str, message: str, edited) -> N
 
 
 def test_generation_names_weights_that_are_not_there(tmp_path: Path, edited) -> None:
-    config = edited("inference.json", "./outputs/quickstart/weights", f"{tmp_path}/nowhere")
+    config = edited("inference.json", "./examples/vace/tiny/weights/vace", f"{tmp_path}/nowhere")
     assert f"{tmp_path}/nowhere" in refused([*GENERATE, str(config), "--prompt", "a red circle"])
 
 

@@ -16,9 +16,9 @@ import pytest
 from examples.vace.tiny.checkpoints import write_official
 from examples.vace.tiny.world import Clip, write_dataset
 from tests.examples.test_outside_package import free_port
+from tests.tiny import model_json
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "examples" / "vace" / "tiny"
 BLOCK = re.compile(r"^```shell\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -65,7 +65,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = json.loads((ROOT / "mindspeed_mm/tools/tools.json").read_text())["sorafeature"]["save_path"]
     source_of = {"data_path": f"{features}/data.jsonl", "data_folder": features}
     edit(vace / "1.3B/feature_data.json", {"dataset_param/basic_parameters": source_of})
-    sizes = json.loads((TINY / "pretrain_model.json").read_text())["predictor"]
+    sizes = model_json()["predictor"]
     sizes["from_pretrained"] = "./weights/Wan-AI-mm/Wan2.1-VACE-1.3B/"
     edit(vace / "1.3B/pretrain_model.json", {"predictor": sizes})
     trained = "./converted_weights/Wan-AI/Wan2.1-VACE-1.3B/post_train.pt"

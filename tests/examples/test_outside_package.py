@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import TINY, tiny_transformer, write_transformer
+from tests.tiny import TINY, model_json, tiny_transformer, write_transformer
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY_FILES = ROOT / "examples" / "vace" / "tiny"
 ENTRY_POINTS = """
 [mindspeed_mm.models]
 whisper = outsider.specs:MODEL
@@ -187,7 +186,7 @@ def free_port() -> int:
 
 
 def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, object]:
-    model = json.loads((TINY_FILES / "pretrain_model.json").read_text())
+    model = model_json()
     model["predictor"] |= {"model_id": "whisper", "volume": volume, "from_pretrained": str(weights)}
     model["caption_dropout"] = 0.0
     (tmp_path / "model.json").write_text(json.dumps(model))

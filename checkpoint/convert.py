@@ -131,7 +131,7 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
     """Write, read back, move into place. Memory: the largest tensor. Raises WeightsError and leaves the target as it was."""
     total = sum(tensor.nbytes for tensor in source.tensors.values())
     shown = target.folder / target.name if target.name else target.folder
-    with staging(target.folder, target.name or "folder") as place:
+    with staging(target.folder, target.name or "folder", owned=target.owned, last=target.last) as place:
         new = place / "new"
         new.mkdir()
         with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=str(shown)) as bar:
@@ -142,7 +142,7 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
                 replace_file(new / text, target.folder / text)
             replace_file(new / target.name, target.folder / target.name)
         else:
-            replace_entries(new, target.folder, target.owned, trash=place / "old", last=target.last)
+            replace_entries(new, place, target.folder, target.owned, last=target.last)
         if target.tracker:
             write_tracker(target.folder, RELEASE)
     logger.info(f"{shown}: {len(source.tensors)} tensors, {total / 1e9:.2f} GB")

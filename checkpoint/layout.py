@@ -1,6 +1,7 @@
 """How a target changes on disk: everything is written and checked in a hidden folder first, then moved into place.
 
-Whatever kills a conversion, the target is the old one or absent, never a mixture; the next run clears what was left.
+Whatever kills a conversion, the target is the old one, the new one or absent, never a mixture; where it is absent, the
+next run begins by putting the old one back.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from pathlib import Path
 
 from mindspeed_mm.errors import WeightsError
 
+LEAVING, LEFT = "leaving", "left"  # where old entries wait: some of them, all of them
+
 
 @contextlib.contextmanager
-def staging(place: Path, name: str) -> Iterator[Path]:
-    """An empty hidden folder under `place` for one conversion, removed afterwards. Raises WeightsError if one is running."""
+def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = "") -> Iterator[Path]:
+    """An empty hidden folder under `place` for one conversion, removed afterwards. Raises WeightsError if one is running.
+
+    What a killed conversion had moved out of the way is put back first: `owned` and `last` as for `replace_entries`.
+    """
     made = _make_parents(place)
     folder = place / f".{name}.mm-convert"
     folder.mkdir(exist_ok=True)
@@ -27,6 +33,8 @@ def staging(place: Path, name: str) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise WeightsError(f"{place}: another mm-convert is writing there; wait for it") from None
+        if last:
+            put_back(folder, place, owned, last=last)
         for left in folder.iterdir():
             _remove(left)
         try:
@@ -46,16 +54,37 @@ def replace_file(staged: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def replace_entries(staged: Path, target: Path, owned: Sequence[str], *, trash: Path, last: str) -> None:
-    """Move all entries of `staged` into the folder `target`, `last` at the end, in place of what matches `owned` there.
+def replace_entries(staged: Path, folder: Path, target: Path, owned: Sequence[str], *, last: str) -> None:
+    """Move all entries of `staged` into `target`, `last` at the end, in place of what matches `owned` there.
 
-    The old entries go first, so that between the two the target has no weights.
+    The old entries wait in `folder`, the hidden one, until all is done. On an error they are put back.
     """
-    trash.mkdir()
-    for old in sorted({path for pattern in owned for path in target.glob(pattern)}):
-        os.rename(old, trash / old.name)
-    _sync(target)
-    for entry in sorted(staged.iterdir(), key=lambda path: (path.name == last, path.name)):
+    leaving, left = folder / LEAVING, folder / LEFT
+    leaving.mkdir()
+    try:
+        for entry in sorted({path for pattern in owned for path in target.glob(pattern)}):
+            os.rename(entry, leaving / entry.name)
+        os.rename(leaving, left)  # from here on, whatever `owned` names in the target is new
+        _sync(target)
+        _move_all(staged, target, last)
+    except OSError:
+        put_back(folder, target, owned, last=last)
+        raise
+
+
+def put_back(folder: Path, target: Path, owned: Sequence[str], *, last: str) -> None:
+    """Undo a replacement that did not come to its end; may itself be interrupted and done again."""
+    leaving, left = folder / LEAVING, folder / LEFT
+    if left.is_dir() and not (target / last).exists():
+        for path in {path for pattern in owned for path in target.glob(pattern)}:
+            _remove(path)
+        os.rename(left, leaving)
+    if leaving.is_dir():
+        _move_all(leaving, target, last)
+
+
+def _move_all(source: Path, target: Path, last: str) -> None:
+    for entry in sorted(source.iterdir(), key=lambda path: (path.name == last, path.name)):
         os.rename(entry, target / entry.name)
     _sync(target)
 

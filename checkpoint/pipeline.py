@@ -22,6 +22,7 @@ from mindspeed_mm.models.weights import open_weights
 
 logger = get_logger(__name__)
 INDEX = "model_index.json"
+OWNED = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae", INDEX)
 
 
 def assemble(cfg: PipelineConfig) -> None:
@@ -30,7 +31,7 @@ def assemble(cfg: PipelineConfig) -> None:
     if target.is_file():
         raise WeightsError(f"{target}: is a file; give a folder as target_path")
     experts = {"transformer": cfg.high_path} | ({"transformer_2": cfg.low_path} if cfg.low_path else {})
-    with staging(target, "folder") as place:
+    with staging(target, "folder", owned=OWNED, last=INDEX) as place:
         new = place / "new"
         new.mkdir()
         for part, path in experts.items():
@@ -53,8 +54,7 @@ def assemble(cfg: PipelineConfig) -> None:
             "vae": ["diffusers", "AutoencoderKLWan"],
         }
         (new / INDEX).write_text(json.dumps(_index(parts, cfg), indent=2) + "\n", encoding="utf-8")
-        owned = [*parts, "transformer_2", INDEX]
-        replace_entries(new, target, owned, trash=place / "old", last=INDEX)
+        replace_entries(new, place, target, OWNED, last=INDEX)
     logger.info(f"{target}: a WanVACEPipeline of {', '.join(parts)}")
 
 

@@ -32,6 +32,7 @@ from megatron.mm.layout import (
     write_tracker,
 )
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.rng import rng_state, set_rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
@@ -155,6 +156,8 @@ class Checkpointer:
         }
         if len(kept) < len(names) and self.base is not None:
             content["base"] = asdict(self.base)
+        if isinstance(config := getattr(state.model, "config", None), Config):
+            content["config"] = config.model_dump_json()  # no shape tells the number of heads of an unusual model
         means = sorted((band, *mean) for band, mean in state.loss_means.items())
         content["loss_means"] = {f"rank_{dist.get_rank():05d}": pack(means)}
         if not self.config.no_save_optim:

@@ -12,8 +12,9 @@ import torch
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
+from mindspeed_mm.models.weights import open_weights
 from tests.distributed.jobs import Run, Setup, files, train_to
-from tests.tiny import tiny_transformer
+from tests.tiny import TINY, tiny_transformer
 
 
 def same(a, b):
@@ -104,6 +105,10 @@ def test_the_whole_model_is_written_on_request_or_when_there_is_no_base(world, t
         assert any(name.startswith("model.wan_dit.blocks.3.") for name in found)
         assert any(name.startswith("model.vace_dit.") for name in found)
         assert not any(name.startswith("base") for name in found)
+    out = tmp_path / "whole.pt"
+    command = [sys.executable, "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", str(folder), str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert open_weights(out).config == TINY, "the number of heads, too, which no shape tells"
 
 
 def test_what_is_usual_for_a_loss_is_resumed_and_a_finetune_forgets_it(world, stopped, tmp_path):

@@ -43,6 +43,8 @@ def interrupt_at(step: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # a shell's background jobs ignore Ctrl-C, and so would all that is started from them
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     printed = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,8 +15,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.tensors import TensorFile, first_line, mapped, raw_bytes
 
+logger = get_logger(__name__)
 SEPARATOR = "\x00"  # joins the keys of nested dicts; no key holds it
 
 
@@ -34,6 +38,10 @@ def write_torch(
     A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole. A torch
     without that ability holds the whole model instead, and the log says so.
     """
+    if not knows_offsets():
+        logger.info(f"torch {torch.__version__} cannot stream into a .pt: the whole model is held in memory")
+        torch.save(_map_tensors(state, lambda t: _counted(t, written)), path)
+        return
     with FakeTensorMode():
         skeleton = _map_tensors(state, lambda t: torch.empty(t.shape, dtype=t.dtype))
     with torch.serialization.skip_data(materialize_fake_tensors=True):
@@ -49,11 +57,31 @@ def write_torch(
         os.fsync(file.fileno())
 
 
+@functools.cache
+def knows_offsets() -> bool:
+    """Whether this torch tells where in a .pt the bytes of a tensor lie (2.13 does; how far back is not known)."""
+    with io.BytesIO() as file:
+        torch.save(torch.zeros(1), file)
+        file.seek(0)
+        with FakeTensorMode():
+            storage: Any = torch.load(file, map_location="cpu", weights_only=True).untyped_storage()
+    return hasattr(torch.serialization, "skip_data") and getattr(storage, "_checkpoint_offset", None) is not None
+
+
+def _counted(tensor: TensorFile, written: Callable[[int], object]) -> Tensor:
+    written(tensor.nbytes)
+    return tensor.read().contiguous()
+
+
 def _load(path: Path) -> Any:
-    """The file's contents; its tensors are fake ones that know their offset, real ones for files older than the zip format."""
+    """The file's contents. Its tensors are fake ones that know their offset; mapped ones where torch does not tell that;
+    real ones for files older than the zip format.
+    """
     try:
         if not zipfile.is_zipfile(path):
             return torch.load(path, map_location="cpu", weights_only=True)
+        if not knows_offsets():
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         with FakeTensorMode():
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -40,6 +40,7 @@ setup(
         "npu": ["torch_npu>=2.7.1"],
         "ui": ["gradio>=5.0"],
         "dev": [
+            "accelerate>=1.1",  # diffusers asks for it in from_pretrained of what mm-convert writes
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

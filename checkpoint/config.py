@@ -22,8 +22,10 @@ class TargetParallelConfig(Config):
 class ConvertConfig(Config):
     """What every conversion needs."""
 
-    source_path: str = Field(description="folder or file with the weights; what is in it decides how it is read")
-    target_path: str = Field(description="folder or file to write; parents are made")
+    source_path: str = Field(
+        min_length=1, description="folder or file with the weights; what is in it decides how it is read"
+    )
+    target_path: str = Field(min_length=1, description="folder or file to write; parents are made")
     dtype: Literal["source", "bf16", "fp32"] = Field(default="source", description="dtype of the written weights")
     verify: Literal["heads", "bits"] = Field(
         default="heads",
@@ -57,7 +59,7 @@ class ResplitConfig(ToMmConfig):
 class PipelineConfig(Config):
     """Parts → a WanVACEPipeline folder of diffusers."""
 
-    target_path: str = Field(description="folder to write")
+    target_path: str = Field(min_length=1, description="folder to write")
     high_path: str = Field(
         description="weights of the high-noise expert of A14B, or of the only transformer, any dialect"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint.config import ConvertConfig
-from checkpoint.layout import replace_entries, replace_file, staging
+from checkpoint.layout import check_space, replace_entries, replace_file, size_text, staging, writing
 from checkpoint.stages import Layers, mm_files
 from megatron.mm.layout import RELEASE, read_tracker, write_tracker
 from mindspeed_mm.errors import WeightsError
@@ -131,7 +131,9 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
     """Write, read back, move into place. Memory: the largest tensor. Raises WeightsError and leaves the target as it was."""
     total = sum(tensor.nbytes for tensor in source.tensors.values())
     shown = target.folder / target.name if target.name else target.folder
-    with staging(target.folder, target.name or "folder", owned=target.owned, last=target.last) as place:
+    name = target.name or "folder"
+    with writing(shown), staging(target.folder, name, owned=target.owned, last=target.last) as place:
+        check_space(target.folder, total)
         new = place / "new"
         new.mkdir()
         with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=str(shown)) as bar:
@@ -145,22 +147,17 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
             replace_entries(new, place, target.folder, target.owned, last=target.last)
         if target.tracker:
             write_tracker(target.folder, RELEASE)
-    logger.info(f"{shown}: {len(source.tensors)} tensors, {total / 1e9:.2f} GB")
+    logger.info(f"{shown}: {len(source.tensors)} tensors, {size_text(total)}")
 
 
 def write(new: Path, target: Target, written: Written = lambda nbytes: None) -> None:
-    """Stream the files of `target` into the folder `new`. Raises WeightsError when the disk is full or cannot be written."""
-    try:
-        for name, text in target.texts.items():
-            _at(new, name).write_text(text, encoding="utf-8")
-        for name, state in target.torch_files.items():
-            write_torch(_at(new, name), state, written=written)
-        for name, tensors in target.safetensors.items():
-            write_safetensors(_at(new, name), tensors, written=written)
-    except OSError as error:
-        raise WeightsError(
-            f"{target.folder}: cannot be written: {error.strerror}; free space or choose another"
-        ) from None
+    """Stream the files of `target` into the folder `new`. Raises OSError when the disk is full or cannot be written."""
+    for name, text in target.texts.items():
+        _at(new, name).write_text(text, encoding="utf-8")
+    for name, state in target.torch_files.items():
+        write_torch(_at(new, name), state, written=written)
+    for name, tensors in target.safetensors.items():
+        write_safetensors(_at(new, name), tensors, written=written)
 
 
 def _at(folder: Path, name: str) -> Path:

@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from mindspeed_mm.errors import WeightsError
 
 LEAVING, LEFT = "leaving", "left"  # where old entries wait: some of them, all of them
@@ -46,6 +48,30 @@ def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = ""
                     parent.rmdir()
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """What the disk refuses while the files of `target` are written, as one WeightsError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise WeightsError(f"{target}: cannot be written: {reason}; free space or choose another target_path") from None
+
+
+def check_space(place: Path, nbytes: int) -> None:
+    """Raises WeightsError when the disk under `place` has less than `nbytes` free, before anything is written."""
+    free = shutil.disk_usage(place).free
+    if nbytes > free:
+        raise WeightsError(
+            f"{place}: needs {size_text(nbytes)}, the disk has {size_text(free)} free; free space or choose another target_path"
+        )
+
+
+def size_text(nbytes: int) -> str:
+    """Bytes in words: `34.7 GB`, `0.5 MB`."""
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 5e7 else f"{nbytes / 1e6:.1f} MB"
 
 
 def replace_file(staged: Path, target: Path) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler
+from torch import nn
 from transformers import AutoTokenizer
 
 from checkpoint.config import ConvertConfig, PipelineConfig
 from checkpoint.convert import cast, hf_target, read_back, write
-from checkpoint.layout import replace_entries, staging
+from checkpoint.layout import check_space, replace_entries, staging, writing
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.umt5.tokenizer import find_tokenizer
 from mindspeed_mm.models.wan.vae import load_vae
@@ -25,51 +30,72 @@ INDEX = "model_index.json"
 OWNED = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae", INDEX)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What goes into the folder, opened and checked; nothing of it is written yet."""
+
+    experts: Mapping[str, WeightsSource]  # folder name → weights
+    modules: Mapping[str, Any]  # folder name → what diffusers or transformers saves
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all weights in bytes."""
+        experts = sum(tensor.nbytes for source in self.experts.values() for tensor in source.tensors.values())
+        nets = [module for module in self.modules.values() if isinstance(module, nn.Module)]
+        return experts + sum(weight.nbytes for net in nets for weight in net.parameters())
+
+
 def assemble(cfg: PipelineConfig) -> None:
     """Write the folder and move it into place. Raises WeightsError when a part does not fit; the target stays as it was."""
     target = Path(cfg.target_path)
     if target.is_file():
         raise WeightsError(f"{target}: is a file; give a folder as target_path")
-    experts = {"transformer": cfg.high_path} | ({"transformer_2": cfg.low_path} if cfg.low_path else {})
-    with staging(target, "folder", owned=OWNED, last=INDEX) as place:
+    parts = open_parts(cfg)
+    with writing(target), staging(target, "folder", owned=OWNED, last=INDEX) as place:
+        check_space(target, parts.nbytes)
         new = place / "new"
         new.mkdir()
-        for part, path in experts.items():
-            _write_expert(path, new / part, cfg)
-        load_vae(Path(cfg.vae_path)).model.save_pretrained(new / "vae")
-        words = Path(cfg.tokenizer_path) if cfg.tokenizer_path else find_tokenizer(Path(cfg.text_encoder_path))
-        encoder = load_text_encoder(
-            Path(cfg.text_encoder_path), words, dtype=torch.bfloat16, device="cpu"
-        )  # reads it too
-        encoder.model.save_pretrained(new / "text_encoder")
-        tokenizer = AutoTokenizer.from_pretrained(str(words), local_files_only=True, trust_remote_code=False)
-        tokenizer.save_pretrained(new / "tokenizer")
-        shift = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": cfg.shift}
-        UniPCMultistepScheduler(**shift).save_pretrained(new / "scheduler")
-        parts = {
-            "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-            "text_encoder": ["transformers", type(encoder.model).__name__],
-            "tokenizer": ["transformers", type(tokenizer).__name__],
-            **{part: ["diffusers", "WanVACETransformer3DModel"] for part in experts},
-            "vae": ["diffusers", "AutoencoderKLWan"],
-        }
+        for name, source in parts.experts.items():
+            plan = ConvertConfig(source_path=str(source.path), target_path=str(new / name), dtype=cfg.dtype)
+            write(new / name, hf_target(source, plan, "diffusers", cfg.max_shard_gb))
+            read_back(new / name, source, bits=False)
+        for name, module in parts.modules.items():
+            module.save_pretrained(new / name)
         (new / INDEX).write_text(json.dumps(_index(parts, cfg), indent=2) + "\n", encoding="utf-8")
         replace_entries(new, place, target, OWNED, last=INDEX)
-    logger.info(f"{target}: a WanVACEPipeline of {', '.join(parts)}")
+    logger.info(f"{target}: a WanVACEPipeline of {', '.join([*parts.experts, *parts.modules])}")
 
 
-def _index(parts: dict[str, list[str]], cfg: PipelineConfig) -> dict[str, object]:
-    version = importlib.metadata.version("diffusers")
-    head: dict[str, object] = {"_class_name": "WanVACEPipeline", "_diffusers_version": version}
-    second = {} if cfg.low_path else {"transformer_2": [None, None]}
-    return {**head, "boundary_ratio": cfg.boundary if cfg.low_path else None, **parts, **second}
+def open_parts(cfg: PipelineConfig) -> Parts:
+    """Every part, in any dialect. Raises WeightsError when one is missing, damaged or something else."""
+    paths = {"transformer": cfg.high_path} | ({"transformer_2": cfg.low_path} if cfg.low_path else {})
+    experts = {name: _open_expert(path, cfg) for name, path in paths.items()}
+    words = Path(cfg.tokenizer_path) if cfg.tokenizer_path else find_tokenizer(Path(cfg.text_encoder_path))
+    encoder = load_text_encoder(Path(cfg.text_encoder_path), words, dtype=torch.bfloat16, device="cpu")  # reads it too
+    shift = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": cfg.shift}
+    modules = {
+        "scheduler": UniPCMultistepScheduler(**shift),
+        "text_encoder": encoder.model,
+        "tokenizer": AutoTokenizer.from_pretrained(str(words), local_files_only=True, trust_remote_code=False),
+        "vae": load_vae(Path(cfg.vae_path)).model,
+    }
+    return Parts(experts, modules)
 
 
-def _write_expert(path: str, folder: Path, cfg: PipelineConfig) -> None:
+def _open_expert(path: str, cfg: PipelineConfig) -> WeightsSource:
     source = cast(open_weights(path, base_path=cfg.base_path), cfg.dtype)
     logger.info(source.description)
     if not source.has_branch:
         raise WeightsError(f"{path}: has no VACE branch; give the weights of a VACE expert")
-    plan = ConvertConfig(source_path=path, target_path=str(folder), dtype=cfg.dtype)
-    write(folder, hf_target(source, plan, "diffusers", cfg.max_shard_gb))
-    read_back(folder, source, bits=False)
+    return source
+
+
+def _index(parts: Parts, cfg: PipelineConfig) -> dict[str, object]:
+    head = {"_class_name": "WanVACEPipeline", "_diffusers_version": importlib.metadata.version("diffusers")}
+    libraries = {"text_encoder": "transformers", "tokenizer": "transformers"}
+    classes = {
+        **{name: [libraries.get(name, "diffusers"), type(module).__name__] for name, module in parts.modules.items()},
+        **{name: ["diffusers", "WanVACETransformer3DModel"] for name in parts.experts},
+    }
+    second = {} if cfg.low_path else {"transformer_2": [None, None]}
+    return {**head, "boundary_ratio": cfg.boundary if cfg.low_path else None, **dict(sorted(classes.items())), **second}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
@@ -34,18 +35,19 @@ def write_torch(
     path: Path, state: Mapping[str, Any], *, written: Callable[[int], object] = lambda nbytes: None
 ) -> None:
     """Stream a (nested) dict with TensorFiles as its tensors into a new file. Memory: one tensor.
+    Raises OSError when the disk is full.
 
     A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole. A torch
     without that ability holds the whole model instead, and the log says so.
     """
     if not knows_offsets():
         logger.info(f"torch {torch.__version__} cannot stream into a .pt: the whole model is held in memory")
-        torch.save(_map_tensors(state, lambda t: _counted(t, written)), path)
+        _save(_map_tensors(state, lambda t: _counted(t, written)), path)
         return
     with FakeTensorMode():
         skeleton = _map_tensors(state, lambda t: torch.empty(t.shape, dtype=t.dtype))
     with torch.serialization.skip_data(materialize_fake_tensors=True):
-        torch.save(skeleton, path)
+        _save(skeleton, path)
     holes = _load(path)
     with open(path, "r+b") as file:
         for hole, tensor in _pairs(holes, state):
@@ -55,6 +57,13 @@ def write_torch(
             written(tensor.nbytes)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _save(state: Any, path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # what torch's zip writer makes of a write that failed; why, it does not tell
+        raise OSError(errno.EIO, f"torch could not write all of it ({first_line(error)}), as on a full disk") from None
 
 
 @functools.cache

@@ -118,7 +118,7 @@ def test_latents_and_frames_are_those_of_diffusers(models, case):
         "prompt", "negative", Inputs(src_video=video, src_mask=mask, src_ref_images=images), sampling, noise=noise
     )
 
-    theirs = run_oracle(transformers, vae, sampling, (video, mask, images), noise, words)
+    theirs = run_oracle(transformers, tiny_vae(), sampling, (video, mask, images), noise, words)
     latents = theirs("latent")
     assert ours.latents.shape == latents[0].shape == (16, references + 3, HEIGHT // 8, WIDTH // 8)
     torch.testing.assert_close(ours.latents, latents[0], atol=1e-4, rtol=1e-4)

@@ -47,6 +47,7 @@ STD = (
     2.8251,
     1.9160,
 )
+ROUNDING = 1e-5  # oneDNN sums in another order than the loop that torch picks for small inputs
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_latents_are_the_mode_normalised_by_the_published_numbers(oracle, offici
     mode = oracle.encode(video).latent_dist.mode()
     latents = load_vae(official).encode(video)
     assert latents.shape == (2, 16, 3, 3, 5)
-    torch.testing.assert_close(latents, (mode - per_channel(MEAN)) / per_channel(STD), atol=1e-6, rtol=0)
+    torch.testing.assert_close(latents, (mode - per_channel(MEAN)) / per_channel(STD), atol=ROUNDING, rtol=0)
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def test_decoding_denormalises_and_clamps(oracle, official):
     ours = load_vae(official).decode(latents)
     assert ours.shape == (2, 3, 9, 24, 40)
     assert ours.abs().max() <= 1
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=ROUNDING, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,18 @@ def test_the_published_file_has_the_names_and_shapes_of_the_module():
     assert {names.to_ours(name) for name in wanted} == layout.keys()
 
 
+def test_its_convolutions_run_in_onednn_and_compute_what_diffusers_computes(vae):
+    plain = tiny_vae()
+    video = torch.rand(1, 3, 5, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = vae.model.encode(video).latent_dist.mode()
+    torch.testing.assert_close(found, plain.encode(video).latent_dist.mode(), atol=5e-6, rtol=0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        vae.model.encode(video)
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::mkldnn_convolution" in names
+    assert "aten::slow_conv3d_forward" not in names  # torch's own choice for a batch of one
+
+
 @pytest.mark.parametrize("frames", [1, 5, 13])
 def test_streamed_frames_are_the_decoded_clip(vae, frames):
     latents = torch.randn(16, (frames + 3) // 4, 3, 4, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 from mindspeed_mm.errors import MindSpeedMMError
 
@@ -74,3 +74,15 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(1) from None
 
     return command
+
+
+def terminal() -> TextIO | None:
+    """Where a bar can be drawn: stderr, or the terminal that a script names because stderr goes through its pipe."""
+    if sys.stderr.isatty():
+        return sys.stderr
+    try:
+        # not to become this session's terminal: then its Ctrl-C would be ours alone
+        found = os.open(os.environ["MINDSPEED_MM_TERMINAL"], os.O_WRONLY | os.O_NOCTTY)
+    except (KeyError, OSError):
+        return None
+    return os.fdopen(found, "w", encoding="utf-8")

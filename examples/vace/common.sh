@@ -126,3 +126,19 @@ report() {
     samples=$(awk -v gbs="$GBS" -v ms="$step_time" 'BEGIN {printf("%.3f", gbs * 1000 / ms)}')
     echo "Elapsed Time Per iteration: $step_time, Average Samples per Second: $samples"
 }
+
+# generate ARG...: check the job once, in one process and without torch; then launch it on every rank.
+generate() {
+    local script=$REPOSITORY/examples/vace/inference/Wan-VACE-Inference.py
+    if has --dry-run "$@" || has --help "$@" || has -h "$@"; then
+        python "$script" "$@"
+        return
+    fi
+    python "$script" "$@" --dry-run >/dev/null
+    mkdir -p "$LOG_DIR"
+    local log
+    log=$LOG_DIR/generate_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
+    echo "log: $log"
+    torchrun "${DISTRIBUTED_ARGS[@]}" "$script" "$@" 2>&1 | tee "$log" | screen
+    chmod 440 "$log"
+}

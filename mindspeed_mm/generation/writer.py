@@ -67,7 +67,8 @@ def read_latents(path: Path) -> tuple[Tensor, int, Settings]:
     try:
         with safe_open(str(path), framework="pt") as file:
             said = file.metadata() or {}
-            return file.get_tensor("latents"), int(said["num_refs"]), json.loads(said["settings"])
+            settings = {"name": path.resolve().parent.name, **json.loads(said["settings"])}
+            return file.get_tensor("latents"), int(said["num_refs"]), settings
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise WeightsError(
             f"{path}: not a latents.safetensors of an earlier run ({' '.join(str(error).split())[:120]})"

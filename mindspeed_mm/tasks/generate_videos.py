@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,7 +24,7 @@ from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_im
 from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
 from mindspeed_mm.generation.team import Solo, Team
 from mindspeed_mm.generation.writer import read_latents, write_conditions, write_latents, write_outcome
-from mindspeed_mm.log import get_logger, rank, world_size
+from mindspeed_mm.log import get_logger, rank, terminal, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 
@@ -222,17 +223,24 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
 
 @contextmanager
 def progress(name: str, steps: int) -> Iterator[OnStep]:
-    """A bar with the time that is left on a terminal; elsewhere a line now and then."""
-    bar = tqdm(total=steps, desc=name, unit="step", disable=None if rank() == 0 else True, dynamic_ncols=True)
-    every = max(1, steps // 5)
+    """A bar with the time that is left on a terminal; elsewhere a line now and then, which says it too."""
+    screen = terminal() if rank() == 0 else None
+    bar = tqdm(total=steps, desc=name, unit="step", disable=screen is None, file=screen, dynamic_ncols=True)
+    every, start = max(1, steps // 5), time.monotonic()
 
     def on_step(done: int, total: int) -> None:
         bar.update(1)
         if bar.disable and (done % every == 0 or done == total):
-            LOGGER.info("  denoising step %d/%d", done, total)
+            left = (time.monotonic() - start) / done * (total - done)
+            LOGGER.info("  denoising step %d/%d%s", done, total, f", {clock(left)} left" if done < total else "")
 
     with bar:
         yield on_step
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 0:07, 12:30, 1:02:03."""
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
 
 
 @contextmanager

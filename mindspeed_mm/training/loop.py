@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -17,7 +15,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sample import Batch
 from mindspeed_mm.errors import LaunchError
 from mindspeed_mm.flow.schedule import Schedule
-from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.log import get_logger, on_every_rank, rank, terminal, world_size
 from mindspeed_mm.training.config import TrainingConfig
 from mindspeed_mm.training.flops import Flops
 from mindspeed_mm.training.guard import ExitWatch, FiniteGuard
@@ -209,22 +207,10 @@ class TrainLoop:
         return interval is not None and iteration % interval == 0
 
     def _bar(self, done: int) -> tqdm[Any]:
-        screen = _terminal() if self.speaks else None
+        screen = terminal() if self.speaks else None
         return tqdm(
             total=self.train_iters, initial=done, unit="it", disable=screen is None, file=screen, dynamic_ncols=True
         )
-
-
-def _terminal() -> TextIO | None:
-    """Where a bar can be drawn: stderr, or the terminal that a script names because stderr goes through its pipe."""
-    if sys.stderr.isatty():
-        return sys.stderr
-    try:
-        # not to become this session's terminal: then its Ctrl-C would be ours alone
-        found = os.open(os.environ["MINDSPEED_MM_TERMINAL"], os.O_WRONLY | os.O_NOCTTY)
-    except (KeyError, OSError):
-        return None
-    return os.fdopen(found, "w", encoding="utf-8")
 
 
 def _phase_line(report: StepReport) -> str:

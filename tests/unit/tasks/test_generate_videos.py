@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.data.video import open_video, write_video
 from mindspeed_mm.generation import writer
+from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.tasks.generate import main
 from tests.tiny import TINY, tiny_transformer, write_official, write_transformer
 
@@ -105,6 +106,14 @@ def test_from_latents_makes_the_same_video_without_the_transformer(config, tmp_p
     again = run(path, "--from-latents", str(out / "video1" / "latents.safetensors"))
     assert (again / "video1.mp4").read_bytes() == video
     assert json.loads((again / "video1.json").read_text())["sampling"]["seed"] == 3
+
+
+def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny):
+    pipe = VacePipeline.from_pretrained(tiny, dtype=torch.float32, device="cpu")
+    result = pipe("a red ball", height=32, width=48, num_frames=5, steps=2)
+    video = result.save(tmp_path / "saved" / "ball").read_bytes()
+    out = run(config(), "--from-latents", str(tmp_path / "saved" / "ball" / "latents.safetensors"))
+    assert (out / "ball.mp4").read_bytes() == video
 
 
 def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,166 @@
+"""The guide's three inference files as they are given, and generate.sh, on tiny weights in the official file formats."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from examples.vace.tiny.world import condition, make_scene, reference_image, render
+from mindspeed_mm.data.video import write_video
+from tests.examples.test_outside_package import free_port
+from tests.tiny import TINY, TRANSFORMER_FILE, tiny_transformer, write_official, write_transformer
+
+ROOT = Path(__file__).resolve().parents[2]
+INFERENCE = ROOT / "examples/vace/inference"
+SCENE = make_scene("heldout", 3)
+SIZE = {"height": 32, "width": 48, "num-frames": 9, "steps": 3}
+TINY_WEIGHTS = ROOT / "examples/vace/tiny/inference.json"
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of somebody who downloaded all three models, with a depth video and a picture above it."""
+    root = tmp_path_factory.mktemp("guide")
+    here = root / "work"
+    official = write_official(here / "Wan2.1-VACE-1.3B", dtype=torch.float32)
+    fourteen = here / "Wan2.1-VACE-14B"
+    shutil.copytree(official, fourteen, ignore=shutil.ignore_patterns(TRANSFORMER_FILE))
+    _write_shards(load_file(official / TRANSFORMER_FILE), fourteen)
+    two = here / "Wan2.2-VACE-Fun-A14B"
+    shutil.copytree(official, two, ignore=shutil.ignore_patterns(TRANSFORMER_FILE, "config.json"))
+    for seed, expert in enumerate(("high", "low")):
+        write_transformer(two / f"{expert}_noise_model", tiny_transformer(seed), torch.float32)
+    depth, _ = condition(SCENE, "silhouette", render(SCENE, 9, 32, 48), 0)
+    assert depth is not None
+    write_video(root / "depth_video.mp4", depth, 16)
+    Image.fromarray(reference_image(SCENE)).save(root / "cat_fighting.jpg")
+    return here
+
+
+def _write_shards(state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Seven files and their index, named as the 14B's are."""
+    names = sorted(state)
+    index: dict[str, str] = {}
+    for number in range(7):
+        file = f"diffusion_pytorch_model-{number + 1:05d}-of-00007.safetensors"
+        save_file({name: state[name] for name in names[number::7]}, folder / file)
+        index |= dict.fromkeys(names[number::7], file)
+    (folder / f"{TRANSFORMER_FILE}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Wan-VACE-Inference.py, as a user types it."""
+    return subprocess.run(
+        [sys.executable, str(INFERENCE / "Wan-VACE-Inference.py"), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MINDSPEED_MM_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["wan2.1_1.3b", "wan2.1_14b", "wan2.2_A14b"])
+def test_a_file_of_the_guide_makes_its_three_videos(size: str, downloads: Path, tmp_path: Path) -> None:
+    smaller = [part for key, value in SIZE.items() for part in (f"--{key}", value)]
+    ran = command(INFERENCE / f"inference_{size}.json", *smaller, "--output-path", tmp_path, cwd=downloads)
+    assert ran.returncode == 0, ran.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"video{number}{end}" for number in (1, 2, 3) for end in ("", ".mp4", ".png", ".json")
+    }
+    shown = {"video1": {"src_video.mp4"}, "video2": {"reference_0.png"}, "video3": {"src_video.mp4", "reference_0.png"}}
+    for name, conditions in shown.items():
+        assert {path.name for path in (tmp_path / name).iterdir()} == {*conditions, "latents.safetensors"}
+        with av.open(str(tmp_path / f"{name}.mp4")) as made:
+            stream = made.streams.video[0]
+            assert (stream.width, stream.height, stream.frames, float(stream.average_rate)) == (48, 32, 9, 16)
+        said = json.loads((tmp_path / f"{name}.json").read_text())
+        assert said["prompt"].startswith("两只橘猫")
+        assert said["sampling"]["seed"] == 1
+        assert said["sampling"]["shift"] == (12.0 if "A14b" in size else 16.0)
+        latents = load_file(tmp_path / name / "latents.safetensors")["latents"]
+        assert latents.shape == (TINY.trunk.out_dim, 3 + said["num_refs"], 4, 6)
+        assert bool(latents.isfinite().all())
+
+
+def generate(*arguments: object, cwd: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """generate.sh, as a user types it."""
+    settings = {"NPUS_PER_NODE": str(processes), "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        ["bash", str(INFERENCE / "generate.sh"), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **settings, "MINDSPEED_MM_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The tiny world's inference JSON with absolute paths, in a folder with a space."""
+    values = json.loads(TINY_WEIGHTS.read_text())
+    weights = ROOT / "examples/vace/tiny/weights"
+    values["model"] = {"transformer": [str(weights / "vace")], "vae": str(weights), "text_encoder": str(weights)}
+    values |= {"output_path": "out", "prompt": SCENE.caption, "num_frames": 5, "steps": 5}
+    path = tmp_path / "a folder" / "inference.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.slow
+def test_generate_sh_makes_a_video_on_two_processes_and_says_how_long_it_takes(tiny: Path) -> None:
+    ran = generate("inference.json", "--seed", 3, cwd=tiny.parent)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tiny.parent / "out" / "video1.mp4").exists()
+    assert re.search(r"denoising step 2/5, \d+:\d\d left", ran.stdout)
+    assert "denoising step 5/5\n" in ran.stdout
+    (log,) = (tiny.parent / "logs").iterdir()
+    assert f"log: logs/{log.name}" in ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--transformer", "vae.pth"], r"\[rank 0\] WeightsError: .*no dialect of VACE"),
+        (["--video-path", "torn.mp4"], r"\[rank 0\] DataError: video1: .*torn\.mp4"),
+        (["--cfg-parallel", "on", "--context-parallel-size", "2"], r"\[rank 0\] ConfigError: 2 process"),
+    ],
+)
+def test_what_the_processes_refuse_is_one_line_without_torchruns_report(
+    tiny: Path, arguments: list[str], wanted: str
+) -> None:
+    shutil.copy(ROOT / "examples/vace/tiny/weights/Wan2.1_VAE.pth", tiny.parent / "vae.pth")
+    (tiny.parent / "torn.mp4").write_bytes(b"no video at all")
+    ran = generate("inference.json", *arguments, cwd=tiny.parent)
+    assert ran.returncode == 1
+    assert ran.stderr == ""
+    (line,) = [line for line in ran.stdout.splitlines() if "Error" in line]
+    assert re.match(wanted, line)
+    assert "torch/distributed" not in ran.stdout
+    assert not (tiny.parent / "out").exists()
+    (log,) = (tiny.parent / "logs").iterdir()
+    assert "ChildFailedError" in log.read_text()
+
+
+def test_what_can_be_known_before_is_said_before_anything_starts(tiny: Path) -> None:
+    ran = generate("inference.json", "--stepz", 3, cwd=tiny.parent)
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert "did you mean '--steps'" in line
+    assert not (tiny.parent / "logs").exists()

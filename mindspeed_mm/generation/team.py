@@ -20,7 +20,6 @@ from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.guidance import Ask, guided_velocity, joined
 from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.wan.config import FP32_MODULES
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
 
 T = TypeVar("T")
@@ -106,13 +105,14 @@ class Team(Solo):
 
     def sharded(self, source: Source, dtype: torch.dtype) -> VaceTransformer:
         """A transformer whose weights are spread over all processes; each reads its part of the files."""
+        spec = MODELS.get("vace")
         model = build_on_meta(source.config)
         for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(torch.float32 if name.split(".")[0] in FP32_MODULES else dtype)
+            parameter.data = parameter.data.to(torch.float32 if name.split(".")[0] in spec.fp32_modules else dtype)
         model.eval().requires_grad_(False)
         self.share_tokens(model)
         settings = Fsdp2Config(param_dtype="fp32" if dtype == torch.float32 else "bf16", num_to_forward_prefetch=1)
-        shard_model(model, MODELS.get("vace").units, settings, self.mesh, fp32_modules=FP32_MODULES)
+        shard_model(model, spec.units, settings, self.mesh, fp32_modules=spec.fp32_modules)
         model.to_empty(device=self.accelerator.device)
         for name, parameter in model.named_parameters():
             _fill(parameter, source.read(name))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any, Generic, TypeVar, cast
@@ -141,9 +142,22 @@ class ReadAhead(Generic[Task, Result]):
         context.set_forkserver_preload(_PRELOAD)
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.function), daemon=True)
+        _start_fork_server()
         process.start()
         theirs.close()
         return _Reader(process, ours)
+
+
+def _start_fork_server() -> None:
+    """A fork server that does not hear SIGTERM. torchrun and schedulers send it to the whole process group: the server would die
+    of it, and the rows that are being read with it, while the asking process finishes its own.
+    """
+    resource_tracker.ensure_running()  # first, because starting it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _attempt(function: Callable[[Any], Any], task: Any) -> Any:

@@ -25,6 +25,11 @@ def work(task):
     return f"{task} read"
 
 
+def slowly(task):
+    time.sleep(2)
+    return f"{task} read"
+
+
 def outcomes(tasks, **settings):
     with ReadAhead(work, **{"num_workers": 2, "timeout": 60.0, **settings}) as ahead:
         return [(task, str(result) if isinstance(result, DataError) else result) for task, result in ahead.map(tasks)]
@@ -72,6 +77,26 @@ def test_no_process_outlives_the_block():
         processes = [reader.process for reader in ahead._readers]
     assert processes
     assert not any(process.is_alive() for process in processes)
+
+
+def test_sigterm_to_the_whole_process_group_costs_no_task(tmp_path):
+    """So torchrun and schedulers stop a run; the process that asks decides what is still finished."""
+    script = (
+        "import os, signal, sys, threading; sys.path.insert(0, '.')\n"
+        "from tests.unit.data.test_readahead import slowly\n"
+        "from mindspeed_mm.data.readahead import ReadAhead\n"
+        "if __name__ == '__main__':\n"
+        "    heard = []\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: heard.append('SIGTERM'))\n"
+        "    with ReadAhead(slowly, num_workers=1, timeout=60.0) as ahead:\n"
+        "        rows = ahead.map('ab'); next(rows)\n"
+        "        threading.Timer(0.2, os.killpg, (0, signal.SIGTERM)).start()\n"
+        "        print(next(rows), heard)\n"
+    )
+    (tmp_path / "parent.py").write_text(script)
+    command = [sys.executable, tmp_path / "parent.py"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
+    assert found.stdout.strip() == "('b', 'b read') ['SIGTERM']", found.stderr
 
 
 def test_readers_end_with_a_parent_that_was_killed(tmp_path):

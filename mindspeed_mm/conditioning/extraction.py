@@ -18,7 +18,15 @@ import torch
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import encode_features
-from mindspeed_mm.data.content import ContentIndex, LatentsIndex, Signature, digest_of, digest_of_values, signature_of
+from mindspeed_mm.data.content import (
+    STATE_FOLDER,
+    ContentIndex,
+    LatentsIndex,
+    Signature,
+    digest_of,
+    digest_of_values,
+    signature_of,
+)
 from mindspeed_mm.data.dataset import FEATURE_FOLDER
 from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_feature, read_info, write_feature
 from mindspeed_mm.data.manifest import files_of
@@ -168,8 +176,8 @@ class Extraction:
         self, records: Sequence[SampleRecord], stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Finished | Failed]:
         """Encode what is missing. After `stop` turns true the current row is finished and the rest left for the next run."""
-        index = ContentIndex(self.save_path / "state", self.rank)
-        latents = LatentsIndex(self.save_path / "state", self.rank)
+        index = ContentIndex(self.save_path / STATE_FOLDER, self.rank)
+        latents = LatentsIndex(self.save_path / STATE_FOLDER, self.rank)
         missing: list[ReadTask] = []
         retold: list[tuple[SampleRecord, str, Path]] = []
         for record in records:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,15 +18,16 @@ from mindspeed_mm.data.atomic import write_text
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.frames import align, choose, target_size, token_count
 from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
-from mindspeed_mm.data.probe import ClipInfo, probe
+from mindspeed_mm.data.probe import ClipIndex, ClipInfo, Kind, Seen
+from mindspeed_mm.data.probe import look as look_into
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.data.video import read_image
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
 T = TypeVar("T")
+_SPOKEN_EVERY = 30.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,24 +128,31 @@ def check_manifest(
     *,
     workers: int | None = None,
     timeout: float = 60.0,
+    memory: Path | None = None,
 ) -> CheckReport:
     """Open every clip, image and mask of the records, many at a time. A file that takes longer than `timeout` seconds is bad.
 
-    `workers=0` looks in this process, without a time limit.
+    `workers=0` looks in this process, without a time limit. With a folder as `memory`, good files are remembered there by size
+    and time stamp, and opened again only when those have changed.
     """
     if not isinstance(manifest, Manifest):
         manifest = Manifest(tuple(manifest), (), (), len(manifest))
     workers = min(8, os.cpu_count() or 1, len(manifest.records)) if workers is None else workers
+    index = ClipIndex(memory)
+    looks = _recall(manifest.records, index)
+    known = [look for look in looks if look.is_known]
     facts: list[ClipFacts] = []
     problems = list(manifest.problems)
     with ReadAhead(partial(look_at, config=config), num_workers=workers, timeout=timeout) as crew:
-        for record, found in crew.map(manifest.records):
-            if isinstance(found, ClipFacts):
-                facts.append(found)
-            elif isinstance(found, DataError):
-                problems.append(Problem(record.address, str(found), record.row))
-            else:
-                problems.extend(found)
+        fresh = crew.map(look for look in looks if not look.is_known)
+        for look, found in chain(((look, look_at(look, config)) for look in known), _with_progress(fresh, len(looks) - len(known))):  # fmt: skip
+            if isinstance(found, DataError):
+                problems.append(Problem(look.record.address, str(found), look.record.row))
+                continue
+            index.add(found.seen)
+            problems.extend(found.problems)
+            facts.extend([found.facts] if found.facts is not None else [])
+    facts.sort(key=lambda fact: fact.row)
     bad = {problem.row for problem in problems}
     return CheckReport(
         rows=manifest.rows,
@@ -152,23 +163,76 @@ def check_manifest(
     )
 
 
-def look_at(record: SampleRecord, config: VideoConfig) -> ClipFacts | list[Problem]:
-    """The facts of one row, or everything that is wrong with it."""
+@dataclass(frozen=True)
+class Look:
+    """One row to look at, and what its files are known to be."""
+
+    record: SampleRecord
+    known: Mapping[tuple[Kind, Path], ClipInfo]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether nothing has to be opened."""
+        return all(file in self.known for file in _files(self.record))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one row is, or everything that is wrong with it."""
+
+    facts: ClipFacts | None
+    problems: tuple[Problem, ...]
+    seen: Seen  # the files that were opened and are good
+
+
+def look_at(look: Look, config: VideoConfig) -> Found:
+    """The facts of one row, or its problems."""
+    record, seen = look.record, Seen()
     problems: list[Problem] = []
-    video = _probe(record, "video", record.video, problems)
-    source = _probe(record, "src_video", record.src_video, problems)
-    mask = _probe(record, "src_video_mask", record.src_mask, problems)
+
+    def see(key: str, kind: Kind, path: Path | None) -> ClipInfo | None:
+        return None if path is None else _try(record, key, partial(look_into, kind, path, look.known, seen), problems)
+
+    video, source = see("video", "clip", record.video), see("src_video", "clip", record.src_video)
+    mask = see("src_video_mask", "clip", record.src_mask)
     for place, path in enumerate(record.src_ref_images):
-        _try(record, f"src_ref_images[{place}]", partial(read_image, path), problems)
-    if video is None:
-        return problems
-    facts = _try(record, "video", partial(_facts, record, video, source, mask, config), problems)
-    if facts is not None:
+        see(f"src_ref_images[{place}]", "picture", path)
+    facts = (
+        None if video is None else _try(record, "video", partial(_facts, record, video, source, mask, config), problems)
+    )
+    if video is not None and facts is not None:
         chosen = choose(video, config)
         for key, other in (("src_video", source), ("src_video_mask", mask)):
             if other is not None:
                 _try(record, key, partial(align, key, other, video, chosen), problems)
-    return problems or ([] if facts is None else facts)
+    return Found(None if problems else facts, tuple(problems), seen)
+
+
+def _files(record: SampleRecord) -> Iterator[tuple[Kind, Path]]:
+    clips = (record.video, record.src_video, record.src_mask)
+    yield from (("clip", path) for path in clips if path is not None)
+    yield from (("picture", path) for path in record.src_ref_images)
+
+
+def _recall(records: Sequence[SampleRecord], index: ClipIndex) -> list[Look]:
+    """Looked up by many threads: on network storage each look takes its time."""
+
+    def recall(record: SampleRecord) -> Look:
+        known = {file: index.get(*file) for file in _files(record)}
+        return Look(record, {file: info for file, info in known.items() if info is not None})
+
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        return list(pool.map(recall, records, chunksize=64))
+
+
+def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:
+    """A line now and then: many clips on slow storage take a while."""
+    spoken = time.monotonic()
+    for number, row in enumerate(rows, 1):
+        if time.monotonic() - spoken >= _SPOKEN_EVERY:
+            spoken = time.monotonic()
+            logger.info("looked at %d of %d clips", number, count)
+        yield row
 
 
 def _facts(
@@ -211,10 +275,6 @@ def _remarks_on(video: ClipInfo, source: ClipInfo | None, mask: ClipInfo | None,
         if other is not None and abs(other.width / other.height / (video.width / video.height) - 1) > 0.02:
             remarks.append(f"a {name} of another aspect than the video: its edges are cut differently")
     return remarks
-
-
-def _probe(record: SampleRecord, key: str, path: Path | None, problems: list[Problem]) -> ClipInfo | None:
-    return None if path is None else _try(record, key, partial(probe, path), problems)
 
 
 def _try(record: SampleRecord, key: str, look: partial[T], problems: list[Problem]) -> T | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+STATE_FOLDER = "state"  # in the folder of the features: what was learnt about files; may be deleted
 _BLOCK = 1 << 20
 Signature = str  # of one file or folder: changes whenever its size or time stamp does
 
@@ -52,7 +53,7 @@ class ContentIndex:
         self._path = folder / f"contents.{rank}.jsonl"
         self._known: dict[str, tuple[Signature, str]] = {}
         for file in sorted(folder.glob("contents.*.jsonl")):
-            self._read(file)
+            self._known.update({line[0]: (line[1], line[2]) for line in read_lines(file) if len(line) == 3})
 
     def get(self, path: Path) -> str | None:
         """The hash of `path` if it is known and the file has not changed since."""
@@ -69,15 +70,7 @@ class ContentIndex:
         if not fresh:
             return
         self._known.update(fresh)
-        _append(self._path, [[name, *value] for name, value in fresh.items()])
-
-    def _read(self, file: Path) -> None:
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                name, signature, digest = json.loads(line)
-            except (ValueError, TypeError):
-                continue
-            self._known[name] = (signature, digest)
+        append_lines(self._path, [[name, *value] for name, value in fresh.items()])
 
 
 class LatentsIndex:
@@ -87,12 +80,7 @@ class LatentsIndex:
         self._path = folder / f"latents.{rank}.jsonl"
         self._known: dict[str, str] = {}
         for file in sorted(folder.glob("latents.*.jsonl")):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    latents, feature = json.loads(line)
-                except (ValueError, TypeError):
-                    continue
-                self._known[latents] = feature
+            self._known.update({line[0]: line[1] for line in read_lines(file) if len(line) == 2})
 
     def get(self, latents: str) -> str | None:
         """The feature, if one is known."""
@@ -102,11 +90,24 @@ class LatentsIndex:
         """Remember a feature; the latest one stands for all that share its latents."""
         if self._known.get(latents) != feature:
             self._known[latents] = feature
-            _append(self._path, [[latents, feature]])
+            append_lines(self._path, [[latents, feature]])
 
 
-def _append(path: Path, lines: Sequence[Sequence[str]]) -> None:
+def read_lines(file: Path) -> Iterator[list[Any]]:
+    """The JSON lists of a file, one a line; a line that was torn is left out."""
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, list):
+            yield values
+
+
+def append_lines(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+    """Add JSON lists to a file, one a line. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write("\n")  # the last line may have been torn by a kill
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.write(
+            "\n" + "".join(json.dumps(line) + "\n" for line in lines)
+        )  # the last line may have been torn by a kill

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mindspeed_mm.data.video import IMAGE_SUFFIXES, ImageReader, clock, index_frames, refuse_text, short, upright
+from mindspeed_mm.data.content import Signature, append_lines, read_lines, signature_of
+from mindspeed_mm.data.video import (
+    IMAGE_SUFFIXES,
+    ImageReader,
+    clock,
+    index_frames,
+    read_image,
+    refuse_text,
+    short,
+    upright,
+)
 from mindspeed_mm.errors import DataError
 
 
@@ -29,6 +40,12 @@ class ClipInfo:
     def times(self) -> list[float]:
         """When each frame comes on, were they even."""
         return [i * self.duration / self.num_frames for i in range(self.num_frames)]
+
+
+def probe_picture(path: str | Path) -> ClipInfo:
+    """Look at a reference: one image. Raises DataError for what is none."""
+    height, width = read_image(path).shape[:2]
+    return ClipInfo(path=Path(path), num_frames=1, height=height, width=width, fps=0.0, duration=0.0, timed=False)
 
 
 def probe(path: str | Path) -> ClipInfo:
@@ -103,3 +120,57 @@ def _check_length(path: Path, stream: Any) -> None:
         raise DataError(
             f"{path}: cut off: its index ends at byte {last.pos + last.size}, the file at {size}; copy it again"
         )
+
+
+Kind = Literal["clip", "picture"]  # what a file was looked at as
+Seen = dict[tuple[Kind, Path], tuple[Signature, ClipInfo]]
+
+
+class ClipIndex:
+    """What files were found to be, remembered by size and time stamp: a second check of a dataset opens nothing that was good.
+
+    Lines of JSON in a folder; a torn line is ignored, a folder that cannot be written costs the memory alone.
+    """
+
+    _FILE = "clips.1.jsonl"  # the number changes when `probe` learns to see more
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / self._FILE
+        self._known: dict[tuple[str, str], tuple[Signature, dict[str, Any]]] = {}
+        for line in read_lines(self._path) if self._path is not None and self._path.is_file() else ():
+            if len(line) == 4 and isinstance(line[3], dict):
+                self._known[str(line[0]), str(line[1])] = (str(line[2]), line[3])
+
+    def get(self, kind: Kind, path: Path) -> ClipInfo | None:
+        """What the file is, if it was looked at and has not changed since."""
+        known = self._known.get((kind, os.path.abspath(path)))
+        try:
+            return ClipInfo(path=path, **known[1]) if known and known[0] == signature_of(path) else None
+        except (OSError, TypeError):
+            return None
+
+    def add(self, seen: Seen) -> None:
+        """Remember files, each with the signature that was taken before it was opened."""
+        lines: list[list[Any]] = []
+        for (kind, path), (signature, info) in seen.items():
+            facts = {name: value for name, value in asdict(info).items() if name != "path"}
+            lines.append([kind, os.path.abspath(path), signature, facts])
+        if self._path is None or not lines:
+            return
+        try:
+            append_lines(self._path, lines)
+        except OSError:
+            self._path = None
+
+
+def look(kind: Kind, path: Path, known: Mapping[tuple[Kind, Path], ClipInfo], seen: Seen) -> ClipInfo:
+    """What a file is, from `known` or from the file itself; what was opened goes to `seen`. Raises DataError."""
+    info = known.get((kind, path))
+    if info is None:
+        try:
+            signature = signature_of(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        info = probe_picture(path) if kind == "picture" else probe(path)
+        seen[kind, path] = (signature, info)
+    return info

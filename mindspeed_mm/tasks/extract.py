@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_mm.data.check import check_manifest
+from mindspeed_mm.data.content import STATE_FOLDER
 from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.log import get_logger, one_line_errors, rank
@@ -21,9 +23,10 @@ logger = get_logger(__name__)
 def main(argv: Sequence[str]) -> None:
     """Check the whole job and the list of clips first; torch is imported only when there is something to run."""
     job = ExtractJob.from_argv(argv)
-    for note in job.notes:
-        logger.info(note)
-    logger.info(f"job: {job.to_json()}")
+    if not job.extract.no_check_clips:  # whoever looked before has seen these
+        for note in job.notes:
+            logger.info(note)
+        logger.info(f"job: {job.to_json()}")
     job.check_inputs()
     manifest = scan(job)
     if manifest is not None and rank() == 0 and not job.extract.no_check_clips:
@@ -48,10 +51,15 @@ def scan(job: ExtractJob) -> Manifest | None:
 
 
 def look(job: ExtractJob, manifest: Manifest) -> None:
-    """Open every clip. Raises DataError when more are unusable than --skip-bad-samples allows."""
+    """Open every clip that is new or has changed. Raises DataError when more are unusable than --skip-bad-samples allows."""
     if job.raw_clips is None:
         return
-    report = check_manifest(manifest, job.raw_clips.preprocess_parameters)
+    report = check_manifest(
+        manifest,
+        job.raw_clips.preprocess_parameters,
+        timeout=job.extract.sample_timeout,
+        memory=Path(job.save_path) / STATE_FOLDER,
+    )
     for line in report.summary().splitlines():
         logger.info(line)
     _demand(job, manifest, report.problems)

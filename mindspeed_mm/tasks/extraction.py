@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from mindspeed_mm.data.manifest import Manifest
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.log import get_logger, on_every_rank, rank, terminal, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
 from mindspeed_mm.registry import resolve
@@ -329,9 +328,10 @@ class Progress:
         self._started = self._spoken = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self.world.rank == 0 and sys.stderr.isatty():
+        screen = terminal() if self.world.rank == 0 else None
+        if screen is not None:
             name = "clips" if self.world.size == 1 else f"clips (rank 0 of {self.world.size})"
-            self._bar = tqdm(total=self.share, desc=name, unit="clip", dynamic_ncols=True)
+            self._bar = tqdm(total=self.share, desc=name, unit="clip", file=screen, dynamic_ncols=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -29,7 +29,7 @@ class ExtractFiles(Config):
     mm_model: str | None = Field(default=None, description="model JSON: VAE and text encoder (required)")
     mm_tool: str | None = Field(default=None, description="tools.json: where features go (sorafeature.save_path)")
     dry_run: bool = Field(
-        default=False, description="check files, settings and the list of clips, print the job, and stop"
+        default=False, description="check files, settings and every clip, print the job, and stop; no device is touched"
     )
 
 
@@ -37,7 +37,11 @@ class ExtractConfig(Config):
     """How the work is done. None of this changes a feature."""
 
     save_path: str | None = Field(default=None, description="folder of the features (default: that of tools.json)")
-    num_workers: int = Field(default=2, ge=0, description="processes that read clips ahead, for each rank; 0 = none")
+    num_workers: int = Field(
+        default=2,
+        ge=0,
+        description="processes that read clips ahead, for each rank; 0 = none, and no time-out for reading",
+    )
     sample_timeout: float = Field(
         default=600.0, gt=0, description="seconds after which the reading, or the encoding, of one sample is given up"
     )
@@ -49,7 +53,9 @@ class ExtractConfig(Config):
         gt=0,
         description="clips of one sample that go through the VAE together (default: as the device likes)",
     )
-    no_check_clips: bool = Field(default=False, description="do not open every clip before the start")
+    no_check_clips: bool = Field(
+        default=False, description="do not open every clip before the start, and do not print the job"
+    )
 
 
 class TrainingFlags(Config):

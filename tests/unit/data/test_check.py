@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindspeed_mm.data import probe as probe_module
 from mindspeed_mm.data.check import check_dataset, check_manifest
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.manifest import scan_manifest
@@ -129,3 +130,43 @@ def test_rejected_short_clips_are_problems_of_the_check(tmp_path):
     config = CONFIG.model_copy(update={"short_clip": "reject"})
     report = check_manifest(scan_manifest(dataset(tmp_path, [{"video": "short.mp4"}])), config, workers=0)
     assert "6 frames at 16 fps, num_frames is 9" in report.problems[0].message
+
+
+def test_a_second_check_opens_only_what_is_new_or_was_bad(mixed, tmp_path, monkeypatch):
+    first = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")
+    opened = []
+    for name in ("probe", "probe_picture"):
+        once = getattr(probe_module, name)
+        monkeypatch.setattr(probe_module, name, lambda path, once=once: (opened.append(path.name), once(path))[1])
+    again = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")
+    assert sorted(set(opened)) == ["cut.mp4", "noise.mp4", "text.mp4"]
+    assert (again.facts, again.problems, again.summary()) == (first.facts, first.problems, first.summary())
+    opened.clear()
+    os.utime(tmp_path / "ref.png", (1, 1))
+    write_clip(tmp_path / "cinema.mp4", 16, fps=24)
+    longer = VideoConfig(num_frames=17, max_hxw=96 * 128)  # other settings are no reason to open a file
+    changed = check_manifest(scan_manifest(mixed), longer, workers=0, memory=tmp_path / "state")
+    assert {"ref.png", "cinema.mp4"} <= set(opened) <= {"ref.png", "cinema.mp4", "cut.mp4", "noise.mp4", "text.mp4"}
+    assert changed.facts[1].frames == 9  # 16 frames of a 24th second are 11 at 16 fps
+
+
+def test_a_file_that_was_good_as_a_clip_is_not_known_as_a_picture(tmp_path):
+    write_clip(tmp_path / "good.mp4", 12)
+    write_clip(tmp_path / "reference.mp4", 12)
+    path = dataset(tmp_path, [{"video": "reference.mp4"}])
+    check_manifest(scan_manifest(path), CONFIG, workers=0, memory=tmp_path / "state")
+    path = dataset(tmp_path, [{"video": "good.mp4", "src_ref_images": ["reference.mp4"]}])
+    report = check_manifest(scan_manifest(path), CONFIG, workers=0, memory=tmp_path / "state")
+    assert "cannot be read as an image" in report.problems[0].message
+
+
+def test_what_was_remembered_may_be_torn_or_impossible_to_write(mixed, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    first = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "file" / "state")
+    check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")
+    (kept,) = (tmp_path / "state").iterdir()
+    kept.write_bytes(
+        kept.read_bytes()[:-30] + b'\n["clip"]\n[1, 2, 3, 4]\n["clip", "x", "y", {"num_frames": 3}]\nnull\n'
+    )
+    again = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")
+    assert again.facts == first.facts

@@ -1,8 +1,11 @@
 """The extraction command from argv to files, in this process, on tiny models."""
 
+import fcntl
 import json
 import os
 import signal
+import struct
+import termios
 
 import av
 import numpy as np
@@ -18,7 +21,7 @@ from mindspeed_mm.data.registry import read_data_config
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
 from mindspeed_mm.tasks.extract import main
-from mindspeed_mm.tasks.extraction import Outcome, World, extract
+from mindspeed_mm.tasks.extraction import Outcome, Progress, World, extract
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from tests.clips import turn, write_clip, write_variable
 from tests.extract_job import make_job, spoil
@@ -200,3 +203,17 @@ def test_each_row_belongs_to_exactly_one_rank(tmp_path):
             part.add(done)
         parts.append(part)
     assert [row.record.row for row in Outcome.merged(parts).finished] == list(range(7))
+
+
+def test_the_bar_reaches_the_terminal_that_the_script_names_though_stderr_is_a_pipe(tmp_path, monkeypatch):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))
+    with Progress(2, World(0, 1)) as progress:
+        for row in make_extraction(tmp_path / "out").run(write_rows(tmp_path, 2)):
+            progress.step(row, 0)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert "2/2" in shown
+    assert "clip/s" in shown or "s/clip" in shown

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the training scripts share. A script sets its arrays, then calls `train`. Sourced, never run by itself.
+# What the training and extraction scripts share. A script sets its arrays, then calls `train`. Sourced, never run by itself.
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
@@ -83,10 +83,45 @@ train() {
     report "$log"
 }
 
+# attend LOG COMMAND...: runs the command with its output on the screen and at the end of LOG, and answers with its exit code.
+# SIGTERM is passed on and the command's end awaited: a pipe in the foreground would let this script die and the command run on.
+attend() {
+    local log=$1 child printer status
+    shift
+    # ranks write into a pipe: one of them draws its progress bar on the terminal itself
+    if [[ -t 2 ]]; then export MINDSPEED_MM_TERMINAL=${MINDSPEED_MM_TERMINAL-$(tty <&2)}; fi
+    exec 3> >(trap '' TERM INT && tee -a "$log" | screen) # what the command says when it is asked to stop is still shown
+    printer=$!
+    "$@" >&3 2>&1 3>&- &
+    child=$!
+    exec 3>&-
+    trap 'pass_on "$log" "$child"' TERM
+    trap : INT # a terminal's Ctrl-C reaches torchrun by itself
+    while true; do
+        status=0
+        wait "$child" || status=$?
+        kill -0 "$child" 2>/dev/null || break
+    done
+    trap - TERM INT
+    wait "$printer" || true
+    return "$status"
+}
+
+# pass_on LOG PID: SIGTERM for torchrun, unless it got its own: a scheduler signals every process, and a second one would disturb it.
+pass_on() {
+    local try
+    for try in 1 2 3 4 5; do
+        if grep -qs "death signal" "$1"; then return 0; fi
+        sleep 0.2
+    done
+    kill -TERM "$2" 2>/dev/null || true
+}
+
 # screen: everything, but of errors one line, the lowest failing rank's, and nothing of torchrun's own report on it. A rank
-# that only lost the others speaks if nobody else does. Errors are awaited for two seconds after the first.
+# that only lost the others speaks if nobody else does. Errors are awaited for two seconds after the first. When ranks say that
+# they were asked to stop, torchrun's traceback about it adds nothing.
 screen() {
-    local line failed="" said="" report="" lowest="" number status clear=""
+    local line failed="" said="" stopped="" report="" lowest="" number status clear=""
     if [[ -t 1 && -n ${MINDSPEED_MM_TERMINAL:-} ]]; then clear=$'\r\e[K'; fi # the progress bar may stand in this line
     while true; do
         status=0
@@ -107,7 +142,9 @@ screen() {
             if [[ -z $lowest ]] || ((number < lowest)); then lowest=$number failed=$line; fi
             continue
         fi
+        if [[ $line == "stopped by SIG"* ]]; then stopped=1; fi
         if [[ -n $failed && $line == *torch/distributed/elastic/* ]]; then report=1; fi
+        if [[ -n $stopped && $line == "Traceback (most recent call last):" ]]; then report=1; fi
         if [[ -z $report ]]; then printf '%s%s\n' "$clear" "$line"; fi
     done
 }

@@ -25,11 +25,15 @@ SCRIPT=$REPOSITORY/mindspeed_mm/tools/feature_extraction/get_vace_feature.py
 if has --dry-run "${ARGS[@]}" || has --help "${ARGS[@]}" || has -h "${ARGS[@]}"; then
     exec python "$SCRIPT" "${ARGS[@]}"
 fi
-# everything that can be known without a device is checked once, before the ranks start: files, settings, every clip
-python "$SCRIPT" "${ARGS[@]}" --dry-run
-
 mkdir -p "$LOG_DIR"
 log=$LOG_DIR/extract_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
+# everything that can be known without a device is checked once, before the ranks start: files, settings, every clip
+python "$SCRIPT" "${ARGS[@]}" --dry-run | tee "$log"
 echo "log: $log"
-torchrun "${DISTRIBUTED_ARGS[@]}" "$SCRIPT" "${ARGS[@]}" --no-check-clips 2>&1 | tee "$log"
+
+# torchrun leaves ranks that it stops 30 seconds; a clip at hand may need longer (torch before 2.9 knows no other time)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
+status=0
+attend "$log" torchrun "${DISTRIBUTED_ARGS[@]}" "$SCRIPT" "${ARGS[@]}" --no-check-clips || status=$?
 chmod 440 "$log"
+exit "$status"

@@ -1,0 +1,115 @@
+"""feature_extraction.sh as a user runs it: it checks before it launches, can be stopped at any time, and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clips import write_clip
+from tests.examples.test_training_scripts import free_port
+from tests.extract_job import make_job
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "examples/vace/feature_extract/feature_extraction.sh"
+
+
+def start(root: Path, *flags: str, ranks: int = 1) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "MM_DATA": str(root / "data.json"),
+        "MM_MODEL": str(root / "model.json"),
+        "LOG_DIR": str(root / "logs"),
+        "NPUS_PER_NODE": str(ranks),
+        "NUM_WORKERS": "1",
+        "OMP_NUM_THREADS": "1",
+        "MASTER_PORT": free_port(),
+    }
+    command = ["bash", str(SCRIPT), "--save-path", str(root / "out"), *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def ended(script: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = script.communicate(timeout=400)
+    return script.returncode, said
+
+
+def features(root: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (root / "out/features").glob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_the_log_tells_everything_once_and_a_second_run_opens_no_clip(tmp_path: Path) -> None:
+    root = tmp_path / "a folder"
+    root.mkdir()
+    make_job(root)
+    code, said = ended(start(root))
+    assert code == 0, said
+    (log,) = (root / "logs").iterdir()
+    for text in (said, log.read_text()):
+        for words in ("job: {", "clips       6 of 6", "extracted 6 clips", "rank 0 spent"):
+            assert text.count(words) == 1, words
+    written = features(root)
+    for clip in (root / "clips datası").glob("*.mp4"):  # only who opens a clip can see that it is none any more
+        times = clip.stat()
+        clip.write_bytes(b"\0" * times.st_size)
+        os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
+    code, said = ended(start(root))
+    assert code == 0, said
+    assert "clips       6 of 6" in said
+    assert "extracted 0 clips" in said
+    assert features(root) == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [False, True], ids=["the script", "its whole session"])
+def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(tmp_path: Path, whole_group: bool) -> None:
+    make_job(tmp_path)
+    folder = tmp_path / "clips datası"
+    rows = [{"video": write_clip(folder / f"{n}.mp4", 9, height=32, width=32 + 16 * (n % 3)).name, "cap": "a"} for n in range(40)]  # fmt: skip
+    for number, row in enumerate(rows):
+        row["cap"] = f"clip {number}"
+    (folder / "data.json").write_text(json.dumps(rows))
+    script = start(tmp_path, ranks=2)
+    try:
+        deadline = time.monotonic() + 300
+        while not features_or_none(tmp_path) and script.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for pid in _family(script.pid) if whole_group else [script.pid]:
+            os.kill(pid, signal.SIGTERM)
+        code, said = ended(script)
+    finally:
+        script.kill()
+    assert code != 0
+    assert said.count("stopped by SIGTERM after") == 2, said
+    assert "Traceback" not in said
+    assert _family(script.pid) == []
+    survivors = features(tmp_path)
+    assert 0 < len(survivors) < 40
+    assert not list((tmp_path / "out/features").glob(".*.tmp"))
+    code, said = ended(start(tmp_path, ranks=2))
+    assert code == 0, said
+    assert f"extracted {40 - len(survivors)} clips" in said
+    assert {name: features(tmp_path)[name] for name in survivors} == survivors
+    assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 40
+
+
+def features_or_none(root: Path) -> dict[str, int]:
+    return features(root) if (root / "out/features").is_dir() else {}
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that descend from it, as a scheduler that ends a job would find them."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, found.splitlines())}
+    family = [pid] if pid in parents else []
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return family

@@ -1,11 +1,17 @@
-"""Text on sheets: wrapped, in Pillow's own font, another font of the system for what that lacks, and escapes for the rest."""
+"""Text on sheets: wrapped, in Pillow's own font, another font of the system for what that lacks, and escapes for the rest.
+
+`MINDSPEED_MM_FONT` names a font file that is tried before those of the system.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 import unicodedata
 from functools import lru_cache
-from itertools import takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
@@ -13,7 +19,12 @@ from PIL import ImageDraw, ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts")  # fmt: skip
 # tried in this order: fonts with Chinese, Japanese and Korean characters, then one with many alphabets
-_WIDE = ("NotoSansCJK-Regular", "NotoSansSC", "SourceHanSans", "wqy-microhei", "wqy-zenhei", "DroidSansFallback", "PingFang", "msyh", "ipag", "unifont", "DejaVuSans.", "Arial Unicode")  # fmt: skip
+_NOWHERE = Path()  # stands for no font
+_WIDE = (
+    *("NotoSansCJK-Regular", "NotoSansCJKsc-Regular", "NotoSansSC", "SourceHanSans", "wqy-microhei", "wqy-zenhei"),
+    *("HarmonyOS_Sans_SC", "DroidSansFallback", "PingFang", "STHeiti", "Hiragino Sans GB", "msyh", "simhei", "simsun"),
+    *("uming", "ukai", "ipag", "YuGoth", "malgun", "NanumGothic", "unifont", "DejaVuSans.", "Arial Unicode"),
+)
 
 
 class Lettering:
@@ -25,43 +36,67 @@ class Lettering:
 
     def height(self, text: str, width: int) -> int:
         """How tall `text` is when it is wrapped to `width` pixels."""
-        return self._line * len(self._wrap(text, width)[1])
+        return self._line * len(self.wrap(text, width))
 
     def write(self, draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, colour: str) -> None:
         """Write `text`, wrapped to `width`, with its upper left corner at `at`."""
-        font, lines = self._wrap(text, width)
-        for number, line in enumerate(lines):
-            draw.text((at[0], at[1] + number * self._line), line, font=font, fill=colour)
+        own = _font(None, self._size)
+        rise = own.getmetrics()[0] if isinstance(own, ImageFont.FreeTypeFont) else 0  # all fonts stand on one line
+        for number, line in enumerate(self.wrap(text, width)):
+            x, y = float(at[0]), at[1] + number * self._line + rise
+            for font, piece in _runs(line, self._size):
+                draw.text((x, y), piece, font=font, fill=colour, anchor="ls" if rise else None)
+                x += font.getlength(piece)
 
-    def _wrap(self, text: str, width: int) -> tuple[Font, list[str]]:
-        font, text = legible(" ".join(text.split()), self._size)
+    def wrap(self, text: str, width: int) -> list[str]:
+        """The lines of `text`, none wider than `width`, in characters that can be drawn."""
         lines: list[str] = [""]
-        for word in _breakable(text):
-            if lines[-1] and font.getlength(lines[-1] + word.rstrip()) > width:
+        for word in _breakable(spelled(" ".join(text.split()))):
+            if lines[-1] and self.length(lines[-1] + word.rstrip()) > width:
                 lines.append("")
-            while font.getlength(word.rstrip()) > width and len(word) > 1:  # a word longer than the line
-                fits = _fitting(font, word, width)
-                lines[-1], word = word[:fits], word[fits:]
+            while self.length(word.rstrip()) > width and len(word) > 1:  # a word longer than the line
+                most = self._fitting(word, width)
+                lines[-1], word = word[:most], word[most:]
                 lines.append("")
             lines[-1] += word
-        return font, [line.rstrip() for line in lines]
+        return [line.rstrip() for line in lines]
+
+    def _fitting(self, word: str, width: int) -> int:
+        """How many characters of a word fit into `width`; at least one."""
+        fits = takewhile(lambda count: self.length(word[:count]) <= width, range(1, len(word)))
+        return max(1, sum(1 for _ in fits))
+
+    def length(self, text: str) -> float:
+        """How many pixels wide `text` is in one line."""
+        return sum(font.getlength(piece) for font, piece in _runs(text, self._size))
 
 
-def legible(text: str, size: int) -> tuple[Font, str]:
-    """A font and a spelling of `text` that it can draw: `\\u7ea2` stands for what no font at hand has."""
-    own = _font(None, size)
-    if all(_has(None, character) for character in text):
-        return own, text
-    best = max(_wide_fonts(), key=lambda path: sum(_has(path, character) for character in text), default=None)
-    if best is not None and sum(_has(best, c) for c in text) <= sum(_has(None, c) for c in text):
-        best = None
-    return _font(best, size), "".join(c if _has(best, c) else _escape(c) for c in text)
+def spelled(text: str) -> str:
+    """`text` in characters that some font at hand has: `\\u7ea2` stands for one that none has."""
+    return "".join(_escape(character) if _lacking(character) else character for character in text)
 
 
-def _fitting(font: Font, word: str, width: int) -> int:
-    """How many characters of a word fit into `width`; at least one."""
-    fits = takewhile(lambda count: font.getlength(word[:count]) <= width, range(1, len(word)))
-    return max(1, sum(1 for _ in fits))
+def missing(text: str) -> str:
+    """The characters of `text` that no font at hand has, each once."""
+    return "".join(dict.fromkeys(character for character in text if _lacking(character)))
+
+
+def _runs(text: str, size: int) -> list[tuple[Font, str]]:
+    """`text` in pieces, each with the font that draws it."""
+    pieces = groupby(text, key=_home)
+    return [(_font(None if home is _NOWHERE else home, size), "".join(piece)) for home, piece in pieces]
+
+
+def _lacking(character: str) -> bool:
+    return _home(character) is _NOWHERE
+
+
+@lru_cache(maxsize=8192)
+def _home(character: str) -> Path | None:
+    """The font that a character is drawn with: Pillow's own (None), the first other that has it, or _NOWHERE."""
+    if _has(None, character):
+        return None
+    return next((font for font in _wide_fonts() if _has(font, character)), _NOWHERE)
 
 
 def _escape(character: str) -> str:
@@ -84,7 +119,6 @@ def _font(path: Path | None, size: int) -> Font:
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
 
 
-@lru_cache(maxsize=8192)
 def _has(path: Path | None, character: str) -> bool:
     """Whether the font draws the character as something else than its box for unknown ones."""
     if character.isspace():
@@ -99,11 +133,26 @@ def _has(path: Path | None, character: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _wide_fonts() -> tuple[Path, ...]:
-    """Fonts of the system that may have what Pillow's own lacks, best first."""
+    """Fonts that may have what Pillow's own lacks, best first."""
+    named = os.environ.get("MINDSPEED_MM_FONT")
     folders = [Path(folder).expanduser() for folder in _FOLDERS if sys.platform != "win32" or folder.startswith("C:")]
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.rglob("*.[to]t[fc]"))]
     found = [file for name in _WIDE for file in files if file.name.lower().startswith(name.lower())]
-    return tuple(file for file in dict.fromkeys(found) if _opens(file))
+    first = [Path(named)] if named else []
+    return tuple(file for file in dict.fromkeys([*first, *found, *_fonts_of_fontconfig()]) if _opens(file))
+
+
+def _fonts_of_fontconfig() -> list[Path]:
+    """What fontconfig knows for Chinese, wherever it lies and whatever it is called."""
+    command = shutil.which("fc-list")
+    if command is None:
+        return []
+    try:
+        listed = subprocess.run([command, ":lang=zh-cn", "file"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    files = sorted(line.strip().rstrip(":") for line in listed.splitlines())
+    return [Path(file) for file in files if file.lower().endswith((".ttf", ".ttc", ".otf", ".otc"))]
 
 
 def _opens(file: Path) -> bool:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from mindspeed_mm.data import lettering
-from mindspeed_mm.data.lettering import Lettering, legible
+from mindspeed_mm.data.lettering import Lettering, missing, spelled
 from mindspeed_mm.data.sheet import MARGIN, PAPER, SIDE, Strip, draw_sheet, spread
 from tests.clips import number_of, numbered
 
@@ -67,18 +67,71 @@ def test_no_text_makes_a_sheet_fail(text):
     draw_sheet(text, [strip(text, 2, note=text)], facts=[text], caption=text)
 
 
-def test_characters_without_a_font_are_spelled_out(monkeypatch):
-    monkeypatch.setattr(lettering, "_wide_fonts", lambda: ())
-    assert legible("a 红 b", 20)[1] == "a \\u7ea2 b"
-    assert legible("plain text", 20)[1] == "plain text"
+@pytest.fixture
+def fonts(monkeypatch):
+    """Which fonts there are beside Pillow's own."""
+
+    def only(*paths):
+        monkeypatch.setattr(lettering, "_wide_fonts", lambda: paths)
+        lettering._home.cache_clear()
+
+    yield only
+    monkeypatch.undo()
+    lettering._home.cache_clear()
 
 
-def test_text_is_wrapped_within_its_width_even_without_spaces():
+def test_characters_without_a_font_are_spelled_out_and_known(fonts):
+    fonts()
+    assert spelled("a 红 b红") == "a \\u7ea2 b\\u7ea2"
+    assert missing("a 红 b红") == "红"
+    assert spelled("plain text") == "plain text"
+    assert missing("plain text") == ""
+
+
+@pytest.fixture
+def another(tmp_path):
+    """Pillow's own font once more, as a file."""
+    (tmp_path / "another.ttf").write_bytes(ImageFont.load_default(20).path.getvalue())
+    return tmp_path / "another.ttf"
+
+
+def test_a_character_comes_from_the_font_that_has_it_and_stands_where_it_would_otherwise(fonts, another, monkeypatch):
+    def drawn():
+        image = Image.new("L", (300, 60), 255)
+        Lettering(20).write(ImageDraw.Draw(image), (10, 10), "red Qg moon", 280, "black")
+        ink = np.asarray(image) < 128
+        return np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0)), ink.sum()
+
+    fonts()
+    rows, columns, ink = drawn()
+    has = lettering._has
+    monkeypatch.setattr(lettering, "_has", lambda path, c: has(path, c) and not (path is None and c in "Qg"))
+    fonts(another)
+    assert spelled("red Qg moon") == "red Qg moon"
+    mixed = drawn()
+    assert np.array_equal(mixed[0], rows)  # on one line
+    assert abs(mixed[1].max() - columns.max()) <= 2  # kerning between the fonts may differ
+    assert mixed[2] == pytest.approx(ink, rel=0.05)
+    fonts()
+    assert missing("red Qg moon") == "Qg"
+
+
+def test_a_font_can_be_named(another, monkeypatch):
+    monkeypatch.setenv("MINDSPEED_MM_FONT", str(another))
+    lettering._wide_fonts.cache_clear()
+    try:
+        assert lettering._wide_fonts()[0] == another
+    finally:
+        lettering._wide_fonts.cache_clear()
+
+
+def test_text_is_wrapped_within_its_width_even_without_spaces(fonts):
+    fonts()
     hand = Lettering(17)
     for text in ("word " * 30, "x" * 300, "一" * 100):
-        font, lines = hand._wrap(text, 200)
+        lines = hand.wrap(text, 200)
         assert len(lines) > 3
-        assert all(font.getlength(line) <= 200 for line in lines)
+        assert all(hand.length(line) <= 200 for line in lines)
         assert "".join("".join(lines).split()) in ("".join(text.split()), "\\u4e00" * 100)
 
 

@@ -7,28 +7,29 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import encode_features
+from mindspeed_mm.conditioning.writing import Finished, Writer
 from mindspeed_mm.data.content import (
     STATE_FOLDER,
     ContentIndex,
-    LatentsIndex,
+    PartIndex,
     Signature,
     digest_of,
     digest_of_values,
     signature_of,
 )
 from mindspeed_mm.data.dataset import FEATURE_FOLDER
-from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_feature, read_info, write_feature
+from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_feature, read_info, read_prompts
 from mindspeed_mm.data.manifest import files_of
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
@@ -56,6 +57,10 @@ class Recipe:
     def latents_key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
         """What rows share whose latents and vace_context are the same bits, whatever their captions say."""
         return digest_of_values(self._seen(record, digests))
+
+    def prompts_key(self, record: SampleRecord) -> str:
+        """What rows share whose prompt embeddings are the same bits, whatever their clips are."""
+        return digest_of_values({"schema": SCHEMA_VERSION, "captions": record.captions, "text": self.text})
 
     def _seen(self, record: SampleRecord, digests: Mapping[Path, str]) -> dict[str, Any]:
         """Everything that decides the latents."""
@@ -114,17 +119,6 @@ class ReadRow:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A row whose feature is on disk."""
-
-    record: SampleRecord
-    key: str
-    shape: tuple[int, int, int]
-    num_refs: int
-    fresh: bool  # encoded in this run
-
-
-@dataclass(frozen=True)
 class Failed:
     """A row that could not be used."""
 
@@ -166,6 +160,7 @@ class Extraction:
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
     readers: ReadAhead[ReadTask, ReadResult] | None = None  # processes that run already; None = `run` starts its own
+    _told: PartIndex | None = None  # which captions are embedded in which feature
 
     def read_ahead(self) -> ReadAhead[ReadTask, ReadResult]:
         """Processes that read this dataset; they start with the first task. A context manager."""
@@ -177,7 +172,8 @@ class Extraction:
     ) -> Iterator[Finished | Failed]:
         """Encode what is missing. After `stop` turns true the current row is finished and the rest left for the next run."""
         index = ContentIndex(self.save_path / STATE_FOLDER, self.rank)
-        latents = LatentsIndex(self.save_path / STATE_FOLDER, self.rank)
+        latents = PartIndex(self.save_path / STATE_FOLDER, "latents", self.rank)
+        self._told = PartIndex(self.save_path / STATE_FOLDER, "prompts", self.rank)
         missing: list[ReadTask] = []
         retold: list[tuple[SampleRecord, str, Path]] = []
         for record in records:
@@ -213,7 +209,7 @@ class Extraction:
         known = {path: index.get(path) for _, path in files_of(record)}
         return ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
 
-    def _kept(self, task: ReadTask, latents: LatentsIndex) -> Finished | None:
+    def _kept(self, task: ReadTask, latents: PartIndex) -> Finished | None:
         """The row, when its files have not changed and its feature is there: nothing has to be opened but that."""
         if not task.is_known:
             return None
@@ -224,9 +220,11 @@ class Extraction:
         shared = self.recipe.latents_key(task.record, task.known)
         if latents.get(shared) is None:
             latents.add(shared, key)
+        if self._told is not None and self._told.get(self.recipe.prompts_key(task.record)) is None:
+            self._told.add(self.recipe.prompts_key(task.record), key)
         return Finished(task.record, key, info.shape, info.num_refs, fresh=False)
 
-    def _twin(self, task: ReadTask, latents: LatentsIndex) -> tuple[str, Path] | None:
+    def _twin(self, task: ReadTask, latents: PartIndex) -> tuple[str, Path] | None:
         """The key that a row's feature will have, and a feature that has its latents already under other captions."""
         if not task.is_known:
             return None
@@ -239,12 +237,23 @@ class Extraction:
         """Only captions or the text encoder changed: the stored latents stay, bit for bit, and the text is encoded."""
         info, feature = read_info(twin), read_feature(twin)
         with _watchdog(record, self.timeout), self.seconds.during("text"):
-            prompts = self.text.encode(record.captions)
+            prompts = self._prompts(record, key)
         metadata = {**info.metadata, **self.metadata, **_origin(record)}
         done = Finished(record, key, info.shape, info.num_refs, fresh=True)
         with self.seconds.during("write"):
             writer.write(self._path(key), replace(feature, prompt_embeds=prompts, key=key), metadata, done)
         yield from writer.finished()
+
+    def _prompts(self, record: SampleRecord, key: str) -> tuple[Tensor, ...]:
+        """From a feature of earlier settings where there is one: other frames or sizes are no reason to run the text encoder."""
+        if self._told is None:
+            return self.text.encode(record.captions)
+        shared = self.recipe.prompts_key(record)
+        earlier, prompts = self._told.get(shared), ()
+        self._told.add(shared, key)
+        if earlier is not None and _stored(self._path(earlier)) is not None:
+            prompts = read_prompts(self._path(earlier))
+        return prompts if len(prompts) == len(record.captions) else self.text.encode(record.captions)
 
     def _path(self, key: str) -> Path:
         return self.save_path / FEATURE_FOLDER / f"{key}.safetensors"
@@ -254,7 +263,7 @@ class Extraction:
         task: ReadTask,
         read: ReadResult | DataError,
         index: ContentIndex,
-        latents: LatentsIndex,
+        latents: PartIndex,
         writer: Writer,
     ) -> Finished | Failed | None:
         if isinstance(read, DataError):
@@ -289,7 +298,7 @@ class Extraction:
                     f"width; set ae.enable_tiling in the model JSON, or lower max_hxw or num_frames ({str(error).splitlines()[0]})"
                 ) from None
         with self.seconds.during("text"):
-            prompts = self.text.encode(record.captions)
+            prompts = self._prompts(record, key)
         return FeatureRecord(
             latents=latents,
             vace_context=context,
@@ -319,55 +328,6 @@ def _origin(record: SampleRecord) -> dict[str, str]:
         "source": str(record.video),
         "address": record.address,
     }
-
-
-class Writer:
-    """Writes features in a thread of its own, a few at a time in memory. A context manager."""
-
-    def __init__(self, most: int = 2) -> None:
-        self._most = most
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
-        self._open: list[tuple[Path, Future[None], Finished]] = []
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-
-    def write(self, path: Path, feature: FeatureRecord, metadata: Mapping[str, str], done: Finished) -> None:
-        """Queue one file; wait first when too many are queued."""
-        while sum(not future.done() for _, future, _ in self._open) >= self._most:
-            next(future for _, future, _ in self._open if not future.done()).result()
-        self._open.append((path, self._pool.submit(_write, path, feature, metadata), done))
-
-    def is_pending(self, path: Path) -> bool:
-        """Whether the file is queued or being written."""
-        return any(path == other for other, _, _ in self._open)
-
-    def wait_for(self, path: Path) -> None:
-        """Until the file is written, if it is queued."""
-        for other, future, _ in self._open:
-            if other == path:
-                future.result()
-
-    def finished(self, *, all_of_them: bool = False) -> list[Finished]:
-        """Rows whose files are on disk by now, in the order they were queued. Raises DataError when writing failed."""
-        ready: list[Finished] = []
-        while self._open and (all_of_them or self._open[0][1].done()):
-            _, future, done = self._open.pop(0)
-            future.result()
-            ready.append(done)
-        return ready
-
-
-def _write(path: Path, feature: FeatureRecord, metadata: Mapping[str, str]) -> None:
-    try:
-        write_feature(path, feature, metadata)
-    except OSError as error:
-        raise MindSpeedMMError(
-            f"{path}: cannot be written: {error}; free some space and start again, it goes on from here"
-        ) from None
 
 
 def _stored(path: Path) -> FeatureInfo | None:

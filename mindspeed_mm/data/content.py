@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 STATE_FOLDER = "state"  # in the folder of the features: what was learnt about files; may be deleted
 _BLOCK = 1 << 20
@@ -73,24 +73,26 @@ class ContentIndex:
         append_lines(self._path, [[name, *value] for name, value in fresh.items()])
 
 
-class LatentsIndex:
-    """What decides latents → the name of a feature that holds them. Kept as ContentIndex is; a feature may be gone since."""
+class PartIndex:
+    """What decides a part of features (`latents`, `prompts`) → the name of a feature that holds it. Kept as ContentIndex is; a
+    feature may be gone since.
+    """
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
-        self._path = folder / f"latents.{rank}.jsonl"
+    def __init__(self, folder: Path, part: Literal["latents", "prompts"], rank: int = 0) -> None:
+        self._path = folder / f"{part}.{rank}.jsonl"
         self._known: dict[str, str] = {}
-        for file in sorted(folder.glob("latents.*.jsonl")):
+        for file in sorted(folder.glob(f"{part}.*.jsonl")):
             self._known.update({line[0]: line[1] for line in read_lines(file) if len(line) == 2})
 
-    def get(self, latents: str) -> str | None:
+    def get(self, key: str) -> str | None:
         """The feature, if one is known."""
-        return self._known.get(latents)
+        return self._known.get(key)
 
-    def add(self, latents: str, feature: str) -> None:
-        """Remember a feature; the latest one stands for all that share its latents."""
-        if self._known.get(latents) != feature:
-            self._known[latents] = feature
-            append_lines(self._path, [[latents, feature]])
+    def add(self, key: str, feature: str) -> None:
+        """Remember a feature; the latest one stands for all that share the part."""
+        if self._known.get(key) != feature:
+            self._known[key] = feature
+            append_lines(self._path, [[key, feature]])
 
 
 def read_lines(file: Path) -> Iterator[list[Any]]:

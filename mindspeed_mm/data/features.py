@@ -56,6 +56,11 @@ def read_feature(path: Path) -> FeatureRecord:
     return _read_published(path) if path.suffix == ".pt" else _read_safetensors(path)
 
 
+def read_prompts(path: Path) -> tuple[Tensor, ...]:
+    """The prompt embeddings of one of our files, each [L, text_dim]; the latents are not read. Raises DataError."""
+    return _prompts(_load(path, ("prompt_ids",), part="prompt_ids"))
+
+
 def read_info(path: Path) -> FeatureInfo:
     """The shape and metadata of a feature file; of a safetensors file only the header is read."""
     if path.suffix == ".pt":
@@ -129,12 +134,12 @@ def _numbered(name: str, number: int) -> str:
     return name if number == 0 else f"{name}.{number}"
 
 
-def _load(path: Path, wanted: Sequence[str]) -> dict[str, Tensor]:
+def _load(path: Path, wanted: Sequence[str], part: str = "") -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(part)}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: cannot be read as safetensors: {error}; extract it again") from None
     missing = [name for name in wanted if name not in tensors]
@@ -146,18 +151,23 @@ def _load(path: Path, wanted: Sequence[str]) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> FeatureRecord:
     metadata = read_header(path).get("__metadata__", {})
     tensors = _load(path, ("video", "vace_context", "prompt_ids"))
-    names = [name for name in tensors if name.split(".")[0] == "prompt_ids"]
-    names.sort(key=lambda name: int(name.partition(".")[2] or 0))
     return _checked(
         path,
         FeatureRecord(
             latents=tensors["video"],
             vace_context=tensors["vace_context"],
-            prompt_embeds=tuple(tensors[name] for name in names),
+            prompt_embeds=_prompts(tensors),
             num_refs=int(metadata.get("num_refs", _count_references(tensors["vace_context"]))),
             key=metadata.get("key", path.stem),
         ),
     )
+
+
+def _prompts(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """In the order of the captions."""
+    names = [name for name in tensors if name.split(".")[0] == "prompt_ids"]
+    names.sort(key=lambda name: int(name.partition(".")[2] or 0))
+    return tuple(tensors[name] for name in names)
 
 
 def _read_published(path: Path) -> FeatureRecord:

@@ -89,6 +89,22 @@ def test_a_changed_setting_or_model_makes_new_features_and_leaves_the_old(tmp_pa
     assert len(files(tmp_path / "out")) == 4
 
 
+@pytest.mark.parametrize("change", [{"num_frames": 9}, {"weights": "another vae"}])
+def test_another_setting_of_pixels_leaves_the_text_encoder_alone_and_gives_the_file_of_a_fresh_run(tmp_path, change):
+    rows = write_rows(tmp_path, 2)
+    rows[1] = replace(rows[1], captions=("another one, 雪", "two"))
+    run(tmp_path / "out", rows)
+    again, done = run(tmp_path / "out", rows, **change)
+    assert again.text.text_encoder.prompts == []
+    assert again.vae.vae.calls == 2 + 1  # both clips, and grey
+    run(tmp_path / "anew", rows, **change)
+    now = contents(tmp_path / "out")
+    assert all(now[name] == value for name, value in contents(tmp_path / "anew").items())
+    (tmp_path / "out/features" / f"{done[0].key}.safetensors").unlink()
+    other, _ = run(tmp_path / "out", rows[:1], **change)  # the feature that held its caption last is gone
+    assert other.text.text_encoder.prompts == ["a red ball"]
+
+
 @pytest.mark.parametrize("change", ["caption", "text encoder"])
 def test_other_words_for_a_clip_leave_it_unread_and_give_the_file_of_a_fresh_run(tmp_path, change):
     rows = write_rows(tmp_path, 2)

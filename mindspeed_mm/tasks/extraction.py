@@ -37,6 +37,7 @@ from mindspeed_mm.tasks.jobs.extract import ExtractJob
 
 logger = get_logger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+FAILURES = "failed.jsonl"
 _SPOKEN_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
@@ -161,7 +162,8 @@ def extract(
         clean_up(extraction.save_path / FEATURE_FOLDER)
         store_null_prompt(extraction)
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
-    allowed = job.extract.skip_bad_samples - len({problem.row for problem in manifest.problems} if manifest else ())
+    left_out = len({problem.row for problem in manifest.problems} if manifest else ())
+    allowed = job.extract.skip_bad_samples - left_out
     share = dataset.records[world.rank :: world.size]
     outcome = Outcome()
     started = time.perf_counter()
@@ -179,7 +181,7 @@ def extract(
         total = Outcome.merged(gathered)
         listed = write_listing(extraction.save_path, total.finished)
         write_failures(extraction.save_path, total.failed, manifest)
-        _report(total, listed, time.perf_counter() - started, extraction)
+        _report(total, listed, left_out, time.perf_counter() - started, extraction)
         if len(total.failed) > allowed:
             raise DataError(_too_many(total.failed, job.extract.skip_bad_samples))
     if stop.signal:
@@ -255,7 +257,7 @@ def write_failures(folder: Path, failed: Sequence[Failed], manifest: Manifest | 
     """failed.jsonl: what was left out, and why; no file when nothing was."""
     rows = [{"row": problem.row, "reason": str(problem)} for problem in (manifest.problems if manifest else ())]
     rows += [{"row": row.record.row, "reason": row.reason} for row in failed]
-    path = folder / "failed.jsonl"
+    path = folder / FAILURES
     if rows:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     else:
@@ -267,13 +269,15 @@ def _too_many(failed: Sequence[Failed], allowed: int) -> str:
     return f"{shown}. To go on without them: --skip-bad-samples {max(len(failed), allowed + 1)}"
 
 
-def _report(total: Outcome, listed: int, seconds: float, extraction: Extraction) -> None:
+def _report(total: Outcome, listed: int, left_out: int, seconds: float, extraction: Extraction) -> None:
     fresh = sum(row.fresh for row in total.finished)
     spent = extraction.seconds
     logger.info(
         f"extracted {fresh} clips in {seconds:.1f} s ({fresh / max(seconds, 1e-9):.2f} clips/s), "
-        f"{len(total.finished) - fresh} were there already, {len(total.failed)} failed; "
-        f"{listed} rows in {extraction.save_path / LISTING}"
+        f"{len(total.finished) - fresh} were there already, {len(total.failed)} failed"
+        + (f", {left_out} were left out before" if left_out else "")
+        + f"; {listed} rows in {extraction.save_path / LISTING}"
+        + (f", the others in {extraction.save_path / FAILURES}" if left_out or total.failed else "")
     )
     logger.info(
         f"rank 0 spent {spent.read:.1f} s waiting for clips, {spent.vae:.1f} s in the VAE, {spent.text:.1f} s in the text "

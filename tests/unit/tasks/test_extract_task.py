@@ -141,7 +141,7 @@ def test_bad_clips_stop_the_run_with_their_addresses_or_are_listed(tmp_path, cap
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(f"data.json[{row}]" in line for row in (6, 7, 8))
-    assert not (tmp_path / "out").exists()
+    assert os.listdir(tmp_path / "out") == ["state"]  # what was learnt of the good clips
     with pytest.raises(SystemExit):  # also where nobody looked before
         main([*flags, "--no-check-clips", "--skip-bad-samples", "2"])
     capsys.readouterr()
@@ -162,6 +162,7 @@ def test_a_row_that_is_malformed_counts_as_a_bad_sample(tmp_path, capsys):
         main(flags)
     assert "2 of 3 rows cannot be used" in capsys.readouterr().err
     main([*flags, "--skip-bad-samples", "2"])
+    assert "0 failed, 2 were left out before; 1 rows in " in capsys.readouterr().out
     assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 1
     assert len((tmp_path / "out/failed.jsonl").read_text().splitlines()) == 2
 

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mindspeed_mm.data.lettering import Lettering
+from mindspeed_mm.data.lettering import Lettering, missing
+from mindspeed_mm.log import get_logger
 
+logger = get_logger(__name__)
 Picture = NDArray[np.uint8]  # [H, W, 3]
 
 PAPER, PANEL, INK, SOFT, LINE, ACCENT = "#fbfaf8", "#f1efea", "#1f2328", "#6e7178", "#c9c6bf", "#b4552d"
@@ -42,6 +44,15 @@ def draw_sheet(
 
     All strips share one grid of `columns`, so that pictures of one moment stand under each other.
     """
+    lacking = missing(
+        " ".join([title, caption, *facts, *(f"{strip.name}{strip.note}{''.join(strip.labels)}" for strip in strips)])
+    )
+    if lacking:
+        logger.warning(
+            "no font here has %s; such characters are spelled out. Install one that has (Debian: fonts-noto-cjk or "
+            "fonts-wqy-microhei), or name its file in MINDSPEED_MM_FONT",
+            lacking[:12].encode("utf-8", "replace").decode() + ("…" if len(lacking) > 12 else ""),
+        )
     sheet = _Sheet(width, columns, strips)
     height = sheet.layout(None, title, facts, caption)
     image = Image.new("RGB", (width, height), PAPER)

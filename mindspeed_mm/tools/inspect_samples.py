@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 PROG = "mm-inspect"
+_CPU_FRAMES = 17  # a second of video; the whole of a large clip takes minutes
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -46,6 +47,11 @@ class InspectConfig(Config):
         default=None, description="data JSON whose preprocess_parameters decide frames and sizes; null = the defaults"
     )
     vae: str | None = Field(default=None, description="VAE (folder or .pth) with which a feature's latents are decoded")
+    decode_frames: int | None = Field(
+        default=None,
+        gt=0,
+        description="how many frames of a feature --vae decodes, from its first (default: 17 on a CPU, all elsewhere)",
+    )
     skip_bad_samples: int = Field(
         default=1_000_000_000, ge=0, description="fail when more rows than this cannot be used"
     )
@@ -152,12 +158,15 @@ def _feature_file(config: FeatureDatasetConfig, index: int) -> Path:
 def _draw_feature(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
     from mindspeed_mm.tools.sheets import feature_sheet
 
-    vae = None
-    if config.vae is not None:
-        from mindspeed_mm.models.wan.vae import load_vae
+    if config.vae is None:
+        return feature_sheet(path), f"{path} (give --vae to see its latents decoded)"
+    from mindspeed_mm.accelerator import Accelerator
+    from mindspeed_mm.models.wan.vae import load_vae
 
-        vae = load_vae(Path(config.vae))
-    return feature_sheet(path, vae), str(path) + ("" if vae else " (give --vae to see its latents decoded)")
+    accelerator = Accelerator.detect()
+    accelerator.activate()
+    frames = config.decode_frames or (_CPU_FRAMES if accelerator.device.type == "cpu" else None)
+    return feature_sheet(path, load_vae(Path(config.vae), device=accelerator.device), decode_frames=frames), str(path)
 
 
 def _save(image: Image.Image, path: Path) -> None:

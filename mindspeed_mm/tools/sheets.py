@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +35,9 @@ SHOWN = 8  # pictures in a row
 _INACTIVE = "what is kept; grey elsewhere"
 _REACTIVE = "what is made anew; grey elsewhere"
 _MASK = "white = generate, black = keep"
+_SMALL = (
+    256 * 448
+)  # pixels of a frame up to which clips are decoded together: narrow layers are faster so, wide ones need the memory
 
 
 def sample_sheet(record: SampleRecord, sample: VideoSample) -> Image.Image:
@@ -63,31 +66,52 @@ def sample_sheet(record: SampleRecord, sample: VideoSample) -> Image.Image:
     )
 
 
-def feature_sheet(path: Path, vae: Decoder | None = None) -> Image.Image:
-    """A feature file. With the VAE its latents are decoded; without, three of their directions are shown as colours."""
+def feature_sheet(path: Path, vae: Decoder | None = None, *, decode_frames: int | None = None) -> Image.Image:
+    """A feature file. With the VAE its latents are decoded, the first `decode_frames` frames of them (None = all); without, three
+    of their directions are shown as colours. Every strip shows the same moments.
+    """
     record, info = read_feature(path), read_info(path)
     refs, context = record.num_refs, record.vace_context.float()
-    cells = record.latents.shape[1] - refs
-    shown = spread(cells, SHOWN)
-    frames = mask_frames(4 * cells - 3)
-    view: View = Palette(record.latents.float()) if vae is None else vae
+    latents = record.latents.float()
+    cells = latents.shape[1] - refs
+    decoded = cells if vae is None or decode_frames is None else min(cells, (decode_frames + 3) // 4)
+    shown = spread(decoded, SHOWN)
+    clips = [clip[:, refs : refs + decoded] for clip in (latents, context[:16], context[16:32])]
+    references = [latents[:, place : place + 1] for place in range(refs)]
+    look = _painted(latents, shown) if vae is None else _decoded(vae, shown)
+    how = "colours stand for latents" if vae is None else _how_far(decoded, cells)
+    masked = mask_frames(4 * cells - 3)
+    notes = ("what the model learns to make", _INACTIVE, _REACTIVE)
+    names = ("latents", "inactive", "reactive")
     strips = [
-        _latent_strip("latents", "what the model learns to make", record.latents.float()[:, refs:], shown, view),
-        _latent_strip("inactive", _INACTIVE, context[:16, refs:], shown, view),
-        _latent_strip("reactive", _REACTIVE, context[16:32, refs:], shown, view),
+        Strip(
+            name=name,
+            note=f"{note}; {how}",
+            pictures=pictures,
+            labels=[f"latent {i} · frame {_middle(i)}" for i in shown],
+        )
+        for name, note, pictures in zip(names, notes, look(clips), strict=True)
+    ]
+    cut = rearrange(context[32:, refs:], "(py px) f h w -> 1 f (h py) (w px)", py=8, px=8)
+    strips.append(
         Strip(
             name="mask",
             note=f"{_MASK}; 64 channels unfolded",
-            pictures=_masks(rearrange(context[32:, refs:], "(py px) f h w -> 1 f (h py) (w px)", py=8), shown),
-            labels=[f"latent {i} · frame {frames[i]}" for i in shown],
+            pictures=_masks(cut, shown),
+            labels=[f"latent {i} · frame {masked[i]}" for i in shown],
             crisp=True,
-        ),
-    ]
-    strips += _reference_strips(record, view)
+        )
+    )
+    if references:
+        alone = (_painted(latents, [0]) if vae is None else _decoded(vae, [0]))(references)
+        note = f"each encoded alone; {'decoded' if vae else how}"
+        numbers = [f"{place}" for place in range(1, refs + 1)]
+        strips.append(Strip(name="references", note=note, pictures=[picture for (picture,) in alone], labels=numbers))
+    address = info.metadata.get("address")
     return draw_sheet(
-        path.name,
+        f"feature of {address}" if address else path.name,
         strips,
-        facts=_feature_facts(record, info.metadata),
+        facts=_feature_facts(path, record, info.metadata),
         caption=_captions(json.loads(info.metadata.get("captions", "[]"))),
         columns=max(len(shown), 4),
     )
@@ -135,12 +159,12 @@ def _sample_facts(record: SampleRecord, sample: VideoSample) -> list[str]:
     return facts
 
 
-def _feature_facts(record: FeatureRecord, known: Mapping[str, str]) -> list[str]:
+def _feature_facts(path: Path, record: FeatureRecord, known: Mapping[str, str]) -> list[str]:
     _, frames, height, width = record.latents.shape
     prompts = ", ".join(str(len(prompt)) for prompt in record.prompt_embeds)
     facts = []
     if known.get("source"):
-        facts.append(f"{known['source']}  ·  {known.get('address', '')}")
+        facts.append(known["source"])
     if known.get("frames"):
         facts.append(
             f"{known['frames']} frames ({known.get('frame_policy') or 'exact'}) at {known.get('fps', '?')} fps, "
@@ -148,8 +172,8 @@ def _feature_facts(record: FeatureRecord, known: Mapping[str, str]) -> list[str]
         )
     return [
         *facts,
-        f"latents {list(record.latents.shape)}, of these {record.num_refs} references  ·  prompt tokens {prompts}  ·  "
-        f"key {record.key[:16]}",
+        f"latents {list(record.latents.shape)}  ·  references {record.num_refs}  ·  prompt tokens {prompts}",
+        path.name,
     ]
 
 
@@ -174,32 +198,39 @@ class Palette:
         return list(colours.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy())
 
 
-View = Decoder | Palette
+Look = Callable[[Sequence[Tensor]], list[list[Picture]]]  # clips [16, F, h, w] of one size → some pictures of each
 
 
-def _latent_strip(name: str, note: str, latents: Tensor, shown: list[int], view: View) -> Strip:
-    if isinstance(view, Palette):
-        labels = [f"latent {i}" for i in shown]
-        note = f"{note}; colours stand for latents"
-        return Strip(name=name, note=note, pictures=view.paint(latents, shown), labels=labels)
-    clip = view.decode(latents[None].to(view.device)).cpu()[0]
-    frames = spread(clip.shape[1], SHOWN)
-    labels = [f"frame {i}" for i in frames]
-    return Strip(name=name, note=f"{note}; decoded", pictures=_clip(clip, frames), labels=labels)
+def _painted(latents: Tensor, shown: Sequence[int]) -> Look:
+    palette = Palette(latents)
+    return lambda clips: [palette.paint(clip, shown) for clip in clips]
 
 
-def _reference_strips(record: FeatureRecord, view: View) -> list[Strip]:
-    if not record.num_refs:
-        return []
-    references = record.latents.float()[:, : record.num_refs]
-    places = list(range(record.num_refs))
-    if isinstance(view, Palette):
-        pictures, how = view.paint(references, places), "colours stand for latents"
-    else:
-        alone = [references[None, :, i : i + 1].to(view.device) for i in places]
-        pictures, how = [_clip(view.decode(one).cpu()[0], [0])[0] for one in alone], "decoded"
-    note = f"each encoded alone; {how}"
-    return [Strip(name="references", note=note, pictures=pictures, labels=[f"{i + 1}" for i in places])]
+def _middle(latent: int) -> int:
+    """The frame that stands for a latent frame: the first holds frame 0, each later one four."""
+    return max(0, 4 * latent - 1)
+
+
+def _decoded(vae: Decoder, shown: Sequence[int]) -> Look:
+    frames = [_middle(i) for i in shown]
+
+    def look(clips: Sequence[Tensor]) -> list[list[Picture]]:
+        twin = [next(j for j, other in enumerate(clips) if torch.equal(other, clip)) for clip in clips]
+        different = sorted(set(twin))  # nothing is decoded twice: without a mask, reactive is src_video itself
+        pixels = 64 * clips[0].shape[-2] * clips[0].shape[-1]
+        at_once = len(different) if pixels <= _SMALL else 1
+        pictures: dict[int, list[Picture]] = {}
+        for start in range(0, len(different), at_once):
+            group = different[start : start + at_once]
+            clip = vae.decode(torch.stack([clips[place] for place in group]).to(vae.device))[:, :, frames].cpu()
+            pictures.update({place: _clip(one, range(len(frames))) for place, one in zip(group, clip, strict=True)})
+        return [pictures[place] for place in twin]
+
+    return look
+
+
+def _how_far(decoded: int, cells: int) -> str:
+    return "decoded" if decoded == cells else f"the first {4 * decoded - 3} of {4 * cells - 3} frames, decoded"
 
 
 def _clip(clip: Tensor, shown: Sequence[int]) -> list[Picture]:

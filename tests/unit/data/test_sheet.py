@@ -1,5 +1,7 @@
 """Contact sheets: everything is on them, nothing runs into anything else, and no character makes them fail."""
 
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -86,6 +88,18 @@ def test_characters_without_a_font_are_spelled_out_and_known(fonts):
     assert missing("a 红 b红") == "红"
     assert spelled("plain text") == "plain text"
     assert missing("plain text") == ""
+
+
+def test_what_had_to_be_spelled_out_is_said_with_what_to_do(fonts, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
+    fonts()
+    draw_sheet("t", [strip()], caption="一个红色的圆")
+    (said,) = caplog.messages
+    assert said.startswith("no font here has 一个红色的圆; ")
+    assert "MINDSPEED_MM_FONT" in said
+    caplog.clear()
+    draw_sheet("t", [strip()], caption="a red circle")
+    assert not caplog.messages
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from mindspeed_mm.models.wan.vae import WanVae
 from mindspeed_mm.tools.inspect_samples import main
 from mindspeed_mm.tools.sheets import feature_sheet, sample_sheet
 from tests.clips import numbered, write_clip
-from tests.tiny import tiny_vae
+from tests.tiny import tiny_vae, write_vae
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,59 @@ def test_a_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path,
     main([str(dataset / "out"), "--out", str(tmp_path / "s.png")])
     assert "give --vae to see its latents decoded" in capsys.readouterr().out
     assert feature_sheet(path).size == Image.open(tmp_path / "s.png").size
-    decoded = np.asarray(feature_sheet(path, vae))
-    assert decoded.std() > 0
+    write_vae(tmp_path / "vae.pth", vae.model)
+    main([str(path), "--vae", str(tmp_path / "vae.pth"), "--out", str(tmp_path / "decoded.png")])
+    coloured, decoded = (np.asarray(Image.open(tmp_path / name)) for name in ("s.png", "decoded.png"))
+    assert decoded.shape[1] == coloured.shape[1]
+    assert decoded.shape != coloured.shape or (decoded != coloured).any()
+
+
+class CountingDecoder:
+    """Grey of the latents' mean; counts what it is given."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.given = []
+
+    def decode(self, latents):
+        self.given.append(tuple(latents.shape))
+        frames = 4 * (latents.shape[2] - 1) + 1
+        grey = latents.mean(dim=(1, 2, 3, 4)).tanh()
+        return grey[:, None, None, None, None].expand(-1, 3, frames, 8 * latents.shape[3], 8 * latents.shape[4])
+
+
+def test_of_a_feature_only_what_is_shown_is_decoded_and_equal_latents_once(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(16, 21 + 2, 4, 6, generator=generator)
+    context = torch.randn(96, 21 + 2, 4, 6, generator=generator)
+    context[16:32, 2:], context[16:, :2] = latents[:, 2:], 0  # everything is generated anew, from the video itself
+    prompts = (torch.zeros(3, 32),)
+    made = FeatureRecord(
+        latents=latents.bfloat16(), vace_context=context.bfloat16(), prompt_embeds=prompts, num_refs=2, key="k"
+    )
+    write_feature(tmp_path / "k.safetensors", made, {})
+    vae = CountingDecoder()
+    short = feature_sheet(tmp_path / "k.safetensors", vae, decode_frames=17)
+    assert vae.given == [(2, 16, 5, 4, 6), (2, 16, 1, 4, 6)]
+    vae.given.clear()
+    long = feature_sheet(tmp_path / "k.safetensors", vae)
+    assert vae.given == [(2, 16, 21, 4, 6), (2, 16, 1, 4, 6)]
+    assert short.width == long.width == feature_sheet(tmp_path / "k.safetensors").width
+
+
+def test_large_frames_are_decoded_one_clip_at_a_time(tmp_path):
+    made = FeatureRecord(
+        latents=torch.zeros(16, 1, 60, 104),
+        vace_context=torch.ones(96, 1, 60, 104),
+        prompt_embeds=(torch.zeros(3, 32),),
+        num_refs=0,
+        key="k",
+    )
+    write_feature(tmp_path / "k.safetensors", made, {})
+    vae = CountingDecoder()
+    feature_sheet(tmp_path / "k.safetensors", vae)
+    assert vae.given == [(1, 16, 1, 60, 104), (1, 16, 1, 60, 104)]
 
 
 def test_the_mask_of_a_feature_is_unfolded_to_what_went_in(feature):

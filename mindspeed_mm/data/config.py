@@ -86,7 +86,8 @@ class VideoConfig(Config):
         default="trim", description="a clip with more than num_frames: take the first ones, or resample the whole clip"
     )
     video_reader_type: Literal["DecordVideo", "AvVideo"] = Field(
-        default="AvVideo", description="which library decodes; both give the same frames, PyAV with less memory"
+        default="AvVideo",
+        description="which library decodes; both give the same frames. decord gives way to PyAV for files it would miscount",
     )
     soft_mask: bool = Field(default=False, description="keep grey mask values instead of cutting them at one half")
     vae_stride: tuple[int, int, int] = Field(

@@ -53,18 +53,6 @@ def _speaks(record: logging.LogRecord) -> bool:
     return rank() == 0 or record.levelno >= logging.WARNING or getattr(record, "every_rank", False)
 
 
-def terminal() -> TextIO | None:
-    """Where a bar can be drawn: stderr, or the terminal that a script names because stderr goes through its pipe."""
-    if sys.stderr.isatty():
-        return sys.stderr
-    try:
-        # not to become this session's terminal: then its Ctrl-C would be ours alone
-        found = os.open(os.environ["MINDSPEED_MM_TERMINAL"], os.O_WRONLY | os.O_NOCTTY)
-    except (KeyError, OSError):
-        return None
-    return os.fdopen(found, "w", encoding="utf-8")
-
-
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     """Let a command's `main` end on bad input with one line on stderr and exit code 1, without a traceback.
 

@@ -249,11 +249,13 @@ class Extraction:
         if self._told is None:
             return self.text.encode(record.captions)
         shared = self.recipe.prompts_key(record)
-        earlier, prompts = self._told.get(shared), ()
+        earlier = self._told.get(shared)
         self._told.add(shared, key)
         if earlier is not None and _stored(self._path(earlier)) is not None:
             prompts = read_prompts(self._path(earlier))
-        return prompts if len(prompts) == len(record.captions) else self.text.encode(record.captions)
+            if len(prompts) == len(record.captions):
+                return prompts
+        return self.text.encode(record.captions)
 
     def _path(self, key: str) -> Path:
         return self.save_path / FEATURE_FOLDER / f"{key}.safetensors"

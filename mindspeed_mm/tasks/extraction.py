@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed, Finished, Recipe
+from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed, Recipe
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
+from mindspeed_mm.conditioning.writing import Finished
 from mindspeed_mm.data.atomic import write_text
 from mindspeed_mm.data.dataset import FEATURE_FOLDER, LISTING, RawDataset, VaceDataset
 from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_header, write_null_prompt

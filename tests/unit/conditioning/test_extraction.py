@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mindspeed_mm.conditioning.extraction import Failed, Finished
+from mindspeed_mm.conditioning.extraction import Failed
+from mindspeed_mm.conditioning.writing import Finished
 from mindspeed_mm.data.features import read_feature, read_info
 from mindspeed_mm.data.sample import SampleRecord
 from tests.extract_world import CellVae, H, W, load, make_extraction, write_rows

@@ -11,6 +11,7 @@ slows both; medians are shown. The mixture is the three kinds together, one clip
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 import statistics
@@ -34,7 +35,6 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.conditioning.extraction import (
     DEFAULT_BATCH,
     Extraction,
-    Finished,
     ReadResult,
     ReadTask,
     Recipe,
@@ -42,6 +42,7 @@ from mindspeed_mm.conditioning.extraction import (
 )
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
+from mindspeed_mm.conditioning.writing import Finished
 from mindspeed_mm.data.config import DataSource, VaceDatasetConfig, VideoConfig
 from mindspeed_mm.data.dataset import VaceDataset
 from mindspeed_mm.data.readahead import ReadAhead
@@ -166,7 +167,8 @@ def build_models(
     write_umt5(folder / "t5.pth", make_umt5())
     write_tokenizer(folder / "google/umt5-xxl")
     text = load_text_encoder(folder / "t5.pth", dtype=torch.float32, device=device, text_len=16)
-    return vae, WanVae(vae, "random"), text
+    plain = copy.deepcopy(vae)  # as diffusers has it: WanVae tunes its model
+    return plain, WanVae(vae, "random"), text
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:

@@ -16,7 +16,8 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.vace import VaceTransformer
 
 LOGGER = get_logger(__name__)
-_WORKSPACE = 8 << 30  # bytes of a device that weights leave to activations
+_WORKSPACE = 24 << 30  # bytes of a device that two experts side by side must leave to activations
+_TOKEN_BYTES = 48  # for each token and hidden channel: residual streams, a norm, the feed-forward's two wide tensors
 
 
 class Experts:
@@ -29,8 +30,12 @@ class Experts:
         offload: Offload = "none",
         *,
         placed: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """`placed`: the models already lie where they must (sharded, or in training) and are never moved."""
+        """`placed`: the models already lie where they must (sharded, or in training) and are never moved.
+
+        `dtype`: of matrix products, where it is not that of the weights at hand (fp32 masters in training).
+        """
         if len(models) not in (1, 2):
             raise WeightsError(f"{len(models)} transformers; one, or [high, low] is wanted")
         if any(model.config != models[0].config for model in models):
@@ -39,6 +44,8 @@ class Experts:
         self.offload: Offload = "none" if placed else _affordable(models, accelerator, offload)
         self._visitors = [] if placed else [_visitor(model, accelerator.device, self.offload) for model in models]
         self._active: int | None = None
+        self._accelerator = accelerator
+        self._dtype = dtype or next(models[0].blocks.parameters()).dtype
         if self.offload == "none":
             for visitor in self._visitors:
                 visitor.bring()
@@ -57,6 +64,15 @@ class Experts:
         index = self.index_at(timestep, sampling.boundary)
         self._activate(index)
         return self.models[index], (sampling.guidance_scale, sampling.guidance_scale_2)[index]
+
+    def can_ask_together(self, tokens: int) -> bool:
+        """Whether one pass over both prompts fits beside the weights; else they are asked one after the other.
+
+        Judged by sizes alone: the same run in training and afterwards, with and without offload, gives the same bits.
+        """
+        count = sum(weight.numel() for model in self.models for weight in model.parameters())
+        activations = 2 * _TOKEN_BYTES * tokens * self.config.trunk.hidden_size
+        return count * self._dtype.itemsize + activations <= 0.8 * self._accelerator.total_memory()
 
     def leave(self) -> None:
         """Free the device of what may leave it."""

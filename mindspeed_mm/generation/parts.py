@@ -61,7 +61,9 @@ def load_experts(
 
     files = [_one_or_many(shards) for shards in paths.experts]
     if shard and isinstance(team, Team):
-        return Experts([team.sharded(open_weights(file), dtype) for file in files], accelerator, placed=True)
+        return Experts(
+            [team.sharded(open_weights(file), dtype) for file in files], accelerator, placed=True, dtype=dtype
+        )
     models = [load_transformer(file, dtype=dtype, device="cpu").eval().requires_grad_(False) for file in files]
     if isinstance(team, Team):
         for model in models:

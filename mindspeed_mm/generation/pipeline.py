@@ -7,6 +7,7 @@ result.save("out/ball")
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -279,6 +280,10 @@ class VacePipeline:
     @property
     def experts(self) -> Experts:
         """The transformers; loaded now if they were not."""
+        return self.load_experts()
+
+    def load_experts(self) -> Experts:
+        """Read the transformers, if they were not. Raises WeightsError."""
         if self._experts is None:
             raise WeightsError("this pipeline has no transformer; it can only decode")
         if not isinstance(self._experts, Experts):
@@ -410,10 +415,12 @@ class VacePipeline:
         model, scale = experts.at(float(solver.timesteps[index]), sampling)
         timestep = solver.timesteps[index : index + 1].to(latents.device)
         shown = context if _has_weight(sampling.context_scale) and model.config.vace_layers else None
+        together = experts.can_ask_together(latents[0, 0].numel() // math.prod(model.config.trunk.patch_size))
 
         def ask(prompt_embeds: Tensor) -> Tensor:
-            velocity: Tensor = model(latents, timestep, prompt_embeds, shown, context_scale=sampling.context_scale)
-            return velocity
+            scale = sampling.context_scale
+            questions = torch.split(prompt_embeds, len(prompt_embeds) if together else 1)
+            return torch.cat([model(latents, timestep, each, shown, context_scale=scale) for each in questions])
 
         return solver.step(self.guide(ask, prompt, negative, scale), index, latents)
 

@@ -106,9 +106,11 @@ class CrossAttention(Attention):
     """Every token attends to every caption row, padding rows included: the published weights were trained so."""
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
-        """[B, S, D] → [B, S, D]."""
+        """[B, S, D] → [B, S, D]; one sample and P captions → [P, S, D]."""
         rows = text.rows.to(self.k.weight.dtype)
         q, k = self._heads(self.norm_q(self.q(x))), self._heads(self.norm_k(self.k(rows)))
+        if len(q) != len(k):
+            q = q.expand(len(k), -1, -1, -1).contiguous()
         out: Tensor = self.o(attend_padded(q, k, self._heads(self.v(rows)), text.copies, self.attend).flatten(2))
         return out
 
@@ -129,7 +131,10 @@ class WanBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor, text: Text, rope: Rope) -> Tensor:
-        """x [B, S, D] and time [B, 6, D] fp32 → [B, S, D] in x's dtype."""
+        """x [B, S, D] and time [B, 6, D] fp32 → [B, S, D] in x's dtype.
+
+        One sample may meet P captions: what comes before them is computed once, and [P, S, D] goes on from there.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + time).chunk(6, dim=1)
         x = gated_sum(x, gate1, self.self_attn(modulated_norm(x, shift1, scale1, self.eps), rope))
         x = (x + self.cross_attn(self.norm3(x), text)).to(x.dtype)
@@ -157,7 +162,7 @@ class Head(nn.Module):
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """LN(x)·(1+scale)+shift in fp32, LN without weights; shift and scale [B, 1, D] fp32."""
     width, scale = x.shape[-1:], 1 + scale
-    if x.shape[0] == 1:  # one sample: the modulation is the affine part of one fused layer norm
+    if scale.shape[0] == 1:  # one timestep: the modulation is the affine part of one fused layer norm
         return F.layer_norm(x.float(), width, scale.flatten(), shift.flatten(), eps)
     return torch.addcmul(shift, F.layer_norm(x.float(), width, eps=eps), scale)
 

@@ -95,7 +95,9 @@ class VaceTransformer(nn.Module):
         """latents [B, 16, R+F, h, w], timestep [B] fp32 (1000·sigma), prompt_embeds [B, L, text_dim] with L ≤ text_len,
         vace_context [B, 96, R+F, h, w] or None for the trunk alone → velocity fp32 [B, 16, R+F, h, w].
 
-        `context_scale` is one number, or one for each branch block. Raises DataError when the shapes do not fit.
+        `context_scale` is one number, or one for each branch block. One sample may be asked about P captions at once,
+        prompt_embeds [P, L, text_dim] → [P, 16, R+F, h, w]: what trunk and branch do before they read the caption is done once.
+        Raises DataError when the shapes do not fit.
         """
         self._check(latents, timestep, prompt_embeds, vace_context)
         patch = self.config.trunk.patch_size
@@ -160,7 +162,8 @@ class VaceTransformer(nn.Module):
         if tuple(timestep.shape) != (shape[0],):
             raise DataError(f"timestep is {list(timestep.shape)}; wanted one for each of the {shape[0]} samples")
         text = tuple(prompt_embeds.shape)
-        if len(text) != 3 or text[0] != shape[0] or text[1] > trunk.text_len or text[2] != trunk.text_dim:
+        fits = len(text) == 3 and text[1] <= trunk.text_len and text[2] == trunk.text_dim
+        if not fits or shape[0] not in (1, text[0]):
             raise DataError(
                 f"prompt_embeds are {list(text)}; wanted [{shape[0]}, up to {trunk.text_len}, {trunk.text_dim}]"
             )

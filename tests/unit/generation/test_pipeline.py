@@ -1,15 +1,25 @@
 """The pipeline as a Python user meets it, on tiny models."""
 
+import json
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
-from mindspeed_mm.generation.experts import Experts, execution_order
+from mindspeed_mm.generation import pipeline as pipeline_module
+from mindspeed_mm.generation.config import RequestConfig, decide
+from mindspeed_mm.generation.experts import Experts, Visitor, execution_order
+from mindspeed_mm.generation.parts import find_parts, load_text
 from mindspeed_mm.generation.pipeline import VacePipeline, make_noise
+from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
-from tests.tiny import TINY, tiny_transformer, tiny_vae, write_official
+from tests.tiny import TINY, tiny_transformer, tiny_umt5, tiny_vae, write_official, write_tokenizer
 
 CPU = Accelerator.detect("cpu")
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "steps": 2}
@@ -44,6 +54,50 @@ def test_from_pretrained_reads_a_downloaded_folder_and_the_result_saves_itself(t
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ball", "ball.json", "ball.mp4", "ball.png"]
     assert result.settings["sampling"]["seed"] == 2025
     assert {"text", "load", "vae_encode", "denoise", "vae_decode", "step"} <= result.settings["seconds"].keys()
+
+
+def test_the_text_encoder_is_gone_before_denoising_begins(tmp_path, monkeypatch):
+    write_official(tmp_path / "tiny")
+    born = []
+
+    def load(*arguments):
+        encoder = load_text(*arguments)
+        born.append(weakref.ref(encoder))
+        return encoder
+
+    monkeypatch.setattr(pipeline_module, "load_text", load)
+    pipe = VacePipeline.from_pretrained(tmp_path / "tiny", dtype=torch.float32, device="cpu")
+    alive = []
+    pipe("a red ball", on_step=lambda *_: alive.append(born[0]()), **SMALL)
+    assert alive == [None] * SMALL["steps"]
+    pipe("a red ball", **SMALL)  # and a prompt that is known needs none
+    assert len(born) == 1
+
+
+def test_a_folder_of_diffusers_makes_the_same_video(tmp_path):
+    write_official(tmp_path / "official", dtype=torch.float32)
+    root, names = tmp_path / "diffusers", KEY_MAPS["diffusers"]
+    models = [tiny_transformer(seed) for seed in (0, 1)]
+    config = {"num_attention_heads": 4, "attention_head_dim": 12, "vace_layers": [0, 2], "text_len": 16}
+    for folder, model in zip(("transformer", "transformer_2"), models, strict=True):
+        (root / folder).mkdir(parents=True)
+        state = {names.to_theirs(name): weight.contiguous() for name, weight in model.state_dict().items()}
+        save_file(state, root / folder / "diffusion_pytorch_model.safetensors")
+        (root / folder / "config.json").write_text(json.dumps(config))
+    tiny_vae().save_pretrained(root / "vae")
+    tiny_umt5().bfloat16().save_pretrained(root / "text_encoder")
+    write_tokenizer(root / "tokenizer")
+    found = find_parts(root)
+    assert [Path(path).name for path in found.transformer] == ["transformer", "transformer_2"]
+    one = found.model_copy(update={"transformer": found.transformer[:1]})
+    made = [
+        VacePipeline.from_pretrained(weights, dtype=torch.float32, device="cpu")(
+            "a red ball", negative_prompt="", src_video=CLIP, **SMALL
+        )
+        for weights in (tmp_path / "official", one)
+    ]
+    assert torch.equal(made[0].latents, made[1].latents)
+    assert np.array_equal(made[0].frames, made[1].frames)
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
@@ -93,11 +147,46 @@ def test_references_are_dropped_before_decoding(vae):
 def test_guidance_of_one_does_not_ask_about_the_negative_prompt(vae):
     asked = []
     model = tiny_transformer()
-    model.register_forward_pre_hook(lambda *_: asked.append(1))
+    model.register_forward_pre_hook(lambda _, args: asked.append(len(args[2])))
     latents(pipeline(vae, models=[model]), guidance_scale=1.0)
-    assert len(asked) == SMALL["steps"]
+    assert asked == [1] * SMALL["steps"]
     latents(pipeline(vae, models=[model]), guidance_scale=2.0)
-    assert len(asked) == 3 * SMALL["steps"]
+    assert asked[SMALL["steps"] :] == [2] * SMALL["steps"]  # both prompts in one pass
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "block"])
+def test_prompts_are_asked_one_after_the_other_where_memory_is_short(vae, offload, monkeypatch):
+    together = latents(pipeline(vae, offload))
+    pipe, asked = pipeline(vae, offload), []
+    pipe.experts.models[0].register_forward_pre_hook(lambda _, args: asked.append(len(args[2])))
+    weights = sum(weight.nbytes for weight in pipe.experts.models[0].parameters())
+    monkeypatch.setattr(Accelerator, "total_memory", lambda _: weights)
+    torch.testing.assert_close(latents(pipe), together, atol=1e-5, rtol=0)
+    assert asked == [1, 1] * SMALL["steps"]
+
+
+def test_of_two_experts_that_do_not_fit_only_the_active_one_is_on_the_device(monkeypatch):
+    models = [tiny_transformer(seed) for seed in (0, 1)]
+    here = set()
+
+    def owner(visitor):
+        weight = visitor._home[0][0]
+        return next(n for n, model in enumerate(models) if any(weight is own for own in model.parameters()))
+
+    monkeypatch.setattr(Visitor, "bring", lambda self: here.add(owner(self)))
+    monkeypatch.setattr(Visitor, "leave", lambda self: here.discard(owner(self)))
+    small = SimpleNamespace(kind="cuda", device=torch.device("cpu"), total_memory=lambda: 1 << 30)
+    experts, sampling = Experts(models, small), decide(RequestConfig(), experts=2)
+    assert experts.offload == "model"
+    assert here == set()
+    for timestep, active in ((999.0, 0), (875.0, 0), (874.0, 1), (100.0, 1)):
+        assert experts.at(timestep, sampling)[0] is models[active]
+        assert here == {active}
+    experts.leave()
+    assert here == set()
+    roomy = SimpleNamespace(kind="cuda", device=torch.device("cpu"), total_memory=lambda: 64 << 30)
+    assert Experts(models, roomy).offload == "none"
+    assert here == {0, 1}
 
 
 def test_a_context_scale_of_zero_is_the_trunk_alone(vae):

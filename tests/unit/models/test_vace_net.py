@@ -85,6 +85,26 @@ def test_samples_of_a_batch_do_not_see_each_other():
             torch.testing.assert_close(together[i : i + 1], alone, atol=5e-6, rtol=0)
 
 
+def test_several_captions_of_one_sample_share_what_does_not_read_them():
+    model, inputs, entered = tiny_transformer(), tiny_inputs(), {}
+    inputs["prompt_embeds"] = tiny_inputs(4, batch=2)["prompt_embeds"]
+    inputs["prompt_embeds"][1, 3:] = 0  # a shorter caption, filled up as the model fills up itself
+    captions = (inputs["prompt_embeds"][:1], inputs["prompt_embeds"][1:, :3])
+    with torch.no_grad():
+        alone = torch.cat([model(**{**inputs, "prompt_embeds": caption}) for caption in captions])
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(
+                lambda _, args, name=name: entered.setdefault(name, []).append(len(args[0])) if args else None
+            )
+        together = model(**inputs)
+    torch.testing.assert_close(together, alone, atol=5e-6, rtol=0)
+    once = ("patch_embedding", "vace_patch_embedding", "vace_blocks.0.before_proj", "time_embedding")
+    for name in (*once, "vace_blocks.0.self_attn", "blocks.0.self_attn", "vace_blocks.0.cross_attn.q"):
+        assert entered[name] == [1], name
+    for name in ("vace_blocks.0.ffn", "vace_blocks.1.self_attn", "blocks.1.self_attn", "head"):
+        assert entered[name] == [2], name
+
+
 def test_with_a_frozen_trunk_backward_begins_at_the_first_hint():
     model = tiny_transformer()
     for name, weight in model.named_parameters():

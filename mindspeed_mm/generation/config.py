@@ -52,6 +52,9 @@ class WeightPaths(Config):
             )
         if any(not entry for entry in value):
             raise ValueError("has an empty entry")
+        first, *rest = (entry if isinstance(entry, str) else entry[0] for entry in value)
+        if "low_noise" in first and any("high_noise" in entry for entry in rest):
+            raise ValueError("names the low-noise expert first; wanted [high, low]")
         return value
 
     @property

@@ -21,6 +21,7 @@ from mindspeed_mm.generation.config import SamplingConfig
 
 Clip = str | Path | NDArray[Any] | Tensor | Sequence[Image.Image] | Image.Image
 Picture = str | Path | NDArray[Any] | Tensor | Image.Image
+_ROUNDING = 1e-3  # what pixels may lie outside their range by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,22 @@ def _check_fit(
 def _exact(clip: Clip | None, channels: int, sampling: SamplingConfig) -> Tensor | None:
     """A tensor that already is what is wanted, so that nothing of it is lost to bytes; else None."""
     shape = (channels, sampling.num_frames, sampling.height, sampling.width)
-    return clip.detach().cpu().float() if isinstance(clip, Tensor) and tuple(clip.shape) == shape else None
+    return _values(clip) if isinstance(clip, Tensor) and tuple(clip.shape) == shape else None
+
+
+def _values(clip: Tensor) -> Tensor:
+    """fp32 on the CPU. Raises DataError for values that are no pixels, bytes above all: they would all become white."""
+    values = clip.detach().cpu().float()
+    low = -1 if clip.shape[0] == 3 else 0
+    _check_range(float(values.min()), float(values.max()), low, "tensor")
+    return values
+
+
+def _check_range(least: float, most: float, low: int, kind: str) -> None:
+    if not (least >= low - _ROUNDING and most <= 1 + _ROUNDING):  # so that NaN is refused too
+        raise DataError(
+            f"a clip {kind} holds values from {least:g} to {most:g}; wanted {low} to 1, or an array of bytes"
+        )
 
 
 def _open(clip: Clip | None, background: int = WHITE) -> VideoReader:
@@ -247,7 +263,7 @@ def _tensor_bytes(clip: Tensor) -> NDArray[np.uint8]:
         raise DataError(
             f"a clip tensor is {list(clip.shape)}; wanted [3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1]"
         )
-    values = clip.detach().cpu().float()
+    values = _values(clip)
     values = values * 255 if clip.shape[0] == 1 else (values + 1) * 127.5
     return values.round().clamp(0, 255).byte().expand(3, -1, -1, -1).permute(1, 2, 3, 0).contiguous().numpy()
 
@@ -255,6 +271,7 @@ def _tensor_bytes(clip: Tensor) -> NDArray[np.uint8]:
 def _array_bytes(clip: NDArray[Any]) -> NDArray[np.uint8]:
     """[T, H, W, 3], [T, H, W] or [H, W, 3], of bytes, booleans or floats from 0 to 1 → uint8 [T, H, W, 3]."""
     if clip.dtype != np.uint8:
+        _check_range(float(clip.min()), float(clip.max()), 0, "array")
         clip = (np.asarray(clip, dtype=np.float64) * 255).round().clip(0, 255).astype(np.uint8)
     if clip.ndim == 3 and clip.shape[-1] == 3:
         clip = clip[None]

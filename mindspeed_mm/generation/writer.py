@@ -6,7 +6,9 @@ Each file appears whole or not at all.
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -25,12 +27,14 @@ from mindspeed_mm.data.atomic import atomic_path, write_text
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import DataError, WeightsError
+from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.inputs import Conditions
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Settings = dict[str, Any]
 _COLUMNS = 8
 _LATENTS = "latents.safetensors"
+_SHEET_BYTES = 300_000
 _PHASES = {
     "text": "text",
     "load": "reading weights",
@@ -91,11 +95,12 @@ def write_outcome(
     wanted = set(spread(num_frames, _COLUMNS))
     with _disk(path):
         write_video(path, _watched(chunks, kept, wanted), fps)
-        said = settings()
-        sheet = draw_result(name, [kept[index] for index in sorted(kept)], sorted(kept), conditions, said)
-        with atomic_path(folder / f"{name}.png") as draft:
-            sheet.save(draft, format="PNG")
-        write_text(folder / f"{name}.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+    said = settings()
+    sheet = draw_result(name, [kept[index] for index in sorted(kept)], sorted(kept), conditions, said)
+    with _disk(folder / f"{name}.png") as picture, atomic_path(picture) as draft:
+        sheet.save(draft, format="PNG")
+    with _disk(folder / f"{name}.json") as text:
+        write_text(text, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
     return path
 
 
@@ -116,12 +121,13 @@ def draw_result(
     """The contact sheet: what was asked, what the model was shown, what came out."""
     fps = float(settings["sampling"]["fps"])
     labels = [f"frame {index} · {index / fps:.2f} s" for index in indices]
-    strips = [] if conditions is None else _condition_strips(conditions, indices)
+    strips = [] if conditions is None else condition_strips(conditions, indices)
     strips.append(Strip(name="output", pictures=pictures, labels=labels, note="what came out"))
     return draw_sheet(name, strips, facts=_facts(settings), caption=settings["prompt"], columns=_COLUMNS)
 
 
-def _condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Strip]:
+def condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Strip]:
+    """Rows of a sheet: references, and the frames `indices` of src_video and mask."""
     strips = []
     chosen = list(indices)
     if conditions.src_ref_images:
@@ -189,11 +195,33 @@ def versions() -> dict[str, str]:
     return found
 
 
+def check_folder(folder: Path, needed: int) -> None:
+    """Whether files can be made in `folder`, and about `needed` bytes of them; makes nothing. Raises DataError."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise DataError(f"{folder}: {there} is a file; choose another output_path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: {there} may not be written to; choose another output_path")
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise DataError(
+            f"{folder}: its disk has {free / 1e6:.3g} MB left, about {needed / 1e6:.3g} MB are needed; "
+            "make room or choose another output_path"
+        )
+
+
+def bytes_of(sampling: SamplingConfig, num_refs: int) -> int:
+    """About what one video leaves on the disk: latents, the video and its conditions as mp4, the sheet."""
+    frames, height, width = sampling.num_frames, sampling.height, sampling.width
+    latents = 64 * ((frames + 3) // 4 + num_refs) * (height // 8) * (width // 8)
+    return latents + 3 * frames * height * width // 10 + _SHEET_BYTES
+
+
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """What the disk refuses becomes one line."""
+def _disk(path: Path) -> Iterator[Path]:
+    """What the disk refuses becomes one line; gives the path."""
     try:
-        yield
+        yield path
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written: {error.strerror or error}; make room or choose another output_path"

@@ -23,7 +23,14 @@ from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
 from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
 from mindspeed_mm.generation.team import Solo, Team
-from mindspeed_mm.generation.writer import read_latents, write_conditions, write_latents, write_outcome
+from mindspeed_mm.generation.writer import (
+    bytes_of,
+    check_folder,
+    read_latents,
+    write_conditions,
+    write_latents,
+    write_outcome,
+)
 from mindspeed_mm.log import get_logger, rank, terminal, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
@@ -82,7 +89,12 @@ def team_pipeline(job: GenerateJob, accelerator: Accelerator, config: VaceConfig
 
 
 def check_inputs(job: GenerateJob) -> None:
-    """Read every source once before anything is loaded, so that the last video's bad mask does not cost the first one's hour."""
+    """Look at the disk, and read every source once before anything is loaded.
+
+    So the last video's bad mask does not cost the first one's hour. Raises DataError.
+    """
+    needed = sum(bytes_of(video.sampling, len(video.inputs.images)) for video in job.videos)
+    check_folder(Path(job.run.output_path), needed)
     seen: set[str] = set()
     for video in job.videos:
         key = json.dumps([video.inputs.model_dump(mode="json"), video.sampling.model_dump(mode="json")], sort_keys=True)
@@ -141,6 +153,7 @@ def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob, team: So
     conditions = conditions_of(video) if team.first else None
     context = team.from_first(lambda: show(pipe, video, conditions, folder))
     texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
+    pipe.load_experts()  # outside the bar, whose time that is left knows denoising steps alone
     with progress(video.name, video.sampling.steps) as on_step:
         latents = pipe.denoise(context, texts, video.sampling, on_step=on_step).cpu()
     team.from_first(lambda: write(pipe, job, video, conditions, latents))
@@ -191,6 +204,7 @@ def settings_of(pipe: VacePipeline, job: GenerateJob, video: VideoJob, condition
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
     """--from-latents: the part of an earlier run that comes after denoising."""
     latents, num_refs, settings = read_latents(Path(str(job.run.from_latents)))
+    check_folder(Path(job.run.output_path), needed=0)
     pipe = VacePipeline(
         None,
         load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator),

@@ -34,7 +34,8 @@ class ValidationVideos:
         """Raises the errors of a generation run for a JSON that cannot be honoured."""
         if not isinstance(model, VaceTransformer):
             raise ConfigError(f"{inference}: validation videos need a VACE model, this is a {type(model).__name__}")
-        self.job = GenerateJob.from_file(inference, transformer_at_hand=True)
+        job = GenerateJob.from_file(inference, transformer_at_hand=True)
+        self.job = job.model_copy(update={"run": job.run.model_copy(update={"output_path": str(folder)})})
         if len(self.job.model.experts) != 1:
             raise ConfigError(
                 f"{inference}:model.transformer: one of two experts makes no video alone; leave validation.prompts out"
@@ -76,7 +77,7 @@ class ValidationVideos:
             run, paths = self.job.run, self.job.model
             text_len = self.model.config.trunk.text_len
             pipe = VacePipeline(
-                Experts([self.model], self.accelerator, placed=True),
+                Experts([self.model], self.accelerator, placed=True, dtype=DTYPES[run.dtype]),
                 self.team.from_first_alone(lambda: load_image_coder(paths, DTYPES[run.vae_dtype], self.accelerator)),
                 lambda: load_text(paths, DTYPES[run.dtype], self.accelerator, text_len),
                 accelerator=self.accelerator,

@@ -35,6 +35,16 @@ def test_a_mask_may_come_in_every_form(tmp_path):
         assert torch.equal(conditions(Inputs(src_video=CLIP, src_mask=form)).src_mask, wanted)
 
 
+def test_a_reference_may_come_in_every_form(tmp_path):
+    image = CLIP[0]
+    Image.fromarray(image).save(tmp_path / "r.png")
+    tensor = torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
+    forms = [tmp_path / "r.png", str(tmp_path / "r.png"), Image.fromarray(image), image, image / 255.0, tensor]
+    for form in [*forms, tensor[:, None]]:
+        (found,) = conditions(Inputs(src_ref_images=[form])).src_ref_images
+        torch.testing.assert_close(found, tensor[:, None], atol=1e-6, rtol=0)
+
+
 def test_a_still_mask_holds_for_the_whole_clip():
     found = conditions(Inputs(src_video=CLIP, src_mask=Image.fromarray(MASK[0]))).src_mask
     assert torch.equal(found, torch.from_numpy(MASK[:1]).float()[None].expand(-1, 9, -1, -1) / 255)
@@ -81,6 +91,19 @@ def test_frame_by_frame_takes_every_frame_whatever_its_rate(tmp_path):
         ({"first_frame": CLIP}, {}, "nothing is left to generate"),
         ({"src_video": CLIP, "src_mask": (MASK > 0).astype(np.uint8)}, {}, "written as 0 and 1"),
         ({"src_video": "no/such.mp4"}, {}, "no such file"),
+        (
+            {"src_video": torch.from_numpy(CLIP).permute(3, 0, 1, 2)},
+            {},
+            "tensor holds values from 0 to 255; wanted -1 to 1",
+        ),
+        ({"src_video": CLIP.astype(np.float32)}, {}, "array holds values from 0 to 255; wanted 0 to 1"),
+        ({"src_video": CLIP / 127.5 - 1}, {}, "array holds values from -1 to 1; wanted 0 to 1"),
+        ({"src_video": torch.full((3, 9, 32, 48), float("nan"))}, {}, "tensor holds values from nan to nan"),
+        (
+            {"src_video": CLIP, "src_mask": torch.from_numpy(MASK)[None]},
+            {},
+            "tensor holds values from 0 to 255; wanted 0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(inputs, values, message):

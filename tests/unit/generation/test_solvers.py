@@ -1,5 +1,6 @@
 """Sigmas and timesteps are those of the published samplers, and the schedulers really use them."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
@@ -15,6 +16,28 @@ def sampling(**values):
 def test_euler_timesteps_of_fifty_steps_at_shift_five():
     timesteps = timestep_table(sampling(solver="euler", steps=50, shift=5))
     assert [round(float(t), 2) for t in (*timesteps[:3], *timesteps[-2:])] == [1000.0, 995.93, 991.74, 172.41, 92.59]
+
+
+@pytest.mark.parametrize(
+    ("solver", "grid", "base", "whole"),
+    [
+        ("euler", "official", np.linspace(1, 0, 31)[:-1], False),
+        ("unipc", "official", np.linspace(0.999, 0, 31)[:-1], True),
+        ("unipc", "diffusers", np.linspace(1, 0.001, 31)[:-1], True),
+        ("dpm++", "official", np.linspace(1, 0, 31)[:30], True),
+    ],
+)
+def test_tables_are_the_published_formulas(solver, grid, base, whole):
+    settings = sampling(solver=solver, grid=grid, steps=30, shift=7.0)
+    sigmas = 7 * base / (1 + 6 * base)
+    if grid == "diffusers":
+        sigmas[0] -= 1e-6
+    timesteps = (1000 * sigmas).astype(int) if whole else 1000 * sigmas
+    np.testing.assert_allclose(sigma_table(settings), [*sigmas, 0], atol=6e-8)
+    np.testing.assert_allclose(timestep_table(settings), timesteps, rtol=1e-7)
+    scheduler = Solver(settings)._scheduler
+    assert torch.equal(scheduler.sigmas, sigma_table(settings))  # and diffusers' scheduler stands on them
+    assert torch.equal(scheduler.timesteps, timestep_table(settings))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 16.0])

@@ -116,6 +116,11 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
             r"model.transformer\[0\]: gone",
         ),
         ({"model": {"transformer": ["a", "b", "c"], "vae": "v", "text_encoder": "t"}}, [], "lists 3 models"),
+        (
+            {"model": {"transformer": ["low_noise_model", "high_noise_model"], "vae": "v", "text_encoder": "t"}},
+            [],
+            r"model.transformer: names the low-noise expert first; wanted \[high, low\]",
+        ),
         ({"solver": "ddim"}, [], "solver"),
         ({"preset": "wann"}, [], "preset"),
         ({"seed": -1}, [], "seed"),

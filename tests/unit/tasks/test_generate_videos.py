@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from mindspeed_mm.data.video import open_video, write_video
 from mindspeed_mm.generation import writer
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.tasks import generate_videos
 from mindspeed_mm.tasks.generate import main
 from tests.tiny import TINY, tiny_transformer, write_official, write_transformer
 
@@ -114,6 +116,26 @@ def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny
     video = result.save(tmp_path / "saved" / "ball").read_bytes()
     out = run(config(), "--from-latents", str(tmp_path / "saved" / "ball" / "latents.safetensors"))
     assert (out / "ball.mp4").read_bytes() == video
+
+
+@pytest.mark.parametrize(
+    ("output", "free", "message"),
+    [
+        ("inference.json/out", None, "inference.json is a file; choose another output_path"),
+        ("new/folder", 100_000, "its disk has 0.1 MB left, about 0.3.. MB are needed; make room"),
+    ],
+)
+def test_a_place_that_cannot_take_the_video_is_refused_before_anything_is_loaded(
+    config, tmp_path, capsys, monkeypatch, output, free, message
+):
+    def never(*_, **__):
+        raise AssertionError("loaded before the disk was looked at")
+
+    monkeypatch.setattr(generate_videos, "team_pipeline", never)
+    if free is not None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert re.search(message, refused(capsys, config(output_path=str(tmp_path / output))))
+    assert not (tmp_path / "new").exists()
 
 
 def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, capsys):

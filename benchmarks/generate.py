@@ -1,9 +1,10 @@
 """Generation against diffusers.WanVACEPipeline: the same weights, pixels, noise and sigmas in the same run.
 
-    python benchmarks/generate.py --size mid --repeats 3
+    python benchmarks/generate.py --size mid --repeats 2
     python benchmarks/generate.py --size 14B --dtype bf16 --frames 81 --height 480 --width 832 --steps 3
 
-Reports seconds of a denoising step (guidance on: two forwards), of the VAE, peak memory, and how far the latents differ.
+Both sides take turns in one process: seconds of a denoising step (guidance on: two prompts), of the VAE and of the whole video,
+and how far the latents differ. Then each side makes one video in a process of its own, for its peak memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import copy
 import gc
 import itertools
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,20 +65,16 @@ class Costs:
     encode: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
-    peak: list[int] = field(default_factory=list)
 
     def row(self) -> dict[str, float]:
-        """Medians; memory is the largest, in GB."""
+        """Medians."""
         phases = {
             "denoising step": self.steps,
             "VAE encode": self.encode,
             "VAE decode": self.decode,
             "whole video": self.total,
         }
-        return {
-            **{name: statistics.median(values) for name, values in phases.items()},
-            "peak memory": max(self.peak) / 1e9,
-        }
+        return {name: statistics.median(values) for name, values in phases.items()}
 
 
 class Bench:
@@ -90,14 +89,17 @@ class Bench:
             steps=arguments.steps,
             shift=5.0,
         )
+        self.before = accelerator.memory_allocated()
         dtype = DTYPES[arguments.dtype]
         model = random_transformer(SIZES[arguments.size], dtype, accelerator.device)
-        self.theirs_model = diffusers_twin(model, dtype)
+        torch.manual_seed(0)
         vae = AutoencoderKLWan(base_dim=VAE_WIDTH[arguments.size], z_dim=16).eval().requires_grad_(False)
-        self.ours = VacePipeline(
-            Experts([model], accelerator), WanVae(vae, "random"), None, accelerator=accelerator, tiled="never"
-        )
-        self.theirs_vae = copy.deepcopy(vae)
+        if arguments.only != "ours":
+            self.theirs_model = diffusers_twin(model, dtype)
+            self.theirs_vae = copy.deepcopy(vae).to(accelerator.device)
+        if arguments.only != "diffusers":
+            self.experts, self.vae = Experts([model], accelerator), WanVae(vae, "random")
+        self.text_len = model.config.trunk.text_len
         rng = np.random.default_rng(0)
         self.video = rng.integers(0, 256, (arguments.frames, arguments.height, arguments.width, 3), dtype=np.uint8)
         grid = ((arguments.frames + 3) // 4, arguments.height // 8, arguments.width // 8)
@@ -105,15 +107,16 @@ class Bench:
         width = model.config.trunk.text_dim
         generator = torch.Generator().manual_seed(0)
         self.texts = {name: torch.randn(n, width, generator=generator).to(dtype) for name, n in (("p", 40), ("n", 126))}
-        self.ours.remember(self.texts)
 
     def run_ours(self, costs: Costs) -> Tensor:
-        """One video by this package."""
+        """One video by this package, by a pipeline that remembers nothing of earlier ones."""
+        pipe = VacePipeline(self.experts, self.vae, None, accelerator=self.accelerator, tiled="never")
+        pipe.remember(self.texts)
         with measured(self.accelerator, costs):
-            result = self.ours.generate("p", "n", Inputs(src_video=self.video), self.sampling, noise=self.noise)
-        costs.steps += self.ours.timings.steps
-        costs.encode.append(self.ours.timings.seconds["vae_encode"])
-        costs.decode.append(self.ours.timings.seconds["vae_decode"])
+            result = pipe.generate("p", "n", Inputs(src_video=self.video), self.sampling, noise=self.noise)
+        costs.steps += pipe.timings.steps[1:]  # theirs can only be timed from the second one
+        costs.encode.append(pipe.timings.seconds["vae_encode"])
+        costs.decode.append(pipe.timings.seconds["vae_decode"])
         return result.latents
 
     def run_theirs(self, costs: Costs) -> Tensor:
@@ -123,9 +126,8 @@ class Bench:
             tokenizer=None, text_encoder=None, vae=vae, scheduler=self._scheduler(), transformer=self.theirs_model
         )
         pipe.set_progress_bar_config(disable=True)
-        text_len = self.ours.experts.config.trunk.text_len
         padded = {
-            name: nn.functional.pad(rows, (0, 0, 0, text_len - len(rows)))[None].to(device)
+            name: nn.functional.pad(rows, (0, 0, 0, self.text_len - len(rows)))[None].to(device)
             for name, rows in self.texts.items()
         }
         marks: list[float] = []
@@ -171,7 +173,7 @@ class Bench:
 
 
 class measured:
-    """Wall time and peak memory of a block."""
+    """Wall time of a block."""
 
     def __init__(self, accelerator: Accelerator, costs: Costs) -> None:
         self.accelerator, self.costs = accelerator, costs
@@ -179,21 +181,29 @@ class measured:
     def __enter__(self) -> None:
         gc.collect()
         self.accelerator.empty_cache()
-        reset_peak(self.accelerator)
         self.accelerator.synchronize()
         self.start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         self.accelerator.synchronize()
         self.costs.total.append(time.perf_counter() - self.start)
-        self.costs.peak.append(self.accelerator.max_memory_allocated())
 
 
-def reset_peak(accelerator: Accelerator) -> None:
-    """Start a new peak; a Linux process can do so for its resident size."""
-    accelerator.reset_peak_memory()
-    if accelerator.kind == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")
+def peak_of_one(bench: Bench) -> float:
+    """GB that the models and one video of the side `--only` add to this process (on a device: that they take there)."""
+    gc.collect()
+    bench.accelerator.reset_peak_memory()
+    if bench.accelerator.kind == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # a Linux process can start a new peak of its resident size
+    (bench.run_ours if bench.arguments.only == "ours" else bench.run_theirs)(Costs())
+    return (bench.accelerator.max_memory_allocated() - bench.before) / 1e9
+
+
+def peak_in_own_process(side: str) -> float:
+    """The same command again with `--only side`; what it prints."""
+    command = [sys.executable, *sys.argv, "--only", side]
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(ran.stdout.split()[-1])
 
 
 def timed_method(owner: Any, name: str, accelerator: Accelerator) -> list[float]:
@@ -252,36 +262,49 @@ def diffusers_twin(model: VaceTransformer, dtype: torch.dtype) -> WanVACETransfo
 
 
 def report(bench: Bench, ours: Costs, theirs: Costs, difference: float) -> None:
-    """The table of the results page."""
+    """The table of the results page, all but its last row."""
     a = bench.arguments
     LOGGER.info(
         "%s, %s, %d threads, torch %s: %s, %s, %dx%d, %d frames, %d steps, median of %d",
         bench.accelerator.device_name(), bench.accelerator.kind, torch.get_num_threads(), torch.__version__,
         a.size, a.dtype, a.width, a.height, a.frames, a.steps, a.repeats,
     )  # fmt: skip
+    LOGGER.info("largest difference of the latents: %.1e (latents are of order 1)", difference)
     LOGGER.info("| | ours | diffusers | ratio |\n|-|-|-|-|")
     mine, other = ours.row(), theirs.row()
     for name, value in mine.items():
-        unit = "GB" if "memory" in name else "s"
-        LOGGER.info("| %s (%s) | %.3f | %.3f | %.2f |", name, unit, value, other[name], other[name] / max(value, 1e-9))
-    LOGGER.info("largest difference of the latents: %.1e (latents are of order 1)", difference)
+        line(name, "s", value, other[name])
+
+
+def line(name: str, unit: str, ours: float, theirs: float) -> None:
+    """One row of the table."""
+    LOGGER.info("| %s (%s) | %.3f | %.3f | %.2f |", name, unit, ours, theirs, theirs / max(ours, 1e-9))
 
 
 def main() -> None:
-    """Measure both sides in turn, after one round to warm up."""
+    """Measure both sides in turn, after one round to warm up; then the memory of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="mid")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
-    for name, value in (("frames", 17), ("height", 192), ("width", 320), ("steps", 4), ("repeats", 3)):
+    for name, value in (("frames", 17), ("height", 192), ("width", 320), ("steps", 3), ("repeats", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument(
+        "--only", choices=("ours", "diffusers"), help="print this side's peak memory in GB, nothing else"
+    )
     setup_logging()
     bench = Bench(parser.parse_args(), Accelerator.detect())
+    if bench.arguments.only:
+        LOGGER.info("%f", peak_of_one(bench))
+        return
     ours, theirs = Costs(), Costs()
     difference = float((bench.run_ours(Costs()) - bench.run_theirs(Costs())).abs().max())
     for _ in range(bench.arguments.repeats):
         bench.run_theirs(theirs)
         bench.run_ours(ours)
     report(bench, ours, theirs, difference)
+    del bench
+    gc.collect()
+    line("peak memory", "GB", peak_in_own_process("ours"), peak_in_own_process("diffusers"))
 
 
 if __name__ == "__main__":

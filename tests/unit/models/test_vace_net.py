@@ -264,7 +264,7 @@ def test_blocks_compile_into_one_graph(batch):
         ({"timestep": torch.tensor(3.0)}, "one for each of the 1 samples"),
         ({"prompt_embeds": torch.zeros(1, 17, 32)}, r"\[1, up to 16, 32\]"),
         ({"prompt_embeds": torch.zeros(1, 5, 33)}, r"\[1, up to 16, 32\]"),
-        ({"prompt_embeds": torch.zeros(2, 5, 32)}, r"\[1, up to 16, 32\]"),
+        ({**tiny_inputs(batch=2), "prompt_embeds": torch.zeros(3, 5, 32)}, r"\[2, up to 16, 32\]"),
         ({"context_scale": (1.0,)}, "context_scale has 1 numbers; give one, or one for each of 2"),
     ],
 )

@@ -153,8 +153,9 @@ def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob, team: So
     conditions = conditions_of(video) if team.first else None
     context = team.from_first(lambda: show(pipe, video, conditions, folder))
     texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
-    pipe.load_experts()  # outside the bar, whose time that is left knows denoising steps alone
-    with progress(video.name, video.sampling.steps) as on_step:
+    with enough_memory(f"{video.name}: "):
+        pipe.load_experts()  # outside the bar, whose time that is left knows denoising steps alone
+    with progress(video.name, video.sampling.steps) as on_step, enough_memory(f"{video.name}: "):
         latents = pipe.denoise(context, texts, video.sampling, on_step=on_step).cpu()
     team.from_first(lambda: write(pipe, job, video, conditions, latents))
     return latents
@@ -223,15 +224,16 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
             "tiled": pipe.vae.tiled,
         }
 
-    path = write_outcome(
-        Path(job.run.output_path),
-        settings["name"],
-        pipe.decode(latents, num_refs),
-        num_frames=settings["sampling"]["num_frames"],
-        fps=settings["sampling"]["fps"],
-        conditions=None,
-        settings=described,
-    )
+    with resumable(Path(str(job.run.from_latents))):
+        path = write_outcome(
+            Path(job.run.output_path),
+            settings["name"],
+            pipe.decode(latents, num_refs),
+            num_frames=settings["sampling"]["num_frames"],
+            fps=settings["sampling"]["fps"],
+            conditions=None,
+            settings=described,
+        )
     _tell(path, described())
 
 
@@ -255,6 +257,18 @@ def progress(name: str, steps: int) -> Iterator[OnStep]:
 def clock(seconds: float) -> str:
     """Seconds as people read them: 0:07, 12:30, 1:02:03."""
     return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
+
+
+@contextmanager
+def enough_memory(where: str) -> Iterator[None]:
+    """A device that is too small for the transformer becomes one line that says what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise DataError(
+            f"{where}out of memory before decoding; set offload to model or block, start more processes with shard_weights, "
+            "or ask for a smaller size or fewer frames"
+        ) from None
 
 
 @contextmanager

@@ -153,6 +153,24 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
     assert (tmp_path / "out" / "video1.mp4").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("denoise", "video1: out of memory before decoding; set offload to model or block"),
+        (
+            "decode",
+            "out of memory while decoding; the latents are safe: run again with --from-latents .* --tiled always",
+        ),
+    ],
+)
+def test_a_device_that_is_too_small_is_one_line_that_says_what_helps(config, monkeypatch, capsys, part, message):
+    def small(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VacePipeline, part, small)
+    assert re.search(message, refused(capsys, config()))
+
+
 def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_half_written(config, tmp_path, monkeypatch, capsys):
     def tear(frames, *_):
         yield next(frames)

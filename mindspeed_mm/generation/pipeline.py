@@ -8,17 +8,14 @@ result.save("out/ball")
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -43,65 +40,13 @@ from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.guidance import Guide, guided_velocity
 from mindspeed_mm.generation.inputs import Clip, Conditions, Inputs, Picture, load_conditions
 from mindspeed_mm.generation.parts import find_parts, inspect_experts, load_experts, load_image_coder, load_text
-from mindspeed_mm.generation.solvers import Solver
-from mindspeed_mm.generation.writer import versions, write_conditions, write_latents, write_outcome
+from mindspeed_mm.generation.result import Frames, GenerationResult, Texts, Timings, to_bytes
+from mindspeed_mm.generation.solvers import Solver, make_noise
+from mindspeed_mm.generation.writer import versions
 from mindspeed_mm.models.umt5.encoder import TextEncoder
 from mindspeed_mm.models.wan.vae import WanVae
 
 OnStep = Callable[[int, int], None]  # steps done, steps in all
-Frames = NDArray[np.uint8]  # [T, H, W, 3]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """Embedded prompts of one video."""
-
-    prompt_embeds: Tensor  # [L, text_dim]
-    negative_prompt_embeds: Tensor | None  # [L, text_dim]; None when guidance does not ask
-
-
-@dataclass
-class Timings:
-    """Seconds of each phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    steps: list[float] = field(default_factory=list)
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Add to what the phase has taken."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-    def report(self) -> dict[str, float]:
-        """Plain numbers; `step` is the median of the denoising steps."""
-        report = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
-        return {**report, "step": round(statistics.median(self.steps), 4)} if self.steps else report
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationResult:
-    """A video and all that is known of it."""
-
-    frames: Frames  # uint8 [T, H, W, 3]
-    latents: Tensor  # [16, R+F, h, w] fp32 on the CPU, references first
-    num_refs: int
-    conditions: Conditions  # what the model was shown
-    settings: dict[str, Any]  # every argument, seed, versions, seconds, memory
-
-    def save(self, path: str | Path) -> Path:
-        """PATH.mp4, PATH.png (contact sheet), PATH.json (settings), and PATH/ with conditions and latents."""
-        base = Path(path).with_suffix("") if Path(path).suffix == ".mp4" else Path(path)
-        fps = float(self.settings["sampling"]["fps"])
-        write_conditions(base, self.conditions, fps)
-        write_latents(base, self.latents, self.num_refs, self.settings)
-        return write_outcome(
-            base.parent,
-            base.name,
-            [self.frames],
-            num_frames=len(self.frames),
-            fps=fps,
-            conditions=self.conditions,
-            settings=lambda: self.settings,
-        )
 
 
 class VacePipeline:
@@ -470,18 +415,6 @@ def vae_bytes(vae: WanVae, height: int, width: int) -> int:
 _VAE_PLANES = (
     90  # base_dim feature maps of the output's size that are alive at once: 88 measured on a CPU, fp32, 192x256
 )
-
-
-def make_noise(shape: Sequence[int], seed: int) -> Tensor:
-    """fp32 [16, R+F, h, w] of standard normal numbers from a CPU generator: one seed, one video, on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, 16, *shape, generator=generator)[0]
-
-
-def to_bytes(pixels: Tensor) -> Frames:
-    """[3, t, H, W] in [-1, 1] → uint8 [t, H, W, 3], rounded."""
-    frames = ((pixels.float() + 1) * 127.5).round_().clamp_(0, 255).byte()
-    return frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def _has_weight(scale: float | Sequence[float]) -> bool:

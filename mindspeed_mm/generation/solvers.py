@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +63,12 @@ def _sigmas(sampling: SamplingConfig) -> Tensor:
 
 def _grid(start: float, end: float, steps: int) -> Tensor:
     return torch.linspace(start, end, steps + 1, dtype=torch.float64)[:-1]
+
+
+def make_noise(shape: Sequence[int], seed: int) -> Tensor:
+    """fp32 [16, R+F, h, w] of standard normal numbers from a CPU generator: one seed, one video, on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 16, *shape, generator=generator)[0]
 
 
 def make_scheduler(solver: str, sigmas: Tensor, timesteps: Tensor) -> Stepper:

@@ -11,7 +11,8 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import RequestConfig, decide
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import Layout, choose_layout
-from mindspeed_mm.generation.pipeline import Texts, VacePipeline
+from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.result import Texts
 from mindspeed_mm.generation.team import Solo, Team
 from mindspeed_mm.generation.writer import read_latents
 from tests.tiny import tiny_inputs, tiny_transformer, write_official

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from checkpoint.cli import main as convert
 from mindspeed_mm.generation.config import RequestConfig, WeightPaths, decide
-from mindspeed_mm.generation.pipeline import VacePipeline, make_noise
-from mindspeed_mm.generation.solvers import sigma_table, timestep_table
+from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "examples/vace/tiny/weights"
 SCENE = world.make_scene("heldout", 3)

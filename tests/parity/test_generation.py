@@ -19,8 +19,8 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.config import RequestConfig, decide
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Inputs
-from mindspeed_mm.generation.pipeline import VacePipeline, make_noise
-from mindspeed_mm.generation.solvers import sigma_table, timestep_table
+from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
 from tests.tiny import TINY, tiny_transformer, tiny_vae

@@ -16,7 +16,8 @@ from mindspeed_mm.generation import pipeline as pipeline_module
 from mindspeed_mm.generation.config import RequestConfig, decide
 from mindspeed_mm.generation.experts import Experts, Visitor, execution_order
 from mindspeed_mm.generation.parts import find_parts, load_text
-from mindspeed_mm.generation.pipeline import VacePipeline, make_noise
+from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.solvers import make_noise
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
 from tests.tiny import TINY, tiny_transformer, tiny_umt5, tiny_vae, write_official, write_tokenizer

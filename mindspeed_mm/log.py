@@ -68,7 +68,9 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
             time.sleep(_FIRST_SPEAKS if int(os.environ.get("LOCAL_RANK", "0")) else 0.0)
-            where = f"[rank {rank()}] " if world_size() > 1 else ""
+            where = (
+                f"[rank {rank()}] " if "RANK" in os.environ else ""
+            )  # under torchrun, which adds a report of its own
             sys.stderr.write(f"{where}{type(error).__name__}: {' '.join(str(error).split())}\n")
             sys.stderr.flush()
             raise SystemExit(1) from None

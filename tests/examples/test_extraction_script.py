@@ -69,6 +69,20 @@ def test_the_log_tells_everything_once_and_a_second_run_opens_no_clip(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_goes_wrong_on_a_rank_is_one_line(tmp_path: Path, ranks: int) -> None:
+    make_job(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/features").write_text("no folder can be made here")
+    code, said = ended(start(tmp_path, ranks=ranks))
+    assert code == 1
+    assert said.count("cannot be written") == 1, said
+    assert "[rank 0] MindSpeedMMError: " in said
+    assert "Traceback" not in said
+    assert "ChildFailedError" not in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [False, True], ids=["the script", "its whole session"])
 def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(tmp_path: Path, whole_group: bool) -> None:
     make_job(tmp_path)

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -165,7 +165,7 @@ def extract(
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
     left_out = len({problem.row for problem in manifest.problems} if manifest else ())
     allowed = job.extract.skip_bad_samples - left_out
-    share = dataset.records[world.rank :: world.size]
+    share = deal(dataset.records, world)
     outcome = Outcome()
     started = time.perf_counter()
     with stop_signals() as stop, Progress(len(share), world) as progress:
@@ -188,6 +188,14 @@ def extract(
     if stop.signal:
         _say_stopped(stop.signal, outcome, len(share))
         raise SystemExit(128 + stop.signal)
+
+
+def deal(records: Sequence[SampleRecord], world: World) -> list[SampleRecord]:
+    """This rank's rows. A row that stands twice goes to one rank, which encodes it once: two would write one file, each its own address."""
+    homes: dict[object, int] = {}
+    for record in records:
+        homes.setdefault(replace(record, address="", row=0), len(homes))
+    return [record for record in records if homes[replace(record, address="", row=0)] % world.size == world.rank]
 
 
 @dataclass

@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import termios
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -21,7 +22,7 @@ from mindspeed_mm.data.registry import read_data_config
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
 from mindspeed_mm.tasks.extract import main
-from mindspeed_mm.tasks.extraction import Outcome, Progress, World, extract
+from mindspeed_mm.tasks.extraction import Outcome, Progress, World, deal, extract
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from tests.clips import turn, write_clip, write_variable
 from tests.extract_job import make_job, spoil
@@ -195,8 +196,11 @@ def test_sigterm_finishes_the_clip_at_hand_lists_what_is_done_and_the_next_run_g
 
 def test_each_row_belongs_to_exactly_one_rank(tmp_path):
     rows = write_rows(tmp_path, 7)
-    shares = [[row.row for row in rows[rank::3]] for rank in range(3)]
+    rows[4] = replace(rows[1], row=4, address="data.json[4]")  # stands twice
+    shares = [[row.row for row in deal(rows, World(rank, 3))] for rank in range(3)]
     assert sorted(row for share in shares for row in share) == list(range(7))
+    assert any({1, 4} <= set(share) for share in shares)
+    assert max(map(len, shares)) <= 3
     parts = []
     for share in shares:
         part = Outcome()

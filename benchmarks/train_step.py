@@ -4,7 +4,8 @@
     python benchmarks/train_step.py --preset Wan2.1-VACE-1.3B --frames 81 --height 480 --width 832 --compile on
 
 Each variant has a process of its own. The time is the median step; on a CPU with one thread it is CPU time, which a busy
-machine does not change. Peak memory is what the process added to what it held before the model was built.
+machine changes little. Memory is the most that tensors held at once; on a CPU also what the process added, at its peak in
+the measured steps, to what it held with everything imported and nothing built.
 """
 
 from __future__ import annotations
@@ -15,44 +16,21 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.step_trainers import PEER, Case, Step, Variant, make_inputs, our_trainer, peer_trainer
 from mindspeed_mm.config.schema import parse, read_json
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.log import get_logger, one_line_errors
-from mindspeed_mm.models.wan.config import BRANCH, PRESETS, PredictorConfig, VaceConfig
+from mindspeed_mm.models.wan.config import PRESETS, PredictorConfig
 
 logger = get_logger(__name__)
-PEER = "diffusers"
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is trained: sizes, one sample, dtype."""
-
-    config: VaceConfig
-    grid: tuple[int, int, int]  # latents (R+F, h, w)
-    text: int  # caption tokens
-    dtype: str  # bf16 | fp32
-    trainable: str
-    device: str | None
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train it."""
-
-    recompute: str  # none | selective | full, or full:3 = the first 3 blocks of trunk and of branch
-    compiled: bool
-
-    @property
-    def name(self) -> str:
-        """`full, compiled`"""
-        return self.recompute + (", compiled" if self.compiled else "")
 
 
 @dataclass(frozen=True)
@@ -61,14 +39,16 @@ class Measured:
 
     name: str
     seconds: float
-    peak: float  # bytes
+    peak: float  # bytes of tensors
+    process: float | None  # bytes of the process, on a CPU
     first_loss: float
     tokens: int
     model_tflop: float
     hardware_tflop: float
+    product_rate: float  # TFLOP/s that the device can do: its data sheet's, or one large product's
 
 
-Step = Callable[[], float]
+PEAK_WIDTH = 2048  # of the square product whose rate stands for a device that no table knows
 
 
 @one_line_errors
@@ -77,225 +57,189 @@ def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     case = _case(args)
     variants = [Variant(mode, compiled == "on") for compiled in args.compile for mode in args.recompute]
-    rows = measure(case, variants, args.peer, args.steps)
-    report = "\n".join(_report(case, rows, args.peak_tflops))
+    rows = measure(case, variants, args.peer, args.steps, in_turns=args.in_turns)
+    report = "\n".join(_report(case, rows, args.peak_tflops or (rows[0].product_rate if rows else None)))
     logger.info(report)
     if args.output:
         Path(args.output).write_text(_heading(argv) + report + "\n", encoding="utf-8")
 
 
-def measure(case: Case, variants: Sequence[Variant], peer: str | None, steps: int) -> list[tuple[str, Measured]]:
-    """All variants, then the peer, one process after the other. → (name, numbers); the peer's name is `diffusers`."""
-    context = mp.get_context("spawn")
-    found = []
-    for variant in [*variants, *([PEER] if peer else [])]:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, case, variant, steps), daemon=True)
-        process.start()
-        theirs.close()
+def measure(case: Case, variants: Sequence[Variant], peer: str | None, steps: int, *, in_turns: bool) -> list[Measured]:
+    """All variants, then the peer, whose name is `diffusers`: one process after the other, or all alive and stepping in turns."""
+    everybody: list[Variant | str] = [*variants, *([PEER] if peer else [])]
+    if not in_turns:
+        return [row for who in everybody for row in _finish(_start(case, who), steps)]
+    workers = [worker for who in everybody if (worker := _start(case, who)).alive()]
+    for _ in range(steps):
+        for worker in workers:
+            worker.pipe.send("step")
+            worker.alive()
+    return [row for worker in workers for row in _finish(worker, 0)]
+
+
+@dataclass
+class Worker:
+    """One variant's process and the way to it."""
+
+    pipe: Connection
+    process: Any
+
+    def alive(self) -> bool:
+        """Wait until it has done what it was told; its own error, out of memory for instance, stands above."""
         try:
-            row = ours.recv()
-        except EOFError:
-            row = None  # its own error, out of memory for instance, stands above
-        process.join()
-        if row is not None:
-            found.append((row.name, row))
-            logger.info(f"{row.name}: {row.seconds:.3f} s")
-    return found
+            return bool(self.pipe.recv())
+        except (EOFError, OSError):
+            return False
 
 
-def _serve(pipe: Connection, case: Case, variant: Variant | str, steps: int) -> None:
-    """One variant's process: build, warm up, measure."""
+def _start(case: Case, variant: Variant | str) -> Worker:
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, case, variant), daemon=True)
+    process.start()
+    theirs.close()
+    return Worker(ours, process)
+
+
+def _finish(worker: Worker, steps: int) -> list[Measured]:
+    """Let it take `steps` more steps and report. → its row, or nothing if it died."""
+    rows = []
+    try:
+        if steps:
+            worker.alive()
+        for _ in range(steps):
+            worker.pipe.send("step")
+            worker.pipe.recv()
+        worker.pipe.send("report")
+        rows.append(worker.pipe.recv())
+        logger.info(f"{rows[0].name}: {rows[0].seconds:.3f} s")
+    except (EOFError, OSError):
+        logger.warning("one variant did not come to its end; its error stands above")
+    worker.process.join()
+    return rows
+
+
+def _serve(pipe: Connection, case: Case, variant: Variant | str) -> None:
+    """One variant's process: import, build, warm up, then steps and a report as told."""
     import torch
+    from diffusers import WanVACETransformer3DModel  # noqa: F401  # both sides import the same before memory is looked at
 
+    import mindspeed_mm.training.build  # noqa: F401
+    from megatron.mm.core import core
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.distributed.launch import launch
-    from mindspeed_mm.training.flops import step_flops, tokens_of
+    from mindspeed_mm.training.flops import peak_tflops
 
+    core("parallel_state")
     with launch(Accelerator.detect(case.device)) as accelerator:
-        inputs = _inputs(case, torch.Generator().manual_seed(0), accelerator.device)
-        before = accelerator.memory_allocated() if accelerator.kind == "cpu" else 0
-        step = (
-            _peer(case, inputs, accelerator) if isinstance(variant, str) else _ours(case, variant, inputs, accelerator)
-        )
-        loss = step()
-        step()
+        rate = peak_tflops(accelerator.device_name(), case.dtype) or _product_rate(case, accelerator)
+        inputs = make_inputs(case, torch.Generator().manual_seed(0), accelerator.device)
+        before = accelerator.memory_allocated()
+        build = partial(peer_trainer, case) if isinstance(variant, str) else partial(our_trainer, case, variant)
+        trainer = build(inputs, accelerator)
+        loss = trainer.step()
+        trainer.step()
         accelerator.reset_peak_memory()
-        # alone on one thread, CPU time is what an idle machine's clock would show
-        clock = time.process_time if accelerator.kind == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-        times = []
-        for _ in range(steps):
-            accelerator.synchronize()
-            start = clock()
-            step()
-            accelerator.synchronize()
-            times.append(clock() - start)
-        tokens = tokens_of(case.grid, case.config)
-        share = 1.0 if isinstance(variant, str) else _recomputed_share(case, variant, tokens)
-        flops = step_flops(case.config, tokens, case.trainable, share)  # type: ignore[arg-type]
-        peak = accelerator.max_memory_allocated() - before
+        pipe.send(True)
+        seconds = []
+        while pipe.recv() == "step":
+            seconds.append(_timed(trainer.step, accelerator))
+            pipe.send(True)
+        most = accelerator.max_memory_allocated()
+        on_cpu = accelerator.kind == "cpu"
+        tensors = trainer.held() + _allocated_in(trainer.step) if on_cpu else most
+        process = most - before if on_cpu else None
         name = variant if isinstance(variant, str) else variant.name
-        work = (flops.model / 1e12, flops.hardware / 1e12)
-        pipe.send(Measured(name, statistics.median(times), peak, loss, tokens, *work))
+        work = _work(case, variant)
+        pipe.send(Measured(name, statistics.median(seconds), tensors, process, loss, *work, rate))
 
 
-def _inputs(case: Case, generator: Any, device: Any) -> dict[str, Any]:
-    """One sample: model inputs and the velocity to be learnt."""
+def _work(case: Case, variant: Variant | str) -> tuple[int, float, float]:
+    """Tokens, and TFLOP of a step: what the mathematics needs, and with what runs twice."""
+    from mindspeed_mm.training.flops import recomputed_share, step_flops, tokens_of
+
+    tokens = tokens_of(case.grid, case.config)
+    plan = (Variant("full", False) if isinstance(variant, str) else variant).plan(case.config)
+    text = case.config.trunk.text_len if isinstance(variant, str) else case.text
+    share = recomputed_share(case.config, plan, case.trainable, tokens, text)  # type: ignore[arg-type]
+    flops = step_flops(case.config, tokens, case.trainable, share, text=text)  # type: ignore[arg-type]
+    return tokens, flops.model / 1e12, flops.hardware / 1e12
+
+
+def _timed(step: Step, accelerator: Any) -> float:
     import torch
 
-    trunk = case.config.trunk
-
-    def normal(*shape: int) -> Any:
-        return torch.randn(shape, generator=generator).to(device)
-
-    return {
-        "latents": normal(1, trunk.in_dim, *case.grid),
-        "timestep": torch.tensor([700.0], device=device),
-        "prompt_embeds": normal(1, case.text, trunk.text_dim),
-        "vace_context": normal(1, case.config.vace_in_dim, *case.grid),
-        "target": normal(1, trunk.out_dim, *case.grid),
-    }
+    # alone on one thread, CPU time is what an idle machine's clock would show
+    clock = time.process_time if accelerator.kind == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    accelerator.synchronize()
+    start = clock()
+    step()
+    accelerator.synchronize()
+    return clock() - start
 
 
-def _ours(case: Case, variant: Variant, inputs: dict[str, Any], accelerator: Any) -> Step:
-    from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
-    from mindspeed_mm.distributed.mesh import build_mesh
-    from mindspeed_mm.training.build import build_model
+def _allocated_in(step: Step) -> int:
+    """The most bytes that one step holds beyond what it found, by torch's own allocation events."""
+    from torch.profiler import ProfilerActivity, profile
 
-    mode, _, first = variant.recompute.partition(":")
-    parallel = ParallelConfig(
-        recompute_granularity=None if mode == "none" else mode,
-        recompute_method="block" if first else None,
-        recompute_num_layers=int(first) if first else None,
-    )
-    fsdp = Fsdp2Config(param_dtype=case.dtype, compile=variant.compiled)
-    sizes = {**case.config.trunk.model_dump(), "dtype": case.dtype, "trainable": case.trainable}
-    branch = {"vace_layers": case.config.vace_layers, "in_dim": case.config.vace_in_dim}
-    predictor = PredictorConfig(**sizes, vace_dit=branch)
-    mesh = build_mesh(parallel, accelerator, fsdp)
-    model = build_model(predictor, parallel, fsdp, mesh, accelerator, source=None)
-    return _step(
-        model, [p for p in model.parameters() if p.requires_grad], lambda: model(**_without_target(inputs)), inputs
-    )
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    profiler: Any = recorded.profiler
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    levels = accumulate(int(event.nbytes()) for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(levels, default=0)
 
 
-def _peer(case: Case, inputs: dict[str, Any], accelerator: Any) -> Step:
-    """diffusers' model: the same weights train, its own gradient checkpointing, the caption padded to its full length."""
-    import torch
-    import torch.nn.functional as F
-    from diffusers import WanVACETransformer3DModel
-
-    from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-    from mindspeed_mm.training.build import initial_weight, trains
-
-    trunk = case.config.trunk
-    with torch.device(accelerator.device):
-        model = WanVACETransformer3DModel(
-            patch_size=trunk.patch_size,
-            num_attention_heads=trunk.num_heads,
-            attention_head_dim=trunk.head_dim,
-            in_channels=trunk.in_dim,
-            out_channels=trunk.out_dim,
-            text_dim=trunk.text_dim,
-            freq_dim=trunk.freq_dim,
-            ffn_dim=trunk.ffn_dim,
-            num_layers=trunk.num_layers,
-            vace_layers=list(case.config.vace_layers),
-            vace_in_channels=case.config.vace_in_dim,
-        )
-    names = KEY_MAPS["diffusers"]
-    half = torch.bfloat16 if case.dtype == "bf16" else torch.float32
-    for theirs, parameter in model.named_parameters():
-        name = names.to_ours(theirs)
-        parameter.data.copy_(initial_weight(name, parameter.shape, 0))
-        parameter.requires_grad_(trains(name, case.trainable, BRANCH))
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(half)
-    model.enable_gradient_checkpointing()
-    model.train()
-    text = F.pad(inputs["prompt_embeds"], (0, 0, 0, trunk.text_len - case.text))
-
-    def forward() -> Any:
-        with torch.autocast(accelerator.kind, torch.bfloat16, enabled=case.dtype == "bf16"):
-            return model(
-                hidden_states=inputs["latents"].to(half),
-                timestep=inputs["timestep"],
-                encoder_hidden_states=text.to(half),
-                control_hidden_states=inputs["vace_context"].to(half),
-                return_dict=False,
-            )[0]
-
-    return _step(model, [p for p in model.parameters() if p.requires_grad], forward, inputs)
-
-
-def _step(model: Any, parameters: list[Any], forward: Callable[[], Any], inputs: dict[str, Any]) -> Step:
-    """Forward, loss, backward, clipped AdamW: the same for both."""
+def _product_rate(case: Case, accelerator: Any) -> float:
+    """TFLOP/s of one large matrix product in the case's dtype: what this device can do."""
     import torch
 
-    optimizer = torch.optim.AdamW(parameters, lr=5e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1, fused=True)
-
-    def step() -> float:
-        loss = (forward().float() - inputs["target"]).square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return step
+    dtype = torch.bfloat16 if case.dtype == "bf16" else torch.float32
+    square = torch.randn(PEAK_WIDTH, PEAK_WIDTH, device=accelerator.device, dtype=dtype)
+    seconds = min(_timed(lambda: float((square @ square)[0, 0]), accelerator) for _ in range(4))
+    return 2 * PEAK_WIDTH**3 / seconds / 1e12
 
 
-def _without_target(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "target"}
-
-
-def _recomputed_share(case: Case, variant: Variant, tokens: int) -> float:
-    """The share of all blocks' forward work that runs twice."""
-    from mindspeed_mm.training.flops import recomputed_share
-
-    mode, _, first = variant.recompute.partition(":")
-    numbers = {"blocks": case.config.trunk.num_layers, "vace_blocks": len(case.config.vace_layers)}
-    some = [f"{kind}.{i}" for kind, count in numbers.items() for i in range(min(int(first or count), count))]
-    plan = {} if mode == "none" else dict.fromkeys(some, mode)
-    return recomputed_share(case.config, plan, case.trainable, tokens)  # type: ignore[arg-type]
-
-
-def _report(case: Case, rows: list[tuple[str, Measured]], peak_tflops: float | None) -> list[str]:
-    grid, tokens = "×".join(map(str, case.grid)), rows[0][1].tokens
+def _report(case: Case, rows: list[Measured], peak_tflops: float | None) -> list[str]:
+    if not rows:
+        return ["no variant ran to its end"]
+    grid, tokens = "×".join(map(str, case.grid)), rows[0].tokens
+    rate = f"; MFU and HFU of {peak_tflops:.3g} TFLOP/s" if peak_tflops else ""
     lines = [
-        f"{tokens} tokens (latents {grid}), caption {case.text} tokens, {case.dtype}, trainable {case.trainable}",
+        f"{tokens} tokens (latents {grid}), caption {case.text} tokens, {case.dtype}, trainable {case.trainable}{rate}",
         "",
-        "| variant | s/step | tokens/s | TFLOP/s | MFU | HFU | peak memory (MB) | first loss |",
-        "|-|-|-|-|-|-|-|-|",
+        "| variant | s/step | tokens/s | TFLOP/s | MFU | HFU | tensors (MB) | process (MB) | first loss |",
+        "|-|-|-|-|-|-|-|-|-|",
     ]
-    for name, row in rows:
+    for row in rows:
         used = [
             f"{100 * work / row.seconds / peak_tflops:.1f} %" if peak_tflops else "–"
             for work in (row.model_tflop, row.hardware_tflop)
         ]
+        process = "–" if row.process is None else f"{row.process / 2**20:.0f}"
         lines.append(
-            f"| {name} | {row.seconds:.3f} | {row.tokens / row.seconds:.0f} | {row.model_tflop / row.seconds:.2f} | "
-            f"{used[0]} | {used[1]} | {row.peak / 2**20:.0f} | {row.first_loss:.5f} |"
+            f"| {row.name} | {row.seconds:.3f} | {row.tokens / row.seconds:.0f} | {row.model_tflop / row.seconds:.3f} | "
+            f"{used[0]} | {used[1]} | {row.peak / 2**20:.0f} | {process} | {row.first_loss:.5f} |"
         )
-    theirs = dict(rows).get(PEER)
+    theirs = next((row for row in rows if row.name == PEER), None)
     if theirs is not None:
-        lines += ["", *_comparison([row for name, row in rows if name != PEER], theirs)]
+        lines += ["", *_comparison([row for row in rows if row is not theirs], theirs)]
     return lines
 
 
 def _comparison(ours: list[Measured], theirs: Measured) -> list[str]:
-    """Our fastest variant that needs no more memory than the peer, and our fastest of all."""
-    fitting = [row for row in ours if row.peak <= theirs.peak]
+    """Our fastest variant that needs no more memory than the peer, by both measures, and our fastest of all."""
+    fitting = [row for row in ours if row.peak <= theirs.peak and (row.process or 0) <= (theirs.process or 0)]
     lines = []
     for title, rows in (("in the peer's memory", fitting), ("in any memory", ours)):
         if rows:
             best = min(rows, key=lambda row: row.seconds)
             lines.append(
                 f"Fastest {title}: {best.name}: {theirs.seconds / best.seconds:.2f} × the speed of {PEER}, "
-                f"peak {best.peak / 2**20:.0f} MB against {theirs.peak / 2**20:.0f} MB."
+                f"tensors {best.peak / 2**20:.0f} MB against {theirs.peak / 2**20:.0f} MB."
             )
         else:
-            lines.append(f"No variant fits {title} ({theirs.peak / 2**20:.0f} MB).")
+            lines.append(f"No variant fits {title} ({theirs.peak / 2**20:.0f} MB of tensors).")
     return lines
 
 
@@ -348,13 +292,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of matrix products")
     parser.add_argument("--trainable", choices=("branch", "trunk", "all"), default="branch")
     parser.add_argument(
-        "--recompute", nargs="+", default=["none", "selective", "full"], help="none, selective, full, full:N"
+        "--recompute",
+        nargs="+",
+        default=["none", "selective", "full"],
+        help="none, selective, full, or patterns as in fsdp2_config.yaml: blocks.{0-4}=selective,vace_blocks.{*}=full",
     )
     parser.add_argument("--compile", nargs="+", choices=("on", "off"), default=["off"])
     parser.add_argument("--peer", choices=(PEER,), help="train diffusers' model in the same run")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each variant, after two to warm up")
+    parser.add_argument(
+        "--in-turns", action="store_true", help="keep all variants alive and let them step in turns (memory for all)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "npu"), help="default: what is there")
-    parser.add_argument("--peak-tflops", type=float, help="the device's peak, for MFU and HFU")
+    parser.add_argument("--peak-tflops", type=float, help="for MFU and HFU (default: the data sheet's, or measured)")
     parser.add_argument("--output", help="write the table to this file")
     return parser
 

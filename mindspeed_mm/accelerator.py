@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +64,16 @@ class Accelerator:
         return int(self._module().memory_allocated(self.device)) if self.kind != "cpu" else _status_bytes("VmRSS")
 
     def max_memory_allocated(self) -> int:
-        """The most bytes ever held since `reset_peak_memory`; on a CPU the peak resident size of the process."""
+        """The most bytes ever held since `reset_peak_memory`; on a CPU the process's resident size."""
         return int(self._module().max_memory_allocated(self.device)) if self.kind != "cpu" else _status_bytes("VmHWM")
 
     def reset_peak_memory(self) -> None:
-        """Start a new peak measurement (a CPU process cannot: its peak is that of its whole life)."""
+        """Start a new peak measurement (on a CPU where the kernel lets a process do so; else its peak is of its whole life)."""
         if self.kind != "cpu":
             self._module().reset_peak_memory_stats(self.device)
+            return
+        with suppress(OSError), open("/proc/self/clear_refs", "w") as kernel:
+            kernel.write("5")  # proc(5): resets VmHWM to VmRSS
 
     def total_memory(self) -> int:
         """Bytes of memory of the device (on a CPU: of the machine)."""

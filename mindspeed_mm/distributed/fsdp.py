@@ -1,9 +1,12 @@
-"""fsdp2_config.yaml → torch's fully_shard. Always used, on one rank too: one code path, one checkpoint format."""
+"""fsdp2_config.yaml → torch's fully_shard.
+
+What one rank holds whole and computes with as it is stays out of it: gathering it would only copy it.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +28,8 @@ def shard_model(
 
     Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so that no
     unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are never cast: a cast
-    at the root would round timesteps to bf16. Raises ConfigError for a pattern that matches nothing.
+    at the root would round timesteps to bf16. Units that need neither a gather nor a cast are left as they are, so a
+    model on one rank in fp32 is not wrapped at all. Raises ConfigError for a pattern that matches nothing.
     """
     names = [name for name, _ in model.named_modules() if name]
     where = "fsdp2_config.yaml"
@@ -38,13 +42,19 @@ def shard_model(
     ]
     rest = [name for name, child in model.named_children() if _has_parameters(child) and not _covers(name, wrapped)]
     exact = tuple(fp32_modules)
+    dtypes = {
+        name: torch.float32 if name.split(".")[0] in exact else DTYPES[config.param_dtype]
+        for name in {*wrapped, *rest}
+        if _has_parameters(model.get_submodule(name))
+    }
+    whole = _whole_units(model, dtypes, config, mesh)
+    ignored |= {parameter for name in whole for parameter in model.get_submodule(name).parameters()}
+    if not dtypes.keys() - whole:
+        return model
     shard = _sharder(config, mesh, ignored)
     # innermost first: a unit inside another must be taken out of it before
-    for name in sorted({*wrapped, *rest}, key=lambda name: (-name.count("."), names.index(name))):
-        module = model.get_submodule(name)
-        dtype = torch.float32 if name.split(".")[0] in exact else DTYPES[config.param_dtype]
-        if _has_parameters(module):
-            shard(module, dtype)
+    for name in sorted(dtypes.keys() - whole, key=lambda name: (-name.count("."), names.index(name))):
+        shard(model.get_submodule(name), dtypes[name])
     shard(model, DTYPES[config.param_dtype])
     # a matrix product over [B, S, D] answers a view; nothing in our models changes a unit's output in place
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(.*\) returned a view tensor")
@@ -85,6 +95,20 @@ def _sharder(config: Fsdp2Config, mesh: Mesh, ignored: set[nn.Parameter]) -> Cal
 
 def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
+
+
+def _whole_units(model: nn.Module, dtypes: Mapping[str, torch.dtype], config: Fsdp2Config, mesh: Mesh) -> set[str]:
+    """Units that a rank holds whole and in the dtype of their products: frozen ones, and trained ones of a single rank.
+
+    The trained ones are all in it or none is: an optimizer's fused kernels do not take sharded and plain tensors together.
+    """
+    if config.offload_to_cpu or mesh.shards.size(mesh.shards.ndim - 1) > 1:
+        return set()
+    units = {name: list(model.get_submodule(name).parameters()) for name in dtypes}
+    ready = {name for name, parameters in units.items() if all(p.dtype == dtypes[name] for p in parameters)}
+    trained = {name for name, parameters in units.items() if any(p.requires_grad for p in parameters)}
+    alone = mesh.world_size == 1 and trained <= ready
+    return ready if alone else ready - trained
 
 
 def _covers(child: str, wrapped: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""What a block keeps for its backward pass: everything, its inputs, or its inputs and the attention output.
+"""What a block keeps for its backward pass: everything, its inputs, or its inputs and the costliest results.
 
 The recomputation stands inside the sharding: a block's weights are gathered once for both its second forward and its
 backward, and its parameters keep their names.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,15 @@ def recompute_plan(
 
 
 def apply_recompute(model: nn.Module, plan: Mapping[str, Recompute], *, inputs_to_host: bool, pin: bool) -> None:
-    """Wrap the forward of each module in `plan`; its parameters, hooks and type stay as they are."""
+    """Wrap the forward of each module in `plan`; its parameters, hooks and type stay as they are.
+
+    `inputs_to_host` keeps the first input of each in host memory until backward, page-locked with `pin`.
+    """
     for name, mode in plan.items():
         module = model.get_submodule(name)
-        module.forward = partial(_recomputed, module.forward, mode, inputs_to_host, pin)
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        how = _How(mode, trained, inputs_to_host, pin)
+        module.forward = partial(_recomputed, module.forward, how)
 
 
 def compile_blocks(model: nn.Module, names: Iterable[str]) -> None:
@@ -60,25 +65,52 @@ def compile_blocks(model: nn.Module, names: Iterable[str]) -> None:
         module.forward = torch.compile(module.forward)
 
 
-def _recomputed(forward: Callable[..., Any], mode: Recompute, to_host: bool, pin: bool, *args: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args)
-    more: dict[str, Any] = {"context_fn": _keep_attention} if mode == "selective" else {}
+class _How(NamedTuple):
+    """How one module forgets and recomputes."""
+
+    mode: Recompute
+    trained: bool  # some weight of it has a gradient
+    to_host: bool
+    pin: bool
+
+
+def _recomputed(forward: Callable[..., Any], how: _How, *args: Any) -> Any:
+    if not torch.is_grad_enabled() or not (how.trained or any(_has_gradient(value) for value in args)):
+        return forward(*args)  # no backward comes here: nothing is kept, and so nothing is to be forgotten
+    more: dict[str, Any] = {"context_fn": partial(_keep, how.trained)} if how.mode == "selective" else {}
     run = partial(checkpoint, forward, *args, use_reentrant=False, preserve_rng_state=False, **more)
-    if not to_host:
+    if not how.to_host:
         return run()
-    with _input_on_host(args[0], pin):
+    with _input_on_host(args[0], how.pin):
         return run()
 
 
-def _keep_attention() -> Any:
-    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+def _has_gradient(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(_has_gradient(item) for item in value)
+    return isinstance(value, Tensor) and value.requires_grad
 
 
-def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Attention kernels have many names (flash, efficient, cudnn, CPU, NPU); all of them say attention."""
-    kept = "attention" in str(operator)
+def _keep(trained: bool) -> Any:
+    return create_selective_checkpoint_contexts(partial(_policy, trained))  # type: ignore[no-untyped-call]
+
+
+def _policy(trained: bool, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """What costs most for the memory it fills: attention, and in a block that trains what its feed-forward answers.
+
+    The gradient of the gate behind the feed-forward reads that answer; in a frozen block nothing does.
+    Attention kernels have many names (flash, efficient, cudnn, CPU, NPU); all of them say attention.
+    """
+    kept = "attention" in str(operator) or (trained and operator in _PRODUCTS and _narrows(args[-1]))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+
+
+def _narrows(matrix: Tensor) -> bool:
+    wide, narrow = matrix.shape
+    return bool(narrow < wide)
 
 
 def _input_on_host(x: Tensor, pin: bool) -> torch.autograd.graph.saved_tensors_hooks:
@@ -86,7 +118,7 @@ def _input_on_host(x: Tensor, pin: bool) -> torch.autograd.graph.saved_tensors_h
     address, device = x.data_ptr(), x.device
 
     def pack(tensor: Tensor) -> tuple[bool, Tensor]:
-        if tensor.device.type == "cpu" or tensor.data_ptr() != address:
+        if tensor.data_ptr() != address:
             return False, tensor
         host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
         host.copy_(tensor, non_blocking=pin)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.ops import npu
@@ -32,8 +34,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return npu.apply_rope(x, cos, sin)
     if npu.holds(x) or torch.compiler.is_compiling():  # the compiler fuses the formula, but not complex numbers
         return apply_rope_reference(x, cos, sin)
-    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None, :]).flatten(-2).to(x.dtype)
+    turned: Tensor = _Turn.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return turned
 
 
 def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,6 +43,26 @@ def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """A product of complex numbers. Its backward turns the other way and keeps nothing of its own: all blocks share the tables."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.float().contiguous().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None, :]).flatten(-2).to(x.dtype)
 
 
 def _axis_angles(length: int, dim: int) -> Tensor:

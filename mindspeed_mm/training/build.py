@@ -66,9 +66,8 @@ def build_model(
     apply_context_parallel(model, mesh.cp_group)
     names = [name for name, _ in model.named_modules() if name]
     plan = recompute_plan(names, spec.units, fsdp, parallel)
-    apply_recompute(
-        model, plan, inputs_to_host=fsdp.offload_block_inputs, pin=fsdp.pin_memory and accelerator.kind != "cpu"
-    )
+    to_host = fsdp.offload_block_inputs and accelerator.kind != "cpu"  # a CPU's memory is the host's
+    apply_recompute(model, plan, inputs_to_host=to_host, pin=fsdp.pin_memory)
     if fsdp.compile:
         absent = absent_units(spec.units, names)
         compile_blocks(model, [name for unit in spec.units for name in match(unit, names, "units", absent=absent)])

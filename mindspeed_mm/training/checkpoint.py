@@ -158,6 +158,7 @@ class Checkpointer:
             content["base"] = asdict(self.base)
         if isinstance(config := getattr(state.model, "config", None), Config):
             content["config"] = config.model_dump_json()  # no shape tells the number of heads of an unusual model
+        content["skips"] = pack(asdict(state.skips))
         means = sorted((band, *mean) for band, mean in state.loss_means.items())
         content["loss_means"] = {f"rank_{dist.get_rank():05d}": pack(means)}
         if not self.config.no_save_optim:
@@ -237,6 +238,8 @@ def load_checkpoint(
         rank = f"rank_{dist.get_rank():05d}"
         if means := _empty(metadata, f"loss_means.{rank}"):
             content["loss_means"] = {rank: means[0]}
+        if skips := _empty(metadata, "skips"):
+            content["skips"] = skips[0]
         if not config.no_load_optim:
             content |= _optimizer_places(metadata, names)
         if not config.no_load_rng:
@@ -246,6 +249,9 @@ def load_checkpoint(
         return
     state.iteration = int(content["iteration"])
     state.consumed_samples = int(content["sampler"]["consumed_samples"])
+    if "skips" in content:
+        for name, count in unpack(content["skips"]).items():
+            setattr(state.skips, name, count)
     for means in content.get("loss_means", {}).values():
         state.loss_means.update({band: (count, mean) for band, count, mean in unpack(means)})
     if "schedule" in content:

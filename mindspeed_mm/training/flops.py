@@ -89,7 +89,7 @@ def step_flops(
 def recomputed_share(
     config: VaceConfig, plan: Mapping[str, str], trainable: Trainable, tokens: int, text: int | None = None
 ) -> float:
-    """The share of all blocks' forward operations that run twice under `plan`: module name → full | selective.
+    """The share of all blocks' forward operations that run twice under `plan`: module name → its mode.
 
     `selective` keeps what attention answers. A trunk block that no gradient reaches (block 0 when the branch trains) is
     never run again. Modules inside blocks count by their own operations.

@@ -13,23 +13,28 @@ import torch.distributed as dist
 from mindspeed_mm.errors import TrainingError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.training.config import ExitConfig
+from mindspeed_mm.training.state import Skips
 from mindspeed_mm.training.step import SampleNote
 
 logger = get_logger(__name__)
 
 
 class FiniteGuard:
-    """Counts iterations whose loss or gradient is not finite; they are skipped, and too many in a row end the run."""
+    """Counts iterations whose loss or gradient is not finite; they are skipped, and too many in a row end the run.
 
-    def __init__(self, config: ExitConfig) -> None:
+    `skips` is kept up to date in place; a checkpoint holds it, so that a run which is started again counts on.
+    """
+
+    def __init__(self, config: ExitConfig, skips: Skips) -> None:
         self._allowed = 0 if config.check_for_nan_in_loss_and_grad else config.max_skipped_iterations
-        self.in_a_row = 0
+        self._skips = skips
 
     def see(self, iteration: int, loss: float, grad_norm: float, stepped: bool, notes: list[SampleNote]) -> None:
         """Count one iteration; every rank must call this. Raises TrainingError naming samples and timesteps."""
-        self.in_a_row = 0 if stepped else self.in_a_row + 1
+        self._skips.in_a_row = 0 if stepped else self._skips.in_a_row + 1
         if stepped:
             return
+        self._skips.total += 1
         culprits = _everywhere([note for note in notes if not math.isfinite(note.loss)] or notes)
         text = (
             f"iteration {iteration} skipped: loss {loss}, gradient norm {grad_norm}; samples "
@@ -38,11 +43,11 @@ class FiniteGuard:
             )
             + (f" and {len(culprits) - 8} more" if len(culprits) > 8 else "")
         )
-        if self.in_a_row > self._allowed:
+        if self._skips.in_a_row > self._allowed:
             raise TrainingError(
-                f"{text}; {self.in_a_row} in a row are not finite: lower --lr, or look at these samples"
+                f"{text}; {self._skips.in_a_row} in a row are not finite: lower --lr, or look at these samples"
             )
-        logger.info(text)
+        logger.info(f"{text}; {self._skips.total} of this run so far")
 
 
 def _everywhere(notes: list[SampleNote]) -> list[SampleNote]:

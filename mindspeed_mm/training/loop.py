@@ -66,7 +66,7 @@ class TrainLoop:
         self.train_iters: int = config.batch.train_iters or 0
         self.speaks = rank() == world_size() - 1  # as in Megatron, the last rank logs
         self.timers = PhaseTimers(parts.accelerator.device)
-        self.guard = FiniteGuard(config.exit)
+        self.guard = FiniteGuard(config.exit, parts.state.skips)
         self.spikes = SpikeWatch(config.log.spike_factor, len(parts.schedule.sigmas), parts.state.loss_means)
         self.interval = Interval()
         self.lines = 0

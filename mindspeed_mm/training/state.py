@@ -14,6 +14,14 @@ from megatron.mm.schedules import ParamScheduler
 from mindspeed_mm.errors import WeightsError
 
 
+@dataclass
+class Skips:
+    """Iterations whose loss or gradient was not finite."""
+
+    in_a_row: int = 0  # up to now
+    total: int = 0  # of the whole run, over all its starts
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """One checkpoint. The order of samples is a function of (seed, epoch): its state is `consumed_samples`."""
@@ -23,6 +31,7 @@ class TrainState:
     scheduler: ParamScheduler
     iteration: int = 0
     consumed_samples: int = 0
+    skips: Skips = field(default_factory=Skips)
     loss_means: dict[int, tuple[int, float]] = field(default_factory=dict)  # this rank's, by band of timesteps
 
 

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from megatron.mm.schedules import param_scheduler
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
+from mindspeed_mm.distributed.fsdp import last_micro_batch
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceDitConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
@@ -84,7 +85,7 @@ def step(model: nn.Module, mesh: Mesh, optim: torch.optim.Optimizer, iteration: 
     share = batch // mesh.dp_size
     total = torch.zeros(())
     for number in range(share):
-        model.set_requires_gradient_sync(number == share - 1)
+        last_micro_batch(model, number == share - 1)
         inputs, target = sample(iteration * batch + mesh.dp_rank * share + number, grid)
         loss = (model(**inputs) - target).square().mean()
         (loss / share).backward()
@@ -183,6 +184,7 @@ def train_to(run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: 
         torch.rand(3)  # a model with dropout would move the generator
         state.iteration += 1
         state.consumed_samples += 4
+        state.skips.total = state.iteration
         state.loss_means[0] = (state.iteration, losses[state.iteration - 1])
         points.poll()
         if state.iteration == die_in_save_at:
@@ -197,6 +199,7 @@ def train_to(run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: 
     }
     answer = {"losses": losses, "weights": weights(state.model), "moments": moments, "consumed": state.consumed_samples}
     answer["loss_means"] = dict(state.loss_means)
+    answer["skipped"] = state.skips.total
     return {**answer, "lr": state.optimizer.param_groups[0]["lr"], "rng": torch.get_rng_state()}
 
 

@@ -111,11 +111,13 @@ def test_the_whole_model_is_written_on_request_or_when_there_is_no_base(world, t
     assert open_weights(out).config == TINY, "the number of heads, too, which no shape tells"
 
 
-def test_what_is_usual_for_a_loss_is_resumed_and_a_finetune_forgets_it(world, stopped, tmp_path):
+def test_usual_losses_and_skipped_iterations_are_resumed_and_a_finetune_forgets_them(world, stopped, tmp_path):
     resumed = world.run(2, train_to, Run(stopped), 4)
     assert [answer["loss_means"][0][0] for answer in resumed] == [4, 4], "every rank has its own"
+    assert resumed[0]["skipped"] == 4
     fresh = world.run(2, train_to, Run(tmp_path, checkpoint={"load": str(stopped), "finetune": True}), 0)[0]
     assert fresh["loss_means"] == {}
+    assert fresh["skipped"] == 0
 
 
 def test_finetune_takes_the_weights_and_nothing_else(world, stopped, tmp_path):

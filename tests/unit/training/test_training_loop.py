@@ -9,8 +9,10 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import termios
 from datetime import datetime
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from mindspeed_mm.errors import LaunchError, MindSpeedMMError
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.loop import TrainLoop
-from mindspeed_mm.training.metrics import JsonLines, SpikeWatch, TensorBoard
+from mindspeed_mm.training.metrics import JsonLines, SpikeWatch, TensorBoard, open_writers
 from mindspeed_mm.training.step import SampleNote
 from tests.loops import Recorder, loop_parts, random_records, training
 from tests.tiny import tiny_transformer
@@ -200,6 +202,16 @@ def test_too_many_in_a_row_stop_the_run_naming_the_samples():
         TrainLoop(config, loop_parts(tiny_transformer(), config, records)).run()
 
 
+def test_a_run_that_starts_again_counts_on():
+    """Else a job that is restarted each time it stops would never stop at all."""
+    config = training(batch={"train_iters": 9, "global_batch_size": 1}, exit={"max_skipped_iterations": 2})
+    parts = loop_parts(tiny_transformer(), config, poisoned(0))
+    parts.state.skips.in_a_row = 2  # as a checkpoint may say
+    with pytest.raises(MindSpeedMMError, match="3 in a row"):
+        TrainLoop(config, parts).run()
+    assert parts.state.skips.total == 1
+
+
 def test_check_for_nan_stops_at_the_first():
     config = training(batch={"train_iters": 9}, exit={"check_for_nan_in_loss_and_grad": True})
     with pytest.raises(MindSpeedMMError, match="1 in a row"):
@@ -217,6 +229,50 @@ def test_a_spike_names_its_sample_and_timestep_and_ordinary_losses_are_quiet():
     assert len(said) == 1
     assert "sample 41 (odd)" in said[0]
     assert "timestep 455.0" in said[0]
+
+
+class FakeWandb(ModuleType):
+    """Stands for the package: takes what a run sends, as its public functions do."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.asked: dict[str, object] = {}
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.finished = False
+
+    def init(self, *, project, name, dir, config):
+        self.asked = {"project": project, "name": name, "dir": dir, "config": config}
+        return self
+
+    def log(self, values, step):
+        assert not self.logged or step >= self.logged[-1][0], "wandb drops steps that go back"
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_wandb_gets_project_job_every_iteration_and_every_held_out_loss(monkeypatch, tmp_path):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = training(
+        batch={"train_iters": 3},
+        eval={"eval_interval": 2},
+        log={"wandb_project": "vace", "wandb_exp_name": "first", "wandb_save_dir": str(tmp_path)},
+    )
+    writers = open_writers(config.log, None, {"seed": 7})
+    parts = loop_parts(tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=writers)
+    TrainLoop(config, parts).run()
+    assert wandb.asked == {"project": "vace", "name": "first", "dir": str(tmp_path), "config": {"seed": 7}}
+    assert [step for step, values in wandb.logged if "loss" in values] == [1, 2, 3]
+    assert (2, {"validation/loss": 0.5}) in wandb.logged
+    assert wandb.finished
+
+
+def test_wandb_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not there
+    with pytest.raises(MindSpeedMMError, match="--wandb-project needs the package wandb; install it or leave"):
+        open_writers(training(log={"wandb_project": "vace"}).log, None, {})
 
 
 def test_tensorboard_holds_every_number_at_its_interval_and_every_held_out_loss(tmp_path):

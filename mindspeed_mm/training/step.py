@@ -113,5 +113,5 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, clip
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()  # each in its own way: apex's takes no argument, the NPU's must keep its gradients' memory
     return norm, finite

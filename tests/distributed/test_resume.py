@@ -70,6 +70,12 @@ def test_another_number_of_ranks_goes_on_to_rounding(world, stopped, straight, r
         torch.testing.assert_close(answer["weights"][name], weight, rtol=0, atol=1e-5)
 
 
+def test_one_rank_whose_weights_are_not_sharded_goes_on_on_two(world, straight, tmp_path):
+    world.run(1, train_to, Run(tmp_path), 4, save_at=(4,))
+    answer = world.run(2, train_to, Run(tmp_path), 7)[0]
+    assert answer["losses"] == pytest.approx({i: straight["losses"][i] for i in range(4, 7)}, abs=1e-6)
+
+
 def test_a_save_in_the_background_holds_the_weights_of_its_iteration(world, stopped, straight, tmp_path):
     run = Run(tmp_path, checkpoint={"async_save": True})
     world.run(2, train_to, run, 6, save_at=(2, 4))  # two more steps change the weights while 4 is written

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_mm.distributed.fsdp import fsdp_units
@@ -175,6 +176,41 @@ def test_accumulation_reduces_once(world):
     once = world.run(2, reductions, Setup(), 1)[0]
     assert once > 0
     assert world.run(2, reductions, Setup(), 3)[0] == once
+
+
+def gathered(setup):
+    """First parts of the names of weights that FSDP2 gathers before they are used."""
+    model, _ = setup.build()
+    return {name.split(".")[0] for name, p in model.named_parameters() if isinstance(p, DTensor)}
+
+
+BRANCH_PARTS, FP32_PARTS = {"vace_blocks", "vace_patch_embedding"}, {"time_embedding", "time_projection", "head"}
+TRUNK_PARTS = {"blocks", "patch_embedding", "text_embedding", *FP32_PARTS}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "setup", "wanted"),
+    [
+        pytest.param(1, Setup(), set(), id="one rank, fp32: nothing"),
+        pytest.param(1, Setup(dtype="bf16"), BRANCH_PARTS, id="one rank, bf16: masters are cast"),
+        pytest.param(1, Setup(dtype="bf16", trainable="all"), BRANCH_PARTS | TRUNK_PARTS, id="all trains in one way"),
+        pytest.param(
+            1, Setup(fsdp={"offload_to_cpu": True, "pin_memory": False}), BRANCH_PARTS | TRUNK_PARTS, id="host"
+        ),
+        pytest.param(2, Setup(fsdp={"sharding_size": 1}), BRANCH_PARTS, id="a copy on each rank: gradients are summed"),
+        pytest.param(2, Setup(), BRANCH_PARTS | TRUNK_PARTS, id="two ranks"),
+    ],
+)
+def test_only_what_needs_a_gather_or_a_cast_is_wrapped(world, ranks, setup, wanted):
+    assert world.run(ranks, gathered, setup)[0] == wanted
+
+
+def test_bf16_on_one_rank_is_bf16_on_two(world):
+    """One rank uses its frozen weights in place, two gather them: the same bytes either way."""
+    _, alone = world.run(1, gradients, Setup(dtype="bf16"))[0]
+    _, together = world.run(2, gradients, Setup(dtype="bf16"))[0]
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, rtol=0, atol=0, msg=name)
 
 
 def local_reads():

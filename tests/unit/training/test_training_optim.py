@@ -1,11 +1,15 @@
 """Weight decay, clipping, and whose AdamW."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.config import OptimizerConfig
 from mindspeed_mm.training.optim import build_optimizer, clip_gradients, decays, param_groups
+from mindspeed_mm.training.step import update
 from tests.tiny import tiny_transformer
 
 
@@ -91,6 +95,55 @@ def test_a_gradient_that_is_not_finite_is_measured_and_left():
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, float("inf")])
     assert clip_gradients([parameter], 1.0) == float("inf")
+
+
+class ApexLike(torch.optim.AdamW):
+    """As apex.optimizers.FusedAdam is called: AdamW by adam_w_mode, and zero_grad() without arguments."""
+
+    def __init__(self, params, adam_w_mode=True, **settings):
+        assert adam_w_mode, "else decay goes into the gradient"
+        super().__init__(params, **settings)
+
+    def zero_grad(self):
+        super().zero_grad(set_to_none=True)
+
+
+class NpuLike(torch.optim.AdamW):
+    """As torch_npu.optim.NpuFusedAdamW is called: gradients lie in one piece of memory, so they cannot become None."""
+
+    def zero_grad(self, set_to_none=False):
+        if set_to_none:
+            raise ValueError("set_to_none is not supported in fused optimizers")
+        super().zero_grad(set_to_none=False)
+
+
+@pytest.mark.parametrize(
+    ("selection", "module", "name", "stand_in"),
+    [
+        ("apex", "apex.optimizers", "FusedAdam", ApexLike),
+        ("npu", "torch_npu.optim", "NpuFusedAdamW", NpuLike),
+        ("fused_adamw", "torch_npu.optim", "NpuFusedAdamW", NpuLike),
+    ],
+)
+def test_an_optimizer_of_another_package_steps_as_torchs_does(monkeypatch, selection, module, name, stand_in):
+    package = ModuleType(module)
+    setattr(package, name, stand_in)
+    monkeypatch.setitem(sys.modules, module.partition(".")[0], ModuleType(module.partition(".")[0]))
+    monkeypatch.setitem(sys.modules, module, package)
+    ended = []
+    for chosen in (selection, "torch"):
+        model = torch.nn.Linear(3, 2)
+        with torch.no_grad():
+            model.weight.copy_(torch.arange(6.0).view(2, 3))
+            model.bias.zero_()
+        optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=0.5, optimizer_selection=chosen))
+        assert isinstance(optimizer, stand_in) == (chosen == selection)
+        for _ in range(2):
+            model(torch.ones(1, 3)).sum().backward()
+            _, stepped = update(model, optimizer, 1.0, 1.0)
+            assert stepped
+        ended.append(model.weight.detach())
+    assert torch.equal(*ended)
 
 
 @pytest.mark.parametrize("selection", ["apex", "npu"])

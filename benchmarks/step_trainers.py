@@ -23,6 +23,7 @@ class Case:
     dtype: str  # bf16 | fp32
     trainable: str
     device: str | None
+    residual_dtype: str = "fp32"  # of our residual stream; the peer's is in the dtype of its products
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def our_trainer(case: Case, variant: Variant, inputs: dict[str, Any], accelerato
     parallel = ParallelConfig()
     fsdp = Fsdp2Config(param_dtype=case.dtype, compile=variant.compiled, recompute_modules=variant.patterns())
     sizes = {**case.config.trunk.model_dump(), "dtype": case.dtype, "trainable": case.trainable}
+    sizes["residual_dtype"] = case.residual_dtype
     branch = {"vace_layers": case.config.vace_layers, "in_dim": case.config.vace_in_dim}
     predictor = PredictorConfig(**sizes, vace_dit=branch)
     mesh = build_mesh(parallel, accelerator, fsdp)

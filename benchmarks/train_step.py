@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing as mp
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -24,7 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.step_trainers import PEER, Case, Step, Variant, make_inputs, our_trainer, peer_trainer
+from step_trainers import PEER, Case, Step, Variant, make_inputs, our_trainer, peer_trainer
+
 from mindspeed_mm.config.schema import parse, read_json
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.log import get_logger, one_line_errors
@@ -206,7 +208,7 @@ def _report(case: Case, rows: list[Measured], peak_tflops: float | None) -> list
     grid, tokens = "×".join(map(str, case.grid)), rows[0].tokens
     rate = f"; MFU and HFU of {peak_tflops:.3g} TFLOP/s" if peak_tflops else ""
     lines = [
-        f"{tokens} tokens (latents {grid}), caption {case.text} tokens, {case.dtype}, trainable {case.trainable}{rate}",
+        f"{tokens} tokens (latents {grid}), caption {case.text} tokens, {case.dtype}, our residual {case.residual_dtype}, trainable {case.trainable}{rate}",
         "",
         "| variant | s/step | tokens/s | TFLOP/s | MFU | HFU | tensors (MB) | process (MB) | first loss |",
         "|-|-|-|-|-|-|-|-|-|",
@@ -248,10 +250,11 @@ def _heading(argv: Sequence[str]) -> str:
 
     import torch
 
+    command = shlex.join(["python", "benchmarks/train_step.py", *argv])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     device = f"{torch.cuda.get_device_name()}" if torch.cuda.is_available() else _cpu_name()
     return (
-        f"# Training step\n\n- command: `python benchmarks/train_step.py {' '.join(argv)}`\n"
+        f"# Training step\n\n- command: `{command}`\n"
         f"- commit: {commit.stdout.strip() or 'unknown'}\n"
         f"- device: {device}, {torch.get_num_threads()} thread(s); torch {torch.__version__}, "
         f"Python {platform.python_version()}\n\n"
@@ -274,7 +277,15 @@ def _case(args: argparse.Namespace) -> Case:
     else:
         raise ConfigError(f"--preset {args.preset}: unknown; one of {', '.join(PRESETS)}")
     grid = tuple(args.latents or (args.refs + (args.frames + 3) // 4, args.height // 8, args.width // 8))
-    return Case(config, grid, min(args.text, config.trunk.text_len), args.dtype, args.trainable, args.device)  # type: ignore[arg-type]
+    return Case(
+        config,
+        grid,
+        min(args.text, config.trunk.text_len),
+        args.dtype,
+        args.trainable,
+        args.device,
+        args.residual_dtype,
+    )  # type: ignore[arg-type]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -290,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--text", type=int, default=64, help="caption tokens")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of matrix products")
+    parser.add_argument("--residual-dtype", choices=("bf16", "fp32"), default="fp32", help="of our residual stream")
     parser.add_argument("--trainable", choices=("branch", "trunk", "all"), default="branch")
     parser.add_argument(
         "--recompute",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceConfig
+from mindspeed_mm.models.wan.sizes import layout
 
 PEER = "diffusers"
 Step = Callable[[], float]
@@ -102,6 +104,26 @@ def make_inputs(case: Case, generator: Any, device: Any) -> dict[str, Any]:
     }
 
 
+class RandomWeights:
+    """Equal weights for both, drawn by name. None is zero, so that what is compared reaches the loss."""
+
+    def __init__(self, config: VaceConfig) -> None:
+        from torch import Size
+
+        self.shapes = {name: Size(shape) for name, shape in layout(config).items()}
+
+    def read(self, name: str) -> Any:
+        """The whole weight, fp32."""
+        import torch
+
+        from mindspeed_mm.training.build import initial_weight
+
+        weight = initial_weight(name, self.shapes[name], 0)
+        if weight.any():
+            return weight
+        return 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+
+
 def our_trainer(case: Case, variant: Variant, inputs: dict[str, Any], accelerator: Any) -> Trainer:
     from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
     from mindspeed_mm.distributed.mesh import build_mesh
@@ -114,7 +136,7 @@ def our_trainer(case: Case, variant: Variant, inputs: dict[str, Any], accelerato
     branch = {"vace_layers": case.config.vace_layers, "in_dim": case.config.vace_in_dim}
     predictor = PredictorConfig(**sizes, vace_dit=branch)
     mesh = build_mesh(parallel, accelerator, fsdp)
-    model = build_model(predictor, parallel, fsdp, mesh, accelerator, source=None)
+    model = build_model(predictor, parallel, fsdp, mesh, accelerator, source=RandomWeights(case.config))
     return Trainer(model, lambda: model(**_without_target(inputs)), inputs)
 
 
@@ -125,7 +147,7 @@ def peer_trainer(case: Case, inputs: dict[str, Any], accelerator: Any) -> Traine
     from diffusers import WanVACETransformer3DModel
 
     from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-    from mindspeed_mm.training.build import initial_weight, trains
+    from mindspeed_mm.training.build import trains
 
     trunk = case.config.trunk
     with torch.device(accelerator.device):
@@ -142,11 +164,11 @@ def peer_trainer(case: Case, inputs: dict[str, Any], accelerator: Any) -> Traine
             vace_layers=list(case.config.vace_layers),
             vace_in_channels=case.config.vace_in_dim,
         )
-    names = KEY_MAPS["diffusers"]
+    names, weights = KEY_MAPS["diffusers"], RandomWeights(case.config)
     half = torch.bfloat16 if case.dtype == "bf16" else torch.float32
     for theirs, parameter in model.named_parameters():
         name = names.to_ours(theirs)
-        parameter.data.copy_(initial_weight(name, parameter.shape, 0))
+        parameter.data.copy_(weights.read(name))
         parameter.requires_grad_(trains(name, case.trainable, BRANCH))
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(half)

@@ -83,6 +83,12 @@ def rank_name(stage: int | None) -> str:
     return "mp_rank_00" if stage is None else f"mp_rank_00_{stage:03d}"
 
 
+def parse_rank(name: str) -> int | None:
+    """`mp_rank_00_002` → pipeline stage 2; any other name → None."""
+    match = _RANK.fullmatch(name)
+    return int(match[2]) if match and match[2] else None
+
+
 def stage_files(folder: Path) -> list[Path]:
     """The weight files of one iteration folder, in pipeline order; [] where there is none.
 

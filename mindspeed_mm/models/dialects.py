@@ -38,7 +38,7 @@ def understand(names: Iterable[str], where: object, key_maps: Mapping[str, KeyMa
     foreign = [name for name, short in bare.items() if not key_map.knows(short) or _ABSURD.search(short)]
     if foreign:
         known = len(raw) - len(foreign)
-        what = f"looks like {dialect} names ({known} of {len(raw)})" if known else "no dialect of VACE"
+        what = f"looks like {dialect} names ({known} of {len(raw)})" if known else "no dialect of this model"
         raise WeightsError(f"{where}: {what}; foreign: {listed(foreign)}; known dialects: {', '.join(key_maps)}")
     ours: dict[str, str] = {}
     for name, short in bare.items():

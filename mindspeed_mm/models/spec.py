@@ -13,12 +13,18 @@ from mindspeed_mm.registry import Registry
 class ModelSpec:
     """One trainable model. `predictor.model_id` of the model JSON picks it."""
 
-    predictor: type[Config]  # schema of the JSON's `predictor`
+    predictor: type[
+        Config
+    ]  # schema of the JSON's `predictor`; docs/extend/model.md lists the fields that training reads
     build: str  # "module:callable", called build(predictor.model) → nn.Module on the current default device
     key_maps: str  # "module:NAME", a dict dialect → KeyMap
     units: tuple[str, ...]  # module patterns that are sharded and recomputed as one, e.g. "blocks.{*}"
     branch: tuple[str, ...] = ()  # first parts of the names of what `trainable: branch` trains; () = there is no branch
     fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 when the rest is bf16
+    start: str = (
+        ""  # "module:callable", start(predictor) → models.start.Start; "" opens `from_pretrained` by the key maps
+    )
+    cost: str = ""  # "module:callable", cost(predictor, recompute plan) → LoopParts.cost; "" reports no throughput
 
 
 MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")
@@ -31,5 +37,7 @@ MODELS.add(
         units=("blocks.{*}", "vace_blocks.{*}"),
         branch=BRANCH,
         fp32_modules=FP32_MODULES,
+        start="mindspeed_mm.models.start:vace_start",
+        cost="mindspeed_mm.training.flops:vace_cost",
     ),
 )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from megatron.mm.layout import parse_rank
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.dcp import read_dcp
@@ -23,10 +24,12 @@ from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed, understand
 from mindspeed_mm.models.find import Files, find_files, shards
+from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
 from mindspeed_mm.models.wan.sizes import contradictions, layout_of_shapes, read_hints
 from mindspeed_mm.models.wan.stages import merge
+from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "init_branch_from_trunk",
     "load_transformer",
     "load_weights",
+    "open_named",
     "open_weights",
     "with_branch_of",
 ]
@@ -57,6 +61,14 @@ def open_weights(
     if files.also:
         logger.info(files.also)
     return _open(files, base_path, seen=())
+
+
+def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
+    """The weights of any model at a folder or file, under the names that `key_maps` translates to.
+
+    Nothing is known of its layout: whether all weights are there, the model that they fill tells. Raises WeightsError.
+    """
+    return _open(find_files(Path(path)), None, seen=(), key_maps=key_maps)
 
 
 def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
@@ -114,20 +126,25 @@ def load_transformer(
     return load_weights(build_on_meta(source.config), source, dtype=dtype, device=device).eval()
 
 
-def _open(files: Files, base_path: PathLike | None, seen: tuple[Path, ...]) -> WeightsSource:
+def _open(
+    files: Files, base_path: PathLike | None, seen: tuple[Path, ...], key_maps: Mapping[str, KeyMap] = KEY_MAPS
+) -> WeightsSource:
     where = files.paths[0] if len(files.paths) == 1 else files.homes[0]
-    dialect, tensors, extras = _read(files, where)
+    dialect, tensors, extras = _read(files, where, key_maps)
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
         raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
-    hints = _hints(files, extras.get("config"))
+    hints = _hints(files, extras.get("config")) if key_maps is KEY_MAPS else {}
     source = WeightsSource(where.absolute(), dialect, files.what, tensors, hints)
-    source = _complete(source, extras.get("base"), base_path, seen)
-    _check(source)
+    source = _complete(source, extras.get("base"), base_path, seen, key_maps)
+    if key_maps is KEY_MAPS:
+        _check(source)
     return source
 
 
-def _read(files: Files, where: Path) -> tuple[str, dict[str, TensorFile], Mapping[str, Any]]:
+def _read(
+    files: Files, where: Path, key_maps: Mapping[str, KeyMap]
+) -> tuple[str, dict[str, TensorFile], Mapping[str, Any]]:
     """Dialect, official name → tensor, and the plain values saved beside the weights."""
     if files.kind == "safetensors":
         stages: list[Mapping[str, Any]] = [read_safetensors(files.paths).tensors]
@@ -135,7 +152,7 @@ def _read(files: Files, where: Path) -> tuple[str, dict[str, TensorFile], Mappin
     else:
         states = [read_dcp(path) if files.kind == "dcp" else read_torch(path) for path in files.paths]
         stages, extras = _stages(states, where), states[0]
-    namings = [understand(stage, where) for stage in stages]
+    namings = [understand(stage, where, key_maps) for stage in stages]
     tensors = [{name: stage[raw] for name, raw in n.ours.items()} for n, stage in zip(namings, stages, strict=True)]
     return namings[0].dialect, tensors[0] if len(tensors) == 1 else merge(tensors), extras
 
@@ -206,7 +223,13 @@ def _find_predictor(values: Any) -> Mapping[str, Any] | None:
     return next((found for inner in values.values() if (found := _find_predictor(inner)) is not None), None)
 
 
-def _complete(source: WeightsSource, base: Any, base_path: PathLike | None, seen: tuple[Path, ...]) -> WeightsSource:
+def _complete(
+    source: WeightsSource,
+    base: Any,
+    base_path: PathLike | None,
+    seen: tuple[Path, ...],
+    key_maps: Mapping[str, KeyMap],
+) -> WeightsSource:
     """Add the frozen part that a checkpoint of what trains leaves out. Raises WeightsError if it moved or changed."""
     if not isinstance(base, dict) and base_path is None:
         return source
@@ -217,7 +240,7 @@ def _complete(source: WeightsSource, base: Any, base_path: PathLike | None, seen
         raise WeightsError(f"{source.path}: holds only what was trained, and its base {place} is not there; {hint}")
     if place in seen or len(seen) > 8:
         raise WeightsError(f"{source.path}: its base {place} leads back to itself; {hint}")
-    whole = _open(find_files(place), None, (*seen, place))
+    whole = _open(find_files(place), None, (*seen, place), key_maps)
     fingerprint = recorded.get("fingerprint")
     if fingerprint and whole.fingerprint() != fingerprint:
         raise WeightsError(f"{source.path}: {place} is not the base it was trained on, its values differ; {hint}")
@@ -237,7 +260,9 @@ def _check(source: WeightsSource) -> None:
     except WeightsError as error:
         problems = str(error)
     if problems:
-        raise WeightsError(f"{source.path}: read as {source.dialect} names ({source.what}), but {problems}")
+        stage = parse_rank(source.path.parent.name)
+        hint = "" if stage is None else f"; it is pipeline stage {stage} alone, give {source.path.parent.parent}"
+        raise WeightsError(f"{source.path}: read as {source.dialect} names ({source.what}), but {problems}{hint}")
     disagreements = contradictions(source.shapes, source.hints)
     if disagreements:
         logger.warning(f"{source.path}: config.json disagrees and is not used: {', '.join(disagreements)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -18,14 +18,14 @@ from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.wan.config import PredictorConfig
-from mindspeed_mm.models.weights import WeightsSource, init_branch_from_trunk, open_weights, with_branch_of
+from mindspeed_mm.models.start import start_of
+from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.checkpoint import BaseReference, Checkpointer
-from mindspeed_mm.training.flops import Flops, peak_tflops, recomputed_share, step_flops, tokens_of
+from mindspeed_mm.training.flops import Flops, peak_tflops
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.metrics import Writer, open_writers
 from mindspeed_mm.training.optim import build_optimizer
@@ -43,14 +43,18 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     mesh = build_mesh(job.parallel, accelerator, job.fsdp2)
     schedule = build_schedule(job.model.diffusion)
     loader = build_loader(job, mesh, accelerator)
-    source = open_source(job.predictor)
-    model = build_model(job.predictor, job.parallel, job.fsdp2, mesh, accelerator, source=source, seed=batch.seed)
+    start = start_of(job.predictor)
+    if start.weights is not None:
+        logger.info(start.weights.description)
+    model = build_model(
+        job.predictor, job.parallel, job.fsdp2, mesh, accelerator, source=start.weights, seed=batch.seed
+    )
     optimizer = build_optimizer(model, training.optimizer)
     scheduler = param_scheduler(
         optimizer, training.optimizer, train_iters=train_iters, global_batch_size=global_batch_size
     )
     state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler)
-    checkpoints = build_checkpoints(job, source, accelerator)
+    checkpoints = build_checkpoints(job, start.base, accelerator)
     checkpoints.load(state)
     return LoopParts(
         state=state,
@@ -69,30 +73,9 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     )
 
 
-def open_source(predictor: PredictorConfig) -> WeightsSource | None:
-    """The weights that the job starts from, read lazily; None for random ones. Raises WeightsError."""
-    if predictor.from_pretrained is None:
-        return None
-    source = open_weights(predictor.from_pretrained)
-    if predictor.vace_dit.init_from_trunk:
-        source = init_branch_from_trunk(source, predictor.model)
-    if predictor.vace_dit.vace_pretrained:
-        source = with_branch_of(source, predictor.vace_dit.vace_pretrained)
-    logger.info(source.description)
-    return source
-
-
-def open_base(predictor: PredictorConfig, source: WeightsSource | None) -> WeightsSource | None:
-    """Where a checkpoint of what trains finds the rest; None: nowhere in one place, so it must hold all weights."""
-    if predictor.vace_dit.vace_pretrained is None or source is None:
-        return source
-    return open_weights(source.path) if predictor.trainable == "branch" else None
-
-
-def build_checkpoints(job: PretrainJob, source: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
-    """Checkpoints of this job; what does not train is named by reference to `source`."""
+def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
+    """Checkpoints of this job; what does not train is named by reference to `rest`."""
     key_map = resolve(MODELS.get(job.predictor.model_id).key_maps)["mm"]
-    rest = open_base(job.predictor, source)
     base = BaseReference(str(rest.path), rest.fingerprint(), rest.dialect) if rest is not None else None
     return Checkpointer(job.training.checkpoint, accelerator, key_map, base=base, job_json=job.to_json())
 
@@ -105,7 +88,7 @@ def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> Trai
         seed=batch.seed,
         caption_dropout=job.model.caption_dropout,
         null_prompt=getattr(dataset, "null_prompt", None),
-        with_context=has_branch(job),
+        with_context=job.predictor.reads_context,
     )
     return TrainLoader(
         dataset,
@@ -140,16 +123,11 @@ def build_evaluation(
         most=job.training.eval.eval_iters * (job.training.batch.global_batch_size or 1),
         seed=job.training.batch.seed,
         exclude_refs=job.model.diffusion.ref_loss == "exclude",
-        with_context=has_branch(job),
+        with_context=job.predictor.reads_context,
         device=accelerator.device,
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp_size,
     )
-
-
-def has_branch(job: PretrainJob) -> bool:
-    """Whether the model reads vace_context: `vace_layers: []` trains a plain text-to-video trunk."""
-    return bool(job.predictor.model.vace_layers)
 
 
 def build_videos(
@@ -187,18 +165,13 @@ def step_settings(job: PretrainJob) -> StepSettings:
 
 
 def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
-    """(R+F, h, w, text rows) → tokens and operations of one sample."""
-    sizes, trainable = job.predictor.model, job.predictor.trainable
+    """(R+F, h, w, text rows) → tokens and operations of one sample; zeros where the model's spec tells no cost."""
+    spec = MODELS.get(job.predictor.model_id)
+    if not spec.cost:
+        return lambda size: (0, Flops(0.0, 0.0))
     names = [name for name, _ in model.named_modules() if name]
-    plan = recompute_plan(names, MODELS.get(job.predictor.model_id).units, job.fsdp2, job.parallel)
-
-    @lru_cache
-    def cost(size: tuple[int, ...]) -> tuple[int, Flops]:
-        *grid, text = size
-        tokens = tokens_of(tuple(grid), sizes)
-        share = recomputed_share(sizes, plan, trainable, tokens, text)
-        return tokens, step_flops(sizes, tokens, trainable, share, text=text)
-
+    plan = recompute_plan(names, spec.units, job.fsdp2, job.parallel)
+    cost: Callable[[tuple[int, ...]], tuple[int, Flops]] = resolve(spec.cost)(job.predictor, plan)
     return cost
 
 

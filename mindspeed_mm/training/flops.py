@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
-from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.config import PredictorConfig, VaceConfig
 
 Trainable = Literal["branch", "trunk", "all"]
 
@@ -114,6 +115,20 @@ def recomputed_share(
             all_of_it, kept = parts.get(part, (0.0, 0.0))
             twice += all_of_it - (kept if mode == "selective" else 0.0)
     return twice / (whole * (config.trunk.num_layers + len(config.vace_layers)))
+
+
+def vace_cost(predictor: PredictorConfig, plan: Mapping[str, str]) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
+    """(R+F, h, w, text rows) → tokens and operations of one sample of VACE, under a recompute plan."""
+    sizes, trainable = predictor.model, predictor.trainable
+
+    @lru_cache
+    def cost(size: tuple[int, ...]) -> tuple[int, Flops]:
+        *grid, text = size
+        tokens = tokens_of(tuple(grid), sizes)
+        share = recomputed_share(sizes, plan, trainable, tokens, text)
+        return tokens, step_flops(sizes, tokens, trainable, share, text=text)
+
+    return cost
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from mindspeed_mm.models.keymap import KeyMap, Rename
+from mindspeed_mm.models.weights import open_named
 from tests.tiny import TINY, model_json, tiny_transformer, write_transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY_POINTS = """
 [mindspeed_mm.models]
 whisper = outsider.specs:MODEL
+pebble = outsider.pebble:SPEC
 
 [mindspeed_mm.datasets]
 noise = outsider.specs:DATASET
@@ -102,6 +106,77 @@ class Noise:
             key=f"noise-{index}",
         )
 '''
+PEBBLE = '''
+from typing import Literal
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.models.keymap import KeyMap, Rename
+from mindspeed_mm.models.spec import ModelSpec
+
+
+class PebbleSizes(Config):
+    width: int
+
+
+class PebblePredictor(Config):
+    """A model that has nothing of VACE: no branch, no heads, names of its own."""
+
+    model_id: Literal["pebble"] = "pebble"
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    residual_dtype: Literal["fp32"] = "fp32"
+    from_pretrained: str | None = None
+    trainable: Literal["all"] = "all"
+    num_heads: int = 1
+    width: int = 8
+    reads_context: bool = False
+
+    @property
+    def weight_paths(self) -> dict[str, str]:
+        return {"from_pretrained": self.from_pretrained} if self.from_pretrained else {}
+
+    @property
+    def model(self) -> PebbleSizes:
+        return PebbleSizes(width=self.width)
+
+
+NAMES = ("enter.{p}", "stones.{i}.mix.{p}", "leave.{p}")
+KEY_MAPS = {
+    "official": KeyMap("official", [Rename(name, name) for name in NAMES]),
+    "mm": KeyMap("mm", [Rename(name, f"pebble.{name}") for name in NAMES]),
+}
+SPEC = ModelSpec(
+    predictor=PebblePredictor,
+    build="outsider.pebble_net:Pebble",
+    key_maps="outsider.pebble:KEY_MAPS",
+    units=("stones.{*}",),
+)
+'''
+PEBBLE_NET = """
+from torch import nn
+
+
+class Stone(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.mix(x.movedim(1, -1).to(self.mix.weight.dtype)).movedim(-1, 1)
+
+
+class Pebble(nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        self.enter = nn.Conv3d(16, sizes.width, 1)
+        self.stones = nn.ModuleList(Stone(sizes.width) for _ in range(3))
+        self.leave = nn.Conv3d(sizes.width, 16, 1)
+
+    def forward(self, latents, timestep, prompt_embeds, vace_context, *, context_scale=1.0):
+        assert vace_context is None
+        x = self.enter(latents.to(self.enter.weight.dtype))
+        for stone in self.stones:
+            x = stone(x)
+        return self.leave(x.to(self.leave.weight.dtype)).float()
+"""
 CONVERT = '''
 from pathlib import Path
 from pydantic import BaseModel
@@ -126,12 +201,17 @@ CONVERTER = Converter(methods={"count": count})
 '''
 
 
+FILES = {
+    "__init__": "", "specs": SPECS, "code": CODE, "convert": CONVERT, "pebble": PEBBLE, "pebble_net": PEBBLE_NET,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of installed packages that holds `outsider`: what pip leaves behind."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "outsider").mkdir()
-    for name, text in {"__init__": "", "specs": SPECS, "code": CODE, "convert": CONVERT}.items():
+    for name, text in FILES.items():
         (folder / "outsider" / f"{name}.py").write_text(text)
     info = folder / "outsider-1.0.dist-info"
     info.mkdir()
@@ -211,6 +291,30 @@ def test_its_model_trains_on_its_dataset_under_the_ordinary_script(site: Path, w
     assert "whisper at volume 0.25" in ran.stdout
     assert "iteration        2/       2" in ran.stdout
     assert (tmp_path / "save in a folder with spaces" / "iter_0000002" / ".metadata").is_file()
+
+
+@pytest.mark.slow
+def test_a_model_that_has_nothing_of_vace_trains_from_its_own_weights(site: Path, tmp_path: Path) -> None:
+    """Its schema, its names, its units and no branch: two files of its own and one line of entry points."""
+    sizes = {"enter": (8, 16, 1, 1, 1), "leave": (16, 8, 1, 1, 1), **{f"stones.{i}.mix": (8, 8) for i in range(3)}}
+    start = {f"{name}.weight": torch.randn(shape) / 4 for name, shape in sizes.items()}
+    start |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in sizes.items()}
+    save_file(start, tmp_path / "pebble.safetensors")
+    settings = settings_for(tmp_path, tmp_path, volume=1.0)
+    predictor = {"model_id": "pebble", "width": 8, "from_pretrained": str(tmp_path / "pebble.safetensors")}
+    (tmp_path / "model.json").write_text(json.dumps({"task": "vace", "predictor": predictor}))
+    (tmp_path / "fsdp2.yaml").write_text("sub_modules_to_wrap: ['stones.{*}']\nparam_dtype: bf16\n")
+    settings["FSDP2_CONFIG"] = tmp_path / "fsdp2.yaml"
+    script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", "--train-iters", "2", "--num-workers", "0"]
+    ran = run(script, site, settings)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    assert "iteration        2/       2" in ran.stdout
+    names = ("enter.{p}", "stones.{i}.mix.{p}", "leave.{p}")
+    key_map = KeyMap("mm", [Rename(name, f"pebble.{name}") for name in names])
+    saved = open_named(tmp_path / "save in a folder with spaces", {"mm": key_map})
+    assert saved.shapes == {name: tensor.shape for name, tensor in start.items()}
+    assert all(not torch.equal(saved.read(name), tensor) for name, tensor in start.items())
+    assert all((saved.read(name) - tensor).abs().max() < 0.01 for name, tensor in start.items())
 
 
 def test_without_the_package_both_names_are_errors_that_list_what_there_is(weights: Path, tmp_path: Path) -> None:

@@ -197,6 +197,17 @@ class PredictorConfig(WanConfig):
         return {name: getattr(self, name) for name in WanConfig.model_fields}
 
     @property
+    def reads_context(self) -> bool:
+        """Whether the model is given a vace_context: `vace_layers: []` trains a plain text-to-video trunk."""
+        return bool(self.vace_dit.vace_layers)
+
+    @property
+    def weight_paths(self) -> dict[str, str]:
+        """Key in `predictor` → the folder or file that it names."""
+        named = {"from_pretrained": self.from_pretrained, "vace_dit.vace_pretrained": self.vace_dit.vace_pretrained}
+        return {key: path for key, path in named.items() if path}
+
+    @property
     def model(self) -> VaceConfig:
         """The sizes alone."""
         trunk = WanConfig(**self._trunk_fields())

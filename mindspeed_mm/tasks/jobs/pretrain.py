@@ -188,15 +188,13 @@ class PretrainJob(Config):
                 f"{self.files.mm_data}:dataset_param.basic_parameters.data_path: {data_path} is not there; "
                 "run feature extraction, or name the data.jsonl that it wrote"
             )
-        branch = self.predictor.vace_dit.vace_pretrained
-        for key, weights in (("from_pretrained", self.predictor.from_pretrained), ("vace_dit.vace_pretrained", branch)):
-            if weights and not Path(weights).exists():
+        for key, weights in self.predictor.weight_paths.items():
+            if not Path(weights).exists():
                 raise WeightsError(
                     f"{self.files.mm_model}:predictor.{key}: {weights} is not there; name a folder or file with "
                     "weights (mm-convert writes one)"
                 )
-            if weights:
-                find_files(Path(weights))  # a folder that holds none, or two models, is named before any rank starts
+            find_files(Path(weights))  # a folder that holds none, or two models, is named before any rank starts
 
     @property
     def predictor(self) -> PredictorConfig:

@@ -348,6 +348,12 @@ def test_a_missing_shard_is_named(tmp_path: Path, weights: Weights) -> None:
     refused(tmp_path, "2 of 3 shards")
 
 
+def test_one_pipeline_stage_alone_names_the_folder_of_all(tmp_path: Path, weights: Weights) -> None:
+    folder = stages(tmp_path, weights)
+    refused(folder / "mp_rank_00_001", "pipeline stage 1 alone", f"give {folder}")
+    refused(folder / "mp_rank_00_000/model_optim_rng.pt", "pipeline stage 0 alone", f"give {folder}")
+
+
 def test_several_models_in_one_folder_are_an_error(tmp_path: Path, weights: Weights) -> None:
     for name in ("a.safetensors", "b.safetensors"):
         save_file(weights, tmp_path / name)

@@ -94,16 +94,36 @@ def test_forward_and_gradients_are_those_of_diffusers(config, scale, references,
         torch.testing.assert_close(grad, inputs[name].grad, atol=5e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("config", SCALES)
+@pytest.mark.parametrize(("config", "scale"), [(config, scale) for config in SCALES for scale in SCALES[config]])
 @pytest.mark.parametrize("references", [0, 1, 3])
-def test_what_remains_of_the_difference_is_the_fp32_sinusoid_of_diffusers(config, references):
+def test_what_remains_of_the_difference_is_the_fp32_sinusoid_of_diffusers(config, scale, references):
     model = tiny_transformer(seed=1, config=config)
     oracle = oracle_of(model)
     oracle.condition_embedder.timesteps_proj = ExactSinusoid(config.trunk.freq_dim)
     inputs = tiny_inputs(seed=1, batch=2, frames=references + 2, height=6, width=10, config=config)
     inputs["timestep"] = torch.tensor([999.7, 437.2])
+    ours, theirs = model(**inputs, context_scale=scale), run_oracle(oracle, inputs, scale, config)
+    torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=0)
+    for out in (ours, theirs):
+        out.square().mean().backward()
+    their_weights = dict(oracle.named_parameters())
+    for name, weight in model.named_parameters():
+        grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        torch.testing.assert_close(grad, their_weights[NAMES.to_theirs(name)].grad, atol=5e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("scale", [0.4, [1.0, 0.3]])
+def test_a_scale_may_be_a_number_a_list_or_a_tensor(scale):
+    model, inputs = tiny_transformer(), tiny_inputs(batch=2)
     with torch.no_grad():
-        torch.testing.assert_close(model(**inputs), run_oracle(oracle, inputs, 1.0, config), atol=5e-6, rtol=0)
+        expected = model(**inputs, context_scale=scale)
+        assert torch.equal(model(**inputs, context_scale=torch.tensor(scale, dtype=torch.float64)), expected)
+        torch.testing.assert_close(
+            run_oracle(oracle_of(model), inputs, tuple(scale) if isinstance(scale, list) else scale, TINY),
+            expected,
+            atol=5e-5,
+            rtol=0,
+        )
 
 
 def test_a_full_caption_needs_no_padding():

@@ -90,14 +90,14 @@ class VaceTransformer(nn.Module):
         prompt_embeds: Tensor,
         vace_context: Tensor | None,
         *,
-        context_scale: float | Sequence[float] = 1.0,
+        context_scale: float | Sequence[float] | Tensor = 1.0,
     ) -> Tensor:
         """latents [B, 16, R+F, h, w], timestep [B] fp32 (1000·sigma), prompt_embeds [B, L, text_dim] with L ≤ text_len,
         vace_context [B, 96, R+F, h, w] or None for the trunk alone → velocity fp32 [B, 16, R+F, h, w].
 
-        `context_scale` is one number, or one for each branch block. One sample may be asked about P captions at once,
-        prompt_embeds [P, L, text_dim] → [P, 16, R+F, h, w]: what trunk and branch do before they read the caption is done once.
-        Raises DataError when the shapes do not fit.
+        `context_scale` is one number, or one for each branch block (a sequence or a tensor). One sample may be asked about P
+        captions at once, prompt_embeds [P, L, text_dim] → [P, 16, R+F, h, w]: what trunk and branch do before they read the
+        caption is done once. Raises DataError when the shapes do not fit.
         """
         self._check(latents, timestep, prompt_embeds, vace_context)
         patch = self.config.trunk.patch_size
@@ -139,8 +139,10 @@ class VaceTransformer(nn.Module):
         rows = F.pad(prompt_embeds, (0, 0, 0, 1)) if padding else prompt_embeds
         return Text(self.text_embedding(rows), max(padding, 1))
 
-    def _scales(self, context_scale: float | Sequence[float]) -> tuple[float, ...]:
+    def _scales(self, context_scale: float | Sequence[float] | Tensor) -> tuple[float, ...]:
         count = len(self.config.vace_layers)
+        if isinstance(context_scale, Tensor):
+            context_scale = context_scale.tolist()
         scales = tuple(context_scale) if isinstance(context_scale, Sequence) else (float(context_scale),) * count
         if len(scales) != count:
             raise DataError(

@@ -82,9 +82,9 @@ def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> T
     return Target(
         folder=folder,
         name="",
-        torch_files=mm_files(source.tensors, source.config, pp_layers),
+        torch_files=mm_files(source, pp_layers),
         safetensors={},
-        texts={f"{RELEASE}/config.json": _text(official_json(source.config))},
+        texts=_sizes(source, f"{RELEASE}/config.json"),
         owned=(RELEASE,),
         last=RELEASE,
         tracker=True,
@@ -112,8 +112,8 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
     if source.base is not None and path.resolve() in (source.base.path.resolve(), source.base.path.resolve().parent):
         raise WeightsError(f"{path}: holds the base of {source.path}, which must stay; choose another target_path")
     files = _shards(tensors, int(max_shard_gb * 1e9))
-    config = official_json(source.config) if dialect == "official" else diffusers_json(source.config)
-    texts = {"config.json": _text(config)}
+    is_diffusers = dialect == "diffusers"  # which cannot load a folder without it
+    texts = {"config.json": _text(diffusers_json(source.config))} if is_diffusers else _sizes(source, "config.json")
     last = f"{STEM}.safetensors"
     if len(files) > 1:
         last = f"{STEM}.safetensors.index.json"
@@ -197,7 +197,16 @@ def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
         told = infer_config(source.shapes, {}) == source.config
     except WeightsError:
         told = False
-    return {} if told else {path.with_suffix(".json").name: _text(official_json(source.config))}
+    return {} if told else _sizes(source, path.with_suffix(".json").name)
+
+
+def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
+    """A config.json under `name`; nothing, said aloud, where the source does not tell all that belongs into it."""
+    try:
+        return {name: _text(official_json(source.config))}
+    except WeightsError as error:
+        logger.warning(f"{error}. The weights are converted all the same, without {name}")
+        return {}
 
 
 def _shards(tensors: Mapping[str, TensorFile], most: int) -> dict[str, dict[str, TensorFile]]:

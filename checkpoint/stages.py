@@ -8,7 +8,7 @@ from typing import Any
 from megatron.mm.layout import WEIGHTS_FILE, iteration_name, rank_name
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.containers.tensors import TensorFile
-from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.wan.stages import check_layers, split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
@@ -25,16 +25,17 @@ def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
     return [size for chunk in chunks for size in chunk], len(chunks)
 
 
-def mm_files(tensors: Mapping[str, TensorFile], config: VaceConfig, pp_layers: Layers) -> dict[str, dict[str, Any]]:
-    """Official names → the torch files of an MM folder, by their path in it. [] for `pp_layers` makes one file.
+def mm_files(source: WeightsSource, pp_layers: Layers) -> dict[str, dict[str, Any]]:
+    """The torch files of an MM folder, by their path in it. [] for `pp_layers` makes one file.
 
     Flat stage v·pp + p is chunk v of rank p. Raises ConfigError when the sizes do not fit the model.
     """
     if not pp_layers:
-        return {_path(None): {"model": _mm_names(tensors)}}
+        return {_path(None): {"model": _mm_names(source.tensors)}}
     layers, chunks = flat_layers(pp_layers)
-    check_layers(layers, config)
-    stages = split(tensors, layers, config.vace_layers)
+    num_layers, vace_layers = source.layers
+    check_layers(layers, num_layers)
+    stages = split(source.tensors, layers, vace_layers)
     ranks = len(layers) // chunks
     files: dict[str, dict[str, Any]] = {}
     for rank in range(ranks):

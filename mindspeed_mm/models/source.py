@@ -16,7 +16,7 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.tensors import TensorFile, raw_bytes
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.wan.config import BRANCH, VaceConfig
-from mindspeed_mm.models.wan.sizes import Shape, infer_config, layout
+from mindspeed_mm.models.wan.sizes import Shape, infer_config, infer_layers, layout
 
 HEAD_BYTES = 64 * 1024  # of each tensor go into the fingerprint
 
@@ -52,6 +52,14 @@ class WeightsSource:
         """Sizes, from the shapes and what config.json adds. Raises WeightsError when heads or vace_layers cannot be told."""
         try:
             return infer_config(self.shapes, self.hints)
+        except WeightsError as error:
+            raise WeightsError(f"{self.path}: {error}") from None
+
+    @property
+    def layers(self) -> tuple[int, tuple[int, ...]]:
+        """num_layers and vace_layers. Raises WeightsError when vace_layers cannot be told."""
+        try:
+            return infer_layers(self.shapes, self.hints)
         except WeightsError as error:
             raise WeightsError(f"{self.path}: {error}") from None
 

@@ -127,7 +127,11 @@ def _tensor_file(path: Path, tensor: Tensor) -> TensorFile:
     start, size = offset + tensor.storage_offset() * tensor.element_size(), os.path.getsize(path)
     shape, dtype, stride = tensor.shape, tensor.dtype, tensor.stride()
     extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if shape.numel() else 0
-    if start + extent * dtype.itemsize > size or tensor.storage_offset() * dtype.itemsize > storage.nbytes():
+    if (
+        shape.numel() * dtype.itemsize > size
+        or start + extent * dtype.itemsize > size
+        or tensor.storage_offset() * dtype.itemsize > storage.nbytes()
+    ):
         raise WeightsError(f"{path}: is damaged: a tensor reaches beyond the file's end; copy the file again")
     if tensor.is_contiguous():
         return TensorFile(shape, dtype, lambda: mapped(path, start, shape, dtype))

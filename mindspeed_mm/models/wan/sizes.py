@@ -95,14 +95,13 @@ def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceConfig:
     """Sizes from the shapes, and from `hints` (`read_hints`) what shapes cannot tell. Raises WeightsError if they cannot be told."""
     sizes = sizes_of_shapes(shapes)
-    blocks = sizes.pop("branch_blocks")
+    del sizes["branch_blocks"]
     vace_in_dim = sizes.pop("vace_in_dim", 96)
     if contradictions(shapes, hints):
         hints = {}
     sizes.update({name: hints[name] for name in ("text_len", "eps") if hints.get(name)})
     sizes["num_heads"] = hints.get("num_heads") or _heads(sizes["hidden_size"])
-    layers = hints.get("vace_layers")
-    layers = tuple(layers) if layers and blocks else _spread(blocks, sizes["num_layers"])
+    layers = infer_layers(shapes, hints)[1]
     try:
         return VaceConfig(trunk=WanConfig(**sizes), vace_layers=layers, vace_in_dim=vace_in_dim)
     except ValidationError as error:
@@ -112,19 +111,30 @@ def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceC
         ) from None
 
 
+def infer_layers(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """num_layers and vace_layers, which stages need and for which the heads do not matter. Raises WeightsError like infer_config."""
+    sizes = sizes_of_shapes(shapes)
+    blocks, num_layers = sizes["branch_blocks"], sizes["num_layers"]
+    told = () if contradictions(shapes, hints) else hints.get("vace_layers") or ()
+    return num_layers, tuple(told) if told and blocks else _spread(blocks, num_layers)
+
+
 def contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> list[str]:
     """Where a config.json says other sizes than the shapes, in words; [] where it confirms them."""
+    odd = {name for name in _NAMES if not _of_its_kind(name, hints.get(name))}
     sizes = sizes_of_shapes(shapes)
     blocks = sizes.pop("branch_blocks")
     found = [
         f"{name} {_plain(hints[name])}, tensors {_plain(value)}"
         for name, value in sizes.items()
-        if hints.get(name) is not None and _plain(hints[name]) != _plain(value)
+        if name not in odd and hints.get(name) is not None and _plain(hints[name]) != _plain(value)
     ]
+    if odd:
+        return [*found, *(f"{name} {str(hints[name])[:40]}" for name in sorted(odd))]
     if blocks and hints.get("vace_layers") is not None and len(hints["vace_layers"]) != blocks:
         found.append(f"{len(hints['vace_layers'])} vace_layers, tensors {blocks}")
     heads = hints.get("num_heads")
-    if isinstance(heads, int) and (heads <= 0 or sizes["hidden_size"] % heads):
+    if heads is not None and sizes["hidden_size"] % heads:
         found.append(f"num_heads {heads}, which does not divide {sizes['hidden_size']}")
     return found
 
@@ -137,8 +147,9 @@ def read_hints(values: object) -> dict[str, Any]:
         return {**values["trunk"], **{key: values[key] for key in ("vace_layers", "vace_in_dim") if key in values}}
     column = 1 if "num_attention_heads" in values else 0
     hints = {name: values[keys[column]] for name, keys in _NAMES.items() if keys[column] in values}
-    if column == 1 and isinstance(values.get("attention_head_dim"), int):
-        hints["hidden_size"] = values["attention_head_dim"] * values["num_attention_heads"]
+    width = values.get("attention_head_dim")
+    if column == 1 and isinstance(width, int) and isinstance(hints["num_heads"], int):
+        hints["hidden_size"] = width * hints["num_heads"]
     return hints
 
 
@@ -252,6 +263,17 @@ def _spread(blocks: int, layers: int) -> tuple[int, ...]:
             "put a config.json with vace_layers beside the weights"
         )
     return tuple(range(0, layers, layers // blocks))
+
+
+def _of_its_kind(name: str, value: Any) -> bool:
+    """Whether a config.json may say `value` for a size; any file of that name may lie beside the weights."""
+    if value is None:
+        return True
+    if name in ("patch_size", "vace_layers"):
+        if not isinstance(value, (list, tuple)) or (name == "patch_size" and len(value) != 3):
+            return False
+        return all(type(number) is int and 0 <= number < 2**31 for number in value)
+    return type(value) is int and 0 < value < 2**31 if name != "eps" else type(value) is float and 0 < value < 1
 
 
 def _plain(value: Any) -> Any:

@@ -11,20 +11,18 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.models.wan.config import VaceConfig
 
 T = TypeVar("T")
 _BLOCK = re.compile(r"(blocks|vace_blocks)\.(\d+)\.(.+)")
 
 
-def check_layers(layers: Sequence[int], config: VaceConfig) -> None:
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
     """Raises ConfigError unless every stage has at least one layer and they sum to the model's."""
     if not layers or any(size < 1 for size in layers):
         raise ConfigError(f"pp_layers {list(layers)}: every stage needs at least one layer")
-    if sum(layers) != config.trunk.num_layers:
+    if sum(layers) != num_layers:
         raise ConfigError(
-            f"pp_layers {list(layers)} sum to {sum(layers)}, the model has {config.trunk.num_layers} layers; "
-            "make them agree"
+            f"pp_layers {list(layers)} sum to {sum(layers)}, the model has {num_layers} layers; make them agree"
         )
 
 

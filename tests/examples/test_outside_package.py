@@ -154,6 +154,12 @@ PEBBLE_NET = """
 from torch import nn
 
 
+class Cell(nn.Conv3d):
+    # sharded weights have the dtype of products only inside the module that owns them
+    def forward(self, x):
+        return super().forward(x.to(self.weight.dtype))
+
+
 class Stone(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -166,16 +172,16 @@ class Stone(nn.Module):
 class Pebble(nn.Module):
     def __init__(self, sizes):
         super().__init__()
-        self.enter = nn.Conv3d(16, sizes.width, 1)
+        self.enter = Cell(16, sizes.width, 1)
         self.stones = nn.ModuleList(Stone(sizes.width) for _ in range(3))
-        self.leave = nn.Conv3d(sizes.width, 16, 1)
+        self.leave = Cell(sizes.width, 16, 1)
 
     def forward(self, latents, timestep, prompt_embeds, vace_context, *, context_scale=1.0):
         assert vace_context is None
-        x = self.enter(latents.to(self.enter.weight.dtype))
+        x = self.enter(latents)
         for stone in self.stones:
             x = stone(x)
-        return self.leave(x.to(self.leave.weight.dtype)).float()
+        return self.leave(x).float()
 """
 CONVERT = '''
 from pathlib import Path

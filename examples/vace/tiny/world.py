@@ -82,7 +82,7 @@ def make_scene(split: str, index: int) -> Scene:
         direction=str(rng.choice(list(DIRECTIONS))),
         tone=str(rng.choice(list(TONES))),
         vertical=bool(rng.integers(2)),
-        radius=float(rng.uniform(0.19, 0.25)),
+        radius=float(rng.uniform(0.24, 0.3)),
         across=float(rng.uniform(-1, 1)),
         start=float(rng.uniform(0.0, 0.25)),
         travel=float(rng.uniform(0.55, 0.75)),

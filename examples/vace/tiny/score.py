@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import world
@@ -24,9 +25,6 @@ from numpy.typing import NDArray
 from mindspeed_mm.data.video import open_video
 
 NAME = re.compile(r"heldout_(?P<index>\d+)_(?P<kind>[a-z]+)(?:_(?P<colour>[a-z]+))?")
-MIN_CHROMA = (
-    60  # max − min of a pixel's channels: greys of the background have 0, the palest colour of a shape over 100
-)
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,13 @@ def score_clip(path: Path) -> Score | None:
         kept = psnr(output[~box], truth[~box])
     if kind == "extension":
         first = psnr(output[0], truth[0])
-    coloured = _chroma(output) > MIN_CHROMA
+    asked = match["colour"] or scene.colour
+    coloured = is_coloured(output, asked)
     return Score(
         name=path.stem,
         kind=kind,
         changed=changed,
-        colour_obeyed=nearest_colour(output, coloured) == (match["colour"] or scene.colour),
+        colour_obeyed=nearest_colour(output, coloured) == asked,
         iou=float((coloured & inside).sum() / max(1, (coloured | inside).sum())),
         masked_psnr=masked,
         kept_psnr=kept,
@@ -79,6 +78,11 @@ def psnr(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of uint8 pixels in dB, at most 99."""
     error = np.square(found.astype(np.float64) - wanted).mean()
     return min(99.0, 10 * math.log10(255**2 / max(error, 1e-9)))
+
+
+def is_coloured(frames: world.Pixels, colour: str) -> NDArray[np.bool_]:
+    """[T, H, W] which pixels are more than half as colourful as `colour`: greys have no chroma, an outline's pixels part of it."""
+    return _chroma(frames) > _chroma(np.array(world.COLOURS[colour])) / 2
 
 
 def nearest_colour(frames: world.Pixels, where: NDArray[np.bool_]) -> str | None:
@@ -138,7 +142,8 @@ def _read(path: Path) -> world.Pixels:
     return reader.read(range(reader.num_frames))
 
 
-def _chroma(frames: world.Pixels) -> NDArray[np.int16]:
+def _chroma(frames: NDArray[Any]) -> NDArray[np.int16]:
+    """max − min of the channels of every pixel."""
     wide = frames.astype(np.int16)
     return wide.max(-1) - wide.min(-1)
 

@@ -8,7 +8,9 @@ The first latent frame holds one frame of pixels, each later one four, and nothi
 equal in both. A small term draws the first latent frame towards the second, so that what a transformer learns of one
 (or of a reference image, which is a first frame) holds for the other.
 
-    python examples/vace/tiny/train_vae.py OUT.pth
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 examples/vace/tiny/train_vae.py OUT.pth
+
+Processes share the batch, one thread each: the layers are too narrow for threads.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import world
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
@@ -144,8 +148,21 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
+def mean_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace every tensor by its mean over the processes, in one exchange."""
+    if dist.is_initialized():
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / dist.get_world_size()).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
 def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
     """Train for one phase, with a warm-up and a cosine down to a twentieth."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = phase.batch // ranks
+    torch.manual_seed(1000 * phase.frames + rank)  # the posterior's noise
     decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     trained = decoder if phase.decoder_only else list(vae.parameters())
     vae.requires_grad_(False)
@@ -161,7 +178,7 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = phase.learning_rate * factor
             optimizer.zero_grad(set_to_none=True)
-        clips = batch_of(1_000_003 * phase.frames + step * phase.batch, phase.batch, phase.frames)
+        clips = batch_of(1_000_003 * phase.frames + step * phase.batch + rank * share, share, phase.frames)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=phase.bf16):
             with torch.set_grad_enabled(not phase.decoder_only):
                 posterior = vae.encode(clips).latent_dist
@@ -175,6 +192,7 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
         if phase.frames > 1:
             loss = loss + ALIKE * (mean[:, :, 0] - mean[:, :, 1]).square().mean() / mean.detach().var()
         loss.backward()
+        mean_over_ranks([squared.detach(), *(weight.grad for weight in trained if weight.grad is not None)])
         for optimizer in optimizers:
             torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
             optimizer.step()
@@ -229,10 +247,15 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every phase")
     given = parser.parse_args()
     setup_logging()
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    first = not dist.is_initialized() or dist.get_rank() == 0
     vae = new_vae(given.seed)
     done = load(vae, given.path) if given.resume and given.path.is_file() else 0
     for number, phase in enumerate(PHASES[done:], start=done + 1):
         run_phase(vae, phase, given.scale)
+        if not first:
+            continue
         mean, std, psnr = measure(vae)
         save(vae, given.path, {"latents_mean": mean, "latents_std": std, "_phases_done": number})
         LOGGER.info("after %-11s held-out psnr %.2f dB; written to %s", phase.name, psnr, given.path)

@@ -1,0 +1,74 @@
+"""The tiny world's measures: a true clip scores all but perfectly, and each kind of failure lowers its own measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import score
+import world
+
+from mindspeed_mm.data.video import write_video
+
+INDEX = 3
+SCENE = world.make_scene("heldout", INDEX)
+
+
+def scored(tmp_path: Path, frames: world.Pixels, kind: str, colour: str | None = None) -> score.Score:
+    name = f"heldout_{INDEX:05d}_{kind}" + (f"_{colour}" if colour else "")
+    found = score.score_clip(write_video(tmp_path / f"{name}.mp4", frames, world.FPS, lossless=True))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("shape", world.SHAPES)
+@pytest.mark.parametrize("colour", world.COLOURS)
+def test_half_of_the_asked_colour_is_where_a_shape_ends(shape: str, colour: str) -> None:
+    scene = replace(SCENE, shape=shape, colour=colour)
+    inside = world.coverage(scene) > 0.5
+    coloured = score.is_coloured(world.render(scene), colour)
+    assert (coloured & inside).sum() / (coloured | inside).sum() > 0.97
+
+
+def test_the_true_clip_is_perfect(tmp_path: Path) -> None:
+    truth = world.render(SCENE)
+    inpaint, extension = scored(tmp_path, truth, "inpaint"), scored(tmp_path, truth, "extension")
+    assert (inpaint.masked_psnr, inpaint.kept_psnr, extension.first_frame_psnr) == (99.0, 99.0, 99.0)
+    assert inpaint.colour_obeyed
+    assert inpaint.iou > 0.97
+
+
+def test_another_colour_is_not_the_asked_one_and_keeps_its_place(tmp_path: Path) -> None:
+    other = SCENE.recoloured()
+    assert not scored(tmp_path, world.render(other), "silhouette").colour_obeyed
+    changed = scored(tmp_path, world.render(other), "silhouette", other.colour)
+    assert changed.changed
+    assert changed.colour_obeyed
+    assert changed.iou > 0.97
+
+
+def test_a_shape_in_the_wrong_place_loses_its_overlap_and_the_masked_part(tmp_path: Path) -> None:
+    moved = np.roll(world.render(SCENE), 12, axis=2)
+    found = scored(tmp_path, moved, "inpaint")
+    assert found.iou < 0.6
+    assert found.masked_psnr is not None
+    assert found.masked_psnr < 20
+
+
+def test_an_empty_clip_obeys_no_colour(tmp_path: Path) -> None:
+    grey = np.repeat(world.background(SCENE)[None], world.FRAMES, axis=0).astype(np.uint8)
+    found = scored(tmp_path, grey, "edge")
+    assert not found.colour_obeyed
+    assert found.iou == 0
+
+
+def test_psnr_is_the_closed_formula() -> None:
+    zeros, tens = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 10, np.uint8)
+    assert score.psnr(tens, zeros) == pytest.approx(20 * np.log10(255 / 10))
+
+
+def test_names_that_are_no_request_are_passed_over(tmp_path: Path) -> None:
+    write_video(tmp_path / "other.mp4", world.render(SCENE), world.FPS)
+    assert score.score_folder(tmp_path) == []

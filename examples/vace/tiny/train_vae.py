@@ -20,6 +20,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ PHASES = (
     Phase("frames", frames=1, batch=24, steps=450, learning_rate=4e-3),
     Phase("short clips", frames=5, batch=8, steps=500, learning_rate=2.5e-3),
     Phase("clips", frames=17, batch=4, steps=280, learning_rate=2e-3),
+    Phase("clips again", frames=17, batch=4, steps=420, learning_rate=2e-3),
     Phase("decoder", frames=17, batch=4, steps=120, learning_rate=1e-3, decoder_only=True, bf16=False),
 )
 ALIKE = 3e-3  # weight of the distance between the first two latent frames, in units of the latents' variance
@@ -162,7 +164,8 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
     """Train for one phase, with a warm-up and a cosine down to a twentieth."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     share = phase.batch // ranks
-    torch.manual_seed(1000 * phase.frames + rank)  # the posterior's noise
+    seed = zlib.crc32(phase.name.encode())
+    torch.manual_seed(seed + rank)  # the posterior's noise
     decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     trained = decoder if phase.decoder_only else list(vae.parameters())
     vae.requires_grad_(False)
@@ -178,7 +181,7 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = phase.learning_rate * factor
             optimizer.zero_grad(set_to_none=True)
-        clips = batch_of(1_000_003 * phase.frames + step * phase.batch + rank * share, share, phase.frames)
+        clips = batch_of(seed + step * phase.batch + rank * share, share, phase.frames)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=phase.bf16):
             with torch.set_grad_enabled(not phase.decoder_only):
                 posterior = vae.encode(clips).latent_dist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,18 @@ def arguments(environment: dict[str, str], *more: str, **flags: Any) -> list[str
         **flags,
     }
     return [*(f"--{name.replace('_', '-')}={value}" for name, value in given.items()), *more]
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it, as a scheduler that ends a job would find them."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, found.splitlines())}
+    members = [pid] if pid in parents else []
+    for member in members:
+        members += [child for child, parent in parents.items() if parent == member]
+    return members
+
+
+def alive(pids: Sequence[int]) -> list[int]:
+    """Those of the processes that still run."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]

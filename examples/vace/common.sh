@@ -75,10 +75,7 @@ train() {
     local log
     log=$LOG_DIR/train_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
     echo "log: $log"
-    # ranks write into a pipe: one of them draws its progress bar on the terminal itself
-    if [[ -t 2 ]]; then export MINDSPEED_MM_TERMINAL=${MINDSPEED_MM_TERMINAL-$(tty <&2)}; fi
-    # with pipefail the pipe fails when torchrun does, and the script ends there
-    torchrun "${DISTRIBUTED_ARGS[@]}" "$REPOSITORY/pretrain_vace.py" "$@" 2>&1 | tee "$log" | screen
+    attend "$log" torchrun "${DISTRIBUTED_ARGS[@]}" "$REPOSITORY/pretrain_vace.py" "$@" # when it fails, the script ends there
     chmod 440 "$log"
     report "$log"
 }
@@ -88,6 +85,8 @@ train() {
 attend() {
     local log=$1 child printer status
     shift
+    # torchrun leaves ranks that it stops 30 seconds; saving, or a clip at hand, may need longer (torch before 2.9 knows no other time)
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
     # ranks write into a pipe: one of them draws its progress bar on the terminal itself
     if [[ -t 2 ]]; then export MINDSPEED_MM_TERMINAL=${MINDSPEED_MM_TERMINAL-$(tty <&2)}; fi
     exec 3> >(trap '' TERM INT && tee -a "$log" | screen) # what the command says when it is asked to stop is still shown
@@ -142,7 +141,7 @@ screen() {
             if [[ -z $lowest ]] || ((number < lowest)); then lowest=$number failed=$line; fi
             continue
         fi
-        if [[ $line == "stopped by SIG"* ]]; then stopped=1; fi
+        if [[ $line == "stopped by SIG"* || $line == "exiting after iteration "*" SIGTERM was received" ]]; then stopped=1; fi
         if [[ -n $failed && $line == *torch/distributed/elastic/* ]]; then report=1; fi
         if [[ -n $stopped && $line == "Traceback (most recent call last):" ]]; then report=1; fi
         if [[ -z $report ]]; then printf '%s%s\n' "$clear" "$line"; fi
@@ -176,6 +175,6 @@ generate() {
     local log
     log=$LOG_DIR/generate_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
     echo "log: $log"
-    torchrun "${DISTRIBUTED_ARGS[@]}" "$script" "$@" 2>&1 | tee "$log" | screen
+    attend "$log" torchrun "${DISTRIBUTED_ARGS[@]}" "$script" "$@"
     chmod 440 "$log"
 }

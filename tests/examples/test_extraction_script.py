@@ -14,6 +14,7 @@ import pytest
 from tests.clips import write_clip
 from tests.examples.test_training_scripts import free_port
 from tests.extract_job import make_job
+from tests.runs import alive, family
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples/vace/feature_extract/feature_extraction.sh"
@@ -96,7 +97,8 @@ def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(tmp_pat
         deadline = time.monotonic() + 300
         while not features_or_none(tmp_path) and script.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        for pid in _family(script.pid) if whole_group else [script.pid]:
+        job = family(script.pid)
+        for pid in job if whole_group else [script.pid]:
             os.kill(pid, signal.SIGTERM)
         code, said = ended(script)
     finally:
@@ -104,7 +106,7 @@ def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(tmp_pat
     assert code != 0
     assert said.count("stopped by SIGTERM after") == 2, said
     assert "Traceback" not in said
-    assert _family(script.pid) == []
+    assert not alive(job)
     survivors = features(tmp_path)
     assert 0 < len(survivors) < 40
     assert not list((tmp_path / "out/features").glob(".*.tmp"))
@@ -117,13 +119,3 @@ def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(tmp_pat
 
 def features_or_none(root: Path) -> dict[str, int]:
     return features(root) if (root / "out/features").is_dir() else {}
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all that descend from it, as a scheduler that ends a job would find them."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = {int(child): int(parent) for child, parent in map(str.split, found.splitlines())}
-    family = [pid] if pid in parents else []
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
-    return family

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import make_run
+from tests.runs import alive, family, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 VACE = ROOT / "examples/vace"
@@ -128,6 +129,37 @@ def test_an_error_on_the_ranks_is_one_line_too_and_the_script_fails(tiny: dict[s
     assert "Elapsed Time" not in ran.stdout
     (log,) = (tmp_path / "logs").iterdir()
     assert "ChildFailedError" in log.read_text()
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_script_saves_and_leaves_no_process(tiny: dict[str, str], tmp_path: Path) -> None:
+    files = {**tiny, "SAVE_PATH": str(tmp_path / "save"), "LOG_DIR": str(tmp_path / "logs")}
+    settings = {"NPUS_PER_NODE": "2", "TRAIN_ITERS": "100000", "SAVE_INTERVAL": "100000", "MASTER_PORT": free_port()}
+    script = subprocess.Popen(
+        ["bash", str(VACE / "14B/pretrain_fsdp.sh")],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **settings, **files},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert script.stdout is not None
+        job, said = [], []
+        for line in script.stdout:
+            said.append(line)
+            if " iteration        2/" in line:
+                job = family(script.pid)
+                script.send_signal(signal.SIGTERM)  # to the script alone, as `kill` does
+        script.wait(60)
+    finally:
+        script.kill()
+    assert len(job) > 3, "".join(said)
+    assert not alive(job)
+    assert "Traceback" not in "".join(said)
+    number = int((tmp_path / "save/latest_checkpointed_iteration.txt").read_text())
+    assert 2 <= number < 100000
+    assert (tmp_path / f"save/iter_{number:07d}/.metadata").is_file()
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,6 @@ log=$LOG_DIR/extract_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
 python "$SCRIPT" "${ARGS[@]}" --dry-run | tee "$log"
 echo "log: $log"
 
-# torchrun leaves ranks that it stops 30 seconds; a clip at hand may need longer (torch before 2.9 knows no other time)
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 status=0
 attend "$log" torchrun "${DISTRIBUTED_ARGS[@]}" "$SCRIPT" "${ARGS[@]}" --no-check-clips || status=$?
 chmod 440 "$log"

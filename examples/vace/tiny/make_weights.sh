@@ -11,7 +11,7 @@ environment_ready
 MAKE=examples/vace/tiny/make
 OUT=outputs/tiny_weights # the files in $MAKE name it too
 RANKS=${NPUS_PER_NODE:-2}
-TRUNK_ITERS=${TRUNK_ITERS:-1400}
+TRUNK_ITERS=${TRUNK_ITERS:-1200}
 VACE_ITERS=${VACE_ITERS:-1500}
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 

@@ -94,7 +94,7 @@ def test_what_had_to_be_spelled_out_is_said_with_what_to_do(fonts, caplog, monke
     monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
     fonts()
     draw_sheet("t", [strip()], caption="一个红色的圆")
-    (said,) = (record.getMessage() for record in caplog.records if record.name.startswith("mindspeed_mm"))
+    (said,) = {record.getMessage() for record in caplog.records if record.name.startswith("mindspeed_mm")}
     assert said.startswith("no font here has 一个红色的圆; ")
     assert "MINDSPEED_MM_FONT" in said
     caplog.clear()

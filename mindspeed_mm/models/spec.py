@@ -13,17 +13,13 @@ from mindspeed_mm.registry import Registry
 class ModelSpec:
     """One trainable model. `predictor.model_id` of the model JSON picks it."""
 
-    predictor: type[
-        Config
-    ]  # schema of the JSON's `predictor`; docs/extend/model.md lists the fields that training reads
+    predictor: type[Config]  # schema of the JSON's `predictor`; docs/extend/model.md says which fields training reads
     build: str  # "module:callable", called build(predictor.model) → nn.Module on the current default device
     key_maps: str  # "module:NAME", a dict dialect → KeyMap
     units: tuple[str, ...]  # module patterns that are sharded and recomputed as one, e.g. "blocks.{*}"
     branch: tuple[str, ...] = ()  # first parts of the names of what `trainable: branch` trains; () = there is no branch
     fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 when the rest is bf16
-    start: str = (
-        ""  # "module:callable", start(predictor) → models.start.Start; "" opens `from_pretrained` by the key maps
-    )
+    start: str = ""  # "module:callable", start(predictor) → models.start.Start; "" reads `from_pretrained` by key_maps
     cost: str = ""  # "module:callable", cost(predictor, recompute plan) → LoopParts.cost; "" reports no throughput
 
 

@@ -71,7 +71,7 @@ def test_two_processes_make_the_video_of_one(config, alone, name, flags):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--transformer", "VAE"], "WeightsError: .*no dialect of VACE"),
+        (["--transformer", "VAE"], "WeightsError: .*no dialect of this model"),
         (["--vae", "JSON"], "WeightsError: .*inference.json: "),
         (["--stepz", "3"], "ConfigError: .*did you mean '--steps'"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from mindspeed_mm.registry import did_you_mean
 
 KEYS = ("video", "cap", "src_video", "src_ref_images", "src_video_mask")
 _SHOWN = 20
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,9 @@ class _Row:
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             self._bad("cap", f"found {found!r:.60}, wanted a text or a list of texts")
             return ()
+        broken = [caption for caption in captions if _SURROGATE.search(caption)]
+        if broken:
+            self._bad("cap", f"{broken[0]!r:.60} holds half of a character (a lone surrogate); write the whole one")
         if not captions or not all(caption.strip() for caption in captions):
             self._bad("cap", "the caption is empty; write one (captions are dropped at training, see caption_dropout)")
         return tuple(captions)
@@ -231,12 +236,16 @@ class _Row:
 def _missing_files(named: Sequence[_Named]) -> list[Problem]:
     """Looked up by many threads: on network storage each look takes its time."""
     with ThreadPoolExecutor(max_workers=32) as pool:
-        there = list(pool.map(lambda file: file.path.exists(), named, chunksize=64))
-    return [
-        Problem(file.address, f"{file.path}: no such file", file.row)
-        for file, is_there in zip(named, there, strict=True)
-        if not is_there
-    ]
+        found = pool.map(lambda file: _why_missing(file.path), named, chunksize=64)
+        return [Problem(file.address, why, file.row) for file, why in zip(named, found, strict=True) if why]
+
+
+def _why_missing(path: Path) -> str:
+    """Why nothing can be read at `path`; empty when something is there."""
+    try:
+        return "" if path.exists() else f"{path}: no such file"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return f"{path!s:.200}: {error.strerror}; give a path that can be read"
 
 
 def files_of(record: SampleRecord) -> list[tuple[str, Path]]:

@@ -53,6 +53,10 @@ def probe(path: str | Path) -> ClipInfo:
     path = Path(path)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         images = ImageReader(path)
+        for index in range(
+            1, images.num_frames
+        ):  # a torn one, or one of another size, is known before anything is encoded
+            images.read([index])
         return ClipInfo(
             path=path,
             num_frames=images.num_frames,

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mindspeed_mm.data.atomic import atomic_path, write_text
@@ -62,7 +62,7 @@ def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: Settin
     path = folder / _LATENTS
     said = {"num_refs": str(num_refs), "settings": json.dumps(settings, ensure_ascii=False)}
     with _disk(path), atomic_path(path) as draft:
-        save_file({"latents": latents.detach().float().cpu().contiguous()}, draft, metadata=said)
+        draft.write_bytes(save({"latents": latents.detach().float().cpu().contiguous()}, metadata=said))
     return path
 
 

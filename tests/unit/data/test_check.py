@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import time
 
 import numpy as np
@@ -56,6 +57,26 @@ def mixed(tmp_path):
             {"video": "good.mp4", "src_video": "short.mp4"},
             {"video": "good.mp4", "cap": ""},
         ],
+    )
+
+
+def test_every_image_of_a_mask_folder_is_looked_at(tmp_path):
+    write_clip(tmp_path / "a.mp4", 5, height=48, width=64)
+    for name, bad in (("good", None), ("torn", 3), ("unequal", 4)):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            path = tmp_path / name / f"{number}.png"
+            Image.effect_noise((32, 48) if (name, number) == ("unequal", bad) else (64, 48), 90).save(path)
+            if (name, number) == ("torn", bad):
+                path.write_bytes(path.read_bytes()[:400])
+    rows = [{"video": "a.mp4", "src_video_mask": name} for name in ("good", "torn", "unequal")]
+    with pytest.raises(DataError) as error:
+        check_dataset(dataset(tmp_path, rows), CONFIG, workers=1)
+    said = str(error.value)
+    assert said.startswith("2 of 3 ")
+    assert re.search(r"\[1\]\.src_video_mask: .*3\.png: cannot be read as an image", said)
+    assert re.search(
+        r"\[2\]\.src_video_mask: .*4\.png: 32x48 pixels, but the first image of the folder has 64x48", said
     )
 
 

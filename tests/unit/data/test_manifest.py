@@ -83,6 +83,7 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
         ({**FULL, "cap": ""}, "data.json[0].cap: the caption is empty"),
         ({**FULL, "cap": ["x", " "]}, "data.json[0].cap: the caption is empty"),
         ({**FULL, "cap": []}, "data.json[0].cap: the caption is empty"),
+        ({**FULL, "video": "v" * 300 + ".mp4"}, "File name too long; give a path that can be read"),
         ({**FULL, "cap": {"en": "x"}}, "data.json[0].cap: found {'en': 'x'}, wanted a text or a list of texts"),
         ({**FULL, "src_ref_images": ["r.png", 3]}, "data.json[0].src_ref_images: found ['r.png', 3], wanted a list of paths"),
         ({**FULL, "src_ref_images": ["r.png", "no.png"]}, "data.json[0].src_ref_images[1]: "),
@@ -96,6 +97,12 @@ def test_each_kind_of_bad_row_has_its_address_and_its_remedy(dataset, row, probl
     with pytest.raises(DataError) as error:
         read_manifest(dataset([row]))
     assert problem in str(error.value)
+
+
+def test_half_a_character_in_a_caption_is_found_before_a_file_cannot_hold_it(dataset):
+    with pytest.raises(DataError) as error:
+        read_manifest(dataset([{**FULL, "cap": ["x", "y\ud800"]}], "data.jsonl"))
+    assert "data.jsonl[0].cap: 'y\\ud800' holds half of a character" in str(error.value)
 
 
 def test_all_problems_are_listed_together_even_those_of_one_row(dataset):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,6 +152,17 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
     monkeypatch.undo()
     run(config(), "--from-latents", str(kept))
     assert (tmp_path / "out" / "video1.mp4").exists()
+
+
+def test_a_disk_too_small_for_the_latents_is_one_line_and_leaves_nothing(config, tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))  # what the system itself refuses, not a patched function
+    try:
+        line = refused(capsys, config())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "latents.safetensors: cannot be written: File too large; make room" in line
+    assert files(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(

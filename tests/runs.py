@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,16 @@ def family(pid: int) -> list[int]:
     return members
 
 
-def alive(pids: Sequence[int]) -> list[int]:
-    """Those of the processes that still run."""
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+def alive(pids: Sequence[int], seconds: float = 20.0) -> list[int]:
+    """Those of the processes that still run after a while; the dead that nobody has buried yet do not count."""
+    deadline = time.monotonic() + seconds
+    while (found := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

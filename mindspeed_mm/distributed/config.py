@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config, parse, read_yaml
 from mindspeed_mm.errors import ConfigError
@@ -100,6 +100,14 @@ class Fsdp2Config(Config):
             return values
         optional = ("sharding_size", "sub_modules_to_wrap", "recompute_modules")
         return {key: value for key, value in values.items() if value is not None or key in optional}
+
+    @field_validator("sharding_size", mode="before")
+    @classmethod
+    def _no_switch(cls, value: object) -> object:
+        """YAML reads `yes` as true, and true counts as 1: a copy of the weights on every rank, without a word."""
+        if isinstance(value, bool):
+            raise ValueError("is a switch, not a size; write auto, null or a number of ranks")
+        return value
 
     @model_validator(mode="after")
     def _positive(self) -> Fsdp2Config:

@@ -46,6 +46,14 @@ def test_a_misspelt_key_is_refused_with_its_address(tmp_path):
         Fsdp2Config.read(path)
 
 
+@pytest.mark.parametrize("word", ["yes", "true", "no"])
+def test_a_switch_is_no_sharding_size(tmp_path, word):
+    path = tmp_path / "fsdp2_config.yaml"
+    path.write_text(f"sharding_size: {word}\n")
+    with pytest.raises(ConfigError, match=r"fsdp2_config.yaml:sharding_size: .*write auto, null or a number of ranks"):
+        Fsdp2Config.read(path)
+
+
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mindspeed_mm.errors import LaunchError
+from mindspeed_mm.log import local_rank
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -41,7 +42,7 @@ class Accelerator:
             raise LaunchError(
                 f"device {name!r} was asked for, but torch {torch.__version__} finds {found or 'only the cpu'}"
             )
-        index = int(os.environ.get("LOCAL_RANK", "0"))
+        index = local_rank()
         if index >= torch.accelerator.device_count():
             raise LaunchError(
                 f"local rank {index} has no device: {torch.accelerator.device_count()} {name} device(s) here; "

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TextIO, TypeVar
 
-from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.errors import LaunchError, MindSpeedMMError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,13 +19,28 @@ _FIRST_SPEAKS = 10.0  # seconds
 
 
 def rank() -> int:
-    """This process's global rank, from torchrun's environment; 0 outside torchrun."""
-    return int(os.environ.get("RANK", "0"))
+    """This process's global rank, from torchrun's environment; 0 outside torchrun. Raises LaunchError."""
+    return launch_number("RANK", 0)
+
+
+def local_rank() -> int:
+    """This process's rank on its machine, from torchrun's environment; 0 outside torchrun. Raises LaunchError."""
+    return launch_number("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
-    """How many processes torchrun started; 1 outside torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun started; 1 outside torchrun. Raises LaunchError."""
+    return launch_number("WORLD_SIZE", 1)
+
+
+def launch_number(name: str, least: int) -> int:
+    """A number of torchrun's environment, which is `least` outside torchrun. Raises LaunchError for anything below it."""
+    text = os.environ.get(name, str(least))
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise LaunchError(
+            f"{name}={text!r} in the environment is not a whole number from {least} up; unset it, or start with torchrun"
+        )
+    return int(text)
 
 
 def setup_logging() -> None:
@@ -67,10 +82,9 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
         except MindSpeedMMError as error:
             if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
-            time.sleep(_FIRST_SPEAKS if int(os.environ.get("LOCAL_RANK", "0")) else 0.0)
-            where = (
-                f"[rank {rank()}] " if "RANK" in os.environ else ""
-            )  # under torchrun, which adds a report of its own
+            # as text: these may be what is wrong; under torchrun, which adds a report of its own, a line names its rank
+            time.sleep(_FIRST_SPEAKS if os.environ.get("LOCAL_RANK", "0") != "0" else 0.0)
+            where = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
             sys.stderr.write(f"{where}{type(error).__name__}: {' '.join(str(error).split())}\n")
             sys.stderr.flush()
             raise SystemExit(1) from None

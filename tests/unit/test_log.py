@@ -55,6 +55,29 @@ def test_outside_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize(
+    ("name", "value"), [("WORLD_SIZE", "abc"), ("WORLD_SIZE", "0"), ("RANK", ""), ("RANK", "-1"), ("LOCAL_RANK", "x")]
+)
+def test_a_launch_number_that_is_none_is_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    for number in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(number, raising=False)
+    monkeypatch.setenv(name, value)
+
+    @log.one_line_errors
+    def start() -> tuple[int, int, int]:
+        return rank(), log.local_rank(), world_size()
+
+    with pytest.raises(SystemExit):
+        start()
+    said = capsys.readouterr().err
+    assert f"LaunchError: {name}={value!r} in the environment is not a whole number from " in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize(("local_rank", "waits"), [("0", 0.0), ("1", 10.0)])
 def test_an_error_of_all_ranks_is_said_by_a_machines_first_while_the_others_wait_to_be_ended(
     local_rank: str, waits: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -113,6 +113,10 @@ class Fsdp2Config(Config):
     def _positive(self) -> Fsdp2Config:
         if isinstance(self.sharding_size, int) and self.sharding_size < 1:
             raise ValueError(f"sharding_size {self.sharding_size} must be auto, null or a number of ranks")
+        if self.reshard_after_forward < 1 and self.reshard_after_forward is not False:
+            raise ValueError(
+                f"reshard_after_forward {self.reshard_after_forward} must be true, false or a number of ranks"
+            )
         return self
 
     @classmethod
@@ -128,6 +132,17 @@ def check_context_parallel(num_heads: int, size: int) -> None:
         raise ConfigError(
             f"--context-parallel-size {size} does not divide the model's {num_heads} attention heads; "
             f"use one of {', '.join(map(str, allowed))}"
+        )
+
+
+def check_reshard(config: Fsdp2Config, ranks: int) -> None:
+    """`ranks` share one copy of the weights; a number in reshard_after_forward cuts them. Raises ConfigError."""
+    size = config.reshard_after_forward
+    if not isinstance(size, bool) and ranks % size:
+        allowed = [n for n in range(1, ranks + 1) if ranks % n == 0]
+        raise ConfigError(
+            f"fsdp2_config.yaml:reshard_after_forward {size} does not divide the {ranks} rank(s) that share the weights; "
+            f"use true, false or one of {', '.join(map(str, allowed))}"
         )
 
 

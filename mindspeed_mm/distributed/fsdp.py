@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from mindspeed_mm.distributed.config import Fsdp2Config
+from mindspeed_mm.distributed.config import Fsdp2Config, check_reshard
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.errors import ConfigError
@@ -29,8 +29,10 @@ def shard_model(
     Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so that no
     unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are never cast: a cast
     at the root would round timesteps to bf16. Units that need neither a gather nor a cast are left as they are, so a
-    model on one rank in fp32 is not wrapped at all. Raises ConfigError for a pattern that matches nothing.
+    model on one rank in fp32 is not wrapped at all. Raises ConfigError for a pattern that matches nothing, or a
+    reshard_after_forward that does not fit the mesh.
     """
+    check_reshard(config, mesh.shards.size(mesh.shards.ndim - 1))
     names = [name for name, _ in model.named_modules() if name]
     where = "fsdp2_config.yaml"
     absent = absent_units(units, names)

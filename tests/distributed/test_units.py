@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_mm.distributed.fsdp import fsdp_units
+from mindspeed_mm.errors import ConfigError
 from tests.distributed.jobs import Setup, gradients, optimizer, sample, step, whole
 
 BLOCKS = [f"blocks.{i}" for i in range(4)] + [f"vace_blocks.{i}" for i in range(2)]
@@ -176,6 +177,20 @@ def test_accumulation_reduces_once(world):
     once = world.run(2, reductions, Setup(), 1)[0]
     assert once > 0
     assert world.run(2, reductions, Setup(), 3)[0] == once
+
+
+def refusal(setup):
+    """What building says of settings that do not fit the mesh."""
+    with pytest.raises(ConfigError) as error:
+        setup.build()
+    return str(error.value)
+
+
+def test_weights_are_not_cut_over_a_number_that_does_not_divide_the_mesh(world):
+    assert (
+        "reshard_after_forward 3 does not divide the 2 rank(s)"
+        in world.run(2, refusal, Setup(fsdp={"reshard_after_forward": 3}))[0]
+    )
 
 
 def gathered(setup):

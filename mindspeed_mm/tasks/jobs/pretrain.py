@@ -14,7 +14,13 @@ from megatron.mm.schedules import check_batch, schedule_steps
 from mindspeed_mm.config.flags import FlagParser
 from mindspeed_mm.config.schema import Config, parse, read_json
 from mindspeed_mm.data.registry import DataConfig, read_data_config
-from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, check_context_parallel, data_parallel_size
+from mindspeed_mm.distributed.config import (
+    Fsdp2Config,
+    ParallelConfig,
+    check_context_parallel,
+    check_reshard,
+    data_parallel_size,
+)
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.log import world_size
@@ -221,6 +227,7 @@ def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
         raise ConfigError(
             f"fsdp2 sharding_size {fsdp2.sharding_size} does not divide the {ranks} rank(s); write auto, or a divisor"
         )
+    check_reshard(fsdp2, fsdp2.sharding_size if isinstance(fsdp2.sharding_size, int) else ranks)
 
 
 def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConfig) -> None:

@@ -141,6 +141,12 @@ def test_a_list_where_an_object_should_stand_is_one_line(tmp_path):
     [
         ("shardingsize: 8\n", "fsdp2.yaml:shardingsize: unknown key (did you mean 'sharding_size'?)"),
         ("sharding_size: 3\n", "sharding_size 3 does not divide the 8 rank(s)"),
+        ("reshard_after_forward: 3\n", "reshard_after_forward 3 does not divide the 8 rank(s)"),
+        ("reshard_after_forward: 0\n", "reshard_after_forward 0 must be true, false or a number of ranks"),
+        (
+            "sharding_size: 2\nreshard_after_forward: 4\n",
+            "4 does not divide the 2 rank(s) that share the weights; use true, false or one of 1, 2",
+        ),
         ("a: [1\n", "not valid YAML"),
         ("- 1\n- 2\n", "fsdp2.yaml"),
     ],
@@ -151,6 +157,13 @@ def test_a_bad_yaml_is_one_line_with_its_address(tmp_path, text, wanted):
     with pytest.raises(ConfigError) as error:
         PretrainJob.from_argv([*argv(), f"--fsdp2-config-path={path}"], ranks=8)
     assert wanted in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["true", "false", "4", "8"])
+def test_weights_can_stay_cut_over_a_divisor_of_the_ranks(tmp_path, value):
+    path = tmp_path / "fsdp2.yaml"
+    path.write_text(f"reshard_after_forward: {value}\n")
+    assert PretrainJob.from_argv([*argv(), f"--fsdp2-config-path={path}"], ranks=8)
 
 
 def test_broken_json_names_line_and_column(tmp_path):

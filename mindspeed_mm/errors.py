@@ -5,7 +5,7 @@ MindSpeedMMError
 ├── DataError      a dataset, clip, mask, caption or feature file
 ├── WeightsError   a checkpoint: missing, damaged, of another model, in another dialect
 ├── LaunchError    ranks, devices, process groups
-└── TrainingError  a run that must not go on: too many iterations in a row were not finite
+└── TrainingError  a run that must not go on: too many iterations in a row were not finite, no room for its metrics
 
 A message says where, what was found, what is wanted and what to do, in one line:
 `data.json[17]: src_mask has 40 frames, src_video 81; cut both to one length, or leave src_video_mask null`
@@ -33,4 +33,4 @@ class LaunchError(MindSpeedMMError):
 
 
 class TrainingError(MindSpeedMMError):
-    """A run that must not go on: too many iterations in a row were not finite."""
+    """A run that must not go on: too many iterations in a row were not finite, or its metrics cannot be written."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron.mm.log_line import iteration_line
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.errors import ConfigError, TrainingError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.training.config import LogConfig
 from mindspeed_mm.training.step import SampleNote
@@ -98,18 +101,40 @@ class JsonLines:
     """metrics.jsonl: one object for each iteration. A number that is not finite is written as null, for strict readers."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        """Append one line, at once."""
+        """Append one line, at once. Raises TrainingError when it cannot be written; no half line stays."""
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"iteration": iteration, **row}) + "\n")
-        self._file.flush()
+        with self._told():
+            whole = self._file.tell()
+            try:
+                self._file.write(json.dumps({"iteration": iteration, **row}) + "\n")
+                self._file.flush()
+            except OSError:
+                with suppress(OSError):  # closing tries once more to write what is buffered
+                    self._file.close()
+                with suppress(OSError):
+                    os.truncate(self._path, whole)
+                raise
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. Raises TrainingError."""
+        with self._told():
+            self._file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self._path}: cannot be written: {error.strerror or error}; free space or choose another --save, "
+                "then go on from the last checkpoint with --load"
+            ) from error
 
 
 class TensorBoard:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -20,7 +21,7 @@ import torch
 
 from mindspeed_mm.data.config import LoaderConfig
 from mindspeed_mm.data.loader import Collate, TrainLoader
-from mindspeed_mm.errors import LaunchError, MindSpeedMMError
+from mindspeed_mm.errors import LaunchError, MindSpeedMMError, TrainingError
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.loop import TrainLoop
@@ -116,6 +117,30 @@ def test_metrics_jsonl_holds_every_iteration(tmp_path):
     assert rows[0]["tokens"] == 2 * 3 * 2 * 3  # two clips of 3 x 4 x 6 latents, patches of 1 x 2 x 2
     phases = sum(value for name, value in rows[0].items() if name.startswith("seconds/"))
     assert 0.5 * rows[0]["seconds"] < phases <= rows[0]["seconds"]
+
+
+def test_a_disk_that_fills_up_under_metrics_jsonl_is_one_error_and_leaves_whole_lines(tmp_path):
+    path, config = tmp_path / "metrics.jsonl", training()
+    writer, kept = JsonLines(path), b'{"iteration": 0}\n'
+    writer.write(0, {})
+    assert path.read_bytes() == kept
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # what a full disk does to a writer: part of a line fits
+    try:
+        with pytest.raises(
+            TrainingError, match=r"metrics\.jsonl: cannot be written: .*; free space or choose"
+        ) as error:
+            TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[writer])).run()  # closes it, too
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == kept
+
+
+def test_a_place_for_metrics_jsonl_that_is_no_folder_is_one_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot be written"):
+        JsonLines(tmp_path / "file" / "metrics.jsonl")
 
 
 def test_the_same_seed_trains_the_same_and_another_does_not():

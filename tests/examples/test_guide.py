@@ -76,28 +76,57 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
-def test_every_command_of_the_guide_runs_as_it_stands(checkout: Path) -> None:
+def run(block: str, checkout: Path) -> None:
+    """One shell block, in the root of the checkout."""
     settings = {"NPUS_PER_NODE": "1", "NUM_WORKERS": "0", "TRAIN_ITERS": "2", "OMP_NUM_THREADS": "1"}
     settings |= {"MINDSPEED_MM_DEVICE": "cpu"}
+    environment = {**os.environ, **settings, "MASTER_PORT": str(free_port())}
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, f"{block}\n{printed[-4000:]}"
+
+
+AGAIN = """
+TRAIN_ITERS=1 SAVE_PATH=./again/{name} bash examples/vace/1.3B/pretrain_fsdp.sh --save-full-model
+mkdir -p ./again/{name}_torch/release/mp_rank_00
+echo release >./again/{name}_torch/latest_checkpointed_iteration.txt
+python -m torch.distributed.checkpoint.format_utils dcp_to_torch \\
+    ./again/{name}/iter_0000001 ./again/{name}_torch/release/mp_rank_00/model_optim_rng.pt
+mm-convert VACEConverter mm_to_hf --cfg.source_path ./again/{name} --cfg.target_path ./again/{name}_hf
+for form in {name} {name}_torch {name}_hf; do
+    python examples/vace/inference/Wan-VACE-Inference.py examples/vace/inference/inference_wan2.1_1.3b.json \\
+        --transformer ./again/$form --output-path ./again/results/$form
+done
+"""
+
+
+@pytest.mark.slow
+def test_every_command_of_the_guide_runs_as_it_stands_and_its_weights_train_again(checkout: Path) -> None:
     blocks = BLOCK.findall((ROOT / "examples/vace/README.md").read_text(encoding="utf-8"))
     assert len(blocks) >= 8
     for block in blocks:
-        environment = {**os.environ, **settings, "MASTER_PORT": str(free_port())}
-        process = subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=checkout,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            printed, _ = process.communicate(timeout=600)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        assert process.returncode == 0, f"{block}\n{printed[-4000:]}"
+        run(block, checkout)
     assert (checkout / "converted_weights/Wan-AI/Wan2.1-VACE-1.3B/post_train.pt").is_file()
     assert (checkout / "results" / "video1.mp4").is_file()
+
+    # what came out trains again, and what that gives generates in every form: the second time checkpoints hold all weights
+    for name, source in (
+        ("from_dcp_to_torch", "./dcp_to_torch"),
+        ("from_mm_to_hf", "./converted_weights/Wan-AI/Wan2.1-VACE-1.3B/post_train.pt"),
+    ):
+        edit(checkout / "examples/vace/1.3B/pretrain_model.json", {"predictor/from_pretrained": source})
+        run(AGAIN.format(name=name), checkout)
+        videos = [checkout / f"again/results/{name}{form}/video1.mp4" for form in ("", "_torch", "_hf")]
+        assert len({path.read_bytes() for path in videos}) == 1, "one model, one video"

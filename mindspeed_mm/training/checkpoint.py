@@ -52,6 +52,7 @@ from mindspeed_mm.training.state import (
 
 logger = get_logger(__name__)
 _TEMPORARY = ".writing-"
+_REPLACED = f"{_TEMPORARY}replaced-"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ class Checkpointer:
 
     def load(self, state: TrainState) -> bool:
         """Bring `state` to --load's checkpoint; → whether there was one. Raises WeightsError when it cannot be used."""
+        if self.config.load is not None:
+            root = Path(self.config.load)
+            self._on_first_rank(root, lambda: _put_back(root))
         folder = self._folder_to_load()
         if folder is None:
             return False
@@ -173,6 +177,7 @@ class Checkpointer:
 
     def _prepare(self, root: Path, iteration: int) -> None:
         root.mkdir(parents=True, exist_ok=True)
+        _put_back(root)
         for left in root.glob(f"{_TEMPORARY}*"):  # of a run that was killed while saving
             shutil.rmtree(left)
         temporary = _temporary(root, iteration)
@@ -191,9 +196,10 @@ class Checkpointer:
             ) from error
 
     def _finish(self, root: Path, iteration: int) -> None:
-        target, replaced = iteration_folder(root, iteration), root / f"{_TEMPORARY}replaced"
+        target = iteration_folder(root, iteration)
+        replaced = root / f"{_REPLACED}{target.name}"
         if target.exists():
-            target.rename(replaced)
+            target.rename(replaced)  # no rename replaces a folder: _put_back undoes this one after a kill in between
         _temporary(root, iteration).rename(target)
         write_tracker(root, iteration)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -332,6 +338,15 @@ def _rng_places(metadata: Metadata) -> dict[str, Any]:
 def _empty(metadata: Metadata, key: str) -> list[Tensor]:
     found = metadata.state_dict_metadata.get(key)
     return [torch.zeros(found.size, dtype=found.properties.dtype)] if isinstance(found, TensorStorageMetadata) else []
+
+
+def _put_back(root: Path) -> None:
+    """Name a checkpoint as before whose save under the same iteration was killed before the new one took its place."""
+    for replaced in root.glob(f"{_REPLACED}*"):
+        target = root / replaced.name.removeprefix(_REPLACED)
+        if not target.exists() and (replaced / ".metadata").is_file():
+            replaced.rename(target)
+            logger.warning(f"{target}: saving it again was killed; the one of before is put back")
 
 
 def _detach(value: Any) -> Any:

@@ -203,5 +203,18 @@ def train_to(run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: 
     return {**answer, "lr": state.optimizer.param_groups[0]["lr"], "rng": torch.get_rng_state()}
 
 
+def die_between_renames(run: Run) -> None:
+    """Save the loaded iteration once more, killed when the old folder is out of the way and the new one not yet there."""
+    state, _, points = run.start()
+    points.load(state)
+    rename = Path.rename
+
+    def rename_or_die(self: Path, target: Path) -> Path:
+        return _die() if self.name == f".writing-iter_{state.iteration:07d}" else rename(self, target)
+
+    Path.rename = rename_or_die
+    points.save(state)
+
+
 def _die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)

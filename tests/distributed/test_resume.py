@@ -13,7 +13,7 @@ import torch
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
-from tests.distributed.jobs import Run, Setup, files, train_to
+from tests.distributed.jobs import Run, Setup, die_between_renames, files, train_to
 from tests.tiny import TINY, tiny_transformer
 
 
@@ -52,6 +52,25 @@ def test_ten_steps_are_four_then_kill_9_in_the_next_save_then_six(world, mortal_
     assert compare(answer, straight) == []
     assert all(answer["losses"][i] == straight["losses"][i] for i in range(4, 10))
     assert not list(tmp_path.glob(".writing-*")), "what the killed save left is gone"
+
+
+def test_a_kill_while_an_iteration_is_saved_again_loses_nothing(world, mortal_world, stopped, straight, tmp_path):
+    run, there = Run(tmp_path / "killed"), tmp_path / "killed/iter_0000004"
+    shutil.copytree(stopped, run.folder)
+    assert -9 in mortal_world.run_to_death(2, die_between_renames, run)
+    assert not there.exists(), "the state that this test is about"
+    shutil.copytree(run.folder, tmp_path / "anew")
+
+    answer = world.run(2, train_to, run, 10)[0]
+    assert min(answer["losses"]) == 4
+    assert compare(answer, straight) == []
+    assert there.is_dir()
+
+    # a run that does not load it must not sweep it away with what killed saves leave
+    anew = Run(tmp_path / "anew", checkpoint={"load": None})
+    world.run(2, train_to, anew, 1, save_at=(1,))
+    assert files(anew.folder / "iter_0000004") == files(stopped / "iter_0000004")
+    assert not list(anew.folder.glob(".writing-*"))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from mindspeed_mm.generation.writer import (
     bytes_of,
     check_folder,
     read_latents,
+    versions,
     write_conditions,
     write_latents,
     write_outcome,
@@ -141,7 +142,8 @@ def embed_prompts(pipe: VacePipeline, job: GenerateJob) -> dict[str, Tensor]:
     asked: list[str] = []
     for video in job.videos:
         asked += [video.prompt, *([video.negative_prompt] if video.sampling.needs_guidance else [])]
-    pipe.embed(asked)
+    with enough_memory(""):
+        pipe.embed(asked)
     pipe.free_text_encoder()
     return pipe.known(asked)
 
@@ -167,7 +169,8 @@ def show(pipe: VacePipeline, video: VideoJob, conditions: Conditions | None, fol
     for note in conditions.notes:
         LOGGER.info("  %s", note)
     write_conditions(folder / video.name, conditions, video.sampling.fps)
-    return pipe.encode(conditions, video.sampling).cpu()
+    with enough_memory(f"{video.name}: "):
+        return pipe.encode(conditions, video.sampling).cpu()
 
 
 def write(
@@ -205,6 +208,7 @@ def settings_of(pipe: VacePipeline, job: GenerateJob, video: VideoJob, condition
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
     """--from-latents: the part of an earlier run that comes after denoising."""
     latents, num_refs, settings = read_latents(Path(str(job.run.from_latents)))
+    say_what_latents_decide(job, settings)
     check_folder(Path(job.run.output_path), needed=0)
     pipe = VacePipeline(
         None,
@@ -222,6 +226,8 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
             "seconds": seconds,
             "from_latents": str(job.run.from_latents),
             "tiled": pipe.vae.tiled,
+            "peak_memory_gb": round(accelerator.max_memory_allocated() / 1e9, 3),  # of decoding
+            "versions": versions(),
         }
 
     with resumable(Path(str(job.run.from_latents))):
@@ -235,6 +241,22 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
             settings=described,
         )
     _tell(path, described())
+
+
+def say_what_latents_decide(job: GenerateJob, settings: dict[str, Any]) -> None:
+    """Frames, size and rate are those of the run that made the latents; a request for others is not passed over in silence."""
+    named = [video for video in job.videos if video.name == settings["name"]]
+    for video in named or job.videos[:1]:
+        for key in ("num_frames", "height", "width", "fps"):
+            asked, made = getattr(video.sampling, key), settings["sampling"][key]
+            if asked != made:
+                LOGGER.warning(
+                    "%s: %s %s is asked for, but the latents were made for %s; they decide",
+                    video.name,
+                    key,
+                    asked,
+                    made,
+                )
 
 
 @contextmanager
@@ -261,7 +283,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def enough_memory(where: str) -> Iterator[None]:
-    """A device that is too small for the transformer becomes one line that says what helps."""
+    """A device that is too small for a model becomes one line that says what helps."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -111,6 +111,15 @@ def test_from_latents_makes_the_same_video_without_the_transformer(config, tmp_p
     assert json.loads((again / "video1.json").read_text())["sampling"]["seed"] == 3
 
 
+def test_from_latents_says_what_of_the_request_it_does_not_follow(config, tmp_path, capsys):
+    run(config())
+    capsys.readouterr()
+    run(config(fps=8), "--from-latents", str(tmp_path / "out" / "video1" / "latents.safetensors"))
+    said = capsys.readouterr().out
+    assert "video1: fps 8.0 is asked for, but the latents were made for 16.0; they decide" in said
+    assert "height" not in said
+
+
 def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny):
     pipe = VacePipeline.from_pretrained(tiny, dtype=torch.float32, device="cpu")
     result = pipe("a red ball", height=32, width=48, num_frames=5, steps=2)
@@ -169,6 +178,8 @@ def test_a_disk_too_small_for_the_latents_is_one_line_and_leaves_nothing(config,
     ("part", "message"),
     [
         ("denoise", "video1: out of memory before decoding; set offload to model or block"),
+        ("embed", "out of memory before decoding"),
+        ("encode", "video1: out of memory before decoding"),
         (
             "decode",
             "out of memory while decoding; the latents are safe: run again with --from-latents .* --tiled always",

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_mm.distributed.fsdp import fsdp_units
 from mindspeed_mm.errors import ConfigError
-from tests.distributed.jobs import Setup, gradients, optimizer, sample, step, whole
+from mindspeed_mm.training.build import fill
+from tests.distributed.jobs import FromModule, Setup, gradients, optimizer, sample, step, whole
+from tests.tiny import tiny_transformer
 
 BLOCKS = [f"blocks.{i}" for i in range(4)] + [f"vace_blocks.{i}" for i in range(2)]
 
@@ -228,16 +228,36 @@ def test_bf16_on_one_rank_is_bf16_on_two(world):
         torch.testing.assert_close(together[name], gradient, rtol=0, atol=0, msg=name)
 
 
-def local_reads():
-    """Elements that each rank holds and the largest slice that it copied, with a source that notes them."""
+class CountCopied(TorchDispatchMode):
+    """Counts weights that are copied into place, or into new memory on the way there; views cost nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        answer = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.copy_.default:
+            self.elements += args[1].numel()
+        elif isinstance(answer, torch.Tensor) and answer.is_floating_point() and not function.is_view:
+            self.elements += answer.numel()
+        return answer
+
+
+def filled():
+    """Elements that this rank copies from the source, that it holds, and of the whole model."""
     model, _ = Setup().build()
-    assert isinstance(model, FSDPModule)
-    assert isinstance(model, nn.Module)
-    return sum(p.to_local().numel() for p in model.parameters()), sum(p.numel() for p in model.parameters())
+    source = FromModule(tiny_transformer(1))
+    with CountCopied() as count:
+        fill(model, source, seed=0)
+    parameters = list(model.parameters())
+    assert all(torch.equal(whole(p), source.read(name)) for name, p in model.named_parameters())
+    return count.elements, sum(p.to_local().numel() for p in parameters), sum(p.numel() for p in parameters)
 
 
-def test_a_rank_holds_its_shard_only(world):
-    held = world.run(4, local_reads)
-    total = held[0][1]
-    assert sum(local for local, _ in held) == total
-    assert max(local for local, _ in held) < 0.3 * total
+def test_a_rank_holds_its_shard_and_copies_no_more_of_the_weights(world):
+    ranks = world.run(4, filled)
+    total = ranks[0][2]
+    assert sum(held for _, held, _ in ranks) == total
+    assert max(held for _, held, _ in ranks) < 0.3 * total
+    assert [copied for copied, _, _ in ranks] == [held for _, held, _ in ranks]

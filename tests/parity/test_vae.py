@@ -47,7 +47,7 @@ STD = (
     2.8251,
     1.9160,
 )
-ROUNDING = 1e-5  # oneDNN sums in another order than the loop that torch picks for small inputs
+ROUNDING = 5e-6  # oneDNN sums in another order than the loop that torch picks for small inputs
 
 
 @pytest.fixture(scope="module")

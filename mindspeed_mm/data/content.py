@@ -110,6 +110,5 @@ def append_lines(path: Path, lines: Sequence[Sequence[Any]]) -> None:
     """Add JSON lists to a file, one a line. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(
-            "\n" + "".join(json.dumps(line) + "\n" for line in lines)
-        )  # the last line may have been torn by a kill
+        # the empty line first: the last one may have been torn by a kill
+        file.write("\n" + "".join(json.dumps(line) + "\n" for line in lines))

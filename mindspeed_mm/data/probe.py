@@ -1,4 +1,7 @@
-"""What a clip's header says: length, size, rate. One frame is decoded; nothing else is read where the format allows. No torch."""
+"""What a clip's header says: length, size, rate. No torch.
+
+One frame is decoded, of a folder of images each; nothing else is read where the format allows.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +56,8 @@ def probe(path: str | Path) -> ClipInfo:
     path = Path(path)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         images = ImageReader(path)
-        for index in range(
-            1, images.num_frames
-        ):  # a torn one, or one of another size, is known before anything is encoded
+        # a torn one, or one of another size, is known before anything is encoded
+        for index in range(1, images.num_frames):
             images.read([index])
         return ClipInfo(
             path=path,

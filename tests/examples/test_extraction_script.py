@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clips import write_clip
+from mindspeed_mm.data.video import write_video
+from tests.clips import numbered
 from tests.examples.test_training_scripts import free_port
 from tests.extract_job import make_job
 from tests.runs import alive, family
@@ -86,11 +87,11 @@ def test_what_goes_wrong_on_a_rank_is_one_line(tmp_path: Path, ranks: int) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [False, True], ids=["the script", "its whole session"])
 def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(tmp_path: Path, whole_group: bool) -> None:
-    make_job(tmp_path)
+    make_job(tmp_path, max_hxw=36864)
     folder = tmp_path / "clips datası"
-    rows = [{"video": write_clip(folder / f"{n}.mp4", 9, height=32, width=32 + 16 * (n % 3)).name, "cap": "a"} for n in range(40)]  # fmt: skip
-    for number, row in enumerate(rows):
-        row["cap"] = f"clip {number}"
+    # No two clips are alike, and each of them is work: the signal must come long before the last one is done.
+    clips = [write_video(folder / f"{n}.mp4", numbered(9, 192, 192 + 16 * (n % 3), first=5 * n), 16) for n in range(40)]
+    rows = [{"video": clip.name, "cap": f"clip {number}"} for number, clip in enumerate(clips)]
     (folder / "data.json").write_text(json.dumps(rows))
     script = start(tmp_path, ranks=2)
     try:

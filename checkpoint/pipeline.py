@@ -19,6 +19,7 @@ from checkpoint.convert import cast, hf_target, read_back, write
 from checkpoint.layout import check_space, replace_entries, staging, writing
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.loading import fingerprint
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.umt5.tokenizer import find_tokenizer
@@ -36,6 +37,7 @@ class Parts:
 
     experts: Mapping[str, WeightsSource]  # folder name → weights
     modules: Mapping[str, Any]  # folder name → what diffusers or transformers saves
+    vocabulary: str  # fingerprint of the tokenizer among them
 
     @property
     def nbytes(self) -> int:
@@ -61,6 +63,7 @@ def assemble(cfg: PipelineConfig) -> None:
             read_back(new / name, source, bits=False)
         for name, module in parts.modules.items():
             module.save_pretrained(new / name)
+        _read_back_modules(new, parts)
         (new / INDEX).write_text(json.dumps(_index(parts, cfg), indent=2) + "\n", encoding="utf-8")
         replace_entries(new, place, target, OWNED, last=INDEX)
     logger.info(f"{target}: a WanVACEPipeline of {', '.join([*parts.experts, *parts.modules])}")
@@ -79,7 +82,21 @@ def open_parts(cfg: PipelineConfig) -> Parts:
         "tokenizer": AutoTokenizer.from_pretrained(str(words), local_files_only=True, trust_remote_code=False),
         "vae": load_vae(Path(cfg.vae_path)).model,
     }
-    return Parts(experts, modules)
+    return Parts(experts, modules, encoder.tokenizer.fingerprint)
+
+
+def _read_back_modules(folder: Path, parts: Parts) -> None:
+    """Raises WeightsError unless VAE, text encoder and tokenizer stand in `folder` as they were given."""
+    text = load_text_encoder(folder / "text_encoder", folder / "tokenizer", dtype=torch.bfloat16)
+    found = {"vae": load_vae(folder / "vae").model, "text_encoder": text.model}
+    other = [name for name, net in found.items() if _mark(net) != _mark(parts.modules[name])]
+    other += ["tokenizer"] if text.tokenizer.fingerprint != parts.vocabulary else []
+    if other:
+        raise WeightsError(f"{folder / other[0]}: reads back with other values; check the disk and convert again")
+
+
+def _mark(net: nn.Module) -> str:
+    return fingerprint(net.state_dict())
 
 
 def _open_expert(path: str, cfg: PipelineConfig) -> WeightsSource:

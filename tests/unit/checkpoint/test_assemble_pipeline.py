@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
-from diffusers import WanVACEPipeline
+from diffusers import AutoencoderKLWan, WanVACEPipeline
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from checkpoint.cli import main
 from tests.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
 
+SAVERS = {"vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel, "tokenizer": PreTrainedTokenizerBase}
 
-def test_a14b_becomes_a_pipeline_of_diffusers(tmp_path: Path) -> None:
+
+@pytest.fixture
+def argv(tmp_path: Path) -> list[str]:
+    """Two experts, VAE, text encoder and tokenizer; the pipeline goes to `pipe`."""
     home = write_official(tmp_path / "a14b")
     for name, seed in (("high_noise_model", 1), ("low_noise_model", 2)):
         write_transformer(home / name, tiny_transformer(seed), torch.float32)
@@ -22,9 +28,13 @@ def test_a14b_becomes_a_pipeline_of_diffusers(tmp_path: Path) -> None:
         "text_encoder_path": home / TEXT_FILE,
         "target_path": tmp_path / "pipe",
     }
-    argv = [word for name, path in parts.items() for word in (f"--cfg.{name}", str(path))]
+    flags = [word for name, path in parts.items() for word in (f"--cfg.{name}", str(path))]
+    return ["VACEConverter", "assemble_pipeline", *flags]
+
+
+def test_a14b_becomes_a_pipeline_of_diffusers(tmp_path: Path, argv: list[str]) -> None:
     for _ in range(2):
-        main(["VACEConverter", "assemble_pipeline", *argv])
+        main(argv)
     pipe = WanVACEPipeline.from_pretrained(tmp_path / "pipe", torch_dtype=torch.float32)
     assert pipe.config.boundary_ratio == 0.875
     high, low = tiny_transformer(1).state_dict(), tiny_transformer(2).state_dict()
@@ -36,3 +46,25 @@ def test_a14b_becomes_a_pipeline_of_diffusers(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "pipe").iterdir()) == sorted(
         ["model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae"]
     )
+
+
+@pytest.mark.parametrize("part", SAVERS)
+def test_every_part_is_read_back(
+    tmp_path: Path, argv: list[str], part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that changes one byte of what was saved is noticed, and nothing is moved into place."""
+    save = SAVERS[part].save_pretrained
+
+    def lossy(self: object, folder: Path, **settings: object) -> object:
+        saved = save(self, folder, **settings)
+        file = next(path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "tokenizer.json")
+        data = file.read_bytes()
+        file.write_bytes(data.replace(b"ball", b"bell") if part == "tokenizer" else data[:-1] + bytes([data[-1] ^ 1]))
+        assert file.read_bytes() != data
+        return saved
+
+    monkeypatch.setattr(SAVERS[part], "save_pretrained", lossy)
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert f"{part}: reads back with other values" in capsys.readouterr().err
+    assert not (tmp_path / "pipe").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
+from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,21 @@ class _PlainPath(str):
         return super().__new__(cls, "/".join(str(part) for part in parts))
 
 
+def _member(kind: Any, name: str) -> Any:
+    """A stand-in for `getattr`, as which early Pythons 3.11 (Debian 12 has one) pickle an enum member; it reads nothing else."""
+    if not isinstance(kind, EnumMeta):
+        raise pickle.UnpicklingError(f"it takes {name} of what is no enum, which no checkpoint index needs")
+    return kind[name]
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows the classes of an index and no other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("pathlib") and name in _PATHS:
             return _PlainPath
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if name in _CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint index needs")

@@ -205,6 +205,28 @@ def test_a_forged_metadata_is_refused_and_not_run(tmp_path: Path, where: str) ->
     assert_refused(folder, trace)
 
 
+class Reaches:
+    """Pickled as an attribute of a class that an index may name."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (dict, "fromkeys")
+
+
+def test_an_index_of_an_early_python_3_11_reads_and_getattr_reads_nothing_but_enums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = lambda member, protocol: (getattr, (type(member), member.name))  # noqa: E731
+    monkeypatch.setattr(dcp.metadata._MEM_FORMAT_ENCODING, "__reduce_ex__", early)
+    folder, index = write_dcp_index(tmp_path)
+    assert b"getattr" in index.read_bytes()
+    assert torch.equal(read_dcp(folder)["model"]["a"].read(), STATE["a"])
+    metadata: Any = pickle.loads(index.read_bytes())
+    metadata.planner_data["x"] = Reaches()
+    index.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(WeightsError, match="cannot be read safely: it takes fromkeys"):
+        read_dcp(folder)
+
+
 def test_code_in_the_bytes_of_a_dcp_entry_is_refused_and_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     dcp.save({"model": STATE, "base": {"path": Bomb(trace)}}, checkpoint_id=tmp_path / "dcp", no_dist=True)

@@ -88,7 +88,12 @@ def _load(path: Path) -> Any:
     """
     try:
         if not zipfile.is_zipfile(path):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            logger.info(
+                f"{path}: in the format of torch before 1.6, which cannot be mapped: all of it is held in memory; "
+                "torch.load and torch.save it once to spare that"
+            )
+            return state
         if not knows_offsets():
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         with FakeTensorMode():

@@ -164,6 +164,16 @@ def test_every_form_gives_the_same_weights_and_sizes(
     assert "185 tensors, bfloat16, trunk and branch" in source.description
 
 
+def test_only_a_file_in_the_old_format_is_said_to_be_held_in_memory(
+    tmp_path: Path, weights: Weights, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        open_weights(flat_pt(tmp_path, weights))
+        assert "held in memory" not in caplog.text
+        open_weights(old_pt(tmp_path, weights))
+    assert "merged.pth: in the format of torch before 1.6" in caplog.text
+
+
 def test_the_fingerprint_is_the_same_in_every_form_and_differs_for_other_weights(
     tmp_path: Path, weights: Weights
 ) -> None:

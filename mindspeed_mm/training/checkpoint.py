@@ -231,11 +231,12 @@ def load_checkpoint(
     base: BaseReference | None,
 ) -> None:
     """Fill `state` from one DCP folder, on any number of ranks. Raises WeightsError naming what does not fit."""
-    _check_base(folder, read_dcp(folder).get("base"), base, config.finetune)  # also refuses an index that carries code
+    found_base = read_dcp(folder).get("base")  # refuses an index that carries code
+    _check_base(folder, found_base, base, config.finetune)
     reader = FileSystemReader(folder)
     metadata = reader.read_metadata()
     names = mm_names(state.model, key_map)
-    _check_weights(folder, metadata, names)
+    _check_weights(folder, metadata, names, partial=isinstance(found_base, Mapping))
     content: dict[str, Any] = {
         "model": {name: p.detach() for p, name in names.items() if f"model.{name}" in metadata.state_dict_metadata}
     }
@@ -292,7 +293,7 @@ def _check_base(folder: Path, found: Any, base: BaseReference | None, finetune: 
         logger.warning(problem)
 
 
-def _check_weights(folder: Path, metadata: Metadata, names: Mapping[nn.Parameter, str]) -> None:
+def _check_weights(folder: Path, metadata: Metadata, names: Mapping[nn.Parameter, str], *, partial: bool) -> None:
     saved = {key.removeprefix("model.") for key in metadata.state_dict_metadata if key.startswith("model.")}
     trained = {name for parameter, name in names.items() if parameter.requires_grad}
     missing, foreign = sorted(trained - saved), sorted(saved - set(names.values()))
@@ -305,7 +306,13 @@ def _check_weights(folder: Path, metadata: Metadata, names: Mapping[nn.Parameter
             )
             if found
         )
-        raise WeightsError(f"{folder}: {text}; check the model JSON's sizes and predictor.trainable")
+        advice = "check the model JSON's sizes and predictor.trainable"
+        if partial and not foreign:
+            advice = (
+                "it holds what trained only: set predictor.trainable to what it was, or to train more of the model "
+                f"set predictor.from_pretrained to {folder} and leave --load out"
+            )
+        raise WeightsError(f"{folder}: {text}; {advice}")
 
 
 def _optimizer_places(metadata: Metadata, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """A whole training job gives the same numbers on any number of ranks."""
 
+import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 
-from tests.runs import arguments, make_run, train_job
+from mindspeed_mm.errors import WeightsError
+from tests.runs import arguments, make_run, train_job, write_json
 
 
 def losses(rows):
@@ -33,6 +37,33 @@ def test_one_rank_equals_many(world, environment, tmp_path, ranks, flags):
     held_out = [[row["validation/loss"] for row in rows if "validation/loss" in row] for rows in (alone, together)]
     assert held_out[1] == pytest.approx(held_out[0], rel=1e-5)
     assert len(held_out[0]) == 1
+
+
+def refusal(argv):
+    try:
+        train_job(argv)
+    except WeightsError as error:
+        return str(error)
+    return "trained"
+
+
+def test_what_trained_the_branch_alone_says_how_all_of_it_can_train(world, tmp_path):
+    run, saved = make_run(tmp_path), str(tmp_path / "branch")
+    world.run(1, train_job, arguments(run, save=saved, save_interval=2, train_iters=2))
+    model = json.loads(Path(run["MM_MODEL"]).read_text())
+    model["predictor"]["trainable"] = "all"
+    write_json(Path(run["MM_MODEL"]), model)
+    begun = arguments(run, "--finetune", load=saved, train_iters=1)
+    (message,) = world.run(1, refusal, begun)
+    assert "lacks weights that train here: wan_dit." in message
+    assert "\n" not in message
+
+    named = re.search(r"set predictor\.from_pretrained to (\S+) and leave --load out", message)
+    assert named, message
+    model["predictor"]["from_pretrained"] = named[1]
+    write_json(Path(run["MM_MODEL"]), model)
+    (rows,) = world.run(1, train_job, arguments(run, train_iters=1))
+    assert [row["iteration"] for row in rows if "loss" in row] == [1]
 
 
 def seen_samples(argv):

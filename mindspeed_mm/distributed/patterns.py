@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.registry import did_you_mean
 
@@ -28,8 +29,28 @@ def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[st
     shape = _BRACES.sub("{*}", _PREFIX.sub("", pattern))
     if not found and not any(f"{shape}.".startswith(f"{unit}.") for unit in absent):
         kinds = sorted({re.sub(r"\.\d+(?=\.|$)", ".{*}", name) for name in known if name})
-        raise ConfigError(f"{where}: pattern {pattern!r} matches no module of the model{did_you_mean(shape, kinds)}")
+        nearest = "" if shape in kinds else did_you_mean(shape, kinds)  # else an index is too high
+        raise ConfigError(f"{where}: pattern {pattern!r} matches no module{nearest}; there are {_parts(known)}")
     return found
+
+
+def check_patterns(config: Fsdp2Config, units: Iterable[str], names: Iterable[str]) -> None:
+    """Raises ConfigError for a pattern of fsdp2_config.yaml that matches none of a model's modules."""
+    known = list(names)
+    absent = absent_units(units, known)
+    for key in ("sub_modules_to_wrap", "recompute_modules", "ignored_modules"):
+        for pattern in getattr(config, key) or ():
+            match(pattern, known, f"fsdp2_config.yaml:{key}", absent=absent)
+
+
+def _parts(known: Iterable[str]) -> str:
+    """The children of the root, lists with their length: `blocks.{0-29}, head`."""
+    last: dict[str, int] = {}
+    for name in known:
+        child, _, rest = name.partition(".")
+        index = rest.split(".")[0]
+        last[child] = max(last.get(child, -1), int(index) if index.isdigit() else -1)
+    return ", ".join(child if end < 0 else f"{child}.{{0-{end}}}" for child, end in last.items())
 
 
 def _hits(pattern: str, known: list[str], where: str) -> list[str]:

@@ -20,6 +20,7 @@ class ModelSpec:
     branch: tuple[str, ...] = ()  # first parts of the names of what `trainable: branch` trains; () = there is no branch
     fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 when the rest is bf16
     start: str = ""  # "module:callable", start(predictor) → models.start.Start; "" reads `from_pretrained` by key_maps
+    modules: str = ""  # "module:callable", modules(predictor.model) → all module names, without torch; "" = not told
     cost: str = ""  # "module:callable", cost(predictor, recompute plan) → LoopParts.cost; "" reports no throughput
 
 
@@ -34,6 +35,7 @@ MODELS.add(
         branch=BRANCH,
         fp32_modules=FP32_MODULES,
         start="mindspeed_mm.models.start:vace_start",
+        modules="mindspeed_mm.models.wan.sizes:modules",
         cost="mindspeed_mm.training.flops:vace_cost",
     ),
 )

@@ -58,6 +58,19 @@ def layout(config: VaceConfig) -> dict[str, Shape]:
     return shapes
 
 
+def modules(config: VaceConfig) -> list[str]:
+    """Every module of a model of these sizes by its name, in the model's order but for activations."""
+    found: dict[str, None] = {}
+    for weight in layout(config):
+        parts = weight.split(".")[:-1]
+        for end in range(1, len(parts) + 1):
+            stem, last = parts[: end - 1], parts[end - 1]
+            # what stands between the members of a sequence that have weights are its activations
+            members = [str(index) for index in range(int(last) + 1)] if last.isdigit() else [last]
+            found.update(dict.fromkeys(".".join([*stem, member]) for member in members))
+    return list(found)
+
+
 def sizes_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """What the shapes tell, as fields of WanConfig and VaceConfig plus `branch_blocks`.
 

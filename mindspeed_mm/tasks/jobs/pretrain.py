@@ -21,12 +21,14 @@ from mindspeed_mm.distributed.config import (
     check_reshard,
     data_parallel_size,
 )
+from mindspeed_mm.distributed.patterns import check_patterns
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.log import world_size
 from mindspeed_mm.models.find import find_files
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.registry import resolve
 from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.training.config import (
     BatchConfig,
@@ -168,6 +170,7 @@ class PretrainJob(Config):
         _check_dtype(self.predictor, self.fsdp2, self.files)
         check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
         _check_sharding(self.fsdp2, self.world_size)
+        _check_patterns(self.predictor, self.fsdp2)
         size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
         if batch.train_iters is None and batch.train_samples is None:
             raise ConfigError(f"{PROG}: --train-iters is missing; give it or --train-samples")
@@ -228,6 +231,12 @@ def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
             f"fsdp2 sharding_size {fsdp2.sharding_size} does not divide the {ranks} rank(s); write auto, or a divisor"
         )
     check_reshard(fsdp2, fsdp2.sharding_size if isinstance(fsdp2.sharding_size, int) else ranks)
+
+
+def _check_patterns(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:
+    spec = MODELS.get(predictor.model_id)
+    if spec.modules:
+        check_patterns(fsdp2, spec.units, resolve(spec.modules)(predictor.model))
 
 
 def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConfig) -> None:

@@ -76,6 +76,16 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern):
         match(pattern, NAMES, "fsdp2_config.yaml:recompute_modules")
 
 
+def test_what_there_is_stands_in_the_error():
+    names = [*NAMES, "text_embedding", "text_embedding.0", "text_embedding.2"]
+    with pytest.raises(ConfigError) as error:
+        match("blocks.{12}", names, "fsdp2_config.yaml:recompute_modules")
+    assert str(error.value) == (
+        "fsdp2_config.yaml:recompute_modules: pattern 'blocks.{12}' matches no module; "
+        "there are blocks.{0-9}, vace_blocks.{0-2}, head, text_embedding.{0-2}"
+    )
+
+
 def test_a_pattern_of_a_part_that_this_model_does_not_have_matches_nothing_in_peace():
     trunk = [name for name in NAMES if not name.startswith("vace_")]
     absent = absent_units(("blocks.{*}", "vace_blocks.{*}"), trunk)

@@ -9,6 +9,7 @@ import torch
 
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.models.wan.config import FP32_MODULES, PRESETS
+from mindspeed_mm.models.wan.sizes import modules
 from mindspeed_mm.models.wan.vace import build_on_meta
 from tests.layouts import published_layout
 from tests.tiny import TINY, tiny_inputs, tiny_transformer
@@ -41,6 +42,10 @@ def test_every_preset_has_the_names_and_shapes_of_the_published_file(preset):
     assert len(weights) == count
     assert sum(w.numel() for w, branch_one in zip(weights.values(), in_branch, strict=True) if not branch_one) == trunk
     assert sum(w.numel() for w, branch_one in zip(weights.values(), in_branch, strict=True) if branch_one) == branch
+
+
+def test_the_modules_that_patterns_name_are_known_without_the_model():
+    assert set(modules(TINY)) == {name for name, _ in build_on_meta(TINY).named_modules() if name}
 
 
 def test_a_branch_block_runs_right_before_the_trunk_block_it_feeds_and_one_hint_is_alive_at_a_time():

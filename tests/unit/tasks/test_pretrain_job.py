@@ -147,6 +147,13 @@ def test_a_list_where_an_object_should_stand_is_one_line(tmp_path):
             "sharding_size: 2\nreshard_after_forward: 4\n",
             "4 does not divide the 2 rank(s) that share the weights; use true, false or one of 1, 2",
         ),
+        (
+            "sub_modules_to_wrap: ['predictor.wan_dit.block.{*}']\n",
+            "sub_modules_to_wrap: pattern 'predictor.wan_dit.block.{*}' matches no module (did you mean 'blocks.{*}'?); there are",
+        ),
+        ("recompute_modules: ['vace_blocks.{8}']\n", "recompute_modules: pattern 'vace_blocks.{8}' matches no module"),
+        ("recompute_modules: {'blocks.{*}.mlp': full}\n", "'blocks.{*}.mlp' matches no module"),
+        ("ignored_modules: [heads]\n", "ignored_modules: pattern 'heads' matches no module (did you mean 'head'?)"),
         ("a: [1\n", "not valid YAML"),
         ("- 1\n- 2\n", "fsdp2.yaml"),
     ],
@@ -157,6 +164,11 @@ def test_a_bad_yaml_is_one_line_with_its_address(tmp_path, text, wanted):
     with pytest.raises(ConfigError) as error:
         PretrainJob.from_argv([*argv(), f"--fsdp2-config-path={path}"], ranks=8)
     assert wanted in str(error.value)
+
+
+def test_a_trunk_alone_takes_the_yaml_of_a_model_with_a_branch(tmp_path):
+    trunk = edited(tmp_path, {"predictor.vace_dit.vace_layers": [], "predictor.trainable": "trunk"})
+    assert PretrainJob.from_argv([*argv(), trunk], ranks=1)
 
 
 @pytest.mark.parametrize("value", ["true", "false", "4", "8"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -97,22 +99,22 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-class JsonLines:
-    """metrics.jsonl: one object for each iteration. A number that is not finite is written as null, for strict readers."""
+class _WholePieces:
+    """A file that grows by whole pieces, each written at once: when one finds no room, what stood there before stays."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, flag: str) -> None:
+        """`flag`: the one that names the place, for errors."""
+        self._path, self._flag = path, flag
         with self._told():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab")
 
-    def write(self, iteration: int, values: dict[str, float]) -> None:
-        """Append one line, at once. Raises TrainingError when it cannot be written; no half line stays."""
-        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    def write(self, piece: bytes) -> None:
+        """Append. Raises TrainingError when it cannot be written."""
         with self._told():
             whole = self._file.tell()
             try:
-                self._file.write(json.dumps({"iteration": iteration, **row}) + "\n")
+                self._file.write(piece)
                 self._file.flush()
             except OSError:
                 with suppress(OSError):  # closing tries once more to write what is buffered
@@ -132,29 +134,51 @@ class JsonLines:
             yield
         except OSError as error:
             raise TrainingError(
-                f"{self._path}: cannot be written: {error.strerror or error}; free space or choose another --save, "
+                f"{self._path}: cannot be written: {error.strerror or error}; free space or choose another {self._flag}, "
                 "then go on from the last checkpoint with --load"
             ) from error
 
 
-class TensorBoard:
-    """Scalars for TensorBoard."""
+class JsonLines:
+    """metrics.jsonl: one object for each iteration. A number that is not finite is written as null, for strict readers."""
 
-    def __init__(self, folder: str, interval: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer, self._interval = SummaryWriter(folder), interval
+    def __init__(self, path: Path) -> None:
+        self._file = _WholePieces(path, "--save")
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        """Every `interval` iterations; held-out numbers always."""
-        if iteration % self._interval and "loss" in values:
-            return
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, iteration)
+        """Append one line, at once. Raises TrainingError."""
+        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write((json.dumps({"iteration": iteration, **row}) + "\n").encode())
 
     def close(self) -> None:
-        """Write what is buffered."""
-        self._writer.close()
+        """Close the file. Raises TrainingError."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard. Its own writer would write in a thread, whose errors end nothing and fill the screen."""
+
+    def __init__(self, folder: str, interval: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = _WholePieces(Path(folder) / name, "--tensorboard-dir")
+        self._interval, self._event = interval, Event
+        self._records = RecordWriter(self._file)
+        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        """Every `interval` iterations; held-out numbers always. Raises TrainingError."""
+        if iteration % self._interval and "loss" in values:
+            return
+        scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        event = self._event(wall_time=time.time(), step=iteration, summary={"value": scalars})
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Close the file. Raises TrainingError."""
+        self._file.close()
 
 
 class Wandb:

@@ -119,21 +119,25 @@ def test_metrics_jsonl_holds_every_iteration(tmp_path):
     assert 0.5 * rows[0]["seconds"] < phases <= rows[0]["seconds"]
 
 
-def test_a_disk_that_fills_up_under_metrics_jsonl_is_one_error_and_leaves_whole_lines(tmp_path):
-    path, config = tmp_path / "metrics.jsonl", training()
-    writer, kept = JsonLines(path), b'{"iteration": 0}\n'
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_a_disk_that_fills_up_under_a_writer_is_one_error_and_leaves_whole_records(tmp_path, name, capfd):
+    writer = TensorBoard(str(tmp_path / name), interval=1) if name == "tensorboard" else JsonLines(tmp_path / name)
+    flag, config = "--tensorboard-dir" if name == "tensorboard" else "--save", training()
     writer.write(0, {})
-    assert path.read_bytes() == kept
+    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    kept = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # what a full disk does to a writer: part of a line fits
+    # what a full disk does to a writer: part of a record fits
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 80, hard))
     try:
         with pytest.raises(
-            TrainingError, match=r"metrics\.jsonl: cannot be written: .*; free space or choose"
+            TrainingError, match=f"{path.name}: cannot be written: .*; free space or choose another {flag}"
         ) as error:
             TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[writer])).run()  # closes it, too
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err
     assert path.read_bytes() == kept
 
 

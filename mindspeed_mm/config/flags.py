@@ -62,7 +62,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
     """argparse keywords for a field's type."""
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [arg for arg in get_args(annotation) if arg is not type(None)]
-        return _kind(inner[0])
+        return _kind(next((arg for arg in inner if get_origin(arg) is tuple), inner[0]))  # one or several: several
     if annotation is bool:
         return {"action": "store_true"}
     if get_origin(annotation) is Literal:

@@ -18,6 +18,7 @@ class Optimizer(Config):
     style: Literal["constant", "cosine"] = Field(default="constant", description="shape")
     bf16: bool = Field(default=False, description="half precision")
     ranks: tuple[int, ...] = Field(default=(0,), description="which ranks")
+    scale: float | tuple[float, ...] | None = Field(default=None, description="one or several")
 
 
 @pytest.fixture
@@ -32,6 +33,12 @@ def test_each_field_is_a_flag_of_its_type(parser: FlagParser) -> None:
     assert given(parser.parse_strict(argv), Optimizer) == {
         "adam_beta1": 0.8, "train_iters": 7, "style": "cosine", "bf16": True, "ranks": [1, 2],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "wanted"), [(["0.5"], [0.5]), (["1", "-0.5"], [1.0, -0.5])])
+def test_a_field_of_one_or_several_takes_several(words: list[str], wanted: list[float], parser: FlagParser) -> None:
+    assert given(parser.parse_strict(["--scale", *words]), Optimizer) == {"scale": wanted}
+    assert "--scale SCALE [SCALE ...]" in parser.format_help()
 
 
 def test_a_flag_that_is_not_given_leaves_the_schema_s_default(parser: FlagParser) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.generation.config import RunConfig
 from mindspeed_mm.generation.inputs import Conditions, Inputs, load_conditions
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
@@ -49,6 +50,7 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
         return
     config = check_weights(job)
     if world_size() == 1:
+        say_what_needs_others(job.run)
         work(job, accelerator, config, Solo())
         return
     layout = choose_layout(
@@ -63,6 +65,17 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
     )
     with launch(accelerator, _TIMEOUT):
         work(job, accelerator, config, Team(layout, accelerator))
+
+
+def say_what_needs_others(run: RunConfig) -> None:
+    """What one process does not follow is not passed over in silence."""
+    needs = {
+        "shard_weights": run.shard_weights,
+        "context_parallel_size": (run.context_parallel_size or 1) > 1,
+        "cfg_parallel": run.cfg_parallel == "on",
+    }
+    if asked := [key for key, wanted in needs.items() if wanted]:
+        LOGGER.warning("%s: for several processes, and this is one; start them with generate.sh", ", ".join(asked))
 
 
 def work(job: GenerateJob, accelerator: Accelerator, config: VaceConfig, team: Solo) -> None:

@@ -120,6 +120,13 @@ def test_from_latents_says_what_of_the_request_it_does_not_follow(config, tmp_pa
     assert "height" not in said
 
 
+def test_one_process_says_which_keys_are_for_several(config, capsys):
+    run(config(context_parallel_size=2), "--shard-weights")
+    said = capsys.readouterr().out
+    assert "shard_weights, context_parallel_size: for several processes, and this is one" in said
+    assert "cfg_parallel" not in said
+
+
 def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny):
     pipe = VacePipeline.from_pretrained(tiny, dtype=torch.float32, device="cpu")
     result = pipe("a red ball", height=32, width=48, num_frames=5, steps=2)

@@ -88,7 +88,8 @@ class WanVae:
     def decode_frames(self, latents: Tensor) -> Iterator[Tensor]:
         """[16, F, h, w] → the frames of `decode` as they are made: [3, 1, H, W] first, then [3, 4, H, W] each.
 
-        With tiling the whole clip is decoded before its first frame can be given out.
+        With tiling the whole clip is decoded before its first frame can be given out: `_feat_map` of all tiles would be
+        larger than the clip.
         """
         if self._tiles(latents):
             yield from _chunks(self.decode(latents[None])[0])

@@ -100,6 +100,17 @@ def test_nothing_is_recorded_for_backward(vae):
     assert latents.clone().requires_grad_().requires_grad  # not an inference tensor either: trainers may go on with it
 
 
+def test_what_the_published_vae_remembers_of_earlier_frames_is_as_large_as_800_decoded_ones():
+    """Why tiles are not decoded frame by frame (docs/guide/generate.md): each would have to keep its own."""
+    with torch.device("meta"):
+        model = AutoencoderKLWan()
+        model.clear_cache()
+        for _ in range(3):
+            frames = model.decoder(torch.empty(1, 16, 1, 8, 8), feat_cache=model._feat_map, feat_idx=[0])
+    remembered = sum(part.numel() for part in model._feat_map if isinstance(part, torch.Tensor))
+    assert remembered / frames[0, :, 0].numel() == pytest.approx(800, rel=0.03)
+
+
 def test_tiling_is_off_unless_asked_for_and_streams_too(official):
     if not hasattr(load_vae(official).model, "use_tiling"):
         pytest.skip("this diffusers' VAE has no tiles")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +97,30 @@ def arguments(environment: dict[str, str], *more: str, **flags: Any) -> list[str
         **flags,
     }
     return [*(f"--{name.replace('_', '-')}={value}" for name, value in given.items()), *more]
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def ended(
+    command: Sequence[str], *, cwd: Path, env: dict[str, str], seconds: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """A command run to its end. If it hangs, all that descend from it are killed: torchrun's ranks are in sessions of their own."""
+    process = subprocess.Popen(
+        command, cwd=cwd, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        printed, errors = process.communicate(timeout=seconds)
+    except BaseException:
+        for pid in family(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, errors)
 
 
 def family(pid: int) -> list[int]:

@@ -13,9 +13,8 @@ import pytest
 
 from mindspeed_mm.data.video import write_video
 from tests.clips import numbered
-from tests.examples.test_training_scripts import free_port
 from tests.extract_job import make_job
-from tests.runs import alive, family
+from tests.runs import alive, family, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples/vace/feature_extract/feature_extraction.sh"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 
 from examples.vace.tiny.checkpoints import write_official
 from examples.vace.tiny.world import Clip, write_dataset
-from tests.examples.test_outside_package import free_port
+from tests.runs import ended, free_port
 from tests.tiny import model_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,22 +77,9 @@ def run(block: str, checkout: Path) -> None:
     """One shell block, in the root of the checkout."""
     settings = {"NPUS_PER_NODE": "1", "NUM_WORKERS": "0", "TRAIN_ITERS": "2", "OMP_NUM_THREADS": "1"}
     settings |= {"MINDSPEED_MM_DEVICE": "cpu"}
-    environment = {**os.environ, **settings, "MASTER_PORT": str(free_port())}
-    process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", block],
-        cwd=checkout,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, _ = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, f"{block}\n{printed[-4000:]}"
+    settings |= {"MASTER_PORT": free_port()}
+    ran = ended(["bash", "-euo", "pipefail", "-c", block], cwd=checkout, env=settings)
+    assert ran.returncode == 0, f"{block}\n{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
 
 
 AGAIN = """

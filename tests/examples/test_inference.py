@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from examples.vace.tiny.world import condition, make_scene, reference_image, render
 from mindspeed_mm.data.video import write_video
-from tests.examples.test_outside_package import free_port
+from tests.runs import ended, free_port
 from tests.tiny import TINY, TRANSFORMER_FILE, tiny_transformer, write_official, write_transformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,14 +60,8 @@ def _write_shards(state: dict[str, torch.Tensor], folder: Path) -> None:
 
 def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Wan-VACE-Inference.py, as a user types it."""
-    return subprocess.run(
-        [sys.executable, str(INFERENCE / "Wan-VACE-Inference.py"), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MINDSPEED_MM_DEVICE": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    argv = [sys.executable, str(INFERENCE / "Wan-VACE-Inference.py"), *map(str, arguments)]
+    return ended(argv, cwd=cwd, env={"OMP_NUM_THREADS": "1", "MINDSPEED_MM_DEVICE": "cpu"}, seconds=300)
 
 
 @pytest.mark.slow
@@ -97,15 +90,9 @@ def test_a_file_of_the_guide_makes_its_three_videos(size: str, downloads: Path, 
 
 def generate(*arguments: object, cwd: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """generate.sh, as a user types it."""
-    settings = {"NPUS_PER_NODE": str(processes), "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        ["bash", str(INFERENCE / "generate.sh"), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **settings, "MINDSPEED_MM_DEVICE": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    settings = {"NPUS_PER_NODE": str(processes), "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+    argv = ["bash", str(INFERENCE / "generate.sh"), *map(str, arguments)]
+    return ended(argv, cwd=cwd, env={**settings, "MINDSPEED_MM_DEVICE": "cpu"}, seconds=300)
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from safetensors.torch import save_file
 
 from mindspeed_mm.models.keymap import KeyMap, Rename
 from mindspeed_mm.models.weights import open_named
+from tests.runs import ended, free_port
 from tests.tiny import TINY, model_json, tiny_transformer, write_transformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,25 +234,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     command: list[str], site: Path | None, settings: dict[str, object] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MINDSPEED_MM_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = {"MINDSPEED_MM_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     environment |= {name: str(value) for name, value in (settings or {}).items()}
     if site is not None:
         environment["PYTHONPATH"] = str(site)
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, errors = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # torchrun's ranks, too
-        raise
-    return subprocess.CompletedProcess(command, process.returncode, printed, errors)
+    return ended(command, cwd=ROOT, env=environment)
 
 
 def test_its_converter_runs_under_mm_convert(site: Path, weights: Path, tmp_path: Path) -> None:
@@ -263,12 +247,6 @@ def test_its_converter_runs_under_mm_convert(site: Path, weights: Path, tmp_path
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "count.txt").read_text() == str(len(tiny_transformer(0, TINY).state_dict()))
     assert "VACEConverter" in run(["mm-convert", "--help"], site).stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, object]:

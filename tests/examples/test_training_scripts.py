@@ -6,14 +6,13 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.runs import alive, family, make_run
+from tests.runs import alive, ended, family, free_port, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 VACE = ROOT / "examples/vace"
@@ -25,23 +24,10 @@ SCRIPTS = [
 ]
 
 
-def free_port() -> str:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def run(script: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """One script, as a user types it."""
-    return subprocess.run(
-        ["bash", str(VACE / script), *flags],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": free_port(), **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    settings = {"OMP_NUM_THREADS": "1", "MASTER_PORT": free_port(), **environment}
+    return ended(["bash", str(VACE / script), *flags], cwd=cwd, env=settings, seconds=240)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +146,14 @@ def test_sigterm_to_the_script_saves_and_leaves_no_process(tiny: dict[str, str],
     number = int((tmp_path / "save/latest_checkpointed_iteration.txt").read_text())
     assert 2 <= number < 100000
     assert (tmp_path / f"save/iter_{number:07d}/.metadata").is_file()
+
+
+def test_a_script_that_hangs_is_ended_with_what_it_started_in_sessions_of_their_own(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    command = ["bash", "-c", f"setsid bash -c 'echo $$ >{started}; exec sleep 60' & wait"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        ended(command, cwd=tmp_path, env={}, seconds=3)
+    assert not alive([int(started.read_text())])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _NEEDS_WAN_VACE = [
+    "examples/test_benchmarks.py",
     "parity/test_conditioning.py",
     "parity/test_generation.py",
     "parity/test_training.py",

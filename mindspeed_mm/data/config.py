@@ -16,6 +16,33 @@ _GROUPED = "clips of one shape are always grouped"
 _AT_EXTRACTION = "it acts at feature extraction; features carry its result"
 
 
+class ClipRow(Config):
+    """One clip, what is given of it, and its caption."""
+
+    video: str = Field(description="the clip that the model learns to make: a file, or a folder of images")
+    cap: str | tuple[str, ...] = Field(
+        description="a caption, or several, of which training picks one for every sample"
+    )
+    src_video: str | None = Field(default=None, description="the clip that is edited, or that controls; null = none")
+    src_ref_images: str | tuple[str, ...] | None = Field(default=None, description="images of who or what must appear")
+    src_video_mask: str | None = Field(
+        default=None,
+        description="where: white = generate, black = keep; a clip, a folder of images, or one image for all frames. Without "
+        "src_video it masks video itself; null = everything is generated",
+    )
+
+
+class FeatureRow(Config):
+    """One feature. Extraction repeats the keys of its clip beside these; training does not read them."""
+
+    file: str = Field(description="from data_folder, from its `features` folder, or from the working directory")
+    shape: tuple[int, int, int] | None = Field(
+        default=None,
+        description="frames (references included), height and width of the latents; null = read from the file",
+    )
+    num_refs: int | None = Field(default=None, description="how many references come first; null = read from the file")
+
+
 class Transform(Config):
     """One entry of a published `train_pipeline`."""
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mindspeed_mm.data.config import ClipRow
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.registry import did_you_mean
 
-KEYS = ("video", "cap", "src_video", "src_ref_images", "src_video_mask")
+KEYS = tuple(ClipRow.model_fields)
 _SHOWN = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
 

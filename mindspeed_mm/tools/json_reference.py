@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mindspeed_mm.config.schema import Config
-from mindspeed_mm.data.config import FeatureDatasetConfig, LoaderConfig, VaceDatasetConfig
+from mindspeed_mm.data.config import ClipRow, FeatureDatasetConfig, FeatureRow, LoaderConfig, VaceDatasetConfig
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.generation.config import InferenceConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
@@ -42,6 +42,12 @@ FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
         (("dataset_param", VaceDatasetConfig), ("dataloader_param", LoaderConfig)),
     ),
     (
+        "data.json, data.jsonl",
+        "the rows of a dataset of raw clips; paths start from its folder, and a key that resembles none of these is left "
+        "alone, with a line ([guide](../guide/data.md))",
+        (("[]", ClipRow),),
+    ),
+    (
         "feature_extract/model.json",
         "VAE and text encoder (`--mm-model` of feature extraction)",
         (("", ExtractModelConfig),),
@@ -50,6 +56,11 @@ FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
         "*/feature_data.json",
         "features to train on (`--mm-data` of training)",
         (("dataset_param", FeatureDatasetConfig), ("dataloader_param", LoaderConfig)),
+    ),
+    (
+        "data.jsonl of features",
+        "the rows that extraction wrote (`data_path` of `feature_data.json`)",
+        (("[]", FeatureRow),),
     ),
     (
         "*/pretrain_model*.json",

@@ -18,6 +18,8 @@ import torch
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.vace import encode_features
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.data.config import ClipRow, FeatureRow
 from mindspeed_mm.data.dataset import FeatureDataset, VaceDataset
 from mindspeed_mm.data.features import read_info, read_null_prompt
 from mindspeed_mm.data.registry import read_data_config
@@ -79,6 +81,10 @@ def test_the_list_repeats_the_rows_in_their_order(root):
         "a dog",
     ]
     assert all(os.path.exists(row["video"]) for row in rows)
+    for row in rows:
+        assert list(row) == [*ClipRow.model_fields, *FeatureRow.model_fields]
+        parse(ClipRow, {key: row[key] for key in ClipRow.model_fields}, "data.jsonl")
+        parse(FeatureRow, {key: row[key] for key in FeatureRow.model_fields}, "data.jsonl")
     assert len({row["file"] for row in rows}) == 6
     assert [row["shape"] for row in rows] == [[3, 4, 4], [3, 4, 8], [3, 8, 4], [3, 4, 8], [5, 4, 4], [3, 4, 4]]
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mindspeed_mm.data.atomic import write_text
 from mindspeed_mm.data.config import ClipRow
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.registry import did_you_mean
 
 KEYS = tuple(ClipRow.model_fields)
+FAILURES = "failed.jsonl"
 _SHOWN = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
 
@@ -84,6 +86,16 @@ def list_problems(problems: Sequence[Problem], rows: int) -> str:
     bad = len({problem.row for problem in problems})
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return f"{bad} of {rows} rows cannot be used: " + "; ".join(map(str, problems[:_SHOWN])) + more
+
+
+def write_failures(folder: Path, failures: Sequence[tuple[int, str]]) -> None:
+    """failed.jsonl: each row that cannot be used, and why; no file when there is none."""
+    path = folder / FAILURES
+    if failures:
+        rows = [{"row": row, "reason": reason} for row, reason in failures]
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path, Path]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_mm.data.check import check_manifest
 from mindspeed_mm.data.content import STATE_FOLDER
-from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
+from mindspeed_mm.data.manifest import FAILURES, Manifest, Problem, list_problems, scan_manifest, write_failures
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.log import get_logger, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
@@ -70,11 +70,14 @@ def _demand(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) ->
         return
     bad = len({problem.row for problem in problems})
     message = list_problems(problems, manifest.rows)
-    if bad > job.extract.skip_bad_samples:
-        raise DataError(f"{message}; correct them, or go on without them: --skip-bad-samples {bad}")
-    if bad == manifest.rows:
-        raise DataError(message)
-    logger.warning(message)
+    if bad <= job.extract.skip_bad_samples and bad < manifest.rows:
+        logger.warning(message)
+        return
+    folder = Path(job.save_path)
+    if rank() == 0:
+        write_failures(folder, [(problem.row, str(problem)) for problem in problems])
+    hint = "" if bad == manifest.rows else f", or go on without them: --skip-bad-samples {bad}"
+    raise DataError(f"{message}; correct them ({folder / FAILURES}){hint}")
 
 
 def run(job: ExtractJob, manifest: Manifest | None, accelerator: Accelerator) -> None:

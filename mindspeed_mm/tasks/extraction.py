@@ -26,7 +26,7 @@ from mindspeed_mm.conditioning.writing import Finished
 from mindspeed_mm.data.atomic import write_text
 from mindspeed_mm.data.dataset import FEATURE_FOLDER, LISTING, RawDataset, VaceDataset
 from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_header, write_null_prompt
-from mindspeed_mm.data.manifest import Manifest
+from mindspeed_mm.data.manifest import FAILURES, Manifest, write_failures
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
@@ -38,7 +38,6 @@ from mindspeed_mm.tasks.jobs.extract import ExtractJob
 
 logger = get_logger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-FAILURES = "failed.jsonl"
 _SPOKEN_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
@@ -173,6 +172,7 @@ def extract(
             outcome.add(row)
             progress.step(row, len(outcome.failed))
             if len(outcome.failed) > allowed:
+                write_failures(extraction.save_path, failures(outcome.failed, manifest))
                 raise DataError(_too_many(outcome.failed, job.extract.skip_bad_samples))
     if stop.signal and world.size > 1:
         _say_stopped(stop.signal, outcome, len(share))
@@ -181,7 +181,7 @@ def extract(
     if world.rank == 0:
         total = Outcome.merged(gathered)
         listed = write_listing(extraction.save_path, total.finished)
-        write_failures(extraction.save_path, total.failed, manifest)
+        write_failures(extraction.save_path, failures(total.failed, manifest))
         _report(total, listed, left_out, time.perf_counter() - started, extraction)
         if len(total.failed) > allowed:
             raise DataError(_too_many(total.failed, job.extract.skip_bad_samples))
@@ -262,15 +262,10 @@ def _listed(row: Finished) -> dict[str, Any]:
     }
 
 
-def write_failures(folder: Path, failed: Sequence[Failed], manifest: Manifest | None) -> None:
-    """failed.jsonl: what was left out, and why; no file when nothing was."""
-    rows = [{"row": problem.row, "reason": str(problem)} for problem in (manifest.problems if manifest else ())]
-    rows += [{"row": row.record.row, "reason": row.reason} for row in failed]
-    path = folder / FAILURES
-    if rows:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    else:
-        path.unlink(missing_ok=True)
+def failures(failed: Sequence[Failed], manifest: Manifest | None) -> list[tuple[int, str]]:
+    """Row and reason of all that was left out, before the start and after."""
+    before = [(problem.row, str(problem)) for problem in (manifest.problems if manifest else ())]
+    return before + [(row.record.row, row.reason) for row in failed]
 
 
 def _too_many(failed: Sequence[Failed], allowed: int) -> str:

@@ -142,6 +142,12 @@ def decoded(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+def failures_of(root):
+    """Row and reason of every line of failed.jsonl."""
+    lines = (root / "out/failed.jsonl").read_text(encoding="utf-8").splitlines()
+    return [tuple(json.loads(line).values()) for line in lines]
+
+
 def test_bad_clips_stop_the_run_with_their_addresses_or_are_listed(tmp_path, capsys):
     flags = [*make_job(tmp_path), "--num-workers", "0"]
     spoil(tmp_path / "clips datası")
@@ -150,15 +156,18 @@ def test_bad_clips_stop_the_run_with_their_addresses_or_are_listed(tmp_path, cap
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(f"data.json[{row}]" in line for row in (6, 7, 8))
-    assert os.listdir(tmp_path / "out") == ["state"]  # what was learnt of the good clips
+    assert sorted(os.listdir(tmp_path / "out")) == ["failed.jsonl", "state"]  # what was learnt of the good clips
+    assert [row for row, _ in failures_of(tmp_path)] == [6, 7, 8]
     with pytest.raises(SystemExit):  # also where nobody looked before
+        main([*flags, "--no-check-clips"])
+    assert [row for row, _ in failures_of(tmp_path)] == [6]  # the first one stopped it
+    with pytest.raises(SystemExit):
         main([*flags, "--no-check-clips", "--skip-bad-samples", "2"])
     capsys.readouterr()
     main([*flags, "--no-check-clips", "--skip-bad-samples", "3"])
     assert "3 failed" in capsys.readouterr().out
-    failed = [json.loads(line) for line in (tmp_path / "out/failed.jsonl").read_text().splitlines()]
-    assert [row["row"] for row in failed] == [6, 7, 8]
-    assert all(row["reason"].startswith(f"data.json[{row['row']}]") for row in failed)
+    assert [row for row, _ in failures_of(tmp_path)] == [6, 7, 8]
+    assert all(reason.startswith(f"data.json[{row}]") for row, reason in failures_of(tmp_path))
     assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 6
 
 
@@ -169,11 +178,14 @@ def test_a_row_that_is_malformed_counts_as_a_bad_sample(tmp_path, capsys):
     listing.write_text(json.dumps(rows))
     with pytest.raises(SystemExit):
         main(flags)
-    assert "2 of 3 rows cannot be used" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "2 of 3 rows cannot be used" in error
+    assert f"correct them ({tmp_path / 'out/failed.jsonl'})" in error
+    assert [row for row, _ in failures_of(tmp_path)] == [1, 2]
     main([*flags, "--skip-bad-samples", "2"])
     assert "0 failed, 2 were left out before; 1 rows in " in capsys.readouterr().out
     assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 1
-    assert len((tmp_path / "out/failed.jsonl").read_text().splitlines()) == 2
+    assert [row for row, _ in failures_of(tmp_path)] == [1, 2]
 
 
 class Clips:

@@ -69,14 +69,23 @@ def turn(source: Path, target: Path, degrees: int) -> Path:
     return target
 
 
-def write_as(path: Path, codec: str, options: dict[str, str], count: int = 40) -> Path:
+def write_as(
+    path: Path,
+    codec: str,
+    options: dict[str, str],
+    count: int = 40,
+    *,
+    pix_fmt: str = "yuv420p",
+    height: int = 96,
+    width: int = 128,
+) -> Path:
     """A clip of 24 frames a second in another codec or container."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=24)
-        stream.height, stream.width, stream.pix_fmt, stream.options = 96, 128, "yuv420p", options
-        for frame in numbered(count):
+        stream.height, stream.width, stream.pix_fmt, stream.options = height, width, pix_fmt, options
+        for frame in numbered(count, height, width):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     return path

@@ -114,7 +114,7 @@ class VideoConfig(Config):
     )
     video_reader_type: Literal["DecordVideo", "AvVideo"] = Field(
         default="AvVideo",
-        description="which library decodes; both give the same frames. decord gives way to PyAV for files it would miscount",
+        description="which library decodes; both give the same frames. decord gives way to PyAV for files it would read otherwise",
     )
     soft_mask: bool = Field(default=False, description="keep grey mask values instead of cutting them at one half")
     vae_stride: tuple[int, int, int] = Field(

@@ -67,7 +67,7 @@ class VaceDataset:
 
 def pixel_settings(config: VideoConfig) -> dict[str, Any]:
     """The settings that decide which pixels come out of a clip."""
-    names = ("num_frames", "max_hxw", "train_fps", "short_clip", "long_clip", "video_reader_type", "soft_mask")
+    names = ("num_frames", "max_hxw", "train_fps", "short_clip", "long_clip", "soft_mask")
     return config.model_dump(include=set(names))
 
 

@@ -20,6 +20,7 @@ Frames = NDArray[np.uint8]  # [T, H, W, 3]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 WHITE, BLACK = 255, 0
 _INDEXED = {"mp4", "matroska"}
+_SAME_COLOURS = {"yuv420p", "yuvj420p", "yuv444p", "yuvj444p", "gbrp", "rgb24", "bgr0", "gray"}  # even sizes only
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _UNTIMED_FPS = 16.0  # what image folders are shown at; they carry no clock
 
@@ -76,9 +77,10 @@ def refuse_text(path: Path) -> None:
 
 
 def decord_is_exact(path: Path) -> bool:
-    """Whether decord counts this file's frames right after a jump. Only packets are read, nothing is decoded.
+    """Whether decord gives this file's frames as PyAV does, to the bit. Only packets are read, nothing is decoded.
 
-    It does not in formats without an index, where time stamps are missing or cut by an edit list, and in open groups of
+    It spreads chroma over pixels in another way at odd sizes, with more than 8 bits, and in a turned 4:2:2. After a jump it
+    miscounts in formats without an index, where time stamps are missing or cut by an edit list, and in open groups of
     pictures (x265's default), where frames that lean on the group before are dropped after a seek and all later ones shift.
     """
     import av
@@ -87,6 +89,9 @@ def decord_is_exact(path: Path) -> bool:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = container.streams.video[0]
             if not _INDEXED & set(container.format.name.split(",")):
+                return False
+            codec = stream.codec_context
+            if codec.pix_fmt not in _SAME_COLOURS or codec.width % 2 or codec.height % 2:
                 return False
             key = None
             for packet in container.demux(stream):

@@ -100,6 +100,8 @@ def test_the_job_is_kept_beside_the_features_and_a_second_run_does_nothing(root,
     before = {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()}
     main([*make_job(root), "--num-workers", "0"])
     assert "extracted 0 clips" in capsys.readouterr().out
+    main([*make_job(root, video_reader_type="DecordVideo"), "--num-workers", "0"])  # which gives the same frames
+    assert "extracted 0 clips" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()} == before
 
 

@@ -211,8 +211,10 @@ def test_release_is_preferred_beside_original_files_and_the_log_says_so(
     official(tmp_path, weights)
     release(tmp_path, weights)
     with caplog.at_level("INFO"):
-        assert open_weights(tmp_path).dialect == "mm"
         assert open_weights(tmp_path, original=True).dialect == "official"
+        assert "beside it were not read" not in caplog.text
+        assert open_weights(tmp_path).dialect == "mm"
+    assert f"{tmp_path}: read release/; the original weights beside it were not read" in caplog.text
 
 
 # what a run leaves out

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor
@@ -36,7 +36,7 @@ from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.rng import rng_state, set_rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.models.containers.dcp import read_dcp
+from mindspeed_mm.models.containers.dcp import read_dcp, read_index
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
@@ -222,6 +222,17 @@ class Checkpointer:
             raise WeightsError(answer[0])
 
 
+class IndexReader(FileSystemReader):
+    """torch's reader, whose own way to unpickle an index would run what it carries."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index. Raises WeightsError on damage or forgery."""
+        metadata: Metadata = read_index(Path(self.path))
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
 def load_checkpoint(
     folder: Path,
     state: TrainState,
@@ -233,7 +244,7 @@ def load_checkpoint(
     """Fill `state` from one DCP folder, on any number of ranks. Raises WeightsError naming what does not fit."""
     found_base = read_dcp(folder).get("base")  # refuses an index that carries code
     _check_base(folder, found_base, base, config.finetune)
-    reader = FileSystemReader(folder)
+    reader = IndexReader(folder)
     metadata = reader.read_metadata()
     names = mm_names(state.model, key_map)
     _check_weights(folder, metadata, names, partial=isinstance(found_base, Mapping))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
-from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ _CLASSES = {
         "ChunkStorageMetadata",
         "TensorProperties",
         "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
@@ -43,11 +41,26 @@ class _PlainPath(str):
         return super().__new__(cls, "/".join(str(part) for part in parts))
 
 
+def _memory_format(value: Any) -> Any:
+    """A stand-in for the enum of an index, whose members a pickle could change."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as formats
+
+    return formats(value)
+
+
 def _member(kind: Any, name: str) -> Any:
-    """A stand-in for `getattr`, as which early Pythons 3.11 (Debian 12 has one) pickle an enum member; it reads nothing else."""
-    if not isinstance(kind, EnumMeta):
-        raise pickle.UnpicklingError(f"it takes {name} of what is no enum, which no checkpoint index needs")
-    return kind[name]
+    """A stand-in for `getattr`, as which early Pythons 3.11 (Debian 12 has one) pickle a member of it; it reads nothing else."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as formats
+
+    if kind is not _memory_format or name not in formats.__members__:
+        raise pickle.UnpicklingError(f"it takes {name!r} of {kind!r}, which no checkpoint index needs")
+    return formats[name]
+
+
+_STAND_INS = {
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): _memory_format,
+    ("builtins", "getattr"): _member,
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -56,8 +69,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("pathlib") and name in _PATHS:
             return _PlainPath
-        if (module, name) == ("builtins", "getattr"):
-            return _member
+        if (module, name) in _STAND_INS:
+            return _STAND_INS[module, name]
         if name in _CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint index needs")
@@ -65,7 +78,7 @@ class _Unpickler(pickle.Unpickler):
 
 def read_dcp(folder: Path) -> dict[str, Any]:
     """The saved (nested) state dict, with a TensorFile in place of every tensor. Raises WeightsError on damage or forgery."""
-    metadata = _read_index(folder / INDEX)
+    metadata = read_index(folder)
     try:
         paths = metadata.planner_data or {}
         chunks: dict[str, list[tuple[Any, Any]]] = {}
@@ -80,7 +93,9 @@ def read_dcp(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{folder / INDEX}: is damaged ({first_line(error)}); copy the checkpoint again") from None
 
 
-def _read_index(path: Path) -> Any:
+def read_index(folder: Path) -> Any:
+    """torch's `Metadata` of a folder, unpickled without running what else it carries. Raises WeightsError."""
+    path = folder / INDEX
     try:
         with open(path, "rb") as file:
             metadata = _Unpickler(file).load()

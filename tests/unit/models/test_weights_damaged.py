@@ -25,6 +25,7 @@ from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.weights import open_weights
+from mindspeed_mm.training.checkpoint import IndexReader
 
 CAREFULLY = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -223,8 +224,56 @@ def test_an_index_of_an_early_python_3_11_reads_and_getattr_reads_nothing_but_en
     metadata: Any = pickle.loads(index.read_bytes())
     metadata.planner_data["x"] = Reaches()
     index.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(WeightsError, match="cannot be read safely: it takes fromkeys"):
+    with pytest.raises(WeightsError, match="cannot be read safely: it takes 'fromkeys'"):
         read_dcp(folder)
+
+
+def words_of(*values: str) -> bytes:
+    """Pickled strings, one after another on the stack."""
+    return b"".join(b"X" + len(value.encode()).to_bytes(4, "little") + value.encode() for value in values)
+
+
+def test_an_index_that_teaches_the_enum_new_members_is_refused_and_not_run(tmp_path: Path) -> None:
+    """To a true `getattr` it is a way to exec: E.__class__.__call__.__globals__.get("bltns").exec(code)."""
+    trace = tmp_path / "trace"
+    code = f"open({str(trace)!r}, 'w')"
+    enum, get = b"ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\n", b"cbuiltins\ngetattr\n"
+    way = ["__class__", "__call__", "__globals__", "get", "exec"]
+    taught = b"".join(words_of(word) + enum + b"s" for word in way)
+    values = b"".join(words_of(word) + enum + b"s" for word in ("bltns", code))
+    state = (
+        b"N}"
+        + words_of("_member_map_")
+        + b"}"
+        + taught
+        + b"s"
+        + words_of("_value2member_map_")
+        + b"}"
+        + values
+        + b"s\x86"
+    )
+    step = enum
+    for word in way[:4]:
+        step = get + step + words_of(word) + b"\x86R"
+    step = get + step + words_of("bltns") + b"\x85R" + words_of("exec") + b"\x86R" + words_of(code) + b"\x85R"
+    metadata = b"ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81}"
+    for field in ("state_dict_metadata", "planner_data", "storage_data"):
+        metadata += words_of(field) + b"}s"
+    (tmp_path / ".metadata").write_bytes(b"\x80\x02" + enum + state + b"b0" + step + b"0" + metadata + b"b.")
+    for read in (read_dcp, lambda folder: IndexReader(folder).read_metadata()):
+        with pytest.raises(WeightsError, match="cannot be read safely: it takes '__class__'"):
+            read(tmp_path)
+    assert not trace.exists()
+
+
+def test_training_resumes_without_unpickling_an_index_in_torchs_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = write_dcp_index(tmp_path)
+    monkeypatch.setattr(pickle, "load", lambda *_: pytest.fail("it was unpickled with all that it carries"))
+    state = {"model": {name: torch.zeros_like(value) for name, value in STATE.items()}}
+    dcp.load(state, storage_reader=IndexReader(folder), no_dist=True)
+    assert all(torch.equal(state["model"][name], value) for name, value in STATE.items())
 
 
 def test_code_in_the_bytes_of_a_dcp_entry_is_refused_and_not_run(tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ def refuse_text(path: Path) -> None:
 
 
 def decord_is_exact(path: Path) -> bool:
-    """Whether decord gives this file's frames as PyAV does, to the bit. Only packets are read, nothing is decoded.
+    """Whether decord gives this file's frames as PyAV does, to the bit. Packets are read, and one frame is decoded.
 
-    It spreads chroma over pixels in another way at odd sizes, with more than 8 bits, and in a turned 4:2:2. After a jump it
+    It spreads chroma over pixels in another way at odd sizes, with more than 8 bits, in a turned 4:2:2, and in interlaced
+    frames (the first one tells: mpeg2's container may not). After a jump it
     miscounts in formats without an index, where time stamps are missing or cut by an edit list, and in open groups of
     pictures (x265's default), where frames that lean on the group before are dropped after a seek and all later ones shift.
     """
@@ -93,8 +94,12 @@ def decord_is_exact(path: Path) -> bool:
             codec = stream.codec_context
             if codec.pix_fmt not in _SAME_COLOURS or codec.width % 2 or codec.height % 2:
                 return False
-            key = None
+            key, looked = None, False
             for packet in container.demux(stream):
+                if not looked and (frames := packet.decode()):
+                    looked = True
+                    if frames[0].interlaced_frame:
+                        return False
                 if not packet.size:
                     continue
                 if packet.pts is None or packet.is_discard or (key is not None and packet.pts < key):

@@ -49,6 +49,8 @@ COLOURS = {
     "whole chroma": ("libx264", {}, {"pix_fmt": "yuv444p"}),
     "half chroma": ("libx264", {}, {"pix_fmt": "yuv422p"}),
     "deep": ("libx265", CLOSED, {"pix_fmt": "yuv420p10le"}),
+    "interlaced": ("libx264", {"x264-params": "tff=1"}, {}),
+    "interlaced mpeg2": ("mpeg2video", {"flags": "+ildct+ilme"}, {}),
     "odd": ("mpeg4", {}, {"height": 193, "width": 257}),
 }
 

@@ -58,11 +58,19 @@ def _help(field: Any) -> str:
     return f"{field.description or ''}{default}".replace("%", "%%")
 
 
+def numbers(word: str) -> float | tuple[float, ...]:
+    """`0.5` is one number, `1,0.8,0.5` are several."""
+    values = tuple(map(float, word.split(",")))
+    return values if len(values) > 1 else values[0]
+
+
 def _kind(annotation: Any) -> dict[str, Any]:
     """argparse keywords for a field's type."""
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [arg for arg in get_args(annotation) if arg is not type(None)]
-        return _kind(next((arg for arg in inner if get_origin(arg) is tuple), inner[0]))  # one or several: several
+        if any(get_origin(arg) is tuple for arg in inner):
+            return {"type": numbers, "metavar": "X[,X…]"}  # one word: what follows it may be a file
+        return _kind(inner[0])
     if annotation is bool:
         return {"action": "store_true"}
     if get_origin(annotation) is Literal:

@@ -118,7 +118,7 @@ class RequestConfig(Config):
     )
     context_scale: float | tuple[float, ...] | None = Field(
         default=None,
-        description="weight of the VACE branch: one number, or one for each of its blocks, as in 1 0.8 0.5 (default: 1)",
+        description="weight of the VACE branch: one number, or one for each of its blocks; on the command line 1,0.8,0.5 (default: 1)",
     )
     seed: int | None = Field(default=None, ge=0, lt=1 << 63, description="of the noise (default: 2025)")
 
@@ -137,11 +137,6 @@ class RequestConfig(Config):
                 f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {(value + 1) // 4 * 4 + 1}"
             )
         return value
-
-    @field_validator("context_scale", mode="before")
-    @classmethod
-    def _one_number(cls, value: Any) -> Any:
-        return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
     @field_validator("outpaint")
     @classmethod
@@ -190,14 +185,6 @@ class RunConfig(Config):
         "device": "the machine's accelerator is used; MINDSPEED_MM_DEVICE=cpu overrides",
         "torch_dtype": "dtype decides",
     }
-
-    @model_validator(mode="after")
-    def _one_place(self) -> RunConfig:
-        if self.shard_weights and self.offload != "none":
-            raise ValueError(
-                f"offload {self.offload} and shard_weights both say where the weights lie; leave one out (--offload none)"
-            )
-        return self
 
     @field_validator("tiled", mode="before")
     @classmethod

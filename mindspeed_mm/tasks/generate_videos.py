@@ -49,8 +49,8 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
             decode_latents(job, accelerator)
         return
     config = check_weights(job)
+    say_what_is_not_followed(job.run, world_size())
     if world_size() == 1:
-        say_what_needs_others(job.run)
         work(job, accelerator, config, Solo())
         return
     layout = choose_layout(
@@ -67,8 +67,12 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
         work(job, accelerator, config, Team(layout, accelerator))
 
 
-def say_what_needs_others(run: RunConfig) -> None:
-    """What one process does not follow is not passed over in silence."""
+def say_what_is_not_followed(run: RunConfig, processes: int) -> None:
+    """What this number of processes does not follow is not passed over in silence."""
+    if processes > 1:
+        if run.shard_weights and run.offload != "none":
+            LOGGER.info("offload %s is left out: the weights lie where shard_weights spreads them", run.offload)
+        return
     needs = {
         "shard_weights": run.shard_weights,
         "context_parallel_size": (run.context_parallel_size or 1) > 1,

@@ -18,9 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.data.video import open_video, write_video
 from mindspeed_mm.generation import writer
+from mindspeed_mm.generation.config import RunConfig
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.log import setup_logging
 from mindspeed_mm.tasks import generate_videos
 from mindspeed_mm.tasks.generate import main
+from mindspeed_mm.tasks.generate_videos import say_what_is_not_followed
 from tests.tiny import TINY, tiny_transformer, write_official, write_transformer
 
 CLIP = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
@@ -125,6 +128,16 @@ def test_one_process_says_which_keys_are_for_several(config, capsys):
     said = capsys.readouterr().out
     assert "shard_weights, context_parallel_size: for several processes, and this is one" in said
     assert "cfg_parallel" not in said
+
+
+def test_offload_gives_way_to_sharded_weights_and_a_line_says_so(capsys):
+    """The shipped JSONs of the big models set it, and these are the models that are sharded."""
+    setup_logging()
+    shared = {"output_path": "o", "offload": "model"}
+    say_what_is_not_followed(RunConfig(shard_weights=True, **shared), 2)
+    assert "offload model is left out" in capsys.readouterr().out
+    say_what_is_not_followed(RunConfig(**shared), 2)
+    assert not capsys.readouterr().out
 
 
 def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny):

@@ -119,6 +119,7 @@ def ended(
         for pid in family(process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        process.communicate()
         raise
     return subprocess.CompletedProcess(command, process.returncode, printed, errors)
 

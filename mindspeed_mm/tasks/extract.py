@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,11 +74,13 @@ def _demand(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) ->
     if bad <= job.extract.skip_bad_samples and bad < manifest.rows:
         logger.warning(message)
         return
-    folder = Path(job.save_path)
+    listed = ""
     if rank() == 0:
-        write_failures(folder, [(problem.row, str(problem)) for problem in problems])
+        with suppress(OSError):  # the message below matters more
+            write_failures(Path(job.save_path), [(problem.row, str(problem)) for problem in problems])
+            listed = f" ({Path(job.save_path) / FAILURES})"
     hint = "" if bad == manifest.rows else f", or go on without them: --skip-bad-samples {bad}"
-    raise DataError(f"{message}; correct them ({folder / FAILURES}){hint}")
+    raise DataError(f"{message}; correct them{listed}{hint}")
 
 
 def run(job: ExtractJob, manifest: Manifest | None, accelerator: Accelerator) -> None:

@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -162,6 +162,7 @@ def extract(
         clean_up(extraction.save_path / FEATURE_FOLDER)
         store_null_prompt(extraction)
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
+        write_failures(extraction.save_path, failures((), manifest))  # an earlier run's are none of this one's
     left_out = len({problem.row for problem in manifest.problems} if manifest else ())
     allowed = job.extract.skip_bad_samples - left_out
     share = deal(dataset.records, world)
@@ -172,7 +173,8 @@ def extract(
             outcome.add(row)
             progress.step(row, len(outcome.failed))
             if len(outcome.failed) > allowed:
-                write_failures(extraction.save_path, failures(outcome.failed, manifest))
+                with suppress(OSError):  # the error below matters more
+                    write_failures(extraction.save_path, failures(outcome.failed, manifest))
                 raise DataError(_too_many(outcome.failed, job.extract.skip_bad_samples))
     if stop.signal and world.size > 1:
         _say_stopped(stop.signal, outcome, len(share))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config
 
@@ -130,6 +130,13 @@ class LogConfig(Config):
     spike_factor: float = Field(
         default=3.0, gt=1, description="a loss this many times its running mean is reported with its samples"
     )
+
+    @field_validator("tensorboard_dir")
+    @classmethod
+    def _local(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError(f"{value} is an address; events are written to a folder of this machine")
+        return value
 
 
 class EvalConfig(Config):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.runs import ended
+
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 
 
 def run(program: str, *argv: str) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / program), *argv]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MINDSPEED_MM_DEVICE": "cpu"}
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+    env = {"PYTHONPATH": str(ROOT), "MINDSPEED_MM_DEVICE": "cpu"}
+    done = ended(command, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_encode_compares_every_kind_and_their_mixture() -> None:

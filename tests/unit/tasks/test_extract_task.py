@@ -173,6 +173,19 @@ def test_bad_clips_stop_the_run_with_their_addresses_or_are_listed(tmp_path, cap
     assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 6
 
 
+def test_bad_clips_are_told_where_no_list_of_them_can_be_written(tmp_path, capsys):
+    flags = [*make_job(tmp_path), "--num-workers", "0"]
+    spoil(tmp_path / "clips datası")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/failed.jsonl").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--dry-run"])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "data.json[6]" in line
+    assert "failed.jsonl" not in line
+
+
 def test_a_row_that_is_malformed_counts_as_a_bad_sample(tmp_path, capsys):
     flags = [*make_job(tmp_path), "--num-workers", "0", "--no-check-clips"]
     listing = tmp_path / "clips datası" / "data.json"

@@ -83,6 +83,7 @@ def test_train_samples_become_iterations():
 
 
 BAD_FLAGS = [
+    (["--tensorboard-dir", "s3://bucket/runs"], 1, "s3://bucket/runs is an address"),
     (["--lr=abc"], 1, "argument --lr: invalid float value: 'abc'"),
     (["--lerning-rate=1"], 1, "unknown argument '--lerning-rate'"),
     (["--adam-beta1=1.5"], 1, "pretrain_vace.py:adam_beta1"),

@@ -225,7 +225,7 @@ class Checkpointer:
 class IndexReader(FileSystemReader):
     """torch's reader, whose own way to unpickle an index would run what it carries."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self) -> Metadata:
         """The index. Raises WeightsError on damage or forgery."""
         metadata: Metadata = read_index(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()

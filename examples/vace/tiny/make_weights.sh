@@ -12,7 +12,8 @@ MAKE=examples/vace/tiny/make
 OUT=outputs/tiny_weights # the files in $MAKE name it too
 RANKS=${NPUS_PER_NODE:-2}
 TRUNK_ITERS=${TRUNK_ITERS:-1200}
-VACE_ITERS=${VACE_ITERS:-1500}
+VACE_ITERS=${VACE_ITERS:-3500}
+BRANCH_ITERS=${BRANCH_ITERS:-1000}
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # pretrain NAME ITERATIONS LR: trains make/pretrain_NAME.json, and writes the result in the official format to $OUT/NAME.
@@ -26,7 +27,7 @@ pretrain() {
         MM_DATA=$MAKE/feature_data.json MM_MODEL=$MAKE/pretrain_"$name".json MM_TOOL=$MAKE/tools.json \
         FSDP2_CONFIG="$config" SAVE_PATH=$OUT/save_"$name" \
         bash examples/vace/1.3B/pretrain_fsdp.sh --train-iters "$iterations" --save-interval 200 --save-retain-interval "$iterations" \
-        --lr "$lr" --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 50 --weight-decay 0.01 --adam-eps 1e-8
+        --lr "$lr" --min-lr 1e-5 --lr-decay-style cosine --lr-warmup-iters 50 --weight-decay 0.01 --adam-eps 1e-8
     mm-convert VACEConverter mm_to_hf --cfg.source_path $OUT/save_"$name" --cfg.target_path $OUT/"$name" --cfg.dtype bf16
 }
 
@@ -41,14 +42,14 @@ python examples/vace/tiny/checkpoints.py $OUT/weights --text-only 64
 # 2800 scenes, each under one condition; the trunk learns from the same clips without their conditions.
 if [[ ! -e $OUT/world/data.json ]]; then
     python examples/vace/tiny/world.py $OUT/world --mix \
-        plain=500 inpaint=450 silhouette=375 edge=375 extension=275 outpaint=125 reference=700
+        plain=150 inpaint=475 silhouette=375 edge=375 extension=425 outpaint=125 reference=875
 fi
 env NPUS_PER_NODE="$RANKS" LOG_DIR=$OUT/logs MM_DATA=$MAKE/data.json MM_MODEL=$MAKE/model.json MM_TOOL=$MAKE/tools.json \
     bash examples/vace/feature_extract/feature_extraction.sh
 
 pretrain trunk "$TRUNK_ITERS" 3e-3
-pretrain all "$VACE_ITERS" 2e-3    # what is shipped
-pretrain branch "$VACE_ITERS" 2e-3 # for comparison: the trunk stays as it is
+pretrain all "$VACE_ITERS" 2e-3      # what is shipped
+pretrain branch "$BRANCH_ITERS" 2e-3 # for comparison: the trunk stays as it is
 
 # Held-out scenes, and how well each of them did.
 for name in branch all; do

@@ -35,7 +35,7 @@ COLOURS = {
     "green": (46, 168, 62),
     "blue": (48, 84, 226),
     "yellow": (244, 208, 44),
-    "purple": (164, 52, 196),
+    "purple": (186, 44, 200),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}

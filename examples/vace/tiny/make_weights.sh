@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the tiny world's weights from nothing: VAE, text encoder, text-to-video trunk, VACE. What of it is shipped lies in
-# examples/vace/tiny/weights. Everything but the VAE goes through the ordinary commands; about 90 minutes on two CPU cores.
+# examples/vace/tiny/weights. Everything but the VAE goes through the ordinary commands; about 85 minutes on two CPU cores.
 # A finished part is not made again: remove its folder under outputs/tiny_weights to do so.
 set -euo pipefail
 

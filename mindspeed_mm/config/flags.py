@@ -68,7 +68,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
     """argparse keywords for a field's type."""
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [arg for arg in get_args(annotation) if arg is not type(None)]
-        if any(get_origin(arg) is tuple for arg in inner):
+        if float in inner and any(get_origin(arg) is tuple for arg in inner):
             return {"type": numbers, "metavar": "X[,X…]"}  # one word: what follows it may be a file
         return _kind(inner[0])
     if annotation is bool:

@@ -19,6 +19,7 @@ class Optimizer(Config):
     bf16: bool = Field(default=False, description="half precision")
     ranks: tuple[int, ...] = Field(default=(0,), description="which ranks")
     scale: float | tuple[float, ...] | None = Field(default=None, description="one or several")
+    path: str | tuple[str, ...] | None = Field(default=None, description="a name may hold commas")
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def test_each_field_is_a_flag_of_its_type(parser: FlagParser) -> None:
 def test_a_field_of_one_or_several_takes_them_in_one_word(word: str, wanted: object, parser: FlagParser) -> None:
     assert given(parser.parse_strict(["--scale", word]), Optimizer) == {"scale": wanted}
     assert "--scale X[,X…]" in parser.format_help()
+    assert given(parser.parse_strict(["--path", "a,b"]), Optimizer) == {"path": "a,b"}
 
 
 def test_a_flag_that_is_not_given_leaves_the_schema_s_default(parser: FlagParser) -> None:

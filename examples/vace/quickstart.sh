@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole road on a tiny world: clips → features → training → conversion → generated videos, and how good they are.
-# A small text-to-video trunk that lies in the repository learns VACE in about a minute; beside what it then does stands
+# A small text-to-video trunk that lies in the repository learns VACE in about two minutes; beside what it then does stands
 # what the shipped VACE of that world does. Needs no GPU and no download; a few minutes on two CPU cores.
 # Every step is the command that serves the big models; only the files of examples/vace/tiny are small. It can be
 # interrupted and run again. Everything it writes lies in outputs/quickstart.
@@ -13,7 +13,7 @@ environment_ready
 TINY=examples/vace/tiny
 OUT=outputs/quickstart
 RANKS=${NPUS_PER_NODE:-2}       # processes that extract and train
-ITERATIONS=${TRAIN_ITERS:-180}  # of training
+ITERATIONS=${TRAIN_ITERS:-300}  # of training
 CLIPS=${CLIPS:-25}              # scenes to train on, of each kind; of inpainting four times as many
 SCENES=${SCENES:-2}             # held-out scenes to generate from
 STEPS=8

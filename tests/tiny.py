@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from examples.vace.tiny.checkpoints import (
@@ -41,6 +45,7 @@ __all__ = [
     "tiny_umt5",
     "tiny_vae",
     "write_official",
+    "write_shards",
     "write_tokenizer",
     "write_transformer",
     "write_umt5",
@@ -89,3 +94,13 @@ def model_json() -> dict[str, Any]:
         "caption_dropout": 0.1,
         "predictor": {"model_id": "vace", "dtype": "bf16", "trainable": "branch", **predictor, "vace_dit": branch},
     }
+
+
+def write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Three safetensors files with an index, as the big models are published."""
+    names, where = list(weights), {}
+    for part in range(3):
+        file = f"diffusion_pytorch_model-{part + 1:05d}-of-00003.safetensors"
+        save_file({name: weights[name] for name in names[part::3]}, folder / file)
+        where.update(dict.fromkeys(names[part::3], file))
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))

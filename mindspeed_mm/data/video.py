@@ -80,9 +80,9 @@ def decord_is_exact(path: Path) -> bool:
     """Whether decord gives this file's frames as PyAV does, to the bit. Packets are read, and one frame is decoded.
 
     It spreads chroma over pixels in another way at odd sizes, with more than 8 bits, in a turned 4:2:2, and in interlaced
-    frames (the first one tells: mpeg2's container may not). After a jump it
-    miscounts in formats without an index, where time stamps are missing or cut by an edit list, and in open groups of
-    pictures (x265's default), where frames that lean on the group before are dropped after a seek and all later ones shift.
+    frames (the first one tells: mpeg2's container may not). After a jump it miscounts in formats without an index, where
+    time stamps are missing or cut by an edit list, and in open groups of pictures (x265's default), where frames that lean
+    on the group before are dropped after a seek and all later ones shift.
     """
     import av
 

@@ -53,7 +53,7 @@ def _member(kind: Any, name: str) -> Any:
     from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as formats
 
     if kind is not _memory_format or name not in formats.__members__:
-        raise pickle.UnpicklingError(f"it takes {name!r} of {kind!r}, which no checkpoint index needs")
+        raise pickle.UnpicklingError(f"it takes {name!r} of an object, which no checkpoint index needs")
     return formats[name]
 
 

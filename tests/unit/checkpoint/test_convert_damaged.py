@@ -27,7 +27,7 @@ from mindspeed_mm.models.wan.sizes import official_json
 from mindspeed_mm.models.wan.stages import split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
-from tests.tiny import tiny_transformer
+from tests.tiny import tiny_transformer, write_shards
 
 SMALL = VaceConfig(
     trunk=WanConfig(hidden_size=24, ffn_dim=24, num_heads=2, num_layers=2, text_dim=8, text_len=8, freq_dim=8),
@@ -53,15 +53,6 @@ class Bomb:
 
 def write_single(folder: Path, weights: Weights) -> None:
     save_file(weights, folder / "diffusion_pytorch_model.safetensors")
-
-
-def write_shards(folder: Path, weights: Weights) -> None:
-    names, where = list(weights), {}
-    for part in range(3):
-        file = f"diffusion_pytorch_model-{part + 1:05d}-of-00003.safetensors"
-        save_file({name: weights[name] for name in names[part::3]}, folder / file)
-        where.update(dict.fromkeys(names[part::3], file))
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
 
 
 def write_stages(folder: Path, weights: Weights) -> None:

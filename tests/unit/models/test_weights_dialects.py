@@ -21,7 +21,7 @@ from mindspeed_mm.models.wan.sizes import diffusers_json, official_json
 from mindspeed_mm.models.wan.stages import split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import load_transformer, open_weights
-from tests.tiny import TINY, tiny_transformer, write_transformer
+from tests.tiny import TINY, tiny_transformer, write_shards, write_transformer
 
 Weights = dict[str, Tensor]
 MM, DIFFUSERS = KEY_MAPS["mm"].to_theirs, KEY_MAPS["diffusers"].to_theirs
@@ -55,12 +55,7 @@ def official(folder: Path, weights: Weights) -> Path:
 
 def sharded(folder: Path, weights: Weights) -> Path:
     config(folder, official_json(TINY))
-    names, where = list(weights), {}
-    for part in range(3):
-        file = f"diffusion_pytorch_model-{part + 1:05d}-of-00003.safetensors"
-        save_file({name: weights[name] for name in names[part::3]}, folder / file)
-        where.update(dict.fromkeys(names[part::3], file))
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    write_shards(folder, weights)
     return folder
 
 

@@ -341,11 +341,22 @@ def _encode(container: Any, frames: Iterator[Frames], fps: float, codec: tuple[s
             stream.pix_fmt = codec[1]
             if codec[0] != "ffv1":
                 stream.options = {"crf": str(quality if even else 0), "preset": "medium"}
+            if even:
+                _tell_colours(stream.codec_context)
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        if even:  # each chroma sample is the mean of its four pixels: the default, a wider kernel, washes out coloured edges
+            picture = picture.reformat(format=codec[1], interpolation="AREA")
         container.mux(stream.encode(picture))
     if stream is None:
         raise DataError("a video needs at least one frame")
     container.mux(stream.encode(None))
+
+
+def _tell_colours(codec: Any) -> None:
+    """Name the conversion that RGB goes through here. Without it players guess, and guess another one for HD: colours shift."""
+    codec.colorspace = 6  # BT.601's matrix, swscale's default; numbers of ITU-T H.273
+    codec.color_range = 1  # limited
+    codec.color_primaries = codec.color_trc = 1  # BT.709, as sRGB nearly is
 
 
 def _even(frame: Frames) -> Frames:

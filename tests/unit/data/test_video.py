@@ -182,6 +182,31 @@ def test_lossless_gives_back_every_bit_of_a_mask(tmp_path, name, size, reader):
     assert np.array_equal(clip.read(range(5)), frames)
 
 
+def test_a_chroma_sample_is_the_mean_of_its_four_pixels(tmp_path):
+    """By BT.601's formula, on colours that change from pixel to pixel; the rest of H.264 is lossless at quality 0."""
+    wanted = np.random.default_rng(0).integers(60, 196, (32, 32, 3)).astype(np.uint8)
+    written = open_video(write_video(tmp_path / "clip.mp4", wanted[None], 16, quality=0), "av").read([0])[0]
+
+    def chroma(picture):
+        blocks = picture.reshape(16, 2, 16, 2, 3).mean((1, 3))
+        return blocks @ np.array([[-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]).T
+
+    assert np.abs(chroma(written) - chroma(wanted)).mean() < 1.0
+
+
+@pytest.mark.parametrize("size", [64, 720])  # players take what is not told for BT.601 if small, for BT.709 if large
+def test_a_written_clip_tells_how_its_colours_were_converted(tmp_path, size):
+    import av
+
+    frames = np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype(np.uint8)
+    path = write_video(tmp_path / "clip.mp4", frames, 16)
+    with av.open(str(path)) as container:
+        codec = container.streams.video[0].codec_context
+        told = codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range
+    assert told == (6, 1, 1, 1)  # BT.601's matrix, BT.709, BT.709, limited: ITU-T H.273's numbers
+    assert np.array_equal(*(open_video(path, reader).read([0, 1]) for reader in READERS))
+
+
 def test_odd_sizes_are_made_even_and_quality_costs_bytes(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (4, 33, 65, 3), dtype=np.uint8)
     fine = write_video(tmp_path / "fine.mp4", frames, 16, quality=5)

@@ -330,9 +330,11 @@ def _codec(container_format: str, lossless: bool) -> tuple[str, str]:
 
 def _encode(container: Any, frames: Iterator[Frames], fps: float, codec: tuple[str, str], quality: int) -> None:
     import av
+    from av.video.reformatter import VideoReformatter
 
     stream: Any = None
     even = codec[1] == "yuv420p"
+    converter = VideoReformatter()  # one for all frames: it keeps its tables
     for frame in frames:
         frame = _even(frame) if even else np.ascontiguousarray(frame)
         if stream is None:
@@ -344,8 +346,8 @@ def _encode(container: Any, frames: Iterator[Frames], fps: float, codec: tuple[s
             if even:
                 _tell_colours(stream.codec_context)
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        if even:  # each chroma sample is the mean of its four pixels: the default, a wider kernel, washes out coloured edges
-            picture = picture.reformat(format=codec[1], interpolation="AREA")
+        if even:  # a chroma sample is the mean of its four pixels: the default, a wider kernel, washes out edges
+            picture = converter.reformat(picture, format=codec[1], interpolation="AREA")
         container.mux(stream.encode(picture))
     if stream is None:
         raise DataError("a video needs at least one frame")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,18 +35,60 @@ def test_its_quick_norms_compute_what_diffusers_computes(vae: AutoencoderKLWan) 
 def test_one_step_of_every_phase_trains_what_it_should_and_the_file_loads(tmp_path: Path) -> None:
     vae = train_vae.new_vae(0)
     before = {name: weight.clone() for name, weight in vae.state_dict().items()}
-    train_vae.run_phase(vae, train_vae.Phase("decoder", 5, 2, 1, 1e-3, decoder_only=True, bf16=False), scale=1)
+    polish = train_vae.Phase("denoiser", 5, 2, 1, 1e-3, decoder_only=True, bf16=False, noise=0.25, first_frame=0.15)
+    train_vae.run_phase(vae, polish, 1, [1.0] * 16)
     moved = {name.split(".")[0] for name, weight in vae.state_dict().items() if not torch.equal(weight, before[name])}
     assert moved == {"decoder", "post_quant_conv"}
-    train_vae.run_phase(vae, train_vae.Phase("short clips", 5, 2, 1, 1e-3), scale=1)
+    train_vae.run_phase(vae, train_vae.Phase("short clips", 5, 2, 1, 1e-3), 1, [1.0] * 16)
     moved = {name.split(".")[0] for name, weight in vae.state_dict().items() if not torch.equal(weight, before[name])}
     assert moved == {"encoder", "quant_conv", "decoder", "post_quant_conv"}
 
     path = tmp_path / "Wan2.1_VAE.pth"
-    train_vae.save(vae, path, {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16, "_phases_done": 2})
+    statistics = train_vae.Statistics([0.5] * 16, [2.0] * 16)
+    train_vae.save(vae, path, statistics, phases_done=2)
     again = train_vae.new_vae(1)
-    assert train_vae.load(again, path) == 2
+    assert train_vae.load(again, path) == (statistics, 2)
     clip = train_vae.batch_of(9, 1, 5)
     with torch.no_grad():
         latents = again.eval().encode(clip).latent_dist.mean
-    torch.testing.assert_close(load_vae(path).encode(clip), latents, atol=1e-5, rtol=0)
+    torch.testing.assert_close(load_vae(path).encode(clip), (latents - 0.5) / 2, atol=1e-5, rtol=0)
+
+
+def test_noise_on_the_latents_is_counted_in_their_standard_deviations() -> None:
+    def psnr(noise: float, std: float) -> float:
+        phase = train_vae.Phase("denoiser", 1, 2, 1, 1e-3, decoder_only=True, bf16=False, noise=noise)
+        return train_vae.run_phase(train_vae.new_vae(0), phase, 1, [std] * 16)
+
+    clean = psnr(0.0, 9.0)
+    assert psnr(1.0, 0.0) == clean
+    assert psnr(1.0, 9.0) == psnr(9.0, 1.0) != clean
+
+
+def test_statistics_are_of_the_last_encoder_and_a_later_phase_goes_on_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, float]] = []
+
+    def run_phase(vae: AutoencoderKLWan, phase: train_vae.Phase, scale: float, latents_std: list[float]) -> float:
+        seen.append((phase.name, latents_std[0]))
+        return 0.0
+
+    def measure_latents(vae: AutoencoderKLWan) -> train_vae.Statistics:
+        return train_vae.Statistics([0.0] * 16, [10.0 * len(seen)] * 16)
+
+    def main(phases: tuple[train_vae.Phase, ...]) -> train_vae.Statistics:
+        monkeypatch.setattr(train_vae, "PHASES", phases)
+        train_vae.main()
+        statistics, done = train_vae.load(train_vae.new_vae(1), tmp_path / "vae.pth")
+        assert done == len(phases)
+        return statistics
+
+    monkeypatch.setattr(train_vae, "run_phase", run_phase)
+    monkeypatch.setattr(train_vae, "measure_latents", measure_latents)
+    monkeypatch.setattr(train_vae, "measure_psnr", lambda vae: 30.0)
+    monkeypatch.setattr(sys, "argv", ["train_vae.py", str(tmp_path / "vae.pth"), "--resume"])
+    whole = train_vae.Phase("whole", frames=1, batch=2, steps=1, learning_rate=1e-3)
+    polish = train_vae.Phase("polish", frames=1, batch=2, steps=1, learning_rate=1e-3, decoder_only=True)
+    assert main((whole, polish)).std == [10.0] * 16
+    assert main((whole, polish, replace(polish, name="again"))).std == [10.0] * 16
+    assert seen == [("whole", 1.0), ("polish", 10.0), ("again", 10.0)]

@@ -1,8 +1,9 @@
 """Train the tiny world's VAE from nothing and write it as an official `Wan2.1_VAE.pth`.
 
 The network is diffusers' AutoencoderKLWan, only narrower. It sees everything that will ever be encoded: clips, greyed
-clips, silhouettes, outlines, reference images. First single frames, then short clips, then whole ones; at the end the
-encoder is frozen, the latent statistics are measured, and the decoder alone is polished.
+clips, silhouettes, outlines, reference images. First single frames, then short clips, then whole ones; then the
+encoder is frozen, the latent statistics are measured, and the decoder alone is polished: at the end on noisy latents, for
+what a transformer generates is never exactly what an encoder gives.
 
 The first latent frame holds one frame of pixels, each later one four, and nothing in the network makes equal content look
 equal in both. A small term draws the first latent frame towards the second, so that what a transformer learns of one
@@ -10,7 +11,8 @@ equal in both. A small term draws the first latent frame towards the second, so 
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 examples/vace/tiny/train_vae.py OUT.pth
 
-Processes share the batch, one thread each: the layers are too narrow for threads.
+Processes share the batch; on a CPU one thread each, for the layers are too narrow for threads. MINDSPEED_MM_DEVICE names the
+device, as everywhere.
 """
 
 from __future__ import annotations
@@ -33,11 +35,20 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from torch import Tensor, nn
 
+from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.log import get_logger, setup_logging
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.vae_state_dict import vae_key_map
 
 LOGGER = get_logger("tiny.vae")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of each latent channel, over clips of all kinds."""
+
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,9 @@ class Phase:
     steps: int
     learning_rate: float
     decoder_only: bool = False
-    bf16: bool = True  # products and convolutions; the weights stay fp32
+    bf16: bool = True  # products and convolutions, where the device has them in bf16; the weights stay fp32
+    noise: float = 0.0  # most that is added to latents, in their standard deviations; each clip draws how much
+    first_frame: float = 0.0  # added weight of the first frame's error: of seventeen the one that is kept
 
 
 PHASES = (
@@ -59,6 +72,17 @@ PHASES = (
     Phase("clips", frames=17, batch=4, steps=280, learning_rate=2e-3),
     Phase("clips again", frames=17, batch=4, steps=420, learning_rate=2e-3),
     Phase("decoder", frames=17, batch=4, steps=120, learning_rate=1e-3, decoder_only=True, bf16=False),
+    Phase(
+        "denoiser",
+        frames=17,
+        batch=4,
+        steps=300,
+        learning_rate=1e-3,
+        decoder_only=True,
+        bf16=False,
+        noise=0.25,
+        first_frame=0.15,
+    ),
 )
 ALIKE = 3e-3  # weight of the distance between the first two latent frames, in units of the latents' variance
 PICTURES = ("plain", "plain", "plain", "inpaint", "outpaint", "extension", "silhouette", "edge", "reference")
@@ -160,10 +184,18 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
-    """Train for one phase, with a warm-up and a cosine down to a twentieth."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is no slower than fp32: on a CPU without AVX-512 its convolutions are a plain loop, thirty times slower."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Sequence[float]) -> float:
+    """Train for one phase, with a warm-up and a cosine down to a twentieth; the PSNR of its last fifty steps in dB.
+
+    `latents_std` is the unit of `phase.noise`.
+    """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    share = phase.batch // ranks
+    share, device = phase.batch // ranks, next(vae.parameters()).device
     seed = zlib.crc32(phase.name.encode())
     torch.manual_seed(seed + rank)  # the posterior's noise
     decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
@@ -174,6 +206,7 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
     kernels = [w for w in trained if w.ndim >= 4 and min(w.flatten(1).shape) > 1]
     others = [w for w in trained if not (w.ndim >= 4 and min(w.flatten(1).shape) > 1)]
     optimizers = [Muon(kernels, phase.learning_rate), torch.optim.AdamW(others, phase.learning_rate, weight_decay=0.0)]
+    unit = phase.noise * torch.tensor(latents_std, device=device).view(1, -1, 1, 1, 1)
     steps = max(1, round(phase.steps * scale))
     started, errors = time.monotonic(), []
     for step in range(steps):
@@ -181,17 +214,23 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = phase.learning_rate * factor
             optimizer.zero_grad(set_to_none=True)
-        clips = batch_of(seed + step * phase.batch + rank * share, share, phase.frames)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=phase.bf16):
+        clips = batch_of(seed + step * phase.batch + rank * share, share, phase.frames).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=phase.bf16 and has_bf16(device)):
             with torch.set_grad_enabled(not phase.decoder_only):
                 posterior = vae.encode(clips).latent_dist
                 mean, logvar = posterior.mean.float(), posterior.logvar.float()
             variance = logvar.exp()
             latents = mean if phase.decoder_only else mean + variance.sqrt() * torch.randn_like(mean)
+            if phase.noise:
+                latents = latents + unit * torch.rand(share, 1, 1, 1, 1, device=device) * torch.randn_like(latents)
             output = decode_unclamped(vae, latents).float()
-        squared = (output - clips).square().mean()
+        error = output - clips
+        squared = error.square().mean()
         kl = 0.5 * (mean.square() + variance - 1 - logvar).mean()
-        loss = (output - clips).abs().mean() + 2 * squared + 1e-6 * kl + 1e-4 * mean.square().mean()
+        loss = error.abs().mean() + 2 * squared + 1e-6 * kl + 1e-4 * mean.square().mean()
+        if phase.first_frame:
+            first = error[:, :, 0]
+            loss = loss + phase.first_frame * (first.abs().mean() + first.square().mean())
         if phase.frames > 1:
             loss = loss + ALIKE * (mean[:, :, 0] - mean[:, :, 1]).square().mean() / mean.detach().var()
         loss.backward()
@@ -200,41 +239,54 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float) -> None:
             torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
             optimizer.step()
         errors.append(squared.item())
+        psnr = 10 * math.log10(4 / np.mean(errors[-50:]))
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            psnr = 10 * math.log10(4 / np.mean(errors[-50:]))
             seconds = time.monotonic() - started
             LOGGER.info(
                 "%-11s step %4d/%d  psnr %.2f dB  %.2f s/step", phase.name, step + 1, steps, psnr, seconds / (step + 1)
             )
+    return psnr
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKLWan, clips: int = 32) -> tuple[list[float], list[float], float]:
-    """Mean and standard deviation of each latent channel over clips of all kinds, and PSNR on plain held-out clips."""
-    latents = torch.cat([vae.encode(batch_of(number, 1, world.FRAMES)).latent_dist.mean for number in range(clips)])
-    squared = []
+def measure_latents(vae: AutoencoderKLWan, clips: int = 32) -> Statistics:
+    """What a transformer's latents are normalised with."""
+    device = next(vae.parameters()).device
+    pictures = (batch_of(number, 1, world.FRAMES).to(device) for number in range(clips))
+    latents = torch.cat([vae.encode(clip).latent_dist.mean for clip in pictures])
+    dims = (0, 2, 3, 4)
+    return Statistics(latents.mean(dims).tolist(), latents.std(dims).tolist())
+
+
+@torch.no_grad()
+def measure_psnr(vae: AutoencoderKLWan) -> float:
+    """Of plain held-out clips, encoded and decoded; dB."""
+    device, squared = next(vae.parameters()).device, []
     for index in range(8):
-        clip = torch.from_numpy(world.render(world.make_scene("heldout", index))).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        pixels = torch.from_numpy(world.render(world.make_scene("heldout", index))).to(device)
+        clip = pixels.permute(3, 0, 1, 2)[None] / 127.5 - 1
         output = vae.decode(vae.encode(clip).latent_dist.mean, return_dict=False)[0]
         squared.append((output - clip).square().mean().item())
-    dims = (0, 2, 3, 4)
-    return latents.mean(dims).tolist(), latents.std(dims).tolist(), 10 * math.log10(4 / np.mean(squared))
+    return 10 * math.log10(4 / np.mean(squared))
 
 
-def load(vae: AutoencoderKLWan, path: Path) -> int:
-    """Fill `vae` from a file that `save` wrote; how many phases it had seen."""
+def load(vae: AutoencoderKLWan, path: Path) -> tuple[Statistics, int]:
+    """Fill `vae` from a file that `save` wrote; its latent statistics, and how many phases it had seen."""
     state = torch.load(path, weights_only=True)
     vae.load_state_dict({_names(vae).to_theirs(name): weight.float() for name, weight in state.items()})
-    return int(json.loads(path.with_suffix(".json").read_text())["_phases_done"])
+    facts = json.loads(path.with_suffix(".json").read_text())
+    return Statistics(facts["latents_mean"], facts["latents_std"]), int(facts["_phases_done"])
 
 
 def _names(vae: AutoencoderKLWan) -> KeyMap:
     return vae_key_map(levels=len(vae.config.dim_mult), res_blocks=vae.config.num_res_blocks)
 
 
-def save(vae: AutoencoderKLWan, path: Path, facts: dict[str, object]) -> None:
+def save(vae: AutoencoderKLWan, path: Path, statistics: Statistics, phases_done: int) -> None:
     """Official names, bf16; the latent statistics, which the official file does not hold, in `<stem>.json` beside it."""
-    state = {_names(vae).to_ours(name): weight.detach().to(torch.bfloat16) for name, weight in vae.state_dict().items()}
+    weights = {name: weight.detach().to("cpu", torch.bfloat16) for name, weight in vae.state_dict().items()}
+    state = {_names(vae).to_ours(name): weight for name, weight in weights.items()}
+    facts = {"latents_mean": statistics.mean, "latents_std": statistics.std, "_phases_done": phases_done}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".json").write_text(json.dumps(facts, indent=1))
@@ -250,18 +302,22 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every phase")
     given = parser.parse_args()
     setup_logging()
+    accelerator = Accelerator.detect()
+    accelerator.activate()
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
+        dist.init_process_group(accelerator.backend)
     first = not dist.is_initialized() or dist.get_rank() == 0
-    vae = new_vae(given.seed)
-    done = load(vae, given.path) if given.resume and given.path.is_file() else 0
+    vae = new_vae(given.seed).to(accelerator.device)
+    statistics, done = Statistics([0.0] * vae.config.z_dim, [1.0] * vae.config.z_dim), 0
+    if given.resume and given.path.is_file():
+        statistics, done = load(vae, given.path)
     for number, phase in enumerate(PHASES[done:], start=done + 1):
-        run_phase(vae, phase, given.scale)
-        if not first:
-            continue
-        mean, std, psnr = measure(vae)
-        save(vae, given.path, {"latents_mean": mean, "latents_std": std, "_phases_done": number})
-        LOGGER.info("after %-11s held-out psnr %.2f dB; written to %s", phase.name, psnr, given.path)
+        run_phase(vae, phase, given.scale, statistics.std)
+        if not phase.decoder_only:
+            statistics = measure_latents(vae)
+        if first:
+            save(vae, given.path, statistics, number)
+            LOGGER.info("after %-11s held-out psnr %.2f dB; written to %s", phase.name, measure_psnr(vae), given.path)
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def test_a_written_clip_tells_how_its_colours_were_converted(tmp_path, size):
     with av.open(str(path)) as container:
         codec = container.streams.video[0].codec_context
         told = codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range
-    assert told == (6, 1, 1, 1)  # BT.601's matrix, BT.709, BT.709, limited: ITU-T H.273's numbers
+    assert told == (6, 1, 1, 1)  # BT.601's matrix, BT.709, BT.709 by ITU-T H.273; limited range by FFmpeg
     assert np.array_equal(*(open_video(path, reader).read([0, 1]) for reader in READERS))
 
 

@@ -64,6 +64,27 @@ def test_noise_on_the_latents_is_counted_in_their_standard_deviations() -> None:
     assert psnr(1.0, 9.0) == psnr(9.0, 1.0) != clean
 
 
+def test_the_first_frame_may_weigh_more() -> None:
+    def weights(first_frame: float) -> torch.Tensor:
+        vae = train_vae.new_vae(0)
+        phase = train_vae.Phase("denoiser", 5, 2, 1, 1e-3, decoder_only=True, bf16=False, first_frame=first_frame)
+        train_vae.run_phase(vae, phase, 1, [1.0] * 16)
+        return torch.cat([weight.detach().flatten() for weight in vae.decoder.parameters()])
+
+    assert torch.equal(weights(0.0), weights(0.0))
+    assert not torch.equal(weights(0.0), weights(0.5))
+
+
+def test_where_bf16_is_slow_a_phase_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def psnr(bf16: bool) -> float:
+        return train_vae.run_phase(
+            train_vae.new_vae(0), train_vae.Phase("frames", 1, 2, 1, 1e-3, bf16=bf16), 1, [1.0] * 16
+        )
+
+    monkeypatch.setattr(train_vae, "has_bf16", lambda device: False)
+    assert psnr(bf16=True) == psnr(bf16=False)
+
+
 def test_statistics_are_of_the_last_encoder_and_a_later_phase_goes_on_from_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

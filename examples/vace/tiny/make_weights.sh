@@ -22,12 +22,11 @@ export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM
 pretrain() {
     local name=$1 iterations=$2 lr=$3
     if [[ -e $OUT/$name/config.json ]]; then return; fi
-    local load='' config=examples/vace/tiny/fsdp2_config.yaml
-    if [[ $name == trunk ]]; then config=$MAKE/fsdp2_trunk.yaml; fi
+    local load=''
     if [[ -e $OUT/save_$name/latest_checkpointed_iteration.txt ]]; then load=$OUT/save_$name; fi
     env NPUS_PER_NODE="$RANKS" MBS=$((32 / RANKS)) LOG_DIR=$OUT/logs LOG_INTERVAL=50 NUM_WORKERS=0 LOAD="$load" \
         MM_DATA=$MAKE/feature_data.json MM_MODEL=$MAKE/pretrain_"$name".json MM_TOOL=$MAKE/tools.json \
-        FSDP2_CONFIG="$config" SAVE_PATH=$OUT/save_"$name" \
+        FSDP2_CONFIG=examples/vace/tiny/fsdp2_config.yaml SAVE_PATH=$OUT/save_"$name" \
         bash examples/vace/1.3B/pretrain_fsdp.sh --train-iters "$iterations" --save-interval 200 --save-retain-interval "$iterations" \
         --lr "$lr" --min-lr 1e-5 --lr-decay-style cosine --lr-warmup-iters 50 --weight-decay 0.01 --adam-eps 1e-8
     mm-convert VACEConverter mm_to_hf --cfg.source_path $OUT/save_"$name" --cfg.target_path $OUT/"$name" --cfg.dtype bf16

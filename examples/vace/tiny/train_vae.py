@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 import zlib
 from collections.abc import Iterable, Sequence
@@ -36,6 +35,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from torch import Tensor, nn
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.log import get_logger, setup_logging
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.vae_state_dict import vae_key_map
@@ -185,7 +185,7 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is no slower than fp32: on a CPU without AVX-512 its convolutions are a plain loop, thirty times slower."""
+    """Whether bf16 is no slower than fp32: on a CPU without AVX-512 its convolutions are a plain loop, many times slower."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -302,22 +302,19 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every phase")
     given = parser.parse_args()
     setup_logging()
-    accelerator = Accelerator.detect()
-    accelerator.activate()
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(accelerator.backend)
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    vae = new_vae(given.seed).to(accelerator.device)
-    statistics, done = Statistics([0.0] * vae.config.z_dim, [1.0] * vae.config.z_dim), 0
-    if given.resume and given.path.is_file():
-        statistics, done = load(vae, given.path)
-    for number, phase in enumerate(PHASES[done:], start=done + 1):
-        run_phase(vae, phase, given.scale, statistics.std)
-        if not phase.decoder_only:
-            statistics = measure_latents(vae)
-        if first:
-            save(vae, given.path, statistics, number)
-            LOGGER.info("after %-11s held-out psnr %.2f dB; written to %s", phase.name, measure_psnr(vae), given.path)
+    with launch(Accelerator.detect()) as accelerator:
+        vae = new_vae(given.seed).to(accelerator.device)
+        statistics, done = Statistics([0.0] * vae.config.z_dim, [1.0] * vae.config.z_dim), 0
+        if given.resume and given.path.is_file():
+            statistics, done = load(vae, given.path)
+        for number, phase in enumerate(PHASES[done:], start=done + 1):
+            run_phase(vae, phase, given.scale, statistics.std)
+            if not phase.decoder_only:
+                statistics = measure_latents(vae)
+            if dist.get_rank() == 0:
+                save(vae, given.path, statistics, number)
+                psnr = measure_psnr(vae)
+                LOGGER.info("after %-11s held-out psnr %.2f dB; written to %s", phase.name, psnr, given.path)
 
 
 if __name__ == "__main__":

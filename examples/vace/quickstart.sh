@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole road on a tiny world: clips → features → training → conversion → generated videos, and how good they are.
-# A small text-to-video trunk that lies in the repository learns VACE in about two minutes; beside what it then does stands
+# A small text-to-video trunk that lies in the repository learns VACE in a minute or two; beside what it then does stands
 # what the shipped VACE of that world does. Needs no GPU and no download; a few minutes on two CPU cores.
 # Every step is the command that serves the big models; only the files of examples/vace/tiny are small. It can be
 # interrupted and run again. Everything it writes lies in outputs/quickstart.
@@ -13,7 +13,7 @@ environment_ready
 TINY=examples/vace/tiny
 OUT=outputs/quickstart
 RANKS=${NPUS_PER_NODE:-2}       # processes that extract and train
-ITERATIONS=${TRAIN_ITERS:-300}  # of training
+ITERATIONS=${TRAIN_ITERS:-360}  # of training
 CLIPS=${CLIPS:-25}              # scenes to train on, of each kind; of inpainting four times as many
 SCENES=${SCENES:-2}             # held-out scenes to generate from
 STEPS=8
@@ -62,10 +62,10 @@ run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" NUM_WORKERS=1 LOG_DIR=$O
     bash examples/vace/feature_extract/feature_extraction.sh
 
 step "Train the VACE branch for $ITERATIONS iterations on $RANKS processes with FSDP2"
-run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs MBS=$((32 / RANKS)) NUM_WORKERS=0 LR=5e-3 \
+run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs MBS=$((16 / RANKS)) NUM_WORKERS=0 LR=8e-3 \
     MM_DATA=$TINY/feature_data.json MM_MODEL=$TINY/pretrain_model.json FSDP2_CONFIG=$TINY/fsdp2_config.yaml \
     SAVE_PATH=$OUT/save TRAIN_ITERS="$ITERATIONS" SAVE_INTERVAL="$ITERATIONS" LOG_INTERVAL=10 \
-    bash examples/vace/1.3B/pretrain_fsdp.sh --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-iters 5 --adam-eps 1e-8
+    bash examples/vace/1.3B/pretrain_fsdp.sh --optimizer muon --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 10 --adam-eps 1e-8
 
 step "Turn the sharded checkpoint into one file, and that into the official format"
 checkpoint=$OUT/save/iter_$(printf '%07d' "$ITERATIONS")

@@ -94,7 +94,6 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--overlap-grad-reduce": (0, _FSDP),
     "--overlap-param-gather": (0, _FSDP),
     "--use-precision-aware-optimizer": (0, "moments are fp32"),
-    "--optimizer": (1, "AdamW is the optimizer; --optimizer-selection says whose"),
     "--start-weight-decay": (1, "--weight-decay is constant"),
     "--end-weight-decay": (1, "--weight-decay is constant"),
     "--weight-decay-incr-style": (1, "--weight-decay is constant"),

@@ -13,7 +13,7 @@ from mindspeed_mm.config.schema import Config
 
 
 class OptimizerConfig(Config):
-    """AdamW, its learning rate over time, and clipping."""
+    """AdamW or Muon, the learning rate over time, and clipping."""
 
     lr: float | None = Field(default=None, gt=0, description="learning rate at its highest (required)")
     min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of the decay")
@@ -33,6 +33,12 @@ class OptimizerConfig(Config):
     lr_warmup_fraction: float | None = Field(
         default=None, ge=0, lt=1, description="warm-up as a fraction of the decay; instead of --lr-warmup-iters"
     )
+    optimizer: Literal["adam", "muon"] = Field(
+        default="adam",
+        description="adam (AdamW), or muon: the matrices of hidden layers step by Muon, all else by AdamW; lr and weight decay "
+        "serve both",
+    )
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: decay of its one moment")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the second moment")
     adam_eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
@@ -46,6 +52,14 @@ class OptimizerConfig(Config):
         description="whose AdamW: fused_torch_adamw (fused where the device has it), torch (never fused), "
         "apex, npu (= fused_adamw); the last two must be installed",
     )
+
+    @model_validator(mode="after")
+    def _muon_is_ours(self) -> OptimizerConfig:
+        if self.optimizer == "muon" and self.optimizer_selection not in ("fused_torch_adamw", "torch"):
+            raise ValueError(
+                f"--optimizer muon goes with torch's AdamW; leave --optimizer-selection {self.optimizer_selection} out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rates_are_ordered(self) -> OptimizerConfig:

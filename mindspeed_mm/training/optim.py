@@ -1,4 +1,4 @@
-"""AdamW over what trains, Megatron's weight-decay rule, and gradient clipping over sharded gradients."""
+"""AdamW or Muon over what trains, Megatron's weight-decay rule, and gradient clipping over sharded gradients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch.distributed.tensor import DTensor
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.config import OptimizerConfig
+from mindspeed_mm.training.muon import Muon
 
 NO_DECAY = re.compile(r"(^|\.)(bias|modulation)$")
+NOT_HIDDEN = re.compile(r"(^|[._])(embedding|head)\.")  # what enters the model, and what leaves it
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -22,15 +24,29 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 and not NO_DECAY.search(name)
 
 
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Megatron's rule for Muon: matrices, but not those of embeddings (text, time, patches) or of the last layer."""
+    return parameter.ndim == 2 and not NOT_HIDDEN.search(name)
+
+
 def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """What trains, in one group that decays and one that does not. `wd_mult` is what megatron.core's schedule reads."""
+    """What trains, in one group that decays and one that does not. `wd_mult` is what megatron.core's schedule reads.
+
+    Under `optimizer: muon` hidden matrices are a group of their own, which decays.
+    """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
         raise ConfigError("predictor.trainable leaves nothing to train: the model has no parameter with a gradient")
-    decayed = [parameter for name, parameter in named if config.weight_decay_all or decays(name, parameter)]
-    kept = {id(parameter) for parameter in decayed}
-    rest = [parameter for _, parameter in named if id(parameter) not in kept]
-    groups = [
+    hidden, decayed, rest = [], [], []
+    for name, parameter in named:
+        if config.optimizer == "muon" and is_hidden_matrix(name, parameter):
+            hidden.append(parameter)
+        elif config.weight_decay_all or decays(name, parameter):
+            decayed.append(parameter)
+        else:
+            rest.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "weight_decay": config.weight_decay, "wd_mult": 1.0, "momentum": config.muon_momentum},
         {"params": decayed, "weight_decay": config.weight_decay, "wd_mult": 1.0},
         {"params": rest, "weight_decay": 0.0, "wd_mult": 0.0},
     ]
@@ -38,7 +54,7 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW by `optimizer_selection`. Raises ConfigError when the asked-for package is not installed."""
+    """AdamW by `optimizer_selection`, or Muon. Raises ConfigError when the asked-for package is not installed."""
     settings: dict[str, Any] = {
         "lr": config.lr,
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -46,14 +62,16 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         "weight_decay": config.weight_decay,
     }
     groups = param_groups(model, config)
+    device = next(iter(groups[0]["params"])).device
+    fused = config.optimizer_selection == "fused_torch_adamw" and device.type in _fused_devices()
+    if config.optimizer == "muon":
+        return Muon(groups, fused=fused or None, **settings)
     if config.optimizer_selection == "apex":
         adam: type[torch.optim.Optimizer] = _foreign("apex.optimizers", "FusedAdam", "apex")
         return adam(groups, adam_w_mode=True, **settings)  # type: ignore[call-arg]
     if config.optimizer_selection in ("npu", "fused_adamw"):
         adam = _foreign("torch_npu.optim", "NpuFusedAdamW", config.optimizer_selection)
         return adam(groups, **settings)
-    device = next(iter(groups[0]["params"])).device
-    fused = config.optimizer_selection == "fused_torch_adamw" and device.type in _fused_devices()
     return torch.optim.AdamW(groups, fused=fused or None, **settings)
 
 

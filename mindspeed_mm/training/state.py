@@ -75,6 +75,15 @@ def load_optimizer_state(
             f"the checkpoint has no optimizer state for {len(missing)} weights that train now ({', '.join(missing[:4])}); "
             "train the same part as before, or give --no-load-optim"
         )
+    for group in packed["param_groups"]:
+        for name in (names[ordered[place]] for place in group["params"]):
+            if name in state and ("exp_avg_sq" in state[name]) == (
+                "momentum" in group
+            ):  # a group of Muon's: no second moment
+                raise WeightsError(
+                    f"the checkpoint's moments of {name} are of another optimizer ({', '.join(state[name])}); "
+                    "give --optimizer as before, or --no-load-optim"
+                )
     packed["state"] = {
         place: dict(state[names[parameter]]) for place, parameter in enumerate(ordered) if names[parameter] in state
     }

@@ -56,6 +56,7 @@ class Setup:
     fsdp: dict[str, Any] = field(default_factory=dict)
     parallel: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    optimizer: str = "adam"
 
     def build(self) -> tuple[nn.Module, Mesh]:
         fsdp = Fsdp2Config(**{"param_dtype": self.dtype, **self.fsdp})
@@ -76,8 +77,8 @@ def sample(index: int, grid: dict[str, int] = GRID) -> tuple[dict[str, torch.Ten
     return inputs, target
 
 
-def optimizer(model: nn.Module, lr: float = 1e-2) -> torch.optim.Optimizer:
-    return build_optimizer(model, OptimizerConfig(lr=lr))
+def optimizer(model: nn.Module, lr: float = 1e-2, name: str = "adam") -> torch.optim.Optimizer:
+    return build_optimizer(model, OptimizerConfig(lr=lr, optimizer=name))
 
 
 def step(model: nn.Module, mesh: Mesh, optim: torch.optim.Optimizer, iteration: int, batch: int, grid=GRID) -> float:
@@ -107,7 +108,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def train(setup: Setup, steps: int, batch: int = 4, grid=GRID) -> tuple[list[float], dict[str, torch.Tensor]]:
     """→ losses and final weights (on rank 0 only: the others answer {})."""
     model, mesh = setup.build()
-    optim = optimizer(model)
+    optim = optimizer(model, name=setup.optimizer)
     losses = [step(model, mesh, optim, iteration, batch, grid) for iteration in range(steps)]
     final = weights(model)
     return losses, final if mesh.rank == 0 else {}
@@ -124,15 +125,15 @@ def gradients(setup: Setup, grid: dict[str, int] = GRID) -> tuple[float, dict[st
 
 
 def plain(
-    steps: int, batch: int = 4, trainable: str = "branch", grid=GRID
+    steps: int, batch: int = 4, trainable: str = "branch", grid=GRID, name: str = "adam"
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same training without any sharding: one module, one process, torch's AdamW."""
+    """The same training without any sharding: one module, one process."""
     from mindspeed_mm.training.build import trains
 
     model = tiny_transformer(0).train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains(name, trainable, BRANCH))
-    optim = optimizer(model)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(trains(key, trainable, BRANCH))
+    optim = optimizer(model, name=name)
     losses = []
     for iteration in range(steps):
         total = 0.0
@@ -162,7 +163,7 @@ class Run:
 
     def start(self) -> tuple[TrainState, Mesh, Checkpointer]:
         model, mesh = self.setup.build()
-        config = OptimizerConfig(lr=1e-2, lr_decay_style="cosine", lr_warmup_iters=2)
+        config = OptimizerConfig(lr=1e-2, lr_decay_style="cosine", lr_warmup_iters=2, optimizer=self.setup.optimizer)
         optim = build_optimizer(model, config)
         scheduler = param_scheduler(optim, config, train_iters=10, global_batch_size=4)
         state = TrainState(model=model, optimizer=optim, scheduler=scheduler)

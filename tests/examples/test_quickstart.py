@@ -114,6 +114,6 @@ def test_the_features_are_listed_in_the_order_of_the_dataset(quickstart: Quickst
 
 def test_iterations_are_logged_in_megatron_s_words(quickstart: Quickstart) -> None:
     log = (quickstart.out / "logs" / "4.log").read_text()
-    lines = re.findall(r"iteration +(\d+)/ +300 \| consumed samples: +(\d+) \|.*? loss: (\d\.\d{6}E[+-]\d\d) \|", log)
-    assert [(int(i), int(n)) for i, n, _ in lines] == [(i, 32 * i) for i in range(10, 301, 10)]
+    lines = re.findall(r"iteration +(\d+)/ +360 \| consumed samples: +(\d+) \|.*? loss: (\d\.\d{6}E[+-]\d\d) \|", log)
+    assert [(int(i), int(n)) for i, n, _ in lines] == [(i, 16 * i) for i in range(10, 361, 10)]
     assert re.search(r"^Elapsed Time Per iteration: [\d.]+, Average Samples per Second: [\d.]+$", log, re.MULTILINE)

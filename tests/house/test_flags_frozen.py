@@ -38,6 +38,8 @@ HONOURED = [
     "--lr-warmup-iters",
     "--lr-warmup-samples",
     "--lr-warmup-fraction",
+    "--optimizer",
+    "--muon-momentum",
     "--adam-beta1",
     "--adam-beta2",
     "--adam-eps",

@@ -39,6 +39,7 @@ from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.log import get_logger, setup_logging
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.vae_state_dict import vae_key_map
+from mindspeed_mm.training.muon import UPDATE_RMS, newton_schulz
 
 LOGGER = get_logger("tiny.vae")
 
@@ -159,19 +160,8 @@ class Muon(torch.optim.Optimizer):
                 buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
                 buffer.lerp_(weight.grad, 1 - group["momentum"])
                 direction = weight.grad.lerp(buffer, group["momentum"]).flatten(1)
-                update = _orthogonal(direction) * 0.2 * math.sqrt(max(direction.shape))
+                update = newton_schulz(direction[None])[0] * UPDATE_RMS * math.sqrt(max(direction.shape))
                 weight.sub_(update.view_as(weight), alpha=group["lr"])
-
-
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with singular values about 1, by five Newton-Schulz steps."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
 
 
 def mean_over_ranks(tensors: Sequence[Tensor]) -> None:

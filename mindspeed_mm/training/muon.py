@@ -1,0 +1,125 @@
+"""Muon: matrices step along their momentum made orthogonal; what is no matrix steps by AdamW.
+
+Jordan et al. 2024, with the step size of Liu et al. 2025: the root mean square of an update is that of an AdamW update, so
+learning rate and weight decay of an AdamW recipe serve. It keeps one moment where AdamW keeps two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: singular values go to 0.7 … 1.2 in five steps
+STEPS = 5
+UPDATE_RMS = 0.2  # of an AdamW update, as Liu et al. measured it
+ELEMENTS_AT_ONCE = 2**26  # that one rank orthogonalises together: 128 MB of bf16
+
+
+class Muon(torch.optim.AdamW):
+    """Muon in groups with `momentum`, AdamW in the others. Sharded parameters (DTensors) need no copy of the whole model:
+    the ranks exchange slices of many matrices for a few whole ones each."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody asks for the loss again
+        """One update of every parameter that has a gradient. Matrices have none afterwards."""
+        for group in self.param_groups:
+            if "momentum" not in group:
+                continue
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for matrices in _portions(parameters):
+                updates = orthogonalised([self._direction(matrix, group["momentum"]) for matrix in matrices])
+                size = UPDATE_RMS * math.sqrt(max(matrices[0].shape))
+                for matrix, update in zip(matrices, updates, strict=True):
+                    part = _local(matrix)
+                    part.mul_(1 - group["lr"] * group["weight_decay"])
+                    part.sub_(update.to(part), alpha=group["lr"] * size)  # the device too: `part` may be offloaded
+                    matrix.grad = None  # AdamW passes it over
+        super().step()
+
+    def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov's: the gradient, drawn to its running mean. The state has AdamW's names, for loading and saving."""
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(matrix)
+        state["step"] += 1
+        state["exp_avg"].lerp_(matrix.grad, 1 - momentum)
+        return matrix.grad.lerp(state["exp_avg"], momentum)
+
+
+def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """This rank's slices of `matrices` (one shape; all plain or all DTensors of one mesh), each made orthogonal as a whole.
+
+    Exchanged and computed in bf16, as published; on a CPU in fp32. Offloaded slices go to the mesh's device and stay there.
+    """
+    first = matrices[0]
+    mesh = first.device_mesh if isinstance(first, DTensor) else None
+    dtype = torch.float32 if (mesh.device_type if mesh else first.device.type) == "cpu" else torch.bfloat16
+    slices = torch.stack([_local(matrix).to(dtype) for matrix in matrices])
+    if mesh is None or not isinstance(first, DTensor):
+        return list(newton_schulz(slices).unbind())
+    sliced = [Shard(place.dim + 1) if isinstance(place, Shard) else Replicate() for place in first.placements]
+    # copies share the work before anything is sent: else each would gather all slices
+    fewer = [place if isinstance(place, Shard) else Shard(0) for place in sliced]
+    whole: list[Placement] = [Shard(0)] * mesh.ndim
+    stack = _distributed(slices, len(matrices), first, sliced).redistribute(placements=fewer)
+    mine = newton_schulz(stack.redistribute(placements=whole).to_local())
+    return list(_distributed(mine, len(matrices), first, whole).redistribute(placements=sliced).to_local().unbind())
+
+
+def newton_schulz(matrices: Tensor) -> Tensor:
+    """[n, rows, columns] → the same with singular values about 1 and singular vectors as they were, in their dtype."""
+    if not matrices.numel():  # a rank without a matrix
+        return matrices
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
+
+
+def _portions(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Of one shape and one sharding. A rank gets at most ELEMENTS_AT_ONCE of whole matrices, and holds four times that in slices."""
+    alike: dict[tuple[object, ...], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        where = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else ()
+        alike.setdefault((parameter.shape, *where), []).append(parameter)
+    for found in alike.values():
+        shards, copies = _spread(found[0])
+        portion = max(1, ELEMENTS_AT_ONCE // found[0].numel()) * shards * min(copies, 4)
+        for start in range(0, len(found), portion):
+            yield found[start : start + portion]
+
+
+def _spread(parameter: nn.Parameter) -> tuple[int, int]:
+    """Over how many ranks its slices lie, and how many copies of it there are."""
+    shards = copies = 1
+    if isinstance(parameter, DTensor):
+        for size, place in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
+            shards, copies = (shards * size, copies) if isinstance(place, Shard) else (shards, copies * size)
+    return shards, copies
+
+
+def _distributed(part: Tensor, count: int, like: DTensor, placements: Sequence[Placement]) -> DTensor:
+    """This rank's part of a stack [count, *like.shape] as a DTensor on the mesh of `like`."""
+    rows, columns = like.shape
+    return DTensor.from_local(
+        part.contiguous(),
+        like.device_mesh,
+        placements,
+        run_check=False,
+        shape=torch.Size((count, rows, columns)),
+        stride=(rows * columns, columns, 1),
+    )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

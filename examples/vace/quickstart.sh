@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole road on a tiny world: clips → features → training → conversion → generated videos, and how good they are.
-# A small text-to-video trunk that lies in the repository learns VACE in a minute or two; beside what it then does stands
+# A small text-to-video trunk that lies in the repository learns VACE in a few hundred iterations; beside what it then does stands
 # what the shipped VACE of that world does. Needs no GPU and no download; a few minutes on two CPU cores.
 # Every step is the command that serves the big models; only the files of examples/vace/tiny are small. It can be
 # interrupted and run again. Everything it writes lies in outputs/quickstart.

@@ -54,7 +54,7 @@ class OptimizerConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _muon_is_ours(self) -> OptimizerConfig:
+    def _muon_goes_with_torchs_adamw(self) -> OptimizerConfig:
         if self.optimizer == "muon" and self.optimizer_selection not in ("fused_torch_adamw", "torch"):
             raise ValueError(
                 f"--optimizer muon goes with torch's AdamW; leave --optimizer-selection {self.optimizer_selection} out"

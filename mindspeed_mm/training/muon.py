@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
+from mindspeed_mm.training.build import local
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: singular values go to 0.7 … 1.2 in five steps
 STEPS = 5
 UPDATE_RMS = 0.2  # of an AdamW update, as Liu et al. measured it
@@ -34,7 +36,7 @@ class Muon(torch.optim.AdamW):
                 updates = orthogonalised([self._direction(matrix, group["momentum"]) for matrix in matrices])
                 size = UPDATE_RMS * math.sqrt(max(matrices[0].shape))
                 for matrix, update in zip(matrices, updates, strict=True):
-                    part = _local(matrix)
+                    part = local(matrix)
                     part.mul_(1 - group["lr"] * group["weight_decay"])
                     part.sub_(update.to(part), alpha=group["lr"] * size)  # the device too: `part` may be offloaded
                     matrix.grad = None  # AdamW passes it over
@@ -58,15 +60,15 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     Exchanged and computed in bf16, as published; on a CPU in fp32. Offloaded slices go to the mesh's device and stay there.
     """
     first = matrices[0]
-    mesh = first.device_mesh if isinstance(first, DTensor) else None
-    dtype = torch.float32 if (mesh.device_type if mesh else first.device.type) == "cpu" else torch.bfloat16
-    slices = torch.stack([_local(matrix).to(dtype) for matrix in matrices])
-    if mesh is None or not isinstance(first, DTensor):
+    device = first.device_mesh.device_type if isinstance(first, DTensor) else first.device.type
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    slices = torch.stack([local(matrix).to(dtype) for matrix in matrices])
+    if not isinstance(first, DTensor):
         return list(newton_schulz(slices).unbind())
     sliced = [Shard(place.dim + 1) if isinstance(place, Shard) else Replicate() for place in first.placements]
     # copies share the work before anything is sent: else each would gather all slices
     fewer = [place if isinstance(place, Shard) else Shard(0) for place in sliced]
-    whole: list[Placement] = [Shard(0)] * mesh.ndim
+    whole: list[Placement] = [Shard(0)] * first.device_mesh.ndim
     stack = _distributed(slices, len(matrices), first, sliced).redistribute(placements=fewer)
     mine = newton_schulz(stack.redistribute(placements=whole).to_local())
     return list(_distributed(mine, len(matrices), first, whole).redistribute(placements=sliced).to_local().unbind())
@@ -119,7 +121,3 @@ def _distributed(part: Tensor, count: int, like: DTensor, placements: Sequence[P
         shape=torch.Size((count, rows, columns)),
         stride=(rows * columns, columns, 1),
     )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.training.build import local
 from mindspeed_mm.training.config import OptimizerConfig
 from mindspeed_mm.training.muon import Muon
 
@@ -85,7 +86,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     coefficient = max_norm / (norm + 1e-6)
     if max_norm > 0 and coefficient < 1:
         for gradient in gradients:
-            _local(gradient).mul_(coefficient)
+            local(gradient).mul_(coefficient)
     return norm
 
 
@@ -100,10 +101,6 @@ def gradient_norm(gradients: list[Tensor]) -> float:
             part = torch.nn.utils.get_total_norm([g.float() for g in kind], foreach=True)
             total += float(part.full_tensor() if isinstance(part, DTensor) else part) ** 2
     return float(total**0.5)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _fused_devices() -> list[str]:

@@ -76,10 +76,9 @@ def load_optimizer_state(
             "train the same part as before, or give --no-load-optim"
         )
     for group in packed["param_groups"]:
+        is_muons = "momentum" in group  # such a group has no second moment
         for name in (names[ordered[place]] for place in group["params"]):
-            if name in state and ("exp_avg_sq" in state[name]) == (
-                "momentum" in group
-            ):  # a group of Muon's: no second moment
+            if name in state and ("exp_avg_sq" in state[name]) == is_muons:
                 raise WeightsError(
                     f"the checkpoint's moments of {name} are of another optimizer ({', '.join(state[name])}); "
                     "give --optimizer as before, or --no-load-optim"

@@ -181,6 +181,9 @@ class RunConfig(Config):
     shard_weights: bool = Field(
         default=False, description="spread the transformer's weights over the processes (FSDP2)"
     )
+    data_parallel: bool = Field(
+        default=False, description="every process makes videos of its own, instead of sharing each"
+    )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "device": "the machine's accelerator is used; MINDSPEED_MM_DEVICE=cpu overrides",
         "torch_dtype": "dtype decides",
@@ -190,6 +193,20 @@ class RunConfig(Config):
     @classmethod
     def _tiled_as_bool(cls, value: Any) -> Any:
         return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _shared_or_not(self) -> RunConfig:
+        shares = {
+            "shard_weights": self.shard_weights,
+            "context_parallel_size": (self.context_parallel_size or 1) > 1,
+            "cfg_parallel": self.cfg_parallel == "on",
+        }
+        if self.data_parallel and (asked := [key for key, wanted in shares.items() if wanted]):
+            raise ValueError(
+                f"data_parallel lets each process make videos of its own, but {' and '.join(asked)} would let processes share one; "
+                "keep one way"
+            )
+        return self
 
 
 class InferenceConfig(RunConfig, RequestConfig):

@@ -43,6 +43,10 @@ class Solo:
         """The guided velocity."""
         return guided_velocity(ask, prompt_embeds, negative_prompt_embeds, scale)
 
+    def check(self, look: Callable[[], None]) -> None:
+        """`look` at what must be right before anything is loaded."""
+        look()
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` answers."""
         return make()
@@ -50,6 +54,22 @@ class Solo:
     def from_first_alone(self, make: Callable[[], T]) -> T | None:
         """What `make` answers on the first process; None on the others."""
         return make()
+
+
+class Neighbour(Solo):
+    """One of torchrun's processes, each of which makes videos of its own. Inside `launch`."""
+
+    def check(self, look: Callable[[], None]) -> None:
+        """`look` at this process's part; the error of one is the error of all, and the first process says it."""
+        failed: MindSpeedMMError | None = None
+        try:
+            look()
+        except MindSpeedMMError as caught:
+            failed = caught
+        errors: list[MindSpeedMMError | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, failed)
+        if found := [error for error in errors if error is not None]:
+            raise found[0]
 
 
 class Team(Solo):
@@ -71,6 +91,10 @@ class Team(Solo):
         answers = [torch.empty_like(answer) for _ in range(2)]
         dist.all_gather(answers, answer, group=self.mesh.dp_group)
         return joined(answers[0], answers[1], scale)
+
+    def check(self, look: Callable[[], None]) -> None:
+        """The first process looks; its error ends all."""
+        self.from_first(look)
 
     def from_first_alone(self, make: Callable[[], T]) -> T | None:
         """What `make` answers on the first process; None on the others, which wait for it."""

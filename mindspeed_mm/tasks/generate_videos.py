@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from mindspeed_mm.generation.inputs import Conditions, Inputs, load_conditions
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
 from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
-from mindspeed_mm.generation.team import Solo, Team
+from mindspeed_mm.generation.team import Neighbour, Solo, Team
 from mindspeed_mm.generation.writer import (
     bytes_of,
     check_folder,
@@ -33,7 +34,7 @@ from mindspeed_mm.generation.writer import (
     write_latents,
     write_outcome,
 )
-from mindspeed_mm.log import get_logger, rank, terminal, world_size
+from mindspeed_mm.log import get_logger, on_every_rank, rank, terminal, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 
@@ -43,7 +44,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(job: GenerateJob, accelerator: Accelerator) -> None:
-    """All videos of a job, by this process or together with torchrun's others."""
+    """All videos of a job, by this process, together with torchrun's others, or (`data_parallel`) some by each."""
     if job.run.from_latents is not None:
         if rank() == 0:
             decode_latents(job, accelerator)
@@ -51,7 +52,12 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
     config = check_weights(job)
     say_what_is_not_followed(job.run, world_size())
     if world_size() == 1:
-        work(job, accelerator, config, Solo())
+        work(job, job.videos, accelerator, config, Solo())
+        return
+    if job.run.data_parallel:
+        with launch(accelerator, _TIMEOUT):
+            work(job, job.videos[rank() :: world_size()], accelerator, config, Neighbour())
+            dist.barrier()  # torchrun takes a machine that ends minutes before the others for a lost one
         return
     layout = choose_layout(
         world_size(),
@@ -64,7 +70,7 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
         "%d processes: %d share the tokens, guidance on %d group(s)", layout.world, layout.context, layout.halves
     )
     with launch(accelerator, _TIMEOUT):
-        work(job, accelerator, config, Team(layout, accelerator))
+        work(job, job.videos, accelerator, config, Team(layout, accelerator))
 
 
 def say_what_is_not_followed(run: RunConfig, processes: int) -> None:
@@ -77,18 +83,26 @@ def say_what_is_not_followed(run: RunConfig, processes: int) -> None:
         "shard_weights": run.shard_weights,
         "context_parallel_size": (run.context_parallel_size or 1) > 1,
         "cfg_parallel": run.cfg_parallel == "on",
+        "data_parallel": run.data_parallel,
     }
     if asked := [key for key, wanted in needs.items() if wanted]:
         LOGGER.warning("%s: for several processes, and this is one; start them with generate.sh", ", ".join(asked))
 
 
-def work(job: GenerateJob, accelerator: Accelerator, config: VaceConfig, team: Solo) -> None:
-    """Check everything, embed every prompt, then one video after another."""
-    team.from_first(lambda: check_inputs(job))
+def work(
+    job: GenerateJob, videos: Sequence[VideoJob], accelerator: Accelerator, config: VaceConfig, team: Solo
+) -> None:
+    """Check everything, embed every prompt, then one of `videos`, which are all or some of the job's, after another."""
+    team.check(lambda: check_inputs(job, videos))
+    if not videos:
+        LOGGER.info("process %d has no video to make: there are %d", rank(), len(job.videos), extra=on_every_rank())
+        return
     pipe = team_pipeline(job, accelerator, config, team)
-    pipe.remember(team.from_first(lambda: embed_prompts(pipe, job)))
-    for number, video in enumerate(job.videos, start=1):
-        LOGGER.info("[%d/%d] %s: %s", number, len(job.videos), video.name, _short(video.prompt))
+    pipe.remember(team.from_first(lambda: embed_prompts(pipe, videos)))
+    for video in videos:
+        if team.first:  # of those that make this video
+            place = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"
+            LOGGER.info("%s %s: %s", place, video.name, _short(video.prompt), extra=on_every_rank())
         generate_one(pipe, job, video, team)
 
 
@@ -106,15 +120,15 @@ def team_pipeline(job: GenerateJob, accelerator: Accelerator, config: VaceConfig
     )
 
 
-def check_inputs(job: GenerateJob) -> None:
-    """Look at the disk, and read every source once before anything is loaded.
+def check_inputs(job: GenerateJob, videos: Sequence[VideoJob]) -> None:
+    """Look at the disk, which takes all of the job's videos, and read every source of `videos` once before anything is loaded.
 
     So the last video's bad mask does not cost the first one's hour. Raises DataError.
     """
     needed = sum(bytes_of(video.sampling, len(video.inputs.images)) for video in job.videos)
     check_folder(Path(job.run.output_path), needed)
     seen: set[str] = set()
-    for video in job.videos:
+    for video in videos:
         key = json.dumps([video.inputs.model_dump(mode="json"), video.sampling.model_dump(mode="json")], sort_keys=True)
         if key not in seen:
             conditions_of(video)
@@ -154,10 +168,10 @@ def conditions_of(video: VideoJob) -> Conditions:
         raise DataError(f"{video.name}: {error}") from None
 
 
-def embed_prompts(pipe: VacePipeline, job: GenerateJob) -> dict[str, Tensor]:
+def embed_prompts(pipe: VacePipeline, videos: Sequence[VideoJob]) -> dict[str, Tensor]:
     """All prompts of all videos in one go; then the text encoder is gone."""
     asked: list[str] = []
-    for video in job.videos:
+    for video in videos:
         asked += [video.prompt, *([video.negative_prompt] if video.sampling.needs_guidance else [])]
     with enough_memory(""):
         pipe.embed(asked)
@@ -184,7 +198,7 @@ def show(pipe: VacePipeline, video: VideoJob, conditions: Conditions | None, fol
     """Say and write what the model is shown; vace_context on the host."""
     assert conditions is not None
     for note in conditions.notes:
-        LOGGER.info("  %s", note)
+        LOGGER.info("  %s: %s", video.name, note, extra=on_every_rank())
     write_conditions(folder / video.name, conditions, video.sampling.fps)
     with enough_memory(f"{video.name}: "):
         return pipe.encode(conditions, video.sampling).cpu()
@@ -287,7 +301,9 @@ def progress(name: str, steps: int) -> Iterator[OnStep]:
         bar.update(1)
         if bar.disable and (done % every == 0 or done == total):
             left = (time.monotonic() - start) / done * (total - done)
-            LOGGER.info("  denoising step %d/%d%s", done, total, f", {clock(left)} left" if done < total else "")
+            LOGGER.info(
+                "  %s: denoising step %d/%d%s", name, done, total, f", {clock(left)} left" if done < total else ""
+            )
 
     with bar:
         yield on_step
@@ -305,7 +321,7 @@ def enough_memory(where: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise DataError(
-            f"{where}out of memory before decoding; set offload to model or block, start more processes with shard_weights, "
+            f"{where}out of memory before decoding; set offload to model or block, let more processes share a video (shard_weights), "
             "or ask for a smaller size or fewer frames"
         ) from None
 
@@ -325,7 +341,7 @@ def resumable(latents: Path) -> Iterator[None]:
 
 def _tell(path: Path, settings: dict[str, Any]) -> None:
     cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in settings["seconds"].items())
-    LOGGER.info("  %s (%s; peak memory %.2f GB)", path, cost, settings["peak_memory_gb"])
+    LOGGER.info("  %s (%s; peak memory %.2f GB)", path, cost, settings["peak_memory_gb"], extra=on_every_rank())
 
 
 def _short(text: str) -> str:

@@ -42,7 +42,7 @@ class ValidationVideos:
             )
         self.model, self.mesh, self.accelerator, self.folder = model, mesh, accelerator, folder
         self.team = Team(Layout(mesh.cp_size, 1), accelerator, mesh) if mesh.world_size > 1 else Solo()
-        self.team.from_first(lambda: check_inputs(self.job))
+        self.team.from_first(lambda: check_inputs(self.job, self.job.videos))
         self._pipe: VacePipeline | None = None
         self._shown: dict[str, tuple[Conditions | None, Tensor]] = {}
 
@@ -84,7 +84,7 @@ class ValidationVideos:
                 tiled=run.tiled,
                 guide=self.team.guide,
             )
-            pipe.remember(self.team.from_first(lambda: embed_prompts(pipe, self.job)))
+            pipe.remember(self.team.from_first(lambda: embed_prompts(pipe, self.job.videos)))
             self._pipe = pipe
         elif self.team.first:
             self._pipe.vae.to(self.accelerator.device)

@@ -68,16 +68,56 @@ def test_two_processes_make_the_video_of_one(config, alone, name, flags):
 
 
 @pytest.mark.slow
+def test_processes_that_do_not_share_make_a_video_each(config, alone):
+    """Three tasks for two processes: the first one has two of them, and the files are those of one process."""
+    out, prompts = config.parent / "each", config.parent / "prompts.jsonl"
+    names = ("video1", "other", "third")
+    tasks = [{"name": name, "prompt": f"a red ball{' bounces' * number}"} for number, name in enumerate(names)]
+    prompts.write_text("\n".join(map(json.dumps, tasks)))
+    flags = ["--prompts-file", prompts]
+    ran = torchrun(config, *flags, "--data-parallel", "--output-path", out)
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(re.findall(r"^(\[\d/3\]) (\w+)", ran.stdout, re.MULTILINE)) == [
+        (f"[{number}/3]", name) for number, name in enumerate(names, start=1)
+    ]
+    main([str(config), *map(str, flags), "--output-path", str(config.parent / "one")])
+    for name in names:
+        found, expected = (
+            read_latents(folder / name / "latents.safetensors")[0] for folder in (out, config.parent / "one")
+        )
+        assert torch.equal(found, expected)
+        assert (out / f"{name}.mp4").read_bytes() == (config.parent / "one" / f"{name}.mp4").read_bytes()
+    assert torch.equal(read_latents(out / "video1" / "latents.safetensors")[0], alone)
+    seconds = {name: json.loads((out / f"{name}.json").read_text())["seconds"] for name in names}
+    assert [name for name in names if "load" in seconds[name]] == ["video1", "other"]  # each process loads once
+
+
+@pytest.mark.slow
+def test_more_processes_than_videos_say_so(config):
+    ran = torchrun(config, "--data-parallel", "--output-path", config.parent / "spare")
+    assert ran.returncode == 0, ran.stderr
+    assert "process 1 has no video to make: there are 1" in ran.stdout
+    assert (config.parent / "spare" / "video1.mp4").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--transformer", "VAE"], "WeightsError: .*no dialect of this model"),
         (["--vae", "JSON"], "WeightsError: .*inference.json: "),
         (["--stepz", "3"], "ConfigError: .*did you mean '--steps'"),
+        (["--data-parallel", "--prompts-file", "TASKS"], "DataError: second: .*a text, not a video"),
     ],
 )
 def test_what_is_wrong_is_one_line_of_one_process_and_leaves_nothing(config, flags, message):
-    paths = {"VAE": str(config.parent / "tiny" / "Wan2.1_VAE.pth"), "JSON": str(config)}
+    tasks = [{"prompt": "one", "name": "first"}, {"prompt": "two", "name": "second", "video_path": str(config)}]
+    (config.parent / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    paths = {
+        "VAE": str(config.parent / "tiny" / "Wan2.1_VAE.pth"),
+        "JSON": str(config),
+        "TASKS": str(config.parent / "tasks.jsonl"),
+    }
     out = config.parent / "refused"
     ran = torchrun(config, *(paths.get(flag, flag) for flag in flags), "--output-path", out)
     assert ran.returncode == 1

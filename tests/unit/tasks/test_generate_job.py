@@ -64,6 +64,11 @@ def test_flags_win_over_tasks_and_may_be_spelt_like_keys(config):
     assert all(Path(video.inputs.images[0]).name == "s.png" and len(video.inputs.images) == 1 for video in videos)
 
 
+def test_a_process_that_makes_its_own_videos_may_be_told_that_it_shares_with_none(config):
+    job = GenerateJob.from_argv([str(config(context_parallel_size=1)), "--data-parallel"])
+    assert job.run.data_parallel
+
+
 def test_an_empty_negative_prompt_is_honoured(config):
     assert job(config(negative_prompt="")).videos[0].negative_prompt == ""
 
@@ -103,6 +108,9 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
         ({"mask_path": "m.mp4"}, [], "mask_path: .*give video_path"),
         ({"guidance_scale_2": 2}, [], "guidance_scale_2: is of the low-noise expert"),
         ({"image_path": "r.png", "image_paths": ["s.png"]}, [], "image_path and image_paths"),
+        ({"cfg_parallel": "on"}, ["--data-parallel"], "data_parallel lets each .* but cfg_parallel would"),
+        ({"data_parallel": True, "context_parallel_size": 2}, [], "but context_parallel_size would"),
+        ({"data_parallel": True}, ["--shard-weights"], "but shard_weights would"),
         ({"tasks": [{"name": "a"}, {"name": "a"}]}, [], "2 videos are called 'a'"),
         ({"tasks": [{"promt": "a"}]}, [], r"tasks\[0\].promt: unknown key"),
         ({"tasks": []}, [], "tasks"),

@@ -128,6 +128,8 @@ def test_one_process_says_which_keys_are_for_several(config, capsys):
     said = capsys.readouterr().out
     assert "shard_weights, context_parallel_size: for several processes, and this is one" in said
     assert "cfg_parallel" not in said
+    run(config(data_parallel=True))
+    assert "data_parallel: for several processes, and this is one" in capsys.readouterr().out
 
 
 def test_offload_gives_way_to_sharded_weights_and_a_line_says_so(capsys):

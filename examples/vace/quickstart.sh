@@ -12,10 +12,10 @@ environment_ready
 
 TINY=examples/vace/tiny
 OUT=outputs/quickstart
-RANKS=${NPUS_PER_NODE:-2}       # processes that extract and train
+RANKS=${NPUS_PER_NODE:-2}       # processes that extract, train and generate
 ITERATIONS=${TRAIN_ITERS:-360}  # of training
 CLIPS=${CLIPS:-25}              # scenes to train on, of each kind; of inpainting four times as many
-SCENES=${SCENES:-2}             # held-out scenes to generate from
+SCENES=${SCENES:-2}             # held-out scenes of each kind to generate from
 STEPS=8
 STARTED=$SECONDS
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -78,16 +78,22 @@ run 1 mm-convert VACEConverter mm_to_hf \
 
 step "Generate from held-out clips: before training (the trunk alone), after it, and with the shipped VACE"
 run 0 python $TINY/heldout.py $OUT/heldout --base $TINY/inference.json --count "$SCENES"
-generate="python examples/vace/inference/Wan-VACE-Inference.py"
-run 0 $generate $OUT/heldout/inference.json --output-path $OUT/before --transformer $OUT/weights/vace-trained --context-scale 0
-run 0 $generate $OUT/heldout/inference.json --output-path $OUT/after --transformer $OUT/weights/vace-trained
-run 0 $generate $OUT/heldout/inference.json --output-path $OUT/shipped
+# generate JSON FOLDER [FLAG...]: every process makes videos of its own.
+generate() {
+    local json=$1 folder=$2
+    shift 2
+    run 0 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs \
+        bash examples/vace/inference/generate.sh $OUT/heldout/"$json" --data-parallel --output-path $OUT/"$folder" "$@"
+}
+generate inference.json before --transformer $OUT/weights/vace-trained --context-scale 0
+generate inference.json after --transformer $OUT/weights/vace-trained
+generate inference.json shipped
 
 step "The same with a caption, or a picture, changed on purpose"
-run 0 $generate $OUT/heldout/changed.json --output-path $OUT/shipped
+generate changed.json shipped
 
 step "Score them, from the mp4 files, and draw them side by side"
-run 11 python $TINY/score.py $OUT/before $OUT/after $OUT/shipped
+run 13 python $TINY/score.py $OUT/before $OUT/after $OUT/shipped
 run 0 python $TINY/compare.py $OUT/heldout $OUT/quickstart.png before=$OUT/before after=$OUT/after shipped=$OUT/shipped
 
 printf '\nDone in %d s. What was asked and what came out:\n' $((SECONDS - STARTED))

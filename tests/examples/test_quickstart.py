@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from heldout import heldout_indices
 from PIL import Image
 from safetensors.torch import load_file
 from score import Score, score_folder
@@ -44,7 +45,9 @@ def test_it_ends_with_the_paths_of_what_it_made(quickstart: Quickstart) -> None:
 
 def test_the_videos_have_the_asked_size_frames_and_rate(quickstart: Quickstart) -> None:
     results = sorted((quickstart.out / "after").glob("*.mp4"))
-    assert [path.stem for path in results] == [f"heldout_{i:05d}_{kind}" for i in range(2) for kind in sorted(KINDS)]
+    scenes = heldout_indices(len(KINDS) + 1)
+    asked = [f"heldout_{i:05d}_{kind}" for number, kind in enumerate(KINDS) for i in scenes[number : number + 2]]
+    assert [path.stem for path in results] == sorted(asked)
     for path in results:
         video = open_video(path, "av")
         assert (video.width, video.height, video.num_frames) == (64, 64, 17)
@@ -53,7 +56,7 @@ def test_the_videos_have_the_asked_size_frames_and_rate(quickstart: Quickstart) 
         assert frames.std() > 1, "a video of one colour"
 
 
-def test_two_minutes_of_training_teach_inpainting(quickstart: Quickstart, tmp_path: Path) -> None:
+def test_a_few_minutes_of_training_teach_inpainting(quickstart: Quickstart, tmp_path: Path) -> None:
     """From the shipped trunk: what is masked gets nearer to the true clip, what is kept stays as it was. Twelve scenes: two differ too much."""
     world = [ROOT / "examples/vace/tiny/heldout.py", tmp_path, "--base", ROOT / "examples/vace/tiny/inference.json"]
     python(*world, "--count", 12, "--kinds", "inpaint")
@@ -93,7 +96,7 @@ def test_training_leaves_the_trunk_alone_and_moves_the_whole_branch(quickstart: 
     assert all(torch.equal(weight, after[name].to(weight.dtype)) for name, weight in trunk.items())
     branch = {name for name in after if name not in trunk}
     assert {name.split(".")[0] for name in branch} == {"vace_blocks", "vace_patch_embedding"}
-    assert all(after[f"vace_blocks.{n}.after_proj.weight"].any() for n in range(4)), "after_proj starts at zero"
+    assert all(after[f"vace_blocks.{n}.after_proj.weight"].any() for n in range(2)), "after_proj starts at zero"
 
 
 def test_the_checkpoint_is_the_small_default_kind_that_names_its_base(quickstart: Quickstart) -> None:

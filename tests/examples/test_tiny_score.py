@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import score
 import world
+from heldout import heldout_indices
 
 from mindspeed_mm.data.video import write_video
 
@@ -32,11 +33,44 @@ def test_half_of_the_asked_colour_is_where_a_shape_ends(shape: str, colour: str)
     assert (coloured & inside).sum() / (coloured | inside).sum() > 0.97
 
 
+@pytest.mark.parametrize("shape", world.SHAPES)
+def test_every_true_shape_is_told_wherever_it_moves(shape: str) -> None:
+    for index in range(12):
+        scene = replace(world.make_scene("heldout", index), shape=shape)
+        assert score.nearest_shape(score.is_coloured(world.render(scene), scene.colour)) == shape
+
+
+def test_what_has_no_shape_of_the_world_is_called_none() -> None:
+    blots = np.zeros((3, 64, 64), bool)
+    blots[:, 10:30, 10:30] = blots[:, 26:50, 20:34] = True
+    assert score.nearest_shape(blots) is None
+    seen = score.is_coloured(world.render(SCENE), SCENE.colour)
+    seen[3:] = False  # it vanishes
+    assert score.nearest_shape(seen) is None
+
+
+def test_held_out_scenes_show_every_shape_equally_often() -> None:
+    indices = heldout_indices(8)
+    assert [world.make_scene("heldout", index).shape for index in indices] == [*world.SHAPES] * 2
+    assert indices == sorted(set(indices))
+    assert heldout_indices(3) == indices[:3]
+
+
+def test_a_shape_keeps_its_name_with_another_size_and_another_s_place(tmp_path: Path) -> None:
+    bar = replace(SCENE, shape="bar")
+    assert not scored(tmp_path, world.render(bar), "extension").shape_obeyed
+    small = replace(SCENE, radius=0.8 * SCENE.radius, across=-SCENE.across)
+    found = scored(tmp_path, world.render(small), "extension")
+    assert found.shape_obeyed
+    assert found.iou < 0.9
+
+
 def test_the_true_clip_is_perfect(tmp_path: Path) -> None:
     truth = world.render(SCENE)
     inpaint, extension = scored(tmp_path, truth, "inpaint"), scored(tmp_path, truth, "extension")
     assert (inpaint.masked_psnr, inpaint.kept_psnr, extension.first_frame_psnr) == (99.0, 99.0, 99.0)
     assert inpaint.colour_obeyed
+    assert inpaint.shape_obeyed
     assert inpaint.iou > 0.97
 
 
@@ -61,6 +95,7 @@ def test_an_empty_clip_obeys_no_colour(tmp_path: Path) -> None:
     grey = np.repeat(world.background(SCENE)[None], world.FRAMES, axis=0).astype(np.uint8)
     found = scored(tmp_path, grey, "edge")
     assert not found.colour_obeyed
+    assert not found.shape_obeyed
     assert found.iou == 0
 
 

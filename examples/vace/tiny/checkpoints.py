@@ -42,7 +42,7 @@ PIECES = [
     "▁runs",
     "▁snow",
     "▁circle",
-    "▁square",
+    "▁bar",
     "▁triangle",
     "▁cross",
     "▁yellow",

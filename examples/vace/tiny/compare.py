@@ -28,17 +28,17 @@ TITLES = {
 
 
 def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
-    """One row a kind, each on another scene; two frames of every clip."""
+    """One row a kind, each on the first of its scenes; two frames of every clip."""
     tasks: list[dict[str, Any]] = []
     for name in ("inference.json", "changed.json"):
         tasks += json.loads((heldout / name).read_text(encoding="utf-8"))["tasks"]
     strips = []
-    for number, kind in enumerate(TITLES):
+    for kind in TITLES:
         told = [(match, task) for task in tasks if (match := NAME.fullmatch(task["name"])) and match["kind"] == kind]
         plain = [task for match, task in told if not match["colour"]]
         if not plain:
             continue
-        task = plain[number % len(plain)]
+        task = plain[0]
         changed = [other for match, other in told if match["colour"] and other["name"].startswith(task["name"] + "_")]
         strips.append(_strip(TITLES[kind], task, changed[0] if changed else None, columns))
     return draw_sheet(

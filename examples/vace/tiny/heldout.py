@@ -9,6 +9,7 @@ Names of the results say what was asked, so that score.py needs nothing else: he
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,21 @@ import world
 KINDS = ("inpaint", "silhouette", "edge", "extension", "outpaint", "reference")
 
 
+def heldout_indices(count: int) -> list[int]:
+    """Numbers of `count` held-out scenes, in which the world's shapes take turns."""
+    numbers = itertools.count()
+    shapes = itertools.islice(itertools.cycle(world.SHAPES), count)
+    return [next(n for n in numbers if world.make_scene("heldout", n).shape == shape) for shape in shapes]
+
+
 def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> None:
     """Clips under `folder`, and `folder/inference.json` and `folder/changed.json`: the base JSON with one task a request."""
     tasks: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
-    for index in range(count):
-        scene = world.make_scene("heldout", index)
-        for kind in kinds:
+    indices = heldout_indices(count + len(kinds) - 1)
+    for number, kind in enumerate(kinds):  # each kind begins one scene later, so that few scenes show many shapes
+        for index in indices[number : number + count]:
+            scene = world.make_scene("heldout", index)
             clip = world.Clip(index=index, kind=kind, split="heldout")
             row = world.write_clip(folder, clip, scene)
             tasks.append(_task(folder, clip.name, str(row["cap"]), row))
@@ -55,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write held-out scenes and the inference JSONs that ask for them.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", type=Path, required=True, help="inference JSON with model paths and settings")
-    parser.add_argument("--count", type=int, default=4, help="scenes")
+    parser.add_argument("--count", type=int, default=4, help="scenes of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     given = parser.parse_args()
     write_requests(given.folder, given.base, given.count, given.kinds)

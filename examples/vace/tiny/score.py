@@ -4,7 +4,8 @@
 
 masked PSNR   inside the inpaint box, against the true clip         kept PSNR   outside it
 IoU           of coloured pixels with the true silhouette           colour      nearest of the five is the one asked for
-first frame   PSNR of the frame that extension keeps                reference   colour is that of the reference image
+first frame   PSNR of the frame that extension keeps                shape       nearest of the four, wherever it lies; in the
+reference     colour and shape are those of the reference image     caption's colour or another
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 
 from mindspeed_mm.data.video import open_video
 
+LIKE = 0.8  # intersection over union from which on something is called a shape; what has none stays below 0.7
 NAME = re.compile(r"heldout_(?P<index>\d+)_(?P<kind>[a-z]+)(?:_(?P<colour>[a-z]+))?")
 
 
@@ -35,6 +38,7 @@ class Score:
     kind: str
     changed: bool  # asked in another colour than the source's
     colour_obeyed: bool
+    shape_obeyed: bool
     iou: float
     masked_psnr: float | None = None
     kept_psnr: float | None = None
@@ -67,6 +71,7 @@ def score_clip(path: Path) -> Score | None:
         kind=kind,
         changed=changed,
         colour_obeyed=nearest_colour(output, coloured) == asked,
+        shape_obeyed=nearest_shape(coloured) == scene.shape,
         iou=float((coloured & inside).sum() / max(1, (coloured | inside).sum())),
         masked_psnr=masked,
         kept_psnr=kept,
@@ -91,6 +96,35 @@ def nearest_colour(frames: world.Pixels, where: NDArray[np.bool_]) -> str | None
         return None
     middle = np.median(frames[where].astype(np.float64), axis=0)
     return min(world.COLOURS, key=lambda name: float(np.square(middle - np.array(world.COLOURS[name])).sum()))
+
+
+def nearest_shape(where: NDArray[np.bool_]) -> str | None:
+    """The world's shape that `where` [T, H, W] is most like; None when nothing is there, or something without a shape."""
+    frames = [frame for frame in where if frame.sum() >= 20]
+    likeness = {shape: sum(_likeness(frame, shape) for frame in frames) / len(where) for shape in world.SHAPES}
+    best = max(likeness, key=lambda shape: likeness[shape])
+    return best if likeness[best] >= LIKE else None
+
+
+def _likeness(frame: NDArray[np.bool_], shape: str) -> float:
+    """Intersection over union of the pixels of a frame with a shape of their area and centre of mass."""
+    unit, offset = _unit(shape)
+    radius = math.sqrt(frame.sum() / unit)
+    there = world.drawn(shape, (_centre(frame) - offset * radius)[None], radius, *frame.shape)[0] > 0.5
+    return float((frame & there).sum() / (frame | there).sum())
+
+
+@cache
+def _unit(shape: str) -> tuple[float, NDArray[np.float32]]:
+    """Area of a shape of radius 1, and where its centre of mass lies: a triangle's is not its middle."""
+    model = world.drawn(shape, np.full((1, 2), 64, np.float32), 32, 128, 128)[0] > 0.5
+    return model.sum() / 32**2, (_centre(model) - 64) / 32
+
+
+def _centre(frame: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(x, y) of the mean of the pixels that are set."""
+    y, x = np.nonzero(frame)
+    return np.array([x.mean() + 0.5, y.mean() + 0.5], np.float32)
 
 
 def table(columns: dict[str, Sequence[Score]]) -> str:
@@ -121,10 +155,16 @@ def table(columns: dict[str, Sequence[Score]]) -> str:
         ([100.0 * s.colour_obeyed for s in found if s.kind in told and s.changed] for found in scores),
     )
     add(
-        "reference: colour",
+        "shape obeyed",
         "%",
-        ([100.0 * s.colour_obeyed for s in found if s.kind == "reference"] for found in scores),
+        ([100.0 * s.shape_obeyed for s in found if s.kind in (*told, "extension")] for found in scores),
     )
+    for look in ("colour", "shape"):
+        add(
+            f"reference: {look}",
+            "%",
+            ([100.0 * getattr(s, f"{look}_obeyed") for s in found if s.kind == "reference"] for found in scores),
+        )
     lines = ["| | " + " | ".join(columns) + " |", "|-|" + "-|" * len(columns)]
     for title, unit, values in rows:
         cells = ["–" if v is None else f"{v:.2f}" if not unit else f"{v:.1f} {unit}" for v in values]

@@ -37,7 +37,7 @@ COLOURS = {
     "yellow": (244, 208, 44),
     "purple": (186, 44, 200),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "bar", "triangle", "cross")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 TONES = {"dark": (34, 96), "light": (150, 222)}  # the two ends of the grey gradient
 GREY = 128  # what a masked pixel of src_video holds: nothing of the answer
@@ -103,12 +103,15 @@ def centres(scene: Scene, frames: int, height: int, width: int) -> NDArray[np.fl
 
 
 def coverage(scene: Scene, frames: int = FRAMES, height: int = SIDE, width: int = SIDE) -> Coverage:
-    """[T, H, W] anti-aliased coverage of the shape, 0 … 1."""
-    centre = centres(scene, frames, height, width)
-    radius = scene.radius * min(height, width)
+    """[T, H, W] anti-aliased coverage of the scene's shape, 0 … 1."""
+    return drawn(scene.shape, centres(scene, frames, height, width), scene.radius * min(height, width), height, width)
+
+
+def drawn(shape: str, centre: NDArray[np.float32], radius: float, height: int, width: int) -> Coverage:
+    """[T, H, W] anti-aliased coverage of a shape around each centre, [T, 2] as (x, y) in pixels."""
     x = np.arange(width, dtype=np.float32)[None, None, :] + 0.5 - centre[:, 0, None, None]
     y = np.arange(height, dtype=np.float32)[None, :, None] + 0.5 - centre[:, 1, None, None]
-    return np.clip(0.5 - _distance(scene.shape, x, y, radius), 0, 1).astype(np.float32)
+    return np.clip(0.5 - _distance(shape, x, y, radius), 0, 1).astype(np.float32)
 
 
 def _distance(shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
@@ -116,11 +119,11 @@ def _distance(shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius
     ax, ay = np.abs(x), np.abs(y)
     if shape == "circle":
         return np.hypot(x, y) - radius
-    if shape == "square":
-        return np.maximum(ax, ay) - 0.86 * radius
+    if shape == "bar":  # lies flat
+        return np.maximum(ax - radius, ay - 0.45 * radius)
     if shape == "triangle":  # point up
         return np.maximum(y - 0.8 * radius, (ax * 2 - y) / np.sqrt(5) - radius * 0.4)
-    arm = 0.33 * radius  # cross
+    arm = 0.4 * radius  # cross
     return np.minimum(np.maximum(ax - radius, ay - arm), np.maximum(ax - arm, ay - radius))
 
 

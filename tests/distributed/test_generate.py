@@ -75,7 +75,7 @@ def generate(config):
     from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
     job = GenerateJob.from_file(Path(config))
-    work(job, CPU, inspect_experts(job.model), Team(Layout(1, 2), CPU))
+    work(job, job.videos, CPU, inspect_experts(job.model), Team(Layout(1, 2), CPU))
 
 
 def test_the_command_writes_one_set_of_files_and_the_same_latents(world, tmp_path):

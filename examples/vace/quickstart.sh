@@ -49,6 +49,14 @@ free_port() {
     python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); import sys; sys.stdout.write(str(s.getsockname()[1]))'
 }
 
+# generate JSON FOLDER [FLAG...]: every process makes videos of its own.
+generate() {
+    local json=$1 folder=$2
+    shift 2
+    run 0 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs \
+        bash examples/vace/inference/generate.sh $OUT/heldout/"$json" --data-parallel --output-path $OUT/"$folder" "$@"
+}
+
 step "Write a dataset: H.264 clips, source videos, masks, reference images, captions"
 run 0 python $TINY/world.py $OUT/world --quickstart --mix \
     inpaint=$((4 * CLIPS)) silhouette="$CLIPS" edge="$CLIPS" extension="$CLIPS" outpaint="$CLIPS" reference="$CLIPS"
@@ -78,13 +86,6 @@ run 1 mm-convert VACEConverter mm_to_hf \
 
 step "Generate from held-out clips: before training (the trunk alone), after it, and with the shipped VACE"
 run 0 python $TINY/heldout.py $OUT/heldout --base $TINY/inference.json --count "$SCENES"
-# generate JSON FOLDER [FLAG...]: every process makes videos of its own.
-generate() {
-    local json=$1 folder=$2
-    shift 2
-    run 0 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs \
-        bash examples/vace/inference/generate.sh $OUT/heldout/"$json" --data-parallel --output-path $OUT/"$folder" "$@"
-}
 generate inference.json before --transformer $OUT/weights/vace-trained --context-scale 0
 generate inference.json after --transformer $OUT/weights/vace-trained
 generate inference.json shipped

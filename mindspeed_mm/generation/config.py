@@ -194,16 +194,21 @@ class RunConfig(Config):
     def _tiled_as_bool(cls, value: Any) -> Any:
         return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
 
-    @model_validator(mode="after")
-    def _shared_or_not(self) -> RunConfig:
-        shares = {
+    @property
+    def sharing(self) -> list[str]:
+        """The keys by which processes are asked to share a video."""
+        asked = {
             "shard_weights": self.shard_weights,
             "context_parallel_size": (self.context_parallel_size or 1) > 1,
             "cfg_parallel": self.cfg_parallel == "on",
         }
-        if self.data_parallel and (asked := [key for key, wanted in shares.items() if wanted]):
+        return [key for key, wanted in asked.items() if wanted]
+
+    @model_validator(mode="after")
+    def _shared_or_not(self) -> RunConfig:
+        if self.data_parallel and self.sharing:
             raise ValueError(
-                f"data_parallel lets each process make videos of its own, but {' and '.join(asked)} would let processes share one; "
+                f"data_parallel lets each process make videos of its own, but {' and '.join(self.sharing)} would let processes share one; "
                 "keep one way"
             )
         return self

@@ -56,7 +56,7 @@ class Solo:
         return make()
 
 
-class Neighbour(Solo):
+class Replica(Solo):
     """One of torchrun's processes, each of which makes videos of its own. Inside `launch`."""
 
     def check(self, look: Callable[[], None]) -> None:

@@ -24,7 +24,7 @@ from mindspeed_mm.generation.inputs import Conditions, Inputs, load_conditions
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
 from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
-from mindspeed_mm.generation.team import Neighbour, Solo, Team
+from mindspeed_mm.generation.team import Replica, Solo, Team
 from mindspeed_mm.generation.writer import (
     bytes_of,
     check_folder,
@@ -56,7 +56,7 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
         return
     if job.run.data_parallel:
         with launch(accelerator, _TIMEOUT):
-            work(job, job.videos[rank() :: world_size()], accelerator, config, Neighbour())
+            work(job, job.videos[rank() :: world_size()], accelerator, config, Replica())
             dist.barrier()  # torchrun takes a machine that ends minutes before the others for a lost one
         return
     layout = choose_layout(
@@ -79,13 +79,7 @@ def say_what_is_not_followed(run: RunConfig, processes: int) -> None:
         if run.shard_weights and run.offload != "none":
             LOGGER.info("offload %s is left out: the weights lie where shard_weights spreads them", run.offload)
         return
-    needs = {
-        "shard_weights": run.shard_weights,
-        "context_parallel_size": (run.context_parallel_size or 1) > 1,
-        "cfg_parallel": run.cfg_parallel == "on",
-        "data_parallel": run.data_parallel,
-    }
-    if asked := [key for key, wanted in needs.items() if wanted]:
+    if asked := [*run.sharing, *(["data_parallel"] if run.data_parallel else [])]:
         LOGGER.warning("%s: for several processes, and this is one; start them with generate.sh", ", ".join(asked))
 
 

@@ -4,8 +4,8 @@
 
 masked PSNR   inside the inpaint box, against the true clip         kept PSNR   outside it
 IoU           of coloured pixels with the true silhouette           colour      nearest of the five is the one asked for
-first frame   PSNR of the frame that extension keeps                shape       nearest of the four, wherever it lies; in the
-reference     colour and shape are those of the reference image     caption's colour or another
+first frame   PSNR of the frame that extension keeps                shape       nearest of the four, wherever it lies
+reference     colour and shape are those of the reference image
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mindspeed_mm.data.video import open_video
 
-LIKE = 0.8  # intersection over union from which on something is called a shape; what has none stays below 0.7
+SHAPE_IOU = 0.8  # from which on something is called a shape; what has none stays below 0.7
 NAME = re.compile(r"heldout_(?P<index>\d+)_(?P<kind>[a-z]+)(?:_(?P<colour>[a-z]+))?")
 
 
@@ -101,12 +101,12 @@ def nearest_colour(frames: world.Pixels, where: NDArray[np.bool_]) -> str | None
 def nearest_shape(where: NDArray[np.bool_]) -> str | None:
     """The world's shape that `where` [T, H, W] is most like; None when nothing is there, or something without a shape."""
     frames = [frame for frame in where if frame.sum() >= 20]
-    likeness = {shape: sum(_likeness(frame, shape) for frame in frames) / len(where) for shape in world.SHAPES}
-    best = max(likeness, key=lambda shape: likeness[shape])
-    return best if likeness[best] >= LIKE else None
+    overlaps = {shape: sum(_shape_iou(frame, shape) for frame in frames) / len(where) for shape in world.SHAPES}
+    best = max(overlaps, key=lambda shape: overlaps[shape])
+    return best if overlaps[best] >= SHAPE_IOU else None
 
 
-def _likeness(frame: NDArray[np.bool_], shape: str) -> float:
+def _shape_iou(frame: NDArray[np.bool_], shape: str) -> float:
     """Intersection over union of the pixels of a frame with a shape of their area and centre of mass."""
     unit, offset = _unit(shape)
     radius = math.sqrt(frame.sum() / unit)

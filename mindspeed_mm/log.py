@@ -15,7 +15,7 @@ from mindspeed_mm.errors import LaunchError, MindSpeedMMError
 P = ParamSpec("P")
 R = TypeVar("R")
 # An error that all ranks share is said by a machine's first one: when it ends, torchrun ends the others in this time.
-_FIRST_SPEAKS = 10.0  # seconds
+FIRST_SPEAKS = 10.0  # seconds
 
 
 def rank() -> int:
@@ -83,7 +83,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
             # as text: these may be what is wrong; under torchrun, which adds a report of its own, a line names its rank
-            time.sleep(_FIRST_SPEAKS if os.environ.get("LOCAL_RANK", "0") != "0" else 0.0)
+            time.sleep(FIRST_SPEAKS if os.environ.get("LOCAL_RANK", "0") != "0" else 0.0)
             where = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
             sys.stderr.write(f"{where}{type(error).__name__}: {' '.join(str(error).split())}\n")
             sys.stderr.flush()

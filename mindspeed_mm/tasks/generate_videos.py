@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
-from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.errors import DataError, LaunchError, MindSpeedMMError
 from mindspeed_mm.generation.config import RunConfig
 from mindspeed_mm.generation.inputs import Conditions, Inputs, load_conditions
 from mindspeed_mm.generation.layout import choose_layout
@@ -34,7 +34,7 @@ from mindspeed_mm.generation.writer import (
     write_latents,
     write_outcome,
 )
-from mindspeed_mm.log import get_logger, on_every_rank, rank, terminal, world_size
+from mindspeed_mm.log import FIRST_SPEAKS, get_logger, on_every_rank, rank, terminal, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 
@@ -47,6 +47,7 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
     """All videos of a job, by this process, together with torchrun's others, or (`data_parallel`) some by each."""
     if job.run.from_latents is not None:
         if rank() == 0:
+            say_what_is_not_followed(job.run, world_size())
             decode_latents(job, accelerator)
         return
     config = check_weights(job)
@@ -57,7 +58,7 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
     if job.run.data_parallel:
         with launch(accelerator, _TIMEOUT):
             work(job, job.videos[rank() :: world_size()], accelerator, config, Replica())
-            dist.barrier()  # torchrun takes a machine that ends minutes before the others for a lost one
+            wait_for_the_others()
         return
     layout = choose_layout(
         world_size(),
@@ -73,13 +74,25 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
         work(job, job.videos, accelerator, config, Team(layout, accelerator))
 
 
+def wait_for_the_others() -> None:
+    """For torchrun takes a machine that ends minutes before the others for a lost one. Raises LaunchError if a process failed."""
+    try:
+        dist.barrier()
+    except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
+        time.sleep(2 * FIRST_SPEAKS)  # what failed comes to say so; then torchrun ends this process
+        raise LaunchError(f"process {rank()} has made its videos, but another one failed; its error says why") from error
+
+
 def say_what_is_not_followed(run: RunConfig, processes: int) -> None:
     """What this number of processes does not follow is not passed over in silence."""
-    if processes > 1:
+    asked = [*run.sharing, *(["data_parallel"] if run.data_parallel else [])]
+    if run.from_latents is not None:
+        if asked:
+            LOGGER.warning("%s: left out, for one process decodes from_latents", ", ".join(asked))
+    elif processes > 1:
         if run.shard_weights and run.offload != "none":
             LOGGER.info("offload %s is left out: the weights lie where shard_weights spreads them", run.offload)
-        return
-    if asked := [*run.sharing, *(["data_parallel"] if run.data_parallel else [])]:
+    elif asked:
         LOGGER.warning("%s: for several processes, and this is one; start them with generate.sh", ", ".join(asked))
 
 

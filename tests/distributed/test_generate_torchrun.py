@@ -93,6 +93,23 @@ def test_processes_that_do_not_share_make_a_video_each(config, alone):
 
 
 @pytest.mark.slow
+def test_videos_that_were_finished_stay_when_a_process_fails(config):
+    """The second process makes the second and the fourth video, and cannot write the latents of the latter."""
+    out, prompts = config.parent / "stopped", config.parent / "four.jsonl"
+    prompts.write_text("\n".join(json.dumps({"name": name, "prompt": name}) for name in ("one", "two", "three", "four")))
+    out.mkdir()
+    (out / "four").write_text("in the way")
+    ran = torchrun(config, "--prompts-file", prompts, "--data-parallel", "--output-path", out)
+    assert ran.returncode == 1
+    assert re.search(r"^\[rank 1\] .*stopped/four", ran.stderr, re.MULTILINE)
+    assert "mindspeed_mm/" not in ran.stderr  # no traceback of ours
+    left = {path.name for path in out.iterdir()}
+    assert {"two", "two.json", "two.mp4", "two.png", "four"} <= left
+    assert not {"four.json", "four.mp4", "four.png"} & left
+    assert not [name for name in left if "tmp" in name]
+
+
+@pytest.mark.slow
 def test_more_processes_than_videos_say_so(config):
     ran = torchrun(config, "--data-parallel", "--output-path", config.parent / "spare")
     assert ran.returncode == 0, ran.stderr

@@ -117,8 +117,10 @@ def test_from_latents_makes_the_same_video_without_the_transformer(config, tmp_p
 def test_from_latents_says_what_of_the_request_it_does_not_follow(config, tmp_path, capsys):
     run(config())
     capsys.readouterr()
-    run(config(fps=8), "--from-latents", str(tmp_path / "out" / "video1" / "latents.safetensors"))
+    flags = ["--data-parallel", "--from-latents", str(tmp_path / "out" / "video1" / "latents.safetensors")]
+    run(config(fps=8), *flags)
     said = capsys.readouterr().out
+    assert "data_parallel: left out, for one process decodes from_latents" in said
     assert "video1: fps 8.0 is asked for, but the latents were made for 16.0; they decide" in said
     assert "height" not in said
 

@@ -12,8 +12,8 @@ environment_ready
 MAKE=examples/vace/tiny/make
 OUT=outputs/tiny_weights # the files in $MAKE name it too
 RANKS=${NPUS_PER_NODE:-2}
-TRUNK_ITERS=${TRUNK_ITERS:-1200}
-VACE_ITERS=${VACE_ITERS:-3600}
+TRUNK_ITERS=${TRUNK_ITERS:-1000}
+VACE_ITERS=${VACE_ITERS:-1900}
 BRANCH_ITERS=${BRANCH_ITERS:-300}
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
@@ -52,7 +52,7 @@ for name in branch all; do
     sed "s#TRANSFORMER#./$OUT/$name#; s#RESULTS#./$OUT/results/$name#" $MAKE/inference.json >$OUT/inference_$name.json
     python examples/vace/tiny/heldout.py $OUT/heldout --base $OUT/inference_$name.json --count 12
     for requests in inference changed; do
-        python examples/vace/inference/Wan-VACE-Inference.py $OUT/heldout/$requests.json
+        env NPUS_PER_NODE="$RANKS" LOG_DIR=$OUT/logs bash examples/vace/inference/generate.sh $OUT/heldout/$requests.json --data-parallel
     done
 done
 python examples/vace/tiny/score.py $OUT/results/branch $OUT/results/all

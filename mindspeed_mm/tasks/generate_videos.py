@@ -80,7 +80,7 @@ def wait_for_the_others() -> None:
         dist.barrier()
     except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
         time.sleep(2 * FIRST_SPEAKS)  # what failed comes to say so; then torchrun ends this process
-        raise LaunchError(f"process {rank()} has made its videos, but another one failed; its error says why") from error
+        raise LaunchError(f"process {rank()} made its videos, but another failed; its error says why") from error
 
 
 def say_what_is_not_followed(run: RunConfig, processes: int) -> None:

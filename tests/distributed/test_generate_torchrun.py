@@ -96,7 +96,8 @@ def test_processes_that_do_not_share_make_a_video_each(config, alone):
 def test_videos_that_were_finished_stay_when_a_process_fails(config):
     """The second process makes the second and the fourth video, and cannot write the latents of the latter."""
     out, prompts = config.parent / "stopped", config.parent / "four.jsonl"
-    prompts.write_text("\n".join(json.dumps({"name": name, "prompt": name}) for name in ("one", "two", "three", "four")))
+    names = ("one", "two", "three", "four")
+    prompts.write_text("\n".join(json.dumps({"name": name, "prompt": name}) for name in names))
     out.mkdir()
     (out / "four").write_text("in the way")
     ran = torchrun(config, "--prompts-file", prompts, "--data-parallel", "--output-path", out)

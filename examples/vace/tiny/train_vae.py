@@ -137,7 +137,7 @@ def new_vae(seed: int) -> AutoencoderKLWan:
             if isinstance(child, WanRMS_norm):
                 setattr(parent, name, QuickNorm(child.gamma))
             elif type(child) is WanCausalConv3d:
-                child.__class__ = QuickConv  # only its forward is another; diffusers looks for instances of its own class
+                child.__class__ = QuickConv  # a layer of diffusers' class still, which is what its VAE looks for
     return vae
 
 
@@ -146,8 +146,8 @@ def start_as_a_blur(vae: AutoencoderKLWan) -> None:
     """Initial weights: residual blocks and attention add nothing, pictures are averaged and interpolated, and nothing looks back
     in time: of four frames the last is the latent one, and four like it come back. The posterior starts narrow."""
     for module in vae.modules():
-        if isinstance(module, WanCausalConv3d) and module.kernel_size == (3, 1, 1):  # to half as many frames, or to twice
-            module.weight.zero_()
+        if isinstance(module, WanCausalConv3d) and module.kernel_size == (3, 1, 1):
+            module.weight.zero_()  # it makes half as many frames, or twice
             module.bias.zero_()
             channels = module.in_channels
             module.weight[:, :, -1, 0, 0] = torch.eye(channels).repeat(module.out_channels // channels, 1)
@@ -263,7 +263,7 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Se
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if phase.batch % ranks:
-        raise ConfigError(f"phase {phase.name!r}: {ranks} processes cannot share a batch of {phase.batch}; start 1, 2 or 4")
+        raise ConfigError(f"phase {phase.name!r}: {ranks} processes cannot share {phase.batch} clips; start 1, 2 or 4")
     share, device = phase.batch // ranks, next(vae.parameters()).device
     seed = zlib.crc32(phase.name.encode())
     torch.manual_seed(seed + rank)  # the posterior's noise

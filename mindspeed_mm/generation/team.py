@@ -1,4 +1,4 @@
-"""Processes that make one video together: the first one reads and writes, all of them denoise."""
+"""How processes share the work: alone, each with videos of its own, or together on one, which all of them denoise."""
 
 from __future__ import annotations
 

@@ -75,12 +75,14 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
 
 
 def wait_for_the_others() -> None:
-    """For torchrun takes a machine that ends minutes before the others for a lost one. Raises LaunchError if a process failed."""
+    """torchrun takes a machine that ends minutes before the others for a lost one. Raises LaunchError if a process failed."""
     try:
         dist.barrier()
     except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
-        time.sleep(2 * FIRST_SPEAKS)  # what failed comes to say so; then torchrun ends this process
-        raise LaunchError(f"process {rank()} made its videos, but another failed; its error says why") from error
+        time.sleep(2 * FIRST_SPEAKS)  # the one that failed says why in this time, and torchrun ends this one
+        raise LaunchError(
+            f"process {rank()} made its videos, but another failed; look for the first error in the log"
+        ) from error
 
 
 def say_what_is_not_followed(run: RunConfig, processes: int) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import ParamSpec, TextIO, TypeVar
 
 from mindspeed_mm.errors import LaunchError, MindSpeedMMError
+from mindspeed_mm.processes import LAUNCHER, Stopped, die_at_exit, handling_signals
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# An error that all ranks share is said by a machine's first one: when it ends, torchrun ends the others in this time.
+# Under torchrun, an error that all ranks share is said by a machine's first one: when it ends, torchrun ends the others
+# in this time. Our launcher needs no rank to wait: it shows one error of all.
 FIRST_SPEAKS = 10.0  # seconds
 
 
@@ -69,21 +71,33 @@ def _speaks(record: logging.LogRecord) -> bool:
 
 
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
-    """Let a command's `main` end on bad input with one line on stderr and exit code 1, without a traceback.
+    """Let a command's `main` end with one line on stderr and no traceback: 1 on bad input, 128 + the number of a signal.
 
-    Set MINDSPEED_MM_TRACEBACK=1 to see where it was raised.
+    Set MINDSPEED_MM_TRACEBACK=1 to see where an error was raised.
     """
 
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> R:
         setup_logging()
+        with handling_signals():
+            try:
+                return report_errors(*args, **kwargs)
+            except Stopped as stopped:
+                if not stopped.said and os.environ.get("RANK", "0") == "0":
+                    sys.stderr.write(f"stopped by {stopped}; nothing is left half written\n")
+                    sys.stderr.flush()
+                die_at_exit(stopped.number)
+                raise SystemExit(stopped.exit_code) from None
+
+    def report_errors(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
         except MindSpeedMMError as error:
             if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
-            # as text: these may be what is wrong; under torchrun, which adds a report of its own, a line names its rank
-            time.sleep(FIRST_SPEAKS if os.environ.get("LOCAL_RANK", "0") != "0" else 0.0)
+            # as text: these may be what is wrong
+            waits = LAUNCHER not in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+            time.sleep(FIRST_SPEAKS if waits else 0.0)
             where = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
             sys.stderr.write(f"{where}{type(error).__name__}: {' '.join(str(error).split())}\n")
             sys.stderr.flush()

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("mindspeed_mm", "checkpoint", "megatron", "pretrain_vace.py", "examples", "benchmarks", "scripts")
+CODE = (
+    "mindspeed_mm",
+    "checkpoint",
+    "megatron",
+    "pretrain_vace.py",
+    "pretrain_sora.py",
+    "examples",
+    "benchmarks",
+    "scripts",
+)
 MACHINE_PATH = re.compile(r"(?<![\w.$}/-])/(?:work|root|home|Users)/[\w.-]+")
 IN_GENERAL = ("/home/you", "/home/me")  # made-up paths in the documents
 CALLED_BY_TORCH = {"_policy"}  # its signature is torch's business

@@ -5,7 +5,8 @@ MindSpeedMMError
 ├── DataError      a dataset, clip, mask, caption or feature file
 ├── WeightsError   a checkpoint: missing, damaged, of another model, in another dialect
 ├── LaunchError    ranks, devices, process groups
-└── TrainingError  a run that must not go on: too many iterations in a row were not finite, no room for its metrics
+├── TrainingError  a run that must not go on: too many iterations in a row were not finite, no room for its metrics
+└── NonFiniteError a video whose latents or pixels are NaN or infinite
 
 A message says where, what was found, what is wanted and what to do, in one line:
 `data.json[17]: src_mask has 40 frames, src_video 81; cut both to one length, or leave src_video_mask null`
@@ -34,3 +35,7 @@ class LaunchError(MindSpeedMMError):
 
 class TrainingError(MindSpeedMMError):
     """A run that must not go on: too many iterations in a row were not finite, or its metrics cannot be written."""
+
+
+class NonFiniteError(MindSpeedMMError):
+    """Latents or pixels of a video are NaN or infinite: nothing of it is written."""

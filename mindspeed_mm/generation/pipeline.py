@@ -37,12 +37,14 @@ from mindspeed_mm.generation.config import (
 )
 from mindspeed_mm.generation.config import Solver as SolverName
 from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.finite import check_inputs, explain_pixels, explain_step
 from mindspeed_mm.generation.guidance import Guide, guided_velocity
 from mindspeed_mm.generation.inputs import Clip, Conditions, Inputs, Picture, load_conditions
 from mindspeed_mm.generation.parts import find_parts, inspect_experts, load_experts, load_image_coder, load_text
 from mindspeed_mm.generation.result import Frames, GenerationResult, Texts, Timings, to_bytes
 from mindspeed_mm.generation.solvers import Solver, make_noise
 from mindspeed_mm.generation.writer import versions
+from mindspeed_mm.models.finite import is_finite
 from mindspeed_mm.models.umt5.encoder import TextEncoder
 from mindspeed_mm.models.wan.vae import WanVae
 
@@ -323,7 +325,10 @@ class VacePipeline:
         noise: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Latents [16, R+F, h, w] fp32 on the device, references first. `noise` [16, R+F, h, w] replaces the seed's."""
+        """Latents [16, R+F, h, w] fp32 on the device, references first. `noise` [16, R+F, h, w] replaces the seed's.
+
+        Raises NonFiniteError after the first step that leaves a latent NaN or infinite.
+        """
         experts, device = self.experts, self.accelerator.device
         self._check_scale(sampling)
         solver = Solver(sampling)
@@ -333,6 +338,7 @@ class VacePipeline:
             None if rows is None else rows[None].to(device)
             for rows in (texts.prompt_embeds, texts.negative_prompt_embeds)
         )
+        check_inputs(context, (prompt, negative))
         for index in range(len(solver)):
             with self.timed("denoise"):
                 start = time.perf_counter()
@@ -361,25 +367,39 @@ class VacePipeline:
         timestep = solver.timesteps[index : index + 1].to(latents.device)
         shown = context if _has_weight(sampling.context_scale) and model.config.vace_layers else None
         together = experts.can_ask_together(latents[0, 0].numel() // math.prod(model.config.trunk.patch_size))
+        answers: list[Tensor] = []
 
         def ask(prompt_embeds: Tensor) -> Tensor:
             scale = sampling.context_scale
             questions = torch.split(prompt_embeds, len(prompt_embeds) if together else 1)
-            return torch.cat([model(latents, timestep, each, shown, context_scale=scale) for each in questions])
+            answers.extend(model(latents, timestep, each, shown, context_scale=scale) for each in questions)
+            return torch.cat(answers)
 
-        return solver.step(self.guide(ask, prompt, negative, scale), index, latents)
+        velocity = self.guide(ask, prompt, negative, scale)
+        after = solver.step(velocity, index, latents)
+        if not is_finite(after):
+            spoilt = {"before": latents, "velocity": velocity}
+            raise explain_step(sampling, index, float(timestep), answers=answers, model=model, **spoilt)
+        return after
 
     @torch.no_grad()
     def decode(self, latents: Tensor, num_refs: int = 0) -> Iterator[Frames]:
-        """Latents [16, R+F, h, w] → frames [t, H, W, 3], a few at a time; the references are left out."""
+        """Latents [16, R+F, h, w] → frames [t, H, W, 3], a few at a time; the references are left out.
+
+        Raises NonFiniteError before it gives out a frame that is not finite.
+        """
         self._set_tiling(latents.shape[-2] * 8, latents.shape[-1] * 8)
         chunks = iter(self.vae.decode_frames(latents[:, num_refs:].to(self.accelerator.device)))
+        done = 0
         while True:
             with self.timed("vae_decode"):
                 chunk = next(chunks, None)
+                if chunk is not None and not is_finite(chunk):
+                    raise explain_pixels(done, self.vae.model, latents)
                 frames = None if chunk is None else to_bytes(chunk)
             if frames is None:
                 return
+            done += len(frames)
             yield frames
 
     def _check_scale(self, sampling: SamplingConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.guidance import Ask, guided_velocity, joined
 from mindspeed_mm.generation.layout import Layout
+from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
 
@@ -30,6 +32,9 @@ class Source(Protocol):
 
     @property
     def config(self) -> Any: ...
+
+    @property
+    def path(self) -> Path: ...
 
     def read(self, name: str) -> Tensor: ...
 
@@ -138,17 +143,19 @@ class Team(Solo):
         settings = Fsdp2Config(param_dtype="fp32" if dtype == torch.float32 else "bf16", num_to_forward_prefetch=1)
         shard_model(model, spec.units, settings, self.mesh, fp32_modules=spec.fp32_modules)
         model.to_empty(device=self.accelerator.device)
+        finite = FiniteWeights(source.path)
         for name, parameter in model.named_parameters():
-            _fill(parameter, source.read(name))
+            finite.check(name, _fill(parameter, source.read(name)))
+        finite.demand()
         return model
 
 
 @torch.no_grad()
-def _fill(parameter: Tensor, whole: Tensor) -> None:
-    """Copy this process's part."""
+def _fill(parameter: Tensor, whole: Tensor) -> Tensor:
+    """Copy this process's part; returns it."""
     if not isinstance(parameter, DTensor):
-        parameter.copy_(whole)
-        return
+        return parameter.copy_(whole)
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     place = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-    parameter.to_local().copy_(whole[place])
+    local: Tensor = parameter.to_local()
+    return local.copy_(whole[place])

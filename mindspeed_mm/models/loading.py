@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.safetensors import read_safetensors
-from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
+from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.finite import check_weights
 
 _SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
+NUMBERS = (*FLOATS, torch.float8_e4m3fn, torch.float8_e5m2)
 _WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth hold the weights
 
 
@@ -39,6 +42,9 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path in paths:
         found = read_safetensors([path]).tensors if path.suffix == ".safetensors" else _read_torch(path)
+        wrong = [f"{name} {str(w.dtype).removeprefix('torch.')}" for name, w in found.items() if w.dtype not in NUMBERS]
+        if wrong:
+            raise WeightsError(f"{path}: has weights that are not floating-point numbers: {listed(wrong)}")
         if twice := state.keys() & found.keys():
             raise WeightsError(f"{path}: {min(twice)} stands in another file too; keep one of them")
         state |= {name: tensor.read() for name, tensor in found.items()}
@@ -62,7 +68,7 @@ def shard_paths(
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:
     """Give `module`, built on the meta device, exactly the weights of `state`, copied only where their dtype differs.
 
-    Raises WeightsError that names what is missing, left over or of another shape.
+    Raises WeightsError that names what is missing, left over or of another shape, or holds NaN or Inf.
     """
     wanted = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in state.items()}
@@ -75,6 +81,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: to
         said = "; ".join(f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in complaints.items() if names)
         raise WeightsError(f"{source}: does not fit {type(module).__name__}: {said}")
     cast = {id(weight): weight.to(dtype) for weight in state.values()}  # a tensor of two names stays one
+    check_weights(source, {name: cast[id(weight)] for name, weight in state.items()})
     module.load_state_dict({name: cast[id(weight)] for name, weight in state.items()}, assign=True)
 
 

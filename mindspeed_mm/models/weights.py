@@ -24,6 +24,7 @@ from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed, understand
 from mindspeed_mm.models.find import Files, find_files, shards
+from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
@@ -96,7 +97,7 @@ def load_weights(
     """Give a model on the meta device its weights: `dtype` (None keeps the file's), FP32_MODULES in fp32.
 
     Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError listing what is
-    missing, unexpected and of another shape.
+    missing, unexpected and of another shape, or what holds NaN or Inf.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = differences(source.shapes, wanted)
@@ -106,9 +107,12 @@ def load_weights(
         )
         raise WeightsError(f"{source.path} ({source.dialect} names) does not fit the model: {problems}{hint}")
     state = {}
+    finite = FiniteWeights(source.path)
     for name in wanted:
         target = torch.float32 if dtype is not None and name.split(".")[0] in FP32_MODULES else dtype
         state[name] = source.read(name).to(device=device, dtype=target)
+        finite.check(name, state[name])
+    finite.demand()
     model.load_state_dict(state, assign=True)
     return model
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.mesh import Mesh
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.errors import ConfigError, NonFiniteError
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.generation.parts import load_image_coder, load_text
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.team import Solo, Team
-from mindspeed_mm.log import get_logger
+from mindspeed_mm.log import get_logger, rank
 from mindspeed_mm.models.wan.vace import VaceTransformer
 from mindspeed_mm.tasks.generate_videos import DTYPES, check_inputs, conditions_of, embed_prompts, write
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
@@ -54,7 +54,10 @@ class ValidationVideos:
         run = self.job.run.model_copy(update={"output_path": str(self.folder / f"iter_{iteration:07d}")})
         job = self.job.model_copy(update={"run": run})
         for video in job.videos:
-            self._make(pipe, job, video)
+            try:
+                self._make(pipe, job, video)
+            except NonFiniteError as error:  # every rank sees the same latents
+                _warn(iteration, video, error)
         if self.team.first:
             pipe.vae.to("cpu")
         self.accelerator.empty_cache()
@@ -69,7 +72,9 @@ class ValidationVideos:
         conditions, context = self._shown[video.name]
         texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
         latents = pipe.denoise(context, texts, video.sampling).cpu()
-        self.team.from_first(lambda: write(pipe, job, video, conditions, latents))
+        failed = self.team.from_first(lambda: _written(pipe, job, video, conditions, latents))
+        if failed is not None:
+            raise failed
 
     def _pipeline(self) -> VacePipeline:
         """Made at the first evaluation; later the VAE only comes back."""
@@ -89,6 +94,23 @@ class ValidationVideos:
         elif self.team.first:
             self._pipe.vae.to(self.accelerator.device)
         return self._pipe
+
+
+def _written(
+    pipe: VacePipeline, job: GenerateJob, video: VideoJob, conditions: Conditions | None, latents: Tensor
+) -> NonFiniteError | None:
+    """Write the video; the error where its pixels are not finite, which is no reason to end the training."""
+    try:
+        write(pipe, job, video, conditions, latents)
+    except NonFiniteError as error:
+        return error
+    return None
+
+
+def _warn(iteration: int, video: VideoJob, error: NonFiniteError) -> None:
+    """Once for all ranks: the training goes on, and its own guard judges its loss."""
+    if rank() == 0:
+        LOGGER.warning("iteration %d, validation video %s: %s; training goes on", iteration, video.name, error)
 
 
 def _encoded(pipe: VacePipeline, conditions: Conditions | None, video: VideoJob) -> Tensor:

@@ -25,6 +25,7 @@ from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks, 
 from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.spec import MODELS, ModelSpec
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.registry import resolve
@@ -107,14 +108,17 @@ def freeze(model: nn.Module, spec: ModelSpec, trainable: str, dtype: torch.dtype
 
 @torch.no_grad()
 def fill(model: nn.Module, source: Source | None, seed: int) -> None:
-    """Copy each rank's slice of each weight. Raises WeightsError when names or shapes differ."""
+    """Copy each rank's slice of each weight. Raises WeightsError when names or shapes differ, or for NaN or Inf in a slice."""
     if source is None:
         logger.warning("no predictor.from_pretrained: training starts from random weights")
     else:
         _check_keys(model, source)
+    finite = FiniteWeights(getattr(source, "path", "weights"))
     for name, parameter in model.named_parameters():
         whole = source.read(name) if source is not None else initial_weight(name, parameter.shape, seed)
         local(parameter).copy_(whole[local_slice(parameter)])
+        finite.check(name, local(parameter))
+    finite.demand()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -1,0 +1,102 @@
+"""Stop at the first latent or pixel that is NaN or infinite, and name the setting or the weights that likely made it.
+
+The check itself is one reduction a step. Everything else here runs only once it has failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mindspeed_mm.errors import NonFiniteError
+from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.models.finite import is_finite, nonfinite_weights
+
+_CUSTOMARY = {  # what published settings stay far inside of
+    "guidance_scale": (0.0, 50.0),
+    "guidance_scale_2": (0.0, 50.0),
+    "context_scale": (-10.0, 10.0),
+    "shift": (0.01, 1000.0),
+}
+_TALL = 1e3  # latents are of order 1; a step that starts beyond this was spoilt by an earlier one
+
+
+def check_inputs(vace_context: Tensor, prompts: Sequence[Tensor | None]) -> None:
+    """Before the first step. Raises NonFiniteError naming the model that made what is not finite."""
+    if not is_finite(vace_context):
+        raise NonFiniteError(
+            "the encoded inputs (vace_context) are not finite before denoising: the VAE overflows or is damaged; "
+            "set vae_dtype to fp32, or fetch the VAE again"
+        )
+    if not all(is_finite(prompt) for prompt in prompts if prompt is not None):
+        raise NonFiniteError(
+            "the embedded prompt is not finite before denoising: the text encoder overflows or is damaged; "
+            "set dtype to fp32, or fetch the text encoder again"
+        )
+
+
+def explain_step(
+    sampling: SamplingConfig,
+    step: int,
+    timestep: float,
+    *,
+    before: Tensor,
+    answers: Sequence[Tensor],
+    velocity: Tensor,
+    model: nn.Module,
+) -> NonFiniteError:
+    """Why the latents after `step` (from 0) are not finite, from the tensors of that step."""
+    cause = _cause(sampling, before, answers, velocity, model)
+    where = f"denoising step {step + 1} of {sampling.steps} (timestep {timestep:g})"
+    return NonFiniteError(f"latents are not finite after {where}: {cause}; no video was written")
+
+
+def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteError:
+    """Why the frames that begin with `frame` (from 0) were decoded to NaN or Inf."""
+    bad = nonfinite_weights(vae)
+    if not is_finite(latents):
+        cause = "the latents are not finite; generate them again"
+    elif bad:
+        cause = f"the VAE's weights contain NaN or Inf ({bad}); fetch the VAE again"
+    elif float(latents.abs().max()) > _TALL:
+        cause = (
+            f"the latents reach {float(latents.abs().max()):.3g}, where about 1 is usual; lower guidance_scale or shift"
+        )
+    else:
+        cause = "the VAE overflows; set vae_dtype to fp32"
+    return NonFiniteError(f"decoded pixels are not finite from frame {frame} on: {cause}; no video was written")
+
+
+def _cause(
+    sampling: SamplingConfig, before: Tensor, answers: Sequence[Tensor], velocity: Tensor, model: nn.Module
+) -> str:
+    bad = nonfinite_weights(model)
+    if bad:
+        return f"the transformer's weights contain NaN or Inf ({bad}); load an earlier checkpoint or fetch them again"
+    if extreme := _extreme(sampling):
+        return f"{' and '.join(extreme)}: likely too far from the usual; use a value near the preset's"
+    if is_finite(velocity):
+        return (
+            f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas; use a shift near the preset's"
+        )
+    if all(is_finite(answer) for answer in answers):
+        return f"guidance_scale {sampling.guidance_scale:g} overflows the guided velocity; lower it"
+    if float(before.abs().max()) > _TALL:
+        return (
+            f"earlier steps grew the latents to {float(before.abs().max()):.3g}, where about 1 is usual; "
+            f"lower guidance_scale {sampling.guidance_scale:g} or shift {sampling.shift:g}"
+        )
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return f"the transformer itself answers with NaN or Inf in {dtype}; set dtype to fp32, or lower context_scale"
+
+
+def _extreme(sampling: SamplingConfig) -> list[str]:
+    found = []
+    for name, (low, high) in _CUSTOMARY.items():
+        if name == "guidance_scale_2" and sampling.guidance_scale_2 == sampling.guidance_scale:
+            continue
+        value = getattr(sampling, name)
+        values = value if isinstance(value, tuple) else (value,)
+        found += [f"{name} {number:g}" for number in values if not low <= number <= high][:1]
+    return found

@@ -1,0 +1,74 @@
+"""Whether weights, latents and pixels hold only finite numbers: one reduction a tensor, on the device where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mindspeed_mm.errors import WeightsError
+
+_SHOWN = 5
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite. One such element makes the sum so; a sum that overflows is looked into."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    if tensor.dtype.itemsize == 1:  # fp8 has no arithmetic of its own
+        tensor = tensor.to(torch.float32)
+    if torch.isfinite(tensor.sum()):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def count_nonfinite(tensor: Tensor) -> int:
+    """How many elements are NaN or infinite."""
+    return 0 if is_finite(tensor) else int(torch.isfinite(tensor.float()).logical_not().sum())
+
+
+class FiniteWeights:
+    """Collects the weights that hold NaN or Inf while a model is filled."""
+
+    def __init__(self, where: object) -> None:
+        self.where = where
+        self._bad: dict[str, str] = {}
+
+    def check(self, name: str, weight: Tensor) -> None:
+        """Look at one weight, or this rank's part of it."""
+        if found := count_nonfinite(weight):
+            self._bad[name] = f"{name} ({found} of {weight.numel()} values)"
+
+    def demand(self) -> None:
+        """Raises WeightsError that names the weights that are not finite."""
+        if self._bad:
+            raise WeightsError(
+                f"{self.where}: {len(self._bad)} weight{'s' if len(self._bad) > 1 else ''} contain NaN or Inf: "
+                f"{_listed(self._bad.values())}; fetch the file again, or load an earlier checkpoint"
+            )
+
+
+def check_weights(where: object, weights: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError that names each weight with NaN or Inf in it, and how many."""
+    finite = FiniteWeights(where)
+    for name, weight in weights.items():
+        finite.check(name, weight)
+    finite.demand()
+
+
+def nonfinite_weights(module: nn.Module) -> str:
+    """The weights of `module` that are not finite, in words; of a sharded module this rank's parts. Empty = all are."""
+    parts = ((name, _local(weight)) for name, weight in module.named_parameters())
+    return _listed([name for name, weight in parts if not is_finite(weight)])
+
+
+def _local(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more

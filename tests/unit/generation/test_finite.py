@@ -1,0 +1,115 @@
+"""A video whose latents or pixels are NaN or infinite stops the run; the message names the step and the likely setting."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.errors import NonFiniteError
+from mindspeed_mm.generation.config import RequestConfig, decide
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.finite import explain_pixels
+from mindspeed_mm.generation.inputs import Inputs
+from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.result import Texts
+from mindspeed_mm.generation.team import Solo
+from mindspeed_mm.models.wan.vae import WanVae
+from mindspeed_mm.tasks.generate_videos import generate_one
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from tests.tiny import TINY, tiny_transformer, tiny_vae
+
+CPU = Accelerator.detect("cpu")
+SMALL = {"height": 32, "width": 48, "num_frames": 5, "steps": 3}
+ROWS = torch.randn(7, TINY.trunk.text_dim, generator=torch.Generator().manual_seed(1))
+
+
+def pipeline(model=None, vae=None):
+    pipe = VacePipeline(Experts([model or tiny_transformer()], CPU), vae, None, accelerator=CPU)
+    pipe.remember({"a": ROWS, "b": ROWS[:4].flip(0)})
+    return pipe
+
+
+def denoise(pipe, **request):
+    sampling = decide(RequestConfig(**{**SMALL, **request}), experts=1)
+    context = torch.randn(96, 2, 4, 6, generator=torch.Generator().manual_seed(2))
+    return pipe.denoise(context, pipe.texts("a", "b", sampling), sampling)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("guidance_scale", 1e38), ("context_scale", 1e38), ("shift", 1e-300), ("shift", 1e300)],
+)
+def test_extreme_setting_is_named_with_its_step(setting, value):
+    with pytest.raises(NonFiniteError, match=rf"step \d of 3 \(timestep .*{re.escape(f'{setting} {value:g}')}"):
+        denoise(pipeline(), **{setting: value})
+
+
+def test_nan_weight_is_named_where_it_spoils_the_step():
+    model = tiny_transformer()
+    with torch.no_grad():
+        model.blocks[1].ffn[0].weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"step 1 of 3 .*blocks\.1\.ffn\.0\.weight"):
+        denoise(pipeline(model))
+
+
+def test_nan_prompt_names_the_text_encoder():
+    pipe = pipeline()
+    sampling = decide(RequestConfig(**SMALL), experts=1)
+    texts = Texts(prompt_embeds=ROWS * float("nan"), negative_prompt_embeds=ROWS)
+    with pytest.raises(NonFiniteError, match="text encoder"):
+        pipe.denoise(torch.zeros(96, 2, 4, 6), texts, sampling)
+    with pytest.raises(NonFiniteError, match="VAE"):
+        pipe.denoise(torch.full((96, 2, 4, 6), torch.inf), pipe.texts("a", "b", sampling), sampling)
+
+
+def test_finite_video_is_not_changed_by_the_check():
+    first, again = denoise(pipeline()), denoise(pipeline())
+    assert first.isfinite().all()
+    assert torch.equal(first, again)
+
+
+def test_nan_pixels_leave_latents_but_no_video(tmp_path):
+    vae = tiny_vae()
+    job, video = a_job(tmp_path)
+    pipe = pipeline(vae=WanVae(vae, "tiny"))
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"frame 0 on.*decoder\.conv_out\.bias.*--from-latents") as caught:
+        generate_one(pipe, job, video, Solo())
+    assert str(tmp_path / "out" / "v" / "latents.safetensors") in str(caught.value)
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*"))
+    assert written == ["v", "v/latents.safetensors"]
+
+
+def a_job(folder: Path):
+    config = {
+        "model": {"transformer": ["t"], "vae": "v", "text_encoder": "e"},
+        "prompt": "a",
+        "negative_prompt": "b",
+        "name": "v",
+        "output_path": str(folder / "out"),
+        **SMALL,
+    }
+    for name in "tve":
+        (folder / name).touch()
+    (folder / "c.json").write_text(json.dumps(config))
+    job = GenerateJob.from_file(folder / "c.json")
+    return job, job.videos[0]
+
+
+def test_tall_latents_are_the_likely_cause_of_nan_pixels():
+    error = explain_pixels(0, tiny_vae(), torch.full((16, 1, 2, 2), 1e20))
+    assert "1e+20" in str(error)
+    assert "guidance_scale" in str(error)
+
+
+def test_whole_call_writes_nothing_for_a_nan_video(tmp_path):
+    pipe = pipeline(vae=WanVae(tiny_vae(), "tiny"))
+    sampling = decide(RequestConfig(**SMALL, shift=1e-300), experts=1)
+    with pytest.raises(NonFiniteError, match="shift"):
+        pipe.generate("a", "b", Inputs(), sampling)

@@ -19,6 +19,11 @@ from mindspeed_mm.registry import did_you_mean
 
 KEYS = tuple(ClipRow.model_fields)
 FAILURES = "failed.jsonl"
+_ALSO_CALLED = {  # names of other projects that no spelling brings near
+    other: f" (did you mean {key!r}?)"
+    for key, names in {"src_video_mask": ("mask", "src_mask"), "cap": ("caption", "prompt", "text")}.items()
+    for other in names
+}
 _SHOWN = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
 
@@ -197,8 +202,8 @@ class _Row:
         for key in self.values:
             if key in KEYS:
                 continue
-            near = did_you_mean(str(key), list(KEYS))
-            if near or key in ("src_mask", "caption", "prompt", "text"):
+            near = _ALSO_CALLED.get(key) or did_you_mean(str(key), list(KEYS))
+            if near:
                 self._bad(str(key), f"unknown key{near}; the keys are {', '.join(KEYS)}")
             else:
                 self.notes.setdefault(f"key {key!r} of the dataset is not used")

@@ -20,6 +20,7 @@ from mindspeed_mm.models.finite import check_weights
 
 _SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
 NUMBERS = (*FLOATS, torch.float8_e4m3fn, torch.float8_e5m2)
+_NOT_OF_THE_WEIGHTS = ("dropout_rate",)
 _WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth hold the weights
 
 
@@ -83,6 +84,19 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: to
     cast = {id(weight): weight.to(dtype) for weight in state.values()}  # a tensor of two names stays one
     check_weights(source, {name: cast[id(weight)] for name, weight in state.items()})
     module.load_state_dict({name: cast[id(weight)] for name, weight in state.items()}, assign=True)
+
+
+def refuse_conflicts(said: Mapping[str, Any], found: Mapping[str, Any], config: Path, weights: Path) -> None:
+    """Raises WeightsError where the JSON beside the weights says another number than the weights themselves."""
+    odd = [
+        f"{name} is {said[name]!r:.40} there and {value!r:.40} in the weights"
+        for name, value in found.items()
+        if name not in _NOT_OF_THE_WEIGHTS and said.get(name) is not None and said[name] != value
+    ]
+    if odd:
+        raise WeightsError(
+            f"{config}: contradicts {weights}: {'; '.join(odd)}; correct or remove the file of the other model"
+        )
 
 
 def fingerprint(state: Mapping[str, Tensor], extra: object = None) -> str:

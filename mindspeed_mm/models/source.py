@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.containers.tensors import TensorFile, raw_bytes
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.wan.config import BRANCH, VaceConfig
-from mindspeed_mm.models.wan.sizes import Shape, infer_config, infer_layers, layout
+from mindspeed_mm.models.wan.sizes import Shape, contradictions, infer_config, infer_layers, layout, setting_conflicts
 
 HEAD_BYTES = 64 * 1024  # of each tensor go into the fingerprint
 
@@ -30,6 +30,7 @@ class WeightsSource:
     what: str  # "a folder of 7 safetensors shards"
     tensors: Mapping[str, TensorFile] = field(repr=False)
     hints: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what a config.json beside them says
+    hints_from: Path | None = None  # that config.json, or whatever file the hints are from
     base: WeightsSource | None = None  # where the frozen part came from, for a checkpoint of what trains
 
     @cached_property
@@ -62,6 +63,16 @@ class WeightsSource:
             return infer_layers(self.shapes, self.hints)
         except WeightsError as error:
             raise WeightsError(f"{self.path}: {error}") from None
+
+    def refuse_other_settings(self, settings: Mapping[str, Any], where: str) -> None:
+        """Raises ConfigError where `settings` (sizes by their field names) are not what the file beside the weights says."""
+        if self.hints_from is None or contradictions(self.shapes, self.hints):
+            return  # a config.json that contradicts the tensors themselves is not used at all
+        if conflicts := setting_conflicts(settings, self.hints):
+            raise ConfigError(
+                f"{where} contradicts {self.hints_from}, which belongs to the weights: {'; '.join(conflicts)}; "
+                "write the same in both, or name the weights of the model that you mean"
+            )
 
     @property
     def description(self) -> str:
@@ -131,6 +142,7 @@ def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> Weights
         what=f"{source.what}, branch started from the trunk",
         tensors={**source.tensors, **branch},
         hints=hints,
+        hints_from=None,  # they are the configured model's from here on
     )
 
 

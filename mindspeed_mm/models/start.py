@@ -47,9 +47,18 @@ def vace_start(predictor: PredictorConfig) -> Start:
     if predictor.from_pretrained is None:
         return Start(None, None)
     source = base = open_weights(predictor.from_pretrained)
+    source.refuse_other_settings(_sizes(predictor, branch=source.has_branch), "predictor of the model JSON")
     if predictor.vace_dit.init_from_trunk:
         source = base = init_branch_from_trunk(source, predictor.model)
     if predictor.vace_dit.vace_pretrained is None:
         return Start(source, base)
     joined = with_branch_of(source, predictor.vace_dit.vace_pretrained)
+    joined.refuse_other_settings(_sizes(predictor, branch=True), "predictor of the model JSON")
     return Start(joined, open_weights(source.path) if predictor.trainable == "branch" else None)
+
+
+def _sizes(predictor: PredictorConfig, *, branch: bool) -> dict[str, object]:
+    """What a config.json beside the weights must repeat."""
+    model = predictor.model
+    trunk = model.trunk.model_dump()
+    return {**trunk, "vace_layers": model.vace_layers, "vace_in_dim": model.vace_in_dim} if branch else trunk

@@ -28,7 +28,7 @@ from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
-from mindspeed_mm.models.wan.sizes import contradictions, layout_of_shapes, read_hints
+from mindspeed_mm.models.wan.sizes import contradictions, layout_of_shapes, read_hints, setting_conflicts
 from mindspeed_mm.models.wan.stages import merge
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
@@ -46,6 +46,7 @@ __all__ = [
 logger = get_logger(__name__)
 M = TypeVar("M", bound=nn.Module)
 PathLike = str | Path
+_OF_THE_BRANCH = ("vace_layers", "vace_in_dim")  # which a base may have of another kind, or not at all
 _NESTED = ("model", "state_dict", "model_state", "model_state_dict", "module")  # where a file may keep its weights
 
 
@@ -88,7 +89,8 @@ def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
         raise WeightsError(f"{path}: holds no VACE branch; vace_dit.vace_pretrained must name one")
     rest = {name: tensor for name, tensor in trunk.tensors.items() if name.split(".")[0] not in BRANCH}
     what = f"{trunk.what}, branch of {other.path}"
-    return replace(trunk, what=what, tensors={**rest, **branch}, hints={**trunk.hints, **other.hints})
+    hints, told_by = {**trunk.hints, **other.hints}, other.hints_from or trunk.hints_from
+    return replace(trunk, what=what, tensors={**rest, **branch}, hints=hints, hints_from=told_by)
 
 
 def load_weights(
@@ -138,8 +140,8 @@ def _open(
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
         raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
-    hints = _hints(files, extras.get("config")) if key_maps is KEY_MAPS else {}
-    source = WeightsSource(where.absolute(), dialect, files.what, tensors, hints)
+    hints, told_by = _hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
+    source = WeightsSource(where.absolute(), dialect, files.what, tensors, hints, told_by)
     source = _complete(source, extras.get("base"), base_path, seen, key_maps)
     if key_maps is KEY_MAPS:
         _check(source)
@@ -189,18 +191,25 @@ def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile
     return found
 
 
-def _hints(files: Files, saved: Any) -> dict[str, Any]:
-    """What shapes cannot tell: from the checkpoint itself, `<file>.json`, the nearest config.json, or a run's job.json."""
-    beside = [files.paths[0].with_suffix(".json")] if len(files.paths) == 1 and files.paths[0].is_file() else []
-    hints = read_hints(_parse_json(saved, files.paths[0]) if isinstance(saved, str) else saved)
+def _hints(files: Files, saved: Any) -> tuple[dict[str, Any], Path | None]:
+    """What shapes cannot tell, and where it is from.
+
+    From the checkpoint itself, `<file>.json`, the nearest config.json, or a run's job.json.
+    """
+    first = files.paths[0]
+    hints = read_hints(_parse_json(saved, first) if isinstance(saved, str) else saved)
+    if hints:
+        return hints, first
+    beside = [first.with_suffix(".json")] if len(files.paths) == 1 and first.is_file() else []
     for path in (*beside, *(home / "config.json" for home in files.homes)):
-        hints = hints or read_hints(_json(path))
+        if hints := read_hints(_json(path)):
+            return hints, path
     for home in files.homes:
-        predictor = None if hints else _find_predictor(_json(home / "job.json"))
-        if predictor:
+        if predictor := _find_predictor(_json(home / "job.json")):
             dit = predictor["vace_dit"]
             hints = {**predictor, "vace_layers": dit.get("vace_layers"), "vace_in_dim": dit.get("in_dim")}
-    return hints
+            return hints, home / "job.json"
+    return {}, None
 
 
 def _json(path: Path) -> Any:
@@ -248,8 +257,23 @@ def _complete(
     fingerprint = recorded.get("fingerprint")
     if fingerprint and whole.fingerprint() != fingerprint:
         raise WeightsError(f"{source.path}: {place} is not the base it was trained on, its values differ; {hint}")
+    _refuse_another_base(source, whole)
     hints = {**whole.hints, **source.hints}
-    return replace(source, tensors={**whole.tensors, **source.tensors}, hints=hints, base=whole)
+    told_by = source.hints_from or whole.hints_from
+    tensors = {**whole.tensors, **source.tensors}
+    return replace(source, tensors=tensors, hints=hints, hints_from=told_by, base=whole)
+
+
+def _refuse_another_base(source: WeightsSource, whole: WeightsSource) -> None:
+    """Raises WeightsError where the trained part was trained as another model than its base is, as with other heads."""
+    if whole.hints_from is None or source.hints_from is None or contradictions(whole.shapes, whole.hints):
+        return
+    mine = {name: value for name, value in source.hints.items() if name not in _OF_THE_BRANCH}
+    if conflicts := setting_conflicts(mine, whole.hints):
+        raise WeightsError(
+            f"{source.path}: {source.hints_from} contradicts {whole.hints_from} of its base: {'; '.join(conflicts)}; "
+            "correct the one that is wrong"
+        )
 
 
 def _check(source: WeightsSource) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, shard_paths
-from mindspeed_mm.models.umt5.state_dict import UMT5_KEY_MAP, umt5_config
+from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, refuse_conflicts, shard_paths
+from mindspeed_mm.models.umt5.state_dict import UMT5_KEY_MAP, checked_settings, umt5_config
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
 
 _TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight
@@ -70,17 +71,22 @@ def load_text_encoder(
     Without `tokenizer_path` the tokenizer is looked for beside the weights. Raises WeightsError when either is missing,
     damaged or something else.
     """
-    files, config = _locate(Path(path))
+    files, beside = _locate(Path(path))
+    config = None if beside is None else checked_settings(beside.values, beside.path)
     tokenizer = Tokenizer(Path(tokenizer_path) if tokenizer_path else find_tokenizer(files[0]), text_len)
     state = read_tensors(files)
     if "token_embedding.weight" in state:
-        config = umt5_config({name: tuple(weight.shape) for name, weight in state.items()})
+        sizes = umt5_config({name: tuple(weight.shape) for name, weight in state.items()})
+        if beside is not None:
+            refuse_conflicts(beside.values, sizes, beside.path, files[0])
+        config = sizes
         state = {UMT5_KEY_MAP.to_theirs(name): weight for name, weight in state.items()}
     elif config is None:
         raise WeightsError(f"{path}: names are not the official ones, and no config.json is beside it")
     shared = state.get("shared.weight", state.get(_TIED))
     if shared is None:
         raise WeightsError(f"{path}: holds no UMT5 encoder (its first weights are {', '.join(sorted(state)[:3])})")
+    tokenizer.check_fits(len(shared), files[0])
     state |= {"shared.weight": shared, _TIED: shared}
     model = _build(config, files[0])
     fill(model, state, Path(path), dtype)
@@ -89,19 +95,24 @@ def load_text_encoder(
     return TextEncoder(model.to(device), tokenizer, mark)
 
 
-def _locate(path: Path) -> tuple[list[Path], dict[str, Any] | None]:
+@dataclass(frozen=True)
+class Beside:
+    """A config.json of transformers beside the weights."""
+
+    path: Path
+    values: dict[str, Any]
+
+
+def _locate(path: Path) -> tuple[list[Path], Beside | None]:
     """Weight files, and the config.json of transformers beside them."""
     if path.is_file():
-        config = path.parent / "config.json"
-        is_ours = config.is_file() and read_json(config).get("model_type") == "umt5"
-        return [path], read_json(config) if is_ours else None
+        return [path], _config_in(path.parent)
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder; give models_t5_umt5-xxl-enc-bf16.pth or a folder")
     for folder in (path, path / "text_encoder"):
-        config = folder / "config.json"
-        if config.is_file() and read_json(config).get("model_type") == "umt5":
+        if beside := _config_in(folder):
             if files := shard_paths(folder):
-                return files, read_json(config)
+                return files, beside
             raise WeightsError(f"{folder}: config.json is there, but no weights beside it; fetch the folder again")
     official = sorted(file for file in path.iterdir() if "t5" in file.name.lower() and file.suffix in (".pth", ".pt"))
     if len(official) == 1:
@@ -110,6 +121,12 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any] | None]:
     raise WeightsError(
         f"{path}: wanted one UMT5 encoder (models_t5_umt5-xxl-enc-bf16.pth, or text_encoder/), found {found}"
     )
+
+
+def _config_in(folder: Path) -> Beside | None:
+    config = folder / "config.json"
+    values = read_json(config) if config.is_file() else {}
+    return Beside(config, values) if values.get("model_type") == "umt5" else None
 
 
 def _build(config: dict[str, Any], source: Path) -> UMT5EncoderModel:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.keymap import KeyMap, Rename
 
+_WHOLE_NUMBERS = (
+    "vocab_size",
+    "d_model",
+    "num_heads",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+)
 _LAYER = "encoder.block.{i}.layer"
 UMT5_KEY_MAP = KeyMap(
     "transformers",
@@ -51,3 +62,17 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "layer_norm_epsilon": 1e-6,
         "dropout_rate": 0.0,
     }
+
+
+def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The values of a transformers config.json. Raises WeightsError for a number that no encoder can have."""
+    for name in _WHOLE_NUMBERS:
+        value = values.get(name)
+        if value is not None and (type(value) is not int or not 0 < value < 2**31):
+            raise WeightsError(
+                f"{path}: {name} is {value!r:.40}; expected a whole number above 0; fetch the file again"
+            )
+    eps = values.get("layer_norm_epsilon")
+    if eps is not None and (type(eps) is not float or not 0 < eps < 1):
+        raise WeightsError(f"{path}: layer_norm_epsilon is {eps!r:.40}; expected a number such as 1e-06")
+    return dict(values)

@@ -12,9 +12,14 @@ import ftfy
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.errors import DataError, WeightsError
 
 FILES = ("tokenizer.json", "spiece.model")  # either makes a folder a tokenizer's
+_FETCH = (
+    "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, spiece.model)"
+)
+_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+_PADDING = 1024  # rows of an embedding that no token needs
 
 
 def clean_prompt(text: str) -> str:
@@ -24,21 +29,32 @@ def clean_prompt(text: str) -> str:
 
 
 class Tokenizer:
-    """A tokenizer folder such as google/umt5-xxl. Raises WeightsError when it cannot be read."""
+    """A tokenizer folder such as google/umt5-xxl. Raises WeightsError when it cannot be read, or has no vocabulary."""
 
     def __init__(self, folder: Path, text_len: int) -> None:
+        self.folder = folder
         self.text_len = text_len
+        if not any((folder / name).is_file() for name in FILES):
+            raise WeightsError(f"{folder}: holds neither {' nor '.join(FILES)}; {_FETCH}")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
+            self._ids: dict[str, int] = self._tokenizer.get_vocab()
         except Exception as error:  # whatever a damaged folder makes transformers raise
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"{folder}: not readable as a tokenizer ({reason}); fetch the folder again") from None
         self._tokenizer.padding_side = "right"
+        self._name_special_tokens()
+
+    def __len__(self) -> int:
+        return 1 + max(self._ids.values(), default=-1)
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask [B, L], padded right to the longest of them, cut at text_len."""
+        """Token ids and attention mask [B, L], padded right to the longest of them, cut at text_len.
+
+        Raises DataError for a prompt of which the vocabulary knows nothing.
+        """
         cleaned = [clean_prompt(prompt) for prompt in prompts]
         tokens = self._tokenizer(
             cleaned,
@@ -49,12 +65,45 @@ class Tokenizer:
             return_attention_mask=True,
             return_tensors="pt",
         )
+        for prompt, ids in zip(cleaned, tokens.input_ids.tolist(), strict=True):
+            self._check_known(prompt, ids)
         return tokens.input_ids, tokens.attention_mask
+
+    def check_fits(self, rows: int, encoder: Path) -> None:
+        """Raises WeightsError unless the vocabulary is that of an encoder whose embedding has `rows` rows.
+
+        An embedding is padded (UMT5-XXL: 256384 rows for 256300 tokens), so it may have some more.
+        """
+        size = len(self)
+        if not max(rows - _PADDING, rows // 2) <= size <= rows:
+            raise WeightsError(
+                f"{self.folder}: has {size} tokens, but the embedding of {encoder} has {rows} rows: "
+                f"this is the tokenizer of another text encoder; {_FETCH}"
+            )
+
+    def _name_special_tokens(self) -> None:
+        """A tokenizer.json without tokenizer_config.json does not say which tokens pad, end and stand for unknown ones."""
+        for role, token in _SPECIAL.items():
+            if getattr(self._tokenizer, role) is None and token in self._ids:
+                setattr(self._tokenizer, role, token)
+        if self._tokenizer.pad_token is None:
+            raise WeightsError(
+                f"{self.folder}: names no padding token and has no {_SPECIAL['pad_token']} in its vocabulary; {_FETCH}"
+            )
+
+    def _check_known(self, prompt: str, ids: Sequence[int]) -> None:
+        unknown = self._tokenizer.unk_token_id
+        silent = {*self._tokenizer.all_special_ids, self._ids.get("\u2581")}  # says nothing by itself
+        if prompt and unknown in ids and all(token in silent for token in ids):
+            raise DataError(
+                f"prompt {prompt!r:.80}: every token is {self._tokenizer.unk_token}: the vocabulary of {self.folder} "
+                f"({len(self)} tokens) knows none of it; write it in other words, or {_FETCH}"
+            )
 
     @property
     def fingerprint(self) -> str:
         """A hash of its vocabulary."""
-        pieces = sorted(self._tokenizer.get_vocab().items())
+        pieces = sorted(self._ids.items())
         return hashlib.sha256(repr(pieces).encode()).hexdigest()[:32]
 
 

@@ -152,6 +152,18 @@ def contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> lis
     return found
 
 
+def setting_conflicts(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
+    """Where `settings` (fields of WanConfig and VaceConfig) and a config.json differ: `num_heads is 12 … and 6 …`."""
+    return [
+        f"{name} is {_plain(settings[name])}, not {_plain(hints[name])}"
+        for name in _NAMES
+        if settings.get(name) is not None
+        and hints.get(name) is not None
+        and _of_its_kind(name, hints[name])
+        and _plain(settings[name]) != _plain(hints[name])
+    ]
+
+
 def read_hints(values: object) -> dict[str, Any]:
     """A config.json (original, diffusers, or a VaceConfig of ours) as our field names; {} when it is none of them."""
     if not isinstance(values, Mapping):

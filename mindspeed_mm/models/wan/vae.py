@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import DataError, WeightsError
-from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, shard_paths
+from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, refuse_conflicts, shard_paths
 from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
 
 STRIDE = (4, 8, 8)  # pixels of one latent cell: time, height, width
@@ -156,15 +156,17 @@ def load_vae(
     A VAE that is not Wan's own says its `latents_mean` and `latents_std` in the folder's config.json, or in a .json
     of the same name beside the .pth. Raises WeightsError when there is none, or when it is damaged or something else.
     """
-    files, settings = _locate(Path(path))
+    files, settings, beside = _locate(Path(path))
     state = read_tensors(files)
     if "encoder.conv1.weight" in state:
         sizes = vae_config({name: tuple(weight.shape) for name, weight in state.items()})
         names = vae_key_map(len(sizes["dim_mult"]), sizes["num_res_blocks"])
         state = {names.to_theirs(name): weight for name, weight in state.items()}
+        refuse_conflicts(settings, sizes, beside, files[0])
         settings = {**settings, **sizes}
     elif "encoder.conv_in.weight" not in state:
         raise WeightsError(f"{path}: holds no Wan VAE (its first weights are {', '.join(sorted(state)[:3])})")
+    _check_statistics(settings, beside)
     model = _build(settings, files[0])
     fill(model, state, Path(path), dtype)
     statistics = [list(model.config.latents_mean), list(model.config.latents_std)]
@@ -174,25 +176,41 @@ def load_vae(
     return vae
 
 
-def _locate(path: Path) -> tuple[list[Path], dict[str, Any]]:
-    """Weight files, and what the JSON beside them says."""
+def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
+    """Weight files, what the JSON beside them says, and its path."""
     if path.is_file():
         beside = [path.with_suffix(".json"), *([path.parent / "config.json"] if path.suffix == ".safetensors" else [])]
-        settings = next((read_json(file) for file in beside if file.is_file()), {})
-        return [path], settings
+        found = next((file for file in beside if file.is_file()), None)
+        return [path], {} if found is None else read_json(found), found or path
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder; give Wan2.1_VAE.pth or a diffusers folder")
     for folder in (path, path / "vae"):
         config = folder / "config.json"
         if config.is_file() and read_json(config).get("_class_name") == "AutoencoderKLWan":
             if files := shard_paths(folder):
-                return files, read_json(config)
+                return files, read_json(config), config
             raise WeightsError(f"{folder}: config.json is there, but no weights beside it; fetch the folder again")
     official = sorted(file for file in path.iterdir() if "vae" in file.name.lower() and file.suffix in (".pth", ".pt"))
     if len(official) == 1:
         return _locate(official[0])
     found = "none" if not official else ", ".join(file.name for file in official)
     raise WeightsError(f"{path}: wanted one VAE (Wan2.1_VAE.pth, or a vae folder of diffusers), found {found}")
+
+
+def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
+    """Raises WeightsError for a mean or deviation of the latents that is no list of usable numbers."""
+    for name in ("latents_mean", "latents_std"):
+        values = settings.get(name)
+        if values is None:
+            continue
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or not all(abs(value) < 1e6 and (value > 0 or name == "latents_mean") for value in values):
+            raise WeightsError(
+                f"{beside}: {name} is {values!s:.60}; expected one finite number for each latent channel"
+                f"{', above 0' if name == 'latents_std' else ''}"
+            )
+        if len(values) != settings.get("z_dim", len(values)):
+            raise WeightsError(f"{beside}: {name} has {len(values)} numbers for {settings['z_dim']} latent channels")
 
 
 def _build(settings: dict[str, Any], source: Path) -> AutoencoderKLWan:

@@ -90,7 +90,8 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
         ({**FULL, "src_ref_images": ["../r.png"]}, "data.json[0].src_ref_images[0]: ../r.png lies outside the dataset's folder"),
         ({**FULL, "src_video": "/etc/hosts"}, "data.json[0].src_video: /etc/hosts lies outside"),
         ({**FULL, "src_mask": "m.png"}, "data.json[0].src_mask: unknown key (did you mean 'src_video_mask'?)"),
-        ({**FULL, "caption": "x"}, "data.json[0].caption: unknown key"),
+        ({**FULL, "mask": "m.png"}, "data.json[0].mask: unknown key (did you mean 'src_video_mask'?)"),
+        ({**FULL, "caption": "x"}, "data.json[0].caption: unknown key (did you mean 'cap'?)"),
     ],
 )  # fmt: skip
 def test_each_kind_of_bad_row_has_its_address_and_its_remedy(dataset, row, problem):

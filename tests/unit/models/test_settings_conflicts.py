@@ -1,0 +1,62 @@
+"""Settings that contradict the config.json beside the weights are refused, with both values and both files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.models.start import vace_start
+from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.models.weights import open_weights
+from tests.tiny import TINY, model_json, tiny_transformer, write_transformer
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    write_transformer(folder, tiny_transformer(), torch.bfloat16)
+    return folder
+
+
+def predictor(weights, **changes):
+    return PredictorConfig(**{**model_json()["predictor"], "from_pretrained": str(weights), **changes})
+
+
+def test_settings_of_the_weights_start(weights):
+    assert vace_start(predictor(weights)).weights is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 2}, rf"num_heads is 2, not {TINY.trunk.num_heads}"),
+        ({"eps": 0.5}, "eps is 0.5, not 1e-06"),
+        ({"text_len": 77}, rf"text_len is 77, not {TINY.trunk.text_len}"),
+        ({"vace_dit": {"vace_layers": [0, 1], "in_dim": 96}}, r"vace_layers is \[0, 1\], not \[0, 2\]"),
+    ],
+)
+def test_other_settings_are_refused_with_both_values(weights, changes, message):
+    with pytest.raises(ConfigError, match=rf"predictor .*{weights}/config\.json.*{message}"):
+        vace_start(predictor(weights, **changes))
+
+
+def test_config_that_contradicts_the_tensors_is_no_measure(weights, tmp_path):
+    write_transformer(tmp_path, tiny_transformer(), torch.bfloat16)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dim": 16, "num_heads": 1, "eps": 40}))
+    assert vace_start(predictor(tmp_path)).weights is not None
+
+
+def test_trained_part_of_another_model_than_its_base_is_refused(weights, tmp_path):
+    state = {name: weight for name, weight in tiny_transformer().state_dict().items() if name.startswith("vace_")}
+    save_file(state, tmp_path / "branch.safetensors")
+    config = json.loads((weights / "config.json").read_text())
+    (tmp_path / "branch.json").write_text(json.dumps({**config, "eps": 0.5}))
+    with pytest.raises(
+        WeightsError, match=r"branch\.json contradicts .*config\.json of its base: eps is 0\.5, not 1e-06"
+    ):
+        open_weights(tmp_path / "branch.safetensors", base_path=weights)

@@ -1,0 +1,138 @@
+"""A tokenizer without its vocabulary, or of another encoder, and a config.json of another model are refused with the facts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from mindspeed_mm.errors import DataError, WeightsError
+from mindspeed_mm.models.umt5.encoder import load_text_encoder
+from mindspeed_mm.models.umt5.tokenizer import Tokenizer
+from mindspeed_mm.models.wan.vae import load_vae
+from tests.tiny import (
+    TEXT_FILE,
+    TOKENIZER_FOLDER,
+    VAE_FILE,
+    tiny_umt5,
+    tiny_vae,
+    write_tokenizer,
+    write_umt5,
+    write_vae,
+)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    root = tmp_path_factory.mktemp("umt5")
+    write_umt5(root / TEXT_FILE, tiny_umt5())
+    write_tokenizer(root / TOKENIZER_FOLDER)
+    return root
+
+
+@pytest.fixture
+def tokenizer(official, tmp_path):
+    return shutil.copytree(official / TOKENIZER_FOLDER, tmp_path / "tokenizer")
+
+
+def test_folder_without_a_vocabulary_names_what_to_fetch(official, tokenizer):
+    (tokenizer / "tokenizer.json").unlink()
+    with pytest.raises(WeightsError, match=r"neither tokenizer\.json nor spiece\.model; fetch .*umt5-xxl"):
+        load_text_encoder(official, tokenizer)
+
+
+def test_tokenizer_json_alone_gives_the_same_tokens(official, tokenizer):
+    (tokenizer / "tokenizer_config.json").unlink()
+    prompts = ["a red ball bounces", "a cat", ""]
+    mine, whole = Tokenizer(tokenizer, 16)(prompts), Tokenizer(official / TOKENIZER_FOLDER, 16)(prompts)
+    assert torch.equal(mine[0], whole[0])
+    assert torch.equal(mine[1], whole[1])
+
+
+def test_vocabulary_without_a_padding_token_is_one_line(tokenizer):
+    (tokenizer / "tokenizer_config.json").unlink()
+    text = (tokenizer / "tokenizer.json").read_text().replace("<pad>", "<nop>")
+    (tokenizer / "tokenizer.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"padding token.*<pad>"):
+        Tokenizer(tokenizer, 16)
+
+
+@pytest.mark.parametrize("rows", [59, 119, 2000])
+def test_vocabulary_of_another_encoder_names_both_sizes(official, rows):
+    tokenizer = Tokenizer(official / TOKENIZER_FOLDER, 16)
+    tokenizer.check_fits(120, official)
+    tokenizer.check_fits(128, official)  # an embedding is padded to a round number
+    with pytest.raises(WeightsError, match=rf"120 tokens.* {rows} rows"):
+        tokenizer.check_fits(rows, official)
+
+
+def test_loading_compares_vocabulary_and_embedding(official, tmp_path):
+    from transformers import T5Tokenizer
+
+    small = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)], extra_ids=0)
+    small.save_pretrained(str(tmp_path))
+    with pytest.raises(WeightsError, match=r"4 tokens.*120 rows"):
+        load_text_encoder(official, tmp_path)
+
+
+def test_prompt_of_unknown_tokens_alone_is_refused(official):
+    encoder = load_text_encoder(official)
+    with pytest.raises(DataError, match=r"'猫 猫'.*<unk>.*120 tokens"):
+        encoder.encode(["a cat", "猫 猫"])
+    assert len(encoder.encode(["猫 a", ""])) == 2
+
+
+# ---- config.json
+
+
+def transformers_folder(folder, changes):
+    tiny_umt5().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
+        ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small'"),
+        ({"num_layers": 1.5}, r"num_layers is 1\.5"),
+        ({"d_model": -1}, "d_model is -1"),
+        ({"num_heads": True}, "num_heads is True"),
+    ],
+)
+def test_impossible_number_of_the_text_encoder_is_named(official, tmp_path, changes, message):
+    with pytest.raises(WeightsError, match=rf"config\.json: {message}"):
+        load_text_encoder(transformers_folder(tmp_path, changes), official / TOKENIZER_FOLDER)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_heads", 2), ("layer_norm_epsilon", 1e-5), ("num_layers", 3)])
+def test_config_beside_the_official_text_encoder_must_agree(official, tmp_path, key, value):
+    transformers_folder(tmp_path, {key: value})
+    (tmp_path / "model.safetensors").unlink()
+    file = shutil.copy(official / TEXT_FILE, tmp_path / TEXT_FILE)
+    with pytest.raises(WeightsError, match=rf"config\.json: contradicts .*{TEXT_FILE}: {key} is {value:g}"):
+        load_text_encoder(file, official / TOKENIZER_FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_dim": 16}, "contradicts .*base_dim is 16 there and 8 in the weights"),
+        ({"latents_std": [float("nan")] * 16}, r"latents_std is \[nan"),
+        ({"latents_std": [0] * 16}, r"latents_std .* above 0"),
+        ({"latents_mean": "zero"}, "latents_mean is zero"),
+        ({"latents_mean": [0.0] * 4}, "latents_mean has 4 numbers for 16"),
+    ],
+)
+def test_json_beside_the_vae_must_agree(tmp_path, changes, message):
+    write_vae(tmp_path / VAE_FILE, tiny_vae())
+    beside = (tmp_path / VAE_FILE).with_suffix(".json")
+    values = json.loads(beside.read_text()) if beside.exists() else {}
+    beside.write_text(json.dumps({**values, **changes}))
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_vae(tmp_path / VAE_FILE)
+    assert str(beside) in str(caught.value)

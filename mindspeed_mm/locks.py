@@ -1,0 +1,364 @@
+"""One run a folder: a lock file for the folders that runs write into, and the temporary files that killed runs leave there.
+
+The lock file names host, process and command. The kernel's lock on it ends with its process; on file systems without such
+locks, and between machines, the process's start time and the file's heartbeat decide. Reading a folder takes no lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from mindspeed_mm.errors import LaunchError
+from mindspeed_mm.log import get_logger, rank
+
+logger = get_logger(__name__)
+LOCK_FILE = ".mindspeed-mm.lock"
+HEARTBEAT = 10.0  # seconds between two signs of life
+PATIENCE = 4.5  # heartbeats that a process on another machine may miss
+SETTLE = 0.2  # seconds until two that took a lock at once can read who has it
+FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file belongs to nobody
+NAME_BYTES = 255  # longest file name
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+_TEMPORARY = re.compile(r"\..+\.(\d+)-(\d+)-([0-9a-f]{8})\.tmp")
+_FORMER = re.compile(r"\..+\.(\d+)\.tmp")  # of earlier versions
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock, as the lock file describes it."""
+
+    host: str
+    machine: str  # host and process namespace: process ids mean the same only within one
+    boot: str  # changes when the host starts
+    pid: int
+    start: int  # clock ticks from the host's start to the process's; 0 = unknown
+    since: float  # seconds since 1970
+    command: str
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """Ourselves."""
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "python"
+        pid = os.getpid()
+        return cls(socket.gethostname(), machine(), _boot(), pid, process_start(pid) or 0, time.time(), command[:2000])
+
+    def describe(self) -> str:
+        """`pretrain_vace.py … (process 4711 on node-3, since 2026-11-28 13:50:04)`."""
+        command = self.command if len(self.command) <= 80 else self.command[:79] + "…"
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"{command} (process {self.pid} on {self.host}, since {since})"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its process id means something here."""
+        return self.machine == machine()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs. Of a local holder only."""
+        return is_alive(self.pid, self.start) and self.boot == _boot()
+
+
+_FIELDS = {"host": str, "machine": str, "boot": str, "pid": int, "start": int, "since": float, "command": str}
+
+
+@contextmanager
+def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
+    """Hold the lock of `folder`, made if missing, for the first rank; the others pass. Raises LaunchError when it is taken.
+
+    `choose` names the flag or key that moves the run elsewhere: `choose another {choose}`.
+    """
+    if rank() != 0:
+        yield
+        return
+    made = _make_folders(folder, choose)
+    try:
+        handle = _take(folder, choose)
+        over = threading.Event()
+        beat = threading.Thread(target=_beat, args=(handle, over), daemon=True, name="lock heartbeat")
+        beat.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beat.join()
+            _release(folder, handle)
+    finally:
+        for path in made:  # gone again if nothing came into them
+            with suppress(OSError):
+                path.rmdir()
+
+
+def check_unlocked(folder: Path, *, choose: str) -> None:
+    """Report early that a process of this machine holds the lock. Takes nothing, waits for nothing. Raises LaunchError."""
+    if is_in_use(folder) and (holder := read_holder(folder)) is not None:
+        raise LaunchError(_refusal(folder, holder, choose))
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether another living process of this machine holds the lock of `folder`."""
+    holder = read_holder(folder)
+    return holder is not None and holder.is_local and holder.is_alive and holder.pid != os.getpid()
+
+
+def read_holder(folder: Path) -> Holder | None:
+    """What the lock file of `folder` says; None without one."""
+    try:
+        return _parse((folder / LOCK_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _take(folder: Path, choose: str) -> int:
+    """The open lock file, locked and written. Raises LaunchError."""
+    path = folder / LOCK_FILE
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise LaunchError(f"{path}: cannot be written: {error.strerror}; choose another {choose}") from None
+        try:
+            locked = _try_lock(handle)
+            if not _is_at(handle, path):  # its holder ended, and removed it
+                os.close(handle)
+                continue
+            before = _holder_in(handle, written=locked is False)
+            if _is_held(handle, before, locked):
+                raise LaunchError(_refusal(folder, before, choose))
+            _write(handle, Holder.this_process(), settle=locked is None)
+            after = _holder_in(handle, written=True)
+            if after is None or (after.machine, after.pid) != (machine(), os.getpid()):
+                raise LaunchError(_refusal(folder, after, choose))
+        except LaunchError:
+            os.close(handle)
+            raise
+        except OSError as error:
+            os.close(handle)
+            raise LaunchError(f"{path}: cannot be written: {error.strerror}; choose another {choose}") from None
+        if before is not None:
+            logger.info(f"{folder}: took over from {before.describe()}, which did not end by itself")
+        return handle
+
+
+def _try_lock(handle: int) -> bool | None:
+    """Whether the kernel's lock is ours now; None where the file system has none.
+
+    A record lock, not flock: reading processes that outlive a killed parent inherit a flock, and would keep the folder locked.
+    """
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
+def _is_held(handle: int, holder: Holder | None, locked: bool | None) -> bool:
+    """Whether the lock's holder lives, given the kernel's answer."""
+    if locked is False:
+        return True
+    if holder is None:
+        return False
+    if holder.is_local:
+        return holder.is_alive
+    if (
+        locked and holder.boot == _boot() and holder.boot
+    ):  # another container on the same kernel, whose lock would be known
+        return False
+    logger.info(f"waiting {HEARTBEAT * PATIENCE:.0f} s for a sign of life of {holder.describe()}")
+    return _beats(handle)
+
+
+def _beats(handle: int) -> bool:
+    """Whether the lock file is touched while we look. No two clocks are compared."""
+    before, end = os.fstat(handle).st_mtime_ns, time.monotonic() + HEARTBEAT * PATIENCE
+    while time.monotonic() < end:
+        time.sleep(min(1.0, HEARTBEAT / 5))
+        if os.fstat(handle).st_mtime_ns != before:
+            return True
+    return False
+
+
+def _beat(handle: int, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT):
+        with suppress(OSError):
+            os.utime(handle)
+
+
+def _holder_in(handle: int, *, written: bool) -> Holder | None:
+    """The holder in an open lock file. `written`: it is locked, so that a name appears in a moment."""
+    for _ in range(10):
+        with suppress(ValueError):
+            found = _parse(os.pread(handle, 1 << 16, 0))
+            is_ended = found is not None and found.is_local and not found.is_alive
+            if not written or (found is not None and not is_ended):
+                return found
+        time.sleep(SETTLE / 2)
+    return None
+
+
+def _write(handle: int, holder: Holder, *, settle: bool) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, (json.dumps(asdict(holder), indent=2) + "\n").encode(), 0)
+    os.fsync(handle)
+    if settle:
+        time.sleep(SETTLE)
+
+
+def _parse(text: bytes) -> Holder | None:
+    """The holder in the text of a lock file; None when it is empty. Raises ValueError when half is there."""
+    if not text.strip(b"\0 \n"):
+        return None
+    try:
+        read = json.loads(text)
+        found = Holder(**{name: kind(read[name]) for name, kind in _FIELDS.items()})
+        time.localtime(found.since)
+    except (LookupError, TypeError, OverflowError, OSError, RecursionError) as error:
+        raise ValueError("not a lock file") from error
+    return found
+
+
+def _release(folder: Path, handle: int) -> None:
+    path = folder / LOCK_FILE
+    with suppress(OSError):
+        if _is_at(handle, path):  # removed before it is unlocked: nobody locks a file that goes away
+            path.unlink()
+    os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _refusal(folder: Path, holder: Holder | None, choose: str) -> str:
+    who = "another run" if holder is None else holder.describe()
+    last = "" if holder is None or holder.is_local else f"; if it is gone for certain, remove {folder / LOCK_FILE}"
+    return f"{folder}: in use by {who}; wait for its end, stop it, or choose another {choose}{last}"
+
+
+def _make_folders(folder: Path, choose: str) -> list[Path]:
+    """Make `folder`; those that were missing, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"{folder}: cannot be made: {error.strerror}; choose another {choose}") from None
+    return missing
+
+
+def temporary_name(name: str) -> str:
+    """The name under which this process writes `name` before it renames: `.NAME.PID-START-MACHINE.tmp`, at most 255 bytes."""
+    pid = os.getpid()
+    tail = f".{pid}-{process_start(pid) or 0}-{machine()}.tmp"
+    data = os.fsencode(name)
+    if len(data) + len(tail) + 1 > NAME_BYTES:  # the cut name alone may not be unique
+        kept = os.fsdecode(data[: NAME_BYTES - len(tail) - 10]).encode("utf-8", "ignore").decode()
+        name = f"{kept}{zlib.crc32(data):08x}"
+    return f".{name}{tail}"
+
+
+def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path: False) -> int:
+    """Remove what killed runs left half written directly in `folders`; how many files and folders. Hold the lock for it.
+
+    Removed is what has a temporary name of a process that is gone, and what `more` names. Says so in one line.
+    """
+    removed: list[Path] = []
+    for folder in folders:
+        with suppress(OSError), os.scandir(folder) as entries:
+            removed += [
+                Path(entry.path)
+                for entry in entries
+                if entry.name.startswith(".") and (is_abandoned(Path(entry.path)) or more(Path(entry.path)))
+            ]
+    removed = [path for path in removed if _remove(path)]
+    if removed:
+        where = ", ".join(dict.fromkeys(str(path.parent) for path in removed[:3]))
+        logger.info(f"{where}: removed {len(removed)} temporary file(s) of a run that was killed")
+    return len(removed)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether `path` has a temporary name of a process that is gone; another machine's is after an hour without a change."""
+    if match := _TEMPORARY.fullmatch(path.name):
+        if match[3] == machine():
+            return not is_alive(int(match[1]), int(match[2]))
+    elif not (match := _FORMER.fullmatch(path.name)) or is_alive(int(match[1])):
+        return False
+    with suppress(OSError):
+        return time.time() - path.lstat().st_mtime > FOREIGN_AGE
+    return False
+
+
+def _remove(path: Path) -> bool:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def is_alive(pid: int, start: int = 0) -> bool:
+    """Whether process `pid` runs and, unless `start` is 0, is the one that started then. A zombie does not run."""
+    found = process_start(pid)
+    if found is None:
+        return False
+    return start in (0, found) or found == 0
+
+
+def process_start(pid: int) -> int | None:
+    """Clock ticks from the host's start to that of process `pid`; 0 where it cannot be found out, None without the process."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if state in ("Z", "X") else int(fields[18])
+    except (OSError, ValueError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return 0
+
+
+@cache
+def machine() -> str:
+    """8 hex digits for the host and its process namespace: within one, a process id names one process."""
+    space = ""
+    with suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(f'{socket.gethostname()} {space}'.encode()):08x}"
+
+
+@cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

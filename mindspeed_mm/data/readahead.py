@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -27,7 +29,7 @@ class _Reader:
 
     process: ForkServerProcess
     pipe: Connection
-    ticket: int | None = None
+    tickets: Sequence[int] = ()  # places of the tasks it has
     deadline: float = 0.0
 
     def stop(self) -> None:
@@ -57,82 +59,91 @@ class ReadAhead(Generic[Task, Result]):
             reader.stop()
         self._readers.clear()
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | DataError]]:
-        """Each task with its result, in the order of tasks; at most two tasks for each process are under way."""
+    def map(self, tasks: Iterable[Task], *, chunk: int = 1) -> Iterator[tuple[Task, Result | DataError]]:
+        """Each task with its result, in the order of tasks; at most two chunks for each process are under way.
+
+        `chunk`: how many tasks travel at once; worth it for many short ones. When a chunk takes longer than `timeout` or
+        its process dies, its tasks are tried again one by one, so that only the one at fault is lost.
+        """
         if self.num_workers == 0:
             for task in tasks:
                 yield task, cast("Result | DataError", _attempt(self.function, task))
             return
-        yield from self._ordered(iter(tasks))
+        yield from self._ordered(iter(tasks), chunk)
 
-    def _ordered(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result | DataError]]:
+    def _ordered(self, tasks: Iterator[Task], chunk: int) -> Iterator[tuple[Task, Result | DataError]]:
         open_tasks: dict[int, Task] = {}
         results: dict[int, Any] = {}
+        again: deque[int] = deque()
         given = taken = 0
         exhausted = False
         while True:
-            while not exhausted and given - taken < 2 * self.num_workers:
-                busy = sum(reader.ticket is not None for reader in self._readers)
+            while again or (not exhausted and given - taken < 2 * self.num_workers * chunk):
+                busy = sum(bool(reader.tickets) for reader in self._readers)
                 if busy == self.num_workers:
                     break
-                try:
-                    open_tasks[given] = next(tasks)
-                except StopIteration:
-                    exhausted = True
-                    break
-                self._give(self._idle(), given, open_tasks[given])
-                given += 1
+                tickets = [again.popleft()] if again else []
+                if not tickets:
+                    fresh = list(islice(tasks, chunk))
+                    if not fresh:
+                        exhausted = True
+                        break
+                    tickets = list(range(given, given + len(fresh)))
+                    open_tasks.update(zip(tickets, fresh, strict=True))
+                    given += len(fresh)
+                self._give(self._idle(), tickets, [open_tasks[ticket] for ticket in tickets])
             if exhausted and taken == given:
                 return
             if taken not in results:
-                self._collect(results)
+                self._collect(results, again)
                 continue
             yield open_tasks.pop(taken), results.pop(taken)
             taken += 1
-            self._collect(results, block=False)
+            self._collect(results, again, block=False)
 
     def _idle(self) -> _Reader:
         """A process without a task; a new one when all are busy."""
         for reader in self._readers:
-            if reader.ticket is None:
+            if not reader.tickets:
                 return reader
         self._readers.append(self._start())
         return self._readers[-1]
 
-    def _give(self, reader: _Reader, ticket: int, task: Task) -> None:
-        reader.ticket, reader.deadline = ticket, time.monotonic() + self.timeout
-        reader.pipe.send(task)
+    def _give(self, reader: _Reader, tickets: Sequence[int], tasks: Sequence[Task]) -> None:
+        reader.tickets, reader.deadline = tickets, time.monotonic() + self.timeout
+        reader.pipe.send(tasks)
 
-    def _collect(self, results: dict[int, Any], *, block: bool = True) -> None:
+    def _collect(self, results: dict[int, Any], again: deque[int], *, block: bool = True) -> None:
         """Take what has arrived; give up on what is overdue."""
-        busy = {reader.pipe: reader for reader in self._readers if reader.ticket is not None}
+        busy = {reader.pipe: reader for reader in self._readers if reader.tickets}
         if not busy:
             return
         nearest = min(reader.deadline for reader in busy.values()) - time.monotonic()
         arrived = wait(list(busy), timeout=max(0.0, min(nearest, 3600.0)) if block else 0)
         for pipe in arrived:
             reader = busy.pop(cast(Connection, pipe))
-            self._take(reader, results)
+            self._take(reader, results, again)
         for reader in busy.values():
             if reader.deadline <= time.monotonic() and not reader.pipe.poll():
-                self._give_up(
-                    reader, results, f"not read after {self.timeout:g} s (--sample-timeout); is the file damaged?"
-                )
+                reason = f"not read after {self.timeout:g} s (--sample-timeout); is the file damaged?"
+                self._give_up(reader, results, again, reason)
 
-    def _take(self, reader: _Reader, results: dict[int, Any]) -> None:
+    def _take(self, reader: _Reader, results: dict[int, Any], again: deque[int]) -> None:
         try:
-            answer = reader.pipe.recv()
+            answers = reader.pipe.recv()
         except (EOFError, OSError):
             reader.process.join()
-            self._give_up(reader, results, f"the process that read it died (exit code {reader.process.exitcode})")
+            reason = f"the process that read it died (exit code {reader.process.exitcode})"
+            self._give_up(reader, results, again, reason)
             return
-        if reader.ticket is not None:
-            results[reader.ticket] = answer
-        reader.ticket = None
+        results.update(zip(reader.tickets, answers, strict=True))
+        reader.tickets = ()
 
-    def _give_up(self, reader: _Reader, results: dict[int, Any], reason: str) -> None:
-        if reader.ticket is not None:
-            results[reader.ticket] = DataError(reason)
+    def _give_up(self, reader: _Reader, results: dict[int, Any], again: deque[int], reason: str) -> None:
+        if len(reader.tickets) == 1:
+            results[reader.tickets[0]] = DataError(reason)
+        else:
+            again.extend(reader.tickets)
         reader.stop()
         self._readers[self._readers.index(reader)] = self._start()
 
@@ -179,11 +190,11 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            task = pipe.recv()
+            tasks = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            pipe.send(_attempt(function, task))
+            pipe.send([_attempt(function, task) for task in tasks])
         except OSError:
             return
 

@@ -27,7 +27,9 @@ def main() -> None:
     kinds = Counter(verdict.kind for verdict in verdicts)
     faults = Counter(verdict.kind for verdict in verdicts if verdict.fault)
     slow = max(verdicts, key=lambda verdict: verdict.seconds)
-    sys.stdout.write(f"{len(verdicts)} cases: {dict(kinds)}; faults: {dict(faults)}; slowest {slow.seconds} s: {slow.case}\n")
+    sys.stdout.write(
+        f"{len(verdicts)} cases: {dict(kinds)}; faults: {dict(faults)}; slowest {slow.seconds} s: {slow.case}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,12 @@ class Case:
 
 def all_triples(root: Path) -> list[tuple[str, str, str]]:
     """Every (entry, target, mutator) that fits."""
-    found = [(name, path, mutator) for name, entry in ENTRIES.items() for path in expand(entry, root) for mutator in fitting(path)]
+    found = [
+        (name, path, mutator)
+        for name, entry in ENTRIES.items()
+        for path in expand(entry, root)
+        for mutator in fitting(path)
+    ]
     return found + [(name, ARGV, mutator.__name__) for name in _FLAG_ENTRIES for mutator in FLAGS for _ in range(6)]
 
 
@@ -108,7 +113,9 @@ def may_differ(case: Case) -> bool:
     if mutator in _names(damage.DAMAGE):
         if mutator in ("cut", "cut_little", "cut_front"):
             return suffix in _TEXT or suffix == ".mp4"
-        return suffix in (*_TEXT, ".mp4") or (suffix == ".safetensors" and case.target.startswith(("weights/", "shards/")))
+        return suffix in (*_TEXT, ".mp4") or (
+            suffix == ".safetensors" and case.target.startswith(("weights/", "shards/"))
+        )
     if mutator in _names(structure.STRUCTURE_SAME):
         return foreign
     return mutator in (*_names(structure.STRUCTURE), "legacy") or (foreign and mutator == "web_page")

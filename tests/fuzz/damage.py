@@ -75,7 +75,19 @@ def all_junk(rng: Random, path: Path) -> None:
     replace(path, rng.randbytes(len(path.read_bytes())))
 
 
-DAMAGE = (flip_bit, flip_bits, flip_head, cut, cut_little, cut_front, insert_junk, append_junk, zeros, swap_blocks, all_junk)
+DAMAGE = (
+    flip_bit,
+    flip_bits,
+    flip_head,
+    cut,
+    cut_little,
+    cut_front,
+    insert_junk,
+    append_junk,
+    zeros,
+    swap_blocks,
+    all_junk,
+)
 
 
 def byte_order_mark(rng: Random, path: Path) -> None:

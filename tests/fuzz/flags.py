@@ -8,8 +8,37 @@ from random import Random
 
 Words = list[str]
 _VALUES = [
-    *("", " ", "-1", "0", "0.5", "1e308", "1e999", "nan", "inf", "true", "null", "[1,2]", "{}", "1,2", "a", "0x10", "08"),
-    *("2147483648", "9223372036854775808", "9" * 30, "9" * 5000, "a" * 5000, "[" * 5000, "\udcff", "雪", "a\u2028b", "%s"),
+    *(
+        "",
+        " ",
+        "-1",
+        "0",
+        "0.5",
+        "1e308",
+        "1e999",
+        "nan",
+        "inf",
+        "true",
+        "null",
+        "[1,2]",
+        "{}",
+        "1,2",
+        "a",
+        "0x10",
+        "08",
+    ),
+    *(
+        "2147483648",
+        "9223372036854775808",
+        "9" * 30,
+        "9" * 5000,
+        "a" * 5000,
+        "[" * 5000,
+        "\udcff",
+        "雪",
+        "a\u2028b",
+        "%s",
+    ),
     *("../..", "zero", "clips", "clips/ref.png", "nowhere/at/all", "-", "--", "=", "$(true)"),
 ]
 _ENVIRONMENT = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MINDSPEED_MM_DEVICE"]
@@ -31,7 +60,10 @@ def flag_bare(rng: Random, words: Words, known: Sequence[str]) -> Words:
 
 def flag_unknown(rng: Random, words: Words, known: Sequence[str]) -> Words:
     name = rng.choice(known)
-    return [*words, rng.choice([name + "x", name[:-1] + "_", "--", "-", "--=3", "-q", "--\udcff", "word", name.upper()])]
+    return [
+        *words,
+        rng.choice([name + "x", name[:-1] + "_", "--", "-", "--=3", "-q", "--\udcff", "word", name.upper()]),
+    ]
 
 
 def flag_gone(rng: Random, words: Words, known: Sequence[str]) -> Words:

@@ -67,7 +67,13 @@ def web_page(rng: Random, path: Path) -> None:
 
 def another_file(rng: Random, path: Path) -> None:
     """The bytes of a file of another kind."""
-    others = ["clips/plain.mp4", "clips/ref.png", "inference.json", "weights/config.json", "save/iter_0000002/.metadata"]
+    others = [
+        "clips/plain.mp4",
+        "clips/ref.png",
+        "inference.json",
+        "weights/config.json",
+        "save/iter_0000002/.metadata",
+    ]
     others += ["models/Wan2.1_VAE.pth", "weights/diffusion_pytorch_model.safetensors", "prompts.txt"]
     data = path.read_bytes()
     other = rng.choice([name for name in others if Path(name).read_bytes()[:4] != data[:4]])

@@ -74,7 +74,9 @@ def rename_key(rng: Random, path: Path) -> None:
 
     def edit(owner: dict[str, Any], key: str) -> None:
         place = rng.randrange(max(1, len(key)))
-        other = rng.choice([key + "s", key[:place] + key[place + 1 :], key[:place] + "x" + key[place + 1 :], key.upper()])
+        other = rng.choice(
+            [key + "s", key[:place] + key[place + 1 :], key[:place] + "x" + key[place + 1 :], key.upper()]
+        )
         items = [(other if name == key else name, value) for name, value in owner.items()]
         owner.clear()
         owner.update(items)

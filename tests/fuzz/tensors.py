@@ -49,7 +49,9 @@ def header_value(rng: Random, path: Path) -> None:
 
 def header_document(rng: Random, path: Path) -> None:
     _, body = _header(path)
-    _write(path, rng.choice(["null", "[]", "{}", "3", '{"a": null}', '{"a": []}', "[" * 9000, '{"__metadata__": 3}']), body)
+    _write(
+        path, rng.choice(["null", "[]", "{}", "3", '{"a": null}', '{"a": []}', "[" * 9000, '{"__metadata__": 3}']), body
+    )
 
 
 def header_metadata(rng: Random, path: Path) -> None:

@@ -78,6 +78,7 @@ def make_world(root: Path) -> None:
     _write_configs()
     convert(CONVERT)
     extract([*EXTRACT, "--no-check-clips"])
+    _number_features(Path("features"))
     _write_published_features(Path("published"))
     pretrain([*TRAIN, "--train-iters=2", "--save-interval=1"])
     generate(["inference.json"])
@@ -120,6 +121,16 @@ def _write_configs() -> None:
     write_json(Path("inference.json"), INFERENCE)
     Path("prompts.jsonl").write_text('{"prompt": "a red ball", "name": "ball"}\n{"prompt": "a cat", "seed": 5}\n')
     Path("prompts.txt").write_text("a red ball\na cat\n")
+
+
+def _number_features(folder: Path) -> None:
+    """Names that stay the same from one world to the next: a feature's own depends on the folder's."""
+    lines = []
+    for number, line in enumerate((folder / "data.jsonl").read_text().splitlines()):
+        row = json.loads(line)
+        (folder / row["file"]).rename(folder / "features" / f"{number}.safetensors")
+        lines.append(json.dumps({**row, "file": f"features/{number}.safetensors"}) + "\n")
+    (folder / "data.jsonl").write_text("".join(lines))
 
 
 def _write_published_features(folder: Path) -> None:

@@ -55,6 +55,15 @@ def test_a_crash_and_a_hang_cost_one_task_each():
     assert [found[task] for task in "abc"] == ["a read", "b read", "c read"]
 
 
+def test_chunks_lose_only_the_task_at_fault():
+    with ReadAhead(work, num_workers=2, timeout=10.0) as ahead:
+        found = list(ahead.map(["a", "bad", "b", "crash", "hang", "c", "d"], chunk=3))
+    said = [result if isinstance(result, str) else type(result).__name__ for _, result in found]
+    assert said == ["a read", "DataError", "b read", "DataError", "DataError", "c read", "d read"]
+    assert "died (exit code -11)" in str(found[3][1])
+    assert "not read after 10 s" in str(found[4][1])
+
+
 def test_it_reads_ahead_while_the_consumer_is_busy_and_only_so_far():
     given = []
 

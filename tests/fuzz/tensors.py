@@ -81,7 +81,7 @@ def _edited(rng: Random, path: Path, edit: Callable[[Tensors, str], None]) -> No
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, header.get("__metadata__"))
         return
     values = torch.load(path, weights_only=True)
-    tensors = values["model"] if "model" in values else values
+    tensors = values.get("model", values)
     edit(tensors, rng.choice(sorted(name for name in tensors if isinstance(tensors[name], torch.Tensor))))
     remove(path)
     torch.save(values, path)
@@ -122,7 +122,10 @@ def other_name(rng: Random, path: Path) -> None:
 
 
 def tensor_gone(rng: Random, path: Path) -> None:
-    _edited(rng, path, lambda tensors, name: None if tensors.pop(name) is None else None)
+    def edit(tensors: Tensors, name: str) -> None:
+        del tensors[name]
+
+    _edited(rng, path, edit)
 
 
 SAFETENSORS = (header_length, header_value, header_document, double_tensor)

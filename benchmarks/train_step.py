@@ -27,8 +27,9 @@ from typing import Any
 
 from step_trainers import PEER, Case, Step, Variant, make_inputs, our_trainer, peer_trainer
 
-from mindspeed_mm.config.schema import parse, read_json
+from mindspeed_mm.config.schema import parse
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import read_json
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.models.wan.config import PRESETS, PredictorConfig
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from mindspeed_mm.errors import ConfigError
@@ -52,36 +50,6 @@ def parse(schema: type[C], values: object, where: str, notes: list[str] | None =
     if notes is not None:
         notes += [f"{where}:{note}" for note in dict.fromkeys(found)]
     return config
-
-
-def read_json(path: str | Path) -> Any:
-    """The contents of a JSON file. Raises ConfigError naming file, line and column."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
-
-
-def read_yaml(path: str | Path) -> Any:
-    """The contents of a YAML file. Raises ConfigError naming file and line."""
-    text = read_text(path)
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-
-
-def read_text(path: str | Path) -> str:
-    """A small UTF-8 file. Raises ConfigError when it is not there or not text."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file (working directory {Path.cwd()})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
 def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from mindspeed_mm.data.atomic import write_text
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.frames import align, choose, target_size, token_count
 from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
@@ -23,6 +22,7 @@ from mindspeed_mm.data.probe import look as look_into
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import write_text
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mindspeed_mm.data.atomic import atomic_path
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import atomic_path
 
 SCHEMA_VERSION = "1"
 NULL_PROMPT_FILE = "null_prompt.safetensors"

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mindspeed_mm.data.atomic import write_text
 from mindspeed_mm.data.config import ClipRow
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import write_text
 from mindspeed_mm.registry import did_you_mean
 
 KEYS = tuple(ClipRow.model_fields)

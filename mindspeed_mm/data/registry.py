@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import SerializeAsAny, field_validator
 
-from mindspeed_mm.config.schema import Config, parse, read_json
+from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.config import FeatureDatasetConfig, LoaderConfig, VaceDatasetConfig
+from mindspeed_mm.files import read_json
 from mindspeed_mm.registry import Registry
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mindspeed_mm.data.atomic import atomic_path
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import atomic_path
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})

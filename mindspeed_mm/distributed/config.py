@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mindspeed_mm.config.schema import Config, parse, read_yaml
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.config.yaml_file import read_yaml
 from mindspeed_mm.errors import ConfigError
 
 _ONE_STAGE = "use --use-torch-fsdp2 for memory, --context-parallel-size for long clips"

@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mindspeed_mm.data.atomic import atomic_path, write_text
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import DataError, WeightsError
+from mindspeed_mm.files import atomic_path, write_text
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.inputs import Conditions
 

@@ -23,13 +23,13 @@ from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Fail
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.writing import Finished
-from mindspeed_mm.data.atomic import write_text
 from mindspeed_mm.data.dataset import FEATURE_FOLDER, LISTING, RawDataset, VaceDataset
 from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_header, write_null_prompt
 from mindspeed_mm.data.manifest import FAILURES, Manifest, write_failures
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.files import write_text
 from mindspeed_mm.log import get_logger, on_every_rank, rank, terminal, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
-from mindspeed_mm.config.schema import Config, parse, read_json
-from mindspeed_mm.data.atomic import atomic_path
+from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.check import check_dataset
 from mindspeed_mm.data.config import DataSource, FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
 from mindspeed_mm.data.manifest import list_problems, scan_manifest
 from mindspeed_mm.data.registry import read_data_config
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.files import atomic_path, read_json
 from mindspeed_mm.log import get_logger, one_line_errors
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from pydantic import Field
 
 from megatron.mm.arguments import build_parser, parse_arguments
 from mindspeed_mm.config.flags import FlagParser, flag_name
-from mindspeed_mm.config.schema import Config, parse, read_json
+from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.config import VaceDatasetConfig
 from mindspeed_mm.data.registry import DataConfig, read_data_config
 from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.files import read_json
 from mindspeed_mm.tools.config import ToolsConfig
 
 PROG = "get_vace_feature.py"

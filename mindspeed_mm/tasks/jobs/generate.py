@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
-from mindspeed_mm.config.schema import Config, parse, read_json, read_text
+from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import json_type, parse_json, read_json, read_text, split_lines
 from mindspeed_mm.generation.config import (
     NEGATIVE_PROMPT,
     InferenceConfig,
@@ -84,7 +84,7 @@ class GenerateJob(Config):
         values = read_json(path)
         if not isinstance(values, dict):
             raise ConfigError(
-                f"{path}: an object with model, prompt, output_path … is wanted, found a {type(values).__name__}"
+                f"{path}: expected a JSON object with keys model, prompt, output_path …; got {json_type(values)}"
             )
         values = _overlaid(values, flags or {}, weights or {})
         notes: list[str] = []
@@ -170,24 +170,21 @@ def _tasks(
 def _prompts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     tasks: list[dict[str, Any]] = []
     where: list[str] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
         text = line.strip()
         if not text or (text.startswith("#") and path.suffix != ".jsonl"):
             continue
         where.append(f"{path.name}:{number}")
-        tasks.append(_task_line(text, where[-1]) if path.suffix == ".jsonl" else {"prompt": text})
+        tasks.append(_task_line(text, path.name, number) if path.suffix == ".jsonl" else {"prompt": text})
     if not tasks:
         raise ConfigError(f"{path}: holds no prompt; write one a line")
     return tasks, where
 
 
-def _task_line(text: str, where: str) -> dict[str, Any]:
-    try:
-        task = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: not valid JSON: {error.msg}") from None
+def _task_line(text: str, name: str, number: int) -> dict[str, Any]:
+    task = parse_json(text, name, line=number)
     if not isinstance(task, dict):
-        raise ConfigError(f'{where}: an object such as {{"prompt": "…"}} is wanted, found {text[:40]!r}')
+        raise ConfigError(f'{name}:{number}: expected an object such as {{"prompt": "…"}}, got {text[:40]!r}')
     return task
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, SerializeAsAny, create_model
 from megatron.mm.arguments import build_parser, parse_arguments
 from megatron.mm.schedules import check_batch, schedule_steps
 from mindspeed_mm.config.flags import FlagParser
-from mindspeed_mm.config.schema import Config, parse, read_json
+from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.registry import DataConfig, read_data_config
 from mindspeed_mm.distributed.config import (
     Fsdp2Config,
@@ -23,6 +23,7 @@ from mindspeed_mm.distributed.config import (
 )
 from mindspeed_mm.distributed.patterns import check_patterns
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
+from mindspeed_mm.files import read_json
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.log import world_size
 from mindspeed_mm.models.find import find_files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from mindspeed_mm.config.schema import Config, parse, read_json, read_yaml
+from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
 
 
@@ -88,35 +87,3 @@ def test_whatever_is_written_it_parses_or_is_one_of_our_errors(values: dict[str,
     else:
         with pytest.raises(ConfigError, match=r"f\.json:"):
             parse(Inner, values, "f.json")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{\n  "a": 1,\n}', r"f\.json:3:1: not valid JSON"),
-        ("", r"f\.json:1:1: not valid JSON"),
-        ("{'a': 1}", r"f\.json:1:2: not valid JSON"),
-    ],
-)
-def test_broken_json_is_told_with_line_and_column(content: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "f.json"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        read_json(path)
-
-
-def test_broken_yaml_is_told_with_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "f.yaml"
-    path.write_text("a: 1\nb: [1, 2\n")
-    with pytest.raises(ConfigError, match=r"f\.yaml:3: not valid YAML"):
-        read_yaml(path)
-
-
-def test_a_missing_file_a_folder_and_a_binary_are_one_line_errors(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
-        read_json(tmp_path / "none.json")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_json(tmp_path)
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_json(tmp_path / "binary.json")

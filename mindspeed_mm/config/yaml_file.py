@@ -1,0 +1,86 @@
+"""YAML with the scalars of JSON: no dates, no `1:30` as a number, no key twice, no aliases that expand without limit."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import yaml
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import MAX_DEPTH, ErrorType, PathLike, display_path, plain_problem, read_text
+
+_MAX_NODES = 1_000_000  # of a file with its aliases written out
+
+
+def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
+    """The contents of a YAML file as JSON would have them: a date and `1:30` are texts, `1e-4` is a number. Raises `error`."""
+    text, where = read_text(path, error), display_path(path)
+    try:
+        loader = _yaml_loader()(text)
+        try:
+            node = loader.get_single_node()
+            if node is not None and _yaml_nodes(node, {}, 0) > _MAX_NODES:
+                raise error(f"{where}: its aliases expand to more than {_MAX_NODES} values; write them out")
+            values = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(problem, "problem", None) or getattr(problem, "reason", None) or problem
+        raise error(f"{where}{line}: not valid YAML: {reason}") from None
+    except RecursionError:
+        raise error(f"{where}: not valid YAML: nested more than {MAX_DEPTH} deep") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:  # PyYAML's, on odd tags
+        raise error(f"{where}: not valid YAML: a value does not fit its type ({str(problem)[:80]})") from None
+    if reason := plain_problem(values):
+        raise error(f"{where}: {reason}")
+    return values
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """A safe loader with the scalars of JSON and without duplicate keys."""
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        raise yaml.MarkedYAMLError(
+                            problem=f"key {key.value!r} occurs twice; keep one", problem_mark=key.start_mark
+                        )
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    unwanted = {f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float")}
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag not in unwanted]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+    )
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+        ),
+        list("-+0123456789."),
+    )
+    return Loader
+
+
+def _yaml_nodes(node: Any, known: dict[int, int], depth: int) -> int:
+    """How many values a node stands for with its aliases written out; a node inside itself has no end."""
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    if id(node) not in known:
+        known[id(node)] = _MAX_NODES + 1  # met again below itself
+        children = node.value if isinstance(node.value, list) else []
+        flat = [inner for child in children for inner in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1 + sum(_yaml_nodes(child, known, depth + 1) for child in flat)
+    return known[id(node)]

@@ -1,0 +1,316 @@
+"""How files are read and written: text, JSON and JSON lines; written whole or not at all. No torch.
+
+Readers take the class of error to raise, so that a config ends in ConfigError and a dataset in DataError. Every error is one
+line with the file and, where there is one, the line and column. None of them blocks on a FIFO, recurses without limit or
+lets a value through that cannot be written back: NaN, a lone surrogate, a key that occurs twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.errors import ConfigError, MindSpeedMMError
+
+PathLike = str | os.PathLike[str]
+ErrorType = type[MindSpeedMMError]
+
+CONFIG_BYTES = 64 << 20  # far above any config, index or prompt list
+LIST_BYTES = 4 << 30  # of a list of clips
+MAX_DEPTH = 100  # nested lists and objects
+_MAX_DIGITS = 40  # of a whole number; 2^64 has 20
+_BOMS = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),  # before UTF-16, whose mark it begins with
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_LFS_POINTER = b"version https://git-lfs"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # other tools end a line here
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "FIFO (a pipe)"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+# Which files are accepted
+
+
+def regular_file(path: PathLike, error: ErrorType = ConfigError) -> Path:
+    """`path` as a regular file. Never blocks.
+
+    Raises `error` for what is missing, a dangling link, a folder, FIFO, socket or device, a path that the system cannot
+    take, and a Git LFS pointer in place of the file.
+    """
+    status = stat_path(path, error)
+    for is_kind, kind in _KINDS:
+        if is_kind(status.st_mode):
+            raise error(f"{display_path(path)}: expected a file, got a {kind}")
+    if status.st_size < 1024:
+        _refuse_lfs_pointer(Path(path), error)
+    return Path(path)
+
+
+def stat_path(path: PathLike, error: ErrorType = ConfigError) -> os.stat_result:
+    """The status of a file or folder, links followed. Raises `error` when there is none or its path is impossible."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError) as problem:
+        raise error(f"{display_path(path)}: {_path_problem(path, problem)}") from None
+
+
+def display_path(path: PathLike) -> str:
+    """The path for a message: one line, not longer than 200 characters."""
+    text = os.fspath(path)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}"
+
+
+def _path_problem(path: PathLike, problem: Exception) -> str:
+    text = os.fspath(path)
+    if isinstance(problem, ValueError):
+        return "the path contains a character that no file name can have (NUL, or half of a surrogate pair)"
+    code = problem.errno if isinstance(problem, OSError) else None
+    if code == errno.ENAMETOOLONG:
+        longest = max(len(part) for part in os.fsencode(text).split(b"/"))
+        return f"the path is too long for the file system ({len(text)} characters, longest name {longest} bytes)"
+    if code == errno.ENOENT:
+        if os.path.islink(text):
+            return f"a link to {os.readlink(text)}, which does not exist; restore its target"
+        return f"no such file (working directory {_working_directory()})"
+    if code == errno.ENOTDIR:
+        return "no such file: a parent of it is a file, not a folder"
+    if code == errno.EACCES:
+        return "permission denied"
+    if code == errno.ELOOP:
+        return "a link that leads back to itself"
+    return f"cannot be read: {problem}"
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "deleted"
+
+
+def _refuse_lfs_pointer(path: Path, error: ErrorType) -> None:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError as problem:
+        raise error(f"{display_path(path)}: {_path_problem(path, problem)}") from None
+    if head.startswith(_LFS_POINTER):
+        size = re.search(rb"^size (\d{1,20})\s*$", head, re.MULTILINE)
+        of = f" of a file of {_readable_size(int(size[1]))}" if size else ""
+        raise error(f"{display_path(path)}: a Git LFS pointer{of}; fetch the file with `git lfs pull`")
+
+
+def _readable_size(size: int) -> str:
+    for factor, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+# Text
+
+
+def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int = CONFIG_BYTES) -> str:
+    """A UTF-8 file without its byte order mark. Raises `error` when it is missing, too large or another encoding."""
+    regular_file(path, error)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as problem:
+        raise error(f"{display_path(path)}: {_path_problem(path, problem)}") from None
+    if len(data) > max_bytes:
+        raise error(f"{display_path(path)}: expected at most {_readable_size(max_bytes)}; is it the right file?")
+    return decode_text(data, display_path(path), error)
+
+
+def decode_text(data: bytes, where: str, error: ErrorType = ConfigError) -> str:
+    """UTF-8 with or without byte order mark → text. Raises `error` that names another encoding and where it shows."""
+    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
+    if encoding is None and b"\0" in data[:4096]:
+        zeros = data[:4096].count(0)
+        encoding = "UTF-16" if zeros >= len(data[:4096]) // 4 and data[:2].count(0) == 1 else ""
+    if encoding:
+        raise error(f"{where}: expected UTF-8, but this looks like {encoding}; save it as UTF-8")
+    if encoding == "":
+        raise error(f"{where}: expected text, got a binary file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise error(
+            f"{where}:{line}: expected UTF-8, but byte 0x{data[problem.start]:02x} is not; this looks like "
+            f"{_guess_encoding(data)}; save it as UTF-8"
+        ) from None
+
+
+def _guess_encoding(data: bytes) -> str:
+    """Characters of GBK are pairs of high bytes; in a Western text a high byte stands alone."""
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", data[: 1 << 16])]
+    return "GBK" if 2 * sum(length % 2 == 0 for length in runs) > len(runs) else "Windows-1252 or Latin-1"
+
+
+def split_lines(text: str) -> list[str]:
+    r"""Lines end at `\n` and `\r\n` only: U+2028, U+0085 and form feeds are part of a caption."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+# JSON
+
+
+def read_json(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int = CONFIG_BYTES) -> Any:
+    """The contents of a JSON file. Raises `error`."""
+    return parse_json(read_text(path, error, max_bytes=max_bytes), display_path(path), error)
+
+
+def read_json_object(path: PathLike, error: ErrorType = ConfigError) -> dict[str, Any]:
+    """The object in a JSON file. Raises `error`, also when it holds a list or a bare value."""
+    values = read_json(path, error)
+    if not isinstance(values, dict):
+        raise error(f"{display_path(path)}: expected a JSON object, got {json_type(values)}")
+    return values
+
+
+def parse_json(
+    text: str, where: str, error: ErrorType = ConfigError, *, line: int | None = None, lone_surrogates: bool = False
+) -> Any:
+    """JSON → plain values, where every number is finite and no key occurs twice.
+
+    `where` starts the message, with line and column behind it; `line` is the line of a JSON lines file. `lone_surrogates`:
+    leave them for the caller to judge. Raises `error`.
+    """
+
+    def at(position: int, message: str) -> MindSpeedMMError:
+        number = line if line is not None else text.count("\n", 0, position) + 1
+        column = position - (text.rfind("\n", 0, position) + 1) + 1
+        return error(f"{where}:{number}:{column}: not valid JSON: {message}")
+
+    def whole(digits: str) -> int:
+        if len(digits) > _MAX_DIGITS:
+            raise at(text.find(digits), f"a number of {len(digits)} digits; expected at most {_MAX_DIGITS}")
+        return int(digits)
+
+    def decimal(digits: str) -> float:
+        if not math.isfinite(value := float(digits)):
+            raise at(text.find(digits), f"{digits[:40]} is too large for a number")
+        return value
+
+    def constant(name: str) -> Any:
+        raise at(max(text.find(name), 0), f"expected a finite number, got {name}")
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            seen: set[str] = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise at(max(text.rfind(json.dumps(twice, ensure_ascii=False)), 0), f"key {twice!r} occurs twice; keep one")
+        return found
+
+    try:
+        values = json.loads(
+            text, object_pairs_hook=pairs, parse_int=whole, parse_float=decimal, parse_constant=constant
+        )
+    except json.JSONDecodeError as problem:
+        raise at(problem.pos, problem.msg) from None
+    except RecursionError:
+        raise at(0, f"nested more than {MAX_DEPTH} deep") from None
+    doubtful = text.count("[") + text.count("{") > MAX_DEPTH or re.search(r"\\u[dD][89a-fA-F]", text) is not None
+    if doubtful and (reason := plain_problem(values, surrogates=lone_surrogates)):
+        raise at(0, reason)
+    return values
+
+
+def json_lines(text: str, where: str, error: ErrorType, *, lone_surrogates: bool = False) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of each line that is not blank. Raises `error` naming the first line that is not JSON."""
+    for number, line in enumerate(split_lines(text), 1):
+        if line.strip():
+            yield number, parse_json(line, where, error, line=number, lone_surrogates=lone_surrogates)
+
+
+def format_json(values: Any, *, indent: int | None = None) -> str:
+    """JSON that reads back: characters of all scripts as they are, those that end a line for other tools escaped."""
+    text = json.dumps(values, indent=indent, ensure_ascii=False).translate(_LINE_BREAKS)
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls the type of `value`, for messages."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    names = {dict: "an object", list: "a list", str: "a text"}
+    return next((name for kind, name in names.items() if isinstance(value, kind)), "a number")
+
+
+def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
+    """What makes the values unfit: nesting, a number that is not finite, half a character, a value that JSON lacks."""
+    level, depth = [values], 0
+    while level:
+        if depth > MAX_DEPTH:
+            return f"nested more than {MAX_DEPTH} deep"
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, str):
+                if not surrogates and _SURROGATE.search(value):
+                    return f"{value[:40]!r} has half of a surrogate pair, which no file can hold; write the character"
+            elif isinstance(value, float):
+                if not math.isfinite(value):
+                    return f"expected a finite number, got {value}"
+            elif not isinstance(value, (int, type(None))):
+                return f"expected text, numbers, lists and objects, got a {type(value).__name__} ({value!s:.40})"
+        level, depth = below, depth + 1
+    return None
+
+
+# Writing
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; when the block ends it replaces `path`, on an error it goes away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically. Raises OSError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file atomically, indented. Raises OSError."""
+    write_text(path, format_json(values, indent=2) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write a JSON lines file atomically. Raises OSError."""
+    write_text(path, "".join(format_json(row) + "\n" for row in rows))

@@ -43,9 +43,7 @@ def add_flags(parser: argparse.ArgumentParser, schema: type[Config], title: str)
     """One flag for each field of `schema`; a flag that is not given leaves no trace, so the field's default holds."""
     group = parser.add_argument_group(title)
     for name, field in schema.model_fields.items():
-        group.add_argument(
-            flag_name(name), dest=name, default=argparse.SUPPRESS, help=_help(field), **_kind(field.annotation)
-        )
+        group.add_argument(flag_name(name), dest=name, default=argparse.SUPPRESS, help=_help(field), **_kind_of(field))
 
 
 def given(namespace: argparse.Namespace, schema: type[Config]) -> dict[str, Any]:
@@ -62,6 +60,13 @@ def numbers(word: str) -> float | tuple[float, ...]:
     """`0.5` is one number, `1,0.8,0.5` are several."""
     values = tuple(map(float, word.split(",")))
     return values if len(values) > 1 else values[0]
+
+
+def _kind_of(field: Any) -> dict[str, Any]:
+    """argparse keywords for a field: one that is true by default also gets `--no-…`."""
+    if field.annotation is bool and field.default is True:
+        return {"action": argparse.BooleanOptionalAction}
+    return _kind(field.annotation)
 
 
 def _kind(annotation: Any) -> dict[str, Any]:

@@ -233,6 +233,9 @@ class FeatureDatasetConfig(Config):
     dataset_type: Literal["feature"] = "feature"
     basic_parameters: FeatureSource
     validation: ValidationSource | None = Field(default=None, description="held-out features")
+    verify_checksums: bool = Field(
+        default=True, description="compare what is read with the checksums in the files; files without any are read too"
+    )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "preprocess_parameters": _AT_EXTRACTION,
         "tokenizer_config": _AT_EXTRACTION,

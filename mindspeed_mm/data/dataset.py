@@ -79,13 +79,14 @@ class FeatureDataset:
         self.listing = Path(source.data_path)
         self.folder = Path(source.data_folder) if source.data_folder else self.listing.parent
         self.rows = _read_listing(self.listing)
+        self.verify = config.verify_checksums
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> FeatureRecord:
         try:
-            record = read_feature(self.path(index))
+            record = read_feature(self.path(index), verify=self.verify)
         except DataError as error:
             raise DataError(f"{self.listing.name}[{index}]: {error}") from None
         found = (record.latents.shape[1], record.latents.shape[2], record.latents.shape[3])
@@ -106,12 +107,42 @@ class FeatureDataset:
         refs = self.rows[index].get("num_refs")
         return (*self._grid(index), refs if isinstance(refs, int) else self._info(index)[3])
 
+    def check(self, index: int, *, text_dim: int | None, text_len: int | None) -> None:
+        """Look at the header of one row's file. Raises DataError where it is no feature, or not of a model of these sizes.
+
+        A published `.pt` has no header: it is judged when it is read.
+        """
+        path, where = self.path(index), f"{self.listing.name}[{index}]"
+        if path.suffix == ".pt":
+            return
+        try:
+            info = read_info(path, verify=False)  # checksums are compared when its turn comes
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        row = self.rows[index]
+        listed = {"shape": tuple(row["shape"]) if row.get("shape") else None, "num_refs": row.get("num_refs")}
+        for key, found in (("shape", info.shape), ("num_refs", info.num_refs)):
+            if listed[key] is not None and listed[key] != found:
+                raise DataError(
+                    f"{where}: {key} is listed as {listed[key]}, {path} has {found}; extract the features again"
+                )
+        for length, width in info.prompts:
+            if text_dim not in (None, width):
+                raise DataError(
+                    f"{where}: {path}: prompt_ids has width {width}, expected predictor.text_dim {text_dim}"
+                )
+            if text_len is not None and length > text_len:
+                raise DataError(
+                    f"{where}: {path}: prompt_ids has {length} tokens, more than predictor.text_len {text_len}; raise it, "
+                    "or extract with a smaller tokenizer_config.model_max_length"
+                )
+
     @cached_property
     def null_prompt(self) -> Tensor | None:
         """[L, text_dim], the embedding of the empty caption; None when extraction stored none."""
         for folder in dict.fromkeys((self.folder, self.listing.parent, self.folder.parent)):
             if (folder / NULL_PROMPT_FILE).is_file():
-                return read_null_prompt(folder / NULL_PROMPT_FILE)
+                return read_null_prompt(folder / NULL_PROMPT_FILE, verify=self.verify)
         return None
 
     def _grid(self, index: int) -> tuple[int, int, int]:
@@ -121,7 +152,7 @@ class FeatureDataset:
     def _info(self, index: int) -> tuple[int, int, int, int]:
         row = self.rows[index]
         if "_info" not in row:
-            info = read_info(self.path(index))
+            info = read_info(self.path(index), verify=self.verify)
             row["_info"] = (*info.shape, info.num_refs)
         found: tuple[int, int, int, int] = row["_info"]
         return found

@@ -5,25 +5,22 @@ Tensor names are those of published files: `video` are the latents, `prompt_ids`
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from mindspeed_mm.data.packed import read_header, read_packed, without_checksums, write_packed
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import atomic_path
 
 SCHEMA_VERSION = "1"
 NULL_PROMPT_FILE = "null_prompt.safetensors"
 _LATENT, _CONTEXT = 16, 96
+_DTYPES = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +31,7 @@ class FeatureInfo:
     num_refs: int
     num_captions: int
     metadata: Mapping[str, str]
+    prompts: tuple[tuple[int, int], ...]  # (L, text_dim) of each caption
 
 
 def write_feature(path: Path, record: FeatureRecord, metadata: Mapping[str, str]) -> None:
@@ -45,58 +43,60 @@ def write_feature(path: Path, record: FeatureRecord, metadata: Mapping[str, str]
     for number, prompt in enumerate(record.prompt_embeds):
         packed[_numbered("prompt_mask", number)] = torch.ones(len(prompt), dtype=torch.uint8)
     own = {"schema_version": SCHEMA_VERSION, "key": record.key, "num_refs": str(record.num_refs)}
-    _save(path, packed, {**metadata, **own})
+    write_packed(path, packed, {**metadata, **own})
 
 
-def read_feature(path: Path) -> FeatureRecord:
+def read_feature(path: Path, *, verify: bool = True) -> FeatureRecord:
     """Read one feature file, ours or a published `.pt`. Tensors keep the dtype they are stored in.
 
-    Raises DataError when the file is missing, damaged, or holds something else.
+    `verify` compares the tensors with the checksums in the file. Raises DataError when the file is missing, damaged, or
+    holds something else.
     """
-    return _read_published(path) if path.suffix == ".pt" else _read_safetensors(path)
+    return _read_published(path) if path.suffix == ".pt" else _read_safetensors(path, verify)
 
 
 def read_prompts(path: Path) -> tuple[Tensor, ...]:
     """The prompt embeddings of one of our files, each [L, text_dim]; the latents are not read. Raises DataError."""
-    return _prompts(_load(path, ("prompt_ids",), part="prompt_ids"))
+    return _prompts(read_packed(path, ("prompt_ids",), part="prompt_ids"))
 
 
-def read_info(path: Path) -> FeatureInfo:
-    """The shape and metadata of a feature file; of a safetensors file only the header is read."""
+def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
+    """The shapes and metadata of a feature file; of a safetensors file only the header is read.
+
+    Raises DataError when a tensor is missing, or of another dtype or shape than a feature's.
+    """
     if path.suffix == ".pt":
         record = _read_published(path)
         return FeatureInfo(
-            shape=_grid(record.latents), num_refs=record.num_refs, num_captions=len(record.prompt_embeds), metadata={}
+            shape=_grid(record.latents),
+            num_refs=record.num_refs,
+            num_captions=len(record.prompt_embeds),
+            metadata={},
+            prompts=tuple((len(prompt), prompt.shape[1]) for prompt in record.prompt_embeds),
         )
-    header = read_header(path)
+    header = read_header(path, verify=verify)
     metadata = header.pop("__metadata__", {})
-    if "video" not in header:
-        raise DataError(f"{path}: no feature file: it holds {', '.join(sorted(header)) or 'nothing'}, not 'video'")
-    shape = header["video"]["shape"]
-    captions = sum(name.split(".")[0] == "prompt_ids" for name in header)
+    missing = [name for name in ("video", "vace_context", "prompt_ids") if name not in header]
+    if missing:
+        raise DataError(
+            f"{path}: no feature file: {', '.join(missing)} missing; it holds {', '.join(sorted(header)) or 'nothing'}"
+        )
+    prompts = [name for name in header if name.split(".")[0] == "prompt_ids"]
+    for name in ("video", "vace_context", *prompts):
+        if header[name].get("dtype") not in _DTYPES:
+            raise DataError(
+                f"{path}: {name} is {header[name].get('dtype')}, expected BF16, F16 or F32; extract it again"
+            )
+    shapes = {name: tuple(header[name]["shape"]) for name in header}
+    _check_shapes(path, shapes["video"], shapes["vace_context"], [shapes[name] for name in prompts])
+    frames, height, width = shapes["video"][1:]
     return FeatureInfo(
-        shape=(shape[1], shape[2], shape[3]),
-        num_refs=int(metadata.get("num_refs", 0)),
-        num_captions=captions,
-        metadata=metadata,
+        shape=(frames, height, width),
+        num_refs=_num_refs(path, metadata, frames),
+        num_captions=len(prompts),
+        metadata=without_checksums(metadata),
+        prompts=tuple((shapes[name][0], shapes[name][1]) for name in prompts),
     )
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file. Raises DataError when the file is missing, or shorter than the header says."""
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(length))
-            size = file.seek(0, 2)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, struct.error, MemoryError) as error:
-        raise DataError(f"{path}: not a safetensors file: {error}") from None
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    if size != 8 + length + end:
-        raise DataError(f"{path}: {size} bytes, its header promises {8 + length + end}; extract it again")
-    return header
 
 
 def is_complete(path: Path) -> bool:
@@ -111,53 +111,35 @@ def is_complete(path: Path) -> bool:
 def write_null_prompt(path: Path, embeds: Tensor, fingerprint: str) -> None:
     """Store the embedding [L, text_dim] of the empty caption, for caption dropout in training."""
     packed = {"prompt_ids": embeds.detach().to("cpu", torch.bfloat16).contiguous()}
-    _save(path, packed, {"schema_version": SCHEMA_VERSION, "text_encoder": fingerprint})
+    write_packed(path, packed, {"schema_version": SCHEMA_VERSION, "text_encoder": fingerprint})
 
 
-def read_null_prompt(path: Path) -> Tensor:
+def read_null_prompt(path: Path, *, verify: bool = True) -> Tensor:
     """The embedding [L, text_dim] of the empty caption. Raises DataError."""
-    return _load(path, ("prompt_ids",))["prompt_ids"]
-
-
-def _save(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Atomically, and with the header in sorted order: safetensors shuffles metadata, and equal features shall be equal files."""
-    raw = save(tensors, dict(metadata))
-    (length,) = struct.unpack("<Q", raw[:8])
-    header = json.dumps(json.loads(raw[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.write(memoryview(raw)[8 + length :])
+    embeds = read_packed(path, ("prompt_ids",), verify=verify)["prompt_ids"]
+    if embeds.dim() != 2 or len(embeds) == 0 or not embeds.is_floating_point():
+        raise DataError(
+            f"{path}: prompt_ids is {list(embeds.shape)} {str(embeds.dtype).removeprefix('torch.')}, expected "
+            "[L, text_dim] floating-point numbers; extract the features again"
+        )
+    return embeds
 
 
 def _numbered(name: str, number: int) -> str:
     return name if number == 0 else f"{name}.{number}"
 
 
-def _load(path: Path, wanted: Sequence[str], part: str = "") -> dict[str, Tensor]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(part)}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as safetensors: {error}; extract it again") from None
-    missing = [name for name in wanted if name not in tensors]
-    if missing:
-        raise DataError(f"{path}: {', '.join(missing)} missing; it holds {', '.join(sorted(tensors))}")
-    return tensors
-
-
-def _read_safetensors(path: Path) -> FeatureRecord:
-    metadata = read_header(path).get("__metadata__", {})
-    tensors = _load(path, ("video", "vace_context", "prompt_ids"))
+def _read_safetensors(path: Path, verify: bool) -> FeatureRecord:
+    metadata = read_header(path, verify=verify).get("__metadata__", {})
+    tensors = read_packed(path, ("video", "vace_context", "prompt_ids"), verify=verify)
+    frames = tensors["video"].shape[1] if tensors["video"].dim() == 4 else 0
     return _checked(
         path,
         FeatureRecord(
             latents=tensors["video"],
             vace_context=tensors["vace_context"],
             prompt_embeds=_prompts(tensors),
-            num_refs=int(metadata.get("num_refs", _count_references(tensors["vace_context"]))),
+            num_refs=_num_refs(path, metadata, frames, tensors["vace_context"]),
             key=metadata.get("key", path.stem),
         ),
     )
@@ -223,15 +205,37 @@ def _grid(latents: Tensor) -> tuple[int, int, int]:
     return latents.shape[1], latents.shape[2], latents.shape[3]
 
 
+def _num_refs(path: Path, metadata: Mapping[str, str], frames: int, context: Tensor | None = None) -> int:
+    """R, as written; of a file that does not say it, counted in `context`. Raises DataError when it cannot be."""
+    written = metadata.get("num_refs")
+    if written is None:
+        return 0 if context is None else _count_references(context)
+    if not (written.isascii() and written.isdigit() and (int(written) < frames or frames == 0)):
+        raise DataError(
+            f"{path}: num_refs is {written!r:.40}, but it has {frames} latent frames, references included; extract it again"
+        )
+    return int(written)
+
+
 def _checked(path: Path, record: FeatureRecord) -> FeatureRecord:
     latents, context = record.latents, record.vace_context
-    if latents.dim() != 4 or latents.shape[0] != _LATENT:
-        raise DataError(f"{path}: video has shape {list(latents.shape)}, [16, R+F, h, w] is wanted")
-    if context.shape != (_CONTEXT, *latents.shape[1:]):
+    named = {"video": latents, "vace_context": context, "prompt_ids": record.prompt_embeds[0]}
+    for name, tensor in named.items():
+        if not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise DataError(f"{path}: {name} is {dtype}, expected bfloat16, float16 or float32; extract it again")
+    _check_shapes(path, latents.shape, context.shape, [prompt.shape for prompt in record.prompt_embeds])
+    return record
+
+
+def _check_shapes(path: Path, latents: Sequence[int], context: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    """Raises DataError for shapes that no feature has."""
+    if len(latents) != 4 or latents[0] != _LATENT or not all(latents):
+        raise DataError(f"{path}: video has shape {list(latents)}, [16, R+F, h, w] is wanted")
+    if tuple(context) != (_CONTEXT, *latents[1:]):
         raise DataError(
-            f"{path}: vace_context has shape {list(context.shape)}, [96, {', '.join(map(str, latents.shape[1:]))}] is "
+            f"{path}: vace_context has shape {list(context)}, [96, {', '.join(map(str, latents[1:]))}] is "
             "wanted; extract it again"
         )
-    if any(prompt.dim() != 2 or len(prompt) == 0 for prompt in record.prompt_embeds):
+    if any(len(prompt) != 2 or prompt[0] == 0 for prompt in prompts):
         raise DataError(f"{path}: prompt_ids must be [L, text_dim] with at least one token; extract it again")
-    return record

@@ -181,6 +181,9 @@ class RunConfig(Config):
     shard_weights: bool = Field(
         default=False, description="spread the transformer's weights over the processes (FSDP2)"
     )
+    verify_checksums: bool = Field(
+        default=True, description="compare the latents of from_latents with the checksums in their file"
+    )
     data_parallel: bool = Field(
         default=False, description="every process makes videos of its own, instead of sharing each"
     )

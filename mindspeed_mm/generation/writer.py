@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import DataError, WeightsError
@@ -61,22 +60,29 @@ def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: Settin
     """latents.safetensors in `folder`: [16, R+F, h, w] fp32, with the settings that made them. Returns its path."""
     path = folder / _LATENTS
     said = {"num_refs": str(num_refs), "settings": json.dumps(settings, ensure_ascii=False)}
-    with _disk(path), atomic_path(path) as draft:
-        draft.write_bytes(save({"latents": latents.detach().float().cpu().contiguous()}, metadata=said))
+    with _disk(path):
+        write_packed(path, {"latents": latents.float()}, said)
     return path
 
 
-def read_latents(path: Path) -> tuple[Tensor, int, Settings]:
+def read_latents(path: Path, *, verify: bool = True) -> tuple[Tensor, int, Settings]:
     """Latents [16, R+F, h, w], their number of references R, and the settings. Raises WeightsError."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            said = file.metadata() or {}
-            settings = {"name": path.resolve().parent.name, **json.loads(said["settings"])}
-            return file.get_tensor("latents"), int(said["num_refs"]), settings
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        said = read_header(path, verify=verify).get("__metadata__", {})
+        settings = {"name": path.resolve().parent.name, **json.loads(said["settings"])}
+        latents = read_packed(path, ("latents",), verify=verify)["latents"]
+        num_refs = int(said["num_refs"])
+    except DataError as error:
+        raise WeightsError(str(error)) from None
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"{path}: not a latents.safetensors of an earlier run ({' '.join(str(error).split())[:120]})"
         ) from None
+    if latents.dim() != 4 or latents.shape[0] != 16 or not 0 <= num_refs < latents.shape[1]:
+        raise WeightsError(
+            f"{path}: latents have shape {list(latents.shape)} with {num_refs} references; expected [16, R+F, h, w]"
+        )
+    return latents, num_refs, settings
 
 
 def write_outcome(

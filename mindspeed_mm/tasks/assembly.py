@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from megatron.mm.schedules import num_micro_batches, param_scheduler
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.features import NULL_PROMPT_FILE
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.recompute import recompute_plan
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
-from mindspeed_mm.log import get_logger
+from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.start import start_of
 from mindspeed_mm.models.weights import WeightsSource
@@ -83,7 +87,10 @@ def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator:
 def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> TrainLoader:
     """This rank's micro-batches. Raises DataError for features that do not fit the model."""
     config, batch = job.data.dataset_param, job.training.batch
+    if job.training.checkpoint.no_verify_checksums and hasattr(config, "verify_checksums"):
+        config = config.model_copy(update={"verify_checksums": False})
     dataset = resolve(DATASETS.get(job.data.dataset_type).build)(config)
+    check_features(dataset, job)
     collate = Collate(
         seed=batch.seed,
         caption_dropout=job.model.caption_dropout,
@@ -103,6 +110,41 @@ def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> Trai
     )
 
 
+def check_features(dataset: Any, job: PretrainJob) -> None:
+    """Look at the header of every feature, each rank at its share. Raises the first DataError of any rank on all of them.
+
+    A dataset of another package is looked at where it has a `check` like FeatureDataset's.
+    """
+    look = getattr(dataset, "check", None)
+    if look is None:
+        return
+    text_dim, text_len = getattr(job.predictor, "text_dim", None), getattr(job.predictor, "text_len", None)
+    null_prompt = dataset.null_prompt if job.model.caption_dropout else None
+    if null_prompt is not None and text_dim not in (None, null_prompt.shape[1]):
+        raise DataError(
+            f"{NULL_PROMPT_FILE} beside {job.data.dataset_type} features has width {null_prompt.shape[1]}, expected "
+            f"predictor.text_dim {text_dim}; extract the features again"
+        )
+
+    def failure(index: int) -> DataError | None:
+        try:
+            look(index, text_dim=text_dim, text_len=text_len)
+        except DataError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        mine = range(rank(), len(dataset), world_size())
+        first = next((error for error in pool.map(failure, mine, chunksize=64) if error is not None), None)
+    found = [first]
+    if dist.is_initialized() and world_size() > 1:
+        found = [None] * world_size()
+        dist.all_gather_object(found, first)
+    for error in found:
+        if error is not None:
+            raise error
+
+
 def build_evaluation(
     job: PretrainJob, model: nn.Module, schedule: Schedule, mesh: Mesh, accelerator: Accelerator
 ) -> Callable[[], dict[str, float]] | None:
@@ -114,6 +156,7 @@ def build_evaluation(
     source = resolve(DATASETS.get(job.data.dataset_type).build)(config)
     if not len(source):
         raise DataError(f"{validation.data_path}: the validation set is empty")
+    check_features(source, job)
     return partial(
         held_out_loss,
         model,

@@ -24,8 +24,9 @@ from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.writing import Finished
 from mindspeed_mm.data.dataset import FEATURE_FOLDER, LISTING, RawDataset, VaceDataset
-from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_header, write_null_prompt
+from mindspeed_mm.data.features import NULL_PROMPT_FILE, write_null_prompt
 from mindspeed_mm.data.manifest import FAILURES, Manifest, write_failures
+from mindspeed_mm.data.packed import read_header
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError

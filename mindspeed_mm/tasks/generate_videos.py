@@ -247,7 +247,7 @@ def settings_of(pipe: VacePipeline, job: GenerateJob, video: VideoJob, condition
 
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
     """--from-latents: the part of an earlier run that comes after denoising."""
-    latents, num_refs, settings = read_latents(Path(str(job.run.from_latents)))
+    latents, num_refs, settings = read_latents(Path(str(job.run.from_latents)), verify=job.run.verify_checksums)
     say_what_latents_decide(job, settings)
     check_folder(Path(job.run.output_path), needed=0)
     pipe = VacePipeline(

@@ -55,6 +55,9 @@ class InspectConfig(Config):
     skip_bad_samples: int = Field(
         default=1_000_000_000, ge=0, description="fail when more rows than this cannot be used"
     )
+    no_verify_checksums: bool = Field(
+        default=False, description="draw a feature without comparing its checksums: a damaged file may go unnoticed"
+    )
     workers: int | None = Field(
         default=None, ge=0, description="processes that look into clips (default: as many as fit)"
     )
@@ -158,15 +161,17 @@ def _feature_file(config: FeatureDatasetConfig, index: int) -> Path:
 def _draw_feature(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
     from mindspeed_mm.tools.sheets import feature_sheet
 
+    verify = not config.no_verify_checksums
     if config.vae is None:
-        return feature_sheet(path), f"{path} (give --vae to see its latents decoded)"
+        return feature_sheet(path, verify=verify), f"{path} (give --vae to see its latents decoded)"
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.models.wan.vae import load_vae
 
     accelerator = Accelerator.detect()
     accelerator.activate()
     frames = config.decode_frames or (_CPU_FRAMES if accelerator.device.type == "cpu" else None)
-    return feature_sheet(path, load_vae(Path(config.vae), device=accelerator.device), decode_frames=frames), str(path)
+    vae = load_vae(Path(config.vae), device=accelerator.device)
+    return feature_sheet(path, vae, decode_frames=frames, verify=verify), str(path)
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -66,11 +66,13 @@ def sample_sheet(record: SampleRecord, sample: VideoSample) -> Image.Image:
     )
 
 
-def feature_sheet(path: Path, vae: Decoder | None = None, *, decode_frames: int | None = None) -> Image.Image:
+def feature_sheet(
+    path: Path, vae: Decoder | None = None, *, decode_frames: int | None = None, verify: bool = True
+) -> Image.Image:
     """A feature file. With the VAE its latents are decoded, the first `decode_frames` frames of them (None = all); without, three
     of their directions are shown as colours. Every strip shows the same moments.
     """
-    record, info = read_feature(path), read_info(path)
+    record, info = read_feature(path, verify=verify), read_info(path, verify=verify)
     refs, context = record.num_refs, record.vace_context.float()
     latents = record.latents.float()
     cells = latents.shape[1] - refs

@@ -125,6 +125,9 @@ class CheckpointConfig(Config):
     no_load_rng: bool = Field(default=False, description="leave the checkpoint's random states")
     no_save_optim: bool = Field(default=False, description="write no optimizer; such a run cannot go on exactly")
     no_save_rng: bool = Field(default=False, description="write no random states")
+    no_verify_checksums: bool = Field(
+        default=False, description="read without comparing checksums: a damaged file may go unnoticed"
+    )
 
 
 class LogConfig(Config):

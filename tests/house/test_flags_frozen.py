@@ -74,6 +74,7 @@ HONOURED = [
     "--no-load-rng",
     "--no-save-optim",
     "--no-save-rng",
+    "--no-verify-checksums",
     "--log-interval",
     "--log-throughput",
     "--timing-log-level",

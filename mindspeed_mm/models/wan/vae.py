@@ -180,8 +180,8 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
     """Weight files, what the JSON beside them says, and its path."""
     if path.is_file():
         beside = [path.with_suffix(".json"), *([path.parent / "config.json"] if path.suffix == ".safetensors" else [])]
-        found = next((file for file in beside if file.is_file()), None)
-        return [path], {} if found is None else read_json(found), found or path
+        told_by = next((file for file in beside if file.is_file()), None)
+        return [path], {} if told_by is None else read_json(told_by), told_by or path
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder; give Wan2.1_VAE.pth or a diffusers folder")
     for folder in (path, path / "vae"):

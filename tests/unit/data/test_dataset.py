@@ -125,3 +125,33 @@ def test_a_strangers_dataset_is_one_line_and_a_misspelt_one_names_the_nearest(tm
             DATASETS.get("featur")
     finally:
         del DATASETS._entries["mine"]
+
+
+@pytest.mark.parametrize(
+    ("row", "sizes", "message"),
+    [
+        ({"shape": [9, 4, 6]}, (8, 512), r"shape is listed as \(9, 4, 6\), .*\(3, 4, 6\)"),
+        ({"num_refs": 0}, (8, 512), "num_refs is listed as 0, .* has 1"),
+        ({}, (4096, 512), "prompt_ids has width 8, expected predictor.text_dim 4096"),
+        ({}, (8, 2), "prompt_ids has 3 tokens, more than predictor.text_len 2"),
+        ({"file": "features/gone.safetensors"}, (8, 512), "no such file"),
+    ],
+)
+def test_header_check_names_row_file_and_fact(tmp_path, row, sizes, message):
+    dataset = listed(tmp_path, [write(tmp_path, "a"), write(tmp_path, "b", refs=1) | row])
+    dataset.check(0, text_dim=8, text_len=512)
+    with pytest.raises(DataError, match=rf"data\.jsonl\[1\]: .*{message}"):
+        dataset.check(1, text_dim=sizes[0], text_len=sizes[1])
+
+
+def test_flag_and_key_leave_checksums_out(tmp_path):
+    rows = [write(tmp_path, "a")]
+    file = tmp_path / rows[0]["file"]
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match=r"data\.jsonl\[0\]: .* is damaged"):
+        listed(tmp_path, rows)[0]
+    source = {"data_path": str(tmp_path / "data.jsonl")}
+    config = FeatureDatasetConfig(basic_parameters=source, verify_checksums=False)
+    assert FeatureDataset(config)[0].key == "a"

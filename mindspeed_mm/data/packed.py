@@ -1,0 +1,124 @@
+"""Our own safetensors files: written atomically, with a CRC-32 of every tensor and of the header in their metadata.
+
+`crc32.NAME` is of a tensor's bytes; `crc32` is of the header without that entry. Files without them are read all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import atomic_path
+
+_CRC = "crc32"
+MAX_HEADER = 100_000_000  # bytes; the reference reader's limit
+
+
+def write_packed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Atomically, and with the header in sorted order: safetensors shuffles metadata, and equal tensors must be equal files."""
+    packed = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    sums = {f"{_CRC}.{name}": _crc_of(value) for name, value in packed.items()}
+    raw = save(packed, {**without_checksums(metadata), **sums})
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"][_CRC] = _crc_of_header(header)
+    text = _text(header)
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(memoryview(raw)[8 + length :])
+
+
+def read_packed(path: Path, wanted: Sequence[str], *, part: str = "", verify: bool = True) -> dict[str, Tensor]:
+    """The tensors whose names begin with `part`. `verify` compares them with their checksums, where the file has some.
+
+    Raises DataError when the file is missing or damaged, or one of `wanted` is not in it.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(part)]  # noqa: SIM118 (it is no dict)
+            tensors = {name: file.get_tensor(name) for name in names}
+            sums = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as safetensors: {error}; extract it again") from None
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise DataError(f"{path}: {', '.join(missing)} missing; it holds {', '.join(sorted(tensors))}")
+    for name, tensor in tensors.items() if verify else ():
+        expected = sums.get(f"{_CRC}.{name}")
+        if expected is not None and expected != (found := _crc_of(tensor)):
+            raise DataError(
+                f"{path}: {name} is damaged: its checksum is {found}, {expected} was written; make the file again, or "
+                "copy it from where it is whole"
+            )
+    return tensors
+
+
+def read_header(path: Path, *, verify: bool = True) -> dict[str, Any]:
+    """The JSON header of a safetensors file. Raises DataError when the file is missing, shorter than the header says, or
+    when the header is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header: Any = json.loads(file.read(length))
+            size = file.seek(0, 2)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError, struct.error, RecursionError) as error:
+        raise DataError(f"{path}: not a safetensors file: {error or 'it is damaged'}") from None
+    end = _end(path, header)
+    if size != 8 + length + end:
+        raise DataError(f"{path}: {size} bytes, its header promises {8 + length + end}; extract it again")
+    expected = header.get("__metadata__", {}).get(_CRC)
+    if verify and expected is not None and expected != _crc_of_header(header):
+        raise DataError(f"{path}: its header is damaged: its checksum is not the one written; make the file again")
+    return dict(header)
+
+
+def without_checksums(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What was said about a file beside its checksums."""
+    return {key: value for key, value in metadata.items() if key.partition(".")[0] != _CRC}
+
+
+def _end(path: Path, header: Any) -> int:
+    """Where the last tensor ends. Raises DataError for a header that is none."""
+    try:
+        if not isinstance(header.get("__metadata__", {}), dict):
+            raise TypeError("__metadata__")
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        for name, entry in header.items():
+            if name != "__metadata__" and not all(type(n) is int and n >= 0 for n in entry["shape"]):
+                raise TypeError(name)
+        return max(map(int, ends), default=0)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        raise DataError(f"{path}: not a safetensors file: its header does not describe tensors") from None
+
+
+def _crc_of(tensor: Tensor) -> str:
+    if tensor.numel() == 0:
+        return f"{zlib.crc32(b''):08x}"
+    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data):08x}"
+
+
+def _crc_of_header(header: Mapping[str, Any]) -> str:
+    metadata = {key: value for key, value in header["__metadata__"].items() if key != _CRC}
+    return f"{zlib.crc32(_text({**header, '__metadata__': metadata})):08x}"
+
+
+def _text(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()

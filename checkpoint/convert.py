@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from checkpoint.config import ConvertConfig
-from checkpoint.layout import check_space, replace_entries, replace_file, size_text, staging, writing
+from checkpoint.layout import check_space, replace_entries, replace_file, staging, writing
 from checkpoint.stages import Layers, mm_files
 from megatron.mm.layout import RELEASE, read_tracker, write_tracker
 from mindspeed_mm.errors import WeightsError
@@ -26,6 +25,7 @@ from mindspeed_mm.models.source import HEAD_BYTES, WeightsSource, differences
 from mindspeed_mm.models.wan.sizes import diffusers_json, infer_config, official_json
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
+from mindspeed_mm.progress import Progress, size_text
 
 logger = get_logger(__name__)
 STEM = "diffusion_pytorch_model"
@@ -136,9 +136,10 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
         check_space(target.folder, total)
         new = place / "new"
         new.mkdir()
-        with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=str(shown)) as bar:
-            write(new, target, bar.update)
-        read_back(new / target.name if target.name else new, source, cfg.verify == "bits")
+        with Progress(f"writing {shown}", total, "B") as progress:
+            write(new, target, progress.step)
+        with Progress(f"checking {shown}", total, "B") as progress:
+            read_back(new / target.name if target.name else new, source, cfg.verify == "bits", progress.step)
         if target.name:
             for text in target.texts:
                 replace_file(new / text, target.folder / text)
@@ -166,7 +167,7 @@ def _at(folder: Path, name: str) -> Path:
     return path
 
 
-def read_back(path: Path, source: WeightsSource, bits: bool) -> None:
+def read_back(path: Path, source: WeightsSource, bits: bool, seen: Written = lambda nbytes: None) -> None:
     """Raises WeightsError unless `path` holds exactly the weights of `source`."""
     written = open_weights(path)
     problems = differences(written.shapes, source.shapes)
@@ -175,6 +176,7 @@ def read_back(path: Path, source: WeightsSource, bits: bool) -> None:
     for name, tensor in source.tensors.items():
         if not _same(tensor.read(), written.read(name), None if bits else HEAD_BYTES // tensor.dtype.itemsize):
             raise WeightsError(f"{path}: {name} reads back with other values; check the disk and convert again")
+        seen(tensor.nbytes)
 
 
 def _same(a: Tensor, b: Tensor, count: int | None) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.progress import size_text
 
 LEAVING, LEFT = "leaving", "left"  # where old entries wait: some of them, all of them
 
@@ -67,11 +68,6 @@ def check_space(place: Path, nbytes: int) -> None:
         raise WeightsError(
             f"{place}: needs {size_text(nbytes)}, the disk has {size_text(free)} free; free space or choose another target_path"
         )
-
-
-def size_text(nbytes: int) -> str:
-    """Bytes in words: `34.7 GB`, `0.5 MB`."""
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 5e7 else f"{nbytes / 1e6:.1f} MB"
 
 
 def replace_file(staged: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +23,10 @@ from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_text
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.progress import Progress
 
 logger = get_logger(__name__)
 T = TypeVar("T")
-_SPOKEN_EVERY = 30.0  # seconds between two lines of progress
 _CHUNK = 16  # rows that a process gets at once: one takes about a millisecond
 
 
@@ -233,13 +232,11 @@ def _recall(records: Sequence[SampleRecord], index: ClipIndex) -> list[Look]:
 
 
 def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:
-    """A line now and then: many clips on slow storage take a while."""
-    spoken = time.monotonic()
-    for number, row in enumerate(rows, 1):
-        if time.monotonic() - spoken >= _SPOKEN_EVERY:
-            spoken = time.monotonic()
-            logger.info("looked at %d of %d clips", number, count)
-        yield row
+    """Many clips on slow storage take a while."""
+    with Progress("checking", count, "clip") as progress:
+        for row in rows:
+            progress.step()
+            yield row
 
 
 def _facts(

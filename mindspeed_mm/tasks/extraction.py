@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed, Recipe
@@ -31,15 +30,15 @@ from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import write_text
-from mindspeed_mm.log import get_logger, on_every_rank, rank, terminal, world_size
+from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
+from mindspeed_mm.progress import Progress
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 
 logger = get_logger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_SPOKEN_EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -169,10 +168,10 @@ def extract(
     share = deal(dataset.records, world)
     outcome = Outcome()
     started = time.perf_counter()
-    with stop_signals() as stop, Progress(len(share), world) as progress:
+    with stop_signals() as stop, clip_progress(len(share), world) as progress:
         for row in extraction.run(share, stop.asked):
             outcome.add(row)
-            progress.step(row, len(outcome.failed))
+            progress.step(worked=isinstance(row, Finished) and row.fresh, note=f"failed {len(outcome.failed)}")
             if len(outcome.failed) > allowed:
                 with suppress(OSError):  # the error below matters more
                     write_failures(extraction.save_path, failures(outcome.failed, manifest))
@@ -191,6 +190,12 @@ def extract(
     if stop.signal:
         _say_stopped(stop.signal, outcome, len(share))
         raise SystemExit(128 + stop.signal)
+
+
+def clip_progress(share: int, world: World) -> Progress:
+    """Of rank 0's share of the clips; the others' are as large."""
+    name = "clips" if world.size == 1 else f"clips (rank 0 of {world.size})"
+    return Progress(name, share, "clip")
 
 
 def deal(records: Sequence[SampleRecord], world: World) -> list[SampleRecord]:
@@ -327,41 +332,3 @@ def stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Progress:
-    """A bar with clips/s and ETA on a terminal, a line now and then elsewhere; of rank 0's share."""
-
-    def __init__(self, share: int, world: World) -> None:
-        self.share, self.world = share, world
-        self.done = self.fresh = 0
-        self._bar: tqdm[Any] | None = None
-        self._started = self._spoken = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        screen = terminal() if self.world.rank == 0 else None
-        if screen is not None:
-            name = "clips" if self.world.size == 1 else f"clips (rank 0 of {self.world.size})"
-            self._bar = tqdm(total=self.share, desc=name, unit="clip", file=screen, dynamic_ncols=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def step(self, row: Finished | Failed, failed: int) -> None:
-        """One row is through."""
-        self.done += 1
-        self.fresh += isinstance(row, Finished) and row.fresh
-        if self._bar is not None:
-            self._bar.set_postfix(failed=failed, refresh=False)
-            self._bar.update()
-        elif time.monotonic() - self._spoken >= _SPOKEN_EVERY:
-            self._spoken = time.monotonic()
-            logger.info(self.line(failed))
-
-    def line(self, failed: int) -> str:
-        """`clips 12/300 | 0.53 clips/s | ETA 0:09:03 | failed 0`; speed and ETA are those of freshly encoded clips."""
-        rate = self.fresh / max(time.monotonic() - self._started, 1e-9)
-        left = str(timedelta(seconds=round((self.share - self.done) / rate))) if rate else "unknown"
-        return f"clips {self.done}/{self.share} | {rate:.2f} clips/s | ETA {left} | failed {failed}"

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
@@ -34,8 +33,9 @@ from mindspeed_mm.generation.writer import (
     write_latents,
     write_outcome,
 )
-from mindspeed_mm.log import FIRST_SPEAKS, get_logger, on_every_rank, rank, terminal, world_size
+from mindspeed_mm.log import FIRST_SPEAKS, get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.progress import Progress
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 
 LOGGER = get_logger(__name__)
@@ -197,7 +197,7 @@ def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob, team: So
     texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
     with enough_memory(f"{video.name}: "):
         pipe.load_experts()  # outside the bar, whose time that is left knows denoising steps alone
-    with progress(video.name, video.sampling.steps) as on_step, enough_memory(f"{video.name}: "):
+    with denoising_progress(video.name, video.sampling.steps) as on_step, enough_memory(f"{video.name}: "):
         latents = pipe.denoise(context, texts, video.sampling, on_step=on_step).cpu()
     team.from_first(lambda: write(pipe, job, video, conditions, latents))
     return latents
@@ -300,27 +300,10 @@ def say_what_latents_decide(job: GenerateJob, settings: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress(name: str, steps: int) -> Iterator[OnStep]:
-    """A bar with the time that is left on a terminal; elsewhere a line now and then, which says it too."""
-    screen = terminal() if rank() == 0 else None
-    bar = tqdm(total=steps, desc=name, unit="step", disable=screen is None, file=screen, dynamic_ncols=True)
-    every, start = max(1, steps // 5), time.monotonic()
-
-    def on_step(done: int, total: int) -> None:
-        bar.update(1)
-        if bar.disable and (done % every == 0 or done == total):
-            left = (time.monotonic() - start) / done * (total - done)
-            LOGGER.info(
-                "  %s: denoising step %d/%d%s", name, done, total, f", {clock(left)} left" if done < total else ""
-            )
-
-    with bar:
-        yield on_step
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people read them: 0:07, 12:30, 1:02:03."""
-    return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
+def denoising_progress(name: str, steps: int) -> Iterator[OnStep]:
+    """A bar for a video's denoising steps; in a log five lines."""
+    with Progress(f"{name}: denoising", steps, "step", lines=5) as bar:
+        yield lambda done, total: bar.step()
 
 
 @contextmanager

@@ -6,16 +6,15 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from tqdm import tqdm
+from typing import Protocol
 
 from megatron.mm.log_line import memory_line
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sample import Batch
 from mindspeed_mm.errors import LaunchError
 from mindspeed_mm.flow.schedule import Schedule
-from mindspeed_mm.log import get_logger, on_every_rank, rank, terminal, world_size
+from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.progress import Progress
 from mindspeed_mm.training.config import TrainingConfig
 from mindspeed_mm.training.flops import Flops
 from mindspeed_mm.training.guard import ExitWatch, FiniteGuard
@@ -83,8 +82,7 @@ class TrainLoop:
                     self.parts.checkpoints.poll()
                 bar.clear()  # the log line takes the bar's place, and the bar comes back below it
                 self.say(report)
-                bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
-                bar.update()
+                bar.step(note=f"loss={report.loss:.4f}")
                 reason = watch.reason(report.iteration, anywhere)
                 if self._due(self.config.eval.eval_interval, report.iteration):
                     self.evaluate(report.iteration)
@@ -206,11 +204,8 @@ class TrainLoop:
     def _due(self, interval: int | None, iteration: int) -> bool:
         return interval is not None and iteration % interval == 0
 
-    def _bar(self, done: int) -> tqdm[Any]:
-        screen = terminal() if self.speaks else None
-        return tqdm(
-            total=self.train_iters, initial=done, unit="it", disable=screen is None, file=screen, dynamic_ncols=True
-        )
+    def _bar(self, done: int) -> Progress:
+        return Progress("", self.train_iters, "it", initial=done, shown=self.speaks, every=None)
 
 
 def _phase_line(report: StepReport) -> str:

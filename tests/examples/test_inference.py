@@ -113,8 +113,8 @@ def test_generate_sh_makes_a_video_on_two_processes_and_says_how_long_it_takes(t
     ran = generate("inference.json", "--seed", 3, cwd=tiny.parent)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert (tiny.parent / "out" / "video1.mp4").exists()
-    assert re.search(r"denoising step 2/5, \d+:\d\d left", ran.stdout)
-    assert "denoising step 5/5\n" in ran.stdout
+    assert re.search(r"denoising 2/5 \| .* \| ETA \d:\d\d:\d\d", ran.stdout)
+    assert "denoising 5/5 |" in ran.stdout
     (log,) = (tiny.parent / "logs").iterdir()
     assert f"log: logs/{log.name}" in ran.stdout
 

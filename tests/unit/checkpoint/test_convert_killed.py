@@ -32,8 +32,8 @@ def slowly(function):
 convert.write_tracker = slowly(convert.write_tracker)
 layout.os.rename = slowly(layout.os.rename)
 layout.os.replace = slowly(layout.os.replace)
-original = convert.tqdm.update
-convert.tqdm.update = lambda bar, n: (slowly(lambda: None)() if bar.n % 7 == 0 else None, original(bar, n))[1]
+original = convert.Progress.step
+convert.Progress.step = lambda bar, n: (slowly(lambda: None)() if bar.done % 7 == 0 else None, original(bar, n))[1]
 from checkpoint.cli import main
 print("ready", flush=True)
 main(sys.argv[1:])

@@ -26,7 +26,7 @@ from mindspeed_mm.data.registry import read_data_config
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
 from mindspeed_mm.tasks.extract import main
-from mindspeed_mm.tasks.extraction import Outcome, Progress, World, deal, extract
+from mindspeed_mm.tasks.extraction import Outcome, World, clip_progress, deal, extract
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from tests.clips import turn, write_clip, write_variable
 from tests.extract_job import make_job, spoil
@@ -249,9 +249,9 @@ def test_the_bar_reaches_the_terminal_that_the_script_names_though_stderr_is_a_p
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))
-    with Progress(2, World(0, 1)) as progress:
+    with clip_progress(2, World(0, 1)) as progress:
         for row in make_extraction(tmp_path / "out").run(write_rows(tmp_path, 2)):
-            progress.step(row, 0)
+            progress.step(worked=row.fresh)
     shown, deadline = "", time.monotonic() + 30
     while "2/2" not in shown and time.monotonic() < deadline:  # a terminal passes on what it gets in its own time
         if select.select([ours], [], [], 1)[0]:

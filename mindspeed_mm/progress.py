@@ -1,0 +1,112 @@
+"""The one progress bar: on a terminal a bar with rate and ETA, in a log a line now and then."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from mindspeed_mm.log import get_logger, rank, terminal
+
+logger = get_logger(__name__)
+LINE_EVERY = 30.0  # seconds between two lines in a log
+
+
+class Progress:
+    """How far a long job has come: `with Progress("clips", 300, "clip") as progress: ... progress.step()`.
+
+    `unit` is the singular, "B" for bytes. `shown`: whether this process draws and logs; None: on rank 0. In a log, a line
+    comes every `every` seconds; with `lines`, at each of that many equal shares of the job instead.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        unit: str,
+        *,
+        initial: int = 0,
+        shown: bool | None = None,
+        every: float | None = LINE_EVERY,
+        lines: int | None = None,
+    ) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        shown = rank() == 0 if shown is None else shown
+        self.done = initial
+        self._worked = 0  # of what was done here, that which took time
+        self._every = every if shown else None
+        self._share = max(1, total // lines) if lines and shown else None
+        self._started = self._logged = time.monotonic()
+        self._screen = terminal() if shown and total else None
+        self._bar: Any = None
+        if self._screen is not None:
+            from tqdm import tqdm  # 30 ms that --help need not wait for
+
+            self._bar = tqdm(
+                desc=name or None,
+                total=total,
+                initial=initial,
+                unit=unit,
+                unit_scale=unit == "B",
+                file=self._screen,
+                dynamic_ncols=True,
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def step(self, count: int = 1, *, worked: bool = True, note: str = "") -> None:
+        """`count` more are done. `worked=False`: they took no time, so they count neither for the rate nor for the ETA."""
+        self.done += count
+        self._worked += count if worked else 0
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif self._due(count):
+            self._logged = time.monotonic()
+            logger.info(self.line(note))
+
+    def clear(self) -> None:
+        """Take the bar off the screen, for a line of text; the next step draws it again."""
+        if self._bar is not None:
+            self._bar.clear()
+
+    def close(self) -> None:
+        """Leave the bar as it is and go to the next line."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._screen is not None and self._screen.fileno() != 2:
+            self._screen.close()
+        self._bar = self._screen = None
+
+    def line(self, note: str = "") -> str:
+        """`clips 12/300 | 1.9 s/clip | ETA 0:09:03 | failed 0`."""
+        rate = self._worked / max(time.monotonic() - self._started, 1e-9)
+        left = str(timedelta(seconds=round((self.total - self.done) / rate))) if rate else "unknown"
+        parts = [f"{self.name} {self._amounts()}", self._rate(rate), f"ETA {left}", note]
+        return " | ".join(part for part in parts if part)
+
+    def _due(self, count: int) -> bool:
+        if self._share is not None:
+            return self.done // self._share > (self.done - count) // self._share or self.done == self.total
+        return self._every is not None and time.monotonic() - self._logged >= self._every
+
+    def _amounts(self) -> str:
+        return f"{size_text(self.done)} of {size_text(self.total)}" if self.unit == "B" else f"{self.done}/{self.total}"
+
+    def _rate(self, rate: float) -> str:
+        if self.unit == "B":
+            return f"{size_text(rate)}/s"
+        return f"{rate:.2f} {self.unit}s/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s/{self.unit}"
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them: 3.2 MB."""
+    power = 0
+    while count >= 999.5 and power < 4:
+        count, power = count / 1000, power + 1
+    return f"{count:.{0 if count >= 99.5 or not power else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

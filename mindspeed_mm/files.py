@@ -48,17 +48,17 @@ _KINDS = (
 # Which files are accepted
 
 
-def regular_file(path: PathLike, error: ErrorType = ConfigError) -> Path:
-    """`path` as a regular file. Never blocks.
+def regular_file(path: PathLike, error: ErrorType = ConfigError, *, or_folder: bool = False) -> Path:
+    """`path` as a regular file (`or_folder`: or as a folder). Never blocks.
 
     Raises `error` for what is missing, a dangling link, a folder, FIFO, socket or device, a path that the system cannot
     take, and a Git LFS pointer in place of the file.
     """
     status = stat_path(path, error)
     for is_kind, kind in _KINDS:
-        if is_kind(status.st_mode):
+        if is_kind(status.st_mode) and not (or_folder and kind == "folder"):
             raise error(f"{display_path(path)}: expected a file, got a {kind}")
-    if status.st_size < 1024:
+    if status.st_size < 1024 and stat.S_ISREG(status.st_mode):
         _refuse_lfs_pointer(Path(path), error)
     return Path(path)
 

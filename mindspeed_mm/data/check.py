@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from mindspeed_mm.data.probe import look as look_into
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import write_text
+from mindspeed_mm.files import write_json
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.progress import Progress
 
@@ -73,7 +72,7 @@ class CheckReport:
         """A JSON file that names every row that is left out, and why."""
         skipped = [{"row": p.row, "address": p.address, "problem": p.message} for p in self.problems]
         content = {"rows": self.rows, "usable": len(self.records), "skipped": skipped, "notes": list(self.notes)}
-        write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+        write_json(path, content)
 
     def summary(self) -> str:
         """A table, one line for each thing one wants to know before starting."""

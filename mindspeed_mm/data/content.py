@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import parse_json, split_lines
+
 STATE_FOLDER = "state"  # in the folder of the features: what was learnt about files; may be deleted
 _BLOCK = 1 << 20
 Signature = str  # of one file or folder: changes whenever its size or time stamp does
@@ -97,10 +100,10 @@ class PartIndex:
 
 def read_lines(file: Path) -> Iterator[list[Any]]:
     """The JSON lists of a file, one a line; a line that was torn is left out."""
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in split_lines(file.read_bytes().decode("utf-8", errors="replace")):
         try:
-            values = json.loads(line)
-        except ValueError:
+            values = parse_json(line, file.name, DataError)
+        except DataError:
             continue
         if isinstance(values, list):
             yield values

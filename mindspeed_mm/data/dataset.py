@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,15 +10,18 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from mindspeed_mm.data import csv_rows
 from mindspeed_mm.data.config import FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
 from mindspeed_mm.data.features import NULL_PROMPT_FILE, read_feature, read_info, read_null_prompt
 from mindspeed_mm.data.manifest import read_manifest
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord, VideoSample
 from mindspeed_mm.data.transforms import PixelSample, load_pixels, to_sample
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import LIST_BYTES, json_lines, parse_json, read_text
 
 FEATURE_FOLDER = "features"
 LISTING = "data.jsonl"
+_MAX_SIZE = 1 << 20  # of an axis of latents
 
 
 class RawDataset(Protocol):
@@ -100,7 +103,7 @@ class FeatureDataset:
         """The file of one row: from the data folder, from its `features` folder, or as it stands."""
         file = self.rows[index]["file"]
         places = (self.folder / file, self.folder / FEATURE_FOLDER / file, Path(file))
-        return next((place for place in places if place.is_file()), places[0])
+        return next((place for place in places if os.path.isfile(place)), places[0])  # False for a NUL, too
 
     def shape(self, index: int) -> tuple[int, int, int, int]:
         """(R+F, h, w, R): samples with one shape can be stacked. From the list; the file's header is read if it is not there."""
@@ -159,23 +162,34 @@ class FeatureDataset:
 
 
 def _read_listing(path: Path) -> list[dict[str, Any]]:
+    if path.suffix.lower() in csv_rows.SUFFIXES:
+        raise DataError(f"{path}: expected a {LISTING} of features, got CSV; extract features of these clips first")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; feature extraction writes it") from None
-    try:
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.splitlines() if x.strip()]
-        )
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON: {error}; wanted one object a line") from None
+        text = read_text(path, DataError, max_bytes=LIST_BYTES)
+    except DataError as error:
+        raise DataError(f"{error}; feature extraction writes it") from None
+    if text.lstrip().startswith("["):
+        rows = parse_json(text, str(path), DataError)
+    else:
+        rows = [values for _, values in json_lines(text, str(path), DataError)]
     if not rows:
         raise DataError(f"{path}: lists no features; extract some first")
     for index, row in enumerate(rows):
-        if not isinstance(row, dict) or not isinstance(row.get("file"), str):
-            raise DataError(
-                f"{path}[{index}]: names no feature file under 'file'; is it a list of raw clips? Extract features first"
-            )
+        _check_row(row, f"{path}[{index}]")
     return rows
+
+
+def _check_row(row: Any, where: str) -> None:
+    if not isinstance(row, dict) or not isinstance(row.get("file"), str):
+        raise DataError(
+            f"{where}: names no feature file under 'file'; is it a list of raw clips? Extract features first"
+        )
+    shape = row.get("shape")
+    if shape is not None and not (_is_counts(shape, at_least=1) and len(shape) == 3):
+        raise DataError(f"{where}.shape: expected three positive integers [R+F, h, w], got {shape!r:.60}")
+    if row.get("num_refs") is not None and not _is_counts([row["num_refs"]], at_least=0):
+        raise DataError(f"{where}.num_refs: expected an integer from 0, got {row['num_refs']!r:.60}")
+
+
+def _is_counts(values: Any, *, at_least: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and at_least <= value < _MAX_SIZE for value in values)

@@ -1,20 +1,29 @@
-"""data.txt → data.json / .jsonl → SampleRecords. Every problem of every row is found before anything is decoded. No torch."""
+"""data.txt → data.json / .jsonl / .csv → SampleRecords. Every problem of every row is found before anything is decoded. No torch."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mindspeed_mm.data import csv_rows
 from mindspeed_mm.data.config import ClipRow
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import write_text
+from mindspeed_mm.files import (
+    LIST_BYTES,
+    json_lines,
+    json_type,
+    parse_json,
+    read_text,
+    regular_file,
+    split_lines,
+    write_json_lines,
+)
 from mindspeed_mm.registry import did_you_mean
 
 KEYS = tuple(ClipRow.model_fields)
@@ -24,6 +33,7 @@ _ALSO_CALLED = {  # names of other projects that no spelling brings near
     for key, names in {"src_video_mask": ("mask", "src_mask"), "cap": ("caption", "prompt", "text")}.items()
     for other in names
 }
+_LISTS = (".json", ".jsonl", *csv_rows.SUFFIXES)  # anything else is a data.txt
 _SHOWN = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
 
@@ -59,7 +69,7 @@ def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
 
 
 def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> Manifest:
-    """Read a data.txt, data.json or .jsonl and look whether the files are there.
+    """Read a data.txt, data.json, .jsonl or .csv and look whether the files are there.
 
     Raises DataError only when a list itself cannot be read; what is wrong with rows is in the answer.
     """
@@ -97,18 +107,17 @@ def write_failures(folder: Path, failures: Sequence[tuple[int, str]]) -> None:
     """failed.jsonl: each row that cannot be used, and why; no file when there is none."""
     path = folder / FAILURES
     if failures:
-        rows = [{"row": row, "reason": reason} for row, reason in failures]
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json_lines(path, [{"row": row, "reason": reason} for row, reason in failures])
     else:
         path.unlink(missing_ok=True)
 
 
 def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path, Path]]:
     """(folder, list) of each dataset."""
-    if data_path.suffix.lower() in (".json", ".jsonl"):
+    if data_path.suffix.lower() in _LISTS:
         yield data_folder or data_path.parent, data_path
         return
-    for number, line in enumerate(_text(data_path).splitlines(), 1):
+    for number, line in enumerate(split_lines(read_text(data_path, DataError, max_bytes=LIST_BYTES)), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         folder, comma, listing = (part.strip() for part in line.rpartition(","))
@@ -126,30 +135,18 @@ def _near(data_path: Path, path: str) -> Path:
 
 
 def _rows(listing: Path) -> Iterator[Any]:
-    text = _text(listing)
-    if text.lstrip().startswith("["):
-        try:
-            yield from json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{listing}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    if listing.suffix.lower() in csv_rows.SUFFIXES:
+        yield from csv_rows.read_csv_rows(listing)
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{listing}:{number}:{error.colno}: not valid JSON: {error.msg}; wanted a JSON list, or one object a line"
-                ) from None
-
-
-def _text(path: Path) -> str:
+    text = read_text(listing, DataError, max_bytes=LIST_BYTES)
+    if text.lstrip().startswith("["):
+        yield from parse_json(text, str(listing), DataError, lone_surrogates=True)
+        return
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file (working directory {Path.cwd()})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        for _, values in json_lines(text, str(listing), DataError, lone_surrogates=True):
+            yield values
+    except DataError as error:
+        raise DataError(f"{error}; expected a JSON list, or one object a line") from None
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ class _Row:
     def record(self) -> SampleRecord | None:
         before = len(self.problems)
         if not isinstance(self.values, Mapping):
-            self._bad("", f"found {type(self.values).__name__}, wanted an object with {', '.join(KEYS)}")
+            self._bad("", f"expected an object with {', '.join(KEYS)}; got {json_type(self.values)}")
             return None
         self._look_for_strangers()
         captions = self._captions()
@@ -243,12 +240,24 @@ class _Row:
 
     def _inside(self, key: str, text: str) -> Path | None:
         path = self.folder / text
-        root = os.path.abspath(self.folder)
-        if os.path.commonpath([root, os.path.abspath(path)]) != root:
+        if not (_is_below(path, self.folder, os.path.abspath) or _is_below(path, self.folder, _real)):
             self._bad(key, f"{text} lies outside the dataset's folder {self.folder}; move it there, or link it")
             return None
         self.named.append(_Named(f"{self.address}.{key}", path, self.row))
         return path
+
+
+def _is_below(path: Path, folder: Path, resolve: Callable[[Path], str]) -> bool:
+    root = resolve(folder)
+    return os.path.commonpath([root, resolve(path)]) == root
+
+
+def _real(path: Path) -> str:
+    """With links resolved: a folder that is reached by a link is the same place."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # NUL: reported as a file that cannot be there
+        return os.path.abspath(path)
 
 
 def _missing_files(named: Sequence[_Named]) -> list[Problem]:
@@ -259,11 +268,12 @@ def _missing_files(named: Sequence[_Named]) -> list[Problem]:
 
 
 def _why_missing(path: Path) -> str:
-    """Why nothing can be read at `path`; empty when something is there."""
+    """Why nothing can be read at `path`, which may be a folder of images; empty when it can."""
     try:
-        return "" if path.exists() else f"{path}: no such file"
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        return f"{path!s:.200}: {error.strerror}; give a path that can be read"
+        regular_file(path, DataError, or_folder=True)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def files_of(record: SampleRecord) -> list[tuple[str, Path]]:

@@ -86,6 +86,12 @@ def test_errors_name_the_row(tmp_path):
         ("", "lists no features"),
         ('{"video": "a.mp4", "cap": "x"}\n', "is it a list of raw clips"),
         ("{oops\n", "not valid JSON"),
+        ('{"file": "a.pt", "shape": 7}\n', r"data\.jsonl\[0\]\.shape"),
+        ('{"file": "a.pt", "shape": [1, null, 2]}\n', r"data\.jsonl\[0\]\.shape"),
+        ('{"file": "a.pt", "shape": [1, 2, true]}\n', r"data\.jsonl\[0\]\.shape"),
+        ('{"file": "a.pt", "shape": [1, 2, 9223372036854775808]}\n', r"data\.jsonl\[0\]\.shape"),
+        ('{"file": "a.pt", "num_refs": -1}\n', r"data\.jsonl\[0\]\.num_refs"),
+        ('{"file": "a.pt", "num_refs": "1"}\n', r"data\.jsonl\[0\]\.num_refs"),
     ],
 )
 def test_a_list_that_is_none_is_refused(tmp_path, text, words):
@@ -155,3 +161,23 @@ def test_flag_and_key_leave_checksums_out(tmp_path):
     source = {"data_path": str(tmp_path / "data.jsonl")}
     config = FeatureDatasetConfig(basic_parameters=source, verify_checksums=False)
     assert FeatureDataset(config)[0].key == "a"
+
+
+def test_a_caption_with_a_line_separator_does_not_split_a_row(tmp_path):
+    row = write(tmp_path, "a") | {"cap": "one\u2028two\x85three"}
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    (tmp_path / "data.jsonl").write_text("\ufeff" + text, encoding="utf-8")
+    source = {"data_path": str(tmp_path / "data.jsonl")}
+    assert len(FeatureDataset(FeatureDatasetConfig(basic_parameters=source))) == 1
+
+
+def test_a_csv_of_clips_is_no_list_of_features(tmp_path):
+    (tmp_path / "metadata.csv").write_text("video,prompt\n")
+    with pytest.raises(DataError, match="extract features"):
+        FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "metadata.csv")}))
+
+
+@pytest.mark.parametrize("file", ["a\0b.safetensors", "x" * 300 + ".safetensors"])
+def test_a_feature_path_that_cannot_exist_names_its_row(tmp_path, file):
+    with pytest.raises(DataError, match=r"data\.jsonl\[0\]"):
+        listed(tmp_path, [{"file": file, "shape": [2, 4, 6], "num_refs": 0}])[0]

@@ -1,6 +1,7 @@
 """data.txt and data.json: all forms that read, and every problem listed together with its address."""
 
 import json
+import os
 
 import pytest
 
@@ -76,14 +77,15 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ("text", "data.json[0]: found str, wanted an object with video, cap"),
+        ("text", "data.json[0]: expected an object with video, cap"),
         ({"cap": "x"}, "data.json[0].video: missing"),
         ({**FULL, "video": 7}, "data.json[0].video: found 7, wanted a path"),
         ({**FULL, "video": "gone.mp4"}, "gone.mp4: no such file"),
         ({**FULL, "cap": ""}, "data.json[0].cap: the caption is empty"),
         ({**FULL, "cap": ["x", " "]}, "data.json[0].cap: the caption is empty"),
         ({**FULL, "cap": []}, "data.json[0].cap: the caption is empty"),
-        ({**FULL, "video": "v" * 300 + ".mp4"}, "File name too long; give a path that can be read"),
+        ({**FULL, "video": "v" * 300 + ".mp4"}, "too long for the file system"),
+        ({**FULL, "video": "v\0.mp4"}, "NUL"),
         ({**FULL, "cap": {"en": "x"}}, "data.json[0].cap: found {'en': 'x'}, wanted a text or a list of texts"),
         ({**FULL, "src_ref_images": ["r.png", 3]}, "data.json[0].src_ref_images: found ['r.png', 3], wanted a list of paths"),
         ({**FULL, "src_ref_images": ["r.png", "no.png"]}, "data.json[0].src_ref_images[1]: "),
@@ -144,3 +146,86 @@ def test_json_errors_have_line_and_column(tmp_path, text, problem):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(DataError, match=problem):
         read_manifest(tmp_path / "data.json")
+
+
+def test_a_caption_keeps_characters_that_end_lines_elsewhere(dataset):
+    caption = "one\u2028two\x85three\x0cfour"
+    assert read_manifest(dataset([{"video": "v.mp4", "cap": caption}]))[0].captions == (caption,)
+    path = dataset([{"video": "v.mp4", "cap": "x"}], "data.jsonl")
+    path.write_text(json.dumps({"video": "v.mp4", "cap": caption}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read_manifest(path)[0].captions == (caption,)
+
+
+@pytest.mark.parametrize("data", ["data.txt", "data.json", "data.jsonl", "data.csv"])
+def test_another_encoding_is_named_in_every_list(tmp_path, data):
+    (tmp_path / data).write_text("folder,data.json\n", encoding="utf-16")
+    with pytest.raises(DataError, match="UTF-16"):
+        read_manifest(tmp_path / data)
+
+
+def test_a_fifo_or_a_git_lfs_pointer_as_a_clip_is_a_bad_row(dataset, tmp_path):
+    path = dataset([{"video": "pipe", "cap": "x"}, {"video": "p.mp4", "cap": "x"}, FULL])
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "p.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 2500000\n")
+    found = scan_manifest(path)
+    assert [record.row for record in found.records] == [2]
+    assert "FIFO" in found.problems[0].message
+    assert "2.5 MB" in found.problems[1].message
+
+
+def test_a_dataset_folder_reached_by_a_link_is_the_same_place(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "v.mp4").touch()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "link" / "data.json").write_text(json.dumps([{"video": str(tmp_path / "real/v.mp4"), "cap": "x"}]))
+    assert len(read_manifest(tmp_path / "link" / "data.json")) == 1
+
+
+DIFFSYNTH = "video,prompt,vace_video,vace_video_mask,vace_reference_image\n"
+
+
+def test_the_metadata_csv_of_diffsynth_reads_as_a_dataset(tmp_path):
+    for name in ("v.mp4", "s.mp4", "m.mp4", "r.png"):
+        (tmp_path / name).touch()
+    rows = '\ufeffv.mp4,"a cat, and\na ""dog""",s.mp4,m.mp4,r.png\r\nv.mp4,plain\u2028text,,,\r\n'
+    (tmp_path / "metadata.csv").write_text("\ufeff" + DIFFSYNTH + rows.lstrip("\ufeff"), encoding="utf-8", newline="")
+    (tmp_path / "data.txt").write_text(f"{tmp_path},metadata.csv\n")
+    for path in (tmp_path / "metadata.csv", tmp_path / "data.txt"):
+        first, second = read_manifest(path)
+        assert first.captions == ('a cat, and\na "dog"',)
+        assert (first.src_video, first.src_mask) == (tmp_path / "s.mp4", tmp_path / "m.mp4")
+        assert first.src_ref_images == (tmp_path / "r.png",)
+        assert second.captions == ("plain\u2028text",)
+        assert (second.src_video, second.src_ref_images, second.row) == (None, (), 1)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_with_our_keys_and_several_references_reads(tmp_path, delimiter):
+    for name in ("v.mp4", "a.png", "b.png"):
+        (tmp_path / name).touch()
+    lines = [["video", "cap", "src_ref_images"], ["v.mp4", "x, y", '\'["a.png", "b.png"]\'']]
+    text = "\n".join(delimiter.join(cells) for cells in lines).replace(
+        '\'["a.png", "b.png"]\'', '"[""a.png"", ""b.png""]"'
+    )
+    (tmp_path / "t.csv").write_text(text)
+    (record,) = read_manifest(tmp_path / "t.csv")
+    assert record.captions == ("x, y",)
+    assert record.src_ref_images == (tmp_path / "a.png", tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        (DIFFSYNTH + "v.mp4,a cat, a dog,,,,\n", r"t\.csv:2: expected 5 cells"),
+        (DIFFSYNTH + 'v.mp4,"a cat\n', r"t\.csv:2: not valid CSV"),
+        ("video,video\nv,w\n", r"t\.csv:1: column 'video' occurs twice"),
+        ("video,prompt,cap\nv,w,x\n", r"t\.csv:2: columns"),
+        ("video,cap,src_ref_images\nv,w,[\n", r"t\.csv:2:src_ref_images:1:2: not valid JSON"),
+        ("video,caption\nv.mp4,x\n", r"t\.csv\[0\]\.caption: unknown key"),
+        ("video,cap\n", "no rows"),
+    ],
+)
+def test_a_broken_table_is_one_line_with_its_place(tmp_path, text, fact):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=fact):
+        read_manifest(tmp_path / "t.csv")

@@ -1,0 +1,61 @@
+"""A dataset as CSV: the metadata.csv of DiffSynth-Studio, or a table with the keys of a data.json. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import LIST_BYTES, parse_json, read_text
+
+SUFFIXES = (".csv", ".tsv")
+COLUMNS = {  # DiffSynth-Studio's names → those of a data.json
+    "prompt": "cap",
+    "vace_video": "src_video",
+    "vace_video_mask": "src_video_mask",
+    "vace_reference_image": "src_ref_images",
+}
+
+
+def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table under the keys of a data.json; an empty cell is left out. Raises DataError.
+
+    A cell of src_ref_images is one path, or a JSON list of paths. Tables with tabs or semicolons read too.
+    """
+    for number, cells in _read_table(path):
+        row: dict[str, Any] = {}
+        for column, cell in cells.items():
+            key = COLUMNS.get(column, column)
+            if not cell.strip():
+                continue
+            if key in row:
+                raise DataError(f"{path}:{number}: columns {column!r} and {key!r} mean the same; keep one")
+            is_list = key == "src_ref_images" and cell.lstrip().startswith("[")
+            row[key] = parse_json(cell, f"{path}:{number}:{column}", DataError) if is_list else cell
+        yield row
+
+
+def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, column → cell) of each row under the header that is not empty."""
+    text = read_text(path, DataError, max_bytes=LIST_BYTES)
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        columns = [column.strip() for column in next(reader, [])]
+        for column in columns:
+            if columns.count(column) > 1:
+                raise DataError(f"{path}:1: column {column!r} occurs twice; keep one")
+        for cells in reader:
+            if len(cells) > len(columns):
+                raise DataError(
+                    f"{path}:{reader.line_num}: expected {len(columns)} cells, got {len(cells)}; put a text that "
+                    f"contains {delimiter!r} in double quotes"
+                )
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, dict(zip(columns, cells, strict=False))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None

@@ -43,6 +43,7 @@ setup(
             "accelerate>=1.1",  # diffusers asks for it in from_pretrained of what mm-convert writes
             "pytest>=8.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.6",
             "mypy>=1.11",

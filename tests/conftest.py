@@ -31,3 +31,9 @@ def pytest_report_header():
     if _HAS_WAN_VACE:
         return None
     return f"diffusers {version('diffusers')} has no WanVACEPipeline: left out are {', '.join(_NEEDS_WAN_VACE)}"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: the workers of tests/run.sh then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test, on a bare machine too: sets up the environment (scripts/environment.sh), then pytest.
+# Two processes share the files of tests; `-n 0` runs them in one.
 # Arguments go to pytest: `bash tests/run.sh -m 'not slow'`, `bash tests/run.sh tests/unit -k floors`.
 set -euo pipefail
 
@@ -9,4 +10,4 @@ source scripts/environment.sh
 environment_ready
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec python -m pytest "$@"
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,21 +49,27 @@ def timestep_table(sampling: SamplingConfig) -> Tensor:
 
 
 def _sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N]: the shifted grid of the solver."""
+    """fp64 [N]: the shifted grid of the solver.
+
+    The published samplers make their grids with numpy, whose last bits are not torch's: whole timesteps would differ by one.
+    """
     n = sampling.steps
+    if sampling.solver == "euler":
+        return shifted(torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)[:-1], sampling.shift)
     if sampling.solver == "unipc" and sampling.grid == "diffusers":
         # diffusers' own UniPC starts a hair below 1, where log(1 - sigma) is finite
         sigmas = shifted(_grid(1.0, 0.001, n), sampling.shift)
-        sigmas[0] -= 1e-6 if sigmas[0] == 1 else 0.0
-    elif sampling.solver == "unipc":
-        sigmas = shifted(_grid(0.999, 0.0, n), sampling.shift)
-    else:
-        sigmas = shifted(_grid(1.0, 0.0, n), sampling.shift)
-    return sigmas
+        sigmas[0] -= 1e-6 if abs(sigmas[0] - 1) < 1e-6 else 0.0
+        return sigmas
+    start = _UNIPC_START if sampling.solver == "unipc" else 1.0
+    return shifted(_grid(start, 0.0, n), sampling.shift)
+
+
+_UNIPC_START = float(np.float32(0.999))  # the official scheduler keeps its first sigma in fp32
 
 
 def _grid(start: float, end: float, steps: int) -> Tensor:
-    return torch.linspace(start, end, steps + 1, dtype=torch.float64)[:-1]
+    return torch.from_numpy(np.linspace(start, end, steps + 1)[:-1].copy())
 
 
 def make_noise(shape: Sequence[int], seed: int) -> Tensor:

@@ -98,3 +98,44 @@ def test_presets_fill_what_is_not_said(request_, experts, wanted):
 def test_the_second_guidance_is_the_first_unless_said():
     assert decide(RequestConfig(guidance_scale=3.0), experts=2).guidance_scale_2 == 3.0
     assert decide(RequestConfig(guidance_scale=3.0, guidance_scale_2=1.0), experts=2).guidance_scale_2 == 1.0
+
+
+SHIFTS = [1.0, 3.0, 5.0, 8.0, 12.0, 16.0]
+
+
+def whole_timesteps(start, end, shift, steps):
+    """The closed formula of the official code: numpy's grid, shifted, times 1000, rounded down."""
+    u = np.linspace(start, end, steps + 1)[:-1]
+    return (shift * u / (1 + (shift - 1) * u) * 1000).astype(np.int64).tolist()
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_whole_timesteps_equal_the_official_formula(shift):
+    for steps in range(1, 101):
+        dpm = timestep_table(sampling(solver="dpm++", steps=steps, shift=shift)).tolist()
+        assert dpm == whole_timesteps(1, 0, shift, steps), steps
+        unipc = timestep_table(sampling(solver="unipc", steps=steps, shift=shift)).tolist()
+        assert unipc == whole_timesteps(float(np.float32(0.999)), 0, shift, steps), steps
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_whole_timesteps_equal_those_of_installed_diffusers(shift):
+    oracle = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    oracle.set_timesteps(20)
+    if float(oracle.sigmas[0]) < 0.99999:
+        pytest.skip("this diffusers still has the official code's grid")
+    for steps in range(1, 101):
+        oracle.set_timesteps(steps)
+        settings = sampling(solver="unipc", grid="diffusers", steps=steps, shift=shift)
+        assert timestep_table(settings).tolist() == oracle.timesteps.tolist(), steps
+        assert torch.equal(sigma_table(settings), oracle.sigmas), steps
+
+
+def test_dpm_reaches_400_where_torch_grids_gave_399():
+    assert timestep_table(sampling(solver="dpm++", steps=50, shift=16))[48] == 400
+
+
+def test_euler_and_training_tables_keep_their_bits():
+    u = torch.linspace(1, 0, 51, dtype=torch.float64)[:-1]
+    expected = torch.cat((5 * u / (1 + 4 * u), torch.zeros(1, dtype=torch.float64))).float()
+    assert torch.equal(sigma_table(sampling(solver="euler", steps=50, shift=5)), expected)

@@ -169,7 +169,7 @@ def _read_listing(path: Path) -> list[dict[str, Any]]:
     except DataError as error:
         raise DataError(f"{error}; feature extraction writes it") from None
     if text.lstrip().startswith("["):
-        rows = parse_json(text, str(path), DataError)
+        rows: list[dict[str, Any]] = parse_json(text, str(path), DataError)
     else:
         rows = [values for _, values in json_lines(text, str(path), DataError)]
     if not rows:

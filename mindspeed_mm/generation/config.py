@@ -120,6 +120,21 @@ class RequestConfig(Config):
         default=None,
         description="weight of the VACE branch: one number, or one for each of its blocks; on the command line 1,0.8,0.5 (default: 1)",
     )
+    diffsynth_noise: bool | None = Field(
+        default=None, description="with references, order the noise as DiffSynth-Studio does (default: false)"
+    )
+    diffsynth_references: bool | None = Field(
+        default=None,
+        description="stretch references to the video's size, as DiffSynth-Studio's VACE examples do (default: false)",
+    )
+    videoxfun_sigmas: bool | None = Field(
+        default=None,
+        description="the sigmas of VideoX-Fun's sampler Flow: solver euler, shifted twice (default: false)",
+    )
+    wan_frames: bool | None = Field(
+        default=None,
+        description="spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)",
+    )
     seed: int | None = Field(default=None, ge=0, lt=1 << 63, description="of the noise (default: 2025)")
 
     @field_validator("height", "width")
@@ -144,6 +159,12 @@ class RequestConfig(Config):
         if value is not None and (min(value) < 0 or max(value) == 0 or max(value) > 4):
             raise ValueError("must be four numbers from 0 to 4, at least one above 0")
         return value
+
+    @model_validator(mode="after")
+    def _euler_alone(self) -> RequestConfig:
+        if self.videoxfun_sigmas and self.solver not in (None, "euler"):
+            raise ValueError(f"videoxfun_sigmas belongs to solver euler, but solver is {self.solver}; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _one_spelling(self) -> RequestConfig:
@@ -247,6 +268,10 @@ class SamplingConfig(Config):
     guidance_scale_2: float = 5.0
     boundary: float = 0.875
     context_scale: float | tuple[float, ...] = 1.0
+    diffsynth_noise: bool = False
+    diffsynth_references: bool = False
+    videoxfun_sigmas: bool = False
+    wan_frames: bool = False
     seed: int = 2025
 
     @property
@@ -262,7 +287,8 @@ def decide(request: RequestConfig, *, experts: int) -> SamplingConfig:
         for name, value in request.model_dump().items()
         if name in SamplingConfig.model_fields and value is not None
     }
-    values = {**_preset(said, experts), **said}
+    flow = {"solver": "euler"} if said.get("videoxfun_sigmas") else {}
+    values = {**_preset(said, experts), **flow, **said}
     values.setdefault("guidance_scale_2", values.get("guidance_scale", SamplingConfig().guidance_scale))
     return SamplingConfig(**values)
 

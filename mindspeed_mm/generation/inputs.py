@@ -18,6 +18,7 @@ from mindspeed_mm.data.transforms import ArrayReader, cut, fill, fill_nearest, l
 from mindspeed_mm.data.video import BLACK, WHITE, VideoReader, flatten, open_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.parity import frames_to_the_last, stretched_reference
 
 Clip = str | Path | NDArray[Any] | Tensor | Sequence[Image.Image] | Image.Image
 Picture = str | Path | NDArray[Any] | Tensor | Image.Image
@@ -61,9 +62,8 @@ def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
         video, mask = _outpainted(inputs, sampling, notes)
     elif inputs.src_video is not None:
         video, mask = _edited(inputs, sampling, notes)
-    references = tuple(
-        load_reference(_picture(image), sampling.height, sampling.width) for image in inputs.src_ref_images
-    )
+    load = stretched_reference if sampling.diffsynth_references else load_reference
+    references = tuple(load(_picture(image), sampling.height, sampling.width) for image in inputs.src_ref_images)
     return Conditions(src_video=video, src_mask=mask, src_ref_images=references, notes=tuple(notes))
 
 
@@ -176,8 +176,11 @@ def _choose(source: VideoReader, key: str, sampling: SamplingConfig, notes: list
     timed = source.timed and sampling.timing == "seconds"
     times = source.times if timed else [i / sampling.fps for i in range(source.num_frames)]
     duration = source.duration if timed else source.num_frames / sampling.fps
-    found = choose_frames(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps)
     what = f"{key} {source.path} ({source.num_frames} frames, {source.fps:g} fps)"
+    if sampling.wan_frames:
+        notes.append(f"{what}: {sampling.num_frames} frames are spread over all of it (wan_frames)")
+        return frames_to_the_last(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps, what=what)
+    found = choose_frames(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps)
     if found.policy == "keep" and sampling.short_clip == "reject":
         raise DataError(
             f"{what} gives {len(found.indices)} frames at {sampling.fps:g} fps, num_frames is {sampling.num_frames}; "

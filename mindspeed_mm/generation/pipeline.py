@@ -40,6 +40,7 @@ from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.finite import check_inputs, explain_pixels, explain_step
 from mindspeed_mm.generation.guidance import Guide, guided_velocity
 from mindspeed_mm.generation.inputs import Clip, Conditions, Inputs, Picture, load_conditions
+from mindspeed_mm.generation.parity import rotated_noise
 from mindspeed_mm.generation.parts import find_parts, inspect_experts, load_experts, load_image_coder, load_text
 from mindspeed_mm.generation.result import Frames, GenerationResult, Texts, Timings, to_bytes
 from mindspeed_mm.generation.solvers import Solver, make_noise
@@ -137,6 +138,10 @@ class VacePipeline:
         fit: Literal["crop", "reject"] | None = None,
         timing: Literal["seconds", "frames"] | None = None,
         soft_mask: bool | None = None,
+        diffsynth_noise: bool | None = None,
+        diffsynth_references: bool | None = None,
+        videoxfun_sigmas: bool | None = None,
+        wan_frames: bool | None = None,
         noise: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> GenerationResult:
@@ -165,6 +170,10 @@ class VacePipeline:
                 "fit": fit,
                 "timing": timing,
                 "soft_mask": soft_mask,
+                "diffsynth_noise": diffsynth_noise,
+                "diffsynth_references": diffsynth_references,
+                "videoxfun_sigmas": videoxfun_sigmas,
+                "wan_frames": wan_frames,
                 "outpaint": outpaint,
             },
             "VacePipeline",
@@ -197,8 +206,8 @@ class VacePipeline:
         conditions = load_conditions(inputs, sampling)
         texts = self.texts(prompt, negative_prompt, sampling)
         self.free_text_encoder()
-        latents = self.denoise(self.encode(conditions, sampling), texts, sampling, noise=noise, on_step=on_step).cpu()
-        num_refs = len(conditions.src_ref_images)
+        num_refs, context = len(conditions.src_ref_images), self.encode(conditions, sampling)
+        latents = self.denoise(context, texts, sampling, num_refs=num_refs, noise=noise, on_step=on_step).cpu()
         return GenerationResult(
             frames=np.concatenate(list(self.decode(latents, num_refs))),
             latents=latents,
@@ -322,18 +331,22 @@ class VacePipeline:
         texts: Texts,
         sampling: SamplingConfig,
         *,
+        num_refs: int = 0,
         noise: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Latents [16, R+F, h, w] fp32 on the device, references first. `noise` [16, R+F, h, w] replaces the seed's.
 
-        Raises NonFiniteError after the first step that leaves a latent NaN or infinite.
+        `num_refs` matters to `diffsynth_noise` alone. Raises NonFiniteError after the first step that leaves a latent NaN or infinite.
         """
         experts, device = self.experts, self.accelerator.device
         self._check_scale(sampling)
         solver = Solver(sampling)
         context = vace_context[None].to(device)
-        latents = (make_noise(vace_context.shape[1:], sampling.seed) if noise is None else noise)[None].to(device)
+        if noise is None:
+            noise = make_noise(vace_context.shape[1:], sampling.seed)
+            noise = rotated_noise(noise, num_refs) if sampling.diffsynth_noise else noise
+        latents = noise[None].to(device)
         prompt, negative = (
             None if rows is None else rows[None].to(device)
             for rows in (texts.prompt_embeds, texts.negative_prompt_embeds)

@@ -12,6 +12,7 @@ from torch import Tensor
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.flow.schedule import shifted
 from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.parity import twice_shifted_sigmas
 
 
 class Stepper(Protocol):
@@ -44,6 +45,8 @@ def sigma_table(sampling: SamplingConfig) -> Tensor:
 
 def timestep_table(sampling: SamplingConfig) -> Tensor:
     """fp32 [N]: 1000·sigma; whole numbers for the multistep solvers, as the published samplers round down."""
+    if sampling.videoxfun_sigmas:
+        return _sigmas(sampling).float() * 1000
     timesteps = _sigmas(sampling) * 1000
     return (timesteps if sampling.solver == "euler" else timesteps.floor()).float()
 
@@ -54,6 +57,8 @@ def _sigmas(sampling: SamplingConfig) -> Tensor:
     The published samplers make their grids with numpy, whose last bits are not torch's: whole timesteps would differ by one.
     """
     n = sampling.steps
+    if sampling.videoxfun_sigmas:
+        return twice_shifted_sigmas(n, sampling.shift)
     if sampling.solver == "euler":
         return shifted(torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)[:-1], sampling.shift)
     if sampling.solver == "unipc" and sampling.grid == "diffusers":

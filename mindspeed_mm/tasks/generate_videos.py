@@ -198,7 +198,8 @@ def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob, team: So
     with enough_memory(f"{video.name}: "):
         pipe.load_experts()  # outside the bar, whose time that is left knows denoising steps alone
     with denoising_progress(video.name, video.sampling.steps) as on_step, enough_memory(f"{video.name}: "):
-        latents = pipe.denoise(context, texts, video.sampling, on_step=on_step).cpu()
+        num_refs = len(video.inputs.images)
+        latents = pipe.denoise(context, texts, video.sampling, num_refs=num_refs, on_step=on_step).cpu()
     team.from_first(lambda: write(pipe, job, video, conditions, latents))
     return latents
 

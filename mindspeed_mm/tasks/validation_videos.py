@@ -71,7 +71,8 @@ class ValidationVideos:
             self._shown[video.name] = (conditions, context)
         conditions, context = self._shown[video.name]
         texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
-        latents = pipe.denoise(context, texts, video.sampling).cpu()
+        num_refs = len(video.inputs.images)
+        latents = pipe.denoise(context, texts, video.sampling, num_refs=num_refs).cpu()
         failed = self.team.from_first(lambda: _written(pipe, job, video, conditions, latents))
         if failed is not None:
             raise failed

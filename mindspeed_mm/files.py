@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.errors import ConfigError, MindSpeedMMError
+from mindspeed_mm.locks import temporary_name
 
 PathLike = str | os.PathLike[str]
 ErrorType = type[MindSpeedMMError]
@@ -290,7 +291,7 @@ def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; when the block ends it replaces `path`, on an error it goes away."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         with open(temporary, "rb") as written:

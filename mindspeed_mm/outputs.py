@@ -1,0 +1,136 @@
+"""Whether results can be written where a run puts them, known before any work begins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import display_path
+from mindspeed_mm.locks import NAME_BYTES, temporary_name
+
+PATH_BYTES = 4095  # longest path that a system call takes
+_ROOM = 128  # bytes for the names of files under an output folder
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+
+
+def check_folder(path: str | Path, where: str, *, probe: bool = True) -> None:
+    """Whether files can be made in folder `path`, which is made with its parents when a run begins. Raises ConfigError.
+
+    `where` names the flag or key. `probe`: make a folder there and remove it, because permission bits do not tell all;
+    without it, what only the machine of the run can know is left open.
+    """
+    text = _checked_text(path, where)
+    place = _nearest(Path(text), where)
+    _check_names(text, place, where)
+    if not probe:
+        return
+    trial = place / temporary_name("probe")
+    try:
+        os.mkdir(trial)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        what = "" if place == Path(text) else f"{place}: "
+        raise ConfigError(f"{where}: {text}: {what}cannot be written to: {error.strerror}; choose another") from None
+    with suppress(OSError):
+        os.rmdir(trial)
+
+
+def check_file(path: str | Path, where: str, *, probe: bool = True) -> None:
+    """Whether file `path` can be written, over an older one if need be. Raises ConfigError."""
+    text = _checked_text(path, where)
+    try:
+        mode = os.stat(text).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # which is explained below
+            raise ConfigError(f"{where}: {display_path(text)}: {error.strerror}; choose another") from None
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise ConfigError(f"{where}: {text}: is {what}; choose another file name")
+    _check_names(text, _nearest(Path(text).parent, where), where)
+    check_folder(Path(text).parent, where, probe=probe)
+
+
+def check_names(folder: str | Path, names: Iterable[str], where: str) -> None:
+    """Whether files of these `names` can be made in `folder`, where none may be a folder already. Raises ConfigError."""
+    for name in names:
+        check_file(Path(folder) / name, where, probe=False)
+
+
+def name_problem(name: str, suffix: str) -> str:
+    """Why `name` with `suffix` cannot be a file's name; empty when it can."""
+    if problem := text_problem(name):
+        return problem
+    if found := _CONTROL.search(name):
+        return f"holds the control character {found[0]!r}"
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        return "must be a name without / and \\"
+    size, most = len(name.encode()), NAME_BYTES - len(suffix)
+    return f"has {size} bytes in UTF-8, a file name takes at most {most} before {suffix}" if size > most else ""
+
+
+def text_problem(text: str) -> str:
+    """Why `text` cannot be written to a file as UTF-8; empty when it can."""
+    found = _SURROGATE.search(text)
+    return "" if found is None else f"holds half of a character (the lone surrogate {found[0]!r})"
+
+
+def _checked_text(path: str | Path, where: str) -> str:
+    text = os.fspath(path)
+    if "\0" in text:
+        raise ConfigError(f"{where}: {text!r:.200}: holds a NUL character; give a path without")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ConfigError(f"{where}: {text!r:.200}: {text_problem(text)}; write the whole character") from None
+    size, most = len(os.fsencode(text)), PATH_BYTES - _ROOM
+    if size > most:
+        raise ConfigError(
+            f"{where}: {display_path(text)}: has {size} bytes, a path takes at most {most}; choose a shorter one"
+        )
+    return text
+
+
+def _nearest(path: Path, where: str) -> Path:
+    """`path`, or the nearest folder above it that exists. Raises ConfigError when something else is in the way."""
+    for place in (path, *path.absolute().parents):
+        try:
+            mode = os.stat(place).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            if place.is_symlink():
+                raise ConfigError(
+                    f"{where}: {path}: {place} is a link to {os.readlink(place)}, which does not exist; choose another"
+                ) from None
+            continue
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                continue
+            raise ConfigError(f"{where}: {display_path(path)}: {error.strerror}; choose another") from None
+        if not stat.S_ISDIR(mode):
+            what = "is" if place == path else f"{place} is"
+            raise ConfigError(f"{where}: {path}: {what} a file, and a folder is needed; choose another")
+        return place
+    return Path("/")
+
+
+def _check_names(text: str, place: Path, where: str) -> None:
+    """`place` is the folder whose file system counts."""
+    longest = NAME_BYTES
+    with suppress(OSError, ValueError):
+        longest = os.pathconf(place, "PC_NAME_MAX")
+    for part in Path(text).parts:
+        size = len(os.fsencode(part))
+        if size > longest and part != os.sep:
+            raise ConfigError(
+                f"{where}: {display_path(part)}: has {size} bytes, a file name takes at most {longest}; choose a shorter one"
+            )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import write_text
+from mindspeed_mm.log import get_logger
 
+logger = get_logger(__name__)
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 WEIGHTS_FILE = "model_optim_rng.pt"
+WRITING = ".writing-"  # and iter_0000010: a checkpoint that is not complete
+REPLACED = f"{WRITING}replaced-"  # and iter_0000010: a complete one, while another takes its name
 _ITERATION = re.compile(r"iter_(\d{7,})")
 _RANK = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3,}))?")
 
@@ -35,10 +39,8 @@ def read_tracker(root: Path) -> int | str | None:
 
 
 def write_tracker(root: Path, iteration: int | str) -> None:
-    """Write the tracker file under a temporary name, then rename: a reader sees the old number or the new one."""
-    temporary = root / f".{TRACKER}.{os.getpid()}"
-    temporary.write_text(f"{iteration}\n", encoding="utf-8")
-    os.replace(temporary, root / TRACKER)
+    """Write the tracker file; a reader sees the old number or the new one."""
+    write_text(root / TRACKER, f"{iteration}\n")
 
 
 def iteration_name(iteration: int | str) -> str:
@@ -63,6 +65,21 @@ def saved_iterations(root: Path) -> list[int]:
     """The iterations that have a folder under `root`, rising; `release` is not among them."""
     found = (parse_iteration(entry.name) for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else ()
     return sorted(number for number in found if isinstance(number, int))
+
+
+def put_back(root: Path) -> None:
+    """Name a checkpoint as before whose save under the same iteration was killed before the new one took its place."""
+    for replaced in root.glob(f"{REPLACED}*"):
+        target = root / replaced.name.removeprefix(REPLACED)
+        if not target.exists() and (replaced / ".metadata").is_file():
+            replaced.rename(target)
+            logger.warning(f"{target}: interrupted while overwriting; restored the previous checkpoint")
+
+
+def is_half_written(path: Path) -> bool:
+    """Whether `path` is a checkpoint, or tracker file, whose writing was killed. For the holder of its folder's lock."""
+    former = path.name.startswith(f".{TRACKER}.") and path.name.rpartition(".")[2].isdigit()
+    return path.name.startswith(WRITING) or former
 
 
 def latest_folder(root: Path) -> Path | None:

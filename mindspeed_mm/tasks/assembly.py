@@ -19,6 +19,7 @@ from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.recompute import recompute_plan
 from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.files import write_text
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.spec import MODELS
@@ -230,7 +231,4 @@ def job_writers(job: PretrainJob, mesh: Mesh) -> list[Writer]:
 
 def write_job(job: PretrainJob, folder: Path) -> None:
     """`folder`/job.json, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "job.json.tmp"
-    temporary.write_text(job.to_json() + "\n", encoding="utf-8")
-    temporary.replace(folder / "job.json")
+    write_text(folder / "job.json", job.to_json() + "\n")

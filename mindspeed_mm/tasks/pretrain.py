@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_mm.log import get_logger, one_line_errors
+from megatron.mm.layout import is_half_written, put_back
+from mindspeed_mm.locks import lock_folder, sweep
+from mindspeed_mm.log import get_logger, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 
 if TYPE_CHECKING:
     from mindspeed_mm.accelerator import Accelerator
 
 logger = get_logger(__name__)
+NOT_CHECKED = (
+    "not checked: whether features and weights exist, and whether the output folders can be written; "
+    "add --check-inputs on the machine of the run"
+)
 
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
     """Check the whole job first; torch is imported only when there is something to run."""
     job = PretrainJob.from_argv(argv)
-    if not job.files.dry_run or job.files.check_inputs:
+    is_here = not job.files.dry_run or job.files.check_inputs
+    if is_here:
         job.check_inputs()
+    job.check_outputs()
     announce(job)
     if job.files.dry_run:
+        if not is_here:
+            logger.info(NOT_CHECKED)
         return
+    with hold_folder(job):
+        join_and_run(job)
+
+
+@contextmanager
+def hold_folder(job: PretrainJob) -> Iterator[None]:
+    """The lock of --save, and a folder without what killed runs left half written. Raises LaunchError."""
+    if job.training.checkpoint.save is None:
+        yield
+        return
+    folder = Path(job.training.checkpoint.save)
+    with lock_folder(folder, choose="--save"):
+        if rank() == 0:
+            put_back(folder)
+            sweep([folder], more=is_half_written)
+        yield
+
+
+def join_and_run(job: PretrainJob) -> None:
+    """Find the device, join the other ranks, train."""
     from datetime import timedelta
 
     from mindspeed_mm.accelerator import Accelerator

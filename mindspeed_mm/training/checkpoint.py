@@ -24,9 +24,13 @@ from torch.distributed.tensor import DTensor
 
 from megatron.mm.layout import (
     RELEASE,
+    REPLACED,
     TRACKER,
+    WRITING,
+    is_half_written,
     iteration_folder,
     iteration_name,
+    put_back,
     read_tracker,
     saved_iterations,
     write_tracker,
@@ -35,6 +39,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.rng import rng_state, set_rng_state
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.locks import is_in_use, sweep
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.dcp import read_dcp, read_index
 from mindspeed_mm.models.keymap import KeyMap
@@ -51,8 +56,6 @@ from mindspeed_mm.training.state import (
 )
 
 logger = get_logger(__name__)
-_TEMPORARY = ".writing-"
-_REPLACED = f"{_TEMPORARY}replaced-"
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class Checkpointer:
         """Bring `state` to --load's checkpoint; → whether there was one. Raises WeightsError when it cannot be used."""
         if self.config.load is not None:
             root = Path(self.config.load)
-            self._on_first_rank(root, lambda: _put_back(root))
+            # a run that saves there is about to give these folders their names
+            self._on_first_rank(root, lambda: None if is_in_use(root) else put_back(root))
         folder = self._folder_to_load()
         if folder is None:
             return False
@@ -177,9 +181,8 @@ class Checkpointer:
 
     def _prepare(self, root: Path, iteration: int) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        _put_back(root)
-        for left in root.glob(f"{_TEMPORARY}*"):  # of a run that was killed while saving
-            shutil.rmtree(left)
+        put_back(root)
+        sweep([root], more=is_half_written)
         temporary = _temporary(root, iteration)
         temporary.mkdir()
         (temporary / "job.json").write_text(self.job_json + "\n", encoding="utf-8")
@@ -197,9 +200,9 @@ class Checkpointer:
 
     def _finish(self, root: Path, iteration: int) -> None:
         target = iteration_folder(root, iteration)
-        replaced = root / f"{_REPLACED}{target.name}"
+        replaced = root / f"{REPLACED}{target.name}"
         if target.exists():
-            target.rename(replaced)  # no rename replaces a folder: _put_back undoes this one after a kill in between
+            target.rename(replaced)  # no rename replaces a folder: put_back undoes this one after a kill in between
         _temporary(root, iteration).rename(target)
         write_tracker(root, iteration)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -358,15 +361,6 @@ def _empty(metadata: Metadata, key: str) -> list[Tensor]:
     return [torch.zeros(found.size, dtype=found.properties.dtype)] if isinstance(found, TensorStorageMetadata) else []
 
 
-def _put_back(root: Path) -> None:
-    """Name a checkpoint as before whose save under the same iteration was killed before the new one took its place."""
-    for replaced in root.glob(f"{_REPLACED}*"):
-        target = root / replaced.name.removeprefix(_REPLACED)
-        if not target.exists() and (replaced / ".metadata").is_file():
-            replaced.rename(target)
-            logger.warning(f"{target}: saving it again was killed; the one of before is put back")
-
-
 def _detach(value: Any) -> Any:
     """A copy that training cannot change while it is written."""
     if isinstance(value, dict):
@@ -375,7 +369,7 @@ def _detach(value: Any) -> Any:
 
 
 def _temporary(root: Path, iteration: int) -> Path:
-    return root / f"{_TEMPORARY}{iteration_name(iteration)}"
+    return root / f"{WRITING}{iteration_name(iteration)}"
 
 
 def _all_true(value: bool) -> bool:

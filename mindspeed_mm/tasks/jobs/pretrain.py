@@ -25,10 +25,12 @@ from mindspeed_mm.distributed.patterns import check_patterns
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.files import read_json
 from mindspeed_mm.flow.config import ScheduleConfig
-from mindspeed_mm.log import world_size
+from mindspeed_mm.locks import check_unlocked
+from mindspeed_mm.log import rank, world_size
 from mindspeed_mm.models.find import find_files
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.training.config import (
@@ -205,6 +207,35 @@ class PretrainJob(Config):
                     "weights (mm-convert writes one)"
                 )
             find_files(Path(weights))  # a folder that holds none, or two models, is named before any rank starts
+
+    def check_outputs(self) -> None:
+        """Raises ConfigError or LaunchError when the first rank cannot write where the flags say, or another run does.
+
+        A plain --dry-run leaves open what only the machine of the run knows: whether the folders can be made.
+        """
+        if rank() != 0:
+            return
+        is_here = not self.files.dry_run or self.files.check_inputs
+        for flag, folder in self._output_folders().items():
+            check_folder(folder, flag, probe=is_here)
+        if is_here and self.training.checkpoint.save:
+            check_unlocked(Path(self.training.checkpoint.save), choose="--save")
+
+    def _output_folders(self) -> dict[str, str]:
+        """Flag or key → the folder that it names."""
+        log, tools = self.training.log, self.tools
+        found = {
+            "--save": self.training.checkpoint.save,
+            "--tensorboard-dir": log.tensorboard_dir,
+            "--wandb-save-dir": log.wandb_save_dir if log.wandb_project else None,
+            f"{self.files.mm_tool}:profile.static_param.save_path": tools.profile.static_param.save_path
+            if tools.profile.enable or self.training.profile.profile
+            else None,
+            f"{self.files.mm_tool}:memory_profile.save_path": tools.memory_profile.save_path
+            if tools.memory_profile.enable
+            else None,
+        }
+        return {name: folder for name, folder in found.items() if folder}
 
     @property
     def predictor(self) -> PredictorConfig:

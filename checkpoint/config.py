@@ -36,6 +36,10 @@ class ConvertConfig(Config):
 class ToMmConfig(ConvertConfig):
     """Original or diffusers weights → MM folder."""
 
+    base_path: str | None = Field(
+        default=None,
+        description="the trunk's weights, where source_path is a VACE module alone; or where they moved to",
+    )
     target_parallel_config: TargetParallelConfig = Field(default=TargetParallelConfig(), description="pipeline stages")
 
 
@@ -50,10 +54,6 @@ class FromMmConfig(ConvertConfig):
 
 class ResplitConfig(ToMmConfig):
     """MM folder → MM folder with other stages."""
-
-    base_path: str | None = Field(
-        default=None, description="weights that a checkpoint of the trained part is completed from, if they moved"
-    )
 
 
 class PipelineConfig(Config):

@@ -13,7 +13,7 @@ def hf_to_mm(cfg: ToMmConfig) -> None:
     """
     from checkpoint.convert import convert, mm_target, open_source
 
-    source = open_source(cfg, dialects=("official",), method="hf_to_mm")
+    source = open_source(cfg, dialects=("official",), method="hf_to_mm", base_path=cfg.base_path)
     convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
 
 
@@ -25,7 +25,7 @@ def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
     """
     from checkpoint.convert import convert, mm_target, open_source
 
-    source = open_source(cfg, dialects=("diffusers",), method="hf_diffusers_to_mm")
+    source = open_source(cfg, dialects=("diffusers",), method="hf_diffusers_to_mm", base_path=cfg.base_path)
     convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
 
 

@@ -30,7 +30,7 @@ class WeightPaths(Config):
 
     transformer: tuple[str | tuple[str, ...], ...] = Field(
         min_length=1,
-        description="one path, or [high, low] for two experts; an inner list holds the shards of one model",
+        description="one path, or [high, low] for two experts; an inner list holds the parts of one model: its shards, or a trunk and a VACE module",
     )
     vae: str = Field(description="official .pth, or a diffusers folder")
     text_encoder: str = Field(description="official .pth, or a diffusers folder")

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.foreign import foreign_model
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "module.", "predictor.")
+PREFIXES = ("model.", "diffusion_model.", "module.", "predictor.", "transformer.", "pipe.", "dit.", "vace.")
 SHOWN = 10  # names in a message; the rest is a count
 _LORA = re.compile(r"(^|[._])lora_(A|B|up|down|unet|te)|^lora_")
+_WRAPPER = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _ABSURD = re.compile(r"\d{6,}")  # no model has that many blocks
 
 
@@ -21,7 +23,6 @@ class Naming:
     """The names of one checkpoint, understood."""
 
     dialect: str
-    prefix: str  # stood before every name
     ours: Mapping[str, str]  # official name → the name in the file
 
 
@@ -31,14 +32,17 @@ def understand(names: Iterable[str], where: object, key_maps: Mapping[str, KeyMa
     if not raw:
         raise WeightsError(f"{where}: holds no weights")
     _refuse_lora(raw, where)
-    prefix = common_prefix(raw)
-    bare = {name: name[len(prefix) :] for name in raw}
+    bare = {name: bare_name(name) for name in raw}
     dialect = _nearest(list(bare.values()), key_maps)
     key_map = key_maps[dialect]
     foreign = [name for name, short in bare.items() if not key_map.knows(short) or _ABSURD.search(short)]
     if foreign:
         known = len(raw) - len(foreign)
         what = f"looks like {dialect} names ({known} of {len(raw)})" if known else "no dialect of this model"
+        if model := foreign_model(bare[name] for name in foreign):
+            raise WeightsError(
+                f"{where}: expected a Wan or VACE transformer, got {model}: {listed(foreign)}; name the file of the transformer"
+            )
         raise WeightsError(f"{where}: {what}; foreign: {listed(foreign)}; known dialects: {', '.join(key_maps)}")
     ours: dict[str, str] = {}
     for name, short in bare.items():
@@ -46,17 +50,15 @@ def understand(names: Iterable[str], where: object, key_maps: Mapping[str, KeyMa
         if official in ours:
             raise WeightsError(f"{where}: {name!r} and {ours[official]!r} are the same weight {official!r}; keep one")
         ours[official] = name
-    return Naming(dialect, prefix, ours)
+    return Naming(dialect, ours)
 
 
-def common_prefix(names: list[str]) -> str:
-    """What repackaged files put before every name, e.g. `model.diffusion_model.`; "" when there is nothing."""
-    prefix = ""
-    while True:
-        found = next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in names)), None)
-        if found is None:
-            return prefix
-        prefix += found
+def bare_name(name: str) -> str:
+    """A name without what repackaging, wrappers and torch.compile add, e.g. `model.diffusion_model.` or `_orig_mod.`."""
+    name = _WRAPPER.sub("", name)
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
+        name = name[len(prefix) :]
+    return name
 
 
 def listed(names: Iterable[str]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Literal
 
 from megatron.mm.layout import RELEASE, latest_folder, parse_iteration, saved_iterations, stage_files
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import read_json_object, regular_file, stat_path
 
 Kind = Literal["safetensors", "torch", "mm", "dcp"]
 EXPERTS = (("high_noise_model", "low_noise_model"), ("transformer", "transformer_2"))
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin|pt|pth)")
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin|pt|pth)")
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _NOT_THE_TRANSFORMER = re.compile(r"(?i)vae|t5|umt5|clip")
 
@@ -35,10 +36,8 @@ def find_files(path: Path, *, original: bool = False) -> Files:
 
     Raises WeightsError when there is none, more than one, or a part is missing; for two experts it names both folders.
     """
-    if path.is_file():
+    if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         return _one_file(path)
-    if not path.is_dir():
-        raise WeightsError(f"{path}: no such file or folder (working directory {Path.cwd()})")
     mm = _megatron(path)
     if mm is not None and not (original and _has_weights(path)):
         return mm
@@ -51,22 +50,16 @@ def find_files(path: Path, *, original: bool = False) -> Files:
 
 
 def shards(paths: Sequence[Path]) -> Files:
-    """The files that a user listed as the shards of one model."""
-    if len(paths) == 1:
-        return find_files(paths[0])
+    """The files that a user listed as the shards of one model. Raises WeightsError unless they are safetensors files."""
     for path in paths:
-        if not path.is_file():
-            raise WeightsError(f"{path}: no such file; list the shards of one model, or name its folder")
-    endings = {path.suffix for path in paths}
-    if endings != {".safetensors"}:
-        raise WeightsError(f"{paths[0]}, …: shards must all be .safetensors, found {', '.join(sorted(endings))}")
+        regular_file(path, WeightsError)
     return Files("safetensors", tuple(paths), f"{len(paths)} safetensors shards", (paths[0].parent,))
 
 
 def _one_file(path: Path) -> Files:
     if path.name.endswith(".index.json"):
         return _indexed(path)
-    with open(path, "rb") as file:
+    with open(regular_file(path, WeightsError), "rb") as file:
         start = file.read(9)
     if path.suffix == ".safetensors" or (start[8:9] == b"{" and path.suffix not in _TORCH_ENDINGS):
         return Files("safetensors", (path,), "one safetensors file", (path.parent,))
@@ -128,15 +121,17 @@ def _plain_folder(path: Path) -> Files | None:
 
 
 def _indexed(index: Path) -> Files:
+    weight_map = read_json_object(index, WeightsError).get("weight_map")
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
+        names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
         sound = bool(names) and all(Path(name).name == name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (TypeError, ValueError):
         sound = False
     if not sound:
         raise WeightsError(f"{index}: is damaged: no weight_map of file names in it; copy it again")
     missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing and (index.parent / missing[0]).is_symlink():
+        regular_file(index.parent / missing[0], WeightsError)  # names the target that is gone
     if missing:
         raise WeightsError(
             f"{index.parent}: lacks {len(missing)} of {len(names)} shards ({missing[0]}{', …' if missing[1:] else ''}); "
@@ -147,7 +142,7 @@ def _indexed(index: Path) -> Files:
 
 
 def _unindexed(folder: Path, found: list[Path]) -> Files:
-    matches = [_SHARD.fullmatch(path.name) for path in found]
+    matches = [SHARD.fullmatch(path.name) for path in found]
     first = matches[0]
     if first is not None and all(m is not None and (m[1], m[3]) == (first[1], first[3]) for m in matches):
         if len(found) != int(first[3]):

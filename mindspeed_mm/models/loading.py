@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import read_json_object
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
@@ -26,13 +27,7 @@ _WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth hold the
 
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object. Raises WeightsError when the file is damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: wanted a JSON object, found {type(found).__name__}")
-    return found
+    return read_json_object(path, WeightsError)
 
 
 def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:

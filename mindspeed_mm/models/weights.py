@@ -6,7 +6,7 @@ is missing or foreign, all before any value is read.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +17,16 @@ from torch import nn
 
 from megatron.mm.layout import parse_rank
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import parse_json, read_json
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed, understand
-from mindspeed_mm.models.find import Files, find_files, shards
+from mindspeed_mm.models.find import SHARD, Files, find_files, shards
 from mindspeed_mm.models.finite import FiniteWeights
+from mindspeed_mm.models.foreign import foreign_trunk
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
@@ -59,10 +61,14 @@ def open_weights(
     over an MM checkpoint that stands beside original files. Raises WeightsError in one line when a key is missing, foreign,
     double or of the wrong shape, when a file is damaged, and for LoRA files.
     """
-    files = find_files(Path(path), original=original) if isinstance(path, str | Path) else shards([*map(Path, path)])
-    if files.also:
-        logger.info(files.also)
-    return _open(files, base_path, seen=())
+    if isinstance(path, str | Path):
+        return _open(_find(Path(path), original), base_path, seen=())
+    paths = [Path(part) for part in path]
+    if len(paths) == 1:
+        return _open(_find(paths[0], original), base_path, seen=())
+    if all(SHARD.fullmatch(part.name) and part.suffix == ".safetensors" for part in paths):
+        return _open(shards(paths), base_path, seen=())
+    return _join([_find(part, original) for part in paths], base_path)
 
 
 def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
@@ -71,6 +77,29 @@ def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
     Nothing is known of its layout: whether all weights are there, the model that they fill tells. Raises WeightsError.
     """
     return _open(find_files(Path(path)), None, seen=(), key_maps=key_maps)
+
+
+def _find(path: Path, original: bool = False) -> Files:
+    files = find_files(path, original=original)
+    if files.also:
+        logger.info(files.also)
+    return files
+
+
+def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
+    """Parts of one model that are no plain shards, such as a trunk's folder and the file of a VACE module."""
+    sources = [_open(part, None, seen=(), partial=True) for part in parts]
+    tensors: dict[str, TensorFile] = {}
+    for source in sources:
+        if twice := tensors.keys() & source.tensors.keys():
+            raise WeightsError(f"{source.path}: {listed(sorted(twice))} is also in another listed part; keep one")
+        tensors |= source.tensors
+    whole = next((source for source in sources if not source.has_branch), sources[0])
+    hints = {name: value for source in sources for name, value in source.hints.items()}
+    joined = replace(whole, what=" and ".join(source.what for source in sources), tensors=tensors, hints=hints)
+    joined = _complete(joined, None, base_path, (), KEY_MAPS)
+    _check(joined)
+    return joined
 
 
 def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
@@ -133,8 +162,14 @@ def load_transformer(
 
 
 def _open(
-    files: Files, base_path: PathLike | None, seen: tuple[Path, ...], key_maps: Mapping[str, KeyMap] = KEY_MAPS
+    files: Files,
+    base_path: PathLike | None,
+    seen: tuple[Path, ...],
+    key_maps: Mapping[str, KeyMap] = KEY_MAPS,
+    *,
+    partial: bool = False,
 ) -> WeightsSource:
+    """`partial`: what is missing comes from elsewhere, so nothing is checked yet."""
     where = files.paths[0] if len(files.paths) == 1 else files.homes[0]
     dialect, tensors, extras = _read(files, where, key_maps)
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
@@ -143,7 +178,7 @@ def _open(
     hints, told_by = _hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
     source = WeightsSource(where.absolute(), dialect, files.what, tensors, hints, told_by)
     source = _complete(source, extras.get("base"), base_path, seen, key_maps)
-    if key_maps is KEY_MAPS:
+    if key_maps is KEY_MAPS and not partial:
         _check(source)
     return source
 
@@ -152,9 +187,9 @@ def _read(
     files: Files, where: Path, key_maps: Mapping[str, KeyMap]
 ) -> tuple[str, dict[str, TensorFile], Mapping[str, Any]]:
     """Dialect, official name → tensor, and the plain values saved beside the weights."""
+    extras: Mapping[str, Any] = {}
     if files.kind == "safetensors":
         stages: list[Mapping[str, Any]] = [read_safetensors(files.paths).tensors]
-        extras: Mapping[str, Any] = {}
     else:
         states = [read_dcp(path) if files.kind == "dcp" else read_torch(path) for path in files.paths]
         stages, extras = _stages(states, where), states[0]
@@ -197,7 +232,7 @@ def _hints(files: Files, saved: Any) -> tuple[dict[str, Any], Path | None]:
     From the checkpoint itself, `<file>.json`, the nearest config.json, or a run's job.json.
     """
     first = files.paths[0]
-    hints = read_hints(_parse_json(saved, first) if isinstance(saved, str) else saved)
+    hints = read_hints(parse_json(saved, str(first), WeightsError) if isinstance(saved, str) else saved)
     if hints:
         return hints, first
     beside = [first.with_suffix(".json")] if len(files.paths) == 1 and first.is_file() else []
@@ -214,18 +249,9 @@ def _hints(files: Files, saved: Any) -> tuple[dict[str, Any], Path | None]:
 
 def _json(path: Path) -> Any:
     try:
-        return _parse_json(path.read_text(encoding="utf-8"), path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: cannot be read ({str(error)[:80]}); correct or remove it") from None
-
-
-def _parse_json(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: cannot be read as JSON ({str(error)[:80]}); correct or remove it") from None
+        return read_json(path, WeightsError) if path.is_symlink() or path.exists() else None
+    except WeightsError as error:
+        raise WeightsError(f"{error}; correct or remove it") from None
 
 
 def _find_predictor(values: Any) -> Mapping[str, Any] | None:
@@ -280,8 +306,20 @@ def _check(source: WeightsSource) -> None:
     """Every weight of the model is there once, and nothing else. Raises WeightsError."""
     if source.has_branch and not any(name.startswith("blocks.") for name in source.tensors):
         raise WeightsError(
-            f"{source.path}: holds only the VACE branch and does not say of which model; "
-            "name the model with --cfg.base_path (mm-convert)"
+            f"{source.path}: is a VACE module alone, without the trunk; name the trunk's weights too: --cfg.base_path "
+            "(mm-convert), predictor.from_pretrained beside predictor.vace_dit.vace_pretrained (training), or a list of both "
+            "in model.transformer (generation)"
+        )
+    patch = source.shapes.get("patch_embedding.weight", ())
+    head = source.shapes.get("head.head.weight", ())
+    if (
+        len(patch) == 5
+        and len(head) == 2
+        and (model := foreign_trunk(patch[1], head[0] // max(1, math.prod(patch[2:]))))
+    ):
+        raise WeightsError(
+            f"{source.path}: expected a text-to-video or VACE transformer with in_dim 16, got {model} (in_dim {patch[1]}); "
+            "take Wan2.1-T2V, Wan2.2-T2V or a VACE model"
         )
     try:
         problems = differences(source.shapes, layout_of_shapes(source.shapes))

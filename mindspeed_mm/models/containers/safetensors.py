@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import regular_file
 from mindspeed_mm.models.containers.tensors import Container, TensorFile, mapped, raw_bytes
 
 DTYPES = {
@@ -89,6 +90,8 @@ def _reader(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> C
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The JSON header, where the values start, and where the file ends."""
+    if path.exists() or path.is_symlink():
+        regular_file(path, WeightsError)
     try:
         with open(path, "rb") as file:
             end = os.fstat(file.fileno()).st_size

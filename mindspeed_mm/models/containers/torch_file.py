@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import regular_file
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.tensors import TensorFile, first_line, mapped, raw_bytes
 
@@ -86,6 +87,8 @@ def _load(path: Path) -> Any:
     """The file's contents. Its tensors are fake ones that know their offset; mapped ones where torch does not tell that;
     real ones for files older than the zip format.
     """
+    if path.exists() or path.is_symlink():
+        regular_file(path, WeightsError)
     try:
         if not zipfile.is_zipfile(path):
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import regular_file, stat_path
+from mindspeed_mm.models.foreign import foreign_model
 from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, refuse_conflicts, shard_paths
 from mindspeed_mm.models.umt5.state_dict import UMT5_KEY_MAP, checked_settings, umt5_config
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
@@ -82,10 +85,14 @@ def load_text_encoder(
         config = sizes
         state = {UMT5_KEY_MAP.to_theirs(name): weight for name, weight in state.items()}
     elif config is None:
-        raise WeightsError(f"{path}: names are not the official ones, and no config.json is beside it")
+        got = foreign_model(state) or "other names"
+        raise WeightsError(f"{path}: expected the official UMT5 names or a config.json beside it, got {got}")
     shared = state.get("shared.weight", state.get(_TIED))
     if shared is None:
-        raise WeightsError(f"{path}: holds no UMT5 encoder (its first weights are {', '.join(sorted(state)[:3])})")
+        got = foreign_model(state) or f"something else (its first weights are {', '.join(sorted(state)[:3])})"
+        raise WeightsError(
+            f"{path}: expected a UMT5 encoder, got {got}; name models_t5_umt5-xxl-enc-bf16.pth or text_encoder/"
+        )
     tokenizer.check_fits(len(shared), files[0])
     state |= {"shared.weight": shared, _TIED: shared}
     model = _build(config, files[0])
@@ -105,10 +112,8 @@ class Beside:
 
 def _locate(path: Path) -> tuple[list[Path], Beside | None]:
     """Weight files, and the config.json of transformers beside them."""
-    if path.is_file():
-        return [path], _config_in(path.parent)
-    if not path.is_dir():
-        raise WeightsError(f"{path}: no such file or folder; give models_t5_umt5-xxl-enc-bf16.pth or a folder")
+    if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
+        return [regular_file(path, WeightsError)], _config_in(path.parent)
     for folder in (path, path / "text_encoder"):
         if beside := _config_in(folder):
             if files := shard_paths(folder):

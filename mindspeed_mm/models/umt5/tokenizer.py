@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from mindspeed_mm.errors import DataError, WeightsError
+from mindspeed_mm.files import regular_file
 
 FILES = ("tokenizer.json", "spiece.model")  # either makes a folder a tokenizer's
 _FETCH = (
@@ -36,6 +37,8 @@ class Tokenizer:
         self.text_len = text_len
         if not any((folder / name).is_file() for name in FILES):
             raise WeightsError(f"{folder}: holds neither {' nor '.join(FILES)}; {_FETCH}")
+        for path in (*folder.glob("*.json"), *folder.glob("*.model")):
+            regular_file(path, WeightsError)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import DataError, WeightsError
+from mindspeed_mm.files import regular_file, stat_path
+from mindspeed_mm.models.foreign import foreign_model, is_wan22_vae
 from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, refuse_conflicts, shard_paths
 from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
 
@@ -158,6 +161,11 @@ def load_vae(
     """
     files, settings, beside = _locate(Path(path))
     state = read_tensors(files)
+    if is_wan22_vae({name: tuple(weight.shape) for name, weight in state.items()}):
+        raise WeightsError(
+            f"{path}: expected the VAE of Wan2.1 (16 latent channels), got that of Wan2.2-TI2V-5B (48); VACE models, "
+            "A14B's too, use Wan2.1_VAE.pth"
+        )
     if "encoder.conv1.weight" in state:
         sizes = vae_config({name: tuple(weight.shape) for name, weight in state.items()})
         names = vae_key_map(len(sizes["dim_mult"]), sizes["num_res_blocks"])
@@ -165,7 +173,8 @@ def load_vae(
         refuse_conflicts(settings, sizes, beside, files[0])
         settings = {**settings, **sizes}
     elif "encoder.conv_in.weight" not in state:
-        raise WeightsError(f"{path}: holds no Wan VAE (its first weights are {', '.join(sorted(state)[:3])})")
+        got = foreign_model(state) or f"something else (its first weights are {', '.join(sorted(state)[:3])})"
+        raise WeightsError(f"{path}: expected a Wan VAE, got {got}; name Wan2.1_VAE.pth or a vae folder")
     _check_statistics(settings, beside)
     model = _build(settings, files[0])
     fill(model, state, Path(path), dtype)
@@ -178,12 +187,11 @@ def load_vae(
 
 def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
     """Weight files, what the JSON beside them says, and its path."""
-    if path.is_file():
+    if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
+        regular_file(path, WeightsError)
         beside = [path.with_suffix(".json"), *([path.parent / "config.json"] if path.suffix == ".safetensors" else [])]
         told_by = next((file for file in beside if file.is_file()), None)
         return [path], {} if told_by is None else read_json(told_by), told_by or path
-    if not path.is_dir():
-        raise WeightsError(f"{path}: no such file or folder; give Wan2.1_VAE.pth or a diffusers folder")
     for folder in (path, path / "vae"):
         config = folder / "config.json"
         if config.is_file() and read_json(config).get("_class_name") == "AutoencoderKLWan":

@@ -97,7 +97,7 @@ def transformers_folder(folder, changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
+        ({"layer_norm_epsilon": float("nan")}, r"1:\d+: .*NaN"),
         ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small'"),
         ({"num_layers": 1.5}, r"num_layers is 1\.5"),
         ({"d_model": -1}, "d_model is -1"),
@@ -105,7 +105,7 @@ def transformers_folder(folder, changes):
     ],
 )
 def test_impossible_number_of_the_text_encoder_is_named(official, tmp_path, changes, message):
-    with pytest.raises(WeightsError, match=rf"config\.json: {message}"):
+    with pytest.raises(WeightsError, match=rf"config\.json:.*{message}"):
         load_text_encoder(transformers_folder(tmp_path, changes), official / TOKENIZER_FOLDER)
 
 
@@ -122,7 +122,7 @@ def test_config_beside_the_official_text_encoder_must_agree(official, tmp_path, 
     ("changes", "message"),
     [
         ({"base_dim": 16}, "contradicts .*base_dim is 16 there and 8 in the weights"),
-        ({"latents_std": [float("nan")] * 16}, r"latents_std is \[nan"),
+        ({"latents_std": [float("nan")] * 16}, "finite number, got NaN"),
         ({"latents_std": [0] * 16}, r"latents_std .* above 0"),
         ({"latents_mean": "zero"}, "latents_mean is zero"),
         ({"latents_mean": [0.0] * 4}, "latents_mean has 4 numbers for 16"),

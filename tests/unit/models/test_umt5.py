@@ -131,7 +131,7 @@ def test_a_damaged_tokenizer_is_one_line(official, tmp_path):
 
 def test_a_file_of_something_else_is_named(official, tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "t5.pth")
-    with pytest.raises(WeightsError, match="names are not the official ones"):
+    with pytest.raises(WeightsError, match="expected the official UMT5 names"):
         load_text_encoder(tmp_path, official / TOKENIZER_FOLDER)
 
 

@@ -288,7 +288,9 @@ def test_a_base_that_leads_back_to_itself_is_an_error(tmp_path: Path, weights: W
 
 def test_a_branch_without_a_base_is_an_error(tmp_path: Path, weights: Weights) -> None:
     branch = {name: tensor for name, tensor in weights.items() if name.startswith("vace_")}
-    with pytest.raises(WeightsError, match="holds only the VACE branch"):
+    with pytest.raises(
+        WeightsError, match=r"is a VACE module alone.*--cfg.base_path.*vace_pretrained.*model.transformer"
+    ):
         open_weights(save({"model": mm(branch)}, tmp_path / "branch.pt"))
 
 
@@ -374,7 +376,7 @@ def test_weights_that_are_no_floats_are_an_error(tmp_path: Path, weights: Weight
 
 def test_an_empty_folder_and_a_missing_one_are_errors(tmp_path: Path) -> None:
     refused(tmp_path, "it is empty")
-    refused(tmp_path / "nowhere", "no such file or folder")
+    refused(tmp_path / "nowhere", "no such file")
 
 
 def test_a_config_json_of_another_model_is_not_used_and_named(

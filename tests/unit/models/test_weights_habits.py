@@ -1,0 +1,157 @@
+"""Files as people have them: modules beside a trunk, wrapped names, pruned caches, pointers, models of other kinds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from checkpoint.cli import main
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.umt5.encoder import load_text_encoder
+from mindspeed_mm.models.umt5.tokenizer import Tokenizer
+from mindspeed_mm.models.wan.sizes import official_json
+from mindspeed_mm.models.wan.state_dict import KEY_MAPS
+from mindspeed_mm.models.wan.vae import load_vae
+from mindspeed_mm.models.weights import open_weights
+from tests.tiny import TINY, tiny_transformer
+
+Weights = dict[str, Tensor]
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 34700000000\n"
+FILE = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return {name: tensor.to(torch.bfloat16) for name, tensor in tiny_transformer().state_dict().items()}
+
+
+@pytest.fixture
+def pair(tmp_path: Path, weights: Weights) -> tuple[Path, Path]:
+    """A T2V folder and a VACE module, repackaged with a prefix."""
+    trunk, module = tmp_path / "t2v", tmp_path / "module.safetensors"
+    trunk.mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(official_json(TINY)))  # beside the module
+    save_file({name: t for name, t in weights.items() if not name.startswith("vace_")}, trunk / FILE)
+    save_file({f"model.diffusion_model.{name}": t for name, t in weights.items() if name.startswith("vace_")}, module)
+    return trunk, module
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"transformer.{name}",
+        lambda name: f"pipe.{'vace' if name.startswith('vace_') else 'dit'}.{name}",
+        lambda name: f"model._orig_mod.{name}",
+        lambda name: name.replace("blocks.1.", "blocks.1._orig_mod."),
+        lambda name: name.replace(".self_attn.", "._fsdp_wrapped_module.self_attn."),
+    ],
+)
+def test_wrapped_names_open(tmp_path: Path, weights: Weights, rename: Callable[[str], str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(official_json(TINY)))
+    save_file(weights, tmp_path / "plain.safetensors")
+    save_file({rename(name): tensor for name, tensor in weights.items()}, tmp_path / "wrapped.safetensors")
+    plain, wrapped = (open_weights(tmp_path / f"{name}.safetensors") for name in ("plain", "wrapped"))
+    assert wrapped.fingerprint() == plain.fingerprint()
+
+
+def test_a_trunk_and_a_module_open_as_one_model(pair: tuple[Path, Path], tmp_path: Path, weights: Weights) -> None:
+    trunk, module = pair
+    save_file(weights, tmp_path / "whole.safetensors")
+    expected = open_weights(tmp_path / "whole.safetensors").fingerprint()
+    for paths in ([trunk, module], [module, trunk], [trunk / FILE, module]):
+        source = open_weights(paths)
+        assert source.fingerprint() == expected
+        assert source.config == TINY
+
+
+def test_a_diffusers_trunk_takes_an_official_module(pair: tuple[Path, Path], tmp_path: Path, weights: Weights) -> None:
+    names = KEY_MAPS["diffusers"].to_theirs
+    trunk = {names(name): tensor for name, tensor in weights.items() if not name.startswith("vace_")}
+    save_file(trunk, tmp_path / "trunk.safetensors")
+    source = open_weights([tmp_path / "trunk.safetensors", pair[1]])
+    assert source.fingerprint() == open_weights(list(pair)).fingerprint()
+
+
+def test_hf_to_mm_completes_a_module(pair: tuple[Path, Path], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    trunk, module = pair
+    command = ["VACEConverter", "hf_to_mm", f"--cfg.source_path={module}", f"--cfg.target_path={tmp_path / 'mm'}"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "--cfg.base_path" in capsys.readouterr().err
+    main([*command, f"--cfg.base_path={trunk}"])
+    assert open_weights(tmp_path / "mm").fingerprint() == open_weights([trunk, module]).fingerprint()
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth", f"folder/{FILE}", f"folder/{FILE}.index.json"])
+def test_an_lfs_pointer_of_a_transformer_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(WeightsError, match=r"Git LFS pointer of a file of 34\.7 GB"):
+        open_weights(tmp_path / (name if "." in name.partition("/")[0] else "folder"))
+
+
+@pytest.mark.parametrize(
+    "name", ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "tokenizer.json", "spiece.model"]
+)
+def test_an_lfs_pointer_of_another_part_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(POINTER)
+    reader: Callable[[], object] = partial(Tokenizer, tmp_path, 512)
+    if name.endswith(".pth"):
+        reader = partial(load_vae if "VAE" in name else load_text_encoder, tmp_path)
+    with pytest.raises(WeightsError, match=rf"{name}: .*Git LFS pointer of a file of 34\.7 GB"):
+        reader()
+
+
+@pytest.mark.parametrize("name", [FILE, "diffusion_pytorch_model.pth", "Wan2.1_VAE.pth"])
+def test_a_dangling_link_is_named_with_its_target(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("../../blobs/4d7a")
+    with pytest.raises(WeightsError, match=rf"{name}: a link to \.\./\.\./blobs/4d7a, which does not exist"):
+        load_vae(tmp_path) if "VAE" in name else open_weights(tmp_path)
+
+
+def test_a_dangling_link_of_a_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / f"{FILE}.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
+    (tmp_path / "1.safetensors").symlink_to("gone")
+    with pytest.raises(WeightsError, match=r"1\.safetensors: a link to gone"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["encoder.conv1.weight", "encoder.downsamples.0.residual.0.gamma"], "a VAE"),
+        (["token_embedding.weight", "blocks.0.pos_embedding.embedding.weight"], "a T5 text encoder"),
+        (["visual.transformer.0.attn.weight"], "a CLIP model"),
+        (["double_blocks.0.img_attn.qkv.weight"], "HunyuanVideo"),
+    ],
+)
+def test_another_model_is_named(tmp_path: Path, names: list[str], what: str) -> None:
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=f"expected a Wan or VACE transformer, got .*{what}"):
+        open_weights(tmp_path / "x.safetensors")
+
+
+def test_an_i2v_trunk_is_named(tmp_path: Path, weights: Weights) -> None:
+    trunk = {name: tensor for name, tensor in weights.items() if not name.startswith("vace_")}
+    patch = trunk["patch_embedding.weight"]
+    trunk["patch_embedding.weight"] = torch.zeros(patch.shape[0], 36, *patch.shape[2:])
+    save_file(trunk, tmp_path / FILE)
+    with pytest.raises(WeightsError, match=r"I2V.*in_dim 36"):
+        open_weights(tmp_path)
+    save_file({**trunk, "img_emb.proj.0.bias": torch.ones(1)}, tmp_path / FILE)
+    with pytest.raises(WeightsError, match=r"image-to-video \(I2V\) model"):
+        open_weights(tmp_path)
+
+
+def test_the_vae_of_wan22_is_named(tmp_path: Path) -> None:
+    torch.save({"encoder.conv1.weight": torch.zeros(2, 12, 3, 3, 3)}, tmp_path / "Wan2.2_VAE.pth")
+    with pytest.raises(WeightsError, match=r"Wan2\.2-TI2V-5B.*Wan2\.1_VAE\.pth"):
+        load_vae(tmp_path)

@@ -140,13 +140,24 @@ class FeatureDataset:
                     "or extract with a smaller tokenizer_config.model_max_length"
                 )
 
+    def check_null_prompt(self, text_dim: int) -> None:
+        """Raises DataError when the null prompt, if there is one, is of another width."""
+        if self.null_prompt is not None and self.null_prompt.shape[1] != text_dim:
+            raise DataError(
+                f"{self._null_prompt_path}: prompt_ids has width {self.null_prompt.shape[1]}, expected predictor.text_dim "
+                f"{text_dim}; extract the features again"
+            )
+
     @cached_property
     def null_prompt(self) -> Tensor | None:
         """[L, text_dim], the embedding of the empty caption; None when extraction stored none."""
-        for folder in dict.fromkeys((self.folder, self.listing.parent, self.folder.parent)):
-            if (folder / NULL_PROMPT_FILE).is_file():
-                return read_null_prompt(folder / NULL_PROMPT_FILE, verify=self.verify)
-        return None
+        path = self._null_prompt_path
+        return None if path is None else read_null_prompt(path, verify=self.verify)
+
+    @property
+    def _null_prompt_path(self) -> Path | None:
+        folders = dict.fromkeys((self.folder, self.listing.parent, self.folder.parent))
+        return next((folder / NULL_PROMPT_FILE for folder in folders if (folder / NULL_PROMPT_FILE).is_file()), None)
 
     def _grid(self, index: int) -> tuple[int, int, int]:
         shape = self.rows[index].get("shape")

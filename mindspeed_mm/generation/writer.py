@@ -70,14 +70,14 @@ def read_latents(path: Path, *, verify: bool = True) -> tuple[Tensor, int, Setti
     try:
         said = read_header(path, verify=verify).get("__metadata__", {})
         settings = {"name": path.resolve().parent.name, **json.loads(said["settings"])}
-        latents = read_packed(path, ("latents",), verify=verify)["latents"]
         num_refs = int(said["num_refs"])
+    except (DataError, KeyError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
+        raise WeightsError(f"{path}: not a latents.safetensors of an earlier run ({reason})") from None
+    try:
+        latents = read_packed(path, ("latents",), verify=verify)["latents"]
     except DataError as error:
         raise WeightsError(str(error)) from None
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(
-            f"{path}: not a latents.safetensors of an earlier run ({' '.join(str(error).split())[:120]})"
-        ) from None
     if latents.dim() != 4 or latents.shape[0] != 16 or not 0 <= num_refs < latents.shape[1]:
         raise WeightsError(
             f"{path}: latents have shape {list(latents.shape)} with {num_refs} references; expected [16, R+F, h, w]"

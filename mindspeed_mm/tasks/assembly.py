@@ -13,7 +13,6 @@ from torch import nn
 
 from megatron.mm.schedules import num_micro_batches, param_scheduler
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.data.features import NULL_PROMPT_FILE
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
@@ -22,13 +21,14 @@ from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import write_text
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger, rank, world_size
+from mindspeed_mm.models.finite import check_weights
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.start import start_of
 from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tools.profiler import build_observer
-from mindspeed_mm.training.build import build_model
+from mindspeed_mm.training.build import build_model, local
 from mindspeed_mm.training.checkpoint import BaseReference, Checkpointer
 from mindspeed_mm.training.flops import Flops, peak_tflops
 from mindspeed_mm.training.loop import LoopParts
@@ -60,7 +60,9 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     )
     state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler)
     checkpoints = build_checkpoints(job, start.base, accelerator)
-    checkpoints.load(state)
+    if checkpoints.load(state):  # what does not train was looked at when it was filled
+        trained = {name: local(weight) for name, weight in model.named_parameters() if weight.requires_grad}
+        check_weights(f"--load {training.checkpoint.load}", trained)
     return LoopParts(
         state=state,
         batches=loader.batches(state.consumed_samples),
@@ -114,18 +116,14 @@ def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> Trai
 def check_features(dataset: Any, job: PretrainJob) -> None:
     """Look at the header of every feature, each rank at its share. Raises the first DataError of any rank on all of them.
 
-    A dataset of another package is looked at where it has a `check` like FeatureDataset's.
+    A dataset of another package is looked at where it has `check` and `check_null_prompt` as FeatureDataset has.
     """
     look = getattr(dataset, "check", None)
     if look is None:
         return
     text_dim, text_len = getattr(job.predictor, "text_dim", None), getattr(job.predictor, "text_len", None)
-    null_prompt = dataset.null_prompt if job.model.caption_dropout else None
-    if null_prompt is not None and text_dim not in (None, null_prompt.shape[1]):
-        raise DataError(
-            f"{NULL_PROMPT_FILE} beside {job.data.dataset_type} features has width {null_prompt.shape[1]}, expected "
-            f"predictor.text_dim {text_dim}; extract the features again"
-        )
+    if job.model.caption_dropout and text_dim is not None:
+        dataset.check_null_prompt(text_dim)
 
     def failure(index: int) -> DataError | None:
         try:

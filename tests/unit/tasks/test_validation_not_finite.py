@@ -1,0 +1,40 @@
+"""A validation video that is not finite is no video, and no end of the training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from types import SimpleNamespace
+
+import torch
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.tasks.validation_videos import ValidationVideos
+from tests.tiny import tiny_transformer, write_official
+
+
+def test_nan_validation_video_is_a_warning_and_no_file(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
+    write_official(tmp_path / "tiny")
+    sizes = {"height": 32, "width": 48, "num_frames": 5, "steps": 2, "dtype": "fp32"}
+    config = {
+        "model": {"transformer": "unused while training", "vae": "tiny", "text_encoder": "tiny"},
+        "output_path": str(tmp_path / "unused"),
+        "tasks": [{"prompt": "a red ball"}, {"prompt": "a cat", "shift": 1e-300, "name": "bad"}],
+        **sizes,
+    }
+    (tmp_path / "inference.json").write_text(json.dumps(config))
+    model = tiny_transformer().train()
+    mesh = SimpleNamespace(world_size=1, cp_size=1)
+    videos = ValidationVideos(tmp_path / "inference.json", model, mesh, Accelerator.detect("cpu"), tmp_path / "videos")
+    videos(10)
+    made = sorted(path.name for path in (tmp_path / "videos/iter_0000010").iterdir())
+    assert made == ["video1", "video1.json", "video1.mp4", "video1.png"]
+    assert "iteration 10, validation video bad: latents are not finite" in caplog.text
+    assert model.training
+
+    with torch.no_grad():
+        model.head.head.bias[0] = float("nan")  # as when a training diverges
+    videos(20)
+    assert not (tmp_path / "videos/iter_0000020").exists()
+    assert "head.head.bias" in caplog.text

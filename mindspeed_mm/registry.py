@@ -44,7 +44,7 @@ class Registry(Generic[T]):
         yield from sorted({*self._entries, *(point.name for point in entry_points(group=self.group))})
 
     def __contains__(self, name: object) -> bool:
-        return name in set(self)
+        return isinstance(name, str) and name in set(self)
 
 
 def did_you_mean(word: str, known: Iterator[str] | Registry[Any] | list[str]) -> str:

@@ -75,7 +75,7 @@ def make_world(root: Path) -> None:
     Path("shards").mkdir()
     shutil.copy("weights/config.json", "shards/config.json")
     write_shards(Path("shards"), load_file("weights/diffusion_pytorch_model.safetensors"))
-    _write_configs()
+    write_configs()
     convert(CONVERT)
     extract([*EXTRACT, "--no-check-clips"])
     _number_features(Path("features"))
@@ -100,7 +100,7 @@ def _write_clips(folder: Path) -> None:
     Path("data.txt").write_text("# folder,list\nclips,clips/data.json\n")
 
 
-def _write_configs() -> None:
+def write_configs() -> None:
     preprocess = {"num_frames": 5, "max_hxw": 2048, "train_fps": 16}
     basic = {"data_path": "data.txt", "data_folder": None}
     source = {"basic_parameters": basic, "preprocess_parameters": preprocess}

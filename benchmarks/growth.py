@@ -90,10 +90,9 @@ def make_jobs(world: Path, clips: int, videos: int, iterations: int) -> list[Job
 
 
 def _iteration(metrics: Path) -> int:
-    with suppress(OSError, ValueError, IndexError):
-        with open(metrics, "rb") as stream:
-            stream.seek(max(0, metrics.stat().st_size - 4000))
-            return int(json.loads(stream.read().decode().splitlines()[-1])["iteration"])
+    with suppress(OSError, ValueError, IndexError), open(metrics, "rb") as stream:
+        stream.seek(max(0, metrics.stat().st_size - 4000))
+        return int(json.loads(stream.read().decode().splitlines()[-1])["iteration"])
     return 0
 
 

@@ -134,10 +134,11 @@ def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int 
     regular_file(path, error)
     try:
         with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(size) if size <= max_bytes else b""  # read(n) reserves n bytes, whatever the file has
     except OSError as problem:
         raise error(f"{display_path(path)}: {_path_problem(path, problem)}") from None
-    if len(data) > max_bytes:
+    if size > max_bytes:
         raise error(f"{display_path(path)}: expected at most {_readable_size(max_bytes)}; is it the right file?")
     return decode_text(data, display_path(path), error)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -19,6 +18,7 @@ from mindspeed_mm.data.probe import ClipIndex, ClipInfo, Kind, Seen
 from mindspeed_mm.data.probe import look as look_into
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_json
 from mindspeed_mm.log import get_logger
@@ -226,8 +226,7 @@ def _recall(records: Sequence[SampleRecord], index: ClipIndex) -> list[Look]:
         known = {file: index.get(*file) for file in _files(record)}
         return Look(record, {file: info for file, info in known.items() if info is not None})
 
-    with ThreadPoolExecutor(max_workers=32) as pool:
-        return list(pool.map(recall, records, chunksize=64))
+    return map_in_threads(recall, records)
 
 
 def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:

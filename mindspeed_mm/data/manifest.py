@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.data import csv_rows
 from mindspeed_mm.data.config import ClipRow
 from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import (
     LIST_BYTES,
@@ -82,8 +83,9 @@ def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
     same_name = len({listing.name for _, listing in datasets}) < len(datasets)
     for folder, listing in datasets:
         called = str(listing) if same_name else listing.name
+        home = _Home(folder)
         for place, values in enumerate(_rows(listing)):
-            reader = _Row(f"{called}[{place}]", row, folder, values, problems, notes)
+            reader = _Row(f"{called}[{place}]", row, home, values, problems, notes)
             found = reader.record()
             records += [] if found is None else [found]
             named += reader.named
@@ -164,7 +166,7 @@ class _Row:
 
     address: str
     row: int
-    folder: Path
+    home: _Home
     values: Any
     problems: list[Problem]
     notes: dict[str, None]
@@ -239,17 +241,35 @@ class _Row:
         return tuple(path for path in paths if path is not None)
 
     def _inside(self, key: str, text: str) -> Path | None:
-        path = self.folder / text
-        if not (_is_below(path, self.folder, os.path.abspath) or _is_below(path, self.folder, _real)):
-            self._bad(key, f"{text} lies outside the dataset's folder {self.folder}; move it there, or link it")
+        path = self.home.folder / text
+        if not self.home.holds(path):
+            self._bad(key, f"{text} lies outside the dataset's folder {self.home.folder}; move it there, or link it")
             return None
         self.named.append(_Named(f"{self.address}.{key}", path, self.row))
         return path
 
 
-def _is_below(path: Path, folder: Path, resolve: Callable[[Path], str]) -> bool:
-    root = resolve(folder)
-    return os.path.commonpath([root, resolve(path)]) == root
+@dataclass
+class _Home:
+    """The dataset's folder, resolved once for all rows."""
+
+    folder: Path
+
+    @cached_property
+    def absolute(self) -> str:
+        return os.path.abspath(self.folder)
+
+    @cached_property
+    def real(self) -> str:
+        return _real(self.folder)
+
+    def holds(self, path: Path) -> bool:
+        """Whether `path` is the folder or below it, by its name or with links resolved."""
+        return _is_below(os.path.abspath(path), self.absolute) or _is_below(_real(path), self.real)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _real(path: Path) -> str:
@@ -262,9 +282,8 @@ def _real(path: Path) -> str:
 
 def _missing_files(named: Sequence[_Named]) -> list[Problem]:
     """Looked up by many threads: on network storage each look takes its time."""
-    with ThreadPoolExecutor(max_workers=32) as pool:
-        found = pool.map(lambda file: _why_missing(file.path), named, chunksize=64)
-        return [Problem(file.address, why, file.row) for file, why in zip(named, found, strict=True) if why]
+    found = map_in_threads(lambda file: _why_missing(file.path), named)
+    return [Problem(file.address, why, file.row) for file, why in zip(named, found, strict=True) if why]
 
 
 def _why_missing(path: Path) -> str:

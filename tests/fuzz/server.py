@@ -116,13 +116,13 @@ def _leave(code: int) -> NoReturn:
 def _wait(child: int, seconds: float) -> tuple[int, resource.struct_rusage]:
     """→ exit code (a signal's number, negative) and what it used. One that stands still, or takes too long, is killed."""
     deadline = time.monotonic() + seconds
-    pause, ticks, moved = 0.002, -1, time.monotonic()
+    pause, ticks, moved = 0.002, -9, time.monotonic()
     while True:
         found, status, usage = os.wait4(child, os.WNOHANG)
         if found:
             break
         now = time.monotonic()
-        if pause >= 0.05 and (used := _ticks(child)) != ticks:
+        if pause >= 0.05 and (used := _ticks(child)) > ticks + 5:  # a helper thread that wakes up is no progress
             ticks, moved = used, now
         if now > deadline or now > moved + STILL_SECONDS:
             os.killpg(child, signal.SIGKILL)

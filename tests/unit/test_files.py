@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,16 @@ def test_a_list_in_place_of_an_object_is_named(tmp_path: Path) -> None:
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at most 10 bytes"):
         read_text(written(tmp_path, b"x" * 11), max_bytes=10)
+
+
+def test_a_small_text_takes_little_memory(tmp_path: Path) -> None:
+    path = written(tmp_path, b"x" * 11)
+    tracemalloc.start()
+    try:
+        read_text(path, max_bytes=4 << 30)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_no_regular_file_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

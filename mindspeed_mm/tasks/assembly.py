@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from megatron.mm.schedules import num_micro_batches, param_scheduler
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
+from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.recompute import recompute_plan
 from mindspeed_mm.errors import ConfigError, DataError
@@ -132,9 +132,8 @@ def check_features(dataset: Any, job: PretrainJob) -> None:
             return error
         return None
 
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        mine = range(rank(), len(dataset), world_size())
-        first = next((error for error in pool.map(failure, mine, chunksize=64) if error is not None), None)
+    found_here = map_in_threads(failure, range(rank(), len(dataset), world_size()))
+    first = next((error for error in found_here if error is not None), None)
     found = [first]
     if dist.is_initialized() and world_size() > 1:
         found = [None] * world_size()

@@ -11,6 +11,7 @@ from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import json_type, parse_json, read_json, read_text, split_lines
 from mindspeed_mm.generation.config import (
+    MINDSPEED_PROMPT,
     NEGATIVE_PROMPT,
     InferenceConfig,
     RequestConfig,
@@ -20,6 +21,7 @@ from mindspeed_mm.generation.config import (
     decide,
 )
 
+_MINDSPEED_KEYS = {"model", "video_path", "image_path", "output_path"}  # all that its inference JSONs hold
 _REQUEST_KEYS = tuple(RequestConfig.model_fields)
 
 
@@ -88,6 +90,7 @@ class GenerateJob(Config):
             )
         values = _overlaid(values, flags or {}, weights or {})
         notes: list[str] = []
+        values = _as_mindspeed(values, notes)
         config = parse(InferenceConfig, values, path.name, notes)
         return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand)
 
@@ -123,6 +126,28 @@ def _overlaid(values: dict[str, Any], flags: dict[str, Any], weights: dict[str, 
     if weights and isinstance(merged.get("model", {}), dict):
         merged["model"] = {**merged.get("model", {}), **weights}
     return merged
+
+
+def _as_mindspeed(values: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """MindSpeed-MM's videos, for preset mindspeed and for a JSON of its own: control, reference, and both where both are given."""
+    given_keys = {key for key, value in values.items() if value is not None}
+    by_keys = {"model", "output_path"} <= given_keys <= _MINDSPEED_KEYS and bool(
+        given_keys & {"video_path", "image_path"}
+    )
+    if not by_keys and values.get("preset") != "mindspeed":
+        return values
+    made = {"preset": "mindspeed", "prompt": MINDSPEED_PROMPT, **values}
+    if values.get("tasks") is None and values.get("prompts_file") is None:
+        control, reference = {"name": "video1", "image_path": None}, {"name": "video2", "video_path": None}
+        inputs = (values.get("video_path") is not None, values.get("image_path") is not None)
+        both = [control, reference, {"name": "video3"}]
+        made["tasks"] = {(True, False): [control], (False, True): [reference], (True, True): both}.get(inputs, [{}])
+    notes.append(
+        f"preset mindspeed{' (no prompt, and only the keys of MindSpeed-MM)' if by_keys else ''}: "
+        f"{len(made.get('tasks') or [{}])} video(s), seed 1, 15 fps, DiffSynth-Studio's sampling"
+        + ("" if "prompt" in values else f"; prompt {MINDSPEED_PROMPT}; give --prompt for your own")
+    )
+    return made
 
 
 def _without(task: Any, flags: dict[str, Any], images: set[str]) -> Any:

@@ -180,3 +180,33 @@ def test_help_typo_missing_file_and_dry_run_leave_torch_alone(config):
         ran = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 0, argv
         assert "Traceback" not in ran.stderr
+
+
+MINDSPEED = {"seed": 1, "fps": 15.0, "solver": "euler", "shift": 5.0, "timing": "frames", "diffsynth_noise": True}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names"),
+    [
+        ({"video_path": "a.mp4", "image_path": "r.png"}, ["video1", "video2", "video3"]),
+        ({"video_path": "a.mp4"}, ["video1"]),
+        ({"image_path": "r.png"}, ["video2"]),
+    ],
+)
+def test_a_json_of_mindspeed_mm_makes_its_videos(config, inputs, names):
+    made = job(config(prompt="drop", **inputs))
+    assert [video.name for video in made.videos] == names
+    assert all(video.prompt for video in made.videos)
+    assert all(MINDSPEED.items() <= video.sampling.model_dump().items() for video in made.videos)
+    shown = {"video1": (True, 0), "video2": (False, 1), "video3": (True, 1)}
+    assert [(bool(v.inputs.video), len(v.inputs.images)) for v in made.videos] == [shown[name] for name in names]
+    assert made.notes
+    assert "preset mindspeed" in made.notes[0]
+
+
+def test_preset_mindspeed_takes_a_prompt_and_other_numbers(config):
+    path = config(video_path="a.mp4", image_path="r.png", seed=7)
+    made = job(path, "--preset", "mindspeed", "--steps", "4")
+    assert [(video.prompt, video.sampling.seed, video.sampling.steps) for video in made.videos] == [("a cat", 7, 4)] * 3
+    (video,) = job(path).videos
+    assert (video.sampling.preset, video.sampling.fps) == ("wan", 16.0)

@@ -50,6 +50,7 @@ def setup_logging() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(_speaks)
+    handler.addFilter(_Once())
     root = logging.getLogger("mindspeed_mm")
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
@@ -64,6 +65,27 @@ def get_logger(name: str) -> logging.Logger:
 def on_every_rank() -> dict[str, bool]:
     """`logger.info(text, extra=on_every_rank())`: say it although this is not rank 0 (Megatron's line comes from the last rank)."""
     return {"every_rank": True}
+
+
+def once() -> dict[str, bool]:
+    """`logger.info(text, extra=once())`: log a text only the first time. Warnings always are."""
+    return {"once": True}
+
+
+class _Once(logging.Filter):
+    """Drops a note or warning whose text was logged before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING and not getattr(record, "once", False):
+            return True
+        text = record.getMessage()
+        is_new = text not in self._seen
+        self._seen.add(text)
+        return is_new
 
 
 def _speaks(record: logging.LogRecord) -> bool:

@@ -66,7 +66,7 @@ has() {
 # train ARG...: check the job once, in one process and without torch; then launch it on every rank.
 train() {
     local dry=(env WORLD_SIZE="$RANKS" python "$REPOSITORY/pretrain_vace.py" "$@" --dry-run)
-    if has --dry-run "$@" || has --help "$@" || has -h "$@"; then
+    if has --dry-run "$@" || has --print-config "$@" || has --help "$@" || has -h "$@"; then
         "${dry[@]}"
         return
     fi
@@ -166,7 +166,7 @@ report() {
 # generate ARG...: check the job once, in one process and without torch; then launch it on every rank.
 generate() {
     local script=$REPOSITORY/examples/vace/inference/Wan-VACE-Inference.py
-    if has --dry-run "$@" || has --help "$@" || has -h "$@"; then
+    if has --dry-run "$@" || has --print-config "$@" || has --help "$@" || has -h "$@"; then
         python "$script" "$@"
         return
     fi

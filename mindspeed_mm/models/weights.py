@@ -18,7 +18,7 @@ from torch import nn
 from megatron.mm.layout import parse_rank
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import parse_json, read_json
-from mindspeed_mm.log import get_logger
+from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
@@ -82,7 +82,7 @@ def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
 def _find(path: Path, original: bool = False) -> Files:
     files = find_files(path, original=original)
     if files.also:
-        logger.info(files.also)
+        logger.info(files.also, extra=once())
     return files
 
 
@@ -157,7 +157,7 @@ def load_transformer(
 ) -> VaceTransformer:
     """The whole model of a checkpoint, ready to evaluate; its sizes come from the checkpoint."""
     source = open_weights(path, base_path=base_path)
-    logger.info(source.description)
+    logger.info(source.description, extra=once())
     return load_weights(build_on_meta(source.config), source, dtype=dtype, device=device).eval()
 
 

@@ -13,6 +13,7 @@ from mindspeed_mm.data.manifest import FAILURES, Manifest, Problem, list_problem
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.log import get_logger, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
+from mindspeed_mm.tasks.summary import extraction_table, log_table
 
 if TYPE_CHECKING:
     from mindspeed_mm.accelerator import Accelerator
@@ -24,10 +25,13 @@ logger = get_logger(__name__)
 def main(argv: Sequence[str]) -> None:
     """Check the whole job and the list of clips first; torch is imported only when there is something to run."""
     job = ExtractJob.from_argv(argv)
+    if job.files.print_config:
+        logger.info(job.to_json())
+        return
     if not job.extract.no_check_clips:  # whoever looked before has seen these
         for note in job.notes:
             logger.info(note)
-        logger.info(f"job: {job.to_json()}")
+        log_table(extraction_table(job))
     job.check_inputs()
     manifest = scan(job)
     if manifest is not None and rank() == 0 and not job.extract.no_check_clips:
@@ -47,7 +51,8 @@ def scan(job: ExtractJob) -> Manifest | None:
     source = config.basic_parameters
     manifest = scan_manifest(source.data_path, source.data_folder)
     _demand(job, manifest, manifest.problems)
-    logger.info(f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly")
+    if not job.extract.no_check_clips:
+        logger.info(f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly")
     return manifest
 
 
@@ -72,7 +77,8 @@ def _demand(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) ->
     bad = len({problem.row for problem in problems})
     message = list_problems(problems, manifest.rows)
     if bad <= job.extract.skip_bad_samples and bad < manifest.rows:
-        logger.warning(message)
+        if not job.extract.no_check_clips:
+            logger.warning(message)
         return
     listed = ""
     if rank() == 0:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from mindspeed_mm.tasks.summary import generation_table, log_table
 
 LOGGER = get_logger(__name__)
 
@@ -15,11 +16,15 @@ LOGGER = get_logger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. torch is imported only when the job is sound."""
     job = GenerateJob.from_argv(sys.argv[1:] if argv is None else argv)
+    if job.print_config:
+        LOGGER.info(job.to_json())
+        return
     for note in job.notes:
         LOGGER.info(note)
     if job.dry_run:
-        LOGGER.info(job.model_dump_json(indent=2))
+        LOGGER.info(job.to_json())
         return
+    log_table(generation_table(job))
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.tasks.generate_videos import run
 

@@ -37,6 +37,7 @@ from mindspeed_mm.log import FIRST_SPEAKS, get_logger, on_every_rank, rank, worl
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.progress import Progress
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
+from mindspeed_mm.tasks.summary import write_job
 
 LOGGER = get_logger(__name__)
 _TIMEOUT = timedelta(hours=2)  # the others wait while the first process decodes
@@ -103,6 +104,8 @@ def work(
 ) -> None:
     """Check everything, embed every prompt, then one of `videos`, which are all or some of the job's, after another."""
     team.check(lambda: check_inputs(job, videos))
+    if rank() == 0 and all(video.name != "job" for video in job.videos):  # whose settings would be in that file
+        write_job(Path(job.run.output_path), job.to_json())
     if not videos:
         LOGGER.info("process %d has no video to make: there are %d", rank(), len(job.videos), extra=on_every_rank())
         return

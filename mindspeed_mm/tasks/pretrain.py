@@ -11,6 +11,7 @@ from megatron.mm.layout import is_half_written, put_back
 from mindspeed_mm.locks import lock_folder, sweep
 from mindspeed_mm.log import get_logger, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+from mindspeed_mm.tasks.summary import log_table, training_table, write_job
 
 if TYPE_CHECKING:
     from mindspeed_mm.accelerator import Accelerator
@@ -26,6 +27,9 @@ NOT_CHECKED = (
 def main(argv: Sequence[str]) -> None:
     """Check the whole job first; torch is imported only when there is something to run."""
     job = PretrainJob.from_argv(argv)
+    if job.files.print_config:
+        logger.info(job.to_json())
+        return
     is_here = not job.files.dry_run or job.files.check_inputs
     if is_here:
         job.check_inputs()
@@ -50,6 +54,7 @@ def hold_folder(job: PretrainJob) -> Iterator[None]:
         if rank() == 0:
             put_back(folder)
             sweep([folder], more=is_half_written)
+            write_job(folder, job.to_json())
         yield
 
 
@@ -68,10 +73,10 @@ def join_and_run(job: PretrainJob) -> None:
 
 
 def announce(job: PretrainJob) -> None:
-    """Print what does nothing here, and the job itself."""
+    """Print what does nothing here, and what the job is."""
     for note in job.notes:
         logger.info(note)
-    logger.info(f"job: {job.to_json()}")
+    log_table(training_table(job))
 
 
 def run(job: PretrainJob, accelerator: Accelerator) -> None:

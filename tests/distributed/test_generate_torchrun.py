@@ -63,7 +63,13 @@ def test_two_processes_make_the_video_of_one(config, alone, name, flags):
     assert ran.returncode == 0, ran.stderr
     together = read_latents(out / "video1" / "latents.safetensors")[0]
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
-    assert sorted(path.name for path in out.iterdir()) == ["video1", "video1.json", "video1.mp4", "video1.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "job.json",
+        "video1",
+        "video1.json",
+        "video1.mp4",
+        "video1.png",
+    ]
     assert len(re.findall(r"^\[1/1\] video1", ran.stdout, re.MULTILINE)) == 1  # said by one process
 
 

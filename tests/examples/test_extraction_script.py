@@ -55,7 +55,7 @@ def test_the_log_tells_everything_once_and_a_second_run_opens_no_clip(tmp_path: 
     assert code == 0, said
     (log,) = (root / "logs").iterdir()
     for text in (said, log.read_text()):
-        for words in ("job: {", "clips       6 of 6", "extracted 6 clips", "rank 0 spent"):
+        for words in ("output      ", "clips       6 of 6", "extracted 6 clips", "rank 0 spent"):
             assert text.count(words) == 1, words
     written = features(root)
     for clip in (root / "clips datası").glob("*.mp4"):  # only who opens a clip can see that it is none any more

@@ -65,7 +65,8 @@ def test_a_file_of_the_guide_makes_its_three_videos(size: str, downloads: Path, 
     ran = command(INFERENCE / f"inference_{size}.json", *smaller, "--output-path", tmp_path, cwd=downloads)
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"video{number}{end}" for number in (1, 2, 3) for end in ("", ".mp4", ".png", ".json")
+        "job.json",
+        *(f"video{number}{end}" for number in (1, 2, 3) for end in ("", ".mp4", ".png", ".json")),
     }
     shown = {"video1": {"src_video.mp4"}, "video2": {"reference_0.png"}, "video3": {"src_video.mp4", "reference_0.png"}}
     for name, conditions in shown.items():

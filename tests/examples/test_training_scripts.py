@@ -39,13 +39,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_a_dry_run_of_every_size_prints_its_job(script: str) -> None:
     ran = run(script, "--dry-run")
     assert ran.returncode == 0, ran.stderr
-    assert '"lr": 5e-05' in ran.stdout
-    assert '"world_size": 8' in ran.stdout
+    assert "lr 5e-05" in ran.stdout
+    assert "8 ranks" in ran.stdout
+    assert len(ran.stdout.splitlines()) < 20
     assert "accepted, unused" not in ran.stdout
 
 
 def test_the_recipe_is_the_guides() -> None:
-    job = json.loads(run("14B/pretrain_fsdp.sh", "--dry-run").stdout.removeprefix("job: "))
+    job = json.loads(run("14B/pretrain_fsdp.sh", "--print-config").stdout)
     optimizer = job["training"]["optimizer"]
     recipe = {
         "lr": 5e-5,
@@ -64,7 +65,7 @@ def test_the_a14b_script_asks_for_the_expert() -> None:
     ran = run("A14B_wan2.2/pretrain_fsdp.sh", "--dry-run")
     assert ran.returncode != 0
     assert "set EXPERT to high or low" in ran.stderr
-    assert '"expert": "low"' in run("A14B_wan2.2/pretrain_fsdp.sh", "--dry-run", EXPERT="low").stdout
+    assert '"expert": "low"' in run("A14B_wan2.2/pretrain_fsdp.sh", "--print-config", EXPERT="low").stdout
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ HONOURED = [
     "--mm-tool",
     "--bf16",
     "--dry-run",
+    "--print-config",
     "--check-inputs",
     "--micro-batch-size",
     "--global-batch-size",

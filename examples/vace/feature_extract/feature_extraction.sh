@@ -22,13 +22,13 @@ MM_ARGS=(
 ARGS=("${EXTRACT_ARGS[@]}" "${MM_ARGS[@]}" "$@")
 SCRIPT=$REPOSITORY/mindspeed_mm/tools/feature_extraction/get_vace_feature.py
 
-if has --dry-run "${ARGS[@]}" || has --help "${ARGS[@]}" || has -h "${ARGS[@]}"; then
+if has --dry-run "${ARGS[@]}" || has --print-config "${ARGS[@]}" || has --help "${ARGS[@]}" || has -h "${ARGS[@]}"; then
     exec python "$SCRIPT" "${ARGS[@]}"
 fi
 mkdir -p "$LOG_DIR"
 log=$LOG_DIR/extract_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
 # everything that can be known without a device is checked once, before the ranks start: files, settings, every clip
-python "$SCRIPT" "${ARGS[@]}" --dry-run | tee "$log"
+WORLD_SIZE=$RANKS python "$SCRIPT" "${ARGS[@]}" --dry-run | tee "$log"
 echo "log: $log"
 
 status=0

@@ -30,8 +30,9 @@ class ExtractFiles(Config):
     mm_model: str | None = Field(default=None, description="model JSON: VAE and text encoder (required)")
     mm_tool: str | None = Field(default=None, description="tools.json: where features go (sorafeature.save_path)")
     dry_run: bool = Field(
-        default=False, description="check files, settings and every clip, print the job, and stop; no device is touched"
+        default=False, description="check files, settings and every clip, and stop; no device is touched"
     )
+    print_config: bool = Field(default=False, description="print the whole job as JSON, and stop")
 
 
 class ExtractConfig(Config):
@@ -55,7 +56,7 @@ class ExtractConfig(Config):
         description="clips of one sample that go through the VAE together (default: as the device likes)",
     )
     no_check_clips: bool = Field(
-        default=False, description="do not open every clip before the start, and do not print the job"
+        default=False, description="do not open every clip before the start, and do not print the table"
     )
 
 

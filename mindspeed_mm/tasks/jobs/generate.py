@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class GenerateJob(Config):
     videos: tuple[VideoJob, ...]
     notes: tuple[str, ...] = ()
     dry_run: bool = False
+    print_config: bool = False
 
     @classmethod
     def from_argv(cls, argv: Sequence[str]) -> GenerateJob:
@@ -68,7 +70,11 @@ class GenerateJob(Config):
         flags = {**given(namespace, RequestConfig), **given(namespace, RunConfig)}
         weights = given(namespace, WeightPaths)
         job = cls.from_file(Path(namespace.config), flags=flags, weights=weights)
-        return job.model_copy(update={"dry_run": namespace.dry_run})
+        return job.model_copy(update={"dry_run": namespace.dry_run, "print_config": namespace.print_config})
+
+    def to_json(self) -> str:
+        """What job.json holds."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
 
     @classmethod
     def from_file(
@@ -107,6 +113,7 @@ def _parser() -> FlagParser:
         "config", metavar="CONFIG.json", help="examples/vace/inference/inference_wan2.1_1.3b.json, for one"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved job and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the whole job as JSON, and stop")
     add_flags(parser, RequestConfig, "the video")
     add_flags(parser, WeightPaths, "weights (the JSON's `model`)")
     add_flags(parser, RunConfig, "the run")

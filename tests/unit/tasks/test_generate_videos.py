@@ -80,7 +80,7 @@ def test_a_video_with_everything_that_made_it(config, tmp_path):
         main([path])  # five frames at 16 fps are four at 12.5: refused
     out = run(path, "--timing", "frames")
     assert files(out) == [
-        *("video1.json", "video1.mp4", "video1.png", "video1/latents.safetensors"),
+        *("job.json", "video1.json", "video1.mp4", "video1.png", "video1/latents.safetensors"),
         *("video1/reference_0.png", "video1/reference_1.png", "video1/src_mask.mp4", "video1/src_video.mp4"),
     ]
     with av.open(str(out / "video1.mp4")) as made:
@@ -181,7 +181,7 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
     kept = tmp_path / "out" / "video1" / "latents.safetensors"
     assert "No space left on device" in line
     assert f"--from-latents {kept}" in line
-    assert files(tmp_path / "out") == ["video1/latents.safetensors"]
+    assert files(tmp_path / "out") == ["job.json", "video1/latents.safetensors"]
     monkeypatch.undo()
     run(config(), "--from-latents", str(kept))
     assert (tmp_path / "out" / "video1.mp4").exists()
@@ -194,7 +194,7 @@ def test_a_disk_too_small_for_the_latents_is_one_line_and_leaves_nothing(config,
         line = refused(capsys, config())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "latents.safetensors: cannot be written: File too large; make room" in line
+    assert "job.json: cannot be written: File too large; make room" in line
     assert files(tmp_path / "out") == []
 
 
@@ -226,7 +226,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_half_written(config, 
     watched = writer._watched
     monkeypatch.setattr(writer, "_watched", lambda *args: tear(watched(*args)))
     refused(capsys, config())
-    assert files(tmp_path / "out") == ["video1/latents.safetensors"]
+    assert files(tmp_path / "out") == ["job.json", "video1/latents.safetensors"]
 
 
 def test_an_inner_list_is_the_shards_of_one_model(config, tiny, tmp_path):

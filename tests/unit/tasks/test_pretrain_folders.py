@@ -80,4 +80,4 @@ def test_start_clears_what_a_killed_run_left(tmp_path, capsys):
     (tmp_path / f".latest_checkpointed_iteration.txt.{ended.pid}").touch()
     (tmp_path / "mine").touch()
     with hold_folder(PretrainJob.from_argv(argv(f"--save={tmp_path}"), ranks=1)):
-        assert sorted(os.listdir(tmp_path)) == [LOCK_FILE, "iter_0000002", "mine"]
+        assert sorted(os.listdir(tmp_path)) == [LOCK_FILE, "iter_0000002", "job.json", "mine"]

@@ -1,0 +1,117 @@
+"""What a run says of itself before it starts: a table of about a dozen lines. The whole job is in job.json. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import write_text
+from mindspeed_mm.log import get_logger, world_size
+from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.models.wan.sizes import preset_name
+from mindspeed_mm.tasks.jobs.extract import ExtractJob
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+
+logger = get_logger(__name__)
+JOB_FILE = "job.json"
+Rows = list[tuple[str, str]]
+
+
+def log_table(rows: Rows) -> None:
+    """`name        text`, a line each, like the summary of clips."""
+    for name, text in rows:
+        logger.info(f"{name:<12}{text}")
+
+
+def write_job(folder: Path, text: str) -> None:
+    """The whole job as `folder`/job.json. Raises DataError when the disk takes none."""
+    try:
+        write_text(folder / JOB_FILE, text + "\n")
+    except OSError as error:
+        raise DataError(f"{folder / JOB_FILE}: cannot be written: {error.strerror}; make room") from None
+
+
+def training_table(job: PretrainJob) -> Rows:
+    """Model, weights, data, batch, learning rate, parallelism, memory, outputs of a training run."""
+    training, batch, optimizer = job.training, job.training.batch, job.training.optimizer
+    checkpoint, fsdp = training.checkpoint, job.fsdp2
+    size, iters = batch.global_batch_size or 0, batch.train_iters or 0
+    pieces = max(1, size // (batch.micro_batch_size * job.dp_size))
+    source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
+    validation: Any = getattr(job.data.dataset_param, "validation", None)
+    return [
+        ("model", _model(job.model.predictor)),
+        ("weights", ", ".join(getattr(job.model.predictor, "weight_paths", {}).values()) or "random"),
+        ("data", f"{getattr(source, 'data_path', job.files.mm_data)}" + (f"; held out: {validation.data_path}" if validation else "")),
+        ("batch", f"{size} = {batch.micro_batch_size} x {job.dp_size} ranks x {_count(pieces, 'micro-batch', 'micro-batches')}"),
+        ("iterations", f"{iters}, seed {batch.seed}"),
+        ("optimizer", f"{optimizer.optimizer}, lr {optimizer.lr:g} {optimizer.lr_decay_style}, weight decay {optimizer.weight_decay:g}"),
+        ("parallelism", f"{_count(job.world_size, 'rank', 'ranks')}, context parallel {job.parallel.context_parallel_size}, "
+         f"sharding {fsdp.sharding_size if fsdp.sharding_size is not None else 'over all'}"),
+        ("memory", f"{fsdp.param_dtype} products, recompute {job.parallel.recompute_granularity or 'by fsdp2_config.yaml'}"
+         + (", offload to the CPU" if fsdp.offload_to_cpu else "")),
+        ("starts from", checkpoint.load or "iteration 0"),
+        ("output", f"{checkpoint.save or 'nothing is saved'}" + (f", every {checkpoint.save_interval} iterations" if checkpoint.save and checkpoint.save_interval else "")),
+    ]  # fmt: skip
+
+
+def extraction_table(job: ExtractJob) -> Rows:
+    """Models, data, cutting, processes and outputs of feature extraction."""
+    ae, text, extract = job.model.ae, job.model.text_encoder, job.extract
+    source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
+    cut: Any = getattr(job.data.dataset_param, "preprocess_parameters", None)
+    rows = [
+        ("VAE", f"{ae.from_pretrained}, {ae.dtype}" + (", in tiles" if ae.enable_tiling else "")),
+        ("text", f"{text.from_pretrained}, {text.dtype}, {job.text_len} tokens"),
+        ("tokenizer", job.tokenizer_path or "beside the text encoder"),
+        ("data", f"{getattr(source, 'data_path', job.files.mm_data)}"),
+    ]
+    if cut is not None and hasattr(cut, "max_hxw"):
+        rows.append(("clips up to", f"{cut.num_frames} frames at {cut.train_fps:g} fps, {cut.max_hxw} pixels"))
+    ranks = _count(world_size(), "rank", "ranks")
+    rows.append(("processes", f"{ranks}, {_count(extract.num_workers, 'reader', 'readers')} each"))
+    return [*rows, ("output", job.save_path)]
+
+
+def generation_table(job: GenerateJob) -> Rows:
+    """Weights, videos, sampling, processes, memory and output of a generation run."""
+    run, model = job.run, job.model
+    experts = ["; ".join(_parts(shards)) for shards in model.experts]
+    rows = [("transformer" if len(experts) == 1 else "expert", text) for text in experts]
+    rows += [("VAE", f"{model.vae}, {run.vae_dtype}"), ("text encoder", model.text_encoder)]
+    names = [video.name for video in job.videos]
+    rows.append(("videos", f"{len(names)}: {', '.join(names[:6])}{', …' if names[6:] else ''}"))
+    said = [video.sampling for video in job.videos]
+    rows.append(("size", _distinct(f"{s.width}x{s.height}, {s.num_frames} frames at {s.fps:g} fps" for s in said)))
+    rows.append(("sampling", _distinct(f"{s.solver}, {s.steps} steps, shift {s.shift:g}, guidance {s.guidance_scale:g}" for s in said)))  # fmt: skip
+    rows.append(("seed", _distinct(str(s.seed) for s in said)))
+    shared = "each makes videos of its own" if run.data_parallel else "they share each video"
+    rows.append(("processes", "1" if world_size() == 1 else f"{world_size()}, {shared}"))
+    rows.append(("memory", f"{run.dtype}, offload {run.offload}, tiles {run.tiled}"))
+    return [*rows, ("output", run.output_path)]
+
+
+def _model(predictor: Any) -> str:
+    if not isinstance(predictor, PredictorConfig):
+        return str(getattr(predictor, "model_id", type(predictor).__name__))
+    config = predictor.model
+    sizes = f"{config.trunk.num_layers} layers of {config.trunk.hidden_size}, {len(config.vace_layers)} VACE blocks"
+    name = preset_name(config)
+    return f"{name or 'VACE'}: {sizes}; {predictor.trainable} trains"
+
+
+def _parts(shards: Sequence[str]) -> list[str]:
+    folders = {str(Path(shard).parent) for shard in shards}
+    return list(shards) if len(shards) < 3 or len(folders) > 1 else [f"{len(shards)} files in {folders.pop()}"]
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    found = list(dict.fromkeys(texts))
+    return " | ".join(found[:3]) + (f" | … ({len(found)} kinds)" if found[3:] else "")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

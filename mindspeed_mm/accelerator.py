@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from mindspeed_mm.errors import LaunchError
-from mindspeed_mm.log import local_rank
+from mindspeed_mm.log import get_logger, local_rank
 
+logger = get_logger(__name__)
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
@@ -49,6 +50,14 @@ class Accelerator:
                 "lower NPUS_PER_NODE (torchrun --nproc-per-node)"
             )
         return cls(kind=name, device=torch.device(name, index), backend=BACKENDS[name])
+
+    def hint_slow_bf16(self, used: bool, advice: str) -> None:
+        """Log one line where bf16 is `used` on a CPU that has no instructions for it."""
+        if used and self.kind == "cpu" and not _has_bf16_instructions():
+            logger.warning(
+                f"bf16 on this CPU ({torch.backends.cpu.get_cpu_capability()}, without AVX-512 or AMX) can be ten times slower "
+                f"than fp32; {advice}"
+            )
 
     def activate(self) -> None:
         """Make this the current device of the process (no effect on a CPU)."""
@@ -105,3 +114,11 @@ def _status_bytes(field: str) -> int:
     except OSError:
         pass
     return 0
+
+
+def _has_bf16_instructions() -> bool:
+    """As oneDNN judges it, whose bf16 kernels torch uses; True where this torch does not tell."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return True

@@ -40,7 +40,11 @@ def main(argv: Sequence[str]) -> None:
         return
     from mindspeed_mm.accelerator import Accelerator
 
-    run(job, manifest, Accelerator.detect())
+    accelerator = Accelerator.detect()
+    if rank() == 0:
+        used = "bf16" in (job.model.ae.dtype, job.model.text_encoder.dtype)
+        accelerator.hint_slow_bf16(used, "set ae.dtype and text_encoder.dtype of the model JSON to fp32")
+    run(job, manifest, accelerator)
 
 
 def scan(job: ExtractJob) -> Manifest | None:

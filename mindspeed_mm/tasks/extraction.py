@@ -80,7 +80,7 @@ def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
     if missing:
         raise ConfigError(
             f"{job.files.mm_data}:dataset_param.dataset_type: {job.data.dataset_type!r} has no {', '.join(missing)}; "
-            "feature extraction needs them (docs/extend/dataset)"
+            "feature extraction needs them (docs/extend/dataset.md)"
         )
     found: RawDataset = dataset
     return found

@@ -28,4 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.tasks.generate_videos import run
 
-    run(job, Accelerator.detect())
+    accelerator = Accelerator.detect()
+    accelerator.hint_slow_bf16(job.run.dtype == "bf16", "set dtype to fp32 (--dtype fp32)")
+    run(job, accelerator)

@@ -66,6 +66,11 @@ def join_and_run(job: PretrainJob) -> None:
     from mindspeed_mm.distributed.launch import launch
 
     accelerator = Accelerator.detect()
+    if rank() == 0:
+        accelerator.hint_slow_bf16(
+            job.fsdp2.param_dtype == "bf16",
+            "set predictor.dtype of the model JSON and param_dtype of fsdp2_config.yaml to fp32, and leave --bf16 out",
+        )
     asked = job.parallel.distributed_backend
     backend = "gloo" if asked == "gloo" else None
     with launch(accelerator, timedelta(minutes=job.parallel.distributed_timeout_minutes), backend):

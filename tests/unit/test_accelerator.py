@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mindspeed_mm import accelerator
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import LaunchError
 
@@ -42,6 +43,7 @@ import sys, types, torch
 torch.utils.rename_privateuse1_backend("npu")
 torch.accelerator.current_accelerator = lambda check_available=False: types.SimpleNamespace(type="npu")
 torch.accelerator.device_count = lambda: 8
+from mindspeed_mm import accelerator
 from mindspeed_mm.accelerator import Accelerator
 found = Accelerator.detect()
 sys.exit((found.kind, found.backend, str(found.device)) != ("npu", "hccl", "npu:1"))
@@ -103,3 +105,15 @@ def test_asking_a_cpu_to_wait_or_to_empty_its_cache_does_nothing() -> None:
     cpu = Accelerator.detect("cpu")
     for action in (cpu.activate, cpu.synchronize, cpu.empty_cache, cpu.reset_peak_memory):
         action()
+
+
+@pytest.mark.parametrize(("used", "supported", "count"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_slow_bf16_on_a_cpu_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, used: bool, supported: bool, count: int
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(accelerator.logger, "warning", said.append)
+    monkeypatch.setattr(accelerator, "_has_bf16_instructions", lambda: supported)
+    Accelerator.detect("cpu").hint_slow_bf16(used, "set dtype to fp32")
+    assert len(said) == count
+    assert all("AVX" in line and "set dtype to fp32" in line for line in said)

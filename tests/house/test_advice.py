@@ -1,0 +1,157 @@
+"""What an error advises exists: the flags, commands, files and JSON keys that messages name. Read from the source with ast."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+from pydantic import BaseModel
+
+import mindspeed_mm
+from checkpoint.converter import CONVERTERS
+from megatron.mm.arguments import REFUSED, UNUSED
+from mindspeed_mm.config.flags import FlagParser, add_flags
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.tasks.jobs import extract, generate, pretrain
+from mindspeed_mm.tools.inspect_samples import InspectConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*(?:\.\w+)*")
+PATH = re.compile(r"\b(?:examples|docs|scripts|tests)/[\w./-]*\w|\b[\w-]+\.sh\b")
+COMMAND = re.compile(r"\bmm-[a-z]+\b")
+KEY = re.compile(
+    r"\b(?:predictor|vace_dit|dataset_param|basic_parameters|tokenizer_config|ae|diffusion|model)(?:\.[a-z_]+)+"
+)
+OTHERS = {"--nproc-per-node", "--help", "--cfg", "--local-rank", "--local_rank"}  # torchrun's, and jsonargparse's
+
+
+@cache
+def parsers() -> dict[str, set[str]]:
+    """Command → its flags."""
+    inspect = FlagParser("mm-inspect", "")
+    add_flags(inspect, InspectConfig, "options")
+    found = {
+        "train": pretrain.job_parser(),
+        "extract": extract.job_parser(),
+        "generate": generate._parser(),
+        "inspect": inspect,
+    }
+    flags = {name: set(parser._option_string_actions) for name, parser in found.items()}
+    flags["convert"] = {f"--cfg.{name}" for schema in converter_schemas() for name in dotted(schema)}
+    return flags
+
+
+def converter_schemas() -> set[type[BaseModel]]:
+    methods = [method for name in CONVERTERS for method in CONVERTERS.get(name).methods.values()]
+    return {hint for method in methods for hint in get_type_hints(method).values() if hint is not type(None)}
+
+
+def dotted(schema: type[BaseModel], stem: str = "") -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        yield f"{stem}{name}"
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from dotted(part, f"{stem}{name}.")
+
+
+def commands_of(path: Path) -> list[str]:
+    """Whose flags a module may advise; all commands for what is shared."""
+    name = str(path.relative_to(ROOT))
+    only = {
+        "checkpoint/": ["convert"],
+        "mindspeed_mm/training/": ["train"],
+        "mindspeed_mm/tasks/jobs/pretrain": ["train"],
+        "mindspeed_mm/tasks/jobs/extract": ["extract"],
+        "mindspeed_mm/tasks/extract": ["extract"],
+        "mindspeed_mm/tasks/jobs/generate": ["generate"],
+        "mindspeed_mm/tasks/generate": ["generate"],
+        "mindspeed_mm/tools/inspect": ["inspect"],
+    }
+    return next((found for stem, found in only.items() if name.startswith(stem)), list(parsers()))
+
+
+def messages(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every error raised and warning logged in a file; values in braces are left out."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        is_warning = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "warning"
+        if isinstance(node, ast.Raise) or is_warning:
+            parts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            yield from ((node.lineno, part) for part in parts)
+
+
+def sources() -> list[Path]:
+    folders = [ROOT / "mindspeed_mm", ROOT / "checkpoint", ROOT / "megatron"]
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+@cache
+def json_keys() -> set[str]:
+    for module in pkgutil.walk_packages(mindspeed_mm.__path__, "mindspeed_mm."):
+        if module.name.endswith("config") or ".jobs." in module.name:
+            importlib.import_module(module.name)
+    found: set[str] = set()
+    left: list[type[BaseModel]] = [Config]
+    while left:
+        schema = left.pop()
+        left += schema.__subclasses__()
+        found |= set(schema.model_fields) | set(getattr(schema, "UNUSED", {}))
+    return found
+
+
+def wrong(text: str, commands: list[str]) -> list[str]:
+    """What a message names that does not exist."""
+    flags = OTHERS.union(*(parsers()[command] for command in commands))
+    flags |= {flag for flag in {*UNUSED, *REFUSED} if "train" in commands}
+    bad = [flag for flag in FLAG.findall(text) if flag not in flags and not flag.endswith("-")]  # cut by a brace
+    bad += [f"{path}: no such file" for path in PATH.findall(text) if not exists(path)]
+    bad += [f"{name}: no such command" for name in COMMAND.findall(text) if name not in ("mm-convert", "mm-inspect")]
+    bad += [f"{key}: no such key" for key in KEY.findall(text) if key.rsplit(".")[-1] not in json_keys() | {"json"}]
+    return bad
+
+
+def exists(path: str) -> bool:
+    return (ROOT / path).exists() or ("/" not in path and any((ROOT / "examples").rglob(path)))
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_advice_in_messages_exists(path: Path) -> None:
+    commands = commands_of(path)
+    found = [f"{path.name}:{line}: {bad}" for line, text in messages(path) for bad in wrong(text, commands)]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_advice_for_refused_flags_exists() -> None:
+    advice = [str(part) for entry in REFUSED.values() for part in (entry if isinstance(entry, tuple) else (entry,))]
+    assert not [bad for text in advice for bad in wrong(text, ["train"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("give --no-such-flag", "train"),
+        ("give --cfg.bse_path", "convert"),
+        ("give --from-latents", "train"),
+        ("see docs/gone.md", "train"),
+        ("run mm-fetch", "train"),
+        ("set predictor.init_from_trunks", "train"),
+    ],
+)
+def test_wrong_advice_is_found(text: str, command: str) -> None:
+    assert wrong(text, [command])
+
+
+def test_ascend_variables_are_explained_in_both_languages() -> None:
+    pages = [ROOT / "docs/reference/env.md", ROOT / "docs/zh/reference/env.md"]
+    ours, theirs = (set(re.findall(r"^\| `([A-Z_]+)`", p.read_text().partition("## Ascend")[2], re.M)) for p in pages)
+    assert ours == theirs
+    exported = set(
+        re.findall(r"\b((?:ASCEND|HCCL|NPU|ACLNN)_[A-Z_]+)=", (ROOT / "examples/vace/common.sh").read_text())
+    )
+    assert exported - {"NPUS_PER_NODE", "ASCEND_ENV"} <= ours

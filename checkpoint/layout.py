@@ -7,7 +7,6 @@ next run begins by putting the old one back.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,39 +15,59 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.locks import LOCK_FILE, lock_folder, read_holder, sweep
+from mindspeed_mm.log import get_logger
 from mindspeed_mm.progress import size_text
 
+logger = get_logger(__name__)
+_STAGING = ".mm-convert"
 LEAVING, LEFT = "leaving", "left"  # where old entries wait: some of them, all of them
 
 
 @contextlib.contextmanager
 def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = "") -> Iterator[Path]:
-    """An empty hidden folder under `place` for one conversion, removed afterwards. Raises WeightsError if one is running.
+    """An empty hidden folder under `place` for one conversion, removed afterwards. Raises LaunchError if one is running.
 
     What a killed conversion had moved out of the way is put back first: `owned` and `last` as for `replace_entries`.
+    With `last` the whole of `place` is the target and gets the lock; else its file `name` alone.
     """
-    made = _make_parents(place)
-    folder = place / f".{name}.mm-convert"
-    folder.mkdir(exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    folder = place / f".{name}{_STAGING}"
+    held = False
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WeightsError(f"{place}: another mm-convert is writing there; wait for it") from None
-        if last:
-            put_back(folder, place, owned, last=last)
-        for left in folder.iterdir():
-            _remove(left)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            for parent in made:  # gone again if nothing came into them
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+        with lock_folder(place if last else folder, choose="target_path"):
+            held = True
+            folder.mkdir(exist_ok=True)
+            if last and put_back(folder, place, owned, last=last):
+                logger.info(f"{place}: put back what an interrupted conversion had moved away")
+            sweep([place], more=lambda path: path != folder and _is_killed(path))
+            if _empty(folder):
+                logger.info(f"{folder}: removed what an interrupted conversion had written")
+            try:
+                yield folder
+            finally:
+                _empty(folder)
+                if last:
+                    folder.rmdir()
     finally:
-        os.close(handle)
+        if held:  # a killed conversion made it, so that the lock leaves it
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _empty(folder: Path) -> bool:
+    """Remove all but the lock; whether there was anything."""
+    found = [entry for entry in folder.iterdir() if entry.name != LOCK_FILE]
+    for entry in found:
+        _remove(entry)
+    return bool(found)
+
+
+def _is_killed(path: Path) -> bool:
+    """Whether `path` is the hidden folder of one file's conversion that was killed on this machine."""
+    if not path.name.endswith(_STAGING):
+        return False
+    holder = read_holder(path)
+    return holder is not None and holder.is_local and not holder.is_alive
 
 
 @contextlib.contextmanager
@@ -94,31 +113,23 @@ def replace_entries(staged: Path, folder: Path, target: Path, owned: Sequence[st
         raise
 
 
-def put_back(folder: Path, target: Path, owned: Sequence[str], *, last: str) -> None:
-    """Undo a replacement that did not come to its end; may itself be interrupted and done again."""
+def put_back(folder: Path, target: Path, owned: Sequence[str], *, last: str) -> bool:
+    """Undo a replacement that did not come to its end; whether there was one. May be interrupted and done again."""
     leaving, left = folder / LEAVING, folder / LEFT
     if left.is_dir() and not (target / last).exists():
         for path in {path for pattern in owned for path in target.glob(pattern)}:
             _remove(path)
         os.rename(left, leaving)
-    if leaving.is_dir():
-        _move_all(leaving, target, last)
+    if not leaving.is_dir():
+        return False
+    _move_all(leaving, target, last)
+    return True
 
 
 def _move_all(source: Path, target: Path, last: str) -> None:
     for entry in sorted(source.iterdir(), key=lambda path: (path.name == last, path.name)):
         os.rename(entry, target / entry.name)
     _sync(target)
-
-
-def _make_parents(place: Path) -> list[Path]:
-    """Make `place`; the folders that were not there, innermost first."""
-    missing = [path for path in (place, *place.parents) if not path.exists()]
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightsError(f"{place}: cannot be made: {error.strerror}; choose another target_path") from None
-    return missing
 
 
 def _remove(path: Path) -> None:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from checkpoint.config import FromMmConfig, PipelineConfig, ResplitConfig, ToMmConfig
+from mindspeed_mm.locks import check_unlocked
+from mindspeed_mm.outputs import check_file, check_folder
+
+FILES = (".pt", ".pth", ".safetensors")
+
+
+def check_target(path: str) -> None:
+    """Raises ConfigError or LaunchError, before torch is imported, when the target cannot be written or is in use."""
+    if Path(path).suffix in FILES:
+        check_file(path, "target_path")
+        return
+    check_folder(path, "target_path")
+    check_unlocked(Path(path), choose="target_path")
 
 
 def hf_to_mm(cfg: ToMmConfig) -> None:
@@ -11,6 +26,7 @@ def hf_to_mm(cfg: ToMmConfig) -> None:
     Args:
         cfg: source, target, dtype, pipeline stages.
     """
+    check_target(cfg.target_path)
     from checkpoint.convert import convert, mm_target, open_source
 
     source = open_source(cfg, dialects=("official",), method="hf_to_mm", base_path=cfg.base_path)
@@ -23,6 +39,7 @@ def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
     Args:
         cfg: source, target, dtype, pipeline stages.
     """
+    check_target(cfg.target_path)
     from checkpoint.convert import convert, mm_target, open_source
 
     source = open_source(cfg, dialects=("diffusers",), method="hf_diffusers_to_mm", base_path=cfg.base_path)
@@ -35,6 +52,7 @@ def mm_to_hf(cfg: FromMmConfig) -> None:
     Args:
         cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
     """
+    check_target(cfg.target_path)
     from checkpoint.convert import convert, hf_target, open_source
 
     source = open_source(cfg, dialects=("mm",), method="mm_to_hf", base_path=cfg.base_path)
@@ -47,6 +65,7 @@ def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
     Args:
         cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
     """
+    check_target(cfg.target_path)
     from checkpoint.convert import convert, hf_target, open_source
 
     source = open_source(cfg, dialects=("mm",), method="mm_to_hf_diffusers", base_path=cfg.base_path)
@@ -59,6 +78,7 @@ def resplit(cfg: ResplitConfig) -> None:
     Args:
         cfg: source, target, dtype, pipeline stages.
     """
+    check_target(cfg.target_path)
     from checkpoint.convert import convert, mm_target, open_source
 
     source = open_source(cfg, dialects=("mm",), method="resplit", base_path=cfg.base_path)
@@ -71,6 +91,7 @@ def assemble_pipeline(cfg: PipelineConfig) -> None:
     Args:
         cfg: the parts, in any known dialect, and the target.
     """
+    check_target(cfg.target_path)
     from checkpoint.pipeline import assemble
 
     assemble(cfg)

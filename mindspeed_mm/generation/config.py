@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.outputs import name_problem, text_problem
 
+OUTPUT_SUFFIXES = (".mp4", ".png", ".json")  # of the files NAME.mp4 …, beside the folder NAME
 Solver = Literal["unipc", "dpm++", "euler"]
 Preset = Literal["wan", "diffsynth", "diffusers", "mindspeed"]
 Tiled = Literal["auto", "always", "never"]
@@ -141,6 +143,20 @@ class RequestConfig(Config):
         description="spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)",
     )
     seed: int | None = Field(default=None, ge=0, lt=1 << 63, description="of the noise (default: 2025)")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, value: str | None) -> str | None:
+        if value is not None and (problem := name_problem(value, max(OUTPUT_SUFFIXES, key=len))):
+            raise ValueError(problem)
+        return value
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _can_be_written(cls, value: str | None) -> str | None:
+        if value is not None and (problem := text_problem(value)):
+            raise ValueError(f"{problem}; write the whole character")
+        return value
 
     @field_validator("height", "width")
     @classmethod

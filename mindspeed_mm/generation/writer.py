@@ -6,7 +6,6 @@ Each file appears whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,9 +24,10 @@ from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import DataError, WeightsError
-from mindspeed_mm.files import atomic_path, write_text
+from mindspeed_mm.files import atomic_path, format_json, write_json
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.inputs import Conditions
+from mindspeed_mm.outputs import name_problem
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Settings = dict[str, Any]
@@ -59,7 +59,7 @@ def write_conditions(folder: Path, conditions: Conditions, fps: float) -> None:
 def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: Settings) -> Path:
     """latents.safetensors in `folder`: [16, R+F, h, w] fp32, with the settings that made them. Returns its path."""
     path = folder / _LATENTS
-    said = {"num_refs": str(num_refs), "settings": json.dumps(settings, ensure_ascii=False)}
+    said = {"num_refs": str(num_refs), "settings": format_json(settings)}
     with _disk(path):
         write_packed(path, {"latents": latents.float()}, said)
     return path
@@ -71,6 +71,8 @@ def read_latents(path: Path, *, verify: bool = True) -> tuple[Tensor, int, Setti
         said = read_header(path, verify=verify).get("__metadata__", {})
         settings = {"name": path.resolve().parent.name, **json.loads(said["settings"])}
         num_refs = int(said["num_refs"])
+        if problem := name_problem(str(settings["name"]), ".json"):
+            raise ValueError(f"its name {problem}")
     except (DataError, KeyError, ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
         raise WeightsError(f"{path}: not a latents.safetensors of an earlier run ({reason})") from None
@@ -106,7 +108,7 @@ def write_outcome(
     with _disk(folder / f"{name}.png") as picture, atomic_path(picture) as draft:
         sheet.save(draft, format="PNG")
     with _disk(folder / f"{name}.json") as text:
-        write_text(text, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+        write_json(text, said)
     return path
 
 
@@ -201,13 +203,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_folder(folder: Path, needed: int) -> None:
-    """Whether files can be made in `folder`, and about `needed` bytes of them; makes nothing. Raises DataError."""
+def check_space(folder: Path, needed: int) -> None:
+    """Whether the disk of `folder`, which need not exist, has about `needed` bytes free. Raises DataError."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise DataError(f"{folder}: {there} is a file; choose another output_path")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise DataError(f"{folder}: {there} may not be written to; choose another output_path")
     free = shutil.disk_usage(there).free
     if free < needed:
         raise DataError(

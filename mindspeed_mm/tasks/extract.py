@@ -11,6 +11,7 @@ from mindspeed_mm.data.check import check_manifest
 from mindspeed_mm.data.content import STATE_FOLDER
 from mindspeed_mm.data.manifest import FAILURES, Manifest, Problem, list_problems, scan_manifest, write_failures
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from mindspeed_mm.tasks.summary import extraction_table, log_table
@@ -33,18 +34,27 @@ def main(argv: Sequence[str]) -> None:
             logger.info(note)
         log_table(extraction_table(job))
     job.check_inputs()
+    job.check_outputs()
+    if job.files.dry_run:
+        check_clips(job)
+        return
+    with lock_folder(Path(job.save_path), choose="--save-path"):
+        manifest = check_clips(job)
+        from mindspeed_mm.accelerator import Accelerator
+
+        accelerator = Accelerator.detect()
+        if rank() == 0:
+            used = "bf16" in (job.model.ae.dtype, job.model.text_encoder.dtype)
+            accelerator.hint_slow_bf16(used, "set ae.dtype and text_encoder.dtype of the model JSON to fp32")
+        run(job, manifest, accelerator)
+
+
+def check_clips(job: ExtractJob) -> Manifest | None:
+    """The rows of the built-in dataset, their clips opened by the first rank. Raises DataError."""
     manifest = scan(job)
     if manifest is not None and rank() == 0 and not job.extract.no_check_clips:
         look(job, manifest)
-    if job.files.dry_run:
-        return
-    from mindspeed_mm.accelerator import Accelerator
-
-    accelerator = Accelerator.detect()
-    if rank() == 0:
-        used = "bf16" in (job.model.ae.dtype, job.model.text_encoder.dtype)
-        accelerator.hint_slow_bf16(used, "set ae.dtype and text_encoder.dtype of the model JSON to fp32")
-    run(job, manifest, accelerator)
+    return manifest
 
 
 def scan(job: ExtractJob) -> Manifest | None:

@@ -22,6 +22,7 @@ from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Fail
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.writing import Finished
+from mindspeed_mm.data.content import STATE_FOLDER
 from mindspeed_mm.data.dataset import FEATURE_FOLDER, LISTING, RawDataset, VaceDataset
 from mindspeed_mm.data.features import NULL_PROMPT_FILE, write_null_prompt
 from mindspeed_mm.data.manifest import FAILURES, Manifest, write_failures
@@ -30,6 +31,7 @@ from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import write_text
+from mindspeed_mm.locks import sweep
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
@@ -159,7 +161,8 @@ def extract(
 ) -> None:
     """Encode this rank's rows; rank 0 writes data.jsonl, the failures and the report at the end."""
     if world.rank == 0:
-        clean_up(extraction.save_path / FEATURE_FOLDER)
+        folder = extraction.save_path
+        sweep([folder, folder / FEATURE_FOLDER, folder / STATE_FOLDER])
         store_null_prompt(extraction)
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
         write_failures(extraction.save_path, failures((), manifest))  # an earlier run's are none of this one's
@@ -227,13 +230,6 @@ class Outcome:
         finished = sorted((row for part in parts for row in part.finished), key=lambda row: row.record.row)
         failed = sorted((row for part in parts for row in part.failed), key=lambda row: row.record.row)
         return cls(finished, failed)
-
-
-def clean_up(folder: Path) -> None:
-    """Take away what killed runs left half written; anything younger than an hour may be another rank's."""
-    for path in folder.glob(".*.tmp"):
-        if time.time() - path.stat().st_mtime > 3600:
-            path.unlink(missing_ok=True)
 
 
 def store_null_prompt(extraction: Extraction) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.locks import lock_folder, sweep
+from mindspeed_mm.log import get_logger, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.summary import generation_table, log_table
 
 LOGGER = get_logger(__name__)
+NOT_CHECKED = (
+    "not checked: whether the weights exist, and whether output_path can be written; add --check-inputs on the machine "
+    "of the run."
+)
 
 
 @one_line_errors
@@ -21,13 +27,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     for note in job.notes:
         LOGGER.info(note)
+    job.check_outputs()
     if job.dry_run:
         LOGGER.info(job.to_json())
+        if not job.check_inputs:
+            missing = f" Not found: {', '.join(job.not_found)}." if job.not_found else ""
+            LOGGER.info(f"{NOT_CHECKED}{missing}")
         return
     log_table(generation_table(job))
-    from mindspeed_mm.accelerator import Accelerator
-    from mindspeed_mm.tasks.generate_videos import run
+    folder = Path(job.run.output_path)
+    with lock_folder(folder, choose="output_path"):
+        from mindspeed_mm.accelerator import Accelerator
+        from mindspeed_mm.tasks.generate_videos import run
 
-    accelerator = Accelerator.detect()
-    accelerator.hint_slow_bf16(job.run.dtype == "bf16", "set dtype to fp32 (--dtype fp32)")
-    run(job, accelerator)
+        if rank() == 0:
+            sweep([folder, *(folder / video.name for video in job.videos)])
+        accelerator = Accelerator.detect()
+        accelerator.hint_slow_bf16(job.run.dtype == "bf16", "set dtype to fp32 (--dtype fp32)")
+        run(job, accelerator)

@@ -26,7 +26,7 @@ from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
 from mindspeed_mm.generation.team import Replica, Solo, Team
 from mindspeed_mm.generation.writer import (
     bytes_of,
-    check_folder,
+    check_space,
     read_latents,
     versions,
     write_conditions,
@@ -138,7 +138,7 @@ def check_inputs(job: GenerateJob, videos: Sequence[VideoJob]) -> None:
     So the last video's bad mask does not cost the first one's hour. Raises DataError.
     """
     needed = sum(bytes_of(video.sampling, len(video.inputs.images)) for video in job.videos)
-    check_folder(Path(job.run.output_path), needed)
+    check_space(Path(job.run.output_path), needed)
     seen: set[str] = set()
     for video in videos:
         key = json.dumps([video.inputs.model_dump(mode="json"), video.sampling.model_dump(mode="json")], sort_keys=True)
@@ -253,7 +253,6 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
     """--from-latents: the part of an earlier run that comes after denoising."""
     latents, num_refs, settings = read_latents(Path(str(job.run.from_latents)), verify=job.run.verify_checksums)
     say_what_latents_decide(job, settings)
-    check_folder(Path(job.run.output_path), needed=0)
     pipe = VacePipeline(
         None,
         load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator),

@@ -23,7 +23,9 @@ from mindspeed_mm.data.registry import read_data_config
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import atomic_path, read_json
+from mindspeed_mm.locks import sweep
 from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.outputs import check_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_flags(parser, InspectConfig, "options")
     arguments = parser.parse_strict(sys.argv[1:] if argv is None else argv)
     config = parse(InspectConfig, given(arguments, InspectConfig), PROG)
+    _check_out(config.out)
     image, what = _draw(_found(Path(arguments.path)), config)
     _save(image, Path(config.out))
     logger.info("%s: %s", config.out, what)
@@ -174,12 +177,17 @@ def _draw_feature(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
     return feature_sheet(path, vae, decode_frames=frames, verify=verify), str(path)
 
 
-def _save(image: Image.Image, path: Path) -> None:
-    kind = _KINDS.get(path.suffix.lower())
-    if kind is None:
+def _check_out(path: str) -> None:
+    """Raises ConfigError when the sheet could not be written, before anything is read or drawn."""
+    if Path(path).suffix.lower() not in _KINDS:
         raise ConfigError(f"--out {path}: write a .png, .jpg or .webp")
+    check_file(path, "--out")
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    sweep([path.parent])
     with atomic_path(path) as draft:
-        image.save(draft, format=kind, optimize=True)
+        image.save(draft, format=_KINDS[path.suffix.lower()], optimize=True)
 
 
 if __name__ == "__main__":

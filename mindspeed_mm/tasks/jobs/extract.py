@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +14,10 @@ from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.config import VaceDatasetConfig
 from mindspeed_mm.data.registry import DataConfig, read_data_config
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.files import read_json
+from mindspeed_mm.files import format_json, read_json
+from mindspeed_mm.locks import check_unlocked
+from mindspeed_mm.log import rank
+from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.tools.config import ToolsConfig
 
 PROG = "get_vace_feature.py"
@@ -172,6 +174,13 @@ class ExtractJob(Config):
                     f"{where}: {path} is not there (working directory {Path.cwd()}); name its file or folder"
                 )
 
+    def check_outputs(self) -> None:
+        """Raises ConfigError or LaunchError when the first rank cannot write the features, or another run writes there."""
+        if rank() == 0:
+            by_flag = self.extract.save_path is not None
+            check_folder(self.save_path, "--save-path" if by_flag else f"{self.files.mm_tool}:sorafeature.save_path")
+            check_unlocked(Path(self.save_path), choose="--save-path")
+
     @property
     def tokenizer_path(self) -> str | None:
         """The tokenizer that the data JSON names; None = look beside the text encoder."""
@@ -192,7 +201,7 @@ class ExtractJob(Config):
 
     def to_json(self) -> str:
         """What job.json holds."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        return format_json(self.model_dump(mode="json"), indent=2)
 
 
 def job_parser() -> FlagParser:

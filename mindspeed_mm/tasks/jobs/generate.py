@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.files import json_type, parse_json, read_json, read_text, split_lines
+from mindspeed_mm.files import format_json, json_type, parse_json, read_json, read_text, split_lines
 from mindspeed_mm.generation.config import (
     MINDSPEED_PROMPT,
     NEGATIVE_PROMPT,
+    OUTPUT_SUFFIXES,
     InferenceConfig,
     RequestConfig,
     RunConfig,
@@ -21,6 +22,9 @@ from mindspeed_mm.generation.config import (
     WeightPaths,
     decide,
 )
+from mindspeed_mm.locks import check_unlocked
+from mindspeed_mm.log import rank
+from mindspeed_mm.outputs import check_file, check_folder
 
 _MINDSPEED_KEYS = {"model", "video_path", "image_path", "output_path"}  # all that its inference JSONs hold
 _REQUEST_KEYS = tuple(RequestConfig.model_fields)
@@ -59,8 +63,10 @@ class GenerateJob(Config):
     run: RunConfig
     videos: tuple[VideoJob, ...]
     notes: tuple[str, ...] = ()
+    not_found: tuple[str, ...] = ()  # weights that a plain dry run did not find
     dry_run: bool = False
     print_config: bool = False
+    check_inputs: bool = False
 
     @classmethod
     def from_argv(cls, argv: Sequence[str]) -> GenerateJob:
@@ -69,12 +75,18 @@ class GenerateJob(Config):
         namespace = parser.parse_strict([_dashed(word) for word in argv])
         flags = {**given(namespace, RequestConfig), **given(namespace, RunConfig)}
         weights = given(namespace, WeightPaths)
-        job = cls.from_file(Path(namespace.config), flags=flags, weights=weights)
-        return job.model_copy(update={"dry_run": namespace.dry_run, "print_config": namespace.print_config})
+        job = cls.from_file(
+            Path(namespace.config),
+            flags=flags,
+            weights=weights,
+            needs_weights=namespace.check_inputs or not (namespace.dry_run or namespace.print_config),
+        )
+        switches = {name: getattr(namespace, name) for name in ("dry_run", "print_config", "check_inputs")}
+        return job.model_copy(update=switches)
 
     def to_json(self) -> str:
         """What job.json holds."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        return format_json(self.model_dump(mode="json"), indent=2)
 
     @classmethod
     def from_file(
@@ -84,10 +96,12 @@ class GenerateJob(Config):
         flags: dict[str, Any] | None = None,
         weights: dict[str, Any] | None = None,
         transformer_at_hand: bool = False,
+        needs_weights: bool = True,
     ) -> GenerateJob:
         """The job of one inference JSON; `flags` replace what the JSON or its tasks say, `weights` its `model`.
 
-        `transformer_at_hand`: the caller brings the transformer; the JSON's need not exist.
+        `transformer_at_hand`: the caller brings the transformer; the JSON's need not exist. Without `needs_weights`,
+        those that are missing are listed in `not_found`.
         """
         values = read_json(path)
         if not isinstance(values, dict):
@@ -98,7 +112,25 @@ class GenerateJob(Config):
         notes: list[str] = []
         values = _as_mindspeed(values, notes)
         config = parse(InferenceConfig, values, path.name, notes)
-        return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand)
+        missing: list[str] | None = None if needs_weights else []
+        return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand, missing=missing)
+
+    def check_outputs(self) -> None:
+        """Raises ConfigError or LaunchError when the first rank cannot write the videos, or another run writes there.
+
+        A plain --dry-run leaves open what only the machine of the run knows: whether the folder can be made.
+        """
+        if rank() != 0:
+            return
+        is_here = self.check_inputs or not self.dry_run
+        folder = Path(self.run.output_path)
+        check_folder(folder, "output_path", probe=is_here)
+        for video in self.videos if self.run.from_latents is None else ():
+            check_folder(folder / video.name, f"output_path, name {video.name!r}", probe=False)
+            for suffix in OUTPUT_SUFFIXES:
+                check_file(folder / f"{video.name}{suffix}", f"output_path, name {video.name!r}", probe=False)
+        if is_here:
+            check_unlocked(folder, choose="output_path")
 
 
 def _dashed(word: str) -> str:
@@ -112,7 +144,8 @@ def _parser() -> FlagParser:
     parser.add_argument(
         "config", metavar="CONFIG.json", help="examples/vace/inference/inference_wan2.1_1.3b.json, for one"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved job and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved job and stop; needs no weights")
+    parser.add_argument("--check-inputs", action="store_true", help="with --dry-run: weights must exist, too")
     parser.add_argument("--print-config", action="store_true", help="print the whole job as JSON, and stop")
     add_flags(parser, RequestConfig, "the video")
     add_flags(parser, WeightPaths, "weights (the JSON's `model`)")
@@ -163,7 +196,13 @@ def _without(task: Any, flags: dict[str, Any], images: set[str]) -> Any:
 
 
 def _built(
-    config: InferenceConfig, values: dict[str, Any], path: Path, notes: list[str], *, transformer_at_hand: bool
+    config: InferenceConfig,
+    values: dict[str, Any],
+    path: Path,
+    notes: list[str],
+    *,
+    transformer_at_hand: bool,
+    missing: list[str] | None,
 ) -> GenerateJob:
     bases = (Path.cwd(), path.resolve().parent)
     finder = _Finder(path.name, bases)
@@ -174,7 +213,10 @@ def _built(
     if config.from_latents is not None:
         run["from_latents"] = finder.find("from_latents", config.from_latents)
     model = _found_weights(
-        config.model, finder, decoding=config.from_latents is not None, transformer_at_hand=transformer_at_hand
+        config.model,
+        _Finder(path.name, bases, missing),
+        decoding=config.from_latents is not None,
+        transformer_at_hand=transformer_at_hand,
     )
     videos = []
     for index, (task, address) in enumerate(zip(tasks, where, strict=True)):
@@ -183,7 +225,9 @@ def _built(
             _video(request, finder.at(address), index, len(model.experts), decoding=config.from_latents is not None)
         )
     _distinct(videos, path.name)
-    return GenerateJob(model=model, run=RunConfig(**run), videos=tuple(videos), notes=tuple(notes))
+    return GenerateJob(
+        model=model, run=RunConfig(**run), videos=tuple(videos), notes=tuple(notes), not_found=tuple(missing or ())
+    )
 
 
 def _tasks(
@@ -232,9 +276,11 @@ def _inherited(top: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
 class _Finder:
     """Where a relative path may be: in the working directory, then in the JSON's own folder."""
 
-    def __init__(self, where: str, bases: tuple[Path, ...]) -> None:
+    def __init__(self, where: str, bases: tuple[Path, ...], missing: list[str] | None = None) -> None:
+        """With a list `missing`, what does not exist is added to it and its path taken as it is."""
         self.where = where
         self.bases = bases
+        self.missing = missing
 
     def at(self, where: str) -> _Finder:
         """The same folders, another address."""
@@ -245,6 +291,9 @@ class _Finder:
         for base in self.bases:
             if (base / path).exists():
                 return str(base / path)
+        if self.missing is not None:
+            self.missing.append(f"{key} {path}")
+            return path
         looked = " and ".join(dict.fromkeys(str(base) for base in self.bases))
         raise ConfigError(
             f"{self.where}:{key}: {path}: no such file or folder"
@@ -316,9 +365,14 @@ def _check_combination(request: RequestConfig, where: str) -> None:
 
 
 def _distinct(videos: list[VideoJob], where: str) -> None:
-    names = [video.name for video in videos]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"{where}: {names.count(name)} videos are called {name!r}; give each task a name of its own"
-            )
+    """Raises ConfigError when two videos would write one file or folder: NAME, NAME.mp4, NAME.png, NAME.json."""
+    names = Counter(video.name for video in videos)
+    for name, count in names.items():
+        if count > 1:
+            raise ConfigError(f"{where}: {count} videos are called {name!r}; give each task a name of its own")
+        for suffix in OUTPUT_SUFFIXES:
+            if f"{name}{suffix}" in names:
+                raise ConfigError(
+                    f"{where}: the folder of video {name + suffix!r} and a file of video {name!r} would have one name; "
+                    "rename one of them"
+                )

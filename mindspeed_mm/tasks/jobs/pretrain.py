@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -23,7 +22,7 @@ from mindspeed_mm.distributed.config import (
 )
 from mindspeed_mm.distributed.patterns import check_patterns
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
-from mindspeed_mm.files import read_json
+from mindspeed_mm.files import format_json, read_json
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank, world_size
@@ -250,7 +249,7 @@ class PretrainJob(Config):
 
     def to_json(self) -> str:
         """What job.json holds."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        return format_json(self.model_dump(mode="json"), indent=2)
 
 
 def job_parser() -> FlagParser:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoint.cli import main
-from mindspeed_mm.errors import WeightsError
+from checkpoint.layout import staging
+from mindspeed_mm.errors import LaunchError, WeightsError
+from mindspeed_mm.locks import LOCK_FILE, Holder
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.weights import open_weights
 from tests.tiny import tiny_transformer, write_transformer
@@ -127,11 +132,48 @@ def test_what_is_written_is_read_back(
 
 
 def test_two_conversions_do_not_write_into_one_target(tmp_path: Path) -> None:
-    from checkpoint.layout import staging
+    for name, last in (("folder", "release"), ("x.pt", "")):
+        with (
+            staging(tmp_path, name, last=last),
+            pytest.raises(LaunchError, match=f"process {os.getpid()} on"),
+            staging(tmp_path, name, last=last),
+        ):
+            pass
+        assert list(tmp_path.iterdir()) == []
 
-    with (
-        staging(tmp_path, "folder"),
-        pytest.raises(WeightsError, match="another mm-convert"),
-        staging(tmp_path, "folder"),
-    ):
-        pass
+
+def test_two_files_of_one_folder_are_converted_at_once(tmp_path: Path) -> None:
+    with staging(tmp_path, "x.pt") as first, staging(tmp_path, "y.pt") as second:
+        assert first.is_dir()
+        assert second.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x.pt", "y.pt"])
+def test_next_conversion_removes_what_a_killed_one_left(tmp_path: Path, monkeypatch, name: str) -> None:
+    said: list[str] = []
+    for module in ("checkpoint.layout", "mindspeed_mm.locks"):
+        monkeypatch.setattr(f"{module}.logger.info", said.append)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = tmp_path / ".x.pt.mm-convert"
+    (left / "new").mkdir(parents=True)
+    (left / "new/x.pt").touch()
+    holder = replace(Holder.this_process(), pid=ended.pid)
+    (left / LOCK_FILE).write_text(json.dumps(asdict(holder)))
+    (tmp_path / ".mine.mm-convert").mkdir()
+    with staging(tmp_path, name) as folder:
+        assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.mm-convert", f".{name}.mm-convert"]
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.mm-convert"]
+    assert [line for line in said if "removed" in line]
+
+
+@pytest.mark.parametrize("target", ["file/mm", "/proc/mm", "x" * 256, "file/x.pt", "folder.pt"])
+def test_target_that_cannot_be_written_is_refused_first(tmp_path: Path, monkeypatch, capsys, target: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(SystemExit):
+        main(command("hf_to_mm", tmp_path / "missing", Path(target)))
+    assert "target_path" in capsys.readouterr().err  # not the source

@@ -155,7 +155,7 @@ def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny
 @pytest.mark.parametrize(
     ("output", "free", "message"),
     [
-        ("inference.json/out", None, "inference.json is a file; choose another output_path"),
+        ("inference.json/out", None, "output_path: .*inference.json is a file"),
         ("new/folder", 100_000, "its disk has 0.1 MB left, about 0.3.. MB are needed; make room"),
     ],
 )

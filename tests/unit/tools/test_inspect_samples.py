@@ -199,3 +199,16 @@ def test_help_and_mistakes_do_not_wait_for_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "out", ["file/sheet.png", "/proc/sheet.png", "folder.png", f"{'x' * 256}.png", "/dev/null.gif"]
+)
+def test_sheet_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["missing.jsonl", "--out", out])
+    assert stop.value.code == 1
+    assert "--out" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""Generation's and extraction's output: names and folders checked first, one run a folder, killed runs' files removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mindspeed_mm import locks
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.errors import ConfigError, LaunchError
+from mindspeed_mm.locks import LOCK_FILE, Holder, process_start, temporary_name
+from mindspeed_mm.tasks import generate
+from mindspeed_mm.tasks.jobs.extract import ExtractJob
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """`config(key=value, …)` writes an inference JSON whose weights do not exist; → its path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**values):
+        model = {"transformer": ["t.safetensors"], "vae": "vae.pth", "text_encoder": "t5.pth"}
+        base = {"model": model, "prompt": "a cat", "output_path": "out"}
+        path = tmp_path / "inference.json"
+        path.write_text(json.dumps({**base, **values}))
+        return str(path)
+
+    return write
+
+
+def weights(folder: Path) -> None:
+    for name in ("t.safetensors", "vae.pth", "t5.pth"):
+        (folder / name).touch()
+
+
+def locked(folder: Path) -> Path:
+    parent = os.getppid()
+    folder.mkdir()
+    holder = replace(Holder.this_process(), pid=parent, start=process_start(parent))
+    (folder / LOCK_FILE).write_text(json.dumps(asdict(holder)))
+    return folder
+
+
+def test_dry_run_without_weights_says_what_it_did_not_check(config, capsys):
+    generate.main([config(), "--dry-run"])
+    out = capsys.readouterr().out
+    assert "not checked" in out
+    assert all(name in out.splitlines()[-1] for name in ("t.safetensors", "vae.pth", "t5.pth", "--check-inputs"))
+    for flags in ([], ["--dry-run", "--check-inputs"]):
+        with pytest.raises(ConfigError, match=r"model\.vae: vae\.pth"):
+            GenerateJob.from_argv([config(), *flags])
+
+
+def test_strict_dry_run_passes_with_the_weights_there(config, tmp_path, capsys):
+    weights(tmp_path)
+    generate.main([config(), "--dry-run", "--check-inputs"])
+    assert "not checked" not in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("name", "x" * 251, "251 bytes"),
+        ("name", "猫" * 84, "252 bytes"),
+        ("name", "a\nb", "control character"),
+        ("prompt", "half \udcff", "surrogate"),
+        ("negative_prompt", "half \udcff", "surrogate"),
+    ],
+)
+def test_name_or_prompt_that_no_file_takes_is_refused_first(config, key, value, words):
+    flag = f"--{key.replace('_', '-')}={value}"
+    with pytest.raises(ConfigError, match=words):
+        GenerateJob.from_argv([config(), "--dry-run", flag])
+
+
+def test_longest_name_is_taken(config, tmp_path):
+    name = "x" * 250
+    (tmp_path / f"{name}.json").touch()
+    (tmp_path / temporary_name(f"{name}.json")).touch()
+    GenerateJob.from_argv([config(name=name), "--dry-run"]).check_outputs()
+
+
+def test_names_that_would_share_a_file_are_refused(config):
+    tasks = [{"name": "cat"}, {"name": "cat.mp4"}]
+    with pytest.raises(ConfigError, match=r"'cat\.mp4'"):
+        GenerateJob.from_argv([config(tasks=tasks), "--dry-run"])
+
+
+@pytest.mark.parametrize("place", ["out", "out/video1", "out/video1.json/x"])
+def test_what_is_in_the_way_of_a_video_is_named(config, tmp_path, place):
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with pytest.raises(ConfigError, match="output_path"):
+        GenerateJob.from_argv([config(), "--dry-run"]).check_outputs()
+
+
+def test_second_generation_into_one_folder_is_refused(config, tmp_path, capsys):
+    weights(tmp_path)
+    locked(tmp_path / "out")
+    for flags in ([], ["--dry-run", "--check-inputs"]):
+        with pytest.raises(SystemExit) as stop:
+            generate.main([config(), *flags])
+        assert stop.value.code == 1
+        assert f"process {os.getppid()} on" in capsys.readouterr().err
+
+
+def test_start_removes_what_a_killed_generation_left(config, tmp_path, monkeypatch):
+    weights(tmp_path)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "out/video1").mkdir(parents=True)
+    left = temporary_name("x.mp4").replace(f".{os.getpid()}-", f".{ended.pid}-")
+    for folder in ("out", "out/video1"):
+        (tmp_path / folder / left).touch()
+        (tmp_path / folder / "kept.mp4").touch()
+    seen: list[str] = []
+    monkeypatch.setattr(Accelerator, "detect", lambda: SimpleNamespace())
+    monkeypatch.setattr(
+        "mindspeed_mm.tasks.generate_videos.run",
+        lambda *_: seen.extend(sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*"))),
+    )
+    generate.main([config()])
+    assert seen == [f"out/{LOCK_FILE}", "out/kept.mp4", "out/video1", "out/video1/kept.mp4"]
+    assert not (tmp_path / "out" / LOCK_FILE).exists()
+
+
+def extraction(folder: Path, save_path: str) -> ExtractJob:
+    data = {"dataset_param": {"dataset_type": "vace", "basic_parameters": {"data_path": "data.txt"}}}
+    model = {"ae": {"from_pretrained": "vae.pth"}, "text_encoder": {"from_pretrained": "t5.pth"}}
+    (folder / "data.json").write_text(json.dumps(data))
+    (folder / "model.json").write_text(json.dumps(model))
+    files = [f"--mm-data={folder}/data.json", f"--mm-model={folder}/model.json"]
+    return ExtractJob.from_argv([*files, f"--save-path={save_path}"])
+
+
+@pytest.mark.parametrize("path", ["file", "file/features", "/proc/features", "x" * 256, "a\0b"])
+def test_feature_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--save-path"):
+        extraction(tmp_path, path).check_outputs()
+
+
+def test_second_extraction_into_one_folder_is_refused(tmp_path, monkeypatch):
+    job = extraction(tmp_path, str(locked(tmp_path / "out")))
+    with pytest.raises(LaunchError, match=f"process {os.getppid()} on"):
+        job.check_outputs()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(locks, "read_holder", None)
+    job.check_outputs()  # the first rank reports it
+
+
+def test_job_with_bytes_that_are_not_utf8_can_be_written(tmp_path):
+    extraction(tmp_path, f"{tmp_path}/\udcff").to_json().encode()

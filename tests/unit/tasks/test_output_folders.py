@@ -123,7 +123,7 @@ def test_start_removes_what_a_killed_generation_left(config, tmp_path, monkeypat
         (tmp_path / folder / left).touch()
         (tmp_path / folder / "kept.mp4").touch()
     seen: list[str] = []
-    monkeypatch.setattr(Accelerator, "detect", lambda: SimpleNamespace())
+    monkeypatch.setattr(Accelerator, "detect", lambda: SimpleNamespace(hint_slow_bf16=lambda *_: None))
     monkeypatch.setattr(
         "mindspeed_mm.tasks.generate_videos.run",
         lambda *_: seen.extend(sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*"))),

@@ -108,9 +108,10 @@ class GenerateJob(Config):
             raise ConfigError(
                 f"{path}: expected a JSON object with keys model, prompt, output_path …; got {json_type(values)}"
             )
+        keys = {key for key, value in values.items() if value is not None}
         values = _overlaid(values, flags or {}, weights or {})
         notes: list[str] = []
-        values = _as_mindspeed(values, notes)
+        values = _as_mindspeed(values, keys, notes)
         config = parse(InferenceConfig, values, path.name, notes)
         missing: list[str] | None = None if needs_weights else []
         return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand, missing=missing)
@@ -168,12 +169,13 @@ def _overlaid(values: dict[str, Any], flags: dict[str, Any], weights: dict[str, 
     return merged
 
 
-def _as_mindspeed(values: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """MindSpeed-MM's videos, for preset mindspeed and for a JSON of its own: control, reference, and both where both are given."""
-    given_keys = {key for key, value in values.items() if value is not None}
-    by_keys = {"model", "output_path"} <= given_keys <= _MINDSPEED_KEYS and bool(
-        given_keys & {"video_path", "image_path"}
-    )
+def _as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> dict[str, Any]:
+    """MindSpeed-MM's videos, for preset mindspeed and for a JSON of its own: control, reference, and both where both are given.
+
+    `keys`: those of the file, without flags.
+    """
+    is_theirs = {"model", "output_path"} < keys <= _MINDSPEED_KEYS
+    by_keys = is_theirs and not {"prompt", "prompts_file", "preset", "from_latents"} & values.keys()
     if not by_keys and values.get("preset") != "mindspeed":
         return values
     made = {"preset": "mindspeed", "prompt": MINDSPEED_PROMPT, **values}

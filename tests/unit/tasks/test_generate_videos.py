@@ -283,3 +283,23 @@ def test_the_trunk_alone_refuses_to_look_at_a_video(config, tiny, tmp_path, caps
     model = {"transformer": [str(tmp_path / "t2v")], "vae": str(tiny), "text_encoder": str(tiny)}
     assert "no VACE branch" in refused(capsys, config(model=model, video_path="a.mkv"))
     assert (run(config(model=model)) / "video1.mp4").exists()
+
+
+def test_a_json_of_mindspeed_mm_runs_with_its_three_videos(tiny, tmp_path, capsys):
+    source = write_video(tmp_path / "depth.mp4", CLIP, 16)
+    Image.fromarray(CLIP[0]).save(tmp_path / "cat.jpg")
+    values = {
+        "model": {"transformer": [str(tiny)], "vae": str(tiny), "text_encoder": str(tiny), "tokenizer": None},
+        **{"image_path": str(tmp_path / "cat.jpg"), "video_path": str(source), "output_path": str(tmp_path / "out")},
+    }
+    (tmp_path / "inference.json").write_text(json.dumps(values))
+    out = run(
+        str(tmp_path / "inference.json"), "--height=32", "--width=48", "--num-frames=5", "--steps=2", "--dtype=fp32"
+    )
+    assert "preset mindspeed" in capsys.readouterr().out
+    for name, refs in (("video1", 0), ("video2", 1), ("video3", 1)):
+        settings = json.loads((out / f"{name}.json").read_text())
+        assert settings["num_refs"] == refs
+        assert (settings["sampling"]["seed"], settings["sampling"]["solver"]) == (1, "euler")
+        with av.open(str(out / f"{name}.mp4")) as made:
+            assert float(made.streams.video[0].average_rate) == 15

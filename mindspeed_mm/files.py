@@ -26,6 +26,7 @@ ErrorType = type[MindSpeedMMError]
 
 CONFIG_BYTES = 64 << 20  # far above any config, index or prompt list
 LIST_BYTES = 4 << 30  # of a list of clips
+HEADER_BYTES = 100_000_000  # of a safetensors file; the reference reader's limit
 MAX_DEPTH = 100  # nested lists and objects
 _MAX_DIGITS = 40  # of a whole number; 2^64 has 20
 _BOMS = (
@@ -251,6 +252,27 @@ def format_json(values: Any, *, indent: int | None = None) -> str:
     """JSON that reads back: characters of all scripts as they are, those that end a line for other tools escaped."""
     text = json.dumps(values, indent=indent, ensure_ascii=False).translate(_LINE_BREAKS)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def read_safetensors_header(path: PathLike, error: ErrorType) -> tuple[dict[str, Any], int, int]:
+    """The JSON header of a safetensors file, where its values start, and its size. Raises `error`; copies no values."""
+    where = display_path(regular_file(path, error))
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(HEADER_BYTES, size - 8):
+                raise error(f"{where}: is damaged or not a safetensors file: {size} bytes; copy the file again")
+            text = file.read(length)
+    except OSError as problem:
+        raise error(f"{where}: {_path_problem(path, problem)}") from None
+    try:
+        header = parse_json(text.decode(), "header", error, lone_surrogates=True)
+    except (UnicodeDecodeError, error) as problem:
+        raise error(f"{where}: is damaged or not a safetensors file: {str(problem)[:100]}; copy it again") from None
+    if not isinstance(header, dict):
+        raise error(f"{where}: is damaged: its header is {json_type(header)}, not an object; copy the file again")
+    return header, 8 + length, size
 
 
 def json_type(value: Any) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.files import write_text
+from mindspeed_mm.files import read_text, write_text
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
@@ -25,12 +26,9 @@ def read_tracker(root: Path) -> int | str | None:
     White space around it does not count (`echo release >` writes a newline). Raises WeightsError on anything else.
     """
     tracker = root / TRACKER
-    try:
-        text = tracker.read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(tracker):
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{tracker}: cannot be read: {error}") from None
+    text = read_text(tracker, WeightsError, max_bytes=1 << 20).strip()
     if text == RELEASE:
         return RELEASE
     if text.isascii() and text.isdigit():

@@ -35,6 +35,7 @@ from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
 from mindspeed_mm.data.transforms import PixelSample, to_sample
 from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
@@ -326,7 +327,7 @@ class Extraction:
 def _origin(record: SampleRecord) -> dict[str, str]:
     """The metadata that is the row's own, whatever its pixels are."""
     return {
-        "captions": json.dumps(record.captions, ensure_ascii=False),
+        "captions": format_json(record.captions),
         "source": str(record.video),
         "address": record.address,
     }

@@ -18,10 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import atomic_path
+from mindspeed_mm.files import atomic_path, read_safetensors_header
 
 _CRC = "crc32"
-MAX_HEADER = 100_000_000  # bytes; the reference reader's limit
 
 
 def write_packed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -70,24 +69,14 @@ def read_header(path: Path, *, verify: bool = True) -> dict[str, Any]:
     """The JSON header of a safetensors file. Raises DataError when the file is missing, shorter than the header says, or
     when the header is damaged.
     """
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header: Any = json.loads(file.read(length))
-            size = file.seek(0, 2)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, struct.error, RecursionError) as error:
-        raise DataError(f"{path}: not a safetensors file: {error or 'it is damaged'}") from None
+    header, start, size = read_safetensors_header(path, DataError)
     end = _end(path, header)
-    if size != 8 + length + end:
-        raise DataError(f"{path}: {size} bytes, its header promises {8 + length + end}; extract it again")
+    if size != start + end:
+        raise DataError(f"{path}: {size} bytes, its header promises {start + end}; extract it again")
     expected = header.get("__metadata__", {}).get(_CRC)
     if verify and expected is not None and expected != _crc_of_header(header):
         raise DataError(f"{path}: its header is damaged: its checksum is not the one written; make the file again")
-    return dict(header)
+    return header
 
 
 def without_checksums(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ Each file appears whole or not at all.
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import DataError, WeightsError
-from mindspeed_mm.files import atomic_path, format_json, write_json
+from mindspeed_mm.files import atomic_path, format_json, parse_json, write_json
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.outputs import name_problem
@@ -69,7 +68,7 @@ def read_latents(path: Path, *, verify: bool = True) -> tuple[Tensor, int, Setti
     """Latents [16, R+F, h, w], their number of references R, and the settings. Raises WeightsError."""
     try:
         said = read_header(path, verify=verify).get("__metadata__", {})
-        settings = {"name": path.resolve().parent.name, **json.loads(said["settings"])}
+        settings = {"name": path.resolve().parent.name, **parse_json(said["settings"], "settings", DataError)}
         num_refs = int(said["num_refs"])
         if problem := name_problem(str(settings["name"]), ".json"):
             raise ValueError(f"its name {problem}")

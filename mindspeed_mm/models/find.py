@@ -121,14 +121,7 @@ def _plain_folder(path: Path) -> Files | None:
 
 
 def _indexed(index: Path) -> Files:
-    weight_map = read_json_object(index, WeightsError).get("weight_map")
-    try:
-        names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-        sound = bool(names) and all(Path(name).name == name for name in names)
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise WeightsError(f"{index}: is damaged: no weight_map of file names in it; copy it again")
+    names = shard_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing and (index.parent / missing[0]).is_symlink():
         regular_file(index.parent / missing[0], WeightsError)  # names the target that is gone
@@ -139,6 +132,15 @@ def _indexed(index: Path) -> Files:
         )
     paths = tuple(index.parent / name for name in names)
     return Files("safetensors", paths, f"a folder of {len(paths)} safetensors shards", (index.parent,))
+
+
+def shard_names(index: Path) -> list[str]:
+    """The file names in an index.json, sorted. Raises WeightsError when it does not map weights to names."""
+    weight_map = read_json_object(index, WeightsError).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise WeightsError(f"{index}: is damaged: no weight_map of file names in it; copy it again")
+    return sorted(set(names))
 
 
 def _unindexed(folder: Path, found: list[Path]) -> Files:

@@ -17,6 +17,7 @@ from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.find import shard_names
 from mindspeed_mm.models.finite import check_weights
 
 _SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
@@ -55,7 +56,7 @@ def shard_paths(
         for suffix in (".safetensors", ".bin"):
             index = folder / f"{stem}{suffix}.index.json"
             if index.is_file():
-                return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+                return [folder / name for name in shard_names(index)]
             if (folder / f"{stem}{suffix}").is_file():
                 return [folder / f"{stem}{suffix}"]
     return []

@@ -30,7 +30,7 @@ from mindspeed_mm.data.packed import read_header
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import write_text
+from mindspeed_mm.files import write_json_lines, write_text
 from mindspeed_mm.locks import sweep
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
@@ -246,9 +246,8 @@ def store_null_prompt(extraction: Extraction) -> None:
 
 def write_listing(folder: Path, finished: Sequence[Finished]) -> int:
     """data.jsonl: the source rows, each with its feature's file and shape. Returns how many."""
-    lines = [json.dumps(_listed(row), ensure_ascii=False) + "\n" for row in finished]
-    write_text(folder / LISTING, "".join(lines))
-    return len(lines)
+    write_json_lines(folder / LISTING, [_listed(row) for row in finished])
+    return len(finished)
 
 
 def _listed(row: Finished) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mindspeed_mm.data.manifest import list_problems, scan_manifest
 from mindspeed_mm.data.registry import read_data_config
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import atomic_path, read_json
+from mindspeed_mm.files import LIST_BYTES, atomic_path, read_json, read_text
 from mindspeed_mm.locks import sweep
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file
@@ -84,7 +84,7 @@ def _found(path: Path) -> Path:
     if not path.exists():
         raise DataError(f"{path}: no such file (working directory {Path.cwd()})")
     if path.is_dir():
-        names = ("data.jsonl", "data.txt", "data.json")
+        names = ("data.jsonl", "data.txt", "data.json", "metadata.csv")
         found = next((path / name for name in names if (path / name).is_file()), None)
         if found is None:
             raise DataError(f"{path}: a folder without {', '.join(names)}; name the file to look at")
@@ -119,7 +119,7 @@ def _source(path: Path, config: InspectConfig) -> tuple[DataSource, VideoConfig,
             return DataSource(data_path=dataset.basic_parameters.data_path), video, dataset
         raise ConfigError(f"{path}: mm-inspect knows the dataset types 'vace' and 'feature'")
     source = DataSource(data_path=str(path))
-    if path.suffix == ".jsonl" and '"file"' in path.read_text(encoding="utf-8").partition("\n")[0]:
+    if path.suffix == ".jsonl" and '"file"' in read_text(path, DataError, max_bytes=LIST_BYTES).partition("\n")[0]:
         return source, video, parse(FeatureDatasetConfig, {"basic_parameters": {"data_path": str(path)}}, PROG)
     return source, video, None
 

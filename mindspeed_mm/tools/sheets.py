@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +17,8 @@ from mindspeed_mm.data.frames import token_count
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord, VideoSample
 from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet, spread
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import parse_json
 
 
 class Decoder(Protocol):
@@ -114,7 +115,7 @@ def feature_sheet(
         f"feature of {address}" if address else path.name,
         strips,
         facts=_feature_facts(path, record, info.metadata),
-        caption=_captions(json.loads(info.metadata.get("captions", "[]"))),
+        caption=_captions(parse_json(info.metadata.get("captions", "[]"), f"{path}:captions", DataError)),
         columns=max(len(shown), 4),
     )
 

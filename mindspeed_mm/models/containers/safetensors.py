@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.files import regular_file
+from mindspeed_mm.files import read_safetensors_header
 from mindspeed_mm.models.containers.tensors import Container, TensorFile, mapped, raw_bytes
 
 DTYPES = {
@@ -30,7 +30,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _SPELLING = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000  # bytes; the reference reader's limit
 
 
 def read_safetensors(paths: Iterable[Path]) -> Container:
@@ -69,7 +68,7 @@ def write_safetensors(
 
 
 def _read_one(path: Path) -> dict[str, TensorFile]:
-    header, start, end = _header(path)
+    header, start, end = read_safetensors_header(path, WeightsError)
     tensors: dict[str, TensorFile] = {}
     spans: list[tuple[int, int]] = []
     for name, entry in header.items():
@@ -86,37 +85,6 @@ def _read_one(path: Path) -> dict[str, TensorFile]:
 
 def _reader(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: mapped(path, offset, shape, dtype)
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The JSON header, where the values start, and where the file ends."""
-    if path.exists() or path.is_symlink():
-        regular_file(path, WeightsError)
-    try:
-        with open(path, "rb") as file:
-            end = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(MAX_HEADER, end - 8):
-                raise WeightsError(f"{path}: is damaged or no safetensors file: {end} bytes; copy the file again")
-            text = file.read(length)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file; a shard of the checkpoint is missing, copy it too") from None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error}") from None
-    try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: is damaged: {str(error)[:100]}; copy the file again") from None
-    if not isinstance(header, dict):
-        raise WeightsError(f"{path}: is damaged: its header is no JSON object; copy the file again")
-    return header, 8 + length, end
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("one name stands twice in its header")
-    return values
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, torch.Size, tuple[int, int]]:

@@ -4,7 +4,7 @@ MindSpeedMMError
 ├── ConfigError    a flag, JSON or YAML value: unknown, misspelt, out of range, contradicting another
 ├── DataError      a dataset, clip, mask, caption or feature file
 ├── WeightsError   a checkpoint: missing, damaged, of another model, in another dialect
-├── LaunchError    ranks, devices, process groups
+├── LaunchError    ranks, devices, process groups, a folder that another run writes to
 ├── TrainingError  a run that must not go on: too many iterations in a row were not finite, no room for its metrics
 └── NonFiniteError a video whose latents or pixels are NaN or infinite
 

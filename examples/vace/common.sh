@@ -170,7 +170,7 @@ generate() {
         python "$script" "$@"
         return
     fi
-    python "$script" "$@" --dry-run >/dev/null
+    python "$script" "$@" --dry-run --check-inputs >/dev/null
     mkdir -p "$LOG_DIR"
     local log
     log=$LOG_DIR/generate_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log

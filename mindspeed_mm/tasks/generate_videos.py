@@ -24,6 +24,7 @@ from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
 from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
 from mindspeed_mm.generation.team import Replica, Solo, Team
+from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.generation.writer import (
     bytes_of,
     check_space,
@@ -150,6 +151,9 @@ def check_inputs(job: GenerateJob, videos: Sequence[VideoJob]) -> None:
 def check_weights(job: GenerateJob) -> VaceConfig:
     """Look into the transformer files before the text encoder is read. Returns their sizes. Raises WeightsError, ConfigError."""
     config = inspect_experts(job.model)
+    if rank() == 0:
+        for line in unusual_requests(config, {video.name: video.sampling for video in job.videos}):
+            LOGGER.warning(line)
     for video in job.videos:
         scale = video.sampling.context_scale
         if isinstance(scale, tuple) and len(scale) != len(config.vace_layers):

@@ -128,7 +128,7 @@ def test_more_processes_than_videos_say_so(config):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--transformer", "VAE"], "WeightsError: .*no dialect of this model"),
+        (["--transformer", "VAE"], "WeightsError: .*expected a Wan or VACE transformer, got a VAE"),
         (["--vae", "JSON"], "WeightsError: .*inference.json: "),
         (["--stepz", "3"], "ConfigError: .*did you mean '--steps'"),
         (["--data-parallel", "--prompts-file", "TASKS"], "DataError: second: .*a text, not a video"),

@@ -118,7 +118,7 @@ def test_generate_sh_makes_a_video_on_two_processes_and_says_how_long_it_takes(t
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["--transformer", "vae.pth"], r"\[rank 0\] WeightsError: .*no dialect of this model"),
+        (["--transformer", "vae.pth"], r"\[rank 0\] WeightsError: .*expected a Wan or VACE transformer, got a VAE"),
         (["--video-path", "torn.mp4"], r"\[rank 0\] DataError: video1: .*torn\.mp4"),
         (["--cfg-parallel", "on", "--context-parallel-size", "2"], r"\[rank 0\] ConfigError: 2 process"),
     ],

@@ -1,0 +1,32 @@
+"""Sizes and lengths that the published weights were made for, and a line about requests far from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.sizes import preset_name
+
+_SMALL = 480 * 832  # pixels of a frame
+_LARGEST = {"Wan2.1-VACE-1.3B": ("480x832", _SMALL), "Wan2.1-VACE-14B": ("480x832 and 720x1280", 720 * 1280)}
+_FRAMES = 81
+
+
+def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -> list[str]:
+    """One line for each kind of size or length that is far from what these weights know; [] for weights not published."""
+    known = _LARGEST.get(preset_name(config) or "")
+    if known is None:
+        return []
+    kinds: dict[str, list[str]] = {}
+    for name, sampling in videos.items():
+        area = sampling.height * sampling.width
+        if not 0.5 * _SMALL <= area <= 1.25 * known[1]:
+            kinds.setdefault(f"{sampling.height}x{sampling.width} is far from {known[0]}", []).append(name)
+        if not _FRAMES // 3 <= sampling.num_frames <= 1.5 * _FRAMES and sampling.num_frames > 1:
+            kinds.setdefault(f"{sampling.num_frames} frames are far from {_FRAMES}", []).append(name)
+    return [
+        f"{len(names)} of {len(videos)} videos ({', '.join(names[:3])}{', …' if names[3:] else ''}): {kind}, which these "
+        "weights were trained on; expect repeated or distorted content"
+        for kind, names in kinds.items()
+    ]

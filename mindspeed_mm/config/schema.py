@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import json_type
 from mindspeed_mm.registry import did_you_mean
 
 C = TypeVar("C", bound="Config")
+_LARGEST = (1 << 63) - 1  # of any number; fields have bounds of their own below it
+
+
+# pydantic's kind of error → what was expected
+_EXPECTED: Mapping[str, str] = {
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "string_unicode": "a text of whole characters, without half of a surrogate pair",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "none_required": "null",
+}
 
 
 class Config(BaseModel):
@@ -25,6 +56,21 @@ class Config(BaseModel):
         frozen=True, extra="forbid", arbitrary_types_allowed=False, protected_namespaces=(), allow_inf_nan=False
     )
     UNUSED: ClassVar[Mapping[str, str]] = {}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """A switch is no number, although Python counts True as 1; and no number is beyond what a run can use."""
+        annotation: Any = cls.model_fields[str(info.field_name)].annotation
+        kinds = _scalar_kinds(annotation)
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"expected a number, got {str(item).lower()}")
+            if isinstance(item, float) and not math.isfinite(item):
+                continue  # refused by its own name
+            if kinds & {int, float} and isinstance(item, (int, float)) and abs(item) > _LARGEST:
+                raise ValueError(f"expected a number of at most {_LARGEST}, got {str(item)[:40]}")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -46,7 +92,9 @@ def parse(schema: type[C], values: object, where: str, notes: list[str] | None =
     try:
         config = schema.model_validate(values, context=found)
     except ValidationError as error:
-        raise ConfigError("; ".join(_problem(schema, where, dict(item)) for item in error.errors())) from None
+        raise ConfigError(
+            "; ".join(_problem(schema, where, dict(item)) for item in error.errors() if not _is_consequence(dict(item)))
+        ) from None
     if notes is not None:
         notes += [f"{where}:{note}" for note in dict.fromkeys(found)]
     return config
@@ -64,10 +112,34 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
         return f"{address}: unknown key{did_you_mean(str(location[-1]), known)}"
     if item["type"] == "missing":
         return f"{address}: missing; it is required"
-    message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
-    found = f" (found {value!r})" if isinstance(value, (str, int, float, bool, type(None))) else ""
+    if item["type"] in _EXPECTED:
+        return f"{address}: expected {_EXPECTED[item['type']].format(**item.get('ctx', {}))}, got {_shown(value)}"
+    message = item["msg"].removeprefix("Value error, ")
+    found = "" if ", got " in message or not isinstance(value, (str, int, float)) else f" (found {_shown(value)})"
     return f"{address}: {message}{found}"
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, (bool, dict, list, tuple)):
+        return json_type(list(value) if isinstance(value, tuple) else value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+
+
+def _is_consequence(item: Mapping[str, Any]) -> bool:
+    """Of entries that are wrong themselves, pydantic says that the list has become too short, too."""
+    return bool(item["type"] == "too_short" and len(item["input"]) > item["ctx"]["actual_length"])
+
+
+@functools.cache
+def _scalar_kinds(annotation: Any) -> frozenset[type]:
+    """The types of single values in an annotation; those of a Literal's values are included."""
+    if get_origin(annotation) is Literal:
+        return frozenset(map(type, get_args(annotation)))
+    if isinstance(annotation, type):
+        return frozenset({annotation})
+    return frozenset(kind for inner in get_args(annotation) for kind in _scalar_kinds(inner))
 
 
 def _is_type_tag(part: object) -> bool:

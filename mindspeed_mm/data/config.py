@@ -101,10 +101,12 @@ class VideoConfig(Config):
     """`preprocess_parameters`: how a clip becomes frames of one size and one rate."""
 
     num_frames: int = Field(
-        default=81, gt=0, description="the most frames of a clip, 4k+1; reached when the clip is long enough"
+        default=81, gt=0, le=10001, description="the most frames of a clip, 4k+1; reached when the clip is long enough"
     )
-    max_hxw: int = Field(default=399360, ge=256, description="the most pixels of a frame (height x width)")
-    train_fps: float = Field(default=16.0, gt=0, description="frames a second that are sampled; Wan is a 16 fps model")
+    max_hxw: int = Field(default=399360, ge=256, le=1 << 28, description="the most pixels of a frame (height x width)")
+    train_fps: float = Field(
+        default=16.0, ge=0.001, le=1000, description="frames a second that are sampled; Wan is a 16 fps model"
+    )
     short_clip: Literal["keep", "pad", "resample", "reject"] = Field(
         default="keep",
         description="a clip with fewer than num_frames: keep the largest 4k+1, pad with the last frame, resample the whole clip, or reject it",
@@ -168,7 +170,7 @@ class TokenizerConfig(Config):
     from_pretrained: str | None = Field(
         default=None, description="folder of the tokenizer; null = beside the text encoder"
     )
-    model_max_length: int = Field(default=512, gt=0, description="tokens of a prompt after padding")
+    model_max_length: int = Field(default=512, gt=0, le=65536, description="tokens of a prompt after padding")
     UNUSED: ClassVar[Mapping[str, str]] = {
         "autotokenizer_name": "the folder decides",
         "hub_backend": "weights are local",

@@ -13,6 +13,7 @@ from mindspeed_mm.data.lettering import Lettering, missing
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
+_MAX_TEXT = 2000  # characters of a caption or a fact
 Picture = NDArray[np.uint8]  # [H, W, 3]
 
 PAPER, PANEL, INK, SOFT, LINE, ACCENT = "#fbfaf8", "#f1efea", "#1f2328", "#6e7178", "#c9c6bf", "#b4552d"
@@ -44,6 +45,7 @@ def draw_sheet(
 
     All strips share one grid of `columns`, so that pictures of one moment stand under each other.
     """
+    title, caption, facts = shortened(title), shortened(caption), [shortened(fact) for fact in facts]
     lacking = missing(
         " ".join([title, caption, *facts, *(f"{strip.name}{strip.note}{''.join(strip.labels)}" for strip in strips)])
     )
@@ -58,6 +60,11 @@ def draw_sheet(
     image = Image.new("RGB", (width, height), PAPER)
     sheet.layout(image, title, facts, caption)
     return image
+
+
+def shortened(text: str) -> str:
+    """What fits on a sheet: laying out 100 kB takes minutes."""
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}… ({len(text)} characters)"
 
 
 def spread(count: int, shown: int) -> list[int]:

@@ -71,8 +71,10 @@ def _indices(text: str, pattern: str, where: str) -> set[int] | None:
         return None
     chosen: set[int] = set()
     for part in text.split(","):
-        bounds = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        bounds = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part)
         if not bounds:
-            raise ConfigError(f"{where}: pattern {pattern!r}: {{{text}}} is not *, an index, or a list such as 0-3,7")
+            raise ConfigError(
+                f"{where}: pattern {pattern!r}: {{{text}}} is not *, an index up to 9999, or a list such as 0-3,7"
+            )
         chosen.update(range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1))
     return chosen

@@ -16,8 +16,10 @@ class ScheduleConfig(Config):
     """Flow matching on a shifted grid. `boundary` is one number for training and generation."""
 
     model_id: Literal["wan_flow_match_scheduler"] = "wan_flow_match_scheduler"
-    num_train_timesteps: int = Field(default=1000, gt=1, description="places of the schedule; timestep = this · sigma")
-    shift: float = Field(default=5.0, gt=0, description="how far the schedule leans to high noise")
+    num_train_timesteps: int = Field(
+        default=1000, gt=1, le=100000, description="places of the schedule; timestep = this · sigma"
+    )
+    shift: float = Field(default=5.0, ge=0.001, le=1000, description="how far the schedule leans to high noise")
     sigma_min: float = Field(default=0.0, ge=0, lt=1, description="lower end of the unshifted grid")
     extra_one_step: bool = Field(default=True, description="leave the grid's end point out")
     expert: Expert | None = Field(default=None, description="A14B: which of the two experts this model is")

@@ -87,10 +87,10 @@ class RequestConfig(Config):
         default=None,
         description="left, top, right, bottom: how far the frame grows beyond video_path, in parts of its size",
     )
-    height: int | None = Field(default=None, gt=0, description="pixels, a multiple of 16 (default: 480)")
-    width: int | None = Field(default=None, gt=0, description="pixels, a multiple of 16 (default: 832)")
-    num_frames: int | None = Field(default=None, gt=0, description="frames of the video, 4k+1 (default: 81)")
-    fps: float | None = Field(default=None, gt=0, description="frames a second (default: 16)")
+    height: int | None = Field(default=None, gt=0, le=16384, description="pixels, a multiple of 16 (default: 480)")
+    width: int | None = Field(default=None, gt=0, le=16384, description="pixels, a multiple of 16 (default: 832)")
+    num_frames: int | None = Field(default=None, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
+    fps: float | None = Field(default=None, ge=0.001, le=1000, description="frames a second (default: 16)")
     short_clip: Literal["reject", "pad", "resample"] | None = Field(
         default=None, description="a source with fewer frames than num_frames (default: reject)"
     )
@@ -112,13 +112,15 @@ class RequestConfig(Config):
         description="whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too (default: wan)",
     )
     solver: Solver | None = Field(default=None, description="(default: by preset)")
-    steps: int | None = Field(default=None, gt=0, description="denoising steps (default: 50)")
+    steps: int | None = Field(default=None, gt=0, le=1000, description="denoising steps (default: 50)")
     shift: float | None = Field(
-        default=None, gt=0, description="how far the sigmas lean to high noise (default: by preset)"
+        default=None, ge=0.001, le=1000, description="how far the sigmas lean to high noise (default: by preset)"
     )
-    guidance_scale: float | None = Field(default=None, ge=0, description="1 = without the negative prompt (default: 5)")
+    guidance_scale: float | None = Field(
+        default=None, ge=0, le=1000, description="1 = without the negative prompt (default: 5)"
+    )
     guidance_scale_2: float | None = Field(
-        default=None, ge=0, description="of the low-noise expert (default: guidance_scale)"
+        default=None, ge=0, le=1000, description="of the low-noise expert (default: guidance_scale)"
     )
     boundary: float | None = Field(
         default=None, gt=0, lt=1, description="sigma at which the experts take turns (default: 0.875)"
@@ -174,6 +176,14 @@ class RequestConfig(Config):
             )
         return value
 
+    @field_validator("context_scale")
+    @classmethod
+    def _is_a_weight(cls, value: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
+        for scale in value if isinstance(value, tuple) else (value or 0.0,):
+            if abs(scale) > 1000:
+                raise ValueError(f"expected numbers from -1000 to 1000, got {scale:g}")
+        return value
+
     @field_validator("outpaint")
     @classmethod
     def _grows(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -215,6 +225,7 @@ class RunConfig(Config):
     context_parallel_size: int | None = Field(
         default=None,
         gt=0,
+        le=65536,
         description="processes that share the tokens of one video (default: all that guidance leaves)",
     )
     cfg_parallel: Literal["auto", "on", "off"] = Field(

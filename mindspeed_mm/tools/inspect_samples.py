@@ -61,7 +61,7 @@ class InspectConfig(Config):
         default=False, description="draw a feature without comparing its checksums: a damaged file may go unnoticed"
     )
     workers: int | None = Field(
-        default=None, ge=0, description="processes that look into clips (default: as many as fit)"
+        default=None, ge=0, le=1024, description="processes that look into clips (default: as many as fit)"
     )
 
 

@@ -15,7 +15,7 @@ from mindspeed_mm.config.schema import Config
 class OptimizerConfig(Config):
     """AdamW or Muon, the learning rate over time, and clipping."""
 
-    lr: float | None = Field(default=None, gt=0, description="learning rate at its highest (required)")
+    lr: float | None = Field(default=None, gt=0, le=1000, description="learning rate at its highest (required)")
     min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of the decay")
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = Field(
         default="linear", description="how the learning rate falls"
@@ -41,12 +41,14 @@ class OptimizerConfig(Config):
     muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: decay of its one moment")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the second moment")
-    adam_eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay")
+    adam_eps: float = Field(default=1e-8, gt=0, le=1, description="added to the root of the second moment")
+    weight_decay: float = Field(default=0.01, ge=0, le=1000, description="decoupled weight decay")
     weight_decay_all: bool = Field(
         default=False, description="decay biases, norms and modulation too, as the published trainer does"
     )
-    clip_grad: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0 = no clipping")
+    clip_grad: float = Field(
+        default=1.0, ge=0, le=1000000.0, description="largest global gradient norm; 0 = no clipping"
+    )
     optimizer_selection: Literal["fused_torch_adamw", "fused_adamw", "apex", "npu", "torch"] = Field(
         default="fused_torch_adamw",
         description="whose AdamW: fused_torch_adamw (fused where the device has it), torch (never fused), "
@@ -88,14 +90,19 @@ class OptimizerConfig(Config):
 class BatchConfig(Config):
     """How many samples, in which pieces, from which seed."""
 
-    micro_batch_size: int = Field(default=1, gt=0, description="samples of one forward-backward on one rank")
+    micro_batch_size: int = Field(default=1, gt=0, le=65536, description="samples of one forward-backward on one rank")
     global_batch_size: int | None = Field(
-        default=None, gt=0, description="samples of one iteration (default: micro batch · data-parallel size)"
+        default=None,
+        gt=0,
+        le=1 << 24,
+        description="samples of one iteration (default: micro batch · data-parallel size)",
     )
     train_iters: int | None = Field(default=None, gt=0, description="iterations to train")
     train_samples: int | None = Field(default=None, gt=0, description="samples to train; instead of --train-iters")
-    num_workers: int = Field(default=2, ge=0, description="processes that read features ahead, per rank")
-    seed: int = Field(default=1234, ge=0, description="keys data order, timesteps, noise and caption choice")
+    num_workers: int = Field(default=2, ge=0, le=1024, description="processes that read features ahead, per rank")
+    seed: int = Field(
+        default=1234, ge=0, lt=1 << 63, description="keys data order, timesteps, noise and caption choice"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> BatchConfig:
@@ -161,7 +168,9 @@ class EvalConfig(Config):
 
     eval_interval: int = Field(default=1000, gt=0, description="iterations between evaluations")
     eval_iters: int = Field(default=100, ge=0, description="most global batches of one evaluation; 0 = never")
-    eval_quantiles: int = Field(default=4, gt=0, description="timestep places at which each held-out clip is noised")
+    eval_quantiles: int = Field(
+        default=4, gt=0, le=100000, description="timestep places at which each held-out clip is noised"
+    )
 
 
 class ExitConfig(Config):

@@ -14,12 +14,15 @@ from transformers import AutoTokenizer
 
 from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.files import regular_file
+from mindspeed_mm.log import get_logger
 
+logger = get_logger(__name__)
 FILES = ("tokenizer.json", "spiece.model")  # either makes a folder a tokenizer's
 _FETCH = (
     "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, spiece.model)"
 )
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+_MAX_REPORTED = 5  # prompts that are cut
 _PADDING = 1024  # rows of an embedding that no token needs
 
 
@@ -35,6 +38,7 @@ class Tokenizer:
     def __init__(self, folder: Path, text_len: int) -> None:
         self.folder = folder
         self.text_len = text_len
+        self.reported: set[str] = set()  # prompts of which a warning said that they are cut
         if not any((folder / name).is_file() for name in FILES):
             raise WeightsError(f"{folder}: holds neither {' nor '.join(FILES)}; {_FETCH}")
         for path in (*folder.glob("*.json"), *folder.glob("*.model")):
@@ -68,9 +72,28 @@ class Tokenizer:
             return_attention_mask=True,
             return_tensors="pt",
         )
+        full = tokens.attention_mask.sum(dim=1) >= self.text_len
+        self._report_cuts([prompt for prompt, is_full in zip(cleaned, full.tolist(), strict=True) if is_full])
         for prompt, ids in zip(cleaned, tokens.input_ids.tolist(), strict=True):
             self._check_known(prompt, ids)
         return tokens.input_ids, tokens.attention_mask
+
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each prompt has before it is cut, </s> included."""
+        if not prompts:
+            return []
+        cleaned = [clean_prompt(prompt) for prompt in prompts]
+        return [len(ids) for ids in self._tokenizer(cleaned, add_special_tokens=True, verbose=False).input_ids]
+
+    def _report_cuts(self, cleaned: Sequence[str]) -> None:
+        """A warning for the first prompts that are longer than text_len."""
+        for prompt, tokens in zip(cleaned, self.count(cleaned), strict=True):
+            if tokens > self.text_len and prompt not in self.reported and len(self.reported) < _MAX_REPORTED:
+                self.reported.add(prompt)
+                last = "; further ones are not reported" if len(self.reported) == _MAX_REPORTED else ""
+                logger.warning(
+                    f"prompt {prompt[:40]!r}… has {tokens} tokens; the model reads the first {self.text_len}{last}"
+                )
 
     def check_fits(self, rows: int, encoder: Path) -> None:
         """Raises WeightsError unless the vocabulary is that of an encoder whose embedding has `rows` rows.

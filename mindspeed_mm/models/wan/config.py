@@ -14,19 +14,19 @@ from mindspeed_mm.config.schema import Config
 class WanConfig(Config):
     """The trunk. Field names are those of the model JSON."""
 
-    hidden_size: int = Field(gt=0, description="D, width of the residual stream")
-    ffn_dim: int = Field(gt=0, description="width of the feed-forward layer")
-    num_heads: int = Field(gt=0, description="N, attention heads")
-    num_layers: int = Field(gt=0, description="trunk blocks")
-    in_dim: int = Field(default=16, gt=0, description="latent channels in")
-    out_dim: int = Field(default=16, gt=0, description="latent channels out")
-    text_dim: int = Field(default=4096, gt=0, description="width of the text encoder's output")
-    text_len: int = Field(default=512, gt=0, description="text tokens after zero padding")
-    freq_dim: int = Field(default=256, gt=0, description="width of the sinusoidal timestep embedding")
+    hidden_size: int = Field(gt=0, le=65536, description="D, width of the residual stream")
+    ffn_dim: int = Field(gt=0, le=1 << 18, description="width of the feed-forward layer")
+    num_heads: int = Field(gt=0, le=1024, description="N, attention heads")
+    num_layers: int = Field(gt=0, le=1000, description="trunk blocks")
+    in_dim: int = Field(default=16, gt=0, le=4096, description="latent channels in")
+    out_dim: int = Field(default=16, gt=0, le=4096, description="latent channels out")
+    text_dim: int = Field(default=4096, gt=0, le=65536, description="width of the text encoder's output")
+    text_len: int = Field(default=512, gt=0, le=65536, description="text tokens after zero padding")
+    freq_dim: int = Field(default=256, gt=0, le=65536, description="width of the sinusoidal timestep embedding")
     patch_size: tuple[int, int, int] = Field(
         default=(1, 2, 2), description="latent cells of one token (time, height, width)"
     )
-    eps: float = Field(default=1e-6, gt=0, description="epsilon of all norms")
+    eps: float = Field(default=1e-6, gt=0, le=1, description="epsilon of all norms")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> WanConfig:
@@ -56,7 +56,7 @@ class VaceConfig(Config):
         description="trunk block that each branch block feeds; strictly rising; () = no branch"
     )
     vace_in_dim: int = Field(
-        default=96, gt=0, description="channels of vace_context: inactive 16, reactive 16, mask 64"
+        default=96, gt=0, le=4096, description="channels of vace_context: inactive 16, reactive 16, mask 64"
     )
 
     @model_validator(mode="after")

@@ -44,10 +44,14 @@ class ExtractConfig(Config):
     num_workers: int = Field(
         default=2,
         ge=0,
+        le=1024,
         description="processes that read clips ahead, for each rank; 0 = none, and no time-out for reading",
     )
     sample_timeout: float = Field(
-        default=600.0, gt=0, description="seconds after which the reading, or the encoding, of one sample is given up"
+        default=600.0,
+        gt=0,
+        le=1000000.0,
+        description="seconds after which the reading, or the encoding, of one sample is given up",
     )
     skip_bad_samples: int = Field(
         default=0, ge=0, description="go on past at most so many unusable samples; they are listed in failed.jsonl"
@@ -55,6 +59,7 @@ class ExtractConfig(Config):
     encode_batch: int | None = Field(
         default=None,
         gt=0,
+        le=65536,
         description="clips of one sample that go through the VAE together (default: as the device likes)",
     )
     no_check_clips: bool = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Any
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.files import format_json, json_type, parse_json, read_json, read_text, split_lines
+from mindspeed_mm.files import (
+    display_path,
+    format_json,
+    json_type,
+    parse_json,
+    read_json,
+    read_text,
+    regular_file,
+    split_lines,
+)
 from mindspeed_mm.generation.config import (
     MINDSPEED_PROMPT,
     NEGATIVE_PROMPT,
@@ -291,14 +301,17 @@ class _Finder:
     def find(self, key: str, path: str) -> str:
         """The path as it exists. Raises ConfigError naming the key and where it was looked for."""
         for base in self.bases:
-            if (base / path).exists():
-                return str(base / path)
+            if os.path.lexists(base / path):
+                try:
+                    return str(regular_file(base / path, ConfigError, or_folder=True))
+                except ConfigError as error:
+                    raise ConfigError(f"{self.where}:{key}: {error}") from None
         if self.missing is not None:
             self.missing.append(f"{key} {path}")
             return path
         looked = " and ".join(dict.fromkeys(str(base) for base in self.bases))
         raise ConfigError(
-            f"{self.where}:{key}: {path}: no such file or folder"
+            f"{self.where}:{key}: {display_path(path)}: no such file or folder"
             + ("" if Path(path).is_absolute() else f" in {looked}")
         )
 

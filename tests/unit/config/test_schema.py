@@ -43,9 +43,9 @@ def test_a_config_cannot_be_changed() -> None:
         ({}, "f.json:name: missing; it is required"),
         (
             {"name": "a", "predictor": {"num_heads": 0}},
-            "f.json:predictor.num_heads: Input should be greater than 0 (found 0)",
+            "f.json:predictor.num_heads: expected more than 0, got 0",
         ),
-        ({"name": None}, "f.json:name: Input should be a valid string (found None)"),
+        ({"name": None}, "f.json:name: expected a text, got null"),
     ],
 )
 def test_an_error_has_the_address_of_the_key(values: object, message: str) -> None:

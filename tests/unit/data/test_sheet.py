@@ -156,3 +156,8 @@ def test_masks_are_enlarged_without_grey():
     cell = (sheet.width - 2 * MARGIN - SIDE - 7 * 8) // 8
     box = (MARGIN + SIDE + 2, sheet.height - MARGIN - cell + 4, MARGIN + SIDE + cell - 2, sheet.height - MARGIN - 4)
     assert {tuple(colour) for _, colour in Image.Image.getcolors(sheet.crop(box))} == {(0, 0, 0), (255, 255, 255)}
+
+
+def test_a_caption_of_100_kb_is_cut_before_it_is_laid_out():
+    short, long = (draw_sheet("t", [strip()], caption="word " * count) for count in (400, 20_000))
+    assert long.height <= short.height + 40

@@ -99,7 +99,7 @@ def test_a_pattern_of_a_part_that_this_model_does_not_have_matches_nothing_in_pe
 
 
 def test_a_malformed_set_is_an_error():
-    with pytest.raises(ConfigError, match=r"\{0:3\} is not \*, an index, or a list such as 0-3,7"):
+    with pytest.raises(ConfigError, match=r"\{0:3\} is not \*, an index up to 9999, or a list such as 0-3,7"):
         match("blocks.{0:3}", NAMES, "here")
 
 

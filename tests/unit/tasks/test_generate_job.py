@@ -1,6 +1,7 @@
 """The inference JSON: who wins over whom, where paths are looked for, and one line for everything that is wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
         ({"solver": "ddim"}, [], "solver"),
         ({"preset": "wann"}, [], "preset"),
         ({"seed": -1}, [], "seed"),
-        ({"seed": 1 << 63}, [], "inference.json:seed: .*less than 9223372036854775808"),
+        ({"seed": 1 << 63}, [], "inference.json:seed: .*at most 9223372036854775807"),
         ({}, ["--context-scale", "nan"], "inference.json:context_scale.*finite"),
         ({}, ["--context-scale", "1,much"], "argument --context-scale: invalid numbers value: '1,much'"),
         ({}, ["--guidance-scale", "inf"], "inference.json:guidance_scale: .*finite"),
@@ -210,3 +211,23 @@ def test_preset_mindspeed_takes_a_prompt_and_other_numbers(config):
     assert [(video.prompt, video.sampling.seed, video.sampling.steps) for video in made.videos] == [("a cat", 7, 4)] * 3
     (video,) = job(path).videos
     assert (video.sampling.preset, video.sampling.fps) == ("wan", 16.0)
+
+
+def test_a_fifo_as_an_input_ends_at_once_with_its_key(config, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MindSpeedMMError, match=r"inference\.json:video_path: .*FIFO"):
+        job(config(video_path="pipe"))
+
+
+@pytest.mark.parametrize("path", ["a\0.mp4", "x" * 5000])
+def test_an_impossible_path_is_one_line_with_its_key(config, path):
+    with pytest.raises(MindSpeedMMError, match=r"inference\.json:video_path: ") as caught:
+        job(config(video_path=path))
+    assert len(str(caught.value)) < 1000
+
+
+def test_prompts_keep_line_separators_and_byte_order_marks_go(config, tmp_path):
+    (tmp_path / "p.jsonl").write_text('\ufeff{"prompt": "one\u2028two"}\r\n{"prompt": "b"}\n', encoding="utf-8")
+    assert [video.prompt for video in job(config(prompts_file="p.jsonl")).videos] == ["one\u2028two", "b"]
+    (tmp_path / "p.txt").write_text("\ufeffone\x85two\r\nb\n", encoding="utf-8")
+    assert [video.prompt for video in job(config(prompts_file="p.txt")).videos] == ["one\x85two", "b"]

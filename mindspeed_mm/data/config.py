@@ -114,6 +114,10 @@ class VideoConfig(Config):
     long_clip: Literal["trim", "resample"] = Field(
         default="trim", description="a clip with more than num_frames: take the first ones, or resample the whole clip"
     )
+    wan_frames: bool = Field(
+        default=False,
+        description="spread num_frames over the whole clip, as Wan2.1's VACE does (keep_last); train_fps then has no part",
+    )
     video_reader_type: Literal["DecordVideo", "AvVideo"] = Field(
         default="AvVideo",
         description="which library decodes; both give the same frames. decord gives way to PyAV for files it would read otherwise",

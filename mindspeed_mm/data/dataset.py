@@ -71,7 +71,8 @@ class VaceDataset:
 def pixel_settings(config: VideoConfig) -> dict[str, Any]:
     """The settings that decide which pixels come out of a clip."""
     names = ("num_frames", "max_hxw", "train_fps", "short_clip", "long_clip", "soft_mask")
-    return config.model_dump(include=set(names))
+    found = config.model_dump(include=set(names))
+    return {**found, "wan_frames": True} if config.wan_frames else found  # so that earlier features keep their names
 
 
 class FeatureDataset:

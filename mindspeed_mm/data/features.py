@@ -231,11 +231,11 @@ def _checked(path: Path, record: FeatureRecord) -> FeatureRecord:
 def _check_shapes(path: Path, latents: Sequence[int], context: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
     """Raises DataError for shapes that no feature has."""
     if len(latents) != 4 or latents[0] != _LATENT or not all(latents):
-        raise DataError(f"{path}: video has shape {list(latents)}, [16, R+F, h, w] is wanted")
+        raise DataError(f"{path}: video has shape {list(latents)}, expected [16, R+F, h, w]; extract it again")
     if tuple(context) != (_CONTEXT, *latents[1:]):
         raise DataError(
-            f"{path}: vace_context has shape {list(context)}, [96, {', '.join(map(str, latents[1:]))}] is "
-            "wanted; extract it again"
+            f"{path}: vace_context has shape {list(context)}, expected [96, {', '.join(map(str, latents[1:]))}]; "
+            "extract it again"
         )
     if any(len(prompt) != 2 or prompt[0] == 0 for prompt in prompts):
         raise DataError(f"{path}: prompt_ids must be [L, text_dim] with at least one token; extract it again")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
+
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.errors import DataError
 
@@ -40,7 +42,7 @@ class FrameChoice:
     indices: tuple[int, ...]  # 4k+1 of them, never falling
     times: tuple[float, ...]  # seconds from the clip's first frame; what each index was looked up by
     fps: float  # of the chosen frames
-    policy: str  # exact | trim | keep | pad | resample
+    policy: str  # exact | trim | keep | pad | resample | keep_last
 
 
 def choose_frames(
@@ -73,11 +75,33 @@ def choose_frames(
     return _at(times, grid[: (available - 1) // 4 * 4 + 1], fps, "keep")
 
 
+def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, fps: float) -> FrameChoice:
+    """`num_frames` moments from the first frame to the middle of the last one, as Wan2.1's VACE takes them (keep_last).
+
+    Each gives the first frame that is on screen then. A clip with fewer frames gives the largest 4k+1 that it has. `fps` is
+    that of a clip without duration. Raises DataError for an empty clip.
+    """
+    if not times:
+        raise DataError("the clip has no frames")
+    count = min(num_frames, (len(times) - 1) // 4 * 4 + 1)
+    starts = np.array(times, dtype=np.float32)  # as decord gives them
+    ends = np.array([*times[1:], duration], dtype=np.float32)
+    last = float(np.stack([starts[-1], ends[-1]]).mean())
+    moments = np.linspace(0.0, last, count)
+    on_screen = (moments[:, None] >= starts[None]) & (moments[:, None] <= ends[None])
+    rate = count / last if last > 0 else fps
+    return FrameChoice(tuple(np.argmax(on_screen, axis=1).tolist()), tuple(moments.tolist()), rate, "keep_last")
+
+
 def choose(video: Timeline, config: VideoConfig) -> FrameChoice:
     """The frames of `video` that `config` asks for. An image folder has no clock: its images are taken one by one."""
+    times = video.times if video.timed else [i / config.train_fps for i in range(video.num_frames)]
+    duration = video.duration if video.timed else video.num_frames / config.train_fps
+    if config.wan_frames:
+        return spread_to_last(times, duration=duration, num_frames=config.num_frames, fps=config.train_fps)
     return choose_frames(
-        video.times if video.timed else [i / config.train_fps for i in range(video.num_frames)],
-        duration=video.duration if video.timed else video.num_frames / config.train_fps,
+        times,
+        duration=duration,
         num_frames=config.num_frames,
         fps=config.train_fps,
         short_clip=config.short_clip,

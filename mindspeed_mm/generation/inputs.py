@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mindspeed_mm.data.frames import FrameChoice, choose_frames, frame_at
+from mindspeed_mm.data.frames import FrameChoice, choose_frames, frame_at, spread_to_last
 from mindspeed_mm.data.transforms import ArrayReader, cut, fill, fill_nearest, load_reference, read_resized, to_tensor
 from mindspeed_mm.data.video import BLACK, WHITE, VideoReader, flatten, open_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.config import SamplingConfig
-from mindspeed_mm.generation.parity import frames_to_the_last, stretched_reference
+from mindspeed_mm.generation.parity import stretched_reference
 
 Clip = str | Path | NDArray[Any] | Tensor | Sequence[Image.Image] | Image.Image
 Picture = str | Path | NDArray[Any] | Tensor | Image.Image
@@ -178,8 +178,14 @@ def _choose(source: VideoReader, key: str, sampling: SamplingConfig, notes: list
     duration = source.duration if timed else source.num_frames / sampling.fps
     what = f"{key} {source.path} ({source.num_frames} frames, {source.fps:g} fps)"
     if sampling.wan_frames:
+        spread = spread_to_last(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps)
+        if len(spread.indices) != sampling.num_frames:
+            raise DataError(
+                f"{what}: wan_frames makes a video of {len(spread.indices)} frames of it, num_frames is "
+                f"{sampling.num_frames}; set num_frames to {len(spread.indices)}"
+            )
         notes.append(f"{what}: {sampling.num_frames} frames are spread over all of it (wan_frames)")
-        return frames_to_the_last(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps, what=what)
+        return spread
     found = choose_frames(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps)
     if found.policy == "keep" and sampling.short_clip == "reject":
         raise DataError(

@@ -118,8 +118,8 @@ def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
         raise WeightsError(f"{path}: holds no VACE branch; vace_dit.vace_pretrained must name one")
     rest = {name: tensor for name, tensor in trunk.tensors.items() if name.split(".")[0] not in BRANCH}
     what = f"{trunk.what}, branch of {other.path}"
-    hints, told_by = {**trunk.hints, **other.hints}, other.hints_from or trunk.hints_from
-    return replace(trunk, what=what, tensors={**rest, **branch}, hints=hints, hints_from=told_by)
+    hints, hints_path = {**trunk.hints, **other.hints}, other.hints_from or trunk.hints_from
+    return replace(trunk, what=what, tensors={**rest, **branch}, hints=hints, hints_from=hints_path)
 
 
 def load_weights(
@@ -175,8 +175,8 @@ def _open(
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
         raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
-    hints, told_by = _hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
-    source = WeightsSource(where.absolute(), dialect, files.what, tensors, hints, told_by)
+    hints, hints_path = _hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
+    source = WeightsSource(where.absolute(), dialect, files.what, tensors, hints, hints_path)
     source = _complete(source, extras.get("base"), base_path, seen, key_maps)
     if key_maps is KEY_MAPS and not partial:
         _check(source)
@@ -285,9 +285,9 @@ def _complete(
         raise WeightsError(f"{source.path}: {place} is not the base it was trained on, its values differ; {hint}")
     _refuse_another_base(source, whole)
     hints = {**whole.hints, **source.hints}
-    told_by = source.hints_from or whole.hints_from
+    hints_path = source.hints_from or whole.hints_from
     tensors = {**whole.tensors, **source.tensors}
-    return replace(source, tensors=tensors, hints=hints, hints_from=told_by, base=whole)
+    return replace(source, tensors=tensors, hints=hints, hints_from=hints_path, base=whole)
 
 
 def _refuse_another_base(source: WeightsSource, whole: WeightsSource) -> None:

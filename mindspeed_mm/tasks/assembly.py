@@ -122,7 +122,7 @@ def check_features(dataset: Any, job: PretrainJob) -> None:
     if look is None:
         return
     text_dim, text_len = getattr(job.predictor, "text_dim", None), getattr(job.predictor, "text_len", None)
-    if job.model.caption_dropout and text_dim is not None:
+    if job.model.caption_dropout and text_dim is not None and hasattr(dataset, "check_null_prompt"):
         dataset.check_null_prompt(text_dim)
 
     def failure(index: int) -> DataError | None:

@@ -190,8 +190,8 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
     if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         regular_file(path, WeightsError)
         beside = [path.with_suffix(".json"), *([path.parent / "config.json"] if path.suffix == ".safetensors" else [])]
-        told_by = next((file for file in beside if file.is_file()), None)
-        return [path], {} if told_by is None else read_json(told_by), told_by or path
+        json_path = next((file for file in beside if file.is_file()), None)
+        return [path], {} if json_path is None else read_json(json_path), json_path or path
     for folder in (path, path / "vae"):
         config = folder / "config.json"
         if config.is_file() and read_json(config).get("_class_name") == "AutoencoderKLWan":

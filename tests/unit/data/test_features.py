@@ -99,7 +99,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_rubbish(path, monkeypat
     ("changes", "words"),
     [
         ({"latents": torch.zeros(8, 3, 4, 6)}, r"video has shape \[8, 3, 4, 6\]"),
-        ({"vace_context": torch.zeros(96, 2, 4, 6)}, r"vace_context has shape .* \[96, 3, 4, 6\] is wanted"),
+        ({"vace_context": torch.zeros(96, 2, 4, 6)}, r"vace_context has shape .* expected \[96, 3, 4, 6\]"),
         ({"prompt_embeds": (torch.zeros(0, 8),)}, "prompt_ids"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,14 @@ from PIL import Image
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
+from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.dataset import pixel_settings
+from mindspeed_mm.data.frames import choose, spread_to_last
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, decide
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Inputs, load_conditions
-from mindspeed_mm.generation.parity import frames_to_the_last, stretched_reference
+from mindspeed_mm.generation.parity import stretched_reference
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 from tests.tiny import TINY, tiny_transformer
@@ -63,7 +68,7 @@ def test_diffsynth_references_are_stretched_with_pillow():
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 16.0])
-def test_videoxfun_sigmas_are_those_of_diffusers_euler_with_a_shift(shift):
+def test_videoxfun_sigmas_are_those_of_diffusers_shifted_euler(shift):
     for steps in (1, 2, 20, 40, 50):
         oracle = FlowMatchEulerDiscreteScheduler(shift=shift)
         oracle.set_timesteps(steps)
@@ -95,7 +100,8 @@ def official_keep_last(starts, ends, cap):
 def test_wan_frames_are_those_of_keep_last(length, fps):
     times = [i / fps for i in range(length)]
     count, expected = official_keep_last(times, [*times[1:], length / fps], 21)
-    chosen = frames_to_the_last(times, duration=length / fps, num_frames=count, fps=16.0, what="clip")
+    chosen = spread_to_last(times, duration=length / fps, num_frames=81, fps=16.0)
+    assert len(chosen.indices) == count
     assert list(chosen.indices) == expected
     assert chosen.indices[-1] == length - 1
 
@@ -114,3 +120,11 @@ def test_wan_frames_reach_the_model(tmp_path):
     shown = load_conditions(Inputs(src_video=clip), sampling).src_video[0, :, 0, 0]
     _, expected = official_keep_last([i / 16 for i in range(20)], [(i + 1) / 16 for i in range(20)], 2)
     assert ((shown + 1) * 12.75).round().int().tolist() == expected
+
+
+def test_wan_frames_of_extraction_name_their_features_apart():
+    clip = SimpleNamespace(times=[i / 24 for i in range(50)], duration=50 / 24, timed=True, num_frames=50, path="clip")
+    chosen = choose(clip, VideoConfig(num_frames=17, wan_frames=True))
+    assert (len(chosen.indices), chosen.indices[-1], chosen.policy) == (17, 49, "keep_last")
+    assert "wan_frames" not in pixel_settings(VideoConfig())
+    assert pixel_settings(VideoConfig(wan_frames=True))["wan_frames"] is True

@@ -48,7 +48,7 @@ def test_listed_references_that_the_file_contradicts_are_refused(tmp_path):
         train(environment)
 
 
-def test_checkpoint_with_nan_is_refused_by_the_name_of_the_weight(tmp_path, monkeypatch):
+def test_checkpoint_with_nan_is_refused_naming_the_weight(tmp_path, monkeypatch):
     def load(self, state):
         with torch.no_grad():
             state.model.vace_blocks[0].ffn[0].weight[0, 0] = float("nan")

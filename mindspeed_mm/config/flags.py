@@ -19,7 +19,8 @@ class FlagParser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+        short = message if len(message) <= 600 else f"{message[:300]}…{message[-200:]}"  # choices are long, too
+        raise ConfigError(f"{self.prog}: {short}; see {self.prog} --help")
 
     def parse_strict(self, argv: Iterable[str]) -> argparse.Namespace:
         """Parse all of `argv`. Raises ConfigError for a flag that nobody declared."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from mindspeed_mm.data.packed import read_header, read_packed, without_checksums, write_packed
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import regular_file
 
 SCHEMA_VERSION = "1"
 NULL_PROMPT_FILE = "null_prompt.safetensors"
@@ -154,12 +155,16 @@ def _prompts(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 def _read_published(path: Path) -> FeatureRecord:
     """A `.pt` of the published extractor: `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes."""
+    regular_file(path, DataError)
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
-        raise DataError(f"{path}: cannot be read as tensors: {str(error).splitlines()[0]}") from None
+        raise DataError(
+            f"{path}: cannot be read as tensors: it is damaged or holds other objects ({type(error).__name__}); "
+            "extract it again"
+        ) from None
     names = ("video", "prompt_ids", "prompt_mask", "vace_context")
     missing = [name for name in names if not isinstance(values, dict) or name not in values]
     if missing:

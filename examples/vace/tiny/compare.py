@@ -6,7 +6,6 @@ python examples/vace/tiny/compare.py HELDOUT OUT.png before=RESULTS after=RESULT
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from score import NAME
 
 from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet
 from mindspeed_mm.data.video import open_video
+from mindspeed_mm.files import read_json
 
 TITLES = {
     "inpaint": "Inpaint: fill the grey box",
@@ -31,7 +31,7 @@ def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
     """One row a kind, each on the first of its scenes; two frames of every clip."""
     tasks: list[dict[str, Any]] = []
     for name in ("inference.json", "changed.json"):
-        tasks += json.loads((heldout / name).read_text(encoding="utf-8"))["tasks"]
+        tasks += read_json(heldout / name)["tasks"]
     strips = []
     for kind in TITLES:
         told = [(match, task) for task in tasks if (match := NAME.fullmatch(task["name"])) and match["kind"] == kind]

@@ -21,6 +21,7 @@ from PIL import Image
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
+from mindspeed_mm.files import read_json
 from mindspeed_mm.generation.team import Solo
 from mindspeed_mm.generation.writer import condition_strips
 from mindspeed_mm.log import setup_logging
@@ -97,7 +98,7 @@ def write_request(folder: Path, base: Path) -> Path:
     """The base JSON with one task a kind."""
     tasks = [{"name": name, "prompt": kind.prompt, **kind.keys} for name, kind in KINDS.items()]
     path = folder / "kinds.json"
-    settings = json.loads(base.read_text(encoding="utf-8"))
+    settings = read_json(base)
     path.write_text(json.dumps({**settings, "tasks": tasks}), encoding="utf-8")
     return path
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import world
 
+from mindspeed_mm.files import read_json
+
 KINDS = ("inpaint", "silhouette", "edge", "extension", "outpaint", "reference")
 
 
@@ -44,7 +46,7 @@ def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> No
                 changed.append(_task(folder, name, str(row["cap"]), row))
             elif kind in ("inpaint", "silhouette", "edge"):  # another caption for the same clip
                 changed.append(_task(folder, name, other.caption, row))
-    settings = json.loads(base.read_text(encoding="utf-8"))
+    settings = read_json(base)
     for name, requests in (("inference.json", tasks), ("changed.json", changed)):
         (folder / name).write_text(json.dumps({**settings, "tasks": requests}, indent=1), encoding="utf-8")
 

@@ -49,6 +49,7 @@ from torch.nn import functional as F
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import read_json
 from mindspeed_mm.log import get_logger, setup_logging
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.vae_state_dict import vae_key_map
@@ -340,7 +341,7 @@ def load(vae: AutoencoderKLWan, path: Path) -> tuple[Statistics, int]:
     """Fill `vae` from a file that `save` wrote; its latent statistics, and how many phases it had seen."""
     state = torch.load(path, weights_only=True)
     vae.load_state_dict({_names(vae).to_theirs(name): weight.float() for name, weight in state.items()})
-    facts = json.loads(path.with_suffix(".json").read_text())
+    facts = read_json(path.with_suffix(".json"))
     return Statistics(facts["latents_mean"], facts["latents_std"]), int(facts["_phases_done"])
 
 

@@ -1,5 +1,6 @@
 """Feature files: what is written is read; what is damaged or foreign is refused; published files are read."""
 
+import os
 import pickle
 from dataclasses import replace
 
@@ -161,3 +162,17 @@ def test_the_null_prompt_comes_back(tmp_path):
     embeds = torch.randn(1, 8)
     write_null_prompt(tmp_path / "null_prompt.safetensors", embeds, "fingerprint")
     assert torch.equal(read_null_prompt(tmp_path / "null_prompt.safetensors"), embeds.bfloat16())
+
+
+@pytest.mark.parametrize("raw", [b"", b"PK", b"text"])
+def test_a_damaged_pt_gives_a_reason_of_our_own(tmp_path, raw):
+    (tmp_path / "x.pt").write_bytes(raw)
+    with pytest.raises(DataError, match=r"x\.pt: cannot be read as tensors") as caught:
+        read_feature(tmp_path / "x.pt")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_fifo_as_a_feature_ends_at_once(tmp_path):
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(DataError, match="FIFO"):
+        read_feature(tmp_path / "x.pt")

@@ -105,13 +105,13 @@ def work(
 ) -> None:
     """Check everything, embed every prompt, then one of `videos`, which are all or some of the job's, after another."""
     team.check(lambda: check_inputs(job, videos))
-    if rank() == 0 and all(video.name != "job" for video in job.videos):  # whose settings would be in that file
-        write_job(Path(job.run.output_path), job.to_json())
     if not videos:
         LOGGER.info("process %d has no video to make: there are %d", rank(), len(job.videos), extra=on_every_rank())
         return
     pipe = team_pipeline(job, accelerator, config, team)
     pipe.remember(team.from_first(lambda: embed_prompts(pipe, videos)))
+    if rank() == 0 and all(video.name != "job" for video in job.videos):  # whose settings would be in that file
+        write_job(Path(job.run.output_path), job.to_json())
     for video in videos:
         if team.first:  # of those that make this video
             place = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"

@@ -19,7 +19,26 @@ class TargetParallelConfig(Config):
     )
 
 
-class ConvertConfig(Config):
+class ChecksumConfig(Config):
+    """What every method reads by."""
+
+    verify_checksums: bool = Field(
+        default=True, description="verify the checksums in the files that are read; files without any are read too"
+    )
+
+
+class DcpToTorchConfig(ChecksumConfig):
+    """Sharded checkpoint → one torch file."""
+
+    source_path: str = Field(
+        min_length=1, description="iter_ folder of a run, or the run's folder (the tracker file's iteration)"
+    )
+    target_path: str = Field(
+        min_length=1, description="a .pt or .pth file, or a folder that gets release/ and a tracker file"
+    )
+
+
+class ConvertConfig(ChecksumConfig):
     """What every conversion needs."""
 
     source_path: str = Field(
@@ -56,7 +75,7 @@ class ResplitConfig(ToMmConfig):
     """MM folder → MM folder with other stages."""
 
 
-class PipelineConfig(Config):
+class PipelineConfig(ChecksumConfig):
     """Parts → a WanVACEPipeline folder of diffusers."""
 
     target_path: str = Field(min_length=1, description="folder to write")

@@ -18,6 +18,7 @@ from checkpoint.stages import Layers, mm_files
 from megatron.mm.layout import RELEASE, read_tracker, write_tracker
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.containers.safetensors import write_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import write_torch
@@ -129,7 +130,16 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
 
 def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
     """Write, read back, move into place. Memory: the largest tensor. Raises WeightsError and leaves the target as it was."""
-    total = sum(tensor.nbytes for tensor in source.tensors.values())
+
+    def check(path: Path, seen: Written) -> None:
+        read_back(path, source, cfg.verify == "bits", seen)
+
+    put(target, list(source.tensors.values()), check)
+
+
+def put(target: Target, tensors: Sequence[TensorFile], check: Callable[[Path, Written], None]) -> None:
+    """Write `target`, which holds `tensors`, `check` what was written, and move it into place. Raises WeightsError."""
+    total = sum(tensor.nbytes for tensor in tensors)
     shown = target.folder / target.name if target.name else target.folder
     name = target.name or "folder"
     with writing(shown), staging(target.folder, name, owned=target.owned, last=target.last) as place:
@@ -139,7 +149,7 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
         with Progress(f"writing {shown}", total, "B") as progress:
             write(new, target, progress.step)
         with Progress(f"checking {shown}", total, "B") as progress:
-            read_back(new / target.name if target.name else new, source, cfg.verify == "bits", progress.step)
+            check(new / target.name if target.name else new, progress.step)
         if target.name:
             for text in target.texts:
                 replace_file(new / text, target.folder / text)
@@ -148,7 +158,7 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
             replace_entries(new, place, target.folder, target.owned, last=target.last)
         if target.tracker:
             write_tracker(target.folder, RELEASE)
-    logger.info(f"{shown}: {len(source.tensors)} tensors, {size_text(total)}")
+    logger.info(f"{shown}: {len(tensors)} tensors, {size_text(total)}")
 
 
 def write(new: Path, target: Target, written: Written = lambda nbytes: None) -> None:
@@ -169,14 +179,20 @@ def _at(folder: Path, name: str) -> Path:
 
 def read_back(path: Path, source: WeightsSource, bits: bool, seen: Written = lambda nbytes: None) -> None:
     """Raises WeightsError unless `path` holds exactly the weights of `source`."""
-    written = open_weights(path)
-    problems = differences(written.shapes, source.shapes)
-    if problems or written.dtypes != source.dtypes:
-        raise WeightsError(f"{path}: was not written as planned: {problems or 'dtypes differ'}; report this")
-    for name, tensor in source.tensors.items():
-        if not _same(tensor.read(), written.read(name), None if bits else HEAD_BYTES // tensor.dtype.itemsize):
-            raise WeightsError(f"{path}: {name} reads back with other values; check the disk and convert again")
-        seen(tensor.nbytes)
+    with verifying(bits):  # where only heads are read, checksums would read all
+        written = open_weights(path)
+        problems = differences(written.shapes, source.shapes)
+        if problems or written.dtypes != source.dtypes:
+            raise WeightsError(f"{path}: was not written as planned: {problems or 'dtypes differ'}; report this")
+        for name, tensor in source.tensors.items():
+            check_same(path, name, tensor, written.tensors[name], bits)
+            seen(tensor.nbytes)
+
+
+def check_same(path: Path, name: str, tensor: TensorFile, written: TensorFile, bits: bool) -> None:
+    """Raises WeightsError unless the heads, or all bits, of what was written at `path` are those of `tensor`."""
+    if not _same(tensor.read(), written.read(), None if bits else HEAD_BYTES // tensor.dtype.itemsize):
+        raise WeightsError(f"{path}: {name} reads back with other values; check the disk and convert again")
 
 
 def _same(a: Tensor, b: Tensor, count: int | None) -> bool:

@@ -30,6 +30,7 @@ CONVERTERS.add(
             "hf_diffusers_to_mm": vace.hf_diffusers_to_mm,
             "mm_to_hf_diffusers": vace.mm_to_hf_diffusers,
             "resplit": vace.resplit,
+            "dcp_to_torch": vace.dcp_to_torch,
             "assemble_pipeline": vace.assemble_pipeline,
         }
     ),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoint.config import FromMmConfig, PipelineConfig, ResplitConfig, ToMmConfig
+from checkpoint.config import DcpToTorchConfig, FromMmConfig, PipelineConfig, ResplitConfig, ToMmConfig
 from mindspeed_mm.locks import check_unlocked
+from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.outputs import check_file, check_folder
 
 FILES = (".pt", ".pth", ".safetensors")
@@ -29,8 +30,9 @@ def hf_to_mm(cfg: ToMmConfig) -> None:
     check_target(cfg.target_path)
     from checkpoint.convert import convert, mm_target, open_source
 
-    source = open_source(cfg, dialects=("official",), method="hf_to_mm", base_path=cfg.base_path)
-    convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+    with verifying(cfg.verify_checksums):
+        source = open_source(cfg, dialects=("official",), method="hf_to_mm", base_path=cfg.base_path)
+        convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
 
 
 def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
@@ -42,8 +44,9 @@ def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
     check_target(cfg.target_path)
     from checkpoint.convert import convert, mm_target, open_source
 
-    source = open_source(cfg, dialects=("diffusers",), method="hf_diffusers_to_mm", base_path=cfg.base_path)
-    convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+    with verifying(cfg.verify_checksums):
+        source = open_source(cfg, dialects=("diffusers",), method="hf_diffusers_to_mm", base_path=cfg.base_path)
+        convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
 
 
 def mm_to_hf(cfg: FromMmConfig) -> None:
@@ -55,8 +58,9 @@ def mm_to_hf(cfg: FromMmConfig) -> None:
     check_target(cfg.target_path)
     from checkpoint.convert import convert, hf_target, open_source
 
-    source = open_source(cfg, dialects=("mm",), method="mm_to_hf", base_path=cfg.base_path)
-    convert(source, hf_target(source, cfg, "official", cfg.max_shard_gb), cfg)
+    with verifying(cfg.verify_checksums):
+        source = open_source(cfg, dialects=("mm",), method="mm_to_hf", base_path=cfg.base_path)
+        convert(source, hf_target(source, cfg, "official", cfg.max_shard_gb), cfg)
 
 
 def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
@@ -68,8 +72,9 @@ def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
     check_target(cfg.target_path)
     from checkpoint.convert import convert, hf_target, open_source
 
-    source = open_source(cfg, dialects=("mm",), method="mm_to_hf_diffusers", base_path=cfg.base_path)
-    convert(source, hf_target(source, cfg, "diffusers", cfg.max_shard_gb), cfg)
+    with verifying(cfg.verify_checksums):
+        source = open_source(cfg, dialects=("mm",), method="mm_to_hf_diffusers", base_path=cfg.base_path)
+        convert(source, hf_target(source, cfg, "diffusers", cfg.max_shard_gb), cfg)
 
 
 def resplit(cfg: ResplitConfig) -> None:
@@ -81,8 +86,22 @@ def resplit(cfg: ResplitConfig) -> None:
     check_target(cfg.target_path)
     from checkpoint.convert import convert, mm_target, open_source
 
-    source = open_source(cfg, dialects=("mm",), method="resplit", base_path=cfg.base_path)
-    convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+    with verifying(cfg.verify_checksums):
+        source = open_source(cfg, dialects=("mm",), method="resplit", base_path=cfg.base_path)
+        convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+
+
+def dcp_to_torch(cfg: DcpToTorchConfig) -> None:
+    """A sharded checkpoint of a run to one torch file, as torch's own dcp_to_torch, without running what a checkpoint carries.
+
+    Args:
+        cfg: source; a .pt or .pth file, or a folder that becomes an MM checkpoint, as target.
+    """
+    check_target(cfg.target_path)
+    from checkpoint.dcp import gather
+
+    with verifying(cfg.verify_checksums):
+        gather(cfg)
 
 
 def assemble_pipeline(cfg: PipelineConfig) -> None:
@@ -94,4 +113,5 @@ def assemble_pipeline(cfg: PipelineConfig) -> None:
     check_target(cfg.target_path)
     from checkpoint.pipeline import assemble
 
-    assemble(cfg)
+    with verifying(cfg.verify_checksums):
+        assemble(cfg)

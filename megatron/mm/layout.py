@@ -80,6 +80,18 @@ def is_half_written(path: Path) -> bool:
     return path.name.startswith(WRITING) or former
 
 
+def complete_iterations(root: Path) -> list[int]:
+    """The iterations under `root` whose save or conversion was finished, rising."""
+    return [number for number in saved_iterations(root) if is_complete(iteration_folder(root, number))]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a whole checkpoint: the index, which is written last, or the files of an MM checkpoint."""
+    if (folder / ".metadata").is_file():
+        return True
+    return any(_RANK.fullmatch(entry.name) for entry in folder.iterdir()) if folder.is_dir() else False
+
+
 def latest_folder(root: Path) -> Path | None:
     """The folder that the tracker file names, or None without a tracker. Raises WeightsError when that folder is not there."""
     iteration = read_tracker(root)

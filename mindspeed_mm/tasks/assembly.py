@@ -72,7 +72,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
         cost=sample_cost(job, model),
         checkpoints=checkpoints if training.checkpoint.save else None,
         evaluate=build_evaluation(job, model, schedule, mesh, accelerator),
-        writers=job_writers(job, mesh),
+        writers=job_writers(job, mesh, state.iteration),
         observe=build_observer(job.tools, training.profile, accelerator.device, mesh.rank),
         accelerator=accelerator,
         peak_tflops=training.log.peak_tflops or peak_tflops(accelerator.device_name(), job.predictor.dtype),
@@ -216,14 +216,14 @@ def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]
     return cost
 
 
-def job_writers(job: PretrainJob, mesh: Mesh) -> list[Writer]:
+def job_writers(job: PretrainJob, mesh: Mesh, resumed: int = 0) -> list[Writer]:
     """metrics.jsonl and its like on the last rank; job.json from the first."""
     save = job.training.checkpoint.save
     if save and mesh.rank == 0:
         write_job(job, Path(save))
     if mesh.rank != mesh.world_size - 1:
         return []
-    return open_writers(job.training.log, save, job.model_dump(mode="json"))
+    return open_writers(job.training.log, save, job.model_dump(mode="json"), resumed)
 
 
 def write_job(job: PretrainJob, folder: Path) -> None:

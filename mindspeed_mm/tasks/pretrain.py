@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron.mm.layout import is_half_written, put_back
 from mindspeed_mm.locks import lock_folder, sweep
-from mindspeed_mm.log import get_logger, one_line_errors, rank
+from mindspeed_mm.log import get_logger, launch_number, local_rank, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.summary import log_table, training_table, write_job
 
@@ -86,7 +86,12 @@ def announce(job: PretrainJob) -> None:
 
 def run(job: PretrainJob, accelerator: Accelerator) -> None:
     """Build every part and train. Inside a process group."""
+    from mindspeed_mm.models.containers.checksums import verifying
     from mindspeed_mm.tasks.assembly import assemble
     from mindspeed_mm.training.loop import TrainLoop
 
-    TrainLoop(job.training, assemble(job, accelerator)).run()
+    # the processes of one machine read the same files of weights: each verifies its share of the records
+    share = (local_rank(), max(launch_number("LOCAL_WORLD_SIZE", 1), local_rank() + 1))
+    with verifying(not job.training.checkpoint.no_verify_checksums, *share):
+        parts = assemble(job, accelerator)
+    TrainLoop(job.training, parts).run()

@@ -16,22 +16,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor
 
 from megatron.mm.layout import (
-    RELEASE,
     REPLACED,
-    TRACKER,
     WRITING,
     is_half_written,
     iteration_folder,
     iteration_name,
     put_back,
-    read_tracker,
     saved_iterations,
     write_tracker,
 )
@@ -41,10 +37,13 @@ from mindspeed_mm.distributed.rng import rng_state, set_rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.locks import is_in_use, sweep
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.models.containers.dcp import read_dcp, read_index
+from mindspeed_mm.models.containers.checksums import verifying
+from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
+from mindspeed_mm.training.checkpoint_folder import folder_to_load
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.state import (
     TrainState,
@@ -93,11 +92,13 @@ class Checkpointer:
         self._on_first_rank(root, lambda: self._prepare(root, state.iteration))
         temporary, content = _temporary(root, state.iteration), self._content(state)
         if self.group is None:
-            self._write(root, state.iteration, lambda: save(content, checkpoint_id=temporary))
+            writer = ChecksumWriter(temporary, state.iteration)
+            self._write(root, state.iteration, lambda: save(content, storage_writer=writer))
             self._on_first_rank(root, lambda: self._finish(root, state.iteration))
             return
         staged = _detach(content) if self.accelerator.kind == "cpu" else content
-        future = async_save(staged, checkpoint_id=temporary, process_group=self.group)
+        writer = ChecksumWriter(temporary, state.iteration)
+        future = async_save(staged, storage_writer=writer, process_group=self.group)
         self.pending = future if isinstance(future, Future) else future.upload_completion
         self.pending_at = state.iteration
 
@@ -121,34 +122,16 @@ class Checkpointer:
             root = Path(self.config.load)
             # a run that saves there is about to give these folders their names
             self._on_first_rank(root, lambda: None if is_in_use(root) else put_back(root))
-        folder = self._folder_to_load()
+        folder = folder_to_load(self.config)
         if folder is None:
             return False
-        if (folder / ".metadata").is_file():
-            load_checkpoint(folder, state, self.config, self.accelerator, self.key_map, self.base)
-        else:  # `release`: converted weights, which never trained
-            fill(state.model, open_weights(folder), seed=0)
+        with verifying(not self.config.no_verify_checksums):
+            if (folder / ".metadata").is_file():
+                load_checkpoint(folder, state, self.config, self.accelerator, self.key_map, self.base)
+            else:  # `release`: converted weights, which never trained
+                fill(state.model, open_weights(folder), seed=0)
         logger.info(f"loaded {folder} at iteration {state.iteration}")
         return True
-
-    def _folder_to_load(self) -> Path | None:
-        if self.config.load is None:
-            return None
-        root = Path(self.config.load)
-        if (root / ".metadata").is_file():
-            return root
-        found = self.config.ckpt_step or read_tracker(root)
-        if found is None:
-            same = self.config.save is not None and Path(self.config.save).resolve() == root.resolve()
-            if same and not self.config.exit_on_missing_checkpoint:
-                logger.info(f"no checkpoint in {root} yet: starting at iteration 0")
-                return None
-            raise WeightsError(f"--load {root}: no {TRACKER} there; name a folder of checkpoints, or leave --load out")
-        folder = iteration_folder(root, found)
-        if not (folder / ".metadata").is_file() and found != RELEASE:
-            have = ", ".join(map(str, saved_iterations(root))) or "none"
-            raise WeightsError(f"--load {root}: no complete checkpoint of iteration {found}; there are: {have}")
-        return folder
 
     def _content(self, state: TrainState) -> dict[str, Any]:
         names = mm_names(state.model, self.key_map)
@@ -225,17 +208,6 @@ class Checkpointer:
             raise WeightsError(answer[0])
 
 
-class IndexReader(FileSystemReader):
-    """torch's reader, whose own way to unpickle an index would run what it carries."""
-
-    def read_metadata(self) -> Metadata:
-        """The index. Raises WeightsError on damage or forgery."""
-        metadata: Metadata = read_index(Path(self.path))
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
 def load_checkpoint(
     folder: Path,
     state: TrainState,
@@ -245,7 +217,7 @@ def load_checkpoint(
     base: BaseReference | None,
 ) -> None:
     """Fill `state` from one DCP folder, on any number of ranks. Raises WeightsError naming what does not fit."""
-    found_base = read_dcp(folder).get("base")  # refuses an index that carries code
+    found_base = read_dcp(folder).get("base")
     _check_base(folder, found_base, base, config.finetune)
     reader = IndexReader(folder)
     metadata = reader.read_metadata()
@@ -265,7 +237,10 @@ def load_checkpoint(
             content |= _optimizer_places(metadata, names)
         if not config.no_load_rng:
             content |= _rng_places(metadata)
-    load(content, storage_reader=reader)
+    try:
+        load(content, storage_reader=reader, planner=TensorPlanner())
+    except CheckpointException as error:
+        raise WeightsError(_reason(error)) from None
     if config.finetune:
         return
     state.iteration = int(content["iteration"])
@@ -382,6 +357,8 @@ def _reason(error: BaseException) -> str:
     """The innermost cause: DCP wraps what went wrong on each rank."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (inner, _) = next(iter(error.failures.items()))
+        if isinstance(inner, WeightsError):
+            return str(inner)
         return f"rank {rank}: {_reason(inner)}"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -119,6 +119,9 @@ class CheckpointConfig(Config):
     load: str | None = Field(default=None, description="folder of checkpoints to go on from")
     ckpt_step: int | None = Field(default=None, gt=0, description="iteration to load (default: the tracker file's)")
     finetune: bool = Field(default=False, description="load the model alone: iteration 0, new optimizer, new schedule")
+    ignore_existing_checkpoints: bool = Field(
+        default=False, description="start at iteration 0 although --load holds checkpoints; they stay where they are"
+    )
     exit_on_missing_checkpoint: bool = Field(
         default=False, description="stop when --load holds no checkpoint, even if it is the folder of --save"
     )

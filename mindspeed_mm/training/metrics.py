@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from megatron.mm.log_line import iteration_line
 from mindspeed_mm.errors import ConfigError, TrainingError
+from mindspeed_mm.files import atomic_path
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.training.config import LogConfig
 from mindspeed_mm.training.step import SampleNote
@@ -142,7 +143,14 @@ class _WholePieces:
 class JsonLines:
     """metrics.jsonl: one object for each iteration. A number that is not finite is written as null, for strict readers."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resumed: int = 0) -> None:
+        """Go on after iteration `resumed`: what a run wrote after its last checkpoint is written once more, and once only."""
+        try:
+            _forget_after(path, resumed)
+        except OSError as error:
+            raise TrainingError(
+                f"{path}: cannot be read or written: {error.strerror or error}; choose another --save"
+            ) from None
         self._file = _WholePieces(path, "--save")
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
@@ -205,11 +213,39 @@ class Wandb:
         self._run.finish()
 
 
-def open_writers(config: LogConfig, save: str | None, job: dict[str, Any]) -> list[Writer]:
-    """The writers of the logging rank. metrics.jsonl needs --save."""
+def _forget_after(path: Path, iteration: int) -> None:
+    """Drop the lines of later iterations, and one that was cut off. A file of another run, from before iteration 1, is set aside."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()  # a run was killed while it wrote
+    numbers = [_iteration_of(line) for line in lines]
+    if iteration == 0 and any(numbers):
+        taken = sum(1 for _ in path.parent.glob(f"{path.stem}.before-*{path.suffix}"))
+        path.rename(path.with_name(f"{path.stem}.before-{taken + 1}{path.suffix}"))
+        return
+    kept = b"".join(line for line, number in zip(lines, numbers, strict=True) if number is None or number <= iteration)
+    if kept != content:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(kept)
+
+
+def _iteration_of(line: bytes) -> int | None:
+    """The iteration of a line; None for one that is not ours, which stays."""
+    try:
+        number = json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return number if type(number) is int else None
+
+
+def open_writers(config: LogConfig, save: str | None, job: dict[str, Any], resumed: int = 0) -> list[Writer]:
+    """The writers of the logging rank, of a run that goes on after iteration `resumed`. metrics.jsonl needs --save."""
     writers: list[Writer] = []
     if save:
-        writers.append(JsonLines(Path(save) / "metrics.jsonl"))
+        writers.append(JsonLines(Path(save) / "metrics.jsonl", resumed))
     if config.tensorboard_dir:
         writers.append(TensorBoard(config.tensorboard_dir, config.tensorboard_log_interval))
     if config.wandb_project:

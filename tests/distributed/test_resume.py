@@ -217,7 +217,7 @@ def test_a_missing_or_foreign_checkpoint_is_refused(world, stopped, tmp_path):
     nothing = Run(tmp_path, checkpoint={"load": str(tmp_path / "nothing")})
     assert "latest_checkpointed_iteration.txt" in world.run(2, refusal, nothing)[0]
     wrong = Run(stopped, checkpoint={"ckpt_step": 3})
-    assert "no complete checkpoint of iteration 3; there are: 4" in world.run(2, refusal, wrong)[0]
+    assert "iter_0000003 does not exist; complete checkpoints: 4;" in world.run(2, refusal, wrong)[0]
     other = Run(stopped, Setup(trainable="all"))
     assert "lacks weights that train here: wan_dit" in world.run(2, refusal, other)[0]
     assert "is other weights (4567)" in world.run(2, refusal, Run(stopped, base="4567"))[0]

@@ -66,6 +66,7 @@ HONOURED = [
     "--load",
     "--ckpt-step",
     "--finetune",
+    "--ignore-existing-checkpoints",
     "--exit-on-missing-checkpoint",
     "--ckpt-format",
     "--async-save",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import read_safetensors_header
+from mindspeed_mm.models.containers.checksums import RecordCheck
 from mindspeed_mm.models.containers.tensors import Container, TensorFile, mapped, raw_bytes
 
 DTYPES = {
@@ -30,6 +32,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _SPELLING = {dtype: name for name, dtype in DTYPES.items()}
+_CRC = "crc32."  # before a name in __metadata__: the CRC-32 of its bytes, in 8 hexadecimal digits
 
 
 def read_safetensors(paths: Iterable[Path]) -> Container:
@@ -50,7 +53,25 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, TensorFile], *, written: Callable[[int], object] = lambda nbytes: None
 ) -> None:
     """Stream `tensors` into a new file, in the order given. `written` is told the bytes of each. Memory: one tensor."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    checksums = dict.fromkeys(tensors, "0" * 8)
+    header = _header_text(tensors, checksums)
+    with open(path, "wb") as file:
+        file.write(header)
+        for name, tensor in tensors.items():
+            values = raw_bytes(tensor.read().contiguous())
+            file.write(values)
+            checksums[name] = f"{zlib.crc32(values):08x}"
+            written(tensor.nbytes)
+        file.seek(0)
+        file.write(_header_text(tensors, checksums))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header_text(tensors: Mapping[str, TensorFile], checksums: Mapping[str, str]) -> bytes:
+    """Length and JSON header. Its size does not depend on the checksums, which are known last."""
+    sums = {f"{_CRC}{name}": checksum for name, checksum in checksums.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **sums}}
     offset = 0
     for name, tensor in tensors.items():
         span = [offset, offset + tensor.nbytes]
@@ -58,19 +79,15 @@ def write_safetensors(
         offset = span[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            file.write(raw_bytes(tensor.read().contiguous()))
-            written(tensor.nbytes)
-        file.flush()
-        os.fsync(file.fileno())
+    return len(text).to_bytes(8, "little") + text
 
 
 def _read_one(path: Path) -> dict[str, TensorFile]:
     header, start, end = read_safetensors_header(path, WeightsError)
     tensors: dict[str, TensorFile] = {}
     spans: list[tuple[int, int]] = []
+    found = header.get("__metadata__")
+    sums: Mapping[str, Any] = found if isinstance(found, dict) else {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -78,13 +95,18 @@ def _read_one(path: Path) -> dict[str, TensorFile]:
         if span[1] - span[0] != shape.numel() * dtype.itemsize or start + span[1] > end:
             raise WeightsError(f"{path}: is damaged: weight {name!r} does not fit its place; copy the file again")
         spans.append(span)
-        tensors[name] = TensorFile(shape, dtype, _reader(path, start + span[0], shape, dtype))
+        check = RecordCheck(path, start + span[0], span[1] - span[0], sums.get(f"{_CRC}{name}"), name, len(tensors))
+        tensors[name] = TensorFile(shape, dtype, _reader(path, start + span[0], shape, dtype, check))
     _check_no_gaps(path, sorted(spans), end - start)
     return tensors
 
 
-def _reader(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Callable[[], Tensor]:
-    return lambda: mapped(path, offset, shape, dtype)
+def _reader(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype, check: RecordCheck) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        check.run()
+        return mapped(path, offset, shape, dtype)
+
+    return read
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, torch.Size, tuple[int, int]]:

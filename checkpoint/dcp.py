@@ -1,0 +1,80 @@
+"""A sharded checkpoint of torch.distributed.checkpoint as one torch file: what torch's dcp_to_torch makes, streamed and safe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoint.config import DcpToTorchConfig
+from checkpoint.convert import Target, Written, check_same, put
+from megatron.mm.layout import (
+    RELEASE,
+    WEIGHTS_FILE,
+    is_complete,
+    iteration_name,
+    latest_folder,
+    rank_name,
+    read_tracker,
+)
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.checksums import verifying
+from mindspeed_mm.models.containers.dcp import read_dcp
+from mindspeed_mm.models.containers.dcp_index import INDEX
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.containers.torch_file import read_torch
+
+logger = get_logger(__name__)
+
+
+def gather(cfg: DcpToTorchConfig) -> None:
+    """Write the whole state dict of one checkpoint. Memory: the largest tensor. Raises WeightsError; the target stays."""
+    folder = _checkpoint(Path(cfg.source_path))
+    logger.info(f"{folder}: a DCP folder")
+    state = read_dcp(folder)
+    target = _target(Path(cfg.target_path), state)
+    tensors = dict(_tensors(state))
+
+    def check(path: Path, seen: Written) -> None:
+        file = path if path.is_file() else path / next(iter(target.torch_files))
+        with verifying(False):
+            written = dict(_tensors(read_torch(file)))
+            if written.keys() != tensors.keys():
+                raise WeightsError(f"{file}: was not written as planned; report this")
+            for name, tensor in tensors.items():
+                check_same(file, ".".join(map(str, name)), tensor, written[name], bits=False)
+                seen(tensor.nbytes)
+
+    put(target, list(tensors.values()), check)
+
+
+def _checkpoint(path: Path) -> Path:
+    """The iteration folder at `path`, or the one that its tracker names."""
+    folder = path if is_complete(path) else latest_folder(path)
+    if folder is None or not (folder / INDEX).is_file():
+        raise WeightsError(
+            f"{folder or path}: holds no {INDEX}; give an iter_ folder of a training run whose save was finished"
+        )
+    return folder
+
+
+def _target(path: Path, state: Mapping[str, Any]) -> Target:
+    if path.suffix in (".pt", ".pth"):
+        if path.is_dir():
+            raise WeightsError(f"{path}: is a folder; remove it, or give target_path another name")
+        return Target(path.parent, path.name, {path.name: state}, {}, {})
+    if path.is_file():
+        raise WeightsError(f"{path}: is a file; a target_path that ends in no .pt or .pth is a folder")
+    if isinstance(read_tracker(path), int):
+        raise WeightsError(f"{path}: is the folder of a training run; choose another target_path")
+    file = f"{iteration_name(RELEASE)}/{rank_name(None)}/{WEIGHTS_FILE}"
+    return Target(path, "", {file: state}, {}, {}, owned=(RELEASE,), last=RELEASE, tracker=True)
+
+
+def _tensors(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], TensorFile]]:
+    if isinstance(value, TensorFile):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, (*path, key))

@@ -1,0 +1,275 @@
+"""CRC-32 of what a file of weights holds: the ones that zip files carry, and ours in `checksums.json` of a checkpoint.
+
+Verified while values are read, unless `MINDSPEED_MM_VERIFY_CHECKSUMS=0` or `verifying(False)` says otherwise. They find
+damage and mixed-up files. They do not stop an attacker, who can write them, too.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import mmap
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.log import get_logger
+
+logger = get_logger(__name__)
+FILE = "checksums.json"
+VARIABLE = "MINDSPEED_MM_VERIFY_CHECKSUMS"
+SKIP = f"or set {VARIABLE}=0 to read it as it is"
+
+
+class _Policy(NamedTuple):
+    enabled: bool
+    part: int = 0  # this process verifies every `parts`-th record of a file that several processes read
+    parts: int = 1
+
+
+_DEFAULT = _Policy(True)
+_POLICY: ContextVar[_Policy | None] = ContextVar("verify_checksums", default=None)
+
+
+@contextmanager
+def verifying(enabled: bool, part: int = 0, parts: int = 1) -> Iterator[None]:
+    """Whether checksums are verified in this block; `part` of `parts` when processes of one machine share the work."""
+    token = _POLICY.set(_Policy(enabled, part, parts))
+    try:
+        yield
+    finally:
+        _POLICY.reset(token)
+
+
+def verifies() -> bool:
+    """Whether checksums are verified now."""
+    return (_POLICY.get() or _DEFAULT).enabled and os.environ.get(VARIABLE, "1") != "0"
+
+
+def is_mine(number: int) -> bool:
+    """Whether this process verifies record `number` of a file."""
+    policy = _POLICY.get() or _DEFAULT
+    return verifies() and number % policy.parts == policy.part
+
+
+class Record(NamedTuple):
+    """One stored file of a zip: where its bytes are, and their CRC-32."""
+
+    start: int
+    size: int
+    crc: int
+    name: str
+
+
+def zip_records(file: BinaryIO) -> list[Record]:
+    """The records of a zip that carry a CRC-32, by place; torch writes 0 where it computed none.
+
+    Raises zipfile.BadZipFile for a damaged directory.
+    """
+    with zipfile.ZipFile(file) as archive:
+        entries = [entry for entry in archive.infolist() if entry.CRC and entry.compress_type == zipfile.ZIP_STORED]
+        return sorted(Record(_start(file, e), e.file_size, e.CRC, e.filename.rpartition("/")[2]) for e in entries)
+
+
+def _start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of a record begin: behind its own header, whose two texts have lengths of their own."""
+    file.seek(entry.header_offset + 26)
+    lengths = file.read(4)
+    return entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+
+
+def damaged_record(piece: bytes, file: BinaryIO) -> str | None:
+    """The first record of the zip `piece` (and `file` over it) whose bytes are not what its CRC-32 says."""
+    view = memoryview(piece)
+    for start, size, crc, name in zip_records(file):
+        if zlib.crc32(view[start : start + size]) != crc:
+            return name
+    return None
+
+
+class RecordCheck:
+    """Verifies one stretch of a file, once, when it is first read."""
+
+    def __init__(self, path: Path, start: int, size: int, expected: str | None, name: str, number: int) -> None:
+        """`expected`: the CRC-32 in hexadecimal digits, None where it is not known; `number` of the stretch in its file."""
+        self._path, self._start, self._size, self._name = path, start, size, name
+        self._expected, self._number, self._done = expected, number, expected is None
+
+    def run(self, *, always: bool = False) -> None:
+        """Verify, if this process is the one that does; `always` in every process. Raises WeightsError."""
+        if self._done or not (verifies() if always else is_mine(self._number)):
+            return
+        with open(self._path, "rb") as file:
+            found = f"{crc_of(file, self._start, self._size):08x}"
+        if found != self._expected:
+            raise WeightsError(
+                f"{self._path}: is damaged: {self._name} has checksum {found}, expected {self._expected}; "
+                f"copy the file again, {SKIP}"
+            )
+        self._done = True
+
+
+class ZipFileChecks:
+    """Verifies the records of one .pt or .pth when they are first read."""
+
+    def __init__(self, path: Path) -> None:
+        """Verifies the pickle and its small neighbours at once. Raises WeightsError, or BadZipFile for a damaged directory."""
+        with open(path, "rb") as file:
+            records = zip_records(file)
+        self._starts = [record.start for record in records]
+        self._checks = [
+            RecordCheck(path, start, size, f"{crc:08x}", f"record {name}", number)
+            for number, (start, size, crc, name) in enumerate(records)
+        ]
+        for record, check in zip(records, self._checks, strict=True):
+            if record.size < 1 << 20 and not record.name.isdigit():
+                check.run(always=True)
+
+    def check(self, offset: int) -> None:
+        """Verify the record that holds the byte at `offset`. Raises WeightsError."""
+        number = bisect.bisect_right(self._starts, offset) - 1
+        if number >= 0:
+            self._checks[number].run()
+
+    def check_all(self) -> None:
+        """Verify every record. Raises WeightsError."""
+        for check in self._checks:
+            check.run(always=True)
+
+
+def fill_in_checksums(file: BinaryIO, checksums: Mapping[int, int]) -> None:
+    """Write the CRC-32 of the records at these offsets, which torch left 0, into the zip's directory and behind them."""
+    file.flush()
+    with zipfile.ZipFile(file) as archive:
+        position, entries = archive.start_dir, archive.infolist()
+        for entry in entries:
+            file.seek(position)
+            head, start = file.read(46), _start(file, entry)
+            if start in checksums:
+                crc = checksums[start].to_bytes(4, "little")
+                file.seek(position + 16)
+                file.write(crc)
+                file.seek(start + entry.file_size)
+                if file.read(4) == b"PK\x07\x08":
+                    file.write(crc)
+            position += 46 + sum(int.from_bytes(head[at : at + 2], "little") for at in (28, 30, 32))
+
+
+def crc_of(file: BinaryIO, start: int, size: int) -> int:
+    """CRC-32 of `size` bytes at `start`, mapped and not copied. Reads no further than the file's end."""
+    size = min(size, os.fstat(file.fileno()).st_size - start)
+    if size <= 0:
+        return 0
+    first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    with (
+        mmap.mmap(file.fileno(), start - first + size, access=mmap.ACCESS_READ, offset=first) as window,
+        memoryview(window) as view,
+        view[start - first :] as values,
+    ):
+        return zlib.crc32(values)
+
+
+@dataclass(frozen=True)
+class FileSums:
+    """One file of a checkpoint: its size, and the CRC-32 of the piece at each offset (of the whole file at 0)."""
+
+    size: int
+    pieces: Mapping[int, int]
+
+    def fits(self, path: Path) -> bool:
+        """Whether the file at `path` is this one, to the last bit."""
+        starts = sorted(self.pieces)
+        ends = [*starts[1:], self.size]
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size == self.size and all(
+                crc_of(file, start, end - start) == self.pieces[start] for start, end in zip(starts, ends, strict=True)
+            )
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """What `checksums.json` says of the files of one checkpoint."""
+
+    folder: Path
+    iteration: int | None
+    files: Mapping[str, FileSums]
+
+    def check_file(self, path: Path, content: bytes) -> None:
+        """Raises WeightsError unless `content` is what the whole small file at `path` held when it was saved."""
+        known = self.files.get(path.name)
+        if known is not None and (len(content) != known.size or zlib.crc32(content) != known.pieces.get(0)):
+            raise WeightsError(f"{path}: {self._what_is_wrong(path)}")
+
+    def check_size(self, path: Path, size: int) -> None:
+        """Raises WeightsError unless the file at `path` has the `size` in bytes that it was saved with."""
+        known = self.files.get(path.name)
+        if known is None:
+            raise WeightsError(f"{path}: {self._what_is_wrong(path)}")
+        if size != known.size:
+            raise WeightsError(f"{path}: {self._what_is_wrong(path)} ({size} bytes, expected {known.size})")
+
+    def check_piece(self, path: Path, offset: int, piece: bytes, name: str) -> None:
+        """Raises WeightsError unless `piece` is what was saved at `offset` of the file at `path`."""
+        if zlib.crc32(piece) != self.files[path.name].pieces.get(offset):
+            raise WeightsError(f"{path}: {self._what_is_wrong(path)} (in {name})")
+
+    def _what_is_wrong(self, path: Path) -> str:
+        for other in sorted(self.folder.parent.glob(f"*/{FILE}")):
+            if other.parent.name != self.folder.name and not other.parent.name.startswith("."):
+                known = _parse(other, other.parent)
+                if known is not None and path.name in known.files and known.files[path.name].fits(path):
+                    return (
+                        f"belongs to iteration {known.iteration}, expected {self.iteration}; "
+                        f"copy this file of {self.folder.name} again"
+                    )
+        return (
+            f"is damaged or of another checkpoint, its checksum is not the one in {FILE}; "
+            f"copy {self.folder.name} again, {SKIP}"
+        )
+
+
+def read_checksums(folder: Path) -> Checksums | None:
+    """What checksums.json of a checkpoint says; None where there is none or nothing is verified. Raises WeightsError."""
+    path = folder / FILE
+    if not verifies() or not path.is_file():
+        return None
+    found = _parse(path, folder)
+    if found is None:
+        raise WeightsError(f"{path}: is damaged; copy it again, {SKIP}")
+    return found
+
+
+def write_checksums(folder: Path, iteration: int | None, files: Mapping[str, FileSums]) -> None:
+    """Write checksums.json into a checkpoint that has not got its name yet. Raises OSError."""
+    rows = {
+        name: {"size": sums.size, "crc32": {str(offset): f"{crc:08x}" for offset, crc in sorted(sums.pieces.items())}}
+        for name, sums in sorted(files.items())
+    }
+    text = json.dumps({"version": 1, "iteration": iteration, "files": rows})
+    with open(folder / FILE, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _parse(path: Path, folder: Path) -> Checksums | None:
+    """None for a file that is no checksums.json."""
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        files = {
+            str(name): FileSums(int(row["size"]), {int(offset): int(crc, 16) for offset, crc in row["crc32"].items()})
+            for name, row in values["files"].items()
+        }
+        iteration = values["iteration"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if iteration is not None and type(iteration) is not int:
+        return None
+    return Checksums(folder, iteration, files)

@@ -1,0 +1,60 @@
+"""Which checkpoint `--load` means. A run never starts over beside checkpoints that it could go on from, unless a flag says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron.mm.layout import TRACKER, complete_iterations, is_complete, iteration_folder, read_tracker
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.training.config import CheckpointConfig
+
+logger = get_logger(__name__)
+
+
+def folder_to_load(config: CheckpointConfig) -> Path | None:
+    """The folder to load; None to start at iteration 0. Raises WeightsError when it is missing or incomplete."""
+    if config.load is None:
+        return None
+    root = Path(config.load)
+    if config.ignore_existing_checkpoints:
+        logger.warning(
+            f"--load {root}: checkpoints not loaded: {_list(complete_iterations(root))}; starting at iteration 0"
+        )
+        return None
+    if (root / ".metadata").is_file():
+        return root
+    found = config.ckpt_step or read_tracker(root)
+    if found is None:
+        _check_empty(root, config)
+        return None
+    folder = iteration_folder(root, found)
+    if not is_complete(folder):
+        problem = "has no .metadata, so its save was not finished" if folder.is_dir() else "does not exist"
+        raise WeightsError(
+            f"--load {root}: {folder.name} {problem}; complete checkpoints: {_list(complete_iterations(root))}; "
+            "choose one with --ckpt-step"
+        )
+    return folder
+
+
+def _check_empty(root: Path, config: CheckpointConfig) -> None:
+    """Without a tracker file, a run may start at iteration 0 in its own folder, before its first save."""
+    if have := complete_iterations(root):
+        raise WeightsError(
+            f"--load {root}: {TRACKER} is missing, but there are complete checkpoints: {_list(have)}; go on from one with "
+            f"--ckpt-step {have[-1]}, or start at iteration 0 with --ignore-existing-checkpoints"
+        )
+    same = config.save is not None and Path(config.save).resolve() == root.resolve()
+    if not same or config.exit_on_missing_checkpoint:
+        problem = "holds no checkpoint" if root.is_dir() else "no such folder"
+        raise WeightsError(
+            f"--load {root}: {problem} (no {TRACKER}); name a folder of checkpoints, or leave --load out"
+        )
+    logger.info(f"no checkpoint in {root} yet: starting at iteration 0")
+
+
+def _list(iterations: Sequence[int]) -> str:
+    """`70, 80`; the newest ten of many; `none`."""
+    return ", ".join(["…"] * (len(iterations) > 10) + [str(number) for number in iterations[-10:]]) or "none"

@@ -1,0 +1,197 @@
+"""Damage that no reader notices by itself: flipped bits, zeros, files of another iteration."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.checksums import FILE, VARIABLE, verifying
+from mindspeed_mm.models.containers.dcp import read_dcp
+from mindspeed_mm.models.containers.safetensors import read_safetensors, write_safetensors
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.containers.torch_file import read_torch, write_torch
+from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
+
+Change = Callable[[bytearray, int], None]
+
+
+def flip(content: bytearray, place: int) -> None:
+    content[place] ^= 1
+
+
+def zero(content: bytearray, place: int) -> None:
+    content[place : place + 64] = bytes(64)
+
+
+def state_of(iteration: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(iteration)
+    draw = torch.randn(2, 40, 40, generator=generator)
+    return {"model": {"w": draw[0]}, "optimizer": {"w": draw[1]}, "iteration": torch.tensor(iteration)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of iterations 70 and 80, with checksums."""
+    folder = tmp_path_factory.mktemp("run")
+    for number in (70, 80):
+        writer = ChecksumWriter(folder / f"iter_{number:07d}", number)
+        dcp.save(state_of(number), storage_writer=writer, no_dist=True)
+    return folder
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run/iter_0000080"
+
+
+def damage(path: Path, values: Tensor, change: Change) -> None:
+    content = bytearray(path.read_bytes())
+    change(content, content.index(values.numpy().tobytes()) + 2000)
+    path.write_bytes(content)
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    state = read_dcp(folder)
+    return {name: state[name]["w"].read() for name in ("model", "optimizer")}
+
+
+def resume(folder: Path) -> None:
+    state = {name: {"w": torch.zeros(40, 40)} for name in ("model", "optimizer")}
+    dcp.load(state, storage_reader=IndexReader(folder), planner=TensorPlanner(), no_dist=True)
+
+
+@pytest.mark.parametrize("change", [flip, zero])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+@pytest.mark.parametrize("with_file", [True, False], ids=["checksums.json", "zip"])
+def test_damage_in_a_distcp_is_found(copied: Path, change: Change, part: str, with_file: bool) -> None:
+    assert torch.equal(read(copied)["model"], state_of(80)["model"]["w"])
+    damage(copied / "__0_0.distcp", state_of(80)[part]["w"], change)
+    if not with_file:  # as in checkpoints of earlier versions
+        (copied / FILE).unlink()
+    with pytest.raises(WeightsError, match=rf"__0_0.distcp: .*{part}.w") as caught:
+        read(copied)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BaseException, match=r"__0_0\.distcp"):
+        resume(copied)
+    with verifying(False):
+        assert not torch.equal(read(copied)[part], state_of(80)[part]["w"])
+
+
+def test_a_distcp_of_another_iteration_is_named(copied: Path) -> None:
+    shutil.copy(copied.parent / "iter_0000070/__0_0.distcp", copied)
+    with pytest.raises(WeightsError, match=r"__0_0\.distcp: belongs to iteration 70, expected 80"):
+        read_dcp(copied)
+    (copied / FILE).unlink()
+    with pytest.raises(WeightsError, match="iter_0000080: holds iteration 70, expected 80"):
+        read_dcp(copied)
+
+
+def test_a_folder_under_another_iterations_name_is_refused(copied: Path) -> None:
+    copied.rename(copied.with_name("iter_0000090"))
+    with pytest.raises(WeightsError, match="holds iteration 80, expected 90"):
+        read_dcp(copied.with_name("iter_0000090"))
+
+
+def test_a_damaged_index_or_checksum_file_is_found(copied: Path) -> None:
+    content = bytearray((copied / ".metadata").read_bytes())
+    content[content.index(b"float32")] ^= 1
+    (copied / ".metadata").write_bytes(content)
+    with pytest.raises(WeightsError, match=r".metadata: is damaged"):
+        read_dcp(copied)
+    (copied / FILE).write_text("{")
+    with pytest.raises(WeightsError, match=rf"{FILE}: is damaged"):
+        read_dcp(copied)
+
+
+def test_a_checkpoint_without_checksums_is_read(copied: Path) -> None:
+    (copied / FILE).unlink()
+    assert torch.equal(read(copied)["optimizer"], state_of(80)["optimizer"]["w"])
+
+
+def tensor_files(tensors: dict[str, Tensor]) -> dict[str, TensorFile]:
+    return {name: TensorFile(t.shape, t.dtype, lambda t=t: t) for name, t in tensors.items()}
+
+
+def saved_by_torch(path: Path, tensors: dict[str, Tensor]) -> None:
+    torch.save({"model": tensors}, path)
+
+
+def saved_by_us(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_torch(path, {"model": tensor_files(tensors)})
+
+
+def saved_as_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_safetensors(path, tensor_files(tensors))
+
+
+def tensors_in(path: Path) -> dict[str, TensorFile]:
+    found = read_torch(path)["model"] if path.suffix == ".pth" else dict(read_safetensors([path]).tensors)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("change", [flip, zero])
+@pytest.mark.parametrize(
+    ("save", "name"),
+    [(saved_by_torch, "x.pth"), (saved_by_us, "x.pth"), (saved_as_safetensors, "x.safetensors")],
+    ids=["torch", "ours", "safetensors"],
+)
+def test_damage_in_a_file_of_weights_is_found(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Change,
+    save: Callable[[Path, dict[str, Tensor]], None],
+    name: str,
+) -> None:
+    tensors, path = {"a": torch.randn(40, 40), "b": torch.ones(3)}, tmp_path / name
+    save(path, tensors)
+    assert torch.equal(tensors_in(path)["a"].read(), tensors["a"])
+    damage(path, tensors["a"], change)
+    found = tensors_in(path)
+    assert torch.equal(found["b"].read(), tensors["b"]), "what is whole is read"
+    with pytest.raises(WeightsError, match=f"{name}: is damaged.*{VARIABLE}=0"):
+        found["a"].read()
+    monkeypatch.setenv(VARIABLE, "0")
+    assert found["a"].read().shape == (40, 40)
+
+
+def test_what_we_write_passes_other_readers_checks(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(40, 40), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.zeros(0)}
+    saved_by_us(tmp_path / "x.pth", tensors)
+    assert zipfile.ZipFile(tmp_path / "x.pth").testzip() is None
+    saved_as_safetensors(tmp_path / "x.safetensors", tensors)
+    assert all(torch.equal(value, tensors[name]) for name, value in load_file(tmp_path / "x.safetensors").items())
+
+
+def test_a_torch_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        saved_by_torch(tmp_path / "x.pth", {"a": torch.randn(40, 40)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert tensors_in(tmp_path / "x.pth")["a"].read().shape == (40, 40)
+
+
+def test_processes_that_share_a_file_verify_it_together(tmp_path: Path) -> None:
+    tensors = {name: torch.randn(40, 40) for name in "abcd"}
+    saved_by_us(tmp_path / "x.pth", tensors)
+    damage(tmp_path / "x.pth", tensors["c"], flip)
+    errors = 0
+    for part in range(2):
+        with verifying(True, part, 2):
+            try:
+                [tensor.read() for tensor in tensors_in(tmp_path / "x.pth").values()]
+            except WeightsError:
+                errors += 1
+    assert errors == 1

@@ -1,0 +1,56 @@
+"""metrics.jsonl over the stops and starts of one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mindspeed_mm.training.metrics import JsonLines
+
+
+def write(path: Path, iterations: range, resumed: int) -> None:
+    lines = JsonLines(path, resumed)
+    for iteration in iterations:
+        lines.write(iteration, {"loss": float(iteration)})
+        if iteration % 2 == 0:
+            lines.write(iteration, {"validation/loss": 0.5})
+    lines.close()
+
+
+def iterations(path: Path, key: str = "loss") -> list[int]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row["iteration"] for row in rows if key in row]
+
+
+def test_metrics_hold_each_iteration_once_after_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 8), resumed=0)
+    write(path, range(5, 10), resumed=4)
+    assert iterations(path) == list(range(1, 10))
+    assert iterations(path, "validation/loss") == [2, 4, 6, 8]
+
+
+def test_metrics_drop_a_line_cut_off_by_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 5), resumed=0)
+    with path.open("a") as file:
+        file.write('{"iteration": 5, "lo')
+    write(path, range(5, 7), resumed=4)
+    assert iterations(path) == list(range(1, 7))
+
+
+def test_metrics_keep_lines_that_are_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('# a note\n{"iteration": 1, "loss": 1.0}\n{"iteration": 9, "loss": 1.0}\n')
+    JsonLines(path, 1).close()
+    assert path.read_text() == '# a note\n{"iteration": 1, "loss": 1.0}\n'
+
+
+def test_metrics_of_an_earlier_run_are_set_aside_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for _ in range(2):
+        write(path, range(1, 4), resumed=0)
+    write(path, range(1, 3), resumed=0)
+    assert iterations(path) == [1, 2]
+    assert iterations(tmp_path / "metrics.before-1.jsonl") == [1, 2, 3]
+    assert iterations(tmp_path / "metrics.before-2.jsonl") == [1, 2, 3]

@@ -76,11 +76,7 @@ run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs MBS=$(
     bash examples/vace/1.3B/pretrain_fsdp.sh --optimizer muon --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 10 --adam-eps 1e-8
 
 step "Turn the sharded checkpoint into one file, and that into the official format"
-checkpoint=$OUT/save/iter_$(printf '%07d' "$ITERATIONS")
-mkdir -p $OUT/save-release/release/mp_rank_00
-run 0 python -m torch.distributed.checkpoint.format_utils dcp_to_torch \
-    "$checkpoint" $OUT/save-release/release/mp_rank_00/model_optim_rng.pt
-echo "release" >$OUT/save-release/latest_checkpointed_iteration.txt
+run 1 mm-convert VACEConverter dcp_to_torch --cfg.source_path $OUT/save --cfg.target_path $OUT/save-release
 run 1 mm-convert VACEConverter mm_to_hf \
     --cfg.source_path $OUT/save-release --cfg.target_path $OUT/weights/vace-trained
 

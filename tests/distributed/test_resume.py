@@ -235,6 +235,7 @@ def test_an_index_that_carries_code_is_refused_before_it_runs(world, stopped, tm
     forged = tmp_path / "iter_0000004"
     shutil.copytree(stopped / "iter_0000004", forged)
     (forged / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    (forged / "checksums.json").unlink()
 
     message = world.run(1, refusal, Run(tmp_path, checkpoint={"ckpt_step": 4}))[0]
 

@@ -63,4 +63,6 @@ def _run(argv: list[str]) -> None:
 
 def _spelled_out(word: str) -> str:
     flag, equals, value = word.partition("=")
+    if value == "--":  # argparse takes it away
+        raise ConfigError(f"mm-convert: {flag}: expected a value, got '--'")
     return f"{ALIASES.get(flag, flag)}{equals}{value}"

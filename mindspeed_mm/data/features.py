@@ -5,6 +5,8 @@ Tensor names are those of published files: `video` are the latents, `prompt_ids`
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,14 +159,17 @@ def _read_published(path: Path) -> FeatureRecord:
     """A `.pt` of the published extractor: `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes."""
     regular_file(path, DataError)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a foreign file was written with
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None  # torch does not look at the CRCs
     except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
         raise DataError(
             f"{path}: cannot be read as tensors: it is damaged or holds other objects ({type(error).__name__}); "
             "extract it again"
         ) from None
+    if damaged is not None:
+        raise DataError(f"{path}: {damaged} in it does not match its checksum; copy or extract the file again")
     names = ("video", "prompt_ids", "prompt_mask", "vace_context")
     missing = [name for name in names if not isinstance(values, dict) or name not in values]
     if missing:

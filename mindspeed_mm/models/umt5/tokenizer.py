@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from mindspeed_mm.errors import DataError, WeightsError
-from mindspeed_mm.files import regular_file
+from mindspeed_mm.files import read_json_object, regular_file
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
@@ -43,14 +43,15 @@ class Tokenizer:
             raise WeightsError(f"{folder}: holds neither {' nor '.join(FILES)}; {_FETCH}")
         for path in (*folder.glob("*.json"), *folder.glob("*.model")):
             regular_file(path, WeightsError)
+            if path.suffix == ".json" and path.name != FILES[0]:  # that one is large, and read once is enough
+                read_json_object(path, WeightsError)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
             self._ids: dict[str, int] = self._tokenizer.get_vocab()
         except Exception as error:  # whatever a damaged folder makes transformers raise
-            reason = " ".join(str(error).split())[:200]
-            raise WeightsError(f"{folder}: not readable as a tokenizer ({reason}); fetch the folder again") from None
+            raise WeightsError(f"{folder}: {_why_unreadable(folder, error)}; fetch the folder again") from None
         self._tokenizer.padding_side = "right"
         self._name_special_tokens()
 
@@ -131,6 +132,14 @@ class Tokenizer:
         """A hash of its vocabulary."""
         pieces = sorted(self._ids.items())
         return hashlib.sha256(repr(pieces).encode()).hexdigest()[:32]
+
+
+def _why_unreadable(folder: Path, error: Exception) -> str:
+    """A reason that names the file at fault, where that can be seen. Raises WeightsError for one that is not JSON."""
+    if (folder / FILES[0]).is_file():
+        read_json_object(folder / FILES[0], WeightsError)
+    said = " ".join(str(error).split())[:200] if isinstance(error, OSError | ValueError) else ""
+    return f"not readable as a tokenizer ({said})" if said else "its files are JSON, but not those of a tokenizer"
 
 
 def find_tokenizer(weights: Path) -> Path:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import time
 
 import numpy as np
 import pytest
@@ -127,17 +126,14 @@ def test_what_the_check_promises_is_what_loading_gives(mixed):
         assert fact.policy == sample.frame_policy
 
 
-def test_a_file_that_never_answers_costs_its_time_out_and_one_row(tmp_path):
+def test_a_pipe_in_place_of_a_clip_costs_its_row(tmp_path):
     write_clip(tmp_path / "good.mp4", 9)
     os.mkfifo(tmp_path / "hangs.mp4")
     path = dataset(tmp_path, [{"video": "good.mp4"}, {"video": "hangs.mp4"}, {"video": "good.mp4"}])
-    check_manifest(scan_manifest(path).records[:1], CONFIG, workers=1)  # the reading processes are warm now
-    start = time.monotonic()
-    report = check_manifest(scan_manifest(path), CONFIG, workers=2, timeout=8)
-    assert time.monotonic() - start < 60
+    report = check_manifest(scan_manifest(path), CONFIG, workers=0)
     assert [record.row for record in report.records] == [0, 2]
-    assert str(report.problems[0]).startswith("data.json[1]: ")
-    assert "after 8 s" in report.problems[0].message
+    assert str(report.problems[0]).startswith("data.json[1].video: ")
+    assert "FIFO" in report.problems[0].message
 
 
 def test_a_dataset_without_one_good_row_stops_even_when_all_may_be_skipped(tmp_path):

@@ -144,6 +144,21 @@ def test_a_pt_with_something_missing_or_misshapen_is_refused(tmp_path):
         read_feature(tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize("damage", ["bit", "empty", "fifo"])
+def test_a_damaged_pt_is_refused(tmp_path, damage):
+    path = tmp_path / "a.pt"
+    published(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    if damage == "fifo":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"" if damage == "empty" else bytes(data))
+    with pytest.raises(DataError, match=r"a\.pt"):
+        read_feature(path)
+
+
 class Forged:
     def __reduce__(self):
         return (exec, ("raise SystemExit('code ran')",))

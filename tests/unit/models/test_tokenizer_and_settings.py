@@ -51,6 +51,16 @@ def test_tokenizer_json_alone_gives_the_same_tokens(official, tokenizer):
     assert torch.equal(mine[1], whole[1])
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["[1]", "null", "{", '{"tokenizer_class": {"a": 1}, "model": 3}'])
+def test_damaged_tokenizer_files_are_named(tokenizer, name, text):
+    (tokenizer / name).write_text(text)
+    with pytest.raises(WeightsError) as caught:
+        Tokenizer(tokenizer, 16)
+    assert str(tokenizer) in str(caught.value)
+    assert "object has no" not in str(caught.value)
+
+
 def test_vocabulary_without_a_padding_token_is_one_line(tokenizer):
     (tokenizer / "tokenizer_config.json").unlink()
     text = (tokenizer / "tokenizer.json").read_text().replace("<pad>", "<nop>")

@@ -124,7 +124,7 @@ def test_without_a_tokenizer_the_places_looked_at_are_named(tmp_path):
 def test_a_damaged_tokenizer_is_one_line(official, tmp_path):
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model"')
-    with pytest.raises(WeightsError, match="not readable as a tokenizer") as error:
+    with pytest.raises(WeightsError, match=r"tokenizer\.json:1:9: not valid JSON") as error:
         load_text_encoder(official, tmp_path)
     assert "\n" not in str(error.value)
 

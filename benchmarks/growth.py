@@ -106,7 +106,7 @@ def measure(job: Job, world: Path, every: float = 0.5) -> None:
         with suppress(OSError, IndexError):
             pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
             descriptors = len(os.listdir(f"/proc/{process.pid}/fd"))
-            if done := job.done():
+            if 0 < (done := job.done()) < job.units:  # not while it starts, not while it ends
                 job.samples.append((done, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, descriptors))
         time.sleep(every)
     if process.returncode:

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARK = "KILL_BENCHMARK"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ORPHAN_SECONDS = 10.0
-STEPS = 12
+STEPS = 120
 Digest = dict[str, object]
 
 
@@ -72,7 +72,7 @@ def make_jobs(world: Path, out: Path) -> list[Job]:
     common = {"NPUS_PER_NODE": "2", "LOG_DIR": str(out / "logs"), "MINDSPEED_MM_DEVICE": "cpu"}
     recipe = {
         "MM_DATA": "feature_data.json", "MM_MODEL": "pretrain_model.json", "FSDP2_CONFIG": "fsdp2_config.yaml",
-        "NUM_WORKERS": "1", "TRAIN_ITERS": str(STEPS), "SAVE_INTERVAL": "2", "SAVE_PATH": str(out / "training"), "LR": "1e-3",
+        "NUM_WORKERS": "1", "TRAIN_ITERS": str(STEPS), "SAVE_INTERVAL": "10", "SAVE_PATH": str(out / "training"), "LR": "1e-3",
     }  # fmt: skip
     clips = {"MM_DATA": "many.json", "MM_MODEL": "model.json", "MM_TOOL": "tools.json", "NUM_WORKERS": "1"}
     generate = str(ROOT / "examples/vace/inference/Wan-VACE-Inference.py")
@@ -93,7 +93,7 @@ def make_jobs(world: Path, out: Path) -> list[Job]:
         Job(
             "conversion",
             ["mm-convert", "VACEConverter", "hf_to_mm", "--cfg.source_path=weights", f"--cfg.target_path={out / 'conversion'}"],
-            common, out / "conversion", lambda folder: int(folder.exists()), 1, _converted, _converted,
+            common, out / "conversion", lambda folder: int((folder / "latest_checkpointed_iteration.txt").exists()), 1, _converted, _converted,
         ),
     ]  # fmt: skip
 
@@ -139,7 +139,7 @@ def _video_files(folder: Path) -> Digest:
 
 
 def _converted(folder: Path) -> Digest:
-    return {"weights": weights(folder)} if folder.exists() else {}
+    return {"weights": weights(folder)} if (folder / "latest_checkpointed_iteration.txt").exists() else {}
 
 
 def prepare(world: Path) -> None:
@@ -187,25 +187,30 @@ def _checkpointed(job: Job) -> bool:
 
 def processes(mark: str) -> dict[int, str]:
     """pid → kind of every process of a job, known by a variable of its environment."""
-    found = {}
+    words, parents = {}, {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with suppress(OSError):
             if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                words = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+                state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
                 if state != "Z":
-                    found[int(entry.name)] = _kind(words)
-    return found
+                    words[int(entry.name)] = (
+                        (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+                    )
+                    parents[int(entry.name)] = int(parent)
+    # a reader of torch's loader is a fork: it has the command line of its rank
+    return {pid: "reader" if text == words.get(parents[pid]) else _kind(text) for pid, text in words.items()}
 
 
 def _kind(words: str) -> str:
     """What a process is, by its command line."""
-    if "forkserver" in words or "resource_tracker" in words or "spawn_main" in words:
+    if "resource_tracker" in words:
+        return "other"
+    if "forkserver" in words or "spawn_main" in words:
         return "reader"
-    if "torchrun" in words or "torch.distributed.run" in words:
-        return "torchrun"
+    if "mindspeed_mm.tools.launch" in words or "torchrun" in words:
+        return "launcher"
     if "bash" in words.split(" ", 1)[0]:
         return "script"
     if "mm-convert" in words:
@@ -282,6 +287,8 @@ def _wait_for_end(kill: Kill, process: subprocess.Popen[bytes], mark: str, job: 
         process.wait(600)  # the row is read again by another reader
         time.sleep(1)
         left = processes(mark)
+    if not left:
+        process.wait(5)  # it may be a zombie for a moment
     kill.orphans, kill.seconds, kill.code = len(left), round(time.monotonic() - killed, 1), process.poll()
 
 

@@ -18,7 +18,7 @@ from tests.fuzz.entries import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 1 << 30  # a damaged file may cost so much more than a sound one
-_OURS = re.compile(r"(Config|Data|Weights|Launch|Training)Error: .")
+_OURS = re.compile(r"(\[rank [^\]]*\] )?(Config|Data|Weights|Launch|Training|NonFinite)Error: .")
 # Words of Python and of libraries: a reason of our own is missing.
 _FOREIGN = re.compile(
     r"\b(Attribute|Type|Key|Index|Value|Runtime|Recursion|UnicodeDecode|UnicodeEncode|Assertion|Overflow|OS|Memory|Name)Error\b"

@@ -48,8 +48,8 @@ INFERENCE = {
     "prompt": "a red ball",
     "negative_prompt": "dark",
     "output_path": "videos",
-    "height": 32,
-    "width": 32,
+    "height": 48,
+    "width": 48,  # of 32 and 64 pixels x264 writes other bytes now and then: its mbtree, not this code
     "num_frames": 5,
     "fps": 16.0,
     "steps": 2,

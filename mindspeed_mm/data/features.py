@@ -162,7 +162,9 @@ def _read_published(path: Path) -> FeatureRecord:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what a foreign file was written with
             values = torch.load(path, map_location="cpu", weights_only=True)
-        damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None  # torch does not look at the CRCs
+        damaged = (
+            zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+        )  # torch does not look at the CRCs
     except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
         raise DataError(
             f"{path}: cannot be read as tensors: it is damaged or holds other objects ({type(error).__name__}); "

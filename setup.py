@@ -14,7 +14,7 @@ REQUIRES = [
     "jsonargparse>=4.40",
     "pyyaml>=6.0",
     "decord2>=3.0",
-    "av>=12.0",
+    "av>=17.0",
     "pillow>=10.0",
     "ftfy>=6.2",
     "sentencepiece>=0.2",
@@ -39,6 +39,7 @@ setup(
     extras_require={
         "npu": ["torch_npu>=2.7.1"],
         "ui": ["gradio>=5.0"],
+        "heic": ["pillow-heif>=0.18"],
         "dev": [
             "accelerate>=1.1",  # diffusers asks for it in from_pretrained of what mm-convert writes
             "pytest>=8.0",

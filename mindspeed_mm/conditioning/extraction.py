@@ -24,15 +24,16 @@ from mindspeed_mm.data.content import (
     ContentIndex,
     PartIndex,
     Signature,
-    digest_of,
     digest_of_values,
     signature_of,
 )
 from mindspeed_mm.data.dataset import FEATURE_FOLDER
 from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_feature, read_info, read_prompts
 from mindspeed_mm.data.manifest import files_of
+from mindspeed_mm.data.probe import content_of
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
+from mindspeed_mm.data.traits import content_in_slot
 from mindspeed_mm.data.transforms import PixelSample, to_sample
 from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.files import format_json
@@ -67,7 +68,7 @@ class Recipe:
         """Everything that decides the latents."""
         return {
             "schema": SCHEMA_VERSION,
-            "files": [[slot, digests[path]] for slot, path in files_of(record)],
+            "files": [[slot, content_in_slot(slot, digests[path])] for slot, path in files_of(record)],
             "pixels": {name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask},
             "vae": self.vae,
         }
@@ -111,7 +112,7 @@ class ReadRow:
         for _, path in files_of(task.record):
             if path not in digests:
                 signature = signature_of(path)
-                digests[path] = digest_of(path)
+                digests[path] = content_of(path)
                 contents[path] = (signature, digests[path])
         key = self.recipe.key(task.record, digests)
         done = _stored(self.features / f"{key}.safetensors") is not None

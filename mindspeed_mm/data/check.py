@@ -13,12 +13,14 @@ from typing import TypeVar
 
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.frames import align, choose, target_size, token_count
+from mindspeed_mm.data.images import blank_mask, refuse_zero_one
 from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
 from mindspeed_mm.data.probe import ClipIndex, ClipInfo, Kind, Seen
 from mindspeed_mm.data.probe import look as look_into
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.threads import map_in_threads
+from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_json
 from mindspeed_mm.log import get_logger
@@ -43,6 +45,7 @@ class ClipFacts:
     tokens: int
     conditions: tuple[str, ...]  # of: src_video, mask, still mask, mask only, 1 reference, 2 references, …
     remarks: tuple[str, ...]
+    blank_mask: str = ""  # nowhere, everywhere: where a mask of one value is white
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +162,16 @@ def check_manifest(
         records=tuple(record for record in manifest.records if record.row not in bad),
         facts=tuple(facts),
         problems=tuple(sorted(problems, key=lambda problem: problem.row)),
-        notes=manifest.notes,
+        notes=(*manifest.notes, *_notes_on(facts)),
     )
+
+
+def _notes_on(facts: Sequence[ClipFacts]) -> list[str]:
+    """What is only remarkable when all rows have it."""
+    masked = [fact for fact in facts if any("mask" in name for name in fact.conditions)]
+    if masked and all(fact.blank_mask == "everywhere" for fact in masked):
+        return ["every mask is white everywhere: nothing of src_video is kept; black = keep"]
+    return []
 
 
 @dataclass(frozen=True)
@@ -194,11 +205,14 @@ def look_at(look: Look, config: VideoConfig) -> Found:
         return None if path is None else _try(record, key, partial(look_into, kind, path, look.known, seen), problems)
 
     video, source = see("video", "clip", record.video), see("src_video", "clip", record.src_video)
-    mask = see("src_video_mask", "clip", record.src_mask)
-    for place, path in enumerate(record.src_ref_images):
-        see(f"src_ref_images[{place}]", "picture", path)
+    mask = see("src_video_mask", "mask", record.src_mask)
+    if mask is not None and mask.levels is not None and not config.soft_mask:
+        _try(record, "src_video_mask", partial(refuse_zero_one, mask.path, mask.levels[1]), problems)
+    references = [see(f"src_ref_images[{place}]", "picture", path) for place, path in enumerate(record.src_ref_images)]
     facts = (
-        None if video is None else _try(record, "video", partial(_facts, record, video, source, mask, config), problems)
+        None
+        if video is None
+        else _try(record, "video", partial(_facts, record, video, source, mask, references, config), problems)
     )
     if video is not None and facts is not None:
         chosen = choose(video, config)
@@ -209,8 +223,8 @@ def look_at(look: Look, config: VideoConfig) -> Found:
 
 
 def _files(record: SampleRecord) -> Iterator[tuple[Kind, Path]]:
-    clips = (record.video, record.src_video, record.src_mask)
-    yield from (("clip", path) for path in clips if path is not None)
+    yield from (("clip", path) for path in (record.video, record.src_video) if path is not None)
+    yield from (("mask", path) for path in (record.src_mask,) if path is not None)
     yield from (("picture", path) for path in record.src_ref_images)
 
 
@@ -238,7 +252,12 @@ def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:
 
 
 def _facts(
-    record: SampleRecord, video: ClipInfo, source: ClipInfo | None, mask: ClipInfo | None, config: VideoConfig
+    record: SampleRecord,
+    video: ClipInfo,
+    source: ClipInfo | None,
+    mask: ClipInfo | None,
+    references: Sequence[ClipInfo | None],
+    config: VideoConfig,
 ) -> ClipFacts:
     chosen = choose(video, config)
     size = target_size(video.height, video.width, config.max_hxw)
@@ -253,8 +272,18 @@ def _facts(
         policy=chosen.policy,
         tokens=token_count(len(chosen.indices), *size, refs),
         conditions=_conditions(source, mask, refs),
-        remarks=tuple(_remarks_on(video, source, mask, config)),
+        remarks=(*_remarks_on(video, source, mask, config), *_traits_of((video, source, mask, *references))),
+        blank_mask=_blank(mask, config),
     )
+
+
+def _blank(mask: ClipInfo | None, config: VideoConfig) -> str:
+    return "" if mask is None or mask.levels is None else blank_mask(mask.levels, soft=config.soft_mask)
+
+
+def _traits_of(infos: Sequence[ClipInfo | None]) -> list[str]:
+    """What is not honoured of a row's files, or guessed; each once."""
+    return remarks_on(dict.fromkeys(trait for info in infos if info is not None for trait in info.traits))
 
 
 def _conditions(source: ClipInfo | None, mask: ClipInfo | None, refs: int) -> tuple[str, ...]:
@@ -267,6 +296,10 @@ def _conditions(source: ClipInfo | None, mask: ClipInfo | None, refs: int) -> tu
 
 def _remarks_on(video: ClipInfo, source: ClipInfo | None, mask: ClipInfo | None, config: VideoConfig) -> list[str]:
     remarks = []
+    if _blank(mask, config) == "nowhere":
+        remarks.append(
+            "a mask that is white nowhere: nothing is generated, the branch learns to copy; white = generate"
+        )
     if video.variable:
         remarks.append("a variable frame rate: frames are taken by their time")
     if video.timed and video.fps < 0.95 * config.train_fps:

@@ -53,9 +53,9 @@ class ContentIndex:
     """path → hash, kept in a folder as lines that each rank appends to a file of its own. A torn last line is ignored."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
-        self._path = folder / f"contents.{rank}.jsonl"
+        self._path = folder / f"contents2.{rank}.jsonl"
         self._known: dict[str, tuple[Signature, str]] = {}
-        for file in sorted(folder.glob("contents.*.jsonl")):
+        for file in sorted(folder.glob("contents2.*.jsonl")):
             self._known.update({line[0]: (line[1], line[2]) for line in read_lines(file) if len(line) == 3})
 
     def get(self, path: Path) -> str | None:

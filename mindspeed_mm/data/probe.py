@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mindspeed_mm.data.content import Signature, append_lines, read_lines, signature_of
-from mindspeed_mm.data.video import (
-    IMAGE_SUFFIXES,
-    ImageReader,
-    clock,
-    index_frames,
-    read_image,
-    refuse_text,
-    short,
-    upright,
+from mindspeed_mm.data.clips import (
+    FrameTable,
+    clip_traits,
+    describe_error,
+    find_size_change,
+    list_frames,
+    open_clip,
+    to_rgb,
 )
+from mindspeed_mm.data.content import Signature, append_lines, digest_of, read_lines, signature_of
+from mindspeed_mm.data.images import (
+    IMAGE_SUFFIXES,
+    AnimationReader,
+    ImageReader,
+    brightness,
+    image_traits,
+    is_animation,
+    read_image,
+)
+from mindspeed_mm.data.traits import REREAD
+from mindspeed_mm.data.video import VideoReader, clock, open_video
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import regular_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,8 @@ class ClipInfo:
     timed: bool = True
     variable: bool = False  # the frame rate changes
     squeezed: bool = False  # its pixels are not square
+    traits: tuple[str, ...] = ()  # see `traits.py`
+    levels: tuple[int, int] | None = None  # of a mask: its darkest and brightest value, as far as it was read
 
     @property
     def times(self) -> list[float]:
@@ -47,15 +60,42 @@ class ClipInfo:
 
 def probe_picture(path: str | Path) -> ClipInfo:
     """Look at a reference: one image. Raises DataError for what is none."""
-    height, width = read_image(path).shape[:2]
-    return ClipInfo(path=Path(path), num_frames=1, height=height, width=width, fps=0.0, duration=0.0, timed=False)
-
-
-def probe(path: str | Path) -> ClipInfo:
-    """Look at a video file, an image or a folder of images. Raises DataError for what is no video, cut off, or damaged at its start."""
     path = Path(path)
+    height, width = read_image(path).shape[:2]
+    return ClipInfo(
+        path=path,
+        num_frames=1,
+        height=height,
+        width=width,
+        fps=0.0,
+        duration=0.0,
+        timed=False,
+        traits=image_traits(path),
+    )
+
+
+def probe_mask(path: str | Path) -> ClipInfo:
+    """`probe` of a mask, and its levels: frames are read until one is both black and white, mostly one frame."""
+    info = probe(path, mask=True)
+    return replace(info, levels=mask_levels(open_video(path, mask=True)))
+
+
+def mask_levels(reader: VideoReader) -> tuple[int, int]:
+    """The darkest and the brightest value of a mask; reads on until something is black and something white."""
+    low, high = 255, 0
+    for index in range(reader.num_frames):
+        values = brightness(reader.read([index]))
+        low, high = min(low, int(values.min())), max(high, int(values.max()))
+        if low <= 127 < high:
+            break
+    return low, high
+
+
+def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
+    """Look at a video file, an image or a folder of images. Raises DataError for what is no video, cut off, or damaged at its start."""
+    path = regular_file(path, DataError, or_folder=True)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        images = ImageReader(path)
+        images = AnimationReader(path) if is_animation(path) else ImageReader(path, mask=mask)
         # a torn one, or one of another size, is known before anything is encoded
         for index in range(1, images.num_frames):
             images.read([index])
@@ -66,42 +106,58 @@ def probe(path: str | Path) -> ClipInfo:
             width=images.width,
             fps=images.fps,
             duration=images.duration,
-            timed=False,
+            timed=images.timed,
+            traits=images.traits,
         )
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    refuse_text(path)
-    import av
-
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            return _look(path, container)
+        container, stream = open_clip(path)
+        with container:
+            return _look(path, container, stream)
     except DataError:
         raise
     except Exception as error:  # av.error.FFmpegError, and whatever a damaged header leads to
-        raise DataError(f"{path}: cannot be opened as a video: {short(error)}") from None
+        raise describe_error(path, error) from None
 
 
-def _look(path: Path, container: Any) -> ClipInfo:
-    if not container.streams.video:
-        raise DataError(f"{path}: there is no video in it")
-    stream = container.streams.video[0]
+def content_of(path: Path) -> str:
+    """Hash of a file's bytes, and behind `|` how it is read where 0.1 read it otherwise. Raises OSError, DataError."""
+    found = ",".join(sorted(REREAD & set(_traits_of(path))))
+    digest = digest_of(path)
+    return f"{digest}|{found}" if found else digest
+
+
+def _traits_of(path: Path) -> tuple[str, ...]:
+    try:
+        return probe(path, mask=path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES).traits
+    except DataError:
+        pass  # an image of another name, as a reference may be; or the reader will say what is wrong
+    try:
+        return image_traits(path, mask=True)
+    except DataError:
+        return ()
+
+
+def _look(path: Path, container: Any, stream: Any) -> ClipInfo:
     _check_length(path, stream)
     base = float(stream.time_base)
     count, duration = stream.frames, (stream.duration or 0) * base
     rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
     variable = bool(rates) and max(rates) > 1.05 * min(rates)
-    if (
-        not count or not duration or variable
-    ):  # Matroska, WebM, MPEG-TS keep no count; of phones' clips the header may be wrong
-        stamps, _, last = index_frames(container, stream)
-        count = len(stamps)
-        duration = clock([(stamp - stamps[0]) * base for stamp in stamps], last * base)[0]
+    table, keys = None, _indexed_keys(stream, count)
+    if not count or not duration or variable or keys is None:
+        # Matroska, WebM, MPEG-TS keep no count; of phones' clips the header may be wrong
+        table = list_frames(container, stream)
+        count = len(table.times)
+        duration = clock(table.times, table.last)[0]
+        keys = [] if table.by_place else [(place, table.stamps[place]) for place in table.keys]
         container.seek(0)
-    first = next(container.decode(stream), None)
+    first = _first_frame(container, stream, table)
     if first is None:
         raise DataError(f"{path}: the first frame cannot be decoded")
-    height, width = upright(first).shape[:2]
+    height, width = to_rgb(first).shape[:2]
+    traits = clip_traits(container, stream, first, table)
+    if changed := find_size_change(container, stream, keys, first):
+        raise DataError(f"{path}: {changed}")
     aspect = stream.sample_aspect_ratio
     return ClipInfo(
         path=path,
@@ -112,7 +168,25 @@ def _look(path: Path, container: Any) -> ClipInfo:
         duration=duration,
         variable=variable,
         squeezed=bool(aspect) and aspect != 1,
+        traits=traits,
     )
+
+
+def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
+    """The frame that the readers call frame 0."""
+    start = table.stamps[0] if table is not None and table.skipped else None
+    return next((frame for frame in container.decode(stream) if start is None or frame.pts == start), None)
+
+
+def _indexed_keys(stream: Any, count: int) -> list[tuple[int, int | None]] | None:
+    """Key frames (place, stamp) of a container with an index; None when it does not give every frame as a player plays it."""
+    entries = getattr(stream, "index_entries", None)
+    if not count or entries is None or len(entries) != count:
+        return None
+    listed = [entries[i] for i in range(count)]
+    if any(entry.is_discard for entry in listed):
+        return None
+    return [(place, entry.timestamp) for place, entry in enumerate(listed) if entry.is_keyframe]
 
 
 def _check_length(path: Path, stream: Any) -> None:
@@ -128,7 +202,7 @@ def _check_length(path: Path, stream: Any) -> None:
         )
 
 
-Kind = Literal["clip", "picture"]  # what a file was looked at as
+Kind = Literal["clip", "mask", "picture"]  # what a file was looked at as
 Seen = dict[tuple[Kind, Path], tuple[Signature, ClipInfo]]
 
 
@@ -138,7 +212,7 @@ class ClipIndex:
     Lines of JSON in a folder; a torn line is ignored, a folder that cannot be written costs the memory alone.
     """
 
-    _FILE = "clips.1.jsonl"  # the number changes when `probe` learns to see more
+    _FILE = "clips.2.jsonl"  # the number changes when `probe` learns to see more
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / self._FILE
@@ -151,7 +225,12 @@ class ClipIndex:
         """What the file is, if it was looked at and has not changed since."""
         known = self._known.get((kind, os.path.abspath(path)))
         try:
-            return ClipInfo(path=path, **known[1]) if known and known[0] == signature_of(path) else None
+            if not known or known[0] != signature_of(path):
+                return None
+            facts: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in known[1].items()
+            }
+            return ClipInfo(path=path, **facts)
         except (OSError, TypeError):
             return None
 
@@ -177,6 +256,6 @@ def look(kind: Kind, path: Path, known: Mapping[tuple[Kind, Path], ClipInfo], se
             signature = signature_of(path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        info = probe_picture(path) if kind == "picture" else probe(path)
+        info = {"picture": probe_picture, "mask": probe_mask, "clip": probe}[kind](path)
         seen[kind, path] = (signature, info)
     return info

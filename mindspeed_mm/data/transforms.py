@@ -29,8 +29,9 @@ from mindspeed_mm.data.frames import (
     target_size,
     token_count,
 )
+from mindspeed_mm.data.images import WHITE, Frames, brightness, flatten, read_image, refuse_zero_one
 from mindspeed_mm.data.sample import SampleRecord, VideoSample
-from mindspeed_mm.data.video import BLACK, WHITE, Frames, VideoReader, flatten, open_video, read_image
+from mindspeed_mm.data.video import VideoReader, open_video
 from mindspeed_mm.errors import DataError
 
 __all__ = [
@@ -103,7 +104,7 @@ def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
         other = open_video(record.src_video, config.reader)
         source = read_resized(other, align("src_video", other, video, chosen), size, fill)
     if record.src_mask is not None:
-        other = open_video(record.src_mask, config.reader, background=BLACK)
+        other = open_video(record.src_mask, config.reader, mask=True)
         mask = read_resized(other, align("src_video_mask", other, video, chosen), size, fill_nearest)
         mask = mask if config.soft_mask else cut(mask, record.src_mask)
     pixels = read_resized(video, chosen.indices, size, fill)
@@ -142,7 +143,7 @@ def fill(frames: Frames, height: int, width: int) -> Frames:
 
 def fill_nearest(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
     """Mask frames [T, h, w, 3] → their brightness [T, H, W], nearest pixel, same scale and cut as `fill`."""
-    grey = np.round(frames.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
+    grey = brightness(frames)
     rows, columns = _scaled_size(frames, height, width)
     y = np.arange(rows) * grey.shape[1] // rows
     x = np.arange(columns) * grey.shape[2] // columns
@@ -151,8 +152,7 @@ def fill_nearest(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
 
 def cut(mask: NDArray[np.uint8], path: Path | str = "mask") -> NDArray[np.uint8]:
     """Mask values → 0 or 255, cut at one half. Raises DataError for a mask that was written as 0 and 1 of 255."""
-    if mask.size and mask.max() == 1:
-        raise DataError(f"{path}: its brightest value is 1 of 255: it looks written as 0 and 1; write 0 and 255")
+    refuse_zero_one(path, int(mask.max(initial=0)))
     return np.where(mask > 127, 255, 0).astype(np.uint8)
 
 
@@ -209,7 +209,7 @@ def load_mask(
     """
     if isinstance(mask, np.ndarray) and mask.ndim in (2, 3):
         mask = np.repeat(mask.reshape(-1, *mask.shape[-2:])[..., None], 3, axis=-1)
-    source, chosen = _open_and_choose(mask, num_frames, fps, policy, long_clip, reader, BLACK)
+    source, chosen = _open_and_choose(mask, num_frames, fps, policy, long_clip, reader, mask=True)
     indices = (0,) * num_frames if source.num_frames == 1 else chosen.indices
     values = read_resized(source, indices, (height, width), fill_nearest)
     values = values if soft else cut(values, source.path)
@@ -241,11 +241,9 @@ def _open_and_choose(
     policy: ShortClip,
     long_clip: LongClip,
     reader: Reader,
-    background: int = WHITE,
+    mask: bool = False,
 ) -> tuple[VideoReader, FrameChoice]:
-    source: VideoReader = (
-        ArrayReader(clip) if isinstance(clip, np.ndarray) else open_video(clip, reader, background=background)
-    )
+    source: VideoReader = ArrayReader(clip) if isinstance(clip, np.ndarray) else open_video(clip, reader, mask=mask)
     config = VideoConfig(num_frames=num_frames, train_fps=fps, short_clip=policy, long_clip=long_clip)
     try:
         return source, choose(source, config)
@@ -257,6 +255,7 @@ class ArrayReader:
     """Frames that are in memory already, behind the same protocol."""
 
     timed = False
+    traits: tuple[str, ...] = ()
 
     def __init__(self, frames: Frames) -> None:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):

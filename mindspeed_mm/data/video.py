@@ -1,8 +1,10 @@
-"""Frames out of files and into files: decord and PyAV behind one protocol, image folders, still images, and the writer. No torch."""
+"""Frames out of files and into files: decord and PyAV behind one protocol, and the writer. No torch.
+
+What a clip is decides `clips.py`; how an image is read, `images.py`.
+"""
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -10,19 +12,54 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from mindspeed_mm.data.clips import (
+    check_av_version,
+    clip_traits,
+    describe_error,
+    list_frames,
+    open_clip,
+    size_change,
+    to_rgb,
+)
+from mindspeed_mm.data.images import (
+    BLACK,
+    IMAGE_SUFFIXES,
+    UNTIMED_FPS,
+    WHITE,
+    AnimationReader,
+    Frames,
+    ImageReader,
+    check_range,
+    flatten,
+    is_animation,
+    read_image,
+    short,
+    span,
+)
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import atomic_path
+from mindspeed_mm.files import atomic_path, regular_file
 
-Frames = NDArray[np.uint8]  # [T, H, W, 3]
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-WHITE, BLACK = 255, 0
+__all__ = [
+    "BLACK",
+    "IMAGE_SUFFIXES",
+    "WHITE",
+    "AvReader",
+    "DecordReader",
+    "Frames",
+    "ImageReader",
+    "VideoReader",
+    "clock",
+    "flatten",
+    "open_video",
+    "read_image",
+    "short",
+    "write_video",
+]
 _INDEXED = {"mp4", "matroska"}
 _SAME_COLOURS = {"yuv420p", "yuvj420p", "yuv444p", "yuvj444p", "gbrp", "rgb24", "bgr0", "gray"}  # even sizes only
+_RESIZED_IN_BAND = {"vp8", "vp9", "av1"}  # browsers record calls so; decord scales them in silence
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-_UNTIMED_FPS = 16.0  # what image folders are shown at; they carry no clock
 
 
 class VideoReader(Protocol):
@@ -37,43 +74,40 @@ class VideoReader(Protocol):
     duration: float  # when the last frame goes off
     timed: bool  # False for images: they have an order, but no clock
 
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """What is remarkable about how it is read; see `traits.py`."""
+        ...
+
     def read(self, indices: Sequence[int]) -> Frames:
         """The frames at `indices` (any order, repeats allowed). Raises DataError when one cannot be decoded."""
         ...
 
 
 def open_video(
-    path: str | Path, reader: Literal["decord", "av"] = "av", *, background: int = WHITE, threads: int = 1
+    path: str | Path,
+    reader: Literal["decord", "av"] = "av",
+    *,
+    background: int = WHITE,
+    mask: bool = False,
+    threads: int = 1,
 ) -> VideoReader:
-    """Open a video file, an image, or a folder of images. Transparent pixels are laid on `background`.
+    """Open a video file, an image, or a folder of images. Transparent pixels are laid on `background`, black for a `mask`.
 
     Raises DataError for what is missing, no video, or damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
+    path = regular_file(path, DataError, or_folder=True)
+    background = BLACK if mask else background
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageReader(path, background)
-    refuse_text(path)
+        if is_animation(path):
+            return AnimationReader(path, background)
+        return ImageReader(path, background, mask=mask)
     if reader == "decord" and decord_is_exact(path):
         try:
             return DecordReader(path, threads)
         except DataError:
             pass  # decord knows fewer formats and stumbles over some small widths; PyAV gives the same frames, or the reason
-    return AvReader(path, threads)
-
-
-def refuse_text(path: Path) -> None:
-    """Raise DataError for a text with a video's name. FFmpeg would draw it as a terminal, or follow it as a playlist."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(256)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if not head:
-        raise DataError(f"{path}: the file is empty")
-    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head) and not head.startswith(b"YUV4MPEG"):
-        raise DataError(f"{path}: a text, not a video; it begins with {head[:24].decode('utf-8', 'replace')!r}")
+    return AvReader(path, threads, background)
 
 
 def decord_is_exact(path: Path) -> bool:
@@ -81,39 +115,46 @@ def decord_is_exact(path: Path) -> bool:
 
     It spreads chroma over pixels in another way at odd sizes, with more than 8 bits, in a turned 4:2:2, and in interlaced
     frames (the first one tells: mpeg2's container may not). After a jump it miscounts in formats without an index, where
-    time stamps are missing or cut by an edit list, and in open groups of pictures (x265's default), where frames that lean
-    on the group before are dropped after a seek and all later ones shift.
+    time stamps are missing, repeat or are cut by an edit list, and in open groups of pictures (x265's default), where frames
+    that lean on the group before are dropped after a seek and all later ones shift. It takes the first stream, does not
+    mirror, and scales frames of another size.
     """
     import av
 
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            stream = container.streams.video[0]
-            if not _INDEXED & set(container.format.name.split(",")):
+        container, stream = open_clip(path)
+        with container:
+            if not _INDEXED & set(container.format.name.split(",")) or stream.index != container.streams.video[0].index:
                 return False
             codec = stream.codec_context
             if codec.pix_fmt not in _SAME_COLOURS or codec.width % 2 or codec.height % 2:
                 return False
-            key, looked = None, False
+            if codec.name in _RESIZED_IN_BAND:
+                return False
+            key, looked, last = None, False, None
             for packet in container.demux(stream):
                 if not looked and (frames := packet.decode()):
                     looked = True
-                    if frames[0].interlaced_frame:
+                    if clip_traits(container, stream, frames[0], None):
                         return False
                 if not packet.size:
                     continue
                 if packet.pts is None or packet.is_discard or (key is not None and packet.pts < key):
                     return False
+                if packet.pts == last or (key is not None and packet.has_sidedata("new_extradata")):
+                    return False
+                last = packet.pts
                 key = packet.pts if packet.is_keyframe else key
             return True
-    except (av.error.FFmpegError, IndexError):
+    except (DataError, av.error.FFmpegError):
         return False
 
 
 class DecordReader:
-    """decord: applies rotation by itself; keeps many decoded frames in memory."""
+    """decord: applies rotation by itself; keeps many decoded frames in memory. Only for clips of which nothing is remarkable."""
 
     timed = True
+    traits: tuple[str, ...] = ()
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         import decord
@@ -134,11 +175,11 @@ class DecordReader:
 
     def read(self, indices: Sequence[int]) -> Frames:
         """Frames at `indices`, uint8 [T, H, W, 3]."""
-        _check_range(self, indices)
+        check_range(self.path, self.num_frames, indices)
         try:
             frames: Frames = self._reader.get_batch(list(indices)).asnumpy()
         except Exception as error:
-            raise DataError(f"{self.path}: frames {_span(indices)} cannot be decoded: {short(error)}") from None
+            raise DataError(f"{self.path}: frames {span(indices)} cannot be decoded: {short(error)}") from None
         return frames
 
 
@@ -147,35 +188,33 @@ class AvReader:
 
     timed = True
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, background: int = WHITE) -> None:
         import av
 
         self.path = path
-        self._threads = threads
+        self._threads, self._background = threads, background
         try:
             self._open()
-            self._stamps, self._keys, last = index_frames(self._container, self._stream)
-            self._places = {stamp: place for place, stamp in enumerate(self._stamps)}
-            first = self._decode(0)
-            base = float(self._stream.time_base)
+            self._table = list_frames(self._container, self._stream)
+            self._places = {stamp: place for place, stamp in enumerate(self._table.stamps)}
+            self.num_frames = len(self._table.stamps)
+            self.height = self.width = 0
+            frame = self._decode(0)
         except DataError:
             raise
-        except (av.error.FFmpegError, IndexError) as error:  # IndexError: no video stream
-            raise DataError(f"{path}: cannot be opened as a video: {short(error)}") from None
-        self.num_frames = len(self._stamps)
-        self.height, self.width = first.shape[:2]
-        self.times = [round((stamp - self._stamps[0]) * base, 6) for stamp in self._stamps]
-        self.duration, self.fps = clock(self.times, last * base)
+        except av.error.FFmpegError as error:
+            raise describe_error(path, error) from None
+        self._size = (frame.width, frame.height)
+        self.height, self.width = to_rgb(frame).shape[:2]
+        self.traits = clip_traits(self._container, self._stream, frame, self._table)
+        self.times = self._table.times
+        self.duration, self.fps = clock(self.times, self._table.last)
 
     def _open(self) -> None:
-        import av
-
-        self._container: Any = av.open(str(self.path), metadata_errors="ignore")
-        self._stream: Any = self._container.streams.video[0]
+        self._container: Any
+        self._stream: Any
+        self._container, self._stream = open_clip(self.path)
         self._stream.codec_context.thread_count = self._threads
-        self._counted = "avi" in self._container.format.name.split(
-            ","
-        )  # its stamps are in order of decoding, not showing
         self._next = -1  # the frame that the decoder gives next; -1 = not known
         self._frames: Iterator[Any] = iter(())
 
@@ -183,37 +222,46 @@ class AvReader:
         """Frames at `indices`, uint8 [T, H, W, 3]."""
         import av
 
-        _check_range(self, indices)
+        check_range(self.path, self.num_frames, indices)
         frames = {}
         for index in sorted(set(indices)):
             try:
-                frames[index] = self._decode(index)
+                frame = self._decode(index)
+                frames[index] = to_rgb(frame, self._background)
             except av.error.FFmpegError as error:
                 self._next = -1
                 raise DataError(f"{self.path}: frame {index} cannot be decoded: {short(error)}") from None
+            if (frame.width, frame.height) != self._size:
+                raise DataError(f"{self.path}: {size_change(index, (frame.width, frame.height), self._size)}")
         return np.stack([frames[index] for index in indices])
 
-    def _decode(self, index: int) -> Frames:
-        """[H, W, 3]; goes to the key frame before `index` where that is shorter, or the only way back."""
-        key = self._keys[max(0, bisect_right(self._keys, index) - 1)]
-        if not self._counted and (self._next < 0 or index < self._next or key > self._next):
-            self._container.seek(self._stamps[key], stream=self._stream, backward=True, any_frame=False)
+    def _decode(self, index: int) -> Any:
+        """The frame; goes to the key frame before `index` where that is shorter, or the only way back."""
+        keys, stamps, counted = self._table.keys, self._table.stamps, self._table.by_place
+        key = keys[max(0, bisect_right(keys, index) - 1)]
+        if not counted and (self._next < 0 or index < self._next or key > self._next):
+            self._container.seek(stamps[key], stream=self._stream, backward=True, any_frame=False)
             self._frames = self._container.decode(self._stream)
-        frame = None if self._counted and not 0 <= self._next <= index else self._advance(index)
+        frame = None if counted and not 0 <= self._next <= index else self._advance(index)
         if frame is None:  # some formats seek behind the place, AVI cannot tell where it is: begin again
             self._container.close()
             self._open()
             self._frames, self._next = self._container.decode(self._stream), 0
             frame = self._advance(index)
         if frame is None:
-            total = len(self._stamps)
-            raise DataError(f"{self.path}: frame {index} of {total} cannot be decoded: the file is cut off or damaged")
-        return upright(frame)
+            raise DataError(
+                f"{self.path}: frame {index} of {self.num_frames} cannot be decoded: the file is cut off or damaged"
+            )
+        return frame
 
     def _advance(self, index: int) -> Any:
         """Decode on to the frame at `index`; None when it does not come, or comes damaged."""
+        by_place = self._table.by_place
         for frame in self._frames:
-            place = self._next if self._counted else self._places.get(frame.pts if frame.pts is not None else frame.dts)
+            if by_place and self._next == 0 and self._table.skipped and frame.pts != self._table.stamps[0]:
+                continue  # leans on what stood in front of the file
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            place = self._next if by_place else self._places.get(stamp)
             self._next = self._next if place is None else place + 1
             if place is not None and place >= index:
                 if place == index and not getattr(frame, "is_corrupt", False):
@@ -221,82 +269,6 @@ class AvReader:
                 break
         self._next = -1
         return None
-
-
-def index_frames(container: Any, stream: Any) -> tuple[list[int], list[int], int]:
-    """Time stamps of all frames in showing order, places of the key frames, and how long the last frame stays. No decoding."""
-    packets = []
-    for packet in container.demux(stream):
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp is not None and packet.size and not packet.is_discard:
-            packets.append((stamp, packet.is_keyframe, packet.duration or 0))
-    if not packets:
-        raise DataError(f"{container.name}: there are no frames in it")
-    packets.sort()
-    keys = [place for place, (_, is_key, _) in enumerate(packets) if is_key]
-    return [stamp for stamp, _, _ in packets], keys or [0], packets[-1][2]
-
-
-def upright(frame: Any) -> Frames:
-    """The frame in RGB, turned as its display matrix says (phones film lying down)."""
-    image: Frames = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
-
-
-class ImageReader:
-    """A still image, or a folder of images in the order of the numbers in their names."""
-
-    timed = False
-
-    def __init__(self, path: Path, background: int = WHITE) -> None:
-        self.path = path
-        self._background = background
-        self._files = [path]
-        if path.is_dir():
-            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
-            self._files = sorted(files, key=_natural)
-        if not self._files:
-            raise DataError(f"{path}: no images in this folder")
-        self.num_frames = len(self._files)
-        self.height, self.width = read_image(self._files[0], background).shape[:2]
-        self.fps = _UNTIMED_FPS
-        self.times = [i / self.fps for i in range(self.num_frames)]
-        self.duration = self.num_frames / self.fps
-
-    def read(self, indices: Sequence[int]) -> Frames:
-        """Frames at `indices`, uint8 [T, H, W, 3]."""
-        _check_range(self, indices)
-        frames = [read_image(self._files[index], self._background) for index in indices]
-        for index, frame in zip(indices, frames, strict=True):
-            if frame.shape != (self.height, self.width, 3):
-                raise DataError(
-                    f"{self._files[index]}: {frame.shape[1]}x{frame.shape[0]} pixels, but the first image of the folder "
-                    f"has {self.width}x{self.height}; give all one size"
-                )
-        return np.stack(frames)
-
-
-def read_image(path: str | Path, background: int = WHITE) -> Frames:
-    """An image file as RGB [H, W, 3]: turned upright (EXIF), 16-bit brought to 8, transparent pixels laid on `background`."""
-    try:
-        with Image.open(path) as file:
-            return flatten(ImageOps.exif_transpose(file), background)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError
-        raise DataError(f"{path}: cannot be read as an image: {short(error)}") from None
-
-
-def flatten(image: Image.Image, background: int = WHITE) -> Frames:
-    """A Pillow image of any mode as RGB [H, W, 3] on `background`."""
-    if image.mode.startswith("I") or image.mode == "F":
-        wide = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((wide / (257.0 if wide.max() > 255 else 1.0)).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, (background, background, background, 255))
-        image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
 
 
 def write_video(
@@ -313,6 +285,7 @@ def write_video(
     container_format = _CONTAINERS.get(path.suffix.lower())
     if container_format is None:
         raise DataError(f"{path}: cannot write a video of this name; use .mp4, .mov or .mkv")
+    check_av_version()
     try:
         with atomic_path(path) as draft, av.open(str(draft), "w", format=container_format) as container:
             _encode(container, iter(frames), fps, _codec(container_format, lossless), quality)
@@ -371,26 +344,5 @@ def clock(times: Sequence[float], last: float) -> tuple[float, float]:
     mean = times[-1] / (len(times) - 1) if len(times) > 1 else 0.0
     if mean and not 0 < last < 10 * mean:
         last = mean
-    last = last or 1 / _UNTIMED_FPS
+    last = last or 1 / UNTIMED_FPS
     return times[-1] + last, round(1 / (mean or last), 3)
-
-
-def _check_range(reader: VideoReader, indices: Sequence[int]) -> None:
-    if not len(indices) or min(indices) < 0 or max(indices) >= reader.num_frames:
-        raise DataError(f"{reader.path}: frames {_span(indices)} asked of a clip with {reader.num_frames}")
-
-
-def _span(indices: Sequence[int]) -> str:
-    return f"{min(indices)}..{max(indices)}" if len(indices) else "(none)"
-
-
-def _natural(path: Path) -> list[tuple[int, int | str]]:
-    """frame_2 before frame_10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def short(error: Exception) -> str:
-    """The first line of a library's error, without its number and the file's name, cut to a readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return re.sub(r"^\[Errno \d+\] |: '.*'$|^\[[\d:]+\] \S+: ", "", text)[:160]

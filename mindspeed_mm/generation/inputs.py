@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from mindspeed_mm.data.frames import FrameChoice, choose_frames, frame_at, spread_to_last
+from mindspeed_mm.data.images import blank_mask
+from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.transforms import ArrayReader, cut, fill, fill_nearest, load_reference, read_resized, to_tensor
 from mindspeed_mm.data.video import BLACK, WHITE, VideoReader, flatten, open_video
 from mindspeed_mm.errors import DataError
@@ -81,27 +83,32 @@ def _check(inputs: Inputs) -> None:
 
 def _edited(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> tuple[Tensor, Tensor | None]:
     """The source clip and its mask, frame by frame beside each other."""
-    source = _open(inputs.src_video)
+    source = _open(inputs.src_video, notes)
     chosen = _choose(source, "src_video", sampling, notes)
     size = (sampling.height, sampling.width)
     _check_fit(source, "src_video", size, sampling, notes)
     video = _exact(inputs.src_video, 3, sampling)
     if video is None:
         video = to_tensor(read_resized(source, chosen.indices, size, fill))
-    return video, _mask(inputs.src_mask, source, chosen, sampling)
+    return video, _mask(inputs.src_mask, source, chosen, sampling, notes)
 
 
-def _mask(mask: Clip | None, source: VideoReader, chosen: FrameChoice, sampling: SamplingConfig) -> Tensor | None:
+def _mask(
+    mask: Clip | None, source: VideoReader, chosen: FrameChoice, sampling: SamplingConfig, notes: list[str]
+) -> Tensor | None:
     """[1, T, H, W]; a still mask holds for the whole clip."""
     if mask is None:
         return None
     exact = _exact(mask, 1, sampling)
     if exact is not None:
         return exact if sampling.soft_mask else (exact > 0.5).float()
-    reader = _open(mask, BLACK)
+    reader = _open(mask, notes, mask=True)
     indices = _mask_indices(reader, source, chosen, sampling)
     values = read_resized(reader, indices, (sampling.height, sampling.width), fill_nearest)
     values = values if sampling.soft_mask else cut(values, reader.path)
+    blank = blank_mask((int(values.min()), int(values.max())), soft=sampling.soft_mask)
+    if blank == "nowhere":
+        notes.append(f"src_mask {reader.path}: white nowhere, so nothing is generated; white = generate")
     return torch.from_numpy(values).float().div_(255).unsqueeze(0)
 
 
@@ -127,14 +134,14 @@ def _outpainted(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> t
     rows, columns = round(sampling.height / (1 + top + bottom)), round(sampling.width / (1 + left + right))
     y, x = round(rows * top), round(columns * left)
     y, x = min(y, sampling.height - rows), min(x, sampling.width - columns)
-    source = _open(inputs.src_video)
+    source = _open(inputs.src_video, notes)
     chosen = _choose(source, "src_video", sampling, notes)
     _check_fit(source, "src_video", (rows, columns), sampling, notes)
     video = torch.zeros(3, sampling.num_frames, sampling.height, sampling.width)
     video[:, :, y : y + rows, x : x + columns] = to_tensor(read_resized(source, chosen.indices, (rows, columns), fill))
     mask = torch.ones(1, sampling.num_frames, sampling.height, sampling.width)
     inner = sampling.model_copy(update={"height": rows, "width": columns})
-    kept = _mask(inputs.src_mask, source, chosen, inner)
+    kept = _mask(inputs.src_mask, source, chosen, inner, notes)
     mask[:, :, y : y + rows, x : x + columns] = 0 if kept is None else kept
     notes.append(f"outpaint: the source stands at {columns}x{rows}+{x}+{y} of {sampling.width}x{sampling.height}")
     return video, mask
@@ -149,7 +156,7 @@ def _between(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> tupl
     for key, clip in (("first_frame", inputs.first_frame), ("last_frame", inputs.last_frame)):
         if clip is None:
             continue
-        source = _open(clip)
+        source = _open(clip, notes)
         _check_fit(source, key, size, sampling, notes)
         indices = _all_frames(source, sampling)
         total += len(indices)
@@ -251,19 +258,21 @@ def _check_range(least: float, most: float, low: int, kind: str) -> None:
         )
 
 
-def _open(clip: Clip | None, background: int = WHITE) -> VideoReader:
+def _open(clip: Clip | None, notes: list[str], *, mask: bool = False) -> VideoReader:
     """Any form of clip as a reader. Raises DataError for what is none."""
     if clip is None:
         raise DataError("a clip is wanted, found None")
     if isinstance(clip, (str, Path)):
-        return open_video(clip, background=background)
+        reader = open_video(clip, mask=mask)
+        notes.extend(f"{clip}: {remark}" for remark in remarks_on(reader.traits))
+        return reader
     if isinstance(clip, Image.Image):
         clip = [clip]
     if isinstance(clip, Tensor):
         return ArrayReader(_tensor_bytes(clip))
     if isinstance(clip, np.ndarray):
         return ArrayReader(_array_bytes(clip))
-    return ArrayReader(np.stack([flatten(image, background) for image in clip]))
+    return ArrayReader(np.stack([flatten(image, BLACK if mask else WHITE) for image in clip]))
 
 
 def _tensor_bytes(clip: Tensor) -> NDArray[np.uint8]:

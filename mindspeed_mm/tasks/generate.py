@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindspeed_mm.data.clips import check_av_version
 from mindspeed_mm.locks import lock_folder, sweep
 from mindspeed_mm.log import get_logger, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     for note in job.notes:
         LOGGER.info(note)
+    check_av_version()
     job.check_outputs()
     if job.dry_run:
         LOGGER.info(job.to_json())

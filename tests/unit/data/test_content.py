@@ -56,7 +56,7 @@ def test_a_line_that_was_cut_by_a_kill_is_ignored(tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"one")
     remember(ContentIndex(tmp_path / "state"), path)
-    with open(tmp_path / "state/contents.0.jsonl", "a") as file:
+    with open(tmp_path / "state/contents2.0.jsonl", "a") as file:
         file.write('["/some/clip.mp4", "12')
     index = ContentIndex(tmp_path / "state")
     assert index.get(path) == digest_of(path)

@@ -1,0 +1,312 @@
+"""Image files → RGB. One place opens them, within a pixel limit, and reads each by its mode, never by its values. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.files import display_path, regular_file
+
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".heic", ".heif"}
+)
+WHITE, BLACK = 255, 0
+UNTIMED_FPS = 16.0  # what image folders are played at; they carry no clock
+PIXELS_VARIABLE = "MINDSPEED_MM_MAX_PIXELS"
+_DEFAULT_PIXELS = 1 << 26  # 8192 x 8192
+_HIGHEST_PIXELS = 178_956_970  # where Pillow itself refuses to open an image
+_ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def max_pixels() -> int:
+    """The most pixels that an image or a frame may have. Raises ConfigError for a value that is no such number."""
+    text = os.environ.get(PIXELS_VARIABLE, "")
+    if not text:
+        return _DEFAULT_PIXELS
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not 0 < int(text) <= _HIGHEST_PIXELS:
+        raise ConfigError(f"{PIXELS_VARIABLE}={text!r}: expected a whole number from 1 to {_HIGHEST_PIXELS}")
+    return int(text)
+
+
+def check_pixels(path: Path, width: int, height: int) -> None:
+    """Raise DataError for a picture of more pixels than the limit."""
+    if width * height > max_pixels():
+        raise DataError(
+            f"{display_path(path)}: {width}x{height} pixels, more than the limit of {max_pixels()}; make it smaller, "
+            f"or raise {PIXELS_VARIABLE}"
+        )
+
+
+def read_image(path: str | Path, background: int = WHITE) -> NDArray[np.uint8]:
+    """An image file as RGB [H, W, 3]: turned upright (EXIF), 8 bits by its mode, transparent pixels laid on `background`.
+
+    A JPEG above the pixel limit is reduced while it is decoded. Raises DataError for what is no image, damaged or too large.
+    """
+    with open_image(path) as image:
+        return flatten(ImageOps.exif_transpose(image), background)
+
+
+def read_mask(path: str | Path, *, by_alpha: bool = False) -> NDArray[np.uint8]:
+    """A mask image as grey in RGB [H, W, 3], 255 = generate.
+
+    A palette of colours holds labels: every index but 0 is white. `by_alpha`: opaque is white. Otherwise the brightness,
+    transparent pixels black.
+    """
+    with open_image(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if _is_labels(upright):
+            values = np.where(np.asarray(upright) > 0, 255, 0).astype(np.uint8)
+        elif by_alpha:
+            values = np.asarray(upright.convert("RGBA"))[..., 3]
+        else:
+            return flatten(upright, BLACK)
+        return np.repeat(values[..., None], 3, axis=-1)
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, opened and within the pixel limit; errors while it is decoded become DataError too."""
+    path = regular_file(path, DataError)
+    _enable_heic(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            file = Image.open(path)
+        with file:
+            _reduce(file)
+            check_pixels(path, *file.size)
+            yield file
+    except (ConfigError, MemoryError):
+        raise
+    except DataError as error:
+        where = f"{display_path(path)}: "
+        raise DataError(str(error) if str(error).startswith(where) else where + str(error)) from None
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"{display_path(path)}: more than {_HIGHEST_PIXELS} pixels; make it smaller (limit: {max_pixels()})"
+        ) from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more
+        raise DataError(f"{display_path(path)}: cannot be read as an image: {short(error)}") from None
+
+
+def _reduce(image: Image.Image) -> None:
+    """A JPEG decodes at 1/2, 1/4 or 1/8 of its size in as little memory."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    width, height = image.size
+    for scale in (2, 4, 8):
+        if image.width * image.height <= max_pixels():
+            break
+        image.draft(None, (width // scale, height // scale))
+        image.info["reduced"] = True
+
+
+def _enable_heic(path: Path) -> None:
+    """HEIC needs a plugin of its own. Raises DataError that names it when it is not installed."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIC_BRANDS:
+        return
+    try:
+        import pillow_heif
+    except ImportError:
+        raise DataError(
+            f"{display_path(path)}: a HEIC image; to read it: pip install 'mindspeed-mm-vace[heic]', or convert it to JPEG"
+        ) from None
+    pillow_heif.register_heif_opener()
+
+
+def flatten(image: Image.Image, background: int = WHITE) -> NDArray[np.uint8]:
+    """A Pillow image of any mode as RGB [H, W, 3] on `background`.
+
+    Integers of more than 8 bits are taken as 16 bits, floats as 0 to 1. Raises DataError for floats outside that range.
+    """
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(_float_bytes(np.asarray(image)))
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, (background, background, background, 255))
+        image = Image.alpha_composite(canvas, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _float_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused too
+        raise DataError(f"a float image holds values from {low:g} to {high:g}; expected 0 to 1: rescale it")
+    return np.asarray((values.astype(np.float64) * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def brightness(frames: Frames) -> NDArray[np.uint8]:
+    """Mask frames [T, H, W, 3] → their values [T, H, W]."""
+    return np.asarray(np.round(frames.astype(np.float32) @ _LUMA).astype(np.uint8))
+
+
+def refuse_zero_one(path: Path | str, highest: int) -> None:
+    """Raise DataError for a mask that was written as 0 and 1 of 255."""
+    if highest == 1:
+        raise DataError(f"{path}: its brightest value is 1 of 255: it looks written as 0 and 1; write 0 and 255")
+
+
+def blank_mask(levels: tuple[int, int], *, soft: bool) -> str:
+    """`nowhere` or `everywhere`: where a mask of these levels is white, when it says no more; else ''."""
+    low, high = levels
+    if high == 0 or (high <= 127 and not soft):
+        return "nowhere"
+    return "everywhere" if low == 255 or (low > 127 and not soft) else ""
+
+
+def _is_labels(image: Image.Image) -> bool:
+    """Whether a palette image holds labels: its palette has colours that are no greys."""
+    if image.mode != "P":
+        return False
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    return bool((palette != palette[:, :1]).any())
+
+
+def _is_only_alpha(path: Path) -> bool:
+    """Whether an image is black all over and has an alpha channel."""
+    with open_image(path) as image:
+        if image.mode not in _ALPHA_MODES:
+            return False
+        return not np.asarray(image.convert("RGBA"))[..., :3].any()
+
+
+def image_traits(path: Path, *, mask: bool = False) -> tuple[str, ...]:
+    """What is remarkable about reading an image; see `traits.py`. Raises DataError."""
+    found = []
+    with open_image(path) as image:
+        if image.info.get("reduced"):
+            found.append("reduced")
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            found.append("pages")
+        if image.format in ("HEIF", "HEIC"):
+            found.append("heic")
+        if image.mode == "F":
+            found.append("float")
+        elif image.mode.startswith("I") and 0 < np.asarray(image).max() <= 255:
+            found.append("deep")
+        if mask and _is_labels(image):
+            found.append("labels")
+    return tuple(found)
+
+
+def is_animation(path: Path) -> bool:
+    """Whether an image file holds a clip: an animated PNG or WebP."""
+    if path.suffix.lower() not in (".png", ".webp"):
+        return False
+    with open_image(path) as image:
+        return image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1
+
+
+class ImageReader:
+    """A still image, or a folder of images in the order of the numbers in their names."""
+
+    timed = False
+
+    def __init__(self, path: Path, background: int = WHITE, *, mask: bool = False) -> None:
+        self.path = path
+        self._background, self._mask = background, mask
+        self.files = [path]
+        if path.is_dir():
+            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+            self.files = sorted(files, key=_natural)
+        if not self.files:
+            raise DataError(f"{path}: no images in this folder")
+        self.num_frames = len(self.files)
+        # decided for the whole folder: one frame of it may be opaque everywhere
+        self.by_alpha = mask and all(_is_only_alpha(file) for file in self.files)
+        self.height, self.width = self._load(self.files[0]).shape[:2]
+        self.fps = UNTIMED_FPS
+        self.times = [i / self.fps for i in range(self.num_frames)]
+        self.duration = self.num_frames / self.fps
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """What is remarkable about any of the images. Opens them all."""
+        found = {trait for file in self.files for trait in image_traits(file, mask=self._mask)}
+        return tuple(sorted(found | ({"by alpha"} if self.by_alpha else set())))
+
+    def read(self, indices: Sequence[int]) -> Frames:
+        """Frames at `indices`, uint8 [T, H, W, 3]."""
+        check_range(self.path, self.num_frames, indices)
+        frames = [self._load(self.files[index]) for index in indices]
+        for index, frame in zip(indices, frames, strict=True):
+            if frame.shape != (self.height, self.width, 3):
+                raise DataError(
+                    f"{self.files[index]}: {frame.shape[1]}x{frame.shape[0]} pixels, but the first image of the folder "
+                    f"has {self.width}x{self.height}; give all one size"
+                )
+        return np.stack(frames)
+
+    def _load(self, file: Path) -> NDArray[np.uint8]:
+        return read_mask(file, by_alpha=self.by_alpha) if self._mask else read_image(file, self._background)
+
+
+class AnimationReader:
+    """An animated PNG or WebP: a clip with a clock."""
+
+    timed = True
+    traits: tuple[str, ...] = ("animation",)
+
+    def __init__(self, path: Path, background: int = WHITE) -> None:
+        self.path = path
+        self._background = background
+        durations = []
+        with open_image(path) as image:
+            self.width, self.height = image.size
+            for place in range(getattr(image, "n_frames", 1)):
+                image.seek(place)
+                image.load()
+                durations.append(max(float(image.info.get("duration", 0)), 10) / 1000)  # as browsers: never 0
+        ends = np.cumsum(durations)
+        self.num_frames = len(durations)
+        self.times = [0.0, *(round(float(end), 6) for end in ends[:-1])]
+        self.duration = round(float(ends[-1]), 6)
+        self.fps = round(self.num_frames / self.duration, 3)
+
+    def read(self, indices: Sequence[int]) -> Frames:
+        """Frames at `indices`, uint8 [T, H, W, 3]."""
+        check_range(self.path, self.num_frames, indices)
+        frames = {}
+        with open_image(self.path) as image:
+            for index in sorted(set(indices)):
+                image.seek(index)
+                frames[index] = flatten(image.copy(), self._background)
+        return np.stack([frames[index] for index in indices])
+
+
+def check_range(path: Path, count: int, indices: Sequence[int]) -> None:
+    """Raise DataError for frames that a clip of `count` frames does not have."""
+    if not len(indices) or min(indices) < 0 or max(indices) >= count:
+        raise DataError(f"{path}: frames {span(indices)} requested of a clip with {count}")
+
+
+def span(indices: Sequence[int]) -> str:
+    """First and last of some frame numbers, for messages."""
+    return f"{min(indices)}..{max(indices)}" if len(indices) else "(none)"
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """frame_2 before frame_10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def short(error: Exception) -> str:
+    """The first line of a library's error, without its number and the file's name, cut to a readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return re.sub(r"^\[Errno \d+\] |: '.*'$|^\[[\d:]+\] \S+: ", "", text)[:160]

@@ -1,0 +1,50 @@
+"""What is remarkable about how a clip or an image is read: the word for the table of the check, and whether keys change. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+# trait → how the check and generation say it, behind "3 clips with"; "" = honoured, nothing to say.
+REMARKS: Mapping[str, str] = {
+    "later stream": "a cover or still picture in front of the clip: the stream that a player plays is read",
+    "streams": "several video streams: the one that a player plays is read",
+    "untimed": "no time stamps: frames come at the rate that the header gives",
+    "repeats": "time stamps that repeat or start over: frames are taken by their place",
+    "lead": "a beginning without a key frame: read from the first key frame on",
+    "short": "fewer frames than its header says: what is there is read",
+    "no alpha": "an alpha channel that is not read (VP8, VP9): what lies under it is seen",
+    "interlaced": "interlaced frames: both fields of a frame are read as one picture",
+    "hdr": "HDR colours (PQ or HLG): read without tone mapping, so they look flat",
+    "mirrored": "",
+    "alpha": "",
+    "animation": "",
+    "reduced": "more pixels than the limit: decoded at a smaller scale",
+    "pages": "several pages: the first is read",
+    "float": "",
+    "deep": "",
+    "heic": "",
+    "labels": "a palette of colours: every index but 0 is white",
+    "by alpha": "no picture but an alpha channel: opaque is white",
+}
+# Read otherwise than up to version 0.1: features of such files have keys of their own. The rest keep theirs.
+REREAD = frozenset(
+    {"later stream", "untimed", "repeats", "lead", "mirrored", "alpha", "animation", "reduced", "float", "deep", "heic", "labels"}
+    | {"by alpha"}
+)  # fmt: skip
+
+_OF_MASKS = frozenset({"labels", "by alpha"})
+_OF_CLIPS = frozenset({"animation"})
+
+
+def content_in_slot(slot: str, content: str) -> str:
+    """What a file's content (its hash, and behind `|` how it is read) contributes to the key of a row's `slot`."""
+    digest, _, found = content.partition("|")
+    others = _OF_CLIPS if slot.startswith("src_ref_images") else frozenset[str]()
+    others |= frozenset() if slot == "src_video_mask" else _OF_MASKS
+    traits = [trait for trait in found.split(",") if trait and trait not in others]
+    return f"{digest}|{','.join(traits)}" if traits else digest
+
+
+def remarks_on(traits: Iterable[str]) -> list[str]:
+    """What is to be said about some traits."""
+    return [REMARKS[trait] for trait in traits if REMARKS[trait]]

@@ -246,6 +246,17 @@ def find_size_change(container: Any, stream: Any, keys: Sequence[tuple[int, int 
     return ""
 
 
+def find_size_change_by_place(container: Any, stream: Any, keys: Sequence[int]) -> str:
+    """`find_size_change` for a clip just opened in which stamps name no frame: decodes every key frame in order."""
+    stream.codec_context.skip_frame = "NONKEY"
+    first = None
+    for place, frame in zip(keys, container.decode(stream), strict=False):
+        first = first or (frame.width, frame.height)
+        if (frame.width, frame.height) != first:
+            return size_change(place, (frame.width, frame.height), first)
+    return ""
+
+
 def _size_at(container: Any, stream: Any, stamp: int | None) -> tuple[int, int] | None:
     container.seek(stamp, stream=stream, backward=True, any_frame=False)
     for frame in container.decode(stream):

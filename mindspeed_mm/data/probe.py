@@ -16,6 +16,7 @@ from mindspeed_mm.data.clips import (
     clip_traits,
     describe_error,
     find_size_change,
+    find_size_change_by_place,
     list_frames,
     open_clip,
     to_rgb,
@@ -110,9 +111,7 @@ def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
             traits=images.traits,
         )
     try:
-        container, stream = open_clip(path)
-        with container:
-            return _look(path, container, stream)
+        return _look(path)
     except DataError:
         raise
     except Exception as error:  # av.error.FFmpegError, and whatever a damaged header leads to
@@ -137,28 +136,43 @@ def _traits_of(path: Path) -> tuple[str, ...]:
         return ()
 
 
-def _look(path: Path, container: Any, stream: Any) -> ClipInfo:
-    _check_length(path, stream)
-    base = float(stream.time_base)
-    count, duration = stream.frames, (stream.duration or 0) * base
-    rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+def _look(path: Path) -> ClipInfo:
+    container, stream = open_clip(path)
+    with container:
+        _check_length(path, stream)
+        table = None if _is_indexed(stream) else list_frames(container, stream)
+    # opened again where packets were read: raw streams cannot seek
+    container, stream = open_clip(path)
+    with container:
+        return _describe(path, container, stream, table)
+
+
+def _is_indexed(stream: Any) -> bool:
+    """Whether the header gives the number of frames and their rate, and a player plays each of them.
+
+    Matroska, WebM, MPEG-TS keep no count; of phones' clips the header may be wrong.
+    """
+    rates = _rates(stream)
     variable = bool(rates) and max(rates) > 1.05 * min(rates)
-    table, keys = None, _indexed_keys(stream, count)
-    if not count or not duration or variable or keys is None:
-        # Matroska, WebM, MPEG-TS keep no count; of phones' clips the header may be wrong
-        table = list_frames(container, stream)
-        count = len(table.times)
-        duration = clock(table.times, table.last)[0]
-        keys = [] if table.by_place else [(place, table.stamps[place]) for place in table.keys]
-        container.seek(0)
+    return bool(stream.frames and stream.duration) and not variable and _indexed_keys(stream) is not None
+
+
+def _rates(stream: Any) -> list[float]:
+    return [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+
+
+def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None) -> ClipInfo:
+    if table is None:
+        count, duration = stream.frames, float(stream.duration * stream.time_base)
+    else:
+        count, duration = len(table.times), clock(table.times, table.last)[0]
     first = _first_frame(container, stream, table)
     if first is None:
         raise DataError(f"{path}: the first frame cannot be decoded")
     height, width = to_rgb(first).shape[:2]
     traits = clip_traits(container, stream, first, table)
-    if changed := find_size_change(container, stream, keys, first):
-        raise DataError(f"{path}: {changed}")
-    aspect = stream.sample_aspect_ratio
+    _check_size(path, container, stream, table, first)
+    rates, aspect = _rates(stream), stream.sample_aspect_ratio
     return ClipInfo(
         path=path,
         num_frames=count,
@@ -166,10 +180,23 @@ def _look(path: Path, container: Any, stream: Any) -> ClipInfo:
         width=width,
         fps=round(float(stream.average_rate or count / duration), 3),
         duration=duration,
-        variable=variable,
+        variable=bool(rates) and max(rates) > 1.05 * min(rates),
         squeezed=bool(aspect) and aspect != 1,
         traits=traits,
     )
+
+
+def _check_size(path: Path, container: Any, stream: Any, table: FrameTable | None, first: Any) -> None:
+    if table is not None and table.by_place:
+        fresh, stream = open_clip(path)
+        with fresh:
+            changed = find_size_change_by_place(fresh, stream, table.keys)
+    else:
+        keys = _indexed_keys(stream) or []
+        keys = keys if table is None else [(place, table.stamps[place]) for place in table.keys]
+        changed = find_size_change(container, stream, keys, first)
+    if changed:
+        raise DataError(f"{path}: {changed}")
 
 
 def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
@@ -178,12 +205,12 @@ def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
     return next((frame for frame in container.decode(stream) if start is None or frame.pts == start), None)
 
 
-def _indexed_keys(stream: Any, count: int) -> list[tuple[int, int | None]] | None:
+def _indexed_keys(stream: Any) -> list[tuple[int, int | None]] | None:
     """Key frames (place, stamp) of a container with an index; None when it does not give every frame as a player plays it."""
     entries = getattr(stream, "index_entries", None)
-    if not count or entries is None or len(entries) != count:
+    if not stream.frames or entries is None or len(entries) != stream.frames:
         return None
-    listed = [entries[i] for i in range(count)]
+    listed = [entries[i] for i in range(stream.frames)]
     if any(entry.is_discard for entry in listed):
         return None
     return [(place, entry.timestamp) for place, entry in enumerate(listed) if entry.is_keyframe]

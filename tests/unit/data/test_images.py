@@ -1,0 +1,111 @@
+"""Images are read by their mode, within a pixel limit; masks by one rule."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mindspeed_mm.data.images import open_image, read_image, read_mask
+from mindspeed_mm.data.probe import probe
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.errors import ConfigError, DataError
+
+
+def test_sixteen_bit_depth_does_not_depend_on_the_frame(tmp_path):
+    for place, value in enumerate((0, 100, 200, 300, 2000, 20000)):
+        Image.fromarray(np.full((16, 16), value, np.uint16)).save(tmp_path / f"{place}.png")
+    assert open_video(tmp_path).read(range(6))[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 8, 78]
+
+
+def test_float_images_run_from_zero_to_one(tmp_path):
+    Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    assert read_image(tmp_path / "a.tiff")[0, 0, 0] == 128
+    Image.fromarray(np.full((16, 16), 7.5, np.float32)).save(tmp_path / "b.tiff")
+    with pytest.raises(DataError, match=r"b\.tiff: .*7\.5.*0 to 1"):
+        read_image(tmp_path / "b.tiff")
+
+
+@pytest.fixture
+def half():
+    values = np.zeros((16, 16), np.uint8)
+    values[:, 8:] = 1
+    return values
+
+
+def test_a_palette_of_colours_holds_labels_in_a_mask(tmp_path, half):
+    image = Image.fromarray(half).convert("P")
+    image.putpalette([0, 0, 0, 128, 0, 0] + [0] * 750)
+    image.save(tmp_path / "m.png")
+    assert open_video(tmp_path / "m.png", mask=True).read([0])[0, 0, [0, -1], 0].tolist() == [0, 255]
+    assert read_image(tmp_path / "m.png")[0, -1].tolist() == [128, 0, 0]
+
+
+def test_a_palette_of_greys_is_read_by_brightness(tmp_path, half):
+    image = Image.fromarray(half).convert("P")
+    image.putpalette([255, 255, 255, 0, 0, 0])  # as packers order it: white first
+    image.save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png")[0, [0, -1], 0].tolist() == [255, 0]
+
+
+def test_alpha_is_the_mask_when_it_is_all_there_is(tmp_path, half):
+    for place, alpha in enumerate((half * 255, np.full_like(half, 255))):
+        picture = np.zeros((16, 16, 4), np.uint8)
+        picture[..., 3] = alpha
+        Image.fromarray(picture).save(tmp_path / f"{place}.png")
+    frames = open_video(tmp_path, mask=True).read([0, 1])
+    assert frames[0, 0, [0, -1], 0].tolist() == [0, 255]
+    assert frames[1].min() == 255
+
+
+def test_an_image_above_the_limit_is_refused_before_decoding(tmp_path, monkeypatch):
+    Image.new("1", (13000, 13000)).save(tmp_path / "huge.png")
+    assert (tmp_path / "huge.png").stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"huge\.png: 13000x13000 .*MINDSPEED_MM_MAX_PIXELS"):
+        read_image(tmp_path / "huge.png")
+    monkeypatch.setenv("MINDSPEED_MM_MAX_PIXELS", "many")
+    with pytest.raises(ConfigError, match="MINDSPEED_MM_MAX_PIXELS='many'"):
+        read_image(tmp_path / "huge.png")
+
+
+def test_a_large_jpeg_is_reduced_while_decoding(tmp_path, monkeypatch):
+    Image.new("RGB", (256, 128), (10, 200, 30)).save(tmp_path / "photo.jpg")
+    monkeypatch.setenv("MINDSPEED_MM_MAX_PIXELS", "10000")
+    assert read_image(tmp_path / "photo.jpg").shape == (64, 128, 3)
+
+
+def test_an_animated_webp_is_a_clip_with_a_clock(tmp_path):
+    frames = [Image.new("RGB", (32, 32), (value, 0, 0)) for value in (0, 120, 240)]
+    path = tmp_path / "a.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 50, 200], lossless=True)
+    clip, info = open_video(path), probe(path)
+    assert clip.timed
+    assert clip.times == pytest.approx([0, 0.1, 0.15])
+    assert (clip.num_frames, info.num_frames, round(info.duration, 3)) == (3, 3, 0.35)
+    assert clip.read([2, 0])[:, 0, 0, 0].tolist() == [240, 0]
+
+
+def test_a_heic_image_names_what_reads_it(tmp_path):
+    pytest.importorskip("PIL")
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    try:
+        import pillow_heif  # noqa: F401
+    except ImportError:
+        with pytest.raises(DataError, match=r"photo\.heic: a HEIC image.*\[heic\]"):
+            read_image(tmp_path / "photo.heic")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    for look in (open_video, probe, read_image):
+        with pytest.raises(DataError, match=r"a\.mp4"):
+            look(tmp_path / "a.mp4")
+
+
+def test_errors_while_decoding_name_the_file(tmp_path):
+    Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:400])
+    with pytest.raises(DataError, match=r"a\.png: cannot be read as an image"), open_image(tmp_path / "a.png") as image:
+        image.load()

@@ -260,7 +260,7 @@ def find_size_change_by_place(container: Any, stream: Any, keys: Sequence[int]) 
 def _size_at(container: Any, stream: Any, stamp: int | None) -> tuple[int, int] | None:
     container.seek(stamp, stream=stream, backward=True, any_frame=False)
     for frame in container.decode(stream):
-        if frame.pts is None or frame.pts >= (stamp or 0):
+        if frame.pts is None or (frame.key_frame and frame.pts >= (stamp or 0)):
             return frame.width, frame.height
     return None
 

@@ -192,8 +192,12 @@ def _check_size(path: Path, container: Any, stream: Any, table: FrameTable | Non
         with fresh:
             changed = find_size_change_by_place(fresh, stream, table.keys)
     else:
-        keys = _indexed_keys(stream) or []
-        keys = keys if table is None else [(place, table.stamps[place]) for place in table.keys]
+        if table is None:  # an index counts in order of decoding, by as much earlier as at the first key frame
+            listed = _indexed_keys(stream) or []
+            shift = first.pts - listed[0][1] if listed and first.pts is not None else 0
+            keys: list[tuple[int, int | None]] = [(place, stamp + shift) for place, stamp in listed]
+        else:
+            keys = [(place, table.stamps[place]) for place in table.keys]
         changed = find_size_change(container, stream, keys, first)
     if changed:
         raise DataError(f"{path}: {changed}")
@@ -205,7 +209,7 @@ def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
     return next((frame for frame in container.decode(stream) if start is None or frame.pts == start), None)
 
 
-def _indexed_keys(stream: Any) -> list[tuple[int, int | None]] | None:
+def _indexed_keys(stream: Any) -> list[tuple[int, int]] | None:
     """Key frames (place, stamp) of a container with an index; None when it does not give every frame as a player plays it."""
     entries = getattr(stream, "index_entries", None)
     if not stream.frames or entries is None or len(entries) != stream.frames:

@@ -17,6 +17,7 @@ from mindspeed_mm.data.frames import token_count
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord, VideoSample
 from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet, spread
+from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import parse_json
 
@@ -159,6 +160,11 @@ def _sample_facts(record: SampleRecord, sample: VideoSample) -> list[str]:
         facts.append("no mask: everything is generated")
     elif record.src_video is None:
         facts.append("no src_video: the mask masks the video itself")
+    if sample.src_mask is not None and not sample.src_mask.any():
+        facts.append("the mask is white nowhere: nothing is generated, the branch learns to copy")
+    elif sample.src_mask is not None and bool(sample.src_mask.eq(1).all()):
+        facts.append("the mask is white everywhere: nothing of src_video is kept")
+    facts += remarks_on(info.traits)
     return facts
 
 

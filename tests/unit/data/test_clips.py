@@ -1,7 +1,9 @@
 """What a clip is: one stream, its frames and times, its orientation, alpha, one size; the check and both readers agree."""
 
 import json
+import shutil
 import struct
+import subprocess
 from importlib import metadata
 
 import numpy as np
@@ -99,6 +101,31 @@ def test_a_change_of_size_is_refused_with_frame_and_sizes(tmp_path, count):
         probe(path)
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_change_of_size_in_an_mp4_is_refused(tmp_path, reader):
+    """As `ffmpeg -f concat -c copy` writes it: the new parameters come as side data."""
+    big = write_as(tmp_path / "a.ts", "libx264", {"x264-params": "keyint=8"}, 20, height=64, width=96)
+    small = write_as(tmp_path / "b.ts", "libx264", {"x264-params": "keyint=8"}, 20, height=96, width=64)
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as container:
+        stream, place = None, 0
+        for part in (big, small):
+            with av.open(str(part)) as source:
+                old = source.streams.video[0]
+                stream = stream or container.add_stream_from_template(old)
+                start = None
+                for packet in source.demux(old):
+                    if packet.size:
+                        start = packet.dts if start is None else start
+                        shift = place * 90000 // 24 - start
+                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                        container.mux(packet)
+                place += 20
+    for look in (probe, lambda path: open_video(path, reader).read(range(40))):
+        with pytest.raises(DataError, match=r"frame 20 is 64x96, frame 0 96x64"):
+            look(path)
+
+
 MATRICES = {
     "hflip": ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
     "vflip": ((1, 0, 0, -1), lambda x: x[::-1]),
@@ -115,6 +142,16 @@ def test_mirrored_display_matrices_are_followed(tmp_path, reader, kind):
     path = mirror(stored, tmp_path / "front.mp4", matrix)
     plain = open_video(stored).read([1])[0]
     assert np.array_equal(same_everywhere(path, reader).read([1])[0], wanted(plain))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg command is the oracle")
+@pytest.mark.parametrize("kind", MATRICES)
+def test_mirrored_clips_equal_what_ffmpeg_shows(tmp_path, kind):
+    path = mirror(write_clip(tmp_path / "a.mp4", 2, height=192, width=256), tmp_path / "b.mp4", MATRICES[kind][0])
+    command = ["ffmpeg", "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    frames = open_video(path).read([0, 1])
+    shown = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    assert np.array_equal(np.frombuffer(shown, np.uint8).reshape(frames.shape), frames)
 
 
 def test_transparent_pixels_of_a_clip_lie_on_the_background(tmp_path):

@@ -26,6 +26,7 @@ from mindspeed_mm.models.source import HEAD_BYTES, WeightsSource, differences
 from mindspeed_mm.models.wan.sizes import diffusers_json, infer_config, official_json
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
+from mindspeed_mm.processes import deferred
 from mindspeed_mm.progress import Progress, size_text
 
 logger = get_logger(__name__)
@@ -150,14 +151,15 @@ def put(target: Target, tensors: Sequence[TensorFile], check: Callable[[Path, Wr
             write(new, target, progress.step)
         with Progress(f"checking {shown}", total, "B") as progress:
             check(new / target.name if target.name else new, progress.step)
-        if target.name:
-            for text in target.texts:
-                replace_file(new / text, target.folder / text)
-            replace_file(new / target.name, target.folder / target.name)
-        else:
-            replace_entries(new, place, target.folder, target.owned, last=target.last)
-        if target.tracker:
-            write_tracker(target.folder, RELEASE)
+        with deferred():  # a signal must not find the target in between
+            if target.name:
+                for text in target.texts:
+                    replace_file(new / text, target.folder / text)
+                replace_file(new / target.name, target.folder / target.name)
+            else:
+                replace_entries(new, place, target.folder, target.owned, last=target.last)
+            if target.tracker:
+                write_tracker(target.folder, RELEASE)
     logger.info(f"{shown}: {len(tensors)} tensors, {size_text(total)}")
 
 

@@ -25,6 +25,7 @@ from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.umt5.tokenizer import find_tokenizer
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import open_weights
+from mindspeed_mm.processes import deferred
 
 logger = get_logger(__name__)
 INDEX = "model_index.json"
@@ -65,7 +66,8 @@ def assemble(cfg: PipelineConfig) -> None:
             module.save_pretrained(new / name)
         _read_back_modules(new, parts)
         (new / INDEX).write_text(json.dumps(_index(parts, cfg), indent=2) + "\n", encoding="utf-8")
-        replace_entries(new, place, target, OWNED, last=INDEX)
+        with deferred():  # a signal must not find the target in between
+            replace_entries(new, place, target, OWNED, last=INDEX)
     logger.info(f"{target}: a WanVACEPipeline of {', '.join([*parts.experts, *parts.modules])}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import multiprocessing
 import os
 import select
 import signal
@@ -17,9 +18,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 LAUNCHER = "MINDSPEED_MM_LAUNCHER"  # process id of the launcher, in the environment of its ranks
+STORE = "MINDSPEED_MM_STORE"  # of the launcher's ranks: the socket that rank 0 serves the rendezvous on; empty for the others
 GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may go on after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _UNWIND = 10.0  # seconds for the main thread to leave the C code that it is in, where nothing is to be finished
@@ -45,6 +48,7 @@ class _State:
 
     installed: bool = False
     signal: int = 0  # the first stop signal that the main thread took; 0 = none
+    forked_by_main: bool = True  # whether the main thread of the parent forked this process
     deferred: int = 0  # how many `deferred` blocks the main thread is in
     reading: dict[int, tuple[str, float]] = field(default_factory=dict)  # thread → what it reads, since when
 
@@ -99,8 +103,9 @@ def handling_signals() -> Iterator[None]:
         yield
         return
     _STATE.installed, _STATE.signal = True, 0
+    known = _helpers()
     if not _FORK_HOOK:
-        os.register_at_fork(after_in_child=lambda: become_helper() if _STATE.installed else None)
+        os.register_at_fork(before=_before_fork, after_in_child=lambda: become_helper() if _STATE.installed else None)
         _FORK_HOOK.append(True)
     wake, woken = os.pipe()
     for end in (wake, woken):
@@ -116,12 +121,30 @@ def handling_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        _end_helpers(known)
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
         over.set()
         os.close(woken)
-        _STATE.installed = False
+        _STATE.installed, _STATE.signal = False, 0
+
+
+def _helpers() -> set[BaseProcess]:
+    return set(multiprocessing.active_children()) if "multiprocessing.util" in sys.modules else set()
+
+
+def _end_helpers(known: set[BaseProcess]) -> None:
+    """Kill what this command forked. The interpreter would send SIGTERM, which helpers leave to us, and wait."""
+    left = _helpers() - known
+    if not left:
+        return
+    heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler reports a worker that a signal ended
+    for helper in left:
+        helper.kill()
+    for helper in left:
+        helper.join(2)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if heard is None else heard)
 
 
 def _on_signal(number: int, _: FrameType | None) -> None:
@@ -180,11 +203,20 @@ def _parent_to_watch() -> int:
         return 0
     if not is_rank():
         return 0
-    with suppress(AttributeError, OSError):  # only Linux has it
+    _die_with(parent)
+    return parent
+
+
+def _die_with(parent: int) -> None:
+    """Let Linux kill this process when the thread that started it ends; elsewhere a thread watches."""
+    with suppress(AttributeError, OSError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    return parent
+
+
+def _before_fork() -> None:
+    _STATE.forked_by_main = threading.current_thread() is threading.main_thread()
 
 
 def _is_alive(process: str) -> bool:
@@ -204,7 +236,10 @@ def become_helper() -> None:
         signal.signal(number, signal.SIG_IGN)
     _STATE.installed, _STATE.signal, _STATE.deferred = False, 0, 0
     _STATE.reading.clear()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True, name="parent watch").start()
+    parent = os.getppid()
+    if _STATE.forked_by_main:
+        _die_with(parent)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True, name="parent watch").start()
 
 
 def _end_with(parent: int) -> None:

@@ -27,12 +27,31 @@ export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-2} # FSDP2 ove
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
 
+# whole NAME LEAST: NAME holds a whole number from LEAST up, or the script ends. Before any arithmetic: bash would run what stands
+# in brackets there, and take 08 for an octal number.
+whole() {
+    local value=${!1}
+    if [[ ! $value =~ ^[0-9]{1,9}$ ]] || ((10#$value < $2)); then
+        echo "$1='$value': expected a whole number from $2 up" >&2
+        exit 1
+    fi
+    printf -v "$1" %d "$((10#$value))"
+}
+
 # Where the ranks are.
 NPUS_PER_NODE=${NPUS_PER_NODE:-8}
 NNODES=${NNODES:-1}
 NODE_RANK=${NODE_RANK:-0}
 MASTER_ADDR=${MASTER_ADDR:-localhost}
-MASTER_PORT=${MASTER_PORT:-6000}
+whole NPUS_PER_NODE 1
+whole NNODES 1
+whole NODE_RANK 0
+if ((NODE_RANK >= NNODES)); then
+    echo "NODE_RANK=$NODE_RANK: expected less than NNODES=$NNODES; nodes count from 0" >&2
+    exit 1
+fi
+if ((NNODES > 1)); then MASTER_PORT=${MASTER_PORT:-6000}; else MASTER_PORT=${MASTER_PORT:-0}; fi # 0 = a free one
+whole MASTER_PORT 0
 RANKS=$((NPUS_PER_NODE * NNODES))
 
 DISTRIBUTED_ARGS=(
@@ -50,8 +69,10 @@ VP=${VP:-1}
 CP=${CP:-1}
 MBS=${MBS:-1}
 GRAD_ACC_STEP=${GRAD_ACC_STEP:-1}
+for number in TP PP VP CP MBS GRAD_ACC_STEP; do whole "$number" 1; done
 DP=$((RANKS / (TP * PP * CP)))
 GBS=${GBS:-$((MBS * GRAD_ACC_STEP * DP))}
+whole GBS 0 # 0: fewer ranks than CP takes; the check of the job says it better
 
 LOG_DIR=${LOG_DIR:-logs}
 
@@ -63,118 +84,39 @@ has() {
     return 1
 }
 
+# The functions below end the script: a Python process takes its place, so that whatever ends the script ends the run.
+
+# launch NAME FLAG... SCRIPT ARG...: SCRIPT on every device, with its lines on the screen and in LOG_DIR.
+launch() {
+    local name=$1
+    shift
+    exec python -m mindspeed_mm.tools.launch "${DISTRIBUTED_ARGS[@]}" --log_dir "$LOG_DIR" --name "$name" "$@"
+}
+
+# only_checks ARG...: whether nothing is to be launched.
+only_checks() {
+    has --dry-run "$@" || has --print-config "$@" || has --help "$@" || has -h "$@"
+}
+
 # train ARG...: check the job once, in one process and without torch; then launch it on every rank.
 train() {
-    local dry=(env WORLD_SIZE="$RANKS" python "$REPOSITORY/pretrain_vace.py" "$@" --dry-run)
-    if has --dry-run "$@" || has --print-config "$@" || has --help "$@" || has -h "$@"; then
-        "${dry[@]}"
-        return
-    fi
-    "${dry[@]}" --check-inputs >/dev/null
-    mkdir -p "$LOG_DIR" "$SAVE_PATH"
-    local log
-    log=$LOG_DIR/train_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
-    echo "log: $log"
-    attend "$log" torchrun "${DISTRIBUTED_ARGS[@]}" "$REPOSITORY/pretrain_vace.py" "$@" # when it fails, the script ends there
-    chmod 440 "$log"
-    report "$log"
+    local script=$REPOSITORY/pretrain_vace.py
+    export WORLD_SIZE=$RANKS # of the check
+    if only_checks "$@"; then exec python "$script" "$@" --dry-run; fi
+    launch train --check="--dry-run --check-inputs" --report_batch "$GBS" "$script" "$@"
 }
 
-# attend LOG COMMAND...: runs the command with its output on the screen and at the end of LOG, and answers with its exit code.
-# SIGTERM is passed on and the command's end awaited: a pipe in the foreground would let this script die and the command run on.
-attend() {
-    local log=$1 child printer status
-    shift
-    # torchrun leaves ranks that it stops 30 seconds; saving, or a clip at hand, may need longer (torch before 2.9 knows no other time)
-    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
-    # ranks write into a pipe: one of them draws its progress bar on the terminal itself
-    if [[ -t 2 ]]; then export MINDSPEED_MM_TERMINAL=${MINDSPEED_MM_TERMINAL-$(tty <&2)}; fi
-    exec 3> >(trap '' TERM INT && tee -a "$log" | screen) # what the command says when it is asked to stop is still shown
-    printer=$!
-    "$@" >&3 2>&1 3>&- &
-    child=$!
-    exec 3>&-
-    trap 'pass_on "$log" "$child"' TERM
-    trap : INT # a terminal's Ctrl-C reaches torchrun by itself
-    while true; do
-        status=0
-        wait "$child" || status=$?
-        kill -0 "$child" 2>/dev/null || break
-    done
-    trap - TERM INT
-    wait "$printer" || true
-    return "$status"
-}
-
-# pass_on LOG PID: SIGTERM for torchrun, unless it got its own: a scheduler signals every process, and a second one would disturb it.
-pass_on() {
-    local try
-    for try in 1 2 3 4 5; do
-        if grep -qs "death signal" "$1"; then return 0; fi
-        sleep 0.2
-    done
-    kill -TERM "$2" 2>/dev/null || true
-}
-
-# screen: everything, but of errors one line, the lowest failing rank's, and nothing of torchrun's own report on it. A rank
-# that only lost the others speaks if nobody else does. Errors are awaited for two seconds after the first. When ranks say that
-# they were asked to stop, torchrun's traceback about it adds nothing.
-screen() {
-    local line failed="" said="" stopped="" report="" lowest="" number status clear=""
-    if [[ -t 1 && -n ${MINDSPEED_MM_TERMINAL:-} ]]; then clear=$'\r\e[K'; fi # the progress bar may stand in this line
-    while true; do
-        status=0
-        if [[ -n $failed && -z $said ]]; then
-            IFS= read -r -t 2 line || status=$?
-            if ((status > 0)); then
-                said=1
-                printf '%s%s\n' "$clear" "$failed"
-            fi
-        else
-            IFS= read -r line || status=$?
-        fi
-        if ((status > 128)); then continue; fi # two seconds are over
-        if ((status > 0)); then return 0; fi
-        if [[ $line =~ ^\[rank\ ([0-9]+)\]\ [A-Za-z]+Error: ]]; then
-            number=${BASH_REMATCH[1]}
-            if [[ $line == *" lost the others in "* ]]; then number=$((number + 1000000)); fi
-            if [[ -z $lowest ]] || ((number < lowest)); then lowest=$number failed=$line; fi
-            continue
-        fi
-        if [[ $line == "stopped by SIG"* || $line == "exiting after iteration "*" SIGTERM was received" ]]; then stopped=1; fi
-        if [[ -n $failed && $line == *torch/distributed/elastic/* ]]; then report=1; fi
-        if [[ -n $stopped && $line == "Traceback (most recent call last):" ]]; then report=1; fi
-        if [[ -z $report ]]; then printf '%s%s\n' "$clear" "$line"; fi
-    done
-}
-
-# report LOG: the mean of the log's iteration times, from the 101st to the 200th where there are that many.
-report() {
-    local step_time
-    step_time=$( (grep "elapsed time per iteration" "$1" || true) | awk -F ':' '{print $5}' | awk -F '|' '{print $1}' |
-        awk 'NR <= 200 {t[NR] = $1} END {n = NR < 200 ? NR : 200; first = n > 100 ? n - 99 : 1
-             for (i = first; i <= n; i++) sum += t[i]; if (n > 0) printf("%.1f", sum / (n - first + 1))}')
-    if [[ -z $step_time ]]; then
-        if ((NODE_RANK == NNODES - 1)); then echo "no iteration was logged; see $1"; fi
-        return 0 # the last rank logs: other nodes have no lines
-    fi
-    local samples
-    samples=$(awk -v gbs="$GBS" -v ms="$step_time" 'BEGIN {printf("%.3f", gbs * 1000 / ms)}')
-    echo "Elapsed Time Per iteration: $step_time, Average Samples per Second: $samples"
+# extract ARG...: everything that can be known without a device is checked once: files, settings, every clip; then launch it.
+extract() {
+    local script=$REPOSITORY/mindspeed_mm/tools/feature_extraction/get_vace_feature.py
+    export WORLD_SIZE=$RANKS # of the check
+    if only_checks "$@"; then exec python "$script" "$@"; fi
+    launch extract --check=--dry-run --show_check --rank_flags=--no-check-clips "$script" "$@"
 }
 
 # generate ARG...: check the job once, in one process and without torch; then launch it on every rank.
 generate() {
     local script=$REPOSITORY/examples/vace/inference/Wan-VACE-Inference.py
-    if has --dry-run "$@" || has --print-config "$@" || has --help "$@" || has -h "$@"; then
-        python "$script" "$@"
-        return
-    fi
-    python "$script" "$@" --dry-run --check-inputs >/dev/null
-    mkdir -p "$LOG_DIR"
-    local log
-    log=$LOG_DIR/generate_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
-    echo "log: $log"
-    attend "$log" torchrun "${DISTRIBUTED_ARGS[@]}" "$script" "$@"
-    chmod 440 "$log"
+    if only_checks "$@"; then exec python "$script" "$@"; fi
+    launch generate --check="--dry-run --check-inputs" "$script" "$@"
 }

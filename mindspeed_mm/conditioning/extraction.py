@@ -38,6 +38,7 @@ from mindspeed_mm.data.transforms import PixelSample, to_sample
 from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.processes import reading
 
 logger = get_logger(__name__)
 DEFAULT_BATCH = 3  # clips of a sample in one pass of the VAE: the video, inactive, reactive
@@ -112,12 +113,14 @@ class ReadRow:
         for _, path in files_of(task.record):
             if path not in digests:
                 signature = signature_of(path)
-                digests[path] = content_of(path)
+                with reading(path):
+                    digests[path] = content_of(path)
                 contents[path] = (signature, digests[path])
         key = self.recipe.key(task.record, digests)
         done = _stored(self.features / f"{key}.safetensors") is not None
         latents_key = self.recipe.latents_key(task.record, digests)
-        return ReadResult(key, latents_key, contents, None if done else self.load(task.record))
+        with reading(task.record.video):
+            return ReadResult(key, latents_key, contents, None if done else self.load(task.record))
 
 
 @dataclass(frozen=True)

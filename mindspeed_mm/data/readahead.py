@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +15,11 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any, Generic, TypeVar, cast
 
 from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.processes import become_helper, stop_signal
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+_LISTEN = 0.5  # seconds after which a signal is looked for
 _PRELOAD = ["mindspeed_mm.data.transforms"]
 
 
@@ -63,7 +63,8 @@ class ReadAhead(Generic[Task, Result]):
         """Each task with its result, in the order of tasks; at most two chunks for each process are under way.
 
         `chunk`: how many tasks travel at once; worth it for many short ones. When a chunk takes longer than `timeout` or
-        its process dies, its tasks are tried again one by one, so that only the one at fault is lost.
+        its process dies, its tasks are tried again one by one, so that only the one at fault is lost. After a stop
+        signal (`processes`) it ends where it would have to wait.
         """
         if self.num_workers == 0:
             for task in tasks:
@@ -95,6 +96,8 @@ class ReadAhead(Generic[Task, Result]):
             if exhausted and taken == given:
                 return
             if taken not in results:
+                if stop_signal():
+                    return
                 self._collect(results, again)
                 continue
             yield open_tasks.pop(taken), results.pop(taken)
@@ -119,7 +122,7 @@ class ReadAhead(Generic[Task, Result]):
         if not busy:
             return
         nearest = min(reader.deadline for reader in busy.values()) - time.monotonic()
-        arrived = wait(list(busy), timeout=max(0.0, min(nearest, 3600.0)) if block else 0)
+        arrived = wait(list(busy), timeout=max(0.0, min(nearest, _LISTEN)) if block else 0)
         for pipe in arrived:
             reader = busy.pop(cast(Connection, pipe))
             self._take(reader, results, again)
@@ -160,11 +163,11 @@ class ReadAhead(Generic[Task, Result]):
 
 
 def _start_fork_server() -> None:
-    """A fork server that does not hear SIGTERM. torchrun and schedulers send it to the whole process group: the server would die
+    """A fork server that does not hear SIGTERM or SIGHUP. torchrun and schedulers send it to the whole process group: the server would die
     of it, and the rows that are being read with it, while the asking process finishes its own.
     """
     resource_tracker.ensure_running()  # first, because starting it unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         forkserver.ensure_running()
     finally:
@@ -182,9 +185,7 @@ def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """The life of a reading process: it ends with the process that asks."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the asking process decides when reading ends
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    become_helper()  # the asking process decides when reading ends
     import torch
 
     torch.set_num_threads(1)
@@ -197,9 +198,3 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             pipe.send([_attempt(function, task) for task in tasks])
         except OSError:
             return
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

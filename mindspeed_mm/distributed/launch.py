@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from socket import if_nameindex
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch._C._distributed_c10d import HashStore
 from megatron.mm import groups
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import LaunchError
+from mindspeed_mm.processes import STORE
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -33,6 +35,29 @@ def launch(
             dist.destroy_process_group()
 
 
+def join_group(backend: str, timeout: timedelta, device: torch.device | None = None) -> None:
+    """Join the ranks that the environment describes. On one node, they talk over the loopback interface."""
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and any(
+        name == "lo" for _, name in if_nameindex()
+    ):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    listening = os.environ.pop(STORE, None)
+    if listening is None:  # torchrun serves the rendezvous itself
+        dist.init_process_group(backend, timeout=timeout, device_id=device)
+        return
+    place, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=place == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=int(listening) if listening else None,
+    )
+    dist.init_process_group(backend, store=store, rank=place, world_size=size, timeout=timeout, device_id=device)
+
+
 def _join(accelerator: Accelerator, timeout: timedelta, backend: str) -> None:
     # gloo beside the device's library: object collectives and asynchronous checkpoints talk over the CPU
     both = backend if accelerator.kind == "cpu" else f"cpu:gloo,{accelerator.kind}:{backend}"
@@ -44,7 +69,7 @@ def _join(accelerator: Accelerator, timeout: timedelta, backend: str) -> None:
     if missing:
         raise LaunchError(f"RANK is set but {', '.join(missing)} is not; start the ranks with torchrun")
     try:
-        dist.init_process_group(both, timeout=timeout, device_id=device)
+        join_group(both, timeout, device)
     except (RuntimeError, ValueError, torch.distributed.DistError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from mindspeed_mm.data.manifest import FAILURES, Manifest, write_failures
 from mindspeed_mm.data.packed import read_header
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.distributed.launch import join_group
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import write_json_lines, write_text
 from mindspeed_mm.locks import sweep
@@ -36,6 +36,7 @@ from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer, clean_prompt
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
+from mindspeed_mm.processes import Stopped, deferred, handling_signals, stop_signal
 from mindspeed_mm.progress import Progress
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
@@ -66,7 +67,7 @@ def together() -> Iterator[World]:
     """torchrun's ranks over gloo, or this process alone. A slow rank is waited for as long as it takes."""
     world = World(rank(), world_size())
     if world.size > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=14))
+        join_group("gloo", timedelta(days=14))
     try:
         yield world
     finally:
@@ -193,17 +194,18 @@ def extract(
     share = deal(dataset.records, world)
     outcome = Outcome()
     started = time.perf_counter()
-    with stop_signals() as stop, clip_progress(len(share), world) as progress:
-        for row in extraction.run(share, stop.asked):
+    with handling_signals(), deferred(), clip_progress(len(share), world) as progress:
+        for row in extraction.run(share, lambda: stop_signal() != 0):
             outcome.add(row)
             progress.step(worked=isinstance(row, Finished) and row.fresh, note=f"failed {len(outcome.failed)}")
             if len(outcome.failed) > allowed:
                 with suppress(OSError):  # the error below matters more
                     write_failures(extraction.save_path, failures(outcome.failed, manifest))
                 raise DataError(_too_many(outcome.failed, job.extract.skip_bad_samples))
-    if stop.signal and world.size > 1:
-        _say_stopped(stop.signal, outcome, len(share))
-        raise SystemExit(128 + stop.signal)
+        stopped = stop_signal()
+    if stopped and world.size > 1:
+        _say_stopped(stopped, outcome, len(share))
+        raise Stopped(stopped, said=True)
     gathered = world.gather(outcome)
     if world.rank == 0:
         total = Outcome.merged(gathered)
@@ -212,9 +214,9 @@ def extract(
         _report(total, listed, left_out, time.perf_counter() - started, extraction)
         if len(total.failed) > allowed:
             raise DataError(_too_many(total.failed, job.extract.skip_bad_samples))
-    if stop.signal:
-        _say_stopped(stop.signal, outcome, len(share))
-        raise SystemExit(128 + stop.signal)
+    if stopped:
+        _say_stopped(stopped, outcome, len(share))
+        raise Stopped(stopped, said=True)
 
 
 def clip_progress(share: int, world: World) -> Progress:
@@ -323,29 +325,3 @@ def _say_stopped(number: int, outcome: Outcome, share: int) -> None:
         "start again to go on from here",
         extra=on_every_rank(),
     )
-
-
-@dataclass
-class _Stop:
-    signal: int = 0
-
-    def asked(self) -> bool:
-        """Whether a signal came."""
-        return self.signal != 0
-
-
-@contextmanager
-def stop_signals() -> Iterator[_Stop]:
-    """SIGTERM and the first Ctrl-C ask to stop after the current sample; a second Ctrl-C stops at once."""
-    stop = _Stop()
-
-    def note(number: int, _: FrameType | None) -> None:
-        stop.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -181,7 +181,10 @@ class ExitConfig(Config):
 
     exit_interval: int | None = Field(default=None, gt=0, description="save and stop at multiples of this iteration")
     exit_duration_in_mins: float | None = Field(default=None, gt=0, description="save and stop after this many minutes")
-    exit_signal_handler: bool = Field(default=False, description="on SIGTERM finish the iteration, save and stop")
+    exit_signal_handler: bool = Field(
+        default=False,
+        description="on SIGINT, SIGTERM and SIGHUP finish the iteration, save and stop; always so, with this flag or without",
+    )
     check_for_nan_in_loss_and_grad: bool = Field(
         default=False, description="stop at the first loss or gradient that is not finite, instead of skipping it"
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 
 import torch.distributed as dist
 
 from mindspeed_mm.errors import TrainingError
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.processes import STOP_SIGNALS, stop_signal
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.state import Skips
 from mindspeed_mm.training.step import SampleNote
@@ -61,34 +60,28 @@ def _everywhere(notes: list[SampleNote]) -> list[SampleNote]:
 
 
 class ExitWatch:
-    """--exit-interval, --exit-duration-in-mins and SIGTERM. `local` goes into the iteration's exchange; `reason` decides."""
+    """--exit-interval, --exit-duration-in-mins and signals. `local` goes into the iteration's exchange; `reason` decides."""
 
     def __init__(self, config: ExitConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock, self._start = config, clock, clock()
-        self._signalled = False
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal) if config.exit_signal_handler else None
+        self.stopped_by = 0  # the signal that `reason` ended the run for
 
     def local(self) -> list[float]:
-        """[signal seen here, time is up here], as numbers that ranks add up."""
+        """[SIGINT, SIGTERM, SIGHUP seen here, time is up here], as numbers that ranks average."""
         minutes = (self._clock() - self._start) / 60
         limit = self._config.exit_duration_in_mins
-        return [float(self._signalled), float(limit is not None and minutes > limit)]
+        seen = stop_signal()
+        return [*(float(number == seen) for number in STOP_SIGNALS), float(limit is not None and minutes > limit)]
 
     def reason(self, iteration: int, anywhere: list[float]) -> str | None:
         """Why to stop after this iteration, the same on every rank; None to go on."""
-        signalled, expired = anywhere
-        if signalled:
-            return "SIGTERM was received"
+        *signals, expired = anywhere
+        for number, share in zip(STOP_SIGNALS, signals, strict=True):
+            if share:
+                self.stopped_by = number
+                return f"{number.name} was received"
         if expired:
             return f"--exit-duration-in-mins {self._config.exit_duration_in_mins:g} is over"
         if self._config.exit_interval and iteration % self._config.exit_interval == 0:
             return f"--exit-interval {self._config.exit_interval} is reached"
         return None
-
-    def close(self) -> None:
-        """Give the signal back to whoever had it."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True

@@ -11,9 +11,10 @@ from typing import Protocol
 from megatron.mm.log_line import memory_line
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sample import Batch
-from mindspeed_mm.errors import LaunchError
+from mindspeed_mm.errors import DataError, LaunchError
 from mindspeed_mm.flow.schedule import Schedule
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.processes import Stopped, deferred, handling_signals
 from mindspeed_mm.progress import Progress
 from mindspeed_mm.training.config import TrainingConfig
 from mindspeed_mm.training.flops import Flops
@@ -71,8 +72,14 @@ class TrainLoop:
         self.lines = 0
 
     def run(self) -> None:
-        """Train. Saves at --save-interval, at the end, and before an early stop."""
+        """Train. Saves at --save-interval, at the end, and before an early stop. Raises Stopped after that of a signal."""
         watch = ExitWatch(self.config.exit)
+        with handling_signals(), deferred():
+            self._run(watch)
+        if watch.stopped_by:
+            raise Stopped(watch.stopped_by, said=True)
+
+    def _run(self, watch: ExitWatch) -> None:
         state, saved = self.parts.state, self.parts.state.iteration
         bar = self._bar(state.iteration)
         try:
@@ -98,6 +105,11 @@ class TrainLoop:
             if self.parts.checkpoints is not None:
                 self.parts.checkpoints.wait()
         except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
+            if "DataLoader worker" in str(error):
+                raise DataError(
+                    f"a data worker of rank {rank()} died in iteration {state.iteration + 1}: "
+                    f"{str(error).strip().splitlines()[0]} If memory ran out (`dmesg`), lower --num-workers"
+                ) from error
             if not _LOST.search(str(error)):
                 raise
             raise LaunchError(
@@ -106,7 +118,6 @@ class TrainLoop:
                 "raise --distributed-timeout-minutes"
             ) from error
         finally:
-            watch.close()
             bar.close()
             for writer in self.parts.writers:
                 writer.close()

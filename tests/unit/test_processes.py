@@ -110,6 +110,7 @@ with {block}:
     ctypes.CDLL(None).read(file, one, 1)"""
     process = script(body, MINDSPEED_MM_GRACE="1", RANK="1", WORLD_SIZE="2")
     first_line(process)
+    time.sleep(0.5)  # by then it reads
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert "stalled.bin" in errors

@@ -19,19 +19,5 @@ MM_ARGS=(
     --mm-model "$MM_MODEL"
     --mm-tool "$MM_TOOL"
 )
-ARGS=("${EXTRACT_ARGS[@]}" "${MM_ARGS[@]}" "$@")
-SCRIPT=$REPOSITORY/mindspeed_mm/tools/feature_extraction/get_vace_feature.py
 
-if has --dry-run "${ARGS[@]}" || has --print-config "${ARGS[@]}" || has --help "${ARGS[@]}" || has -h "${ARGS[@]}"; then
-    exec python "$SCRIPT" "${ARGS[@]}"
-fi
-mkdir -p "$LOG_DIR"
-log=$LOG_DIR/extract_$(date +%Y%m%d_%H%M%S)_node$NODE_RANK.log
-# everything that can be known without a device is checked once, before the ranks start: files, settings, every clip
-WORLD_SIZE=$RANKS python "$SCRIPT" "${ARGS[@]}" --dry-run | tee "$log"
-echo "log: $log"
-
-status=0
-attend "$log" torchrun "${DISTRIBUTED_ARGS[@]}" "$SCRIPT" "${ARGS[@]}" --no-check-clips || status=$?
-chmod 440 "$log"
-exit "$status"
+extract "${EXTRACT_ARGS[@]}" "${MM_ARGS[@]}" "$@"

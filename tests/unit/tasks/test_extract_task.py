@@ -25,6 +25,7 @@ from mindspeed_mm.data.features import read_info, read_null_prompt
 from mindspeed_mm.data.registry import read_data_config
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
+from mindspeed_mm.processes import Stopped
 from mindspeed_mm.tasks.extract import main
 from mindspeed_mm.tasks.extraction import Outcome, World, clip_progress, deal, extract
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
@@ -217,9 +218,9 @@ def stopped_job(root):
 def test_sigterm_finishes_the_clip_at_hand_lists_what_is_done_and_the_next_run_goes_on(root, tmp_path):
     rows = write_rows(tmp_path, 5)
     job, out = stopped_job(root), tmp_path / "out"
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(Stopped) as stopped:
         extract(job, Clips(rows), make_extraction(out, CellVae(at=3, number=signal.SIGTERM)), World(0, 1))
-    assert ended.value.code == 128 + signal.SIGTERM
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
     listed = (out / "data.jsonl").read_text().splitlines()
     assert len(listed) == len(list((out / "features").glob("*.safetensors"))) == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

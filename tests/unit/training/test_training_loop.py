@@ -22,6 +22,7 @@ import torch
 from mindspeed_mm.data.config import LoaderConfig
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.errors import LaunchError, MindSpeedMMError, TrainingError
+from mindspeed_mm.processes import Stopped
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.loop import TrainLoop
@@ -190,19 +191,22 @@ def test_exit_interval_saves_and_stops(lines):
     assert "exiting after iteration 2: --exit-interval 2 is reached" in lines
 
 
-def test_sigterm_finishes_the_iteration_saves_and_stops(lines):
-    saves, config = Saves(), training(batch={"train_iters": 50}, exit={"exit_signal_handler": True})
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_the_iteration_saves_and_stops(lines, number):
+    saves, config = Saves(), training(batch={"train_iters": 50})
     parts = loop_parts(
         tiny_transformer(),
         config,
         checkpoints=saves,
-        observe=lambda iteration: os.kill(os.getpid(), signal.SIGTERM) if iteration == 1 else None,
+        observe=lambda iteration: os.kill(os.getpid(), number) if iteration == 1 else None,
     )
-    before = signal.getsignal(signal.SIGTERM)
-    TrainLoop(config, parts).run()
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped:
+        TrainLoop(config, parts).run()
+    assert stopped.value.exit_code == 128 + number
     assert saves.at == [2]  # the signal came after iteration 1 had asked; iteration 2 sees it
-    assert "exiting after iteration 2: SIGTERM was received" in lines
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert f"exiting after iteration 2: {number.name} was received" in lines
+    assert signal.getsignal(number) is before
 
 
 def test_exit_duration_counts_minutes():

@@ -1,0 +1,108 @@
+"""Running commands that tests kill: training, extraction and generation on two ranks each, conversion in one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.runs import alive
+
+ROOT = Path(__file__).resolve().parents[1]
+VACE = ROOT / "examples/vace"
+
+
+@dataclass
+class Started:
+    """A command under way, in a session of its own."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    def wait_for(self, text: str, seconds: float = 240) -> None:
+        """Until a line with `text` was printed."""
+        deadline = time.monotonic() + seconds
+        while not any(text in line for line in list(self.lines)):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError("\n".join([f"no {text!r} was printed:", *self.lines]))
+            time.sleep(0.05)
+
+    @property
+    def tree(self) -> dict[int, str]:
+        """Process id → command line, of the command and of all that descend from it."""
+        found = {}
+        top = psutil.Process(self.process.pid)
+        for process in (top, *top.children(recursive=True)):
+            with suppress(psutil.Error):
+                found[process.pid] = " ".join(process.cmdline())
+        return found
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks."""
+        return [process.pid for process in psutil.Process(self.process.pid).children()]
+
+    def end(self, seconds: float = 60) -> int:
+        """Wait for the exit code, and for all that was printed."""
+        code = self.process.wait(seconds)
+        self._reader.join(10)
+        return code
+
+    @property
+    def said(self) -> str:
+        """All that was printed so far."""
+        return "\n".join(self.lines)
+
+
+def start(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> Started:
+    """Start a command with these variables more."""
+    return Started(
+        subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MINDSPEED_MM_DEVICE": "cpu", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    )
+
+
+def gone(pids: Sequence[int], seconds: float = 10.0) -> bool:
+    """Whether none of the processes is left after so many seconds; whatever is left is killed."""
+    left = alive(pids, seconds)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
+    return not left
+
+
+def train(root: Path, files: Mapping[str, str], **environment: str) -> Started:
+    """Training without an end on two ranks, each with a data worker; its second iteration is over."""
+    settings = {"NPUS_PER_NODE": "2", "TRAIN_ITERS": "1000000", "SAVE_INTERVAL": "1000000"}
+    paths = {"SAVE_PATH": str(root / "save"), "LOG_DIR": str(root / "logs"), "NUM_WORKERS": "1"}
+    run = start(["bash", str(VACE / "14B/pretrain_fsdp.sh")], root, {**files, **settings, **paths, **environment})
+    run.wait_for(" iteration        2/")
+    return run
+
+
+def convert(*arguments: str, cwd: Path = ROOT) -> Started:
+    """mm-convert with these arguments."""
+    return start([sys.executable, "-m", "checkpoint", *arguments], cwd, {})

@@ -10,7 +10,7 @@ from socket import if_nameindex
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 from megatron.mm import groups
 from mindspeed_mm.accelerator import Accelerator
@@ -46,7 +46,7 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
         dist.init_process_group(backend, timeout=timeout, device_id=device)
         return
     place, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.TCPStore(
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         size,

@@ -109,13 +109,13 @@ def test_an_error_on_the_ranks_is_one_line_too_and_the_script_fails(tiny: dict[s
     files = {**tiny, "MM_MODEL": str(tmp_path / "model.json"), "LOG_DIR": str(tmp_path / "logs")}
     ran = run("14B/pretrain_fsdp.sh", cwd=tmp_path, NPUS_PER_NODE="2", TRAIN_ITERS="3", **files)
     assert ran.returncode != 0
-    errors = [line for line in ran.stdout.splitlines() if "WeightsError" in line]
+    errors = [line for line in ran.stdout.splitlines() if "ConfigError" in line]
     assert len(errors) == 1
     assert "ffn" in errors[0]
     assert "Traceback" not in ran.stdout
     assert "Elapsed Time" not in ran.stdout
     (log,) = (tmp_path / "logs").iterdir()
-    assert log.read_text().count("WeightsError") == 2  # what every rank said
+    assert log.read_text().count("ConfigError") == 2  # what every rank said
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_a_number_of_the_scripts_is_checked_first(tmp_path: Path, name: str, val
 
 
 def test_a_leading_zero_is_no_octal_number() -> None:
-    ran = run("14B/pretrain_fsdp.sh", "--dry-run", NPUS_PER_NODE="08", CP="2")
+    ran = run("14B/pretrain_fsdp.sh", "--print-config", NPUS_PER_NODE="08", CP="2")
     assert ran.returncode == 0, ran.stderr
     assert '"world_size": 8' in ran.stdout
 

@@ -61,13 +61,15 @@ class Config(BaseModel):
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """A switch is no number, although Python counts True as 1; and no number is beyond what a run can use."""
-        annotation: Any = cls.model_fields[str(info.field_name)].annotation
+        field = cls.model_fields[str(info.field_name)]
+        annotation: Any = field.annotation
         kinds = _scalar_kinds(annotation)
+        is_bounded = any(hasattr(rule, "le") or hasattr(rule, "lt") for rule in field.metadata)
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, bool) and kinds & {int, float} and bool not in kinds:
                 raise ValueError(f"expected a number, got {str(item).lower()}")
-            if isinstance(item, float) and not math.isfinite(item):
-                continue  # refused by its own name
+            if is_bounded or (isinstance(item, float) and not math.isfinite(item)):
+                continue  # refused by a rule of its own
             if kinds & {int, float} and isinstance(item, (int, float)) and abs(item) > _LARGEST:
                 raise ValueError(f"expected a number of at most {_LARGEST}, got {str(item)[:40]}")
         return value

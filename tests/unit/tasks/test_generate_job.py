@@ -133,7 +133,7 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
         ({"solver": "ddim"}, [], "solver"),
         ({"preset": "wann"}, [], "preset"),
         ({"seed": -1}, [], "seed"),
-        ({"seed": 1 << 63}, [], "inference.json:seed: .*at most 9223372036854775807"),
+        ({"seed": 1 << 63}, [], "inference.json:seed: .*less than 9223372036854775808"),
         ({}, ["--context-scale", "nan"], "inference.json:context_scale.*finite"),
         ({}, ["--context-scale", "1,much"], "argument --context-scale: invalid numbers value: '1,much'"),
         ({}, ["--guidance-scale", "inf"], "inference.json:guidance_scale: .*finite"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.generation.config import decide
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
 from tests.tiny import tiny_transformer, write_official
 
@@ -20,9 +21,16 @@ def test_nan_validation_video_is_a_warning_and_no_file(tmp_path, caplog, monkeyp
     config = {
         "model": {"transformer": "unused while training", "vae": "tiny", "text_encoder": "tiny"},
         "output_path": str(tmp_path / "unused"),
-        "tasks": [{"prompt": "a red ball"}, {"prompt": "a cat", "shift": 1e-300, "name": "bad"}],
+        "tasks": [{"prompt": "a red ball"}, {"prompt": "a cat", "name": "bad"}],
         **sizes,
     }
+    # no config takes such a shift; it stands for any number that a step turns into NaN
+    monkeypatch.setattr(
+        "mindspeed_mm.tasks.jobs.generate.decide",
+        lambda request, **others: decide(request, **others).model_copy(
+            update={"shift": 1e-300} if request.name == "bad" else {}
+        ),
+    )
     (tmp_path / "inference.json").write_text(json.dumps(config))
     model = tiny_transformer().train()
     mesh = SimpleNamespace(world_size=1, cp_size=1)

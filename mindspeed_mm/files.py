@@ -98,7 +98,7 @@ def _path_problem(path: PathLike, problem: Exception) -> str:
         return "permission denied"
     if code == errno.ELOOP:
         return "a link that leads back to itself"
-    return f"cannot be read: {problem}"
+    return f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
 
 
 def _working_directory() -> str:

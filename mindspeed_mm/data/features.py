@@ -165,10 +165,9 @@ def _read_published(path: Path) -> FeatureRecord:
         damaged = (
             zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
         )  # torch does not look at the CRCs
-    except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
+    except Exception:  # torch raises many kinds for a damaged or foreign pickle
         raise DataError(
-            f"{path}: cannot be read as tensors: it is damaged or holds other objects ({type(error).__name__}); "
-            "extract it again"
+            f"{path}: cannot be read as tensors: it is damaged, or holds more than tensors; extract it again"
         ) from None
     if damaged is not None:
         raise DataError(f"{path}: {damaged} in it does not match its checksum; copy or extract the file again")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fuzz.cases import regressions
+from tests.fuzz.cases import draw, regressions
 from tests.fuzz.entries import ENTRIES
 from tests.fuzz.runner import Servers, Verdict
 
@@ -34,6 +34,12 @@ def test_sound_inputs_give_a_result(servers: Servers) -> None:
     for name in ENTRIES:
         assert servers.sound[name]["code"] == 0, servers.sound[name]["errors"]
         assert "digest" in servers.sound[name]["result"]
+
+
+@pytest.mark.timeout(60 + CASES)
+def test_damaged_inputs_are_refused_or_harmless(servers: Servers) -> None:
+    verdicts = servers.run(draw(servers.root / "world", CASES, SEED))
+    assert not faults(verdicts), faults(verdicts)
 
 
 def test_inputs_that_failed_once_are_handled(servers: Servers) -> None:

@@ -77,4 +77,8 @@ def why_not_loaded(error: BaseException) -> str:
         return "it ends too early"
     if isinstance(error, pickle.UnpicklingError | KeyError | IndexError | TypeError | AttributeError):
         return "its contents make no sense"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if "PytorchStreamReader" in text or "enforce fail" in text:
+        return "its zip archive is cut off or damaged"
     return first_line(error).rstrip(".")

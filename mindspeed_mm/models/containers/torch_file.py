@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -97,6 +98,16 @@ def _load(path: Path) -> Any:
     if path.exists() or path.is_symlink():
         regular_file(path, WeightsError)
     try:
+        return _torch_load(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file; a part of the checkpoint is missing, copy it too") from None
+    except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
+        raise WeightsError(f"{path}: {_why_not(path, error)}") from None
+
+
+def _torch_load(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's words about a foreign pickle: the error says it
         if not zipfile.is_zipfile(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             logger.info(
@@ -108,10 +119,6 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         with FakeTensorMode():
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file; a part of the checkpoint is missing, copy it too") from None
-    except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
-        raise WeightsError(f"{path}: {_why_not(path, error)}") from None
 
 
 def _why_not(path: Path, error: Exception) -> str:

@@ -75,6 +75,8 @@ def load_text_encoder(
     damaged or something else.
     """
     files, beside = _locate(Path(path))
+    for file in files:
+        regular_file(file, WeightsError)
     config = None if beside is None else checked_settings(beside.values, beside.path)
     tokenizer = Tokenizer(Path(tokenizer_path) if tokenizer_path else find_tokenizer(files[0]), text_len)
     state = read_tensors(files)

@@ -58,6 +58,17 @@ def test_alpha_is_the_mask_when_it_is_all_there_is(tmp_path, half):
     assert frames[1].min() == 255
 
 
+def test_a_flipped_bit_in_a_png_is_found(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[10:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    data = bytearray((tmp_path / "mask.png").read_bytes())
+    data[data.index(b"IDAT") + 7] ^= 4  # Pillow alone gives other pixels
+    (tmp_path / "mask.png").write_bytes(data)
+    with pytest.raises(DataError, match=r"mask\.png: cannot be read as an image"):
+        read_mask(tmp_path / "mask.png")
+
+
 def test_an_image_above_the_limit_is_refused_before_decoding(tmp_path, monkeypatch):
     Image.new("1", (13000, 13000)).save(tmp_path / "huge.png")
     assert (tmp_path / "huge.png").stat().st_size < 100_000

@@ -12,11 +12,12 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import MAX_DEPTH, ErrorType, PathLike, display_path, plain_problem, read_text
 
 _MAX_NODES = 1_000_000  # of a file with its aliases written out
+_MOST_BYTES = 256 << 10  # seconds of parsing; the shipped files have one kilobyte
 
 
 def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
     """The contents of a YAML file as JSON would have them: a date and `1:30` are texts, `1e-4` is a number. Raises `error`."""
-    text, where = read_text(path, error), display_path(path)
+    text, where = read_text(path, error, max_bytes=_MOST_BYTES), display_path(path)
     try:
         loader = _yaml_loader()(text)
         try:

@@ -55,6 +55,10 @@ def open_clip(path: Path) -> tuple[Any, Any]:
     try:
         _refuse_still(path, container)
         stream = _choose_stream(path, container)
+        if stream.codec_context is None:
+            raise DataError(
+                f"{display_path(path)}: its video stream has a codec that FFmpeg does not know; is it damaged?"
+            )
         check_pixels(path, stream.codec_context.width or 0, stream.codec_context.height or 0)
     except BaseException:
         container.close()

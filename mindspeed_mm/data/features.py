@@ -235,6 +235,8 @@ def _checked(path: Path, record: FeatureRecord) -> FeatureRecord:
         if not tensor.is_floating_point():
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise DataError(f"{path}: {name} is {dtype}, expected bfloat16, float16 or float32; extract it again")
+        if not tensor.isfinite().all():
+            raise DataError(f"{path}: {name} has values that are NaN or infinite; extract it again")
     _check_shapes(path, latents.shape, context.shape, [prompt.shape for prompt in record.prompt_embeds])
     return record
 

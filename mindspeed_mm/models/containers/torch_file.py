@@ -27,11 +27,15 @@ logger = get_logger(__name__)
 SEPARATOR = "\x00"  # joins the keys of nested dicts; no key holds it
 
 
+def _kind_of(value: Any) -> str:
+    return "nothing (None)" if value is None else f"a {type(value).__name__}"
+
+
 def read_torch(path: Path) -> dict[str, Any]:
     """The dict in a file, with a TensorFile in place of every tensor. Raises WeightsError when it cannot be loaded safely."""
     state = _load(path)
     if not isinstance(state, dict):
-        raise WeightsError(f"{path}: holds a {type(state).__name__}; a dict of weights is wanted")
+        raise WeightsError(f"{path}: expected a dict of weights, got {_kind_of(state)}")
     checks = _checks(path)
     return {key: _describe(path, value, 0, checks) for key, value in state.items() if isinstance(key, str)}
 

@@ -159,6 +159,14 @@ def test_a_damaged_pt_is_refused(tmp_path, damage):
         read_feature(path)
 
 
+def test_a_feature_with_nan_is_refused(tmp_path):
+    latents = torch.zeros(16, 3, 4, 6)
+    latents[0, 1, 2, 3] = float("nan")
+    published(tmp_path / "a.pt", video=latents)
+    with pytest.raises(DataError, match=r"a\.pt: video has values that are NaN"):
+        read_feature(tmp_path / "a.pt")
+
+
 class Forged:
     def __reduce__(self):
         return (exec, ("raise SystemExit('code ran')",))

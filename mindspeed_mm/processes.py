@@ -50,7 +50,7 @@ class _State:
     signal: int = 0  # the first stop signal that the main thread took; 0 = none
     forked_by_main: bool = True  # whether the main thread of the parent forked this process
     deferred: int = 0  # how many `deferred` blocks the main thread is in
-    reading: dict[int, tuple[str, float]] = field(default_factory=dict)  # thread → what it reads, since when
+    reading: dict[int, tuple[object, float]] = field(default_factory=dict)  # thread → what it reads, since when
 
 
 _STATE = _State()
@@ -83,7 +83,7 @@ def reading(name: object) -> Iterator[None]:
     """What this thread reads: named when it does not come back after a signal."""
     thread = threading.get_ident()
     before = _STATE.reading.get(thread)
-    _STATE.reading[thread] = (str(name), time.monotonic())
+    _STATE.reading[thread] = (name, time.monotonic())
     try:
         yield
     finally:

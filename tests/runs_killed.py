@@ -103,6 +103,32 @@ def train(root: Path, files: Mapping[str, str], **environment: str) -> Started:
     return run
 
 
-def convert(*arguments: str, cwd: Path = ROOT) -> Started:
-    """mm-convert with these arguments."""
-    return start([sys.executable, "-m", "checkpoint", *arguments], cwd, {})
+def generate(root: Path, config: Path, ranks: int = 2) -> Started:
+    """Generation on `ranks` processes, or without a launcher for 0; it denoises."""
+    arguments = [str(config), "--output-path", str(root / "out")]
+    if ranks:
+        environment = {"NPUS_PER_NODE": str(ranks), "LOG_DIR": str(root / "logs")}
+        run = start(["bash", str(VACE / "inference/generate.sh"), *arguments], root, environment)
+    else:
+        run = start([sys.executable, str(VACE / "inference/Wan-VACE-Inference.py"), *arguments], root, {})
+    run.wait_for("denoising")
+    return run
+
+
+def extract(root: Path, ranks: int = 2) -> Started:
+    """Extraction of `make_job`'s files on `ranks` processes, each with a reading process; two features are written."""
+    environment = {
+        "MM_DATA": str(root / "data.json"),
+        "MM_MODEL": str(root / "model.json"),
+        "LOG_DIR": str(root / "logs"),
+        "NPUS_PER_NODE": str(ranks),
+        "NUM_WORKERS": "1",
+    }
+    script = VACE / "feature_extract/feature_extraction.sh"
+    run = start(["bash", str(script), "--save-path", str(root / "out")], ROOT, environment)
+    deadline = time.monotonic() + 240
+    while len(list(root.glob("out/features/*.safetensors"))) < 2:
+        if run.process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(run.said)
+        time.sleep(0.05)
+    return run

@@ -2,6 +2,7 @@
 # What the training and extraction scripts share. A script sets its arrays, then calls `train`. Sourced, never run by itself.
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+source "$REPOSITORY/scripts/numbers.sh"
 
 # Ascend's environment, where it is installed.
 ASCEND_ENV=${ASCEND_ENV:-/usr/local/Ascend/cann/set_env.sh}
@@ -26,17 +27,6 @@ fi
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-2} # FSDP2 overlaps only with more than 1
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
-
-# whole NAME LEAST: NAME holds a whole number from LEAST up, or the script ends. Before any arithmetic: bash would run what stands
-# in brackets there, and take 08 for an octal number.
-whole() {
-    local value=${!1}
-    if [[ ! $value =~ ^[0-9]{1,9}$ ]] || ((10#$value < $2)); then
-        echo "$1='$value': expected a whole number from $2 up" >&2
-        exit 1
-    fi
-    printf -v "$1" %d "$((10#$value))"
-}
 
 # Where the ranks are.
 NPUS_PER_NODE=${NPUS_PER_NODE:-8}

@@ -8,6 +8,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/environment.sh
+source scripts/numbers.sh
 environment_ready
 
 TINY=examples/vace/tiny
@@ -16,6 +17,7 @@ RANKS=${NPUS_PER_NODE:-2}       # processes that extract, train and generate
 ITERATIONS=${TRAIN_ITERS:-360}  # of training
 CLIPS=${CLIPS:-25}              # scenes to train on, of each kind; of inpainting four times as many
 SCENES=${SCENES:-2}             # held-out scenes of each kind to generate from
+for name in RANKS ITERATIONS CLIPS SCENES; do whole "$name" 1; done
 STEPS=8
 STARTED=$SECONDS
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -44,16 +46,11 @@ run() {
     printf '      %d s\n' $((SECONDS - began))
 }
 
-# A port that nobody listens on, so that two runs on one machine do not meet.
-free_port() {
-    python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); import sys; sys.stdout.write(str(s.getsockname()[1]))'
-}
-
 # generate JSON FOLDER [FLAG...]: every process makes videos of its own.
 generate() {
     local json=$1 folder=$2
     shift 2
-    run 0 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs \
+    run 0 NPUS_PER_NODE="$RANKS" LOG_DIR=$OUT/logs \
         bash examples/vace/inference/generate.sh $OUT/heldout/"$json" --data-parallel --output-path $OUT/"$folder" "$@"
 }
 
@@ -65,12 +62,12 @@ step "Convert the text-to-video trunk to MindSpeed-MM's format"
 run 1 mm-convert VACEConverter hf_to_mm --cfg.source_path $TINY/weights/t2v --cfg.target_path $OUT/weights/t2v-mm
 
 step "Extract features on $RANKS processes: latents, conditions, prompt embeddings"
-run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" NUM_WORKERS=1 LOG_DIR=$OUT/logs \
+run 2 NPUS_PER_NODE="$RANKS" NUM_WORKERS=1 LOG_DIR=$OUT/logs \
     MM_DATA=$TINY/data.json MM_MODEL=$TINY/model.json MM_TOOL=$TINY/tools.json \
     bash examples/vace/feature_extract/feature_extraction.sh
 
 step "Train the VACE branch for $ITERATIONS iterations on $RANKS processes with FSDP2"
-run 2 NPUS_PER_NODE="$RANKS" MASTER_PORT="$(free_port)" LOG_DIR=$OUT/logs MBS=$((16 / RANKS)) NUM_WORKERS=0 LR=8e-3 \
+run 2 NPUS_PER_NODE="$RANKS" LOG_DIR=$OUT/logs MBS=$((16 / RANKS)) NUM_WORKERS=0 LR=8e-3 \
     MM_DATA=$TINY/feature_data.json MM_MODEL=$TINY/pretrain_model.json FSDP2_CONFIG=$TINY/fsdp2_config.yaml \
     SAVE_PATH=$OUT/save TRAIN_ITERS="$ITERATIONS" SAVE_INTERVAL="$ITERATIONS" LOG_INTERVAL=10 \
     bash examples/vace/1.3B/pretrain_fsdp.sh --optimizer muon --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 10 --adam-eps 1e-8

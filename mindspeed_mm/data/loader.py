@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mindspeed_mm.data.config import LoaderConfig
 from mindspeed_mm.data.sample import Batch, FeatureRecord
 from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.processes import reading
 
 
 class FeatureSource(Protocol):
@@ -112,6 +114,30 @@ class RankSampler(Sampler[list[Draw]]):
             index += self.dp_size
 
 
+class _Noted(Sampler[list[Draw]]):
+    """A sampler that notes what it gives out."""
+
+    def __init__(self, sampler: RankSampler, given: deque[list[Draw]]) -> None:
+        self.sampler, self.given = sampler, given
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for draws in self.sampler:
+            self.given.append(draws)
+            yield draws
+
+
+class _Names:
+    """The files of the batch that is awaited, found out only when they are printed."""
+
+    def __init__(self, source: FeatureSource, requested: deque[list[Draw]]) -> None:
+        self.source, self.requested = source, requested
+
+    def __str__(self) -> str:
+        draws = self.requested[0] if self.requested else []
+        path = getattr(self.source, "path", None)  # a dataset of another package need not have it
+        return ", ".join(str(path(draw.record)) if path else f"record {draw.record}" for draw in draws) or "a batch"
+
+
 class _Keyed(Dataset[Any]):
     """The dataset, asked with a Draw. A bad file comes back as a value: a worker process would wrap it in a traceback."""
 
@@ -196,15 +222,20 @@ class TrainLoader:
     def batches(self, consumed_samples: int = 0) -> Iterator[Batch]:
         """Micro-batches from `consumed_samples` on. Raises DataError naming the file that cannot be read."""
         sampler = RankSampler(self.order, dp_rank=self.dp_rank, dp_size=self.dp_size, consumed_samples=consumed_samples)
+        requested: deque[list[Draw]] = deque()  # batches that were requested and have not come
         loader = DataLoader(
             _Keyed(self.source),
-            batch_sampler=sampler,
+            batch_sampler=_Noted(sampler, requested),
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             prefetch_factor=2 if self.num_workers else None,
         )
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            with reading(_Names(self.source, requested)):
+                batch = next(batches)
+            requested.popleft()
             if isinstance(batch, MindSpeedMMError):
                 raise batch
             yield batch

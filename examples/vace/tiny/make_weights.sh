@@ -7,6 +7,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 source scripts/environment.sh
+source scripts/numbers.sh
 environment_ready
 
 MAKE=examples/vace/tiny/make
@@ -15,6 +16,7 @@ RANKS=${NPUS_PER_NODE:-2}
 TRUNK_ITERS=${TRUNK_ITERS:-1000}
 VACE_ITERS=${VACE_ITERS:-1900}
 BRANCH_ITERS=${BRANCH_ITERS:-300}
+for name in RANKS TRUNK_ITERS VACE_ITERS BRANCH_ITERS; do whole "$name" 1; done
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # pretrain NAME ITERATIONS: trains make/pretrain_NAME.json, and writes the result in the official format to $OUT/NAME.

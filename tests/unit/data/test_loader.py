@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mindspeed_mm import processes
 from mindspeed_mm.data.config import LoaderConfig
 from mindspeed_mm.data.loader import Collate, RankSampler, SampleOrder, TrainLoader
 from mindspeed_mm.data.sample import Batch, FeatureRecord
@@ -157,3 +158,25 @@ def test_a_batch_moves_as_a_whole():
     assert isinstance(moved, Batch)
     assert {t.device.type for t in vars(moved).values() if isinstance(t, torch.Tensor)} == {"meta"}
     assert moved.keys == batch.keys
+
+
+def test_a_batch_that_is_awaited_names_its_files():
+    seen = []
+
+    class Watched(type(random_records(0))):
+        def path(self, index):
+            return f"clip{index}.safetensors"
+
+        def __getitem__(self, index):
+            seen.extend(str(what) for what, _ in processes._STATE.reading.values())
+            return super().__getitem__(index)
+
+    source, config = Watched(random_records(4)), LoaderConfig(shuffle=False)
+    batches = TrainLoader(source, config, Collate(seed=0), micro_batch_size=2, seed=0).batches()
+    next(batches)
+    next(batches)
+    assert list(dict.fromkeys(seen)) == [
+        "clip0.safetensors, clip1.safetensors",
+        "clip2.safetensors, clip3.safetensors",
+    ]
+    assert not processes._STATE.reading

@@ -104,8 +104,7 @@ def test_videos_that_were_finished_stay_when_a_process_fails(config):
     out, prompts = config.parent / "stopped", config.parent / "four.jsonl"
     names = ("one", "two", "three", "four")
     prompts.write_text("\n".join(json.dumps({"name": name, "prompt": name}) for name in names))
-    out.mkdir()
-    (out / "four").write_text("in the way")
+    (out / "four" / "latents.safetensors").mkdir(parents=True)  # in the way
     ran = torchrun(config, "--prompts-file", prompts, "--data-parallel", "--output-path", out)
     assert ran.returncode == 1
     assert re.search(r"^\[rank 1\] .*stopped/four", ran.stderr, re.MULTILINE)

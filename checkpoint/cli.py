@@ -33,6 +33,7 @@ class OneLineParser(ArgumentParser):
         """Raises ConfigError: what was wrong, and the nearest flag or word that is known."""
         command = " ".join(word for word in self.prog.split() if word != "[options]")
         text = " ".join(message.split()).replace('Parser key "', '"--')
+        text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
         unknown = _UNKNOWN.search(text)
         near = did_you_mean(unknown[1] or unknown[2], self._known()) if unknown else ""
         raise ConfigError(f"{command}: {text[:300]}{near}; see {command} --help")

@@ -288,6 +288,7 @@ def test_the_folder_of_a_training_run_is_not_overwritten(
         (["VACEConverter", "hf_to_mm", "--cfg.source_path", "x", "--cfg.target_path", "y", "--cfg.dtype", "f"], "bf16"),
         (["VACEConverter", "hf_to_mm", "--cfg", "nowhere.yaml"], "nowhere.yaml"),
         (["VACEConverter", "hf_to_mm", "--config=--"], "--config"),
+        (["VACEConverter", "hf_to_mm", "--cfg.target_parallel_config.pp_layers=="], "Expected a list"),
     ],
 )
 def test_what_is_wrong_on_the_command_line_is_one_line(

@@ -49,7 +49,7 @@ INFERENCE = {
     "negative_prompt": "dark",
     "output_path": "videos",
     "height": 48,
-    "width": 48,  # of 32 and 64 pixels x264 writes other bytes now and then: its mbtree, not this code
+    "width": 48,
     "num_frames": 5,
     "fps": 16.0,
     "steps": 2,

@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from mindspeed_mm.data.probe import probe
@@ -141,13 +140,9 @@ def _video_files(folder: Path) -> Digest:
 
 
 def _made(folder: Path) -> Digest:
-    """Latents and sheets: of small frames x264 writes other bytes now and then (its mbtree)."""
+    """Latents and frame counts: of small frames x264 writes other bytes now and then (its mbtree)."""
     latents = {str(path.parent.name): tensors(load_file(path)) for path in sorted(folder.glob("*/latents.safetensors"))}
-    return (
-        latents
-        | {path.name: hash(Image.open(path).tobytes()) for path in sorted(folder.glob("*.png"))}
-        | _video_files(folder)
-    )
+    return latents | _video_files(folder)
 
 
 def _converted(folder: Path) -> Digest:

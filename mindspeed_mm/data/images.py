@@ -126,7 +126,7 @@ def _enable_heic(path: Path) -> None:
         import pillow_heif
     except ImportError:
         raise DataError(
-            f"{display_path(path)}: a HEIC image; to read it: pip install 'mindspeed-mm-vace[heic]', or convert it to JPEG"
+            f"{display_path(path)}: a HEIC image; to read it: pip install pillow-heif, or convert it to JPEG"
         ) from None
     pillow_heif.register_heif_opener()
 

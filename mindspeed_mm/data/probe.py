@@ -140,7 +140,9 @@ def _look(path: Path) -> ClipInfo:
     container, stream = open_clip(path)
     with container:
         _check_length(path, stream)
-        table = None if _is_indexed(stream) else list_frames(container, stream)
+        if _is_indexed(stream):
+            return _describe(path, container, stream, None)
+        table = list_frames(container, stream)
     # opened again where packets were read: raw streams cannot seek
     container, stream = open_clip(path)
     with container:

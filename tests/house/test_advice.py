@@ -25,7 +25,7 @@ from mindspeed_mm.tools.inspect_samples import InspectConfig
 ROOT = Path(__file__).resolve().parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*(?:\.\w+)*")
 PATH = re.compile(r"\b(?:examples|docs|scripts|tests)/[\w./-]*\w|\b[\w-]+\.sh\b")
-COMMAND = re.compile(r"\bmm-[a-z]+\b")
+COMMAND = re.compile(r"(?<![\w-])mm-[a-z]+\b")
 KEY = re.compile(
     r"\b(?:predictor|vace_dit|dataset_param|basic_parameters|tokenizer_config|ae|diffusion|model)(?:\.[a-z_]+)+"
 )

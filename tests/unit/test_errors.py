@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from mindspeed_mm import errors
-from mindspeed_mm.errors import ConfigError, DataError, LaunchError, MindSpeedMMError, TrainingError, WeightsError
+from mindspeed_mm.errors import (
+    ConfigError,
+    DataError,
+    LaunchError,
+    MindSpeedMMError,
+    NonFiniteError,
+    TrainingError,
+    WeightsError,
+)
 from mindspeed_mm.log import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,13 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_error_of_the_module_hangs_under_the_one_root_and_stands_in_the_picture() -> None:
     drawn = errors.__doc__ or ""
     classes = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, Exception)]
-    assert {MindSpeedMMError, ConfigError, DataError, WeightsError, LaunchError, TrainingError} == set(classes)
+    kinds = {ConfigError, DataError, WeightsError, LaunchError, NonFiniteError, TrainingError}
+    assert {MindSpeedMMError, *kinds} == set(classes)
     for item in classes:
         assert issubclass(item, MindSpeedMMError)
         assert item.__name__ in drawn
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError, LaunchError, TrainingError])
+@pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError, LaunchError, NonFiniteError, TrainingError])
 def test_a_command_ends_in_one_line_and_exit_code_1(kind: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
     @one_line_errors
     def main() -> None:

@@ -1,12 +1,18 @@
 """Tests that compare with classes which only newer diffusers has are left out without them, aloud."""
 
 import os
+import signal
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 # As tests/run.sh has it, for a pytest of one's own: sums in another order fail bounds that hold for one thread. Before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A background job or nohup leaves these ignored, for every command that a test starts, too. Tests of signals need them.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 _NEEDS_WAN_VACE = [
     "examples/test_benchmarks.py",

@@ -119,5 +119,5 @@ def test_statistics_of_another_vae_stand_in_a_json_of_the_same_name(oracle, vide
 
 def test_a_file_of_something_else_is_named(tmp_path):
     torch.save({"weight": torch.ones(1)}, path := tmp_path / VAE_FILE)
-    with pytest.raises(WeightsError, match="holds no Wan VAE"):
+    with pytest.raises(WeightsError, match="expected a Wan VAE"):
         load_vae(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -19,7 +20,7 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.dtype.itemsize == 1:  # fp8 has no arithmetic of its own
         tensor = tensor.to(torch.float32)
-    if torch.isfinite(tensor.sum()):
+    if math.isfinite(tensor.sum().item()):
         return True
     return bool(torch.isfinite(tensor).all())
 

@@ -25,7 +25,7 @@ class FromModule:
     """A whole model as a source of weights, without files."""
 
     def __init__(self, module):
-        self.state, self.config = module.state_dict(), module.config
+        self.state, self.config, self.path = module.state_dict(), module.config, Path("memory")
 
     def read(self, name):
         return self.state[name]
@@ -94,6 +94,7 @@ def test_the_command_writes_one_set_of_files_and_the_same_latents(world, tmp_pat
             world.run(processes, generate, str(config))
         found[name] = read_latents(tmp_path / name / "video1" / "latents.safetensors")[0]
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            "job.json",
             "video1",
             "video1.json",
             "video1.mp4",

@@ -118,14 +118,12 @@ def test_generate_sh_makes_a_video_on_two_processes_and_says_how_long_it_takes(t
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["--transformer", "vae.pth"], r"\[rank 0\] WeightsError: .*expected a Wan or VACE transformer, got a VAE"),
+        (["--transformer", "vae.pth"], r"\[rank \d\] WeightsError: .*expected a Wan or VACE transformer, got a VAE"),
         (["--video-path", "torn.mp4"], r"\[rank 0\] DataError: video1: .*torn\.mp4"),
-        (["--cfg-parallel", "on", "--context-parallel-size", "2"], r"\[rank 0\] ConfigError: 2 process"),
+        (["--cfg-parallel", "on", "--context-parallel-size", "2"], r"\[rank \d\] ConfigError: 2 process"),
     ],
 )
-def test_what_the_processes_refuse_is_one_line_without_torchruns_report(
-    tiny: Path, arguments: list[str], wanted: str
-) -> None:
+def test_error_of_a_process_is_one_line(tiny: Path, arguments: list[str], wanted: str) -> None:
     shutil.copy(ROOT / "examples/vace/tiny/weights/Wan2.1_VAE.pth", tiny.parent / "vae.pth")
     (tiny.parent / "torn.mp4").write_bytes(b"no video at all")
     ran = generate("inference.json", *arguments, cwd=tiny.parent)
@@ -136,7 +134,7 @@ def test_what_the_processes_refuse_is_one_line_without_torchruns_report(
     assert "torch/distributed" not in ran.stdout
     assert not (tiny.parent / "out").exists()
     (log,) = (tiny.parent / "logs").iterdir()
-    assert "ChildFailedError" in log.read_text()
+    assert line in log.read_text()
 
 
 def test_what_can_be_known_before_is_said_before_anything_starts(tiny: Path) -> None:

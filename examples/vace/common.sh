@@ -2,7 +2,7 @@
 # What the training and extraction scripts share. A script sets its arrays, then calls `train`. Sourced, never run by itself.
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-source "$REPOSITORY/scripts/numbers.sh"
+source "$REPOSITORY/examples/vace/numbers.sh"
 
 # Ascend's environment, where it is installed.
 ASCEND_ENV=${ASCEND_ENV:-/usr/local/Ascend/cann/set_env.sh}

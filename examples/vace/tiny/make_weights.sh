@@ -7,7 +7,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 source scripts/environment.sh
-source scripts/numbers.sh
+source examples/vace/numbers.sh
 environment_ready
 
 MAKE=examples/vace/tiny/make

@@ -1,7 +1,6 @@
 """A whole training job gives the same numbers on any number of ranks."""
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -96,8 +95,8 @@ def test_a_bad_sample_stops_every_rank_alike_and_is_named(world, tmp_path):
 
     environment = make_run(tmp_path / "poisoned")
     records = random_records(6, ((3, 4, 6), (2, 6, 4)))
-    records[3].latents.fill_(math.nan)
-    assert torch.isnan(records[3].latents).all()
+    records[3].latents.fill_(3e38)  # finite, so that the reader takes it; its loss is not
+    assert torch.isfinite(records[3].latents).all()
     write_features(tmp_path / "poisoned" / "features of a run", records)
     rows = world.run(2, train_job, arguments(environment, global_batch_size=2, train_iters=3))[-1]
     assert [row["stepped"] for row in rows].count(0.0) == 1  # six clips, three iterations: each is seen once

@@ -117,7 +117,7 @@ def scalar_document(rng: Random, path: Path) -> None:
 
 
 def _replace_one(rng: Random, path: Path, raw: str) -> tuple[Any, Any]:
-    """One value replaced by other JSON. → its key (that of the list it stands in) and what it was."""
+    """One value replaced by other JSON. → its key (that of the list around it) and what it was."""
     values, dump = _load(path)
     owner, key, name = rng.choice(list(_places(values)))
     before, owner[key] = owner[key], _HOLE

@@ -72,7 +72,7 @@ def double_tensor(rng: Random, path: Path) -> None:
 
 
 def _edited(rng: Random, path: Path, edit: Callable[[Tensors, str], None]) -> None:
-    """One tensor edited, the file written anew with right checksums."""
+    """One tensor edited, the file written again with matching checksums."""
     if path.suffix == ".safetensors":
         header, _ = _header(path)
         tensors = load_file(path)

@@ -34,6 +34,7 @@ PATIENCE = 4.5  # heartbeats that a process on another machine may miss
 SETTLE = 0.2  # seconds until two that took a lock at once can read who has it
 FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file belongs to nobody
 NAME_BYTES = 255  # longest file name
+_ENDING = 3  # seconds in which a killed process's files are closed
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _TEMPORARY = re.compile(r"\..+\.(\d+)-(\d+)-([0-9a-f]{8})\.tmp")
 _FORMER = re.compile(r"\..+\.(\d+)\.tmp")  # of earlier versions
@@ -139,6 +140,11 @@ def _take(folder: Path, choose: str) -> int:
                 os.close(handle)
                 continue
             before = _holder_in(handle, written=locked is False)
+            for _ in range(_ENDING):  # threads of a killed process hold its files a moment longer than it lives
+                if locked is not False or before is not None:
+                    break
+                locked = _try_lock(handle)
+                before = _holder_in(handle, written=locked is False)
             if _is_held(handle, before, locked):
                 raise LaunchError(_refusal(folder, before, choose))
             _write(handle, Holder.this_process(), settle=locked is None)

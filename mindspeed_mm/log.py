@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import sys
@@ -15,9 +16,7 @@ from mindspeed_mm.processes import LAUNCHER, Stopped, die_at_exit, handling_sign
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# Under torchrun, an error that all ranks share is said by a machine's first one: when it ends, torchrun ends the others
-# in this time. Our launcher needs no rank to wait: it shows one error of all.
-FIRST_SPEAKS = 10.0  # seconds
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # what torchrun reads to report the first failing rank
 
 
 def rank() -> int:
@@ -117,15 +116,29 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
         except MindSpeedMMError as error:
             if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
-            # as text: these may be what is wrong
-            waits = LAUNCHER not in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
-            time.sleep(FIRST_SPEAKS if waits else 0.0)
-            where = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-            sys.stderr.write(f"{where}{type(error).__name__}: {' '.join(str(error).split())}\n")
-            sys.stderr.flush()
+            line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            # Ranks of one machine mostly fail alike: under torchrun the first prints, and torchrun reports the rest.
+            # Compared as text, because these variables may be what is wrong.
+            if not _leave_to_torchrun(line) or os.environ.get("LOCAL_RANK", "0") == "0":
+                where = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+                sys.stderr.write(f"{where}{line}\n")
+                sys.stderr.flush()
             raise SystemExit(1) from None
 
     return command
+
+
+def _leave_to_torchrun(line: str) -> bool:
+    """Write torchrun's error file, in the format of torch's `@record`; False without one, as under our launcher."""
+    if LAUNCHER in os.environ or not os.environ.get(_ERROR_FILE):
+        return False
+    extra = {"timestamp": str(int(time.time()))}  # without `py_callstack`, torchrun reports the message itself
+    try:
+        with open(os.environ[_ERROR_FILE], "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": line, "extraInfo": extra}}, file)
+    except OSError:
+        return False
+    return True
 
 
 def terminal() -> TextIO | None:

@@ -251,8 +251,10 @@ def _end_with(parent: int) -> None:
 def _watch(wake: int, over: threading.Event, parent: int) -> None:
     """The thread that sees a signal, or the end of the parent, while the main thread is in C code."""
     first, since = 0, 0.0
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(wake, select.POLLIN)
     while not over.is_set():
-        arrived, _, _ = select.select([wake], [], [], 1.0)
+        arrived = poll.poll(1000)
         if parent and os.getppid() != parent:
             os._exit(1)
         if arrived:

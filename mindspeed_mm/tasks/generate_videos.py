@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,9 +33,8 @@ from mindspeed_mm.generation.writer import (
     write_latents,
     write_outcome,
 )
-from mindspeed_mm.log import FIRST_SPEAKS, get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
-from mindspeed_mm.processes import LAUNCHER
 from mindspeed_mm.progress import Progress
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 from mindspeed_mm.tasks.summary import write_job
@@ -83,8 +80,6 @@ def wait_for_the_others() -> None:
     try:
         dist.barrier()
     except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
-        if LAUNCHER not in os.environ:  # which shows the first error of all
-            time.sleep(2 * FIRST_SPEAKS)  # the one that failed says why in this time, and torchrun ends this one
         raise LaunchError(
             f"process {rank()} made its videos, but another failed; look for the first error in the log"
         ) from error

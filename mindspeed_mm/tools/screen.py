@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 _ERROR = re.compile(r"\[rank (\d+)\] [A-Za-z.]*Error: ")
 _FOLLOWS = re.compile(r" lost the others in |, but another failed; ")
+_BROKEN = re.compile(r"gloo/transport|NCCL|HCCL|[Cc]onnection (closed|reset|was closed)|Broken pipe|TCPStore")
 _PREFIX = re.compile(r"^\[rank\d+\]:\s?")  # of torch's own hook
 _NOISE = re.compile(r"\[rank\d+\]:\[[WE]\d|\[[WE]\d{3,} |frame #\d+: |terminate called after|Exception raised from ")
 _STOPPED = re.compile(r"stopped by SIG|exiting after iteration ")
@@ -86,7 +87,8 @@ class Screen:
             self._fail(Failure(False, rank, _killed(rank, -code, self._log)))
         elif block is not None and not self.stopping:
             last = _PREFIX.sub("", block.lines[-1])
-            self._fail(Failure(False, rank, f"[rank {rank}] {last}; the traceback is in {self._log}"))
+            is_lost = _BROKEN.search(last) is not None  # a broken connection mostly follows from another rank's end
+            self._fail(Failure(is_lost, rank, f"[rank {rank}] {last}; the traceback is in {self._log}"))
         elif not (self.stopping and code > 128):
             self._fail(Failure(True, rank, f"rank {rank} ended with exit code {code}; see {self._log}"))
 

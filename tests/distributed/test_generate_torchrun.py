@@ -107,7 +107,7 @@ def test_videos_that_were_finished_stay_when_a_process_fails(config):
     (out / "four" / "latents.safetensors").mkdir(parents=True)  # in the way
     ran = torchrun(config, "--prompts-file", prompts, "--data-parallel", "--output-path", out)
     assert ran.returncode == 1
-    assert re.search(r"^\[rank 1\] .*stopped/four", ran.stderr, re.MULTILINE)
+    assert re.search(r"Error: .*stopped/four", ran.stderr)  # in torchrun's report
     assert "mindspeed_mm/" not in ran.stderr  # no traceback of ours
     left = {path.name for path in out.iterdir()}
     assert {"two", "two.json", "two.mp4", "two.png", "four"} <= left

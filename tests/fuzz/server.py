@@ -49,8 +49,6 @@ def main() -> None:
     torch.set_num_threads(1)
     extract: Any = import_module("mindspeed_mm.tasks.extract")
     extract.check_manifest = partial(extract.check_manifest, workers=0)  # no processes: the limits are this one's
-    log: Any = import_module("mindspeed_mm.log")
-    log.FIRST_SPEAKS = 0.0  # other ranks wait before they speak: there are none
     world = root / "world"
     if not world.exists():
         _wait(_fork(partial(_make_world, root)), 600)

@@ -99,6 +99,18 @@ def test_a_killed_rank_is_one_line(number: signal.Signals, hint: str) -> None:
     assert hint in line
 
 
+def test_broken_connection_yields_to_the_killed_rank() -> None:
+    view, shown, _ = screen()
+    broken = "RuntimeError: [gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"
+    for line in (*TRACEBACK[:-1], broken):
+        view.line(0, line)
+    view.ended(0, 1)
+    view.ended(1, -signal.SIGKILL)
+    view.tick(final=True)
+    (line,) = shown
+    assert line.startswith("rank 1 was killed by SIGKILL")
+
+
 def test_a_rank_that_ends_without_a_word_names_its_exit_code() -> None:
     view, shown, _ = screen()
     view.ended(2, 7)

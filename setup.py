@@ -8,6 +8,7 @@ REQUIRES = [
     "diffusers>=0.33.1",
     "transformers>=4.51",
     "safetensors>=0.4.5",
+    "isal>=1.7",
     "numpy>=1.26",
     "einops>=0.8",
     "pydantic>=2.8",

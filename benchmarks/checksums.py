@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from mindspeed_mm.data.packed import read_packed, write_packed
 from mindspeed_mm.models.containers.checksums import verifying
-from mindspeed_mm.models.containers.tensors import TensorFile
-from mindspeed_mm.models.containers.torch_file import read_torch
+from mindspeed_mm.models.loading import fill, read_tensors
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
 
 
@@ -53,7 +54,8 @@ def measure(
     """Seconds of saving and loading, with and without."""
     place = folder / "iter_0000001"
     target = {"model": {name: torch.zeros_like(value) for name, value in state["model"].items()}}
-    torch.save(state, folder / "x.pth")
+    weights = state["model"]
+    torch.save(weights, folder / "x.pth")
 
     def save(on: bool) -> None:
         shutil.rmtree(place, ignore_errors=True)
@@ -64,13 +66,20 @@ def measure(
             dcp.load(target, storage_reader=IndexReader(place), planner=TensorPlanner(), no_dist=True)
 
     def read(on: bool) -> None:
+        """As the text encoder is loaded: fp32 or bf16 in the file, bf16 in the model."""
+        with torch.device("meta"):
+            model = nn.ParameterDict({name: nn.Parameter(torch.empty_like(value)) for name, value in weights.items()})
         with verifying(on):
-            for name, tensor in read_torch(folder / "x.pth")["model"].items():
-                assert isinstance(tensor, TensorFile)
-                target["model"][name].copy_(tensor.read())
+            fill(model, read_tensors([folder / "x.pth"]), folder / "x.pth", torch.bfloat16)
+
+    feature = folder / "feature.safetensors"  # of 81 frames at 832x480: latents and context, in bf16
+    write_packed(feature, {"latents": torch.randn(112, 21, 60, 104, dtype=torch.bfloat16)}, {})
+
+    def read_feature(on: bool) -> None:
+        read_packed(feature, ["latents"], verify=on)["latents"].clone()
 
     save(True)
-    found = {"save": save, "load": load, "read .pth": read}
+    found = {"save": save, "load": load, "load .pth into a model": read, "read a feature": read_feature}
     return {name: compare(work, rounds, clock) for name, work in found.items()}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path, read_safetensors_header
 
@@ -100,13 +100,13 @@ def _end(path: Path, header: Any) -> int:
 
 def _crc_of(tensor: Tensor) -> str:
     if tensor.numel() == 0:
-        return f"{zlib.crc32(b''):08x}"
-    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data):08x}"
+        return f"{crc32(b''):08x}"
+    return f"{crc32(tensor.reshape(-1).view(torch.uint8).numpy().data):08x}"
 
 
 def _crc_of_header(header: Mapping[str, Any]) -> str:
     metadata = {key: value for key, value in header["__metadata__"].items() if key != _CRC}
-    return f"{zlib.crc32(_text({**header, '__metadata__': metadata})):08x}"
+    return f"{crc32(_text({**header, '__metadata__': metadata})):08x}"
 
 
 def _text(header: Mapping[str, Any]) -> bytes:

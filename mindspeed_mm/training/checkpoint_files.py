@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +17,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.checksums import Checksums, FileSums, crc_of, write_checksums
 from mindspeed_mm.models.containers.dcp import load_piece
@@ -96,7 +96,7 @@ class ChecksumWriter(FileSystemWriter):
         super().finish(metadata, plain)
         sums = {name: FileSums((self._folder / name).stat().st_size, pieces) for name, pieces in files.items()}
         index = (self._folder / INDEX).read_bytes()
-        sums[INDEX] = FileSums(len(index), {0: zlib.crc32(index)})
+        sums[INDEX] = FileSums(len(index), {0: crc32(index)})
         write_checksums(self._folder, self._iteration, sums)
 
 

@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
 
@@ -89,7 +89,7 @@ def damaged_record(piece: bytes, file: BinaryIO) -> str | None:
     """The first record of the zip `piece` (and `file` over it) whose bytes are not what its CRC-32 says."""
     view = memoryview(piece)
     for start, size, crc, name in zip_records(file):
-        if zlib.crc32(view[start : start + size]) != crc:
+        if crc32(view[start : start + size]) != crc:
             return name
     return None
 
@@ -102,12 +102,18 @@ class RecordCheck:
         self._path, self._start, self._size, self._name = path, start, size, name
         self._expected, self._number, self._done = expected, number, expected is None
 
-    def run(self, *, always: bool = False) -> None:
-        """Verify, if this process is the one that does; `always` in every process. Raises WeightsError."""
+    def run(self, values: memoryview | None = None, *, always: bool = False) -> None:
+        """Verify, if this process is the one that does; `always` in every process. Raises WeightsError.
+
+        `values`: the bytes, where they are mapped already and may be the whole stretch.
+        """
         if self._done or not (verifies() if always else is_mine(self._number)):
             return
-        with open(self._path, "rb") as file:
-            found = f"{crc_of(file, self._start, self._size):08x}"
+        if values is not None and values.nbytes == self._size:
+            found = f"{crc32(values):08x}"
+        else:
+            with open(self._path, "rb") as file:
+                found = f"{crc_of(file, self._start, self._size):08x}"
         if found != self._expected:
             raise WeightsError(
                 f"{self._path}: is damaged: {self._name} has checksum {found}, expected {self._expected}; "
@@ -132,11 +138,11 @@ class ZipFileChecks:
             if record.size < 1 << 20 and not record.name.isdigit():
                 check.run(always=True)
 
-    def check(self, offset: int) -> None:
-        """Verify the record that holds the byte at `offset`. Raises WeightsError."""
+    def check(self, offset: int, values: memoryview) -> None:
+        """Verify the record that holds the byte at `offset`, which may be `values`. Raises WeightsError."""
         number = bisect.bisect_right(self._starts, offset) - 1
         if number >= 0:
-            self._checks[number].run()
+            self._checks[number].run(values)
 
     def check_all(self) -> None:
         """Verify every record. Raises WeightsError."""
@@ -173,7 +179,7 @@ def crc_of(file: BinaryIO, start: int, size: int) -> int:
         memoryview(window) as view,
         view[start - first :] as values,
     ):
-        return zlib.crc32(values)
+        return crc32(values)
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ class Checksums:
     def check_file(self, path: Path, content: bytes) -> None:
         """Raises WeightsError unless `content` is what the whole small file at `path` held when it was saved."""
         known = self.files.get(path.name)
-        if known is not None and (len(content) != known.size or zlib.crc32(content) != known.pieces.get(0)):
+        if known is not None and (len(content) != known.size or crc32(content) != known.pieces.get(0)):
             raise WeightsError(f"{path}: {self._what_is_wrong(path)}")
 
     def check_size(self, path: Path, size: int) -> None:
@@ -217,7 +223,7 @@ class Checksums:
 
     def check_piece(self, path: Path, offset: int, piece: bytes, name: str) -> None:
         """Raises WeightsError unless `piece` is what was saved at `offset` of the file at `path`."""
-        if zlib.crc32(piece) != self.files[path.name].pieces.get(offset):
+        if crc32(piece) != self.files[path.name].pieces.get(offset):
             raise WeightsError(f"{path}: {self._what_is_wrong(path)} (in {name})")
 
     def _what_is_wrong(self, path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import read_safetensors_header
 from mindspeed_mm.models.containers.checksums import RecordCheck
@@ -60,7 +60,7 @@ def write_safetensors(
         for name, tensor in tensors.items():
             values = raw_bytes(tensor.read().contiguous())
             file.write(values)
-            checksums[name] = f"{zlib.crc32(values):08x}"
+            checksums[name] = f"{crc32(values):08x}"
             written(tensor.nbytes)
         file.seek(0)
         file.write(_header_text(tensors, checksums))
@@ -103,8 +103,9 @@ def _read_one(path: Path) -> dict[str, TensorFile]:
 
 def _reader(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype, check: RecordCheck) -> Callable[[], Tensor]:
     def read() -> Tensor:
-        check.run()
-        return mapped(path, offset, shape, dtype)
+        tensor = mapped(path, offset, shape, dtype)
+        check.run(raw_bytes(tensor))
+        return tensor
 
     return read
 

@@ -8,7 +8,6 @@ import io
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import regular_file
 from mindspeed_mm.log import get_logger
@@ -65,7 +65,7 @@ def write_torch(
             values = raw_bytes(tensor.read().contiguous())
             file.seek(storage._checkpoint_offset)
             file.write(values)
-            checksums[storage._checkpoint_offset] = zlib.crc32(values)
+            checksums[storage._checkpoint_offset] = crc32(values)
             written(tensor.nbytes)
         fill_in_checksums(file, checksums)
         file.flush()
@@ -174,11 +174,10 @@ def _tensor_file(path: Path, tensor: Tensor, checks: ZipFileChecks | None) -> Te
         raise WeightsError(f"{path}: is damaged: a tensor reaches beyond the file's end; copy the file again")
 
     def read() -> Tensor:
+        flat = mapped(path, start, torch.Size([shape.numel() if is_contiguous else extent]), dtype)
         if checks is not None:
-            checks.check(offset)
-        if is_contiguous:
-            return mapped(path, start, shape, dtype)
-        return mapped(path, start, torch.Size([extent]), dtype).as_strided(shape, stride).contiguous()
+            checks.check(offset, raw_bytes(flat))
+        return flat.view(shape) if is_contiguous else flat.as_strided(shape, stride).contiguous()
 
     return TensorFile(shape, dtype, read)
 

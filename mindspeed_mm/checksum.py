@@ -1,0 +1,8 @@
+"""CRC-32, the checksum of everything that is written here: ISA-L's where it is installed, which is about four times as fast."""
+
+try:
+    from isal.isal_zlib import crc32
+except ImportError:  # no wheel for this processor
+    from zlib import crc32
+
+__all__ = ["crc32"]

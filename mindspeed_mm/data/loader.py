@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import random
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
@@ -53,16 +54,21 @@ class SampleOrder:
 
     def group(self, index: int) -> tuple[int, ...]:
         """The records of the group at `index` of the endless row."""
-        if index < self._first:
-            self._epoch, self._first = 0, 0
-        while index >= self._first + self.groups_in(self._epoch):
-            self._first += self.groups_in(self._epoch)
-            self._epoch += 1
+        if not self._first <= index < self._first + self.groups_in(self._epoch):
+            records = sum(map(len, self._streams.values()))
+            after = (
+                index + len(self._streams)
+            ) * self.micro_batch_size // records + 2  # an epoch that begins behind it
+            self._epoch = bisect.bisect_right(range(after), index, key=self._groups_before) - 1
+            self._first = self._groups_before(self._epoch)
         return self.epoch(self._epoch)[index - self._first]
 
     def groups_in(self, epoch: int) -> int:
         """How many groups the epoch holds."""
         return sum(len(self._cuts(len(records), epoch)) for records in self._streams.values())
+
+    def _groups_before(self, epoch: int) -> int:
+        return sum(epoch * len(records) // self.micro_batch_size for records in self._streams.values())
 
     def epoch(self, epoch: int) -> list[tuple[int, ...]]:
         """All groups of one epoch, in order."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from megatron.mm.layout import parse_rank
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.files import parse_json, read_json
+from mindspeed_mm.files import parse_json, read_json, stat_path
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors
@@ -275,8 +275,10 @@ def _complete(
     recorded = base if isinstance(base, dict) else {}
     place = Path(base_path if base_path is not None else str(recorded.get("path")))
     hint = "name it with --cfg.base_path (mm-convert) or predictor.from_pretrained (training)"
-    if not place.exists():
-        raise WeightsError(f"{source.path}: holds only what was trained, and its base {place} is not there; {hint}")
+    try:
+        stat_path(place, WeightsError)
+    except WeightsError as error:
+        raise WeightsError(f"{source.path}: holds only what was trained, and not its base: {error}; {hint}") from None
     if place in seen or len(seen) > 8:
         raise WeightsError(f"{source.path}: its base {place} leads back to itself; {hint}")
     whole = _open(find_files(place), None, (*seen, place), key_maps)

@@ -29,7 +29,8 @@ from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.build import build_model, local
-from mindspeed_mm.training.checkpoint import BaseReference, Checkpointer
+from mindspeed_mm.training.checkpoint import Checkpointer
+from mindspeed_mm.training.checkpoint_read import BaseReference
 from mindspeed_mm.training.flops import Flops, peak_tflops
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.metrics import Writer, open_writers

@@ -6,18 +6,15 @@ SAVE/latest_checkpointed_iteration.txt · SAVE/iter_0000010/{.metadata, __R_N.di
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor
 
@@ -33,37 +30,26 @@ from megatron.mm.layout import (
 )
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
-from mindspeed_mm.distributed.rng import rng_state, set_rng_state
+from mindspeed_mm.distributed.rng import rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.locks import is_in_use, sweep
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.checksums import verifying
-from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
-from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
+from mindspeed_mm.training.checkpoint_files import ChecksumWriter, reason_of
 from mindspeed_mm.training.checkpoint_folder import folder_to_load
+from mindspeed_mm.training.checkpoint_read import BaseReference, load_checkpoint, mm_names
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.state import (
     TrainState,
     group_steps,
-    load_optimizer_state,
     optimizer_state,
     pack,
-    unpack,
 )
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class BaseReference:
-    """Where the weights lie that a trainable-only checkpoint leaves out. Goes into the checkpoint as a plain dict."""
-
-    path: str
-    fingerprint: str
-    dialect: str
 
 
 class Checkpointer:
@@ -177,7 +163,7 @@ class Checkpointer:
             if dist.get_rank() == 0:
                 shutil.rmtree(_temporary(root, iteration), ignore_errors=True)
             raise WeightsError(
-                f"{iteration_folder(root, iteration)}: could not be written: {_reason(error)}; "
+                f"{iteration_folder(root, iteration)}: could not be written: {reason_of(error)}; "
                 "earlier checkpoints are as they were; free space or choose another --save, then resume with --load"
             ) from error
 
@@ -208,134 +194,6 @@ class Checkpointer:
             raise WeightsError(answer[0])
 
 
-def load_checkpoint(
-    folder: Path,
-    state: TrainState,
-    config: CheckpointConfig,
-    accelerator: Accelerator,
-    key_map: KeyMap,
-    base: BaseReference | None,
-) -> None:
-    """Fill `state` from one DCP folder, on any number of ranks. Raises WeightsError naming what does not fit."""
-    found_base = read_dcp(folder).get("base")
-    _check_base(folder, found_base, base, config.finetune)
-    reader = IndexReader(folder)
-    metadata = reader.read_metadata()
-    names = mm_names(state.model, key_map)
-    _check_weights(folder, metadata, names, partial=isinstance(found_base, Mapping))
-    content: dict[str, Any] = {
-        "model": {name: p.detach() for p, name in names.items() if f"model.{name}" in metadata.state_dict_metadata}
-    }
-    if not config.finetune:
-        content |= {"iteration": torch.tensor(0), "sampler": {"consumed_samples": torch.tensor(0)}}
-        rank = f"rank_{dist.get_rank():05d}"
-        if means := _empty(metadata, f"loss_means.{rank}"):
-            content["loss_means"] = {rank: means[0]}
-        if skips := _empty(metadata, "skips"):
-            content["skips"] = skips[0]
-        if not config.no_load_optim:
-            content |= _optimizer_places(metadata, names)
-        if not config.no_load_rng:
-            content |= _rng_places(metadata)
-    try:
-        load(content, storage_reader=reader, planner=TensorPlanner())
-    except CheckpointException as error:
-        raise WeightsError(_reason(error)) from None
-    if config.finetune:
-        return
-    state.iteration = int(content["iteration"])
-    state.consumed_samples = int(content["sampler"]["consumed_samples"])
-    if "skips" in content:
-        for name, count in unpack(content["skips"]).items():
-            setattr(state.skips, name, count)
-    for means in content.get("loss_means", {}).values():
-        state.loss_means.update({band: (count, mean) for band, count, mean in unpack(means)})
-    if "schedule" in content:
-        state.scheduler.load_state_dict(unpack(content["schedule"]))
-    if "optimizer" in content:
-        found = content["optimizer"]
-        load_optimizer_state(state.optimizer, found["state"], unpack(found["group_steps"]), names)
-    if "rng" in content:
-        set_rng_state(accelerator, next(iter(content["rng"].values())))
-
-
-def mm_names(model: nn.Module, key_map: KeyMap) -> dict[nn.Parameter, str]:
-    """Parameter → its MM name, in the model's order."""
-    return {parameter: key_map.to_theirs(name) for name, parameter in model.named_parameters()}
-
-
-def _check_base(folder: Path, found: Any, base: BaseReference | None, finetune: bool) -> None:
-    """A checkpoint of what trains goes with the weights that it was trained upon."""
-    if not isinstance(found, Mapping):
-        return
-    if base is None:
-        raise WeightsError(
-            f"{folder}: holds what trains only; set predictor.from_pretrained to the rest: {found.get('path')}"
-        )
-    if found.get("fingerprint") != base.fingerprint:
-        problem = (
-            f"{folder}: was trained upon {found.get('path')} (fingerprint {str(found.get('fingerprint'))[:12]}), but "
-            f"predictor.from_pretrained {base.path} is other weights ({base.fingerprint[:12]})"
-        )
-        if not finetune:
-            raise WeightsError(f"{problem}; name the same weights, or start anew with --finetune")
-        logger.warning(problem)
-
-
-def _check_weights(folder: Path, metadata: Metadata, names: Mapping[nn.Parameter, str], *, partial: bool) -> None:
-    saved = {key.removeprefix("model.") for key in metadata.state_dict_metadata if key.startswith("model.")}
-    trained = {name for parameter, name in names.items() if parameter.requires_grad}
-    missing, foreign = sorted(trained - saved), sorted(saved - set(names.values()))
-    if missing or foreign:
-        text = "; ".join(
-            f"{title}: {', '.join(found[:4])}{' …' if len(found) > 4 else ''}"
-            for title, found in (
-                ("lacks weights that train here", missing),
-                ("holds weights of another model", foreign),
-            )
-            if found
-        )
-        advice = "check the model JSON's sizes and predictor.trainable"
-        if partial and not foreign:
-            advice = (
-                "it holds what trained only: set predictor.trainable to what it was, or to train more of the model "
-                f"set predictor.from_pretrained to {folder} and leave --load out"
-            )
-        raise WeightsError(f"{folder}: {text}; {advice}")
-
-
-def _optimizer_places(metadata: Metadata, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
-    """Empty tensors of the sizes that the checkpoint holds: sharded like the parameter where they have its size."""
-    places: dict[str, dict[str, Tensor]] = {}
-    for parameter, name in names.items():
-        prefix = f"optimizer.state.{name}."
-        for key in (k for k in metadata.state_dict_metadata if k.startswith(prefix)):
-            found = metadata.state_dict_metadata[key]
-            if isinstance(found, TensorStorageMetadata) and parameter.requires_grad:
-                like = found.size == parameter.shape
-                dtype = found.properties.dtype
-                place = torch.zeros_like(parameter, dtype=dtype) if like else torch.zeros(found.size, dtype=dtype)
-                places.setdefault(name, {})[key.removeprefix(prefix)] = place.detach()
-    content: dict[str, Any] = {}
-    if steps := _empty(metadata, "optimizer.group_steps"):
-        content["optimizer"] = {"state": places, "group_steps": steps[0]}
-    if schedule := _empty(metadata, "schedule"):
-        content["schedule"] = schedule[0]
-    return content
-
-
-def _rng_places(metadata: Metadata) -> dict[str, Any]:
-    """This rank's generators; a rank that the checkpoint does not know keeps its own."""
-    rank = f"rank_{dist.get_rank():05d}"
-    places = {kind: tensor for kind in ("cpu", "device") for tensor in _empty(metadata, f"rng.{rank}.{kind}")}
-    return {"rng": {rank: places}} if "cpu" in places else {}
-
-
-def _empty(metadata: Metadata, key: str) -> list[Tensor]:
-    found = metadata.state_dict_metadata.get(key)
-    return [torch.zeros(found.size, dtype=found.properties.dtype)] if isinstance(found, TensorStorageMetadata) else []
-
-
 def _detach(value: Any) -> Any:
     """A copy that training cannot change while it is written."""
     if isinstance(value, dict):
@@ -351,14 +209,3 @@ def _all_true(value: bool) -> bool:
     flag = torch.tensor(int(value))
     dist.all_reduce(flag, op=dist.ReduceOp.MIN)  # not over the save's own group: that one is busy
     return bool(flag)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause: DCP wraps what went wrong on each rank."""
-    if isinstance(error, CheckpointException) and error.failures:
-        rank, (inner, _) = next(iter(error.failures.items()))
-        if isinstance(inner, WeightsError):
-            return str(inner)
-        return f"rank {rank}: {_reason(inner)}"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -10,6 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
@@ -124,3 +125,14 @@ def _holds(found: object, item: ReadItem) -> bool:
             for start, length, size in zip(item.storage_offsets, item.lengths, found.shape, strict=True)
         )
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause: DCP wraps what went wrong on each rank."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (inner, _) = next(iter(error.failures.items()))
+        if isinstance(inner, WeightsError):
+            return str(inner)
+        return f"rank {rank}: {reason_of(inner)}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -40,11 +40,6 @@ def pack(values: object) -> Tensor:
     return torch.tensor(list(json.dumps(values, sort_keys=True).encode()), dtype=torch.uint8)
 
 
-def unpack(tensor: Tensor) -> Any:
-    """Undo `pack`."""
-    return json.loads(bytes(tensor.tolist()))
-
-
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Any, str]) -> dict[str, dict[str, Tensor]]:
     """Parameter name → its moments and counters. Counters that are plain numbers become tensors."""
     return {

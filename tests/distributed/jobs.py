@@ -20,7 +20,8 @@ from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceDitConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.build import build_model
-from mindspeed_mm.training.checkpoint import BaseReference, Checkpointer
+from mindspeed_mm.training.checkpoint import Checkpointer
+from mindspeed_mm.training.checkpoint_read import BaseReference
 from mindspeed_mm.training.config import CheckpointConfig, OptimizerConfig
 from mindspeed_mm.training.optim import build_optimizer
 from mindspeed_mm.training.state import TrainState

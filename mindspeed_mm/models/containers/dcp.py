@@ -43,6 +43,10 @@ def _check_iteration(folder: Path, saved: Any) -> None:
     """A folder named after an iteration holds that iteration."""
     expected = parse_iteration(folder.name)
     if isinstance(expected, int) and isinstance(saved, TensorFile) and saved.shape.numel() == 1:
+        if saved.dtype.is_floating_point:
+            raise WeightsError(
+                f"{folder}: iteration: expected a whole number, got {saved.dtype}; copy the folder again"
+            )
         found = int(saved.read())
         if found != expected:
             raise WeightsError(

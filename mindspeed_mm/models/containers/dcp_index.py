@@ -58,6 +58,7 @@ _NAMES = {
 }
 _PATHS = {"PosixPath", "PurePosixPath", "Path", "WindowsPath", "PureWindowsPath"}
 _LARGEST = 2**62  # of a size, an offset or a number of values
+_MAX_ODD_CHUNKS = 256  # of one tensor that is not cut into a grid: comparing them all takes their number squared
 
 
 class _Name(NamedTuple):
@@ -245,18 +246,27 @@ def _paths(value: Any, entries: Mapping[str, Any]) -> dict[str, tuple[str | int,
 
 def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, _StorageInfo]) -> None:
     """Every piece has one place, every place belongs to a piece, and the pieces of a tensor fill it."""
-    placed: dict[str, set[tuple[int, ...] | None]] = {name: set() for name in entries}
-    for index in storage:
+    placed: dict[str, dict[tuple[int, ...] | None, _StorageInfo]] = {name: {} for name in entries}
+    for index, place in storage.items():
         if index.fqn not in placed:
             raise _Problem(f"{index.fqn} has a place, but is not in the checkpoint")
-        placed[index.fqn].add(None if index.offset is None else tuple(index.offset))
+        placed[index.fqn][None if index.offset is None else tuple(index.offset)] = place
     for name, entry in entries.items():
         if isinstance(entry, BytesStorageMetadata):
             if len(placed[name]) != 1:
                 raise _Problem(f"{name} is stored {len(placed[name])} times")
             continue
-        if placed[name] != {tuple(chunk.offsets) for chunk in entry.chunks}:
+        if placed[name].keys() != {tuple(chunk.offsets) for chunk in entry.chunks}:
             raise _Problem(f"{name} has {len(entry.chunks)} pieces in {len(placed[name])} places")
+        for chunk in entry.chunks:  # a size is believed, and memory taken for it, only where the file has the bytes
+            needed, stored = (
+                math.prod(chunk.sizes) * entry.properties.dtype.itemsize,
+                placed[name][tuple(chunk.offsets)],
+            )
+            if needed > stored.length:
+                raise _Problem(
+                    f"{name}: a piece {list(chunk.sizes)} takes {needed} bytes, but {stored.length} are stored"
+                )
         if not _fills(entry.size, entry.chunks):
             raise _Problem(f"{name} is {list(entry.size)}, and its pieces do not fill it once")
 
@@ -265,14 +275,23 @@ def _fills(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> bool:
     full = [chunk for chunk in chunks if math.prod(chunk.sizes)]
     if sum(math.prod(chunk.sizes) for chunk in full) != math.prod(size):
         return False
-    split = [d for d in range(len(size)) if any(chunk.sizes[d] != size[d] for chunk in full)]
-    if len(split) <= 1:  # cut along one dimension, as FSDP does
-        spans = sorted((chunk.offsets[d], chunk.sizes[d]) for d in split for chunk in full)
+    if _is_grid(size, full):  # what sharding makes
+        return True
+    return len(full) <= _MAX_ODD_CHUNKS and not any(_overlap(a, b) for i, a in enumerate(full) for b in full[:i])
+
+
+def _is_grid(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> bool:
+    """Whether the chunks are all cells of cuts along each dimension."""
+    cells = 1
+    for d, whole in enumerate(size):
+        spans = sorted({(chunk.offsets[d], chunk.sizes[d]) for chunk in chunks})
         ends = [0, *(start + length for start, length in spans)]
-        return all(start == end for (start, _), end in zip(spans, ends, strict=False)) and (
-            bool(split) or len(full) <= 1
-        )
-    return not any(_overlap(a, b) for i, a in enumerate(full) for b in full[:i])
+        if any(start != end for (start, _), end in zip(spans, ends, strict=False)) or ends[-1] != (
+            whole if chunks else 0
+        ):
+            return False
+        cells *= len(spans)
+    return len({tuple(chunk.offsets) for chunk in chunks}) == len(chunks) == (cells if chunks else 0)
 
 
 def _overlap(a: ChunkStorageMetadata, b: ChunkStorageMetadata) -> bool:

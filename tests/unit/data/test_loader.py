@@ -86,6 +86,15 @@ def test_a_place_that_the_micro_batch_does_not_divide_is_an_error():
         RankSampler(order, dp_rank=0, dp_size=1, consumed_samples=3)
 
 
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_far_group_is_found_at_once(micro):
+    order = SampleOrder([0] * 3 + [1], micro_batch_size=micro, seed=1)
+    near = [group for epoch in range(12) for group in order.epoch(epoch)]
+    assert [order.group(index) for index in range(len(near))] == near
+    assert [order.group(index) for index in reversed(range(len(near)))] == near[::-1]
+    assert len(order.group(2**50)) == micro  # a walk through the epochs would not come back
+
+
 def test_an_empty_dataset_is_an_error():
     with pytest.raises(DataError, match="empty"):
         SampleOrder([], micro_batch_size=1, seed=0)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
 from checkpoint.cli import main
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers import dcp_index
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.dcp_index import read_index
 from mindspeed_mm.models.weights import open_weights
@@ -40,6 +49,10 @@ def pickled_with_new_names(index: Metadata, names: dict[MetadataIndex, str]) -> 
 
 @pytest.fixture
 def forged(tmp_path: Path) -> tuple[Path, Path]:
+    return forge(tmp_path)
+
+
+def forge(tmp_path: Path) -> tuple[Path, Path]:
     """The folder, and the file that appears when its code runs."""
     folder, trace = tmp_path / "run/iter_0000007", tmp_path / "trace"
     dcp.save(STATE, checkpoint_id=folder, no_dist=True)
@@ -104,6 +117,12 @@ def entry(index: Metadata, name: str = "model.a") -> Any:
     return index.state_dict_metadata[name]
 
 
+def whole(index: Metadata, length: int) -> None:
+    """One piece of `length` values, of which the file holds six."""
+    size = torch.Size([length])
+    entry(index).size, entry(index).chunks = size, [ChunkStorageMetadata(torch.Size([0]), size)]
+
+
 FORGERIES = {
     "size": lambda index: setattr(entry(index), "size", torch.Size([7])),
     "negative": lambda index: setattr(entry(index).chunks[0], "offsets", (-1,)),
@@ -117,6 +136,7 @@ FORGERIES = {
     "name": lambda index: index.state_dict_metadata.update({7: entry(index)}),
     "unknown": lambda index: index.state_dict_metadata.pop("model.a"),
     "unplaced": lambda index: index.state_dict_metadata.update({"model.b": entry(index)}),
+    "not stored": lambda index: whole(index, 2**40),
     "huge": lambda index: setattr(entry(index), "size", torch.Size([2**62, 2**62])),
 }
 
@@ -131,3 +151,33 @@ def test_an_index_with_wrong_types_or_bounds_is_one_line(tmp_path: Path, kind: s
     with pytest.raises(WeightsError, match="cannot be read safely") as caught:
         read_dcp(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+GRIDS = {
+    "rows": ([6, 4], [([0, 0], [2, 4]), ([2, 0], [4, 4])], True),
+    "cells": ([4, 4], [([r, c], [2, 1]) for r in (0, 2) for c in range(4)], True),
+    "odd but whole": ([2, 3], [([0, 0], [1, 2]), ([0, 2], [2, 1]), ([1, 0], [1, 2])], True),
+    "scalar": ([], [([], [])], True),
+    "empty": ([0, 3], [([0, 0], [0, 3])], True),
+    "overlap": ([4, 4], [([0, 0], [2, 4]), ([1, 0], [2, 4])], False),
+    "one cell twice": ([2, 2], [([0, 0], [1, 2]), ([0, 0], [1, 2])], False),
+    "gap": ([4], [([0], [1]), ([2], [2])], False),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_pieces_fill_their_tensor_once(name: str) -> None:
+    size, pieces, fills = GRIDS[name]
+    chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in pieces]
+    assert dcp_index._fills(size, chunks) is fills
+
+
+def test_many_pieces_are_checked_in_linear_time() -> None:
+    chunks = [
+        ChunkStorageMetadata(torch.Size([r, c]), torch.Size([1, 1]))
+        for r, c in itertools.product(range(200), range(200))
+    ]
+    started = time.monotonic()
+    assert dcp_index._fills([200, 200], chunks)
+    assert not dcp_index._fills([200, 200], [*chunks[:-1], chunks[0]])
+    assert time.monotonic() - started < 10  # pair by pair takes half an hour

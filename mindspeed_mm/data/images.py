@@ -159,7 +159,12 @@ def brightness(frames: Frames) -> NDArray[np.uint8]:
 
 
 def refuse_zero_one(path: Path | str, highest: int) -> None:
-    """Raise DataError for a mask that was written as 0 and 1 of 255."""
+    """Raise DataError for a mask that was written as 0 and 1 of 255, or with the values of 8 bits into 16."""
+    if highest <= 1 and (deepest := _deepest(Path(path))):
+        raise DataError(
+            f"{path}: its brightest value is {deepest} of 65535 (a 16-bit file): black everywhere; "
+            "write 0 and 65535, or save it with 8 bits"
+        )
     if highest == 1:
         raise DataError(f"{path}: its brightest value is 1 of 255: it looks written as 0 and 1; write 0 and 255")
 
@@ -172,6 +177,17 @@ def blank_mask(levels: tuple[int, int], *, soft: bool) -> str:
     return "everywhere" if low == 255 or (low > 127 and not soft) else ""
 
 
+def _deepest(path: Path) -> int:
+    """The largest value in an image, or folder of images, of more than 8 bits; 0 for any other file."""
+    highest = 0
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file():
+            with open_image(file) as image:
+                highest = max(highest, int(np.asarray(image).max()) if image.mode.startswith("I") else 0)
+    return highest
+
+
 def _is_labels(image: Image.Image) -> bool:
     """Whether a palette image holds labels: its palette has colours that are no greys."""
     if image.mode != "P":
@@ -180,12 +196,18 @@ def _is_labels(image: Image.Image) -> bool:
     return bool((palette != palette[:, :1]).any())
 
 
-def _is_only_alpha(path: Path) -> bool:
-    """Whether an image is black all over and has an alpha channel."""
-    with open_image(path) as image:
-        if image.mode not in _ALPHA_MODES:
+def _is_only_alpha(files: Sequence[Path]) -> bool:
+    """Whether images are black all over, and their alpha says more than that they are opaque."""
+    lowest = 255
+    for file in files:
+        with open_image(file) as image:
+            if image.mode not in _ALPHA_MODES:
+                return False
+            pixels = np.asarray(image.convert("RGBA"))
+        if pixels[..., :3].any():
             return False
-        return not np.asarray(image.convert("RGBA"))[..., :3].any()
+        lowest = min(lowest, int(pixels[..., 3].min()))
+    return lowest < 255
 
 
 def image_traits(path: Path, *, mask: bool = False) -> tuple[str, ...]:
@@ -231,7 +253,7 @@ class ImageReader:
             raise DataError(f"{path}: no images in this folder")
         self.num_frames = len(self.files)
         # decided for the whole folder: one frame of it may be opaque everywhere
-        self.by_alpha = mask and all(_is_only_alpha(file) for file in self.files)
+        self.by_alpha = mask and _is_only_alpha(self.files)
         self.height, self.width = self._load(self.files[0]).shape[:2]
         self.fps = UNTIMED_FPS
         self.times = [i / self.fps for i in range(self.num_frames)]

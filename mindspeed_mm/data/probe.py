@@ -245,7 +245,7 @@ class ClipIndex:
     Lines of JSON in a folder; a torn line is ignored, a folder that cannot be written costs the memory alone.
     """
 
-    _FILE = "clips.2.jsonl"  # the number changes when `probe` learns to see more
+    _FILE = "clips.3.jsonl"  # the number changes when `probe` learns to see more
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / self._FILE

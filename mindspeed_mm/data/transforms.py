@@ -150,7 +150,7 @@ def fill_nearest(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
     return _centre(grey[:, y][:, :, x], height, width)
 
 
-def cut(mask: NDArray[np.uint8], path: Path | str = "mask") -> NDArray[np.uint8]:
+def cut(mask: NDArray[np.uint8], path: Path | str = "(frames)") -> NDArray[np.uint8]:
     """Mask values → 0 or 255, cut at one half. Raises DataError for a mask that was written as 0 and 1 of 255."""
     refuse_zero_one(path, int(mask.max(initial=0)))
     return np.where(mask > 127, 255, 0).astype(np.uint8)

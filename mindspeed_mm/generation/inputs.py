@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,17 +100,25 @@ def _mask(
     """[1, T, H, W]; a still mask holds for the whole clip."""
     if mask is None:
         return None
-    exact = _exact(mask, 1, sampling)
-    if exact is not None:
-        return exact if sampling.soft_mask else (exact > 0.5).float()
-    reader = _open(mask, notes, mask=True)
-    indices = _mask_indices(reader, source, chosen, sampling)
-    values = read_resized(reader, indices, (sampling.height, sampling.width), fill_nearest)
-    values = values if sampling.soft_mask else cut(values, reader.path)
-    blank = blank_mask((int(values.min()), int(values.max())), soft=sampling.soft_mask)
-    if blank == "nowhere":
-        notes.append(f"src_mask {reader.path}: white nowhere, so nothing is generated; white = generate")
-    return torch.from_numpy(values).float().div_(255).unsqueeze(0)
+    what, exact = "src_mask", _exact(mask, 1, sampling)
+    if exact is None:
+        reader = _open(mask, notes, mask=True)
+        indices = _mask_indices(reader, source, chosen, sampling)
+        values = read_resized(reader, indices, (sampling.height, sampling.width), fill_nearest)
+        values = values if sampling.soft_mask else cut(values, reader.path)
+        what, exact = f"src_mask {reader.path}", torch.from_numpy(values).float().div_(255).unsqueeze(0)
+    elif not sampling.soft_mask:
+        exact = (exact > 0.5).float()
+    levels = (int(255 * float(exact.min())), math.ceil(255 * float(exact.max())))
+    if blank := blank_mask(levels, soft=sampling.soft_mask):
+        notes.append(f"{what}: white {blank}: {_BLANK[blank]}")
+    return exact
+
+
+_BLANK = {
+    "nowhere": "all of src_video is kept, nothing in it is generated; white = generate",
+    "everywhere": "nothing of src_video is kept; black = keep",
+}
 
 
 def _mask_indices(

@@ -210,6 +210,18 @@ def test_masks_of_zero_and_one_are_refused_by_the_check(tmp_path):
         check_dataset(rows(tmp_path, ["m.png"]), VideoConfig(num_frames=9), workers=0)
 
 
+def test_16_bit_masks_of_8_bit_values_fail_the_check(tmp_path):
+    Image.fromarray(np.eye(48, 64, dtype=np.uint16) * 255).save(tmp_path / "m.png")
+    with pytest.raises(DataError, match="255 of 65535"):
+        check_dataset(rows(tmp_path, ["m.png"]), VideoConfig(num_frames=9), workers=0)
+
+
+def test_an_opaque_black_mask_is_a_remark_of_the_check(tmp_path):
+    Image.new("RGBA", (64, 48), (0, 0, 0, 255)).save(tmp_path / "m.png")
+    report = check_manifest(scan_manifest(rows(tmp_path, ["m.png"])), VideoConfig(), workers=0)
+    assert "1 clip with a mask that is white nowhere" in report.summary()
+
+
 def test_a_mask_without_white_is_a_remark_with_a_count(tmp_path):
     for name, value in (("grey.png", 127), ("white.png", 255)):
         Image.new("L", (64, 48), value).save(tmp_path / name)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mindspeed_mm.data.images import open_image, read_image, read_mask
 from mindspeed_mm.data.probe import probe
+from mindspeed_mm.data.transforms import cut
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import ConfigError, DataError
 
@@ -56,6 +57,34 @@ def test_alpha_is_the_mask_when_it_is_all_there_is(tmp_path, half):
     frames = open_video(tmp_path, mask=True).read([0, 1])
     assert frames[0, 0, [0, -1], 0].tolist() == [0, 255]
     assert frames[1].min() == 255
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_opaque_black_mask_with_alpha_is_black(tmp_path, mode):
+    for place in range(2):
+        Image.new("RGBA", (16, 16), (0, 0, 0, 255)).convert(mode).save(tmp_path / f"{place}.png")
+    for path in (tmp_path, tmp_path / "0.png"):
+        clip = open_video(path, mask=True)
+        assert clip.read([0]).max() == 0
+        assert "by alpha" not in clip.traits
+
+
+@pytest.mark.parametrize("highest", [1, 255, 300])
+def test_a_16_bit_mask_of_8_bit_values_is_refused(tmp_path, half, highest):
+    Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / "0.png")
+    Image.fromarray(half.astype(np.uint16) * highest).save(tmp_path / "1.png")
+    for path in (tmp_path / "1.png", tmp_path):
+        read = open_video(path, mask=True).read([0])
+        with pytest.raises(DataError, match=rf"value is {highest} of 65535.*0 and 65535.*8 bits"):
+            cut(read[..., 0], path)
+
+
+def test_a_16_bit_mask_of_0_and_65535_reads_as_written(tmp_path, half):
+    Image.fromarray(half.astype(np.uint16) * 65535).save(tmp_path / "m.png")
+    mask = cut(read_mask(tmp_path / "m.png")[..., 0], tmp_path / "m.png")
+    assert mask[0, [0, -1]].tolist() == [0, 255]
+    Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / "m.png")
+    assert cut(read_mask(tmp_path / "m.png")[..., 0], tmp_path / "m.png").max() == 0
 
 
 def test_a_flipped_bit_in_a_png_is_found(tmp_path):

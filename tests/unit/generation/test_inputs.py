@@ -68,6 +68,24 @@ def test_other_rate_length_and_size_are_noted(tmp_path):
     assert "from 80x40 to 48x32" in notes
 
 
+@pytest.mark.parametrize(
+    ("value", "where"), [(0, "nowhere"), (255, "everywhere"), (100, "nowhere"), (200, "everywhere")]
+)
+def test_a_mask_of_one_value_is_a_note(tmp_path, value, where):
+    Image.new("L", (48, 32), value).save(tmp_path / "m.png")
+    array = np.full((9, 32, 48), value, np.uint8)
+    for form in (tmp_path / "m.png", array, torch.from_numpy(array).float()[None] / 255):
+        (note,) = conditions(Inputs(src_video=CLIP, src_mask=form)).notes
+        assert f"white {where}" in note
+        assert len(conditions(Inputs(src_video=CLIP, src_mask=form), soft_mask=True).notes) == (value in (0, 255))
+
+
+def test_outpainting_notes_a_mask_of_one_value():
+    white = np.full((9, 32, 48), 255, np.uint8)
+    notes = conditions(Inputs(src_video=CLIP, src_mask=white, outpaint=(0.5, 0, 0.5, 0)), short_clip="pad").notes
+    assert any("white everywhere" in note for note in notes)
+
+
 def test_a_clip_that_fits_leaves_no_note():
     assert conditions(Inputs(src_video=CLIP, src_mask=MASK)).notes == ()
 

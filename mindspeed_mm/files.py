@@ -7,6 +7,7 @@ lets a value through that cannot be written back: NaN, a lone surrogate, a key t
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import math
@@ -36,6 +37,7 @@ _BOMS = (
     (b"\xfe\xff", "UTF-16"),
 )
 _LFS_POINTER = b"version https://git-lfs"
+_COMMON_PAIRS = {"GBK": (0xB0, 0xD7, 0xA1), "Big5": (0xA4, 0xC6, 0x40)}  # first byte from, to; second byte from
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # other tools end a line here
 _KINDS = (
@@ -165,9 +167,21 @@ def decode_text(data: bytes, where: str, error: ErrorType = ConfigError) -> str:
 
 
 def _guess_encoding(data: bytes) -> str:
-    """Characters of GBK are pairs of high bytes; in a Western text a high byte stands alone."""
-    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", data[: 1 << 16])]
-    return "GBK" if 2 * sum(length % 2 == 0 for length in runs) > len(runs) else "Windows-1252 or Latin-1"
+    """GBK and Big5 write a character as two bytes; the first one says whether it is a common character there."""
+    shares = {name: _common_share(data[: 1 << 16], name, *bounds) for name, bounds in _COMMON_PAIRS.items()}
+    best = max(shares, key=lambda name: shares[name])  # the first one of equals
+    return best if shares[best] >= 0.7 else "Windows-1252 or Latin-1"
+
+
+def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) -> float:
+    """Which part of the characters that are no ASCII are common ones; 0 for bytes that are not of this encoding."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(data)  # the last character may be cut
+    except UnicodeDecodeError:
+        return 0.0
+    pairs = [character.encode(encoding) for character in text if ord(character) > 127]
+    common = [pair for pair in pairs if (low <= pair[0] <= high and pair[-1] >= second) or 0xA1 <= pair[0] <= 0xA3]
+    return len(common) / max(len(pairs), 1)
 
 
 def split_lines(text: str) -> list[str]:

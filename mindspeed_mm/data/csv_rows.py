@@ -38,11 +38,24 @@ def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def refuse_table(text: str, path: Path) -> None:
+    """Raise DataError for a table in a file that is not named as one."""
+    header = text.partition("\n")[0][:10_000].strip()
+    cells = next(csv.reader([header], delimiter=_delimiter(header)), [])
+    columns = [cell.strip() for cell in cells]
+    if "video" in columns and {*COLUMNS, *COLUMNS.values()} & {*columns}:
+        raise DataError(f"{path}: holds CSV (columns {', '.join(columns)[:80]}); rename it to {path.stem}.csv")
+
+
+def _delimiter(header: str) -> str:
+    return max(",;\t", key=header.count)
+
+
 def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, column → cell) of each row under the header that is not empty."""
     text = read_text(path, DataError, max_bytes=LIST_BYTES)
     header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
+    delimiter = _delimiter(header)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         columns = [column.strip() for column in next(reader, [])]

@@ -119,7 +119,9 @@ def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path,
     if data_path.suffix.lower() in _LISTS:
         yield data_folder or data_path.parent, data_path
         return
-    for number, line in enumerate(split_lines(read_text(data_path, DataError, max_bytes=LIST_BYTES)), 1):
+    text = read_text(data_path, DataError, max_bytes=LIST_BYTES)
+    csv_rows.refuse_table(text, data_path)
+    for number, line in enumerate(split_lines(text), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         folder, comma, listing = (part.strip() for part in line.rpartition(","))
@@ -144,6 +146,7 @@ def _rows(listing: Path) -> Iterator[Any]:
     if text.lstrip().startswith("["):
         yield from parse_json(text, str(listing), DataError, lone_surrogates=True)
         return
+    csv_rows.refuse_table(text, listing)
     try:
         for _, values in json_lines(text, str(listing), DataError, lone_surrogates=True):
             yield values

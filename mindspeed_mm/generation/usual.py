@@ -10,6 +10,7 @@ from mindspeed_mm.models.wan.sizes import preset_name
 
 _SMALL = 480 * 832  # pixels of a frame
 _LARGEST = {"Wan2.1-VACE-1.3B": ("480x832", _SMALL), "Wan2.1-VACE-14B": ("480x832 and 720x1280", 720 * 1280)}
+_WIDEST = 2.4  # the cinema's; they know 16:9
 _FRAMES = 81
 
 
@@ -21,7 +22,8 @@ def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -
     kinds: dict[str, list[str]] = {}
     for name, sampling in videos.items():
         area = sampling.height * sampling.width
-        if not 0.5 * _SMALL <= area <= 1.25 * known[1]:
+        aspect = max(sampling.height, sampling.width) / min(sampling.height, sampling.width)
+        if not 0.5 * _SMALL <= area <= 1.25 * known[1] or aspect > _WIDEST:
             kinds.setdefault(f"{sampling.height}x{sampling.width} is far from {known[0]}", []).append(name)
         if not _FRAMES // 3 <= sampling.num_frames <= 1.5 * _FRAMES and sampling.num_frames > 1:
             kinds.setdefault(f"{sampling.num_frames} frames are far from {_FRAMES}", []).append(name)

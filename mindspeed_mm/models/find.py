@@ -96,6 +96,9 @@ def _megatron(path: Path) -> Files | None:
 
 
 def _plain_folder(path: Path) -> Files | None:
+    for name in (name for pair in EXPERTS for name in pair):
+        if (path / name).is_symlink():
+            stat_path(path / name, WeightsError)  # part of a pruned cache: no reason to take another part
     for pair in EXPERTS:
         if all((path / name).is_dir() for name in pair):
             raise WeightsError(
@@ -163,5 +166,7 @@ def _has_weights(path: Path) -> bool:
 
 
 def _present(path: Path) -> str:
+    for entry in sorted(path.iterdir()):
+        stat_path(entry, WeightsError)  # names a link whose target is gone
     names = sorted(entry.name for entry in path.iterdir())
     return f"there are {', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if names else "it is empty"

@@ -18,11 +18,12 @@ from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.check import check_dataset
 from mindspeed_mm.data.config import DataSource, FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
+from mindspeed_mm.data.csv_rows import refuse_table
 from mindspeed_mm.data.manifest import list_problems, scan_manifest
 from mindspeed_mm.data.registry import read_data_config
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import LIST_BYTES, atomic_path, read_json, read_text
+from mindspeed_mm.files import LIST_BYTES, atomic_path, parse_json, read_text
 from mindspeed_mm.locks import sweep
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file
@@ -111,7 +112,7 @@ def _source(path: Path, config: InspectConfig) -> tuple[DataSource, VideoConfig,
                 f"{config.data_config}: dataset_type is not 'vace'; --data-config wants that of raw clips"
             )
         video = dataset.preprocess_parameters
-    if path.suffix == ".json" and isinstance(read_json(path), Mapping):
+    if path.suffix == ".json" and _is_config(path):
         dataset = read_data_config(path).dataset_param
         if isinstance(dataset, VaceDatasetConfig):
             return dataset.basic_parameters, dataset.preprocess_parameters, None
@@ -122,6 +123,13 @@ def _source(path: Path, config: InspectConfig) -> tuple[DataSource, VideoConfig,
     if path.suffix == ".jsonl" and '"file"' in read_text(path, DataError, max_bytes=LIST_BYTES).partition("\n")[0]:
         return source, video, parse(FeatureDatasetConfig, {"basic_parameters": {"data_path": str(path)}}, PROG)
     return source, video, None
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a .json is a data config, and no list of clips."""
+    text = read_text(path, max_bytes=LIST_BYTES)
+    refuse_table(text, path)
+    return isinstance(parse_json(text, str(path)), Mapping)
 
 
 def _record(source: DataSource, video: VideoConfig, config: InspectConfig) -> SampleRecord:

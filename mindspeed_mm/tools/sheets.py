@@ -14,6 +14,8 @@ from torch import Tensor
 from mindspeed_mm.conditioning.vace import ContextPlan, mask_frames, plan_context
 from mindspeed_mm.data.features import read_feature, read_info
 from mindspeed_mm.data.frames import token_count
+from mindspeed_mm.data.images import image_traits
+from mindspeed_mm.data.manifest import files_of
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord, VideoSample
 from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet, spread
@@ -165,6 +167,11 @@ def _sample_facts(record: SampleRecord, sample: VideoSample) -> list[str]:
     elif sample.src_mask is not None and bool(sample.src_mask.eq(1).all()):
         facts.append("the mask is white everywhere: nothing of src_video is kept")
     facts += remarks_on(info.traits)
+    for key, path in files_of(record):
+        if path == record.video:
+            continue
+        traits = image_traits(path) if key.startswith("src_ref") else probe(path, mask=key == "src_video_mask").traits
+        facts += [f"{key}: {remark}" for remark in remarks_on(traits)]
     return facts
 
 

@@ -56,7 +56,13 @@ def test_utf16_and_utf32_are_named(encoding: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "encoding", "name"), [("一只猫在打架", "gbk", "GBK"), ("un café noir", "cp1252", "Latin-1")]
+    ("text", "encoding", "name"),
+    [
+        ("一只猫在打架", "gbk", "GBK"),
+        ("一隻紅色的球在雪地上滾動，鏡頭緩慢推進", "big5", "Big5"),
+        ("un café noir", "cp1252", "Latin-1"),
+        ("crème brûlée, «Große Übergröße» – it’s “naïve”", "cp1252", "Latin-1"),
+    ],
 )
 def test_other_encodings_are_named_with_their_line(text: str, encoding: str, name: str) -> None:
     with pytest.raises(DataError, match=rf"data\.txt:2: .*{name}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def _locate(path: Path) -> tuple[list[Path], Beside | None]:
 
 def _config_in(folder: Path) -> Beside | None:
     config = folder / "config.json"
-    values = read_json(config) if config.is_file() else {}
+    values = read_json(config) if os.path.lexists(config) else {}
     return Beside(config, values) if values.get("model_type") == "umt5" else None
 
 

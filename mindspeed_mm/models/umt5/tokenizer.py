@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from mindspeed_mm.errors import DataError, WeightsError
-from mindspeed_mm.files import read_json_object, regular_file
+from mindspeed_mm.files import read_json_object, regular_file, stat_path
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
@@ -39,7 +40,7 @@ class Tokenizer:
         self.folder = folder
         self.text_len = text_len
         self.reported: set[str] = set()  # prompts of which a warning said that they are cut
-        if not any((folder / name).is_file() for name in FILES):
+        if not has_vocabulary(folder):
             raise WeightsError(f"{folder}: holds neither {' nor '.join(FILES)}; {_FETCH}")
         for path in (*folder.glob("*.json"), *folder.glob("*.model")):
             regular_file(path, WeightsError)
@@ -142,13 +143,20 @@ def _why_unreadable(folder: Path, error: Exception) -> str:
     return f"not readable as a tokenizer ({said})" if said else "its files are JSON, but not those of a tokenizer"
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder is a tokenizer's. A link counts though its target be gone: reading it names the target."""
+    return any(os.path.lexists(folder / name) for name in FILES)
+
+
 def find_tokenizer(weights: Path) -> Path:
     """The tokenizer folder that belongs to a text encoder's file or folder. Raises WeightsError when there is none."""
     home = weights if weights.is_dir() else weights.parent
     tried = [home, home / "tokenizer", home / "google" / "umt5-xxl", home.parent / "tokenizer"]
     for folder in tried:
-        if any((folder / name).is_file() for name in FILES):
+        if has_vocabulary(folder):
             return folder
+        if folder.is_symlink():
+            stat_path(folder, WeightsError)
     raise WeightsError(
         f"{weights}: no tokenizer beside it (looked for {FILES[0]} in {', '.join(map(str, tried))}); "
         "set tokenizer_config.from_pretrained"

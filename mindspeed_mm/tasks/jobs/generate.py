@@ -123,6 +123,7 @@ class GenerateJob(Config):
         notes: list[str] = []
         values = _as_mindspeed(values, keys, notes)
         config = parse(InferenceConfig, values, path.name, notes)
+        _suggest_mindspeed(values, keys, path.name)
         missing: list[str] | None = None if needs_weights else []
         return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand, missing=missing)
 
@@ -200,6 +201,18 @@ def _as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> d
         + ("" if "prompt" in values else f"; prompt {MINDSPEED_PROMPT}; give --prompt for your own")
     )
     return made
+
+
+def _suggest_mindspeed(values: dict[str, Any], keys: set[str], where: str) -> None:
+    """Raises ConfigError for a JSON without a prompt that is MindSpeed-MM's but for a few keys."""
+    given_here = {key for key, value in values.items() if value is not None}
+    if given_here & {"prompt", "prompts_file", "tasks", "from_latents"} or not keys & {"video_path", "image_path"}:
+        return
+    if others := sorted(keys - _MINDSPEED_KEYS):
+        raise ConfigError(
+            f"{where}:prompt: missing; give prompt or --prompt, or for the videos of MindSpeed-MM's inference JSONs "
+            f"--preset mindspeed (not taken as one of them, as it has {', '.join(others)})"
+        )
 
 
 def _without(task: Any, flags: dict[str, Any], images: set[str]) -> Any:

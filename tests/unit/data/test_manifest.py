@@ -213,6 +213,24 @@ def test_a_table_with_our_keys_and_several_references_reads(tmp_path, delimiter)
     assert record.src_ref_images == (tmp_path / "a.png", tmp_path / "b.png")
 
 
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.txt", "metadata"])
+@pytest.mark.parametrize("header", [DIFFSYNTH, "\ufeffcap;video\r\n", '"video"\t"prompt"\n'])
+def test_a_table_of_another_name_says_so(tmp_path, name, header):
+    path = tmp_path / name
+    path.write_text(header + "v.mp4,x\n", encoding="utf-8", newline="")
+    with pytest.raises(DataError, match=rf"{name}: holds CSV.*\.csv"):
+        scan_manifest(path)
+
+
+def test_a_folder_called_video_is_no_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "video").mkdir()
+    (tmp_path / "video" / "v.mp4").touch()
+    (tmp_path / "rows.json").write_text(json.dumps([{"video": "v.mp4", "cap": "x"}]))
+    (tmp_path / "data.txt").write_text("video,rows.json\n")
+    assert len(read_manifest(tmp_path / "data.txt")) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "fact"),
     [

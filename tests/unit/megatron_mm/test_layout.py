@@ -21,10 +21,18 @@ from mindspeed_mm.errors import WeightsError
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("release\n", "release"), (" release ", "release"), ("10", 10), ("0000010\r\n", 10)]
+    ("text", "value"),
+    [
+        ("\ufeffrelease\r\n", "release"),
+        ("\ufeff10\n", 10),
+        ("release\n", "release"),
+        (" release ", "release"),
+        ("10", 10),
+        ("0000010\r\n", 10),
+    ],
 )
-def test_white_space_around_the_tracker_does_not_count(tmp_path: Path, text: str, value: int | str) -> None:
-    (tmp_path / TRACKER).write_text(text)
+def test_white_space_and_a_mark_in_the_tracker_do_not_count(tmp_path: Path, text: str, value: int | str) -> None:
+    (tmp_path / TRACKER).write_text(text, encoding="utf-8")
     assert read_tracker(tmp_path) == value
 
 

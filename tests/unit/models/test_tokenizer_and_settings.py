@@ -43,6 +43,31 @@ def test_folder_without_a_vocabulary_names_what_to_fetch(official, tokenizer):
         load_text_encoder(official, tokenizer)
 
 
+def test_dangling_links_of_a_tokenizer_are_named(official, tokenizer):
+    for path in tokenizer.iterdir():
+        path.unlink()
+        path.symlink_to(f"/gone/{path.name}")
+    with pytest.raises(WeightsError, match=r"tokenizer\S*\.json: a link to /gone/\S+, which does not exist"):
+        load_text_encoder(official, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_a_dangling_link_beside_the_encoder_is_named(official, tmp_path, name):
+    file = shutil.copy(official / TEXT_FILE, tmp_path / TEXT_FILE)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to("/gone/blob")
+    with pytest.raises(WeightsError, match=rf"{name}: a link to /gone/blob, which does not exist"):
+        load_text_encoder(file)
+
+
+def test_byte_order_mark_in_the_encoders_config_is_skipped(official, tmp_path):
+    folder = transformers_folder(tmp_path, {})
+    plain = load_text_encoder(folder, official / TOKENIZER_FOLDER)
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    marked = load_text_encoder(folder, official / TOKENIZER_FOLDER)
+    assert torch.equal(plain.encode(["a cat"])[0], marked.encode(["a cat"])[0])
+
+
 def test_tokenizer_json_alone_gives_the_same_tokens(official, tokenizer):
     (tokenizer / "tokenizer_config.json").unlink()
     prompts = ["a red ball bounces", "a cat", ""]

@@ -117,6 +117,23 @@ def test_a_dangling_link_is_named_with_its_target(tmp_path: Path, name: str) -> 
         load_vae(tmp_path) if "VAE" in name else open_weights(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["transformer", "transformer_2", "high_noise_model", "release"])
+def test_a_dangling_link_to_a_folder_is_named(tmp_path: Path, weights: Weights, name: str) -> None:
+    if name == "transformer_2":  # the other half must not pass for a whole model
+        (tmp_path / "transformer").mkdir()
+        save_file(weights, tmp_path / "transformer" / FILE)
+    (tmp_path / name).symlink_to("/gone/blob")
+    with pytest.raises(WeightsError, match=rf"{name}: a link to /gone/blob, which does not exist"):
+        open_weights(tmp_path)
+
+
+def test_dangling_links_inside_transformer_are_named(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "model-a").symlink_to("/gone/blob")
+    with pytest.raises(WeightsError, match=r"model-a: a link to /gone/blob"):
+        open_weights(tmp_path)
+
+
 def test_a_dangling_link_of_a_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / f"{FILE}.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
     (tmp_path / "1.safetensors").symlink_to("gone")

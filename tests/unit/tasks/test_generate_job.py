@@ -205,6 +205,15 @@ def test_a_json_of_mindspeed_mm_makes_its_videos(config, inputs, names):
     assert "preset mindspeed" in made.notes[0]
 
 
+@pytest.mark.parametrize("foreign", [{"tiled": True}, {"seed": 3}, {"negative_prompt": "dark"}])
+def test_a_foreign_key_in_a_mindspeed_json_names_the_preset(config, foreign):
+    path = config(prompt="drop", video_path="a.mp4", image_path="r.png", **foreign)
+    with pytest.raises(MindSpeedMMError, match=rf"inference\.json:prompt: .*--preset mindspeed.*{next(iter(foreign))}"):
+        job(path)
+    assert len(job(path, "--preset", "mindspeed").videos) == 3
+    assert len(job(path, "--prompt", "a cat").videos) == 1
+
+
 def test_preset_mindspeed_takes_a_prompt_and_other_numbers(config):
     path = config(video_path="a.mp4", image_path="r.png", seed=7)
     made = job(path, "--preset", "mindspeed", "--steps", "4")

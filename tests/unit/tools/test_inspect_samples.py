@@ -17,6 +17,7 @@ from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.data.transforms import load_sample
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.models.wan.vae import WanVae
+from mindspeed_mm.tools import sheets
 from mindspeed_mm.tools.inspect_samples import main
 from mindspeed_mm.tools.sheets import feature_sheet, sample_sheet
 from tests.clips import numbered, write_clip
@@ -98,6 +99,32 @@ def test_the_sheet_shows_what_is_kept_and_what_is_made_anew(dataset):
     assert (
         sample_sheet(record, sample).height > bare.height + 4 * 100
     )  # src_video, mask, inactive, reactive, references
+
+
+def test_the_sheet_has_the_remarks_on_every_file(tmp_path, monkeypatch):
+    write_clip(tmp_path / "v.mp4", 5, height=64, width=80)
+    labels = Image.fromarray(np.eye(64, 80, dtype=np.uint8)).convert("P")
+    labels.putpalette([0, 0, 0, 128, 0, 0] + [0] * 750)
+    labels.save(tmp_path / "m.png")
+    pages = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    pages[0].save(tmp_path / "r.tif", save_all=True, append_images=pages[1:])
+    row = {"video": "v.mp4", "cap": "x", "src_video_mask": "m.png", "src_ref_images": ["r.tif"]}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    (record,) = read_manifest(tmp_path / "rows.json")
+    drawn = {}
+    monkeypatch.setattr(sheets, "draw_sheet", lambda *arguments, **named: drawn.update(named))
+    sheets.sample_sheet(record, load_sample(record, VideoConfig(num_frames=5)))
+    remarks = [fact for fact in drawn["facts"] if fact.startswith("src_")]
+    assert [remark.partition(":")[0] for remark in remarks] == ["src_video_mask", "src_ref_images[0]"]
+    assert "palette" in remarks[0]
+    assert "pages" in remarks[1]
+
+
+def test_a_table_named_json_says_so(tmp_path, capsys):
+    (tmp_path / "data.json").write_text("video,prompt\nv.mp4,x\n")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "data.json"), "--out", str(tmp_path / "s.png")])
+    assert "data.json: holds CSV" in capsys.readouterr().err
 
 
 def test_a_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path, capsys):

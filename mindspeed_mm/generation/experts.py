@@ -65,8 +65,8 @@ class Experts:
         self._activate(index)
         return self.models[index], (sampling.guidance_scale, sampling.guidance_scale_2)[index]
 
-    def can_ask_together(self, tokens: int) -> bool:
-        """Whether one pass over both prompts fits beside the weights; else they are asked one after the other.
+    def fits_batched_cfg(self, tokens: int) -> bool:
+        """Whether one pass over both prompts fits beside the weights; otherwise they go through one after the other.
 
         Judged by sizes alone: the same run in training and afterwards, with and without offload, gives the same bits.
         """

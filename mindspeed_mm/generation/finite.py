@@ -5,12 +5,12 @@ The check itself is one reduction a step. Everything else here runs only once it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import NonFiniteError
 from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.denoise import Step, StepHook
+from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.models.finite import is_finite, nonfinite_weights
 
 _CUSTOMARY = {  # what published settings stay far inside of
@@ -22,34 +22,34 @@ _CUSTOMARY = {  # what published settings stay far inside of
 _TALL = 1e3  # latents are of order 1; a step that starts beyond this was spoilt by an earlier one
 
 
-def check_inputs(vace_context: Tensor, prompts: Sequence[Tensor | None]) -> None:
+def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
     """Before the first step. Raises NonFiniteError naming the model that made what is not finite."""
     if not is_finite(vace_context):
         raise NonFiniteError(
             "the encoded inputs (vace_context) are not finite before denoising: the VAE overflows or is damaged; "
             "set vae_dtype to fp32, or fetch the VAE again"
         )
-    if not all(is_finite(prompt) for prompt in prompts if prompt is not None):
+    if not all(is_finite(rows) for rows in (prompts.prompt_embeds, prompts.negative_prompt_embeds) if rows is not None):
         raise NonFiniteError(
             "the embedded prompt is not finite before denoising: the text encoder overflows or is damaged; "
             "set dtype to fp32, or fetch the text encoder again"
         )
 
 
-def explain_step(
-    sampling: SamplingConfig,
-    step: int,
-    timestep: float,
-    *,
-    before: Tensor,
-    answers: Sequence[Tensor],
-    velocity: Tensor,
-    model: nn.Module,
-) -> NonFiniteError:
-    """Why the latents after `step` (from 0) are not finite, from the tensors of that step."""
-    cause = _cause(sampling, before, answers, velocity, model)
-    where = f"denoising step {step + 1} of {sampling.steps} (timestep {timestep:g})"
-    return NonFiniteError(f"latents are not finite after {where}: {cause}; no video was written")
+def finite_check(sampling: SamplingConfig) -> StepHook:
+    """A hook that raises NonFiniteError after the first step that leaves a latent NaN or infinite."""
+
+    def check(step: Step) -> None:
+        if not is_finite(step.latents):
+            raise explain_step(sampling, step)
+
+    return check
+
+
+def explain_step(sampling: SamplingConfig, step: Step) -> NonFiniteError:
+    """Why the latents after `step` are not finite."""
+    where = f"denoising step {step.index + 1} of {step.total} (timestep {step.timestep:g})"
+    return NonFiniteError(f"latents are not finite after {where}: {_cause(sampling, step)}; no video was written")
 
 
 def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteError:
@@ -68,23 +68,22 @@ def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteErro
     return NonFiniteError(f"decoded pixels are not finite from frame {frame} on: {cause}; no video was written")
 
 
-def _cause(
-    sampling: SamplingConfig, before: Tensor, answers: Sequence[Tensor], velocity: Tensor, model: nn.Module
-) -> str:
+def _cause(sampling: SamplingConfig, step: Step) -> str:
+    model, tallest = step.prediction.model, float(step.before.abs().max())
     bad = nonfinite_weights(model)
     if bad:
         return f"the transformer's weights contain NaN or Inf ({bad}); load an earlier checkpoint or fetch them again"
     if extreme := _extreme(sampling):
         return f"{' and '.join(extreme)}: likely too far from the usual; use a value near the preset's"
-    if is_finite(velocity):
+    if is_finite(step.prediction.velocity):
         return (
             f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas; use a shift near the preset's"
         )
-    if all(is_finite(answer) for answer in answers):
+    if all(is_finite(output) for output in step.prediction.outputs):
         return f"guidance_scale {sampling.guidance_scale:g} overflows the guided velocity; lower it"
-    if float(before.abs().max()) > _TALL:
+    if tallest > _TALL:
         return (
-            f"earlier steps grew the latents to {float(before.abs().max()):.3g}, where about 1 is usual; "
+            f"earlier steps grew the latents to {tallest:.3g}, where about 1 is usual; "
             f"lower guidance_scale {sampling.guidance_scale:g} or shift {sampling.shift:g}"
         )
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

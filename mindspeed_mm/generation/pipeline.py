@@ -7,10 +7,7 @@ result.save("out/ball")
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,13 +33,14 @@ from mindspeed_mm.generation.config import (
     decide,
 )
 from mindspeed_mm.generation.config import Solver as SolverName
+from mindspeed_mm.generation.denoise import Predictor, StepHook, denoise_loop
 from mindspeed_mm.generation.experts import Experts
-from mindspeed_mm.generation.finite import check_inputs, explain_pixels, explain_step
-from mindspeed_mm.generation.guidance import Guide, guided_velocity
+from mindspeed_mm.generation.finite import check_inputs, explain_pixels, finite_check
+from mindspeed_mm.generation.guidance import GuidanceFn, guided_velocity
 from mindspeed_mm.generation.inputs import Clip, Conditions, Inputs, Picture, load_conditions
 from mindspeed_mm.generation.parity import rotated_noise
 from mindspeed_mm.generation.parts import find_parts, inspect_experts, load_experts, load_image_coder, load_text
-from mindspeed_mm.generation.result import Frames, GenerationResult, Texts, Timings, to_bytes
+from mindspeed_mm.generation.result import Frames, GenerationResult, PromptEmbeds, Timings, to_bytes
 from mindspeed_mm.generation.solvers import Solver, make_noise
 from mindspeed_mm.generation.writer import versions
 from mindspeed_mm.models.finite import is_finite
@@ -63,7 +61,7 @@ class VacePipeline:
         *,
         accelerator: Accelerator,
         tiled: Tiled = "auto",
-        guide: Guide = guided_velocity,
+        guide: GuidanceFn = guided_velocity,
         num_experts: int | None = None,
     ) -> None:
         """`experts` and `text_encoder` may be functions that load them when they are first needed.
@@ -80,7 +78,7 @@ class VacePipeline:
         self.accelerator = accelerator
         self.tiled: Tiled = tiled
         self.guide = guide
-        self.timings = Timings()
+        self.timings = Timings(accelerator)
 
     @classmethod
     def from_pretrained(
@@ -189,7 +187,8 @@ class VacePipeline:
         )
         sampling = decide(request, experts=self.num_experts)
         negative = NEGATIVE_PROMPT if negative_prompt is None else negative_prompt
-        return self.generate(prompt, negative, inputs, sampling, noise=noise, on_step=on_step)
+        hooks = [] if on_step is None else [lambda step: on_step(step.index + 1, step.total)]
+        return self.generate(prompt, negative, inputs, sampling, noise=noise, hooks=hooks)
 
     def generate(
         self,
@@ -199,7 +198,7 @@ class VacePipeline:
         sampling: SamplingConfig,
         *,
         noise: Tensor | None = None,
-        on_step: OnStep | None = None,
+        hooks: Sequence[StepHook] = (),
     ) -> GenerationResult:
         """`__call__` with every number decided."""
         self.start_measuring()
@@ -207,7 +206,7 @@ class VacePipeline:
         texts = self.texts(prompt, negative_prompt, sampling)
         self.free_text_encoder()
         num_refs, context = len(conditions.src_ref_images), self.encode(conditions, sampling)
-        latents = self.denoise(context, texts, sampling, num_refs=num_refs, noise=noise, on_step=on_step).cpu()
+        latents = self.denoise(context, texts, sampling, num_refs=num_refs, noise=noise, hooks=hooks).cpu()
         return GenerationResult(
             frames=np.concatenate(list(self.decode(latents, num_refs))),
             latents=latents,
@@ -243,7 +242,7 @@ class VacePipeline:
         if self._experts is None:
             raise WeightsError("this pipeline has no transformer; it can only decode")
         if not isinstance(self._experts, Experts):
-            with self.timed("load"):
+            with self.timings.phase("load"):
                 self._experts = self._experts()
         return self._experts
 
@@ -256,31 +255,24 @@ class VacePipeline:
 
     def start_measuring(self) -> None:
         """Seconds and peak memory from here on."""
-        self.timings = Timings()
+        self.timings = Timings(self.accelerator)
         self.accelerator.reset_peak_memory()
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Count the seconds of a phase, queued work included."""
-        self.accelerator.synchronize()
-        start = time.perf_counter()
-        yield
-        self.accelerator.synchronize()
-        self.timings.add(phase, time.perf_counter() - start)
-
-    def texts(self, prompt: str, negative_prompt: str, sampling: SamplingConfig) -> Texts:
+    def texts(self, prompt: str, negative_prompt: str, sampling: SamplingConfig) -> PromptEmbeds:
         """Embeddings of what guidance will ask about; known prompts need no text encoder."""
         asked = [prompt, negative_prompt] if sampling.needs_guidance else [prompt]
         self.embed(asked)
         known = [self._embeds[text] for text in asked]
-        return Texts(prompt_embeds=known[0], negative_prompt_embeds=known[1] if sampling.needs_guidance else None)
+        return PromptEmbeds(
+            prompt_embeds=known[0], negative_prompt_embeds=known[1] if sampling.needs_guidance else None
+        )
 
     def embed(self, prompts: Sequence[str]) -> None:
         """Encode those prompts that are not known yet; the embeddings are remembered on the host."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeds]
         if not new:
             return
-        with self.timed("text"):
+        with self.timings.phase("text"):
             encoder = self._text()
             self._embeds.update(zip(new, (rows.cpu() for rows in encode_prompt(encoder, new)), strict=True))
 
@@ -313,7 +305,7 @@ class VacePipeline:
         self._set_tiling(sampling.height, sampling.width)
         if self._encoder is None:
             self._encoder = StreamEncoder(self.vae)
-        with self.timed("vae_encode"):
+        with self.timings.phase("vae_encode"):
             return encode_vace_context(
                 self._encoder,
                 conditions.src_video,
@@ -328,12 +320,12 @@ class VacePipeline:
     def denoise(
         self,
         vace_context: Tensor,
-        texts: Texts,
+        texts: PromptEmbeds,
         sampling: SamplingConfig,
         *,
         num_refs: int = 0,
         noise: Tensor | None = None,
-        on_step: OnStep | None = None,
+        hooks: Sequence[StepHook] = (),
     ) -> Tensor:
         """Latents [16, R+F, h, w] fp32 on the device, references first. `noise` [16, R+F, h, w] replaces the seed's.
 
@@ -342,58 +334,17 @@ class VacePipeline:
         experts, device = self.experts, self.accelerator.device
         self._check_scale(sampling)
         solver = Solver(sampling)
-        context = vace_context[None].to(device)
+        context, batched = vace_context[None].to(device), texts.batched(device)
         if noise is None:
             noise = make_noise(vace_context.shape[1:], sampling.seed)
             noise = rotated_noise(noise, num_refs) if sampling.diffsynth_noise else noise
-        latents = noise[None].to(device)
-        prompt, negative = (
-            None if rows is None else rows[None].to(device)
-            for rows in (texts.prompt_embeds, texts.negative_prompt_embeds)
-        )
-        check_inputs(context, (prompt, negative))
-        for index in range(len(solver)):
-            with self.timed("denoise"):
-                start = time.perf_counter()
-                latents = self._step(experts, solver, index, latents, context, prompt, negative, sampling)
-                self.accelerator.synchronize()
-                self.timings.steps.append(time.perf_counter() - start)
-            if on_step is not None:
-                on_step(index + 1, len(solver))
-        experts.leave()
-        return latents[0]
-
-    def _step(
-        self,
-        experts: Experts,
-        solver: Solver,
-        index: int,
-        latents: Tensor,
-        context: Tensor,
-        prompt: Tensor | None,
-        negative: Tensor | None,
-        sampling: SamplingConfig,
-    ) -> Tensor:
-        """One denoising step, [1, 16, R+F, h, w] → the same."""
-        assert prompt is not None
-        model, scale = experts.at(float(solver.timesteps[index]), sampling)
-        timestep = solver.timesteps[index : index + 1].to(latents.device)
-        shown = context if _has_weight(sampling.context_scale) and model.config.vace_layers else None
-        together = experts.can_ask_together(latents[0, 0].numel() // math.prod(model.config.trunk.patch_size))
-        answers: list[Tensor] = []
-
-        def ask(prompt_embeds: Tensor) -> Tensor:
-            scale = sampling.context_scale
-            questions = torch.split(prompt_embeds, len(prompt_embeds) if together else 1)
-            answers.extend(model(latents, timestep, each, shown, context_scale=scale) for each in questions)
-            return torch.cat(answers)
-
-        velocity = self.guide(ask, prompt, negative, scale)
-        after = solver.step(velocity, index, latents)
-        if not is_finite(after):
-            spoilt = {"before": latents, "velocity": velocity}
-            raise explain_step(sampling, index, float(timestep), answers=answers, model=model, **spoilt)
-        return after
+        check_inputs(context, batched)
+        predict = Predictor(experts, context, batched, sampling, self.guide)
+        try:
+            hooks = (finite_check(sampling), *hooks)
+            return denoise_loop(predict, solver, noise[None].to(device), hooks, self.timings)[0]
+        finally:
+            experts.leave()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, num_refs: int = 0) -> Iterator[Frames]:
@@ -405,7 +356,7 @@ class VacePipeline:
         chunks = iter(self.vae.decode_frames(latents[:, num_refs:].to(self.accelerator.device)))
         done = 0
         while True:
-            with self.timed("vae_decode"):
+            with self.timings.phase("vae_decode"):
                 chunk = next(chunks, None)
                 if chunk is not None and not is_finite(chunk):
                     raise explain_pixels(done, self.vae.model, latents)
@@ -448,7 +399,3 @@ def vae_bytes(vae: WanVae, height: int, width: int) -> int:
 _VAE_PLANES = (
     90  # base_dim feature maps of the output's size that are alive at once: 88 measured on a CPU, fp32, 192x256
 )
-
-
-def _has_weight(scale: float | Sequence[float]) -> bool:
-    return any(scale) if isinstance(scale, Sequence) else scale != 0

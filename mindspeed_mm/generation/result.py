@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.writer import write_conditions, write_latents, write_outcome
 
@@ -18,23 +23,45 @@ Frames = NDArray[np.uint8]  # [T, H, W, 3]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Texts:
+class PromptEmbeds:
     """Embedded prompts of one video."""
 
     prompt_embeds: Tensor  # [L, text_dim]
-    negative_prompt_embeds: Tensor | None  # [L, text_dim]; None when guidance does not ask
+    negative_prompt_embeds: Tensor | None  # [L, text_dim]; None without guidance
+
+    def batched(self, device: torch.device) -> PromptEmbeds:
+        """The same as [1, L, text_dim] on `device`."""
+        negative = self.negative_prompt_embeds
+        return PromptEmbeds(
+            prompt_embeds=self.prompt_embeds[None].to(device),
+            negative_prompt_embeds=None if negative is None else negative[None].to(device),
+        )
 
 
-@dataclass
 class Timings:
-    """Seconds of each phase."""
+    """Seconds of each phase, work queued on the device included."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    steps: list[float] = field(default_factory=list)
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.seconds: dict[str, float] = {}
+        self.steps: list[float] = []  # each denoising step
 
-    def add(self, phase: str, seconds: float) -> None:
-        """Add to what the phase has taken."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of a block to those of phase `name`."""
+        self.accelerator.synchronize()
+        start = time.perf_counter()
+        yield
+        self.accelerator.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One denoising step: a part of phase `denoise`."""
+        before = self.seconds.get("denoise", 0.0)
+        with self.phase("denoise"):
+            yield
+        self.steps.append(self.seconds["denoise"] - before)
 
     def report(self) -> dict[str, float]:
         """Plain numbers; `step` is the median of the denoising steps."""

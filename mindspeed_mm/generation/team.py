@@ -18,7 +18,7 @@ from mindspeed_mm.distributed.fsdp import shard_model
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.errors import MindSpeedMMError
-from mindspeed_mm.generation.guidance import Ask, guided_velocity, joined
+from mindspeed_mm.generation.guidance import VelocityFn, apply_cfg, guided_velocity
 from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.spec import MODELS
@@ -44,9 +44,11 @@ class Solo:
 
     first = True
 
-    def guide(self, ask: Ask, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float) -> Tensor:
+    def guide(
+        self, predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
+    ) -> Tensor:
         """The guided velocity."""
-        return guided_velocity(ask, prompt_embeds, negative_prompt_embeds, scale)
+        return guided_velocity(predict, prompt_embeds, negative_prompt_embeds, scale)
 
     def check(self, look: Callable[[], None]) -> None:
         """`look` at what must be right before anything is loaded."""
@@ -88,14 +90,16 @@ class Team(Solo):
         self.layout = layout
         self.first = self.mesh.rank == 0
 
-    def guide(self, ask: Ask, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float) -> Tensor:
-        """The guided velocity; each half asks one question and both get both answers."""
+    def guide(
+        self, predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
+    ) -> Tensor:
+        """The guided velocity; each half predicts for one prompt, and both get both velocities."""
         if self.layout.halves == 1 or scale == 1 or negative_prompt_embeds is None:
-            return super().guide(ask, prompt_embeds, negative_prompt_embeds, scale)
-        answer = ask(prompt_embeds if self.mesh.dp_rank == 0 else negative_prompt_embeds).contiguous()
-        answers = [torch.empty_like(answer) for _ in range(2)]
-        dist.all_gather(answers, answer, group=self.mesh.dp_group)
-        return joined(answers[0], answers[1], scale)
+            return super().guide(predict, prompt_embeds, negative_prompt_embeds, scale)
+        own = predict(prompt_embeds if self.mesh.dp_rank == 0 else negative_prompt_embeds).contiguous()
+        conditional, unconditional = velocities = [torch.empty_like(own) for _ in range(2)]
+        dist.all_gather(velocities, own, group=self.mesh.dp_group)
+        return apply_cfg(conditional, unconditional, scale)
 
     def check(self, look: Callable[[], None]) -> None:
         """The first process looks; its error ends all."""

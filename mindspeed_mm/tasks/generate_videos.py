@@ -18,10 +18,11 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, LaunchError, MindSpeedMMError
 from mindspeed_mm.generation.config import RunConfig
+from mindspeed_mm.generation.denoise import StepHook
 from mindspeed_mm.generation.inputs import Conditions, Inputs, load_conditions
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
-from mindspeed_mm.generation.pipeline import OnStep, VacePipeline
+from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.team import Replica, Solo, Team
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.generation.writer import (
@@ -204,7 +205,7 @@ def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob, team: So
         pipe.load_experts()  # outside the bar, whose time that is left knows denoising steps alone
     with denoising_progress(video.name, video.sampling.steps) as on_step, enough_memory(f"{video.name}: "):
         num_refs = len(video.inputs.images)
-        latents = pipe.denoise(context, texts, video.sampling, num_refs=num_refs, on_step=on_step).cpu()
+        latents = pipe.denoise(context, texts, video.sampling, num_refs=num_refs, hooks=[on_step]).cpu()
     team.from_first(lambda: write(pipe, job, video, conditions, latents))
     return latents
 
@@ -305,10 +306,10 @@ def say_what_latents_decide(job: GenerateJob, settings: dict[str, Any]) -> None:
 
 
 @contextmanager
-def denoising_progress(name: str, steps: int) -> Iterator[OnStep]:
+def denoising_progress(name: str, steps: int) -> Iterator[StepHook]:
     """A bar for a video's denoising steps; in a log five lines."""
     with Progress(f"{name}: denoising", steps, "step", lines=5) as bar:
-        yield lambda done, total: bar.step()
+        yield lambda step: bar.step()
 
 
 @contextmanager

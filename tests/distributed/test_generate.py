@@ -12,7 +12,7 @@ from mindspeed_mm.generation.config import RequestConfig, decide
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import Layout, choose_layout
 from mindspeed_mm.generation.pipeline import VacePipeline
-from mindspeed_mm.generation.result import Texts
+from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.team import Solo, Team
 from mindspeed_mm.generation.writer import read_latents
 from tests.tiny import tiny_inputs, tiny_transformer, write_official
@@ -44,7 +44,7 @@ def denoise(layout=None, shard=False, experts=1):
     pipe = VacePipeline(parts, None, None, accelerator=CPU, guide=team.guide)
     inputs = tiny_inputs(3, frames=4, height=6, width=10)
     other = tiny_inputs(4, text=9)
-    texts = Texts(prompt_embeds=inputs["prompt_embeds"][0], negative_prompt_embeds=other["prompt_embeds"][0])
+    texts = PromptEmbeds(prompt_embeds=inputs["prompt_embeds"][0], negative_prompt_embeds=other["prompt_embeds"][0])
     sampling = decide(REQUEST.model_copy(update={"guidance_scale_2": 2.0} if experts == 2 else {}), experts=experts)
     return pipe.denoise(inputs["vace_context"][0], texts, sampling)
 

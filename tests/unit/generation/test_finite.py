@@ -16,7 +16,7 @@ from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.finite import explain_pixels
 from mindspeed_mm.generation.inputs import Inputs
 from mindspeed_mm.generation.pipeline import VacePipeline
-from mindspeed_mm.generation.result import Texts
+from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.team import Solo
 from mindspeed_mm.models.wan.vae import WanVae
 from mindspeed_mm.tasks.generate_videos import generate_one
@@ -61,7 +61,7 @@ def test_nan_weight_is_named_where_it_spoils_the_step():
 def test_nan_prompt_names_the_text_encoder():
     pipe = pipeline()
     sampling = decide(RequestConfig(**SMALL), experts=1)
-    texts = Texts(prompt_embeds=ROWS * float("nan"), negative_prompt_embeds=ROWS)
+    texts = PromptEmbeds(prompt_embeds=ROWS * float("nan"), negative_prompt_embeds=ROWS)
     with pytest.raises(NonFiniteError, match="text encoder"):
         pipe.denoise(torch.zeros(96, 2, 4, 6), texts, sampling)
     with pytest.raises(NonFiniteError, match="VAE"):

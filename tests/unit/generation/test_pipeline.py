@@ -191,6 +191,27 @@ def test_of_two_experts_that_do_not_fit_only_the_active_one_is_on_the_device(mon
     assert here == {0, 1}
 
 
+class Cancelled(Exception):
+    pass
+
+
+def test_hooks_see_each_step_and_may_end_the_video(vae):
+    pipe, seen = pipeline(vae, "model"), []
+
+    def cancel(step):
+        seen.append((step.index, step.total, step.latents.shape, step.timestep))
+        if step.index == 1:
+            raise Cancelled
+
+    sampling = decide(RequestConfig(**{**SMALL, "steps": 3}), experts=1)
+    context = torch.zeros(96, 2, 4, 6)
+    with pytest.raises(Cancelled):
+        pipe.denoise(context, pipe.texts("a", "b", sampling), sampling, hooks=[cancel])
+    assert [step[:3] for step in seen] == [(index, 3, (1, 16, 2, 4, 6)) for index in range(2)]
+    assert seen[0][3] > seen[1][3]
+    assert pipe.experts._active is None  # off the device all the same
+
+
 def test_a_context_scale_of_zero_is_the_trunk_alone(vae):
     branchless = []
     model = tiny_transformer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def refuse_table(text: str, path: Path) -> None:
     """Raise DataError for a table in a file that is not named as one."""
-    header = text.partition("\n")[0][:10_000].strip()
+    header = re.split("[\r\n]", text[:10_000].strip(), maxsplit=1)[0]
     cells = next(csv.reader([header], delimiter=_delimiter(header)), [])
     columns = [cell.strip() for cell in cells]
     if "video" in columns and {*COLUMNS, *COLUMNS.values()} & {*columns}:

@@ -129,7 +129,11 @@ def _is_config(path: Path) -> bool:
     """Whether a .json is a data config, and no list of clips."""
     text = read_text(path, max_bytes=LIST_BYTES)
     refuse_table(text, path)
-    return isinstance(parse_json(text, str(path)), Mapping)
+    first, _, rest = text.strip().partition("\n")
+    if rest and first.startswith("{") and first.rstrip().endswith("}"):
+        return False  # one object a line
+    values = parse_json(text, str(path))
+    return isinstance(values, Mapping) and "video" not in values
 
 
 def _record(source: DataSource, video: VideoConfig, config: InspectConfig) -> SampleRecord:

@@ -1,6 +1,8 @@
 """Images are read by their mode, within a pixel limit; masks by one rule."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -25,6 +27,31 @@ def test_float_images_run_from_zero_to_one(tmp_path):
     Image.fromarray(np.full((16, 16), 7.5, np.float32)).save(tmp_path / "b.tiff")
     with pytest.raises(DataError, match=r"b\.tiff: .*7\.5.*0 to 1"):
         read_image(tmp_path / "b.tiff")
+
+
+def write_rgb48(path, values):
+    """A PNG of 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+def test_16_bit_colours_are_divided_by_257(tmp_path):
+    values = np.linspace(0, 65535, 16 * 16 * 3).reshape(16, 16, 3).round().astype(np.uint16)
+    write_rgb48(tmp_path / "a.png", values)
+    assert np.abs(read_image(tmp_path / "a.png") - values / 257).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_cmyk_is_read_as_the_colours_that_it_prints(tmp_path, name):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / name)
+    assert np.abs(read_image(tmp_path / name)[8, 8].astype(int) - (255, 0, 0)).max() <= 3
 
 
 @pytest.fixture

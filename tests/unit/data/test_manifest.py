@@ -214,7 +214,7 @@ def test_a_table_with_our_keys_and_several_references_reads(tmp_path, delimiter)
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.txt", "metadata"])
-@pytest.mark.parametrize("header", [DIFFSYNTH, "\ufeffcap;video\r\n", '"video"\t"prompt"\n'])
+@pytest.mark.parametrize("header", [DIFFSYNTH, "\ufeffcap;video\r\n", '"video"\t"prompt"\n', "video,prompt\r"])
 def test_a_table_of_another_name_says_so(tmp_path, name, header):
     path = tmp_path / name
     path.write_text(header + "v.mp4,x\n", encoding="utf-8", newline="")

@@ -120,6 +120,14 @@ def test_the_sheet_has_the_remarks_on_every_file(tmp_path, monkeypatch):
     assert "pages" in remarks[1]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_json_of_one_object_a_line_is_a_dataset(dataset, tmp_path, capsys, count):
+    rows = json.loads((dataset / "rows.json").read_text())[1:2] * count
+    (dataset / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main([str(dataset / "lines.json"), "--out", str(tmp_path / "s.png"), "--workers", "0"])
+    assert f"clips       {count} of {count}" in capsys.readouterr().out
+
+
 def test_a_table_named_json_says_so(tmp_path, capsys):
     (tmp_path / "data.json").write_text("video,prompt\nv.mp4,x\n")
     with pytest.raises(SystemExit):

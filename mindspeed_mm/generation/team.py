@@ -150,7 +150,7 @@ class Team(Solo):
         finite = FiniteWeights(source.path)
         for name, parameter in model.named_parameters():
             finite.check(name, _fill(parameter, source.read(name)))
-        finite.demand()
+        finite.demand(of_all_ranks=True)
         return model
 
 

@@ -63,7 +63,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     checkpoints = build_checkpoints(job, start.base, accelerator)
     if checkpoints.load(state):  # what does not train was looked at when it was filled
         trained = {name: local(weight) for name, weight in model.named_parameters() if weight.requires_grad}
-        check_weights(f"--load {training.checkpoint.load}", trained)
+        check_weights(f"--load {training.checkpoint.load}", trained, of_all_ranks=True)
     return LoopParts(
         state=state,
         batches=loader.batches(state.consumed_samples),

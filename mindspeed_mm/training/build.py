@@ -118,7 +118,7 @@ def fill(model: nn.Module, source: Source | None, seed: int) -> None:
         whole = source.read(name) if source is not None else initial_weight(name, parameter.shape, seed)
         local(parameter).copy_(whole[local_slice(parameter)])
         finite.check(name, local(parameter))
-    finite.demand()
+    finite.demand(of_all_ranks=True)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ def _load_optimizer(
             finite.check(f"optimizer.state.{name}.{key}", local(moment))
             if key in ("step", "exp_avg_sq") and bool((local(moment) < 0).any()):
                 raise values.error(f"optimizer.state.{name}.{key}", "no negative value", "one")
-    finite.demand()
+    finite.demand(of_all_ranks=True)
     load_optimizer_state(state.optimizer, found["state"], steps, names)
 
 

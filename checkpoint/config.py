@@ -20,8 +20,9 @@ class TargetParallelConfig(Config):
 
 
 class ChecksumConfig(Config):
-    """What every method reads by."""
+    """What every method knows."""
 
+    dry_run: bool = Field(default=False, description="open the source, plan the target, and stop; nothing is written")
     verify_checksums: bool = Field(
         default=True, description="verify the checksums in the files that are read; files without any are read too"
     )

@@ -135,14 +135,23 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
     def check(path: Path, seen: Written) -> None:
         read_back(path, source, cfg.verify == "bits", seen)
 
-    put(target, list(source.tensors.values()), check)
+    put(target, list(source.tensors.values()), check, dry_run=cfg.dry_run)
 
 
-def put(target: Target, tensors: Sequence[TensorFile], check: Callable[[Path, Written], None]) -> None:
-    """Write `target`, which holds `tensors`, `check` what was written, and move it into place. Raises WeightsError."""
+def put(
+    target: Target, tensors: Sequence[TensorFile], check: Callable[[Path, Written], None], *, dry_run: bool = False
+) -> None:
+    """Write `target`, which holds `tensors`, `check` what was written, and move it into place. Raises WeightsError.
+
+    With `dry_run`, only the room on the disk is checked.
+    """
     total = sum(tensor.nbytes for tensor in tensors)
     shown = target.folder / target.name if target.name else target.folder
     name = target.name or "folder"
+    if dry_run:
+        check_space(target.folder, total)
+        logger.info(f"{shown}: {len(tensors)} tensors, {size_text(total)} would be written")
+        return
     with writing(shown), staging(target.folder, name, owned=target.owned, last=target.last) as place:
         check_space(target.folder, total)
         new = place / "new"

@@ -54,6 +54,10 @@ def assemble(cfg: PipelineConfig) -> None:
     if target.is_file():
         raise WeightsError(f"{target}: is a file; give a folder as target_path")
     parts = open_parts(cfg)
+    if cfg.dry_run:
+        check_space(target, parts.nbytes)
+        logger.info(f"{target}: {', '.join([*parts.experts, *parts.modules])} would be written")
+        return
     with writing(target), staging(target, "folder", owned=OWNED, last=INDEX) as place:
         check_space(target, parts.nbytes)
         new = place / "new"

@@ -64,7 +64,9 @@ def numbers(word: str) -> float | tuple[float, ...]:
 
 
 def _kind_of(field: Any) -> dict[str, Any]:
-    """argparse keywords for a field: one that is true by default also gets `--no-…`."""
+    """argparse keywords for a field: one that is true by default also gets `--no-…`; a repeated one adds up."""
+    if (field.json_schema_extra or {}).get("repeated"):
+        return {"action": "append", "metavar": "KEY=VALUE"}
     if field.annotation is bool and field.default is True:
         return {"action": argparse.BooleanOptionalAction}
     return _kind(field.annotation)

@@ -47,11 +47,15 @@ class DataConfig(Config):
 
 def read_data_config(path: str | Path, notes: list[str] | None = None) -> DataConfig:
     """Read a data JSON. `notes` collects keys that mean nothing here. Raises ConfigError with the address of what is wrong."""
-    values = read_json(path)
+    return parse_data_config(read_json(path), str(path), notes)
+
+
+def parse_data_config(values: Any, where: str, notes: list[str] | None = None) -> DataConfig:
+    """The values of a data JSON; `where` starts the address of an error. Raises ConfigError."""
     if isinstance(values, Mapping) and isinstance(values.get("dataset_param"), Mapping):
         found: list[str] = [] if notes is None else notes
-        values = {**values, "dataset_param": _parse_dataset(values["dataset_param"], f"{path}:dataset_param", found)}
-    return parse(DataConfig, values, str(path), notes)
+        values = {**values, "dataset_param": _parse_dataset(values["dataset_param"], f"{where}:dataset_param", found)}
+    return parse(DataConfig, values, where, notes)
 
 
 def _parse_dataset(values: Mapping[str, Any], where: str, notes: list[str]) -> Config:

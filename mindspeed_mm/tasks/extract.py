@@ -13,7 +13,7 @@ from mindspeed_mm.data.manifest import FAILURES, Manifest, Problem, list_problem
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors, rank
-from mindspeed_mm.tasks.jobs.extract import ExtractJob
+from mindspeed_mm.tasks.jobs.extract import PROG, ExtractJob
 from mindspeed_mm.tasks.summary import extraction_table, log_table
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ logger = get_logger(__name__)
 
 
 @one_line_errors
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], prog: str = PROG) -> None:
     """Check the whole job and the list of clips first; torch is imported only when there is something to run."""
-    job = ExtractJob.from_argv(argv)
+    job = ExtractJob.from_argv(argv, prog=prog)
     if job.files.print_config:
         logger.info(job.to_json())
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from mindspeed_mm.data.clips import check_av_version
 from mindspeed_mm.locks import lock_folder, sweep
 from mindspeed_mm.log import get_logger, one_line_errors, rank
-from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from mindspeed_mm.tasks.jobs.generate import PROG, GenerateJob
 from mindspeed_mm.tasks.summary import generation_table, log_table
 
 LOGGER = get_logger(__name__)
@@ -20,9 +20,9 @@ NOT_CHECKED = (
 
 
 @one_line_errors
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     """The command. torch is imported only when the job is sound."""
-    job = GenerateJob.from_argv(sys.argv[1:] if argv is None else argv)
+    job = GenerateJob.from_argv(sys.argv[1:] if argv is None else argv, prog)
     if job.print_config:
         LOGGER.info(job.to_json())
         return

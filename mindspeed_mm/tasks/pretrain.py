@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from megatron.mm.layout import is_half_written, put_back
 from mindspeed_mm.locks import lock_folder, sweep
 from mindspeed_mm.log import get_logger, launch_number, local_rank, one_line_errors, rank
-from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+from mindspeed_mm.tasks.jobs.pretrain import PROG, PretrainJob
 from mindspeed_mm.tasks.summary import log_table, training_table, write_job
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ NOT_CHECKED = (
 
 
 @one_line_errors
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], prog: str = PROG) -> None:
     """Check the whole job first; torch is imported only when there is something to run."""
-    job = PretrainJob.from_argv(argv)
+    job = PretrainJob.from_argv(argv, prog=prog)
     if job.files.print_config:
         logger.info(job.to_json())
         return

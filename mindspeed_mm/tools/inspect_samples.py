@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
-from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.config.overrides import OverrideConfig, Overrides
+from mindspeed_mm.config.schema import parse
 from mindspeed_mm.data.check import check_dataset
 from mindspeed_mm.data.config import DataSource, FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
 from mindspeed_mm.data.csv_rows import refuse_table
 from mindspeed_mm.data.manifest import list_problems, scan_manifest
-from mindspeed_mm.data.registry import read_data_config
+from mindspeed_mm.data.registry import parse_data_config
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import LIST_BYTES, atomic_path, parse_json, read_text
+from mindspeed_mm.files import LIST_BYTES, atomic_path, format_json, parse_json, read_json, read_text
 from mindspeed_mm.locks import sweep
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file
@@ -37,8 +38,11 @@ _CPU_FRAMES = 17  # a second of video; the whole of a large clip takes minutes
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-class InspectConfig(Config):
+class InspectConfig(OverrideConfig):
     """What to look at, and where the sheet goes."""
+
+    dry_run: bool = Field(default=False, description="check arguments, files and the list, and stop; opens no clip")
+    print_config: bool = Field(default=False, description="print what is asked for as JSON, and stop")
 
     index: int | None = Field(
         default=None,
@@ -67,17 +71,46 @@ class InspectConfig(Config):
 
 
 @one_line_errors
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     """Write a contact sheet of one sample or feature."""
-    parser = FlagParser(PROG, "Look at a dataset or at features as the model will see them.")
-    parser.add_argument("path", help="data.txt, data.json, .jsonl, a data config, a feature file, or a folder of these")
-    add_flags(parser, InspectConfig, "options")
-    arguments = parser.parse_strict(sys.argv[1:] if argv is None else argv)
-    config = parse(InspectConfig, given(arguments, InspectConfig), PROG)
+    arguments = job_parser(prog).parse_strict(sys.argv[1:] if argv is None else argv)
+    config = parse(InspectConfig, given(arguments, InspectConfig), prog)
+    path = Path(arguments.path)
+    if config.print_config:
+        logger.info(format_json({"path": str(path), **config.model_dump(mode="json")}, indent=2))
+        return
     _check_out(config.out)
-    image, what = _draw(_found(Path(arguments.path)), config)
+    path = _found(path)
+    if config.dry_run:
+        _check_list(path, config)
+        return
+    image, what = _draw(path, config)
     _save(image, Path(config.out))
     logger.info("%s: %s", config.out, what)
+
+
+def job_parser(prog: str = PROG) -> FlagParser:
+    """Every flag of mm-inspect and of `vace inspect`."""
+    parser = FlagParser(prog, "Look at a dataset or at features as the model will see them.")
+    parser.add_argument("path", help="data.txt, data.json, .jsonl, a data config, a feature file, or a folder of these")
+    add_flags(parser, InspectConfig, "options")
+    return parser
+
+
+def _check_list(path: Path, config: InspectConfig) -> None:
+    """Say what would be drawn. Raises ConfigError or DataError for a data JSON or list that cannot be read."""
+    if not _is_feature(path):
+        source, _, features = _source(path, config)
+        if features is None:
+            manifest = scan_manifest(source.data_path, source.data_folder)
+            if manifest.problems:
+                logger.warning(list_problems(manifest.problems, manifest.rows))
+            logger.info(f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly")
+    logger.info(f"{config.out} would be drawn from {path}")
+
+
+def _is_feature(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".pt")
 
 
 def _found(path: Path) -> Path:
@@ -94,7 +127,7 @@ def _found(path: Path) -> Path:
 
 
 def _draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
-    if path.suffix in (".safetensors", ".pt"):
+    if _is_feature(path):
         return _draw_feature(path, config)
     source, video, features = _source(path, config)
     if features is not None:
@@ -105,20 +138,24 @@ def _draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
 def _source(path: Path, config: InspectConfig) -> tuple[DataSource, VideoConfig, FeatureDatasetConfig | None]:
     """Where the rows are, how clips are cut, and the features when the path means those."""
     video = VideoConfig()
+    overrides = Overrides.parse(config.set, ("data",))
     if config.data_config is not None:
-        dataset = read_data_config(config.data_config).dataset_param
+        values = overrides.apply(read_json(config.data_config), "data")
+        dataset = parse_data_config(values, config.data_config).dataset_param
         if not isinstance(dataset, VaceDatasetConfig):
             raise ConfigError(
                 f"{config.data_config}: dataset_type is not 'vace'; --data-config wants that of raw clips"
             )
         video = dataset.preprocess_parameters
     if path.suffix == ".json" and _is_config(path):
-        dataset = read_data_config(path).dataset_param
+        dataset = parse_data_config(overrides.apply(read_json(path), "data"), str(path)).dataset_param
         if isinstance(dataset, VaceDatasetConfig):
             return dataset.basic_parameters, dataset.preprocess_parameters, None
         if isinstance(dataset, FeatureDatasetConfig):
             return DataSource(data_path=dataset.basic_parameters.data_path), video, dataset
         raise ConfigError(f"{path}: mm-inspect knows the dataset types 'vace' and 'feature'")
+    if config.set and config.data_config is None:
+        raise ConfigError(f"--set {config.set[0][:80]}: {path} is no data JSON; give one with --data-config FILE")
     source = DataSource(data_path=str(path))
     if path.suffix == ".jsonl" and '"file"' in read_text(path, DataError, max_bytes=LIST_BYTES).partition("\n")[0]:
         return source, video, parse(FeatureDatasetConfig, {"basic_parameters": {"data_path": str(path)}}, PROG)

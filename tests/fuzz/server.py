@@ -184,7 +184,7 @@ def known_flags(command: str) -> list[str]:
     elif command == "extract":
         from mindspeed_mm.tasks.jobs.extract import job_parser as parser
     elif command == "generate":
-        from mindspeed_mm.tasks.jobs.generate import _parser as parser
+        from mindspeed_mm.tasks.jobs.generate import job_parser as parser
     else:
         return ["--index", "--out", "--data-config", "--vae", "--decode-frames", "--skip-bad-samples", "--workers"]
     options = [option for action in parser()._actions for option in action.option_strings]

@@ -17,10 +17,9 @@ from pydantic import BaseModel
 import mindspeed_mm
 from checkpoint.converter import CONVERTERS
 from megatron.mm.arguments import REFUSED, UNUSED
-from mindspeed_mm.config.flags import FlagParser, add_flags
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.tasks.jobs import extract, generate, pretrain
-from mindspeed_mm.tools.inspect_samples import InspectConfig
+from mindspeed_mm.tools import inspect_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*(?:\.\w+)*")
@@ -35,13 +34,11 @@ OTHERS = {"--nproc-per-node", "--help", "--cfg", "--local-rank", "--local_rank"}
 @cache
 def parsers() -> dict[str, set[str]]:
     """Command → its flags."""
-    inspect = FlagParser("mm-inspect", "")
-    add_flags(inspect, InspectConfig, "options")
     found = {
         "train": pretrain.job_parser(),
         "extract": extract.job_parser(),
-        "generate": generate._parser(),
-        "inspect": inspect,
+        "generate": generate.job_parser(),
+        "inspect": inspect_samples.job_parser(),
     }
     flags = {name: set(parser._option_string_actions) for name, parser in found.items()}
     flags["convert"] = {f"--cfg.{name}" for schema in converter_schemas() for name in dotted(schema)}

@@ -21,6 +21,7 @@ HONOURED = [
     "--dry-run",
     "--print-config",
     "--check-inputs",
+    "--set",
     "--micro-batch-size",
     "--global-batch-size",
     "--train-iters",

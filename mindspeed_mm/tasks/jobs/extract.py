@@ -10,9 +10,10 @@ from pydantic import Field
 
 from megatron.mm.arguments import build_parser, parse_arguments
 from mindspeed_mm.config.flags import FlagParser, flag_name
+from mindspeed_mm.config.overrides import OverrideConfig, Overrides
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.config import VaceDatasetConfig
-from mindspeed_mm.data.registry import DataConfig, read_data_config
+from mindspeed_mm.data.registry import DataConfig, parse_data_config
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.files import format_json, read_json
 from mindspeed_mm.locks import check_unlocked
@@ -21,6 +22,7 @@ from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.tools.config import ToolsConfig
 
 PROG = "get_vace_feature.py"
+OVERRIDDEN = ("model", "data", "tools")  # files, as `--set` names them
 _ALONE = "every sample is encoded alone"
 _WAN = "Wan's VAE has one form of it"
 
@@ -83,6 +85,7 @@ class TrainingFlags(Config):
 
 SCHEMAS: Sequence[tuple[type[Config], str]] = (
     (ExtractFiles, "files"),
+    (OverrideConfig, "keys of the files"),
     (ExtractConfig, "extraction"),
     (TrainingFlags, "accepted from training scripts, unused"),
 )
@@ -145,23 +148,26 @@ class ExtractJob(Config):
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_argv(cls, argv: Sequence[str]) -> ExtractJob:
+    def from_argv(cls, argv: Sequence[str], prog: str = PROG) -> ExtractJob:
         """Flags and the files they name. Raises ConfigError naming file and key of the first problem."""
-        given, notes = parse_arguments(job_parser(), argv, SCHEMAS)
-        files = parse(ExtractFiles, given[ExtractFiles], PROG)
+        given, notes = parse_arguments(job_parser(prog), argv, SCHEMAS)
+        files = parse(ExtractFiles, given[ExtractFiles], prog)
+        overrides = Overrides.parse(parse(OverrideConfig, given[OverrideConfig], prog).set, OVERRIDDEN)
         for name in ("mm_data", "mm_model"):
             if getattr(files, name) is None:
-                raise ConfigError(f"{PROG}: {flag_name(name)} FILE is missing; it is required")
-        extract = parse(ExtractConfig, given[ExtractConfig], PROG)
-        leftover = parse(TrainingFlags, given[TrainingFlags], PROG)
+                raise ConfigError(f"{prog}: {flag_name(name)} FILE is missing; it is required")
+        extract = parse(ExtractConfig, given[ExtractConfig], prog)
+        leftover = parse(TrainingFlags, given[TrainingFlags], prog)
         notes += [f"{flag_name(name)}: accepted, unused: {_reason(name)}" for name in leftover.model_fields_set]
-        data = read_data_config(str(files.mm_data), notes)
+        data_path, model_path = str(files.mm_data), str(files.mm_model)
+        data = parse_data_config(overrides.apply(read_json(data_path), "data"), data_path, notes)
         if data.dataset_type == "feature":
             raise ConfigError(
                 f"{files.mm_data}:dataset_param.dataset_type: 'feature' is extracted already; name raw clips"
             )
-        model = parse(ExtractModelConfig, read_json(str(files.mm_model)), str(files.mm_model), notes)
-        tools = parse(ToolsConfig, read_json(files.mm_tool), files.mm_tool, notes) if files.mm_tool else ToolsConfig()
+        model = parse(ExtractModelConfig, overrides.apply(read_json(model_path), "model"), model_path, notes)
+        tools_values = overrides.apply(read_json(files.mm_tool) if files.mm_tool else {}, "tools")
+        tools = parse(ToolsConfig, tools_values, files.mm_tool or "tools.json", notes)
         save_path = extract.save_path or tools.sorafeature.save_path
         return cls(files=files, data=data, model=model, extract=extract, save_path=save_path, notes=tuple(notes))
 
@@ -209,9 +215,9 @@ class ExtractJob(Config):
         return format_json(self.model_dump(mode="json"), indent=2)
 
 
-def job_parser() -> FlagParser:
-    """Every flag of get_vace_feature.py."""
-    return build_parser(PROG, "Encode clips, conditions and captions into features for training.", SCHEMAS)
+def job_parser(prog: str = PROG) -> FlagParser:
+    """Every flag of get_vace_feature.py and of `vace extract`."""
+    return build_parser(prog, "Encode clips, conditions and captions into features for training.", SCHEMAS)
 
 
 def _reason(name: str) -> Any:

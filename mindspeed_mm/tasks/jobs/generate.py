@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.overrides import Overrides
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import (
@@ -36,6 +37,7 @@ from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
 from mindspeed_mm.outputs import check_file, check_folder
 
+PROG = "Wan-VACE-Inference.py"
 _MINDSPEED_KEYS = {"model", "video_path", "image_path", "output_path"}  # all that its inference JSONs hold
 _REQUEST_KEYS = tuple(RequestConfig.model_fields)
 
@@ -79,9 +81,9 @@ class GenerateJob(Config):
     check_inputs: bool = False
 
     @classmethod
-    def from_argv(cls, argv: Sequence[str]) -> GenerateJob:
+    def from_argv(cls, argv: Sequence[str], prog: str = PROG) -> GenerateJob:
         """`CONFIG.json [--key value…]`. Raises ConfigError naming the key and file of the first problem."""
-        parser = _parser()
+        parser = job_parser(prog)
         namespace = parser.parse_strict([_dashed(word) for word in argv])
         flags = {**given(namespace, RequestConfig), **given(namespace, RunConfig)}
         weights = given(namespace, WeightPaths)
@@ -89,6 +91,7 @@ class GenerateJob(Config):
             Path(namespace.config),
             flags=flags,
             weights=weights,
+            overrides=Overrides.parse(namespace.set or ()),
             needs_weights=namespace.check_inputs or not (namespace.dry_run or namespace.print_config),
         )
         switches = {name: getattr(namespace, name) for name in ("dry_run", "print_config", "check_inputs")}
@@ -105,6 +108,7 @@ class GenerateJob(Config):
         *,
         flags: dict[str, Any] | None = None,
         weights: dict[str, Any] | None = None,
+        overrides: Overrides | None = None,
         transformer_at_hand: bool = False,
         needs_weights: bool = True,
     ) -> GenerateJob:
@@ -118,6 +122,7 @@ class GenerateJob(Config):
             raise ConfigError(
                 f"{path}: expected a JSON object with keys model, prompt, output_path …; got {json_type(values)}"
             )
+        values = (overrides or Overrides()).apply(values)
         keys = {key for key, value in values.items() if value is not None}
         values = _overlaid(values, flags or {}, weights or {})
         notes: list[str] = []
@@ -151,14 +156,21 @@ def _dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
-def _parser() -> FlagParser:
-    parser = FlagParser("Wan-VACE-Inference.py", "Generate videos with VACE. Each key of the JSON is a flag too.")
+def job_parser(prog: str = PROG) -> FlagParser:
+    """Every flag of Wan-VACE-Inference.py and of `vace generate`."""
+    parser = FlagParser(prog, "Generate videos with VACE. Each key of the JSON is a flag too.")
     parser.add_argument(
         "config", metavar="CONFIG.json", help="examples/vace/inference/inference_wan2.1_1.3b.json, for one"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved job and stop; needs no weights")
     parser.add_argument("--check-inputs", action="store_true", help="with --dry-run: weights must exist, too")
     parser.add_argument("--print-config", action="store_true", help="print the whole job as JSON, and stop")
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="replace a nested key of the JSON, e.g. tasks[0].seed=7; may be repeated",
+    )
     add_flags(parser, RequestConfig, "the video")
     add_flags(parser, WeightPaths, "weights (the JSON's `model`)")
     add_flags(parser, RunConfig, "the run")

@@ -11,8 +11,10 @@ from pydantic import Field, SerializeAsAny, create_model
 from megatron.mm.arguments import build_parser, parse_arguments
 from megatron.mm.schedules import check_batch, schedule_steps
 from mindspeed_mm.config.flags import FlagParser
+from mindspeed_mm.config.overrides import OverrideConfig, Overrides
 from mindspeed_mm.config.schema import Config, parse
-from mindspeed_mm.data.registry import DataConfig, read_data_config
+from mindspeed_mm.config.yaml_file import read_yaml
+from mindspeed_mm.data.registry import DataConfig, parse_data_config
 from mindspeed_mm.distributed.config import (
     Fsdp2Config,
     ParallelConfig,
@@ -44,6 +46,7 @@ from mindspeed_mm.training.config import (
 )
 
 PROG = "pretrain_vace.py"
+OVERRIDDEN = ("model", "data", "tools", "fsdp2")  # files, as `--set` names them
 _FEATURES = "training always reads features"
 
 
@@ -61,6 +64,7 @@ class FileConfig(Config):
 
 SCHEMAS: Sequence[tuple[type[Config], str]] = (
     (FileConfig, "files"),
+    (OverrideConfig, "keys of the files"),
     (BatchConfig, "batches"),
     (OptimizerConfig, "optimizer"),
     (ParallelConfig, "parallel"),
@@ -128,23 +132,28 @@ class PretrainJob(Config):
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_argv(cls, argv: Sequence[str], ranks: int | None = None) -> PretrainJob:
+    def from_argv(cls, argv: Sequence[str], ranks: int | None = None, prog: str = PROG) -> PretrainJob:
         """Flags and the files they name → a job for `ranks` processes (default: torchrun's). Raises ConfigError."""
-        given, notes = parse_arguments(job_parser(), argv, SCHEMAS)
-        part = {schema: parse(schema, values, PROG) for schema, values in given.items()}
+        given, notes = parse_arguments(job_parser(prog), argv, SCHEMAS)
+        part = {schema: parse(schema, values, prog) for schema, values in given.items()}
         files = cast(FileConfig, part[FileConfig])
         if files.mm_model is None or files.mm_data is None:
             missing = "--mm-model" if files.mm_model is None else "--mm-data"
-            raise ConfigError(f"{PROG}: {missing} is missing; give the path of a JSON file")
-        tools = read_json(files.mm_tool) if files.mm_tool else {}
+            raise ConfigError(f"{prog}: {missing} is missing; give the path of a JSON file")
+        overrides = Overrides.parse(cast(OverrideConfig, part[OverrideConfig]).set, OVERRIDDEN)
         parallel = cast(ParallelConfig, part[ParallelConfig])
+        model = overrides.apply(read_json(files.mm_model), "model")
+        data = overrides.apply(read_json(files.mm_data), "data")
+        tools = overrides.apply(read_json(files.mm_tool) if files.mm_tool else {}, "tools")
+        fsdp2_path = parallel.fsdp2_config_path
+        fsdp2 = overrides.apply(read_yaml(fsdp2_path) or {} if fsdp2_path else {}, "fsdp2")
         job = cls(
             files=files,
-            model=read_model_config(files.mm_model, notes),
-            data=read_data_config(files.mm_data, notes),
+            model=_model_config(model, Path(files.mm_model).name, notes),
+            data=parse_data_config(data, files.mm_data, notes),
             tools=parse(ToolsConfig, tools, Path(files.mm_tool or "tools.json").name, notes),
             parallel=parallel,
-            fsdp2=Fsdp2Config.read(parallel.fsdp2_config_path, notes),
+            fsdp2=parse(Fsdp2Config, fsdp2, Path(fsdp2_path or "fsdp2_config.yaml").name, notes),
             training=TrainingConfig(
                 optimizer=part[OptimizerConfig],
                 batch=part[BatchConfig],
@@ -156,7 +165,7 @@ class PretrainJob(Config):
             ),
             world_size=ranks or world_size(),
         )
-        return job.checked(notes)
+        return job.checked(notes, prog)
 
     @classmethod
     def from_file(cls, path: str | Path) -> PretrainJob:
@@ -165,18 +174,18 @@ class PretrainJob(Config):
         model = _model_config(values.get("model"), f"{path}:model", None)
         return parse(cls, {**values, "model": model}, str(path))
 
-    def checked(self, notes: Sequence[str]) -> PretrainJob:
+    def checked(self, notes: Sequence[str], prog: str = PROG) -> PretrainJob:
         """The same job with its sizes filled in. Raises ConfigError for parts that contradict one another."""
         batch, optimizer = self.training.batch, self.training.optimizer
         if optimizer.lr is None:
-            raise ConfigError(f"{PROG}: --lr is missing; the recipe of examples/vace is 5e-5")
+            raise ConfigError(f"{prog}: --lr is missing; the recipe of examples/vace is 5e-5")
         _check_dtype(self.predictor, self.fsdp2, self.files)
         check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
         _check_sharding(self.fsdp2, self.world_size)
         _check_patterns(self.predictor, self.fsdp2)
         size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
         if batch.train_iters is None and batch.train_samples is None:
-            raise ConfigError(f"{PROG}: --train-iters is missing; give it or --train-samples")
+            raise ConfigError(f"{prog}: --train-iters is missing; give it or --train-samples")
         iters = batch.train_iters or cast(int, batch.train_samples) // size
         if iters == 0:
             raise ConfigError(f"--train-samples {batch.train_samples} is less than one global batch of {size}")
@@ -252,9 +261,9 @@ class PretrainJob(Config):
         return format_json(self.model_dump(mode="json"), indent=2)
 
 
-def job_parser() -> FlagParser:
-    """Every flag of pretrain_vace.py."""
-    return build_parser(PROG, "Pre-train or fine-tune VACE on extracted features.", SCHEMAS)
+def job_parser(prog: str = PROG) -> FlagParser:
+    """Every flag of pretrain_vace.py and of `vace train`."""
+    return build_parser(prog, "Pre-train or fine-tune VACE on extracted features.", SCHEMAS)
 
 
 def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:

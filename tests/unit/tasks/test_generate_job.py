@@ -240,3 +240,13 @@ def test_prompts_keep_line_separators_and_byte_order_marks_go(config, tmp_path):
     assert [video.prompt for video in job(config(prompts_file="p.jsonl")).videos] == ["one\u2028two", "b"]
     (tmp_path / "p.txt").write_text("\ufeffone\x85two\r\nb\n", encoding="utf-8")
     assert [video.prompt for video in job(config(prompts_file="p.txt")).videos] == ["one\x85two", "b"]
+
+
+def test_set_replaces_nested_keys_and_flags_win_over_it(config):
+    path = config(tasks=[{"seed": 1}, {"seed": 2}])
+    words = ["--set", "tasks[1].seed=5", "--set=height=512", "--set", "model.vae=t5.pth"]
+    made = job(path, *words)
+    assert [video.sampling.seed for video in made.videos] == [1, 5]
+    assert [video.sampling.height for video in made.videos] == [512, 512]
+    assert Path(made.model.vae).name == "t5.pth"
+    assert [video.sampling.seed for video in job(path, *words, "--seed", "9").videos] == [9, 9]

@@ -211,3 +211,18 @@ def test_the_command_ends_with_one_line_and_exit_code_one(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "ConfigError: pretrain_vace.py: unknown argument '--lr-decay-stile' (did you mean '--lr-decay-style'?)\n"
     )
+
+
+def test_set_replaces_keys_of_every_file():
+    more = ["--set=model.predictor.num_heads=20", "--set", "data.dataloader_param.shuffle=false"]
+    more += ["--set", "tools.profile.enable=true", "--set", "fsdp2.num_to_forward_prefetch=3"]
+    job = PretrainJob.from_argv(argv("14B", "pretrain_model.json", *more))
+    assert job.predictor.num_heads == 20
+    assert job.data.dataloader_param.shuffle is False
+    assert job.tools.profile.enable is True
+    assert job.fsdp2.num_to_forward_prefetch == 3
+
+
+def test_set_of_an_unknown_key_names_file_and_nearest_key():
+    with pytest.raises(ConfigError, match=r"pretrain_model.json:predictor.num_head: .*'num_heads'"):
+        PretrainJob.from_argv(argv("14B", "pretrain_model.json", "--set=model.predictor.num_head=20"))

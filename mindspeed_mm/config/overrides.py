@@ -1,0 +1,100 @@
+"""`--set a.b=value`: nested keys of a JSON or YAML file, replaced before the file is checked. Flags win over them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import json_type, plain_problem
+from mindspeed_mm.registry import did_you_mean
+
+_KEY = re.compile(r"[^.\[\]]+|\[\d+\]")
+_PATH = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*")
+
+
+class OverrideConfig(Config):
+    """The flag, for commands whose flags are the fields of configs."""
+
+    set: tuple[str, ...] = Field(
+        default=(),
+        description="FILE.KEY=VALUE: replace a nested key, e.g. model.predictor.dtype=fp32; may be repeated",
+        json_schema_extra={"repeated": True},
+    )
+
+
+@dataclass(frozen=True)
+class Override:
+    """One replacement: the word as it was given, the keys from the outermost in, and the value."""
+
+    word: str
+    keys: tuple[str, ...]
+    value: Any
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What `--set` replaces, by file."""
+
+    items: tuple[Override, ...] = ()
+    files: tuple[str, ...] = ()  # names that a key begins with; none where the command reads one file
+
+    @classmethod
+    def parse(cls, words: Sequence[str], files: Sequence[str] = ()) -> Overrides:
+        """`model.predictor.dtype=fp32` → an override of the file `model`. Raises ConfigError."""
+        return cls(tuple(_parse_override(word, files) for word in words), tuple(files))
+
+    def apply(self, values: Any, file: str = "") -> Any:
+        """`values` of one file with its keys replaced; the argument stays as it is. Raises ConfigError."""
+        for item in self.items:
+            if not self.files:
+                values = _replaced(values, item.keys, item)
+            elif item.keys[0] == file:
+                values = _replaced(values, item.keys[1:], item)
+        return values
+
+
+def parse_value(text: str) -> Any:
+    """JSON where it is JSON (`7`, `true`, `null`, `[1,2]`, `"7"`), else the text itself."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if plain_problem(value) else value
+
+
+def _parse_override(word: str, files: Sequence[str]) -> Override:
+    path, equals, text = word.partition("=")
+    if not equals or not _PATH.fullmatch(path):
+        example = f"{files[0]}.key=value" if files else "key=value, tasks[0].key=value"
+        raise ConfigError(f"--set {word[:80]}: expected {example}; write the key, an equals sign and the value")
+    keys = tuple(key.strip("[]") for key in _KEY.findall(path))
+    if files and (keys[0] not in files or len(keys) < 2):
+        near = did_you_mean(keys[0], list(files)) if keys[0] not in files else ""
+        raise ConfigError(
+            f"--set {word[:80]}: expected a key that begins with {', '.join(f'{name}.' for name in files)}; got "
+            f"{path[:40]!r}{near}; what no file holds has a flag of its own"
+        )
+    return Override(word, keys, parse_value(text))
+
+
+def _replaced(values: Any, keys: tuple[str, ...], item: Override) -> Any:
+    if not keys:
+        return item.value
+    first, *rest = keys
+    if values is None:
+        values = {}
+    if isinstance(values, dict):
+        return {**values, first: _replaced(values.get(first), tuple(rest), item)}
+    if isinstance(values, list) and first.isdigit() and int(first) < len(values):
+        at = int(first)
+        return [*values[:at], _replaced(values[at], tuple(rest), item), *values[at + 1 :]]
+    if isinstance(values, list):
+        raise ConfigError(f"--set {item.word[:80]}: expected an index below {len(values)}, got {first!r}")
+    raise ConfigError(f"--set {item.word[:80]}: {first!r} cannot be set: the value above it is {json_type(values)}")

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @one_line_errors
-def _prepare(argv: list[str]) -> Callable[[], None]:
+def _prepare(argv: list[str]) -> Callable[[], object]:
     """What is left to do once the arguments are sound: the task handles signals itself, and so does the launcher."""
     if not argv or argv[0] in ("-h", "--help", "--help-all"):
         sys.stdout.write(help_text())

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,12 +68,16 @@ def read_mask(path: str | Path, *, by_alpha: bool = False) -> NDArray[np.uint8]:
     with open_image(path) as image:
         upright = ImageOps.exif_transpose(image)
         if _is_labels(upright):
-            values = np.where(np.asarray(upright) > 0, 255, 0).astype(np.uint8)
-        elif by_alpha:
-            values = np.asarray(upright.convert("RGBA"))[..., 3]
-        else:
-            return flatten(upright, BLACK)
-        return np.repeat(values[..., None], 3, axis=-1)
+            return _as_grey(np.asarray(upright) > 0)
+        if by_alpha:
+            return _as_grey(np.asarray(upright.convert("RGBA"))[..., 3])
+        return flatten(upright, BLACK)
+
+
+def _as_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Bytes or booleans [H, W] as RGB [H, W, 3]."""
+    grey = np.where(values, 255, 0).astype(np.uint8) if values.dtype == bool else values
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 @contextmanager
@@ -196,18 +201,24 @@ def _is_labels(image: Image.Image) -> bool:
     return bool((palette != palette[:, :1]).any())
 
 
-def _is_only_alpha(files: Sequence[Path]) -> bool:
-    """Whether images are black all over, and their alpha says more than that they are opaque."""
-    lowest = 255
+def _are_only_alpha(files: Sequence[Path]) -> bool:
+    """Whether all images are black all over and have an alpha channel that says something: not opaque everywhere."""
+    see_through = False
     for file in files:
         with open_image(file) as image:
-            if image.mode not in _ALPHA_MODES:
+            if not _is_black(image):
                 return False
-            pixels = np.asarray(image.convert("RGBA"))
-        if pixels[..., :3].any():
-            return False
-        lowest = min(lowest, int(pixels[..., 3].min()))
-    return lowest < 255
+            see_through |= _is_see_through(image)
+    return see_through
+
+
+def _is_black(image: Image.Image) -> bool:
+    """Whether an image has an alpha channel and nothing else."""
+    return image.mode in _ALPHA_MODES and not np.asarray(image.convert("RGBA"))[..., :3].any()
+
+
+def _is_see_through(image: Image.Image) -> bool:
+    return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
 def image_traits(path: Path, *, mask: bool = False) -> tuple[str, ...]:
@@ -253,7 +264,7 @@ class ImageReader:
             raise DataError(f"{path}: no images in this folder")
         self.num_frames = len(self.files)
         # decided for the whole folder: one frame of it may be opaque everywhere
-        self.by_alpha = mask and _is_only_alpha(self.files)
+        self.by_alpha = mask and _are_only_alpha(self.files)
         self.height, self.width = self._load(self.files[0]).shape[:2]
         self.fps = UNTIMED_FPS
         self.times = [i / self.fps for i in range(self.num_frames)]
@@ -285,18 +296,23 @@ class AnimationReader:
     """An animated PNG or WebP: a clip with a clock."""
 
     timed = True
-    traits: tuple[str, ...] = ("animation",)
 
-    def __init__(self, path: Path, background: int = WHITE) -> None:
+    def __init__(self, path: Path, background: int = WHITE, *, mask: bool = False) -> None:
         self.path = path
         self._background = background
         durations = []
+        only_alpha, see_through = mask, False
         with open_image(path) as image:
             self.width, self.height = image.size
+            self._background_label = (image.getpalette("RGB") or [])[:3] if mask and _is_labels(image) else []
             for place in range(getattr(image, "n_frames", 1)):
                 image.seek(place)
                 image.load()
                 durations.append(max(float(image.info.get("duration", 0)), 10) / 1000)  # as browsers: never 0
+                only_alpha = only_alpha and _is_black(image)
+                see_through = see_through or (only_alpha and _is_see_through(image))
+        self.by_alpha = only_alpha and see_through
+        self.traits = ("animation", *["labels"] * bool(self._background_label), *["by alpha"] * self.by_alpha)
         ends = np.cumsum(durations)
         self.num_frames = len(durations)
         self.times = [0.0, *(round(float(end), 6) for end in ends[:-1])]
@@ -310,8 +326,20 @@ class AnimationReader:
         with open_image(self.path) as image:
             for index in sorted(set(indices)):
                 image.seek(index)
-                frames[index] = flatten(image.copy(), self._background)
+                frames[index] = self._picture(image.copy())
         return np.stack([frames[index] for index in indices])
+
+    def _picture(self, image: Image.Image) -> NDArray[np.uint8]:
+        if not self._background_label and not self.by_alpha:
+            return flatten(image, self._background)
+        if self.by_alpha:
+            values = np.asarray(image.convert("RGBA"))[..., 3]
+        elif image.mode == "P":
+            values = np.asarray(image) > 0
+        else:  # a frame that was laid on the one before: by the colour of index 0
+            colours = np.asarray(image.convert("RGB"))
+            values = np.any(colours != np.array(self._background_label, np.uint8), axis=-1)
+        return _as_grey(values)
 
 
 def check_range(path: Path, count: int, indices: Sequence[int]) -> None:

@@ -11,16 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mindspeed_mm.data.clips import (
-    FrameTable,
-    clip_traits,
-    describe_error,
-    find_size_change,
-    find_size_change_by_place,
-    list_frames,
-    open_clip,
-    to_rgb,
-)
+from mindspeed_mm.data.bitstream import HEAD, SizeWatch, has_several_descriptions
+from mindspeed_mm.data.clips import describe_error, open_clip
 from mindspeed_mm.data.content import Signature, append_lines, digest_of, read_lines, signature_of
 from mindspeed_mm.data.images import (
     IMAGE_SUFFIXES,
@@ -31,10 +23,14 @@ from mindspeed_mm.data.images import (
     is_animation,
     read_image,
 )
+from mindspeed_mm.data.packets import FrameTable, decode_frames, find_size_change, list_frames
+from mindspeed_mm.data.pictures import clip_traits, has_alpha, mask_trait, to_rgb
 from mindspeed_mm.data.traits import REREAD
 from mindspeed_mm.data.video import VideoReader, clock, open_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import regular_file
+
+_SAMPLED_KEYS = 4  # key frames that are decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +92,7 @@ def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
     """Look at a video file, an image or a folder of images. Raises DataError for what is no video, cut off, or damaged at its start."""
     path = regular_file(path, DataError, or_folder=True)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        images = AnimationReader(path) if is_animation(path) else ImageReader(path, mask=mask)
+        images = AnimationReader(path, mask=mask) if is_animation(path) else ImageReader(path, mask=mask)
         # a torn one, or one of another size, is known before anything is encoded
         for index in range(1, images.num_frames):
             images.read([index])
@@ -111,7 +107,7 @@ def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
             traits=images.traits,
         )
     try:
-        return _look(path)
+        return _look(path, mask=mask)
     except DataError:
         raise
     except Exception as error:  # av.error.FFmpegError, and whatever a damaged header leads to
@@ -127,7 +123,7 @@ def content_of(path: Path) -> str:
 
 def _traits_of(path: Path) -> tuple[str, ...]:
     try:
-        return probe(path, mask=path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES).traits
+        return probe(path, mask=True).traits
     except DataError:
         pass  # an image of another name, as a reference may be; or the reader will say what is wrong
     try:
@@ -136,17 +132,17 @@ def _traits_of(path: Path) -> tuple[str, ...]:
         return ()
 
 
-def _look(path: Path) -> ClipInfo:
+def _look(path: Path, *, mask: bool) -> ClipInfo:
     container, stream = open_clip(path)
     with container:
         _check_length(path, stream)
         if _is_indexed(stream):
-            return _describe(path, container, stream, None)
+            return _describe(path, container, stream, None, mask=mask)
         table = list_frames(container, stream)
     # opened again where packets were read: raw streams cannot seek
     container, stream = open_clip(path)
     with container:
-        return _describe(path, container, stream, table)
+        return _describe(path, container, stream, table, mask=mask)
 
 
 def _is_indexed(stream: Any) -> bool:
@@ -163,7 +159,7 @@ def _rates(stream: Any) -> list[float]:
     return [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
 
 
-def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None) -> ClipInfo:
+def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None, *, mask: bool) -> ClipInfo:
     if table is None:
         count, duration = stream.frames, float(stream.duration * stream.time_base)
     else:
@@ -172,8 +168,12 @@ def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None)
     if first is None:
         raise DataError(f"{path}: the first frame cannot be decoded")
     height, width = to_rgb(first).shape[:2]
-    traits = clip_traits(container, stream, first, table)
-    _check_size(path, container, stream, table, first)
+    found = mask_trait(path) if mask and has_alpha(first) else ""
+    traits = clip_traits(container, stream, first, table, mask=found)
+    unsure = _may_change_size(path, stream) if table is None else table.resized
+    if unsure and (changed := find_size_change(path, table)):
+        raise DataError(f"{path}: {changed}")
+    _decode_some_keys(container, stream, table)
     rates, aspect = _rates(stream), stream.sample_aspect_ratio
     return ClipInfo(
         path=path,
@@ -188,38 +188,48 @@ def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None)
     )
 
 
-def _check_size(path: Path, container: Any, stream: Any, table: FrameTable | None, first: Any) -> None:
+def _may_change_size(path: Path, stream: Any) -> bool:
+    """Whether key frames of a container with an index may differ in size; reads the beginning of each."""
+    if has_several_descriptions(path):
+        return True
+    sizes = SizeWatch(stream.codec_context)
+    header = 8 if stream.container.format.name == "avi" else 0
+    with open(path, "rb") as file:
+        for _, entry in _indexed_keys(stream) or []:
+            file.seek(entry.pos + header)
+            sizes.look(file.read(min(entry.size, HEAD)))
+            if sizes.unsure:
+                return True
+    return False
+
+
+def _decode_some_keys(container: Any, stream: Any, table: FrameTable | None) -> None:
+    """A damaged file is known early: FFmpeg's errors pass."""
     if table is not None and table.by_place:
-        fresh, stream = open_clip(path)
-        with fresh:
-            changed = find_size_change_by_place(fresh, stream, table.keys)
-    else:
-        if table is None:  # an index counts in order of decoding, by as much earlier as at the first key frame
-            listed = _indexed_keys(stream) or []
-            shift = first.pts - listed[0][1] if listed and first.pts is not None else 0
-            keys: list[tuple[int, int | None]] = [(place, stamp + shift) for place, stamp in listed]
-        else:
-            keys = [(place, table.stamps[place]) for place in table.keys]
-        changed = find_size_change(container, stream, keys, first)
-    if changed:
-        raise DataError(f"{path}: {changed}")
+        return
+    keys = [entry.timestamp for _, entry in _indexed_keys(stream) or []]
+    keys = keys if table is None else [stamp for place in table.keys if (stamp := table.stamps[place]) is not None]
+    count = min(len(keys) - 1, _SAMPLED_KEYS)
+    for stamp in sorted({keys[-1 - i * (len(keys) - 1) // count] for i in range(count)}):
+        container.seek(stamp, stream=stream, backward=True, any_frame=False)
+        next(decode_frames(container, stream), None)
 
 
 def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
     """The frame that the readers call frame 0."""
     start = table.stamps[0] if table is not None and table.skipped else None
-    return next((frame for frame in container.decode(stream) if start is None or frame.pts == start), None)
+    return next((frame for frame in decode_frames(container, stream) if start is None or frame.pts == start), None)
 
 
-def _indexed_keys(stream: Any) -> list[tuple[int, int]] | None:
-    """Key frames (place, stamp) of a container with an index; None when it does not give every frame as a player plays it."""
+def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:
+    """Key frames (place, entry) of a container with an index; None when it does not give every frame as a player plays it."""
     entries = getattr(stream, "index_entries", None)
     if not stream.frames or entries is None or len(entries) != stream.frames:
         return None
     listed = [entries[i] for i in range(stream.frames)]
     if any(entry.is_discard for entry in listed):
         return None
-    return [(place, entry.timestamp) for place, entry in enumerate(listed) if entry.is_keyframe]
+    return [(place, entry) for place, entry in enumerate(listed) if entry.is_keyframe]
 
 
 def _check_length(path: Path, stream: Any) -> None:

@@ -12,16 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mindspeed_mm.data.clips import (
-    check_av_version,
-    clip_traits,
-    describe_error,
-    list_frames,
-    open_clip,
-    size_change,
-    to_rgb,
-)
+from mindspeed_mm.data.clips import check_av_version, describe_error, open_clip
 from mindspeed_mm.data.images import (
     BLACK,
     IMAGE_SUFFIXES,
@@ -37,6 +30,8 @@ from mindspeed_mm.data.images import (
     short,
     span,
 )
+from mindspeed_mm.data.packets import decode_frames, list_frames, size_change
+from mindspeed_mm.data.pictures import clip_traits, has_alpha, mask_trait, to_mask, to_rgb
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path, regular_file
 
@@ -100,14 +95,14 @@ def open_video(
     background = BLACK if mask else background
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         if is_animation(path):
-            return AnimationReader(path, background)
+            return AnimationReader(path, background, mask=mask)
         return ImageReader(path, background, mask=mask)
     if reader == "decord" and decord_is_exact(path):
         try:
             return DecordReader(path, threads)
         except DataError:
             pass  # decord knows fewer formats and stumbles over some small widths; PyAV gives the same frames, or the reason
-    return AvReader(path, threads, background)
+    return AvReader(path, threads, background, mask=mask)
 
 
 def decord_is_exact(path: Path) -> bool:
@@ -129,24 +124,16 @@ def decord_is_exact(path: Path) -> bool:
             codec = stream.codec_context
             if codec.pix_fmt not in _SAME_COLOURS or codec.width % 2 or codec.height % 2:
                 return False
-            if codec.name in _RESIZED_IN_BAND:
+            if codec.codec.canonical_name in _RESIZED_IN_BAND:
                 return False
-            key, looked, last = None, False, None
-            for packet in container.demux(stream):
-                if not looked and (frames := packet.decode()):
-                    looked = True
-                    if clip_traits(container, stream, frames[0], None):
-                        return False
-                if not packet.size:
-                    continue
-                if packet.pts is None or packet.is_discard or (key is not None and packet.pts < key):
-                    return False
-                if packet.pts == last or (key is not None and packet.has_sidedata("new_extradata")):
-                    return False
-                last = packet.pts
-                key = packet.pts if packet.is_keyframe else key
-            return True
-    except (DataError, av.error.FFmpegError):
+            table = list_frames(container, stream)
+        if table.by_place or table.resized or not table.closed or table.stamps[0] is None:
+            return False
+        container, stream = open_clip(path)
+        with container:
+            first = next(container.decode(stream))
+            return not clip_traits(container, stream, first, table)
+    except (DataError, StopIteration, av.error.FFmpegError):
         return False
 
 
@@ -188,7 +175,7 @@ class AvReader:
 
     timed = True
 
-    def __init__(self, path: Path, threads: int = 1, background: int = WHITE) -> None:
+    def __init__(self, path: Path, threads: int = 1, background: int = WHITE, *, mask: bool = False) -> None:
         import av
 
         self.path = path
@@ -206,7 +193,8 @@ class AvReader:
             raise describe_error(path, error) from None
         self._size = (frame.width, frame.height)
         self.height, self.width = to_rgb(frame).shape[:2]
-        self.traits = clip_traits(self._container, self._stream, frame, self._table)
+        self._mask = mask_trait(path) if mask and has_alpha(frame) else ""
+        self.traits = clip_traits(self._container, self._stream, frame, self._table, mask=self._mask)
         self.times = self._table.times
         self.duration, self.fps = clock(self.times, self._table.last)
 
@@ -227,7 +215,7 @@ class AvReader:
         for index in sorted(set(indices)):
             try:
                 frame = self._decode(index)
-                frames[index] = to_rgb(frame, self._background)
+                frames[index] = self._picture(frame)
             except av.error.FFmpegError as error:
                 self._next = -1
                 raise DataError(f"{self.path}: frame {index} cannot be decoded: {short(error)}") from None
@@ -235,18 +223,21 @@ class AvReader:
                 raise DataError(f"{self.path}: {size_change(index, (frame.width, frame.height), self._size)}")
         return np.stack([frames[index] for index in indices])
 
+    def _picture(self, frame: Any) -> NDArray[np.uint8]:
+        return to_mask(frame, self._mask) if self._mask else to_rgb(frame, self._background)
+
     def _decode(self, index: int) -> Any:
         """The frame; goes to the key frame before `index` where that is shorter, or the only way back."""
         keys, stamps, counted = self._table.keys, self._table.stamps, self._table.by_place
         key = keys[max(0, bisect_right(keys, index) - 1)]
         if not counted and (self._next < 0 or index < self._next or key > self._next):
             self._container.seek(stamps[key], stream=self._stream, backward=True, any_frame=False)
-            self._frames = self._container.decode(self._stream)
+            self._frames = decode_frames(self._container, self._stream)
         frame = None if counted and not 0 <= self._next <= index else self._advance(index)
         if frame is None:  # some formats seek behind the place, AVI cannot tell where it is: begin again
             self._container.close()
             self._open()
-            self._frames, self._next = self._container.decode(self._stream), 0
+            self._frames, self._next = decode_frames(self._container, self._stream), 0
             frame = self._advance(index)
         if frame is None:
             raise DataError(

@@ -175,3 +175,44 @@ def test_errors_while_decoding_name_the_file(tmp_path):
     (tmp_path / "a.png").write_bytes(data[:400])
     with pytest.raises(DataError, match=r"a\.png: cannot be read as an image"), open_image(tmp_path / "a.png") as image:
         image.load()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_mask_that_is_black_and_opaque_is_black(tmp_path, folder):
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[..., 3] = 255
+    for name in ("1.png", "2.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    clip = open_video(tmp_path if folder else tmp_path / "1.png", mask=True)
+    assert clip.read([0]).max() == 0
+    assert clip.traits == ()
+
+
+def test_a_folder_of_alpha_masks_may_hold_opaque_frames(tmp_path):
+    for place, width in enumerate((16, 8)):
+        pixels = np.zeros((16, 16, 4), np.uint8)
+        pixels[:, :width, 3] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{place}.png")
+    read = open_video(tmp_path, mask=True).read([0, 1])
+    assert read[0].min() == 255
+    assert (read[1, :, :8].min(), read[1, :, 8:].max()) == (255, 0)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_cmyk_is_read_as_the_colours_it_prints(tmp_path, name):
+    red = Image.new("RGB", (32, 32), (200, 30, 60)).convert("CMYK")
+    red.save(tmp_path / name, **({"quality": 100} if name == "a.jpg" else {}))
+    assert np.abs(read_image(tmp_path / name)[16, 16].astype(int) - (200, 30, 60)).max() <= 3
+
+
+def test_sixteen_bit_rgb_keeps_its_brightness(tmp_path):
+    """Pillow cannot write one; the PNG is put together from its chunks."""
+    values = np.array([0, 255, 256, 20000, 40000, 65535], ">u2").reshape(1, 2, 3)
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header, rows = struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0), zlib.compress(b"\0" + values.tobytes())
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    assert np.abs(read_image(path).astype(int) - np.round(values / 257)).max() <= 1

@@ -1,0 +1,184 @@
+"""Which frames a clip has, and when: from its packets. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import dropwhile, pairwise
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.data.bitstream import SizeWatch, head_of, may_end_inside_a_frame
+from mindspeed_mm.data.clips import open_clip
+from mindspeed_mm.errors import DataError
+
+_CUT_IS_FLAGGED = {"mp4", "flv", "mpeg"}  # there FFmpeg marks a packet as corrupt when the file ends inside it
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTable:
+    """The frames of a clip in the order in which a player plays them."""
+
+    stamps: list[int | None]  # as the file has them, in units of the stream's time base
+    times: list[float]  # seconds from the first frame, never falling
+    keys: list[int]  # places of the key frames
+    last: float  # seconds that the last frame stays, 0 = not known
+    by_place: bool  # stamps repeat, start over or lack: only the place names a frame
+    skipped: int = 0  # frames in front of the first key frame, which cannot be decoded
+    cut: bool = False  # the file ends inside a frame, which is left out
+    closed: bool = True  # every frame is played, and none before the key frame that it follows
+    resized: bool = False  # key frames may differ in size
+
+
+def _is_cut(container: Any, packet: Any) -> bool:
+    if not packet.size or not packet.is_corrupt or packet.stream.frames:  # with an index, the missing frames are errors
+        return False
+    return bool(_CUT_IS_FLAGGED & set(container.format.name.split(",")))
+
+
+def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames from where the container stands; a packet that the end of the file cuts would take the ones before with it."""
+    for packet in container.demux(stream):
+        if _is_cut(container, packet):
+            yield from stream.decode(None)
+            return
+        yield from packet.decode()
+
+
+def list_frames(container: Any, stream: Any) -> FrameTable:
+    """Demuxes the whole file, decodes nothing. Raises DataError for a clip without frames."""
+    found: list[tuple[int, int | None, bool, int]] = []  # part, stamp, is key, duration
+    part, highest, first_key, lead = 0, None, None, 0
+    started = cut = False
+    closed, key, sizes = True, None, SizeWatch(stream.codec_context)
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if cut := _is_cut(container, packet):
+            break
+        started = started or packet.is_keyframe
+        closed = closed and not packet.is_discard and (key is None or (packet.pts or 0) >= key)
+        if packet.is_keyframe:
+            key = packet.pts
+            sizes.look(head_of(packet))
+        sizes.unsure |= len(found) > 0 and packet.has_sidedata("new_extradata")
+        if packet.is_discard:
+            continue
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if not started:
+            lead += 1
+        elif lead and first_key is None and packet.is_keyframe:
+            first_key = len(found)
+        if stamp is not None and highest is not None and packet.is_keyframe and stamp < highest:
+            part, highest = part + 1, None  # files joined by `cat`: no frame before a key frame is played after it
+        highest = stamp if stamp is not None and (highest is None or stamp > highest) else highest
+        found.append((part, stamp, packet.is_keyframe, packet.duration or 0))
+    if first_key is not None:
+        bound = found[first_key][1]
+        kept = [entry for entry in found[first_key:] if entry[0] or bound is None or (entry[1] or 0) >= bound]
+        lead, found = len(found) - len(kept), kept
+    else:
+        lead = 0
+    if not found:
+        raise DataError(f"{container.name}: there are no frames in it")
+    table = _table(found, stream, lead)
+    table = replace(table, cut=cut, closed=closed, resized=sizes.unsure)
+    last = found[-1][1]
+    if last is not None and _is_last_damaged(
+        container, stream, last, next((f[1] for f in reversed(found) if f[2]), None)
+    ):
+        table = _end_before(table, last)
+    return table
+
+
+def _is_last_damaged(container: Any, stream: Any, last: int, key: int | None) -> bool:
+    """Whether a transport stream ends inside its last frame. It carries no lengths, so what looks cut is decoded to know."""
+    path = Path(container.name)
+    if container.format.name != "mpegts" or not may_end_inside_a_frame(path, stream.id):
+        return False
+    import av
+
+    for start in (key, None):  # a jump may land behind the key frame: then from the beginning
+        container, stream = open_clip(path)
+        with container:
+            if start is not None:
+                container.seek(start, stream=stream, backward=True)
+            whole: set[int | None] = set()
+            with suppress(av.error.FFmpegError):
+                whole.update(frame.pts for frame in container.decode(stream) if not frame.is_corrupt)
+            if key in whole:
+                break
+    return last not in whole
+
+
+def _end_before(table: FrameTable, stamp: int) -> FrameTable:
+    place = len(table.stamps) - 1 - table.stamps[::-1].index(stamp)
+    if not place:
+        return table
+    keys = [key for key in table.keys if key < place]
+    return replace(table, stamps=table.stamps[:place], times=table.times[:place], keys=keys, cut=True)
+
+
+def _table(found: list[tuple[int, int | None, bool, int]], stream: Any, skipped: int) -> FrameTable:
+    base = stream.time_base or Fraction(1, 1000)
+    if any(stamp is None for _, stamp, _, _ in found):
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        times = [round(place / rate, 6) for place in range(len(found))]
+        return FrameTable(
+            stamps=[None] * len(found), times=times, keys=[0], last=1 / rate, by_place=True, skipped=skipped
+        )
+    found.sort(key=lambda entry: (entry[0], entry[1]))
+    stamps = [stamp for _, stamp, _, _ in found if stamp is not None]
+    parts = [part for part, _, _, _ in found]
+    repeated = any(a == b for a, b in pairwise(stamps))
+    keys = [place for place, (_, _, is_key, _) in enumerate(found) if is_key]
+    return FrameTable(
+        stamps=list(stamps),
+        times=[round(ticks * float(base), 6) for ticks in _joined(stamps, parts, [entry[3] for entry in found])],
+        keys=keys or [0],
+        last=found[-1][3] * float(base),
+        by_place=repeated or parts[-1] > 0 or "avi" in stream.container.format.name.split(","),
+        skipped=skipped,
+    )
+
+
+def _joined(stamps: Sequence[int], parts: Sequence[int], durations: Sequence[int]) -> list[int]:
+    """Ticks from the first frame; each part that starts over goes on where the one before ends."""
+    ticks: list[int] = []
+    shift = -stamps[0]
+    for place, stamp in enumerate(stamps):
+        if place and parts[place] != parts[place - 1]:
+            step = durations[place - 1] or (ticks[-1] - ticks[-2] if place > 1 else 1)
+            shift = ticks[-1] + step - stamp
+        ticks.append(stamp + shift)
+    return ticks
+
+
+def find_size_change(path: Path, table: FrameTable | None) -> str:
+    """Compare the size of every key frame with the first one's; '' or what is wrong. Decodes them."""
+    container, stream = open_clip(path)
+    with container:
+        stream.codec_context.skip_frame = "NONKEY"
+        sizes = {(frame.width, frame.height) for frame in decode_frames(container, stream)}
+    if len(sizes) < 2:
+        return ""
+    container, stream = open_clip(path)
+    with container:  # which frame: they are counted as the readers count them
+        start = table.stamps[0] if table is not None and table.skipped else None
+        frames = dropwhile(lambda frame: start is not None and frame.pts != start, decode_frames(container, stream))
+        first = None
+        for place, frame in enumerate(frames):
+            first = first or (frame.width, frame.height)
+            if (frame.width, frame.height) != first:
+                return size_change(place, (frame.width, frame.height), first)
+    return ""
+
+
+def size_change(place: int, found: tuple[int, int], first: tuple[int, int]) -> str:
+    """The message for a frame (width, height) that is not as large as the first one."""
+    return (
+        f"the picture's size changes: frame {place} is {found[0]}x{found[1]}, frame 0 {first[0]}x{first[1]}; "
+        "cut the clip there, or encode it again at one size"
+    )

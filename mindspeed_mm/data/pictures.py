@@ -1,0 +1,139 @@
+"""A decoded frame as pixels: which way up, what lies under alpha; and what is remarkable about a clip. No torch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.data.clips import is_cover, open_clip
+from mindspeed_mm.data.images import BLACK, WHITE, brightness
+from mindspeed_mm.data.packets import FrameTable, decode_frames
+
+_PQ, _HLG = 16, 18  # transfer functions of ITU-T H.273
+_SHORT_OF = 0.9  # of the length that a header names; players round, cut and pad by less
+
+
+def to_rgb(frame: Any, background: int = WHITE) -> NDArray[np.uint8]:
+    """A decoded frame as RGB [H, W, 3], turned and mirrored by its display matrix, transparent pixels on `background`."""
+    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    if has_alpha(frame):
+        alpha = frame.to_ndarray(format="rgba")[..., 3:]
+        if alpha.min() < 255:
+            weight = alpha.astype(np.float32) / 255
+            image = np.asarray((image * weight + background * (1 - weight)).round().astype(np.uint8))
+    return _turn(image, frame)
+
+
+def to_mask(frame: Any, trait: str) -> NDArray[np.uint8]:
+    """`to_rgb` of a mask's frame, as `mask_trait` says it is read."""
+    if trait == "by alpha":
+        return _turn(np.repeat(frame.to_ndarray(format="rgba")[..., 3:], 3, axis=-1), frame)
+    image = to_rgb(frame, BLACK)
+    return np.where(image.any(axis=-1, keepdims=True), 255, np.zeros_like(image)) if trait == "labels" else image
+
+
+def mask_trait(path: Path) -> str:
+    """How a clip with alpha is read as a mask: `by alpha` or `labels` as images are, or '' for by brightness.
+
+    A GIF has a palette whatever it was made from. It holds labels where it is coloured, and nowhere bright enough to say
+    otherwise. Decodes frames until it is known, mostly one.
+    """
+    black, see_through, coloured = True, False, False
+    container, stream = open_clip(path)
+    with container:
+        is_gif = container.format.name == "gif"
+        for frame in decode_frames(container, stream):
+            image = frame.to_ndarray(format="rgba")
+            seen = image[..., :3] * (image[..., 3:] > 0) if is_gif else image[..., :3]
+            black &= not seen.any()
+            see_through |= bool(image[..., 3].min() < 255)
+            coloured |= bool((seen != seen[..., :1]).any())
+            if not black and not (is_gif and brightness(seen).max() <= 127):
+                return ""
+    if is_gif:
+        return "labels" if coloured else ""
+    return "by alpha" if black and see_through else ""
+
+
+def _turn(image: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
+    across, down, swapped = orientation(frame)
+    image = image.swapaxes(0, 1) if swapped else image
+    image = image[:, ::-1] if across else image
+    return np.ascontiguousarray(image[::-1] if down else image)
+
+
+def has_alpha(frame: Any) -> bool:
+    """Whether the pixel format carries transparency."""
+    return any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
+
+
+def orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """Whether the picture is to be flipped left to right and top to bottom, after its axes were swapped."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return a < 0, d < 0, False
+    return c < 0, b < 0, True
+
+
+def is_mirrored(frame: Any) -> bool:
+    """Whether the display matrix turns the picture over: no rotation does that."""
+    across, down, swapped = orientation(frame)
+    return (across != down) != swapped
+
+
+def clip_traits(
+    container: Any, stream: Any, first: Any, table: FrameTable | None, *, mask: str = ""
+) -> tuple[str, ...]:
+    """What is remarkable about a clip; see `traits.py`. `table` is None where the container's own index is exact, `mask` what `mask_trait` says."""
+    found = []
+    others = [other for other in container.streams.video if other.index != stream.index and not is_cover(other)]
+    if stream.index != container.streams.video[0].index:
+        found.append("later stream")
+    elif others:
+        found.append("streams")
+    if table is not None:
+        found += ["untimed"] if table.stamps[0] is None else ["repeats"] if _repeats(table) else []
+        found += ["lead"] if table.skipped else []
+        found += ["short"] if _is_shorter(container, stream, table) else []
+    found += ["mirrored"] if is_mirrored(first) else []
+    found += ["alpha"] if has_alpha(first) else []
+    found += [mask] if mask else []
+    found += ["no alpha"] if _tag(stream, "alpha_mode") == "1" and not has_alpha(first) else []
+    found += ["interlaced"] if first.interlaced_frame else []
+    found += ["hdr"] if int(first.color_trc or 0) in (_PQ, _HLG) else []
+    return tuple(found)
+
+
+def _repeats(table: FrameTable) -> bool:
+    return any(a is not None and b is not None and b <= a for a, b in pairwise(table.stamps))
+
+
+def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
+    """Whether frames end before the length that the header gives the stream."""
+    said = _clock(_tag(stream, "duration"))
+    if not said and stream.duration:
+        said = float(stream.duration * stream.time_base)
+    if not said and len(container.streams) == 1 and container.duration and "matroska" in container.format.name:
+        said = container.duration / 1_000_000
+    return table.cut or (bool(said) and table.times[-1] + table.last < _SHORT_OF * said - 0.1)
+
+
+def _tag(stream: Any, name: str) -> str:
+    """A tag of the stream, however it is spelled: `alpha_mode` comes back as `ALPHA_MODE` where it was given as a tag."""
+    return next((str(value) for key, value in stream.metadata.items() if key.lower() == name), "")
+
+
+def _clock(text: str) -> float:
+    """Seconds of `00:00:02.000000000`; 0 for anything else."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return 0.0

@@ -35,7 +35,7 @@ setup(
         *find_packages(include=["mindspeed_mm", "mindspeed_mm.*", "checkpoint", "checkpoint.*"]),
         *find_namespace_packages(include=["megatron.mm", "megatron.mm.*"]),
     ],
-    package_data={"mindspeed_mm.tools": ["*.json"]},
+    package_data={"mindspeed_mm": ["py.typed"], "mindspeed_mm.tools": ["*.json"]},
     install_requires=REQUIRES,
     extras_require={
         "npu": ["torch_npu>=2.7.1"],
@@ -56,6 +56,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "vace=mindspeed_mm.cli.main:main",
             "mm-convert=checkpoint.cli:main",
             "mm-inspect=mindspeed_mm.tools.inspect_samples:main",
         ],

@@ -1,0 +1,31 @@
+"""VACE video models: convert weights, extract features, train, generate. Importing this imports no torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mindspeed_mm import errors
+    from mindspeed_mm.data.registry import DATASETS
+    from mindspeed_mm.generation.pipeline import VacePipeline
+    from mindspeed_mm.models.spec import MODELS
+
+__all__ = ["DATASETS", "MODELS", "VacePipeline", "errors"]
+
+_HOMES = {
+    "DATASETS": "mindspeed_mm.data.registry",
+    "MODELS": "mindspeed_mm.models.spec",
+    "VacePipeline": "mindspeed_mm.generation.pipeline",
+    "errors": "",
+}
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and knows every other name as an error
+
+    def __getattr__(name: str) -> Any:
+        """A public name, imported when it is first used."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _HOMES[name]
+        return getattr(import_module(home), name) if home else import_module(f"{__name__}.{name}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

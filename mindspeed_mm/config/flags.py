@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import types
 from collections.abc import Iterable
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeGuard, Union, get_args, get_origin
 
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.registry import did_you_mean
 
@@ -15,8 +16,8 @@ from mindspeed_mm.registry import did_you_mean
 class FlagParser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are ConfigErrors (one line, exit code 1) and name the nearest flag."""
 
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+    def __init__(self, prog: str, description: str, *, add_help: bool = True) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=add_help)
 
     def error(self, message: str) -> NoReturn:
         short = message if len(message) <= 600 else f"{message[:300]}…{message[-200:]}"  # choices are long, too
@@ -41,9 +42,14 @@ def flag_name(field: str) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser, schema: type[Config], title: str) -> None:
-    """One flag for each field of `schema`; a flag that is not given leaves no trace, so the field's default holds."""
+    """One flag for each field of `schema`; a flag that is not given leaves no trace, so the field's default holds.
+
+    A field that is a config itself has no flag; give its fields in a group of their own.
+    """
     group = parser.add_argument_group(title)
     for name, field in schema.model_fields.items():
+        if is_config(field.annotation):
+            continue
         group.add_argument(flag_name(name), dest=name, default=argparse.SUPPRESS, help=_help(field), **_kind_of(field))
 
 
@@ -53,8 +59,13 @@ def given(namespace: argparse.Namespace, schema: type[Config]) -> dict[str, Any]
 
 
 def _help(field: Any) -> str:
-    default = "" if field.is_required() or field.default in (None, False) else f" (default: {field.default})"
+    default = "" if field.is_required() or field.default in (None, False, ()) else f" (default: {field.default})"
     return f"{field.description or ''}{default}".replace("%", "%%")
+
+
+def is_config(annotation: Any) -> TypeGuard[type[Config]]:
+    """Whether a type is a config."""
+    return isinstance(annotation, type) and issubclass(annotation, Config)
 
 
 def numbers(word: str) -> float | tuple[float, ...]:
@@ -81,6 +92,8 @@ def _kind(annotation: Any) -> dict[str, Any]:
         return _kind(inner[0])
     if annotation is bool:
         return {"action": "store_true"}
+    if get_origin(annotation) is list:
+        return {"type": parse_value, "metavar": "JSON"}
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation), "type": type(get_args(annotation)[0])}
     if get_origin(annotation) is tuple:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 from pydantic import Field
 
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.files import json_type, plain_problem
+from mindspeed_mm.files import json_type
 from mindspeed_mm.registry import did_you_mean
 
 _KEY = re.compile(r"[^.\[\]]+|\[\d+\]")
@@ -58,15 +58,6 @@ class Overrides:
             elif item.keys[0] == file:
                 values = _replaced(values, item.keys[1:], item)
         return values
-
-
-def parse_value(text: str) -> Any:
-    """JSON where it is JSON (`7`, `true`, `null`, `[1,2]`, `"7"`), else the text itself."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return text if plain_problem(value) else value
 
 
 def _parse_override(word: str, files: Sequence[str]) -> Override:

@@ -17,6 +17,8 @@ from pydantic import BaseModel
 import mindspeed_mm
 from checkpoint.converter import CONVERTERS
 from megatron.mm.arguments import REFUSED, UNUSED
+from mindspeed_mm.cli.ranks import RankConfig
+from mindspeed_mm.config.flags import flag_name
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.tasks.jobs import extract, generate, pretrain
 from mindspeed_mm.tools import inspect_samples
@@ -41,6 +43,7 @@ def parsers() -> dict[str, set[str]]:
         "inspect": inspect_samples.job_parser(),
     }
     flags = {name: set(parser._option_string_actions) for name, parser in found.items()}
+    flags["vace"] = {flag_name(name) for name in RankConfig.model_fields} | {"--config", "--help-all"}
     flags["convert"] = {f"--cfg.{name}" for schema in converter_schemas() for name in dotted(schema)}
     return flags
 
@@ -63,6 +66,7 @@ def commands_of(path: Path) -> list[str]:
     name = str(path.relative_to(ROOT))
     only = {
         "checkpoint/": ["convert"],
+        "mindspeed_mm/cli/": ["vace"],
         "mindspeed_mm/training/": ["train"],
         "mindspeed_mm/tasks/jobs/pretrain": ["train"],
         "mindspeed_mm/tasks/jobs/extract": ["extract"],

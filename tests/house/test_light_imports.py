@@ -30,6 +30,7 @@ sys.stderr.write("\\n" + json.dumps({"code": code, "heavy": heavy}))
 COMMANDS = {
     "pretrain_vace": "pretrain_vace.py",
     "pretrain_sora": "pretrain_sora.py",
+    "vace": "mindspeed_mm.cli.main:main",
     "mm-convert": "checkpoint.cli:main",
     "mm-inspect": "mindspeed_mm.tools.inspect_samples:main",
     "get_vace_feature": "mindspeed_mm/tools/feature_extraction/get_vace_feature.py",
@@ -38,6 +39,7 @@ COMMANDS = {
 TYPOS = {
     "pretrain_vace": ["--mirco-batch-size", "1"],
     "pretrain_sora": ["--mirco-batch-size", "1"],
+    "vace": ["trian"],
     "mm-convert": ["VACEConverter", "hf_to_m", "--cfg.source_path", "a"],
     "mm-inspect": ["--no-such-flag"],
     "get_vace_feature": ["--mm-dat", "a.json"],

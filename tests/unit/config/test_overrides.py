@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mindspeed_mm.config.overrides import Overrides, parse_value
+from mindspeed_mm.config.overrides import Overrides
+from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
 
 

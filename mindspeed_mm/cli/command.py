@@ -1,0 +1,171 @@
+"""What the verbs share: their grammar, their help, and the files that `--config` names."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from mindspeed_mm.cli.ranks import Launch, RankConfig, check_here, start_ranks
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import display_path, read_json_object
+
+_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """One kind of file that `--config` takes."""
+
+    flag: str  # of the job, to which the file goes; "" = the positional argument
+    what: str
+    keys: frozenset[str] = frozenset()  # any of them at the top of a JSON says that it is this kind
+    suffixes: tuple[str, ...] = (".json",)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb. Its parser and its `run` are those of today's command."""
+
+    verb: str
+    summary: str
+    usage: str  # behind `vace VERB`
+    parser: Callable[[Sequence[str] | None], FlagParser]  # of these arguments; None: for the help
+    run: Callable[[Sequence[str]], object]
+    files: tuple[ConfigFile, ...]
+    common: Mapping[str, Sequence[str]]  # title → flags that are usually set, without dashes
+    notes: tuple[str, ...] = ()  # more lines of the help
+    launch: Launch | None = None
+    kept: tuple[str, ...] = field(default=("--local_rank",))  # flags that are spelt with underscores
+
+    @property
+    def prog(self) -> str:
+        """How errors name the command."""
+        return f"vace {self.verb}"
+
+
+def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
+    """Check the arguments against every flag, and return what is left to do. Raises ConfigError."""
+    words = [_dashed(word, command.kept) for word in argv]
+    common, rest = _common_parser(command).parse_known_args(words)
+    if common.help or common.help_all:
+        sys.stdout.write(full_help(command, rest) if common.help_all else short_help(command))
+        return lambda: None
+    task_argv = _with_config_files(command, common.config_files or [], rest)
+    full = _with_common(command.parser(task_argv), command)
+    full.parse_strict(task_argv)  # names the nearest of all flags, ours too
+    ranks = parse(RankConfig, given(common, RankConfig), command.prog) if command.launch else RankConfig()
+    if command.launch is None or ranks.nproc is None:
+        if ranks != RankConfig():
+            raise ConfigError(f"{command.prog}: give --nproc N, too: how many processes this machine starts")
+        return partial(command.run, task_argv)
+    if {"--dry-run", "--print-config"} & set(task_argv):
+        check_here(ranks)
+        return partial(command.run, task_argv)
+    return partial(start_ranks, command.verb, command.launch, ranks, task_argv)
+
+
+def short_help(command: Command) -> str:
+    """The flags that are usually set, by group, on one screen."""
+    lines = [f"usage: {command.prog} {command.usage}", "", f"{command.summary}.", ""]
+    kinds = ", ".join(kind.what for kind in command.files)
+    lines += help_row("--config FILE", kinds) + help_row("--set a.b=value", "replace a nested key of these; flags win")
+    lines += help_row("--dry-run", "check everything and stop")
+    lines += help_row("--print-config", "print the settings as JSON and stop")
+    if command.launch:
+        lines += help_row("--nproc N", "one process for each of N devices of this machine")
+    lines.append("")
+    for title, flags in command.common.items():
+        lines += help_row(title, " ".join(f"--{flag}" for flag in flags))
+    if command.notes:
+        return "\n".join([*lines, "", *command.notes]) + "\n"
+    return "\n".join([*lines, "", f"What they mean, and every other flag: {command.prog} --help-all"]) + "\n"
+
+
+def full_help(command: Command, argv: Sequence[str]) -> str:
+    """Every flag of the job, and those of all verbs."""
+    parser = _with_common(command.parser(argv or None), command)
+    parser.usage = f"{command.prog} {command.usage}"
+    return parser.format_help()
+
+
+def help_row(head: str, text: str) -> list[str]:
+    """`  head   text`, wrapped to a screen."""
+    wrapped = textwrap.wrap(text, _WIDTH - 21, break_on_hyphens=False) or [""]
+    return [f"  {head if not number else '':<19}{line}" for number, line in enumerate(wrapped)]
+
+
+def _dashed(word: str, kept: Sequence[str]) -> str:
+    """`--num_frames` as the JSON spells it → `--num-frames`."""
+    name, equals, value = word.partition("=")
+    return word if not word.startswith("--") or name in kept else name.replace("_", "-") + equals + value
+
+
+def _common_parser(command: Command) -> FlagParser:
+    parser = FlagParser(command.prog, "", add_help=False)
+    _add_common(parser, command)
+    return parser
+
+
+def _with_common(parser: FlagParser, command: Command) -> FlagParser:
+    _add_common(parser, command)
+    return parser
+
+
+def _add_common(parser: FlagParser, command: Command) -> None:
+    known = parser.flags()
+    group = parser.add_argument_group("every verb")
+    several = len(command.files) > 1
+    group.add_argument(
+        "--config",
+        dest="config_files",
+        action="extend",
+        nargs="+" if several else 1,
+        metavar="FILE",
+        help=", ".join(kind.what for kind in command.files),
+    )
+    group.add_argument("--help-all", action="store_true", help="every flag")
+    if "--help" not in known:
+        group.add_argument("-h", "--help", action="store_true", help="the flags that are usually set")
+    if command.launch:
+        add_flags(parser, RankConfig, "processes")
+
+
+def _with_config_files(command: Command, paths: Sequence[str], rest: Sequence[str]) -> list[str]:
+    """`--config FILE…` as the job's own flags, by suffix and by the keys at the top, and the other arguments."""
+    found: dict[str, str] = {}
+    for path in paths:
+        kind = _kind_of(command, path)
+        if kind.flag in found:
+            raise ConfigError(
+                f"{command.prog}: --config {display_path(path)} and {display_path(found[kind.flag])} are both "
+                f"{kind.what}; give one"
+            )
+        found[kind.flag] = path
+    twice = [flag for flag in found for word in rest if flag and word.partition("=")[0] == flag]
+    if twice:
+        raise ConfigError(f"{command.prog}: --config and {twice[0]} both give the {_what(command, twice[0])}; keep one")
+    positional = [path for flag, path in found.items() if not flag]
+    return [*positional, *rest, *(word for flag, path in found.items() if flag for word in (flag, path))]
+
+
+def _what(command: Command, flag: str) -> str:
+    return next(kind.what for kind in command.files if kind.flag == flag)
+
+
+def _kind_of(command: Command, path: str) -> ConfigFile:
+    suitable = [kind for kind in command.files if Path(path).suffix in kind.suffixes]
+    if len(suitable) == 1 and not suitable[0].keys:
+        return suitable[0]
+    if suitable:
+        values = read_json_object(path)
+        for kind in suitable:
+            if kind.keys & values.keys():
+                return kind
+    expected = ", ".join(f"{kind.what} ({kind.flag or 'FILE'})" for kind in command.files)
+    raise ConfigError(f"{command.prog}: --config {display_path(path)}: expected one of {expected}; name it by its flag")

@@ -1,0 +1,59 @@
+"""`vace VERB …`: one command over the jobs of the scripts, mm-convert and mm-inspect. A verb's file is imported when it is used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.log import one_line_errors
+from mindspeed_mm.registry import did_you_mean
+
+VERBS: Mapping[str, str] = {
+    "convert": "weights to another naming, other pipeline stages, one file",
+    "inspect": "a picture of what the model sees of a dataset or a feature",
+    "extract": "clips, masks, references and captions to features",
+    "train": "pre-train or fine-tune on features",
+    "generate": "videos from a JSON with weights, prompts and inputs",
+}
+HELP = """\
+usage: vace VERB [--key value]... [--config FILE]... [--set a.b=value]...
+
+VACE video models: convert weights, extract features, train, generate.
+
+verbs, in the order of a project
+{verbs}
+
+for every verb
+  --config FILE    a JSON or YAML that the verb reads; its keys tell which one
+  --set a.b=value  replace a nested key of such a file; flags win over it
+  --dry-run        check everything and stop
+  --print-config   print the settings as JSON and stop
+  --nproc N        one process for each of N devices (extract, train, generate)
+  --help           the flags that are usually set; --help-all: every flag
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command. Exits with 1 and one line on bad input."""
+    _prepare(sys.argv[1:] if argv is None else list(argv))()
+
+
+@one_line_errors
+def _prepare(argv: list[str]) -> Callable[[], object]:
+    """What is left to do once the arguments are sound: the task handles signals itself, and so does the launcher."""
+    if not argv or argv[0] in ("-h", "--help", "--help-all"):
+        sys.stdout.write(help_text())
+        return lambda: None
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise ConfigError(f"vace: unknown verb {verb[:40]!r}{did_you_mean(verb, list(VERBS))}; see vace --help")
+    from mindspeed_mm.cli.command import prepare
+
+    return prepare(import_module(f"mindspeed_mm.cli.{verb}").COMMAND, rest)
+
+
+def help_text() -> str:
+    """What `vace --help` prints: one screen."""
+    return HELP.format(verbs="\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items()))

@@ -1,0 +1,51 @@
+"""`vace train`: the job of pretrain_vace.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mindspeed_mm.cli.command import Command, ConfigFile
+from mindspeed_mm.cli.ranks import Launch
+from mindspeed_mm.config.flags import FlagParser
+from mindspeed_mm.tasks.jobs.pretrain import PretrainJob, job_parser
+from mindspeed_mm.tasks.pretrain import main
+
+PROG = "vace train"
+
+
+def _parser(_: Sequence[str] | None) -> FlagParser:
+    return job_parser(PROG)
+
+
+def _run(argv: Sequence[str]) -> None:
+    main(argv, prog=PROG)
+
+
+def _batch(argv: Sequence[str], ranks: int) -> int:
+    training = PretrainJob.from_argv(argv, ranks, PROG).training
+    is_logged = (training.batch.train_iters or 0) >= training.log.log_interval  # else there is no time to report
+    return (training.batch.global_batch_size or 0) if is_logged else 0
+
+
+COMMAND = Command(
+    verb="train",
+    summary="Pre-train or fine-tune VACE on extracted features",
+    usage="--config FILE... --lr LR --train-iters N [--key value]...",
+    parser=_parser,
+    run=_run,
+    files=(
+        ConfigFile("--mm-model", "model JSON", frozenset({"predictor"})),
+        ConfigFile("--mm-data", "data JSON", frozenset({"dataset_param"})),
+        ConfigFile("--mm-tool", "tools JSON", frozenset({"sorafeature", "profile", "memory_profile"})),
+        ConfigFile("--fsdp2-config-path", "FSDP2 YAML", suffixes=(".yaml", ".yml")),
+    ),
+    common={
+        "batches": ("micro-batch-size", "global-batch-size", "train-iters", "num-workers", "seed"),
+        "optimizer": ("lr", "min-lr", "lr-decay-style", "lr-warmup-iters", "weight-decay", "clip-grad"),
+        "checkpoints": ("save", "save-interval", "load", "finetune"),
+        "memory": ("context-parallel-size", "recompute-granularity"),
+        "logs": ("log-interval", "log-throughput", "tensorboard-dir"),
+        "evaluation": ("eval-interval", "eval-iters"),
+    },
+    launch=Launch(check="--dry-run --check-inputs", batch=_batch),
+)

@@ -82,7 +82,8 @@ def writing(target: Path) -> Iterator[None]:
 
 def check_space(place: Path, nbytes: int) -> None:
     """Raises WeightsError when the disk under `place` has less than `nbytes` free, before anything is written."""
-    free = shutil.disk_usage(place).free
+    existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     if nbytes > free:
         raise WeightsError(
             f"{place}: needs {size_text(nbytes)}, the disk has {size_text(free)} free; free space or choose another target_path"

@@ -336,3 +336,19 @@ def test_help_and_typos_answer_without_torch(words: list[str], said: str, code: 
     assert done.returncode == code, done.stderr
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("target", ["new/mm", "one.pt"])
+def test_dry_run_opens_the_source_and_writes_nothing(
+    original: Path, tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mm = tmp_path / "mm"
+    run("hf_to_mm", original, mm)
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    if target.endswith(".pt"):
+        run("mm_to_hf", mm, tmp_path / target, "--cfg.dry_run=true")
+    else:
+        run("hf_to_mm", original, tmp_path / target, "--cfg.dry_run=true")
+    assert f"{tmp_path / target}: " in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before

@@ -33,13 +33,31 @@ _HAS_WAN_VACE = (
 collect_ignore = [] if _HAS_WAN_VACE else _NEEDS_WAN_VACE
 
 
+_FAST_FOLDERS = ("house", "unit")
+
+
 def pytest_report_header():
     if _HAS_WAN_VACE:
         return None
     return f"diffusers {version('diffusers')} has no WanVACEPipeline: left out are {', '.join(_NEEDS_WAN_VACE)}"
 
 
+def pytest_ignore_collect(collection_path, config):
+    """The fast lane imports no test that it leaves out: their imports alone take longer than it does."""
+    if (
+        config.option.markexpr == "fast"
+        and collection_path.parent == Path(__file__).parent
+        and collection_path.is_dir()
+    ):
+        return True if collection_path.name not in _FAST_FOLDERS else None
+    return None
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first: the workers of tests/run.sh then end at about the same time."""
+    """Mark the fast lane. Files with slow tests come first: the workers of tests/run.sh then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
+    for item in items:
+        in_fast_folder = item.path.relative_to(Path(__file__).parent).parts[0] in _FAST_FOLDERS
+        if in_fast_folder and not (item.get_closest_marker("slow") or item.get_closest_marker("medium")):
+            item.add_marker("fast")
     items.sort(key=lambda item: item.path not in slow)

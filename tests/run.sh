@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test, on a bare machine too: sets up the environment (scripts/environment.sh), then pytest.
 # Two processes share the files of tests; `-n 0` runs them in one.
-# Arguments go to pytest: `bash tests/run.sh -m 'not slow'`, `bash tests/run.sh tests/unit -k floors`.
+# Arguments go to pytest: `bash tests/run.sh -m fast` (under a minute), `bash tests/run.sh tests/unit -k floors`.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 # What MindSpeed's adaptor does on import, as far as it matters: it looks for megatron.training, and patches it by name.
 ADAPTOR = """

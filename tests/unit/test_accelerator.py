@@ -15,6 +15,8 @@ from mindspeed_mm import accelerator
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import LaunchError
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -20,6 +20,8 @@ from mindspeed_mm import locks
 from mindspeed_mm.errors import LaunchError
 from mindspeed_mm.locks import LOCK_FILE, Holder, check_unlocked, lock_folder, read_holder, sweep, temporary_name
 
+pytestmark = pytest.mark.medium
+
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -15,6 +15,8 @@ from mindspeed_mm import processes
 from mindspeed_mm.processes import Stopped, deferred, handling_signals, stop_signal
 from tests.runs import alive
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 

@@ -19,6 +19,8 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
 from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
 
+pytestmark = pytest.mark.medium
+
 Weights = dict[str, Tensor]
 
 

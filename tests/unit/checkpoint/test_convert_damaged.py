@@ -29,6 +29,8 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
 from tests.tiny import tiny_transformer, write_shards
 
+pytestmark = pytest.mark.medium
+
 SMALL = VaceConfig(
     trunk=WanConfig(hidden_size=24, ffn_dim=24, num_heads=2, num_layers=2, text_dim=8, text_len=8, freq_dim=8),
     vace_layers=(0,),

@@ -15,6 +15,8 @@ from checkpoint.cli import main
 from mindspeed_mm.models.weights import open_weights
 from tests.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
 
+pytestmark = pytest.mark.medium
+
 TARGETS = {
     "mm": ("hf_to_mm", "official"),
     "folder": ("mm_to_hf", "mm_source"),

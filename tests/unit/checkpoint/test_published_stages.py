@@ -15,6 +15,8 @@ from mindspeed_mm.models.weights import open_weights
 from tests.layouts import published_layout
 from tests.tiny import TINY, tiny_transformer, write_transformer
 
+pytestmark = pytest.mark.medium
+
 STAGES = [
     ("Wan2.1-VACE-1.3B", [7, 8, 8, 7]),  # the guide's
     ("Wan2.1-VACE-1.3B", [[4, 4], [11, 11]]),

@@ -15,6 +15,8 @@ from mindspeed_mm.data.features import read_feature, read_info
 from mindspeed_mm.data.sample import SampleRecord
 from tests.extract_world import CellVae, H, W, load, make_extraction, write_rows
 
+pytestmark = pytest.mark.medium
+
 
 def run(save_path, rows, **settings):
     extraction = make_extraction(save_path, **settings)

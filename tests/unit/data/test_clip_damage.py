@@ -11,6 +11,8 @@ from mindspeed_mm.data.video import DecordReader, open_video
 from mindspeed_mm.errors import DataError
 from tests.clips import numbers_of, write_as
 
+pytestmark = pytest.mark.medium
+
 av = pytest.importorskip("av")
 READERS = ["decord", "av"]
 X264 = {"x264-params": "keyint=8:bframes=2"}

@@ -20,6 +20,8 @@ from mindspeed_mm.data.video import AvReader, open_video
 from mindspeed_mm.errors import ConfigError, DataError
 from tests.clips import numbered, numbers_of, turn, write_as, write_clip
 
+pytestmark = pytest.mark.medium
+
 av = pytest.importorskip("av")
 READERS = ["decord", "av"]
 

@@ -11,6 +11,8 @@ import pytest
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.errors import DataError
 
+pytestmark = pytest.mark.medium
+
 
 def work(task):
     if task == "bad":

@@ -11,6 +11,8 @@ from mindspeed_mm.data.lettering import Lettering, missing, spelled
 from mindspeed_mm.data.sheet import MARGIN, PAPER, SIDE, Strip, draw_sheet, spread
 from tests.clips import number_of, numbered
 
+pytestmark = pytest.mark.medium
+
 PAPER_RGB = tuple(bytes.fromhex(PAPER[1:]))
 
 

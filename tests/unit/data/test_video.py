@@ -24,6 +24,8 @@ from tests.clips import (
     write_variable,
 )
 
+pytestmark = pytest.mark.medium
+
 READERS = ["decord", "av"]
 SCATTERED = [0, 29, 3, 3, 17, 16, 4, 28]
 

@@ -9,6 +9,8 @@ import torch
 from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks
 from tests.tiny import TINY, tiny_inputs, tiny_transformer
 
+pytestmark = pytest.mark.medium
+
 BLOCKS = [f"blocks.{i}" for i in range(4)] + [f"vace_blocks.{i}" for i in range(2)]
 
 

@@ -22,6 +22,8 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
 from tests.tiny import TINY, tiny_transformer, tiny_umt5, tiny_vae, write_official, write_tokenizer
 
+pytestmark = pytest.mark.medium
+
 CPU = Accelerator.detect("cpu")
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "steps": 2}
 RNG = np.random.default_rng(0)

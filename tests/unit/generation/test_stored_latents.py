@@ -28,6 +28,8 @@ from mindspeed_mm.tasks.generate import main
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
 from tests.tiny import tiny_transformer, write_official, write_transformer
 
+pytestmark = pytest.mark.medium
+
 STORED = Path(__file__).with_name("stored_latents.safetensors")
 SIZE = {"height": 32, "width": 48, "num_frames": 5, "steps": 4}
 RNG = np.random.default_rng(11)

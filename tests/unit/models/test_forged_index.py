@@ -29,6 +29,8 @@ from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.checkpoint_files import IndexReader, TensorPlanner
 from tests.unit.models.test_weights_damaged import Bomb, words_of
 
+pytestmark = pytest.mark.medium
+
 STATE = {"model": {"a": torch.arange(6.0)}, "iteration": torch.tensor(7)}
 CLASS = b"ctorch.distributed.checkpoint.metadata\nMetadataIndex\n"
 

@@ -23,6 +23,8 @@ from tests.tiny import (
     write_vae,
 )
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):

@@ -14,6 +14,8 @@ from mindspeed_mm.models.wan.vace import build_on_meta
 from tests.layouts import published_layout
 from tests.tiny import TINY, tiny_inputs, tiny_transformer
 
+pytestmark = pytest.mark.medium
+
 PUBLISHED = {
     "Wan2.1-VACE-1.3B": "Wan2.1-VACE-1.3B",
     "Wan2.1-VACE-14B": "Wan2.1-VACE-14B",

@@ -17,6 +17,8 @@ from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
 from tests.layouts import published_layout
 from tests.tiny import VAE_FILE, tiny_vae, write_vae
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):

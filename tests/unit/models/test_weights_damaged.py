@@ -27,6 +27,8 @@ from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.checkpoint_files import IndexReader
 
+pytestmark = pytest.mark.medium
+
 CAREFULLY = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -23,6 +23,8 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import load_transformer, open_weights
 from tests.tiny import TINY, tiny_transformer, write_shards, write_transformer
 
+pytestmark = pytest.mark.medium
+
 Weights = dict[str, Tensor]
 MM, DIFFUSERS = KEY_MAPS["mm"].to_theirs, KEY_MAPS["diffusers"].to_theirs
 

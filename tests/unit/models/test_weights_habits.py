@@ -22,6 +22,8 @@ from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import open_weights
 from tests.tiny import TINY, tiny_transformer
 
+pytestmark = pytest.mark.medium
+
 Weights = dict[str, Tensor]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 34700000000\n"
 FILE = "diffusion_pytorch_model.safetensors"

@@ -34,6 +34,8 @@ from tests.extract_job import make_job, spoil
 from tests.extract_world import CellVae, make_extraction, write_rows
 from tests.tiny import TEXT_FILE, VAE_FILE
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

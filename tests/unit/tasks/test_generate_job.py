@@ -11,6 +11,8 @@ import pytest
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("t.safetensors", "vae.pth", "t5.pth", "a.mp4", "m.mp4", "r.png", "s.png")
 

@@ -26,6 +26,8 @@ from mindspeed_mm.tasks.generate import main
 from mindspeed_mm.tasks.generate_videos import say_what_is_not_followed
 from tests.tiny import TINY, tiny_transformer, write_official, write_transformer
 
+pytestmark = pytest.mark.medium
+
 CLIP = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
 
 

@@ -13,6 +13,8 @@ from mindspeed_mm.errors import ConfigError, MindSpeedMMError
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import main
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[3]
 VACE = ROOT / "examples/vace"
 

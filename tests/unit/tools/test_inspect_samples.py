@@ -23,6 +23,8 @@ from mindspeed_mm.tools.sheets import feature_sheet, sample_sheet
 from tests.clips import numbered, write_clip
 from tests.tiny import tiny_vae, write_vae
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):

@@ -31,6 +31,8 @@ from mindspeed_mm.training.step import SampleNote
 from tests.loops import Recorder, loop_parts, random_records, training
 from tests.tiny import tiny_transformer
 
+pytestmark = pytest.mark.medium
+
 LINE = re.compile(
     r" \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] iteration {8}1/ {7}2 \| consumed samples: {12}2 \| "
     r"elapsed time per iteration \(ms\): \d+\.\d \| learning rate: 1\.000000E-03 \| global batch size: {5}2 \| "

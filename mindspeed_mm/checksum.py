@@ -1,4 +1,4 @@
-"""CRC-32, the checksum of everything that is written here: ISA-L's where it is installed, which is about four times as fast."""
+"""CRC-32, the checksum of everything that is written here: ISA-L's where it is installed, which is faster than zlib's."""
 
 try:
     from isal.isal_zlib import crc32

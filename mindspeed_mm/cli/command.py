@@ -52,7 +52,7 @@ class Command:
 def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
     """Check the arguments against every flag, and return what is left to do. Raises ConfigError."""
     words = [_dashed(word, command.kept) for word in argv]
-    common, rest = _common_parser(command).parse_known_args(words)
+    common, rest = _with_common(FlagParser(command.prog, "", add_help=False), command).parse_known_args(words)
     if common.help or common.help_all:
         sys.stdout.write(full_help(command, rest) if common.help_all else short_help(command))
         return lambda: None
@@ -106,18 +106,8 @@ def _dashed(word: str, kept: Sequence[str]) -> str:
     return word if not word.startswith("--") or name in kept else name.replace("_", "-") + equals + value
 
 
-def _common_parser(command: Command) -> FlagParser:
-    parser = FlagParser(command.prog, "", add_help=False)
-    _add_common(parser, command)
-    return parser
-
-
 def _with_common(parser: FlagParser, command: Command) -> FlagParser:
-    _add_common(parser, command)
-    return parser
-
-
-def _add_common(parser: FlagParser, command: Command) -> None:
+    """`parser`, with the flags of every verb added."""
     known = parser.flags()
     group = parser.add_argument_group("every verb")
     several = len(command.files) > 1
@@ -134,6 +124,7 @@ def _add_common(parser: FlagParser, command: Command) -> None:
         group.add_argument("-h", "--help", action="store_true", help="the flags that are usually set")
     if command.launch:
         add_flags(parser, RankConfig, "processes")
+    return parser
 
 
 def _with_config_files(command: Command, paths: Sequence[str], rest: Sequence[str]) -> list[str]:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from mindspeed_mm.cli.command import Command, ConfigFile
 from mindspeed_mm.cli.ranks import Launch
-from mindspeed_mm.config.flags import FlagParser
 from mindspeed_mm.tasks.extract import main
 from mindspeed_mm.tasks.jobs.extract import job_parser
 
 PROG = "vace extract"
 
 
-def _parser(_: Sequence[str] | None) -> FlagParser:
-    return job_parser(PROG)
-
-
-def _run(argv: Sequence[str]) -> None:
-    main(argv, prog=PROG)
-
-
 COMMAND = Command(
     verb="extract",
     summary="Encode clips, conditions and captions into features for training",
     usage="--config FILE... [--key value]...",
-    parser=_parser,
-    run=_run,
+    parser=lambda _: job_parser(PROG),
+    run=partial(main, prog=PROG),
     files=(
         ConfigFile("--mm-data", "data JSON", frozenset({"dataset_param"})),
         ConfigFile("--mm-model", "model JSON", frozenset({"ae", "text_encoder"})),

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from mindspeed_mm.cli.command import Command, ConfigFile
 from mindspeed_mm.cli.ranks import Launch
-from mindspeed_mm.config.flags import FlagParser
 from mindspeed_mm.tasks.generate import main
 from mindspeed_mm.tasks.jobs.generate import job_parser
 
 PROG = "vace generate"
 
 
-def _parser(_: Sequence[str] | None) -> FlagParser:
-    return job_parser(PROG)
-
-
-def _run(argv: Sequence[str]) -> None:
-    main(argv, prog=PROG)
-
-
 COMMAND = Command(
     verb="generate",
     summary="Generate videos; each key of the JSON is a flag too",
     usage="CONFIG.json [--key value]...",
-    parser=_parser,
-    run=_run,
+    parser=lambda _: job_parser(PROG),
+    run=partial(main, prog=PROG),
     files=(ConfigFile("", "inference JSON (or without --config)"),),
     common={
         "texts": ("prompt", "negative-prompt", "prompts-file"),

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from mindspeed_mm.cli.command import Command, ConfigFile
 from mindspeed_mm.cli.ranks import Launch
-from mindspeed_mm.config.flags import FlagParser
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob, job_parser
 from mindspeed_mm.tasks.pretrain import main
 
 PROG = "vace train"
-
-
-def _parser(_: Sequence[str] | None) -> FlagParser:
-    return job_parser(PROG)
-
-
-def _run(argv: Sequence[str]) -> None:
-    main(argv, prog=PROG)
 
 
 def _batch(argv: Sequence[str], ranks: int) -> int:
@@ -31,8 +23,8 @@ COMMAND = Command(
     verb="train",
     summary="Pre-train or fine-tune VACE on extracted features",
     usage="--config FILE... --lr LR --train-iters N [--key value]...",
-    parser=_parser,
-    run=_run,
+    parser=lambda _: job_parser(PROG),
+    run=partial(main, prog=PROG),
     files=(
         ConfigFile("--mm-model", "model JSON", frozenset({"predictor"})),
         ConfigFile("--mm-data", "data JSON", frozenset({"dataset_param"})),

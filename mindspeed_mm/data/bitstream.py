@@ -29,7 +29,7 @@ _FIXED = frozenset(
 
 
 class SizeWatch:
-    """Compares what names the size in each key frame. `unsure`: it differs, or cannot be told; then decode to know."""
+    """Compares the bytes that hold the size in each key frame. `unsure`: they differ or cannot be read; decode to find out."""
 
     def __init__(self, codec: Any) -> None:
         self.unsure = False
@@ -38,7 +38,7 @@ class SizeWatch:
         self._prefix = _prefix_length(self._codec, extradata)
         self._seen = set(_parameter_sets(self._codec, extradata) if self._codec in _UNITS else ())
 
-    def look(self, head: bytes) -> None:
+    def add(self, head: bytes) -> None:
         """Take in the first `HEAD` bytes of a key frame."""
         if self._codec in _UNITS:
             units = _prefixed(head, self._prefix) if self._prefix else _start_coded(head)
@@ -147,12 +147,12 @@ def _hevc_units(extradata: bytes) -> Iterator[bytes]:
         place += 3
 
 
-def _prefixed(data: bytes, prefix: int, most: int = 1 << 16) -> Iterator[bytes]:
+def _prefixed(data: bytes, prefix: int, max_units: int = 1 << 16) -> Iterator[bytes]:
     place = 0
-    while most and place + prefix < len(data):
+    while max_units and place + prefix < len(data):
         length = int.from_bytes(data[place : place + prefix], "big")
         yield data[place + prefix : place + prefix + length]
-        place, most = place + prefix + length, most - 1
+        place, max_units = place + prefix + length, max_units - 1
 
 
 def _start_coded(data: bytes) -> Iterator[bytes]:

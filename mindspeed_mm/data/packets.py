@@ -62,7 +62,7 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
         closed = closed and not packet.is_discard and (key is None or (packet.pts or 0) >= key)
         if packet.is_keyframe:
             key = packet.pts
-            sizes.look(head_of(packet))
+            sizes.add(head_of(packet))
         sizes.unsure |= len(found) > 0 and packet.has_sidedata("new_extradata")
         if packet.is_discard:
             continue

@@ -197,7 +197,7 @@ def _may_change_size(path: Path, stream: Any) -> bool:
     with open(path, "rb") as file:
         for _, entry in _indexed_keys(stream) or []:
             file.seek(entry.pos + header)
-            sizes.look(file.read(min(entry.size, HEAD)))
+            sizes.add(file.read(min(entry.size, HEAD)))
             if sizes.unsure:
                 return True
     return False

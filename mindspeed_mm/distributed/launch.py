@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from socket import if_nameindex
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,9 +15,10 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 
 from megatron.mm import groups
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.errors import LaunchError
+from mindspeed_mm.errors import LaunchError, MindSpeedMMError
 from mindspeed_mm.processes import STORE
 
+T = TypeVar("T")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -56,6 +58,26 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
         master_listen_fd=int(listening) if listening else None,
     )
     dist.init_process_group(backend, store=store, rank=place, world_size=size, timeout=timeout, device_id=device)
+
+
+def raise_on_all_ranks(work: Callable[[], T]) -> T:
+    """Do `work` on every rank, without collectives of its own; all ranks raise the lowest failing rank's error.
+
+    A rank that raised alone would leave the others waiting in their next collective.
+    """
+    made: list[T] = []
+    failed: MindSpeedMMError | None = None
+    try:
+        made.append(work())
+    except MindSpeedMMError as error:
+        failed = error
+    if dist.is_initialized():
+        errors: list[MindSpeedMMError | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, failed)
+        failed = next((error for error in errors if error is not None), None)
+    if failed is not None:
+        raise failed
+    return made[0]
 
 
 def _join(accelerator: Accelerator, timeout: timedelta, backend: str) -> None:

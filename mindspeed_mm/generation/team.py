@@ -15,6 +15,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.fsdp import shard_model
+from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.errors import MindSpeedMMError
@@ -68,15 +69,7 @@ class Replica(Solo):
 
     def check(self, look: Callable[[], None]) -> None:
         """`look` at this process's part; the error of one is the error of all, and the first process says it."""
-        failed: MindSpeedMMError | None = None
-        try:
-            look()
-        except MindSpeedMMError as caught:
-            failed = caught
-        errors: list[MindSpeedMMError | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, failed)
-        if found := [error for error in errors if error is not None]:
-            raise found[0]
+        raise_on_all_ranks(look)
 
 
 class Team(Solo):
@@ -150,7 +143,7 @@ class Team(Solo):
         finite = FiniteWeights(source.path)
         for name, parameter in model.named_parameters():
             finite.check(name, _fill(parameter, source.read(name)))
-        finite.demand(of_all_ranks=True)
+        raise_on_all_ranks(finite.demand)
         return model
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -43,29 +42,21 @@ class FiniteWeights:
         if found := count_nonfinite(weight):
             self._bad[name] = f"{name} ({found} of {weight.numel()} values)"
 
-    def demand(self, *, of_all_ranks: bool = False) -> None:
-        """Raises WeightsError that names the weights that are not finite.
-
-        `of_all_ranks`: each rank looked at its own part, and all raise alike; a rank that went on would wait for the others.
-        """
-        bad = self._bad
-        if of_all_ranks and dist.is_initialized():
-            parts: list[dict[str, str]] = [{}] * dist.get_world_size()
-            dist.all_gather_object(parts, bad)
-            bad = {name: words for part in reversed(parts) for name, words in part.items()}
-        if bad:
+    def demand(self) -> None:
+        """Raises WeightsError that names the weights that are not finite."""
+        if bad := self._bad:
             raise WeightsError(
                 f"{self.where}: {len(bad)} weight{'s contain' if len(bad) > 1 else ' contains'} NaN or Inf: "
                 f"{_listed(bad.values())}; fetch the file again, or load an earlier checkpoint"
             )
 
 
-def check_weights(where: object, weights: Mapping[str, Tensor], *, of_all_ranks: bool = False) -> None:
+def check_weights(where: object, weights: Mapping[str, Tensor]) -> None:
     """Raises WeightsError that names each weight with NaN or Inf in it, and how many."""
     finite = FiniteWeights(where)
     for name, weight in weights.items():
         finite.check(name, weight)
-    finite.demand(of_all_ranks=of_all_ranks)
+    finite.demand()
 
 
 def nonfinite_weights(module: nn.Module) -> str:

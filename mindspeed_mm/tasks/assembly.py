@@ -15,6 +15,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.threads import map_in_threads
+from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.recompute import recompute_plan
 from mindspeed_mm.errors import ConfigError, DataError
@@ -63,7 +64,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     checkpoints = build_checkpoints(job, start.base, accelerator)
     if checkpoints.load(state):  # what does not train was looked at when it was filled
         trained = {name: local(weight) for name, weight in model.named_parameters() if weight.requires_grad}
-        check_weights(f"--load {training.checkpoint.load}", trained, of_all_ranks=True)
+        raise_on_all_ranks(lambda: check_weights(f"--load {training.checkpoint.load}", trained))
     return LoopParts(
         state=state,
         batches=loader.batches(state.consumed_samples),

@@ -42,7 +42,7 @@ class InspectConfig(OverrideConfig):
     """What to look at, and where the sheet goes."""
 
     dry_run: bool = Field(default=False, description="check arguments, files and the list, and stop; opens no clip")
-    print_config: bool = Field(default=False, description="print what is asked for as JSON, and stop")
+    print_config: bool = Field(default=False, description="print the settings as JSON and stop")
 
     index: int | None = Field(
         default=None,

@@ -19,6 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.fsdp import DTYPES, shard_model
+from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks, recompute_plan
@@ -118,7 +119,7 @@ def fill(model: nn.Module, source: Source | None, seed: int) -> None:
         whole = source.read(name) if source is not None else initial_weight(name, parameter.shape, seed)
         local(parameter).copy_(whole[local_slice(parameter)])
         finite.check(name, local(parameter))
-    finite.demand(of_all_ranks=True)
+    raise_on_all_ranks(finite.demand)
 
 
 def local(tensor: Tensor) -> Tensor:

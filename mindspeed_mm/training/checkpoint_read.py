@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.rng import rng_state, set_rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import display_path, parse_json
@@ -28,12 +29,13 @@ from mindspeed_mm.models.wan.sizes import read_hints, setting_conflicts
 from mindspeed_mm.training.build import local
 from mindspeed_mm.training.checkpoint_files import IndexReader, TensorPlanner, reason_of
 from mindspeed_mm.training.config import CheckpointConfig
-from mindspeed_mm.training.state import Skips, TrainState, load_optimizer_state
+from mindspeed_mm.training.state import Skips, TrainState, load_optimizer_state, unpack
 
 logger = get_logger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of a parameter's shape
 _PACKED_BYTES = 1 << 20  # most bytes of a packed value or a generator's state
 _LARGEST = 1 << 53  # largest count
+_CONSUMED = "sampler.consumed_samples"
 
 
 @dataclass(frozen=True)
@@ -67,29 +69,35 @@ def load_checkpoint(
     names = mm_names(state.model, key_map)
     values = _Values(folder, reader.read_metadata())
     _check_weights(values, names, partial=isinstance(found_base, Mapping))
-    content: dict[str, Any] = {
-        "model": {name: p.detach() for p, name in names.items() if f"model.{name}" in values.entries}
-    }
-    rank = f"rank_{dist.get_rank():05d}"
-    if not config.finetune:
-        content |= {"iteration": values.count("iteration"), "sampler": {"consumed_samples": values.count(_CONSUMED)}}
-        if means := values.packed(f"loss_means.{rank}"):
-            content["loss_means"] = {rank: means[0]}
-        if skips := values.packed("skips"):
-            content["skips"] = skips[0]
-        if not config.no_load_optim:
-            content |= _optimizer_places(values, names)
-        if not config.no_load_rng:
-            content |= _rng_places(values, rank, rng_state(accelerator))
+    content = raise_on_all_ranks(lambda: _places(values, names, config, accelerator))
     try:
         load(content, storage_reader=reader, planner=TensorPlanner())
     except CheckpointException as error:
         raise WeightsError(reason_of(error)) from None
     if not config.finetune:
-        _fill(state, content, values, names, accelerator)
+        raise_on_all_ranks(lambda: _fill(state, content, values, names, accelerator))
 
 
-_CONSUMED = "sampler.consumed_samples"
+def _places(
+    values: _Values, names: Mapping[nn.Parameter, str], config: CheckpointConfig, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What is read, as a nested dict of this rank's tensors to read into."""
+    content: dict[str, Any] = {
+        "model": {name: p.detach() for p, name in names.items() if f"model.{name}" in values.entries}
+    }
+    if config.finetune:
+        return content
+    rank = f"rank_{dist.get_rank():05d}"
+    content |= {"iteration": values.count("iteration"), "sampler": {"consumed_samples": values.count(_CONSUMED)}}
+    if means := values.packed(f"loss_means.{rank}"):
+        content["loss_means"] = {rank: means[0]}
+    if skips := values.packed("skips"):
+        content["skips"] = skips[0]
+    if not config.no_load_optim:
+        content |= _optimizer_places(values, names)
+    if not config.no_load_rng:
+        content |= _rng_places(values, rank, rng_state(accelerator))
+    return content
 
 
 def _fill(
@@ -164,12 +172,8 @@ class _Values:
         return [torch.zeros(entry.size, dtype=torch.uint8)]
 
     def unpack(self, name: str, value: Tensor) -> Any:
-        """Undo `pack`: plain numbers and strings."""
-        try:
-            text = bytes(value.tolist()).decode()
-        except UnicodeDecodeError:
-            raise self.error(name, "JSON", "bytes that are no UTF-8") from None
-        return parse_json(text, f"{self.folder}: {name}", WeightsError)
+        """Plain numbers and strings."""
+        return unpack(value, f"{self.folder}: {name}")
 
 
 def _skips(values: _Values, packed: Tensor) -> Skips:
@@ -204,7 +208,7 @@ def _load_optimizer(
             finite.check(f"optimizer.state.{name}.{key}", local(moment))
             if key in ("step", "exp_avg_sq") and bool((local(moment) < 0).any()):
                 raise values.error(f"optimizer.state.{name}.{key}", "no negative value", "one")
-    finite.demand(of_all_ranks=True)
+    finite.demand()
     load_optimizer_state(state.optimizer, found["state"], steps, names)
 
 

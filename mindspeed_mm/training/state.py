@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from megatron.mm.schedules import ParamScheduler
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import parse_json
 
 
 @dataclass
@@ -38,6 +39,15 @@ class TrainState:
 def pack(values: object) -> Tensor:
     """Plain numbers and strings → a uint8 tensor, so that a checkpoint holds tensors only."""
     return torch.tensor(list(json.dumps(values, sort_keys=True).encode()), dtype=torch.uint8)
+
+
+def unpack(tensor: Tensor, where: str) -> Any:
+    """Undo `pack`; `where` starts the message of the WeightsError that it raises for anything else."""
+    try:
+        text = bytes(tensor.tolist()).decode()
+    except UnicodeDecodeError:
+        raise WeightsError(f"{where}: expected JSON, got bytes that are not UTF-8; load another iteration") from None
+    return parse_json(text, where, WeightsError)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Any, str]) -> dict[str, dict[str, Tensor]]:

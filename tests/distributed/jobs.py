@@ -17,6 +17,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.fsdp import last_micro_batch
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
+from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceDitConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.build import build_model
@@ -220,3 +221,13 @@ def die_between_renames(run: Run) -> None:
 
 def _die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def load_error(run: Run) -> str:
+    """What loading says; empty when it works."""
+    state, _, points = run.start()
+    try:
+        points.load(state)
+    except WeightsError as error:
+        return str(error)
+    return ""

@@ -19,7 +19,7 @@ from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.tensors import TensorFile
-from tests.distributed.jobs import CPU, Run, train_to
+from tests.distributed.jobs import CPU, Run, load_error, train_to
 from tests.unit.models.test_forged_index import forge
 
 State = dict[str, Any]
@@ -140,6 +140,31 @@ def test_forged_value_is_refused_by_name(saved: tuple[Run, State], tmp_path: Pat
     assert expected in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert len(str(error.value)) < 600
+
+
+def in_last_row(state: State) -> None:
+    """A negative second moment that only the last rank of a sharded run reads."""
+    moments = state["optimizer"]["state"]
+    name = max(moments, key=lambda name: moments[name]["exp_avg_sq"].numel())
+    moments[name]["exp_avg_sq"][-1] = -1.0
+
+
+def short_generator_of_rank_1(state: State) -> None:
+    state["rng"]["rank_00001"] = {"cpu": torch.zeros(3, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize(("change", "expected"), [(in_last_row, "exp_avg_sq"), (short_generator_of_rank_1, "rng")])
+def test_value_that_one_rank_refuses_stops_every_rank(
+    world: Any, saved: tuple[Run, State], tmp_path: Path, change: Callable[[State], None], expected: str
+) -> None:
+    run, state = saved
+    state = copy.deepcopy(state)
+    change(state)
+    dcp.save(state, checkpoint_id=tmp_path / "iter_0000002", no_dist=True)
+    shutil.copy(run.folder / "latest_checkpointed_iteration.txt", tmp_path)
+    said = world.run(2, load_error, Run(tmp_path, base=None))
+    assert said[0] == said[1]
+    assert expected in said[0]
 
 
 @pytest.mark.usefixtures("saved")

@@ -95,12 +95,8 @@ class ModelConfig(Config):
     }
 
 
-def read_model_config(path: str, notes: list[str] | None = None) -> ModelConfig:
-    """Read a model JSON. Raises ConfigError with the address of what is wrong."""
-    return _model_config(read_json(path), Path(path).name, notes)
-
-
 def _model_config(values: Any, where: str, notes: list[str] | None) -> ModelConfig:
+    """The values of a model JSON named `where`. Raises ConfigError with the address of what is wrong."""
     predictor = values.get("predictor") if isinstance(values, Mapping) else None
     model_id = predictor.get("model_id", "vace") if isinstance(predictor, Mapping) else "vace"
     if model_id not in MODELS:

@@ -21,7 +21,7 @@ X264 = {"x264-params": "keyint=8:bframes=2"}
 def join(target, parts):
     """Packets of some clips one after the other, as `ffmpeg -f concat -c copy` writes them; `parts`: path, frames."""
     with av.open(str(target), "w") as container:
-        new, shown = None, 0
+        new, played = None, 0
         for path, frames in parts:
             with av.open(str(path)) as source:
                 old = source.streams.video[0]
@@ -30,12 +30,12 @@ def join(target, parts):
                 for packet in source.demux(old):
                     if packet.size:
                         start = packet.pts if start is None else start
-                        shift = round(shown / 24 / float(packet.time_base)) - start
+                        shift = round(played / 24 / float(packet.time_base)) - start
                         copy = av.Packet(bytes(packet))  # without side data: the new parameters come in the stream
                         copy.pts, copy.dts, copy.time_base = packet.pts + shift, packet.dts + shift, packet.time_base
                         copy.is_keyframe, copy.duration, copy.stream = packet.is_keyframe, packet.duration, new
                         container.mux(copy)
-            shown += frames
+            played += frames
     return target
 
 

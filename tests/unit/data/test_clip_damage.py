@@ -125,9 +125,9 @@ def test_key_frames_name_their_size_without_decoding(tmp_path, codec, suffix, pi
             watch = SizeWatch(stream.codec_context)
             heads.append([head_of(packet) for packet in container.demux(stream) if packet.is_keyframe and packet.size])
             for head in heads[-1]:
-                watch.look(head)
+                watch.add(head)
             assert not watch.unsure
-    watch.look(heads[0][0])
+    watch.add(heads[0][0])
     assert watch.unsure
 
 

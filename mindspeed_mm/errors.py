@@ -8,13 +8,51 @@ MindSpeedMMError
 ├── TrainingError  a run that must not go on: too many iterations in a row were not finite, no room for its metrics
 └── NonFiniteError a video whose latents or pixels are NaN or infinite
 
-A message says where, what was found, what is wanted and what to do, in one line:
-`data.json[17]: src_mask has 40 frames, src_video 81; cut both to one length, or leave src_video_mask null`
+An error is data: where, what is wrong, what was expected and what to do. `str(error)` puts them into one line:
+
+    DataError("src_mask has 40 frames, src_video has 81", where="data.json[17]", fix="cut both to one length")
+    data.json[17]: src_mask has 40 frames, src_video has 81; cut both to one length
+
+    ConfigError("got a list", where="vace.json", expected="a JSON object with the keys model and prompt")
+    vace.json: expected a JSON object with the keys model and prompt, got a list
 """
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TypeVar
+
+E = TypeVar("E", bound="MindSpeedMMError")
 
 
 class MindSpeedMMError(Exception):
-    """The root. Commands print it as one line and exit with 1."""
+    """The root. Commands print it as one line and exit with 1.
+
+    Args:
+        problem: what is wrong. With `expected`, what was found: `got a list`.
+        where: the file, key, line, flag or rank it is about.
+        expected: what would have been right, without a verb: `a multiple of 16`.
+        fix: what to do about it, in the imperative: `set num_frames to 81`.
+    """
+
+    def __init__(self, problem: str, *, where: str | PathLike[str] = "", expected: str = "", fix: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.where = str(where)
+        self.expected = expected
+        self.fix = fix
+
+    def __str__(self) -> str:
+        if self.expected and self.problem.startswith("got "):
+            sentence = f"expected {self.expected}, {self.problem}"
+        else:
+            sentence = self.problem + (f"; expected {self.expected}" if self.expected else "")
+        return (f"{self.where}: " if self.where else "") + sentence + (f"; {self.fix}" if self.fix else "")
+
+    def at(self: E, where: str | PathLike[str]) -> E:
+        """The same error, its address inside `where`: `part.json` at `data.txt:3` is `data.txt:3: part.json`."""
+        inside = f": {self.where}" if self.where else ""
+        return type(self)(self.problem, where=f"{where}{inside}", expected=self.expected, fix=self.fix)
 
 
 class ConfigError(MindSpeedMMError):

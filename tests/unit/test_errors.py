@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,40 @@ def test_every_error_of_the_module_hangs_under_the_one_root_and_stands_in_the_pi
         assert item.__name__ in drawn
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DataError("no frames"), "no frames"),
+        (DataError("no frames", where=Path("a.mp4")), "a.mp4: no frames"),
+        (DataError("no frames", where="a.mp4", fix="leave it out"), "a.mp4: no frames; leave it out"),
+        (DataError("3 frames", where="a.mp4", expected="4k+1"), "a.mp4: 3 frames; expected 4k+1"),
+        (ConfigError("got a list", where="a.json", expected="an object"), "a.json: expected an object, got a list"),
+        (ConfigError("got 3", expected="2 or 4", fix="set 4"), "expected 2 or 4, got 3; set 4"),
+    ],
+)
+def test_error_formats_its_fields_as_one_line(error: MindSpeedMMError, line: str) -> None:
+    assert str(error) == line
+
+
+def test_error_keeps_its_fields_between_processes() -> None:
+    error = DataError("got 3", where="a.json", expected="2 or 4", fix="set 4")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is DataError
+    assert vars(copy) == vars(error)
+    assert str(copy) == str(error)
+
+
+def test_error_takes_an_outer_address() -> None:
+    error = DataError("no frames", where="a.mp4", fix="leave it out").at("data.txt:3")
+    assert type(error) is DataError
+    assert error.where == "data.txt:3: a.mp4"
+    assert str(error) == "data.txt:3: a.mp4: no frames; leave it out"
+
+
 @pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError, LaunchError, NonFiniteError, TrainingError])
-def test_a_command_ends_in_one_line_and_exit_code_1(kind: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_ends_in_one_line_and_exit_code_1(
+    kind: type[MindSpeedMMError], capsys: pytest.CaptureFixture[str]
+) -> None:
     @one_line_errors
     def main() -> None:
         raise kind("data.json[17]:\n  src_mask has 40 frames")

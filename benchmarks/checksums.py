@@ -34,11 +34,15 @@ from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, 
 
 def main() -> None:
     """Print seconds with and without checksums, and what they add in percent, as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the checkpoint (10^9 bytes)")
     parser.add_argument("--megabytes", type=float, default=16.0, help="size of one tensor (10^6 bytes)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", default=None, help="where to write (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder", default=None, help="where to write (default: the system's temporary folder)"
+    )
     parser.add_argument("--wall", action="store_true", help="seconds of the clock")
     asked = parser.parse_args()
     clock = time.perf_counter if asked.wall else time.process_time
@@ -59,7 +63,9 @@ def measure(
 
     def save(on: bool) -> None:
         shutil.rmtree(place, ignore_errors=True)
-        dcp.save(state, storage_writer=ChecksumWriter(place, 1) if on else FileSystemWriter(place), no_dist=True)
+        dcp.save(
+            state, storage_writer=ChecksumWriter(place, 1) if on else FileSystemWriter(place), no_dist=True
+        )
 
     def load(on: bool) -> None:
         with verifying(on):
@@ -68,7 +74,9 @@ def measure(
     def read(on: bool) -> None:
         """As the text encoder is loaded: fp32 or bf16 in the file, bf16 in the model."""
         with torch.device("meta"):
-            model = nn.ParameterDict({name: nn.Parameter(torch.empty_like(value)) for name, value in weights.items()})
+            model = nn.ParameterDict(
+                {name: nn.Parameter(torch.empty_like(value)) for name, value in weights.items()}
+            )
         with verifying(on):
             fill(model, read_tensors([folder / "x.pth"]), folder / "x.pth", torch.bfloat16)
 

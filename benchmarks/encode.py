@@ -109,7 +109,9 @@ def make_clips(folder: Path, count: int, size: tuple[int, int, int]) -> dict[str
 
 def _moving(seed: int, size: tuple[int, int, int]) -> np.ndarray:
     frames, height, width = size
-    base = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+    base = np.random.default_rng(seed).integers(
+        0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8
+    )
     still = base.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
     return np.stack([np.roll(still, 3 * frame, axis=1) for frame in range(frames)])
 
@@ -146,7 +148,11 @@ def plain_loop(
 def _streams(sample: VideoSample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     assert sample.video is not None
     mask = sample.src_mask if sample.src_mask is not None else torch.ones_like(sample.video[:1])
-    return sample.video, sample.src_video if sample.src_video is not None else torch.zeros_like(sample.video), mask
+    return (
+        sample.video,
+        sample.src_video if sample.src_video is not None else torch.zeros_like(sample.video),
+        mask,
+    )
 
 
 def _cells(mask: torch.Tensor) -> torch.Tensor:
@@ -185,7 +191,9 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         video = VideoConfig(num_frames=args.frames, max_hxw=args.height * args.width)
         extraction = build_extraction(args, rows, video, vae, text, folder / "ours")
         readers = extraction.readers = extraction.read_ahead()
-        list(readers.map([ReadTask(record, {}) for records in rows.values() for record in records]))  # start them
+        list(
+            readers.map([ReadTask(record, {}) for records in rows.values() for record in records])
+        )  # start them
         times = {(kind, side): Times() for kind in KINDS for side in SIDES}
         for number in range(args.rounds + args.warm_up):
             for kind, records in rows.items():
@@ -278,8 +286,12 @@ def _together(parts: Sequence[Times]) -> Times:
 
 def main() -> None:
     """Measure and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", choices=("tiny", "wan"), default="tiny", help="wan = the real size, random weights")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--vae", choices=("tiny", "wan"), default="tiny", help="wan = the real size, random weights"
+    )
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=256)

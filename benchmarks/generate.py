@@ -43,7 +43,8 @@ from mindspeed_mm.models.wan.vae import WanVae
 LOGGER = get_logger("benchmarks.generate")
 SIZES = {
     "tiny": VaceConfig(
-        trunk=WanConfig(hidden_size=96, ffn_dim=384, num_heads=4, num_layers=4, text_dim=64), vace_layers=(0, 2)
+        trunk=WanConfig(hidden_size=96, ffn_dim=384, num_heads=4, num_layers=4, text_dim=64),
+        vace_layers=(0, 2),
     ),
     "mid": VaceConfig(
         trunk=WanConfig(hidden_size=512, ffn_dim=2048, num_heads=4, num_layers=8, text_dim=512),
@@ -101,12 +102,16 @@ class Bench:
             self.experts, self.vae = Experts([model], accelerator), WanVae(vae, "random")
         self.text_len = model.config.trunk.text_len
         rng = np.random.default_rng(0)
-        self.video = rng.integers(0, 256, (arguments.frames, arguments.height, arguments.width, 3), dtype=np.uint8)
+        self.video = rng.integers(
+            0, 256, (arguments.frames, arguments.height, arguments.width, 3), dtype=np.uint8
+        )
         grid = ((arguments.frames + 3) // 4, arguments.height // 8, arguments.width // 8)
         self.noise = make_noise(grid, 1)
         width = model.config.trunk.text_dim
         generator = torch.Generator().manual_seed(0)
-        self.texts = {name: torch.randn(n, width, generator=generator).to(dtype) for name, n in (("p", 40), ("n", 126))}
+        self.texts = {
+            name: torch.randn(n, width, generator=generator).to(dtype) for name, n in (("p", 40), ("n", 126))
+        }
 
     def run_ours(self, costs: Costs) -> Tensor:
         """One video by this package, by a pipeline that remembers nothing of earlier ones."""
@@ -123,7 +128,11 @@ class Bench:
         """One video by diffusers."""
         device, vae = self.accelerator.device, self.theirs_vae
         pipe = WanVACEPipeline(
-            tokenizer=None, text_encoder=None, vae=vae, scheduler=self._scheduler(), transformer=self.theirs_model
+            tokenizer=None,
+            text_encoder=None,
+            vae=vae,
+            scheduler=self._scheduler(),
+            transformer=self.theirs_model,
         )
         pipe.set_progress_bar_config(disable=True)
         padded = {
@@ -139,7 +148,10 @@ class Bench:
             kept[:] = [values["latents"]]
             return values
 
-        encodes, decodes = timed_method(vae, "encode", self.accelerator), timed_method(vae, "decode", self.accelerator)
+        encodes, decodes = (
+            timed_method(vae, "encode", self.accelerator),
+            timed_method(vae, "decode", self.accelerator),
+        )
         with measured(self.accelerator, costs):
             pipe(
                 prompt_embeds=padded["p"],
@@ -165,7 +177,10 @@ class Bench:
 
         def set_timesteps(steps: int, device: Any = None) -> None:
             own(steps)
-            scheduler.sigmas, scheduler.timesteps = sigma_table(self.sampling), timestep_table(self.sampling).to(device)
+            scheduler.sigmas, scheduler.timesteps = (
+                sigma_table(self.sampling),
+                timestep_table(self.sampling).to(device),
+            )
             scheduler.set_begin_index(0)
 
         scheduler.set_timesteps = set_timesteps
@@ -194,7 +209,9 @@ def peak_of_one(bench: Bench) -> float:
     gc.collect()
     bench.accelerator.reset_peak_memory()
     if bench.accelerator.kind == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # a Linux process can start a new peak of its resident size
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # a Linux process can start a new peak of its resident size
     (bench.run_ours if bench.arguments.only == "ours" else bench.run_theirs)(Costs())
     return (bench.accelerator.max_memory_allocated() - bench.before) / 1e9
 
@@ -283,7 +300,9 @@ def line(name: str, unit: str, ours: float, theirs: float) -> None:
 
 def main() -> None:
     """Measure both sides in turn, after one round to warm up; then the memory of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="mid")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     for name, value in (("frames", 17), ("height", 192), ("width", 320), ("steps", 3), ("repeats", 2)):

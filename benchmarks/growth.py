@@ -45,7 +45,9 @@ class Job:
 
     def mean(self, first: float, last: float) -> tuple[float, float]:
         """Mean MB and descriptors between two parts of the work."""
-        chosen = [s for s in self.samples if first * self.units <= s[0] <= last * self.units] or self.samples[-1:]
+        chosen = [s for s in self.samples if first * self.units <= s[0] <= last * self.units] or self.samples[
+            -1:
+        ]
         return statistics.mean(s[1] for s in chosen), statistics.mean(s[2] for s in chosen)
 
 
@@ -61,7 +63,9 @@ def make_jobs(world: Path, clips: int, videos: int, iterations: int) -> list[Job
     data["dataset_param"]["basic_parameters"]["data_path"] = "many.txt"
     (world / "many.json").write_text(json.dumps(data))
     tasks = [{**INFERENCE["tasks"][0], "name": f"v{number}", "seed": number} for number in range(videos)]
-    (world / "many_videos.json").write_text(json.dumps({**INFERENCE, "tasks": tasks, "output_path": "many_videos"}))
+    (world / "many_videos.json").write_text(
+        json.dumps({**INFERENCE, "tasks": tasks, "output_path": "many_videos"})
+    )
     python = sys.executable
     extract = [*(word for word in EXTRACT if not word.startswith(("--mm-data", "--num-workers")))]
     flags = ["--mm-data=many.json", "--save-path=many", "--num-workers=1", "--no-check-clips"]
@@ -130,7 +134,9 @@ def draw(jobs: Sequence[Job], path: Path) -> None:
             pen.line(points, fill=colour, width=2)
             pen.text((side, top + 0.1 * height - 6), f"{most:.0f}", fill=colour)
             pen.text((side, top + height - 12), "0", fill=colour)
-        pen.text((MARGIN, top - 14), f"{job.name}: MB (blue), descriptors (orange); 0 to {job.units}", fill="black")
+        pen.text(
+            (MARGIN, top - 14), f"{job.name}: MB (blue), descriptors (orange); 0 to {job.units}", fill="black"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
 
@@ -138,7 +144,9 @@ def draw(jobs: Sequence[Job], path: Path) -> None:
 def main() -> None:
     """Measure, print the table, draw."""
     setup_logging()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=300)
     parser.add_argument("--videos", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=2000)
@@ -152,10 +160,14 @@ def main() -> None:
         for job in jobs:
             measure(job, world)
         draw(jobs, arguments.plot)
-    LOGGER.info("| job | units | MB in the second tenth | MB in the last | descriptors | in the last |\n|-|-|-|-|-|-|")
+    LOGGER.info(
+        "| job | units | MB in the second tenth | MB in the last | descriptors | in the last |\n|-|-|-|-|-|-|"
+    )
     for job in jobs:
         (before, opened), (after, open_now) = job.mean(0.1, 0.2), job.mean(0.9, 1.0)
-        LOGGER.info("| %s | %d | %.1f | %.1f | %.1f | %.1f |", job.name, job.units, before, after, opened, open_now)
+        LOGGER.info(
+            "| %s | %d | %.1f | %.1f | %.1f | %.1f |", job.name, job.units, before, after, opened, open_now
+        )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,11 @@ class Job:
 
 def tensors(values: dict[str, torch.Tensor]) -> int:
     """A number that changes with any bit."""
-    return hash(tuple((name, values[name].contiguous().view(torch.uint8).numpy().tobytes()) for name in sorted(values)))
+    return hash(
+        tuple(
+            (name, values[name].contiguous().view(torch.uint8).numpy().tobytes()) for name in sorted(values)
+        )
+    )
 
 
 def weights(folder: Path) -> int:
@@ -141,7 +145,10 @@ def _video_files(folder: Path) -> Digest:
 
 def _made(folder: Path) -> Digest:
     """Latents and frame counts: of small frames x264 writes other bytes now and then (its mbtree)."""
-    latents = {str(path.parent.name): tensors(load_file(path)) for path in sorted(folder.glob("*/latents.safetensors"))}
+    latents = {
+        str(path.parent.name): tensors(load_file(path))
+        for path in sorted(folder.glob("*/latents.safetensors"))
+    }
     return latents | _video_files(folder)
 
 
@@ -151,9 +158,15 @@ def _converted(folder: Path) -> Digest:
 
 def prepare(world: Path) -> None:
     """The tiny world of the fuzzer, with more clips and more videos."""
-    make = f"from pathlib import Path; from tests.fuzz.world import make_world; make_world(Path({str(world)!r}))"
+    make = (
+        f"from pathlib import Path; from tests.fuzz.world import make_world; make_world(Path({str(world)!r}))"
+    )
     subprocess.run([sys.executable, "-c", make], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    rows = [{"video": name, "cap": f"the ball {number}"} for number in range(6) for name in ("wide.mp4", "plain.mp4")]
+    rows = [
+        {"video": name, "cap": f"the ball {number}"}
+        for number in range(6)
+        for name in ("wide.mp4", "plain.mp4")
+    ]
     (world / "clips/many.json").write_text(json.dumps(rows))
     (world / "many.txt").write_text("clips,clips/many.json\n")
     data = json.loads((world / "data.json").read_text())
@@ -222,7 +235,11 @@ def _kind(words: str) -> str:
         return "script"
     if "mm-convert" in words:
         return "converter"
-    return "rank" if any(name in words for name in ("pretrain_vace", "get_vace_feature", "Wan-VACE")) else "other"
+    return (
+        "rank"
+        if any(name in words for name in ("pretrain_vace", "get_vace_feature", "Wan-VACE"))
+        else "other"
+    )
 
 
 @dataclass
@@ -302,7 +319,9 @@ def _wait_for_end(kill: Kill, process: subprocess.Popen[bytes], mark: str, job: 
 def main() -> None:
     """Run the kills and print the tables."""
     setup_logging()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", nargs="*", default=["training", "extraction", "generation", "conversion"])
@@ -334,7 +353,9 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
         log.write_bytes(b"")
         mine: list[Kill] = []
         for _ in range(2 * arguments.chain):
-            kill = disturb(job, world, rng, log, chains * 100 + len(mine) + _, typical[job.name], again=bool(mine))
+            kill = disturb(
+                job, world, rng, log, chains * 100 + len(mine) + _, typical[job.name], again=bool(mine)
+            )
             mine += [kill] if kill else []
             if kill:
                 LOGGER.info("%d %s", len(kills) + len(mine), kill)
@@ -366,13 +387,16 @@ def _finish(job: Job, world: Path, log: Path, *, again: bool) -> None:
 
 def report(kills: Sequence[Kill], unequal: Sequence[str], chains: int) -> None:
     """A table of kinds and signals, and the three numbers."""
-    LOGGER.info("| job | process | signal | kills | orphans | lost | slowest end, s | exit codes |\n|-|-|-|-|-|-|-|-|")
+    LOGGER.info(
+        "| job | process | signal | kills | orphans | lost | slowest end, s | exit codes |\n|-|-|-|-|-|-|-|-|"
+    )
     for key in sorted({(kill.job, kill.kind, kill.signal) for kill in kills}):
         group = [kill for kill in kills if (kill.job, kill.kind, kill.signal) == key]
         codes = sorted({str(kill.code) for kill in group})
         sums = (len(group), sum(kill.orphans for kill in group), sum(kill.lost for kill in group))
         LOGGER.info(
-            "| %s |", " | ".join(map(str, (*key, *sums, max(kill.seconds for kill in group), ", ".join(codes))))
+            "| %s |",
+            " | ".join(map(str, (*key, *sums, max(kill.seconds for kill in group), ", ".join(codes)))),
         )
     LOGGER.info(
         "%d kills: %d orphans, %d lost, %d of %d resumed jobs unequal %s",

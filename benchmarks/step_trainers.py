@@ -32,7 +32,9 @@ class Case:
 class Variant:
     """One way to train it."""
 
-    recompute: str  # a mode for all blocks, or patterns as in fsdp2_config.yaml: blocks.{0-4}=selective,head=none
+    recompute: (
+        str  # a mode for all blocks, or patterns as in fsdp2_config.yaml: blocks.{0-4}=selective,head=none
+    )
     compiled: bool
 
     def plan(self, config: VaceConfig) -> dict[str, str]:
@@ -121,7 +123,9 @@ class RandomWeights:
         weight = initial_weight(name, self.shapes[name], 0)
         if weight.any():
             return weight
-        return 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        return 0.02 * torch.randn(
+            weight.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        )
 
 
 def our_trainer(case: Case, variant: Variant, inputs: dict[str, Any], accelerator: Any) -> Trainer:

@@ -67,7 +67,9 @@ def main(argv: Sequence[str]) -> None:
         Path(args.output).write_text(_heading(argv) + report + "\n", encoding="utf-8")
 
 
-def measure(case: Case, variants: Sequence[Variant], peer: str | None, steps: int, *, in_turns: bool) -> list[Measured]:
+def measure(
+    case: Case, variants: Sequence[Variant], peer: str | None, steps: int, *, in_turns: bool
+) -> list[Measured]:
     """All variants, then the peer, whose name is `diffusers`: one process after the other, or all alive and stepping in turns."""
     everybody: list[Variant | str] = [*variants, *([PEER] if peer else [])]
     if not in_turns:
@@ -138,7 +140,9 @@ def _serve(pipe: Connection, case: Case, variant: Variant | str) -> None:
         rate = peak_tflops(accelerator.device_name(), case.dtype) or _product_rate(case, accelerator)
         inputs = make_inputs(case, torch.Generator().manual_seed(0), accelerator.device)
         before = accelerator.memory_allocated()
-        build = partial(peer_trainer, case) if isinstance(variant, str) else partial(our_trainer, case, variant)
+        build = (
+            partial(peer_trainer, case) if isinstance(variant, str) else partial(our_trainer, case, variant)
+        )
         trainer = build(inputs, accelerator)
         loss = trainer.step()
         trainer.step()
@@ -173,7 +177,9 @@ def _timed(step: Step, accelerator: Any) -> float:
     import torch
 
     # alone on one thread, CPU time is what an idle machine's clock would show
-    clock = time.process_time if accelerator.kind == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    clock = (
+        time.process_time if accelerator.kind == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    )
     accelerator.synchronize()
     start = clock()
     step()
@@ -252,7 +258,9 @@ def _heading(argv: Sequence[str]) -> str:
     import torch
 
     command = shlex.join(["python", "benchmarks/train_step.py", *argv])
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     device = f"{torch.cuda.get_device_name()}" if torch.cuda.is_available() else _cpu_name()
     return (
         f"# Training step\n\n- command: `{command}`\n"
@@ -302,7 +310,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--text", type=int, default=64, help="caption tokens")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of matrix products")
-    parser.add_argument("--residual-dtype", choices=("bf16", "fp32"), default="fp32", help="of our residual stream")
+    parser.add_argument(
+        "--residual-dtype", choices=("bf16", "fp32"), default="fp32", help="of our residual stream"
+    )
     parser.add_argument("--trainable", choices=("branch", "trunk", "all"), default="branch")
     parser.add_argument(
         "--recompute",
@@ -312,12 +322,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--compile", nargs="+", choices=("on", "off"), default=["off"])
     parser.add_argument("--peer", choices=(PEER,), help="train diffusers' model in the same run")
-    parser.add_argument("--steps", type=int, default=5, help="measured steps of each variant, after two to warm up")
     parser.add_argument(
-        "--in-turns", action="store_true", help="keep all variants alive and let them step in turns (memory for all)"
+        "--steps", type=int, default=5, help="measured steps of each variant, after two to warm up"
+    )
+    parser.add_argument(
+        "--in-turns",
+        action="store_true",
+        help="keep all variants alive and let them step in turns (memory for all)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda", "npu"), help="default: what is there")
-    parser.add_argument("--peak-tflops", type=float, help="for MFU and HFU (default: the data sheet's, or measured)")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="for MFU and HFU (default: the data sheet's, or measured)"
+    )
     parser.add_argument("--output", help="write the table to this file")
     return parser
 

@@ -26,7 +26,8 @@ class OneLineParser(ArgumentParser):
     def format_help(self, *formatter: Any) -> str:  # releases differ in its argument
         """jsonargparse shows functions as `<function …>` where no docstring parser is installed: their first line instead."""
         return _OBJECT.sub(
-            lambda match: _summaries().get(match[1].rsplit(".")[-1], match[1]), super().format_help(*formatter)
+            lambda match: _summaries().get(match[1].rsplit(".")[-1], match[1]),
+            super().format_help(*formatter),
         )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -39,7 +40,9 @@ class OneLineParser(ArgumentParser):
         raise ConfigError(f"{command}: {text[:300]}{near}; see {command} --help")
 
     def _known(self) -> list[str]:
-        words = [word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))]
+        words = [
+            word for action in self._actions for word in (*action.option_strings, *(action.choices or ()))
+        ]
         return [str(word) for word in words]
 
 
@@ -52,7 +55,10 @@ def _summaries() -> dict[str, str]:
     """Name of a method or of its config → the first line of its docstring."""
     methods = [method for name in CONVERTERS for method in CONVERTERS.get(name).methods.values()]
     configs = [parameter for method in methods for parameter in get_type_hints(method).values()]
-    return {thing.__name__: (inspect.getdoc(thing) or "").partition("\n")[0].rstrip(".") for thing in methods + configs}
+    return {
+        thing.__name__: (inspect.getdoc(thing) or "").partition("\n")[0].rstrip(".")
+        for thing in methods + configs
+    }
 
 
 @one_line_errors

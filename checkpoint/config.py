@@ -22,9 +22,12 @@ class TargetParallelConfig(Config):
 class ChecksumConfig(Config):
     """What every method knows."""
 
-    dry_run: bool = Field(default=False, description="open the source, plan the target, and stop; nothing is written")
+    dry_run: bool = Field(
+        default=False, description="open the source, plan the target, and stop; nothing is written"
+    )
     verify_checksums: bool = Field(
-        default=True, description="verify the checksums in the files that are read; files without any are read too"
+        default=True,
+        description="verify the checksums in the files that are read; files without any are read too",
     )
 
 
@@ -46,7 +49,9 @@ class ConvertConfig(ChecksumConfig):
         min_length=1, description="folder or file with the weights; what is in it decides how it is read"
     )
     target_path: str = Field(min_length=1, description="folder or file to write; parents are made")
-    dtype: Literal["source", "bf16", "fp32"] = Field(default="source", description="dtype of the written weights")
+    dtype: Literal["source", "bf16", "fp32"] = Field(
+        default="source", description="dtype of the written weights"
+    )
     verify: Literal["heads", "bits"] = Field(
         default="heads",
         description="what is read back: names, shapes and 64 KiB of each weight, or every bit",
@@ -60,16 +65,21 @@ class ToMmConfig(ConvertConfig):
         default=None,
         description="the trunk's weights, where source_path is a VACE module alone; or where they moved to",
     )
-    target_parallel_config: TargetParallelConfig = Field(default=TargetParallelConfig(), description="pipeline stages")
+    target_parallel_config: TargetParallelConfig = Field(
+        default=TargetParallelConfig(), description="pipeline stages"
+    )
 
 
 class FromMmConfig(ConvertConfig):
     """MM or DCP folder → original or diffusers weights."""
 
     base_path: str | None = Field(
-        default=None, description="weights that a checkpoint of the trained part is completed from, if they moved"
+        default=None,
+        description="weights that a checkpoint of the trained part is completed from, if they moved",
     )
-    max_shard_gb: float = Field(default=10.0, gt=0, description="most GB (10^9 bytes) of one file of a folder")
+    max_shard_gb: float = Field(
+        default=10.0, gt=0, description="most GB (10^9 bytes) of one file of a folder"
+    )
 
 
 class ResplitConfig(ToMmConfig):
@@ -86,11 +96,20 @@ class PipelineConfig(ChecksumConfig):
     low_path: str | None = Field(default=None, description="weights of the low-noise expert of A14B")
     vae_path: str = Field(description="Wan2.1_VAE.pth or a diffusers vae folder")
     text_encoder_path: str = Field(description="models_t5_umt5-xxl-enc-bf16.pth or a text_encoder folder")
-    tokenizer_path: str | None = Field(default=None, description="tokenizer folder; by default beside the text encoder")
-    boundary: float = Field(default=0.875, gt=0, lt=1, description="sigma at which the low-noise expert takes over")
-    shift: float = Field(default=12.0, gt=0, description="flow_shift of the scheduler (12 for A14B, 16 for Wan2.1)")
-    dtype: Literal["source", "bf16", "fp32"] = Field(default="source", description="dtype of the transformers")
+    tokenizer_path: str | None = Field(
+        default=None, description="tokenizer folder; by default beside the text encoder"
+    )
+    boundary: float = Field(
+        default=0.875, gt=0, lt=1, description="sigma at which the low-noise expert takes over"
+    )
+    shift: float = Field(
+        default=12.0, gt=0, description="flow_shift of the scheduler (12 for A14B, 16 for Wan2.1)"
+    )
+    dtype: Literal["source", "bf16", "fp32"] = Field(
+        default="source", description="dtype of the transformers"
+    )
     base_path: str | None = Field(
-        default=None, description="weights that a checkpoint of the trained part is completed from, if they moved"
+        default=None,
+        description="weights that a checkpoint of the trained part is completed from, if they moved",
     )
     max_shard_gb: float = Field(default=10.0, gt=0, description="most GB (10^9 bytes) of one file")

@@ -32,7 +32,11 @@ from mindspeed_mm.progress import Progress, size_text
 logger = get_logger(__name__)
 STEM = "diffusion_pytorch_model"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-METHOD_OF = {"official": "hf_to_mm", "diffusers": "hf_diffusers_to_mm", "mm": "mm_to_hf, mm_to_hf_diffusers or resplit"}
+METHOD_OF = {
+    "official": "hf_to_mm",
+    "diffusers": "hf_diffusers_to_mm",
+    "mm": "mm_to_hf, mm_to_hf_diffusers or resplit",
+}
 Written = Callable[[int], object]
 
 
@@ -69,7 +73,8 @@ def cast(source: WeightsSource, name: str) -> WeightsSource:
         return source
     dtype = DTYPES[name]
     tensors = {
-        key: TensorFile(tensor.shape, dtype, partial(_read_as, tensor, dtype)) for key, tensor in source.tensors.items()
+        key: TensorFile(tensor.shape, dtype, partial(_read_as, tensor, dtype))
+        for key, tensor in source.tensors.items()
     }
     return replace(source, tensors=tensors)
 
@@ -110,12 +115,23 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
             texts=_sidecar(path, source),
         )
     if path.is_file():
-        raise WeightsError(f"{path}: is a file; a target_path that ends in no .pt, .pth or .safetensors is a folder")
-    if source.base is not None and path.resolve() in (source.base.path.resolve(), source.base.path.resolve().parent):
-        raise WeightsError(f"{path}: holds the base of {source.path}, which must stay; choose another target_path")
+        raise WeightsError(
+            f"{path}: is a file; a target_path that ends in no .pt, .pth or .safetensors is a folder"
+        )
+    if source.base is not None and path.resolve() in (
+        source.base.path.resolve(),
+        source.base.path.resolve().parent,
+    ):
+        raise WeightsError(
+            f"{path}: holds the base of {source.path}, which must stay; choose another target_path"
+        )
     files = _shards(tensors, int(max_shard_gb * 1e9))
     is_diffusers = dialect == "diffusers"  # which cannot load a folder without it
-    texts = {"config.json": _text(diffusers_json(source.config))} if is_diffusers else _sizes(source, "config.json")
+    texts = (
+        {"config.json": _text(diffusers_json(source.config))}
+        if is_diffusers
+        else _sizes(source, "config.json")
+    )
     last = f"{STEM}.safetensors"
     if len(files) > 1:
         last = f"{STEM}.safetensors.index.json"
@@ -139,7 +155,11 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
 
 
 def put(
-    target: Target, tensors: Sequence[TensorFile], check: Callable[[Path, Written], None], *, dry_run: bool = False
+    target: Target,
+    tensors: Sequence[TensorFile],
+    check: Callable[[Path, Written], None],
+    *,
+    dry_run: bool = False,
 ) -> None:
     """Write `target`, which holds `tensors`, `check` what was written, and move it into place. Raises WeightsError.
 
@@ -194,7 +214,9 @@ def read_back(path: Path, source: WeightsSource, bits: bool, seen: Written = lam
         written = open_weights(path)
         problems = differences(written.shapes, source.shapes)
         if problems or written.dtypes != source.dtypes:
-            raise WeightsError(f"{path}: was not written as planned: {problems or 'dtypes differ'}; report this")
+            raise WeightsError(
+                f"{path}: was not written as planned: {problems or 'dtypes differ'}; report this"
+            )
         for name, tensor in source.tensors.items():
             check_same(path, name, tensor, written.tensors[name], bits)
             seen(tensor.nbytes)
@@ -250,7 +272,10 @@ def _shards(tensors: Mapping[str, TensorFile], most: int) -> dict[str, dict[str,
         size += tensor.nbytes
     if len(parts) == 1:
         return {f"{STEM}.safetensors": _by_alignment(parts[0])}
-    return {f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors": _by_alignment(part) for i, part in enumerate(parts, 1)}
+    return {
+        f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors": _by_alignment(part)
+        for i, part in enumerate(parts, 1)
+    }
 
 
 def _index(files: Mapping[str, Mapping[str, TensorFile]]) -> dict[str, Any]:

@@ -77,7 +77,9 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise WeightsError(f"{target}: cannot be written: {reason}; free space or choose another target_path") from None
+        raise WeightsError(
+            f"{target}: cannot be written: {reason}; free space or choose another target_path"
+        ) from None
 
 
 def check_space(place: Path, nbytes: int) -> None:

@@ -80,12 +80,16 @@ def open_parts(cfg: PipelineConfig) -> Parts:
     paths = {"transformer": cfg.high_path} | ({"transformer_2": cfg.low_path} if cfg.low_path else {})
     experts = {name: _open_expert(path, cfg) for name, path in paths.items()}
     words = Path(cfg.tokenizer_path) if cfg.tokenizer_path else find_tokenizer(Path(cfg.text_encoder_path))
-    encoder = load_text_encoder(Path(cfg.text_encoder_path), words, dtype=torch.bfloat16, device="cpu")  # reads it too
+    encoder = load_text_encoder(
+        Path(cfg.text_encoder_path), words, dtype=torch.bfloat16, device="cpu"
+    )  # reads it too
     shift = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": cfg.shift}
     modules = {
         "scheduler": UniPCMultistepScheduler(**shift),
         "text_encoder": encoder.model,
-        "tokenizer": AutoTokenizer.from_pretrained(str(words), local_files_only=True, trust_remote_code=False),
+        "tokenizer": AutoTokenizer.from_pretrained(
+            str(words), local_files_only=True, trust_remote_code=False
+        ),
         "vae": load_vae(Path(cfg.vae_path)).model,
     }
     return Parts(experts, modules, encoder.tokenizer.fingerprint)
@@ -98,7 +102,9 @@ def _read_back_modules(folder: Path, parts: Parts) -> None:
     other = [name for name, net in found.items() if _mark(net) != _mark(parts.modules[name])]
     other += ["tokenizer"] if text.tokenizer.fingerprint != parts.vocabulary else []
     if other:
-        raise WeightsError(f"{folder / other[0]}: reads back with other values; check the disk and convert again")
+        raise WeightsError(
+            f"{folder / other[0]}: reads back with other values; check the disk and convert again"
+        )
 
 
 def _mark(net: nn.Module) -> str:
@@ -117,8 +123,16 @@ def _index(parts: Parts, cfg: PipelineConfig) -> dict[str, object]:
     head = {"_class_name": "WanVACEPipeline", "_diffusers_version": importlib.metadata.version("diffusers")}
     libraries = {"text_encoder": "transformers", "tokenizer": "transformers"}
     classes = {
-        **{name: [libraries.get(name, "diffusers"), type(module).__name__] for name, module in parts.modules.items()},
+        **{
+            name: [libraries.get(name, "diffusers"), type(module).__name__]
+            for name, module in parts.modules.items()
+        },
         **{name: ["diffusers", "WanVACETransformer3DModel"] for name in parts.experts},
     }
     second = {} if cfg.low_path else {"transformer_2": [None, None]}
-    return {**head, "boundary_ratio": cfg.boundary if cfg.low_path else None, **dict(sorted(classes.items())), **second}
+    return {
+        **head,
+        "boundary_ratio": cfg.boundary if cfg.low_path else None,
+        **dict(sorted(classes.items())),
+        **second,
+    }

@@ -21,7 +21,9 @@ def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
     if not chunks:
         return [size for size in pp_layers if isinstance(size, int)], 1
     if len({len(chunk) for chunk in chunks}) != 1 or len(chunks) != len(pp_layers):
-        raise ConfigError(f"pp_layers {[list(c) for c in chunks]}: every virtual chunk needs one size for each stage")
+        raise ConfigError(
+            f"pp_layers {[list(c) for c in chunks]}: every virtual chunk needs one size for each stage"
+        )
     return [size for chunk in chunks for size in chunk], len(chunks)
 
 

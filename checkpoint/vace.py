@@ -45,7 +45,9 @@ def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
     from checkpoint.convert import convert, mm_target, open_source
 
     with verifying(cfg.verify_checksums):
-        source = open_source(cfg, dialects=("diffusers",), method="hf_diffusers_to_mm", base_path=cfg.base_path)
+        source = open_source(
+            cfg, dialects=("diffusers",), method="hf_diffusers_to_mm", base_path=cfg.base_path
+        )
         convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
 
 

@@ -71,11 +71,19 @@ class Accelerator:
 
     def memory_allocated(self) -> int:
         """Bytes held by tensors on the device; on a CPU the resident size of the process."""
-        return int(self._module().memory_allocated(self.device)) if self.kind != "cpu" else _status_bytes("VmRSS")
+        return (
+            int(self._module().memory_allocated(self.device))
+            if self.kind != "cpu"
+            else _status_bytes("VmRSS")
+        )
 
     def max_memory_allocated(self) -> int:
         """The most bytes ever held since `reset_peak_memory`; on a CPU the process's resident size."""
-        return int(self._module().max_memory_allocated(self.device)) if self.kind != "cpu" else _status_bytes("VmHWM")
+        return (
+            int(self._module().max_memory_allocated(self.device))
+            if self.kind != "cpu"
+            else _status_bytes("VmHWM")
+        )
 
     def reset_peak_memory(self) -> None:
         """Start a new peak measurement (on a CPU where the kernel lets a process do so; else its peak is of its whole life)."""

@@ -35,7 +35,9 @@ class MindSpeedMMError(Exception):
         fix: what to do about it, in the imperative: `set num_frames to 81`.
     """
 
-    def __init__(self, problem: str, *, where: str | PathLike[str] = "", expected: str = "", fix: str = "") -> None:
+    def __init__(
+        self, problem: str, *, where: str | PathLike[str] = "", expected: str = "", fix: str = ""
+    ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.where = str(where)

@@ -37,7 +37,10 @@ _BOMS = (
     (b"\xfe\xff", "UTF-16"),
 )
 _LFS_POINTER = b"version https://git-lfs"
-_COMMON_PAIRS = {"GBK": (0xB0, 0xD7, 0xA1), "Big5": (0xA4, 0xC6, 0x40)}  # first byte from, to; second byte from
+_COMMON_PAIRS = {
+    "GBK": (0xB0, 0xD7, 0xA1),
+    "Big5": (0xA4, 0xC6, 0x40),
+}  # first byte from, to; second byte from
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # other tools end a line here
 _KINDS = (
@@ -89,7 +92,9 @@ def _path_problem(path: PathLike, problem: Exception) -> str:
     code = problem.errno if isinstance(problem, OSError) else None
     if code == errno.ENAMETOOLONG:
         longest = max(len(part) for part in os.fsencode(text).split(b"/"))
-        return f"the path is too long for the file system ({len(text)} characters, longest name {longest} bytes)"
+        return (
+            f"the path is too long for the file system ({len(text)} characters, longest name {longest} bytes)"
+        )
     if code == errno.ENOENT:
         if os.path.islink(text):
             return f"a link to {os.readlink(text)}, which does not exist; restore its target"
@@ -138,11 +143,15 @@ def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int 
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(size) if size <= max_bytes else b""  # read(n) reserves n bytes, whatever the file has
+            data = (
+                file.read(size) if size <= max_bytes else b""
+            )  # read(n) reserves n bytes, whatever the file has
     except OSError as problem:
         raise error(f"{display_path(path)}: {_path_problem(path, problem)}") from None
     if size > max_bytes:
-        raise error(f"{display_path(path)}: expected at most {_readable_size(max_bytes)}; is it the right file?")
+        raise error(
+            f"{display_path(path)}: expected at most {_readable_size(max_bytes)}; is it the right file?"
+        )
     return decode_text(data, display_path(path), error)
 
 
@@ -180,7 +189,9 @@ def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) 
     except UnicodeDecodeError:
         return 0.0
     pairs = [character.encode(encoding) for character in text if ord(character) > 127]
-    common = [pair for pair in pairs if (low <= pair[0] <= high and pair[-1] >= second) or 0xA1 <= pair[0] <= 0xA3]
+    common = [
+        pair for pair in pairs if (low <= pair[0] <= high and pair[-1] >= second) or 0xA1 <= pair[0] <= 0xA3
+    ]
     return len(common) / max(len(pairs), 1)
 
 
@@ -207,7 +218,12 @@ def read_json_object(path: PathLike, error: ErrorType = ConfigError) -> dict[str
 
 
 def parse_json(
-    text: str, where: str, error: ErrorType = ConfigError, *, line: int | None = None, lone_surrogates: bool = False
+    text: str,
+    where: str,
+    error: ErrorType = ConfigError,
+    *,
+    line: int | None = None,
+    lone_surrogates: bool = False,
 ) -> Any:
     """JSON → plain values, where every number is finite and no key occurs twice.
 
@@ -238,7 +254,10 @@ def parse_json(
         if len(found) < len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise at(max(text.rfind(json.dumps(twice, ensure_ascii=False)), 0), f"key {twice!r} occurs twice; keep one")
+            raise at(
+                max(text.rfind(json.dumps(twice, ensure_ascii=False)), 0),
+                f"key {twice!r} occurs twice; keep one",
+            )
         return found
 
     try:
@@ -249,13 +268,17 @@ def parse_json(
         raise at(problem.pos, problem.msg) from None
     except RecursionError:
         raise at(0, f"nested more than {MAX_DEPTH} deep") from None
-    doubtful = text.count("[") + text.count("{") > MAX_DEPTH or re.search(r"\\u[dD][89a-fA-F]", text) is not None
+    doubtful = (
+        text.count("[") + text.count("{") > MAX_DEPTH or re.search(r"\\u[dD][89a-fA-F]", text) is not None
+    )
     if doubtful and (reason := plain_problem(values, surrogates=lone_surrogates)):
         raise at(0, reason)
     return values
 
 
-def json_lines(text: str, where: str, error: ErrorType, *, lone_surrogates: bool = False) -> Iterator[tuple[int, Any]]:
+def json_lines(
+    text: str, where: str, error: ErrorType, *, lone_surrogates: bool = False
+) -> Iterator[tuple[int, Any]]:
     """(line number, value) of each line that is not blank. Raises `error` naming the first line that is not JSON."""
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():
@@ -276,16 +299,22 @@ def read_safetensors_header(path: PathLike, error: ErrorType) -> tuple[dict[str,
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if length > min(HEADER_BYTES, size - 8):
-                raise error(f"{where}: is damaged or not a safetensors file: {size} bytes; copy the file again")
+                raise error(
+                    f"{where}: is damaged or not a safetensors file: {size} bytes; copy the file again"
+                )
             text = file.read(length)
     except OSError as problem:
         raise error(f"{where}: {_path_problem(path, problem)}") from None
     try:
         header = parse_json(text.decode(), "header", error, lone_surrogates=True)
     except (UnicodeDecodeError, error) as problem:
-        raise error(f"{where}: is damaged or not a safetensors file: {str(problem)[:100]}; copy it again") from None
+        raise error(
+            f"{where}: is damaged or not a safetensors file: {str(problem)[:100]}; copy it again"
+        ) from None
     if not isinstance(header, dict):
-        raise error(f"{where}: is damaged: its header is {json_type(header)}, not an object; copy the file again")
+        raise error(
+            f"{where}: is damaged: its header is {json_type(header)}, not an object; copy the file again"
+        )
     return header, 8 + length, size
 
 
@@ -316,7 +345,9 @@ def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
                 if not math.isfinite(value):
                     return f"expected a finite number, got {value}"
             elif not isinstance(value, (int, type(None))):
-                return f"expected text, numbers, lists and objects, got a {type(value).__name__} ({value!s:.40})"
+                return (
+                    f"expected text, numbers, lists and objects, got a {type(value).__name__} ({value!s:.40})"
+                )
         level, depth = below, depth + 1
     return None
 

@@ -57,7 +57,15 @@ class Holder:
         """Ourselves."""
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "python"
         pid = os.getpid()
-        return cls(socket.gethostname(), machine(), _boot(), pid, process_start(pid) or 0, time.time(), command[:2000])
+        return cls(
+            socket.gethostname(),
+            machine(),
+            _boot(),
+            pid,
+            process_start(pid) or 0,
+            time.time(),
+            command[:2000],
+        )
 
     def describe(self) -> str:
         """`pretrain_vace.py … (process 4711 on node-3, since 2026-11-28 13:50:04)`."""
@@ -133,14 +141,18 @@ def _take(folder: Path, choose: str) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise LaunchError(f"{path}: cannot be written: {error.strerror}; choose another {choose}") from None
+            raise LaunchError(
+                f"{path}: cannot be written: {error.strerror}; choose another {choose}"
+            ) from None
         try:
             locked = _try_lock(handle)
             if not _is_at(handle, path):  # its holder ended, and removed it
                 os.close(handle)
                 continue
             before = _holder_in(handle, written=locked is False)
-            for _ in range(_ENDING):  # threads of a killed process hold its files a moment longer than it lives
+            for _ in range(
+                _ENDING
+            ):  # threads of a killed process hold its files a moment longer than it lives
                 if locked is not False or before is not None:
                     break
                 locked = _try_lock(handle)
@@ -156,7 +168,9 @@ def _take(folder: Path, choose: str) -> int:
             raise
         except OSError as error:
             os.close(handle)
-            raise LaunchError(f"{path}: cannot be written: {error.strerror}; choose another {choose}") from None
+            raise LaunchError(
+                f"{path}: cannot be written: {error.strerror}; choose another {choose}"
+            ) from None
         if before is not None:
             logger.info(f"{folder}: took over from {before.describe()}, which did not end by itself")
         return handle
@@ -260,7 +274,11 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _refusal(folder: Path, holder: Holder | None, choose: str) -> str:
     who = "another run" if holder is None else holder.describe()
-    last = "" if holder is None or holder.is_local else f"; if it is gone for certain, remove {folder / LOCK_FILE}"
+    last = (
+        ""
+        if holder is None or holder.is_local
+        else f"; if it is gone for certain, remove {folder / LOCK_FILE}"
+    )
     return f"{folder}: in use by {who}; wait for its end, stop it, or choose another {choose}{last}"
 
 

@@ -132,7 +132,9 @@ def _leave_to_torchrun(line: str) -> bool:
     """Write torchrun's error file, in the format of torch's `@record`; False without one, as under our launcher."""
     if LAUNCHER in os.environ or not os.environ.get(_ERROR_FILE):
         return False
-    extra = {"timestamp": str(int(time.time()))}  # without `py_callstack`, torchrun reports the message itself
+    extra = {
+        "timestamp": str(int(time.time()))
+    }  # without `py_callstack`, torchrun reports the message itself
     try:
         with open(os.environ[_ERROR_FILE], "w", encoding="utf-8") as file:
             json.dump({"message": {"message": line, "extraInfo": extra}}, file)

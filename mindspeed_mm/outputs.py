@@ -38,7 +38,9 @@ def check_folder(path: str | Path, where: str, *, probe: bool = True) -> None:
         pass
     except OSError as error:
         what = "" if place == Path(text) else f"{place}: "
-        raise ConfigError(f"{where}: {text}: {what}cannot be written to: {error.strerror}; choose another") from None
+        raise ConfigError(
+            f"{where}: {text}: {what}cannot be written to: {error.strerror}; choose another"
+        ) from None
     with suppress(OSError):
         os.rmdir(trial)
 
@@ -76,7 +78,9 @@ def name_problem(name: str, suffix: str) -> str:
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         return "must be a name without / and \\"
     size, most = len(name.encode()), NAME_BYTES - len(suffix)
-    return f"has {size} bytes in UTF-8, a file name takes at most {most} before {suffix}" if size > most else ""
+    return (
+        f"has {size} bytes in UTF-8, a file name takes at most {most} before {suffix}" if size > most else ""
+    )
 
 
 def text_problem(text: str) -> str:
@@ -92,7 +96,9 @@ def _checked_text(path: str | Path, where: str) -> str:
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
-        raise ConfigError(f"{where}: {text!r:.200}: {text_problem(text)}; write the whole character") from None
+        raise ConfigError(
+            f"{where}: {text!r:.200}: {text_problem(text)}; write the whole character"
+        ) from None
     size, most = len(os.fsencode(text)), PATH_BYTES - _ROOM
     if size > most:
         raise ConfigError(

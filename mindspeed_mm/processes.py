@@ -25,7 +25,9 @@ LAUNCHER = "MINDSPEED_MM_LAUNCHER"  # process id of the launcher, in the environ
 STORE = "MINDSPEED_MM_STORE"  # of the launcher's ranks: the socket that rank 0 serves the rendezvous on; empty for the others
 GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may go on after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_UNWIND = 10.0  # seconds for the main thread to leave the C code that it is in, where nothing is to be finished
+_UNWIND = (
+    10.0  # seconds for the main thread to leave the C code that it is in, where nothing is to be finished
+)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -50,7 +52,9 @@ class _State:
     signal: int = 0  # the first stop signal that the main thread took; 0 = none
     forked_by_main: bool = True  # whether the main thread of the parent forked this process
     deferred: int = 0  # how many `deferred` blocks the main thread is in
-    reading: dict[int, tuple[object, float]] = field(default_factory=dict)  # thread → what it reads, since when
+    reading: dict[int, tuple[object, float]] = field(
+        default_factory=dict
+    )  # thread → what it reads, since when
 
 
 _STATE = _State()
@@ -105,7 +109,9 @@ def handling_signals() -> Iterator[None]:
     _STATE.installed, _STATE.signal = True, 0
     known = _helpers()
     if not _FORK_HOOK:
-        os.register_at_fork(before=_before_fork, after_in_child=lambda: become_helper() if _STATE.installed else None)
+        os.register_at_fork(
+            before=_before_fork, after_in_child=lambda: become_helper() if _STATE.installed else None
+        )
         _FORK_HOOK.append(True)
     wake, woken = os.pipe()
     for end in (wake, woken):
@@ -113,7 +119,9 @@ def handling_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     wakeup = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(wake, over, _parent_to_watch()), daemon=True, name="processes")
+    watch = threading.Thread(
+        target=_watch, args=(wake, over, _parent_to_watch()), daemon=True, name="processes"
+    )
     watch.start()
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
@@ -139,7 +147,9 @@ def _end_helpers(known: set[BaseProcess]) -> None:
     left = _helpers() - known
     if not left:
         return
-    heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler reports a worker that a signal ended
+    heard = signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # torch's handler reports a worker that a signal ended
     for helper in left:
         helper.kill()
     for helper in left:
@@ -273,7 +283,9 @@ def _end_what_hangs(number: int, since: float) -> None:
     now, name = time.monotonic(), signal.Signals(number).name
     slow = [what for what, start in _STATE.reading.values() if now - max(start, since) >= grace()]
     if slow:
-        _give_up(f"DataError: still reading {slow[0]} {now - since:.0f} s after {name}; stopping without it", 1)
+        _give_up(
+            f"DataError: still reading {slow[0]} {now - since:.0f} s after {name}; stopping without it", 1
+        )
     if not _STATE.deferred:
         limit = grace() if _STATE.signal else _UNWIND  # the main thread cleans up, or did not even hear of it
         if now - since >= limit:

@@ -56,7 +56,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self.close()
 
     def step(self, count: int = 1, *, worked: bool = True, note: str = "") -> None:
@@ -96,7 +98,11 @@ class Progress:
         return self._every is not None and time.monotonic() - self._logged >= self._every
 
     def _amounts(self) -> str:
-        return f"{size_text(self.done)} of {size_text(self.total)}" if self.unit == "B" else f"{self.done}/{self.total}"
+        return (
+            f"{size_text(self.done)} of {size_text(self.total)}"
+            if self.unit == "B"
+            else f"{self.done}/{self.total}"
+        )
 
     def _rate(self, rate: float) -> str:
         if self.unit == "B":

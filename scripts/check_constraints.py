@@ -23,13 +23,23 @@ CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
 GLIBCS = (39, 35, 34, 31, 28, 27, 24, 17)  # manylinux_2_N tags that a machine with glibc 2.39 accepts
-SYSTEM = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "implementation_name": "cpython"}
+SYSTEM = {
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "os_name": "posix",
+    "implementation_name": "cpython",
+}
 FROM_TORCH = ("nvidia-", "cuda-", "triton")
 
 
 def environment(python: str, machine: str) -> dict[str, str]:
     """What the markers of a requirement see there."""
-    names = {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine, "extra": ""}
+    names = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "platform_machine": machine,
+        "extra": "",
+    }
     return {**SYSTEM, **names, "platform_python_implementation": "CPython"}
 
 
@@ -52,8 +62,25 @@ def resolve(chosen: dict[str, str], python: str, machine: str) -> list[dict[str,
     ]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--ignore-installed"]
-        command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", "--target", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--dry-run",
+            "--no-deps",
+            "--ignore-installed",
+        ]
+        command += [
+            "--only-binary=:all:",
+            "--python-version",
+            python,
+            "--implementation",
+            "cp",
+            "--target",
+            folder,
+        ]
         command += [word for platform in platforms for word in ("--platform", platform)]
         command += ["--report", str(report), *(f"{name}=={version}" for name, version in chosen.items())]
         ran = subprocess.run(command, capture_output=True, text=True)
@@ -63,7 +90,9 @@ def resolve(chosen: dict[str, str], python: str, machine: str) -> list[dict[str,
         return [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
 
 
-def conflicts(metadata: list[dict[str, Any]], chosen: dict[str, str], python: str, machine: str) -> Iterator[str]:
+def conflicts(
+    metadata: list[dict[str, Any]], chosen: dict[str, str], python: str, machine: str
+) -> Iterator[str]:
     """What a pinned package requires and the pins do not give."""
     for item in metadata:
         for text in item.get("requires_dist", []):
@@ -86,7 +115,9 @@ def main() -> None:
             found = list(conflicts(resolve(chosen, python, machine), chosen, python, machine))
             if found:
                 raise SystemExit(f"Python {python}, {machine}: {'; '.join(found)}")
-            sys.stdout.write(f"Python {python}, {machine}: {len(chosen)} pins have wheels and fit each other\n")
+            sys.stdout.write(
+                f"Python {python}, {machine}: {len(chosen)} pins have wheels and fit each other\n"
+            )
             sys.stdout.flush()
 
 

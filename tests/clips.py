@@ -131,7 +131,9 @@ def write_long(path: Path, frames: int, fps: int = 16, height: int = 1080, width
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {"preset": "ultrafast", "bf": "0", "g": "16"}
         shown = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in numbered(16, height, width))
-        packets = [packet for picture in shown for packet in stream.encode(picture)] + list(stream.encode(None))
+        packets = [packet for picture in shown for packet in stream.encode(picture)] + list(
+            stream.encode(None)
+        )
         kept = [(bytes(packet), packet.is_keyframe, packet.time_base) for packet in packets]
         for place in range(frames):
             data, is_key, base = kept[place % 16]

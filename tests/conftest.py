@@ -39,7 +39,9 @@ _FAST_FOLDERS = ("house", "unit")
 def pytest_report_header():
     if _HAS_WAN_VACE:
         return None
-    return f"diffusers {version('diffusers')} has no WanVACEPipeline: left out are {', '.join(_NEEDS_WAN_VACE)}"
+    return (
+        f"diffusers {version('diffusers')} has no WanVACEPipeline: left out are {', '.join(_NEEDS_WAN_VACE)}"
+    )
 
 
 def pytest_ignore_collect(collection_path, config):

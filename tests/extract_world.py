@@ -34,7 +34,9 @@ class CellVae:
         if self.calls == self.at:
             os.kill(os.getpid(), self.number)
         frames = (video.shape[2] + 3) // 4
-        cells = torch.nn.functional.adaptive_avg_pool3d(video, (frames, video.shape[3] // 8, video.shape[4] // 8))
+        cells = torch.nn.functional.adaptive_avg_pool3d(
+            video, (frames, video.shape[3] // 8, video.shape[4] // 8)
+        )
         return cells.repeat(1, 6, 1, 1, 1)[:, :16] + 1
 
 
@@ -68,7 +70,9 @@ def load(record: SampleRecord, num_frames: int = T) -> PixelSample:
 
 
 def _pixels(path: Path, num_frames: int):
-    return np.random.default_rng(list(path.read_bytes())).integers(0, 256, (num_frames, H, W, 3), dtype=np.uint8)
+    return np.random.default_rng(list(path.read_bytes())).integers(
+        0, 256, (num_frames, H, W, 3), dtype=np.uint8
+    )
 
 
 def write_rows(folder: Path, count: int, captions=("a red ball",)) -> list[SampleRecord]:
@@ -83,7 +87,9 @@ def write_rows(folder: Path, count: int, captions=("a red ball",)) -> list[Sampl
     return rows
 
 
-def make_extraction(save_path: Path, vae=None, *, num_frames=T, text="t5", weights="vae", workers=0, timeout=60.0):
+def make_extraction(
+    save_path: Path, vae=None, *, num_frames=T, text="t5", weights="vae", workers=0, timeout=60.0
+):
     """An Extraction over `write_rows`."""
     return Extraction(
         vae=StreamEncoder(vae or CellVae()),

@@ -46,7 +46,9 @@ class Records(list[FeatureRecord]):
         return (*self[index].latents.shape, self[index].num_refs)
 
 
-def random_records(count: int, grids: tuple[tuple[int, int, int], ...] = ((3, 4, 6),), captions: int = 1) -> Records:
+def random_records(
+    count: int, grids: tuple[tuple[int, int, int], ...] = ((3, 4, 6),), captions: int = 1
+) -> Records:
     """`count` random features; their shapes take turns."""
     generator = torch.Generator().manual_seed(99)
 

@@ -23,8 +23,18 @@ from tests.tiny import TINY, tiny_transformer, write_transformer
 
 def predictor_json(config: VaceConfig = TINY, **changes: Any) -> dict[str, Any]:
     """`predictor` of a model JSON with these sizes."""
-    branch = {"in_dim": config.vace_in_dim, "vace_layers": list(config.vace_layers), **changes.pop("vace_dit", {})}
-    return {"model_id": "vace", "dtype": "fp32", **config.trunk.model_dump(mode="json"), "vace_dit": branch, **changes}
+    branch = {
+        "in_dim": config.vace_in_dim,
+        "vace_layers": list(config.vace_layers),
+        **changes.pop("vace_dit", {}),
+    }
+    return {
+        "model_id": "vace",
+        "dtype": "fp32",
+        **config.trunk.model_dump(mode="json"),
+        "vace_dit": branch,
+        **changes,
+    }
 
 
 def write_json(path: Path, values: Any) -> Path:

@@ -98,7 +98,9 @@ def train(root: Path, files: Mapping[str, str], **environment: str) -> Started:
     """Training without an end on two ranks, each with a data worker; its second iteration is over."""
     settings = {"NPUS_PER_NODE": "2", "TRAIN_ITERS": "1000000", "SAVE_INTERVAL": "1000000"}
     paths = {"SAVE_PATH": str(root / "save"), "LOG_DIR": str(root / "logs"), "NUM_WORKERS": "1"}
-    run = start(["bash", str(VACE / "14B/pretrain_fsdp.sh")], root, {**files, **settings, **paths, **environment})
+    run = start(
+        ["bash", str(VACE / "14B/pretrain_fsdp.sh")], root, {**files, **settings, **paths, **environment}
+    )
     run.wait_for(" iteration        2/")
     return run
 

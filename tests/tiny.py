@@ -92,7 +92,13 @@ def model_json() -> dict[str, Any]:
         "task": "vace",
         "diffusion": {"model_id": "wan_flow_match_scheduler", "shift": 5},
         "caption_dropout": 0.1,
-        "predictor": {"model_id": "vace", "dtype": "bf16", "trainable": "branch", **predictor, "vace_dit": branch},
+        "predictor": {
+            "model_id": "vace",
+            "dtype": "bf16",
+            "trainable": "branch",
+            **predictor,
+            "vace_dit": branch,
+        },
     }
 
 

@@ -23,14 +23,21 @@ def page() -> str:
     """The text of names.md."""
     rows = ["| original (ours) | diffusers | MM |", "|---|---|---|"]
     rows += [f"| `{row.official}` | `{row.diffusers}` | `{row.mm}` |" for row in spellings()]
-    sizes = ["| model | weights | parameters of the trunk | of the branch | vace_layers |", "|---|---|---|---|---|"]
+    sizes = [
+        "| model | weights | parameters of the trunk | of the branch | vace_layers |",
+        "|---|---|---|---|---|",
+    ]
     for name, config in PRESETS.items():
         shapes = layout(config)
         branch = sum(prod(shape) for weight, shape in shapes.items() if weight.startswith("vace_"))
         trunk = sum(map(prod, shapes.values())) - branch
         layers = config.vace_layers
-        sizes.append(f"| {name} | {len(shapes)} | {trunk:,} | {branch:,} | {layers[0]}, {layers[1]}, …, {layers[-1]} |")
-    return "\n".join([HEAD, *rows, "", "## How many", "", *sizes, "", "Wan2.2-VACE-A14B has two such experts.", ""])
+        sizes.append(
+            f"| {name} | {len(shapes)} | {trunk:,} | {branch:,} | {layers[0]}, {layers[1]}, …, {layers[-1]} |"
+        )
+    return "\n".join(
+        [HEAD, *rows, "", "## How many", "", *sizes, "", "Wan2.2-VACE-A14B has two such experts.", ""]
+    )
 
 
 if __name__ == "__main__":

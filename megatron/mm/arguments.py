@@ -182,7 +182,12 @@ def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Confi
     group = parser.add_argument_group("refused")
     for flag, advice in REFUSED.items():
         group.add_argument(
-            flag, action=_Refused, nargs="*", dest=argparse.SUPPRESS, metavar="VALUE", help=advice.replace("%", "%%")
+            flag,
+            action=_Refused,
+            nargs="*",
+            dest=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=advice.replace("%", "%%"),
         )
     return parser
 
@@ -193,6 +198,7 @@ def parse_arguments(
     """`argv` → the given values of each schema, and one note for each flag that does nothing here."""
     namespace = parser.parse_strict(argv)
     notes = [
-        f"{flag}: accepted, unused: {UNUSED[flag][1]}" for flag in dict.fromkeys(getattr(namespace, "not_used", []))
+        f"{flag}: accepted, unused: {UNUSED[flag][1]}"
+        for flag in dict.fromkeys(getattr(namespace, "not_used", []))
     ]
     return {schema: given(namespace, schema) for schema, _ in schemas}, notes

@@ -26,7 +26,9 @@ class Groups:
 def import_mindspeed() -> None:
     """MindSpeed's patches, which must come before megatron.core. Raises LaunchError when it is not installed or too late."""
     if "megatron.core" in sys.modules and "mindspeed.megatron_adaptor" not in sys.modules:
-        raise LaunchError("--use-mindspeed: megatron.core was imported before MindSpeed's adaptor; import it first")
+        raise LaunchError(
+            "--use-mindspeed: megatron.core was imported before MindSpeed's adaptor; import it first"
+        )
     try:
         import_module("mindspeed.megatron_adaptor")
     except ImportError as error:

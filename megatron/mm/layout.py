@@ -61,7 +61,9 @@ def parse_iteration(name: str) -> int | str | None:
 
 def saved_iterations(root: Path) -> list[int]:
     """The iterations that have a folder under `root`, rising; `release` is not among them."""
-    found = (parse_iteration(entry.name) for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else ()
+    found = (
+        (parse_iteration(entry.name) for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else ()
+    )
     return sorted(number for number in found if isinstance(number, int))
 
 
@@ -126,13 +128,19 @@ def stage_files(folder: Path) -> list[Path]:
         if match := _RANK.fullmatch(entry.name):
             ranks[int(match[1]), None if match[2] is None else int(match[2])] = entry
     if any(tensor_rank > 0 for tensor_rank, _ in ranks):
-        raise WeightsError(f"{folder}: is split over tensor-parallel ranks; merge it to tensor-parallel size 1 first")
+        raise WeightsError(
+            f"{folder}: is split over tensor-parallel ranks; merge it to tensor-parallel size 1 first"
+        )
     stages = [stage for _, stage in ranks]
     if None in stages and len(stages) > 1:
-        raise WeightsError(f"{folder}: holds both mp_rank_00 and mp_rank_00_NNN; remove the one that is out of date")
+        raise WeightsError(
+            f"{folder}: holds both mp_rank_00 and mp_rank_00_NNN; remove the one that is out of date"
+        )
     numbers = sorted(stage for stage in stages if stage is not None)
     if numbers != list(range(len(numbers))):
-        raise WeightsError(f"{folder}: has pipeline stages {numbers}; stages must be 0, 1, 2, … without a gap")
+        raise WeightsError(
+            f"{folder}: has pipeline stages {numbers}; stages must be 0, 1, 2, … without a gap"
+        )
     files = [path / WEIGHTS_FILE for _, path in sorted(ranks.items(), key=lambda item: item[0][1] or 0)]
     for file in files:
         if not file.is_file():

@@ -41,7 +41,9 @@ def num_micro_batches(micro_batch_size: int, global_batch_size: int, data_parall
     return int(calculator.get())
 
 
-def schedule_steps(config: OptimizerConfig, train_iters: int, global_batch_size: int) -> tuple[int, int, int | None]:
+def schedule_steps(
+    config: OptimizerConfig, train_iters: int, global_batch_size: int
+) -> tuple[int, int, int | None]:
     """Warm-up, decay and WSD-decay in samples. Raises ConfigError when the warm-up does not end before the decay."""
     decay = config.lr_decay_samples or (config.lr_decay_iters or train_iters) * global_batch_size
     if config.lr_warmup_fraction is not None:

@@ -74,7 +74,9 @@ def short_help(command: Command) -> str:
     """The flags that are usually set, by group, on one screen."""
     lines = [f"usage: {command.prog} {command.usage}", "", f"{command.summary}.", ""]
     kinds = ", ".join(kind.what for kind in command.files)
-    lines += help_row("--config FILE", kinds) + help_row("--set a.b=value", "replace a nested key of these; flags win")
+    lines += help_row("--config FILE", kinds) + help_row(
+        "--set a.b=value", "replace a nested key of these; flags win"
+    )
     lines += help_row("--dry-run", "check everything and stop")
     lines += help_row("--print-config", "print the settings as JSON and stop")
     if command.launch:
@@ -140,7 +142,9 @@ def _with_config_files(command: Command, paths: Sequence[str], rest: Sequence[st
         found[kind.flag] = path
     twice = [flag for flag in found for word in rest if flag and word.partition("=")[0] == flag]
     if twice:
-        raise ConfigError(f"{command.prog}: --config and {twice[0]} both give the {_what(command, twice[0])}; keep one")
+        raise ConfigError(
+            f"{command.prog}: --config and {twice[0]} both give the {_what(command, twice[0])}; keep one"
+        )
     positional = [path for flag, path in found.items() if not flag]
     return [*positional, *rest, *(word for flag, path in found.items() if flag for word in (flag, path))]
 
@@ -159,4 +163,6 @@ def _kind_of(command: Command, path: str) -> ConfigFile:
             if kind.keys & values.keys():
                 return kind
     expected = ", ".join(f"{kind.what} ({kind.flag or 'FILE'})" for kind in command.files)
-    raise ConfigError(f"{command.prog}: --config {display_path(path)}: expected one of {expected}; name it by its flag")
+    raise ConfigError(
+        f"{command.prog}: --config {display_path(path)}: expected one of {expected}; name it by its flag"
+    )

@@ -58,9 +58,13 @@ def _parser(argv: Sequence[str] | None) -> FlagParser:
     parser = FlagParser(PROG, summary)
     parser.add_argument("method", nargs=len(method.words), metavar="METHOD", help=" ".join(method.words))
     group = parser.add_argument_group("settings")
-    group.add_argument("--config-file", metavar="FILE", help="JSON or YAML with the keys below; --config is the same")
+    group.add_argument(
+        "--config-file", metavar="FILE", help="JSON or YAML with the keys below; --config is the same"
+    )
     group.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
-    group.add_argument("--set", action="append", metavar="KEY=VALUE", help="replace a key of the file; may be repeated")
+    group.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="replace a key of the file; may be repeated"
+    )
     add_flags(parser, method.schema, "conversion")
     for name, part in method.nested.items():
         add_flags(parser, part, name.replace("_", " "))
@@ -74,7 +78,9 @@ def read_config(argv: Sequence[str]) -> Config:
     path = namespace.config_file
     values = Overrides.parse(namespace.set or ()).apply((read_yaml(path) or {}) if path else {})
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected an object with keys such as source_path; got {json_type(values)}")
+        raise ConfigError(
+            f"{path}: expected an object with keys such as source_path; got {json_type(values)}"
+        )
     values = {**values, **given(namespace, method.schema)}
     for name, part in method.nested.items():
         if found := given(namespace, part):
@@ -98,7 +104,9 @@ COMMAND = Command(
     usage="METHOD --source-path PATH --target-path PATH ...",
     parser=_parser,
     run=_run,
-    files=(ConfigFile("--config-file", "JSON or YAML with the settings", suffixes=(".json", ".yaml", ".yml")),),
+    files=(
+        ConfigFile("--config-file", "JSON or YAML with the settings", suffixes=(".json", ".yaml", ".yml")),
+    ),
     common={
         "every method": ("source-path", "target-path", "dtype", "verify", "base-path"),
         "to MM folders": ("pp-layers",),

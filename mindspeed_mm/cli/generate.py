@@ -21,7 +21,14 @@ COMMAND = Command(
     files=(ConfigFile("", "inference JSON (or without --config)"),),
     common={
         "texts": ("prompt", "negative-prompt", "prompts-file"),
-        "inputs": ("video-path", "mask-path", "image-path", "first-frame-path", "last-frame-path", "outpaint"),
+        "inputs": (
+            "video-path",
+            "mask-path",
+            "image-path",
+            "first-frame-path",
+            "last-frame-path",
+            "outpaint",
+        ),
         "video": ("height", "width", "num-frames", "fps", "seed"),
         "sampling": ("steps", "guidance-scale", "shift", "solver", "preset", "context-scale"),
         "weights": ("transformer", "vae", "text-encoder"),

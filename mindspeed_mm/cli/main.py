@@ -48,7 +48,9 @@ def _prepare(argv: list[str]) -> Callable[[], object]:
         return lambda: None
     verb, *rest = argv
     if verb not in VERBS:
-        raise ConfigError(f"vace: unknown verb {verb[:40]!r}{did_you_mean(verb, list(VERBS))}; see vace --help")
+        raise ConfigError(
+            f"vace: unknown verb {verb[:40]!r}{did_you_mean(verb, list(VERBS))}; see vace --help"
+        )
     from mindspeed_mm.cli.command import prepare
 
     return prepare(import_module(f"mindspeed_mm.cli.{verb}").COMMAND, rest)

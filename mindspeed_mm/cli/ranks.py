@@ -39,9 +39,14 @@ class RankConfig(Config):
     node_rank: int = Field(default=0, ge=0, le=65535, description="which of them this is")
     master_addr: str = Field(default="localhost", description="the address of machine 0")
     master_port: int | None = Field(
-        default=None, ge=0, le=65535, description="its port (default: a free one on one machine, 6000 on several)"
+        default=None,
+        ge=0,
+        le=65535,
+        description="its port (default: a free one on one machine, 6000 on several)",
     )
-    log_dir: str = Field(default="logs", description="folder of the log that keeps the lines of all processes")
+    log_dir: str = Field(
+        default="logs", description="folder of the log that keeps the lines of all processes"
+    )
 
     @property
     def world(self) -> int:
@@ -75,7 +80,11 @@ def start_ranks(verb: str, launch: Launch, ranks: RankConfig, argv: Sequence[str
         os.environ.setdefault(name, value)
     check_here(ranks)
     port = ranks.master_port if ranks.master_port is not None else (6000 if ranks.nnodes > 1 else 0)
-    options = [f"--nproc_per_node={ranks.nproc}", f"--nnodes={ranks.nnodes}", f"--node_rank={ranks.node_rank}"]
+    options = [
+        f"--nproc_per_node={ranks.nproc}",
+        f"--nnodes={ranks.nnodes}",
+        f"--node_rank={ranks.node_rank}",
+    ]
     options += [f"--master_addr={ranks.master_addr}", f"--master_port={port}"]
     options += [f"--log_dir={ranks.log_dir}", f"--name={verb}", f"--check={launch.check}"]
     options += [f"--rank_flags={launch.rank_flags}", *(["--show_check"] if launch.show_check else [])]

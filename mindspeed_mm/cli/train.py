@@ -15,7 +15,9 @@ PROG = "vace train"
 
 def _batch(argv: Sequence[str], ranks: int) -> int:
     training = PretrainJob.from_argv(argv, ranks, PROG).training
-    is_logged = (training.batch.train_iters or 0) >= training.log.log_interval  # else there is no time to report
+    is_logged = (
+        training.batch.train_iters or 0
+    ) >= training.log.log_interval  # else there is no time to report
     return (training.batch.global_batch_size or 0) if is_logged else 0
 
 

@@ -55,7 +55,9 @@ class Recipe:
 
     def key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
         """The name of the row's feature: the same exactly when the feature would be the same."""
-        return digest_of_values({**self._seen(record, digests), "captions": record.captions, "text": self.text})
+        return digest_of_values(
+            {**self._seen(record, digests), "captions": record.captions, "text": self.text}
+        )
 
     def latents_key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
         """What rows share whose latents and vace_context are the same bits, whatever their captions say."""
@@ -70,7 +72,9 @@ class Recipe:
         return {
             "schema": SCHEMA_VERSION,
             "files": [[slot, content_in_slot(slot, digests[path])] for slot, path in files_of(record)],
-            "pixels": {name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask},
+            "pixels": {
+                name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask
+            },
             "vae": self.vae,
         }
 
@@ -164,7 +168,9 @@ class Extraction:
     rank: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
-    readers: ReadAhead[ReadTask, ReadResult] | None = None  # processes that run already; None = `run` starts its own
+    readers: ReadAhead[ReadTask, ReadResult] | None = (
+        None  # processes that run already; None = `run` starts its own
+    )
     _told: PartIndex | None = None  # which captions are embedded in which feature
 
     def read_ahead(self) -> ReadAhead[ReadTask, ReadResult]:
@@ -276,7 +282,9 @@ class Extraction:
         if isinstance(read, DataError):
             return Failed(task.record, _with_address(task.record, str(read)))
         index.add(read.contents)
-        latents.add(read.latents_key, read.key)  # before the feature is written: whoever follows it looks whether it is
+        latents.add(
+            read.latents_key, read.key
+        )  # before the feature is written: whoever follows it looks whether it is
         path = self._path(read.key)
         if read.pixels is None or writer.is_pending(path):
             with self.seconds.during("write"):
@@ -346,7 +354,9 @@ def _stored(path: Path) -> FeatureInfo | None:
 
 
 def _with_address(record: SampleRecord, reason: str) -> str:
-    return reason if not record.address or reason.startswith(record.address) else f"{record.address}: {reason}"
+    return (
+        reason if not record.address or reason.startswith(record.address) else f"{record.address}: {reason}"
+    )
 
 
 @contextmanager

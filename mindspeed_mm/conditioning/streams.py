@@ -65,7 +65,8 @@ class StreamEncoder:
         """The first stream that holds the same pixels."""
         for earlier in range(index):
             if streams[earlier] is streams[index] or (
-                streams[earlier].shape == streams[index].shape and torch.equal(streams[earlier], streams[index])
+                streams[earlier].shape == streams[index].shape
+                and torch.equal(streams[earlier], streams[index])
             ):
                 return earlier
         return index

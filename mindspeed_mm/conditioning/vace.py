@@ -101,13 +101,21 @@ def encode_vace_context(
     """
     encoder = stream_encoder(vae)
     plan = plan_context(
-        src_video, src_mask, src_ref_images, num_frames=num_frames, height=height, width=width, device=encoder.device
+        src_video,
+        src_mask,
+        src_ref_images,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        device=encoder.device,
     )
     inactive, reactive, *references = encoder.encode(plan.streams)
     return assemble_context(inactive, reactive, references, plan.mask_cells)
 
 
-def assemble_context(inactive: Tensor, reactive: Tensor, references: Sequence[Tensor], mask_cells: Tensor) -> Tensor:
+def assemble_context(
+    inactive: Tensor, reactive: Tensor, references: Sequence[Tensor], mask_cells: Tensor
+) -> Tensor:
     """Encoded parts, 2 × [16, F, h, w], R × [16, 1, h, w] and [64, F, h, w], to [96, R+F, h, w]."""
     clip = torch.cat([inactive, reactive, mask_cells.to(inactive.dtype)], dim=0)
     if not references:
@@ -138,7 +146,9 @@ def encode_features(vae: Vae | StreamEncoder, sample: VideoSample) -> tuple[Tens
     )
     video = sample.video.to(encoder.device, torch.float32)
     latents, inactive, reactive, *references = encoder.encode([video, *plan.streams])
-    return torch.cat([*references, latents], dim=1), assemble_context(inactive, reactive, references, plan.mask_cells)
+    return torch.cat([*references, latents], dim=1), assemble_context(
+        inactive, reactive, references, plan.mask_cells
+    )
 
 
 def _check_size(num_frames: int, height: int, width: int) -> None:
@@ -147,9 +157,13 @@ def _check_size(num_frames: int, height: int, width: int) -> None:
             f"{num_frames} frames: the VAE takes 1 and then 4 at a time; {(num_frames - 1) // 4 * 4 + 1} fit"
         )
     if height % 16 or width % 16:
-        raise DataError(f"{width}x{height} pixels: width and height must be multiples of 16, one token's side")
+        raise DataError(
+            f"{width}x{height} pixels: width and height must be multiples of 16, one token's side"
+        )
 
 
 def _check_shape(name: str, found: Tensor, wanted: tuple[int, ...]) -> None:
     if tuple(found.shape) != wanted:
-        raise DataError(f"{name} is {list(found.shape)}, {list(wanted)} is wanted; cut and resize it to the clip")
+        raise DataError(
+            f"{name} is {list(found.shape)}, {list(wanted)} is wanted; cut and resize it to the clip"
+        )

@@ -20,7 +20,9 @@ class FlagParser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=add_help)
 
     def error(self, message: str) -> NoReturn:
-        short = message if len(message) <= 600 else f"{message[:300]}…{message[-200:]}"  # choices are long, too
+        short = (
+            message if len(message) <= 600 else f"{message[:300]}…{message[-200:]}"
+        )  # choices are long, too
         raise ConfigError(f"{self.prog}: {short}; see {self.prog} --help")
 
     def parse_strict(self, argv: Iterable[str]) -> argparse.Namespace:
@@ -50,7 +52,9 @@ def add_flags(parser: argparse.ArgumentParser, schema: type[Config], title: str)
     for name, field in schema.model_fields.items():
         if is_config(field.annotation):
             continue
-        group.add_argument(flag_name(name), dest=name, default=argparse.SUPPRESS, help=_help(field), **_kind_of(field))
+        group.add_argument(
+            flag_name(name), dest=name, default=argparse.SUPPRESS, help=_help(field), **_kind_of(field)
+        )
 
 
 def given(namespace: argparse.Namespace, schema: type[Config]) -> dict[str, Any]:
@@ -59,7 +63,9 @@ def given(namespace: argparse.Namespace, schema: type[Config]) -> dict[str, Any]
 
 
 def _help(field: Any) -> str:
-    default = "" if field.is_required() or field.default in (None, False, ()) else f" (default: {field.default})"
+    default = (
+        "" if field.is_required() or field.default in (None, False, ()) else f" (default: {field.default})"
+    )
     return f"{field.description or ''}{default}".replace("%", "%%")
 
 

@@ -64,7 +64,9 @@ def _parse_override(word: str, files: Sequence[str]) -> Override:
     path, equals, text = word.partition("=")
     if not equals or not _PATH.fullmatch(path):
         example = f"{files[0]}.key=value" if files else "key=value, tasks[0].key=value"
-        raise ConfigError(f"--set {word[:80]}: expected {example}; write the key, an equals sign and the value")
+        raise ConfigError(
+            f"--set {word[:80]}: expected {example}; write the key, an equals sign and the value"
+        )
     keys = tuple(key.strip("[]") for key in _KEY.findall(path))
     if files and (keys[0] not in files or len(keys) < 2):
         near = did_you_mean(keys[0], list(files)) if keys[0] not in files else ""
@@ -88,4 +90,6 @@ def _replaced(values: Any, keys: tuple[str, ...], item: Override) -> Any:
         return [*values[:at], _replaced(values[at], tuple(rest), item), *values[at + 1 :]]
     if isinstance(values, list):
         raise ConfigError(f"--set {item.word[:80]}: expected an index below {len(values)}, got {first!r}")
-    raise ConfigError(f"--set {item.word[:80]}: {first!r} cannot be set: the value above it is {json_type(values)}")
+    raise ConfigError(
+        f"--set {item.word[:80]}: {first!r} cannot be set: the value above it is {json_type(values)}"
+    )

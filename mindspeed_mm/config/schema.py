@@ -53,7 +53,11 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=False, protected_namespaces=(), allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=False,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
     UNUSED: ClassVar[Mapping[str, str]] = {}
 
@@ -95,7 +99,11 @@ def parse(schema: type[C], values: object, where: str, notes: list[str] | None =
         config = schema.model_validate(values, context=found)
     except ValidationError as error:
         raise ConfigError(
-            "; ".join(_problem(schema, where, dict(item)) for item in error.errors() if not _is_consequence(dict(item)))
+            "; ".join(
+                _problem(schema, where, dict(item))
+                for item in error.errors()
+                if not _is_consequence(dict(item))
+            )
         ) from None
     if notes is not None:
         notes += [f"{where}:{note}" for note in dict.fromkeys(found)]
@@ -107,7 +115,9 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
     *path, last = item["loc"] or [""]
     location = [part for part in path if not _is_type_tag(part)]
     location += [last] if unknown or not _is_type_tag(last) else []
-    joint = "." if ":" in Path(where).name else ":"  # `where` may lead into a file already: data.json:dataset_param
+    joint = (
+        "." if ":" in Path(where).name else ":"
+    )  # `where` may lead into a file already: data.json:dataset_param
     address = joint.join(filter(None, [where, _dotted(location)]))
     if unknown:
         known = _known_keys(schema, location[:-1])
@@ -118,7 +128,9 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
     if item["type"] in _EXPECTED:
         return f"{address}: expected {_EXPECTED[item['type']].format(**item.get('ctx', {}))}, got {_shown(value)}"
     message = item["msg"].removeprefix("Value error, ")
-    found = "" if ", got " in message or not isinstance(value, (str, int, float)) else f" (found {_shown(value)})"
+    found = (
+        "" if ", got " in message or not isinstance(value, (str, int, float)) else f" (found {_shown(value)})"
+    )
     return f"{address}: {message}{found}"
 
 

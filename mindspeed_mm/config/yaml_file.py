@@ -34,7 +34,13 @@ def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
         raise error(f"{where}{line}: not valid YAML: {reason}") from None
     except RecursionError:
         raise error(f"{where}: not valid YAML: nested more than {MAX_DEPTH} deep") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:  # PyYAML's, on odd tags
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as problem:  # PyYAML's, on odd tags
         raise error(f"{where}: not valid YAML: a value does not fit its type ({str(problem)[:80]})") from None
     if reason := plain_problem(values):
         raise error(f"{where}: {reason}")

@@ -11,7 +11,10 @@ from typing import Any
 HEAD = 4096  # bytes of a key frame that are looked at; parameter sets come first
 # codec → (first byte of a unit that names the size, first byte of a unit of the picture itself)
 _UNITS: dict[str, tuple[frozenset[int], frozenset[int]]] = {
-    "h264": (frozenset(b for b in range(256) if b & 31 == 7), frozenset(b for b in range(256) if 1 <= b & 31 <= 5)),
+    "h264": (
+        frozenset(b for b in range(256) if b & 31 == 7),
+        frozenset(b for b in range(256) if 1 <= b & 31 <= 5),
+    ),
     "hevc": (frozenset({0x42, 0x43}), frozenset(range(64))),
     "mpeg1video": (frozenset({0xB3}), frozenset({0})),
     "mpeg2video": (frozenset({0xB3}), frozenset({0})),

@@ -67,14 +67,21 @@ class CheckReport:
         """Raise DataError, listing the problems, when more rows than `skip_bad_samples` are bad or none is good."""
         if len(self.bad_rows) > skip_bad_samples or not self.records:
             hint = (
-                "" if skip_bad_samples >= self.rows else "; correct them, or go on without them: --skip-bad-samples N"
+                ""
+                if skip_bad_samples >= self.rows
+                else "; correct them, or go on without them: --skip-bad-samples N"
             )
             raise DataError(list_problems(self.problems, self.rows) + hint)
 
     def write(self, path: Path) -> None:
         """A JSON file that names every row that is left out, and why."""
         skipped = [{"row": p.row, "address": p.address, "problem": p.message} for p in self.problems]
-        content = {"rows": self.rows, "usable": len(self.records), "skipped": skipped, "notes": list(self.notes)}
+        content = {
+            "rows": self.rows,
+            "usable": len(self.records),
+            "skipped": skipped,
+            "notes": list(self.notes),
+        }
         write_json(path, content)
 
     def summary(self) -> str:
@@ -85,15 +92,29 @@ class CheckReport:
         seconds = [fact.seconds for fact in facts]
         bare = [() for fact in facts if not fact.conditions]
         lines = [
-            ("clips", f"{len(facts)} of {self.rows}" + (f", {len(self.bad_rows)} bad" if self.problems else "")),
-            ("length", f"{_seconds(min(seconds))} to {_seconds(max(seconds))}, {_seconds(sum(seconds))} together"),
+            (
+                "clips",
+                f"{len(facts)} of {self.rows}" + (f", {len(self.bad_rows)} bad" if self.problems else ""),
+            ),
+            (
+                "length",
+                f"{_seconds(min(seconds))} to {_seconds(max(seconds))}, {_seconds(sum(seconds))} together",
+            ),
             ("frame rate", _counts(f"{fact.fps:g} fps" for fact in facts)),
             ("size", _counts(f"{_size(fact.source_size)} to {_size(fact.size)}" for fact in facts)),
-            ("conditions", _counts([*(name for fact in facts for name in fact.conditions), *("none" for _ in bare)])),
+            (
+                "conditions",
+                _counts([*(name for fact in facts for name in fact.conditions), *("none" for _ in bare)]),
+            ),
             ("frames", _counts(f"{fact.frames} ({fact.policy})" for fact in facts)),
-            ("tokens", _counts(str(fact.tokens) for fact in facts) + f"; {sum(f.tokens for f in facts)} together"),
+            (
+                "tokens",
+                _counts(str(fact.tokens) for fact in facts) + f"; {sum(f.tokens for f in facts)} together",
+            ),
         ]
-        remarks = [("remark", remark) for remark in _remarks(facts)] + [("remark", note) for note in self.notes]
+        remarks = [("remark", remark) for remark in _remarks(facts)] + [
+            ("remark", note) for note in self.notes
+        ]
         return "\n".join(f"{name:<12}{text}" for name, text in lines + remarks)
 
 
@@ -202,13 +223,19 @@ def look_at(look: Look, config: VideoConfig) -> Found:
     problems: list[Problem] = []
 
     def see(key: str, kind: Kind, path: Path | None) -> ClipInfo | None:
-        return None if path is None else _try(record, key, partial(look_into, kind, path, look.known, seen), problems)
+        return (
+            None
+            if path is None
+            else _try(record, key, partial(look_into, kind, path, look.known, seen), problems)
+        )
 
     video, source = see("video", "clip", record.video), see("src_video", "clip", record.src_video)
     mask = see("src_video_mask", "mask", record.src_mask)
     if mask is not None and mask.levels is not None and not config.soft_mask:
         _try(record, "src_video_mask", partial(refuse_zero_one, mask.path, mask.levels[1]), problems)
-    references = [see(f"src_ref_images[{place}]", "picture", path) for place, path in enumerate(record.src_ref_images)]
+    references = [
+        see(f"src_ref_images[{place}]", "picture", path) for place, path in enumerate(record.src_ref_images)
+    ]
     facts = (
         None
         if video is None
@@ -294,7 +321,9 @@ def _conditions(source: ClipInfo | None, mask: ClipInfo | None, refs: int) -> tu
     return tuple(names + ([f"{refs} reference{'s' * (refs > 1)}"] if refs else []))
 
 
-def _remarks_on(video: ClipInfo, source: ClipInfo | None, mask: ClipInfo | None, config: VideoConfig) -> list[str]:
+def _remarks_on(
+    video: ClipInfo, source: ClipInfo | None, mask: ClipInfo | None, config: VideoConfig
+) -> list[str]:
     remarks = []
     if _blank(mask, config) == "nowhere":
         remarks.append(

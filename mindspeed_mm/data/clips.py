@@ -67,7 +67,9 @@ def refuse_text(path: Path) -> None:
     if not head:
         raise DataError(f"{path}: the file is empty")
     if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head) and not head.startswith(b"YUV4MPEG"):
-        raise DataError(f"{path}: a text, not a video; it begins with {head[:24].decode('utf-8', 'replace')!r}")
+        raise DataError(
+            f"{path}: a text, not a video; it begins with {head[:24].decode('utf-8', 'replace')!r}"
+        )
 
 
 def _refuse_still(path: Path, container: Any) -> None:
@@ -96,7 +98,12 @@ def _choose_stream(path: Path, container: Any) -> Any:
 def is_cover(stream: Any) -> bool:
     from av.stream import Disposition
 
-    cover = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+    cover = (
+        Disposition.attached_pic
+        | Disposition.timed_thumbnails
+        | Disposition.still_image
+        | Disposition.dependent
+    )
     return bool(stream.disposition & cover)
 
 

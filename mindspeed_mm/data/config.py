@@ -23,8 +23,12 @@ class ClipRow(Config):
     cap: str | tuple[str, ...] = Field(
         description="a caption, or several, of which training picks one for every sample"
     )
-    src_video: str | None = Field(default=None, description="the clip that is edited, or that controls; null = none")
-    src_ref_images: str | tuple[str, ...] | None = Field(default=None, description="images of who or what must appear")
+    src_video: str | None = Field(
+        default=None, description="the clip that is edited, or that controls; null = none"
+    )
+    src_ref_images: str | tuple[str, ...] | None = Field(
+        default=None, description="images of who or what must appear"
+    )
     src_video_mask: str | None = Field(
         default=None,
         description="where: white = generate, black = keep; a clip, a folder of images, or one image for all frames. Without "
@@ -35,12 +39,16 @@ class ClipRow(Config):
 class FeatureRow(Config):
     """One feature. Extraction repeats the keys of its clip beside these; training does not read them."""
 
-    file: str = Field(description="from data_folder, from its `features` folder, or from the working directory")
+    file: str = Field(
+        description="from data_folder, from its `features` folder, or from the working directory"
+    )
     shape: tuple[int, int, int] | None = Field(
         default=None,
         description="frames (references included), height and width of the latents; null = read from the file",
     )
-    num_refs: int | None = Field(default=None, description="how many references come first; null = read from the file")
+    num_refs: int | None = Field(
+        default=None, description="how many references come first; null = read from the file"
+    )
 
 
 class Transform(Config):
@@ -101,9 +109,14 @@ class VideoConfig(Config):
     """`preprocess_parameters`: how a clip becomes frames of one size and one rate."""
 
     num_frames: int = Field(
-        default=81, gt=0, le=10001, description="the most frames of a clip, 4k+1; reached when the clip is long enough"
+        default=81,
+        gt=0,
+        le=10001,
+        description="the most frames of a clip, 4k+1; reached when the clip is long enough",
     )
-    max_hxw: int = Field(default=399360, ge=256, le=1 << 28, description="the most pixels of a frame (height x width)")
+    max_hxw: int = Field(
+        default=399360, ge=256, le=1 << 28, description="the most pixels of a frame (height x width)"
+    )
     train_fps: float = Field(
         default=16.0, ge=0.001, le=1000, description="frames a second that are sampled; Wan is a 16 fps model"
     )
@@ -112,7 +125,8 @@ class VideoConfig(Config):
         description="a clip with fewer than num_frames: keep the largest 4k+1, pad with the last frame, resample the whole clip, or reject it",
     )
     long_clip: Literal["trim", "resample"] = Field(
-        default="trim", description="a clip with more than num_frames: take the first ones, or resample the whole clip"
+        default="trim",
+        description="a clip with more than num_frames: take the first ones, or resample the whole clip",
     )
     wan_frames: bool = Field(
         default=False,
@@ -122,7 +136,9 @@ class VideoConfig(Config):
         default="AvVideo",
         description="which library decodes; both give the same frames. decord gives way to PyAV for files it would read otherwise",
     )
-    soft_mask: bool = Field(default=False, description="keep grey mask values instead of cutting them at one half")
+    soft_mask: bool = Field(
+        default=False, description="keep grey mask values instead of cutting them at one half"
+    )
     vae_stride: tuple[int, int, int] = Field(
         default=(4, 8, 8), description="pixels of one latent cell (time, height, width)"
     )
@@ -188,7 +204,8 @@ class DataSource(Config):
         description="data.txt (one `folder,path/to/data.json` a line), or a data.json / .jsonl itself"
     )
     data_folder: str | None = Field(
-        default=None, description="folder that paths start from when data_path is a data.json; null = its own folder"
+        default=None,
+        description="folder that paths start from when data_path is a data.json; null = its own folder",
     )
     data_storage_mode: Literal["vace"] = "vace"
 
@@ -221,7 +238,9 @@ class FeatureSource(Config):
     """`basic_parameters` of features."""
 
     data_path: str = Field(description="data.jsonl that feature extraction wrote")
-    data_folder: str | None = Field(default=None, description="folder of the features; null = the folder of data_path")
+    data_folder: str | None = Field(
+        default=None, description="folder of the features; null = the folder of data_path"
+    )
 
 
 class ValidationSource(FeatureSource):
@@ -240,7 +259,8 @@ class FeatureDatasetConfig(Config):
     basic_parameters: FeatureSource
     validation: ValidationSource | None = Field(default=None, description="held-out features")
     verify_checksums: bool = Field(
-        default=True, description="compare what is read with the checksums in the files; files without any are read too"
+        default=True,
+        description="compare what is read with the checksums in the files; files without any are read too",
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "preprocess_parameters": _AT_EXTRACTION,

@@ -33,7 +33,9 @@ def digest_of(path: Path) -> str:
 def signature_of(path: Path) -> Signature:
     """Size and time stamp of a file; of a folder, of everything in it. Raises OSError."""
     if path.is_dir():
-        listed = "\n".join(f"{file.relative_to(path).as_posix()} {signature_of(file)}" for file in _files(path))
+        listed = "\n".join(
+            f"{file.relative_to(path).as_posix()} {signature_of(file)}" for file in _files(path)
+        )
         return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
     status = os.stat(path)
     return f"{status.st_size}-{status.st_mtime_ns}"

@@ -45,7 +45,9 @@ def refuse_table(text: str, path: Path) -> None:
     cells = next(csv.reader([header], delimiter=_delimiter(header)), [])
     columns = [cell.strip() for cell in cells]
     if "video" in columns and {*COLUMNS, *COLUMNS.values()} & {*columns}:
-        raise DataError(f"{path}: holds CSV (columns {', '.join(columns)[:80]}); rename it to {path.stem}.csv")
+        raise DataError(
+            f"{path}: holds CSV (columns {', '.join(columns)[:80]}); rename it to {path.stem}.csv"
+        )
 
 
 def _delimiter(header: str) -> str:

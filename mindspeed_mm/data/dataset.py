@@ -72,7 +72,9 @@ def pixel_settings(config: VideoConfig) -> dict[str, Any]:
     """The settings that decide which pixels come out of a clip."""
     names = ("num_frames", "max_hxw", "train_fps", "short_clip", "long_clip", "soft_mask")
     found = config.model_dump(include=set(names))
-    return {**found, "wan_frames": True} if config.wan_frames else found  # so that earlier features keep their names
+    return (
+        {**found, "wan_frames": True} if config.wan_frames else found
+    )  # so that earlier features keep their names
 
 
 class FeatureDataset:
@@ -158,7 +160,9 @@ class FeatureDataset:
     @property
     def _null_prompt_path(self) -> Path | None:
         folders = dict.fromkeys((self.folder, self.listing.parent, self.folder.parent))
-        return next((folder / NULL_PROMPT_FILE for folder in folders if (folder / NULL_PROMPT_FILE).is_file()), None)
+        return next(
+            (folder / NULL_PROMPT_FILE for folder in folders if (folder / NULL_PROMPT_FILE).is_file()), None
+        )
 
     def _grid(self, index: int) -> tuple[int, int, int]:
         shape = self.rows[index].get("shape")
@@ -175,7 +179,9 @@ class FeatureDataset:
 
 def _read_listing(path: Path) -> list[dict[str, Any]]:
     if path.suffix.lower() in csv_rows.SUFFIXES:
-        raise DataError(f"{path}: expected a {LISTING} of features, got CSV; extract features of these clips first")
+        raise DataError(
+            f"{path}: expected a {LISTING} of features, got CSV; extract features of these clips first"
+        )
     try:
         text = read_text(path, DataError, max_bytes=LIST_BYTES)
     except DataError as error:
@@ -204,4 +210,6 @@ def _check_row(row: Any, where: str) -> None:
 
 
 def _is_counts(values: Any, *, at_least: int) -> bool:
-    return isinstance(values, list) and all(type(value) is int and at_least <= value < _MAX_SIZE for value in values)
+    return isinstance(values, list) and all(
+        type(value) is int and at_least <= value < _MAX_SIZE for value in values
+    )

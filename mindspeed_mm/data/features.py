@@ -170,7 +170,9 @@ def _read_published(path: Path) -> FeatureRecord:
             f"{path}: cannot be read as tensors: it is damaged, or holds more than tensors; extract it again"
         ) from None
     if damaged is not None:
-        raise DataError(f"{path}: {damaged} in it does not match its checksum; copy or extract the file again")
+        raise DataError(
+            f"{path}: {damaged} in it does not match its checksum; copy or extract the file again"
+        )
     names = ("video", "prompt_ids", "prompt_mask", "vace_context")
     missing = [name for name in names if not isinstance(values, dict) or name not in values]
     if missing:
@@ -234,17 +236,23 @@ def _checked(path: Path, record: FeatureRecord) -> FeatureRecord:
     for name, tensor in named.items():
         if not tensor.is_floating_point():
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise DataError(f"{path}: {name} is {dtype}, expected bfloat16, float16 or float32; extract it again")
+            raise DataError(
+                f"{path}: {name} is {dtype}, expected bfloat16, float16 or float32; extract it again"
+            )
         if not tensor.isfinite().all():
             raise DataError(f"{path}: {name} has values that are NaN or infinite; extract it again")
     _check_shapes(path, latents.shape, context.shape, [prompt.shape for prompt in record.prompt_embeds])
     return record
 
 
-def _check_shapes(path: Path, latents: Sequence[int], context: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+def _check_shapes(
+    path: Path, latents: Sequence[int], context: Sequence[int], prompts: Sequence[Sequence[int]]
+) -> None:
     """Raises DataError for shapes that no feature has."""
     if len(latents) != 4 or latents[0] != _LATENT or not all(latents):
-        raise DataError(f"{path}: video has shape {list(latents)}, expected [16, R+F, h, w]; extract it again")
+        raise DataError(
+            f"{path}: video has shape {list(latents)}, expected [16, R+F, h, w]; extract it again"
+        )
     if tuple(context) != (_CONTEXT, *latents[1:]):
         raise DataError(
             f"{path}: vace_context has shape {list(context)}, expected [96, {', '.join(map(str, latents[1:]))}]; "

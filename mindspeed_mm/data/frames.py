@@ -64,12 +64,16 @@ def choose_frames(
     grid = [i / fps for i in range(min(available, num_frames))]
     if available == num_frames:
         return _at(times, grid, fps, "exact")
-    if (available > num_frames and long_clip == "resample") or (available < num_frames and short_clip == "resample"):
+    if (available > num_frames and long_clip == "resample") or (
+        available < num_frames and short_clip == "resample"
+    ):
         return _spread(times, num_frames, fps)
     if available > num_frames:
         return _at(times, grid, fps, "trim")
     if short_clip == "reject":
-        raise DataError(f"{available} frames at {fps:g} fps, num_frames is {num_frames} and short_clip is 'reject'")
+        raise DataError(
+            f"{available} frames at {fps:g} fps, num_frames is {num_frames} and short_clip is 'reject'"
+        )
     if short_clip == "pad":
         return _at(times, grid + [grid[-1]] * (num_frames - available), fps, "pad")
     return _at(times, grid[: (available - 1) // 4 * 4 + 1], fps, "keep")
@@ -90,7 +94,9 @@ def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, 
     moments = np.linspace(0.0, last, count)
     on_screen = (moments[:, None] >= starts[None]) & (moments[:, None] <= ends[None])
     rate = count / last if last > 0 else fps
-    return FrameChoice(tuple(np.argmax(on_screen, axis=1).tolist()), tuple(moments.tolist()), rate, "keep_last")
+    return FrameChoice(
+        tuple(np.argmax(on_screen, axis=1).tolist()), tuple(moments.tolist()), rate, "keep_last"
+    )
 
 
 def choose(video: Timeline, config: VideoConfig) -> FrameChoice:

@@ -142,7 +142,9 @@ def flatten(image: Image.Image, background: int = WHITE) -> NDArray[np.uint8]:
     Integers of more than 8 bits are taken as 16 bits, floats as 0 to 1. Raises DataError for floats outside that range.
     """
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(
+            (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        )
     elif image.mode == "F":
         image = Image.fromarray(_float_bytes(np.asarray(image)))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
@@ -171,7 +173,9 @@ def refuse_zero_one(path: Path | str, highest: int) -> None:
             "write 0 and 65535, or save it with 8 bits"
         )
     if highest == 1:
-        raise DataError(f"{path}: its brightest value is 1 of 255: it looks written as 0 and 1; write 0 and 255")
+        raise DataError(
+            f"{path}: its brightest value is 1 of 255: it looks written as 0 and 1; write 0 and 255"
+        )
 
 
 def blank_mask(levels: tuple[int, int], *, soft: bool) -> str:
@@ -258,7 +262,11 @@ class ImageReader:
         self._background, self._mask = background, mask
         self.files = [path]
         if path.is_dir():
-            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+            files = [
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
+            ]
             self.files = sorted(files, key=_natural)
         if not self.files:
             raise DataError(f"{path}: no images in this folder")

@@ -21,8 +21,24 @@ _FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/
 # tried in this order: fonts with Chinese, Japanese and Korean characters, then one with many alphabets
 _NOWHERE = Path()  # stands for no font
 _WIDE = (
-    *("NotoSansCJK-Regular", "NotoSansCJKsc-Regular", "NotoSansSC", "SourceHanSans", "wqy-microhei", "wqy-zenhei"),
-    *("HarmonyOS_Sans_SC", "DroidSansFallback", "PingFang", "STHeiti", "Hiragino Sans GB", "msyh", "simhei", "simsun"),
+    *(
+        "NotoSansCJK-Regular",
+        "NotoSansCJKsc-Regular",
+        "NotoSansSC",
+        "SourceHanSans",
+        "wqy-microhei",
+        "wqy-zenhei",
+    ),
+    *(
+        "HarmonyOS_Sans_SC",
+        "DroidSansFallback",
+        "PingFang",
+        "STHeiti",
+        "Hiragino Sans GB",
+        "msyh",
+        "simhei",
+        "simsun",
+    ),
     *("uming", "ukai", "ipag", "YuGoth", "malgun", "NanumGothic", "unifont", "DejaVuSans.", "Arial Unicode"),
 )
 
@@ -38,10 +54,14 @@ class Lettering:
         """How tall `text` is when it is wrapped to `width` pixels."""
         return self._line * len(self.wrap(text, width))
 
-    def write(self, draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, colour: str) -> None:
+    def write(
+        self, draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, colour: str
+    ) -> None:
         """Write `text`, wrapped to `width`, with its upper left corner at `at`."""
         own = _font(None, self._size)
-        rise = own.getmetrics()[0] if isinstance(own, ImageFont.FreeTypeFont) else 0  # all fonts stand on one line
+        rise = (
+            own.getmetrics()[0] if isinstance(own, ImageFont.FreeTypeFont) else 0
+        )  # all fonts stand on one line
         for number, line in enumerate(self.wrap(text, width)):
             x, y = float(at[0]), at[1] + number * self._line + rise
             for font, piece in _runs(line, self._size):
@@ -100,7 +120,9 @@ def _home(character: str) -> Path | None:
 
 
 def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii") if unicodedata.category(character) != "Mn" else ""
+    return (
+        character.encode("unicode_escape").decode("ascii") if unicodedata.category(character) != "Mn" else ""
+    )
 
 
 def _breakable(text: str) -> list[str]:
@@ -135,7 +157,9 @@ def _has(path: Path | None, character: str) -> bool:
 def _wide_fonts() -> tuple[Path, ...]:
     """Fonts that may have what Pillow's own lacks, best first."""
     named = os.environ.get("MINDSPEED_MM_FONT")
-    folders = [Path(folder).expanduser() for folder in _FOLDERS if sys.platform != "win32" or folder.startswith("C:")]
+    folders = [
+        Path(folder).expanduser() for folder in _FOLDERS if sys.platform != "win32" or folder.startswith("C:")
+    ]
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.rglob("*.[to]t[fc]"))]
     found = [file for name in _WIDE for file in files if file.name.lower().startswith(name.lower())]
     first = [Path(named)] if named else []
@@ -148,7 +172,9 @@ def _fonts_of_fontconfig() -> list[Path]:
     if command is None:
         return []
     try:
-        listed = subprocess.run([command, ":lang=zh-cn", "file"], capture_output=True, text=True, timeout=10).stdout
+        listed = subprocess.run(
+            [command, ":lang=zh-cn", "file"], capture_output=True, text=True, timeout=10
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     files = sorted(line.strip().rstrip(":") for line in listed.splitlines())

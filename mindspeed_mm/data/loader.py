@@ -42,7 +42,9 @@ class SampleOrder:
     the groups that end within each stream's e-th pass, so nothing is dropped: what fills no group leads the next epoch.
     """
 
-    def __init__(self, shapes: Sequence[Hashable], *, micro_batch_size: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, shapes: Sequence[Hashable], *, micro_batch_size: int, seed: int, shuffle: bool = True
+    ) -> None:
         if not shapes:
             raise DataError("the dataset is empty; nothing to train on")
         self.micro_batch_size, self.seed, self.shuffle = micro_batch_size, seed, shuffle
@@ -87,7 +89,9 @@ class SampleOrder:
     def _groups(self, records: list[int], epoch: int) -> Iterator[tuple[int, ...]]:
         passes: dict[int, list[int]] = {}
         for k in self._cuts(len(records), epoch):
-            places = [divmod(k * self.micro_batch_size + row, len(records)) for row in range(self.micro_batch_size)]
+            places = [
+                divmod(k * self.micro_batch_size + row, len(records)) for row in range(self.micro_batch_size)
+            ]
             for number, _ in places:
                 if number not in passes:
                     passes[number] = self._pass(records, number)
@@ -141,7 +145,10 @@ class _Names:
     def __str__(self) -> str:
         draws = self.requested[0] if self.requested else []
         path = getattr(self.source, "path", None)  # a dataset of another package need not have it
-        return ", ".join(str(path(draw.record)) if path else f"record {draw.record}" for draw in draws) or "a batch"
+        return (
+            ", ".join(str(path(draw.record)) if path else f"record {draw.record}" for draw in draws)
+            or "a batch"
+        )
 
 
 class _Keyed(Dataset[Any]):
@@ -176,7 +183,9 @@ class Collate:
         self.seed, self.caption_dropout, self.null_prompt = seed, caption_dropout, null_prompt
         self.with_context = with_context  # a trunk without a branch takes none
 
-    def __call__(self, drawn: Sequence[tuple[FeatureRecord | MindSpeedMMError, int]]) -> Batch | MindSpeedMMError:
+    def __call__(
+        self, drawn: Sequence[tuple[FeatureRecord | MindSpeedMMError, int]]
+    ) -> Batch | MindSpeedMMError:
         for record, _ in drawn:
             if isinstance(record, MindSpeedMMError):
                 return record
@@ -187,7 +196,9 @@ class Collate:
         prompts = [self.prompt(record, index) for record, index in rows]
         return Batch(
             latents=torch.stack([record.latents for record, _ in rows]),
-            vace_context=torch.stack([record.vace_context for record, _ in rows]) if self.with_context else None,
+            vace_context=torch.stack([record.vace_context for record, _ in rows])
+            if self.with_context
+            else None,
             prompt_embeds=torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True),
             prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
             num_refs=rows[0][0].num_refs,
@@ -227,7 +238,9 @@ class TrainLoader:
 
     def batches(self, consumed_samples: int = 0) -> Iterator[Batch]:
         """Micro-batches from `consumed_samples` on. Raises DataError naming the file that cannot be read."""
-        sampler = RankSampler(self.order, dp_rank=self.dp_rank, dp_size=self.dp_size, consumed_samples=consumed_samples)
+        sampler = RankSampler(
+            self.order, dp_rank=self.dp_rank, dp_size=self.dp_size, consumed_samples=consumed_samples
+        )
         requested: deque[list[Draw]] = deque()  # batches that were requested and have not come
         loader = DataLoader(
             _Keyed(self.source),

@@ -126,9 +126,13 @@ def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path,
             continue
         folder, comma, listing = (part.strip() for part in line.rpartition(","))
         if not comma or not folder or not listing:
-            raise DataError(f"{data_path}:{number}: found {line.strip()!r}, wanted `folder,path/to/data.json`")
+            raise DataError(
+                f"{data_path}:{number}: found {line.strip()!r}, wanted `folder,path/to/data.json`"
+            )
         if not _near(data_path, folder).is_dir():
-            raise DataError(f"{data_path}:{number}: {folder}: no such folder (working directory {Path.cwd()})")
+            raise DataError(
+                f"{data_path}:{number}: {folder}: no such folder (working directory {Path.cwd()})"
+            )
         yield _near(data_path, folder), _near(data_path, listing)
 
 
@@ -218,9 +222,14 @@ class _Row:
             return ()
         broken = [caption for caption in captions if _SURROGATE.search(caption)]
         if broken:
-            self._bad("cap", f"{broken[0]!r:.60} holds half of a character (a lone surrogate); write the whole one")
+            self._bad(
+                "cap", f"{broken[0]!r:.60} holds half of a character (a lone surrogate); write the whole one"
+            )
         if not captions or not all(caption.strip() for caption in captions):
-            self._bad("cap", "the caption is empty; write one (captions are dropped at training, see caption_dropout)")
+            self._bad(
+                "cap",
+                "the caption is empty; write one (captions are dropped at training, see caption_dropout)",
+            )
         return tuple(captions)
 
     def _path(self, key: str, *, required: bool = False) -> Path | None:
@@ -246,7 +255,9 @@ class _Row:
     def _inside(self, key: str, text: str) -> Path | None:
         path = self.home.folder / text
         if not self.home.holds(path):
-            self._bad(key, f"{text} lies outside the dataset's folder {self.home.folder}; move it there, or link it")
+            self._bad(
+                key, f"{text} lies outside the dataset's folder {self.home.folder}; move it there, or link it"
+            )
             return None
         self.named.append(_Named(f"{self.address}.{key}", path, self.row))
         return path

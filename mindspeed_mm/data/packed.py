@@ -38,7 +38,9 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         file.write(memoryview(raw)[8 + length :])
 
 
-def read_packed(path: Path, wanted: Sequence[str], *, part: str = "", verify: bool = True) -> dict[str, Tensor]:
+def read_packed(
+    path: Path, wanted: Sequence[str], *, part: str = "", verify: bool = True
+) -> dict[str, Tensor]:
     """The tensors whose names begin with `part`. `verify` compares them with their checksums, where the file has some.
 
     Raises DataError when the file is missing or damaged, or one of `wanted` is not in it.
@@ -75,7 +77,9 @@ def read_header(path: Path, *, verify: bool = True) -> dict[str, Any]:
         raise DataError(f"{path}: {size} bytes, its header promises {start + end}; extract it again")
     expected = header.get("__metadata__", {}).get(_CRC)
     if verify and expected is not None and expected != _crc_of_header(header):
-        raise DataError(f"{path}: its header is damaged: its checksum is not the one written; make the file again")
+        raise DataError(
+            f"{path}: its header is damaged: its checksum is not the one written; make the file again"
+        )
     return header
 
 

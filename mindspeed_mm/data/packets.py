@@ -14,7 +14,11 @@ from mindspeed_mm.data.bitstream import SizeWatch, head_of, may_end_inside_a_fra
 from mindspeed_mm.data.clips import open_clip
 from mindspeed_mm.errors import DataError
 
-_CUT_IS_FLAGGED = {"mp4", "flv", "mpeg"}  # there FFmpeg marks a packet as corrupt when the file ends inside it
+_CUT_IS_FLAGGED = {
+    "mp4",
+    "flv",
+    "mpeg",
+}  # there FFmpeg marks a packet as corrupt when the file ends inside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,9 @@ class FrameTable:
 
 
 def _is_cut(container: Any, packet: Any) -> bool:
-    if not packet.size or not packet.is_corrupt or packet.stream.frames:  # with an index, the missing frames are errors
+    if (
+        not packet.size or not packet.is_corrupt or packet.stream.frames
+    ):  # with an index, the missing frames are errors
         return False
     return bool(_CUT_IS_FLAGGED & set(container.format.name.split(",")))
 
@@ -72,7 +78,10 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
         elif lead and first_key is None and packet.is_keyframe:
             first_key = len(found)
         if stamp is not None and highest is not None and packet.is_keyframe and stamp < highest:
-            part, highest = part + 1, None  # files joined by `cat`: no frame before a key frame is played after it
+            part, highest = (
+                part + 1,
+                None,
+            )  # files joined by `cat`: no frame before a key frame is played after it
         highest = stamp if stamp is not None and (highest is None or stamp > highest) else highest
         found.append((part, stamp, packet.is_keyframe, packet.duration or 0))
     if first_key is not None:
@@ -136,7 +145,9 @@ def _table(found: list[tuple[int, int | None, bool, int]], stream: Any, skipped:
     keys = [place for place, (_, _, is_key, _) in enumerate(found) if is_key]
     return FrameTable(
         stamps=list(stamps),
-        times=[round(ticks * float(base), 6) for ticks in _joined(stamps, parts, [entry[3] for entry in found])],
+        times=[
+            round(ticks * float(base), 6) for ticks in _joined(stamps, parts, [entry[3] for entry in found])
+        ],
         keys=keys or [0],
         last=found[-1][3] * float(base),
         by_place=repeated or parts[-1] > 0 or "avi" in stream.container.format.name.split(","),
@@ -167,7 +178,9 @@ def find_size_change(path: Path, table: FrameTable | None) -> str:
     container, stream = open_clip(path)
     with container:  # which frame: they are counted as the readers count them
         start = table.stamps[0] if table is not None and table.skipped else None
-        frames = dropwhile(lambda frame: start is not None and frame.pts != start, decode_frames(container, stream))
+        frames = dropwhile(
+            lambda frame: start is not None and frame.pts != start, decode_frames(container, stream)
+        )
         first = None
         for place, frame in enumerate(frames):
             first = first or (frame.width, frame.height)

@@ -33,7 +33,9 @@ def to_mask(frame: Any, trait: str) -> NDArray[np.uint8]:
     if trait == "by alpha":
         return _turn(np.repeat(frame.to_ndarray(format="rgba")[..., 3:], 3, axis=-1), frame)
     image = to_rgb(frame, BLACK)
-    return np.where(image.any(axis=-1, keepdims=True), 255, np.zeros_like(image)) if trait == "labels" else image
+    return (
+        np.where(image.any(axis=-1, keepdims=True), 255, np.zeros_like(image)) if trait == "labels" else image
+    )
 
 
 def mask_trait(path: Path) -> str:
@@ -93,7 +95,9 @@ def clip_traits(
 ) -> tuple[str, ...]:
     """What is remarkable about a clip; see `traits.py`. `table` is None where the container's own index is exact, `mask` what `mask_trait` says."""
     found = []
-    others = [other for other in container.streams.video if other.index != stream.index and not is_cover(other)]
+    others = [
+        other for other in container.streams.video if other.index != stream.index and not is_cover(other)
+    ]
     if stream.index != container.streams.video[0].index:
         found.append("later stream")
     elif others:
@@ -120,7 +124,12 @@ def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
     said = _clock(_tag(stream, "duration"))
     if not said and stream.duration:
         said = float(stream.duration * stream.time_base)
-    if not said and len(container.streams) == 1 and container.duration and "matroska" in container.format.name:
+    if (
+        not said
+        and len(container.streams) == 1
+        and container.duration
+        and "matroska" in container.format.name
+    ):
         said = container.duration / 1_000_000
     return table.cut or (bool(said) and table.times[-1] + table.last < _SHORT_OF * said - 0.1)
 

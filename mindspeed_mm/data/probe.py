@@ -208,7 +208,11 @@ def _decode_some_keys(container: Any, stream: Any, table: FrameTable | None) -> 
     if table is not None and table.by_place:
         return
     keys = [entry.timestamp for _, entry in _indexed_keys(stream) or []]
-    keys = keys if table is None else [stamp for place in table.keys if (stamp := table.stamps[place]) is not None]
+    keys = (
+        keys
+        if table is None
+        else [stamp for place in table.keys if (stamp := table.stamps[place]) is not None]
+    )
     count = min(len(keys) - 1, _SAMPLED_KEYS)
     for stamp in sorted({keys[-1 - i * (len(keys) - 1) // count] for i in range(count)}):
         container.seek(stamp, stream=stream, backward=True, any_frame=False)
@@ -218,7 +222,9 @@ def _decode_some_keys(container: Any, stream: Any, table: FrameTable | None) -> 
 def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
     """The frame that the readers call frame 0."""
     start = table.stamps[0] if table is not None and table.skipped else None
-    return next((frame for frame in decode_frames(container, stream) if start is None or frame.pts == start), None)
+    return next(
+        (frame for frame in decode_frames(container, stream) if start is None or frame.pts == start), None
+    )
 
 
 def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:

@@ -25,7 +25,9 @@ class DatasetSpec:
 
 DATASETS: Registry[DatasetSpec] = Registry("dataset", "mindspeed_mm.datasets")
 DATASETS.add("vace", DatasetSpec(config=VaceDatasetConfig, build="mindspeed_mm.data.dataset:VaceDataset"))
-DATASETS.add("feature", DatasetSpec(config=FeatureDatasetConfig, build="mindspeed_mm.data.dataset:FeatureDataset"))
+DATASETS.add(
+    "feature", DatasetSpec(config=FeatureDatasetConfig, build="mindspeed_mm.data.dataset:FeatureDataset")
+)
 
 
 class DataConfig(Config):
@@ -54,7 +56,10 @@ def parse_data_config(values: Any, where: str, notes: list[str] | None = None) -
     """The values of a data JSON; `where` starts the address of an error. Raises ConfigError."""
     if isinstance(values, Mapping) and isinstance(values.get("dataset_param"), Mapping):
         found: list[str] = [] if notes is None else notes
-        values = {**values, "dataset_param": _parse_dataset(values["dataset_param"], f"{where}:dataset_param", found)}
+        values = {
+            **values,
+            "dataset_param": _parse_dataset(values["dataset_param"], f"{where}:dataset_param", found),
+        }
     return parse(DataConfig, values, where, notes)
 
 

@@ -62,7 +62,9 @@ class Batch:
     prompt_embeds: Tensor  # [B, L, text_dim], zero rows past each prompt's length
     prompt_lengths: Tensor  # [B]
     num_refs: int  # R, one number: it is part of the shape
-    sample_index: Tensor  # [B] int64, consumed-sample index of each row: keys timestep, noise and caption choice
+    sample_index: (
+        Tensor  # [B] int64, consumed-sample index of each row: keys timestep, noise and caption choice
+    )
     keys: tuple[str, ...]  # FeatureRecord.key of each row
 
     def to(self, device: torch.device) -> Batch:
@@ -76,5 +78,7 @@ class Batch:
     def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         from torch import Tensor
 
-        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved)

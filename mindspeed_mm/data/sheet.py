@@ -47,7 +47,14 @@ def draw_sheet(
     """
     title, caption, facts = shortened(title), shortened(caption), [shortened(fact) for fact in facts]
     lacking = missing(
-        " ".join([title, caption, *facts, *(f"{strip.name}{strip.note}{''.join(strip.labels)}" for strip in strips)])
+        " ".join(
+            [
+                title,
+                caption,
+                *facts,
+                *(f"{strip.name}{strip.note}{''.join(strip.labels)}" for strip in strips),
+            ]
+        )
     )
     if lacking:
         logger.warning(
@@ -105,11 +112,17 @@ class _Sheet:
             self._write(draw, self._text, MARGIN + 22, y + 12, caption, inner - 44, INK)
         return end
 
-    def _strip(self, image: Image.Image | None, draw: ImageDraw.ImageDraw | None, strip: Strip, y: int) -> int:
+    def _strip(
+        self, image: Image.Image | None, draw: ImageDraw.ImageDraw | None, strip: Strip, y: int
+    ) -> int:
         if draw is not None:
             draw.line((MARGIN, y - 12, self._width - MARGIN, y - 12), fill=LINE)
         named = self._write(draw, self._name, MARGIN, y - 3, strip.name, SIDE - 16, INK)
-        named = self._write(draw, self._small, MARGIN, named + 2, strip.note, SIDE - 16, SOFT) if strip.note else named
+        named = (
+            self._write(draw, self._small, MARGIN, named + 2, strip.note, SIDE - 16, SOFT)
+            if strip.note
+            else named
+        )
         bottom = y
         for start in range(0, max(1, len(strip.pictures)), self._columns):
             row = strip.pictures[start : start + self._columns]
@@ -144,7 +157,14 @@ class _Sheet:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def _write(
-        self, draw: ImageDraw.ImageDraw | None, hand: Lettering, x: int, y: int, text: str, width: int, colour: str
+        self,
+        draw: ImageDraw.ImageDraw | None,
+        hand: Lettering,
+        x: int,
+        y: int,
+        text: str,
+        width: int,
+        colour: str,
     ) -> int:
         """Where the text ends below."""
         if draw is not None:
@@ -155,6 +175,10 @@ class _Sheet:
 def _thumbnail(picture: Picture, size: tuple[int, int], crisp: bool) -> Image.Image:
     grows = size[0] > picture.shape[1]
     method = (
-        Image.Resampling.NEAREST if crisp and grows else Image.Resampling.BICUBIC if grows else Image.Resampling.LANCZOS
+        Image.Resampling.NEAREST
+        if crisp and grows
+        else Image.Resampling.BICUBIC
+        if grows
+        else Image.Resampling.LANCZOS
     )
     return Image.fromarray(picture).resize(size, method)

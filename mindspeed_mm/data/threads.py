@@ -9,7 +9,9 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = 32
-_CHUNK = 256  # ThreadPoolExecutor.map has no chunks: handing items over one by one costs more than a local stat
+_CHUNK = (
+    256  # ThreadPoolExecutor.map has no chunks: handing items over one by one costs more than a local stat
+)
 
 
 def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -122,7 +122,9 @@ def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
     )
 
 
-def read_resized(reader: VideoReader, indices: Sequence[int], size: tuple[int, int], resize: Resize) -> Frames:
+def read_resized(
+    reader: VideoReader, indices: Sequence[int], size: tuple[int, int], resize: Resize
+) -> Frames:
     """The frames at `indices` in `size` (height, width). A few at a time, so that a long 4K clip needs little memory."""
     wanted = sorted(set(indices))
     parts = [resize(reader.read(wanted[i : i + _AT_ONCE]), *size) for i in range(0, len(wanted), _AT_ONCE)]
@@ -243,7 +245,9 @@ def _open_and_choose(
     reader: Reader,
     mask: bool = False,
 ) -> tuple[VideoReader, FrameChoice]:
-    source: VideoReader = ArrayReader(clip) if isinstance(clip, np.ndarray) else open_video(clip, reader, mask=mask)
+    source: VideoReader = (
+        ArrayReader(clip) if isinstance(clip, np.ndarray) else open_video(clip, reader, mask=mask)
+    )
     config = VideoConfig(num_frames=num_frames, train_fps=fps, short_clip=policy, long_clip=long_clip)
     try:
         return source, choose(source, config)

@@ -52,7 +52,16 @@ __all__ = [
     "write_video",
 ]
 _INDEXED = {"mp4", "matroska"}
-_SAME_COLOURS = {"yuv420p", "yuvj420p", "yuv444p", "yuvj444p", "gbrp", "rgb24", "bgr0", "gray"}  # even sizes only
+_SAME_COLOURS = {
+    "yuv420p",
+    "yuvj420p",
+    "yuv444p",
+    "yuvj444p",
+    "gbrp",
+    "rgb24",
+    "bgr0",
+    "gray",
+}  # even sizes only
 _RESIZED_IN_BAND = {"vp8", "vp9", "av1"}  # browsers record calls so; decord scales them in silence
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
@@ -119,7 +128,10 @@ def decord_is_exact(path: Path) -> bool:
     try:
         container, stream = open_clip(path)
         with container:
-            if not _INDEXED & set(container.format.name.split(",")) or stream.index != container.streams.video[0].index:
+            if (
+                not _INDEXED & set(container.format.name.split(","))
+                or stream.index != container.streams.video[0].index
+            ):
                 return False
             codec = stream.codec_context
             if codec.pix_fmt not in _SAME_COLOURS or codec.width % 2 or codec.height % 2:
@@ -150,7 +162,9 @@ class DecordReader:
         decord.logging.set_level(decord.logging.QUIET)
         try:
             # fault_tol: one frame that had to be made up is one too many
-            self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=threads, fault_tol=1e-9)
+            self._reader = decord.VideoReader(
+                str(path), ctx=decord.cpu(0), num_threads=threads, fault_tol=1e-9
+            )
             self.num_frames = len(self._reader)
             stamps = self._reader.get_frame_timestamp(range(self.num_frames)).astype(np.float64)
             first: Frames = self._reader.get_batch([0]).asnumpy()
@@ -166,7 +180,9 @@ class DecordReader:
         try:
             frames: Frames = self._reader.get_batch(list(indices)).asnumpy()
         except Exception as error:
-            raise DataError(f"{self.path}: frames {span(indices)} cannot be decoded: {short(error)}") from None
+            raise DataError(
+                f"{self.path}: frames {span(indices)} cannot be decoded: {short(error)}"
+            ) from None
         return frames
 
 
@@ -263,7 +279,12 @@ class AvReader:
 
 
 def write_video(
-    path: str | Path, frames: Frames | Iterable[Frames], fps: float, *, lossless: bool = False, quality: int = 17
+    path: str | Path,
+    frames: Frames | Iterable[Frames],
+    fps: float,
+    *,
+    lossless: bool = False,
+    quality: int = 17,
 ) -> Path:
     """Write RGB frames [T, H, W, 3] (or an iterable of [H, W, 3]) at exactly `fps`; the file appears when it is complete.
 
@@ -292,7 +313,9 @@ def _codec(container_format: str, lossless: bool) -> tuple[str, str]:
     return ("ffv1", "bgr0") if container_format == "matroska" else ("libx264rgb", "rgb24")
 
 
-def _encode(container: Any, frames: Iterator[Frames], fps: float, codec: tuple[str, str], quality: int) -> None:
+def _encode(
+    container: Any, frames: Iterator[Frames], fps: float, codec: tuple[str, str], quality: int
+) -> None:
     import av
     from av.video.reformatter import VideoReformatter
 
@@ -310,7 +333,9 @@ def _encode(container: Any, frames: Iterator[Frames], fps: float, codec: tuple[s
             if even:
                 _tell_colours(stream.codec_context)
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        if even:  # a chroma sample is the mean of its four pixels: the default, a wider kernel, washes out edges
+        if (
+            even
+        ):  # a chroma sample is the mean of its four pixels: the default, a wider kernel, washes out edges
             picture = converter.reformat(picture, format=codec[1], interpolation="AREA")
         container.mux(stream.encode(picture))
     if stream is None:

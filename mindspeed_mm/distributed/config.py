@@ -20,24 +20,33 @@ class ParallelConfig(Config):
 
     tensor_model_parallel_size: int = Field(default=1, ge=1, description="only 1: FSDP2 shards instead")
     pipeline_model_parallel_size: int = Field(default=1, ge=1, description="only 1: FSDP2 shards instead")
-    virtual_pipeline_model_parallel_size: int | None = Field(default=None, ge=1, description="only 1: no pipeline")
+    virtual_pipeline_model_parallel_size: int | None = Field(
+        default=None, ge=1, description="only 1: no pipeline"
+    )
     context_parallel_size: int = Field(
         default=1, ge=1, le=65536, description="ranks that share the tokens of one sample"
     )
     context_parallel_algo: Literal["ulysses_cp_algo"] = Field(
-        default="ulysses_cp_algo", description="how the tokens are shared: attention over all tokens, heads divided"
+        default="ulysses_cp_algo",
+        description="how the tokens are shared: attention over all tokens, heads divided",
     )
-    use_torch_fsdp2: bool = Field(default=False, description="shard with torch's fully_shard (always on here)")
+    use_torch_fsdp2: bool = Field(
+        default=False, description="shard with torch's fully_shard (always on here)"
+    )
     fsdp2_config_path: str | None = Field(default=None, description="fsdp2_config.yaml")
     distributed_backend: Literal["nccl", "hccl", "gloo"] | None = Field(
-        default=None, description="gloo anywhere; nccl and hccl both mean the device's own (default: the device's own)"
+        default=None,
+        description="gloo anywhere; nccl and hccl both mean the device's own (default: the device's own)",
     )
-    distributed_timeout_minutes: int = Field(default=10, gt=0, le=1000000, description="longest wait for another rank")
+    distributed_timeout_minutes: int = Field(
+        default=10, gt=0, le=1000000, description="longest wait for another rank"
+    )
     recompute_granularity: Literal["full", "selective"] | None = Field(
         default=None, description="forget a block's activations (selective: keep attention outputs)"
     )
     recompute_method: Literal["uniform", "block"] | None = Field(
-        default=None, description="uniform: every block; block: the first --recompute-num-layers of trunk and of branch"
+        default=None,
+        description="uniform: every block; block: the first --recompute-num-layers of trunk and of branch",
     )
     recompute_num_layers: int | None = Field(
         default=None, gt=0, le=1000, description="blocks recomputed by method block"
@@ -77,8 +86,12 @@ class Fsdp2Config(Config):
         default=True, description="free gathered weights after forward (more memory left, one more gather)"
     )
     param_dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="dtype of matrix products")
-    reduce_dtype: Literal["bf16", "fp32"] = Field(default="fp32", description="dtype of the gradient sum over ranks")
-    offload_to_cpu: bool = Field(default=False, description="keep shards, gradients and optimizer in host memory")
+    reduce_dtype: Literal["bf16", "fp32"] = Field(
+        default="fp32", description="dtype of the gradient sum over ranks"
+    )
+    offload_to_cpu: bool = Field(
+        default=False, description="keep shards, gradients and optimizer in host memory"
+    )
     pin_memory: bool = Field(default=True, description="page-locked host memory for what is offloaded")
     recompute_modules: tuple[str, ...] | dict[str, Recompute] | None = Field(
         default=None, description="patterns to recompute in backward, or a map pattern: full|selective|none"
@@ -86,8 +99,12 @@ class Fsdp2Config(Config):
     offload_block_inputs: bool = Field(
         default=False, description="keep the inputs of recomputed blocks in host memory until backward"
     )
-    num_to_forward_prefetch: int = Field(default=0, ge=0, le=1000, description="units gathered ahead in forward")
-    num_to_backward_prefetch: int = Field(default=0, ge=0, le=1000, description="units gathered ahead in backward")
+    num_to_forward_prefetch: int = Field(
+        default=0, ge=0, le=1000, description="units gathered ahead in forward"
+    )
+    num_to_backward_prefetch: int = Field(
+        default=0, ge=0, le=1000, description="units gathered ahead in backward"
+    )
     ignored_modules: tuple[str, ...] = Field(
         default=(), description="patterns of frozen modules that stay whole on each rank"
     )

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from mindspeed_mm.distributed.config import Fsdp2Config, check_reshard
 from mindspeed_mm.distributed.mesh import Mesh
@@ -22,7 +28,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def shard_model(
-    model: nn.Module, units: Sequence[str], config: Fsdp2Config, mesh: Mesh, *, fp32_modules: Iterable[str] = ()
+    model: nn.Module,
+    units: Sequence[str],
+    config: Fsdp2Config,
+    mesh: Mesh,
+    *,
+    fp32_modules: Iterable[str] = (),
 ) -> nn.Module:
     """Shard `model`, which may be on the meta device, in place. `units` are the patterns used when the YAML names none.
 
@@ -42,7 +53,11 @@ def shard_model(
         for pattern in (config.sub_modules_to_wrap or units)
         for name in match(pattern, names, f"{where}:sub_modules_to_wrap", absent=absent)
     ]
-    rest = [name for name, child in model.named_children() if _has_parameters(child) and not _covers(name, wrapped)]
+    rest = [
+        name
+        for name, child in model.named_children()
+        if _has_parameters(child) and not _covers(name, wrapped)
+    ]
     exact = tuple(fp32_modules)
     dtypes = {
         name: torch.float32 if name.split(".")[0] in exact else DTYPES[config.param_dtype]
@@ -76,7 +91,9 @@ def fsdp_units(model: nn.Module) -> dict[str, FSDPModule]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FSDPModule)}
 
 
-def _sharder(config: Fsdp2Config, mesh: Mesh, ignored: set[nn.Parameter]) -> Callable[[nn.Module, torch.dtype], None]:
+def _sharder(
+    config: Fsdp2Config, mesh: Mesh, ignored: set[nn.Parameter]
+) -> Callable[[nn.Module, torch.dtype], None]:
     offload = CPUOffloadPolicy(pin_memory=config.pin_memory) if config.offload_to_cpu else OffloadPolicy()
 
     def shard(module: nn.Module, dtype: torch.dtype) -> None:
@@ -99,7 +116,9 @@ def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _whole_units(model: nn.Module, dtypes: Mapping[str, torch.dtype], config: Fsdp2Config, mesh: Mesh) -> set[str]:
+def _whole_units(
+    model: nn.Module, dtypes: Mapping[str, torch.dtype], config: Fsdp2Config, mesh: Mesh
+) -> set[str]:
     """Units that a rank holds whole and in the dtype of their products: frozen ones, and trained ones of a single rank.
 
     The trained ones are all in it or none is: an optimizer's fused kernels do not take sharded and plain tensors together.

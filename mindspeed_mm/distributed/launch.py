@@ -57,7 +57,9 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
         wait_for_workers=False,
         master_listen_fd=int(listening) if listening else None,
     )
-    dist.init_process_group(backend, store=store, rank=place, world_size=size, timeout=timeout, device_id=device)
+    dist.init_process_group(
+        backend, store=store, rank=place, world_size=size, timeout=timeout, device_id=device
+    )
 
 
 def raise_on_all_ranks(work: Callable[[], T]) -> T:
@@ -85,7 +87,9 @@ def _join(accelerator: Accelerator, timeout: timedelta, backend: str) -> None:
     both = backend if accelerator.kind == "cpu" else f"cpu:gloo,{accelerator.kind}:{backend}"
     device = None if accelerator.kind == "cpu" else accelerator.device
     if "RANK" not in os.environ:
-        dist.init_process_group(both, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=device)
+        dist.init_process_group(
+            both, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=device
+        )
         return
     missing = [name for name in _TORCHRUN if name not in os.environ]
     if missing:

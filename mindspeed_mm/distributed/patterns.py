@@ -30,7 +30,9 @@ def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[st
     if not found and not any(f"{shape}.".startswith(f"{unit}.") for unit in absent):
         kinds = sorted({re.sub(r"\.\d+(?=\.|$)", ".{*}", name) for name in known if name})
         nearest = "" if shape in kinds else did_you_mean(shape, kinds)  # else an index is too high
-        raise ConfigError(f"{where}: pattern {pattern!r} matches no module{nearest}; there are {_parts(known)}")
+        raise ConfigError(
+            f"{where}: pattern {pattern!r} matches no module{nearest}; there are {_parts(known)}"
+        )
     return found
 
 
@@ -61,7 +63,9 @@ def _hits(pattern: str, known: list[str], where: str) -> list[str]:
         name
         for name in known
         if (hit := re.fullmatch(expression, name))
-        and all(chosen is None or int(index) in chosen for index, chosen in zip(hit.groups(), sets, strict=True))
+        and all(
+            chosen is None or int(index) in chosen for index, chosen in zip(hit.groups(), sets, strict=True)
+        )
     ]
 
 

@@ -46,7 +46,9 @@ def recompute_plan(
     return {name: mode for name, mode in plan.items() if mode != "none"}
 
 
-def apply_recompute(model: nn.Module, plan: Mapping[str, Recompute], *, inputs_to_host: bool, pin: bool) -> None:
+def apply_recompute(
+    model: nn.Module, plan: Mapping[str, Recompute], *, inputs_to_host: bool, pin: bool
+) -> None:
     """Wrap the forward of each module in `plan`; its parameters, hooks and type stay as they are.
 
     `inputs_to_host` keeps the first input of each in host memory until backward, page-locked with `pin`.

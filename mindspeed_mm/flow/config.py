@@ -19,7 +19,9 @@ class ScheduleConfig(Config):
     num_train_timesteps: int = Field(
         default=1000, gt=1, le=100000, description="places of the schedule; timestep = this · sigma"
     )
-    shift: float = Field(default=5.0, ge=0.001, le=1000, description="how far the schedule leans to high noise")
+    shift: float = Field(
+        default=5.0, ge=0.001, le=1000, description="how far the schedule leans to high noise"
+    )
     sigma_min: float = Field(default=0.0, ge=0, lt=1, description="lower end of the unshifted grid")
     extra_one_step: bool = Field(default=True, description="leave the grid's end point out")
     expert: Expert | None = Field(default=None, description="A14B: which of the two experts this model is")
@@ -27,7 +29,9 @@ class ScheduleConfig(Config):
     ref_loss: Literal["include", "exclude"] = Field(
         default="include", description="whether reference frames count in the loss"
     )
-    loss_weighting: Literal["bell", "none"] = Field(default="bell", description="weight of a sample by its timestep")
+    loss_weighting: Literal["bell", "none"] = Field(
+        default="bell", description="weight of a sample by its timestep"
+    )
     normalize_per_expert: bool = Field(
         default=False, description="divide the weight by its mean over the expert's range"
     )

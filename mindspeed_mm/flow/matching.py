@@ -38,7 +38,9 @@ def sample_flow(latents: Tensor, schedule: Schedule, sample_index: Tensor, seed:
     return _noised(latents, torch.stack(noises), torch.stack(places), schedule)
 
 
-def sample_flow_at(latents: Tensor, schedule: Schedule, place: int, sample_index: Tensor, seed: int) -> FlowSample:
+def sample_flow_at(
+    latents: Tensor, schedule: Schedule, place: int, sample_index: Tensor, seed: int
+) -> FlowSample:
     """As `sample_flow`, but every row at one given place; the noise depends on (seed, sample index) alone."""
     noises = [
         torch.randn(latents.shape[1:], generator=keyed_generator(seed, index, "held-out"))

@@ -28,7 +28,9 @@ def shifted(u: Tensor, shift: float) -> Tensor:
 
 def training_sigmas(config: ScheduleConfig) -> Tensor:
     """fp32 [N]: the shifted grid from 1 downwards, computed in fp64."""
-    return torch.tensor([config.sigma(place) for place in range(config.num_train_timesteps)], dtype=torch.float32)
+    return torch.tensor(
+        [config.sigma(place) for place in range(config.num_train_timesteps)], dtype=torch.float32
+    )
 
 
 def bell_weights(timesteps: Tensor, num_train_timesteps: int) -> Tensor:

@@ -70,26 +70,38 @@ class WeightPaths(Config):
 class RequestConfig(Config):
     """One video, as it is asked for. Null = not said here."""
 
-    name: str | None = Field(default=None, pattern=r"^[^/\\.][^/\\]*$", description="name of the output files")
+    name: str | None = Field(
+        default=None, pattern=r"^[^/\\.][^/\\]*$", description="name of the output files"
+    )
     prompt: str | None = Field(default=None, description="what to generate; required")
     negative_prompt: str | None = Field(
         default=None, description="what to avoid; an empty text is honoured (default: Wan's)"
     )
-    video_path: str | None = Field(default=None, description="clip that is edited or that controls (src_video)")
+    video_path: str | None = Field(
+        default=None, description="clip that is edited or that controls (src_video)"
+    )
     mask_path: str | None = Field(
         default=None, description="clip, image or folder of images; white = generate, black = keep (src_mask)"
     )
     image_path: str | None = Field(default=None, description="one reference image")
-    image_paths: tuple[str, ...] | None = Field(default=None, description="several reference images, in order")
+    image_paths: tuple[str, ...] | None = Field(
+        default=None, description="several reference images, in order"
+    )
     first_frame_path: str | None = Field(default=None, description="image or clip that the video begins with")
     last_frame_path: str | None = Field(default=None, description="image or clip that the video ends with")
     outpaint: tuple[float, float, float, float] | None = Field(
         default=None,
         description="left, top, right, bottom: how far the frame grows beyond video_path, in parts of its size",
     )
-    height: int | None = Field(default=None, gt=0, le=16384, description="pixels, a multiple of 16 (default: 480)")
-    width: int | None = Field(default=None, gt=0, le=16384, description="pixels, a multiple of 16 (default: 832)")
-    num_frames: int | None = Field(default=None, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
+    height: int | None = Field(
+        default=None, gt=0, le=16384, description="pixels, a multiple of 16 (default: 480)"
+    )
+    width: int | None = Field(
+        default=None, gt=0, le=16384, description="pixels, a multiple of 16 (default: 832)"
+    )
+    num_frames: int | None = Field(
+        default=None, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)"
+    )
     fps: float | None = Field(default=None, ge=0.001, le=1000, description="frames a second (default: 16)")
     short_clip: Literal["reject", "pad", "resample"] | None = Field(
         default=None, description="a source with fewer frames than num_frames (default: reject)"
@@ -98,7 +110,8 @@ class RequestConfig(Config):
         default=None, description="a source with more frames than num_frames (default: trim)"
     )
     fit: Literal["crop", "reject"] | None = Field(
-        default=None, description="a source of another size: cover and crop the centre, or reject (default: crop)"
+        default=None,
+        description="a source of another size: cover and crop the centre, or reject (default: crop)",
     )
     timing: Literal["seconds", "frames"] | None = Field(
         default=None,
@@ -114,7 +127,10 @@ class RequestConfig(Config):
     solver: Solver | None = Field(default=None, description="(default: by preset)")
     steps: int | None = Field(default=None, gt=0, le=1000, description="denoising steps (default: 50)")
     shift: float | None = Field(
-        default=None, ge=0.001, le=1000, description="how far the sigmas lean to high noise (default: by preset)"
+        default=None,
+        ge=0.001,
+        le=1000,
+        description="how far the sigmas lean to high noise (default: by preset)",
     )
     guidance_scale: float | None = Field(
         default=None, ge=0, le=1000, description="1 = without the negative prompt (default: 5)"
@@ -194,13 +210,17 @@ class RequestConfig(Config):
     @model_validator(mode="after")
     def _euler_alone(self) -> RequestConfig:
         if self.videoxfun_sigmas and self.solver not in (None, "euler"):
-            raise ValueError(f"videoxfun_sigmas belongs to solver euler, but solver is {self.solver}; leave one out")
+            raise ValueError(
+                f"videoxfun_sigmas belongs to solver euler, but solver is {self.solver}; leave one out"
+            )
         return self
 
     @model_validator(mode="after")
     def _one_spelling(self) -> RequestConfig:
         if self.image_path is not None and self.image_paths is not None:
-            raise ValueError("image_path and image_paths are both given here; put all images into image_paths")
+            raise ValueError(
+                "image_path and image_paths are both given here; put all images into image_paths"
+            )
         return self
 
 
@@ -219,7 +239,8 @@ class RunConfig(Config):
     )
     vae_dtype: Literal["bf16", "fp32"] = Field(default="fp32", description="of the VAE")
     offload: Offload = Field(
-        default="none", description="keep models on the device, bring the active one there, or one block at a time"
+        default="none",
+        description="keep models on the device, bring the active one there, or one block at a time",
     )
     tiled: Tiled = Field(default="auto", description="VAE in tiles: when memory asks for it, always or never")
     context_parallel_size: int | None = Field(

@@ -92,7 +92,9 @@ class Predictor:
         def predict(prompt_embeds: Tensor) -> Tensor:
             chunks = torch.split(prompt_embeds, len(prompt_embeds) if is_batched else 1)
             context_scale = self.sampling.context_scale
-            outputs.extend(model(latents, timestep, chunk, context, context_scale=context_scale) for chunk in chunks)
+            outputs.extend(
+                model(latents, timestep, chunk, context, context_scale=context_scale) for chunk in chunks
+            )
             return torch.cat(outputs)
 
         velocity = self.guide(predict, self.prompts.prompt_embeds, self.prompts.negative_prompt_embeds, scale)

@@ -17,7 +17,9 @@ from mindspeed_mm.models.wan.vace import VaceTransformer
 
 LOGGER = get_logger(__name__)
 _WORKSPACE = 24 << 30  # bytes of a device that two experts side by side must leave to activations
-_TOKEN_BYTES = 48  # for each token and hidden channel: residual streams, a norm, the feed-forward's two wide tensors
+_TOKEN_BYTES = (
+    48  # for each token and hidden channel: residual streams, a norm, the feed-forward's two wide tensors
+)
 
 
 class Experts:
@@ -39,10 +41,14 @@ class Experts:
         if len(models) not in (1, 2):
             raise WeightsError(f"{len(models)} transformers; one, or [high, low] is wanted")
         if any(model.config != models[0].config for model in models):
-            raise WeightsError("the two experts have different sizes; they must be the two halves of one model")
+            raise WeightsError(
+                "the two experts have different sizes; they must be the two halves of one model"
+            )
         self.models = tuple(models)
         self.offload: Offload = "none" if placed else _affordable(models, accelerator, offload)
-        self._visitors = [] if placed else [_visitor(model, accelerator.device, self.offload) for model in models]
+        self._visitors = (
+            [] if placed else [_visitor(model, accelerator.device, self.offload) for model in models]
+        )
         self._active: int | None = None
         self._accelerator = accelerator
         self._dtype = dtype or next(models[0].blocks.parameters()).dtype

@@ -29,7 +29,11 @@ def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
             "the encoded inputs (vace_context) are not finite before denoising: the VAE overflows or is damaged; "
             "set vae_dtype to fp32, or fetch the VAE again"
         )
-    if not all(is_finite(rows) for rows in (prompts.prompt_embeds, prompts.negative_prompt_embeds) if rows is not None):
+    if not all(
+        is_finite(rows)
+        for rows in (prompts.prompt_embeds, prompts.negative_prompt_embeds)
+        if rows is not None
+    ):
         raise NonFiniteError(
             "the embedded prompt is not finite before denoising: the text encoder overflows or is damaged; "
             "set dtype to fp32, or fetch the text encoder again"
@@ -49,7 +53,9 @@ def finite_check(sampling: SamplingConfig) -> StepHook:
 def explain_step(sampling: SamplingConfig, step: Step) -> NonFiniteError:
     """Why the latents after `step` are not finite."""
     where = f"denoising step {step.index + 1} of {step.total} (timestep {step.timestep:g})"
-    return NonFiniteError(f"latents are not finite after {where}: {_cause(sampling, step)}; no video was written")
+    return NonFiniteError(
+        f"latents are not finite after {where}: {_cause(sampling, step)}; no video was written"
+    )
 
 
 def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteError:
@@ -60,12 +66,12 @@ def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteErro
     elif bad:
         cause = f"the VAE's weights contain NaN or Inf ({bad}); fetch the VAE again"
     elif float(latents.abs().max()) > _TALL:
-        cause = (
-            f"the latents reach {float(latents.abs().max()):.3g}, where about 1 is usual; lower guidance_scale or shift"
-        )
+        cause = f"the latents reach {float(latents.abs().max()):.3g}, where about 1 is usual; lower guidance_scale or shift"
     else:
         cause = "the VAE overflows; set vae_dtype to fp32"
-    return NonFiniteError(f"decoded pixels are not finite from frame {frame} on: {cause}; no video was written")
+    return NonFiniteError(
+        f"decoded pixels are not finite from frame {frame} on: {cause}; no video was written"
+    )
 
 
 def _cause(sampling: SamplingConfig, step: Step) -> str:
@@ -76,9 +82,7 @@ def _cause(sampling: SamplingConfig, step: Step) -> str:
     if extreme := _extreme(sampling):
         return f"{' and '.join(extreme)}: likely too far from the usual; use a value near the preset's"
     if is_finite(step.prediction.velocity):
-        return (
-            f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas; use a shift near the preset's"
-        )
+        return f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas; use a shift near the preset's"
     if all(is_finite(output) for output in step.prediction.outputs):
         return f"guidance_scale {sampling.guidance_scale:g} overflows the guided velocity; lower it"
     if tallest > _TALL:

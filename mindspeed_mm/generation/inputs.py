@@ -17,7 +17,15 @@ from torch import Tensor
 from mindspeed_mm.data.frames import FrameChoice, choose_frames, frame_at, spread_to_last
 from mindspeed_mm.data.images import blank_mask
 from mindspeed_mm.data.traits import remarks_on
-from mindspeed_mm.data.transforms import ArrayReader, cut, fill, fill_nearest, load_reference, read_resized, to_tensor
+from mindspeed_mm.data.transforms import (
+    ArrayReader,
+    cut,
+    fill,
+    fill_nearest,
+    load_reference,
+    read_resized,
+    to_tensor,
+)
 from mindspeed_mm.data.video import BLACK, WHITE, VideoReader, flatten, open_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.config import SamplingConfig
@@ -41,7 +49,9 @@ class Inputs:
     src_ref_images: Sequence[Picture] = ()
     first_frame: Clip | None = None
     last_frame: Clip | None = None
-    outpaint: tuple[float, float, float, float] | None = None  # left, top, right, bottom, in parts of the source's size
+    outpaint: tuple[float, float, float, float] | None = (
+        None  # left, top, right, bottom, in parts of the source's size
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,9 @@ def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
     elif inputs.src_video is not None:
         video, mask = _edited(inputs, sampling, notes)
     load = stretched_reference if sampling.diffsynth_references else load_reference
-    references = tuple(load(_picture(image), sampling.height, sampling.width) for image in inputs.src_ref_images)
+    references = tuple(
+        load(_picture(image), sampling.height, sampling.width) for image in inputs.src_ref_images
+    )
     return Conditions(src_video=video, src_mask=mask, src_ref_images=references, notes=tuple(notes))
 
 
@@ -147,12 +159,16 @@ def _outpainted(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> t
     chosen = _choose(source, "src_video", sampling, notes)
     _check_fit(source, "src_video", (rows, columns), sampling, notes)
     video = torch.zeros(3, sampling.num_frames, sampling.height, sampling.width)
-    video[:, :, y : y + rows, x : x + columns] = to_tensor(read_resized(source, chosen.indices, (rows, columns), fill))
+    video[:, :, y : y + rows, x : x + columns] = to_tensor(
+        read_resized(source, chosen.indices, (rows, columns), fill)
+    )
     mask = torch.ones(1, sampling.num_frames, sampling.height, sampling.width)
     inner = sampling.model_copy(update={"height": rows, "width": columns})
     kept = _mask(inputs.src_mask, source, chosen, inner, notes)
     mask[:, :, y : y + rows, x : x + columns] = 0 if kept is None else kept
-    notes.append(f"outpaint: the source stands at {columns}x{rows}+{x}+{y} of {sampling.width}x{sampling.height}")
+    notes.append(
+        f"outpaint: the source stands at {columns}x{rows}+{x}+{y} of {sampling.width}x{sampling.height}"
+    )
     return video, mask
 
 
@@ -173,7 +189,11 @@ def _between(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> tupl
             raise DataError(
                 f"{key} {source.path}: {total} frames are given of {sampling.num_frames}; nothing is left to generate"
             )
-        place = slice(0, len(indices)) if key == "first_frame" else slice(sampling.num_frames - len(indices), None)
+        place = (
+            slice(0, len(indices))
+            if key == "first_frame"
+            else slice(sampling.num_frames - len(indices), None)
+        )
         video[:, place] = to_tensor(read_resized(source, indices, size, fill))
         mask[:, place] = 0
         notes.append(f"{key}: {len(indices)} frame(s) kept")
@@ -209,7 +229,9 @@ def _choose(source: VideoReader, key: str, sampling: SamplingConfig, notes: list
             f"set num_frames to {len(found.indices)}, or short_clip to pad or resample"
         )
     if found.policy == "trim" and sampling.long_clip == "reject":
-        raise DataError(f"{what} is longer than num_frames {sampling.num_frames}; set long_clip to trim or resample")
+        raise DataError(
+            f"{what} is longer than num_frames {sampling.num_frames}; set long_clip to trim or resample"
+        )
     chosen = choose_frames(
         times,
         duration=duration,
@@ -239,7 +261,9 @@ def _check_fit(
         return
     found, wanted = f"{source.width}x{source.height}", f"{size[1]}x{size[0]}"
     if sampling.fit == "reject":
-        raise DataError(f"{key} {source.path} is {found}, {wanted} is wanted; give it that size, or set fit to crop")
+        raise DataError(
+            f"{key} {source.path} is {found}, {wanted} is wanted; give it that size, or set fit to crop"
+        )
     scale = max(size[0] / source.height, size[1] / source.width)
     lost = 1 - size[0] * size[1] / (source.height * source.width * scale**2)
     cropped = f", {lost:.0%} of its area cropped at the sides" if lost > 0.005 else ""

@@ -22,7 +22,12 @@ class Layout:
 
 
 def choose_layout(
-    world: int, num_heads: int, *, guided: bool, cfg_parallel: Literal["auto", "on", "off"], context: int | None
+    world: int,
+    num_heads: int,
+    *,
+    guided: bool,
+    cfg_parallel: Literal["auto", "on", "off"],
+    context: int | None,
 ) -> Layout:
     """Lay `world` processes out. Raises ConfigError naming the sizes that work.
 

@@ -28,7 +28,9 @@ def rotated_noise(noise: Tensor, num_refs: int) -> Tensor:
     return torch.roll(noise, num_refs, dims=1)
 
 
-def stretched_reference(image: str | Path | Image.Image | NDArray[np.uint8], height: int, width: int) -> Tensor:
+def stretched_reference(
+    image: str | Path | Image.Image | NDArray[np.uint8], height: int, width: int
+) -> Tensor:
     """An image of any aspect → [3, 1, H, W] in [-1, 1], stretched to fill it."""
     if isinstance(image, Image.Image):
         image = flatten(image, WHITE)

@@ -64,7 +64,9 @@ def load_experts(
         return Experts(
             [team.sharded(open_weights(file), dtype) for file in files], accelerator, placed=True, dtype=dtype
         )
-    models = [load_transformer(file, dtype=dtype, device="cpu").eval().requires_grad_(False) for file in files]
+    models = [
+        load_transformer(file, dtype=dtype, device="cpu").eval().requires_grad_(False) for file in files
+    ]
     if isinstance(team, Team):
         for model in models:
             team.share_tokens(model)

@@ -39,7 +39,13 @@ from mindspeed_mm.generation.finite import check_inputs, explain_pixels, finite_
 from mindspeed_mm.generation.guidance import GuidanceFn, guided_velocity
 from mindspeed_mm.generation.inputs import Clip, Conditions, Inputs, Picture, load_conditions
 from mindspeed_mm.generation.parity import rotated_noise
-from mindspeed_mm.generation.parts import find_parts, inspect_experts, load_experts, load_image_coder, load_text
+from mindspeed_mm.generation.parts import (
+    find_parts,
+    inspect_experts,
+    load_experts,
+    load_image_coder,
+    load_text,
+)
 from mindspeed_mm.generation.result import Frames, GenerationResult, PromptEmbeds, Timings, to_bytes
 from mindspeed_mm.generation.solvers import Solver, make_noise
 from mindspeed_mm.generation.writer import versions
@@ -71,9 +77,13 @@ class VacePipeline:
         self.num_experts = num_experts or (len(experts.models) if isinstance(experts, Experts) else 1)
         self._experts = experts
         self._vae = None if vae is None else vae.to(accelerator.device)
-        self._encoder: StreamEncoder | None = None  # remembers the latents of grey, which is most of what VACE encodes
+        self._encoder: StreamEncoder | None = (
+            None  # remembers the latents of grey, which is most of what VACE encodes
+        )
         self._text_encoder = text_encoder
-        self._loaded_text: TextEncoder | None = text_encoder if isinstance(text_encoder, TextEncoder) else None
+        self._loaded_text: TextEncoder | None = (
+            text_encoder if isinstance(text_encoder, TextEncoder) else None
+        )
         self._embeds: dict[str, Tensor] = {}
         self.accelerator = accelerator
         self.tiled: Tiled = tiled
@@ -159,7 +169,9 @@ class VacePipeline:
                 "guidance_scale_2": guidance_scale_2,
                 "shift": shift,
                 "boundary": boundary,
-                "context_scale": tuple(context_scale) if isinstance(context_scale, Sequence) else context_scale,
+                "context_scale": tuple(context_scale)
+                if isinstance(context_scale, Sequence)
+                else context_scale,
                 "seed": seed,
                 "solver": solver,
                 "preset": preset,
@@ -295,7 +307,9 @@ class VacePipeline:
     def _text(self) -> TextEncoder:
         if self._loaded_text is None:
             if self._text_encoder is None or isinstance(self._text_encoder, TextEncoder):
-                raise WeightsError("this pipeline has no text encoder and does not know the prompt's embedding")
+                raise WeightsError(
+                    "this pipeline has no text encoder and does not know the prompt's embedding"
+                )
             self._loaded_text = self._text_encoder()
         return self._loaded_text.to(self.accelerator.device)
 
@@ -396,6 +410,4 @@ def vae_bytes(vae: WanVae, height: int, width: int) -> int:
     return int(_VAE_PLANES * width_of_layers * height * width * vae.model.dtype.itemsize)
 
 
-_VAE_PLANES = (
-    90  # base_dim feature maps of the output's size that are alive at once: 88 measured on a CPU, fp32, 192x256
-)
+_VAE_PLANES = 90  # base_dim feature maps of the output's size that are alive at once: 88 measured on a CPU, fp32, 192x256

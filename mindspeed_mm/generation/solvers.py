@@ -18,7 +18,9 @@ from mindspeed_mm.generation.parity import twice_shifted_sigmas
 class Stepper(Protocol):
     """The part of a diffusers scheduler that is used here."""
 
-    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
+    ) -> tuple[Tensor, ...]:
         """The sample one denoising step later, first in a tuple."""
 
 

@@ -134,10 +134,14 @@ class Team(Solo):
         spec = MODELS.get("vace")
         model = build_on_meta(source.config)
         for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(torch.float32 if name.split(".")[0] in spec.fp32_modules else dtype)
+            parameter.data = parameter.data.to(
+                torch.float32 if name.split(".")[0] in spec.fp32_modules else dtype
+            )
         model.eval().requires_grad_(False)
         self.share_tokens(model)
-        settings = Fsdp2Config(param_dtype="fp32" if dtype == torch.float32 else "bf16", num_to_forward_prefetch=1)
+        settings = Fsdp2Config(
+            param_dtype="fp32" if dtype == torch.float32 else "bf16", num_to_forward_prefetch=1
+        )
         shard_model(model, spec.units, settings, self.mesh, fp32_modules=spec.fp32_modules)
         model.to_empty(device=self.accelerator.device)
         finite = FiniteWeights(source.path)
@@ -152,7 +156,9 @@ def _fill(parameter: Tensor, whole: Tensor) -> Tensor:
     """Copy this process's part; returns it."""
     if not isinstance(parameter, DTensor):
         return parameter.copy_(whole)
-    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    shape, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
     place = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
     local: Tensor = parameter.to_local()
     return local.copy_(whole[place])

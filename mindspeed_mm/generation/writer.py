@@ -123,7 +123,11 @@ def _watched(chunks: Iterable[Frames], kept: dict[int, Frames], wanted: set[int]
 
 
 def draw_result(
-    name: str, pictures: Sequence[Frames], indices: Sequence[int], conditions: Conditions | None, settings: Settings
+    name: str,
+    pictures: Sequence[Frames],
+    indices: Sequence[int],
+    conditions: Conditions | None,
+    settings: Settings,
 ) -> Image.Image:
     """The contact sheet: what was asked, what the model was shown, what came out."""
     fps = float(settings["sampling"]["fps"])
@@ -154,7 +158,9 @@ def condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Str
         )
     if conditions.src_mask is not None:
         masks = list(mask_frames(conditions.src_mask[:, chosen]))
-        strips.append(Strip(name="src_mask", pictures=masks, note="white = generate, black = keep", crisp=True))
+        strips.append(
+            Strip(name="src_mask", pictures=masks, note="white = generate, black = keep", crisp=True)
+        )
     return strips
 
 
@@ -181,7 +187,14 @@ def _scale(scale: float | Sequence[float]) -> str:
 def picture_frames(pixels: Tensor) -> Frames:
     """[3, T, H, W] in [-1, 1] → uint8 [T, H, W, 3]."""
     frames: Frames = (
-        ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous().cpu().numpy()
+        ((pixels.float() + 1) * 127.5)
+        .round()
+        .clamp(0, 255)
+        .byte()
+        .permute(1, 2, 3, 0)
+        .contiguous()
+        .cpu()
+        .numpy()
     )
     return frames
 

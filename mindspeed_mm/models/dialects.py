@@ -43,12 +43,16 @@ def understand(names: Iterable[str], where: object, key_maps: Mapping[str, KeyMa
             raise WeightsError(
                 f"{where}: expected a Wan or VACE transformer, got {model}: {listed(foreign)}; name the file of the transformer"
             )
-        raise WeightsError(f"{where}: {what}; foreign: {listed(foreign)}; known dialects: {', '.join(key_maps)}")
+        raise WeightsError(
+            f"{where}: {what}; foreign: {listed(foreign)}; known dialects: {', '.join(key_maps)}"
+        )
     ours: dict[str, str] = {}
     for name, short in bare.items():
         official = key_map.to_ours(short)
         if official in ours:
-            raise WeightsError(f"{where}: {name!r} and {ours[official]!r} are the same weight {official!r}; keep one")
+            raise WeightsError(
+                f"{where}: {name!r} and {ours[official]!r} are the same weight {official!r}; keep one"
+            )
         ours[official] = name
     return Naming(dialect, ours)
 

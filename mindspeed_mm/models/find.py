@@ -84,14 +84,20 @@ def _megatron(path: Path) -> Files | None:
     if folder is None and parse_iteration(path.name) is None:
         iterations = saved_iterations(path)
         if len(iterations) > 1:
-            raise WeightsError(f"{path}: has {len(iterations)} iterations and no tracker file; name one iter_ folder")
+            raise WeightsError(
+                f"{path}: has {len(iterations)} iterations and no tracker file; name one iter_ folder"
+            )
         folder = path / f"iter_{iterations[0]:07d}" if iterations else None
     if folder is None:
         return None
     inner = _megatron(folder)
     if inner is None:
         raise WeightsError(f"{folder}: is empty; the save or conversion was not finished")
-    also = f"{path}: read {folder.name}/; the original weights beside it were not read" if _has_weights(path) else ""
+    also = (
+        f"{path}: read {folder.name}/; the original weights beside it were not read"
+        if _has_weights(path)
+        else ""
+    )
     return Files(inner.kind, inner.paths, f"{inner.what} ({folder.name})", (*inner.homes, path), also)
 
 
@@ -108,7 +114,9 @@ def _plain_folder(path: Path) -> Files | None:
         inner = _plain_folder(path / "transformer")
         if inner is None:
             raise WeightsError(f"{path / 'transformer'}: holds no weights; {_present(path / 'transformer')}")
-        return Files(inner.kind, inner.paths, f"a diffusers folder, its transformer/ ({inner.what})", inner.homes)
+        return Files(
+            inner.kind, inner.paths, f"a diffusers folder, its transformer/ ({inner.what})", inner.homes
+        )
     indices = sorted(path.glob("*.safetensors.index.json"))
     if len(indices) > 1:
         raise WeightsError(
@@ -153,10 +161,14 @@ def _unindexed(folder: Path, found: list[Path]) -> Files:
         if len(found) != int(first[3]):
             raise WeightsError(f"{folder}: has {len(found)} of {int(first[3])} shards; download the rest")
         if first[4] == "safetensors":
-            return Files("safetensors", tuple(found), f"a folder of {len(found)} safetensors shards", (folder,))
+            return Files(
+                "safetensors", tuple(found), f"a folder of {len(found)} safetensors shards", (folder,)
+            )
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:4])
-        raise WeightsError(f"{folder}: holds {len(found)} files of weights and no index ({names}); name one of them")
+        raise WeightsError(
+            f"{folder}: holds {len(found)} files of weights and no index ({names}); name one of them"
+        )
     inner = _one_file(found[0])
     return Files(inner.kind, inner.paths, f"a folder with {found[0].name}", inner.homes)
 

@@ -41,5 +41,7 @@ def foreign_trunk(in_dim: int, out_dim: int) -> str | None:
 
 def is_wan22_vae(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether these are weights of Wan2.2's VAE: 48 latent channels, and frames come in as 12 channels."""
-    first = next((shapes[name] for name in ("encoder.conv1.weight", "encoder.conv_in.weight") if name in shapes), ())
+    first = next(
+        (shapes[name] for name in ("encoder.conv1.weight", "encoder.conv_in.weight") if name in shapes), ()
+    )
     return len(first) == 5 and first[1] == 12

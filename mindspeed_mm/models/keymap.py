@@ -42,11 +42,15 @@ class KeyMap:
 
     def _translate(self, name: str, table: Sequence[tuple[re.Pattern[str], str]], complaint: str) -> str:
         found = [
-            template.format(**match.groupdict()) for pattern, template in table if (match := pattern.fullmatch(name))
+            template.format(**match.groupdict())
+            for pattern, template in table
+            if (match := pattern.fullmatch(name))
         ]
         if len(found) == 1:
             return found[0]
-        raise WeightsError(f"weight {name!r} {complaint if not found else f'matches {len(found)} rules: {found}'}")
+        raise WeightsError(
+            f"weight {name!r} {complaint if not found else f'matches {len(found)} rules: {found}'}"
+        )
 
 
 def _pattern(template: str) -> re.Pattern[str]:

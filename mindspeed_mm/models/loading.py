@@ -39,7 +39,11 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path in paths:
         found = read_safetensors([path]).tensors if path.suffix == ".safetensors" else _read_torch(path)
-        wrong = [f"{name} {str(w.dtype).removeprefix('torch.')}" for name, w in found.items() if w.dtype not in NUMBERS]
+        wrong = [
+            f"{name} {str(w.dtype).removeprefix('torch.')}"
+            for name, w in found.items()
+            if w.dtype not in NUMBERS
+        ]
         if wrong:
             raise WeightsError(f"{path}: has weights that are not floating-point numbers: {listed(wrong)}")
         if twice := state.keys() & found.keys():
@@ -75,7 +79,9 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: to
         "mis-shaped": sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name]),
     }
     if any(complaints.values()):
-        said = "; ".join(f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in complaints.items() if names)
+        said = "; ".join(
+            f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in complaints.items() if names
+        )
         raise WeightsError(f"{source}: does not fit {type(module).__name__}: {said}")
     cast = {id(weight): weight.to(dtype) for weight in state.values()}  # a tensor of two names stays one
     check_weights(source, {name: cast[id(weight)] for name, weight in state.items()})

@@ -16,7 +16,14 @@ from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.containers.tensors import TensorFile, raw_bytes
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.wan.config import BRANCH, VaceConfig
-from mindspeed_mm.models.wan.sizes import Shape, contradictions, infer_config, infer_layers, layout, setting_conflicts
+from mindspeed_mm.models.wan.sizes import (
+    Shape,
+    contradictions,
+    infer_config,
+    infer_layers,
+    layout,
+    setting_conflicts,
+)
 
 HEAD_BYTES = 64 * 1024  # of each tensor go into the fingerprint
 
@@ -79,7 +86,9 @@ class WeightsSource:
         """One line: what was found, in which dialect, how much of it."""
         dtypes = "/".join(sorted({str(dtype).removeprefix("torch.") for dtype in self.dtypes.values()}))
         parts = "trunk and branch" if self.has_branch else "trunk only"
-        found = f"{self.path}: {self.what}, {self.dialect} names, {len(self.tensors)} tensors, {dtypes}, {parts}"
+        found = (
+            f"{self.path}: {self.what}, {self.dialect} names, {len(self.tensors)} tensors, {dtypes}, {parts}"
+        )
         return f"{found}, completed from {self.base.path}" if self.base else found
 
     def read(self, name: str) -> Tensor:
@@ -123,7 +132,9 @@ def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> Weights
     if source.has_branch:
         raise WeightsError(f"{source.path}: has a VACE branch already; leave init_from_trunk out")
     wanted = layout(config)
-    problems = differences(source.shapes, {name: shape for name, shape in wanted.items() if not _in_branch(name)})
+    problems = differences(
+        source.shapes, {name: shape for name, shape in wanted.items() if not _in_branch(name)}
+    )
     if problems:
         raise WeightsError(f"{source.path}: is not the trunk of the configured model: {problems}")
     if config.vace_in_dim < 2 * config.trunk.in_dim:

@@ -13,15 +13,25 @@ from mindspeed_mm.registry import Registry
 class ModelSpec:
     """One trainable model. `predictor.model_id` of the model JSON picks it."""
 
-    predictor: type[Config]  # schema of the JSON's `predictor`; docs/extend/model.md says which fields training reads
+    predictor: type[
+        Config
+    ]  # schema of the JSON's `predictor`; docs/extend/model.md says which fields training reads
     build: str  # "module:callable", called build(predictor.model) → nn.Module on the current default device
     key_maps: str  # "module:NAME", a dict dialect → KeyMap
     units: tuple[str, ...]  # module patterns that are sharded and recomputed as one, e.g. "blocks.{*}"
-    branch: tuple[str, ...] = ()  # first parts of the names of what `trainable: branch` trains; () = there is no branch
+    branch: tuple[
+        str, ...
+    ] = ()  # first parts of the names of what `trainable: branch` trains; () = there is no branch
     fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 when the rest is bf16
-    start: str = ""  # "module:callable", start(predictor) → models.start.Start; "" reads `from_pretrained` by key_maps
-    modules: str = ""  # "module:callable", modules(predictor.model) → all module names, without torch; "" = not told
-    cost: str = ""  # "module:callable", cost(predictor, recompute plan) → LoopParts.cost; "" reports no throughput
+    start: str = (
+        ""  # "module:callable", start(predictor) → models.start.Start; "" reads `from_pretrained` by key_maps
+    )
+    modules: str = (
+        ""  # "module:callable", modules(predictor.model) → all module names, without torch; "" = not told
+    )
+    cost: str = (
+        ""  # "module:callable", cost(predictor, recompute plan) → LoopParts.cost; "" reports no throughput
+    )
 
 
 MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")

@@ -17,7 +17,9 @@ class Start:
     """The beginning of a run."""
 
     weights: WeightsSource | None  # None: random ones
-    base: WeightsSource | None  # holds what does not train; None: no one place does, so checkpoints hold all weights
+    base: (
+        WeightsSource | None
+    )  # holds what does not train; None: no one place does, so checkpoints hold all weights
 
 
 class Named(Protocol):

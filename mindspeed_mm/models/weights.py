@@ -49,7 +49,13 @@ logger = get_logger(__name__)
 M = TypeVar("M", bound=nn.Module)
 PathLike = str | Path
 _OF_THE_BRANCH = ("vace_layers", "vace_in_dim")  # which a base may have of another kind, or not at all
-_NESTED = ("model", "state_dict", "model_state", "model_state_dict", "module")  # where a file may keep its weights
+_NESTED = (
+    "model",
+    "state_dict",
+    "model_state",
+    "model_state_dict",
+    "module",
+)  # where a file may keep its weights
 
 
 def open_weights(
@@ -92,11 +98,15 @@ def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
     tensors: dict[str, TensorFile] = {}
     for source in sources:
         if twice := tensors.keys() & source.tensors.keys():
-            raise WeightsError(f"{source.path}: {listed(sorted(twice))} is also in another listed part; keep one")
+            raise WeightsError(
+                f"{source.path}: {listed(sorted(twice))} is also in another listed part; keep one"
+            )
         tensors |= source.tensors
     whole = next((source for source in sources if not source.has_branch), sources[0])
     hints = {name: value for source in sources for name, value in source.hints.items()}
-    joined = replace(whole, what=" and ".join(source.what for source in sources), tensors=tensors, hints=hints)
+    joined = replace(
+        whole, what=" and ".join(source.what for source in sources), tensors=tensors, hints=hints
+    )
     joined = _complete(joined, None, base_path, (), KEY_MAPS)
     _check(joined)
     return joined
@@ -134,7 +144,9 @@ def load_weights(
     problems = differences(source.shapes, wanted)
     if problems:
         hint = (
-            "" if source.has_branch else "; it has no VACE branch, set predictor.vace_dit.init_from_trunk to start one"
+            ""
+            if source.has_branch
+            else "; it has no VACE branch, set predictor.vace_dit.init_from_trunk to start one"
         )
         raise WeightsError(f"{source.path} ({source.dialect} names) does not fit the model: {problems}{hint}")
     state = {}
@@ -194,7 +206,9 @@ def _read(
         states = [read_dcp(path) if files.kind == "dcp" else read_torch(path) for path in files.paths]
         stages, extras = _stages(states, where), states[0]
     namings = [understand(stage, where, key_maps) for stage in stages]
-    tensors = [{name: stage[raw] for name, raw in n.ours.items()} for n, stage in zip(namings, stages, strict=True)]
+    tensors = [
+        {name: stage[raw] for name, raw in n.ours.items()} for n, stage in zip(namings, stages, strict=True)
+    ]
     return namings[0].dialect, tensors[0] if len(tensors) == 1 else merge(tensors), extras
 
 
@@ -222,7 +236,9 @@ def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile
         elif isinstance(value, dict):
             found |= _weights(value, where, f"{name}.")
         elif not name.endswith("_extra_state"):
-            raise WeightsError(f"{where}: {name} is a {type(value).__name__}; a state dict of tensors is wanted")
+            raise WeightsError(
+                f"{where}: {name} is a {type(value).__name__}; a state dict of tensors is wanted"
+            )
     return found
 
 
@@ -278,13 +294,17 @@ def _complete(
     try:
         stat_path(place, WeightsError)
     except WeightsError as error:
-        raise WeightsError(f"{source.path}: holds only what was trained, and not its base: {error}; {hint}") from None
+        raise WeightsError(
+            f"{source.path}: holds only what was trained, and not its base: {error}; {hint}"
+        ) from None
     if place in seen or len(seen) > 8:
         raise WeightsError(f"{source.path}: its base {place} leads back to itself; {hint}")
     whole = _open(find_files(place), None, (*seen, place), key_maps)
     fingerprint = recorded.get("fingerprint")
     if fingerprint and whole.fingerprint() != fingerprint:
-        raise WeightsError(f"{source.path}: {place} is not the base it was trained on, its values differ; {hint}")
+        raise WeightsError(
+            f"{source.path}: {place} is not the base it was trained on, its values differ; {hint}"
+        )
     _refuse_another_base(source, whole)
     hints = {**whole.hints, **source.hints}
     hints_path = source.hints_from or whole.hints_from
@@ -329,8 +349,12 @@ def _check(source: WeightsSource) -> None:
         problems = str(error)
     if problems:
         stage = parse_rank(source.path.parent.name)
-        hint = "" if stage is None else f"; it is pipeline stage {stage} alone, give {source.path.parent.parent}"
-        raise WeightsError(f"{source.path}: read as {source.dialect} names ({source.what}), but {problems}{hint}")
+        hint = (
+            "" if stage is None else f"; it is pipeline stage {stage} alone, give {source.path.parent.parent}"
+        )
+        raise WeightsError(
+            f"{source.path}: read as {source.dialect} names ({source.what}), but {problems}{hint}"
+        )
     disagreements = contradictions(source.shapes, source.hints)
     if disagreements:
         logger.warning(f"{source.path}: config.json disagrees and is not used: {', '.join(disagreements)}")

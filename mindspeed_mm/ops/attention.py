@@ -41,7 +41,9 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, copies: int, attend_rows: Att
     weight = torch.zeros(k.shape[1])
     weight[-1] = math.log(copies)
     mask = weight.expand(1, 1, q.shape[1], -1)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+    )
     return out.transpose(1, 2)
 
 

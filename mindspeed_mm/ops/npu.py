@@ -19,7 +19,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """[B, S, N, K] ×3 → [B, S, N, K] by npu_fusion_attention; BSND is its name of our layout."""
     import torch_npu
 
-    out: Tensor = torch_npu.npu_fusion_attention(q, k, v, q.shape[2], "BSND", scale=1.0 / math.sqrt(q.shape[-1]))[0]
+    out: Tensor = torch_npu.npu_fusion_attention(
+        q, k, v, q.shape[2], "BSND", scale=1.0 / math.sqrt(q.shape[-1])
+    )[0]
     return out
 
 

@@ -16,14 +16,18 @@ MAX_POSITIONS = 1024  # of each axis; the published tables end there
 THETA = 10000.0
 
 
-def rope_tables(grid: tuple[int, int, int], dims: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_tables(
+    grid: tuple[int, int, int], dims: tuple[int, int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos and sin, fp32 [S, K/2], of the tokens of a (time, height, width) grid in (f, h, w) order.
 
     `dims` are the channels of a head that each axis gets; the angle of pair j is position·10000^(-2j/dim), in fp64.
     Raises DataError when an axis is longer than the 1024 positions that the model knows.
     """
     if max(grid) > MAX_POSITIONS:
-        raise DataError(f"token grid {grid} is longer than {MAX_POSITIONS} on one axis; use a shorter or smaller clip")
+        raise DataError(
+            f"token grid {grid} is longer than {MAX_POSITIONS} on one axis; use a shorter or smaller clip"
+        )
     angles = [_axis_angles(length, dim) for length, dim in zip(grid, dims, strict=True)]
     return _spread(angles, grid, torch.cos, device), _spread(angles, grid, torch.sin, device)
 
@@ -32,7 +36,9 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of adjacent channels of x [B, S, N, K] by its token's angle; cos, sin [S, K/2]. In x's dtype."""
     if npu.holds(x) and npu.can_rotate(x):
         return npu.apply_rope(x, cos, sin)
-    if npu.holds(x) or torch.compiler.is_compiling():  # the compiler fuses the formula, but not complex numbers
+    if (
+        npu.holds(x) or torch.compiler.is_compiling()
+    ):  # the compiler fuses the formula, but not complex numbers
         return apply_rope_reference(x, cos, sin)
     turned: Tensor = _Turn.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return turned
@@ -72,7 +78,10 @@ def _axis_angles(length: int, dim: int) -> Tensor:
 
 
 def _spread(
-    angles: list[Tensor], grid: tuple[int, int, int], function: Callable[[Tensor], Tensor], device: torch.device
+    angles: list[Tensor],
+    grid: tuple[int, int, int],
+    function: Callable[[Tensor], Tensor],
+    device: torch.device,
 ) -> Tensor:
     tables = [function(axis).float().to(device) for axis in angles]
     frames, height, width = (

@@ -14,7 +14,9 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     Raises DataError for a half-precision timestep: bf16 keeps 294 of 1000 timesteps apart.
     """
     if timestep.dtype in (torch.bfloat16, torch.float16):
-        raise DataError(f"timestep is {timestep.dtype}, which merges neighbouring timesteps; pass it as float32")
+        raise DataError(
+            f"timestep is {timestep.dtype}, which merges neighbouring timesteps; pass it as float32"
+        )
     device = timestep.device
     exact = device if device.type in ("cpu", "cuda", "meta") else torch.device("cpu")  # where fp64 is at home
     half = dim // 2

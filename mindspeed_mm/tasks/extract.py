@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from mindspeed_mm.data.check import check_manifest
 from mindspeed_mm.data.content import STATE_FOLDER
-from mindspeed_mm.data.manifest import FAILURES, Manifest, Problem, list_problems, scan_manifest, write_failures
+from mindspeed_mm.data.manifest import (
+    FAILURES,
+    Manifest,
+    Problem,
+    list_problems,
+    scan_manifest,
+    write_failures,
+)
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors, rank
@@ -66,7 +73,9 @@ def scan(job: ExtractJob) -> Manifest | None:
     manifest = scan_manifest(source.data_path, source.data_folder)
     _demand(job, manifest, manifest.problems)
     if not job.extract.no_check_clips:
-        logger.info(f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly")
+        logger.info(
+            f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly"
+        )
     return manifest
 
 

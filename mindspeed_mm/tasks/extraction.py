@@ -106,7 +106,9 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
         report_long_captions(dataset.records, encoder.tokenizer)
     recipe = build_recipe(job, dataset, vae, encoder)
     return Extraction(
-        vae=StreamEncoder(WaitingVae(vae, accelerator.device), max_batch=job.extract.encode_batch or DEFAULT_BATCH),
+        vae=StreamEncoder(
+            WaitingVae(vae, accelerator.device), max_batch=job.extract.encode_batch or DEFAULT_BATCH
+        ),
         text=PromptCache(WaitingText(encoder, accelerator.device)),
         recipe=recipe,
         load=dataset.load,
@@ -180,7 +182,11 @@ def build_recipe(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: Tex
 
 
 def extract(
-    job: ExtractJob, dataset: RawDataset, extraction: Extraction, world: World, manifest: Manifest | None = None
+    job: ExtractJob,
+    dataset: RawDataset,
+    extraction: Extraction,
+    world: World,
+    manifest: Manifest | None = None,
 ) -> None:
     """Encode this rank's rows; rank 0 writes data.jsonl, the failures and the report at the end."""
     if world.rank == 0:
@@ -188,7 +194,9 @@ def extract(
         sweep([folder, folder / FEATURE_FOLDER, folder / STATE_FOLDER])
         store_null_prompt(extraction)
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
-        write_failures(extraction.save_path, failures((), manifest))  # an earlier run's are none of this one's
+        write_failures(
+            extraction.save_path, failures((), manifest)
+        )  # an earlier run's are none of this one's
     left_out = len({problem.row for problem in manifest.problems} if manifest else ())
     allowed = job.extract.skip_bad_samples - left_out
     share = deal(dataset.records, world)
@@ -197,7 +205,9 @@ def extract(
     with handling_signals(), deferred(), clip_progress(len(share), world) as progress:
         for row in extraction.run(share, lambda: stop_signal() != 0):
             outcome.add(row)
-            progress.step(worked=isinstance(row, Finished) and row.fresh, note=f"failed {len(outcome.failed)}")
+            progress.step(
+                worked=isinstance(row, Finished) and row.fresh, note=f"failed {len(outcome.failed)}"
+            )
             if len(outcome.failed) > allowed:
                 with suppress(OSError):  # the error below matters more
                     write_failures(extraction.save_path, failures(outcome.failed, manifest))
@@ -230,7 +240,9 @@ def deal(records: Sequence[SampleRecord], world: World) -> list[SampleRecord]:
     homes: dict[object, int] = {}
     for record in records:
         homes.setdefault(replace(record, address="", row=0), len(homes))
-    return [record for record in records if homes[replace(record, address="", row=0)] % world.size == world.rank]
+    return [
+        record for record in records if homes[replace(record, address="", row=0)] % world.size == world.rank
+    ]
 
 
 @dataclass

@@ -70,7 +70,10 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
         context=job.run.context_parallel_size,
     )
     LOGGER.info(
-        "%d processes: %d share the tokens, guidance on %d group(s)", layout.world, layout.context, layout.halves
+        "%d processes: %d share the tokens, guidance on %d group(s)",
+        layout.world,
+        layout.context,
+        layout.halves,
     )
     with launch(accelerator, _TIMEOUT):
         work(job, job.videos, accelerator, config, Team(layout, accelerator))
@@ -94,9 +97,13 @@ def say_what_is_not_followed(run: RunConfig, processes: int) -> None:
             LOGGER.warning("%s: left out, for one process decodes from_latents", ", ".join(asked))
     elif processes > 1:
         if run.shard_weights and run.offload != "none":
-            LOGGER.info("offload %s is left out: the weights lie where shard_weights spreads them", run.offload)
+            LOGGER.info(
+                "offload %s is left out: the weights lie where shard_weights spreads them", run.offload
+            )
     elif asked:
-        LOGGER.warning("%s: for several processes, and this is one; start them with generate.sh", ", ".join(asked))
+        LOGGER.warning(
+            "%s: for several processes, and this is one; start them with generate.sh", ", ".join(asked)
+        )
 
 
 def work(
@@ -105,11 +112,15 @@ def work(
     """Check everything, embed every prompt, then one of `videos`, which are all or some of the job's, after another."""
     team.check(lambda: check_inputs(job, videos))
     if not videos:
-        LOGGER.info("process %d has no video to make: there are %d", rank(), len(job.videos), extra=on_every_rank())
+        LOGGER.info(
+            "process %d has no video to make: there are %d", rank(), len(job.videos), extra=on_every_rank()
+        )
         return
     pipe = team_pipeline(job, accelerator, config, team)
     pipe.remember(team.from_first(lambda: embed_prompts(pipe, videos)))
-    if rank() == 0 and all(video.name != "job" for video in job.videos):  # whose settings would be in that file
+    if rank() == 0 and all(
+        video.name != "job" for video in job.videos
+    ):  # whose settings would be in that file
         write_job(Path(job.run.output_path), job.to_json())
     for video in videos:
         if team.first:  # of those that make this video
@@ -123,7 +134,9 @@ def team_pipeline(job: GenerateJob, accelerator: Accelerator, config: VaceConfig
     dtype = DTYPES[job.run.dtype]
     vae = team.from_first_alone(lambda: load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator))
     return VacePipeline(
-        lambda: load_experts(job.model, dtype, accelerator, job.run.offload, team, shard=job.run.shard_weights),
+        lambda: load_experts(
+            job.model, dtype, accelerator, job.run.offload, team, shard=job.run.shard_weights
+        ),
         vae,
         lambda: load_text(job.model, dtype, accelerator, config.trunk.text_len),
         accelerator=accelerator,
@@ -141,7 +154,9 @@ def check_inputs(job: GenerateJob, videos: Sequence[VideoJob]) -> None:
     check_space(Path(job.run.output_path), needed)
     seen: set[str] = set()
     for video in videos:
-        key = json.dumps([video.inputs.model_dump(mode="json"), video.sampling.model_dump(mode="json")], sort_keys=True)
+        key = json.dumps(
+            [video.inputs.model_dump(mode="json"), video.sampling.model_dump(mode="json")], sort_keys=True
+        )
         if key not in seen:
             conditions_of(video)
             seen.add(key)
@@ -240,7 +255,9 @@ def write(
     _tell(path, settings_of(pipe, job, video, conditions))
 
 
-def settings_of(pipe: VacePipeline, job: GenerateJob, video: VideoJob, conditions: Conditions | None) -> dict[str, Any]:
+def settings_of(
+    pipe: VacePipeline, job: GenerateJob, video: VideoJob, conditions: Conditions | None
+) -> dict[str, Any]:
     """Every argument, with what it cost."""
     return {
         "name": video.name,
@@ -254,7 +271,9 @@ def settings_of(pipe: VacePipeline, job: GenerateJob, video: VideoJob, condition
 
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
     """--from-latents: the part of an earlier run that comes after denoising."""
-    latents, num_refs, settings = read_latents(Path(str(job.run.from_latents)), verify=job.run.verify_checksums)
+    latents, num_refs, settings = read_latents(
+        Path(str(job.run.from_latents)), verify=job.run.verify_checksums
+    )
     say_what_latents_decide(job, settings)
     pipe = VacePipeline(
         None,
@@ -339,7 +358,9 @@ def resumable(latents: Path) -> Iterator[None]:
 
 def _tell(path: Path, settings: dict[str, Any]) -> None:
     cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in settings["seconds"].items())
-    LOGGER.info("  %s (%s; peak memory %.2f GB)", path, cost, settings["peak_memory_gb"], extra=on_every_rank())
+    LOGGER.info(
+        "  %s (%s; peak memory %.2f GB)", path, cost, settings["peak_memory_gb"], extra=on_every_rank()
+    )
 
 
 def _short(text: str) -> str:

@@ -70,7 +70,9 @@ def extraction_table(job: ExtractJob) -> Rows:
         ("data", f"{getattr(source, 'data_path', job.files.mm_data)}"),
     ]
     if cut is not None and hasattr(cut, "max_hxw"):
-        rows.append(("clips up to", f"{cut.num_frames} frames at {cut.train_fps:g} fps, {cut.max_hxw} pixels"))
+        rows.append(
+            ("clips up to", f"{cut.num_frames} frames at {cut.train_fps:g} fps, {cut.max_hxw} pixels")
+        )
     ranks = _count(world_size(), "rank", "ranks")
     rows.append(("processes", f"{ranks}, {_count(extract.num_workers, 'reader', 'readers')} each"))
     return [*rows, ("output", job.save_path)]
@@ -85,7 +87,9 @@ def generation_table(job: GenerateJob) -> Rows:
     names = [video.name for video in job.videos]
     rows.append(("videos", f"{len(names)}: {', '.join(names[:6])}{', …' if names[6:] else ''}"))
     said = [video.sampling for video in job.videos]
-    rows.append(("size", _distinct(f"{s.width}x{s.height}, {s.num_frames} frames at {s.fps:g} fps" for s in said)))
+    rows.append(
+        ("size", _distinct(f"{s.width}x{s.height}, {s.num_frames} frames at {s.fps:g} fps" for s in said))
+    )
     rows.append(("sampling", _distinct(f"{s.solver}, {s.steps} steps, shift {s.shift:g}, guidance {s.guidance_scale:g}" for s in said)))  # fmt: skip
     rows.append(("seed", _distinct(str(s.seed) for s in said)))
     shared = "each makes videos of its own" if run.data_parallel else "they share each video"
@@ -105,7 +109,9 @@ def _model(predictor: Any) -> str:
 
 def _parts(shards: Sequence[str]) -> list[str]:
     folders = {str(Path(shard).parent) for shard in shards}
-    return list(shards) if len(shards) < 3 or len(folders) > 1 else [f"{len(shards)} files in {folders.pop()}"]
+    return (
+        list(shards) if len(shards) < 3 or len(folders) > 1 else [f"{len(shards)} files in {folders.pop()}"]
+    )
 
 
 def _distinct(texts: Iterable[str]) -> str:

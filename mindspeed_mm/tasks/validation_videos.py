@@ -30,10 +30,14 @@ class ValidationVideos:
     Sources and prompts are encoded once; between evaluations the VAE waits on the host and the text encoder is gone.
     """
 
-    def __init__(self, inference: Path, model: nn.Module, mesh: Mesh, accelerator: Accelerator, folder: Path) -> None:
+    def __init__(
+        self, inference: Path, model: nn.Module, mesh: Mesh, accelerator: Accelerator, folder: Path
+    ) -> None:
         """Raises the errors of a generation run for a JSON that cannot be honoured."""
         if not isinstance(model, VaceTransformer):
-            raise ConfigError(f"{inference}: validation videos need a VACE model, this is a {type(model).__name__}")
+            raise ConfigError(
+                f"{inference}: validation videos need a VACE model, this is a {type(model).__name__}"
+            )
         job = GenerateJob.from_file(inference, transformer_at_hand=True)
         self.job = job.model_copy(update={"run": job.run.model_copy(update={"output_path": str(folder)})})
         if len(self.job.model.experts) != 1:
@@ -84,7 +88,9 @@ class ValidationVideos:
             text_len = self.model.config.trunk.text_len
             pipe = VacePipeline(
                 Experts([self.model], self.accelerator, placed=True, dtype=DTYPES[run.dtype]),
-                self.team.from_first_alone(lambda: load_image_coder(paths, DTYPES[run.vae_dtype], self.accelerator)),
+                self.team.from_first_alone(
+                    lambda: load_image_coder(paths, DTYPES[run.vae_dtype], self.accelerator)
+                ),
                 lambda: load_text(paths, DTYPES[run.dtype], self.accelerator, text_len),
                 accelerator=self.accelerator,
                 tiled=run.tiled,
@@ -111,7 +117,9 @@ def _written(
 def _warn(iteration: int, video: VideoJob, error: NonFiniteError) -> None:
     """Once for all ranks: the training goes on, and its own guard judges its loss."""
     if rank() == 0:
-        LOGGER.warning("iteration %d, validation video %s: %s; training goes on", iteration, video.name, error)
+        LOGGER.warning(
+            "iteration %d, validation video %s: %s; training goes on", iteration, video.name, error
+        )
 
 
 def _encoded(pipe: VacePipeline, conditions: Conditions | None, video: VideoJob) -> Tensor:

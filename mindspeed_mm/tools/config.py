@@ -23,7 +23,9 @@ class StaticProfile(Config):
     save_path: str = Field(default="./profiling", description="folder of the traces")
     start_step: int = Field(default=10, ge=0, description="first iteration recorded")
     end_step: int = Field(default=11, ge=0, description="iteration before which recording ends")
-    data_simplification: bool = Field(default=False, description="keep only what NPU tools need; no effect elsewhere")
+    data_simplification: bool = Field(
+        default=False, description="keep only what NPU tools need; no effect elsewhere"
+    )
     aic_metrics_type: Literal["PipeUtilization", "ArithmeticUtilization"] = Field(
         default="PipeUtilization", description="which NPU counters; no effect elsewhere"
     )
@@ -42,7 +44,9 @@ class ProfileParam(Config):
     @model_validator(mode="after")
     def _only_static_records(self) -> ProfileParam:
         if self.enable and self.profile_type == "dynamic":
-            raise ValueError("profile_type dynamic does not exist here; write static, and the steps in static_param")
+            raise ValueError(
+                "profile_type dynamic does not exist here; write static, and the steps in static_param"
+            )
         return self
 
 

@@ -31,9 +31,13 @@ def reference() -> str:
     """The whole page."""
     parts = [HEAD]
     for schema, title in SCHEMAS:
-        parts.append(f"\n## {title.capitalize()}\n\n| flag | default | meaning |\n|-|-|-|\n" + "".join(_rows(schema)))
+        parts.append(
+            f"\n## {title.capitalize()}\n\n| flag | default | meaning |\n|-|-|-|\n" + "".join(_rows(schema))
+        )
     rows = "".join(
-        f"| `{flag}` | {reason} |\n" for flag, (_, reason) in sorted(UNUSED.items()) if flag not in _honoured()
+        f"| `{flag}` | {reason} |\n"
+        for flag, (_, reason) in sorted(UNUSED.items())
+        if flag not in _honoured()
     )
     refused = "".join(f"| `{flag}` | {advice} |\n" for flag, advice in sorted(REFUSED.items()))
     parts += ["\n## Accepted, unused\n\n| flag | why it does nothing here |\n|-|-|\n", rows]
@@ -43,7 +47,9 @@ def reference() -> str:
 def _rows(schema: type[Config]) -> Iterator[str]:
     for name, field in schema.model_fields.items():
         choices = _choices(field.annotation)
-        meaning = " ".join(filter(None, [field.description or "", f"({', '.join(choices)})" if choices else ""]))
+        meaning = " ".join(
+            filter(None, [field.description or "", f"({', '.join(choices)})" if choices else ""])
+        )
         yield f"| `{flag_name(name)}` | {_default(field.default)} | {meaning.replace('|', '/')} |\n"
 
 

@@ -41,7 +41,9 @@ _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 class InspectConfig(OverrideConfig):
     """What to look at, and where the sheet goes."""
 
-    dry_run: bool = Field(default=False, description="check arguments, files and the list, and stop; opens no clip")
+    dry_run: bool = Field(
+        default=False, description="check arguments, files and the list, and stop; opens no clip"
+    )
     print_config: bool = Field(default=False, description="print the settings as JSON and stop")
 
     index: int | None = Field(
@@ -51,9 +53,12 @@ class InspectConfig(OverrideConfig):
     )
     out: str = Field(default="sheet.png", description="the picture that is written (.png, .jpg or .webp)")
     data_config: str | None = Field(
-        default=None, description="data JSON whose preprocess_parameters decide frames and sizes; null = the defaults"
+        default=None,
+        description="data JSON whose preprocess_parameters decide frames and sizes; null = the defaults",
     )
-    vae: str | None = Field(default=None, description="VAE (folder or .pth) with which a feature's latents are decoded")
+    vae: str | None = Field(
+        default=None, description="VAE (folder or .pth) with which a feature's latents are decoded"
+    )
     decode_frames: int | None = Field(
         default=None,
         gt=0,
@@ -63,7 +68,8 @@ class InspectConfig(OverrideConfig):
         default=1_000_000_000, ge=0, description="fail when more rows than this cannot be used"
     )
     no_verify_checksums: bool = Field(
-        default=False, description="draw a feature without comparing its checksums: a damaged file may go unnoticed"
+        default=False,
+        description="draw a feature without comparing its checksums: a damaged file may go unnoticed",
     )
     workers: int | None = Field(
         default=None, ge=0, le=1024, description="processes that look into clips (default: as many as fit)"
@@ -92,7 +98,9 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 def job_parser(prog: str = PROG) -> FlagParser:
     """Every flag of mm-inspect and of `vace inspect`."""
     parser = FlagParser(prog, "Look at a dataset or at features as the model will see them.")
-    parser.add_argument("path", help="data.txt, data.json, .jsonl, a data config, a feature file, or a folder of these")
+    parser.add_argument(
+        "path", help="data.txt, data.json, .jsonl, a data config, a feature file, or a folder of these"
+    )
     add_flags(parser, InspectConfig, "options")
     return parser
 
@@ -105,7 +113,9 @@ def _check_list(path: Path, config: InspectConfig) -> None:
             manifest = scan_manifest(source.data_path, source.data_folder)
             if manifest.problems:
                 logger.warning(list_problems(manifest.problems, manifest.rows))
-            logger.info(f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly")
+            logger.info(
+                f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly"
+            )
     logger.info(f"{config.out} would be drawn from {path}")
 
 
@@ -155,10 +165,19 @@ def _source(path: Path, config: InspectConfig) -> tuple[DataSource, VideoConfig,
             return DataSource(data_path=dataset.basic_parameters.data_path), video, dataset
         raise ConfigError(f"{path}: mm-inspect knows the dataset types 'vace' and 'feature'")
     if config.set and config.data_config is None:
-        raise ConfigError(f"--set {config.set[0][:80]}: {path} is no data JSON; give one with --data-config FILE")
+        raise ConfigError(
+            f"--set {config.set[0][:80]}: {path} is no data JSON; give one with --data-config FILE"
+        )
     source = DataSource(data_path=str(path))
-    if path.suffix == ".jsonl" and '"file"' in read_text(path, DataError, max_bytes=LIST_BYTES).partition("\n")[0]:
-        return source, video, parse(FeatureDatasetConfig, {"basic_parameters": {"data_path": str(path)}}, PROG)
+    if (
+        path.suffix == ".jsonl"
+        and '"file"' in read_text(path, DataError, max_bytes=LIST_BYTES).partition("\n")[0]
+    ):
+        return (
+            source,
+            video,
+            parse(FeatureDatasetConfig, {"basic_parameters": {"data_path": str(path)}}, PROG),
+        )
     return source, video, None
 
 
@@ -198,7 +217,9 @@ def _draw_sample(record: SampleRecord, video: VideoConfig) -> tuple[Image.Image,
     from mindspeed_mm.tools.sheets import sample_sheet
 
     sample = load_sample(record, video)
-    return sample_sheet(record, sample), f"{record.address}, {len(sample.frame_indices)} frames ({sample.frame_policy})"
+    return sample_sheet(
+        record, sample
+    ), f"{record.address}, {len(sample.frame_indices)} frames ({sample.frame_policy})"
 
 
 def _feature_file(config: FeatureDatasetConfig, index: int) -> Path:
@@ -206,7 +227,9 @@ def _feature_file(config: FeatureDatasetConfig, index: int) -> Path:
 
     dataset = FeatureDataset(config)
     if index >= len(dataset):
-        raise ConfigError(f"--index {index}: {config.basic_parameters.data_path} has rows 0..{len(dataset) - 1}")
+        raise ConfigError(
+            f"--index {index}: {config.basic_parameters.data_path} has rows 0..{len(dataset) - 1}"
+        )
     return dataset.path(index)
 
 

@@ -13,7 +13,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mindspeed_mm.config.schema import Config
-from mindspeed_mm.data.config import ClipRow, FeatureDatasetConfig, FeatureRow, LoaderConfig, VaceDatasetConfig
+from mindspeed_mm.data.config import (
+    ClipRow,
+    FeatureDatasetConfig,
+    FeatureRow,
+    LoaderConfig,
+    VaceDatasetConfig,
+)
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.generation.config import InferenceConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
@@ -32,7 +38,14 @@ working directory.
 | file | for |
 |-|-|
 """
-_WORDS = {bool: "true, false", int: "integer", float: "number", str: "text", type(None): "null", Any: "anything"}
+_WORDS = {
+    bool: "true, false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    type(None): "null",
+    Any: "anything",
+}
 
 Part = tuple[str, type[Config]]  # the address in the file ("" = the top), what stands there
 FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
@@ -88,7 +101,9 @@ def _file(name: str, parts: tuple[Part, ...]) -> str:
 
 def _tables(address: str, schema: type[BaseModel], elsewhere: set[str]) -> Iterator[str]:
     """The table of one object, then those of the objects in it."""
-    fields = {name: field for name, field in schema.model_fields.items() if _join(address, name) not in elsewhere}
+    fields = {
+        name: field for name, field in schema.model_fields.items() if _join(address, name) not in elsewhere
+    }
     title = f"`{address}`: " if address else ""
     rows = "".join(_row(name, field) for name, field in fields.items())
     yield f"\n### {title}{_purpose(schema)}\n\n| key | default | type | meaning |\n|-|-|-|-|\n{rows}"
@@ -102,7 +117,10 @@ def _tables(address: str, schema: type[BaseModel], elsewhere: set[str]) -> Itera
 def _unused(table: Mapping[str, str]) -> Iterator[str]:
     if table:
         reasons = dict.fromkeys(table.values())
-        groups = (", ".join(f"`{key}`" for key in table if table[key] == reason) + f": {reason}" for reason in reasons)
+        groups = (
+            ", ".join(f"`{key}`" for key in table if table[key] == reason) + f": {reason}"
+            for reason in reasons
+        )
         yield "\nAccepted, unused: " + "; ".join(groups) + ".\n"
 
 
@@ -114,7 +132,9 @@ def _purpose(schema: type[BaseModel]) -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
-    meaning = (field.description or ("see below" if _object_in(field.annotation)[0] else "")).replace("|", "/")
+    meaning = (field.description or ("see below" if _object_in(field.annotation)[0] else "")).replace(
+        "|", "/"
+    )
     return f"| `{name}` | {default} | {_type(field.annotation)} | {meaning} |\n"
 
 
@@ -156,9 +176,9 @@ def _join(address: str, name: str) -> str:
 
 
 def _anchor(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum() or character in "-_ ").replace(
-        " ", "-"
-    )
+    return "".join(
+        character for character in name.lower() if character.isalnum() or character in "-_ "
+    ).replace(" ", "-")
 
 
 def main(argv: list[str]) -> None:

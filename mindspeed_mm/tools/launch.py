@@ -165,7 +165,11 @@ class Launcher:
             reason = getattr(error, "strerror", None) or str(error)
             raise LaunchError(
                 f"MASTER_PORT={options.master_port}: {reason.lower()}; choose another"
-                + (", or unset it: one node takes a free port" if options.nnodes == 1 else ", the same on all nodes")
+                + (
+                    ", or unset it: one node takes a free port"
+                    if options.nnodes == 1
+                    else ", the same on all nodes"
+                )
             ) from None
 
     def _environment(self, local_rank: int, address: str, port: int, store: int | None) -> dict[str, str]:
@@ -252,7 +256,9 @@ class Launcher:
                 if late > _KILL:
                     self._end(running, signal.SIGKILL)
             elif since and time.monotonic() - since > _shutdown_limit():
-                self._say(f"still running {_shutdown_limit():.0f} s after the signal; killed. See {self.log_path}")
+                self._say(
+                    f"still running {_shutdown_limit():.0f} s after the signal; killed. See {self.log_path}"
+                )
                 self._end(running, signal.SIGKILL)
                 return 1
         for reader in readers:
@@ -291,7 +297,9 @@ class Launcher:
                 self.log_path.parent.mkdir(parents=True, exist_ok=True)
                 self._log = open(self.log_path, "ab", buffering=0)  # noqa: SIM115
             except OSError as error:
-                raise LaunchError(f"LOG_DIR={self.options.log_dir}: {error.strerror}; choose another") from None
+                raise LaunchError(
+                    f"LOG_DIR={self.options.log_dir}: {error.strerror}; choose another"
+                ) from None
 
     def _write(self, line: str) -> None:
         """A line of this process: on the screen and, once it is open, in the log."""
@@ -300,7 +308,9 @@ class Launcher:
             self._log.write(line.encode() + b"\n")
 
     def _say(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # the terminal is closed, or a pager has ended: the log has it all
+        with suppress(
+            OSError, ValueError
+        ):  # the terminal is closed, or a pager has ended: the log has it all
             sys.stdout.write(f"{self._clear}{line}\n")
             sys.stdout.flush()
 

@@ -16,7 +16,9 @@ from mindspeed_mm.training.config import ProfileConfig
 logger = get_logger(__name__)
 
 
-def build_observer(tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int) -> Callable[[int], None]:
+def build_observer(
+    tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int
+) -> Callable[[int], None]:
     """A function to call with each finished iteration. It does nothing on ranks that record nothing."""
     watchers = [_trace(tools, flags, device, rank), _memory(tools.memory_profile, device, rank)]
     active = [watcher for watcher in watchers if watcher is not None]
@@ -29,13 +31,17 @@ def build_observer(tools: ToolsConfig, flags: ProfileConfig, device: torch.devic
     return observe
 
 
-def _trace(tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int) -> Callable[[int], None] | None:
+def _trace(
+    tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank: int
+) -> Callable[[int], None] | None:
     by_file, by_flag = tools.profile.enable, flags.profile
     ranks = tools.profile.ranks if by_file and not by_flag else flags.profile_ranks
     if not (by_file or by_flag) or (rank not in ranks and -1 not in ranks):
         return None
     param = tools.profile.static_param
-    start, end = (flags.profile_step_start, flags.profile_step_end) if by_flag else (param.start_step, param.end_step)
+    start, end = (
+        (flags.profile_step_start, flags.profile_step_end) if by_flag else (param.start_step, param.end_step)
+    )
     recorder = _recorder(tools, device, rank)
 
     first = max(start - 1, 0)  # finished iterations when recording begins
@@ -46,7 +52,9 @@ def _trace(tools: ToolsConfig, flags: ProfileConfig, device: torch.device, rank:
             recorder.start()
         elif done == last:
             recorder.stop()
-            logger.warning(f"trace of iterations {first + 1} to {last} on rank {rank} is in {param.save_path}")
+            logger.warning(
+                f"trace of iterations {first + 1} to {last} on rank {rank} is in {param.save_path}"
+            )
 
     return watch
 

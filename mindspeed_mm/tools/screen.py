@@ -12,7 +12,9 @@ _ERROR = re.compile(r"\[rank (\d+)\] [A-Za-z.]*Error: ")
 _FOLLOWS = re.compile(r" lost the others in |, but another failed; ")
 _BROKEN = re.compile(r"gloo/transport|NCCL|HCCL|[Cc]onnection (closed|reset|was closed)|Broken pipe|TCPStore")
 _PREFIX = re.compile(r"^\[rank\d+\]:\s?")  # of torch's own hook
-_NOISE = re.compile(r"\[rank\d+\]:\[[WE]\d|\[[WE]\d{3,} |frame #\d+: |terminate called after|Exception raised from ")
+_NOISE = re.compile(
+    r"\[rank\d+\]:\[[WE]\d|\[[WE]\d{3,} |frame #\d+: |terminate called after|Exception raised from "
+)
 _STOPPED = re.compile(r"stopped by SIG|exiting after iteration ")
 _BEGINS = "Traceback (most recent call last):"
 _AWAIT = 2.0  # seconds in which other ranks may report the same error
@@ -40,7 +42,9 @@ class _Block:
 class Screen:
     """`show` prints a line. Call `line` for what ranks print, `ended` for their exit codes and `tick` now and then."""
 
-    def __init__(self, show: Callable[[str], None], log: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, show: Callable[[str], None], log: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._show, self._log, self._clock = show, log, clock
         self._blocks: dict[int, _Block] = {}
         self._failures: list[Failure] = []
@@ -87,7 +91,9 @@ class Screen:
             self._fail(Failure(False, rank, _killed(rank, -code, self._log)))
         elif block is not None and not self.stopping:
             last = _PREFIX.sub("", block.lines[-1])
-            is_lost = _BROKEN.search(last) is not None  # a broken connection mostly follows from another rank's end
+            is_lost = (
+                _BROKEN.search(last) is not None
+            )  # a broken connection mostly follows from another rank's end
             self._fail(Failure(is_lost, rank, f"[rank {rank}] {last}; the traceback is in {self._log}"))
         elif not (self.stopping and code > 128):
             self._fail(Failure(True, rank, f"rank {rank} ended with exit code {code}; see {self._log}"))
@@ -131,5 +137,7 @@ def _is_exception(line: str) -> bool:
 def _killed(rank: int, number: int, log: str) -> str:
     name = signal.Signals(number).name
     if number == signal.SIGKILL:
-        return f"rank {rank} was killed by {name}; out of memory? Look for its process in `dmesg`, and see {log}"
+        return (
+            f"rank {rank} was killed by {name}; out of memory? Look for its process in `dmesg`, and see {log}"
+        )
     return f"rank {rank} was killed by {name}; see {log}"

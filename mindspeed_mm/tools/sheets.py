@@ -49,15 +49,27 @@ def sample_sheet(record: SampleRecord, sample: VideoSample) -> Image.Image:
     assert sample.video is not None, "rows of a dataset have a video"
     frames, height, width = sample.video.shape[1:]
     source = sample.video if sample.src_video is None and sample.src_mask is not None else sample.src_video
-    plan = plan_context(source, sample.src_mask, sample.src_ref_images, num_frames=frames, height=height, width=width)
+    plan = plan_context(
+        source, sample.src_mask, sample.src_ref_images, num_frames=frames, height=height, width=width
+    )
     shown = spread(frames, SHOWN)
     labels = [f"frame {sample.frame_indices[i]} · {i / sample.fps:.2f} s" for i in shown]
     strips = [
-        Strip(name="video", note="what the model learns to make", pictures=_clip(sample.video, shown), labels=labels)
+        Strip(
+            name="video",
+            note="what the model learns to make",
+            pictures=_clip(sample.video, shown),
+            labels=labels,
+        )
     ]
     if record.src_video is not None and sample.src_video is not None:
         strips.append(
-            Strip(name="src_video", note="what is edited", pictures=_clip(sample.src_video, shown), labels=labels)
+            Strip(
+                name="src_video",
+                note="what is edited",
+                pictures=_clip(sample.src_video, shown),
+                labels=labels,
+            )
         )
     strips += _condition_strips(sample, plan, shown, labels)
     strips += _references(record, plan)
@@ -112,7 +124,9 @@ def feature_sheet(
         alone = (_painted(latents, [0]) if vae is None else _decoded(vae, [0]))(references)
         note = f"each encoded alone; {'decoded' if vae else how}"
         numbers = [f"{place}" for place in range(1, refs + 1)]
-        strips.append(Strip(name="references", note=note, pictures=[picture for (picture,) in alone], labels=numbers))
+        strips.append(
+            Strip(name="references", note=note, pictures=[picture for (picture,) in alone], labels=numbers)
+        )
     address = info.metadata.get("address")
     return draw_sheet(
         f"feature of {address}" if address else path.name,
@@ -123,17 +137,25 @@ def feature_sheet(
     )
 
 
-def _condition_strips(sample: VideoSample, plan: ContextPlan, shown: list[int], labels: list[str]) -> list[Strip]:
+def _condition_strips(
+    sample: VideoSample, plan: ContextPlan, shown: list[int], labels: list[str]
+) -> list[Strip]:
     strips = []
     if sample.src_mask is not None:
         seen = ", ".join(map(str, plan.mask_frames[:5])) + (", …" if len(plan.mask_frames) > 5 else "")
         note = f"{_MASK}; the mask channels carry frames {seen}"
         strips.append(
-            Strip(name="src_mask", note=note, pictures=_masks(sample.src_mask, shown), labels=labels, crisp=True)
+            Strip(
+                name="src_mask", note=note, pictures=_masks(sample.src_mask, shown), labels=labels, crisp=True
+            )
         )
     if sample.src_mask is not None or sample.src_video is not None:
-        strips.append(Strip(name="inactive", note=_INACTIVE, pictures=_clip(plan.inactive, shown), labels=labels))
-        strips.append(Strip(name="reactive", note=_REACTIVE, pictures=_clip(plan.reactive, shown), labels=labels))
+        strips.append(
+            Strip(name="inactive", note=_INACTIVE, pictures=_clip(plan.inactive, shown), labels=labels)
+        )
+        strips.append(
+            Strip(name="reactive", note=_REACTIVE, pictures=_clip(plan.reactive, shown), labels=labels)
+        )
     return strips
 
 
@@ -170,7 +192,11 @@ def _sample_facts(record: SampleRecord, sample: VideoSample) -> list[str]:
     for key, path in files_of(record):
         if path == record.video:
             continue
-        traits = image_traits(path) if key.startswith("src_ref") else probe(path, mask=key == "src_video_mask").traits
+        traits = (
+            image_traits(path)
+            if key.startswith("src_ref")
+            else probe(path, mask=key == "src_video_mask").traits
+        )
         facts += [f"{key}: {remark}" for remark in remarks_on(traits)]
     return facts
 
@@ -214,7 +240,9 @@ class Palette:
         return list(colours.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy())
 
 
-Look = Callable[[Sequence[Tensor]], list[list[Picture]]]  # clips [16, F, h, w] of one size → some pictures of each
+Look = Callable[
+    [Sequence[Tensor]], list[list[Picture]]
+]  # clips [16, F, h, w] of one size → some pictures of each
 
 
 def _painted(latents: Tensor, shown: Sequence[int]) -> Look:
@@ -232,21 +260,29 @@ def _decoded(vae: Decoder, shown: Sequence[int]) -> Look:
 
     def look(clips: Sequence[Tensor]) -> list[list[Picture]]:
         twin = [next(j for j, other in enumerate(clips) if torch.equal(other, clip)) for clip in clips]
-        different = sorted(set(twin))  # nothing is decoded twice: without a mask, reactive is src_video itself
+        different = sorted(
+            set(twin)
+        )  # nothing is decoded twice: without a mask, reactive is src_video itself
         pixels = 64 * clips[0].shape[-2] * clips[0].shape[-1]
         at_once = len(different) if pixels <= _SMALL else 1
         pictures: dict[int, list[Picture]] = {}
         for start in range(0, len(different), at_once):
             group = different[start : start + at_once]
-            clip = vae.decode(torch.stack([clips[place] for place in group]).to(vae.device))[:, :, frames].cpu()
-            pictures.update({place: _clip(one, range(len(frames))) for place, one in zip(group, clip, strict=True)})
+            clip = vae.decode(torch.stack([clips[place] for place in group]).to(vae.device))[
+                :, :, frames
+            ].cpu()
+            pictures.update(
+                {place: _clip(one, range(len(frames))) for place, one in zip(group, clip, strict=True)}
+            )
         return [pictures[place] for place in twin]
 
     return look
 
 
 def _how_far(decoded: int, cells: int) -> str:
-    return "decoded" if decoded == cells else f"the first {4 * decoded - 3} of {4 * cells - 3} frames, decoded"
+    return (
+        "decoded" if decoded == cells else f"the first {4 * decoded - 3} of {4 * cells - 3} frames, decoded"
+    )
 
 
 def _clip(clip: Tensor, shown: Sequence[int]) -> list[Picture]:
@@ -265,4 +301,8 @@ def _shorter(name: str, longest: int = 19) -> str:
 
 
 def _captions(captions: Sequence[str]) -> str:
-    return captions[0] if len(captions) == 1 else "  ".join(f"[{i}] {caption}" for i, caption in enumerate(captions))
+    return (
+        captions[0]
+        if len(captions) == 1
+        else "  ".join(f"[{i}] {caption}" for i, caption in enumerate(captions))
+    )

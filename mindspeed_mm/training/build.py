@@ -32,7 +32,9 @@ from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.registry import resolve
 
 logger = get_logger(__name__)
-Reader = Callable[[str], Tensor]  # official name → the whole tensor; lazy, so that slicing it reads the slice only
+Reader = Callable[
+    [str], Tensor
+]  # official name → the whole tensor; lazy, so that slicing it reads the slice only
 
 
 class Source(Protocol):
@@ -72,7 +74,9 @@ def build_model(
     apply_recompute(model, plan, inputs_to_host=to_host, pin=fsdp.pin_memory)
     if fsdp.compile:
         absent = absent_units(spec.units, names)
-        compile_blocks(model, [name for unit in spec.units for name in match(unit, names, "units", absent=absent)])
+        compile_blocks(
+            model, [name for unit in spec.units for name in match(unit, names, "units", absent=absent)]
+        )
     shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)
     model.to_empty(device=torch.device("cpu") if fsdp.offload_to_cpu else accelerator.device)
     fill(model, source, seed)
@@ -104,7 +108,9 @@ def freeze(model: nn.Module, spec: ModelSpec, trainable: str, dtype: torch.dtype
         else:
             parameter.data = parameter.data.to(torch.float32)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"predictor.trainable: {trainable} leaves nothing to train: the model has no such part")
+        raise ConfigError(
+            f"predictor.trainable: {trainable} leaves nothing to train: the model has no such part"
+        )
 
 
 @torch.no_grad()

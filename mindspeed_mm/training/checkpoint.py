@@ -134,7 +134,9 @@ class Checkpointer:
         if len(kept) < len(names) and self.base is not None:
             content["base"] = asdict(self.base)
         if isinstance(config := getattr(state.model, "config", None), Config):
-            content["config"] = config.model_dump_json()  # no shape tells the number of heads of an unusual model
+            content["config"] = (
+                config.model_dump_json()
+            )  # no shape tells the number of heads of an unusual model
         content["skips"] = pack(asdict(state.skips))
         means = sorted((band, *mean) for band, mean in state.loss_means.items())
         content["loss_means"] = {f"rank_{dist.get_rank():05d}": pack(means)}
@@ -171,7 +173,9 @@ class Checkpointer:
         target = iteration_folder(root, iteration)
         replaced = root / f"{REPLACED}{target.name}"
         if target.exists():
-            target.rename(replaced)  # no rename replaces a folder: put_back undoes this one after a kill in between
+            target.rename(
+                replaced
+            )  # no rename replaces a folder: put_back undoes this one after a kill in between
         _temporary(root, iteration).rename(target)
         write_tracker(root, iteration)
         shutil.rmtree(replaced, ignore_errors=True)

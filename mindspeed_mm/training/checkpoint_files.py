@@ -14,7 +14,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+)
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -30,7 +37,9 @@ class TensorPlanner(DefaultLoadPlanner):
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> NoReturn:
         """Raises WeightsError."""
-        raise WeightsError(f"{read_item.storage_index.fqn}: expected a tensor, got pickled bytes, which are never run")
+        raise WeightsError(
+            f"{read_item.storage_index.fqn}: expected a tensor, got pickled bytes, which are never run"
+        )
 
 
 class IndexReader(FileSystemReader):
@@ -60,7 +69,11 @@ class IndexReader(FileSystemReader):
             place = index.storage_data[item.storage_index]
             found = load_piece(self._folder, place, name, self._checksums)
             target = planner.resolve_tensor(item).detach()
-            piece = narrow_tensor_by_index(found, item.storage_offsets, item.lengths) if _holds(found, item) else None
+            piece = (
+                narrow_tensor_by_index(found, item.storage_offsets, item.lengths)
+                if _holds(found, item)
+                else None
+            )
             if piece is None or target.size() != piece.size():
                 raise WeightsError(
                     f"{self._folder / place.relative_path}: {name} is not what the index says; copy it again"
@@ -95,7 +108,9 @@ class ChecksumWriter(FileSystemWriter):
             for place, crc in (result.storage_data for result in found):
                 files.setdefault(place.relative_path, {})[place.offset] = crc
         super().finish(metadata, plain)
-        sums = {name: FileSums((self._folder / name).stat().st_size, pieces) for name, pieces in files.items()}
+        sums = {
+            name: FileSums((self._folder / name).stat().st_size, pieces) for name, pieces in files.items()
+        }
         index = (self._folder / INDEX).read_bytes()
         sums[INDEX] = FileSums(len(index), {0: crc32(index)})
         write_checksums(self._folder, self._iteration, sums)

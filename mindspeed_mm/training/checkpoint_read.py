@@ -88,7 +88,10 @@ def _places(
     if config.finetune:
         return content
     rank = f"rank_{dist.get_rank():05d}"
-    content |= {"iteration": values.count("iteration"), "sampler": {"consumed_samples": values.count(_CONSUMED)}}
+    content |= {
+        "iteration": values.count("iteration"),
+        "sampler": {"consumed_samples": values.count(_CONSUMED)},
+    }
     if means := values.packed(f"loss_means.{rank}"):
         content["loss_means"] = {rank: means[0]}
     if skips := values.packed("skips"):
@@ -117,7 +120,11 @@ def _fill(
     if "schedule" in content:
         schedule = values.unpack("schedule", content["schedule"])
         known = state.scheduler.state_dict()
-        if not (isinstance(schedule, dict) and schedule.keys() >= known.keys() and _is_count(schedule["num_steps"])):
+        if not (
+            isinstance(schedule, dict)
+            and schedule.keys() >= known.keys()
+            and _is_count(schedule["num_steps"])
+        ):
             raise values.error("schedule", f"a schedule with {', '.join(sorted(known))}", schedule)
         state.scheduler.load_state_dict(schedule)
     if "optimizer" in content:
@@ -167,8 +174,14 @@ class _Values:
         entry = self.tensor(name)
         if entry is None:
             return []
-        if entry.properties.dtype != torch.uint8 or len(entry.size) != 1 or entry.size.numel() > _PACKED_BYTES:
-            raise self.error(name, f"at most {_PACKED_BYTES} bytes", f"{entry.properties.dtype} {list(entry.size)}")
+        if (
+            entry.properties.dtype != torch.uint8
+            or len(entry.size) != 1
+            or entry.size.numel() > _PACKED_BYTES
+        ):
+            raise self.error(
+                name, f"at most {_PACKED_BYTES} bytes", f"{entry.properties.dtype} {list(entry.size)}"
+            )
         return [torch.zeros(entry.size, dtype=torch.uint8)]
 
     def unpack(self, name: str, value: Tensor) -> Any:
@@ -178,7 +191,11 @@ class _Values:
 
 def _skips(values: _Values, packed: Tensor) -> Skips:
     found = values.unpack("skips", packed)
-    if not (isinstance(found, dict) and found.keys() == vars(Skips()).keys() and all(map(_is_count, found.values()))):
+    if not (
+        isinstance(found, dict)
+        and found.keys() == vars(Skips()).keys()
+        and all(map(_is_count, found.values()))
+    ):
         raise values.error("skips", f"counts {' and '.join(vars(Skips()))}", found)
     return Skips(**found)
 
@@ -187,7 +204,9 @@ def _loss_means(values: _Values, name: str, packed: Tensor) -> dict[int, tuple[i
     found = values.unpack(name, packed)
     rows = found if isinstance(found, list) else [found]
     for row in rows:
-        if not (isinstance(row, list) and len(row) == 3 and all(map(_is_count, row[:2])) and _is_number(row[2])):
+        if not (
+            isinstance(row, list) and len(row) == 3 and all(map(_is_count, row[:2])) and _is_number(row[2])
+        ):
             raise values.error(name, "rows of band, count and mean", row)
     return {band: (count, float(mean)) for band, count, mean in rows}
 
@@ -218,7 +237,9 @@ def _check_base(folder: Path, found: Any, base: BaseReference | None, finetune: 
         return
     path = display_path(str(found.get("path")))
     if base is None:
-        raise WeightsError(f"{folder}: holds what trains only; set predictor.from_pretrained to the rest: {path}")
+        raise WeightsError(
+            f"{folder}: holds what trains only; set predictor.from_pretrained to the rest: {path}"
+        )
     if found.get("fingerprint") != base.fingerprint:
         problem = (
             f"{folder}: was trained upon {path} (fingerprint {str(found.get('fingerprint'))[:12]}), but "
@@ -235,7 +256,9 @@ def _check_config(folder: Path, saved: Any, model: nn.Module) -> None:
     if saved is None or not isinstance(config, Config):
         return
     if not isinstance(saved, str):
-        raise WeightsError(f"{folder}: config: expected JSON, got {type(saved).__name__}; copy the checkpoint again")
+        raise WeightsError(
+            f"{folder}: config: expected JSON, got {type(saved).__name__}; copy the checkpoint again"
+        )
     hints = read_hints(parse_json(saved, f"{folder}: config", WeightsError))
     if conflicts := setting_conflicts(read_hints(config.model_dump(mode="json")), hints):
         raise WeightsError(
@@ -265,7 +288,9 @@ def _check_weights(values: _Values, names: Mapping[nn.Parameter, str], *, partia
         raise WeightsError(f"{values.folder}: {text}; {advice}")
     for parameter, name in names.items():
         entry = values.tensor(f"model.{name}")
-        if entry is not None and (entry.size != parameter.shape or not entry.properties.dtype.is_floating_point):
+        if entry is not None and (
+            entry.size != parameter.shape or not entry.properties.dtype.is_floating_point
+        ):
             raise WeightsError(
                 f"{values.folder}: model.{name}: expected a floating-point weight of {list(parameter.shape)}, got "
                 f"{entry.properties.dtype} {list(entry.size)}; check the model JSON's sizes"

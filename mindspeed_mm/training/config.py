@@ -15,12 +15,16 @@ from mindspeed_mm.config.schema import Config
 class OptimizerConfig(Config):
     """AdamW or Muon, the learning rate over time, and clipping."""
 
-    lr: float | None = Field(default=None, gt=0, le=1000, description="learning rate at its highest (required)")
+    lr: float | None = Field(
+        default=None, gt=0, le=1000, description="learning rate at its highest (required)"
+    )
     min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of the decay")
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = Field(
         default="linear", description="how the learning rate falls"
     )
-    lr_decay_iters: int | None = Field(default=None, gt=0, description="iterations of the decay (default: all)")
+    lr_decay_iters: int | None = Field(
+        default=None, gt=0, description="iterations of the decay (default: all)"
+    )
     lr_decay_samples: int | None = Field(default=None, gt=0, description="the same in samples")
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
         default="exponential", description="how the learning rate falls at the end of WSD"
@@ -31,7 +35,10 @@ class OptimizerConfig(Config):
     lr_warmup_iters: int = Field(default=0, ge=0, description="iterations of linear warm-up")
     lr_warmup_samples: int = Field(default=0, ge=0, description="the same in samples")
     lr_warmup_fraction: float | None = Field(
-        default=None, ge=0, lt=1, description="warm-up as a fraction of the decay; instead of --lr-warmup-iters"
+        default=None,
+        ge=0,
+        lt=1,
+        description="warm-up as a fraction of the decay; instead of --lr-warmup-iters",
     )
     optimizer: Literal["adam", "muon"] = Field(
         default="adam",
@@ -90,7 +97,9 @@ class OptimizerConfig(Config):
 class BatchConfig(Config):
     """How many samples, in which pieces, from which seed."""
 
-    micro_batch_size: int = Field(default=1, gt=0, le=65536, description="samples of one forward-backward on one rank")
+    micro_batch_size: int = Field(
+        default=1, gt=0, le=65536, description="samples of one forward-backward on one rank"
+    )
     global_batch_size: int | None = Field(
         default=None,
         gt=0,
@@ -98,8 +107,12 @@ class BatchConfig(Config):
         description="samples of one iteration (default: micro batch · data-parallel size)",
     )
     train_iters: int | None = Field(default=None, gt=0, description="iterations to train")
-    train_samples: int | None = Field(default=None, gt=0, description="samples to train; instead of --train-iters")
-    num_workers: int = Field(default=2, ge=0, le=1024, description="processes that read features ahead, per rank")
+    train_samples: int | None = Field(
+        default=None, gt=0, description="samples to train; instead of --train-iters"
+    )
+    num_workers: int = Field(
+        default=2, ge=0, le=1024, description="processes that read features ahead, per rank"
+    )
     seed: int = Field(
         default=1234, ge=0, lt=1 << 63, description="keys data order, timesteps, noise and caption choice"
     )
@@ -117,10 +130,15 @@ class CheckpointConfig(Config):
     save: str | None = Field(default=None, description="folder for checkpoints, metrics and job.json")
     save_interval: int | None = Field(default=None, gt=0, description="iterations between checkpoints")
     load: str | None = Field(default=None, description="folder of checkpoints to go on from")
-    ckpt_step: int | None = Field(default=None, gt=0, description="iteration to load (default: the tracker file's)")
-    finetune: bool = Field(default=False, description="load the model alone: iteration 0, new optimizer, new schedule")
+    ckpt_step: int | None = Field(
+        default=None, gt=0, description="iteration to load (default: the tracker file's)"
+    )
+    finetune: bool = Field(
+        default=False, description="load the model alone: iteration 0, new optimizer, new schedule"
+    )
     ignore_existing_checkpoints: bool = Field(
-        default=False, description="start at iteration 0 although --load holds checkpoints; they stay where they are"
+        default=False,
+        description="start at iteration 0 although --load holds checkpoints; they stay where they are",
     )
     exit_on_missing_checkpoint: bool = Field(
         default=False, description="stop when --load holds no checkpoint, even if it is the folder of --save"
@@ -130,10 +148,14 @@ class CheckpointConfig(Config):
     save_retain_interval: int | None = Field(
         default=None, gt=0, description="keep only checkpoints at multiples of this, and the newest"
     )
-    save_full_model: bool = Field(default=False, description="write frozen weights too, not only a reference to them")
+    save_full_model: bool = Field(
+        default=False, description="write frozen weights too, not only a reference to them"
+    )
     no_load_optim: bool = Field(default=False, description="leave the checkpoint's optimizer")
     no_load_rng: bool = Field(default=False, description="leave the checkpoint's random states")
-    no_save_optim: bool = Field(default=False, description="write no optimizer; such a run cannot go on exactly")
+    no_save_optim: bool = Field(
+        default=False, description="write no optimizer; such a run cannot go on exactly"
+    )
     no_save_rng: bool = Field(default=False, description="write no random states")
     no_verify_checksums: bool = Field(
         default=False, description="read without comparing checksums: a damaged file may go unnoticed"
@@ -145,10 +167,16 @@ class LogConfig(Config):
 
     log_interval: int = Field(default=100, gt=0, description="iterations between log lines")
     log_throughput: bool = Field(default=False, description="add TFLOP/s per device to the log line")
-    timing_log_level: int = Field(default=0, ge=0, le=2, description="1 = a line of phase times beside each log line")
+    timing_log_level: int = Field(
+        default=0, ge=0, le=2, description="1 = a line of phase times beside each log line"
+    )
     tensorboard_dir: str | None = Field(default=None, description="folder for TensorBoard events")
-    tensorboard_log_interval: int = Field(default=1, gt=0, description="iterations between TensorBoard points")
-    wandb_project: str = Field(default="", description="report to this Weights & Biases project (must be installed)")
+    tensorboard_log_interval: int = Field(
+        default=1, gt=0, description="iterations between TensorBoard points"
+    )
+    wandb_project: str = Field(
+        default="", description="report to this Weights & Biases project (must be installed)"
+    )
     wandb_exp_name: str = Field(default="", description="name of the run there")
     wandb_save_dir: str = Field(default="", description="folder for its files")
     peak_tflops: float | None = Field(
@@ -179,17 +207,24 @@ class EvalConfig(Config):
 class ExitConfig(Config):
     """When to stop early, and how to treat a loss that is no number."""
 
-    exit_interval: int | None = Field(default=None, gt=0, description="save and stop at multiples of this iteration")
-    exit_duration_in_mins: float | None = Field(default=None, gt=0, description="save and stop after this many minutes")
+    exit_interval: int | None = Field(
+        default=None, gt=0, description="save and stop at multiples of this iteration"
+    )
+    exit_duration_in_mins: float | None = Field(
+        default=None, gt=0, description="save and stop after this many minutes"
+    )
     exit_signal_handler: bool = Field(
         default=False,
         description="on SIGINT, SIGTERM and SIGHUP finish the iteration, save and stop; always so, with this flag or without",
     )
     check_for_nan_in_loss_and_grad: bool = Field(
-        default=False, description="stop at the first loss or gradient that is not finite, instead of skipping it"
+        default=False,
+        description="stop at the first loss or gradient that is not finite, instead of skipping it",
     )
     max_skipped_iterations: int = Field(
-        default=10, gt=0, description="iterations in a row that may be skipped for a loss or gradient not finite"
+        default=10,
+        gt=0,
+        description="iterations in a row that may be skipped for a loss or gradient not finite",
     )
 
 

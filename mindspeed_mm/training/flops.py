@@ -72,7 +72,9 @@ def step_flops(
     trunk_in = 2.0 * tokens * d * patch * trunk.in_dim + 2.0 * rows * d * trunk.text_dim
     text_out, head = 2.0 * rows * d * d, 2.0 * tokens * d * patch * trunk.out_dim
     branch_in = 2.0 * tokens * d * patch * config.vace_in_dim * (branch > 0)
-    joins = 2.0 * tokens * d * d * (branch + (branch > 0))  # after_proj of each branch block, before_proj of the first
+    joins = (
+        2.0 * tokens * d * d * (branch + (branch > 0))
+    )  # after_proj of each branch block, before_proj of the first
     block = on_tokens + on_text + attention
     forward = (blocks + branch) * block + trunk_in + text_out + head + branch_in + joins
     if trainable == "all":
@@ -84,7 +86,9 @@ def step_flops(
         cross = 4.0 * tokens * rows * d
         backward = branch * (2 * on_tokens + on_text + 2 * attention)
         backward += (blocks - 1) * (on_tokens + 2 * attention - cross) + head + branch_in + 2 * joins
-    return Flops(model=forward + backward, hardware=forward + backward + recomputed * (blocks + branch) * block)
+    return Flops(
+        model=forward + backward, hardware=forward + backward + recomputed * (blocks + branch) * block
+    )
 
 
 def recomputed_share(
@@ -117,7 +121,9 @@ def recomputed_share(
     return twice / (whole * (config.trunk.num_layers + len(config.vace_layers)))
 
 
-def vace_cost(predictor: PredictorConfig, plan: Mapping[str, str]) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
+def vace_cost(
+    predictor: PredictorConfig, plan: Mapping[str, str]
+) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
     """(R+F, h, w, text rows) → tokens and operations of one sample of VACE, under a recompute plan."""
     sizes, trainable = predictor.model, predictor.trainable
 

@@ -28,7 +28,9 @@ class FiniteGuard:
         self._allowed = 0 if config.check_for_nan_in_loss_and_grad else config.max_skipped_iterations
         self._skips = skips
 
-    def see(self, iteration: int, loss: float, grad_norm: float, stepped: bool, notes: list[SampleNote]) -> None:
+    def see(
+        self, iteration: int, loss: float, grad_norm: float, stepped: bool, notes: list[SampleNote]
+    ) -> None:
         """Count one iteration; every rank must call this. Raises TrainingError naming samples and timesteps."""
         self._skips.in_a_row = 0 if stepped else self._skips.in_a_row + 1
         if stepped:
@@ -38,7 +40,8 @@ class FiniteGuard:
         text = (
             f"iteration {iteration} skipped: loss {loss}, gradient norm {grad_norm}; samples "
             + ", ".join(
-                f"{note.key} (number {note.sample_index}, timestep {note.timestep:.1f})" for note in culprits[:8]
+                f"{note.key} (number {note.sample_index}, timestep {note.timestep:.1f})"
+                for note in culprits[:8]
             )
             + (f" and {len(culprits) - 8} more" if len(culprits) > 8 else "")
         )
@@ -71,7 +74,10 @@ class ExitWatch:
         minutes = (self._clock() - self._start) / 60
         limit = self._config.exit_duration_in_mins
         seen = stop_signal()
-        return [*(float(number == seen) for number in STOP_SIGNALS), float(limit is not None and minutes > limit)]
+        return [
+            *(float(number == seen) for number in STOP_SIGNALS),
+            float(limit is not None and minutes > limit),
+        ]
 
     def reason(self, iteration: int, anywhere: list[float]) -> str | None:
         """Why to stop after this iteration, the same on every rank; None to go on."""

@@ -47,7 +47,9 @@ class LoopParts:
     schedule: Schedule
     step: StepSettings
     dp_size: int  # ranks that see different samples
-    cost: Callable[[tuple[int, ...]], tuple[int, Flops]]  # (R+F, h, w, text rows) → tokens and operations of one sample
+    cost: Callable[
+        [tuple[int, ...]], tuple[int, Flops]
+    ]  # (R+F, h, w, text rows) → tokens and operations of one sample
     checkpoints: Saver | None  # None without --save
     evaluate: Callable[[], dict[str, float]] | None  # held-out loss
     writers: list[Writer]  # empty but on the logging rank
@@ -127,10 +129,17 @@ class TrainLoop:
         parts, start = self.parts, time.perf_counter()
         parts.accelerator.reset_peak_memory()
         work = accumulate(
-            parts.state.model, parts.batches, parts.schedule, parts.step, parts.accelerator.device, self.timers
+            parts.state.model,
+            parts.batches,
+            parts.schedule,
+            parts.step,
+            parts.accelerator.device,
+            self.timers,
         )
         with self.timers.phase("communication"):
-            loss, sums = mean_over_ranks([*self._cost(work), *local_flags], work.losses, parts.accelerator.device)
+            loss, sums = mean_over_ranks(
+                [*self._cost(work), *local_flags], work.losses, parts.accelerator.device
+            )
         with self.timers.phase("optimizer"):
             grad_norm, stepped = update(parts.state.model, parts.state.optimizer, loss, parts.step.clip_grad)
         if stepped:
@@ -183,7 +192,11 @@ class TrainLoop:
                 logger.info(_phase_line(report), extra=on_every_rank())
         if self.lines == 0:
             memory = self.parts.accelerator
-            logger.info(memory_line(rank(), report.iteration, memory.memory_allocated(), memory.max_memory_allocated()))
+            logger.info(
+                memory_line(
+                    rank(), report.iteration, memory.memory_allocated(), memory.max_memory_allocated()
+                )
+            )
         self.lines += 1
         self.interval = Interval()
 
@@ -192,7 +205,9 @@ class TrainLoop:
         if self.parts.evaluate is None or not self.config.eval.eval_iters:
             return
         values = self.parts.evaluate()
-        text = " | ".join(f"{name.removeprefix('validation/')}: {value:.6E}" for name, value in values.items())
+        text = " | ".join(
+            f"{name.removeprefix('validation/')}: {value:.6E}" for name, value in values.items()
+        )
         logger.info(f" validation loss at iteration {iteration} | {text} |")
         for writer in self.parts.writers:
             writer.write(iteration, values)

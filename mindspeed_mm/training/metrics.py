@@ -62,7 +62,9 @@ class Interval:
             self.skipped += 1
             self.nans += not math.isfinite(report.loss)
 
-    def line(self, report: StepReport, *, train_iters: int, global_batch_size: int, devices: int, rate: bool) -> str:
+    def line(
+        self, report: StepReport, *, train_iters: int, global_batch_size: int, devices: int, rate: bool
+    ) -> str:
         """Megatron's line for the iterations since the last one."""
         total = sum(self.seconds)
         return iteration_line(
@@ -196,7 +198,9 @@ class Wandb:
         try:
             wandb = import_module("wandb")
         except ImportError:
-            raise ConfigError("--wandb-project needs the package wandb; install it or leave the flag out") from None
+            raise ConfigError(
+                "--wandb-project needs the package wandb; install it or leave the flag out"
+            ) from None
         self._run = wandb.init(
             project=config.wandb_project,
             name=config.wandb_exp_name or None,
@@ -226,7 +230,9 @@ def _forget_after(path: Path, iteration: int) -> None:
         taken = sum(1 for _ in path.parent.glob(f"{path.stem}.before-*{path.suffix}"))
         path.rename(path.with_name(f"{path.stem}.before-{taken + 1}{path.suffix}"))
         return
-    kept = b"".join(line for line, number in zip(lines, numbers, strict=True) if number is None or number <= iteration)
+    kept = b"".join(
+        line for line, number in zip(lines, numbers, strict=True) if number is None or number <= iteration
+    )
     if kept != content:
         with atomic_path(path) as temporary:
             temporary.write_bytes(kept)

@@ -38,7 +38,9 @@ class Muon(torch.optim.AdamW):
                 for matrix, update in zip(matrices, updates, strict=True):
                     part = local(matrix)
                     part.mul_(1 - group["lr"] * group["weight_decay"])
-                    part.sub_(update.to(part), alpha=group["lr"] * size)  # the device too: `part` may be offloaded
+                    part.sub_(
+                        update.to(part), alpha=group["lr"] * size
+                    )  # the device too: `part` may be offloaded
                     matrix.grad = None  # AdamW passes it over
         super().step()
 
@@ -71,7 +73,9 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     whole: list[Placement] = [Shard(0)] * first.device_mesh.ndim
     stack = _distributed(slices, len(matrices), first, sliced).redistribute(placements=fewer)
     mine = newton_schulz(stack.redistribute(placements=whole).to_local())
-    return list(_distributed(mine, len(matrices), first, whole).redistribute(placements=sliced).to_local().unbind())
+    return list(
+        _distributed(mine, len(matrices), first, whole).redistribute(placements=sliced).to_local().unbind()
+    )
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:

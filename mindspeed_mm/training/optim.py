@@ -37,7 +37,9 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
-        raise ConfigError("predictor.trainable leaves nothing to train: the model has no parameter with a gradient")
+        raise ConfigError(
+            "predictor.trainable leaves nothing to train: the model has no parameter with a gradient"
+        )
     hidden, decayed, rest = [], [], []
     for name, parameter in named:
         if config.optimizer == "muon" and is_hidden_matrix(name, parameter):
@@ -47,7 +49,12 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
         else:
             rest.append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": hidden, "weight_decay": config.weight_decay, "wd_mult": 1.0, "momentum": config.muon_momentum},
+        {
+            "params": hidden,
+            "weight_decay": config.weight_decay,
+            "wd_mult": 1.0,
+            "momentum": config.muon_momentum,
+        },
         {"params": decayed, "weight_decay": config.weight_decay, "wd_mult": 1.0},
         {"params": rest, "weight_decay": 0.0, "wd_mult": 0.0},
     ]

@@ -33,7 +33,9 @@ class TrainState:
     iteration: int = 0
     consumed_samples: int = 0
     skips: Skips = field(default_factory=Skips)
-    loss_means: dict[int, tuple[int, float]] = field(default_factory=dict)  # this rank's, by band of timesteps
+    loss_means: dict[int, tuple[int, float]] = field(
+        default_factory=dict
+    )  # this rank's, by band of timesteps
 
 
 def pack(values: object) -> Tensor:
@@ -46,11 +48,15 @@ def unpack(tensor: Tensor, where: str) -> Any:
     try:
         text = bytes(tensor.tolist()).decode()
     except UnicodeDecodeError:
-        raise WeightsError(f"{where}: expected JSON, got bytes that are not UTF-8; load another iteration") from None
+        raise WeightsError(
+            f"{where}: expected JSON, got bytes that are not UTF-8; load another iteration"
+        ) from None
     return parse_json(text, where, WeightsError)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Any, str]) -> dict[str, dict[str, Tensor]]:
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, names: Mapping[Any, str]
+) -> dict[str, dict[str, Tensor]]:
     """Parameter name → its moments and counters. Counters that are plain numbers become tensors."""
     return {
         names[parameter]: {
@@ -89,7 +95,9 @@ def load_optimizer_state(
                     "give --optimizer as before, or --no-load-optim"
                 )
     packed["state"] = {
-        place: dict(state[names[parameter]]) for place, parameter in enumerate(ordered) if names[parameter] in state
+        place: dict(state[names[parameter]])
+        for place, parameter in enumerate(ordered)
+        if names[parameter] in state
     }
     for group, step in zip(packed["param_groups"], steps, strict=False):
         if step is not None:

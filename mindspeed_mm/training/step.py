@@ -91,12 +91,16 @@ def accumulate(
     return work
 
 
-def mean_over_ranks(values: list[float], losses: list[Tensor], device: torch.device) -> tuple[float, list[float]]:
+def mean_over_ranks(
+    values: list[float], losses: list[Tensor], device: torch.device
+) -> tuple[float, list[float]]:
     """(mean loss, mean of each value) over micro-batches and all ranks, in one small exchange.
 
     Context-parallel ranks repeat one another's numbers, which leaves means as they are.
     """
-    vector = torch.cat([torch.stack(losses).mean().view(1).float(), torch.tensor(values, device=device).float()])
+    vector = torch.cat(
+        [torch.stack(losses).mean().view(1).float(), torch.tensor(values, device=device).float()]
+    )
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(vector)
         vector /= dist.get_world_size()
@@ -104,7 +108,9 @@ def mean_over_ranks(values: list[float], losses: list[Tensor], device: torch.dev
     return float(mean), [float(value) for value in rest]
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, clip_grad: float) -> tuple[float, bool]:
+def update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, clip_grad: float
+) -> tuple[float, bool]:
     """Clip and step unless loss or gradient is not finite. → (gradient norm before clipping, whether it stepped).
 
     Both numbers are the same on every rank, so all ranks step or none does.

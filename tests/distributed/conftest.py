@@ -31,7 +31,9 @@ class World:
             port = free.getsockname()[1]
         for rank, pipe in enumerate(self.pipes[:size]):
             pipe.send((rank, size, port, job, args, settings))
-        answers = [pipe.recv() if pipe.poll(600) else (False, "no answer in 600 s") for pipe in self.pipes[:size]]
+        answers = [
+            pipe.recv() if pipe.poll(600) else (False, "no answer in 600 s") for pipe in self.pipes[:size]
+        ]
         failed = [f"rank {rank}: {answer}" for rank, (fine, answer) in enumerate(answers) if not fine]
         assert not failed, "\n".join(failed)
         return [answer for _, answer in answers]
@@ -63,7 +65,9 @@ def _serve(pipe):
 
     while (order := pipe.recv()) is not None:
         rank, size, port, job, args, settings = order
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size)
+        )
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         try:
             with launch(Accelerator.detect("cpu")):

@@ -33,7 +33,11 @@ CPU = Accelerator.detect("cpu")
 
 def predictor(**changes: Any) -> PredictorConfig:
     """TINY as the model JSON says it, fp32."""
-    values = {**TINY.trunk.model_dump(), "dtype": "fp32", "vace_dit": VaceDitConfig(vace_layers=TINY.vace_layers)}
+    values = {
+        **TINY.trunk.model_dump(),
+        "dtype": "fp32",
+        "vace_dit": VaceDitConfig(vace_layers=TINY.vace_layers),
+    }
     return PredictorConfig(**{**values, **changes})
 
 
@@ -83,7 +87,9 @@ def optimizer(model: nn.Module, lr: float = 1e-2, name: str = "adam") -> torch.o
     return build_optimizer(model, OptimizerConfig(lr=lr, optimizer=name))
 
 
-def step(model: nn.Module, mesh: Mesh, optim: torch.optim.Optimizer, iteration: int, batch: int, grid=GRID) -> float:
+def step(
+    model: nn.Module, mesh: Mesh, optim: torch.optim.Optimizer, iteration: int, batch: int, grid=GRID
+) -> float:
     """One iteration over `batch` samples, spread over the data-parallel ranks. → the global loss."""
     share = batch // mesh.dp_size
     total = torch.zeros(())
@@ -161,11 +167,15 @@ class Run:
     folder: Path
     setup: Setup = field(default_factory=Setup)
     checkpoint: dict[str, Any] = field(default_factory=dict)
-    base: str | None = "0123"  # fingerprint: checkpoints of what trains, which name where the rest lies; None: of all
+    base: str | None = (
+        "0123"  # fingerprint: checkpoints of what trains, which name where the rest lies; None: of all
+    )
 
     def start(self) -> tuple[TrainState, Mesh, Checkpointer]:
         model, mesh = self.setup.build()
-        config = OptimizerConfig(lr=1e-2, lr_decay_style="cosine", lr_warmup_iters=2, optimizer=self.setup.optimizer)
+        config = OptimizerConfig(
+            lr=1e-2, lr_decay_style="cosine", lr_warmup_iters=2, optimizer=self.setup.optimizer
+        )
         optim = build_optimizer(model, config)
         scheduler = param_scheduler(optim, config, train_iters=10, global_batch_size=4)
         state = TrainState(model=model, optimizer=optim, scheduler=scheduler)
@@ -175,7 +185,9 @@ class Run:
         return state, mesh, points
 
 
-def train_to(run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: int | None = None) -> dict[str, Any]:
+def train_to(
+    run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: int | None = None
+) -> dict[str, Any]:
     """Load what is there, train to iteration `end`, saving at some. → losses by iteration, weights, moments."""
     torch.manual_seed(5)
     state, mesh, points = run.start()
@@ -200,7 +212,12 @@ def train_to(run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: 
         for name, parameter in state.model.named_parameters()
         if parameter in state.optimizer.state
     }
-    answer = {"losses": losses, "weights": weights(state.model), "moments": moments, "consumed": state.consumed_samples}
+    answer = {
+        "losses": losses,
+        "weights": weights(state.model),
+        "moments": moments,
+        "consumed": state.consumed_samples,
+    }
     answer["loss_means"] = dict(state.loss_means)
     answer["skipped"] = state.skips.total
     return {**answer, "lr": state.optimizer.param_groups[0]["lr"], "rng": torch.get_rng_state()}

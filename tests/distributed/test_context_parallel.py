@@ -67,4 +67,7 @@ def refused():
 
 def test_a_size_that_does_not_divide_the_heads_names_those_that_do(world):
     message = world.run(3, refused)[0]
-    assert "--context-parallel-size 3 does not divide the model's 4 attention heads; use one of 1, 2, 4" in message
+    assert (
+        "--context-parallel-size 3 does not divide the model's 4 attention heads; use one of 1, 2, 4"
+        in message
+    )

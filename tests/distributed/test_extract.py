@@ -72,7 +72,11 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(root, flag
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
-    while not list(out.glob("features/*.safetensors")) and time.monotonic() < deadline and started.poll() is None:
+    while (
+        not list(out.glob("features/*.safetensors"))
+        and time.monotonic() < deadline
+        and started.poll() is None
+    ):
         time.sleep(0.01)
     started.send_signal(signal.SIGKILL)
     started.wait()

@@ -153,7 +153,9 @@ def short_generator_of_rank_1(state: State) -> None:
     state["rng"]["rank_00001"] = {"cpu": torch.zeros(3, dtype=torch.uint8)}
 
 
-@pytest.mark.parametrize(("change", "expected"), [(in_last_row, "exp_avg_sq"), (short_generator_of_rank_1, "rng")])
+@pytest.mark.parametrize(
+    ("change", "expected"), [(in_last_row, "exp_avg_sq"), (short_generator_of_rank_1, "rng")]
+)
 def test_value_that_one_rank_refuses_stops_every_rank(
     world: Any, saved: tuple[Run, State], tmp_path: Path, change: Callable[[State], None], expected: str
 ) -> None:

@@ -18,7 +18,9 @@ from mindspeed_mm.generation.writer import read_latents
 from tests.tiny import tiny_inputs, tiny_transformer, write_official
 
 CPU = Accelerator.detect("cpu")
-REQUEST = RequestConfig(height=48, width=80, num_frames=9, steps=3, guidance_scale=5.0)  # 45 tokens: no multiple of 2
+REQUEST = RequestConfig(
+    height=48, width=80, num_frames=9, steps=3, guidance_scale=5.0
+)  # 45 tokens: no multiple of 2
 
 
 class FromModule:
@@ -44,8 +46,12 @@ def denoise(layout=None, shard=False, experts=1):
     pipe = VacePipeline(parts, None, None, accelerator=CPU, guide=team.guide)
     inputs = tiny_inputs(3, frames=4, height=6, width=10)
     other = tiny_inputs(4, text=9)
-    texts = PromptEmbeds(prompt_embeds=inputs["prompt_embeds"][0], negative_prompt_embeds=other["prompt_embeds"][0])
-    sampling = decide(REQUEST.model_copy(update={"guidance_scale_2": 2.0} if experts == 2 else {}), experts=experts)
+    texts = PromptEmbeds(
+        prompt_embeds=inputs["prompt_embeds"][0], negative_prompt_embeds=other["prompt_embeds"][0]
+    )
+    sampling = decide(
+        REQUEST.model_copy(update={"guidance_scale_2": 2.0} if experts == 2 else {}), experts=experts
+    )
     return pipe.denoise(inputs["vace_context"][0], texts, sampling)
 
 
@@ -81,7 +87,14 @@ def generate(config):
 def test_the_command_writes_one_set_of_files_and_the_same_latents(world, tmp_path):
     write_official(tmp_path / "tiny")
     model = {"transformer": "tiny", "vae": "tiny", "text_encoder": "tiny"}
-    request = {"prompt": "a red ball", "height": 32, "width": 48, "num_frames": 5, "steps": 2, "dtype": "fp32"}
+    request = {
+        "prompt": "a red ball",
+        "height": 32,
+        "width": 48,
+        "num_frames": 5,
+        "steps": 2,
+        "dtype": "fp32",
+    }
     found = {}
     for name, processes in (("one", 1), ("two", 2)):
         config = tmp_path / f"{name}.json"
@@ -131,7 +144,9 @@ def test_an_error_of_the_first_process_ends_all_and_is_said_once(world, tmp_path
     ],
 )
 def test_processes_are_laid_out(world_size, heads, guided, cfg, context, wanted):
-    assert choose_layout(world_size, heads, guided=guided, cfg_parallel=cfg, context=context) == Layout(*wanted)
+    assert choose_layout(world_size, heads, guided=guided, cfg_parallel=cfg, context=context) == Layout(
+        *wanted
+    )
 
 
 @pytest.mark.parametrize(

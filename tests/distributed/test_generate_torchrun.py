@@ -37,10 +37,23 @@ def config(tmp_path_factory):
 
 
 def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(SCRIPT),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINDSPEED_MM_DEVICE": "cpu"}
     return subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -80,7 +93,9 @@ def test_processes_that_do_not_share_make_a_video_each(config, alone):
     """Three tasks for two processes: the first one has two of them, and the files are those of one process."""
     out, prompts = config.parent / "each", config.parent / "prompts.jsonl"
     names = ("video1", "other", "third")
-    tasks = [{"name": name, "prompt": f"a red ball{' bounces' * number}"} for number, name in enumerate(names)]
+    tasks = [
+        {"name": name, "prompt": f"a red ball{' bounces' * number}"} for number, name in enumerate(names)
+    ]
     prompts.write_text("\n".join(map(json.dumps, tasks)))
     flags = ["--prompts-file", prompts]
     ran = torchrun(config, *flags, "--data-parallel", "--output-path", out)
@@ -97,7 +112,10 @@ def test_processes_that_do_not_share_make_a_video_each(config, alone):
         assert (out / f"{name}.mp4").read_bytes() == (config.parent / "one" / f"{name}.mp4").read_bytes()
     assert torch.equal(read_latents(out / "video1" / "latents.safetensors")[0], alone)
     seconds = {name: json.loads((out / f"{name}.json").read_text())["seconds"] for name in names}
-    assert [name for name in names if "load" in seconds[name]] == ["video1", "other"]  # each process loads once
+    assert [name for name in names if "load" in seconds[name]] == [
+        "video1",
+        "other",
+    ]  # each process loads once
 
 
 @pytest.mark.slow
@@ -136,7 +154,10 @@ def test_more_processes_than_videos_say_so(config):
     ],
 )
 def test_what_is_wrong_is_one_line_of_one_process_and_leaves_nothing(config, flags, message):
-    tasks = [{"prompt": "one", "name": "first"}, {"prompt": "two", "name": "second", "video_path": str(config)}]
+    tasks = [
+        {"prompt": "one", "name": "first"},
+        {"prompt": "two", "name": "second", "video_path": str(config)},
+    ]
     (config.parent / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
     paths = {
         "VAE": str(config.parent / "tiny" / "Wan2.1_VAE.pth"),
@@ -146,7 +167,9 @@ def test_what_is_wrong_is_one_line_of_one_process_and_leaves_nothing(config, fla
     out = config.parent / "refused"
     ran = torchrun(config, *(paths.get(flag, flag) for flag in flags), "--output-path", out)
     assert ran.returncode == 1
-    assert re.search(rf"(\[rank 0\]|traceback :) {message}", ran.stderr)  # rank 0 itself, or torchrun's report
+    assert re.search(
+        rf"(\[rank 0\]|traceback :) {message}", ran.stderr
+    )  # rank 0 itself, or torchrun's report
     assert len(re.findall(r"^\[rank \d+\] ", ran.stderr, re.MULTILINE)) <= 1
     assert "mindspeed_mm/" not in ran.stderr  # no traceback of ours
     assert not out.exists()
@@ -170,6 +193,8 @@ def test_nan_in_one_ranks_weights_ends_all_ranks(config, flags):
     out = config.parent / "nan-out"
     ran = torchrun(config, *flags, "--transformer", with_nan(config.parent / "tiny"), "--output-path", out)
     assert ran.returncode == 1
-    assert re.search(r"WeightsError: .*nan.*: 1 weight contains NaN or Inf: blocks\.0\.ffn\.0\.weight", ran.stderr)
+    assert re.search(
+        r"WeightsError: .*nan.*: 1 weight contains NaN or Inf: blocks\.0\.ffn\.0\.weight", ran.stderr
+    )
     assert "mindspeed_mm/" not in ran.stderr  # no traceback of ours
     assert not list(out.glob("*.mp4"))

@@ -28,7 +28,13 @@ def test_validation_equals_generation_from_the_checkpoint(world, tmp_path, dtype
     data["dataset_param"]["validation"]["prompts"] = str(inference)
     data_json.write_text(json.dumps(data))
     bf16 = ["--bf16"] if dtype == "bf16" else []
-    flags = {"train_iters": 2, "eval_interval": 1, "save_interval": 1, "lr": 1e-2, "load": environment["SAVE_PATH"]}
+    flags = {
+        "train_iters": 2,
+        "eval_interval": 1,
+        "save_interval": 1,
+        "lr": 1e-2,
+        "load": environment["SAVE_PATH"],
+    }
     world.run(ranks, train_job, [*arguments(environment, *bf16, **flags)])
 
     save = tmp_path / "run" / "save"
@@ -37,7 +43,9 @@ def test_validation_equals_generation_from_the_checkpoint(world, tmp_path, dtype
         name = f"iter_{iteration:07d}"
         main([str(inference), "--transformer", str(save / name), "--output-path", str(tmp_path / name)])
         during = save / "validation" / name
-        latents = [read_latents(folder / "video1" / "latents.safetensors")[0] for folder in (during, tmp_path / name)]
+        latents = [
+            read_latents(folder / "video1" / "latents.safetensors")[0] for folder in (during, tmp_path / name)
+        ]
         assert torch.equal(*latents)
         assert (during / "video1.mp4").read_bytes() == (tmp_path / name / "video1.mp4").read_bytes()
         made[iteration] = latents[0]

@@ -54,7 +54,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("kill", "said"),
-    [(the_launcher, None), (its_group, None), (a_rank, "rank 1 was killed by SIGKILL"), (a_reader, "data worker")],
+    [
+        (the_launcher, None),
+        (its_group, None),
+        (a_rank, "rank 1 was killed by SIGKILL"),
+        (a_reader, "data worker"),
+    ],
 )
 def test_training_ends_with_any_of_its_processes(
     tmp_path: Path, files: dict[str, str], kill: Callable[[Started], None], said: str | None
@@ -73,7 +78,9 @@ def test_training_ends_with_any_of_its_processes(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_training_saves_when_it_is_stopped(tmp_path: Path, files: dict[str, str], number: signal.Signals) -> None:
+def test_training_saves_when_it_is_stopped(
+    tmp_path: Path, files: dict[str, str], number: signal.Signals
+) -> None:
     run = train(tmp_path, files)
     tree = run.tree
     os.kill(run.process.pid, number)
@@ -105,7 +112,14 @@ def inference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_official(folder / "tiny", dtype=torch.float32)
     values = {
         "model": {"transformer": "tiny", "vae": "tiny", "text_encoder": "tiny"},
-        **{"prompt": "a red ball", "height": 64, "width": 96, "num_frames": 17, "steps": 1000, "dtype": "fp32"},
+        **{
+            "prompt": "a red ball",
+            "height": 64,
+            "width": 96,
+            "num_frames": 17,
+            "steps": 1000,
+            "dtype": "fp32",
+        },
         "output_path": str(folder / "out"),
     }
     (folder / "inference.json").write_text(json.dumps(values))

@@ -25,7 +25,9 @@ def reference():
 @pytest.mark.parametrize(
     ("ranks", "setup"),
     [
-        pytest.param(1, Setup(optimizer="muon", fsdp={"offload_to_cpu": True, "pin_memory": False}), id="1 rank"),
+        pytest.param(
+            1, Setup(optimizer="muon", fsdp={"offload_to_cpu": True, "pin_memory": False}), id="1 rank"
+        ),
         pytest.param(2, Setup(optimizer="muon"), id="2 ranks"),
         pytest.param(4, Setup(optimizer="muon"), id="4 ranks"),
         pytest.param(4, Setup(optimizer="muon", fsdp={"sharding_size": 2}), id="2 copies over 2 ranks each"),
@@ -45,12 +47,16 @@ def uneven(mesh_shape: tuple[int, int], shape: tuple[int, int], count: int) -> l
     """→ for each portion of `count` sharded matrices, its length and how far this rank's rows are from one process's."""
     mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("copies", "shards"))
     places = [Replicate(), Shard(0)]
-    matrices = [torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in range(count)]
+    matrices = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in range(count)
+    ]
     sharded = [torch.nn.Parameter(distribute_tensor(matrix, mesh, places)) for matrix in matrices]
     rows = distribute_tensor(torch.arange(shape[0]), mesh, places).to_local()
     wanted = iter(muon.newton_schulz(torch.stack(matrices)))
     found = []
-    with mock.patch.object(muon, "ELEMENTS_AT_ONCE", shape[0] * shape[1]):  # one matrix for each rank at a time
+    with mock.patch.object(
+        muon, "ELEMENTS_AT_ONCE", shape[0] * shape[1]
+    ):  # one matrix for each rank at a time
         for portion in muon._portions(sharded):
             slices = muon.orthogonalised([matrix.detach() for matrix in portion])
             found.append((len(slices), max(float((part - next(wanted)[rows]).norm()) for part in slices)))
@@ -93,7 +99,9 @@ def test_a_run_that_stops_goes_on_exactly_and_on_other_ranks(world, tmp_path):
     run = Run(tmp_path / "stopped", setup)
     world.run(2, train_to, run, 3, save_at=(3,))
     assert compare(world.run(2, train_to, run, 6)[0], straight) == []
-    assert "exp_avg_sq" not in straight["moments"]["vace_blocks.0.ffn.0.weight"], "one moment, half of AdamW's memory"
+    assert "exp_avg_sq" not in straight["moments"]["vace_blocks.0.ffn.0.weight"], (
+        "one moment, half of AdamW's memory"
+    )
     wider = world.run(4, train_to, run, 6)[0]
     assert wider["losses"][5] == pytest.approx(straight["losses"][5], abs=1e-5)
 
@@ -101,7 +109,9 @@ def test_a_run_that_stops_goes_on_exactly_and_on_other_ranks(world, tmp_path):
 @pytest.mark.parametrize(("saved", "given"), [("adam", "muon"), ("muon", "adam")])
 def test_moments_of_the_other_optimizer_are_told(world, tmp_path, saved, given):
     world.run(2, train_to, Run(tmp_path, Setup(optimizer=saved)), 1, save_at=(1,))
-    with pytest.raises(AssertionError, match=r"another optimizer .*; give --optimizer as before, or --no-load-optim"):
+    with pytest.raises(
+        AssertionError, match=r"another optimizer .*; give --optimizer as before, or --no-load-optim"
+    ):
         world.run(2, train_to, Run(tmp_path, Setup(optimizer=given)), 2)
     anew = world.run(2, train_to, Run(tmp_path, Setup(optimizer=given), {"no_load_optim": True}), 2)[0]
     assert min(anew["losses"]) == 1

@@ -54,7 +54,9 @@ def test_ten_steps_are_four_then_kill_9_in_the_next_save_then_six(world, mortal_
     assert not list(tmp_path.glob(".writing-*")), "what the killed save left is gone"
 
 
-def test_a_kill_while_an_iteration_is_saved_again_loses_nothing(world, mortal_world, stopped, straight, tmp_path):
+def test_a_kill_while_an_iteration_is_saved_again_loses_nothing(
+    world, mortal_world, stopped, straight, tmp_path
+):
     run, there = Run(tmp_path / "killed"), tmp_path / "killed/iter_0000004"
     shutil.copytree(stopped, run.folder)
     assert -9 in mortal_world.run_to_death(2, die_between_renames, run)
@@ -108,7 +110,14 @@ def test_dcp_to_torch_gives_plain_tensors_in_mm_names(stopped, straight, tmp_pat
     folder = stopped / "iter_0000004"
     assert json.loads((folder / "job.json").read_text()) == {"a": 1}
     out = tmp_path / "out.pt"
-    command = [sys.executable, "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", str(folder), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.checkpoint.format_utils",
+        "dcp_to_torch",
+        str(folder),
+        str(out),
+    ]
     subprocess.run(command, check=True, capture_output=True)
 
     found = torch.load(out, weights_only=True)
@@ -131,12 +140,21 @@ def test_the_whole_model_is_written_on_request_or_when_there_is_no_base(world, t
         assert any(name.startswith("model.vace_dit.") for name in found)
         assert not any(name.startswith("base") for name in found)
     out = tmp_path / "whole.pt"
-    command = [sys.executable, "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", str(folder), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.checkpoint.format_utils",
+        "dcp_to_torch",
+        str(folder),
+        str(out),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     assert open_weights(out).config == TINY, "the number of heads, too, which no shape tells"
 
 
-def test_usual_losses_and_skipped_iterations_are_resumed_and_a_finetune_forgets_them(world, stopped, tmp_path):
+def test_usual_losses_and_skipped_iterations_are_resumed_and_a_finetune_forgets_them(
+    world, stopped, tmp_path
+):
     resumed = world.run(2, train_to, Run(stopped), 4)
     assert [answer["loss_means"][0][0] for answer in resumed] == [4, 4], "every rank has its own"
     assert resumed[0]["skipped"] == 4
@@ -163,7 +181,9 @@ def test_what_is_asked_to_be_left_out_is_left_out(world, tmp_path):
     found = torch.distributed.checkpoint.FileSystemReader(tmp_path / "iter_0000002").read_metadata()
     assert not [name for name in found.state_dict_metadata if name.startswith(("optimizer", "rng"))]
 
-    answer = world.run(2, train_to, Run(tmp_path, checkpoint={"no_load_optim": True, "no_load_rng": True}), 3)[0]
+    answer = world.run(
+        2, train_to, Run(tmp_path, checkpoint={"no_load_optim": True, "no_load_rng": True}), 3
+    )[0]
     assert list(answer["losses"]) == [2]
     assert all(int(moments["step"]) == 1 for moments in answer["moments"].values())
 
@@ -171,7 +191,11 @@ def test_what_is_asked_to_be_left_out_is_left_out(world, tmp_path):
 def test_only_multiples_of_the_retain_interval_and_the_newest_stay(world, tmp_path):
     run = Run(tmp_path, checkpoint={"save_retain_interval": 2})
     world.run(2, train_to, run, 5, save_at=(1, 2, 3, 4, 5))
-    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000002", "iter_0000004", "iter_0000005"]
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == [
+        "iter_0000002",
+        "iter_0000004",
+        "iter_0000005",
+    ]
     world.run(2, train_to, Run(tmp_path, checkpoint={"ckpt_step": 2}), 3, save_at=(3,))
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text().strip() == "3"
 

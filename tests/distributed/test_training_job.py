@@ -29,11 +29,15 @@ def test_one_rank_equals_many(world, environment, tmp_path, ranks, flags):
 
     alone, together = metrics(1), metrics(ranks, **flags)
     assert losses(together) == pytest.approx(losses(alone), rel=1e-6)
-    assert [row["tokens"] for row in together if "tokens" in row] == [row["tokens"] for row in alone if "tokens" in row]
+    assert [row["tokens"] for row in together if "tokens" in row] == [
+        row["tokens"] for row in alone if "tokens" in row
+    ]
     assert [row["grad_norm"] for row in together if "loss" in row] == pytest.approx(
         [row["grad_norm"] for row in alone if "loss" in row], rel=1e-4
     )
-    held_out = [[row["validation/loss"] for row in rows if "validation/loss" in row] for rows in (alone, together)]
+    held_out = [
+        [row["validation/loss"] for row in rows if "validation/loss" in row] for rows in (alone, together)
+    ]
     assert held_out[1] == pytest.approx(held_out[0], rel=1e-5)
     assert len(held_out[0]) == 1
 
@@ -76,8 +80,12 @@ def seen_samples(argv):
 
     parts = assemble(PretrainJob.from_argv(argv), CPU)
     batches = list(itertools.islice(parts.batches, 4))
-    samples = [sample_flow(batch.latents, parts.schedule, batch.sample_index, parts.step.seed) for batch in batches]
-    noise = [float((s.target + b.latents.float()).flatten()[0]) for s, b in zip(samples, batches, strict=True)]
+    samples = [
+        sample_flow(batch.latents, parts.schedule, batch.sample_index, parts.step.seed) for batch in batches
+    ]
+    noise = [
+        float((s.target + b.latents.float()).flatten()[0]) for s, b in zip(samples, batches, strict=True)
+    ]
     return noise, [float(s.timestep) for s in samples], [int(batch.sample_index) for batch in batches]
 
 

@@ -85,12 +85,16 @@ def test_selective_keeps_attention_outputs_and_full_does_not(world):
     [
         pytest.param(Setup(parallel={"recompute_granularity": "full"}), id="full"),
         pytest.param(Setup(parallel={"recompute_granularity": "selective"}), id="selective"),
-        pytest.param(Setup(fsdp={"num_to_forward_prefetch": 2, "num_to_backward_prefetch": 2}), id="prefetch"),
+        pytest.param(
+            Setup(fsdp={"num_to_forward_prefetch": 2, "num_to_backward_prefetch": 2}), id="prefetch"
+        ),
         pytest.param(Setup(fsdp={"reshard_after_forward": False}), id="no reshard"),
         pytest.param(Setup(fsdp={"ignored_modules": ["patch_embedding", "head"]}), id="ignored modules"),
         pytest.param(Setup(fsdp={"offload_to_cpu": True, "pin_memory": False}), id="offload"),
         pytest.param(
-            Setup(fsdp={"sub_modules_to_wrap": ["predictor.wan_dit.blocks.{0-2}", "vace_dit.vace_blocks.{*}"]}),
+            Setup(
+                fsdp={"sub_modules_to_wrap": ["predictor.wan_dit.blocks.{0-2}", "vace_dit.vace_blocks.{*}"]}
+            ),
             id="old prefixes",
         ),
     ],
@@ -147,7 +151,9 @@ def dtypes_seen():
     inputs, _ = sample(0)
     inputs["timestep"] = torch.tensor([937.5])
     steps = []
-    kept = model.register_forward_pre_hook(lambda _, args, kwargs: steps.append(kwargs["timestep"]), with_kwargs=True)
+    kept = model.register_forward_pre_hook(
+        lambda _, args, kwargs: steps.append(kwargs["timestep"]), with_kwargs=True
+    )
     model(**inputs)
     kept.remove()
     return seen, float(steps[0]), steps[0].dtype
@@ -199,7 +205,10 @@ def gathered(setup):
     return {name.split(".")[0] for name, p in model.named_parameters() if isinstance(p, DTensor)}
 
 
-BRANCH_PARTS, FP32_PARTS = {"vace_blocks", "vace_patch_embedding"}, {"time_embedding", "time_projection", "head"}
+BRANCH_PARTS, FP32_PARTS = (
+    {"vace_blocks", "vace_patch_embedding"},
+    {"time_embedding", "time_projection", "head"},
+)
 TRUNK_PARTS = {"blocks", "patch_embedding", "text_embedding", *FP32_PARTS}
 
 
@@ -208,11 +217,18 @@ TRUNK_PARTS = {"blocks", "patch_embedding", "text_embedding", *FP32_PARTS}
     [
         pytest.param(1, Setup(), set(), id="one rank, fp32: nothing"),
         pytest.param(1, Setup(dtype="bf16"), BRANCH_PARTS, id="one rank, bf16: masters are cast"),
-        pytest.param(1, Setup(dtype="bf16", trainable="all"), BRANCH_PARTS | TRUNK_PARTS, id="all trains in one way"),
         pytest.param(
-            1, Setup(fsdp={"offload_to_cpu": True, "pin_memory": False}), BRANCH_PARTS | TRUNK_PARTS, id="host"
+            1, Setup(dtype="bf16", trainable="all"), BRANCH_PARTS | TRUNK_PARTS, id="all trains in one way"
         ),
-        pytest.param(2, Setup(fsdp={"sharding_size": 1}), BRANCH_PARTS, id="a copy on each rank: gradients are summed"),
+        pytest.param(
+            1,
+            Setup(fsdp={"offload_to_cpu": True, "pin_memory": False}),
+            BRANCH_PARTS | TRUNK_PARTS,
+            id="host",
+        ),
+        pytest.param(
+            2, Setup(fsdp={"sharding_size": 1}), BRANCH_PARTS, id="a copy on each rank: gradients are summed"
+        ),
         pytest.param(2, Setup(), BRANCH_PARTS | TRUNK_PARTS, id="two ranks"),
     ],
 )

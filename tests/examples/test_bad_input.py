@@ -46,7 +46,11 @@ def edited(tmp_path: Path):
 
 
 def train_settings(tmp_path: Path, **settings: object) -> dict[str, object]:
-    given = {"NPUS_PER_NODE": 1, "MM_DATA": TINY / "feature_data.json", "MM_MODEL": TINY / "pretrain_model.json"}
+    given = {
+        "NPUS_PER_NODE": 1,
+        "MM_DATA": TINY / "feature_data.json",
+        "MM_MODEL": TINY / "pretrain_model.json",
+    }
     given["FSDP2_CONFIG"] = TINY / "fsdp2_config.yaml"
     return {**given, "SAVE_PATH": tmp_path / "save", "LOG_DIR": tmp_path / "logs", **settings}
 
@@ -68,13 +72,16 @@ def test_training_names_a_typo_in_the_data_json(tmp_path: Path, edited) -> None:
     data = edited("feature_data.json", '"data_folder"', '"data_foldr"')
     line = refused(TRAIN, train_settings(tmp_path, MM_DATA=data))
     assert (
-        "feature_data.json:dataset_param.basic_parameters.data_foldr: unknown key (did you mean 'data_folder'?)" in line
+        "feature_data.json:dataset_param.basic_parameters.data_foldr: unknown key (did you mean 'data_folder'?)"
+        in line
     )
 
 
 def test_training_names_a_typo_in_the_fsdp2_yaml(tmp_path: Path) -> None:
     path = tmp_path / "fsdp2_config.yaml"
-    path.write_text((ROOT / "examples/vace/fsdp2_config.yaml").read_text().replace("param_dtype", "param_dtyp"))
+    path.write_text(
+        (ROOT / "examples/vace/fsdp2_config.yaml").read_text().replace("param_dtype", "param_dtyp")
+    )
     line = refused(TRAIN, train_settings(tmp_path, FSDP2_CONFIG=path))
     assert "fsdp2_config.yaml:param_dtyp: unknown key (did you mean 'param_dtype'?)" in line
 
@@ -92,7 +99,8 @@ def test_training_names_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_training_names_json_that_is_broken(tmp_path: Path, edited) -> None:
     model = edited("pretrain_model.json", '"task": "vace",', '"task": "vace"')
     assert re.search(
-        r"pretrain_model\.json:3:\d+: not valid JSON", refused(TRAIN, train_settings(tmp_path, MM_MODEL=model))
+        r"pretrain_model\.json:3:\d+: not valid JSON",
+        refused(TRAIN, train_settings(tmp_path, MM_MODEL=model)),
     )
 
 

@@ -25,7 +25,9 @@ def run(program: str, *argv: str) -> str:
 
 def test_encode_compares_every_kind_and_their_mixture() -> None:
     size = ["--frames", "5", "--height", "64", "--width", "64"]
-    found = json.loads(run("encode.py", *size, "--clips", "1", "--rounds", "2", "--warm-up", "0", "--device", "cpu"))
+    found = json.loads(
+        run("encode.py", *size, "--clips", "1", "--rounds", "2", "--warm-up", "0", "--device", "cpu")
+    )
     kinds = [found[kind] for kind in ("plain", "control", "inpaint")]
     assert [kind["clips"] for kind in (*kinds, found["mixture"])] == [1, 1, 1, 3]
     for part in (*kinds, found["mixture"]):

@@ -66,7 +66,11 @@ def test_every_block_of_the_page_runs_as_it_stands(home: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     for language, block in found:
-        command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]
+        command = (
+            [sys.executable, "-c", block]
+            if language == "python"
+            else ["bash", "-euo", "pipefail", "-c", block]
+        )
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     official = open_weights(home / "ckpt/Wan2.1-VACE-1.3B/diffusion_pytorch_model.safetensors")

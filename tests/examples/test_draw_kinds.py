@@ -31,7 +31,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> GenerateJob:
     draw_kinds.write_sources(folder)
     base = json.loads((ROOT / "examples/vace/tiny/inference.json").read_text())
     weights = ROOT / "examples/vace/tiny/weights"
-    base["model"] = {"transformer": [str(weights / "vace")], "vae": str(weights), "text_encoder": str(weights)}
+    base["model"] = {
+        "transformer": [str(weights / "vace")],
+        "vae": str(weights),
+        "text_encoder": str(weights),
+    }
     (folder / "base.json").write_text(json.dumps({**base, "steps": 1}))
     return GenerateJob.from_file(draw_kinds.write_request(folder, folder / "base.json"))
 

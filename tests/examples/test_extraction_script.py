@@ -58,7 +58,9 @@ def test_the_log_tells_everything_once_and_a_second_run_opens_no_clip(tmp_path: 
         for words in ("output      ", "clips       6 of 6", "extracted 6 clips", "rank 0 spent"):
             assert text.count(words) == 1, words
     written = features(root)
-    for clip in (root / "clips datası").glob("*.mp4"):  # only who opens a clip can see that it is none any more
+    for clip in (root / "clips datası").glob(
+        "*.mp4"
+    ):  # only who opens a clip can see that it is none any more
         times = clip.stat()
         clip.write_bytes(b"\0" * times.st_size)
         os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -85,11 +87,16 @@ def test_what_goes_wrong_on_a_rank_is_one_line(tmp_path: Path, ranks: int) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [False, True], ids=["the script", "its whole session"])
-def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(tmp_path: Path, whole_group: bool) -> None:
+def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(
+    tmp_path: Path, whole_group: bool
+) -> None:
     make_job(tmp_path, max_hxw=36864)
     folder = tmp_path / "clips datası"
     # No two clips are alike, and each of them is work: the signal must come long before the last one is done.
-    clips = [write_video(folder / f"{n}.mp4", numbered(9, 192, 192 + 16 * (n % 3), first=5 * n), 16) for n in range(40)]
+    clips = [
+        write_video(folder / f"{n}.mp4", numbered(9, 192, 192 + 16 * (n % 3), first=5 * n), 16)
+        for n in range(40)
+    ]
     rows = [{"video": clip.name, "cap": f"clip {number}"} for number, clip in enumerate(clips)]
     (folder / "data.json").write_text(json.dumps(rows))
     script = start(tmp_path, ranks=2)

@@ -68,7 +68,11 @@ def test_a_file_of_the_guide_makes_its_three_videos(size: str, downloads: Path, 
         "job.json",
         *(f"video{number}{end}" for number in (1, 2, 3) for end in ("", ".mp4", ".png", ".json")),
     }
-    shown = {"video1": {"src_video.mp4"}, "video2": {"reference_0.png"}, "video3": {"src_video.mp4", "reference_0.png"}}
+    shown = {
+        "video1": {"src_video.mp4"},
+        "video2": {"reference_0.png"},
+        "video3": {"src_video.mp4", "reference_0.png"},
+    }
     for name, conditions in shown.items():
         assert {path.name for path in (tmp_path / name).iterdir()} == {*conditions, "latents.safetensors"}
         with av.open(str(tmp_path / f"{name}.mp4")) as made:
@@ -95,7 +99,11 @@ def tiny(tmp_path: Path) -> Path:
     """The tiny world's inference JSON with absolute paths, in a folder with a space."""
     values = json.loads(TINY_WEIGHTS.read_text())
     weights = ROOT / "examples/vace/tiny/weights"
-    values["model"] = {"transformer": [str(weights / "vace")], "vae": str(weights), "text_encoder": str(weights)}
+    values["model"] = {
+        "transformer": [str(weights / "vace")],
+        "vae": str(weights),
+        "text_encoder": str(weights),
+    }
     values |= {"output_path": "out", "prompt": SCENE.caption, "num_frames": 5, "steps": 5}
     path = tmp_path / "a folder" / "inference.json"
     path.parent.mkdir()
@@ -118,7 +126,10 @@ def test_generate_sh_makes_a_video_on_two_processes_and_says_how_long_it_takes(t
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["--transformer", "vae.pth"], r"\[rank \d\] WeightsError: .*expected a Wan or VACE transformer, got a VAE"),
+        (
+            ["--transformer", "vae.pth"],
+            r"\[rank \d\] WeightsError: .*expected a Wan or VACE transformer, got a VAE",
+        ),
         (["--video-path", "torn.mp4"], r"\[rank 0\] DataError: video1: .*torn\.mp4"),
         (["--cfg-parallel", "on", "--context-parallel-size", "2"], r"\[rank \d\] ConfigError: 2 process"),
     ],

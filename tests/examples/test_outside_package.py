@@ -266,7 +266,9 @@ def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, obje
 
 
 @pytest.mark.slow
-def test_its_model_trains_on_its_dataset_under_the_ordinary_script(site: Path, weights: Path, tmp_path: Path) -> None:
+def test_its_model_trains_on_its_dataset_under_the_ordinary_script(
+    site: Path, weights: Path, tmp_path: Path
+) -> None:
     """And a path with spaces does no harm."""
     settings = settings_for(tmp_path, weights, volume=0.25)
     script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", "--train-iters", "2", "--num-workers", "0"]
@@ -280,7 +282,11 @@ def test_its_model_trains_on_its_dataset_under_the_ordinary_script(site: Path, w
 @pytest.mark.slow
 def test_a_model_that_has_nothing_of_vace_trains_from_its_own_weights(site: Path, tmp_path: Path) -> None:
     """Its schema, its names, its units and no branch: two files of its own and one line of entry points."""
-    sizes = {"enter": (8, 16, 1, 1, 1), "leave": (16, 8, 1, 1, 1), **{f"stones.{i}.mix": (8, 8) for i in range(3)}}
+    sizes = {
+        "enter": (8, 16, 1, 1, 1),
+        "leave": (16, 8, 1, 1, 1),
+        **{f"stones.{i}.mix": (8, 8) for i in range(3)},
+    }
     start = {f"{name}.weight": torch.randn(shape) / 4 for name, shape in sizes.items()}
     start |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in sizes.items()}
     save_file(start, tmp_path / "pebble.safetensors")
@@ -301,7 +307,9 @@ def test_a_model_that_has_nothing_of_vace_trains_from_its_own_weights(site: Path
     assert all((saved.read(name) - tensor).abs().max() < 0.01 for name, tensor in start.items())
 
 
-def test_without_the_package_both_names_are_errors_that_list_what_there_is(weights: Path, tmp_path: Path) -> None:
+def test_without_the_package_both_names_are_errors_that_list_what_there_is(
+    weights: Path, tmp_path: Path
+) -> None:
     settings = settings_for(tmp_path, weights, volume=0.25)
     ran = run(["bash", "examples/vace/1.3B/pretrain_fsdp.sh"], None, settings)
     assert ran.returncode == 1

@@ -64,7 +64,12 @@ def test_a_script_of_mindspeed_mm_trains_unchanged(tmp_path: Path) -> None:
     sharding = {**yaml.safe_load(YAMLS["patterns"]), "sharding_size": 2}
     files["--fsdp2-config-path"].write_text(yaml.safe_dump(sharding))
     flags = list(COMMON_ARGS)
-    smaller = {"--train-iters": "2", "--global-batch-size": "2", "--num-workers": "0", "--save": str(tmp_path / "save")}
+    smaller = {
+        "--train-iters": "2",
+        "--global-batch-size": "2",
+        "--num-workers": "0",
+        "--save": str(tmp_path / "save"),
+    }
     for name, value in smaller.items():
         flags[flags.index(name) + 1] = value
     flags += ["--bf16", *(str(part) for item in files.items() for part in item)]

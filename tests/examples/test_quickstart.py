@@ -46,7 +46,9 @@ def test_it_ends_with_the_paths_of_what_it_made(quickstart: Quickstart) -> None:
 def test_the_videos_have_the_asked_size_frames_and_rate(quickstart: Quickstart) -> None:
     results = sorted((quickstart.out / "after").glob("*.mp4"))
     scenes = heldout_indices(len(KINDS) + 1)
-    asked = [f"heldout_{i:05d}_{kind}" for number, kind in enumerate(KINDS) for i in scenes[number : number + 2]]
+    asked = [
+        f"heldout_{i:05d}_{kind}" for number, kind in enumerate(KINDS) for i in scenes[number : number + 2]
+    ]
     assert [path.stem for path in results] == sorted(asked)
     for path in results:
         video = open_video(path, "av")
@@ -58,13 +60,20 @@ def test_the_videos_have_the_asked_size_frames_and_rate(quickstart: Quickstart) 
 
 def test_a_few_minutes_of_training_teach_inpainting(quickstart: Quickstart, tmp_path: Path) -> None:
     """From the shipped trunk: what is masked gets nearer to the true clip, what is kept stays as it was. Twelve scenes: two differ too much."""
-    world = [ROOT / "examples/vace/tiny/heldout.py", tmp_path, "--base", ROOT / "examples/vace/tiny/inference.json"]
+    world = [
+        ROOT / "examples/vace/tiny/heldout.py",
+        tmp_path,
+        "--base",
+        ROOT / "examples/vace/tiny/inference.json",
+    ]
     python(*world, "--count", 12, "--kinds", "inpaint")
     trained = ["--transformer", quickstart.out / "weights/vace-trained"]
     for name, more in (("before", ["--context-scale", 0]), ("after", [])):
         generate = [ROOT / "examples/vace/inference/Wan-VACE-Inference.py", tmp_path / "inference.json"]
         python(*generate, "--output-path", tmp_path / name, *trained, *more)
-    before, after, shipped = map(score_folder, (tmp_path / "before", tmp_path / "after", quickstart.out / "shipped"))
+    before, after, shipped = map(
+        score_folder, (tmp_path / "before", tmp_path / "after", quickstart.out / "shipped")
+    )
     assert len(before) == len(after) == 12
     assert mean(after, "masked_psnr") >= mean(before, "masked_psnr") + 3
     assert mean(after, "kept_psnr") >= 30
@@ -96,18 +105,24 @@ def test_training_leaves_the_trunk_alone_and_moves_the_whole_branch(quickstart: 
     assert all(torch.equal(weight, after[name].to(weight.dtype)) for name, weight in trunk.items())
     branch = {name for name in after if name not in trunk}
     assert {name.split(".")[0] for name in branch} == {"vace_blocks", "vace_patch_embedding"}
-    assert all(after[f"vace_blocks.{n}.after_proj.weight"].any() for n in range(2)), "after_proj starts at zero"
+    assert all(after[f"vace_blocks.{n}.after_proj.weight"].any() for n in range(2)), (
+        "after_proj starts at zero"
+    )
 
 
 def test_the_checkpoint_is_the_small_default_kind_that_names_its_base(quickstart: Quickstart) -> None:
-    flat = torch.load(quickstart.out / "save-release/release/mp_rank_00/model_optim_rng.pt", weights_only=True)
+    flat = torch.load(
+        quickstart.out / "save-release/release/mp_rank_00/model_optim_rng.pt", weights_only=True
+    )
     assert "t2v-mm" in flat["base"]["path"]
     assert all(name.startswith("vace_dit.") for name in flat["model"])
 
 
 def test_the_features_are_listed_in_the_order_of_the_dataset(quickstart: Quickstart) -> None:
     asked = json.loads((quickstart.out / "world" / "data.json").read_text())
-    rows = [json.loads(line) for line in (quickstart.out / "features" / "data.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (quickstart.out / "features" / "data.jsonl").read_text().splitlines()
+    ]
     assert [row["cap"] for row in rows] == [row["cap"] for row in asked]
     assert len({row["file"] for row in rows}) == len(asked), "two clips with one caption are two files"
     shapes = {tuple(row["shape"]) for row in rows}
@@ -117,6 +132,10 @@ def test_the_features_are_listed_in_the_order_of_the_dataset(quickstart: Quickst
 
 def test_iterations_are_logged_in_megatron_s_words(quickstart: Quickstart) -> None:
     log = (quickstart.out / "logs" / "4.log").read_text()
-    lines = re.findall(r"iteration +(\d+)/ +360 \| consumed samples: +(\d+) \|.*? loss: (\d\.\d{6}E[+-]\d\d) \|", log)
+    lines = re.findall(
+        r"iteration +(\d+)/ +360 \| consumed samples: +(\d+) \|.*? loss: (\d\.\d{6}E[+-]\d\d) \|", log
+    )
     assert [(int(i), int(n)) for i, n, _ in lines] == [(i, 16 * i) for i in range(10, 361, 10)]
-    assert re.search(r"^Elapsed Time Per iteration: [\d.]+, Average Samples per Second: [\d.]+$", log, re.MULTILINE)
+    assert re.search(
+        r"^Elapsed Time Per iteration: [\d.]+, Average Samples per Second: [\d.]+$", log, re.MULTILINE
+    )

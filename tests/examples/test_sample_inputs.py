@@ -20,7 +20,9 @@ def frame(name: str, place: int) -> NDArray[np.uint8]:
     with av.open(str(FOLDER / f"{name}.mp4")) as clip:
         stream = clip.streams.video[0]
         assert (stream.frames, float(stream.average_rate or 0)) == (81, 16)
-        return next(shot.to_ndarray(format="rgb24") for i, shot in enumerate(clip.decode(video=0)) if i == place)
+        return next(
+            shot.to_ndarray(format="rgb24") for i, shot in enumerate(clip.decode(video=0)) if i == place
+        )
 
 
 def close(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> bool:

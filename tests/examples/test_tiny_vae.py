@@ -63,8 +63,12 @@ def test_the_loss_weighs_absolute_and_squared_errors_colour_and_the_first_frame(
     squared, absolute = (0.36 + 3 * 0.25) / 6, (0.6 + 3 * 0.5) / 6
     coloured, in_colour = (0.16 + 2 * 0.04) / 6, 0.8 / 6
     assert train_vae.pixel_loss(error, phase).item() == pytest.approx(2 * squared)
-    assert train_vae.pixel_loss(error, replace(phase, absolute=3.0)).item() == pytest.approx(2 * squared + 3 * absolute)
-    assert train_vae.pixel_loss(error, replace(phase, chroma=8.0)).item() == pytest.approx(2 * squared + 16 * coloured)
+    assert train_vae.pixel_loss(error, replace(phase, absolute=3.0)).item() == pytest.approx(
+        2 * squared + 3 * absolute
+    )
+    assert train_vae.pixel_loss(error, replace(phase, chroma=8.0)).item() == pytest.approx(
+        2 * squared + 16 * coloured
+    )
     both = train_vae.pixel_loss(error, replace(phase, absolute=1.0, chroma=1.0, first_frame=0.5)).item()
     first = 0.5 * (0.6 / 3 + 0.36 / 3)
     assert both == pytest.approx(2 * squared + absolute + 2 * coloured + in_colour + first)
@@ -73,12 +77,22 @@ def test_the_loss_weighs_absolute_and_squared_errors_colour_and_the_first_frame(
 def test_one_step_of_every_phase_trains_what_it_should_and_the_file_loads(tmp_path: Path) -> None:
     vae = train_vae.new_vae(0)
     before = {name: weight.clone() for name, weight in vae.state_dict().items()}
-    polish = train_vae.Phase("denoiser", 5, 2, 1, 1e-3, decoder_only=True, bf16=False, noise=0.25, first_frame=0.15)
+    polish = train_vae.Phase(
+        "denoiser", 5, 2, 1, 1e-3, decoder_only=True, bf16=False, noise=0.25, first_frame=0.15
+    )
     train_vae.run_phase(vae, polish, 1, [1.0] * 16)
-    moved = {name.split(".")[0] for name, weight in vae.state_dict().items() if not torch.equal(weight, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, weight in vae.state_dict().items()
+        if not torch.equal(weight, before[name])
+    }
     assert moved == {"decoder", "post_quant_conv"}
     train_vae.run_phase(vae, train_vae.Phase("short clips", 5, 2, 1, 1e-3), 1, [1.0] * 16)
-    moved = {name.split(".")[0] for name, weight in vae.state_dict().items() if not torch.equal(weight, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, weight in vae.state_dict().items()
+        if not torch.equal(weight, before[name])
+    }
     assert moved == {"encoder", "quant_conv", "decoder", "post_quant_conv"}
 
     path = tmp_path / "Wan2.1_VAE.pth"
@@ -129,7 +143,9 @@ def test_statistics_are_of_the_last_encoder_and_a_later_phase_goes_on_from_the_f
 ) -> None:
     seen: list[tuple[str, float]] = []
 
-    def run_phase(vae: AutoencoderKLWan, phase: train_vae.Phase, scale: float, latents_std: list[float]) -> float:
+    def run_phase(
+        vae: AutoencoderKLWan, phase: train_vae.Phase, scale: float, latents_std: list[float]
+    ) -> float:
         seen.append((phase.name, latents_std[0]))
         return 0.0
 

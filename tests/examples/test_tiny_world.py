@@ -83,7 +83,12 @@ def generate(transformer: Path) -> torch.Tensor:
     """[16, R+F, h, w]: the latents of one request."""
     video, mask, images = sources()
     result = pipeline(transformer)(
-        SCENE.caption, src_video=video, src_mask=mask, src_ref_images=images, noise=make_noise((6, 8, 8), 5), **ASKED
+        SCENE.caption,
+        src_video=video,
+        src_mask=mask,
+        src_ref_images=images,
+        noise=make_noise((6, 8, 8), 5),
+        **ASKED,
     )
     return result.latents
 
@@ -95,7 +100,9 @@ def official() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["mm", "mm in stages", "diffusers", "one .pt"])
-def test_every_dialect_generates_the_same_latents(name: str, dialects: dict[str, Path], official: torch.Tensor) -> None:
+def test_every_dialect_generates_the_same_latents(
+    name: str, dialects: dict[str, Path], official: torch.Tensor
+) -> None:
     assert torch.equal(generate(dialects[name]), official)
 
 
@@ -119,7 +126,11 @@ def test_diffusers_generates_the_same_latents_from_the_folder_that_we_export(
     ours.embed([SCENE.caption])
     prompt = ours.known([SCENE.caption])[SCENE.caption].float()
     oracle = WanVACEPipeline(
-        tokenizer=None, text_encoder=None, vae=ours.vae.model, scheduler=scheduler, transformer=model.float().eval()
+        tokenizer=None,
+        text_encoder=None,
+        vae=ours.vae.model,
+        scheduler=scheduler,
+        transformer=model.float().eval(),
     )
     oracle.set_progress_bar_config(disable=True)
     video, mask, images = sources()

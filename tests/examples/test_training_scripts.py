@@ -85,8 +85,12 @@ def test_a_mistake_is_one_line_and_exit_code_one(tmp_path: Path, flags: list[str
     assert not (tmp_path / "save").exists()
 
 
-def test_training_ends_with_the_guides_line_in_a_folder_with_spaces(tiny: dict[str, str], tmp_path: Path) -> None:
-    ran = run("14B/pretrain_fsdp.sh", cwd=tmp_path, NPUS_PER_NODE="1", TRAIN_ITERS="3", GBS="2", LR="1e-3", **tiny)
+def test_training_ends_with_the_guides_line_in_a_folder_with_spaces(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    ran = run(
+        "14B/pretrain_fsdp.sh", cwd=tmp_path, NPUS_PER_NODE="1", TRAIN_ITERS="3", GBS="2", LR="1e-3", **tiny
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     last = ran.stdout.strip().splitlines()[-1]
     said = re.fullmatch(r"Elapsed Time Per iteration: ([0-9.]+), Average Samples per Second: ([0-9.]+)", last)
@@ -102,7 +106,9 @@ def test_training_ends_with_the_guides_line_in_a_folder_with_spaces(tiny: dict[s
     assert json.loads((save / "job.json").read_text())["training"]["batch"]["train_iters"] == 3
 
 
-def test_an_error_on_the_ranks_is_one_line_too_and_the_script_fails(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_an_error_on_the_ranks_is_one_line_too_and_the_script_fails(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
     values = json.loads(Path(tiny["MM_MODEL"]).read_text())
     values["predictor"]["ffn_dim"] = 192
     (tmp_path / "model.json").write_text(json.dumps(values))
@@ -121,7 +127,12 @@ def test_an_error_on_the_ranks_is_one_line_too_and_the_script_fails(tiny: dict[s
 @pytest.mark.slow
 def test_sigterm_to_the_script_saves_and_leaves_no_process(tiny: dict[str, str], tmp_path: Path) -> None:
     files = {**tiny, "SAVE_PATH": str(tmp_path / "save"), "LOG_DIR": str(tmp_path / "logs")}
-    settings = {"NPUS_PER_NODE": "2", "TRAIN_ITERS": "100000", "SAVE_INTERVAL": "100000", "MASTER_PORT": free_port()}
+    settings = {
+        "NPUS_PER_NODE": "2",
+        "TRAIN_ITERS": "100000",
+        "SAVE_INTERVAL": "100000",
+        "MASTER_PORT": free_port(),
+    }
     script = subprocess.Popen(
         ["bash", str(VACE / "14B/pretrain_fsdp.sh")],
         cwd=tmp_path,
@@ -194,7 +205,14 @@ def test_a_port_in_use_is_one_line(tiny: dict[str, str], tmp_path: Path) -> None
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
         files = {**tiny, "LOG_DIR": str(tmp_path / "logs"), "SAVE_PATH": str(tmp_path / "save")}
-        ran = run("14B/pretrain_fsdp.sh", cwd=tmp_path, NPUS_PER_NODE="1", TRAIN_ITERS="1", MASTER_PORT=port, **files)
+        ran = run(
+            "14B/pretrain_fsdp.sh",
+            cwd=tmp_path,
+            NPUS_PER_NODE="1",
+            TRAIN_ITERS="1",
+            MASTER_PORT=port,
+            **files,
+        )
     assert ran.returncode == 1
     (line,) = ran.stderr.splitlines()
     assert f"MASTER_PORT={port}" in line

@@ -15,7 +15,19 @@ VACE = [sys.executable, str(ROOT / "mindspeed_mm/cli/__main__.py")]
 
 def test_vace_train_runs_on_two_processes_and_reports_speed(tmp_path: Path) -> None:
     files = make_run(tmp_path / "with spaces")
-    argv = ["train", "--nproc", "2", "--global-batch-size", "2", "--train-iters", "2", "--lr", "1e-3", "--save", "save"]
+    argv = [
+        "train",
+        "--nproc",
+        "2",
+        "--global-batch-size",
+        "2",
+        "--train-iters",
+        "2",
+        "--lr",
+        "1e-3",
+        "--save",
+        "save",
+    ]
     argv += ["--config", files["MM_DATA"], files["MM_MODEL"], files["FSDP2_CONFIG"], "--log-interval=1"]
     ran = ended([*VACE, *argv, "--set", "model.caption_dropout=0.5"], cwd=tmp_path, env={}, seconds=240)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -41,7 +41,9 @@ def all_triples(root: Path) -> list[tuple[str, str, str]]:
         for path in expand(entry, root)
         for mutator in fitting(path)
     ]
-    return found + [(name, ARGV, mutator.__name__) for name in _FLAG_ENTRIES for mutator in FLAGS for _ in range(6)]
+    return found + [
+        (name, ARGV, mutator.__name__) for name in _FLAG_ENTRIES for mutator in FLAGS for _ in range(6)
+    ]
 
 
 def draw(root: Path, count: int, seed: int) -> Iterator[Case]:
@@ -87,7 +89,9 @@ def fitting(path: str) -> list[str]:
         found += _names(structure.STRUCTURE_SAME + structure.STRUCTURE) * 3  # these are what people get wrong
         found += _names([structure.replace_with_nonsense, structure.replace_with_odd]) * 4
     if suffix == ".safetensors":
-        found += _names(tensors.SAFETENSORS + tensors.VALUES + (tensors.header_value, tensors.header_metadata))
+        found += _names(
+            tensors.SAFETENSORS + tensors.VALUES + (tensors.header_value, tensors.header_metadata)
+        )
     if suffix in (".pth", ".pt"):
         found += _names(tensors.TORCH_FILE + tensors.VALUES + (tensors.pickle_ops,) * 3)
     if path.endswith(".metadata"):

@@ -59,7 +59,9 @@ def _features() -> Digest:
 def _videos() -> Digest:
     """Latents, and what the frames look like: of small ones x264 writes other bytes now and then (its mbtree)."""
     found: Digest = {path.name: _means(path) for path in sorted(Path("made").glob("*.mp4"))}
-    return found | {str(path): _tensors(load_file(path)) for path in sorted(Path("made").glob("*/latents.safetensors"))}
+    return found | {
+        str(path): _tensors(load_file(path)) for path in sorted(Path("made").glob("*/latents.safetensors"))
+    }
 
 
 def _means(path: Path) -> list[float]:

@@ -80,4 +80,15 @@ def another_file(rng: Random, path: Path) -> None:
     replace(path, Path(other).read_bytes())
 
 
-PLACES = (missing, empty, folder, fifo, device, dangling_link, circular_link, lfs_pointer, web_page, another_file)
+PLACES = (
+    missing,
+    empty,
+    folder,
+    fifo,
+    device,
+    dangling_link,
+    circular_link,
+    lfs_pointer,
+    web_page,
+    another_file,
+)

@@ -106,7 +106,9 @@ def judge(case: Case, answer: dict[str, Any], sound: dict[str, Any]) -> Verdict:
     if code < 0:
         return verdict("unbounded", f"killed by signal {-code} after {answer['seconds']} s")
     if answer["peak"] > sound["peak"] + MEMORY:
-        return verdict("unbounded", f"{(answer['peak'] - sound['peak']) / 1e9:.1f} GB more than with sound files")
+        return verdict(
+            "unbounded", f"{(answer['peak'] - sound['peak']) / 1e9:.1f} GB more than with sound files"
+        )
     if code not in (0, 1, 2):
         return verdict("traceback", "\n".join(lines[-12:]))
     if code:
@@ -122,7 +124,9 @@ def _same(found: Any, expected: Any) -> bool:
     if isinstance(found, dict) and isinstance(expected, dict):
         return found.keys() == expected.keys() and all(_same(found[key], expected[key]) for key in found)
     if isinstance(found, list) and isinstance(expected, list):
-        return len(found) == len(expected) and all(abs(a - b) <= 4 for a, b in zip(found, expected, strict=True))
+        return len(found) == len(expected) and all(
+            abs(a - b) <= 4 for a, b in zip(found, expected, strict=True)
+        )
     return bool(found == expected)
 
 

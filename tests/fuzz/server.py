@@ -32,7 +32,12 @@ MODULES = {
 }
 _ALSO = (
     *("mindspeed_mm.tasks.assembly", "mindspeed_mm.tasks.extraction", "mindspeed_mm.tasks.generate_videos"),
-    *("mindspeed_mm.training.loop", "checkpoint.convert", "mindspeed_mm.tools.sheets", "torch.distributed.checkpoint"),
+    *(
+        "mindspeed_mm.training.loop",
+        "checkpoint.convert",
+        "mindspeed_mm.tools.sheets",
+        "torch.distributed.checkpoint",
+    ),
     *("tests.fuzz.world", "torch._dynamo", "decord", "megatron.core", "torch.utils.tensorboard"),
 )
 
@@ -48,7 +53,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     extract: Any = import_module("mindspeed_mm.tasks.extract")
-    extract.check_manifest = partial(extract.check_manifest, workers=0)  # no processes: the limits are this one's
+    extract.check_manifest = partial(
+        extract.check_manifest, workers=0
+    )  # no processes: the limits are this one's
     world = root / "world"
     if not world.exists():
         _wait(_fork(partial(_make_world, root)), 600)
@@ -122,7 +129,9 @@ def _wait(child: int, seconds: float) -> tuple[int, resource.struct_rusage]:
         if found:
             break
         now = time.monotonic()
-        if pause >= 0.05 and (used := _ticks(child)) > ticks + 5:  # a helper thread that wakes up is no progress
+        if (
+            pause >= 0.05 and (used := _ticks(child)) > ticks + 5
+        ):  # a helper thread that wakes up is no progress
             ticks, moved = used, now
         if now > deadline or now > moved + STILL_SECONDS:
             os.killpg(child, signal.SIGKILL)
@@ -186,7 +195,15 @@ def known_flags(command: str) -> list[str]:
     elif command == "generate":
         from mindspeed_mm.tasks.jobs.generate import job_parser as parser
     else:
-        return ["--index", "--out", "--data-config", "--vae", "--decode-frames", "--skip-bad-samples", "--workers"]
+        return [
+            "--index",
+            "--out",
+            "--data-config",
+            "--vae",
+            "--decode-frames",
+            "--skip-bad-samples",
+            "--workers",
+        ]
     options = [option for action in parser()._actions for option in action.option_strings]
     return [option for option in options if option.startswith("--") and option not in ("--help", "--version")]
 

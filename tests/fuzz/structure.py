@@ -89,7 +89,9 @@ def drop_key(rng: Random, path: Path) -> None:
 
 
 def add_key(rng: Random, path: Path) -> None:
-    _edit_key(rng, path, lambda owner, key: owner.update({rng.choice(["", "zz", "a.b", "\u2028", key + "2"]): 1}))
+    _edit_key(
+        rng, path, lambda owner, key: owner.update({rng.choice(["", "zz", "a.b", "\u2028", key + "2"]): 1})
+    )
 
 
 def double_key(rng: Random, path: Path) -> None:
@@ -99,7 +101,9 @@ def double_key(rng: Random, path: Path) -> None:
     owner, key = rng.choice(owners)
     raw = json.dumps(owner[key])
     owner[key] = _HOLE
-    text = dump(values).replace(json.dumps(_HOLE), f"{raw}, {json.dumps(key)}: {rng.choice(['1', 'null', raw])}")
+    text = dump(values).replace(
+        json.dumps(_HOLE), f"{raw}, {json.dumps(key)}: {rng.choice(['1', 'null', raw])}"
+    )
     replace(path, text.encode("utf-8", "surrogatepass"))
 
 
@@ -136,13 +140,17 @@ def _load(path: Path) -> tuple[Any, Any]:
     """The values of a file, and how they are written back. JSON is YAML, so that a YAML file is written as JSON."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines()], lambda rows: "\n".join(map(json.dumps, rows)) + "\n"
+        return [
+            json.loads(line) for line in text.splitlines()
+        ], lambda rows: "\n".join(map(json.dumps, rows)) + "\n"
     return yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text), json.dumps
 
 
 def _places(values: Any, name: str = "") -> Iterator[tuple[Any, Any, str]]:
     """Every (container, key, nearest name) in it."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    items = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    )
     for key, value in list(items):
         called = key if isinstance(key, str) else name
         yield values, key, called

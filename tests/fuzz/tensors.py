@@ -34,7 +34,12 @@ def _write(path: Path, header: str, body: bytes, length: int | None = None) -> N
 
 def header_length(rng: Random, path: Path) -> None:
     header, body = _header(path)
-    _write(path, json.dumps(header), body, rng.choice([0, 1, 2, 1 << 20, 1 << 31, 1 << 62, 1 << 63, (1 << 64) - 1]))
+    _write(
+        path,
+        json.dumps(header),
+        body,
+        rng.choice([0, 1, 2, 1 << 20, 1 << 31, 1 << 62, 1 << 63, (1 << 64) - 1]),
+    )
 
 
 def header_value(rng: Random, path: Path) -> None:
@@ -42,7 +47,9 @@ def header_value(rng: Random, path: Path) -> None:
     header, body = _header(path)
     entry = header[rng.choice([name for name in header if name != "__metadata__"])]
     key = rng.choice(["dtype", "shape", "data_offsets"])
-    raw = rng.choice([*NONSENSE.values(), *ODD.values(), "[0, 0]", "[9, 1]", "[-1, 4]", "[1.5]", '"I32"', '"F8_E4M3"'])
+    raw = rng.choice(
+        [*NONSENSE.values(), *ODD.values(), "[0, 0]", "[9, 1]", "[-1, 4]", "[1.5]", '"I32"', '"F8_E4M3"']
+    )
     entry[key] = "\x00hole\x00"
     _write(path, json.dumps(header).replace(json.dumps("\x00hole\x00"), raw), body)
 
@@ -50,7 +57,9 @@ def header_value(rng: Random, path: Path) -> None:
 def header_document(rng: Random, path: Path) -> None:
     _, body = _header(path)
     _write(
-        path, rng.choice(["null", "[]", "{}", "3", '{"a": null}', '{"a": []}', "[" * 9000, '{"__metadata__": 3}']), body
+        path,
+        rng.choice(["null", "[]", "{}", "3", '{"a": null}', '{"a": []}', "[" * 9000, '{"__metadata__": 3}']),
+        body,
     )
 
 
@@ -78,7 +87,9 @@ def _edited(rng: Random, path: Path, edit: Callable[[Tensors, str], None]) -> No
         tensors = load_file(path)
         edit(tensors, rng.choice(sorted(tensors)))
         remove(path)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, header.get("__metadata__"))
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, path, header.get("__metadata__")
+        )
         return
     values = torch.load(path, weights_only=True)
     tensors = values.get("model", values)
@@ -116,7 +127,9 @@ def other_shape(rng: Random, path: Path) -> None:
 
 def other_name(rng: Random, path: Path) -> None:
     def edit(tensors: Tensors, name: str) -> None:
-        tensors[rng.choice([name + "x", "", "a.b.c", name.upper(), "\u2028", "module." + name])] = tensors.pop(name)
+        tensors[rng.choice([name + "x", "", "a.b.c", name.upper(), "\u2028", "module." + name])] = (
+            tensors.pop(name)
+        )
 
     _edited(rng, path, edit)
 
@@ -169,7 +182,10 @@ def pickle_ops(rng: Random, path: Path) -> None:
         return bytes(data)
 
     if zipfile.is_zipfile(path):
-        _zipped(path, [(name, changed(data) if name.endswith("data.pkl") else data) for name, data in _records(path)])
+        _zipped(
+            path,
+            [(name, changed(data) if name.endswith("data.pkl") else data) for name, data in _records(path)],
+        )
     else:
         replace(path, changed(path.read_bytes()))
 

@@ -24,7 +24,8 @@ SCALARS = (
     | st.sampled_from([1 << 31, 1 << 63, 10**30, -(10**30), 1e308, 5e-324, "0", "1e3", "a.b", "blocks.{0-99999999999}"])
 )  # fmt: skip
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
 )
 JOBS: dict[str, tuple[Callable[[Sequence[str]], Any], Sequence[str]]] = {
     "pretrain_model.json": (PretrainJob.from_argv, (*TRAIN, "--train-iters=2")),
@@ -51,7 +52,9 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def places(values: Any) -> list[tuple[Any, Any]]:
     """Every (container, key)."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    items = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    )
     return [found for key, value in items for found in [(values, key), *places(value)]]
 
 

@@ -27,7 +27,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 def faults(verdicts: list[Verdict]) -> str:
     """One line for each case that went wrong, as regressions.json keeps it."""
-    return "\n".join(f"{verdict.case} [{verdict.kind}] {verdict.fault}" for verdict in verdicts if verdict.fault)
+    return "\n".join(
+        f"{verdict.case} [{verdict.kind}] {verdict.fault}" for verdict in verdicts if verdict.fault
+    )
 
 
 def test_sound_inputs_give_a_result(servers: Servers) -> None:

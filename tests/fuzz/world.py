@@ -34,13 +34,23 @@ from tests.tiny import (
 
 ROWS = [
     {"video": "wide.mp4", "cap": "a red ball", "src_video": "control.mp4", "src_video_mask": "masks"},
-    {"video": "plain.mp4", "cap": ["a cat", "the snow"], "src_ref_images": ["ref.png"], "src_video_mask": "mask.png"},
+    {
+        "video": "plain.mp4",
+        "cap": ["a cat", "the snow"],
+        "src_ref_images": ["ref.png"],
+        "src_video_mask": "mask.png",
+    },
 ]
 CONVERT = ("VACEConverter", "hf_to_mm", "--cfg.source_path=weights", "--cfg.target_path=mm")
 EXTRACT = ("--mm-data=data.json", "--mm-model=model.json", "--mm-tool=tools.json", "--num-workers=0")
 TRAIN = (
     *("--mm-data=feature_data.json", "--mm-model=pretrain_model.json", "--mm-tool=tools.json"),
-    *("--fsdp2-config-path=fsdp2_config.yaml", "--save=save", "--micro-batch-size=1", "--global-batch-size=2"),
+    *(
+        "--fsdp2-config-path=fsdp2_config.yaml",
+        "--save=save",
+        "--micro-batch-size=1",
+        "--global-batch-size=2",
+    ),
     *("--num-workers=0", "--lr=1e-3", "--lr-decay-style=constant", "--log-interval=1", "--seed=7"),
 )
 INFERENCE = {
@@ -111,7 +121,9 @@ def write_configs() -> None:
     write_json(Path("tools.json"), {"sorafeature": {"save_path": "features"}, "profile": {"enable": False}})
     for name, folder in (("feature_data", "features"), ("published_data", "published")):
         basic = {"data_path": f"{folder}/data.jsonl", "data_folder": folder}
-        write_json(Path(f"{name}.json"), {"dataset_param": {"dataset_type": "feature", "basic_parameters": basic}})
+        write_json(
+            Path(f"{name}.json"), {"dataset_param": {"dataset_type": "feature", "basic_parameters": basic}}
+        )
     predictor = predictor_json(from_pretrained="weights", trainable="branch")
     diffusion = {"model_id": "wan_flow_match_scheduler", "shift": 5}
     write_json(Path("pretrain_model.json"), {"task": "vace", "diffusion": diffusion, "predictor": predictor})
@@ -119,7 +131,9 @@ def write_configs() -> None:
         "sharding_size: auto\nsub_modules_to_wrap: ['blocks.{*}', 'vace_blocks.{*}']\nparam_dtype: fp32\n"
     )
     write_json(Path("inference.json"), INFERENCE)
-    Path("prompts.jsonl").write_text('{"prompt": "a red ball", "name": "ball"}\n{"prompt": "a cat", "seed": 5}\n')
+    Path("prompts.jsonl").write_text(
+        '{"prompt": "a red ball", "name": "ball"}\n{"prompt": "a cat", "seed": 5}\n'
+    )
     Path("prompts.txt").write_text("a red ball\na cat\n")
 
 

@@ -30,7 +30,13 @@ COMMAND = re.compile(r"(?<![\w-])mm-[a-z]+\b")
 KEY = re.compile(
     r"\b(?:predictor|vace_dit|dataset_param|basic_parameters|tokenizer_config|ae|diffusion|model)(?:\.[a-z_]+)+"
 )
-OTHERS = {"--nproc-per-node", "--help", "--cfg", "--local-rank", "--local_rank"}  # torchrun's, and jsonargparse's
+OTHERS = {
+    "--nproc-per-node",
+    "--help",
+    "--cfg",
+    "--local-rank",
+    "--local_rank",
+}  # torchrun's, and jsonargparse's
 
 
 @cache
@@ -81,9 +87,15 @@ def commands_of(path: Path) -> list[str]:
 def messages(path: Path) -> Iterator[tuple[int, str]]:
     """(line, text) of every error raised and warning logged in a file; values in braces are left out."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        is_warning = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "warning"
+        is_warning = (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "warning"
+        )
         if isinstance(node, ast.Raise) or is_warning:
-            parts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            parts = [
+                n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            ]
             yield from ((node.lineno, part) for part in parts)
 
 
@@ -110,10 +122,20 @@ def wrong(text: str, commands: list[str]) -> list[str]:
     """What a message names that does not exist."""
     flags = OTHERS.union(*(parsers()[command] for command in commands))
     flags |= {flag for flag in {*UNUSED, *REFUSED} if "train" in commands}
-    bad = [flag for flag in FLAG.findall(text) if flag not in flags and not flag.endswith("-")]  # cut by a brace
+    bad = [
+        flag for flag in FLAG.findall(text) if flag not in flags and not flag.endswith("-")
+    ]  # cut by a brace
     bad += [f"{path}: no such file" for path in PATH.findall(text) if not exists(path)]
-    bad += [f"{name}: no such command" for name in COMMAND.findall(text) if name not in ("mm-convert", "mm-inspect")]
-    bad += [f"{key}: no such key" for key in KEY.findall(text) if key.rsplit(".")[-1] not in json_keys() | {"json"}]
+    bad += [
+        f"{name}: no such command"
+        for name in COMMAND.findall(text)
+        if name not in ("mm-convert", "mm-inspect")
+    ]
+    bad += [
+        f"{key}: no such key"
+        for key in KEY.findall(text)
+        if key.rsplit(".")[-1] not in json_keys() | {"json"}
+    ]
     return bad
 
 
@@ -129,7 +151,9 @@ def test_advice_in_messages_exists(path: Path) -> None:
 
 
 def test_advice_for_refused_flags_exists() -> None:
-    advice = [str(part) for entry in REFUSED.values() for part in (entry if isinstance(entry, tuple) else (entry,))]
+    advice = [
+        str(part) for entry in REFUSED.values() for part in (entry if isinstance(entry, tuple) else (entry,))
+    ]
     assert not [bad for text in advice for bad in wrong(text, ["train"])]
 
 
@@ -150,7 +174,9 @@ def test_wrong_advice_is_found(text: str, command: str) -> None:
 
 def test_ascend_variables_are_explained_in_both_languages() -> None:
     pages = [ROOT / "docs/reference/env.md", ROOT / "docs/zh/reference/env.md"]
-    ours, theirs = (set(re.findall(r"^\| `([A-Z_]+)`", p.read_text().partition("## Ascend")[2], re.M)) for p in pages)
+    ours, theirs = (
+        set(re.findall(r"^\| `([A-Z_]+)`", p.read_text().partition("## Ascend")[2], re.M)) for p in pages
+    )
     assert ours == theirs
     exported = set(
         re.findall(r"\b((?:ASCEND|HCCL|NPU|ACLNN)_[A-Z_]+)=", (ROOT / "examples/vace/common.sh").read_text())

@@ -121,7 +121,9 @@ UNUSED_THAT_SCRIPTS_CARRY = [
 
 
 def test_the_honoured_flags_are_these() -> None:
-    assert sorted(flag_name(name) for schema, _ in SCHEMAS for name in schema.model_fields) == sorted(HONOURED)
+    assert sorted(flag_name(name) for schema, _ in SCHEMAS for name in schema.model_fields) == sorted(
+        HONOURED
+    )
 
 
 def test_every_honoured_flag_says_what_it_does() -> None:
@@ -144,13 +146,17 @@ def test_unused_flags_swallow_their_values_and_are_named_once(tmp_path: Path) ->
 
 
 def test_a_ramp_of_the_batch_size_is_refused_with_advice() -> None:
-    with pytest.raises(ConfigError, match=r"--rampup-batch-size is not supported: the global batch is constant; give"):
+    with pytest.raises(
+        ConfigError, match=r"--rampup-batch-size is not supported: the global batch is constant; give"
+    ):
         PretrainJob.from_argv(["--lr", "1", "--rampup-batch-size", "2", "2", "100"])
     assert set(REFUSED).isdisjoint({*HONOURED, *UNUSED})
 
 
 def test_an_abbreviation_is_refused_with_the_whole_flag() -> None:
-    with pytest.raises(ConfigError, match=r"unknown argument '--micro-batch' \(did you mean '--micro-batch-size'\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"unknown argument '--micro-batch' \(did you mean '--micro-batch-size'\?\)"
+    ):
         job_parser().parse_strict(["--micro-batch", "1"])
 
 

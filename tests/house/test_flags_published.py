@@ -30,7 +30,11 @@ SHARED = {
 }
 SIZES: dict[str, tuple[dict[str, int], list[int], list[int]]] = {
     "1.3B": ({"hidden_size": 1536, "ffn_dim": 8960, "num_heads": 12}, [7, 8, 8, 7], list(range(0, 30, 2))),
-    "14B": ({"hidden_size": 5120, "ffn_dim": 13824, "num_heads": 40}, [10, 10, 10, 10], list(range(0, 40, 5))),
+    "14B": (
+        {"hidden_size": 5120, "ffn_dim": 13824, "num_heads": 40},
+        [10, 10, 10, 10],
+        list(range(0, 40, 5)),
+    ),
 }
 DIFFUSION = {
     "model_id": "wan_flow_match_scheduler",
@@ -70,7 +74,9 @@ MODELS = {
     "high": model_json(
         "14B", {"max_timestep_boundary": 0.358, "min_timestep_boundary": 0.0}, {"clip_grad_async": True}
     ),
-    "low": model_json("14B", {"max_timestep_boundary": 1, "min_timestep_boundary": 0.358}, {"clip_grad_async": True}),
+    "low": model_json(
+        "14B", {"max_timestep_boundary": 1, "min_timestep_boundary": 0.358}, {"clip_grad_async": True}
+    ),
 }
 DATA = {
     "dataset_param": {
@@ -232,7 +238,9 @@ COMMON_ARGS = [
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("precision", ["--downcast-to-bf16", "--bf16"])
-def test_each_published_model_json_and_argument_list_makes_a_job(tmp_path: Path, model: str, precision: str) -> None:
+def test_each_published_model_json_and_argument_list_makes_a_job(
+    tmp_path: Path, model: str, precision: str
+) -> None:
     paths = {"model": tmp_path / "m.json", "data": tmp_path / "d.json", "tool": tmp_path / "tools.json"}
     for name, values in (("model", MODELS[model]), ("data", DATA), ("tool", TOOLS)):
         paths[name].write_text(json.dumps(values), encoding="utf-8")

@@ -79,7 +79,9 @@ def violations(module: str, source: str, where: str) -> list[str]:
         if level:
             found.append(f"{where}:{line}: relative import of {imported or '.'}; imports are absolute")
         elif floor(imported) is not None and not may_import(module, imported):
-            found.append(f"{where}:{line}: floor {floor(module)} imports {imported} of floor {floor(imported)}")
+            found.append(
+                f"{where}:{line}: floor {floor(module)} imports {imported} of floor {floor(imported)}"
+            )
     return found
 
 
@@ -141,4 +143,6 @@ def test_package_inits_are_empty() -> None:
 
 def test_megatron_stays_a_namespace() -> None:
     assert not (ROOT / "megatron" / "__init__.py").exists()
-    assert not [path.name for path in (ROOT / "megatron").iterdir() if path.name in ("core", "training", "legacy")]
+    assert not [
+        path.name for path in (ROOT / "megatron").iterdir() if path.name in ("core", "training", "legacy")
+    ]

@@ -30,7 +30,10 @@ CALLED_BY_TORCH = {"_policy"}  # its signature is torch's business
 def tracked(*suffixes: str) -> list[Path]:
     """Files of the checkout (those that git would commit), with one of the suffixes."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
@@ -55,7 +58,9 @@ def test_nothing_prints_and_nothing_is_global() -> None:
     found = []
     for where, tree in trees():
         found += [
-            f"{where}:{node.lineno}: print; use mindspeed_mm.log" for node, name in calls(tree) if name == "print"
+            f"{where}:{node.lineno}: print; use mindspeed_mm.log"
+            for node, name in calls(tree)
+            if name == "print"
         ]
         found += [f"{where}:{node.lineno}: global" for node in ast.walk(tree) if isinstance(node, ast.Global)]
     assert not found, "\n" + "\n".join(found)
@@ -124,7 +129,9 @@ def test_every_script_fails_loudly_and_parses() -> None:
     "command", [["check", "--no-cache"], ["format", "--check", "--no-cache"]], ids=["check", "format"]
 )
 def test_ruff_is_content(command: list[str]) -> None:
-    ran = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr
 
 

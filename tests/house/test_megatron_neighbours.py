@@ -54,7 +54,12 @@ def run(*argv: str, path: list[Path], cwd: Path) -> str:
     }
     environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
     ran = subprocess.run(
-        [sys.executable, "-c", RUN, *argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", RUN, *argv],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout
@@ -85,16 +90,22 @@ def test_without_mindspeed_installed_the_flag_is_a_one_line_error(tmp_path: Path
     assert "install MindSpeed, or leave the flag out" in ran.stderr
 
 
-def test_megatron_lm_may_be_copied_over_a_checkout_as_the_old_guide_says(stand_ins: Path, tmp_path: Path) -> None:
+def test_megatron_lm_may_be_copied_over_a_checkout_as_the_old_guide_says(
+    stand_ins: Path, tmp_path: Path
+) -> None:
     """`cp -r Megatron-LM/megatron .`: core and training then stand beside mm, and nothing of ours is overwritten."""
     checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT / "mindspeed_mm", checkout / "mindspeed_mm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "mindspeed_mm", checkout / "mindspeed_mm", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copytree(ROOT / "megatron", checkout / "megatron", ignore=shutil.ignore_patterns("__pycache__"))
     core = find_spec("megatron.core")
     assert core is not None
     assert core.submodule_search_locations is not None
     theirs = tmp_path / "Megatron-LM" / "megatron"
-    shutil.copytree(core.submodule_search_locations[0], theirs / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        core.submodule_search_locations[0], theirs / "core", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (theirs / "training").mkdir()
     (theirs / "training" / "__init__.py").write_text("WHOSE = 'Megatron-LM'\n")
     ours = {path.relative_to(checkout) for path in checkout.rglob("*.py")}

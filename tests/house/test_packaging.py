@@ -25,7 +25,9 @@ def setup_arguments() -> dict[str, ast.expr]:
 
 def requirements() -> list[Requirement]:
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    named = next(n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "REQUIRES")
+    named = next(
+        n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "REQUIRES"
+    )
     dev = ast.literal_eval(setup_arguments()["extras_require"])["dev"]
     return [Requirement(text) for text in [*ast.literal_eval(named.value), *dev]]
 
@@ -67,14 +69,21 @@ def test_the_installed_commands_exist() -> None:
 
 
 def test_ci_runs_exactly_the_command_of_the_readme() -> None:
-    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    commands = [
+        line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")
+    ]
     assert commands[-1] == "bash tests/run.sh"
     assert all(line.startswith(("set ", "cd ")) for line in commands[:-1])
 
 
 def documents() -> list[Path]:
     return sorted(
-        [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+        [
+            *ROOT.glob("*.md"),
+            *ROOT.glob("docs/**/*.md"),
+            *ROOT.glob("examples/**/*.md"),
+            *ROOT.glob("benchmarks/*.md"),
+        ]
     )
 
 
@@ -84,7 +93,9 @@ def test_every_file_that_a_document_names_exists(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     named = {hit for block in FENCE.findall(text) for hit in OWN_PATH.findall(block) if "*" not in hit}
     links = {
-        hit.split("#")[0] for hit in re.findall(r"\]\(([^)\s]+)\)", text) if not hit.startswith(("http", "#", "mailto"))
+        hit.split("#")[0]
+        for hit in re.findall(r"\]\(([^)\s]+)\)", text)
+        if not hit.startswith(("http", "#", "mailto"))
     }
     missing = [name for name in named if not (ROOT / name).exists()]
     missing += [link for link in links if link and not (path.parent / link).exists()]

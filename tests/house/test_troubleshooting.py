@@ -45,6 +45,8 @@ def test_messages_about_files_are_explained(fragment: str) -> None:
 def test_docs_install_nothing_that_no_index_has() -> None:
     """This package is on no index: an extra of it cannot be installed by name."""
     wrong = [
-        page for page in DOCS.rglob("*.md") if re.search(r"pip install\s+['\"]?mindspeed-mm", page.read_text("utf-8"))
+        page
+        for page in DOCS.rglob("*.md")
+        if re.search(r"pip install\s+['\"]?mindspeed-mm", page.read_text("utf-8"))
     ]
     assert not wrong

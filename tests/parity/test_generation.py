@@ -91,7 +91,13 @@ def text(seed, length):
 CASES = [
     {"solver": "unipc", "guidance_scale": 5.0},
     {"solver": "unipc", "guidance_scale": 1.0, "references": 1},
-    {"solver": "unipc", "grid": "diffusers", "guidance_scale": 5.0, "references": 1, "context_scale": (0.7, 0.2)},
+    {
+        "solver": "unipc",
+        "grid": "diffusers",
+        "guidance_scale": 5.0,
+        "references": 1,
+        "context_scale": (0.7, 0.2),
+    },
     {"solver": "euler", "guidance_scale": 5.0, "references": 1},
     {"solver": "euler", "guidance_scale": 1.0},
     {"solver": "dpm++", "guidance_scale": 5.0},
@@ -112,10 +118,16 @@ def test_latents_and_frames_are_those_of_diffusers(models, case):
     words = {"prompt": text(1, 7), "negative": text(2, 11)}
 
     accelerator = Accelerator.detect("cpu")
-    pipe = VacePipeline(Experts(transformers, accelerator), WanVae(vae, "tiny"), None, accelerator=accelerator)
+    pipe = VacePipeline(
+        Experts(transformers, accelerator), WanVae(vae, "tiny"), None, accelerator=accelerator
+    )
     pipe.remember(words)
     ours = pipe.generate(
-        "prompt", "negative", Inputs(src_video=video, src_mask=mask, src_ref_images=images), sampling, noise=noise
+        "prompt",
+        "negative",
+        Inputs(src_video=video, src_mask=mask, src_ref_images=images),
+        sampling,
+        noise=noise,
     )
 
     theirs = run_oracle(transformers, tiny_vae(), sampling, (video, mask, images), noise, words)
@@ -139,7 +151,9 @@ def run_oracle(transformers, vae, sampling, pixels, noise, words):
     )
     pipe.set_progress_bar_config(disable=True)
     video, mask, images = pixels
-    pad = {name: F.pad(rows, (0, 0, 0, TINY.trunk.text_len - len(rows)))[None] for name, rows in words.items()}
+    pad = {
+        name: F.pad(rows, (0, 0, 0, TINY.trunk.text_len - len(rows)))[None] for name, rows in words.items()
+    }
     scale = sampling.context_scale
 
     def run(output_type):

@@ -94,10 +94,20 @@ def test_three_iterations_leave_the_weights_of_the_plain_loop():
     records, recorder = random_records(4), Recorder()
     model = freeze(tiny_transformer(), "branch")
     oracle = freeze(oracle_of(model), "branch", NAMES.to_ours)
-    settings = {"lr": 1e-3, "lr_decay_style": "constant", "adam_beta2": 0.95, "adam_eps": 1e-5, "weight_decay": 0.1}
+    settings = {
+        "lr": 1e-3,
+        "lr_decay_style": "constant",
+        "adam_beta2": 0.95,
+        "adam_eps": 1e-5,
+        "weight_decay": 0.1,
+    }
     config = training(optimizer=settings, batch={"seed": SEED, "global_batch_size": 2, "train_iters": 3})
     parts = loop_parts(model, config, records, writers=[recorder])
-    order = [draw for batch in itertools.islice(loop_parts(model, config, records).batches, 6) for draw in batch.keys]
+    order = [
+        draw
+        for batch in itertools.islice(loop_parts(model, config, records).batches, 6)
+        for draw in batch.keys
+    ]
     TrainLoop(config, parts).run()
 
     named = [(name, p) for name, p in oracle.named_parameters() if p.requires_grad]

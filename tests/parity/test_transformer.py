@@ -62,7 +62,9 @@ class ExactSinusoid(torch.nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
-@pytest.mark.parametrize(("config", "scale"), [(config, scale) for config in SCALES for scale in SCALES[config]])
+@pytest.mark.parametrize(
+    ("config", "scale"), [(config, scale) for config in SCALES for scale in SCALES[config]]
+)
 @pytest.mark.parametrize(("references", "height", "width"), [(0, 10, 14), (1, 6, 2), (3, 2, 18)])
 def test_forward_and_gradients_are_those_of_diffusers(config, scale, references, height, width):
     model = tiny_transformer(config=config)
@@ -86,7 +88,9 @@ def test_forward_and_gradients_are_those_of_diffusers(config, scale, references,
     largest = 0.0
     for name, weight in model.named_parameters():
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        torch.testing.assert_close(grad, their_weights[NAMES.to_theirs(name)].grad, atol=5e-5, rtol=0, msg=name)
+        torch.testing.assert_close(
+            grad, their_weights[NAMES.to_theirs(name)].grad, atol=5e-5, rtol=0, msg=name
+        )
         largest = max(largest, grad.abs().max().item())
     assert largest > 0.01
     assert our_inputs.keys() == {"latents", "prompt_embeds", "vace_context"}
@@ -94,7 +98,9 @@ def test_forward_and_gradients_are_those_of_diffusers(config, scale, references,
         torch.testing.assert_close(grad, inputs[name].grad, atol=5e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize(("config", "scale"), [(config, scale) for config in SCALES for scale in SCALES[config]])
+@pytest.mark.parametrize(
+    ("config", "scale"), [(config, scale) for config in SCALES for scale in SCALES[config]]
+)
 @pytest.mark.parametrize("references", [0, 1, 3])
 def test_what_remains_of_the_difference_is_the_fp32_sinusoid_of_diffusers(config, scale, references):
     model = tiny_transformer(seed=1, config=config)
@@ -109,7 +115,9 @@ def test_what_remains_of_the_difference_is_the_fp32_sinusoid_of_diffusers(config
     their_weights = dict(oracle.named_parameters())
     for name, weight in model.named_parameters():
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        torch.testing.assert_close(grad, their_weights[NAMES.to_theirs(name)].grad, atol=5e-6, rtol=0, msg=name)
+        torch.testing.assert_close(
+            grad, their_weights[NAMES.to_theirs(name)].grad, atol=5e-6, rtol=0, msg=name
+        )
 
 
 @pytest.mark.parametrize("scale", [0.4, [1.0, 0.3]])

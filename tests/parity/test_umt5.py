@@ -29,7 +29,9 @@ def official(oracle, tmp_path_factory):
 @pytest.mark.parametrize("together", [True, False])
 def test_embeddings_are_the_valid_rows_of_512_padded_tokens(oracle, official, together):
     tokenizer = AutoTokenizer.from_pretrained(official / TOKENIZER_FOLDER)
-    tokens = tokenizer(list(PROMPTS), padding="max_length", max_length=512, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        list(PROMPTS), padding="max_length", max_length=512, truncation=True, return_tensors="pt"
+    )
     theirs = oracle(tokens.input_ids, tokens.attention_mask).last_hidden_state
     lengths = tokens.attention_mask.sum(dim=1).tolist()
     encoder = load_text_encoder(official / TEXT_FILE, dtype=torch.float32)
@@ -42,7 +44,9 @@ def test_embeddings_are_the_valid_rows_of_512_padded_tokens(oracle, official, to
 
 
 @pytest.mark.parametrize("where", ["text_encoder folder", "model root", "official root"])
-def test_every_form_of_the_same_encoder_gives_the_same_embeddings_and_fingerprint(oracle, official, where, tmp_path):
+def test_every_form_of_the_same_encoder_gives_the_same_embeddings_and_fingerprint(
+    oracle, official, where, tmp_path
+):
     path = official
     if where != "official root":
         oracle.save_pretrained(tmp_path / "text_encoder", max_shard_size="20KB")

@@ -92,7 +92,9 @@ def test_decoding_denormalises_and_clamps(oracle, official):
 @pytest.mark.parametrize(
     "where", ["folder with config.json", "model root with vae/", "official root", "safetensors file"]
 )
-def test_every_form_of_the_same_vae_gives_the_same_latents_and_fingerprint(oracle, official, video, where, tmp_path):
+def test_every_form_of_the_same_vae_gives_the_same_latents_and_fingerprint(
+    oracle, official, video, where, tmp_path
+):
     if where == "folder with config.json":
         oracle.save_pretrained(path := tmp_path)
     elif where == "model root with vae/":

@@ -109,7 +109,9 @@ def test_asking_a_cpu_to_wait_or_to_empty_its_cache_does_nothing() -> None:
         action()
 
 
-@pytest.mark.parametrize(("used", "supported", "count"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+@pytest.mark.parametrize(
+    ("used", "supported", "count"), [(True, False, 1), (True, True, 0), (False, False, 0)]
+)
 def test_slow_bf16_on_a_cpu_is_one_line(
     monkeypatch: pytest.MonkeyPatch, used: bool, supported: bool, count: int
 ) -> None:

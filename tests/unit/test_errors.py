@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_every_error_of_the_module_hangs_under_the_one_root_and_stands_in_the_picture() -> None:
     drawn = errors.__doc__ or ""
-    classes = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, Exception)]
+    classes = [
+        item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, Exception)
+    ]
     kinds = {ConfigError, DataError, WeightsError, LaunchError, NonFiniteError, TrainingError}
     assert {MindSpeedMMError, *kinds} == set(classes)
     for item in classes:
@@ -42,7 +44,10 @@ def test_every_error_of_the_module_hangs_under_the_one_root_and_stands_in_the_pi
         (DataError("no frames", where=Path("a.mp4")), "a.mp4: no frames"),
         (DataError("no frames", where="a.mp4", fix="leave it out"), "a.mp4: no frames; leave it out"),
         (DataError("3 frames", where="a.mp4", expected="4k+1"), "a.mp4: 3 frames; expected 4k+1"),
-        (ConfigError("got a list", where="a.json", expected="an object"), "a.json: expected an object, got a list"),
+        (
+            ConfigError("got a list", where="a.json", expected="an object"),
+            "a.json: expected an object, got a list",
+        ),
         (ConfigError("got 3", expected="2 or 4", fix="set 4"), "expected 2 or 4, got 3; set 4"),
     ],
 )
@@ -65,7 +70,9 @@ def test_error_takes_an_outer_address() -> None:
     assert str(error) == "data.txt:3: a.mp4: no frames; leave it out"
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError, LaunchError, NonFiniteError, TrainingError])
+@pytest.mark.parametrize(
+    "kind", [ConfigError, DataError, WeightsError, LaunchError, NonFiniteError, TrainingError]
+)
 def test_a_command_ends_in_one_line_and_exit_code_1(
     kind: type[MindSpeedMMError], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,8 +120,16 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_ground_floor_needs_only_the_standard_library() -> None:
     source = "import mindspeed_mm.errors, mindspeed_mm.registry, mindspeed_mm.log, sys; sys.stdout.write(' '.join(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    outside = {name.split(".")[0] for name in loaded.split()} & {"torch", "pydantic", "numpy", "yaml", "megatron"}
+    loaded = subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    outside = {name.split(".")[0] for name in loaded.split()} & {
+        "torch",
+        "pydantic",
+        "numpy",
+        "yaml",
+        "megatron",
+    }
     assert not outside
 
 

@@ -117,7 +117,9 @@ def test_broken_json_is_one_line_with_its_place(text: str, place: str, fact: str
     assert fact in message
 
 
-@pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"\\u5f69 \\\\ud800"', "[1e-4, -3, 18446744073709551616]"])
+@pytest.mark.parametrize(
+    "text", ['"\\ud83d\\ude00"', '"\\u5f69 \\\\ud800"', "[1e-4, -3, 18446744073709551616]"]
+)
 def test_sound_json_reads_as_the_standard_library_does(text: str) -> None:
     assert parse_json(text, "f") == json.loads(text)
 

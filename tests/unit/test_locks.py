@@ -18,7 +18,15 @@ import pytest
 
 from mindspeed_mm import locks
 from mindspeed_mm.errors import LaunchError
-from mindspeed_mm.locks import LOCK_FILE, Holder, check_unlocked, lock_folder, read_holder, sweep, temporary_name
+from mindspeed_mm.locks import (
+    LOCK_FILE,
+    Holder,
+    check_unlocked,
+    lock_folder,
+    read_holder,
+    sweep,
+    temporary_name,
+)
 
 pytestmark = pytest.mark.medium
 
@@ -103,7 +111,9 @@ def test_only_the_first_rank_locks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("has_kernel_locks", [True, False])
 @pytest.mark.parametrize(
-    "changes", [{"pid": gone()}, {"pid": os.getppid(), "start": 1}, {"boot": "another"}], ids=["pid", "start", "boot"]
+    "changes",
+    [{"pid": gone()}, {"pid": os.getppid(), "start": 1}, {"boot": "another"}],
+    ids=["pid", "start", "boot"],
 )
 def test_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, monkeypatch, changes, has_kernel_locks):
     if not has_kernel_locks:
@@ -138,7 +148,10 @@ def test_another_machine_is_judged_by_its_heartbeat(tmp_path, monkeypatch, lives
         beat.start()
     try:
         if lives:
-            with pytest.raises(LaunchError, match=f"node-7.*remove .*{LOCK_FILE}"), lock_folder(tmp_path, choose="x"):
+            with (
+                pytest.raises(LaunchError, match=f"node-7.*remove .*{LOCK_FILE}"),
+                lock_folder(tmp_path, choose="x"),
+            ):
                 pass
         else:
             with lock_folder(tmp_path, choose="x"):

@@ -59,7 +59,8 @@ def test_outside_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize(
-    ("name", "value"), [("WORLD_SIZE", "abc"), ("WORLD_SIZE", "0"), ("RANK", ""), ("RANK", "-1"), ("LOCAL_RANK", "x")]
+    ("name", "value"),
+    [("WORLD_SIZE", "abc"), ("WORLD_SIZE", "0"), ("RANK", ""), ("RANK", "-1"), ("LOCAL_RANK", "x")],
 )
 def test_a_launch_number_that_is_none_is_one_line(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -82,7 +83,11 @@ def test_a_launch_number_that_is_none_is_one_line(
 @pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize(("local_rank", "printed"), [("0", True), ("1", False)])
 def test_error_under_torchrun_is_printed_by_first_local_rank(
-    tmp_path: Path, local_rank: str, printed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    local_rank: str,
+    printed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "error.json"
     launch = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": local_rank, "TORCHELASTIC_ERROR_FILE": str(file)}

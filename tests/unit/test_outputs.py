@@ -81,7 +81,13 @@ def test_file_that_cannot_be_written_is_named(place, monkeypatch, path, words):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("x" * 251, "251 bytes"), ("猫" * 84, "252 bytes"), ("a\ud800", "surrogate"), ("a\nb", "control"), ("..", "name")],
+    [
+        ("x" * 251, "251 bytes"),
+        ("猫" * 84, "252 bytes"),
+        ("a\ud800", "surrogate"),
+        ("a\nb", "control"),
+        ("..", "name"),
+    ],
 )
 def test_name_that_no_file_can_have_is_explained(name, words):
     assert words in name_problem(name, ".json")

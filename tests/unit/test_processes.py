@@ -98,7 +98,9 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
     assert process.communicate()[1] == ""
 
 
-@pytest.mark.parametrize("block", ["processes.deferred(), processes.reading(path)", "processes.reading(path)"])
+@pytest.mark.parametrize(
+    "block", ["processes.deferred(), processes.reading(path)", "processes.reading(path)"]
+)
 def test_a_read_that_hangs_ends_and_is_named(tmp_path: Path, block: str) -> None:
     path = tmp_path / "stalled.bin"
     os.mkfifo(path)

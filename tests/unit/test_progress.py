@@ -70,7 +70,9 @@ def test_progress_is_silent_on_other_ranks(logged: list[str], monkeypatch: pytes
     assert not logged
 
 
-def test_progress_draws_a_bar_on_the_named_terminal(logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_draws_a_bar_on_the_named_terminal(
+    logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))
@@ -89,7 +91,14 @@ def test_progress_draws_a_bar_on_the_named_terminal(logged: list[str], monkeypat
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (523_000, "523 kB"), (34.7e9, "34.7 GB"), (5e15, "5000 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (523_000, "523 kB"),
+        (34.7e9, "34.7 GB"),
+        (5e15, "5000 TB"),
+    ],
 )
 def test_size_text_reads_like_a_size(count: float, text: str) -> None:
     assert size_text(count) == text

@@ -32,7 +32,9 @@ def test_public_names_are_those_of_their_modules(name: str) -> None:
 
 def test_public_list_table_and_type_imports_agree() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    typed = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    typed = next(
+        node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     names = {alias.name for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert sorted(names) == sorted(mindspeed_mm.__all__) == sorted(mindspeed_mm._HOMES)
 

@@ -65,7 +65,8 @@ def test_resolve_imports_what_is_named() -> None:
 
 
 def test_naming_code_does_not_import_it() -> None:
-    source = (
-        "from mindspeed_mm.models.spec import MODELS; MODELS.get('vace'); import sys; sys.exit('torch' in sys.modules)"
+    source = "from mindspeed_mm.models.spec import MODELS; MODELS.get('vace'); import sys; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", source], cwd=Path(__file__).resolve().parents[2]).returncode
+        == 0
     )
-    assert subprocess.run([sys.executable, "-c", source], cwd=Path(__file__).resolve().parents[2]).returncode == 0

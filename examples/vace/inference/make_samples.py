@@ -46,7 +46,9 @@ def ball(time: float) -> Floats:
 def rays(height: int = HEIGHT, width: int = WIDTH) -> Floats:
     """Unit directions [H, W, 3] of a camera that looks ahead and a little down."""
     y, x = np.mgrid[0:height, 0:width]
-    directions = np.stack([(x + 0.5 - width / 2) / height, (height / 2 - y - 0.5) / height - 0.12, np.ones_like(x)], -1)
+    directions = np.stack(
+        [(x + 0.5 - width / 2) / height, (height / 2 - y - 0.5) / height - 0.12, np.ones_like(x)], -1
+    )
     return np.asarray(directions / np.linalg.norm(directions, axis=-1, keepdims=True))
 
 
@@ -97,7 +99,9 @@ def picture(hits: Hits, centre: Floats) -> NDArray[np.uint8]:
     reach = np.linalg.norm(to_light, axis=-1)
     to_light = to_light / reach[..., None]
     start = hits.point + 1e-3 * hits.normal
-    blocked = np.minimum(sphere_distance(start, to_light, centre, RADIUS), box_distance(start, to_light)[0]) < reach
+    blocked = (
+        np.minimum(sphere_distance(start, to_light, centre, RADIUS), box_distance(start, to_light)[0]) < reach
+    )
     light = np.clip((hits.normal * to_light).sum(-1), 0, 1) * np.where(blocked, 0.25, 1.0)
     toward = CAMERA - hits.point
     half = to_light + toward / np.linalg.norm(toward, axis=-1, keepdims=True)

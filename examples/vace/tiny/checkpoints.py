@@ -124,7 +124,9 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def write_official(folder: Path, config: VaceConfig = TINY, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
+def write_official(
+    folder: Path, config: VaceConfig = TINY, seed: int = 0, dtype: torch.dtype = torch.bfloat16
+) -> Path:
     """A folder as one downloads it: transformer, VAE, text encoder, tokenizer, config.json. Returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_transformer(folder, make_transformer(config, seed), dtype)

@@ -34,12 +34,18 @@ def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
         tasks += read_json(heldout / name)["tasks"]
     strips = []
     for kind in TITLES:
-        told = [(match, task) for task in tasks if (match := NAME.fullmatch(task["name"])) and match["kind"] == kind]
+        told = [
+            (match, task)
+            for task in tasks
+            if (match := NAME.fullmatch(task["name"])) and match["kind"] == kind
+        ]
         plain = [task for match, task in told if not match["colour"]]
         if not plain:
             continue
         task = plain[0]
-        changed = [other for match, other in told if match["colour"] and other["name"].startswith(task["name"] + "_")]
+        changed = [
+            other for match, other in told if match["colour"] and other["name"].startswith(task["name"] + "_")
+        ]
         strips.append(_strip(TITLES[kind], task, changed[0] if changed else None, columns))
     return draw_sheet(
         "The tiny world: what was given, and what came out",
@@ -51,7 +57,9 @@ def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
     )
 
 
-def _strip(title: str, task: dict[str, Any], changed: dict[str, Any] | None, columns: dict[str, Path]) -> Strip:
+def _strip(
+    title: str, task: dict[str, Any], changed: dict[str, Any] | None, columns: dict[str, Path]
+) -> Strip:
     pictures, labels = _given(task), ["given", ""]
     for name, folder in columns.items():
         pictures += _two_frames(folder / f"{task['name']}.mp4")
@@ -86,7 +94,10 @@ def main() -> None:
     parser.add_argument("heldout", type=Path, help="folder that heldout.py wrote")
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument(
-        "columns", nargs="+", metavar="NAME=FOLDER", help="results; the last one also shows the changed requests"
+        "columns",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="results; the last one also shows the changed requests",
     )
     given = parser.parse_args()
     columns = {name: Path(folder) for name, _, folder in (item.partition("=") for item in given.columns)}

@@ -56,16 +56,22 @@ KINDS = {
         SCENE.caption_without_look,
         {"video_path": "silhouette.mp4", "image_path": "yellow_circle.png"},
     ),
-    "inpaint": Kind("Inpaint", SCENE.recoloured().caption, {"video_path": "clip.mp4", "mask_path": "mask.mp4"}),
+    "inpaint": Kind(
+        "Inpaint", SCENE.recoloured().caption, {"video_path": "clip.mp4", "mask_path": "mask.mp4"}
+    ),
     "inpaint_reference": Kind(
         "Inpaint with a reference image",
         SCENE.caption_without_look,
         {"video_path": "clip.mp4", "mask_path": "mask.mp4", "image_path": "yellow_circle.png"},
     ),
-    "outpaint": Kind("Outpaint", SCENE.caption, {"video_path": "middle.mp4", "outpaint": [0.3, 0.3, 0.3, 0.3]}),
+    "outpaint": Kind(
+        "Outpaint", SCENE.caption, {"video_path": "middle.mp4", "outpaint": [0.3, 0.3, 0.3, 0.3]}
+    ),
     "first_frame": Kind("First frame", SCENE.caption, {"first_frame_path": "first.png"}),
     "first_last": Kind(
-        "First and last frame", SCENE.caption, {"first_frame_path": "first.png", "last_frame_path": "last.png"}
+        "First and last frame",
+        SCENE.caption,
+        {"first_frame_path": "first.png", "last_frame_path": "last.png"},
     ),
     "extension": Kind("A clip goes on", SCENE.caption, {"first_frame_path": "beginning.mp4"}),
     "first_frame_reference": Kind(
@@ -122,7 +128,9 @@ def sheets(job: GenerateJob) -> dict[str, Image.Image]:
 
 def main() -> None:
     """Write the sources, ask for every kind, draw what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="where generate_KIND.png go")
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("inference.json"))
     given = parser.parse_args()

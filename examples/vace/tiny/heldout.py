@@ -33,7 +33,9 @@ def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> No
     tasks: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
     indices = heldout_indices(count + len(kinds) - 1)
-    for number, kind in enumerate(kinds):  # each kind begins one scene later, so that few scenes show many shapes
+    for number, kind in enumerate(
+        kinds
+    ):  # each kind begins one scene later, so that few scenes show many shapes
         for index in indices[number : number + count]:
             scene = world.make_scene("heldout", index)
             clip = world.Clip(index=index, kind=kind, split="heldout")
@@ -63,9 +65,13 @@ def _task(folder: Path, name: str, prompt: str, row: dict[str, Any]) -> dict[str
 
 def main() -> None:
     """Write held-out requests."""
-    parser = argparse.ArgumentParser(description="Write held-out scenes and the inference JSONs that ask for them.")
+    parser = argparse.ArgumentParser(
+        description="Write held-out scenes and the inference JSONs that ask for them."
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--base", type=Path, required=True, help="inference JSON with model paths and settings")
+    parser.add_argument(
+        "--base", type=Path, required=True, help="inference JSON with model paths and settings"
+    )
     parser.add_argument("--count", type=int, default=4, help="scenes of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     given = parser.parse_args()

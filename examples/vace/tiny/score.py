@@ -101,7 +101,9 @@ def nearest_colour(frames: world.Pixels, where: NDArray[np.bool_]) -> str | None
 def nearest_shape(where: NDArray[np.bool_]) -> str | None:
     """The world's shape that `where` [T, H, W] is most like; None when nothing is there, or something without a shape."""
     frames = [frame for frame in where if frame.sum() >= 20]
-    overlaps = {shape: sum(_shape_iou(frame, shape) for frame in frames) / len(where) for shape in world.SHAPES}
+    overlaps = {
+        shape: sum(_shape_iou(frame, shape) for frame in frames) / len(where) for shape in world.SHAPES
+    }
     best = max(overlaps, key=lambda shape: overlaps[shape])
     return best if overlaps[best] >= SHAPE_IOU else None
 
@@ -140,7 +142,11 @@ def table(columns: dict[str, Sequence[Score]]) -> str:
         ("inpaint: kept PSNR", "kept_psnr"),
         ("extension: first frame PSNR", "first_frame_psnr"),
     ):
-        add(title, "dB", ([getattr(s, field) for s in found if getattr(s, field) is not None] for found in scores))
+        add(
+            title,
+            "dB",
+            ([getattr(s, field) for s in found if getattr(s, field) is not None] for found in scores),
+        )
     for kind in ("silhouette", "edge"):
         add(f"{kind}: IoU", "", ([s.iou for s in found if s.kind == kind] for found in scores))
     told = ("inpaint", "silhouette", "edge")
@@ -163,7 +169,10 @@ def table(columns: dict[str, Sequence[Score]]) -> str:
         add(
             f"reference: {look}",
             "%",
-            ([100.0 * getattr(s, f"{look}_obeyed") for s in found if s.kind == "reference"] for found in scores),
+            (
+                [100.0 * getattr(s, f"{look}_obeyed") for s in found if s.kind == "reference"]
+                for found in scores
+            ),
         )
     lines = ["| | " + " | ".join(columns) + " |", "|-|" + "-|" * len(columns)]
     for title, unit, values in rows:
@@ -190,8 +199,12 @@ def _chroma(frames: NDArray[Any]) -> NDArray[np.int16]:
 
 def main() -> None:
     """Print a table with one column for each folder."""
-    parser = argparse.ArgumentParser(description="Score generated clips of the tiny world from their mp4 files.")
-    parser.add_argument("folders", type=Path, nargs="+", help="folders of results; their names head the columns")
+    parser = argparse.ArgumentParser(
+        description="Score generated clips of the tiny world from their mp4 files."
+    )
+    parser.add_argument(
+        "folders", type=Path, nargs="+", help="folders of results; their names head the columns"
+    )
     given = parser.parse_args()
     sys.stdout.write(table({folder.name: score_folder(folder) for folder in given.folders}) + "\n")
 

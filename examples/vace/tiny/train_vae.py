@@ -77,10 +77,14 @@ class Phase:
     learning_rate: float
     decoder_only: bool = False
     bf16: bool = True  # products and convolutions, where the device has them in bf16; the weights stay fp32
-    noise: float = 0.0  # most that is added to latents, in their standard deviations; each clip draws how much
+    noise: float = (
+        0.0  # most that is added to latents, in their standard deviations; each clip draws how much
+    )
     first_frame: float = 0.0  # added weight of the first frame's error: of seventeen the one that is kept
     absolute: float = 1.0  # weight of the absolute error of all frames; the squared one has 2
-    chroma: float = 1.0  # weight of both once more, of each pixel without its mean over red, green and blue: of colour
+    chroma: float = (
+        1.0  # weight of both once more, of each pixel without its mean over red, green and blue: of colour
+    )
 
 
 PHASES = (
@@ -138,7 +142,9 @@ def new_vae(seed: int) -> AutoencoderKLWan:
             if isinstance(child, WanRMS_norm):
                 setattr(parent, name, QuickNorm(child.gamma))
             elif type(child) is WanCausalConv3d:
-                child.__class__ = QuickConv  # a layer of diffusers' class still, which is what its VAE looks for
+                child.__class__ = (
+                    QuickConv  # a layer of diffusers' class still, which is what its VAE looks for
+                )
     return vae
 
 
@@ -154,7 +160,9 @@ def start_as_a_blur(vae: AutoencoderKLWan) -> None:
             module.weight[:, :, -1, 0, 0] = torch.eye(channels).repeat(module.out_channels // channels, 1)
         elif isinstance(module, WanCausalConv3d) and module.kernel_size == (3, 3, 3):
             module.weight[:, :, :-1] = 0
-            module.weight[:, :, -1] *= math.sqrt(3)  # a third of the inputs counts: the variance of their sum stays
+            module.weight[:, :, -1] *= math.sqrt(
+                3
+            )  # a third of the inputs counts: the variance of their sum stays
         elif isinstance(module, WanResample) and not isinstance(module.resample, nn.Identity):
             image = module.resample[1]
             image.bias.zero_()
@@ -206,7 +214,9 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     for frame in range(latents.shape[2]):
         vae._conv_idx = [0]
         chunk = hidden[:, :, frame : frame + 1]
-        chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=frame == 0))
+        chunks.append(
+            vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=frame == 0)
+        )
     vae.clear_cache()
     return torch.cat(chunks, dim=2)
 
@@ -264,7 +274,9 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Se
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if phase.batch % ranks:
-        raise ConfigError(f"phase {phase.name!r}: {ranks} processes cannot share {phase.batch} clips; start 1, 2 or 4")
+        raise ConfigError(
+            f"phase {phase.name!r}: {ranks} processes cannot share {phase.batch} clips; start 1, 2 or 4"
+        )
     share, device = phase.batch // ranks, next(vae.parameters()).device
     seed = zlib.crc32(phase.name.encode())
     torch.manual_seed(seed + rank)  # the posterior's noise
@@ -275,7 +287,10 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Se
         weight.requires_grad_(True)
     kernels = [w for w in trained if w.ndim >= 4 and min(w.flatten(1).shape) > 1]
     others = [w for w in trained if not (w.ndim >= 4 and min(w.flatten(1).shape) > 1)]
-    optimizers = [Muon(kernels, phase.learning_rate), torch.optim.AdamW(others, phase.learning_rate, weight_decay=0.0)]
+    optimizers = [
+        Muon(kernels, phase.learning_rate),
+        torch.optim.AdamW(others, phase.learning_rate, weight_decay=0.0),
+    ]
     unit = phase.noise * torch.tensor(latents_std, device=device).view(1, -1, 1, 1, 1)
     steps = max(1, round(phase.steps * scale))
     started, errors = time.monotonic(), []
@@ -292,7 +307,9 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Se
             variance = logvar.exp()
             latents = mean if phase.decoder_only else mean + variance.sqrt() * torch.randn_like(mean)
             if phase.noise:
-                latents = latents + unit * torch.rand(share, 1, 1, 1, 1, device=device) * torch.randn_like(latents)
+                latents = latents + unit * torch.rand(share, 1, 1, 1, 1, device=device) * torch.randn_like(
+                    latents
+                )
             output = decode_unclamped(vae, latents).float()
         error = output - clips
         squared = error.detach().square().mean()
@@ -310,7 +327,12 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Se
         if (step + 1) % 50 == 0 or step + 1 == steps:
             seconds = time.monotonic() - started
             LOGGER.info(
-                "%-11s step %4d/%d  psnr %.2f dB  %.2f s/step", phase.name, step + 1, steps, psnr, seconds / (step + 1)
+                "%-11s step %4d/%d  psnr %.2f dB  %.2f s/step",
+                phase.name,
+                step + 1,
+                steps,
+                psnr,
+                seconds / (step + 1),
             )
     return psnr
 

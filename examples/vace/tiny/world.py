@@ -104,7 +104,9 @@ def centres(scene: Scene, frames: int, height: int, width: int) -> NDArray[np.fl
 
 def coverage(scene: Scene, frames: int = FRAMES, height: int = SIDE, width: int = SIDE) -> Coverage:
     """[T, H, W] anti-aliased coverage of the scene's shape, 0 … 1."""
-    return drawn(scene.shape, centres(scene, frames, height, width), scene.radius * min(height, width), height, width)
+    return drawn(
+        scene.shape, centres(scene, frames, height, width), scene.radius * min(height, width), height, width
+    )
 
 
 def drawn(shape: str, centre: NDArray[np.float32], radius: float, height: int, width: int) -> Coverage:
@@ -114,7 +116,9 @@ def drawn(shape: str, centre: NDArray[np.float32], radius: float, height: int, w
     return np.clip(0.5 - _distance(shape, x, y, radius), 0, 1).astype(np.float32)
 
 
-def _distance(shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+def _distance(
+    shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: float
+) -> NDArray[np.float32]:
     """Signed distance in pixels to the outline, negative inside (exact enough for one pixel of anti-aliasing)."""
     ax, ay = np.abs(x), np.abs(y)
     if shape == "circle":
@@ -262,19 +266,29 @@ def mixed_clips(counts: dict[str, str], split: str) -> list[Clip]:
 
 def main() -> None:
     """Write one split of the world."""
-    parser = argparse.ArgumentParser(description="Write clips of the tiny world in the guide's dataset layout.")
+    parser = argparse.ArgumentParser(
+        description="Write clips of the tiny world in the guide's dataset layout."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", default="train", help="train, heldout, …: another name, other scenes")
     parser.add_argument("--count", type=int, default=8, help="scenes")
     parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, default=["plain"], help="conditions written for every scene"
     )
-    parser.add_argument("--mix", nargs="+", metavar="KIND=COUNT", help="scenes of each kind instead, every scene once")
     parser.add_argument(
-        "--quickstart", action="store_true", help="also eight clips that differ in every way a real dataset does"
+        "--mix", nargs="+", metavar="KIND=COUNT", help="scenes of each kind instead, every scene once"
+    )
+    parser.add_argument(
+        "--quickstart",
+        action="store_true",
+        help="also eight clips that differ in every way a real dataset does",
     )
     given = parser.parse_args()
-    clips = [Clip(index=index, kind=kind, split=given.split) for index in range(given.count) for kind in given.kinds]
+    clips = [
+        Clip(index=index, kind=kind, split=given.split)
+        for index in range(given.count)
+        for kind in given.kinds
+    ]
     if given.mix or given.quickstart:
         mixed = mixed_clips(dict(item.split("=") for item in given.mix or []), given.split)
         clips = [*quickstart_clips(), *mixed] if given.quickstart else mixed

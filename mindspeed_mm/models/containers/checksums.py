@@ -74,15 +74,24 @@ def zip_records(file: BinaryIO) -> list[Record]:
     Raises zipfile.BadZipFile for a damaged directory.
     """
     with zipfile.ZipFile(file) as archive:
-        entries = [entry for entry in archive.infolist() if entry.CRC and entry.compress_type == zipfile.ZIP_STORED]
-        return sorted(Record(_start(file, e), e.file_size, e.CRC, e.filename.rpartition("/")[2]) for e in entries)
+        entries = [
+            entry for entry in archive.infolist() if entry.CRC and entry.compress_type == zipfile.ZIP_STORED
+        ]
+        return sorted(
+            Record(_start(file, e), e.file_size, e.CRC, e.filename.rpartition("/")[2]) for e in entries
+        )
 
 
 def _start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where the bytes of a record begin: behind its own header, whose two texts have lengths of their own."""
     file.seek(entry.header_offset + 26)
     lengths = file.read(4)
-    return entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    return (
+        entry.header_offset
+        + 30
+        + int.from_bytes(lengths[:2], "little")
+        + int.from_bytes(lengths[2:], "little")
+    )
 
 
 def damaged_record(piece: bytes, file: BinaryIO) -> str | None:
@@ -97,7 +106,9 @@ def damaged_record(piece: bytes, file: BinaryIO) -> str | None:
 class RecordCheck:
     """Verifies one stretch of a file, once, when it is first read."""
 
-    def __init__(self, path: Path, start: int, size: int, expected: str | None, name: str, number: int) -> None:
+    def __init__(
+        self, path: Path, start: int, size: int, expected: str | None, name: str, number: int
+    ) -> None:
         """`expected`: the CRC-32 in hexadecimal digits, None where it is not known; `number` of the stretch in its file."""
         self._path, self._start, self._size, self._name = path, start, size, name
         self._expected, self._number, self._done = expected, number, expected is None
@@ -195,7 +206,8 @@ class FileSums:
         ends = [*starts[1:], self.size]
         with open(path, "rb") as file:
             return os.fstat(file.fileno()).st_size == self.size and all(
-                crc_of(file, start, end - start) == self.pieces[start] for start, end in zip(starts, ends, strict=True)
+                crc_of(file, start, end - start) == self.pieces[start]
+                for start, end in zip(starts, ends, strict=True)
             )
 
 
@@ -255,7 +267,10 @@ def read_checksums(folder: Path) -> Checksums | None:
 def write_checksums(folder: Path, iteration: int | None, files: Mapping[str, FileSums]) -> None:
     """Write checksums.json into a checkpoint that has not got its name yet. Raises OSError."""
     rows = {
-        name: {"size": sums.size, "crc32": {str(offset): f"{crc:08x}" for offset, crc in sorted(sums.pieces.items())}}
+        name: {
+            "size": sums.size,
+            "crc32": {str(offset): f"{crc:08x}" for offset, crc in sorted(sums.pieces.items())},
+        }
         for name, sums in sorted(files.items())
     }
     text = json.dumps({"version": 1, "iteration": iteration, "files": rows})
@@ -270,7 +285,9 @@ def _parse(path: Path, folder: Path) -> Checksums | None:
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         files = {
-            str(name): FileSums(int(row["size"]), {int(offset): int(crc, 16) for offset, crc in row["crc32"].items()})
+            str(name): FileSums(
+                int(row["size"]), {int(offset): int(crc, 16) for offset, crc in row["crc32"].items()}
+            )
             for name, row in values["files"].items()
         }
         iteration = values["iteration"]

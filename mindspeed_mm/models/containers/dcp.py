@@ -34,7 +34,9 @@ def read_dcp(folder: Path) -> dict[str, Any]:
         try:
             _insert(state, paths.get(name) or _guess_path(name), value)
         except (TypeError, AttributeError):
-            raise WeightsError(f"{folder / INDEX}: {name} is a value and a group; copy the checkpoint again") from None
+            raise WeightsError(
+                f"{folder / INDEX}: {name} is a value and a group; copy the checkpoint again"
+            ) from None
     _check_iteration(folder, state.get("iteration"))
     return state
 
@@ -85,7 +87,9 @@ def _reader(
         for offset, size, place in pieces:
             piece = load_piece(folder, place, name, checksums)
             if not isinstance(piece, Tensor) or piece.shape != size or piece.dtype != dtype:
-                raise WeightsError(f"{folder / place.relative_path}: {name} is not what the index says; copy it again")
+                raise WeightsError(
+                    f"{folder / place.relative_path}: {name} is not what the index says; copy it again"
+                )
             if whole is None:
                 return piece
             whole[tuple(slice(start, start + n) for start, n in zip(offset, size, strict=True))] = piece

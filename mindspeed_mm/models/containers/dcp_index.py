@@ -58,7 +58,9 @@ _NAMES = {
 }
 _PATHS = {"PosixPath", "PurePosixPath", "Path", "WindowsPath", "PureWindowsPath"}
 _LARGEST = 2**62  # of a size, an offset or a number of values
-_MAX_ODD_CHUNKS = 256  # of one tensor that is not cut into a grid: comparing them all takes their number squared
+_MAX_ODD_CHUNKS = (
+    256  # of one tensor that is not cut into a grid: comparing them all takes their number squared
+)
 
 
 class _Name(NamedTuple):
@@ -109,7 +111,17 @@ class _Parser(_Base):  # type: ignore[misc]
         *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL", "STACK_GLOBAL"),
         *("BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINUNICODE", "BINUNICODE"),
         *("EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "EMPTY_LIST", "APPEND", "APPENDS"),
-        *("EMPTY_DICT", "SETITEM", "SETITEMS", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "POP"),
+        *(
+            "EMPTY_DICT",
+            "SETITEM",
+            "SETITEMS",
+            "MEMOIZE",
+            "BINPUT",
+            "LONG_BINPUT",
+            "BINGET",
+            "LONG_BINGET",
+            "POP",
+        ),
     )
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **{getattr(pickle, name)[0]: _Base.dispatch[getattr(pickle, name)[0]] for name in _KEPT},
@@ -129,7 +141,9 @@ def read_index_and_checksums(folder: Path) -> tuple[Metadata, Checksums | None]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file; the save was not finished, use an earlier iteration") from None
+        raise WeightsError(
+            f"{path}: no such file; the save was not finished, use an earlier iteration"
+        ) from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
     checksums = read_checksums(folder)
@@ -184,7 +198,9 @@ def _entry(name: str, value: Any) -> TensorStorageMetadata | BytesStorageMetadat
     if not isinstance(chunks, list):
         raise _Problem(f"{name}: expected a list of chunks, got {_kind(chunks)}")
     dtype = _dtype(fields.get("properties"), name)
-    return TensorStorageMetadata(TensorProperties(dtype=dtype), size, [_chunk(name, size, chunk) for chunk in chunks])
+    return TensorStorageMetadata(
+        TensorProperties(dtype=dtype), size, [_chunk(name, size, chunk) for chunk in chunks]
+    )
 
 
 def _chunk(name: str, size: torch.Size, value: Any) -> ChunkStorageMetadata:
@@ -198,7 +214,9 @@ def _chunk(name: str, size: torch.Size, value: Any) -> ChunkStorageMetadata:
 
 
 def _dtype(value: Any, name: str) -> torch.dtype:
-    is_made = isinstance(value, _Call) and value.name == _Name(_METADATA, "TensorProperties") and not value.args
+    is_made = (
+        isinstance(value, _Call) and value.name == _Name(_METADATA, "TensorProperties") and not value.args
+    )
     state = value.state if is_made else None
     if not isinstance(state, tuple) or len(state) != 5:
         raise _Problem(f"{name}: expected the properties of a tensor, got {_kind(value)}")
@@ -237,7 +255,9 @@ def _paths(value: Any, entries: Mapping[str, Any]) -> dict[str, tuple[str | int,
     paths: dict[str, tuple[str | int, ...]] = {}
     for name, path in _dict(value, "planner_data").items():
         if not isinstance(path, tuple) or not path or any(type(part) not in (str, int) for part in path):
-            raise _Problem(f"planner_data of {_text(name, 'a name')}: expected a path of names, got {_kind(path)}")
+            raise _Problem(
+                f"planner_data of {_text(name, 'a name')}: expected a path of names, got {_kind(path)}"
+            )
         paths[_text(name, "a name")] = path
     if unknown := [name for name in paths if name not in entries]:
         raise _Problem(f"planner_data names {unknown[0]}, which is not in the checkpoint")
@@ -258,7 +278,9 @@ def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, 
             continue
         if placed[name].keys() != {tuple(chunk.offsets) for chunk in entry.chunks}:
             raise _Problem(f"{name} has {len(entry.chunks)} pieces in {len(placed[name])} places")
-        for chunk in entry.chunks:  # a size is believed, and memory taken for it, only where the file has the bytes
+        for (
+            chunk
+        ) in entry.chunks:  # a size is believed, and memory taken for it, only where the file has the bytes
             needed, stored = (
                 math.prod(chunk.sizes) * entry.properties.dtype.itemsize,
                 placed[name][tuple(chunk.offsets)],
@@ -277,7 +299,9 @@ def _fills(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> bool:
         return False
     if _is_grid(size, full):  # what sharding makes
         return True
-    return len(full) <= _MAX_ODD_CHUNKS and not any(_overlap(a, b) for i, a in enumerate(full) for b in full[:i])
+    return len(full) <= _MAX_ODD_CHUNKS and not any(
+        _overlap(a, b) for i, a in enumerate(full) for b in full[:i]
+    )
 
 
 def _is_grid(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> bool:
@@ -303,7 +327,12 @@ def _overlap(a: ChunkStorageMetadata, b: ChunkStorageMetadata) -> bool:
 
 def _fields(value: Any, name: str, where: str, module: str = _METADATA) -> Mapping[str, Any]:
     """The state of an object of one class. Raises _Problem for anything else."""
-    if not isinstance(value, _Call) or value.name != _Name(module, name) or value.args or not _is_state(value.state):
+    if (
+        not isinstance(value, _Call)
+        or value.name != _Name(module, name)
+        or value.args
+        or not _is_state(value.state)
+    ):
         raise _Problem(f"{where}: expected {name}, got {_kind(value)}")
     fields: Mapping[str, Any] = value.state
     return fields

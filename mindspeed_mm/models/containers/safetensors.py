@@ -93,15 +93,21 @@ def _read_one(path: Path) -> dict[str, TensorFile]:
             continue
         dtype, shape, span = _entry(path, name, entry)
         if span[1] - span[0] != shape.numel() * dtype.itemsize or start + span[1] > end:
-            raise WeightsError(f"{path}: is damaged: weight {name!r} does not fit its place; copy the file again")
+            raise WeightsError(
+                f"{path}: is damaged: weight {name!r} does not fit its place; copy the file again"
+            )
         spans.append(span)
-        check = RecordCheck(path, start + span[0], span[1] - span[0], sums.get(f"{_CRC}{name}"), name, len(tensors))
+        check = RecordCheck(
+            path, start + span[0], span[1] - span[0], sums.get(f"{_CRC}{name}"), name, len(tensors)
+        )
         tensors[name] = TensorFile(shape, dtype, _reader(path, start + span[0], shape, dtype, check))
     _check_no_gaps(path, sorted(spans), end - start)
     return tensors
 
 
-def _reader(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype, check: RecordCheck) -> Callable[[], Tensor]:
+def _reader(
+    path: Path, offset: int, shape: torch.Size, dtype: torch.dtype, check: RecordCheck
+) -> Callable[[], Tensor]:
     def read() -> Tensor:
         tensor = mapped(path, offset, shape, dtype)
         check.run(raw_bytes(tensor))
@@ -113,7 +119,11 @@ def _reader(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype, chec
 def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, torch.Size, tuple[int, int]]:
     try:
         dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sound = all(type(n) is int and 0 <= n < 2**63 for n in [*shape, *span]) and len(span) == 2 and len(shape) < 16
+        sound = (
+            all(type(n) is int and 0 <= n < 2**63 for n in [*shape, *span])
+            and len(span) == 2
+            and len(shape) < 16
+        )
     except (TypeError, KeyError):
         sound = False
     if not sound or dtype not in DTYPES:
@@ -128,4 +138,6 @@ def _check_no_gaps(path: Path, spans: list[tuple[int, int]], size: int) -> None:
             raise WeightsError(f"{path}: is damaged: its values overlap or leave a gap; copy the file again")
         position = end
     if position != size:
-        raise WeightsError(f"{path}: is damaged: {size} bytes of values, {position} expected; copy the file again")
+        raise WeightsError(
+            f"{path}: is damaged: {size} bytes of values, {position} expected; copy the file again"
+        )

@@ -53,7 +53,9 @@ def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Te
         with open(path, "rb") as file:
             window = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be mapped ({error}); the file changed while it was read") from None
+        raise WeightsError(
+            f"{path}: cannot be mapped ({error}); the file changed while it was read"
+        ) from None
     return torch.frombuffer(window, dtype=dtype, count=shape.numel(), offset=offset - start).view(shape)
 
 

@@ -75,8 +75,12 @@ def write_torch(
 def _save(state: Any, path: Path) -> None:
     try:
         torch.save(state, path)
-    except RuntimeError as error:  # what torch's zip writer makes of a write that failed; why, it does not tell
-        raise OSError(errno.EIO, f"torch could not write all of it ({first_line(error)}), as on a full disk") from None
+    except (
+        RuntimeError
+    ) as error:  # what torch's zip writer makes of a write that failed; why, it does not tell
+        raise OSError(
+            errno.EIO, f"torch could not write all of it ({first_line(error)}), as on a full disk"
+        ) from None
 
 
 @functools.cache
@@ -87,7 +91,9 @@ def knows_offsets() -> bool:
         file.seek(0)
         with FakeTensorMode():
             storage: Any = torch.load(file, map_location="cpu", weights_only=True).untyped_storage()
-    return hasattr(torch.serialization, "skip_data") and getattr(storage, "_checkpoint_offset", None) is not None
+    return (
+        hasattr(torch.serialization, "skip_data") and getattr(storage, "_checkpoint_offset", None) is not None
+    )
 
 
 def _counted(tensor: TensorFile, written: Callable[[int], object]) -> Tensor:
@@ -104,7 +110,9 @@ def _load(path: Path) -> Any:
     try:
         return _torch_load(path)
     except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file; a part of the checkpoint is missing, copy it too") from None
+        raise WeightsError(
+            f"{path}: no such file; a part of the checkpoint is missing, copy it too"
+        ) from None
     except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
         raise WeightsError(f"{path}: {_why_not(path, error)}") from None
 
@@ -141,7 +149,9 @@ def _checks(path: Path) -> ZipFileChecks | None:
     try:
         checks = ZipFileChecks(path)
     except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise WeightsError(f"{path}: is damaged: its zip directory cannot be read ({first_line(error)})") from None
+        raise WeightsError(
+            f"{path}: is damaged: its zip directory cannot be read ({first_line(error)})"
+        ) from None
     if not knows_offsets():
         checks.check_all()
     return checks

@@ -16,7 +16,14 @@ from transformers import UMT5Config, UMT5EncoderModel
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import regular_file, stat_path
 from mindspeed_mm.models.foreign import foreign_model
-from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, refuse_conflicts, shard_paths
+from mindspeed_mm.models.loading import (
+    fill,
+    fingerprint,
+    read_json,
+    read_tensors,
+    refuse_conflicts,
+    shard_paths,
+)
 from mindspeed_mm.models.umt5.state_dict import UMT5_KEY_MAP, checked_settings, umt5_config
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
 
@@ -101,7 +108,9 @@ def load_text_encoder(
     model = _build(config, files[0])
     fill(model, state, Path(path), dtype)
     model.encoder.set_input_embeddings(model.shared)
-    mark = fingerprint({name: weight for name, weight in state.items() if name != _TIED}, tokenizer.fingerprint)
+    mark = fingerprint(
+        {name: weight for name, weight in state.items() if name != _TIED}, tokenizer.fingerprint
+    )
     return TextEncoder(model.to(device), tokenizer, mark)
 
 
@@ -121,8 +130,12 @@ def _locate(path: Path) -> tuple[list[Path], Beside | None]:
         if beside := _config_in(folder):
             if files := shard_paths(folder):
                 return files, beside
-            raise WeightsError(f"{folder}: config.json is there, but no weights beside it; fetch the folder again")
-    official = sorted(file for file in path.iterdir() if "t5" in file.name.lower() and file.suffix in (".pth", ".pt"))
+            raise WeightsError(
+                f"{folder}: config.json is there, but no weights beside it; fetch the folder again"
+            )
+    official = sorted(
+        file for file in path.iterdir() if "t5" in file.name.lower() and file.suffix in (".pth", ".pt")
+    )
     if len(official) == 1:
         return official, None
     found = "none" if not official else ", ".join(file.name for file in official)

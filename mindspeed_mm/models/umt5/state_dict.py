@@ -28,7 +28,10 @@ UMT5_KEY_MAP = KeyMap(
         Rename("blocks.{i}.norm1.weight", f"{_LAYER}.0.layer_norm.weight"),
         Rename("blocks.{i}.attn.{qkv}.weight", f"{_LAYER}.0.SelfAttention.{{qkv}}.weight"),
         Rename("blocks.{i}.attn.o.weight", f"{_LAYER}.0.SelfAttention.o.weight"),
-        Rename("blocks.{i}.pos_embedding.embedding.weight", f"{_LAYER}.0.SelfAttention.relative_attention_bias.weight"),
+        Rename(
+            "blocks.{i}.pos_embedding.embedding.weight",
+            f"{_LAYER}.0.SelfAttention.relative_attention_bias.weight",
+        ),
         Rename("blocks.{i}.norm2.weight", f"{_LAYER}.1.layer_norm.weight"),
         Rename("blocks.{i}.ffn.gate.0.weight", f"{_LAYER}.1.DenseReluDense.wi_0.weight"),
         Rename("blocks.{i}.ffn.fc1.weight", f"{_LAYER}.1.DenseReluDense.wi_1.weight"),

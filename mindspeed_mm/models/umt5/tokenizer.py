@@ -19,9 +19,7 @@ from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
 FILES = ("tokenizer.json", "spiece.model")  # either makes a folder a tokenizer's
-_FETCH = (
-    "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, spiece.model)"
-)
+_FETCH = "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, spiece.model)"
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _MAX_REPORTED = 5  # prompts that are cut
 _PADDING = 1024  # rows of an embedding that no token needs
@@ -52,7 +50,9 @@ class Tokenizer:
             )
             self._ids: dict[str, int] = self._tokenizer.get_vocab()
         except Exception as error:  # whatever a damaged folder makes transformers raise
-            raise WeightsError(f"{folder}: {_why_unreadable(folder, error)}; fetch the folder again") from None
+            raise WeightsError(
+                f"{folder}: {_why_unreadable(folder, error)}; fetch the folder again"
+            ) from None
         self._tokenizer.padding_side = "right"
         self._name_special_tokens()
 
@@ -85,7 +85,9 @@ class Tokenizer:
         if not prompts:
             return []
         cleaned = [clean_prompt(prompt) for prompt in prompts]
-        return [len(ids) for ids in self._tokenizer(cleaned, add_special_tokens=True, verbose=False).input_ids]
+        return [
+            len(ids) for ids in self._tokenizer(cleaned, add_special_tokens=True, verbose=False).input_ids
+        ]
 
     def _report_cuts(self, cleaned: Sequence[str]) -> None:
         """A warning for the first prompts that are longer than text_len."""
@@ -140,7 +142,11 @@ def _why_unreadable(folder: Path, error: Exception) -> str:
     if (folder / FILES[0]).is_file():
         read_json_object(folder / FILES[0], WeightsError)
     said = " ".join(str(error).split())[:200] if isinstance(error, OSError | ValueError) else ""
-    return f"not readable as a tokenizer ({said})" if said else "its files are JSON, but not those of a tokenizer"
+    return (
+        f"not readable as a tokenizer ({said})"
+        if said
+        else "its files are JSON, but not those of a tokenizer"
+    )
 
 
 def has_vocabulary(folder: Path) -> bool:

@@ -22,7 +22,9 @@ class WanConfig(Config):
     out_dim: int = Field(default=16, gt=0, le=4096, description="latent channels out")
     text_dim: int = Field(default=4096, gt=0, le=65536, description="width of the text encoder's output")
     text_len: int = Field(default=512, gt=0, le=65536, description="text tokens after zero padding")
-    freq_dim: int = Field(default=256, gt=0, le=65536, description="width of the sinusoidal timestep embedding")
+    freq_dim: int = Field(
+        default=256, gt=0, le=65536, description="width of the sinusoidal timestep embedding"
+    )
     patch_size: tuple[int, int, int] = Field(
         default=(1, 2, 2), description="latent cells of one token (time, height, width)"
     )
@@ -62,8 +64,12 @@ class VaceConfig(Config):
     @model_validator(mode="after")
     def _layers_fit(self) -> VaceConfig:
         layers = self.vace_layers
-        if any(b <= a for a, b in pairwise(layers)) or any(not 0 <= i < self.trunk.num_layers for i in layers):
-            raise ValueError(f"vace_layers {list(layers)} must rise strictly within 0..{self.trunk.num_layers - 1}")
+        if any(b <= a for a, b in pairwise(layers)) or any(
+            not 0 <= i < self.trunk.num_layers for i in layers
+        ):
+            raise ValueError(
+                f"vace_layers {list(layers)} must rise strictly within 0..{self.trunk.num_layers - 1}"
+            )
         if layers and layers[0] != 0:
             raise ValueError(
                 f"vace_layers must begin with 0, not {layers[0]}: branch block 0 reads the patch embedding"
@@ -82,7 +88,11 @@ PRESETS: Mapping[str, VaceConfig] = {
 }
 
 BRANCH = ("vace_blocks", "vace_patch_embedding")  # first parts of the names of the branch's weights
-FP32_MODULES = ("time_embedding", "time_projection", "head")  # their weights stay fp32 when the others are bf16
+FP32_MODULES = (
+    "time_embedding",
+    "time_projection",
+    "head",
+)  # their weights stay fp32 when the others are bf16
 
 _FIXED = "VACE has one form of it"
 _OLD_KEYS: Mapping[str, str] = {  # stand in published files, in trunk and branch alike
@@ -102,7 +112,8 @@ class VaceDitConfig(Config):
         default=False, description="start the branch from the trunk's blocks (the weights have no VACE keys)"
     )
     vace_pretrained: str | None = Field(
-        default=None, description="folder or file whose branch is taken instead of that of predictor.from_pretrained"
+        default=None,
+        description="folder or file whose branch is taken instead of that of predictor.from_pretrained",
     )
     # repeated from the trunk in published files
     hidden_size: int | None = None
@@ -134,8 +145,12 @@ class PredictorConfig(WanConfig):
     dtype: Literal["bf16", "fp32"] = Field(
         default="bf16", description="dtype of matrix products; must agree with fsdp2 param_dtype"
     )
-    residual_dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="dtype of the residual stream")
-    from_pretrained: str | None = Field(default=None, description="folder or file with weights, in any known dialect")
+    residual_dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="dtype of the residual stream"
+    )
+    from_pretrained: str | None = Field(
+        default=None, description="folder or file with weights, in any known dialect"
+    )
     trainable: Literal["branch", "trunk", "all"] = Field(
         default="branch", description="what trains; the rest is frozen"
     )
@@ -184,13 +199,17 @@ class PredictorConfig(WanConfig):
     def _weights_agree(self) -> PredictorConfig:
         dit = self.vace_dit
         if not dit.vace_layers and self.trainable == "branch":
-            raise ValueError("trainable is branch but vace_dit.vace_layers is empty: there is none; write trunk")
+            raise ValueError(
+                "trainable is branch but vace_dit.vace_layers is empty: there is none; write trunk"
+            )
         if dit.vace_pretrained and dit.init_from_trunk:
             raise ValueError(
                 "vace_dit.vace_pretrained and vace_dit.init_from_trunk both give the branch; leave one out"
             )
         if dit.vace_pretrained and not self.from_pretrained:
-            raise ValueError("vace_dit.vace_pretrained gives the branch alone; name the trunk in from_pretrained")
+            raise ValueError(
+                "vace_dit.vace_pretrained gives the branch alone; name the trunk in from_pretrained"
+            )
         return self
 
     def _trunk_fields(self) -> dict[str, Any]:
@@ -204,11 +223,16 @@ class PredictorConfig(WanConfig):
     @property
     def weight_paths(self) -> dict[str, str]:
         """Key in `predictor` → the folder or file that it names."""
-        named = {"from_pretrained": self.from_pretrained, "vace_dit.vace_pretrained": self.vace_dit.vace_pretrained}
+        named = {
+            "from_pretrained": self.from_pretrained,
+            "vace_dit.vace_pretrained": self.vace_dit.vace_pretrained,
+        }
         return {key: path for key, path in named.items() if path}
 
     @property
     def model(self) -> VaceConfig:
         """The sizes alone."""
         trunk = WanConfig(**self._trunk_fields())
-        return VaceConfig(trunk=trunk, vace_layers=self.vace_dit.vace_layers, vace_in_dim=self.vace_dit.in_dim)
+        return VaceConfig(
+            trunk=trunk, vace_layers=self.vace_dit.vace_layers, vace_in_dim=self.vace_dit.in_dim
+        )

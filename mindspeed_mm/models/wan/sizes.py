@@ -100,9 +100,13 @@ def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     blocks = sizes.pop("branch_blocks")
     vace_in_dim = sizes.pop("vace_in_dim", 96)
     if blocks > sizes["num_layers"]:
-        raise WeightsError(f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks; trunk blocks are missing")
+        raise WeightsError(
+            f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks; trunk blocks are missing"
+        )
     trunk = WanConfig.model_construct(**sizes)
-    return layout(VaceConfig.model_construct(trunk=trunk, vace_layers=tuple(range(blocks)), vace_in_dim=vace_in_dim))
+    return layout(
+        VaceConfig.model_construct(trunk=trunk, vace_layers=tuple(range(blocks)), vace_in_dim=vace_in_dim)
+    )
 
 
 def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceConfig:
@@ -169,7 +173,10 @@ def read_hints(values: object) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         return {}
     if isinstance(values.get("trunk"), Mapping):
-        return {**values["trunk"], **{key: values[key] for key in ("vace_layers", "vace_in_dim") if key in values}}
+        return {
+            **values["trunk"],
+            **{key: values[key] for key in ("vace_layers", "vace_in_dim") if key in values},
+        }
     column = 1 if "num_attention_heads" in values else 0
     hints = {name: values[keys[column]] for name, keys in _NAMES.items() if keys[column] in values}
     width = values.get("attention_head_dim")
@@ -225,7 +232,9 @@ def diffusers_json(config: VaceConfig) -> dict[str, Any]:
     }
     if config.vace_layers:
         values |= {"vace_in_channels": config.vace_in_dim, "vace_layers": list(config.vace_layers)}
-    if trunk.text_len != WanConfig.model_fields["text_len"].default:  # no field of diffusers; only tiny models need it
+    if (
+        trunk.text_len != WanConfig.model_fields["text_len"].default
+    ):  # no field of diffusers; only tiny models need it
         values["text_len"] = trunk.text_len
     return values
 
@@ -298,7 +307,9 @@ def _of_its_kind(name: str, value: Any) -> bool:
         if not isinstance(value, (list, tuple)) or (name == "patch_size" and len(value) != 3):
             return False
         return all(type(number) is int and 0 <= number < 2**31 for number in value)
-    return type(value) is int and 0 < value < 2**31 if name != "eps" else type(value) is float and 0 < value < 1
+    return (
+        type(value) is int and 0 < value < 2**31 if name != "eps" else type(value) is float and 0 < value < 1
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -22,8 +22,12 @@ class Spelling(NamedTuple):
 
 TRUNK = (
     Spelling("patch_embedding.{p}", "patch_embedding.{p}", "patch_embedding.{p}"),
-    Spelling("text_embedding.0.{p}", "condition_embedder.text_embedder.linear_1.{p}", "text_embedding.linear_1.{p}"),
-    Spelling("text_embedding.2.{p}", "condition_embedder.text_embedder.linear_2.{p}", "text_embedding.linear_2.{p}"),
+    Spelling(
+        "text_embedding.0.{p}", "condition_embedder.text_embedder.linear_1.{p}", "text_embedding.linear_1.{p}"
+    ),
+    Spelling(
+        "text_embedding.2.{p}", "condition_embedder.text_embedder.linear_2.{p}", "text_embedding.linear_2.{p}"
+    ),
     Spelling("time_embedding.0.{p}", "condition_embedder.time_embedder.linear_1.{p}", "time_embedding.0.{p}"),
     Spelling("time_embedding.2.{p}", "condition_embedder.time_embedder.linear_2.{p}", "time_embedding.2.{p}"),
     Spelling("time_projection.1.{p}", "condition_embedder.time_proj.{p}", "time_projection.1.{p}"),
@@ -33,7 +37,9 @@ TRUNK = (
 BRANCH = (
     Spelling("vace_patch_embedding.{p}", "vace_patch_embedding.{p}", "vace_patch_embedding.{p}"),
     Spelling("vace_blocks.0.before_proj.{p}", "vace_blocks.0.proj_in.{p}", "vace_blocks.0.before_proj.{p}"),
-    Spelling("vace_blocks.{i}.after_proj.{p}", "vace_blocks.{i}.proj_out.{p}", "vace_blocks.{i}.after_proj.{p}"),
+    Spelling(
+        "vace_blocks.{i}.after_proj.{p}", "vace_blocks.{i}.proj_out.{p}", "vace_blocks.{i}.after_proj.{p}"
+    ),
 )
 BLOCK = (  # inside blocks.i and vace_blocks.i alike
     Spelling("modulation", "scale_shift_table", "modulation"),

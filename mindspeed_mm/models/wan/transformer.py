@@ -68,7 +68,9 @@ class LayerNorm(nn.LayerNorm):
     """Affine layer norm in fp32, whatever the dtype of its input and weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
 
 
 class Attention(nn.Module):
@@ -111,7 +113,9 @@ class CrossAttention(Attention):
         q, k = self._heads(self.norm_q(self.q(x))), self._heads(self.norm_k(self.k(rows)))
         if len(q) != len(k):
             q = q.expand(len(k), -1, -1, -1).contiguous()
-        out: Tensor = self.o(attend_padded(q, k, self._heads(self.v(rows)), text.copies, self.attend).flatten(2))
+        out: Tensor = self.o(
+            attend_padded(q, k, self._heads(self.v(rows)), text.copies, self.attend).flatten(2)
+        )
         return out
 
 

@@ -77,7 +77,9 @@ class VaceTransformer(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
         self.blocks = nn.ModuleList(WanBlock(trunk) for _ in range(trunk.num_layers))
         self.head = Head(trunk)
-        self.vace_blocks = nn.ModuleList(VaceBlock(trunk, first=n == 0) for n in range(len(config.vace_layers)))
+        self.vace_blocks = nn.ModuleList(
+            VaceBlock(trunk, first=n == 0) for n in range(len(config.vace_layers))
+        )
         if config.vace_layers:
             self.vace_patch_embedding = PatchEmbedding(config.vace_in_dim, width, patch)
         self.residual_dtype = torch.float32
@@ -105,7 +107,9 @@ class VaceTransformer(nn.Module):
         time = self.time_embedding(sinusoid(timestep, self.config.trunk.freq_dim))
         steps = self.time_projection(time).unflatten(1, (6, -1)).float()
         text = self._embed_text(prompt_embeds)
-        rope = Rope(*(self.tokens.split(t, 0) for t in rope_tables(grid, self.config.trunk.rope_dims, latents.device)))
+        rope = Rope(
+            *(self.tokens.split(t, 0) for t in rope_tables(grid, self.config.trunk.rope_dims, latents.device))
+        )
         x = self._tokens(self.patch_embedding, latents)
         x = self._run_blocks(x, vace_context, steps, text, rope, self._scales(context_scale))
         out = self.tokens.join(self.head(x, time.float()), 1, grid[0] * grid[1] * grid[2])
@@ -113,10 +117,20 @@ class VaceTransformer(nn.Module):
         return rearrange(out.float(), "b (f h w) (x y z c) -> b c (f x) (h y) (w z)", **names)
 
     def _run_blocks(
-        self, x: Tensor, vace_context: Tensor | None, time: Tensor, text: Text, rope: Rope, scales: Sequence[float]
+        self,
+        x: Tensor,
+        vace_context: Tensor | None,
+        time: Tensor,
+        text: Text,
+        rope: Rope,
+        scales: Sequence[float],
     ) -> Tensor:
         """The trunk; each branch block runs right before the trunk block that it feeds, so one hint is alive at a time."""
-        feeds = dict(zip(self.config.vace_layers, range(len(scales)), strict=False)) if vace_context is not None else {}
+        feeds = (
+            dict(zip(self.config.vace_layers, range(len(scales)), strict=False))
+            if vace_context is not None
+            else {}
+        )
         start = x
         c = self._tokens(self.vace_patch_embedding, vace_context) if feeds and vace_context is not None else x
         for i, block in enumerate(self.blocks):
@@ -143,14 +157,18 @@ class VaceTransformer(nn.Module):
         count = len(self.config.vace_layers)
         if isinstance(context_scale, Tensor):
             context_scale = context_scale.tolist()
-        scales = tuple(context_scale) if isinstance(context_scale, Sequence) else (float(context_scale),) * count
+        scales = (
+            tuple(context_scale) if isinstance(context_scale, Sequence) else (float(context_scale),) * count
+        )
         if len(scales) != count:
             raise DataError(
                 f"context_scale has {len(scales)} numbers; give one, or one for each of {count} branch blocks"
             )
         return scales
 
-    def _check(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, vace_context: Tensor | None) -> None:
+    def _check(
+        self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, vace_context: Tensor | None
+    ) -> None:
         trunk = self.config.trunk
         shape = tuple(latents.shape)
         if (
@@ -162,7 +180,9 @@ class VaceTransformer(nn.Module):
                 f"latents are {list(shape)}; wanted [B, {trunk.in_dim}, F, h, w] in multiples of patch {trunk.patch_size}"
             )
         if tuple(timestep.shape) != (shape[0],):
-            raise DataError(f"timestep is {list(timestep.shape)}; wanted one for each of the {shape[0]} samples")
+            raise DataError(
+                f"timestep is {list(timestep.shape)}; wanted one for each of the {shape[0]} samples"
+            )
         text = tuple(prompt_embeds.shape)
         fits = len(text) == 3 and text[1] <= trunk.text_len and text[2] == trunk.text_dim
         if not fits or shape[0] not in (1, text[0]):

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.files import regular_file, stat_path
 from mindspeed_mm.models.foreign import foreign_model, is_wan22_vae
-from mindspeed_mm.models.loading import fill, fingerprint, read_json, read_tensors, refuse_conflicts, shard_paths
+from mindspeed_mm.models.loading import (
+    fill,
+    fingerprint,
+    read_json,
+    read_tensors,
+    refuse_conflicts,
+    shard_paths,
+)
 from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
 
 STRIDE = (4, 8, 8)  # pixels of one latent cell: time, height, width
@@ -49,7 +56,9 @@ class WanVae:
         self.model.to(device)
         return self
 
-    def enable_tiling(self, size: tuple[int, int] | None = None, stride: tuple[int, int] | None = None) -> None:
+    def enable_tiling(
+        self, size: tuple[int, int] | None = None, stride: tuple[int, int] | None = None
+    ) -> None:
         """Compute in overlapping tiles of `size` pixels (height, width), `stride` apart: less memory, other rounding."""
         if not hasattr(self.model, "use_tiling"):
             raise WeightsError(
@@ -77,7 +86,9 @@ class WanVae:
         Raises DataError when height or width is not a multiple of 8.
         """
         if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] % STRIDE[1] or video.shape[4] % STRIDE[2]:
-            raise DataError(f"video is {list(video.shape)}; wanted [B, 3, T, H, W] with H and W multiples of 8")
+            raise DataError(
+                f"video is {list(video.shape)}; wanted [B, 3, T, H, W] with H and W multiples of 8"
+            )
         mean: Tensor = self.model.encode(video.to(self.device, self.dtype)).latent_dist.mode().float()
         return (mean - self._mean.to(mean.device)) / self._std.to(mean.device)
 
@@ -189,7 +200,10 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
     """Weight files, what the JSON beside them says, and its path."""
     if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         regular_file(path, WeightsError)
-        beside = [path.with_suffix(".json"), *([path.parent / "config.json"] if path.suffix == ".safetensors" else [])]
+        beside = [
+            path.with_suffix(".json"),
+            *([path.parent / "config.json"] if path.suffix == ".safetensors" else []),
+        ]
         json_path = next((file for file in beside if file.is_file()), None)
         return [path], {} if json_path is None else read_json(json_path), json_path or path
     for folder in (path, path / "vae"):
@@ -197,12 +211,18 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
         if config.is_file() and read_json(config).get("_class_name") == "AutoencoderKLWan":
             if files := shard_paths(folder):
                 return files, read_json(config), config
-            raise WeightsError(f"{folder}: config.json is there, but no weights beside it; fetch the folder again")
-    official = sorted(file for file in path.iterdir() if "vae" in file.name.lower() and file.suffix in (".pth", ".pt"))
+            raise WeightsError(
+                f"{folder}: config.json is there, but no weights beside it; fetch the folder again"
+            )
+    official = sorted(
+        file for file in path.iterdir() if "vae" in file.name.lower() and file.suffix in (".pth", ".pt")
+    )
     if len(official) == 1:
         return _locate(official[0])
     found = "none" if not official else ", ".join(file.name for file in official)
-    raise WeightsError(f"{path}: wanted one VAE (Wan2.1_VAE.pth, or a vae folder of diffusers), found {found}")
+    raise WeightsError(
+        f"{path}: wanted one VAE (Wan2.1_VAE.pth, or a vae folder of diffusers), found {found}"
+    )
 
 
 def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
@@ -212,13 +232,17 @@ def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
         if values is None:
             continue
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not numbers or not all(abs(value) < 1e6 and (value > 0 or name == "latents_mean") for value in values):
+        if not numbers or not all(
+            abs(value) < 1e6 and (value > 0 or name == "latents_mean") for value in values
+        ):
             raise WeightsError(
                 f"{beside}: {name} is {values!s:.60}; expected one finite number for each latent channel"
                 f"{', above 0' if name == 'latents_std' else ''}"
             )
         if len(values) != settings.get("z_dim", len(values)):
-            raise WeightsError(f"{beside}: {name} has {len(values)} numbers for {settings['z_dim']} latent channels")
+            raise WeightsError(
+                f"{beside}: {name} has {len(values)} numbers for {settings['z_dim']} latent channels"
+            )
 
 
 def _build(settings: dict[str, Any], source: Path) -> AutoencoderKLWan:

@@ -30,9 +30,13 @@ _WAN = "Wan's VAE has one form of it"
 class ExtractFiles(Config):
     """The files of a job."""
 
-    mm_data: str | None = Field(default=None, description="data JSON: which clips, and how they are cut (required)")
+    mm_data: str | None = Field(
+        default=None, description="data JSON: which clips, and how they are cut (required)"
+    )
     mm_model: str | None = Field(default=None, description="model JSON: VAE and text encoder (required)")
-    mm_tool: str | None = Field(default=None, description="tools.json: where features go (sorafeature.save_path)")
+    mm_tool: str | None = Field(
+        default=None, description="tools.json: where features go (sorafeature.save_path)"
+    )
     dry_run: bool = Field(
         default=False, description="check files, settings and every clip, and stop; no device is touched"
     )
@@ -42,7 +46,9 @@ class ExtractFiles(Config):
 class ExtractConfig(Config):
     """How the work is done. None of this changes a feature."""
 
-    save_path: str | None = Field(default=None, description="folder of the features (default: that of tools.json)")
+    save_path: str | None = Field(
+        default=None, description="folder of the features (default: that of tools.json)"
+    )
     num_workers: int = Field(
         default=2,
         ge=0,
@@ -56,7 +62,9 @@ class ExtractConfig(Config):
         description="seconds after which the reading, or the encoding, of one sample is given up",
     )
     skip_bad_samples: int = Field(
-        default=0, ge=0, description="go on past at most so many unusable samples; they are listed in failed.jsonl"
+        default=0,
+        ge=0,
+        description="go on past at most so many unusable samples; they are listed in failed.jsonl",
     )
     encode_batch: int | None = Field(
         default=None,
@@ -99,7 +107,9 @@ class AeConfig(Config):
     dtype: Literal["bf16", "fp32"] = Field(
         default="bf16", description="arithmetic of the VAE; latents are normalised in fp32"
     )
-    enable_tiling: bool = Field(default=False, description="encode in tiles: less memory, slightly different latents")
+    enable_tiling: bool = Field(
+        default=False, description="encode in tiles: less memory, slightly different latents"
+    )
     norm_latents: Literal[True] = Field(default=True, description="latents are normalised channel by channel")
     norm_mode: Literal["channel_specified_shift_scale"] = "channel_specified_shift_scale"
     do_sample: Literal[False] = Field(default=False, description="latents are the mean of the posterior")
@@ -158,7 +168,9 @@ class ExtractJob(Config):
                 raise ConfigError(f"{prog}: {flag_name(name)} FILE is missing; it is required")
         extract = parse(ExtractConfig, given[ExtractConfig], prog)
         leftover = parse(TrainingFlags, given[TrainingFlags], prog)
-        notes += [f"{flag_name(name)}: accepted, unused: {_reason(name)}" for name in leftover.model_fields_set]
+        notes += [
+            f"{flag_name(name)}: accepted, unused: {_reason(name)}" for name in leftover.model_fields_set
+        ]
         data_path, model_path = str(files.mm_data), str(files.mm_model)
         data = parse_data_config(overrides.apply(read_json(data_path), "data"), data_path, notes)
         if data.dataset_type == "feature":
@@ -169,7 +181,9 @@ class ExtractJob(Config):
         tools_values = overrides.apply(read_json(files.mm_tool) if files.mm_tool else {}, "tools")
         tools = parse(ToolsConfig, tools_values, files.mm_tool or "tools.json", notes)
         save_path = extract.save_path or tools.sorafeature.save_path
-        return cls(files=files, data=data, model=model, extract=extract, save_path=save_path, notes=tuple(notes))
+        return cls(
+            files=files, data=data, model=model, extract=extract, save_path=save_path, notes=tuple(notes)
+        )
 
     def check_inputs(self) -> None:
         """Raises WeightsError when VAE, text encoder or tokenizer are not where the files say."""
@@ -178,7 +192,9 @@ class ExtractJob(Config):
             f"{self.files.mm_model}:text_encoder.from_pretrained": self.model.text_encoder.from_pretrained,
         }
         if self.tokenizer_path:
-            places[f"{self.files.mm_data}:dataset_param.tokenizer_config.from_pretrained"] = self.tokenizer_path
+            places[f"{self.files.mm_data}:dataset_param.tokenizer_config.from_pretrained"] = (
+                self.tokenizer_path
+            )
         for where, path in places.items():
             if not Path(path).exists():
                 raise WeightsError(
@@ -189,7 +205,9 @@ class ExtractJob(Config):
         """Raises ConfigError or LaunchError when the first rank cannot write the features, or another run writes there."""
         if rank() == 0:
             by_flag = self.extract.save_path is not None
-            check_folder(self.save_path, "--save-path" if by_flag else f"{self.files.mm_tool}:sorafeature.save_path")
+            check_folder(
+                self.save_path, "--save-path" if by_flag else f"{self.files.mm_tool}:sorafeature.save_path"
+            )
             check_unlocked(Path(self.save_path), choose="--save-path")
 
     @property

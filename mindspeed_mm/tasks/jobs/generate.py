@@ -162,7 +162,9 @@ def job_parser(prog: str = PROG) -> FlagParser:
     parser.add_argument(
         "config", metavar="CONFIG.json", help="examples/vace/inference/inference_wan2.1_1.3b.json, for one"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved job and stop; needs no weights")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved job and stop; needs no weights"
+    )
     parser.add_argument("--check-inputs", action="store_true", help="with --dry-run: weights must exist, too")
     parser.add_argument("--print-config", action="store_true", help="print the whole job as JSON, and stop")
     parser.add_argument(
@@ -206,7 +208,9 @@ def _as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> d
         control, reference = {"name": "video1", "image_path": None}, {"name": "video2", "video_path": None}
         inputs = (values.get("video_path") is not None, values.get("image_path") is not None)
         both = [control, reference, {"name": "video3"}]
-        made["tasks"] = {(True, False): [control], (False, True): [reference], (True, True): both}.get(inputs, [{}])
+        made["tasks"] = {(True, False): [control], (False, True): [reference], (True, True): both}.get(
+            inputs, [{}]
+        )
     notes.append(
         f"preset mindspeed{' (no prompt, and only the keys of MindSpeed-MM)' if by_keys else ''}: "
         f"{len(made.get('tasks') or [{}])} video(s), seed 1, 15 fps, DiffSynth-Studio's sampling"
@@ -218,7 +222,10 @@ def _as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> d
 def _suggest_mindspeed(values: dict[str, Any], keys: set[str], where: str) -> None:
     """Raises ConfigError for a JSON without a prompt that is MindSpeed-MM's but for a few keys."""
     given_here = {key for key, value in values.items() if value is not None}
-    if given_here & {"prompt", "prompts_file", "tasks", "from_latents"} or not keys & {"video_path", "image_path"}:
+    if given_here & {"prompt", "prompts_file", "tasks", "from_latents"} or not keys & {
+        "video_path",
+        "image_path",
+    }:
         return
     if others := sorted(keys - _MINDSPEED_KEYS):
         raise ConfigError(
@@ -259,11 +266,21 @@ def _built(
     for index, (task, address) in enumerate(zip(tasks, where, strict=True)):
         request = parse(RequestConfig, _inherited(top, task), address)
         videos.append(
-            _video(request, finder.at(address), index, len(model.experts), decoding=config.from_latents is not None)
+            _video(
+                request,
+                finder.at(address),
+                index,
+                len(model.experts),
+                decoding=config.from_latents is not None,
+            )
         )
     _distinct(videos, path.name)
     return GenerateJob(
-        model=model, run=RunConfig(**run), videos=tuple(videos), notes=tuple(notes), not_found=tuple(missing or ())
+        model=model,
+        run=RunConfig(**run),
+        videos=tuple(videos),
+        notes=tuple(notes),
+        not_found=tuple(missing or ()),
     )
 
 
@@ -341,7 +358,9 @@ class _Finder:
         )
 
 
-def _found_weights(paths: WeightPaths, finder: _Finder, *, decoding: bool, transformer_at_hand: bool) -> WeightPaths:
+def _found_weights(
+    paths: WeightPaths, finder: _Finder, *, decoding: bool, transformer_at_hand: bool
+) -> WeightPaths:
     """Absolute paths of what is needed: to decode latents, the VAE alone."""
     vae = finder.find("model.vae", paths.vae)
     if decoding:
@@ -384,17 +403,23 @@ def _inputs(request: RequestConfig, finder: _Finder) -> InputPaths:
     one = {"video": request.video_path, "mask": request.mask_path}
     ends = {"first_frame": request.first_frame_path, "last_frame": request.last_frame_path}
     _check_combination(request, finder.where)
-    found = {name: finder.find(f"{name}_path", path) for name, path in {**one, **ends}.items() if path is not None}
+    found = {
+        name: finder.find(f"{name}_path", path) for name, path in {**one, **ends}.items() if path is not None
+    }
     images = [request.image_path] if request.image_path is not None else list(request.image_paths or ())
     key = "image_path" if request.image_path is not None else "image_paths"
-    return InputPaths(images=tuple(finder.find(key, image) for image in images), outpaint=request.outpaint, **found)
+    return InputPaths(
+        images=tuple(finder.find(key, image) for image in images), outpaint=request.outpaint, **found
+    )
 
 
 def _check_combination(request: RequestConfig, where: str) -> None:
     """Raises ConfigError for inputs that contradict each other."""
     ends = request.first_frame_path or request.last_frame_path
     if request.mask_path and not (request.video_path or ends):
-        raise ConfigError(f"{where}:mask_path: a mask says what of video_path to generate anew; give video_path")
+        raise ConfigError(
+            f"{where}:mask_path: a mask says what of video_path to generate anew; give video_path"
+        )
     if ends and (request.video_path or request.outpaint or request.mask_path):
         other = "video_path" if request.video_path else "mask_path" if request.mask_path else "outpaint"
         raise ConfigError(
@@ -409,7 +434,9 @@ def _distinct(videos: list[VideoJob], where: str) -> None:
     names = Counter(video.name for video in videos)
     for name, count in names.items():
         if count > 1:
-            raise ConfigError(f"{where}: {count} videos are called {name!r}; give each task a name of its own")
+            raise ConfigError(
+                f"{where}: {count} videos are called {name!r}; give each task a name of its own"
+            )
         for suffix in OUTPUT_SUFFIXES:
             if f"{name}{suffix}" in names:
                 raise ConfigError(

@@ -59,7 +59,9 @@ class FileConfig(Config):
     bf16: bool = Field(default=False, description="matrix products in bf16; must agree with predictor.dtype")
     dry_run: bool = Field(default=False, description="check everything and stop; needs no weights")
     print_config: bool = Field(default=False, description="print the whole job as JSON, and stop")
-    check_inputs: bool = Field(default=False, description="with --dry-run: features and weights must exist, too")
+    check_inputs: bool = Field(
+        default=False, description="with --dry-run: features and weights must exist, too"
+    )
 
 
 SCHEMAS: Sequence[tuple[type[Config], str]] = (
@@ -184,7 +186,9 @@ class PretrainJob(Config):
             raise ConfigError(f"{prog}: --train-iters is missing; give it or --train-samples")
         iters = batch.train_iters or cast(int, batch.train_samples) // size
         if iters == 0:
-            raise ConfigError(f"--train-samples {batch.train_samples} is less than one global batch of {size}")
+            raise ConfigError(
+                f"--train-samples {batch.train_samples} is less than one global batch of {size}"
+            )
         schedule_steps(optimizer, iters, size)
         if self.data.dataset_type == "vace":
             raise ConfigError(
@@ -211,7 +215,9 @@ class PretrainJob(Config):
                     f"{self.files.mm_model}:predictor.{key}: {weights} is not there; name a folder or file with "
                     "weights (mm-convert writes one)"
                 )
-            find_files(Path(weights))  # a folder that holds none, or two models, is named before any rank starts
+            find_files(
+                Path(weights)
+            )  # a folder that holds none, or two models, is named before any rank starts
 
     def check_outputs(self) -> None:
         """Raises ConfigError or LaunchError when the first rank cannot write where the flags say, or another run does.
@@ -283,4 +289,6 @@ def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConf
             "write the same in the model JSON and in the FSDP2 YAML"
         )
     if files.bf16 and predictor.dtype != "bf16":
-        raise ConfigError(f"--bf16 contradicts predictor.dtype {predictor.dtype}; leave the flag out, or write bf16")
+        raise ConfigError(
+            f"--bf16 contradicts predictor.dtype {predictor.dtype}; leave the flag out, or write bf16"
+        )

@@ -50,16 +50,26 @@ def test_a14b_becomes_a_pipeline_of_diffusers(tmp_path: Path, argv: list[str]) -
 
 @pytest.mark.parametrize("part", SAVERS)
 def test_every_part_is_read_back(
-    tmp_path: Path, argv: list[str], part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    argv: list[str],
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A disk that changes one byte of what was saved is noticed, and nothing is moved into place."""
     save = SAVERS[part].save_pretrained
 
     def lossy(self: object, folder: Path, **settings: object) -> object:
         saved = save(self, folder, **settings)
-        file = next(path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "tokenizer.json")
+        file = next(
+            path
+            for path in folder.iterdir()
+            if path.suffix == ".safetensors" or path.name == "tokenizer.json"
+        )
         data = file.read_bytes()
-        file.write_bytes(data.replace(b"ball", b"bell") if part == "tokenizer" else data[:-1] + bytes([data[-1] ^ 1]))
+        file.write_bytes(
+            data.replace(b"ball", b"bell") if part == "tokenizer" else data[:-1] + bytes([data[-1] ^ 1])
+        )
         assert file.read_bytes() != data
         return saved
 

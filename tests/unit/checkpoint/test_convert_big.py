@@ -24,13 +24,23 @@ from mindspeed_mm.models.wan.sizes import layout, official_json
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
 from tests.layouts import published_layout
-from tests.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, tiny_vae, write_tokenizer, write_transformer, write_vae
+from tests.tiny import (
+    TEXT_FILE,
+    VAE_FILE,
+    tiny_transformer,
+    tiny_vae,
+    write_tokenizer,
+    write_transformer,
+    write_vae,
+)
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads RssAnon"),
 ]
-BIG = VaceConfig(trunk=WanConfig(hidden_size=2048, ffn_dim=8192, num_heads=16, num_layers=12), vace_layers=(0, 4, 8))
+BIG = VaceConfig(
+    trunk=WanConfig(hidden_size=2048, ffn_dim=8192, num_heads=16, num_layers=12), vace_layers=(0, 4, 8)
+)
 LARGEST = max(map(math.prod, layout(BIG).values()))  # elements
 MEASURED = """
 import sys, threading, time
@@ -123,9 +133,13 @@ def test_conversion_holds_the_largest_tensor_and_600_mb(big: Path, tmp_path: Pat
 def test_conversion_of_a_dcp_folder_does_too(big: Path, tmp_path: Path) -> None:
     source, names = open_weights(big), KEY_MAPS["mm"]
     state = {"model": {names.to_theirs(name): source.read(name) for name in source.tensors}}
-    dcp.save({**state, "config": BIG.model_dump_json()}, checkpoint_id=tmp_path / "iter_0000001", no_dist=True)
+    dcp.save(
+        {**state, "config": BIG.model_dump_json()}, checkpoint_id=tmp_path / "iter_0000001", no_dist=True
+    )
     target = tmp_path / "x.safetensors"
-    assert convert("mm_to_hf", source_path=tmp_path / "iter_0000001", target_path=target) <= LARGEST * 2 + 600e6
+    assert (
+        convert("mm_to_hf", source_path=tmp_path / "iter_0000001", target_path=target) <= LARGEST * 2 + 600e6
+    )
     assert size_of(target) > 2e9
 
 
@@ -153,6 +167,8 @@ def test_a_pipeline_is_assembled_within_it_too(tmp_path: Path) -> None:
 def test_loading_holds_no_second_copy(big: Path, dtype: str) -> None:
     """In the file's dtype weights stay mapped; in another there is one copy of them."""
     width = torch.finfo(getattr(torch, dtype)).bits // 8
-    copied = {name: 4 if dtype == "float32" or name.split(".")[0] in FP32_MODULES else 0 for name in layout(BIG)}
+    copied = {
+        name: 4 if dtype == "float32" or name.split(".")[0] in FP32_MODULES else 0 for name in layout(BIG)
+    }
     held = sum(math.prod(shape) * copied[name] for name, shape in layout(BIG).items())
     assert peak(LOAD, str(big), dtype) <= held + LARGEST * width + 600e6

@@ -39,9 +39,18 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return error
 
 
-def convert_fails(capsys: pytest.CaptureFixture[str], method: str, source: object, target: object, *more: str) -> str:
+def convert_fails(
+    capsys: pytest.CaptureFixture[str], method: str, source: object, target: object, *more: str
+) -> str:
     return fails(
-        capsys, "VACEConverter", method, "--cfg.source_path", str(source), "--cfg.target_path", str(target), *more
+        capsys,
+        "VACEConverter",
+        method,
+        "--cfg.source_path",
+        str(source),
+        "--cfg.target_path",
+        str(target),
+        *more,
     )
 
 
@@ -49,7 +58,10 @@ def convert_fails(capsys: pytest.CaptureFixture[str], method: str, source: objec
 def weights() -> Weights:
     """Two dtypes, as in files that people bring."""
     state = tiny_transformer().state_dict()
-    return {n: t.to(torch.float32 if n.startswith(("time_", "head.")) else torch.bfloat16) for n, t in state.items()}
+    return {
+        n: t.to(torch.float32 if n.startswith(("time_", "head.")) else torch.bfloat16)
+        for n, t in state.items()
+    }
 
 
 @pytest.fixture
@@ -84,7 +96,9 @@ def test_hf_to_mm_writes_what_megatron_and_torch_read(mm: Path, weights: Weights
     assert all(torch.equal(state["model"][to_mm(name)], tensor) for name, tensor in weights.items())
 
 
-@pytest.mark.parametrize("target", ["out", "out.pt", "out.pth", "out.safetensors", "deep/er/out.pt", "out.pt/"])
+@pytest.mark.parametrize(
+    "target", ["out", "out.pt", "out.pth", "out.safetensors", "deep/er/out.pt", "out.pt/"]
+)
 def test_mm_to_hf_gives_the_original_names_and_bits_in_every_form(
     tmp_path: Path, mm: Path, weights: Weights, target: str
 ) -> None:
@@ -98,7 +112,9 @@ def test_mm_to_hf_gives_the_original_names_and_bits_in_every_form(
         assert load_file(path).keys() == weights.keys()
 
 
-def test_an_original_folder_comes_back_as_the_official_tools_read_it(tmp_path: Path, mm: Path, original: Path) -> None:
+def test_an_original_folder_comes_back_as_the_official_tools_read_it(
+    tmp_path: Path, mm: Path, original: Path
+) -> None:
     run("mm_to_hf", mm, tmp_path / "out")
     ours, theirs = (
         load_file(tmp_path / "out/diffusion_pytorch_model.safetensors"),
@@ -106,16 +122,24 @@ def test_an_original_folder_comes_back_as_the_official_tools_read_it(tmp_path: P
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    written, given = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", original))
+    written, given = (
+        json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", original)
+    )
     assert {key: written[key] for key in given} == given
 
 
-def test_sharded_folders_are_written_with_an_index_and_read_back(tmp_path: Path, mm: Path, weights: Weights) -> None:
+def test_sharded_folders_are_written_with_an_index_and_read_back(
+    tmp_path: Path, mm: Path, weights: Weights
+) -> None:
     run("mm_to_hf", mm, tmp_path / "out", "--cfg.max_shard_gb", "0.0002")
     shards = sorted(tmp_path.glob("out/*.safetensors"))
     assert len(shards) > 2
     index = json.loads((tmp_path / "out/diffusion_pytorch_model.safetensors.index.json").read_text())
-    assert {name for shard in shards for name in load_file(shard)} == index["weight_map"].keys() == weights.keys()
+    assert (
+        {name for shard in shards for name in load_file(shard)}
+        == index["weight_map"].keys()
+        == weights.keys()
+    )
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in weights.values())
     assert_same(tmp_path / "out", weights)
 
@@ -159,7 +183,9 @@ def test_the_transformer_of_a_diffusers_pipeline_is_found_under_its_root(
 @pytest.mark.parametrize(
     "layers", ["[4]", "[1,3]", "[1,1,1,1]", "[2,1,1]", "[[1,1],[1,1]]", "[[2],[2]]", "[[1],[1],[2]]"]
 )
-def test_stages_split_and_merge_to_the_same_bits(tmp_path: Path, original: Path, weights: Weights, layers: str) -> None:
+def test_stages_split_and_merge_to_the_same_bits(
+    tmp_path: Path, original: Path, weights: Weights, layers: str
+) -> None:
     run("hf_to_mm", original, tmp_path / "split", "--cfg.target_parallel_config.pp_layers", layers)
     assert_same(tmp_path / "split", weights)
     run("resplit", tmp_path / "split", tmp_path / "merged")
@@ -172,7 +198,9 @@ def test_stages_split_and_merge_to_the_same_bits(tmp_path: Path, original: Path,
 def test_stages_hold_what_the_guide_says(tmp_path: Path, original: Path, weights: Weights) -> None:
     run("hf_to_mm", original, tmp_path / "pp", "--pp_layers", "[1,2,1]")
     found = [
-        torch.load(tmp_path / f"pp/release/mp_rank_00_{rank:03d}/model_optim_rng.pt", weights_only=True)["model"]
+        torch.load(tmp_path / f"pp/release/mp_rank_00_{rank:03d}/model_optim_rng.pt", weights_only=True)[
+            "model"
+        ]
         for rank in range(3)
     ]
     assert sum(len(stage) for stage in found) == len(weights)
@@ -286,8 +314,23 @@ def test_the_folder_of_a_training_run_is_not_overwritten(
         (["VACEConverter", "hf_to_m"], "did you mean 'hf_to_mm'?"),
         (["VACEConverter", "hf_to_mm", "--cfg.sorce_path", "x"], "did you mean '--cfg.source_path'?"),
         (["VACEConverter", "hf_to_mm", "--cfg.source_path", "x"], "cfg.target_path"),
-        (["VACEConverter", "hf_to_mm", "--cfg.source_path", "/x", "--cfg.target_path", "y"], "/x: no such file"),
-        (["VACEConverter", "hf_to_mm", "--cfg.source_path", "x", "--cfg.target_path", "y", "--cfg.dtype", "f"], "bf16"),
+        (
+            ["VACEConverter", "hf_to_mm", "--cfg.source_path", "/x", "--cfg.target_path", "y"],
+            "/x: no such file",
+        ),
+        (
+            [
+                "VACEConverter",
+                "hf_to_mm",
+                "--cfg.source_path",
+                "x",
+                "--cfg.target_path",
+                "y",
+                "--cfg.dtype",
+                "f",
+            ],
+            "bf16",
+        ),
         (["VACEConverter", "hf_to_mm", "--cfg", "nowhere.yaml"], "nowhere.yaml"),
         (["VACEConverter", "hf_to_mm", "--config=--"], "--config"),
         (["VACEConverter", "hf_to_mm", "--cfg.target_parallel_config.pp_layers=="], "Expected a list"),
@@ -299,11 +342,22 @@ def test_what_is_wrong_on_the_command_line_is_one_line(
     assert said in fails(capsys, *argv)
 
 
-def test_a_yaml_file_gives_the_settings_and_flags_override_it(tmp_path: Path, original: Path, weights: Weights) -> None:
+def test_a_yaml_file_gives_the_settings_and_flags_override_it(
+    tmp_path: Path, original: Path, weights: Weights
+) -> None:
     (tmp_path / "c.yaml").write_text(
         f"source_path: {original}\ntarget_path: /nowhere/at/all\ntarget_parallel_config:\n  pp_layers: [2, 2]\n"
     )
-    main(["VACEConverter", "hf_to_mm", "--cfg", str(tmp_path / "c.yaml"), "--cfg.target_path", str(tmp_path / "mm")])
+    main(
+        [
+            "VACEConverter",
+            "hf_to_mm",
+            "--cfg",
+            str(tmp_path / "c.yaml"),
+            "--cfg.target_path",
+            str(tmp_path / "mm"),
+        ]
+    )
     assert (tmp_path / "mm/release/mp_rank_00_001").is_dir()
     assert_same(tmp_path / "mm", weights)
 
@@ -311,7 +365,14 @@ def test_a_yaml_file_gives_the_settings_and_flags_override_it(tmp_path: Path, or
 def test_print_config_is_a_yaml_file_that_can_be_given_back(
     tmp_path: Path, original: Path, capsys: pytest.CaptureFixture[str], weights: Weights
 ) -> None:
-    argv = ["VACEConverter", "hf_to_mm", "--cfg.source_path", str(original), "--cfg.target_path", str(tmp_path / "mm")]
+    argv = [
+        "VACEConverter",
+        "hf_to_mm",
+        "--cfg.source_path",
+        str(original),
+        "--cfg.target_path",
+        str(tmp_path / "mm"),
+    ]
     with pytest.raises(SystemExit) as caught:
         main([*argv, "--print_config"])
     assert caught.value.code == 0
@@ -334,7 +395,9 @@ def test_help_and_typos_answer_without_torch(words: list[str], said: str, code: 
         "import sys\nfrom checkpoint.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
         "    assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, env={**os.environ}
+    )
     assert done.returncode == code, done.stderr
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

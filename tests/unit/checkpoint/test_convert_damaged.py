@@ -32,15 +32,22 @@ from tests.tiny import tiny_transformer, write_shards
 pytestmark = pytest.mark.medium
 
 SMALL = VaceConfig(
-    trunk=WanConfig(hidden_size=24, ffn_dim=24, num_heads=2, num_layers=2, text_dim=8, text_len=8, freq_dim=8),
+    trunk=WanConfig(
+        hidden_size=24, ffn_dim=24, num_heads=2, num_layers=2, text_dim=8, text_len=8, freq_dim=8
+    ),
     vace_layers=(0,),
 )
 CAREFULLY = settings(
-    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 Weights = dict[str, Tensor]
 MM = KEY_MAPS["mm"].to_theirs
-WEIGHTS: Weights = {name: tensor.detach() for name, tensor in tiny_transformer(config=SMALL).state_dict().items()}
+WEIGHTS: Weights = {
+    name: tensor.detach() for name, tensor in tiny_transformer(config=SMALL).state_dict().items()
+}
 
 
 class Bomb:
@@ -95,7 +102,14 @@ def source_folder(tmp_path: Path, form: str, weights: Weights) -> Iterator[Path]
 
 def convert(form: str, folder: Path, target: Path) -> str | None:
     """The one line that the command says when it refuses; None when it converts."""
-    argv = ["VACEConverter", WRITERS[form][0], "--cfg.source_path", str(folder), "--cfg.target_path", str(target)]
+    argv = [
+        "VACEConverter",
+        WRITERS[form][0],
+        "--cfg.source_path",
+        str(folder),
+        "--cfg.target_path",
+        str(target),
+    ]
     said, code = io.StringIO(), 0
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -137,7 +151,9 @@ def test_the_undamaged_ones_convert(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("form", WRITERS)
 @CAREFULLY
 @given(data=st.data())
-def test_files_that_are_cut_off_missing_or_empty_are_refused(tmp_path: Path, form: str, data: st.DataObject) -> None:
+def test_files_that_are_cut_off_missing_or_empty_are_refused(
+    tmp_path: Path, form: str, data: st.DataObject
+) -> None:
     with source_folder(tmp_path, form, WEIGHTS) as folder:
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "config.json")
         victim = data.draw(st.sampled_from(files), label="file")
@@ -192,14 +208,21 @@ def test_weights_that_are_extra_missing_of_another_dtype_or_shape_are_refused(
 
 
 @CAREFULLY
-@given(form=st.sampled_from(["stages", "dcp"]), place=st.integers(0, 400), key=st.text(min_size=1, max_size=8))
+@given(
+    form=st.sampled_from(["stages", "dcp"]), place=st.integers(0, 400), key=st.text(min_size=1, max_size=8)
+)
 def test_code_beside_or_among_the_weights_is_not_run(tmp_path: Path, form: str, place: int, key: str) -> None:
     trace = tmp_path / "trace"
     with source_folder(tmp_path, form, WEIGHTS) as folder:
         if form == "dcp":
             index = folder / "iter_0000003/.metadata"
             metadata: Any = pickle.loads(index.read_bytes())
-            homes = [metadata.planner_data, metadata.storage_data, metadata.state_dict_metadata, vars(metadata)]
+            homes = [
+                metadata.planner_data,
+                metadata.storage_data,
+                metadata.state_dict_metadata,
+                vars(metadata),
+            ]
             homes[place % len(homes)][key] = Bomb(trace)
             index.write_bytes(pickle.dumps(metadata))
         else:
@@ -275,12 +298,16 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
-keys = st.sampled_from([*official_json(SMALL), "num_attention_heads", "attention_head_dim", "trunk", "in_channels"])
+keys = st.sampled_from(
+    [*official_json(SMALL), "num_attention_heads", "attention_head_dim", "trunk", "in_channels"]
+)
 
 
 @settings(CAREFULLY, max_examples=150)
 @given(values=st.dictionaries(keys, json_values, max_size=6) | json_values, keep=st.booleans())
-def test_any_config_json_is_used_or_not_used_and_never_in_the_way(tmp_path: Path, values: Any, keep: bool) -> None:
+def test_any_config_json_is_used_or_not_used_and_never_in_the_way(
+    tmp_path: Path, values: Any, keep: bool
+) -> None:
     """Shapes decide: whatever lies there, the weights open, and sizes are right or refused in one line."""
     with source_folder(tmp_path, "single", WEIGHTS) as folder:
         merged = {**official_json(SMALL), **values} if keep and isinstance(values, dict) else values
@@ -315,6 +342,14 @@ def test_a_model_whose_heads_nobody_tells_is_converted_all_the_same(
         assert_right(tmp_path / target, WEIGHTS)
     assert load_file(tmp_path / "folder/diffusion_pytorch_model.safetensors").keys() == WEIGHTS.keys()
     with pytest.raises(SystemExit):
-        main(["VACEConverter", "mm_to_hf_diffusers", *paths[:2], "--cfg.target_path", str(tmp_path / "diffusers")])
+        main(
+            [
+                "VACEConverter",
+                "mm_to_hf_diffusers",
+                *paths[:2],
+                "--cfg.target_path",
+                str(tmp_path / "diffusers"),
+            ]
+        )
     assert "put a config.json with num_heads beside them" in capsys.readouterr().err
     assert not (tmp_path / "diffusers").exists()

@@ -46,7 +46,15 @@ main(sys.argv[1:])
 
 
 def command(method: str, source: Path, target: Path, *more: str) -> list[str]:
-    return ["VACEConverter", method, "--cfg.source_path", str(source), "--cfg.target_path", str(target), *more]
+    return [
+        "VACEConverter",
+        method,
+        "--cfg.source_path",
+        str(source),
+        "--cfg.target_path",
+        str(target),
+        *more,
+    ]
 
 
 def state_of(target: Path, known: dict[str, str]) -> str:
@@ -57,13 +65,17 @@ def state_of(target: Path, known: dict[str, str]) -> str:
         message = str(error)
     else:
         return known[found.fingerprint()]
-    assert any(words in message for words in ("not there", "no weights", "no such file", "is empty", "shards")), message
+    assert any(
+        words in message for words in ("not there", "no weights", "no such file", "is empty", "shards")
+    ), message
     return "absent"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "target"), [("hf_to_mm", "mm"), ("mm_to_hf", "hf"), ("mm_to_hf", "x.pt")])
-def test_killed_at_any_moment_the_target_is_old_new_or_absent(tmp_path: Path, method: str, target: str) -> None:
+def test_killed_at_any_moment_the_target_is_old_new_or_absent(
+    tmp_path: Path, method: str, target: str
+) -> None:
     known: dict[str, str] = {}
     sources = {}
     for name, seed in (("old", 0), ("new", 1)):
@@ -98,7 +110,9 @@ def test_killed_at_any_moment_the_target_is_old_new_or_absent(tmp_path: Path, me
     assert not left
 
 
-def test_a_failed_conversion_leaves_the_target_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_conversion_leaves_the_target_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_transformer(tmp_path / "a", tiny_transformer(0), torch.float32)
     write_transformer(tmp_path / "b", tiny_transformer(1), torch.float32)
     main(command("hf_to_mm", tmp_path / "a", tmp_path / "mm"))
@@ -170,7 +184,9 @@ def test_next_conversion_removes_what_a_killed_one_left(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("target", ["file/mm", "/proc/mm", "x" * 256, "file/x.pt", "folder.pt"])
-def test_target_that_cannot_be_written_is_refused_first(tmp_path: Path, monkeypatch, capsys, target: str) -> None:
+def test_target_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch, capsys, target: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder.pt").mkdir()

@@ -13,7 +13,10 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from checkpoint.cli import main
 
 STATE = {
-    "model": {"vace_dit.a.weight": torch.arange(12.0).view(3, 4), "vace_dit.b": torch.ones(5, dtype=torch.bfloat16)},
+    "model": {
+        "vace_dit.a.weight": torch.arange(12.0).view(3, 4),
+        "vace_dit.b": torch.ones(5, dtype=torch.bfloat16),
+    },
     "optimizer": {"state": {"vace_dit.b": {"exp_avg": torch.zeros(5), "step": torch.tensor(3.0)}}},
     "iteration": torch.tensor(80),
     "base": {"path": "somewhere", "fingerprint": "0123"},
@@ -36,7 +39,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 def convert(source: Path, target: Path) -> None:
-    main(["VACEConverter", "dcp_to_torch", "--cfg.source_path", str(source), "--cfg.target_path", str(target)])
+    main(
+        ["VACEConverter", "dcp_to_torch", "--cfg.source_path", str(source), "--cfg.target_path", str(target)]
+    )
 
 
 def test_dcp_to_torch_equals_torchs_own(saved: Path, tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("text", [help_text, *(lambda verb=verb: short_help(command(verb)) for verb in VERBS)])
+@pytest.mark.parametrize(
+    "text", [help_text, *(lambda verb=verb: short_help(command(verb)) for verb in VERBS)]
+)
 def test_help_fits_on_a_screen(text: Any) -> None:
     lines = text().splitlines()
     assert len(lines) <= 24, len(lines)
@@ -113,7 +115,11 @@ def test_inspect_asks_for_the_sheet_of_mm_inspect(capsys: pytest.CaptureFixture[
     [
         ("hf_to_mm", ["--pp-layers", "[7,8]"], ["--cfg.target_parallel_config.pp_layers", "[7,8]"]),
         ("hf_to_mm", ["--set", "target_parallel_config.pp_layers=[[1],[2]]"], ["--pp_layers", "[[1],[2]]"]),
-        ("mm_to_hf", ["--dtype=bf16", "--no-verify-checksums"], ["--cfg.dtype=bf16", "--cfg.verify_checksums=false"]),
+        (
+            "mm_to_hf",
+            ["--dtype=bf16", "--no-verify-checksums"],
+            ["--cfg.dtype=bf16", "--cfg.verify_checksums=false"],
+        ),
         ("dcp_to_torch", ["--dry-run"], ["--cfg.dry_run=true"]),
     ],
 )
@@ -131,7 +137,9 @@ def test_convert_passes_the_settings_of_mm_convert(
     catch.__annotations__ = {"cfg": schema, "return": None}
     monkeypatch.setitem(methods, method, catch)  # type: ignore[arg-type]
     paths = {"source_path": "a", "target_path": "b"}
-    mm_convert.main(["VACEConverter", method, *(f"--cfg.{key}={value}" for key, value in paths.items()), *today])
+    mm_convert.main(
+        ["VACEConverter", method, *(f"--cfg.{key}={value}" for key, value in paths.items()), *today]
+    )
     main(["convert", method, "--source-path", "a", "--target_path", "b", *flags])
     assert got[0] == got[1]
     assert type(got[0]) is type(got[1]) is schema
@@ -178,7 +186,9 @@ def test_flags_win_over_set_and_set_over_files(capsys: pytest.CaptureFixture[str
         (["convert", "hf_to_mm", "--source-pth", "a"], ("'--source-pth'", "'--source-path'")),
     ],
 )
-def test_bad_input_is_one_line(argv: list[str], facts: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    argv: list[str], facts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     line = fails(capsys, *argv)
     assert all(fact in line for fact in facts), line
 

@@ -38,7 +38,11 @@ def test_equal_captions_on_different_clips_are_different_features(tmp_path):
 
 def test_two_captions_on_one_clip_are_two_features_and_a_list_is_one(tmp_path):
     (row,) = write_rows(tmp_path, 1)
-    rows = [replace(row, captions=("a",)), replace(row, captions=("b c",)), replace(row, captions=("a", "b c"))]
+    rows = [
+        replace(row, captions=("a",)),
+        replace(row, captions=("b c",)),
+        replace(row, captions=("a", "b c")),
+    ]
     _, done = run(tmp_path / "out", rows)
     assert len({row.key for row in done}) == 3
     both = read_feature(tmp_path / "out/features" / f"{done[2].key}.safetensors")
@@ -93,7 +97,9 @@ def test_a_changed_setting_or_model_makes_new_features_and_leaves_the_old(tmp_pa
 
 
 @pytest.mark.parametrize("change", [{"num_frames": 9}, {"weights": "another vae"}])
-def test_another_setting_of_pixels_leaves_the_text_encoder_alone_and_gives_the_file_of_a_fresh_run(tmp_path, change):
+def test_another_setting_of_pixels_leaves_the_text_encoder_alone_and_gives_the_file_of_a_fresh_run(
+    tmp_path, change
+):
     rows = write_rows(tmp_path, 2)
     rows[1] = replace(rows[1], captions=("another one, 雪", "two"))
     run(tmp_path / "out", rows)

@@ -27,7 +27,8 @@ def test_equal_captions_are_encoded_once_until_they_are_pushed_out():
     encoder = Lengths()
     cache = PromptCache(encoder, size=2)
     assert all(
-        torch.equal(a, b) for a, b in zip(cache.encode(["x", "x y", "x"]), cache.encode(["x", "x y", "x"]), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(cache.encode(["x", "x y", "x"]), cache.encode(["x", "x y", "x"]), strict=True)
     )
     assert encoder.calls == [["x"], ["x y"]]
     cache.encode(["z"])

@@ -31,7 +31,9 @@ class MeanVae:
     def encode(self, video):
         self.batches.append(tuple(video.shape))
         frames = (video.shape[2] + 3) // 4
-        cells = torch.nn.functional.adaptive_avg_pool3d(video, (frames, video.shape[3] // 8, video.shape[4] // 8))
+        cells = torch.nn.functional.adaptive_avg_pool3d(
+            video, (frames, video.shape[3] // 8, video.shape[4] // 8)
+        )
         return cells.repeat(1, 6, 1, 1, 1)[:, :16] + 1
 
 
@@ -75,7 +77,29 @@ def test_mask_cells_follow_the_closed_formula():
 
 def test_the_frames_of_81_and_17_are_the_measured_ones():
     assert mask_frames(17) == (1, 5, 8, 11, 15)
-    assert mask_frames(81) == (1, 5, 9, 13, 17, 21, 25, 28, 32, 36, 40, 44, 48, 52, 55, 59, 63, 67, 71, 75, 79)
+    assert mask_frames(81) == (
+        1,
+        5,
+        9,
+        13,
+        17,
+        21,
+        25,
+        28,
+        32,
+        36,
+        40,
+        44,
+        48,
+        52,
+        55,
+        59,
+        63,
+        67,
+        71,
+        75,
+        79,
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9, 29, 121, 241])

@@ -37,7 +37,9 @@ def test_each_field_is_a_flag_of_its_type(parser: FlagParser) -> None:
 
 
 @pytest.mark.parametrize(("word", "wanted"), [("0.5", 0.5), ("1,-0.5", (1.0, -0.5))])
-def test_a_field_of_one_or_several_takes_them_in_one_word(word: str, wanted: object, parser: FlagParser) -> None:
+def test_a_field_of_one_or_several_takes_them_in_one_word(
+    word: str, wanted: object, parser: FlagParser
+) -> None:
     assert given(parser.parse_strict(["--scale", word]), Optimizer) == {"scale": wanted}
     assert "--scale X[,X…]" in parser.format_help()
     assert given(parser.parse_strict(["--path", "a,b"]), Optimizer) == {"path": "a,b"}

@@ -38,7 +38,10 @@ def test_a_config_cannot_be_changed() -> None:
             {"name": "a", "predictor": {"num_head": 1}},
             "f.json:predictor.num_head: unknown key (did you mean 'num_heads'?)",
         ),
-        ({"name": "a", "rows": [{}, {"dtyp": 1}]}, "f.json:rows[1].dtyp: unknown key (did you mean 'dtype'?)"),
+        (
+            {"name": "a", "rows": [{}, {"dtyp": 1}]},
+            "f.json:rows[1].dtyp: unknown key (did you mean 'dtype'?)",
+        ),
         ({"name": "a", "zzz": 1}, "f.json:zzz: unknown key"),
         ({}, "f.json:name: missing; it is required"),
         (
@@ -73,7 +76,11 @@ def test_something_else_than_an_object_is_an_error_with_the_file(values: object)
 
 def test_keys_of_older_files_are_accepted_and_named_once() -> None:
     notes: list[str] = []
-    values = {"name": "a", "predictor": {"window_size": [-1, -1]}, "rows": [{"window_size": 1}, {"window_size": 2}]}
+    values = {
+        "name": "a",
+        "predictor": {"window_size": [-1, -1]},
+        "rows": [{"window_size": 1}, {"window_size": 2}],
+    }
     config = parse(Outer, values, "f.json", notes)
     assert config.predictor == Inner()
     assert notes == ["f.json:window_size: accepted, unused: attention is full"]

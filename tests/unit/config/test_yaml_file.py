@@ -19,7 +19,8 @@ def read(tmp_path: Path, text: str) -> Any:
 
 def test_scalars_are_those_of_json(tmp_path: Path) -> None:
     values = read(
-        tmp_path, "\ufeffa: 1:30\nb: 2024-13-45\nc: 2024-01-02\nd: 1e-4\ne: -1.5\nf: 8\ng: true\nh: 0\ni: null\n"
+        tmp_path,
+        "\ufeffa: 1:30\nb: 2024-13-45\nc: 2024-01-02\nd: 1e-4\ne: -1.5\nf: 8\ng: true\nh: 0\ni: null\n",
     )
     assert values == {
         "a": "1:30", "b": "2024-13-45", "c": "2024-01-02", "d": 1e-4, "e": -1.5, "f": 8, "g": True, "h": 0, "i": None

@@ -114,7 +114,9 @@ def test_every_kind_of_bad_clip_is_found_and_the_rest_is_counted(mixed, tmp_path
 
 
 def test_one_bad_row_more_than_allowed_stops_with_the_list(mixed):
-    with pytest.raises(DataError, match=r"6 of 11 rows cannot be used: data\.json\[5\]\.video: .*--skip-bad-samples N"):
+    with pytest.raises(
+        DataError, match=r"6 of 11 rows cannot be used: data\.json\[5\]\.video: .*--skip-bad-samples N"
+    ):
         check_dataset(mixed, CONFIG, skip_bad_samples=5, workers=0)
 
 
@@ -154,7 +156,9 @@ def test_a_second_check_opens_only_what_is_new_or_was_bad(mixed, tmp_path, monke
     opened = []
     for name in ("probe", "probe_picture"):
         once = getattr(probe_module, name)
-        monkeypatch.setattr(probe_module, name, lambda path, once=once: (opened.append(path.name), once(path))[1])
+        monkeypatch.setattr(
+            probe_module, name, lambda path, once=once: (opened.append(path.name), once(path))[1]
+        )
     again = check_manifest(scan_manifest(mixed), CONFIG, workers=0, memory=tmp_path / "state")
     assert sorted(set(opened)) == ["cut.mp4", "noise.mp4", "text.mp4"]
     assert (again.facts, again.problems, again.summary()) == (first.facts, first.problems, first.summary())
@@ -163,7 +167,11 @@ def test_a_second_check_opens_only_what_is_new_or_was_bad(mixed, tmp_path, monke
     write_clip(tmp_path / "cinema.mp4", 16, fps=24)
     longer = VideoConfig(num_frames=17, max_hxw=96 * 128)  # other settings are no reason to open a file
     changed = check_manifest(scan_manifest(mixed), longer, workers=0, memory=tmp_path / "state")
-    assert {"ref.png", "cinema.mp4"} <= set(opened) <= {"ref.png", "cinema.mp4", "cut.mp4", "noise.mp4", "text.mp4"}
+    assert (
+        {"ref.png", "cinema.mp4"}
+        <= set(opened)
+        <= {"ref.png", "cinema.mp4", "cut.mp4", "noise.mp4", "text.mp4"}
+    )
     assert changed.facts[1].frames == 9  # 16 frames of a 24th second are 11 at 16 fps
 
 

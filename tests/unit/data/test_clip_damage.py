@@ -31,9 +31,19 @@ def join(target, parts):
                     if packet.size:
                         start = packet.pts if start is None else start
                         shift = round(played / 24 / float(packet.time_base)) - start
-                        copy = av.Packet(bytes(packet))  # without side data: the new parameters come in the stream
-                        copy.pts, copy.dts, copy.time_base = packet.pts + shift, packet.dts + shift, packet.time_base
-                        copy.is_keyframe, copy.duration, copy.stream = packet.is_keyframe, packet.duration, new
+                        copy = av.Packet(
+                            bytes(packet)
+                        )  # without side data: the new parameters come in the stream
+                        copy.pts, copy.dts, copy.time_base = (
+                            packet.pts + shift,
+                            packet.dts + shift,
+                            packet.time_base,
+                        )
+                        copy.is_keyframe, copy.duration, copy.stream = (
+                            packet.is_keyframe,
+                            packet.duration,
+                            new,
+                        )
                         container.mux(copy)
             played += frames
     return target
@@ -43,7 +53,10 @@ def join(target, parts):
 def pieces(tmp_path_factory):
     """Transport streams of 8 frames: 256x192 and 192x256."""
     folder = tmp_path_factory.mktemp("pieces")
-    return [write_as(folder / f"{w}.ts", "libx264", X264, 8, height=h, width=w) for w, h in ((256, 192), (192, 256))]
+    return [
+        write_as(folder / f"{w}.ts", "libx264", X264, 8, height=h, width=w)
+        for w, h in ((256, 192), (192, 256))
+    ]
 
 
 def looks(path):
@@ -77,8 +90,15 @@ def test_two_sizes_in_one_clip_are_refused(tmp_path, pieces, name, look):
 @pytest.mark.parametrize("look", ["check", *READERS])
 @pytest.mark.parametrize(("codec", "name"), [("libx265", "a.mkv"), ("libx265", "a.mp4"), ("mpeg4", "a.mp4")])
 def test_two_sizes_of_other_codecs_are_refused(tmp_path, codec, name, look):
-    options = {"x265-params": "keyint=4:bframes=0:repeat-headers=1:log-level=0"} if codec == "libx265" else {"g": "4"}
-    parts = [write_as(tmp_path / f"{w}.ts", codec, options, 8, height=h, width=w) for w, h in ((256, 192), (192, 256))]
+    options = (
+        {"x265-params": "keyint=4:bframes=0:repeat-headers=1:log-level=0"}
+        if codec == "libx265"
+        else {"g": "4"}
+    )
+    parts = [
+        write_as(tmp_path / f"{w}.ts", codec, options, 8, height=h, width=w)
+        for w, h in ((256, 192), (192, 256))
+    ]
     path = join(tmp_path / name, [(part, 8) for part in parts])
     with pytest.raises(DataError, match="frame 8 is 192x256, frame 0 256x192"):
         looks(path)[look]()
@@ -86,7 +106,8 @@ def test_two_sizes_of_other_codecs_are_refused(tmp_path, codec, name, look):
 
 def test_raw_streams_of_two_sizes_are_refused(tmp_path):
     parts = [
-        write_as(tmp_path / f"{w}.h264", "libx264", X264, 8, height=h, width=w) for w, h in ((256, 192), (192, 256))
+        write_as(tmp_path / f"{w}.h264", "libx264", X264, 8, height=h, width=w)
+        for w, h in ((256, 192), (192, 256))
     ]
     (tmp_path / "a.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
     with pytest.raises(DataError, match="frame 8 is 192x256"):
@@ -123,7 +144,9 @@ def test_key_frames_name_their_size_without_decoding(tmp_path, codec, suffix, pi
         container, stream = open_clip(path)
         with container:
             watch = SizeWatch(stream.codec_context)
-            heads.append([head_of(packet) for packet in container.demux(stream) if packet.is_keyframe and packet.size])
+            heads.append(
+                [head_of(packet) for packet in container.demux(stream) if packet.is_keyframe and packet.size]
+            )
             for head in heads[-1]:
                 watch.add(head)
             assert not watch.unsure
@@ -158,7 +181,13 @@ FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("a.ts", "libx264"), ("a.flv", "libx264"), ("a.mpg", "mpeg2video"), ("a.mp4", "libx264"), ("a.mkv", "libx264")],
+    [
+        ("a.ts", "libx264"),
+        ("a.flv", "libx264"),
+        ("a.mpg", "mpeg2video"),
+        ("a.mp4", "libx264"),
+        ("a.mkv", "libx264"),
+    ],
 )
 def test_a_file_that_is_cut_off_is_read_up_to_there(tmp_path, name, codec, reader):
     whole = write_noise(tmp_path / name, codec, FRAGMENTED if name == "a.mp4" else None)

@@ -149,7 +149,9 @@ def test_mirrored_display_matrices_are_followed(tmp_path, reader, kind):
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg command is the oracle")
 @pytest.mark.parametrize("kind", MATRICES)
 def test_mirrored_clips_equal_what_ffmpeg_shows(tmp_path, kind):
-    path = mirror(write_clip(tmp_path / "a.mp4", 2, height=192, width=256), tmp_path / "b.mp4", MATRICES[kind][0])
+    path = mirror(
+        write_clip(tmp_path / "a.mp4", 2, height=192, width=256), tmp_path / "b.mp4", MATRICES[kind][0]
+    )
     command = ["ffmpeg", "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     frames = open_video(path).read([0, 1])
     shown = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout

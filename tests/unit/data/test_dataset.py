@@ -72,7 +72,9 @@ def test_the_null_prompt_lies_beside_the_list_or_is_none(tmp_path):
 
 
 def test_errors_name_the_row(tmp_path):
-    dataset = listed(tmp_path, [write(tmp_path, "a"), {"file": "features/gone.safetensors", "shape": [1, 2, 3]}])
+    dataset = listed(
+        tmp_path, [write(tmp_path, "a"), {"file": "features/gone.safetensors", "shape": [1, 2, 3]}]
+    )
     with pytest.raises(DataError, match=r"data\.jsonl\[1\]: .*gone\.safetensors: no such file"):
         dataset[1]
     wrong = write(tmp_path, "b") | {"shape": [9, 4, 6]}
@@ -124,7 +126,9 @@ def test_both_datasets_are_built_by_name(tmp_path):
 
 
 def test_a_strangers_dataset_is_one_line_and_a_misspelt_one_names_the_nearest(tmp_path):
-    DATASETS.add("mine", DatasetSpec(config=FeatureDatasetConfig, build="mindspeed_mm.data.dataset:FeatureDataset"))
+    DATASETS.add(
+        "mine", DatasetSpec(config=FeatureDatasetConfig, build="mindspeed_mm.data.dataset:FeatureDataset")
+    )
     try:
         assert "mine" in DATASETS
         with pytest.raises(ConfigError, match="did you mean 'feature'"):

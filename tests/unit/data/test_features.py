@@ -49,7 +49,11 @@ def test_a_feature_comes_back_as_it_was_written_in_bf16(path):
     assert (found.num_refs, found.key) == (1, "k0")
     info = read_info(path)
     assert (info.shape, info.num_refs, info.num_captions) == ((3, 4, 6), 1, 12)
-    assert (info.metadata["fps"], info.metadata["captions"], info.metadata["schema_version"]) == ("16", '["红"]', "1")
+    assert (info.metadata["fps"], info.metadata["captions"], info.metadata["schema_version"]) == (
+        "16",
+        '["红"]',
+        "1",
+    )
 
 
 def test_tensor_names_are_the_published_ones(path):
@@ -71,7 +75,9 @@ def test_tensor_names_are_the_published_ones(path):
 def test_equal_features_are_equal_files(tmp_path):
     metadata = {f"name {i}": str(i) for i in range(20)}
     for name in ("a", "b"):
-        write_feature(tmp_path / name, record(), dict(reversed(metadata.items())) if name == "b" else metadata)
+        write_feature(
+            tmp_path / name, record(), dict(reversed(metadata.items())) if name == "b" else metadata
+        )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -116,7 +122,12 @@ def published(path, **changes):
     prompt[0, :3] = source.prompt_embeds[0]
     mask = torch.zeros(1, 16, dtype=torch.int64)
     mask[0, :3] = 1
-    values = {"video": source.latents, "prompt_ids": prompt, "prompt_mask": mask, "vace_context": source.vace_context}
+    values = {
+        "video": source.latents,
+        "prompt_ids": prompt,
+        "prompt_mask": mask,
+        "vace_context": source.vace_context,
+    }
     torch.save({**values, **changes}, path)
     return source
 

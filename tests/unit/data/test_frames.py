@@ -14,7 +14,9 @@ def even(count, fps):
 
 
 def chosen(count, fps=16.0, num_frames=81, train_fps=16.0, **policies):
-    return choose_frames(even(count, fps), duration=count / fps, num_frames=num_frames, fps=train_fps, **policies)
+    return choose_frames(
+        even(count, fps), duration=count / fps, num_frames=num_frames, fps=train_fps, **policies
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,9 @@ def test_a_long_clip_can_be_resampled_over_its_whole_length():
     short=st.sampled_from(["keep", "pad", "resample"]),
     long=st.sampled_from(["trim", "resample"]),
 )
-def test_any_clip_gives_4k_plus_1_rising_frames_and_never_more_than_num_frames(count, fps, train_fps, k, short, long):
+def test_any_clip_gives_4k_plus_1_rising_frames_and_never_more_than_num_frames(
+    count, fps, train_fps, k, short, long
+):
     choice = chosen(count, fps, 4 * k + 1, train_fps, short_clip=short, long_clip=long)
     assert len(choice.indices) % 4 == 1
     assert len(choice.indices) <= 4 * k + 1
@@ -130,7 +134,9 @@ def test_token_counts_are_those_of_the_model_card():
 
 
 def clip(count, fps=16.0, timed=True):
-    return ClipInfo(path="x", num_frames=count, height=64, width=64, fps=fps, duration=count / fps, timed=timed)
+    return ClipInfo(
+        path="x", num_frames=count, height=64, width=64, fps=fps, duration=count / fps, timed=timed
+    )
 
 
 def test_streams_of_one_length_go_frame_by_frame_whatever_their_clocks_say():
@@ -149,7 +155,9 @@ def test_a_still_mask_holds_for_every_frame():
 
 
 def test_a_stream_that_ends_too_early_is_an_error_that_counts_both():
-    with pytest.raises(DataError, match="src_video_mask has 40 frames, video 81; cut both to one length, or leave"):
+    with pytest.raises(
+        DataError, match="src_video_mask has 40 frames, video 81; cut both to one length, or leave"
+    ):
         align("src_video_mask", clip(40), clip(81), chosen(81))
     with pytest.raises(DataError, match="has 80 frames, video 81"):
         align("src_video", clip(80, timed=False), clip(81), chosen(81, num_frames=5))

@@ -173,7 +173,10 @@ def test_errors_while_decoding_name_the_file(tmp_path):
     Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[:400])
-    with pytest.raises(DataError, match=r"a\.png: cannot be read as an image"), open_image(tmp_path / "a.png") as image:
+    with (
+        pytest.raises(DataError, match=r"a\.png: cannot be read as an image"),
+        open_image(tmp_path / "a.png") as image,
+    ):
         image.load()
 
 
@@ -214,5 +217,7 @@ def test_sixteen_bit_rgb_keeps_its_brightness(tmp_path):
 
     header, rows = struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0), zlib.compress(b"\0" + values.tobytes())
     path = tmp_path / "a.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
     assert np.abs(read_image(path).astype(int) - np.round(values / 257)).max() <= 1

@@ -60,7 +60,8 @@ def test_ranks_share_one_row_of_groups_whatever_their_number():
 
     def iteration(dp_size: int, consumed: int) -> list[tuple[int, int]]:
         samplers = [
-            iter(RankSampler(order, dp_rank=r, dp_size=dp_size, consumed_samples=consumed)) for r in range(dp_size)
+            iter(RankSampler(order, dp_rank=r, dp_size=dp_size, consumed_samples=consumed))
+            for r in range(dp_size)
         ]
         draws = [draw for sampler in samplers for _ in range(4 // dp_size) for draw in next(sampler)]
         return sorted(tuple(draw) for draw in draws)

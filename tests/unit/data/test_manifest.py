@@ -16,7 +16,9 @@ def dataset(tmp_path):
     def write(rows, name="data.json", files=("v.mp4", "s.mp4", "m.png", "r.png")):
         for file in files:
             (tmp_path / file).touch()
-        text = "\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows, ensure_ascii=False)
+        text = (
+            "\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows, ensure_ascii=False)
+        )
         (tmp_path / name).write_text(text, encoding="utf-8")
         return tmp_path / name
 
@@ -35,15 +37,26 @@ FULL = {
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
 def test_a_full_row_and_a_bare_row_are_read(dataset, tmp_path, name):
     full, bare = read_manifest(dataset([FULL, {"video": "v.mp4", "cap": ["红", "b"]}], name))
-    assert (full.video, full.src_video, full.src_mask) == tuple(tmp_path / f for f in ("v.mp4", "s.mp4", "m.png"))
+    assert (full.video, full.src_video, full.src_mask) == tuple(
+        tmp_path / f for f in ("v.mp4", "s.mp4", "m.png")
+    )
     assert full.src_ref_images == (tmp_path / "r.png",) * 2
-    assert (bare.captions, bare.src_video, bare.src_mask, bare.src_ref_images) == (("红", "b"), None, None, ())
+    assert (bare.captions, bare.src_video, bare.src_mask, bare.src_ref_images) == (
+        ("红", "b"),
+        None,
+        None,
+        (),
+    )
     assert (bare.address, bare.row) == (f"{name}[1]", 1)
 
 
 def test_null_empty_text_and_absent_mean_the_same(dataset):
     rows = [
-        {"video": "v.mp4", "cap": "x", **dict.fromkeys(("src_video", "src_video_mask", "src_ref_images"), nothing)}
+        {
+            "video": "v.mp4",
+            "cap": "x",
+            **dict.fromkeys(("src_video", "src_video_mask", "src_ref_images"), nothing),
+        }
         for nothing in (None, "")
     ]
     assert all(
@@ -58,7 +71,9 @@ def test_data_txt_joins_datasets_and_rows_are_numbered_through(tmp_path, dataset
     other.mkdir()
     (other / "w.mp4").touch()
     (tmp_path / "b.jsonl").write_text('\ufeff{"video": "w.mp4", "cap": "b"}\n\n', encoding="utf-8")
-    (tmp_path / "data.txt").write_text(f"# two datasets\n{tmp_path},data.json\n\n{other} , {tmp_path}/b.jsonl\n")
+    (tmp_path / "data.txt").write_text(
+        f"# two datasets\n{tmp_path},data.json\n\n{other} , {tmp_path}/b.jsonl\n"
+    )
     records = read_manifest(tmp_path / "data.txt")
     assert [(record.address, record.row) for record in records] == [("data.json[0]", 0), ("b.jsonl[0]", 1)]
     assert records[1].video == other / "w.mp4"
@@ -68,7 +83,9 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
     for part in ("a", "b"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "data.json").write_text('[{"video": "gone.mp4", "cap": "x"}]')
-    (tmp_path / "data.txt").write_text(f"{tmp_path}/a,{tmp_path}/a/data.json\n{tmp_path}/b,{tmp_path}/b/data.json\n")
+    (tmp_path / "data.txt").write_text(
+        f"{tmp_path}/a,{tmp_path}/a/data.json\n{tmp_path}/b,{tmp_path}/b/data.json\n"
+    )
     one, two = scan_manifest(tmp_path / "data.txt").problems
     assert one.address.endswith("a/data.json[0].video")
     assert two.address.endswith("b/data.json[0].video")
@@ -152,7 +169,9 @@ def test_a_caption_keeps_characters_that_end_lines_elsewhere(dataset):
     caption = "one\u2028two\x85three\x0cfour"
     assert read_manifest(dataset([{"video": "v.mp4", "cap": caption}]))[0].captions == (caption,)
     path = dataset([{"video": "v.mp4", "cap": "x"}], "data.jsonl")
-    path.write_text(json.dumps({"video": "v.mp4", "cap": caption}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"video": "v.mp4", "cap": caption}, ensure_ascii=False) + "\r\n", encoding="utf-8"
+    )
     assert read_manifest(path)[0].captions == (caption,)
 
 
@@ -166,7 +185,9 @@ def test_another_encoding_is_named_in_every_list(tmp_path, data):
 def test_a_fifo_or_a_git_lfs_pointer_as_a_clip_is_a_bad_row(dataset, tmp_path):
     path = dataset([{"video": "pipe", "cap": "x"}, {"video": "p.mp4", "cap": "x"}, FULL])
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "p.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 2500000\n")
+    (tmp_path / "p.mp4").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 2500000\n"
+    )
     found = scan_manifest(path)
     assert [record.row for record in found.records] == [2]
     assert "FIFO" in found.problems[0].message
@@ -177,7 +198,9 @@ def test_a_dataset_folder_reached_by_a_link_is_the_same_place(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "v.mp4").touch()
     (tmp_path / "link").symlink_to("real")
-    (tmp_path / "link" / "data.json").write_text(json.dumps([{"video": str(tmp_path / "real/v.mp4"), "cap": "x"}]))
+    (tmp_path / "link" / "data.json").write_text(
+        json.dumps([{"video": str(tmp_path / "real/v.mp4"), "cap": "x"}])
+    )
     assert len(read_manifest(tmp_path / "link" / "data.json")) == 1
 
 
@@ -188,7 +211,9 @@ def test_the_metadata_csv_of_diffsynth_reads_as_a_dataset(tmp_path):
     for name in ("v.mp4", "s.mp4", "m.mp4", "r.png"):
         (tmp_path / name).touch()
     rows = '\ufeffv.mp4,"a cat, and\na ""dog""",s.mp4,m.mp4,r.png\r\nv.mp4,plain\u2028text,,,\r\n'
-    (tmp_path / "metadata.csv").write_text("\ufeff" + DIFFSYNTH + rows.lstrip("\ufeff"), encoding="utf-8", newline="")
+    (tmp_path / "metadata.csv").write_text(
+        "\ufeff" + DIFFSYNTH + rows.lstrip("\ufeff"), encoding="utf-8", newline=""
+    )
     (tmp_path / "data.txt").write_text(f"{tmp_path},metadata.csv\n")
     for path in (tmp_path / "metadata.csv", tmp_path / "data.txt"):
         first, second = read_manifest(path)
@@ -214,7 +239,9 @@ def test_a_table_with_our_keys_and_several_references_reads(tmp_path, delimiter)
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.txt", "metadata"])
-@pytest.mark.parametrize("header", [DIFFSYNTH, "\ufeffcap;video\r\n", '"video"\t"prompt"\n', "video,prompt\r"])
+@pytest.mark.parametrize(
+    "header", [DIFFSYNTH, "\ufeffcap;video\r\n", '"video"\t"prompt"\n', "video,prompt\r"]
+)
 def test_a_table_of_another_name_says_so(tmp_path, name, header):
     path = tmp_path / name
     path.write_text(header + "v.mp4,x\n", encoding="utf-8", newline="")

@@ -11,7 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mindspeed_mm.data.features import read_feature, read_info, read_null_prompt, write_feature, write_null_prompt
+from mindspeed_mm.data.features import (
+    read_feature,
+    read_info,
+    read_null_prompt,
+    write_feature,
+    write_null_prompt,
+)
 from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError, WeightsError
@@ -144,7 +150,12 @@ def test_empty_tensor_has_a_checksum_too(tmp_path):
 
 def odd(path, **changes):
     made = record()
-    tensors = {"video": made.latents, "vace_context": made.vace_context, "prompt_ids": made.prompt_embeds[0], **changes}
+    tensors = {
+        "video": made.latents,
+        "vace_context": made.vace_context,
+        "prompt_ids": made.prompt_embeds[0],
+        **changes,
+    }
     metadata = {"num_refs": str(tensors.pop("num_refs", 1))}
     write_packed(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, metadata)
     return path

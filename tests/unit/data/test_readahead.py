@@ -34,7 +34,10 @@ def slowly(task):
 
 def outcomes(tasks, **settings):
     with ReadAhead(work, **{"num_workers": 2, "timeout": 60.0, **settings}) as ahead:
-        return [(task, str(result) if isinstance(result, DataError) else result) for task, result in ahead.map(tasks)]
+        return [
+            (task, str(result) if isinstance(result, DataError) else result)
+            for task, result in ahead.map(tasks)
+        ]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -122,7 +125,9 @@ def test_readers_end_with_a_parent_that_was_killed(tmp_path):
         "    os.kill(os.getpid(), 9)\n"
     )
     (tmp_path / "parent.py").write_text(script)
-    found = subprocess.run([sys.executable, tmp_path / "parent.py"], capture_output=True, text=True, timeout=120)
+    found = subprocess.run(
+        [sys.executable, tmp_path / "parent.py"], capture_output=True, text=True, timeout=120
+    )
     reader = int(found.stdout.split()[0])
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:

@@ -17,7 +17,9 @@ PAPER_RGB = tuple(bytes.fromhex(PAPER[1:]))
 
 
 def strip(name="video", count=8, **changes):
-    return Strip(name=name, pictures=list(numbered(count)), labels=[f"frame {i}" for i in range(count)], **changes)
+    return Strip(
+        name=name, pictures=list(numbered(count)), labels=[f"frame {i}" for i in range(count)], **changes
+    )
 
 
 def test_the_first_and_the_last_frame_are_always_shown():
@@ -50,10 +52,18 @@ def test_margins_stay_empty_whatever_stands_on_the_sheet():
     long = "a very long caption that must be wrapped " * 12
     sheet = np.asarray(
         draw_sheet(
-            long, [strip("a_stream_with_an_overlong_name_without_spaces", note=long)], facts=[long], caption=long
+            long,
+            [strip("a_stream_with_an_overlong_name_without_spaces", note=long)],
+            facts=[long],
+            caption=long,
         )
     )
-    for edge in (sheet[: MARGIN // 2], sheet[-MARGIN // 2 :], sheet[:, : MARGIN - 2], sheet[:, -MARGIN + 2 :]):
+    for edge in (
+        sheet[: MARGIN // 2],
+        sheet[-MARGIN // 2 :],
+        sheet[:, : MARGIN - 2],
+        sheet[:, -MARGIN + 2 :],
+    ):
         assert (edge == PAPER_RGB).all()
 
 
@@ -65,7 +75,8 @@ def test_portrait_pictures_are_not_taller_than_a_strip_allows():
 
 
 @pytest.mark.parametrize(
-    "text", ["一个红色的圆在移动", "κύκλος", "مرحبا", "emoji 🎬 and \x00 control", "combining é", "\ud800 lone", ""]
+    "text",
+    ["一个红色的圆在移动", "κύκλος", "مرحبا", "emoji 🎬 and \x00 control", "combining é", "\ud800 lone", ""],
 )
 def test_no_text_makes_a_sheet_fail(text):
     draw_sheet(text, [strip(text, 2, note=text)], facts=[text], caption=text)
@@ -111,7 +122,9 @@ def another(tmp_path):
     return tmp_path / "another.ttf"
 
 
-def test_a_character_comes_from_the_font_that_has_it_and_stands_where_it_would_otherwise(fonts, another, monkeypatch):
+def test_a_character_comes_from_the_font_that_has_it_and_stands_where_it_would_otherwise(
+    fonts, another, monkeypatch
+):
     def drawn():
         image = Image.new("L", (300, 60), 255)
         Lettering(20).write(ImageDraw.Draw(image), (10, 10), "red Qg moon", 280, "black")
@@ -156,8 +169,16 @@ def test_masks_are_enlarged_without_grey():
     mask[:, 8:] = 255
     sheet = draw_sheet("t", [Strip(name="mask", pictures=[mask], crisp=True)])
     cell = (sheet.width - 2 * MARGIN - SIDE - 7 * 8) // 8
-    box = (MARGIN + SIDE + 2, sheet.height - MARGIN - cell + 4, MARGIN + SIDE + cell - 2, sheet.height - MARGIN - 4)
-    assert {tuple(colour) for _, colour in Image.Image.getcolors(sheet.crop(box))} == {(0, 0, 0), (255, 255, 255)}
+    box = (
+        MARGIN + SIDE + 2,
+        sheet.height - MARGIN - cell + 4,
+        MARGIN + SIDE + cell - 2,
+        sheet.height - MARGIN - 4,
+    )
+    assert {tuple(colour) for _, colour in Image.Image.getcolors(sheet.crop(box))} == {
+        (0, 0, 0),
+        (255, 255, 255),
+    }
 
 
 def test_a_caption_of_100_kb_is_cut_before_it_is_laid_out():

@@ -28,7 +28,9 @@ def numbers(clip):
 @pytest.mark.parametrize("size", [(120, 160), (200, 96), (97, 131), (40, 30)])
 def test_clips_are_scaled_as_pillow_scales_and_cut_at_the_centre(size):
     picture = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(picture).resize((size[1] // 4, size[0] // 4)).resize(size[::-1]))  # smooth
+    picture = np.asarray(
+        Image.fromarray(picture).resize((size[1] // 4, size[0] // 4)).resize(size[::-1])
+    )  # smooth
     scale = max(64 / size[0], 80 / size[1])
     rows, columns = max(64, round(size[0] * scale)), max(80, round(size[1] * scale))
     whole = np.asarray(Image.fromarray(picture).resize((columns, rows), Image.Resampling.BICUBIC)).astype(int)

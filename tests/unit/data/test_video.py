@@ -196,7 +196,9 @@ def test_a_chroma_sample_is_the_mean_of_its_four_pixels(tmp_path):
     assert np.abs(chroma(written) - chroma(wanted)).mean() < 1.0
 
 
-@pytest.mark.parametrize("size", [64, 720])  # players take what is not told for BT.601 if small, for BT.709 if large
+@pytest.mark.parametrize(
+    "size", [64, 720]
+)  # players take what is not told for BT.601 if small, for BT.709 if large
 def test_a_written_clip_tells_how_its_colours_were_converted(tmp_path, size):
     import av
 
@@ -290,4 +292,6 @@ def test_ten_minutes_of_full_hd_need_little_memory(tmp_path, reader):
     )
     shape, megabytes = done.stdout.rsplit(maxsplit=1)
     assert shape == "[3, 17, 480, 832]"
-    assert int(megabytes) < 500, "17 decoded frames are 106 MB, the clip itself 78 MB; all 9600 would be 60 GB"
+    assert int(megabytes) < 500, (
+        "17 decoded frames are 106 MB, the clip itself 78 MB; all 9600 would be 60 GB"
+    )

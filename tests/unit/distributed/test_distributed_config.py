@@ -6,11 +6,21 @@ import sys
 import pytest
 
 from mindspeed_mm.config.schema import parse
-from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, check_context_parallel, data_parallel_size
+from mindspeed_mm.distributed.config import (
+    Fsdp2Config,
+    ParallelConfig,
+    check_context_parallel,
+    data_parallel_size,
+)
 from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.errors import ConfigError
 
-NAMES = [*(f"blocks.{i}" for i in range(10)), *(f"vace_blocks.{i}" for i in range(3)), "head", "blocks.3.self_attn"]
+NAMES = [
+    *(f"blocks.{i}" for i in range(10)),
+    *(f"vace_blocks.{i}" for i in range(3)),
+    "head",
+    "blocks.3.self_attn",
+]
 PUBLISHED = """
 sharding_size: auto
 sub_modules_to_wrap:
@@ -42,7 +52,9 @@ def test_the_published_file_parses_and_says_what_it_does_not_use(tmp_path):
 def test_a_misspelt_key_is_refused_with_its_address(tmp_path):
     path = tmp_path / "fsdp2_config.yaml"
     path.write_text("reshard_after_foward: true\n")
-    with pytest.raises(ConfigError, match=r"fsdp2_config.yaml:reshard_after_foward: unknown key \(did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"fsdp2_config.yaml:reshard_after_foward: unknown key \(did you mean"
+    ):
         Fsdp2Config.read(path)
 
 
@@ -50,7 +62,9 @@ def test_a_misspelt_key_is_refused_with_its_address(tmp_path):
 def test_a_switch_is_no_sharding_size(tmp_path, word):
     path = tmp_path / "fsdp2_config.yaml"
     path.write_text(f"sharding_size: {word}\n")
-    with pytest.raises(ConfigError, match=r"fsdp2_config.yaml:sharding_size: .*write auto, null or a number of ranks"):
+    with pytest.raises(
+        ConfigError, match=r"fsdp2_config.yaml:sharding_size: .*write auto, null or a number of ranks"
+    ):
         Fsdp2Config.read(path)
 
 
@@ -106,7 +120,9 @@ def test_a_malformed_set_is_an_error():
 @pytest.mark.parametrize("flag", ["tensor", "pipeline", "virtual_pipeline"])
 def test_tensor_and_pipeline_parallel_are_refused_with_advice(flag):
     values = {f"{flag}_model_parallel_size": 2}
-    with pytest.raises(ConfigError, match="use --use-torch-fsdp2 for memory, --context-parallel-size for long clips"):
+    with pytest.raises(
+        ConfigError, match="use --use-torch-fsdp2 for memory, --context-parallel-size for long clips"
+    ):
         parse(ParallelConfig, values, "pretrain_vace.py")
     assert parse(ParallelConfig, {f"{flag}_model_parallel_size": 1}, "pretrain_vace.py")
 
@@ -126,8 +142,6 @@ def test_sizes_are_checked_before_any_rank_starts():
 
 
 def test_reading_the_settings_leaves_torch_alone():
-    code = (
-        "import sys, mindspeed_mm.distributed.config, mindspeed_mm.distributed.patterns; print('torch' in sys.modules)"
-    )
+    code = "import sys, mindspeed_mm.distributed.config, mindspeed_mm.distributed.patterns; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

@@ -64,14 +64,18 @@ def test_bf16_latents_are_noised_in_fp32_and_left_alone():
     clean = latents(1).bfloat16()
     before = clean.clone()
     sample = sample_flow(clean, SCHEDULE, torch.tensor([0]), seed=0)
-    assert {sample.noisy.dtype, sample.target.dtype, sample.timestep.dtype, sample.weight.dtype} == {torch.float32}
+    assert {sample.noisy.dtype, sample.target.dtype, sample.timestep.dtype, sample.weight.dtype} == {
+        torch.float32
+    }
     assert torch.equal(clean, before)
 
 
 def test_the_loss_is_the_mean_of_weighted_squared_errors():
     sample = draw([1, 2])
     velocity = torch.zeros_like(sample.target)
-    by_hand = sum(float(w) * float((t**2).mean()) for w, t in zip(sample.weight, sample.target, strict=True)) / 2
+    by_hand = (
+        sum(float(w) * float((t**2).mean()) for w, t in zip(sample.weight, sample.target, strict=True)) / 2
+    )
     torch.testing.assert_close(flow_loss(velocity, sample), torch.tensor(by_hand))
 
 

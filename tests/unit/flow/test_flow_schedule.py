@@ -79,7 +79,10 @@ def test_published_boundaries_tell_the_expert_and_the_mismatch_is_reported(low, 
 
 def test_boundaries_that_agree_are_not_reported():
     assert ScheduleConfig(min_timestep_boundary=0.0, max_timestep_boundary=0.417).boundary_note() is None
-    assert ScheduleConfig(min_timestep_boundary=0.0, max_timestep_boundary=0.358, boundary=0.9).boundary_note() is None
+    assert (
+        ScheduleConfig(min_timestep_boundary=0.0, max_timestep_boundary=0.358, boundary=0.9).boundary_note()
+        is None
+    )
 
 
 def test_a_middle_range_of_the_older_keys_is_kept_as_it_is():

@@ -46,7 +46,9 @@ def denoise(pipe, **numbers):
     [("guidance_scale", 1e38), ("context_scale", 1e38), ("shift", 1e-300), ("shift", 1e300)],
 )
 def test_extreme_setting_is_named_with_its_step(setting, value):
-    with pytest.raises(NonFiniteError, match=rf"step \d of 3 \(timestep .*{re.escape(f'{setting} {value:g}')}"):
+    with pytest.raises(
+        NonFiniteError, match=rf"step \d of 3 \(timestep .*{re.escape(f'{setting} {value:g}')}"
+    ):
         denoise(pipeline(), **{setting: value})
 
 
@@ -80,7 +82,9 @@ def test_nan_pixels_leave_latents_but_no_video(tmp_path):
     pipe = pipeline(vae=WanVae(vae, "tiny"))
     with torch.no_grad():
         vae.decoder.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match=r"frame 0 on.*decoder\.conv_out\.bias.*--from-latents") as caught:
+    with pytest.raises(
+        NonFiniteError, match=r"frame 0 on.*decoder\.conv_out\.bias.*--from-latents"
+    ) as caught:
         generate_one(pipe, job, video, Solo())
     assert str(tmp_path / "out" / "v" / "latents.safetensors") in str(caught.value)
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*"))

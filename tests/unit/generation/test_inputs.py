@@ -39,7 +39,14 @@ def test_a_reference_may_come_in_every_form(tmp_path):
     image = CLIP[0]
     Image.fromarray(image).save(tmp_path / "r.png")
     tensor = torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
-    forms = [tmp_path / "r.png", str(tmp_path / "r.png"), Image.fromarray(image), image, image / 255.0, tensor]
+    forms = [
+        tmp_path / "r.png",
+        str(tmp_path / "r.png"),
+        Image.fromarray(image),
+        image,
+        image / 255.0,
+        tensor,
+    ]
     for form in [*forms, tensor[:, None]]:
         (found,) = conditions(Inputs(src_ref_images=[form])).src_ref_images
         torch.testing.assert_close(found, tensor[:, None], atol=1e-6, rtol=0)
@@ -77,12 +84,16 @@ def test_a_mask_of_one_value_is_a_note(tmp_path, value, where):
     for form in (tmp_path / "m.png", array, torch.from_numpy(array).float()[None] / 255):
         (note,) = conditions(Inputs(src_video=CLIP, src_mask=form)).notes
         assert f"white {where}" in note
-        assert len(conditions(Inputs(src_video=CLIP, src_mask=form), soft_mask=True).notes) == (value in (0, 255))
+        assert len(conditions(Inputs(src_video=CLIP, src_mask=form), soft_mask=True).notes) == (
+            value in (0, 255)
+        )
 
 
 def test_outpainting_notes_a_mask_of_one_value():
     white = np.full((9, 32, 48), 255, np.uint8)
-    notes = conditions(Inputs(src_video=CLIP, src_mask=white, outpaint=(0.5, 0, 0.5, 0)), short_clip="pad").notes
+    notes = conditions(
+        Inputs(src_video=CLIP, src_mask=white, outpaint=(0.5, 0, 0.5, 0)), short_clip="pad"
+    ).notes
     assert any("white everywhere" in note for note in notes)
 
 
@@ -148,7 +159,9 @@ def test_first_and_last_frames_are_kept_and_the_rest_is_grey():
 
 def test_outpainting_keeps_the_middle():
     found = conditions(Inputs(src_video=CLIP[:, :, 12:36], outpaint=(0.5, 0.0, 0.5, 0.0)))
-    torch.testing.assert_close(found.src_video[..., 12:36], conditions(Inputs(src_video=CLIP)).src_video[..., 12:36])
+    torch.testing.assert_close(
+        found.src_video[..., 12:36], conditions(Inputs(src_video=CLIP)).src_video[..., 12:36]
+    )
     assert not found.src_mask[..., 12:36].any()
     assert found.src_mask[..., :12].all()
     assert found.src_mask[..., 36:].all()
@@ -159,4 +172,6 @@ def test_a_soft_mask_stays_soft_when_asked():
     grey = np.full((9, 32, 48), 100, np.uint8)
     inputs = Inputs(src_video=CLIP, src_mask=grey)
     assert conditions(inputs).src_mask.max() == 0
-    torch.testing.assert_close(conditions(inputs, soft_mask=True).src_mask, torch.full((1, 9, 32, 48), 100 / 255))
+    torch.testing.assert_close(
+        conditions(inputs, soft_mask=True).src_mask, torch.full((1, 9, 32, 48), 100 / 255)
+    )

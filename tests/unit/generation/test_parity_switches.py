@@ -43,7 +43,9 @@ def test_diffsynth_noise_puts_the_last_frames_first():
     context = torch.randn(96, 4, 4, 6, generator=torch.Generator().manual_seed(2))
     request = {"height": 32, "width": 48, "num_frames": 5, "steps": 2, "guidance_scale": 1}
     noise = make_noise((4, 4, 6), 2025)
-    rotated = torch.concat((noise[:, -2:], noise[:, :-2]), dim=1)  # DiffSynth's own expression, without the batch axis
+    rotated = torch.concat(
+        (noise[:, -2:], noise[:, :-2]), dim=1
+    )  # DiffSynth's own expression, without the batch axis
 
     def latents(noise=None, **more):
         sampling = decide(RequestConfig(**request, **more), experts=1)
@@ -123,7 +125,9 @@ def test_wan_frames_reach_the_model(tmp_path):
 
 
 def test_wan_frames_of_extraction_name_their_features_apart():
-    clip = SimpleNamespace(times=[i / 24 for i in range(50)], duration=50 / 24, timed=True, num_frames=50, path="clip")
+    clip = SimpleNamespace(
+        times=[i / 24 for i in range(50)], duration=50 / 24, timed=True, num_frames=50, path="clip"
+    )
     chosen = choose(clip, VideoConfig(num_frames=17, wan_frames=True))
     assert (len(chosen.indices), chosen.indices[-1], chosen.policy) == (17, 49, "keep_last")
     assert "wan_frames" not in pixel_settings(VideoConfig())

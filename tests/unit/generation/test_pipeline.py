@@ -55,9 +55,16 @@ def test_from_pretrained_reads_a_downloaded_folder_and_the_result_saves_itself(t
     result = pipe("a red ball", src_video=CLIP, **SMALL)
     assert result.frames.shape == (5, 32, 48, 3)
     result.save(tmp_path / "out" / "ball.mp4")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ball", "ball.json", "ball.mp4", "ball.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "ball",
+        "ball.json",
+        "ball.mp4",
+        "ball.png",
+    ]
     assert result.settings["sampling"]["seed"] == 2025
-    assert {"text", "load", "vae_encode", "denoise", "vae_decode", "step"} <= result.settings["seconds"].keys()
+    assert {"text", "load", "vae_encode", "denoise", "vae_decode", "step"} <= result.settings[
+        "seconds"
+    ].keys()
 
 
 def test_the_text_encoder_is_gone_before_denoising_begins(tmp_path, monkeypatch):
@@ -136,7 +143,9 @@ def test_one_seed_is_one_video(vae):
 
 def test_the_noise_of_a_seed_never_changes():
     noise = make_noise((1, 1, 1), 2025)
-    expected = torch.randn(1, 16, 1, 1, 1, generator=torch.Generator("cpu").manual_seed(2025), dtype=torch.float32)[0]
+    expected = torch.randn(
+        1, 16, 1, 1, 1, generator=torch.Generator("cpu").manual_seed(2025), dtype=torch.float32
+    )[0]
     assert torch.equal(noise, expected)
 
 
@@ -256,12 +265,16 @@ def test_where_whole_frames_do_not_fit_the_vae_works_in_tiles_and_the_picture_is
     for name in ("tiled_encode", "tiled_decode"):
         work = getattr(vae.model, name)
         monkeypatch.setattr(
-            vae.model, name, lambda *args, name=name, work=work, **more: called.append(name) or work(*args, **more)
+            vae.model,
+            name,
+            lambda *args, name=name, work=work, **more: called.append(name) or work(*args, **more),
         )
     size, frames = 272, {}  # a tile is 256 x 256
     for room in (2, 1):
         free = room * vae_bytes(vae, size, size)
-        monkeypatch.setattr(Accelerator, "total_memory", lambda self, free=free: self.memory_allocated() + free)
+        monkeypatch.setattr(
+            Accelerator, "total_memory", lambda self, free=free: self.memory_allocated() + free
+        )
         pipe = pipeline(vae)
         result = pipe("a", height=size, width=size, num_frames=1, steps=1, guidance_scale=1)
         assert result.settings["tiled"] == bool(called) == (room == 1)

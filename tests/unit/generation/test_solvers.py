@@ -15,7 +15,13 @@ def sampling(**values):
 
 def test_euler_timesteps_of_fifty_steps_at_shift_five():
     timesteps = timestep_table(sampling(solver="euler", steps=50, shift=5))
-    assert [round(float(t), 2) for t in (*timesteps[:3], *timesteps[-2:])] == [1000.0, 995.93, 991.74, 172.41, 92.59]
+    assert [round(float(t), 2) for t in (*timesteps[:3], *timesteps[-2:])] == [
+        1000.0,
+        995.93,
+        991.74,
+        172.41,
+        92.59,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +48,9 @@ def test_tables_are_the_published_formulas(solver, grid, base, whole):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 16.0])
 def test_the_diffusers_grid_is_that_of_diffusers(shift):
-    oracle = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    oracle = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
     oracle.set_timesteps(20)
     if float(oracle.sigmas[0]) < 0.99999:
         pytest.skip("this diffusers still has the official code's grid")
@@ -87,7 +95,11 @@ def test_sigmas_fall_strictly_to_zero():
         ({"preset": "diffsynth"}, 1, ("euler", "official", 5.0, 50)),
         ({"preset": "diffusers"}, 1, ("unipc", "diffusers", 3.0, 50)),
         ({"preset": "diffusers", "height": 720, "width": 1280}, 1, ("unipc", "diffusers", 5.0, 50)),
-        ({"preset": "diffsynth", "solver": "dpm++", "shift": 9.0, "steps": 20}, 1, ("dpm++", "official", 9.0, 20)),
+        (
+            {"preset": "diffsynth", "solver": "dpm++", "shift": 9.0, "steps": 20},
+            1,
+            ("dpm++", "official", 9.0, 20),
+        ),
     ],
 )
 def test_presets_fill_what_is_not_said(request_, experts, wanted):
@@ -120,7 +132,9 @@ def test_whole_timesteps_equal_the_official_formula(shift):
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_whole_timesteps_equal_those_of_installed_diffusers(shift):
-    oracle = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    oracle = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
     oracle.set_timesteps(20)
     if float(oracle.sigmas[0]) < 0.99999:
         pytest.skip("this diffusers still has the official code's grid")

@@ -59,7 +59,13 @@ CALLS = {
 OFFLOADS = ("none", "model", "block")
 TASKS = [
     {"name": "text"},
-    {"name": "edit", "video_path": "clip.mkv", "mask_path": "mask.png", "image_paths": ["0.png", "1.png"], "seed": 3},
+    {
+        "name": "edit",
+        "video_path": "clip.mkv",
+        "mask_path": "mask.png",
+        "image_paths": ["0.png", "1.png"],
+        "seed": 3,
+    },
     {"name": "between", "first_frame_path": "0.png", "last_frame_path": "1.png", "guidance_scale": 1},
     {"name": "other", "prompt": "a blue cat walks", "preset": "mindspeed", "image_path": "0.png"},
 ]
@@ -120,7 +126,9 @@ def by_validation(folder: Path) -> list[dict[str, torch.Tensor]]:
     """Latents of each of TASKS at two evaluations of a model in training, whose weights are those of the command."""
     model = tiny_transformer().train()
     mesh = SimpleNamespace(world_size=1, cp_size=1)
-    videos = ValidationVideos(folder / "inference.json", model, mesh, Accelerator.detect("cpu"), folder / "validation")
+    videos = ValidationVideos(
+        folder / "inference.json", model, mesh, Accelerator.detect("cpu"), folder / "validation"
+    )
     for iteration in (1, 2):
         videos(iteration)
     return [files_of(folder / "validation" / f"iter_{iteration:07d}") for iteration in (1, 2)]
@@ -158,7 +166,9 @@ def check(found: torch.Tensor, name: str, stored) -> bool:
     if same_machine:
         assert torch.equal(found, stored[0][name]), name
     else:
-        torch.testing.assert_close(found, stored[0][name], atol=1e-3, rtol=1e-3, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            found, stored[0][name], atol=1e-3, rtol=1e-3, msg=lambda text: f"{name}: {text}"
+        )
     return same_machine
 
 

@@ -31,7 +31,9 @@ from mindspeed_mm.errors import WeightsError
         ("0000010\r\n", 10),
     ],
 )
-def test_white_space_and_a_mark_in_the_tracker_do_not_count(tmp_path: Path, text: str, value: int | str) -> None:
+def test_white_space_and_a_mark_in_the_tracker_do_not_count(
+    tmp_path: Path, text: str, value: int | str
+) -> None:
     (tmp_path / TRACKER).write_text(text, encoding="utf-8")
     assert read_tracker(tmp_path) == value
 
@@ -100,7 +102,9 @@ def test_stages_come_in_order(tmp_path: Path) -> None:
         (("mp_rank_00", "mp_rank_00_000"), "out of date"),
     ],
 )
-def test_incomplete_or_mixed_ranks_are_an_error(tmp_path: Path, names: tuple[str, ...], complaint: str) -> None:
+def test_incomplete_or_mixed_ranks_are_an_error(
+    tmp_path: Path, names: tuple[str, ...], complaint: str
+) -> None:
     _ranks(tmp_path, *names)
     with pytest.raises(WeightsError, match=complaint):
         stage_files(tmp_path)

@@ -171,7 +171,9 @@ def test_what_we_write_passes_other_readers_checks(tmp_path: Path) -> None:
     saved_by_us(tmp_path / "x.pth", tensors)
     assert zipfile.ZipFile(tmp_path / "x.pth").testzip() is None
     saved_as_safetensors(tmp_path / "x.safetensors", tensors)
-    assert all(torch.equal(value, tensors[name]) for name, value in load_file(tmp_path / "x.safetensors").items())
+    assert all(
+        torch.equal(value, tensors[name]) for name, value in load_file(tmp_path / "x.safetensors").items()
+    )
 
 
 def test_a_torch_file_without_checksums_is_read(tmp_path: Path) -> None:

@@ -96,4 +96,7 @@ def test_integer_weights_are_refused_by_name(folder, tmp_path, file):
     name = damaged(folder / file, tmp_path / file, lambda weight: weight.to(torch.int32))
     load = load_vae if file == VAE_FILE else load_text_encoder
     with pytest.raises(WeightsError, match=rf"{file}.*{name} int32"):
-        load(tmp_path / file, **({} if file == VAE_FILE else {"tokenizer_path": folder / "google" / "umt5-xxl"}))
+        load(
+            tmp_path / file,
+            **({} if file == VAE_FILE else {"tokenizer_path": folder / "google" / "umt5-xxl"}),
+        )

@@ -46,7 +46,11 @@ def pickled_with_new_names(index: Metadata, names: dict[MetadataIndex, str]) -> 
     pickler: Any = pickle._Pickler(buffer, 2)  # type: ignore[attr-defined]
     pickler.dump(index)
     keys = {name: b"h" + bytes([pickler.memo[id(key)][0]]) for key, name in names.items()}
-    return buffer.getvalue()[:-1] + b"".join(key + b"}" + words_of("fqn", n) + b"sb0" for n, key in keys.items()) + b"."
+    return (
+        buffer.getvalue()[:-1]
+        + b"".join(key + b"}" + words_of("fqn", n) + b"sb0" for n, key in keys.items())
+        + b"."
+    )
 
 
 @pytest.fixture
@@ -69,7 +73,8 @@ def forge(tmp_path: Path) -> tuple[Path, Path]:
     evil, other = MetadataIndex("iteration"), MetadataIndex("other")
     rest = {key: value for key, value in storage.items() if key.fqn != "iteration"}
     places = {
-        key: place(f"{path.name}.distcp", 0, path.stat().st_size) for key, path in ((evil, blob), (other, harmless))
+        key: place(f"{path.name}.distcp", 0, path.stat().st_size)
+        for key, path in ((evil, blob), (other, harmless))
     }
     index.storage_data = {**places, **rest}
     index.state_dict_metadata["iteration"] = BytesStorageMetadata()
@@ -96,7 +101,14 @@ def test_a_forged_index_runs_nothing_and_changes_no_class(forged: tuple[Path, Pa
     for method in ("mm_to_hf", "resplit", "dcp_to_torch"):
         with pytest.raises(SystemExit) as stopped:
             main(
-                ["VACEConverter", method, "--cfg.source_path", str(folder), "--cfg.target_path", str(tmp_path / "out")]
+                [
+                    "VACEConverter",
+                    method,
+                    "--cfg.source_path",
+                    str(folder),
+                    "--cfg.target_path",
+                    str(tmp_path / "out"),
+                ]
             )
         assert stopped.value.code == 1
     assert not trace.exists(), "code from the checkpoint ran"

@@ -52,7 +52,9 @@ def test_config_that_contradicts_the_tensors_is_no_measure(weights, tmp_path):
 
 
 def test_trained_part_of_another_model_than_its_base_is_refused(weights, tmp_path):
-    state = {name: weight for name, weight in tiny_transformer().state_dict().items() if name.startswith("vace_")}
+    state = {
+        name: weight for name, weight in tiny_transformer().state_dict().items() if name.startswith("vace_")
+    }
     save_file(state, tmp_path / "branch.safetensors")
     config = json.loads((weights / "config.json").read_text())
     (tmp_path / "branch.json").write_text(json.dumps({**config, "eps": 0.5}))

@@ -146,7 +146,9 @@ def test_impossible_number_of_the_text_encoder_is_named(official, tmp_path, chan
         load_text_encoder(transformers_folder(tmp_path, changes), official / TOKENIZER_FOLDER)
 
 
-@pytest.mark.parametrize(("key", "value"), [("num_heads", 2), ("layer_norm_epsilon", 1e-5), ("num_layers", 3)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_heads", 2), ("layer_norm_epsilon", 1e-5), ("num_layers", 3)]
+)
 def test_config_beside_the_official_text_encoder_must_agree(official, tmp_path, key, value):
     transformers_folder(tmp_path, {key: value})
     (tmp_path / "model.safetensors").unlink()

@@ -12,7 +12,9 @@ from mindspeed_mm.models.containers.tensors import TensorFile
 
 
 @pytest.mark.parametrize("offsets", [True, False])
-def test_a_nested_dict_comes_back_to_the_bit(offsets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nested_dict_comes_back_to_the_bit(
+    offsets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch_file, "knows_offsets", lambda: offsets)
     values = {"a": torch.randn(3, 5), "b": torch.arange(6, dtype=torch.bfloat16)}
     files = {name: TensorFile(value.shape, value.dtype, value.clone) for name, value in values.items()}

@@ -29,7 +29,9 @@ def official(tmp_path_factory):
 def test_the_published_file_has_the_names_and_shapes_of_the_module():
     layout = published_layout(TEXT_FILE)
     config = umt5_config(layout)
-    sizes = {name: config[name] for name in ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")}
+    sizes = {
+        name: config[name] for name in ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
+    }
     assert sizes == {
         "vocab_size": 256384,
         "d_model": 4096,

@@ -38,12 +38,20 @@ def in_bf16(model):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_has_the_names_and_shapes_of_the_published_file(preset):
     weights = dict(build_on_meta(PRESETS[preset]).named_parameters())
-    assert {name: tuple(weight.shape) for name, weight in weights.items()} == published_layout(PUBLISHED[preset])
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == published_layout(
+        PUBLISHED[preset]
+    )
     count, trunk, branch = SIZES[PUBLISHED[preset]]
     in_branch = [name.startswith("vace_") for name in weights]
     assert len(weights) == count
-    assert sum(w.numel() for w, branch_one in zip(weights.values(), in_branch, strict=True) if not branch_one) == trunk
-    assert sum(w.numel() for w, branch_one in zip(weights.values(), in_branch, strict=True) if branch_one) == branch
+    assert (
+        sum(w.numel() for w, branch_one in zip(weights.values(), in_branch, strict=True) if not branch_one)
+        == trunk
+    )
+    assert (
+        sum(w.numel() for w, branch_one in zip(weights.values(), in_branch, strict=True) if branch_one)
+        == branch
+    )
 
 
 def test_the_modules_that_patterns_name_are_known_without_the_model():
@@ -150,7 +158,12 @@ def test_under_bf16_weights_products_are_bf16_and_residual_timestep_and_head_fp3
     assert seen["blocks.1"][0] == torch.float32
     assert seen["blocks.1"][1].dtype == torch.float32
     assert seen["vace_blocks.1"][1][0].dtype == torch.float32
-    for product in ("blocks.0.self_attn.q", "blocks.0.cross_attn.k", "blocks.0.ffn.2", "vace_blocks.0.after_proj"):
+    for product in (
+        "blocks.0.self_attn.q",
+        "blocks.0.cross_attn.k",
+        "blocks.0.ffn.2",
+        "vace_blocks.0.after_proj",
+    ):
         assert seen[product][1].dtype == torch.bfloat16, product
 
 
@@ -165,7 +178,9 @@ def test_a_bf16_residual_is_a_switch():
     model, inputs = in_bf16(tiny_transformer()), tiny_inputs()
     model.residual_dtype = torch.bfloat16
     dtypes = []
-    model.blocks[2].register_forward_hook(lambda module, args, output: dtypes.append((args[0].dtype, output.dtype)))
+    model.blocks[2].register_forward_hook(
+        lambda module, args, output: dtypes.append((args[0].dtype, output.dtype))
+    )
     with torch.no_grad():
         exact, rounded = tiny_transformer()(**inputs), model(**inputs)
     assert dtypes == [(torch.bfloat16, torch.bfloat16)]
@@ -231,7 +246,9 @@ def test_attention_is_replaced_from_outside_in_every_block():
         block.self_attn.attend = block.cross_attn.attend = attend
     with torch.no_grad():
         model(**inputs)
-    assert shapes == [(45, 45), (45, TINY.trunk.text_len)] * 6  # a replaced one sees all caption rows, padding included
+    assert (
+        shapes == [(45, 45), (45, TINY.trunk.text_len)] * 6
+    )  # a replaced one sees all caption rows, padding included
 
 
 @pytest.mark.parametrize("batch", [1, 2])

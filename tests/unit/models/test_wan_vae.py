@@ -99,7 +99,9 @@ def test_nothing_is_recorded_for_backward(vae):
     video = torch.zeros(1, 3, 1, 16, 16, requires_grad=True)
     latents = vae.encode(video)
     assert not latents.requires_grad
-    assert latents.clone().requires_grad_().requires_grad  # not an inference tensor either: trainers may go on with it
+    assert (
+        latents.clone().requires_grad_().requires_grad
+    )  # not an inference tensor either: trainers may go on with it
 
 
 def test_what_the_published_vae_remembers_of_earlier_frames_is_as_large_as_800_decoded_ones():

@@ -30,7 +30,10 @@ from mindspeed_mm.training.checkpoint_files import IndexReader
 pytestmark = pytest.mark.medium
 
 CAREFULLY = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 Reader = Callable[[Path], Any]
@@ -124,8 +127,12 @@ def test_bytes_changed_or_cut_off_give_one_line_or_are_read(
     assert error is None or str(path) in error
 
 
-@pytest.mark.parametrize("write", [write_safetensors_file, write_torch_file, write_dcp_data], ids=lambda w: w.__name__)
-def test_a_file_cut_off_anywhere_is_an_error(tmp_path: Path, write: Callable[[Path], tuple[Path, Path]]) -> None:
+@pytest.mark.parametrize(
+    "write", [write_safetensors_file, write_torch_file, write_dcp_data], ids=lambda w: w.__name__
+)
+def test_a_file_cut_off_anywhere_is_an_error(
+    tmp_path: Path, write: Callable[[Path], tuple[Path, Path]]
+) -> None:
     path, victim = write(tmp_path)
     content = victim.read_bytes()
     for length in [*range(0, len(content), max(len(content) // 40, 1)), len(content) - 1]:
@@ -135,7 +142,11 @@ def test_a_file_cut_off_anywhere_is_an_error(tmp_path: Path, write: Callable[[Pa
 
 
 header_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["F32", "BF16", [0, 8], [2]]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["F32", "BF16", [0, 8], [2]]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "x"]), inner, max_size=4)
@@ -146,9 +157,12 @@ header_values = st.recursive(
 
 @CAREFULLY
 @given(
-    header=st.dictionaries(st.text(max_size=4), header_values, max_size=3) | header_values, tail=st.binary(max_size=16)
+    header=st.dictionaries(st.text(max_size=4), header_values, max_size=3) | header_values,
+    tail=st.binary(max_size=16),
 )
-def test_a_made_up_safetensors_header_gives_one_line_or_is_read(tmp_path: Path, header: Any, tail: bytes) -> None:
+def test_a_made_up_safetensors_header_gives_one_line_or_is_read(
+    tmp_path: Path, header: Any, tail: bytes
+) -> None:
     text = json.dumps(header).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + tail)
@@ -331,6 +345,11 @@ def test_a_block_number_of_five_thousand_digits_is_a_foreign_name(tmp_path: Path
 @CAREFULLY
 @given(number=st.integers(min_value=5, max_value=10**300), dims=st.integers(0, 6))
 def test_absurd_block_numbers_and_shapes_give_one_line(tmp_path: Path, number: int, dims: int) -> None:
-    names = ["patch_embedding.weight", f"blocks.{number}.ffn.0.weight", "blocks.0.ffn.0.weight", "head.head.weight"]
+    names = [
+        "patch_embedding.weight",
+        f"blocks.{number}.ffn.0.weight",
+        "blocks.0.ffn.0.weight",
+        "head.head.weight",
+    ]
     torch.save({name: torch.ones([1] * dims) for name in names}, tmp_path / "x.pt")
     assert_refused(tmp_path / "x.pt", tmp_path / "trace")

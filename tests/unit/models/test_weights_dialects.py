@@ -73,7 +73,9 @@ def shard_list(folder: Path, weights: Weights) -> list[Path]:
 
 def prefixed(folder: Path, weights: Weights) -> Path:
     config(folder, official_json(TINY))
-    save_file({f"model.diffusion_model.{name}": t for name, t in weights.items()}, folder / "vace_fp16.safetensors")
+    save_file(
+        {f"model.diffusion_model.{name}": t for name, t in weights.items()}, folder / "vace_fp16.safetensors"
+    )
     return folder / "vace_fp16.safetensors"
 
 
@@ -119,7 +121,10 @@ def virtual_stages(folder: Path, weights: Weights) -> Path:
     flat = split(weights, [1, 1, 1, 1], TINY.vace_layers)
     for rank in range(2):
         chunks = {f"model{chunk}": mm(flat[chunk * 2 + rank]) for chunk in range(2)}
-        save({**chunks, "checkpoint_version": 3.0}, folder / f"release/mp_rank_00_{rank:03d}/model_optim_rng.pt")
+        save(
+            {**chunks, "checkpoint_version": 3.0},
+            folder / f"release/mp_rank_00_{rank:03d}/model_optim_rng.pt",
+        )
     config(folder / "release", official_json(TINY))
     return folder
 
@@ -175,7 +180,8 @@ def test_the_fingerprint_is_the_same_in_every_form_and_differs_for_other_weights
     tmp_path: Path, weights: Weights
 ) -> None:
     found = {
-        open_weights(form(tmp_path / form.__name__, weights)).fingerprint() for form in (sharded, stages, full_dcp)
+        open_weights(form(tmp_path / form.__name__, weights)).fingerprint()
+        for form in (sharded, stages, full_dcp)
     }
     assert len(found) == 1
     other = {**weights, "head.head.bias": weights["head.head.bias"] + 1}
@@ -183,7 +189,9 @@ def test_the_fingerprint_is_the_same_in_every_form_and_differs_for_other_weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
-def test_a_model_is_filled_in_the_dtype_asked_for(tmp_path: Path, weights: Weights, dtype: torch.dtype | None) -> None:
+def test_a_model_is_filled_in_the_dtype_asked_for(
+    tmp_path: Path, weights: Weights, dtype: torch.dtype | None
+) -> None:
     model = load_transformer(official(tmp_path, weights), dtype=dtype)
     assert model.blocks[0].ffn[0].weight.dtype == (dtype or torch.bfloat16)
     assert model.head.head.weight.dtype == (torch.bfloat16 if dtype is None else torch.float32)
@@ -192,7 +200,9 @@ def test_a_model_is_filled_in_the_dtype_asked_for(tmp_path: Path, weights: Weigh
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 
-def test_training_a_model_changes_neither_the_file_nor_another_model(tmp_path: Path, weights: Weights) -> None:
+def test_training_a_model_changes_neither_the_file_nor_another_model(
+    tmp_path: Path, weights: Weights
+) -> None:
     folder = official(tmp_path, weights)
     first = load_transformer(folder, dtype=None)
     with torch.no_grad():
@@ -245,7 +255,9 @@ def assert_trained(path: Path, weights: Weights, base_path: Path | None = None) 
         assert torch.equal(source.read(name), tensor)
 
 
-def test_a_checkpoint_of_the_trained_part_is_completed_from_its_base(tmp_path: Path, weights: Weights) -> None:
+def test_a_checkpoint_of_the_trained_part_is_completed_from_its_base(
+    tmp_path: Path, weights: Weights
+) -> None:
     assert_trained(trained_only(tmp_path / "run", weights, official(tmp_path / "base", weights)), weights)
 
 
@@ -264,7 +276,9 @@ def test_a_base_that_moved_is_named(tmp_path: Path, weights: Weights) -> None:
     base = official(tmp_path / "base", weights)
     run = trained_only(tmp_path / "run", weights, base)
     base.rename(tmp_path / "moved")
-    with pytest.raises(WeightsError, match=r"not its base: .*no such file.*--cfg.base_path.*predictor.from_pretrained"):
+    with pytest.raises(
+        WeightsError, match=r"not its base: .*no such file.*--cfg.base_path.*predictor.from_pretrained"
+    ):
         open_weights(run)
     assert_trained(run, weights, tmp_path / "moved")
 
@@ -333,8 +347,12 @@ def test_a_lora_is_recognised_and_refused_with_a_hint(tmp_path: Path, name: str)
     refused(tmp_path / "lora.safetensors", "is a LoRA", "merge it")
 
 
-def test_missing_unexpected_and_misshaped_weights_are_listed_with_a_count(tmp_path: Path, weights: Weights) -> None:
-    lacking = {name: tensor for name, tensor in weights.items() if "cross_attn.k" not in name and "norm3" not in name}
+def test_missing_unexpected_and_misshaped_weights_are_listed_with_a_count(
+    tmp_path: Path, weights: Weights
+) -> None:
+    lacking = {
+        name: tensor for name, tensor in weights.items() if "cross_attn.k" not in name and "norm3" not in name
+    }
     refused(official(tmp_path / "a", lacking), "official names", "missing: ", "… (24 in all)")
     wrong = {**weights, "blocks.1.ffn.2.bias": torch.ones(7, dtype=torch.bfloat16)}
     refused(official(tmp_path / "b", wrong), "of another shape: blocks.1.ffn.2.bias [7] instead of [48]")

@@ -41,7 +41,10 @@ def pair(tmp_path: Path, weights: Weights) -> tuple[Path, Path]:
     trunk.mkdir()
     (tmp_path / "config.json").write_text(json.dumps(official_json(TINY)))  # beside the module
     save_file({name: t for name, t in weights.items() if not name.startswith("vace_")}, trunk / FILE)
-    save_file({f"model.diffusion_model.{name}": t for name, t in weights.items() if name.startswith("vace_")}, module)
+    save_file(
+        {f"model.diffusion_model.{name}": t for name, t in weights.items() if name.startswith("vace_")},
+        module,
+    )
     return trunk, module
 
 
@@ -64,7 +67,9 @@ def test_wrapped_names_open(tmp_path: Path, weights: Weights, rename: Callable[[
     assert wrapped.fingerprint() == plain.fingerprint()
 
 
-def test_a_trunk_and_a_module_open_as_one_model(pair: tuple[Path, Path], tmp_path: Path, weights: Weights) -> None:
+def test_a_trunk_and_a_module_open_as_one_model(
+    pair: tuple[Path, Path], tmp_path: Path, weights: Weights
+) -> None:
     trunk, module = pair
     save_file(weights, tmp_path / "whole.safetensors")
     expected = open_weights(tmp_path / "whole.safetensors").fingerprint()
@@ -74,7 +79,9 @@ def test_a_trunk_and_a_module_open_as_one_model(pair: tuple[Path, Path], tmp_pat
         assert source.config == TINY
 
 
-def test_a_diffusers_trunk_takes_an_official_module(pair: tuple[Path, Path], tmp_path: Path, weights: Weights) -> None:
+def test_a_diffusers_trunk_takes_an_official_module(
+    pair: tuple[Path, Path], tmp_path: Path, weights: Weights
+) -> None:
     names = KEY_MAPS["diffusers"].to_theirs
     trunk = {names(name): tensor for name, tensor in weights.items() if not name.startswith("vace_")}
     save_file(trunk, tmp_path / "trunk.safetensors")
@@ -84,7 +91,12 @@ def test_a_diffusers_trunk_takes_an_official_module(pair: tuple[Path, Path], tmp
 
 def test_hf_to_mm_completes_a_module(pair: tuple[Path, Path], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     trunk, module = pair
-    command = ["VACEConverter", "hf_to_mm", f"--cfg.source_path={module}", f"--cfg.target_path={tmp_path / 'mm'}"]
+    command = [
+        "VACEConverter",
+        "hf_to_mm",
+        f"--cfg.source_path={module}",
+        f"--cfg.target_path={tmp_path / 'mm'}",
+    ]
     with pytest.raises(SystemExit):
         main(command)
     assert "--cfg.base_path" in capsys.readouterr().err

@@ -9,7 +9,11 @@ from mindspeed_mm.ops.attention import attend, attend_padded, attend_reference
 
 
 def heads(seed, tokens, dtype=torch.float32):
-    return torch.randn(2, tokens, 3, 16, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+    return (
+        torch.randn(2, tokens, 3, 16, generator=torch.Generator().manual_seed(seed))
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
@@ -22,13 +26,17 @@ def test_the_fused_kernel_is_the_formula_with_its_gradients(dtype, atol):
         assert out.dtype == dtype
         results.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
     for fused, plain in zip(*results, strict=True):
-        torch.testing.assert_close(fused, plain, atol=10 * atol, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+        torch.testing.assert_close(
+            fused, plain, atol=10 * atol, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5
+        )
 
 
 def test_the_formula_is_softmax_of_scaled_products():
     q, k, v = (heads(seed, 5).double() for seed in range(3))
     weights = torch.softmax((q[0, :, 1] @ k[0, :, 1].T) / 4, dim=-1)
-    torch.testing.assert_close(attend_reference(q, k, v)[0, :, 1].double(), weights @ v[0, :, 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        attend_reference(q, k, v)[0, :, 1].double(), weights @ v[0, :, 1], atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("copies", [1, 2, 500])

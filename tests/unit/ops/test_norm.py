@@ -19,7 +19,11 @@ def inputs(dtype, weight_dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_value_and_gradients_are_those_of_the_formula(dtype, weight_dtype):
     x, weight, grad = inputs(dtype, weight_dtype)
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == weight_dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    tolerance = (
+        {"atol": 1e-5, "rtol": 1e-5}
+        if dtype == weight_dtype == torch.float32
+        else {"atol": 0.05, "rtol": 0.02}
+    )
     results = []
     for function in (rms_norm, rms_norm_reference):
         out = function(x, weight, 1e-6)

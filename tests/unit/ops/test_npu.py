@@ -75,7 +75,9 @@ class StandIn(types.ModuleType):
         assert all(call[name] is None for name in unused)
         assert call["keep_prob"] == 1
         assert call["sparse_mode"] == 0
-        q, k, v = (rearrange(call[name], f"{layout} -> b s n k", n=heads) for name in ("query", "key", "value"))
+        q, k, v = (
+            rearrange(call[name], f"{layout} -> b s n k", n=heads) for name in ("query", "key", "value")
+        )
         assert q.dtype == k.dtype == v.dtype
         assert heads <= 256
         assert q.shape[-1] <= 768
@@ -85,7 +87,9 @@ class StandIn(types.ModuleType):
     def npu_rms_norm(self, *args, **kwargs):
         x, gamma, epsilon = self._bind("npu_rms_norm", args, kwargs).values()
         assert gamma.dtype == x.dtype
-        return rms_norm_reference(x, gamma, epsilon), torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)
+        return rms_norm_reference(x, gamma, epsilon), torch.rsqrt(
+            x.float().square().mean(-1, keepdim=True) + epsilon
+        )
 
     def npu_rotary_mul(self, *args, **kwargs):
         call = self._bind("npu_rotary_mul", args, kwargs)
@@ -134,7 +138,9 @@ def test_rms_norm_is_the_formula_with_a_weight_of_the_inputs_dtype(torch_npu, dt
 def test_rotation_is_the_formula(torch_npu, dtype):
     cos, sin = rope_tables((2, 3, 5), (4, 4, 4), torch.device("cpu"))
     x = heads(0, dtype=dtype)
-    torch.testing.assert_close(apply_rope(x, cos, sin), apply_rope_reference(x, cos, sin), atol=1e-6, rtol=0.01)
+    torch.testing.assert_close(
+        apply_rope(x, cos, sin), apply_rope_reference(x, cos, sin), atol=1e-6, rtol=0.01
+    )
     assert torch_npu.calls == ["npu_rotary_mul"]
 
 
@@ -167,7 +173,9 @@ def test_padding_rows_are_given_to_the_fused_kernel(torch_npu):
     q, k, v = (heads(seed).as_subclass(OnNpu) for seed in range(3))
     out = attend_padded(q, k, v, 5)
     rows = [torch.cat((x, x[:, -1:].repeat(1, 4, 1, 1)), dim=1).as_subclass(torch.Tensor) for x in (k, v)]
-    torch.testing.assert_close(out.as_subclass(torch.Tensor), attend_reference(heads(0), *rows), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        out.as_subclass(torch.Tensor), attend_reference(heads(0), *rows), atol=1e-6, rtol=0
+    )
     assert torch_npu.calls == ["npu_fusion_attention"]
 
 
@@ -192,7 +200,9 @@ def test_the_stand_in_notices_a_forgotten_scale_and_a_wrong_layout(torch_npu):
     q, k, v = (heads(seed, tokens=4) for seed in range(3))  # 4 tokens, 4 heads: BNSD binds too
     right = attend_reference(q, k, v)
     assert not torch.allclose(torch_npu.npu_fusion_attention(q, k, v, 4, "BSND")[0], right, atol=1e-3)
-    assert not torch.allclose(torch_npu.npu_fusion_attention(q, k, v, 4, "BNSD", scale=12**-0.5)[0], right, atol=1e-3)
+    assert not torch.allclose(
+        torch_npu.npu_fusion_attention(q, k, v, 4, "BNSD", scale=12**-0.5)[0], right, atol=1e-3
+    )
 
 
 def test_without_an_npu_torch_npu_is_not_imported():

@@ -25,7 +25,9 @@ def test_it_is_the_closed_formula():
 
 def test_whole_numbers_and_doubles_are_taken_as_they_are():
     assert torch.equal(sinusoid(torch.tensor([937]), 8), sinusoid(torch.tensor([937.0]), 8))
-    assert torch.equal(sinusoid(torch.tensor([937.5], dtype=torch.float64), 8), sinusoid(torch.tensor([937.5]), 8))
+    assert torch.equal(
+        sinusoid(torch.tensor([937.5], dtype=torch.float64), 8), sinusoid(torch.tensor([937.5]), 8)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

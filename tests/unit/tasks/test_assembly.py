@@ -92,7 +92,10 @@ def test_vace_pretrained_with_no_branch_in_it_is_named(tmp_path: Path) -> None:
     ("predictor", "said"),
     [
         ({"vace_dit": dit(vace_pretrained="/w", init_from_trunk=True)}, "both give the branch"),
-        ({"vace_dit": dit(vace_pretrained="/w"), "from_pretrained": None}, "name the trunk in from_pretrained"),
+        (
+            {"vace_dit": dit(vace_pretrained="/w"), "from_pretrained": None},
+            "name the trunk in from_pretrained",
+        ),
     ],
 )
 def test_contradicting_sources_of_the_branch_are_refused(tmp_path: Path, predictor: dict, said: str) -> None:
@@ -105,7 +108,11 @@ def test_contradicting_sources_of_the_branch_are_refused(tmp_path: Path, predict
 def test_hfu_counts_the_blocks_that_run_twice(tmp_path: Path) -> None:
     """Hardware operations lie above the mathematics' by what is recomputed: nothing, one block of each kind, all."""
     extra = []
-    for flags in ([], ["--recompute-method=block", "--recompute-num-layers=1"], ["--recompute-method=uniform"]):
+    for flags in (
+        [],
+        ["--recompute-method=block", "--recompute-num-layers=1"],
+        ["--recompute-method=uniform"],
+    ):
         environment = make_run(tmp_path / str(len(extra)))
         more = [*flags, "--recompute-granularity=full"] if flags else []
         row = train(environment, *more)

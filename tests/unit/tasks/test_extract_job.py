@@ -13,7 +13,10 @@ from mindspeed_mm.tasks.jobs.extract import ExtractJob
 PUBLISHED_DATA = {
     "dataset_param": {
         "dataset_type": "vace",
-        "basic_parameters": {"data_path": "./examples/vace/feature_extract/data.txt", "data_storage_mode": "vace"},
+        "basic_parameters": {
+            "data_path": "./examples/vace/feature_extract/data.txt",
+            "data_storage_mode": "vace",
+        },
         "preprocess_parameters": {
             "video_processor_type": "VACEVideoProcessor",
             "video_reader_type": "DecordVideo",
@@ -179,7 +182,10 @@ def test_the_published_files_and_flags_parse_and_what_does_nothing_is_named(tmp_
 
 
 def test_the_files_of_this_repository_parse_without_a_remark():
-    names = ["--mm-data=examples/vace/feature_extract/data.json", "--mm-model=examples/vace/feature_extract/model.json"]
+    names = [
+        "--mm-data=examples/vace/feature_extract/data.json",
+        "--mm-model=examples/vace/feature_extract/model.json",
+    ]
     job = ExtractJob.from_argv([*names, "--mm-tool=mindspeed_mm/tools/tools.json"])
     assert job.notes == ()
     assert job.raw_clips.preprocess_parameters.num_frames == 81

@@ -51,7 +51,12 @@ def features(root):
 
 def read_data_config_of(out):
     path = out / "feature_data.json"
-    values = {"dataset_param": {"dataset_type": "feature", "basic_parameters": {"data_path": str(out / "data.jsonl")}}}
+    values = {
+        "dataset_param": {
+            "dataset_type": "feature",
+            "basic_parameters": {"data_path": str(out / "data.jsonl")},
+        }
+    }
     path.write_text(json.dumps(values))
     return read_data_config(path).dataset_param
 
@@ -89,12 +94,21 @@ def test_the_list_repeats_the_rows_in_their_order(root):
         parse(ClipRow, {key: row[key] for key in ClipRow.model_fields}, "data.jsonl")
         parse(FeatureRow, {key: row[key] for key in FeatureRow.model_fields}, "data.jsonl")
     assert len({row["file"] for row in rows}) == 6
-    assert [row["shape"] for row in rows] == [[3, 4, 4], [3, 4, 8], [3, 8, 4], [3, 4, 8], [5, 4, 4], [3, 4, 4]]
+    assert [row["shape"] for row in rows] == [
+        [3, 4, 4],
+        [3, 4, 8],
+        [3, 8, 4],
+        [3, 4, 8],
+        [5, 4, 4],
+        [3, 4, 4],
+    ]
 
 
 def test_the_null_prompt_is_the_embedding_of_nothing(root):
     text = load_text_encoder(root / "models" / TEXT_FILE, dtype=torch.float32, text_len=16)
-    assert torch.equal(read_null_prompt(root / "out/null_prompt.safetensors"), text.encode([""])[0].bfloat16())
+    assert torch.equal(
+        read_null_prompt(root / "out/null_prompt.safetensors"), text.encode([""])[0].bfloat16()
+    )
     assert torch.equal(features(root).null_prompt, text.encode([""])[0].bfloat16())
 
 
@@ -103,7 +117,9 @@ def test_the_job_is_kept_beside_the_features_and_a_second_run_does_nothing(root,
     before = {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()}
     main([*make_job(root), "--num-workers", "0"])
     assert "extracted 0 clips" in capsys.readouterr().out
-    main([*make_job(root, video_reader_type="DecordVideo"), "--num-workers", "0"])  # which gives the same frames
+    main(
+        [*make_job(root, video_reader_type="DecordVideo"), "--num-workers", "0"]
+    )  # which gives the same frames
     assert "extracted 0 clips" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()} == before
 
@@ -161,7 +177,10 @@ def test_bad_clips_stop_the_run_with_their_addresses_or_are_listed(tmp_path, cap
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(f"data.json[{row}]" in line for row in (6, 7, 8))
-    assert sorted(os.listdir(tmp_path / "out")) == ["failed.jsonl", "state"]  # what was learnt of the good clips
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "failed.jsonl",
+        "state",
+    ]  # what was learnt of the good clips
     assert [row for row, _ in failures_of(tmp_path)] == [6, 7, 8]
     with pytest.raises(SystemExit):  # also where nobody looked before
         main([*flags, "--no-check-clips"])
@@ -256,7 +275,9 @@ def test_the_bar_reaches_the_terminal_that_the_script_names_though_stderr_is_a_p
         for row in make_extraction(tmp_path / "out").run(write_rows(tmp_path, 2)):
             progress.step(worked=row.fresh)
     shown, deadline = "", time.monotonic() + 30
-    while "2/2" not in shown and time.monotonic() < deadline:  # a terminal passes on what it gets in its own time
+    while (
+        "2/2" not in shown and time.monotonic() < deadline
+    ):  # a terminal passes on what it gets in its own time
         if select.select([ours], [], [], 1)[0]:
             shown += os.read(ours, 65536).decode()
     os.close(ours)

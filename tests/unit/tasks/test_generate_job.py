@@ -30,7 +30,9 @@ def config(tmp_path):
             "output_path": "out",
         }
         path = tmp_path / "inference.json"
-        path.write_text(json.dumps({key: value for key, value in {**base, **values}.items() if value != "drop"}))
+        path.write_text(
+            json.dumps({key: value for key, value in {**base, **values}.items() if value != "drop"})
+        )
         return path
 
     return write
@@ -64,7 +66,9 @@ def test_flags_win_over_tasks_and_may_be_spelt_like_keys(config):
     videos = job(path, "--seed=9", "--num_frames", "17", "--image_path", str(path.parent / "s.png")).videos
     assert [video.sampling.seed for video in videos] == [9, 9]
     assert [video.sampling.num_frames for video in videos] == [17, 17]
-    assert all(Path(video.inputs.images[0]).name == "s.png" and len(video.inputs.images) == 1 for video in videos)
+    assert all(
+        Path(video.inputs.images[0]).name == "s.png" and len(video.inputs.images) == 1 for video in videos
+    )
 
 
 def test_a_process_that_makes_its_own_videos_may_be_told_that_it_shares_with_none(config):
@@ -118,7 +122,11 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
         ({"tasks": [{"promt": "a"}]}, [], r"tasks\[0\].promt: unknown key"),
         ({"tasks": []}, [], "tasks"),
         ({"name": "../x"}, [], "name"),
-        ({"first_frame_path": "r.png", "video_path": "a.mp4"}, [], "video_path: contradicts first_frame_path"),
+        (
+            {"first_frame_path": "r.png", "video_path": "a.mp4"},
+            [],
+            "video_path: contradicts first_frame_path",
+        ),
         ({"outpaint": [0.5, 0, 0, 0]}, [], "outpaint: grows the frame of video_path"),
         ({"outpaint": [0, 0, 0, 0], "video_path": "a.mp4"}, [], "outpaint"),
         (
@@ -128,7 +136,13 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
         ),
         ({"model": {"transformer": ["a", "b", "c"], "vae": "v", "text_encoder": "t"}}, [], "lists 3 models"),
         (
-            {"model": {"transformer": ["low_noise_model", "high_noise_model"], "vae": "v", "text_encoder": "t"}},
+            {
+                "model": {
+                    "transformer": ["low_noise_model", "high_noise_model"],
+                    "vae": "v",
+                    "text_encoder": "t",
+                }
+            },
             [],
             r"model.transformer: names the low-noise expert first; wanted \[high, low\]",
         ),
@@ -159,7 +173,11 @@ def test_the_guides_three_files_name_the_guides_three_tasks(size, tmp_path, monk
     path = ROOT / "examples" / "vace" / "inference" / f"inference_{size}.json"
     values = json.loads(path.read_text())
     work = tmp_path / "work"
-    paths = [values["image_path"], values["video_path"], *(p for p in values["model"].values() if isinstance(p, str))]
+    paths = [
+        values["image_path"],
+        values["video_path"],
+        *(p for p in values["model"].values() if isinstance(p, str)),
+    ]
     for entry in values["model"]["transformer"]:
         paths += [entry] if isinstance(entry, str) else entry
     for name in paths:
@@ -168,7 +186,11 @@ def test_the_guides_three_files_name_the_guides_three_tasks(size, tmp_path, monk
     monkeypatch.chdir(work)
     videos = job(path).videos
     assert [video.name for video in videos] == ["video1", "video2", "video3"]
-    assert [(bool(v.inputs.video), len(v.inputs.images)) for v in videos] == [(True, 0), (False, 1), (True, 1)]
+    assert [(bool(v.inputs.video), len(v.inputs.images)) for v in videos] == [
+        (True, 0),
+        (False, 1),
+        (True, 1),
+    ]
     assert videos[0].sampling.shift == (12.0 if "A14b" in size else 16.0)
 
 
@@ -185,7 +207,14 @@ def test_help_typo_missing_file_and_dry_run_leave_torch_alone(config):
         assert "Traceback" not in ran.stderr
 
 
-MINDSPEED = {"seed": 1, "fps": 15.0, "solver": "euler", "shift": 5.0, "timing": "frames", "diffsynth_noise": True}
+MINDSPEED = {
+    "seed": 1,
+    "fps": 15.0,
+    "solver": "euler",
+    "shift": 5.0,
+    "timing": "frames",
+    "diffsynth_noise": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +231,9 @@ def test_a_json_of_mindspeed_mm_makes_its_videos(config, inputs, names):
     assert all(video.prompt for video in made.videos)
     assert all(MINDSPEED.items() <= video.sampling.model_dump().items() for video in made.videos)
     shown = {"video1": (True, 0), "video2": (False, 1), "video3": (True, 1)}
-    assert [(bool(v.inputs.video), len(v.inputs.images)) for v in made.videos] == [shown[name] for name in names]
+    assert [(bool(v.inputs.video), len(v.inputs.images)) for v in made.videos] == [
+        shown[name] for name in names
+    ]
     assert made.notes
     assert "preset mindspeed" in made.notes[0]
 
@@ -210,7 +241,9 @@ def test_a_json_of_mindspeed_mm_makes_its_videos(config, inputs, names):
 @pytest.mark.parametrize("foreign", [{"tiled": True}, {"seed": 3}, {"negative_prompt": "dark"}])
 def test_a_foreign_key_in_a_mindspeed_json_names_the_preset(config, foreign):
     path = config(prompt="drop", video_path="a.mp4", image_path="r.png", **foreign)
-    with pytest.raises(MindSpeedMMError, match=rf"inference\.json:prompt: .*--preset mindspeed.*{next(iter(foreign))}"):
+    with pytest.raises(
+        MindSpeedMMError, match=rf"inference\.json:prompt: .*--preset mindspeed.*{next(iter(foreign))}"
+    ):
         job(path)
     assert len(job(path, "--preset", "mindspeed").videos) == 3
     assert len(job(path, "--prompt", "a cat").videos) == 1
@@ -219,7 +252,9 @@ def test_a_foreign_key_in_a_mindspeed_json_names_the_preset(config, foreign):
 def test_preset_mindspeed_takes_a_prompt_and_other_numbers(config):
     path = config(video_path="a.mp4", image_path="r.png", seed=7)
     made = job(path, "--preset", "mindspeed", "--steps", "4")
-    assert [(video.prompt, video.sampling.seed, video.sampling.steps) for video in made.videos] == [("a cat", 7, 4)] * 3
+    assert [(video.prompt, video.sampling.seed, video.sampling.steps) for video in made.videos] == [
+        ("a cat", 7, 4)
+    ] * 3
     (video,) = job(path).videos
     assert (video.sampling.preset, video.sampling.fps) == ("wan", 16.0)
 
@@ -238,7 +273,9 @@ def test_an_impossible_path_is_one_line_with_its_key(config, path):
 
 
 def test_prompts_keep_line_separators_and_byte_order_marks_go(config, tmp_path):
-    (tmp_path / "p.jsonl").write_text('\ufeff{"prompt": "one\u2028two"}\r\n{"prompt": "b"}\n', encoding="utf-8")
+    (tmp_path / "p.jsonl").write_text(
+        '\ufeff{"prompt": "one\u2028two"}\r\n{"prompt": "b"}\n', encoding="utf-8"
+    )
     assert [video.prompt for video in job(config(prompts_file="p.jsonl")).videos] == ["one\u2028two", "b"]
     (tmp_path / "p.txt").write_text("\ufeffone\x85two\r\nb\n", encoding="utf-8")
     assert [video.prompt for video in job(config(prompts_file="p.txt")).videos] == ["one\x85two", "b"]

@@ -41,7 +41,14 @@ def config(tiny, tmp_path):
     def write(**values):
         base = {
             "model": {"transformer": [str(tiny)], "vae": str(tiny), "text_encoder": str(tiny)},
-            **{"prompt": "a red ball", "height": 32, "width": 48, "num_frames": 5, "steps": 2, "dtype": "fp32"},
+            **{
+                "prompt": "a red ball",
+                "height": 32,
+                "width": 48,
+                "num_frames": 5,
+                "steps": 2,
+                "dtype": "fp32",
+            },
             "output_path": str(tmp_path / "out"),
         }
         path = tmp_path / "inference.json"
@@ -67,7 +74,9 @@ def refused(capsys, path, *flags):
 
 def files(folder):
     return (
-        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) if folder.exists() else []
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        if folder.exists()
+        else []
     )
 
 
@@ -99,7 +108,9 @@ def test_a_video_with_everything_that_made_it(config, tmp_path):
 
 
 def test_several_videos_keep_the_weights_and_write_under_their_names(config):
-    out = run(config(tasks=[{"name": "one"}, {"name": "two", "seed": 5}, {"name": "three", "solver": "euler"}]))
+    out = run(
+        config(tasks=[{"name": "one"}, {"name": "two", "seed": 5}, {"name": "three", "solver": "euler"}])
+    )
     assert [path.name for path in sorted(out.glob("*.mp4"))] == ["one.mp4", "three.mp4", "two.mp4"]
     texts = [json.loads((out / f"{name}.json").read_text())["seconds"] for name in ("one", "two")]
     assert "load" in texts[0]
@@ -191,7 +202,9 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
 
 def test_a_disk_too_small_for_the_latents_is_one_line_and_leaves_nothing(config, tmp_path, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))  # what the system itself refuses, not a patched function
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (512, hard)
+    )  # what the system itself refuses, not a patched function
     try:
         line = refused(capsys, config())
     finally:
@@ -212,7 +225,9 @@ def test_a_disk_too_small_for_the_latents_is_one_line_and_leaves_nothing(config,
         ),
     ],
 )
-def test_a_device_that_is_too_small_is_one_line_that_says_what_helps(config, monkeypatch, capsys, part, message):
+def test_a_device_that_is_too_small_is_one_line_that_says_what_helps(
+    config, monkeypatch, capsys, part, message
+):
     def small(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -220,7 +235,9 @@ def test_a_device_that_is_too_small_is_one_line_that_says_what_helps(config, mon
     assert re.search(message, refused(capsys, config()))
 
 
-def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_half_written(config, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_half_written(
+    config, tmp_path, monkeypatch, capsys
+):
     def tear(frames, *_):
         yield next(frames)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -292,11 +309,20 @@ def test_a_json_of_mindspeed_mm_runs_with_its_three_videos(tiny, tmp_path, capsy
     Image.fromarray(CLIP[0]).save(tmp_path / "cat.jpg")
     values = {
         "model": {"transformer": [str(tiny)], "vae": str(tiny), "text_encoder": str(tiny), "tokenizer": None},
-        **{"image_path": str(tmp_path / "cat.jpg"), "video_path": str(source), "output_path": str(tmp_path / "out")},
+        **{
+            "image_path": str(tmp_path / "cat.jpg"),
+            "video_path": str(source),
+            "output_path": str(tmp_path / "out"),
+        },
     }
     (tmp_path / "inference.json").write_text(json.dumps(values))
     out = run(
-        str(tmp_path / "inference.json"), "--height=32", "--width=48", "--num-frames=5", "--steps=2", "--dtype=fp32"
+        str(tmp_path / "inference.json"),
+        "--height=32",
+        "--width=48",
+        "--num-frames=5",
+        "--steps=2",
+        "--dtype=fp32",
     )
     assert "preset mindspeed" in capsys.readouterr().out
     for name, refs in (("video1", 0), ("video2", 1), ("video3", 1)):

@@ -52,7 +52,9 @@ def test_dry_run_without_weights_says_what_it_did_not_check(config, capsys):
     generate.main([config(), "--dry-run"])
     out = capsys.readouterr().out
     assert "not checked" in out
-    assert all(name in out.splitlines()[-1] for name in ("t.safetensors", "vae.pth", "t5.pth", "--check-inputs"))
+    assert all(
+        name in out.splitlines()[-1] for name in ("t.safetensors", "vae.pth", "t5.pth", "--check-inputs")
+    )
     for flags in ([], ["--dry-run", "--check-inputs"]):
         with pytest.raises(ConfigError, match=r"model\.vae: vae\.pth"):
             GenerateJob.from_argv([config(), *flags])
@@ -126,7 +128,9 @@ def test_start_removes_what_a_killed_generation_left(config, tmp_path, monkeypat
     monkeypatch.setattr(Accelerator, "detect", lambda: SimpleNamespace(hint_slow_bf16=lambda *_: None))
     monkeypatch.setattr(
         "mindspeed_mm.tasks.generate_videos.run",
-        lambda *_: seen.extend(sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*"))),
+        lambda *_: seen.extend(
+            sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*"))
+        ),
     )
     generate.main([config()])
     assert seen == [f"out/{LOCK_FILE}", "out/kept.mp4", "out/video1", "out/video1/kept.mp4"]

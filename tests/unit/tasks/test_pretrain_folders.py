@@ -51,7 +51,9 @@ def test_plain_dry_run_says_what_it_leaves_open(tmp_path, monkeypatch, capsys):
     main(argv("--save=/proc/save", "--dry-run"))
     assert "--check-inputs" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--save: /proc/save"):
-        PretrainJob.from_argv(argv("--save=/proc/save", "--dry-run", "--check-inputs"), ranks=1).check_outputs()
+        PretrainJob.from_argv(
+            argv("--save=/proc/save", "--dry-run", "--check-inputs"), ranks=1
+        ).check_outputs()
 
 
 def test_folder_of_another_training_is_refused_early_and_late(tmp_path):

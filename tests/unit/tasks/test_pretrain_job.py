@@ -21,7 +21,13 @@ VACE = ROOT / "examples/vace"
 
 def argv(folder: str = "14B", model: str = "pretrain_model.json", *more: str) -> list[str]:
     files = [f"--mm-model={VACE / folder / model}", f"--mm-data={VACE / folder / 'feature_data.json'}"]
-    return [*files, f"--fsdp2-config-path={VACE / 'fsdp2_config.yaml'}", "--lr=5e-5", "--train-iters=10", *more]
+    return [
+        *files,
+        f"--fsdp2-config-path={VACE / 'fsdp2_config.yaml'}",
+        "--lr=5e-5",
+        "--train-iters=10",
+        *more,
+    ]
 
 
 def edited(tmp_path: Path, change: dict) -> str:
@@ -91,7 +97,11 @@ BAD_FLAGS = [
     (["--adam-beta1=1.5"], 1, "pretrain_vace.py:adam_beta1"),
     (["--global-batch-size=12"], 8, "--global-batch-size 12 must be a multiple"),
     (["--context-parallel-size=5"], 8, "8 rank(s) cannot be split into groups of --context-parallel-size 5"),
-    (["--context-parallel-size=16"], 16, "does not divide the model's 40 attention heads; use one of 1, 2, 4, 5, 8"),
+    (
+        ["--context-parallel-size=16"],
+        16,
+        "does not divide the model's 40 attention heads; use one of 1, 2, 4, 5, 8",
+    ),
     (["--tensor-model-parallel-size=2"], 8, "--tensor-model-parallel-size 2 is not supported"),
     (["--pipeline-model-parallel-size=4"], 8, "--pipeline-model-parallel-size 4 is not supported"),
     (["--lr-warmup-iters=10"], 1, "--lr-warmup-iters 10 must be less"),
@@ -110,8 +120,14 @@ def test_a_bad_flag_is_one_line(flags, ranks, wanted):
 
 
 BAD_JSON = [
-    ({"predictor.num_head": 40}, "pretrain_model.json:predictor.num_head: unknown key (did you mean 'num_heads'?)"),
-    ({"predictor.vace_dit.vace_layer": [0]}, "pretrain_model.json:predictor.vace_dit.vace_layer: unknown key"),
+    (
+        {"predictor.num_head": 40},
+        "pretrain_model.json:predictor.num_head: unknown key (did you mean 'num_heads'?)",
+    ),
+    (
+        {"predictor.vace_dit.vace_layer": [0]},
+        "pretrain_model.json:predictor.vace_dit.vace_layer: unknown key",
+    ),
     ({"diffusion.shfit": 3}, "pretrain_model.json:diffusion.shfit: unknown key (did you mean 'shift'?)"),
     ({"predictor.num_heads": 7}, "hidden_size 5120 over num_heads 7"),
     ({"predictor.dtype": "fp32"}, "predictor.dtype is fp32 but fsdp2 param_dtype is bf16"),
@@ -154,9 +170,15 @@ def test_a_list_where_an_object_should_stand_is_one_line(tmp_path):
             "sub_modules_to_wrap: ['predictor.wan_dit.block.{*}']\n",
             "sub_modules_to_wrap: pattern 'predictor.wan_dit.block.{*}' matches no module (did you mean 'blocks.{*}'?); there are",
         ),
-        ("recompute_modules: ['vace_blocks.{8}']\n", "recompute_modules: pattern 'vace_blocks.{8}' matches no module"),
+        (
+            "recompute_modules: ['vace_blocks.{8}']\n",
+            "recompute_modules: pattern 'vace_blocks.{8}' matches no module",
+        ),
         ("recompute_modules: {'blocks.{*}.mlp': full}\n", "'blocks.{*}.mlp' matches no module"),
-        ("ignored_modules: [heads]\n", "ignored_modules: pattern 'heads' matches no module (did you mean 'head'?)"),
+        (
+            "ignored_modules: [heads]\n",
+            "ignored_modules: pattern 'heads' matches no module (did you mean 'head'?)",
+        ),
         ("a: [1\n", "not valid YAML"),
         ("- 1\n- 2\n", "fsdp2.yaml"),
     ],

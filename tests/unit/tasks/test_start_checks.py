@@ -35,7 +35,9 @@ def test_null_prompt_of_width_three_is_refused(tmp_path):
     write_null_prompt(listing(environment).parent / "null_prompt.safetensors", torch.ones(1, 3), "other")
     model = json.loads(Path(environment["MM_MODEL"]).read_text())
     Path(environment["MM_MODEL"]).write_text(json.dumps({**model, "caption_dropout": 0.1}))
-    with pytest.raises(DataError, match=r"/null_prompt\.safetensors: .* width 3, expected predictor\.text_dim 32"):
+    with pytest.raises(
+        DataError, match=r"/null_prompt\.safetensors: .* width 3, expected predictor\.text_dim 32"
+    ):
         train(environment)
 
 

@@ -22,11 +22,19 @@ VACE = ROOT / "examples/vace"
 def training_flags(size: str, *more: str) -> list[str]:
     model = "pretrain_model_high.json" if "A14B" in size else "pretrain_model.json"
     files = [f"--mm-model={VACE / size / model}", f"--mm-data={VACE / size / 'feature_data.json'}", "--bf16"]
-    return [*files, f"--fsdp2-config-path={VACE / 'fsdp2_config.yaml'}", "--lr=5e-5", "--train-iters=20", *more]
+    return [
+        *files,
+        f"--fsdp2-config-path={VACE / 'fsdp2_config.yaml'}",
+        "--lr=5e-5",
+        "--train-iters=20",
+        *more,
+    ]
 
 
 def test_a_training_table_names_what_decides_the_run() -> None:
-    flags = training_flags("14B", "--micro-batch-size=1", "--global-batch-size=16", "--save=out", "--save-interval=5")
+    flags = training_flags(
+        "14B", "--micro-batch-size=1", "--global-batch-size=16", "--save=out", "--save-interval=5"
+    )
     table = dict(training_table(PretrainJob.from_argv(flags, ranks=8)))
     assert len(table) <= 12
     assert "14B" in table["model"]
@@ -63,5 +71,9 @@ def test_a_warning_and_a_note_are_logged_once(capsys: pytest.CaptureFixture[str]
         logger.info("same line")
         logger.warning(f"row {number}")
     shown = capsys.readouterr().out.splitlines()
-    assert [shown.count(text) for text in ("config.json disagrees", "a folder of weights", "same line")] == [1, 1, 2]
+    assert [shown.count(text) for text in ("config.json disagrees", "a folder of weights", "same line")] == [
+        1,
+        1,
+        2,
+    ]
     assert {"row 1", "row 2"} <= set(shown)

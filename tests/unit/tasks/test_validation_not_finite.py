@@ -34,7 +34,9 @@ def test_nan_validation_video_is_a_warning_and_no_file(tmp_path, caplog, monkeyp
     (tmp_path / "inference.json").write_text(json.dumps(config))
     model = tiny_transformer().train()
     mesh = SimpleNamespace(world_size=1, cp_size=1)
-    videos = ValidationVideos(tmp_path / "inference.json", model, mesh, Accelerator.detect("cpu"), tmp_path / "videos")
+    videos = ValidationVideos(
+        tmp_path / "inference.json", model, mesh, Accelerator.detect("cpu"), tmp_path / "videos"
+    )
     videos(10)
     made = sorted(path.name for path in (tmp_path / "videos/iter_0000010").iterdir())
     assert made == ["video1", "video1.json", "video1.mp4", "video1.png"]

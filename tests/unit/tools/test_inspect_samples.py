@@ -50,7 +50,10 @@ def dataset(tmp_path_factory):
     ]
     (folder / "rows.json").write_text(json.dumps(rows))
     (folder / "data.txt").write_text(f"{folder},rows.json\n")
-    settings = {"basic_parameters": {"data_path": str(folder / "data.txt")}, "preprocess_parameters": {"num_frames": 5}}
+    settings = {
+        "basic_parameters": {"data_path": str(folder / "data.txt")},
+        "preprocess_parameters": {"num_frames": 5},
+    }
     (folder / "config.json").write_text(json.dumps({"dataset_param": settings}))
     return folder
 
@@ -63,9 +66,13 @@ def feature(dataset):
     vae = WanVae(tiny_vae(0), "tiny")
     latents, context = encode_features(vae, sample)
     prompts = (torch.zeros(3, 32), torch.zeros(4, 32))
-    made = FeatureRecord(latents=latents, vace_context=context, prompt_embeds=prompts, num_refs=1, key="k" * 64)
+    made = FeatureRecord(
+        latents=latents, vace_context=context, prompt_embeds=prompts, num_refs=1, key="k" * 64
+    )
     path = dataset / "out" / "features" / "k.safetensors"
-    write_feature(path, made, {"captions": json.dumps(["一", "two"]), "frames": "9", "fps": "16", "source": "v.mp4"})
+    write_feature(
+        path, made, {"captions": json.dumps(["一", "two"]), "frames": "9", "fps": "16", "source": "v.mp4"}
+    )
     (dataset / "out" / "data.jsonl").write_text(json.dumps({"file": "k.safetensors"}) + "\n")
     return path, vae
 
@@ -96,7 +103,8 @@ def test_the_sheet_shows_what_is_kept_and_what_is_made_anew(dataset):
     record = read_manifest(_good(dataset))[0]
     sample = load_sample(record, VideoConfig(num_frames=9))
     bare = sample_sheet(
-        read_manifest(_good(dataset))[1], load_sample(read_manifest(_good(dataset))[1], VideoConfig(num_frames=9))
+        read_manifest(_good(dataset))[1],
+        load_sample(read_manifest(_good(dataset))[1], VideoConfig(num_frames=9)),
     )
     assert (
         sample_sheet(record, sample).height > bare.height + 4 * 100
@@ -161,17 +169,26 @@ class CountingDecoder:
         self.given.append(tuple(latents.shape))
         frames = 4 * (latents.shape[2] - 1) + 1
         grey = latents.mean(dim=(1, 2, 3, 4)).tanh()
-        return grey[:, None, None, None, None].expand(-1, 3, frames, 8 * latents.shape[3], 8 * latents.shape[4])
+        return grey[:, None, None, None, None].expand(
+            -1, 3, frames, 8 * latents.shape[3], 8 * latents.shape[4]
+        )
 
 
 def test_of_a_feature_only_what_is_shown_is_decoded_and_equal_latents_once(tmp_path):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(16, 21 + 2, 4, 6, generator=generator)
     context = torch.randn(96, 21 + 2, 4, 6, generator=generator)
-    context[16:32, 2:], context[16:, :2] = latents[:, 2:], 0  # everything is generated anew, from the video itself
+    context[16:32, 2:], context[16:, :2] = (
+        latents[:, 2:],
+        0,
+    )  # everything is generated anew, from the video itself
     prompts = (torch.zeros(3, 32),)
     made = FeatureRecord(
-        latents=latents.bfloat16(), vace_context=context.bfloat16(), prompt_embeds=prompts, num_refs=2, key="k"
+        latents=latents.bfloat16(),
+        vace_context=context.bfloat16(),
+        prompt_embeds=prompts,
+        num_refs=2,
+        key="k",
     )
     write_feature(tmp_path / "k.safetensors", made, {})
     vae = CountingDecoder()

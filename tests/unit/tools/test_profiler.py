@@ -15,7 +15,11 @@ CPU = torch.device("cpu")
 
 
 def tools(path, **changes):
-    profile = {"enable": True, "ranks": [0], "static_param": {"save_path": str(path), "start_step": 2, "end_step": 3}}
+    profile = {
+        "enable": True,
+        "ranks": [0],
+        "static_param": {"save_path": str(path), "start_step": 2, "end_step": 3},
+    }
     return ToolsConfig.model_validate({"profile": {**profile, **changes}})
 
 

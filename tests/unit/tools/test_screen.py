@@ -9,7 +9,12 @@ import pytest
 from mindspeed_mm.tools.elapsed import elapsed_line
 from mindspeed_mm.tools.screen import Screen
 
-TRACEBACK = ["Traceback (most recent call last):", '  File "a.py", line 1, in f', "    f()", "ValueError: odd"]
+TRACEBACK = [
+    "Traceback (most recent call last):",
+    '  File "a.py", line 1, in f',
+    "    f()",
+    "ValueError: odd",
+]
 
 
 class Clock:
@@ -33,12 +38,18 @@ def screen() -> tuple[Screen, list[str], Clock]:
         (["one", "two"], ["one", "two"]),
         (["[rank 1] WeightsError: b", "[rank 0] WeightsError: a"], ["[rank 0] WeightsError: a"]),
         (
-            ["[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3", "[rank 1] DataError: clip 7"],
+            [
+                "[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3",
+                "[rank 1] DataError: clip 7",
+            ],
             ["[rank 1] DataError: clip 7"],
         ),
         (["[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3"], None),
         (
-            ["[rank 0] LaunchError: process 0 made its videos, but another failed; look", "[rank 1] DataError: b"],
+            [
+                "[rank 0] LaunchError: process 0 made its videos, but another failed; look",
+                "[rank 1] DataError: b",
+            ],
             ["[rank 1] DataError: b"],
         ),
     ],
@@ -101,7 +112,9 @@ def test_a_killed_rank_is_one_line(number: signal.Signals, hint: str) -> None:
 
 def test_broken_connection_yields_to_the_killed_rank() -> None:
     view, shown, _ = screen()
-    broken = "RuntimeError: [gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"
+    broken = (
+        "RuntimeError: [gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"
+    )
     for line in (*TRACEBACK[:-1], broken):
         view.line(0, line)
     view.ended(0, 1)
@@ -123,7 +136,11 @@ def test_a_rank_that_ends_without_a_word_names_its_exit_code() -> None:
 def test_a_stopped_run_shows_no_traceback_and_no_loss() -> None:
     view, shown, _ = screen()
     view.stopping = True
-    for line in (*TRACEBACK, "[rank 1] LaunchError: rank 1 of 2 lost the others in iteration 3", "[W1128 a.cpp:1] b"):
+    for line in (
+        *TRACEBACK,
+        "[rank 1] LaunchError: rank 1 of 2 lost the others in iteration 3",
+        "[W1128 a.cpp:1] b",
+    ):
         view.line(1, line)
     view.line(0, "exiting after iteration 2: SIGTERM was received")
     view.ended(1, 1)
@@ -135,7 +152,9 @@ def test_a_stopped_run_shows_no_traceback_and_no_loss() -> None:
 
 def test_elapsed_time_is_the_mean_of_the_second_hundred(tmp_path) -> None:
     log = tmp_path / "log"
-    log.write_text("".join(f" iteration {n} | elapsed time per iteration (ms): {n}.0 | x\n" for n in range(1, 251)))
+    log.write_text(
+        "".join(f" iteration {n} | elapsed time per iteration (ms): {n}.0 | x\n" for n in range(1, 251))
+    )
     assert elapsed_line(log, 2) == "Elapsed Time Per iteration: 150.5, Average Samples per Second: 13.289"
     log.write_text(" | elapsed time per iteration (ms): 10.0 |\n | elapsed time per iteration (ms): 20.0 |\n")
     assert elapsed_line(log, 3) == "Elapsed Time Per iteration: 15.0, Average Samples per Second: 200.000"

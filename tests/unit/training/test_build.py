@@ -39,7 +39,9 @@ def test_a_model_without_branch_cannot_train_one():
 
 
 def test_two_files_that_disagree_on_the_dtype_are_refused():
-    with pytest.raises(ConfigError, match=r"predictor\.dtype is bf16 but fsdp2_config\.yaml:param_dtype is fp32"):
+    with pytest.raises(
+        ConfigError, match=r"predictor\.dtype is bf16 but fsdp2_config\.yaml:param_dtype is fp32"
+    ):
         check_dtypes(predictor(dtype="bf16"), Fsdp2Config(param_dtype="fp32"))
 
 
@@ -50,7 +52,11 @@ def test_missing_left_over_and_misshaped_weights_are_all_named():
     source.shapes["head.head.bias"] = torch.Size([7])
     with pytest.raises(WeightsError) as caught:
         fill(tiny_transformer(1), source, seed=0)
-    for said in ("missing 1: blocks.1.ffn.0.weight", "left over 1: blocks.9", "of another shape 1: head.head.bias [7]"):
+    for said in (
+        "missing 1: blocks.1.ffn.0.weight",
+        "left over 1: blocks.9",
+        "of another shape 1: head.head.bias [7]",
+    ):
         assert said in str(caught.value)
 
 
@@ -60,4 +66,6 @@ def test_random_weights_depend_on_name_and_seed_alone():
     assert torch.equal(first, initial_weight("blocks.0.ffn.0.weight", shape, 1))
     assert not torch.equal(first, initial_weight("blocks.0.ffn.0.weight", shape, 2))
     assert not torch.equal(first, initial_weight("blocks.1.ffn.0.weight", shape, 1))
-    assert not initial_weight("vace_blocks.0.after_proj.weight", shape, 1).any(), "the branch starts by adding nothing"
+    assert not initial_weight("vace_blocks.0.after_proj.weight", shape, 1).any(), (
+        "the branch starts by adding nothing"
+    )

@@ -116,7 +116,12 @@ def test_operations_are_those_that_torch_counts():
     model = tiny_transformer()
     record = random_records(1)[0]
     tokens = 3 * 2 * 3
-    inputs = (record.latents[None], torch.tensor([500.0]), record.prompt_embeds[0][None], record.vace_context[None])
+    inputs = (
+        record.latents[None],
+        torch.tensor([500.0]),
+        record.prompt_embeds[0][None],
+        record.vace_context[None],
+    )
 
     def counted(trainable):
         for name, parameter in model.named_parameters():

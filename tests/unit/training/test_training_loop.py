@@ -84,7 +84,9 @@ def test_the_log_line_is_megatrons_and_survives_the_guides_own_pipe(lines, tmp_p
         "grep 'elapsed time per iteration' \"$1\" | awk -F ':' '{print$5}' | awk -F '|' '{print$1}' | head -n 200 | "
         "tail -n 100 | awk '{sum+=$1} END {if (NR != 0) printf(\"%.1f\",sum/NR)}'"
     )
-    piped = subprocess.run(["bash", "-c", guide, "_", str(log)], capture_output=True, text=True, check=True).stdout
+    piped = subprocess.run(
+        ["bash", "-c", guide, "_", str(log)], capture_output=True, text=True, check=True
+    ).stdout
     found = re.findall(
         r"elapsed time per iteration \(ms\):\s+([0-9.]+)\s+\|.*?loss:\s+([0-9.]+E[+-][0-9]+)", log.read_text()
     )
@@ -98,7 +100,8 @@ def test_the_memory_line_follows_the_first_log_line_only(lines):
     memory = [line for line in lines if "memory (MB)" in line]
     assert len(memory) == 1
     assert re.fullmatch(
-        r"\[Rank 0\] \(after 1 iterations\) memory \(MB\) \| allocated: \d+\.\d \| max allocated: \d+\.\d", memory[0]
+        r"\[Rank 0\] \(after 1 iterations\) memory \(MB\) \| allocated: \d+\.\d \| max allocated: \d+\.\d",
+        memory[0],
     )
 
 
@@ -114,7 +117,9 @@ def test_a_log_interval_of_two_says_the_mean_of_two_losses(lines):
 
 def test_metrics_jsonl_holds_every_iteration(tmp_path):
     config = training()
-    TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[JsonLines(tmp_path / "metrics.jsonl")])).run()
+    TrainLoop(
+        config, loop_parts(tiny_transformer(), config, writers=[JsonLines(tmp_path / "metrics.jsonl")])
+    ).run()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     assert rows[0]["tokens"] == 2 * 3 * 2 * 3  # two clips of 3 x 4 x 6 latents, patches of 1 x 2 x 2
@@ -124,7 +129,9 @@ def test_metrics_jsonl_holds_every_iteration(tmp_path):
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
 def test_a_disk_that_fills_up_under_a_writer_is_one_error_and_leaves_whole_records(tmp_path, name, capfd):
-    writer = TensorBoard(str(tmp_path / name), interval=1) if name == "tensorboard" else JsonLines(tmp_path / name)
+    writer = (
+        TensorBoard(str(tmp_path / name), interval=1) if name == "tensorboard" else JsonLines(tmp_path / name)
+    )
     flag, config = "--tensorboard-dir" if name == "tensorboard" else "--save", training()
     writer.write(0, {})
     (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
@@ -136,7 +143,9 @@ def test_a_disk_that_fills_up_under_a_writer_is_one_error_and_leaves_whole_recor
         with pytest.raises(
             TrainingError, match=f"{path.name}: cannot be written: .*; free space or choose another {flag}"
         ) as error:
-            TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[writer])).run()  # closes it, too
+            TrainLoop(
+                config, loop_parts(tiny_transformer(), config, writers=[writer])
+            ).run()  # closes it, too
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(error.value)
@@ -174,7 +183,9 @@ def test_accumulated_micro_batches_equal_one_big_batch():
 
     numbers, weights = trained(1)
     wanted_numbers, wanted = trained(4)
-    assert numbers == pytest.approx(wanted_numbers, rel=1e-5)  # Adam alone would not see a gradient of another scale
+    assert numbers == pytest.approx(
+        wanted_numbers, rel=1e-5
+    )  # Adam alone would not see a gradient of another scale
     # two updates of 1e-3 each; Adam divides by the gradient's size, which lifts the rounding of the smallest ones
     torch.testing.assert_close(weights, wanted, atol=5e-5, rtol=0)
 
@@ -232,9 +243,14 @@ def test_an_iteration_that_is_not_finite_is_skipped_counted_and_named(lines):
     skipped = [line for line in lines if "skipped: loss nan" in line]
     assert len(skipped) == 1  # each of the four clips is seen once
     assert "clip2" in skipped[0]
-    assert sum("number of skipped iterations:   1 | number of nan iterations:   1 |" in line for line in lines) == 1
+    assert (
+        sum("number of skipped iterations:   1 | number of nan iterations:   1 |" in line for line in lines)
+        == 1
+    )
     assert all(p.isfinite().all() for p in parts.state.model.parameters())
-    assert parts.state.scheduler.num_steps == 3  # a skipped iteration moves no schedule, but samples are consumed
+    assert (
+        parts.state.scheduler.num_steps == 3
+    )  # a skipped iteration moves no schedule, but samples are consumed
     assert parts.state.consumed_samples == 4
 
 
@@ -269,7 +285,12 @@ def test_a_spike_names_its_sample_and_timestep_and_ordinary_losses_are_quiet():
     watch = SpikeWatch(3.0, 1000)
     for index in range(40):
         assert (
-            watch.see([SampleNote("clip", index, 450.0, 1.0 + 0.1 * (index % 3)), SampleNote("x", index, 950.0, 9.0)])
+            watch.see(
+                [
+                    SampleNote("clip", index, 450.0, 1.0 + 0.1 * (index % 3)),
+                    SampleNote("x", index, 950.0, 9.0),
+                ]
+            )
             == []
         )
     said = watch.see([SampleNote("odd", 41, 455.0, 5.0), SampleNote("x", 41, 950.0, 9.0)])
@@ -318,7 +339,9 @@ def test_wandb_gets_project_job_every_iteration_and_every_held_out_loss(monkeypa
 
 def test_wandb_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not there
-    with pytest.raises(MindSpeedMMError, match="--wandb-project needs the package wandb; install it or leave"):
+    with pytest.raises(
+        MindSpeedMMError, match="--wandb-project needs the package wandb; install it or leave"
+    ):
         open_writers(training(log={"wandb_project": "vace"}).log, None, {})
 
 
@@ -327,7 +350,9 @@ def test_tensorboard_holds_every_number_at_its_interval_and_every_held_out_loss(
 
     board, kept = TensorBoard(str(tmp_path), interval=2), Recorder()
     config = training(batch={"train_iters": 4}, eval={"eval_interval": 3})
-    parts = loop_parts(tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[board, kept])
+    parts = loop_parts(
+        tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[board, kept]
+    )
     TrainLoop(config, parts).run()
     events = EventAccumulator(str(tmp_path)).Reload()
     losses = {iteration: row["loss"] for iteration, row in kept.rows if "loss" in row}
@@ -362,7 +387,9 @@ def test_a_terminal_that_cannot_be_opened_costs_the_bar_alone(monkeypatch):
 
 def test_evaluation_runs_at_its_interval_and_reaches_the_writers(lines):
     recorder, config = Recorder(), training(batch={"train_iters": 4}, eval={"eval_interval": 2})
-    parts = loop_parts(tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[recorder])
+    parts = loop_parts(
+        tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[recorder]
+    )
     TrainLoop(config, parts).run()
     assert [i for i, values in recorder.rows if "validation/loss" in values] == [2, 4]
     assert " validation loss at iteration 2 | loss: 5.000000E-01 |" in lines
@@ -380,7 +407,9 @@ def test_a_rank_that_loses_the_others_says_where_it_was():
         raise RuntimeError("[gloo] Timed out waiting 60000ms for recv operation to complete")
 
     config = training(eval={"eval_interval": 2})
-    with pytest.raises(LaunchError, match=r"rank 0 of 1 lost the others in iteration 3, phase \w+: .*Timed out"):
+    with pytest.raises(
+        LaunchError, match=r"rank 0 of 1 lost the others in iteration 3, phase \w+: .*Timed out"
+    ):
         TrainLoop(config, loop_parts(tiny_transformer(), config, evaluate=evaluate)).run()
 
 

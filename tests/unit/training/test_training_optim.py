@@ -30,9 +30,11 @@ def test_matrices_decay_and_biases_norms_and_modulation_do_not():
         "blocks.0.self_attn.norm_q.weight",
     } <= spared
     assert {name for name, p in model.named_parameters() if name.endswith("bias") or p.ndim == 1} <= spared
-    assert {"blocks.0.self_attn.q.weight", "patch_embedding.weight", "vace_blocks.0.after_proj.weight"} <= names_in(
-        model, decayed
-    )
+    assert {
+        "blocks.0.self_attn.q.weight",
+        "patch_embedding.weight",
+        "vace_blocks.0.after_proj.weight",
+    } <= names_in(model, decayed)
     assert len(spared) + len(names_in(model, decayed)) == len(list(model.named_parameters()))
 
 
@@ -65,7 +67,9 @@ def test_an_update_equals_torchs_adamw():
     config = OptimizerConfig(lr=1e-2, weight_decay=0.1, adam_beta2=0.95, adam_eps=1e-5, weight_decay_all=True)
     optimizers = [
         build_optimizer(ours, config),
-        torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1, foreach=False),
+        torch.optim.AdamW(
+            theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1, foreach=False
+        ),
     ]
     for model, optimizer in zip((ours, theirs), optimizers, strict=True):
         for number, parameter in enumerate(model.parameters()):
@@ -136,7 +140,9 @@ def test_an_optimizer_of_another_package_steps_as_torchs_does(monkeypatch, selec
         with torch.no_grad():
             model.weight.copy_(torch.arange(6.0).view(2, 3))
             model.bias.zero_()
-        optimizer = build_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=0.5, optimizer_selection=chosen))
+        optimizer = build_optimizer(
+            model, OptimizerConfig(lr=0.1, weight_decay=0.5, optimizer_selection=chosen)
+        )
         assert isinstance(optimizer, stand_in) == (chosen == selection)
         for _ in range(2):
             model(torch.ones(1, 3)).sum().backward()
@@ -148,5 +154,7 @@ def test_an_optimizer_of_another_package_steps_as_torchs_does(monkeypatch, selec
 
 @pytest.mark.parametrize("selection", ["apex", "npu"])
 def test_an_optimizer_that_is_not_installed_says_so(selection):
-    with pytest.raises(ConfigError, match=f"--optimizer-selection {selection} needs .* use fused_torch_adamw"):
+    with pytest.raises(
+        ConfigError, match=f"--optimizer-selection {selection} needs .* use fused_torch_adamw"
+    ):
         build_optimizer(tiny_transformer(), OptimizerConfig(lr=1.0, optimizer_selection=selection))

@@ -47,6 +47,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "peft>=0.17",  # oracle of LoRA layers and files
             "ruff>=0.6",
             "mypy>=1.11",
             "psutil>=6.0",

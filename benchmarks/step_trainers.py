@@ -150,8 +150,8 @@ def peer_trainer(case: Case, inputs: dict[str, Any], accelerator: Any) -> Traine
     import torch.nn.functional as F
     from diffusers import WanVACETransformer3DModel
 
+    from mindspeed_mm.models.transforms.freeze import trains
     from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-    from mindspeed_mm.training.build import trains
 
     trunk = case.config.trunk
     with torch.device(accelerator.device):

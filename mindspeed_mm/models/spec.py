@@ -22,6 +22,7 @@ class ModelSpec:
     branch: tuple[
         str, ...
     ] = ()  # first parts of the names of what `trainable: branch` trains; () = there is no branch
+    adapted: tuple[str, ...] = ()  # endings of the names of the layers that get a LoRA by default
     fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 when the rest is bf16
     start: str = (
         ""  # "module:callable", start(predictor) → models.start.Start; "" reads `from_pretrained` by key_maps
@@ -43,6 +44,7 @@ MODELS.add(
         key_maps="mindspeed_mm.models.wan.state_dict:KEY_MAPS",
         units=("blocks.{*}", "vace_blocks.{*}"),
         branch=BRANCH,
+        adapted=("q", "k", "v", "o", "ffn.0", "ffn.2"),
         fp32_modules=FP32_MODULES,
         start="mindspeed_mm.models.start:vace_start",
         modules="mindspeed_mm.models.wan.sizes:modules",

@@ -1,6 +1,6 @@
 """From a model JSON to a sharded model with weights, without a whole copy on any rank.
 
-Meta device → freeze and choose dtypes → context parallel, recompute, compile → shard → fill local shards from
+Meta device → transforms, which freeze and choose dtypes → context parallel, recompute, compile → shard → fill local shards from
 memory-mapped files.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.fsdp import DTYPES, shard_model
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
@@ -27,7 +28,9 @@ from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.finite import FiniteWeights
-from mindspeed_mm.models.spec import MODELS, ModelSpec
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.transforms.base import ModuleTransform
+from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.registry import resolve
 
@@ -55,10 +58,11 @@ def build_model(
     *,
     source: Source | None,
     seed: int = 0,
+    transforms: Sequence[Config] = (),
 ) -> nn.Module:
     """The model, sharded and filled from `source`; without one, random weights that depend on `seed` alone.
 
-    What trains is fp32 (its master); what is frozen is `predictor.dtype` and has no gradient.
+    `transforms` are entries of the model JSON's list. What trains is fp32 (its master); what is frozen is `predictor.dtype` and has no gradient.
     Raises ConfigError, or WeightsError listing every missing and left-over key.
     """
     check_dtypes(predictor, fsdp)
@@ -66,12 +70,14 @@ def build_model(
     with torch.device("meta"):
         model: nn.Module = resolve(spec.build)(predictor.model)
     model.residual_dtype = DTYPES[predictor.residual_dtype]  # type: ignore[assignment]
-    freeze(model, spec, predictor.trainable, DTYPES[predictor.dtype])
+    plan = plan_transforms(spec, predictor.trainable, DTYPES[predictor.dtype], transforms)
+    for transform in plan:
+        transform.apply(model)
     apply_context_parallel(model, mesh.cp_group)
     names = [name for name, _ in model.named_modules() if name]
-    plan = recompute_plan(names, spec.units, fsdp, parallel)
+    recomputed = recompute_plan(names, spec.units, fsdp, parallel)
     to_host = fsdp.offload_block_inputs and accelerator.kind != "cpu"  # a CPU's memory is the host's
-    apply_recompute(model, plan, inputs_to_host=to_host, pin=fsdp.pin_memory)
+    apply_recompute(model, recomputed, inputs_to_host=to_host, pin=fsdp.pin_memory)
     if fsdp.compile:
         absent = absent_units(spec.units, names)
         compile_blocks(
@@ -79,7 +85,7 @@ def build_model(
         )
     shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)
     model.to_empty(device=torch.device("cpu") if fsdp.offload_to_cpu else accelerator.device)
-    fill(model, source, seed)
+    fill(model, source, seed, plan)
     return model.train()
 
 
@@ -92,37 +98,22 @@ def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
         )
 
 
-def trains(name: str, trainable: str, branch: Collection[str]) -> bool:
-    """Whether the weight `name` trains under `trainable: branch | trunk | all`. Its first part decides."""
-    in_branch = name.split(".")[0] in branch
-    return trainable == "all" or in_branch == (trainable == "branch")
-
-
-def freeze(model: nn.Module, spec: ModelSpec, trainable: str, dtype: torch.dtype) -> None:
-    """fp32 for what trains and for `spec.fp32_modules`; the rest frozen, in `dtype`. For a model on the meta device."""
-    for name, parameter in model.named_parameters():
-        kept = trains(name, trainable, spec.branch)
-        parameter.requires_grad_(kept)
-        if not kept and name.split(".")[0] not in spec.fp32_modules:
-            parameter.data = parameter.data.to(dtype)
-        else:
-            parameter.data = parameter.data.to(torch.float32)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(
-            f"predictor.trainable: {trainable} leaves nothing to train: the model has no such part"
-        )
-
-
 @torch.no_grad()
-def fill(model: nn.Module, source: Source | None, seed: int) -> None:
+def fill(
+    model: nn.Module, source: Source | None, seed: int, transforms: Sequence[ModuleTransform] = ()
+) -> None:
     """Copy each rank's slice of each weight. Raises WeightsError when names or shapes differ, or for NaN or Inf in a slice."""
     if source is None:
         logger.warning("no predictor.from_pretrained: training starts from random weights")
     else:
-        _check_keys(model, source)
+        _check_keys(model, source, transforms)
     finite = FiniteWeights(getattr(source, "path", "weights"))
     for name, parameter in model.named_parameters():
-        whole = source.read(name) if source is not None else initial_weight(name, parameter.shape, seed)
+        added = next((transform for transform in transforms if transform.adds(name)), None)
+        if added is not None:
+            whole = added.initial_weight(name, parameter.shape, seed)
+        else:
+            whole = source.read(name) if source is not None else initial_weight(name, parameter.shape, seed)
         local(parameter).copy_(whole[local_slice(parameter)])
         finite.check(name, local(parameter))
     raise_on_all_ranks(finite.demand)
@@ -157,8 +148,12 @@ def initial_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def _check_keys(model: nn.Module, source: Source) -> None:
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+def _check_keys(model: nn.Module, source: Source, transforms: Sequence[ModuleTransform]) -> None:
+    wanted = {
+        name: parameter.shape
+        for name, parameter in model.named_parameters()
+        if not any(transform.adds(name) for transform in transforms)
+    }
     missing = [name for name in wanted if name not in source.shapes]
     left_over = [name for name in source.shapes if name not in wanted]
     different = [

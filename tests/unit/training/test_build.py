@@ -6,13 +6,20 @@ import torch
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.transforms.freeze import trains
+from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.vace import build_on_meta
-from mindspeed_mm.training.build import check_dtypes, fill, freeze, initial_weight, trains
+from mindspeed_mm.training.build import check_dtypes, fill, initial_weight
 from tests.distributed.jobs import FromModule, predictor
 from tests.tiny import TINY, tiny_transformer
 
 VACE = MODELS.get("vace")
+
+
+def freeze(model):
+    for transform in plan_transforms(VACE, "branch", torch.bfloat16):
+        transform.apply(model)
 
 
 def test_every_weight_belongs_to_trunk_or_branch():
@@ -25,7 +32,7 @@ def test_every_weight_belongs_to_trunk_or_branch():
 
 def test_what_is_frozen_is_bf16_without_gradient_but_the_time_path_and_the_head():
     model = build_on_meta(TINY)
-    freeze(model, VACE, "branch", torch.bfloat16)
+    freeze(model)
     for name, parameter in model.named_parameters():
         fp32 = name.startswith(("vace_", "time_embedding", "time_projection", "head"))
         assert parameter.dtype == (torch.float32 if fp32 else torch.bfloat16), name
@@ -35,7 +42,7 @@ def test_what_is_frozen_is_bf16_without_gradient_but_the_time_path_and_the_head(
 def test_a_model_without_branch_cannot_train_one():
     trunk_only = TINY.model_copy(update={"vace_layers": ()})
     with pytest.raises(ConfigError, match="leaves nothing to train"):
-        freeze(build_on_meta(trunk_only), VACE, "branch", torch.bfloat16)
+        freeze(build_on_meta(trunk_only))
 
 
 def test_two_files_that_disagree_on_the_dtype_are_refused():

@@ -1,0 +1,85 @@
+"""`transforms` of a model JSON: what is changed in a model between building it and loading its weights. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import json_type
+from mindspeed_mm.registry import Registry
+
+Part = Literal["branch", "trunk", "both"]
+
+
+class LoraConfig(Config):
+    """A low-rank update beside frozen linear layers: y = W x + scale · B A x."""
+
+    type: Literal["lora"] = "lora"
+    rank: int = Field(default=32, gt=0, le=4096, description="columns of B and rows of A")
+    alpha: float | None = Field(
+        default=None, gt=0, description="scale is alpha / rank; default: the rank, so scale 1"
+    )
+    rslora: bool = Field(default=False, description="scale is alpha / √rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of A's inputs set to zero in training")
+    on: Part | None = Field(
+        default=None, description="part of the model that gets it; default: the one of predictor.trainable"
+    )
+    match: tuple[str, ...] = Field(
+        default=(),
+        description="endings of the names of the linear layers that get it, * stands for any text; "
+        "default: q, k, v, o, ffn.0, ffn.2",
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="modules that train whole beside the LoRA, such as vace_patch_embedding"
+    )
+
+    @property
+    def scale(self) -> float:
+        """What B A x is multiplied by."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """One kind of transform. `type` of an entry of `transforms` picks it."""
+
+    config: type[Config]  # schema of the entry
+    build: str  # "module:callable", build(config, spec, trainable) → ModuleTransform
+
+
+TRANSFORMS: Registry[TransformSpec] = Registry("transform", "mindspeed_mm.transforms")
+TRANSFORMS.add(
+    "lora", TransformSpec(config=LoraConfig, build="mindspeed_mm.models.transforms.lora:build_lora")
+)
+
+
+def parse_transforms(values: Any, where: str, notes: list[str] | None = None) -> tuple[Config, ...]:
+    """The list of a model JSON → one config each. Raises ConfigError with the address of what is wrong."""
+    if not isinstance(values, list | tuple):
+        raise ConfigError(
+            f"got {json_type(values)}", where=where, expected='a list such as [{"type": "lora", "rank": 32}]'
+        )
+    return tuple(_parse_one(item, f"{where}[{number}]", notes) for number, item in enumerate(values))
+
+
+def _parse_one(values: Any, where: str, notes: list[str] | None) -> Config:
+    if isinstance(values, Config):
+        return values
+    name = values.get("type") if isinstance(values, Mapping) else None
+    if not isinstance(name, str):
+        problem = "it has no type" if isinstance(values, Mapping) else f"got {json_type(values)}"
+        raise ConfigError(
+            problem, where=where, expected=f"an object whose type is one of {', '.join(TRANSFORMS)}"
+        )
+    try:
+        spec = TRANSFORMS.get(name)
+    except ConfigError as error:
+        raise error.at(f"{where}.type") from None
+    return parse(spec.config, values, where, notes)

@@ -1,0 +1,42 @@
+"""Which weights train, and in which dtype each is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.models.transforms.base import ModuleTransform
+
+
+@dataclass(frozen=True)
+class Freeze(ModuleTransform):
+    """fp32 for what trains and for `fp32_modules`; the rest frozen, in `dtype`. Comes after all other transforms."""
+
+    is_trained: Callable[[str], bool]  # by the weight's name
+    dtype: torch.dtype
+    fp32_modules: tuple[str, ...] = ()  # children of the root
+    origin: str = "predictor.trainable"  # the setting that decides, for errors
+
+    def trains(self, name: str) -> bool:
+        """Whether the weight `name` keeps its gradient."""
+        return self.is_trained(name)
+
+    def apply(self, model: nn.Module) -> None:
+        """Set `requires_grad` and dtype of every weight. Raises ConfigError when none is left to train."""
+        for name, parameter in model.named_parameters():
+            kept = self.trains(name)
+            parameter.requires_grad_(kept)
+            exact = kept or name.split(".")[0] in self.fp32_modules
+            parameter.data = parameter.data.to(torch.float32 if exact else self.dtype)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError("leaves nothing to train: the model has no such part", where=self.origin)
+
+
+def trains(name: str, trainable: str, branch: Collection[str]) -> bool:
+    """Whether the weight `name` trains under `trainable: branch | trunk | all`. Its first part decides."""
+    in_branch = name.split(".")[0] in branch
+    return trainable == "all" or in_branch == (trainable == "branch")

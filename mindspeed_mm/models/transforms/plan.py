@@ -1,0 +1,36 @@
+"""From the settings of a job to the transforms of its model, in the order they are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.models.spec import ModelSpec
+from mindspeed_mm.models.transforms.base import ModuleTransform
+from mindspeed_mm.models.transforms.config import TRANSFORMS
+from mindspeed_mm.models.transforms.freeze import Freeze, trains
+from mindspeed_mm.registry import resolve
+
+
+def plan_transforms(
+    spec: ModelSpec, trainable: str, dtype: torch.dtype, configs: Sequence[Config] = ()
+) -> tuple[ModuleTransform, ...]:
+    """Those of `configs` in their order, then what freezes the rest.
+
+    Without any, `trainable: branch | trunk | all` decides what trains; an adapter trains what it says and nothing else.
+    """
+    adapters: list[ModuleTransform] = [
+        resolve(TRANSFORMS.get(str(getattr(config, "type", ""))).build)(config, spec, trainable)
+        for config in configs
+    ]
+    is_trained = partial(trains, trainable=trainable, branch=spec.branch)
+    if adapters:
+        freeze = Freeze(
+            lambda name: any(a.trains(name) for a in adapters), dtype, spec.fp32_modules, "transforms"
+        )
+    else:
+        freeze = Freeze(is_trained, dtype, spec.fp32_modules, f"predictor.trainable: {trainable}")
+    return (*adapters, freeze)

@@ -18,7 +18,6 @@ from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.wan.config import BRANCH, VaceConfig
 from mindspeed_mm.models.wan.sizes import (
     Shape,
-    contradictions,
     infer_config,
     infer_layers,
     layout,
@@ -73,8 +72,8 @@ class WeightsSource:
 
     def refuse_other_settings(self, settings: Mapping[str, Any], where: str) -> None:
         """Raises ConfigError where `settings` (sizes by their field names) are not what the file beside the weights says."""
-        if self.hints_from is None or contradictions(self.shapes, self.hints):
-            return  # a config.json that contradicts the tensors themselves is not used at all
+        if self.hints_from is None:
+            return
         if conflicts := setting_conflicts(settings, self.hints):
             raise ConfigError(
                 f"{where} contradicts {self.hints_from}, which belongs to the weights: {'; '.join(conflicts)}; "

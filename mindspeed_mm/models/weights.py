@@ -30,7 +30,7 @@ from mindspeed_mm.models.foreign import foreign_trunk
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
-from mindspeed_mm.models.wan.sizes import contradictions, layout_of_shapes, read_hints, setting_conflicts
+from mindspeed_mm.models.wan.sizes import check_hints, layout_of_shapes, read_hints, setting_conflicts
 from mindspeed_mm.models.wan.stages import merge
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
@@ -314,7 +314,7 @@ def _complete(
 
 def _refuse_another_base(source: WeightsSource, whole: WeightsSource) -> None:
     """Raises WeightsError where the trained part was trained as another model than its base is, as with other heads."""
-    if whole.hints_from is None or source.hints_from is None or contradictions(whole.shapes, whole.hints):
+    if whole.hints_from is None or source.hints_from is None:
         return
     mine = {name: value for name, value in source.hints.items() if name not in _OF_THE_BRANCH}
     if conflicts := setting_conflicts(mine, whole.hints):
@@ -355,6 +355,4 @@ def _check(source: WeightsSource) -> None:
         raise WeightsError(
             f"{source.path}: read as {source.dialect} names ({source.what}), but {problems}{hint}"
         )
-    disagreements = contradictions(source.shapes, source.hints)
-    if disagreements:
-        logger.warning(f"{source.path}: config.json disagrees and is not used: {', '.join(disagreements)}")
+    check_hints(source.shapes, source.hints, source.hints_from or source.path)

@@ -1,12 +1,13 @@
 """Sizes ⇄ weights: the names and shapes that a VaceConfig implies, the sizes that shapes imply, and config.json both ways. No torch.
 
-The shapes decide; config.json confirms them and adds what no shape tells (heads, text_len, eps, vace_layers), because a
-config.json written by the official code's own save is garbage (dim 16, eps 40).
+The shapes decide; config.json must confirm them, and adds what no shape tells: heads, text_len, eps, vace_layers.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,6 +31,21 @@ _NAMES = {  # our field → (original config.json, diffusers config.json)
     "eps": ("eps", "eps"),
     "vace_layers": ("vace_layers", "vace_layers"),
     "vace_in_dim": ("vace_in_dim", "vace_in_channels"),
+}
+_FIXED: Mapping[str, tuple[object, ...]] = {  # what Wan and VACE have one form of, as each dialect writes it
+    "qk_norm": (True, "rms_norm_across_heads"),
+    "cross_attn_norm": (True,),
+}
+_SHIFTED = {  # key that VaceWanModel.save_pretrained writes → the key whose value it writes there
+    "text_len": "patch_size",
+    "in_dim": "text_len",
+    "dim": "in_dim",
+    "ffn_dim": "dim",
+    "freq_dim": "ffn_dim",
+    "out_dim": "freq_dim",
+    "num_heads": "text_dim",
+    "num_layers": "out_dim",
+    "eps": "num_heads",
 }
 
 
@@ -110,12 +126,14 @@ def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceConfig:
-    """Sizes from the shapes, and from `hints` (`read_hints`) what shapes cannot tell. Raises WeightsError if they cannot be told."""
+    """Sizes from the shapes, and from `hints` (`read_hints`) what shapes cannot tell.
+
+    Raises WeightsError if they cannot be told, or contradict each other.
+    """
+    check_hints(shapes, hints)
     sizes = sizes_of_shapes(shapes)
     del sizes["branch_blocks"]
     vace_in_dim = sizes.pop("vace_in_dim", 96)
-    if contradictions(shapes, hints):
-        hints = {}
     sizes.update({name: hints[name] for name in ("text_len", "eps") if hints.get(name)})
     sizes["num_heads"] = hints.get("num_heads") or _heads(sizes["hidden_size"])
     layers = infer_layers(shapes, hints)[1]
@@ -132,28 +150,59 @@ def infer_layers(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> tuple
     """num_layers and vace_layers, which stages need and for which the heads do not matter. Raises WeightsError like infer_config."""
     sizes = sizes_of_shapes(shapes)
     blocks, num_layers = sizes["branch_blocks"], sizes["num_layers"]
-    told = () if contradictions(shapes, hints) else hints.get("vace_layers") or ()
-    return num_layers, tuple(told) if told and blocks else _spread(blocks, num_layers)
+    check_hints(shapes, hints)
+    saved = hints.get("vace_layers") or ()
+    return num_layers, tuple(saved) if saved and blocks else _spread(blocks, num_layers)
 
 
-def contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> list[str]:
-    """Where a config.json says other sizes than the shapes, in words; [] where it confirms them."""
-    odd = {name for name in _NAMES if not _of_its_kind(name, hints.get(name))}
+def check_hints(shapes: Mapping[str, Shape], hints: Mapping[str, Any], where: str | Path = "") -> None:
+    """Raises WeightsError where a config.json (`hints`, read from `where`) does not describe tensors of these shapes."""
+    if found := _contradictions(shapes, hints):
+        raise WeightsError(
+            f"contradicts the tensors: {'; '.join(found)}",
+            where=where,
+            fix="correct it, or remove it if it is of another model",
+        )
+
+
+def _contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> list[str]:
+    """Key, value in config.json and what the tensors show, for each that differs."""
     sizes = sizes_of_shapes(shapes)
     blocks = sizes.pop("branch_blocks")
-    found = [
-        f"{name} {_plain(hints[name])}, tensors {_plain(value)}"
-        for name, value in sizes.items()
-        if name not in odd and hints.get(name) is not None and _plain(hints[name]) != _plain(value)
+    found = []
+    for name, keys in _NAMES.items():
+        value = hints.get(name)
+        if value is None:
+            continue
+        key = "/".join(dict.fromkeys([name, *filter(None, keys)]))
+        if name in sizes:
+            if not _of_its_kind(name, value) or _plain(value) != _plain(sizes[name]):
+                found.append(f"{key} is {_brief(value)}, the tensors show {_plain(sizes[name])}")
+        elif not _of_its_kind(name, value):
+            found.append(f"{key} is {_brief(value)}, expected {_kind_in_words(name, sizes, blocks)}")
+        elif name == "num_heads" and (sizes["hidden_size"] % value or sizes["hidden_size"] // value % 2):
+            found.append(f"{key} is {value}, expected {_kind_in_words(name, sizes, blocks)}")
+        elif name == "vace_layers" and blocks and len(value) != blocks:
+            found.append(f"{key} names {len(value)} blocks, the tensors show {blocks}")
+    found += [
+        f"{name} is {_brief(hints[name])}, the tensors show a norm"
+        for name, forms in _FIXED.items()
+        if hints.get(name) is not None and hints[name] not in forms
     ]
-    if odd:
-        return [*found, *(f"{name} {str(hints[name])[:40]}" for name in sorted(odd))]
-    if blocks and hints.get("vace_layers") is not None and len(hints["vace_layers"]) != blocks:
-        found.append(f"{len(hints['vace_layers'])} vace_layers, tensors {blocks}")
-    heads = hints.get("num_heads")
-    if heads is not None and sizes["hidden_size"] % heads:
-        found.append(f"num_heads {heads}, which does not divide {sizes['hidden_size']}")
     return found
+
+
+def _kind_in_words(name: str, sizes: Mapping[str, Any], blocks: int) -> str:
+    if name == "vace_layers":
+        return f"a list of {blocks} layers, as the tensors show" if blocks else "a list of layers"
+    if name == "num_heads":
+        return f"a number of heads of even width, of {sizes['hidden_size']} channels in the tensors"
+    return "a number above 0 and below 1" if name == "eps" else "a whole number above 0"
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def setting_conflicts(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
@@ -169,16 +218,24 @@ def setting_conflicts(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> 
 
 
 def read_hints(values: object) -> dict[str, Any]:
-    """A config.json (original, diffusers, or a VaceConfig of ours) as our field names; {} when it is none of them."""
-    if not isinstance(values, Mapping):
+    """A config.json (original, diffusers, or a VaceConfig of ours) as our field names; {} when it is none of them.
+
+    The official VaceWanModel.save_pretrained writes values one key too early (dim 16, eps 40): they are put right.
+    """
+    if not isinstance(values, Mapping) or "architectures" in values:  # which transformers writes
         return {}
     if isinstance(values.get("trunk"), Mapping):
         return {
             **values["trunk"],
             **{key: values[key] for key in ("vace_layers", "vace_in_dim") if key in values},
         }
+    if isinstance(values.get("text_len"), list) and "vace_layers" in values:
+        known = ("vace_layers", "vace_in_dim")
+        shifted = {right: values[key] for key, right in _SHIFTED.items() if key in values}
+        values = {**shifted, **{key: values[key] for key in known if key in values}}
     column = 1 if "num_attention_heads" in values else 0
     hints = {name: values[keys[column]] for name, keys in _NAMES.items() if keys[column] in values}
+    hints.update({name: values[name] for name in _FIXED if name in values})
     width = values.get("attention_head_dim")
     if column == 1 and isinstance(width, int) and isinstance(hints["num_heads"], int):
         hints["hidden_size"] = width * hints["num_heads"]
@@ -307,9 +364,9 @@ def _of_its_kind(name: str, value: Any) -> bool:
         if not isinstance(value, (list, tuple)) or (name == "patch_size" and len(value) != 3):
             return False
         return all(type(number) is int and 0 <= number < 2**31 for number in value)
-    return (
-        type(value) is int and 0 < value < 2**31 if name != "eps" else type(value) is float and 0 < value < 1
-    )
+    if name == "eps":
+        return type(value) is float and 0 < value < 1
+    return type(value) is int and 0 < value < 2**31
 
 
 def _plain(value: Any) -> Any:

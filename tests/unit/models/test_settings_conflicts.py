@@ -12,6 +12,7 @@ from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.start import vace_start
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.weights import open_weights
+from tests.support.errors import raises
 from tests.tiny import TINY, model_json, tiny_transformer, write_transformer
 
 
@@ -44,11 +45,12 @@ def test_other_settings_are_refused_with_both_values(weights, changes, message):
         vace_start(predictor(weights, **changes))
 
 
-def test_config_that_contradicts_the_tensors_is_no_measure(weights, tmp_path):
+def test_config_that_contradicts_the_tensors_is_refused(tmp_path):
     write_transformer(tmp_path, tiny_transformer(), torch.bfloat16)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "dim": 16, "num_heads": 1, "eps": 40}))
-    assert vace_start(predictor(tmp_path)).weights is not None
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_heads": 0}))
+    with raises(WeightsError, "num_heads", 0, where=tmp_path / "config.json"):
+        vace_start(predictor(tmp_path))
 
 
 def test_trained_part_of_another_model_than_its_base_is_refused(weights, tmp_path):

@@ -21,6 +21,7 @@ from mindspeed_mm.models.wan.sizes import diffusers_json, official_json
 from mindspeed_mm.models.wan.stages import split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import load_transformer, open_weights
+from tests.support.errors import raises
 from tests.tiny import TINY, tiny_transformer, write_shards, write_transformer
 
 pytestmark = pytest.mark.medium
@@ -399,17 +400,11 @@ def test_an_empty_folder_and_a_missing_one_are_errors(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "no such file")
 
 
-def test_a_config_json_of_another_model_is_not_used_and_named(
-    tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("mindspeed_mm.models.weights.logger.warning", said.append)
+def test_config_of_another_model_is_refused(tmp_path: Path, weights: Weights) -> None:
     folder = official(tmp_path, weights)
-    config(folder, {**official_json(TINY), "dim": 16, "eps": 40})
-    source = open_weights(folder)
-    assert "hidden_size 16, tensors 48" in said[0]
-    with pytest.raises(WeightsError, match="num_heads"):
-        _ = source.config
+    config(folder, {**official_json(TINY), "dim": 16})
+    with raises(WeightsError, "dim", 16, 48, where=folder / "config.json"):
+        open_weights(folder)
 
 
 def test_the_official_folder_of_the_tiny_maker_opens(tmp_path: Path) -> None:

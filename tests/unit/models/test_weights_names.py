@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any, ClassVar
+
 import pytest
 import torch
-from diffusers import WanVACETransformer3DModel
+from diffusers import ConfigMixin, ModelMixin, WanVACETransformer3DModel
+from diffusers.configuration_utils import register_to_config
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig
 from mindspeed_mm.models.wan.sizes import (
-    contradictions,
+    check_hints,
     diffusers_json,
     infer_config,
     layout,
@@ -20,6 +24,7 @@ from mindspeed_mm.models.wan.sizes import (
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import build_on_meta
 from tests.layouts import published_layout
+from tests.support.errors import raises
 from tests.tiny import TINY
 
 PUBLISHED = ("Wan2.1-VACE-1.3B", "Wan2.1-VACE-14B")
@@ -86,12 +91,87 @@ def test_config_json_comes_back_in_both_spellings(config: VaceConfig) -> None:
         assert infer_config(layout(config), read_hints(values)) == config
 
 
-def test_a_garbage_config_json_is_not_used() -> None:
-    """The official code's own save writes dim 16, eps 40."""
-    preset = PRESETS["Wan2.1-VACE-1.3B"]
-    hints = read_hints({**official_json(preset), "dim": 16, "eps": 40, "num_heads": 7})
-    assert contradictions(layout(preset), hints)
-    assert infer_config(layout(preset), hints) == preset
+def test_config_of_the_official_save_is_read() -> None:
+    """VaceWanModel passes positions to a constructor that leaves five names out of its config: dim 16, eps 40."""
+
+    class WanModel(ModelMixin, ConfigMixin):  # signatures of the official wan/modules/{model,vace_model}.py
+        ignore_for_config: ClassVar = ["patch_size", "cross_attn_norm", "qk_norm", "text_dim", "window_size"]
+
+        @register_to_config
+        def __init__(
+            self, model_type="t2v", patch_size=(1, 2, 2), text_len=512, in_dim=16, dim=2048, ffn_dim=8192,
+            freq_dim=256, text_dim=4096, out_dim=16, num_heads=16, num_layers=32, window_size=(-1, -1),
+            qk_norm=True, cross_attn_norm=True, eps=1e-6,
+        ):  # fmt: skip
+            super().__init__()
+
+    class VaceWanModel(WanModel):
+        @register_to_config
+        def __init__(
+            self, vace_layers=None, vace_in_dim=None, model_type="vace", patch_size=(1, 2, 2), text_len=512,
+            in_dim=16, dim=2048, ffn_dim=8192, freq_dim=256, text_dim=4096, out_dim=16, num_heads=16,
+            num_layers=32, window_size=(-1, -1), qk_norm=True, cross_attn_norm=True, eps=1e-6,
+        ):  # fmt: skip
+            super().__init__(
+                "t2v", patch_size, text_len, in_dim, dim, ffn_dim, freq_dim, text_dim, out_dim, num_heads,
+                num_layers, window_size, qk_norm, cross_attn_norm, eps,
+            )  # fmt: skip
+
+    official = {name: value for name, value in official_json(TINY).items() if name[0] != "_"}
+    saved = json.loads(VaceWanModel(**official).to_json_string())
+    assert (saved["dim"], saved["eps"]) == (TINY.trunk.in_dim, TINY.trunk.num_heads)
+    assert infer_config(layout(TINY), read_hints(saved)) == TINY
+
+
+CONTRADICTIONS: list[tuple[dict[str, Any], tuple[object, ...]]] = [
+    ({"eps": 1}, ("eps", 1)),
+    ({"eps": 40}, ("eps", 40)),
+    ({"num_layers": 9}, ("num_layers", 9, TINY.trunk.num_layers)),
+    ({"dim": 16}, ("dim", 16, TINY.trunk.hidden_size)),
+    ({"dim": "48"}, ("dim", '"48"', TINY.trunk.hidden_size)),
+    ({"num_heads": 0}, ("num_heads", 0, TINY.trunk.hidden_size)),
+    ({"num_heads": 5}, ("num_heads", 5, TINY.trunk.hidden_size)),
+    ({"num_heads": TINY.trunk.hidden_size}, ("num_heads", TINY.trunk.hidden_size)),
+    ({"num_heads": True}, ("num_heads", "true")),
+    ({"num_heads": "6"}, ("num_heads", '"6"')),
+    ({"vace_layers": "x"}, ("vace_layers", '"x"', 2)),
+    ({"vace_layers": [0, 1, 2]}, ("vace_layers", 3, 2)),
+    ({"vace_layers": [[0], 2]}, ("vace_layers", 2)),
+    ({"qk_norm": False}, ("qk_norm", "false")),
+    ({"cross_attn_norm": False}, ("cross_attn_norm", "false")),
+    ({"text_len": 2.5}, ("text_len", 2.5)),
+]
+
+
+@pytest.mark.parametrize(("changes", "facts"), CONTRADICTIONS, ids=lambda case: json.dumps(case)[:30])
+def test_config_that_contradicts_the_tensors_is_refused(
+    changes: dict[str, Any], facts: tuple[object, ...]
+) -> None:
+    hints = read_hints({**official_json(TINY), **changes})
+    with raises(WeightsError, *facts, where="config.json"):
+        check_hints(layout(TINY), hints, "config.json")
+    with raises(WeightsError, *facts):
+        infer_config(layout(TINY), hints)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_attention_heads": 5}, {"in_channels": 36}, {"qk_norm": "layer_norm"}]
+)
+def test_diffusers_config_is_named_by_its_own_keys(changes: dict[str, Any]) -> None:
+    [(key, value)] = changes.items()
+    with raises(WeightsError, key, value):
+        check_hints(layout(TINY), read_hints({**diffusers_json(TINY), **changes}))
+
+
+@pytest.mark.parametrize("key", sorted({*official_json(TINY), *diffusers_json(TINY)}))
+def test_config_that_is_silent_about_a_key_is_accepted(key: str) -> None:
+    for values in (official_json(TINY), diffusers_json(TINY)):
+        for silent in ({name: value for name, value in values.items() if name != key}, {**values, key: None}):
+            check_hints(layout(TINY), read_hints(silent))
+
+
+def test_config_of_a_text_encoder_is_not_used() -> None:
+    assert read_hints({"architectures": ["UMT5EncoderModel"], "num_heads": 64, "num_layers": 24}) == {}
 
 
 def test_without_heads_a_narrow_model_is_an_error() -> None:

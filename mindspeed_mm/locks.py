@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import socket
+import stat
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ HEARTBEAT = 10.0  # seconds between two signs of life
 PATIENCE = 4.5  # heartbeats that a process on another machine may miss
 SETTLE = 0.2  # seconds until two that took a lock at once can read who has it
 FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file belongs to nobody
+_MAX_BYTES = 1 << 16  # longest lock file
 NAME_BYTES = 255  # longest file name
 _ENDING = 3  # seconds in which a killed process's files are closed
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -117,7 +119,7 @@ def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
 def check_unlocked(folder: Path, *, choose: str) -> None:
     """Report early that a process of this machine holds the lock. Takes nothing, waits for nothing. Raises LaunchError."""
     if is_in_use(folder) and (holder := read_holder(folder)) is not None:
-        raise LaunchError(_refusal(folder, holder, choose))
+        raise _refusal(folder, holder, choose)
 
 
 def is_in_use(folder: Path) -> bool:
@@ -129,9 +131,24 @@ def is_in_use(folder: Path) -> bool:
 def read_holder(folder: Path) -> Holder | None:
     """What the lock file of `folder` says; None without one."""
     try:
-        return _parse((folder / LOCK_FILE).read_bytes())
+        handle = _open(folder / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return _parse(os.pread(handle, _MAX_BYTES, 0))
     except (OSError, ValueError):
         return None
+    finally:
+        os.close(handle)
+
+
+def _open(path: Path, flags: int) -> int:
+    """The lock file, opened without waiting for anyone. Raises OSError, also where it is no regular file."""
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return handle
 
 
 def _take(folder: Path, choose: str) -> int:
@@ -139,11 +156,9 @@ def _take(folder: Path, choose: str) -> int:
     path = folder / LOCK_FILE
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            handle = _open(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise LaunchError(
-                f"{path}: cannot be written: {error.strerror}; choose another {choose}"
-            ) from None
+            raise _cannot_write(path, error, choose) from None
         try:
             locked = _try_lock(handle)
             if not _is_at(handle, path):  # its holder ended, and removed it
@@ -158,22 +173,26 @@ def _take(folder: Path, choose: str) -> int:
                 locked = _try_lock(handle)
                 before = _holder_in(handle, written=locked is False)
             if _is_held(handle, before, locked):
-                raise LaunchError(_refusal(folder, before, choose))
+                raise _refusal(folder, before, choose)
             _write(handle, Holder.this_process(), settle=locked is None)
             after = _holder_in(handle, written=True)
             if after is None or (after.machine, after.pid) != (machine(), os.getpid()):
-                raise LaunchError(_refusal(folder, after, choose))
+                raise _refusal(folder, after, choose)
         except LaunchError:
             os.close(handle)
             raise
         except OSError as error:
             os.close(handle)
-            raise LaunchError(
-                f"{path}: cannot be written: {error.strerror}; choose another {choose}"
-            ) from None
+            raise _cannot_write(path, error, choose) from None
         if before is not None:
             logger.info(f"{folder}: took over from {before.describe()}, which did not end by itself")
         return handle
+
+
+def _cannot_write(path: Path, error: OSError, choose: str) -> LaunchError:
+    reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+    fix = f"remove it, or choose another {choose}" if os.path.lexists(path) else f"choose another {choose}"
+    return LaunchError(f"cannot be written: {reason}", where=path, fix=fix)
 
 
 def _try_lock(handle: int) -> bool | None:
@@ -228,7 +247,7 @@ def _holder_in(handle: int, *, written: bool) -> Holder | None:
     """The holder in an open lock file. `written`: it is locked, so that a name appears in a moment."""
     for _ in range(10):
         with suppress(ValueError):
-            found = _parse(os.pread(handle, 1 << 16, 0))
+            found = _parse(os.pread(handle, _MAX_BYTES, 0))
             is_ended = found is not None and found.is_local and not found.is_alive
             if not written or (found is not None and not is_ended):
                 return found
@@ -272,14 +291,12 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _refusal(folder: Path, holder: Holder | None, choose: str) -> str:
+def _refusal(folder: Path, holder: Holder | None, choose: str) -> LaunchError:
     who = "another run" if holder is None else holder.describe()
-    last = (
-        ""
-        if holder is None or holder.is_local
-        else f"; if it is gone for certain, remove {folder / LOCK_FILE}"
-    )
-    return f"{folder}: in use by {who}; wait for its end, stop it, or choose another {choose}{last}"
+    fix = f"wait for its end, stop it, or choose another {choose}"
+    if holder is not None and not holder.is_local:
+        fix += f"; if it is gone for certain, remove {folder / LOCK_FILE}"
+    return LaunchError(f"in use by {who}", where=folder, fix=fix)
 
 
 def _make_folders(folder: Path, choose: str) -> list[Path]:
@@ -288,7 +305,9 @@ def _make_folders(folder: Path, choose: str) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LaunchError(f"{folder}: cannot be made: {error.strerror}; choose another {choose}") from None
+        raise LaunchError(
+            f"cannot be made: {error.strerror}", where=folder, fix=f"choose another {choose}"
+        ) from None
     return missing
 
 

@@ -70,7 +70,8 @@ step "Train the VACE branch for $ITERATIONS iterations on $RANKS processes with 
 run 2 NPUS_PER_NODE="$RANKS" LOG_DIR=$OUT/logs MBS=$((16 / RANKS)) NUM_WORKERS=0 LR=8e-3 \
     MM_DATA=$TINY/feature_data.json MM_MODEL=$TINY/pretrain_model.json FSDP2_CONFIG=$TINY/fsdp2_config.yaml \
     SAVE_PATH=$OUT/save TRAIN_ITERS="$ITERATIONS" SAVE_INTERVAL="$ITERATIONS" LOG_INTERVAL=10 \
-    bash examples/vace/1.3B/pretrain_fsdp.sh --optimizer muon --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 10 --adam-eps 1e-8
+    bash examples/vace/1.3B/pretrain_fsdp.sh --optimizer muon --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 10 --adam-eps 1e-8 \
+    --ignore-existing-checkpoints
 
 step "Turn the sharded checkpoint into one file, and that into the official format"
 run 1 mm-convert VACEConverter dcp_to_torch --cfg.source_path $OUT/save --cfg.target_path $OUT/save-release

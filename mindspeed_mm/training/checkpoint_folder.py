@@ -33,24 +33,45 @@ def folder_to_load(config: CheckpointConfig) -> Path | None:
     if not is_complete(folder):
         problem = "has no .metadata, so its save was not finished" if folder.is_dir() else "does not exist"
         raise WeightsError(
-            f"--load {root}: {folder.name} {problem}; complete checkpoints: {_list(complete_iterations(root))}; "
-            "choose one with --ckpt-step"
+            f"{folder.name} {problem}; complete checkpoints: {_list(complete_iterations(root))}",
+            where=f"--load {root}",
+            fix="choose one with --ckpt-step",
         )
     return folder
+
+
+def check_save_folder(config: CheckpointConfig) -> None:
+    """A run that does not go on from --save's checkpoints would write its own over them. Raises WeightsError."""
+    if config.save is None or config.ignore_existing_checkpoints:
+        return
+    root = Path(config.save)
+    loaded = None if config.load is None else Path(config.load).resolve()
+    if loaded is not None and root.resolve() in (loaded, loaded.parent):
+        return
+    if have := complete_iterations(root):
+        over = ", or start over in it with --ignore-existing-checkpoints" if loaded is None else ""
+        raise WeightsError(
+            f"holds complete checkpoints: {_list(have)}",
+            where=f"--save {root}",
+            fix=f"choose another folder, go on from this one with --load {root}{over}",
+        )
 
 
 def _check_empty(root: Path, config: CheckpointConfig) -> None:
     """Without a tracker file, a run may start at iteration 0 in its own folder, before its first save."""
     if have := complete_iterations(root):
         raise WeightsError(
-            f"--load {root}: {TRACKER} is missing, but there are complete checkpoints: {_list(have)}; go on from one with "
-            f"--ckpt-step {have[-1]}, or start at iteration 0 with --ignore-existing-checkpoints"
+            f"{TRACKER} is missing, but there are complete checkpoints: {_list(have)}",
+            where=f"--load {root}",
+            fix=f"go on from one with --ckpt-step {have[-1]}, or start at iteration 0 with --ignore-existing-checkpoints",
         )
     same = config.save is not None and Path(config.save).resolve() == root.resolve()
     if not same or config.exit_on_missing_checkpoint:
         problem = "holds no checkpoint" if root.is_dir() else "no such folder"
         raise WeightsError(
-            f"--load {root}: {problem} (no {TRACKER}); name a folder of checkpoints, or leave --load out"
+            f"{problem} (no {TRACKER})",
+            where=f"--load {root}",
+            fix="name a folder of checkpoints, or leave --load out",
         )
     logger.info(f"no checkpoint in {root} yet: starting at iteration 0")
 

@@ -138,7 +138,8 @@ class CheckpointConfig(Config):
     )
     ignore_existing_checkpoints: bool = Field(
         default=False,
-        description="start at iteration 0 although --load holds checkpoints; they stay where they are",
+        description="start at iteration 0 although --load or --save holds checkpoints; each stays until this run "
+        "saves the same iteration",
     )
     exit_on_missing_checkpoint: bool = Field(
         default=False, description="stop when --load holds no checkpoint, even if it is the folder of --save"

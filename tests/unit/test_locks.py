@@ -27,6 +27,7 @@ from mindspeed_mm.locks import (
     sweep,
     temporary_name,
 )
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.medium
 
@@ -224,3 +225,30 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match="--save"), lock_folder(tmp_path / "file/save", choose="--save"):
         pass
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero", "link", "folder"])
+def test_lock_file_that_is_no_regular_file_is_refused(tmp_path, kind):
+    path = tmp_path / LOCK_FILE
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        (tmp_path / "file").write_text("the user's own")
+        path.symlink_to("/dev/zero" if kind == "zero" else tmp_path / "file")
+    assert read_holder(tmp_path) is None
+    check_unlocked(tmp_path, choose="--save")
+    with raises(LaunchError, "--save", where=path), lock_folder(tmp_path, choose="--save"):
+        pass
+    if kind == "link":
+        assert (tmp_path / "file").read_text() == "the user's own"
+    if kind == "fifo":  # a writer makes reads wait
+        with open(os.open(path, os.O_RDWR), "wb"):
+            assert read_holder(tmp_path) is None
+
+
+def test_lock_file_of_any_length_is_read_in_part(tmp_path):
+    with open(tmp_path / LOCK_FILE, "wb") as file:
+        file.truncate(1 << 40)
+    assert read_holder(tmp_path) is None

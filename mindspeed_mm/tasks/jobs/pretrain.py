@@ -34,6 +34,7 @@ from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tools.config import ToolsConfig
+from mindspeed_mm.training.checkpoint_folder import check_save_folder
 from mindspeed_mm.training.config import (
     BatchConfig,
     CheckpointConfig,
@@ -220,7 +221,9 @@ class PretrainJob(Config):
             )  # a folder that holds none, or two models, is named before any rank starts
 
     def check_outputs(self) -> None:
-        """Raises ConfigError or LaunchError when the first rank cannot write where the flags say, or another run does.
+        """Raises ConfigError, LaunchError or WeightsError when the first rank cannot write where the flags say.
+
+        Another run may write there, or its checkpoints be there that this one does not load.
 
         A plain --dry-run leaves open what only the machine of the run knows: whether the folders can be made.
         """
@@ -231,6 +234,7 @@ class PretrainJob(Config):
             check_folder(folder, flag, probe=is_here)
         if is_here and self.training.checkpoint.save:
             check_unlocked(Path(self.training.checkpoint.save), choose="--save")
+            check_save_folder(self.training.checkpoint)
 
     def _output_folders(self) -> dict[str, str]:
         """Flag or key → the folder that it names."""

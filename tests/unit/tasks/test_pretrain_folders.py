@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from megatron.mm.layout import REPLACED, WRITING
-from mindspeed_mm.errors import ConfigError, LaunchError
+from mindspeed_mm.errors import ConfigError, LaunchError, WeightsError
 from mindspeed_mm.locks import LOCK_FILE, Holder, process_start
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import hold_folder, main
+from tests.support.errors import raises
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZE = ROOT / "examples/vace/1.3B"
@@ -62,6 +63,17 @@ def test_folder_of_another_training_is_refused_early_and_late(tmp_path):
         job.check_outputs()
     with pytest.raises(LaunchError, match="--save"), hold_folder(job):
         pass
+
+
+def test_run_that_would_overwrite_checkpoints_is_refused_early(tmp_path):
+    folder = tmp_path / "save/iter_0000070"
+    folder.mkdir(parents=True)
+    (folder / ".metadata").touch()
+    save = f"--save={folder.parent}"
+    with raises(WeightsError, 70, where=f"--save {folder.parent}"):
+        PretrainJob.from_argv(argv(save), ranks=1).check_outputs()
+    for more in ("--ignore-existing-checkpoints", f"--load={folder.parent}"):
+        PretrainJob.from_argv(argv(save, more), ranks=1).check_outputs()
 
 
 def test_reading_a_folder_in_use_is_not_blocked(tmp_path):

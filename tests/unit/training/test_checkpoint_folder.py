@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.training.checkpoint_folder import folder_to_load
+from mindspeed_mm.training.checkpoint_folder import check_save_folder, folder_to_load
 from mindspeed_mm.training.config import CheckpointConfig
+from tests.support.errors import raises
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -38,10 +39,16 @@ def test_load_takes_the_trackers_iteration_or_the_named_one(saved: Path) -> None
 
 def test_load_without_tracker_beside_checkpoints_is_refused(saved: Path) -> None:
     (saved / TRACKER).unlink()
-    with pytest.raises(WeightsError) as caught:
+    with raises(
+        WeightsError,
+        TRACKER,
+        70,
+        80,
+        "--ckpt-step 80",
+        "ignore-existing-checkpoints",
+        where=f"--load {saved}",
+    ) as caught:
         folder_to_load(config(saved))
-    for fact in (TRACKER, "70, 80", "--ckpt-step 80", "--ignore-existing-checkpoints"):
-        assert fact in str(caught.value)
     assert "90" not in str(caught.value)
     assert folder_to_load(config(saved, ckpt_step=70)) == saved / "iter_0000070"
 
@@ -54,17 +61,36 @@ def test_ignore_existing_checkpoints_starts_over(saved: Path) -> None:
 
 def test_an_incomplete_checkpoint_is_not_among_the_complete_ones(saved: Path) -> None:
     (saved / "iter_0000080/.metadata").unlink()
-    with pytest.raises(WeightsError, match=r"iter_0000080 has no .metadata.*complete checkpoints: 70;"):
+    with raises(WeightsError, "iter_0000080", ".metadata", "complete checkpoints: 70;"):
         folder_to_load(config(saved))
-    with pytest.raises(WeightsError, match=r"iter_0000003 does not exist.*complete checkpoints: 70;"):
+    with raises(WeightsError, "iter_0000003", "complete checkpoints: 70;"):
         folder_to_load(config(saved, ckpt_step=3))
 
 
 def test_an_empty_folder_starts_at_zero_only_as_the_save_folder(tmp_path: Path) -> None:
     assert folder_to_load(config(tmp_path)) is None
-    with pytest.raises(WeightsError, match="holds no checkpoint"):
-        folder_to_load(config(tmp_path, save=None))
-    with pytest.raises(WeightsError, match="holds no checkpoint"):
-        folder_to_load(config(tmp_path, exit_on_missing_checkpoint=True))
-    with pytest.raises(WeightsError, match="no such folder"):
-        folder_to_load(config(tmp_path / "nothing", save=None))
+    nothing = tmp_path / "nothing"
+    for refused in (
+        config(tmp_path, save=None),
+        config(tmp_path, exit_on_missing_checkpoint=True),
+        config(nothing, save=None),
+    ):
+        with raises(WeightsError, TRACKER, where=f"--load {refused.load}"):
+            folder_to_load(refused)
+
+
+@pytest.mark.parametrize("load", [None, "elsewhere"])
+def test_save_into_checkpoints_of_another_run_is_refused(saved: Path, load: str | None) -> None:
+    with raises(WeightsError, 70, 80, f"--load {saved}", where=f"--save {saved}") as caught:
+        check_save_folder(config(saved, load=load))
+    assert "90" not in str(caught.value)
+    check_save_folder(config(saved, load=load, ignore_existing_checkpoints=True))
+
+
+def test_save_where_the_run_goes_on_or_begins_is_allowed(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(saved)
+    for load in (saved, tmp_path / "link", saved / "iter_0000070"):
+        check_save_folder(config(saved, load=str(load)))
+        check_save_folder(config(saved, load=str(load), finetune=True))
+    for fresh in (tmp_path / "new", tmp_path / "iter_0000090", None):
+        check_save_folder(config(saved, save=fresh and str(fresh)))

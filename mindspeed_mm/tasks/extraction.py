@@ -34,7 +34,6 @@ from mindspeed_mm.files import write_json_lines, write_text
 from mindspeed_mm.locks import sweep
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
-from mindspeed_mm.models.umt5.tokenizer import Tokenizer, clean_prompt
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
 from mindspeed_mm.processes import Stopped, deferred, handling_signals, stop_signal
 from mindspeed_mm.progress import Progress
@@ -42,7 +41,6 @@ from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 
 logger = get_logger(__name__)
-_SHOWN_CUTS = 10  # rows whose caption is cut
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -103,7 +101,9 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
         text_len=job.text_len,
     )
     if rank() == 0:
-        report_long_captions(dataset.records, encoder.tokenizer)
+        encoder.tokenizer.report_long(
+            (record.address, caption) for record in dataset.records for caption in record.captions
+        )
     recipe = build_recipe(job, dataset, vae, encoder)
     return Extraction(
         vae=StreamEncoder(
@@ -121,24 +121,6 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
             "text_encoder": json.dumps(recipe.text, sort_keys=True),
             "settings": json.dumps(recipe.pixels, sort_keys=True),
         },
-    )
-
-
-def report_long_captions(records: Sequence[SampleRecord], tokenizer: Tokenizer) -> None:
-    """One warning for all captions that are cut at text_len, with the rows and their tokens."""
-    captions = [(record.address, caption) for record in records for caption in record.captions]
-    # a token is at least a byte, so that most captions need not be counted
-    long = [(address, text) for address, text in captions if len(text.encode()) >= tokenizer.text_len]
-    counts = zip(long, tokenizer.count([text for _, text in long]), strict=True)
-    cut = [(address, text, tokens) for (address, text), tokens in counts if tokens > tokenizer.text_len]
-    if not cut:
-        return
-    tokenizer.reported.update(clean_prompt(text) for _, text, _ in cut)
-    shown = ", ".join(f"{address} ({tokens})" for address, _, tokens in cut[:_SHOWN_CUTS])
-    more = f" and {len(cut) - _SHOWN_CUTS} more" if len(cut) > _SHOWN_CUTS else ""
-    logger.warning(
-        f"{len(cut)} of {len(captions)} captions have more than {tokenizer.text_len} tokens and are cut there: "
-        f"{shown}{more}; shorten them if their end matters"
     )
 
 

@@ -1,6 +1,7 @@
 """mm-inspect: look at a dataset or at features as the model will see them. Checks the whole dataset, and draws one sample.
 
 mm-inspect data.txt
+mm-inspect data.json --tokenizer Wan2.1-VACE-1.3B/google/umt5-xxl
 mm-inspect data.txt --index 17 --out sheet.png --data-config examples/vace/feature_extract/data.json
 mm-inspect features/data.jsonl --index 17 --vae Wan2.1-VACE-1.3B/Wan2.1_VAE.pth
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,13 @@ from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.overrides import OverrideConfig, Overrides
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.data.check import check_dataset
-from mindspeed_mm.data.config import DataSource, FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
+from mindspeed_mm.data.config import (
+    DataSource,
+    FeatureDatasetConfig,
+    TokenizerConfig,
+    VaceDatasetConfig,
+    VideoConfig,
+)
 from mindspeed_mm.data.csv_rows import refuse_table
 from mindspeed_mm.data.manifest import list_problems, scan_manifest
 from mindspeed_mm.data.registry import parse_data_config
@@ -58,6 +66,11 @@ class InspectConfig(OverrideConfig):
     )
     vae: str | None = Field(
         default=None, description="VAE (folder or .pth) with which a feature's latents are decoded"
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="folder of the tokenizer (google/umt5-xxl), to count captions that will be cut; "
+        "null = tokenizer_config of the data JSON",
     )
     decode_frames: int | None = Field(
         default=None,
@@ -108,13 +121,13 @@ def job_parser(prog: str = PROG) -> FlagParser:
 def _check_list(path: Path, config: InspectConfig) -> None:
     """Say what would be drawn. Raises ConfigError or DataError for a data JSON or list that cannot be read."""
     if not _is_feature(path):
-        source, _, features = _source(path, config)
-        if features is None:
-            manifest = scan_manifest(source.data_path, source.data_folder)
+        source = _source(path, config)
+        if source.features is None:
+            manifest = scan_manifest(source.rows.data_path, source.rows.data_folder)
             if manifest.problems:
                 logger.warning(list_problems(manifest.problems, manifest.rows))
             logger.info(
-                f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly"
+                f"{len(manifest.records)} of {manifest.rows} clips of {source.rows.data_path} are listed correctly"
             )
     logger.info(f"{config.out} would be drawn from {path}")
 
@@ -139,15 +152,24 @@ def _found(path: Path) -> Path:
 def _draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
     if _is_feature(path):
         return _draw_feature(path, config)
-    source, video, features = _source(path, config)
-    if features is not None:
-        return _draw_feature(_feature_file(features, config.index or 0), config)
-    return _draw_sample(_record(source, video, config), video)
+    source = _source(path, config)
+    if source.features is not None:
+        return _draw_feature(_feature_file(source.features, config.index or 0), config)
+    return _draw_sample(_record(source, config), source.video)
 
 
-def _source(path: Path, config: InspectConfig) -> tuple[DataSource, VideoConfig, FeatureDatasetConfig | None]:
-    """Where the rows are, how clips are cut, and the features when the path means those."""
-    video = VideoConfig()
+@dataclass(frozen=True)
+class _Source:
+    """Where the rows are, how clips and captions are cut, and the features when the path means those."""
+
+    rows: DataSource
+    video: VideoConfig = field(default_factory=VideoConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    features: FeatureDatasetConfig | None = None
+
+
+def _source(path: Path, config: InspectConfig) -> _Source:
+    video, tokenizer = VideoConfig(), TokenizerConfig()
     overrides = Overrides.parse(config.set, ("data",))
     if config.data_config is not None:
         values = overrides.apply(read_json(config.data_config), "data")
@@ -156,29 +178,26 @@ def _source(path: Path, config: InspectConfig) -> tuple[DataSource, VideoConfig,
             raise ConfigError(
                 f"{config.data_config}: dataset_type is not 'vace'; --data-config wants that of raw clips"
             )
-        video = dataset.preprocess_parameters
+        video, tokenizer = dataset.preprocess_parameters, dataset.tokenizer_config
     if path.suffix == ".json" and _is_config(path):
         dataset = parse_data_config(overrides.apply(read_json(path), "data"), str(path)).dataset_param
         if isinstance(dataset, VaceDatasetConfig):
-            return dataset.basic_parameters, dataset.preprocess_parameters, None
+            return _Source(dataset.basic_parameters, dataset.preprocess_parameters, dataset.tokenizer_config)
         if isinstance(dataset, FeatureDatasetConfig):
-            return DataSource(data_path=dataset.basic_parameters.data_path), video, dataset
+            return _Source(DataSource(data_path=dataset.basic_parameters.data_path), features=dataset)
         raise ConfigError(f"{path}: mm-inspect knows the dataset types 'vace' and 'feature'")
     if config.set and config.data_config is None:
         raise ConfigError(
             f"--set {config.set[0][:80]}: {path} is no data JSON; give one with --data-config FILE"
         )
-    source = DataSource(data_path=str(path))
+    rows = DataSource(data_path=str(path))
     if (
         path.suffix == ".jsonl"
         and '"file"' in read_text(path, DataError, max_bytes=LIST_BYTES).partition("\n")[0]
     ):
-        return (
-            source,
-            video,
-            parse(FeatureDatasetConfig, {"basic_parameters": {"data_path": str(path)}}, PROG),
-        )
-    return source, video, None
+        features = parse(FeatureDatasetConfig, {"basic_parameters": {"data_path": str(path)}}, PROG)
+        return _Source(rows, features=features)
+    return _Source(rows, video, tokenizer)
 
 
 def _is_config(path: Path) -> bool:
@@ -192,24 +211,40 @@ def _is_config(path: Path) -> bool:
     return isinstance(values, Mapping) and "video" not in values
 
 
-def _record(source: DataSource, video: VideoConfig, config: InspectConfig) -> SampleRecord:
+def _record(source: _Source, config: InspectConfig) -> SampleRecord:
+    path, folder = source.rows.data_path, source.rows.data_folder
     if config.index is None:
         report = check_dataset(
-            source.data_path,
-            video,
-            data_folder=source.data_folder,
+            path,
+            source.video,
+            data_folder=folder,
             skip_bad_samples=config.skip_bad_samples,
             workers=config.workers,
         )
+        _report_long_captions(report.records, source.tokenizer, config.tokenizer)
         return report.records[0]
-    manifest = scan_manifest(source.data_path, source.data_folder)
+    manifest = scan_manifest(path, folder)
     record = next((record for record in manifest.records if record.row == config.index), None)
     if record is None:
         about = [problem for problem in manifest.problems if problem.row == config.index]
         if about:
             raise DataError(list_problems(about, 1))
-        raise ConfigError(f"--index {config.index}: {source.data_path} has rows 0..{manifest.rows - 1}")
+        raise ConfigError(f"--index {config.index}: {path} has rows 0..{manifest.rows - 1}")
     return record
+
+
+def _report_long_captions(
+    records: Sequence[SampleRecord], settings: TokenizerConfig, folder: str | None
+) -> None:
+    """Count the captions that are longer than the model reads. A data JSON may name a folder not fetched yet."""
+    if folder is None:
+        folder = settings.from_pretrained
+        if folder is None or not Path(folder).is_dir():
+            return
+    from mindspeed_mm.models.umt5.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(Path(folder), settings.model_max_length)
+    tokenizer.report_long((record.address, caption) for record in records for caption in record.captions)
 
 
 def _draw_sample(record: SampleRecord, video: VideoConfig) -> tuple[Image.Image, str]:

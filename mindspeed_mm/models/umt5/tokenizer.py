@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ FILES = ("tokenizer.json", "spiece.model")  # either makes a folder a tokenizer'
 _FETCH = "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, spiece.model)"
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _MAX_REPORTED = 5  # prompts that are cut
+_MAX_LISTED = 10  # captions of a dataset that are cut
 _PADDING = 1024  # rows of an embedding that no token needs
 
 
@@ -88,6 +89,27 @@ class Tokenizer:
         return [
             len(ids) for ids in self._tokenizer(cleaned, add_special_tokens=True, verbose=False).input_ids
         ]
+
+    def report_long(self, captions: Iterable[tuple[str, str]]) -> None:
+        """One warning for all captions of a dataset that are cut at text_len, with their addresses and tokens.
+
+        Args:
+            captions: address and text of each, as `("data.json[17]", "a red ball bounces")`.
+        """
+        captions = list(captions)
+        # a token is at least a byte, so most captions need not be counted
+        long = [(address, text) for address, text in captions if len(text.encode()) >= self.text_len]
+        counts = zip(long, self.count([text for _, text in long]), strict=True)
+        cut = [(address, text, tokens) for (address, text), tokens in counts if tokens > self.text_len]
+        if not cut:
+            return
+        self.reported.update(clean_prompt(text) for _, text, _ in cut)
+        listed = ", ".join(f"{address} ({tokens})" for address, _, tokens in cut[:_MAX_LISTED])
+        more = f" and {len(cut) - _MAX_LISTED} more" if len(cut) > _MAX_LISTED else ""
+        logger.warning(
+            f"{len(cut)} of {len(captions)} captions have more than {self.text_len} tokens and are cut there: "
+            f"{listed}{more}; shorten them if their end matters"
+        )
 
     def _report_cuts(self, cleaned: Sequence[str]) -> None:
         """A warning for the first prompts that are longer than text_len."""

@@ -21,7 +21,7 @@ from mindspeed_mm.tools import sheets
 from mindspeed_mm.tools.inspect_samples import main
 from mindspeed_mm.tools.sheets import feature_sheet, sample_sheet
 from tests.clips import numbered, write_clip
-from tests.tiny import tiny_vae, write_vae
+from tests.tiny import tiny_vae, write_tokenizer, write_vae
 
 pytestmark = pytest.mark.medium
 
@@ -90,6 +90,23 @@ def test_a_dataset_is_checked_and_its_first_row_drawn(dataset, tmp_path, capsys)
     assert "left out: rows.json[3].video: " in said
     assert "s.png: rows.json[0], 9 frames (keep)" in said
     assert Image.open(tmp_path / "s.png").width == 1640
+
+
+def test_captions_that_will_be_cut_are_counted(dataset, tmp_path, capsys):
+    write_tokenizer(tmp_path / "umt5")
+    config = json.loads((dataset / "config.json").read_text())
+    config["dataset_param"]["basic_parameters"]["data_path"] = str(_good(dataset))
+    config["dataset_param"]["tokenizer_config"] = {
+        "from_pretrained": str(tmp_path / "umt5"),
+        "model_max_length": 3,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = ["--out", str(tmp_path / "s.png"), "--workers", "0"]
+    main([str(tmp_path / "config.json"), *options])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "captions have" in line]
+    assert "good.json[0]" in line
+    main([str(_good(dataset)), *options, "--tokenizer", str(tmp_path / "umt5")])  # 512 tokens
+    assert "captions have" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])

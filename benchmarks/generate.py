@@ -32,7 +32,9 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Inputs
+from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 from mindspeed_mm.log import get_logger, setup_logging
 from mindspeed_mm.models.wan.config import FP32_MODULES, VACE_1_3B, VACE_14B, VaceConfig, WanConfig
@@ -115,13 +117,17 @@ class Bench:
 
     def run_ours(self, costs: Costs) -> Tensor:
         """One video by this package, by a pipeline that remembers nothing of earlier ones."""
-        pipe = VacePipeline(self.experts, self.vae, None, accelerator=self.accelerator, tiled="never")
-        pipe.remember(self.texts)
+        models = ModelStore(self.experts, self.vae, None, accelerator=self.accelerator, tiled="never")
+        models.cached_prompts.update(self.texts)
+        inputs = Inputs(src_video=self.video)
+        request = GenerationRequest(
+            prompt="p", negative_prompt="n", inputs=inputs, sampling=self.sampling, noise=self.noise
+        )
         with measured(self.accelerator, costs):
-            result = pipe.generate("p", "n", Inputs(src_video=self.video), self.sampling, noise=self.noise)
-        costs.steps += pipe.timings.steps[1:]  # theirs can only be timed from the second one
-        costs.encode.append(pipe.timings.seconds["vae_encode"])
-        costs.decode.append(pipe.timings.seconds["vae_decode"])
+            result = VacePipeline(models).generate(request)
+        costs.steps += models.timings.steps[1:]  # theirs can only be timed from the second one
+        costs.encode.append(models.timings.seconds["vae_encode"])
+        costs.decode.append(models.timings.seconds["vae_decode"])
         return result.latents
 
     def run_theirs(self, costs: Costs) -> Tensor:

@@ -1,4 +1,4 @@
-"""One or two transformers: which of them answers at a timestep, and where their weights lie meanwhile."""
+"""One or two transformers: which of them predicts at a timestep, and where the weights are meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKEN_BYTES = (
 
 
 class Experts:
-    """The transformer, or the high- and the low-noise one. Only the one that is asked needs to be on the device."""
+    """The transformer, or the high- and the low-noise one. Only the active one needs to be on the device."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Experts:
         placed: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """`placed`: the models already lie where they must (sharded, or in training) and are never moved.
+        """`placed`: the models are in place (sharded, or in training) and are never moved.
 
         `dtype`: of matrix products, where it is not that of the weights at hand (fp32 masters in training).
         """
@@ -45,16 +45,16 @@ class Experts:
                 "the two experts have different sizes; they must be the two halves of one model"
             )
         self.models = tuple(models)
-        self.offload: Offload = "none" if placed else _affordable(models, accelerator, offload)
-        self._visitors = (
-            [] if placed else [_visitor(model, accelerator.device, self.offload) for model in models]
+        self.mode: Offload = "none" if placed else _affordable(models, accelerator, offload)
+        self._offloaders = (
+            [] if placed else [_offloader(model, accelerator.device, self.mode) for model in models]
         )
         self._active: int | None = None
         self._accelerator = accelerator
         self._dtype = dtype or next(models[0].blocks.parameters()).dtype
-        if self.offload == "none":
-            for visitor in self._visitors:
-                visitor.bring()
+        if self.mode == "none":
+            for offloader in self._offloaders:
+                offloader.onload()
 
     @property
     def config(self) -> VaceConfig:
@@ -66,7 +66,7 @@ class Experts:
         return int(len(self.models) == 2 and timestep < 1000 * boundary)
 
     def at(self, timestep: float, sampling: SamplingConfig) -> tuple[VaceTransformer, float]:
-        """The model that answers at `timestep`, on the device, and its guidance scale."""
+        """The model that predicts at `timestep`, on the device, and its guidance scale."""
         index = self.index_at(timestep, sampling.boundary)
         self._activate(index)
         return self.models[index], (sampling.guidance_scale, sampling.guidance_scale_2)[index]
@@ -80,17 +80,17 @@ class Experts:
         activations = 2 * _TOKEN_BYTES * tokens * self.config.trunk.hidden_size
         return count * self._dtype.itemsize + activations <= 0.8 * self._accelerator.total_memory()
 
-    def leave(self) -> None:
-        """Free the device of what may leave it."""
-        if self.offload != "none" and self._active is not None:
-            self._visitors[self._active].leave()
+    def offload(self) -> None:
+        """Free the device of the active model, unless models stay there."""
+        if self.mode != "none" and self._active is not None:
+            self._offloaders[self._active].offload()
             self._active = None
 
     def _activate(self, index: int) -> None:
-        if self.offload == "none" or index == self._active:
+        if self.mode == "none" or index == self._active:
             return
-        self.leave()
-        self._visitors[index].bring()
+        self.offload()
+        self._offloaders[index].onload()
         self._active = index
 
 
@@ -108,56 +108,56 @@ def _affordable(models: Sequence[nn.Module], accelerator: Accelerator, offload: 
     return "model"
 
 
-class Visitor:
-    """A module whose weights live on the host and visit the device. They are read only, so nothing is copied back."""
+class OffloadedModule:
+    """A module whose weights live on the host and are copied to the device. They are read only: nothing is copied back."""
 
     def __init__(self, module: nn.Module, device: torch.device, *, pin: bool = False) -> None:
         self.device = device
         tensors = [*module.parameters(), *module.buffers()]
         can_pin = pin and device.type != "cpu"
-        self._home = [(tensor, tensor.data.pin_memory() if can_pin else tensor.data) for tensor in tensors]
+        self._host = [(tensor, tensor.data.pin_memory() if can_pin else tensor.data) for tensor in tensors]
 
-    def bring(self) -> None:
+    def onload(self) -> None:
         """To the device."""
-        for tensor, home in self._home:
-            tensor.data = home.to(self.device, non_blocking=True)
+        for tensor, weight in self._host:
+            tensor.data = weight.to(self.device, non_blocking=True)
 
-    def leave(self) -> None:
-        """Back home."""
-        for tensor, home in self._home:
-            tensor.data = home
+    def offload(self) -> None:
+        """Back to the host."""
+        for tensor, weight in self._host:
+            tensor.data = weight
 
     def used_by(self, stream: Any) -> None:
-        """Tell the allocator that `stream` computes with weights which another stream brought."""
-        for tensor, _ in self._home:
+        """Let the allocator know that `stream` uses weights that another stream copied."""
+        for tensor, _ in self._host:
             tensor.data.record_stream(stream)
 
 
-class BlockVisitor:
-    """A transformer whose blocks visit the device one after another; the next one comes while the last one computes."""
+class BlockOffloader:
+    """A transformer whose blocks are on the device one after another; the next one is copied while the last one computes."""
 
     def __init__(self, model: VaceTransformer, device: torch.device) -> None:
         blocks = execution_order(model)
         inside = {id(weight) for block in blocks for weight in block.parameters()}
         rest = nn.ParameterList(weight for weight in model.parameters() if id(weight) not in inside)
-        self._rest = Visitor(rest, device)
-        self._blocks = [Visitor(block, device, pin=True) for block in blocks]
-        self._here: set[int] = set()
+        self._rest = OffloadedModule(rest, device)
+        self._blocks = [OffloadedModule(block, device, pin=True) for block in blocks]
+        self._onloaded: set[int] = set()
         self._stream = None if device.type == "cpu" else torch.Stream(device)
         for index, block in enumerate(blocks):
             block.register_forward_pre_hook(lambda _module, _args, index=index: self._enter(index))
             block.register_forward_hook(lambda _module, _args, _output, index=index: self._exit(index))
 
-    def bring(self) -> None:
+    def onload(self) -> None:
         """Everything but the blocks."""
-        self._rest.bring()
+        self._rest.onload()
 
-    def leave(self) -> None:
+    def offload(self) -> None:
         """Everything."""
-        for index in sorted(self._here):
-            self._blocks[index].leave()
-        self._here.clear()
-        self._rest.leave()
+        for index in sorted(self._onloaded):
+            self._blocks[index].offload()
+        self._onloaded.clear()
+        self._rest.offload()
 
     def _enter(self, index: int) -> None:
         self._fetch(index)
@@ -168,18 +168,18 @@ class BlockVisitor:
             self._fetch((index + 1) % len(self._blocks))
 
     def _exit(self, index: int) -> None:
-        self._blocks[index].leave()
-        self._here.discard(index)
+        self._blocks[index].offload()
+        self._onloaded.discard(index)
 
     def _fetch(self, index: int) -> None:
-        if index in self._here:
+        if index in self._onloaded:
             return
-        self._here.add(index)
+        self._onloaded.add(index)
         if self._stream is None:
-            self._blocks[index].bring()
+            self._blocks[index].onload()
             return
         with self._stream:
-            self._blocks[index].bring()
+            self._blocks[index].onload()
 
 
 def execution_order(model: VaceTransformer) -> list[nn.Module]:
@@ -191,5 +191,7 @@ def execution_order(model: VaceTransformer) -> list[nn.Module]:
     return order
 
 
-def _visitor(model: VaceTransformer, device: torch.device, offload: Offload) -> Visitor | BlockVisitor:
-    return BlockVisitor(model, device) if offload == "block" else Visitor(model, device)
+def _offloader(
+    model: VaceTransformer, device: torch.device, offload: Offload
+) -> OffloadedModule | BlockOffloader:
+    return BlockOffloader(model, device) if offload == "block" else OffloadedModule(model, device)

@@ -1,42 +1,35 @@
-"""The part of the generate command that needs torch: load, check every input, embed every prompt, then video after video."""
+"""The part of the generate command that needs torch: check every input, embed every prompt, then make video after video."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
-from mindspeed_mm.errors import DataError, LaunchError, MindSpeedMMError
+from mindspeed_mm.errors import DataError, LaunchError
 from mindspeed_mm.generation.config import RunConfig
-from mindspeed_mm.generation.denoise import StepHook
-from mindspeed_mm.generation.inputs import Conditions, Inputs, load_conditions
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.inputs import Inputs
 from mindspeed_mm.generation.layout import choose_layout
-from mindspeed_mm.generation.parts import inspect_experts, load_experts, load_image_coder, load_text
-from mindspeed_mm.generation.pipeline import VacePipeline
-from mindspeed_mm.generation.team import Replica, Solo, Team
+from mindspeed_mm.generation.loaders import inspect_experts, load_experts, load_text_encoder, load_vae
+from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.outputs import VideoFiles, log_video, with_resume_hint
+from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
+from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.generation.run import conditions_of, generate, share_prompts
+from mindspeed_mm.generation.stages import decode, scale_problem
 from mindspeed_mm.generation.usual import unusual_requests
-from mindspeed_mm.generation.writer import (
-    bytes_of,
-    check_space,
-    read_latents,
-    versions,
-    write_conditions,
-    write_latents,
-    write_outcome,
-)
+from mindspeed_mm.generation.writer import bytes_of, check_space, read_latents, versions, write_outcome
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
-from mindspeed_mm.progress import Progress
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 from mindspeed_mm.tasks.summary import write_job
 
@@ -46,21 +39,21 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(job: GenerateJob, accelerator: Accelerator) -> None:
-    """All videos of a job, by this process, together with torchrun's others, or (`data_parallel`) some by each."""
+    """All videos of a job: by this process, by all of torchrun's together, or (`data_parallel`) some by each."""
     if job.run.from_latents is not None:
         if rank() == 0:
-            say_what_is_not_followed(job.run, world_size())
+            warn_ignored_options(job.run, world_size())
             decode_latents(job, accelerator)
         return
     config = check_weights(job)
-    say_what_is_not_followed(job.run, world_size())
+    warn_ignored_options(job.run, world_size())
     if world_size() == 1:
-        work(job, job.videos, accelerator, config, Solo())
+        work(job, job.videos, accelerator, config, SINGLE)
         return
     if job.run.data_parallel:
         with launch(accelerator, _TIMEOUT):
-            work(job, job.videos[rank() :: world_size()], accelerator, config, Replica())
-            wait_for_the_others()
+            work(job, job.videos[rank() :: world_size()], accelerator, config, DataParallel())
+            barrier_or_raise()
         return
     layout = choose_layout(
         world_size(),
@@ -76,11 +69,11 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
         layout.halves,
     )
     with launch(accelerator, _TIMEOUT):
-        work(job, job.videos, accelerator, config, Team(layout, accelerator))
+        work(job, job.videos, accelerator, config, ContextParallel(layout, accelerator))
 
 
-def wait_for_the_others() -> None:
-    """torchrun takes a machine that ends minutes before the others for a lost one. Raises LaunchError if a process failed."""
+def barrier_or_raise() -> None:
+    """Wait for all: torchrun takes a machine that ends minutes before the others for a lost one. Raises LaunchError."""
     try:
         dist.barrier()
     except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
@@ -89,64 +82,84 @@ def wait_for_the_others() -> None:
         ) from error
 
 
-def say_what_is_not_followed(run: RunConfig, processes: int) -> None:
-    """What this number of processes does not follow is not passed over in silence."""
-    asked = [*run.sharing, *(["data_parallel"] if run.data_parallel else [])]
+def warn_ignored_options(run: RunConfig, processes: int) -> None:
+    """Log the options that this number of processes does not follow."""
+    ignored = [*run.sharing, *(["data_parallel"] if run.data_parallel else [])]
     if run.from_latents is not None:
-        if asked:
-            LOGGER.warning("%s: left out, for one process decodes from_latents", ", ".join(asked))
+        if ignored:
+            LOGGER.warning("%s: left out, for one process decodes from_latents", ", ".join(ignored))
     elif processes > 1:
         if run.shard_weights and run.offload != "none":
             LOGGER.info(
                 "offload %s is left out: the weights lie where shard_weights spreads them", run.offload
             )
-    elif asked:
+    elif ignored:
         LOGGER.warning(
-            "%s: for several processes, and this is one; start them with generate.sh", ", ".join(asked)
+            "%s: for several processes, and this is one; start them with generate.sh", ", ".join(ignored)
         )
 
 
 def work(
-    job: GenerateJob, videos: Sequence[VideoJob], accelerator: Accelerator, config: VaceConfig, team: Solo
+    job: GenerateJob,
+    videos: Sequence[VideoJob],
+    accelerator: Accelerator,
+    config: VaceConfig,
+    parallel: SingleProcess,
 ) -> None:
-    """Check everything, embed every prompt, then one of `videos`, which are all or some of the job's, after another."""
-    team.check(lambda: check_inputs(job, videos))
+    """Check everything, embed every prompt, then make `videos`, which are all or some of the job's."""
+    parallel.check(lambda: check_inputs(job, videos))
     if not videos:
         LOGGER.info(
             "process %d has no video to make: there are %d", rank(), len(job.videos), extra=on_every_rank()
         )
         return
-    pipe = team_pipeline(job, accelerator, config, team)
-    pipe.remember(team.from_first(lambda: embed_prompts(pipe, videos)))
+    models = open_models(job, accelerator, config.trunk.text_len, parallel)
+    share_prompts(models, [request_of(video) for video in videos], parallel)
+    folder = Path(job.run.output_path)
     if rank() == 0 and all(
         video.name != "job" for video in job.videos
     ):  # whose settings would be in that file
-        write_job(Path(job.run.output_path), job.to_json())
+        write_job(folder, job.to_json())
+    files = VideoFiles(models, folder, settings_of(job))
     for video in videos:
-        if team.first:  # of those that make this video
+        if parallel.is_main:  # of those that make this video
             place = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"
             LOGGER.info("%s %s: %s", place, video.name, _short(video.prompt), extra=on_every_rank())
-        generate_one(pipe, job, video, team)
+        generate(
+            models,
+            request_of(video),
+            files.write,
+            parallel=parallel,
+            on_conditions=files.write_conditions,
+            progress=True,
+        )
 
 
-def team_pipeline(job: GenerateJob, accelerator: Accelerator, config: VaceConfig, team: Solo) -> VacePipeline:
-    """The VAE now; the text encoder and the transformer when they are needed. Only the first process has the first two."""
-    dtype = DTYPES[job.run.dtype]
-    vae = team.from_first_alone(lambda: load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator))
-    return VacePipeline(
-        lambda: load_experts(
-            job.model, dtype, accelerator, job.run.offload, team, shard=job.run.shard_weights
+def open_models(
+    job: GenerateJob,
+    accelerator: Accelerator,
+    text_len: int,
+    parallel: SingleProcess = SINGLE,
+    experts: Experts | None = None,
+) -> ModelStore:
+    """The VAE now; the text encoder and the transformer (or `experts`) when needed. Only the main process has the first two."""
+    dtype, run = DTYPES[job.run.dtype], job.run
+    return ModelStore(
+        experts
+        or (
+            lambda: load_experts(
+                job.model, dtype, accelerator, run.offload, parallel, shard=run.shard_weights
+            )
         ),
-        vae,
-        lambda: load_text(job.model, dtype, accelerator, config.trunk.text_len),
+        parallel.run_on_main(lambda: load_vae(job.model, DTYPES[run.vae_dtype], accelerator)),
+        lambda: load_text_encoder(job.model, dtype, accelerator, text_len),
         accelerator=accelerator,
-        tiled=job.run.tiled,
-        guide=team.guide,
+        tiled=run.tiled,
     )
 
 
 def check_inputs(job: GenerateJob, videos: Sequence[VideoJob]) -> None:
-    """Look at the disk, which takes all of the job's videos, and read every source of `videos` once before anything is loaded.
+    """Check that the disk takes all of the job's videos, and read every source of `videos` once before anything is loaded.
 
     So the last video's bad mask does not cost the first one's hour. Raises DataError.
     """
@@ -158,7 +171,7 @@ def check_inputs(job: GenerateJob, videos: Sequence[VideoJob]) -> None:
             [video.inputs.model_dump(mode="json"), video.sampling.model_dump(mode="json")], sort_keys=True
         )
         if key not in seen:
-            conditions_of(video)
+            conditions_of(request_of(video))
             seen.add(key)
 
 
@@ -169,11 +182,8 @@ def check_weights(job: GenerateJob) -> VaceConfig:
         for line in unusual_requests(config, {video.name: video.sampling for video in job.videos}):
             LOGGER.warning(line)
     for video in job.videos:
-        scale = video.sampling.context_scale
-        if isinstance(scale, tuple) and len(scale) != len(config.vace_layers):
-            raise DataError(
-                f"{video.name}: context_scale has {len(scale)} numbers; give one, or one for each of {len(config.vace_layers)} branch blocks"
-            )
+        if problem := scale_problem(config, video.sampling):
+            raise DataError(f"{video.name}: {problem}")
         if not config.vace_layers and video.inputs.given:
             raise DataError(
                 f"{video.name}: these weights have no VACE branch, so they cannot look at a video, mask or image"
@@ -181,8 +191,8 @@ def check_weights(job: GenerateJob) -> VaceConfig:
     return config
 
 
-def conditions_of(video: VideoJob) -> Conditions:
-    """What the model will be shown. Raises DataError beginning with the video's name."""
+def request_of(video: VideoJob) -> GenerationRequest:
+    """The request of a job's video."""
     paths = video.inputs
     inputs = Inputs(
         src_video=paths.video,
@@ -192,81 +202,24 @@ def conditions_of(video: VideoJob) -> Conditions:
         last_frame=paths.last_frame,
         outpaint=paths.outpaint,
     )
-    try:
-        return load_conditions(inputs, video.sampling)
-    except DataError as error:
-        raise DataError(f"{video.name}: {error}") from None
+    return GenerationRequest(
+        name=video.name,
+        prompt=video.prompt,
+        negative_prompt=video.negative_prompt,
+        inputs=inputs,
+        sampling=video.sampling,
+    )
 
 
-def embed_prompts(pipe: VacePipeline, videos: Sequence[VideoJob]) -> dict[str, Tensor]:
-    """All prompts of all videos in one go; then the text encoder is gone."""
-    asked: list[str] = []
-    for video in videos:
-        asked += [video.prompt, *([video.negative_prompt] if video.sampling.needs_guidance else [])]
-    with enough_memory(""):
-        pipe.embed(asked)
-    pipe.free_text_encoder()
-    return pipe.known(asked)
-
-
-def generate_one(pipe: VacePipeline, job: GenerateJob, video: VideoJob, team: Solo) -> Tensor:
-    """One video from sources to files. Latents are on disk before they are decoded. Returns them, [16, R+F, h, w]."""
-    folder = Path(job.run.output_path)
-    pipe.start_measuring()
-    conditions = conditions_of(video) if team.first else None
-    context = team.from_first(lambda: show(pipe, video, conditions, folder))
-    texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
-    with enough_memory(f"{video.name}: "):
-        pipe.load_experts()  # outside the bar, whose time that is left knows denoising steps alone
-    with denoising_progress(video.name, video.sampling.steps) as on_step, enough_memory(f"{video.name}: "):
-        num_refs = len(video.inputs.images)
-        latents = pipe.denoise(context, texts, video.sampling, num_refs=num_refs, hooks=[on_step]).cpu()
-    team.from_first(lambda: write(pipe, job, video, conditions, latents))
-    return latents
-
-
-def show(pipe: VacePipeline, video: VideoJob, conditions: Conditions | None, folder: Path) -> Tensor:
-    """Say and write what the model is shown; vace_context on the host."""
-    assert conditions is not None
-    for note in conditions.notes:
-        LOGGER.info("  %s: %s", video.name, note, extra=on_every_rank())
-    write_conditions(folder / video.name, conditions, video.sampling.fps)
-    with enough_memory(f"{video.name}: "):
-        return pipe.encode(conditions, video.sampling).cpu()
-
-
-def write(
-    pipe: VacePipeline, job: GenerateJob, video: VideoJob, conditions: Conditions | None, latents: Tensor
-) -> None:
-    """Latents first, then the video, its sheet and its settings."""
-    assert conditions is not None
-    folder, num_refs = Path(job.run.output_path), len(conditions.src_ref_images)
-    kept = write_latents(folder / video.name, latents, num_refs, settings_of(pipe, job, video, conditions))
-    with resumable(kept):
-        path = write_outcome(
-            folder,
-            video.name,
-            pipe.decode(latents, num_refs),
-            num_frames=video.sampling.num_frames,
-            fps=video.sampling.fps,
-            conditions=conditions,
-            settings=lambda: settings_of(pipe, job, video, conditions),
-        )
-    _tell(path, settings_of(pipe, job, video, conditions))
-
-
-def settings_of(
-    pipe: VacePipeline, job: GenerateJob, video: VideoJob, conditions: Conditions | None
-) -> dict[str, Any]:
-    """Every argument, with what it cost."""
-    return {
-        "name": video.name,
-        **pipe.describe(video.prompt, video.negative_prompt, conditions, video.sampling),
-        "inputs": video.inputs.model_dump(mode="json"),
+def settings_of(job: GenerateJob) -> Callable[[GenerationRequest], dict[str, Any]]:
+    """What a video's NAME.json says of the run."""
+    inputs = {video.name: video.inputs.model_dump(mode="json") for video in job.videos}
+    run = {
         "model": job.model.model_dump(mode="json"),
         "run": job.run.model_dump(mode="json"),
         "command": sys.argv,
     }
+    return lambda request: {"inputs": inputs[request.name], **run}
 
 
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
@@ -274,42 +227,37 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
     latents, num_refs, settings = read_latents(
         Path(str(job.run.from_latents)), verify=job.run.verify_checksums
     )
-    say_what_latents_decide(job, settings)
-    pipe = VacePipeline(
-        None,
-        load_image_coder(job.model, DTYPES[job.run.vae_dtype], accelerator),
-        None,
-        accelerator=accelerator,
-        tiled=job.run.tiled,
-    )
-    pipe.start_measuring()
+    warn_overridden_by_latents(job, settings)
+    vae = load_vae(job.model, DTYPES[job.run.vae_dtype], accelerator)
+    models = ModelStore(None, vae, None, accelerator=accelerator, tiled=job.run.tiled)
+    models.start_measuring()
 
     def described() -> dict[str, Any]:
-        seconds = {**settings.get("seconds", {}), **pipe.timings.report()}
+        seconds = {**settings.get("seconds", {}), **models.timings.report()}
         return {
             **settings,
             "seconds": seconds,
             "from_latents": str(job.run.from_latents),
-            "tiled": pipe.vae.tiled,
+            "tiled": models.vae.tiled,
             "peak_memory_gb": round(accelerator.max_memory_allocated() / 1e9, 3),  # of decoding
             "versions": versions(),
         }
 
-    with resumable(Path(str(job.run.from_latents))):
+    with with_resume_hint(Path(str(job.run.from_latents))):
         path = write_outcome(
             Path(job.run.output_path),
             settings["name"],
-            pipe.decode(latents, num_refs),
+            decode(models, latents, num_refs),
             num_frames=settings["sampling"]["num_frames"],
             fps=settings["sampling"]["fps"],
             conditions=None,
             settings=described,
         )
-    _tell(path, described())
+    log_video(path, described())
 
 
-def say_what_latents_decide(job: GenerateJob, settings: dict[str, Any]) -> None:
-    """Frames, size and rate are those of the run that made the latents; a request for others is not passed over in silence."""
+def warn_overridden_by_latents(job: GenerateJob, settings: dict[str, Any]) -> None:
+    """Log a request for other frames, size or rate than those of the run that made the latents."""
     named = [video for video in job.videos if video.name == settings["name"]]
     for video in named or job.videos[:1]:
         for key in ("num_frames", "height", "width", "fps"):
@@ -322,45 +270,6 @@ def say_what_latents_decide(job: GenerateJob, settings: dict[str, Any]) -> None:
                     asked,
                     made,
                 )
-
-
-@contextmanager
-def denoising_progress(name: str, steps: int) -> Iterator[StepHook]:
-    """A bar for a video's denoising steps; in a log five lines."""
-    with Progress(f"{name}: denoising", steps, "step", lines=5) as bar:
-        yield lambda step: bar.step()
-
-
-@contextmanager
-def enough_memory(where: str) -> Iterator[None]:
-    """A device that is too small for a model becomes one line that says what helps."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise DataError(
-            f"{where}out of memory before decoding; set offload to model or block, let more processes share a video (shard_weights), "
-            "or ask for a smaller size or fewer frames"
-        ) from None
-
-
-@contextmanager
-def resumable(latents: Path) -> Iterator[None]:
-    """An error after denoising says how to go on from the latents."""
-    try:
-        yield
-    except MindSpeedMMError as error:
-        raise type(error)(f"{error}; the latents are safe: run again with --from-latents {latents}") from None
-    except torch.OutOfMemoryError:
-        raise DataError(
-            f"out of memory while decoding; the latents are safe: run again with --from-latents {latents} --tiled always"
-        ) from None
-
-
-def _tell(path: Path, settings: dict[str, Any]) -> None:
-    cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in settings["seconds"].items())
-    LOGGER.info(
-        "  %s (%s; peak memory %.2f GB)", path, cost, settings["peak_memory_gb"], extra=on_every_rank()
-    )
 
 
 def _short(text: str) -> str:

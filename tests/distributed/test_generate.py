@@ -11,9 +11,10 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import RequestConfig, decide
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import Layout, choose_layout
-from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.parallel import SINGLE, ContextParallel
 from mindspeed_mm.generation.result import PromptEmbeds
-from mindspeed_mm.generation.team import Solo, Team
+from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.generation.writer import read_latents
 from tests.tiny import tiny_inputs, tiny_transformer, write_official
 
@@ -33,26 +34,25 @@ class FromModule:
         return self.state[name]
 
 
-def denoise(layout=None, shard=False, experts=1):
+def latents_of(layout=None, shard=False, experts=1):
     """Latents of one video; called on every process."""
-    team = Solo() if layout is None else Team(Layout(*layout), CPU)
+    parallel = SINGLE if layout is None else ContextParallel(Layout(*layout), CPU)
     models = [tiny_transformer(seed) for seed in range(experts)]
     if shard:
-        models = [team.sharded(FromModule(model), torch.float32) for model in models]
+        models = [parallel.load_sharded(FromModule(model), torch.float32) for model in models]
     elif layout is not None:
         for model in models:
-            team.share_tokens(model)
-    parts = Experts(models, CPU, placed=shard)
-    pipe = VacePipeline(parts, None, None, accelerator=CPU, guide=team.guide)
+            parallel.share_tokens(model)
+    store = ModelStore(Experts(models, CPU, placed=shard), None, None, accelerator=CPU)
     inputs = tiny_inputs(3, frames=4, height=6, width=10)
     other = tiny_inputs(4, text=9)
-    texts = PromptEmbeds(
+    prompts = PromptEmbeds(
         prompt_embeds=inputs["prompt_embeds"][0], negative_prompt_embeds=other["prompt_embeds"][0]
     )
     sampling = decide(
         REQUEST.model_copy(update={"guidance_scale_2": 2.0} if experts == 2 else {}), experts=experts
     )
-    return pipe.denoise(inputs["vace_context"][0], texts, sampling)
+    return denoise(store, inputs["vace_context"][0], prompts, sampling, guide=parallel.guide)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def denoise(layout=None, shard=False, experts=1):
     ],
 )
 def test_latents_are_those_of_one_process(world, layout, shard, experts):
-    alone = denoise(experts=experts)
-    together = world.run(layout[0] * layout[1], denoise, layout, shard, experts)
+    alone = latents_of(experts=experts)
+    together = world.run(layout[0] * layout[1], latents_of, layout, shard, experts)
     for latents in together:
         torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
     assert float((together[0] - together[-1]).abs().max()) == 0
@@ -76,12 +76,12 @@ def test_latents_are_those_of_one_process(world, layout, shard, experts):
 
 def generate(config):
     """The command's work on every process."""
-    from mindspeed_mm.generation.parts import inspect_experts
+    from mindspeed_mm.generation.loaders import inspect_experts
     from mindspeed_mm.tasks.generate_videos import work
     from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
     job = GenerateJob.from_file(Path(config))
-    work(job, job.videos, CPU, inspect_experts(job.model), Team(Layout(1, 2), CPU))
+    work(job, job.videos, CPU, inspect_experts(job.model), ContextParallel(Layout(1, 2), CPU))
 
 
 def test_the_command_writes_one_set_of_files_and_the_same_latents(world, tmp_path):
@@ -117,9 +117,9 @@ def test_the_command_writes_one_set_of_files_and_the_same_latents(world, tmp_pat
 
 
 def fail(folder):
-    team = Team(Layout(2, 1), CPU)
+    parallel = ContextParallel(Layout(2, 1), CPU)
     try:
-        team.from_first(lambda: (_ for _ in ()).throw(ConfigError("bad")))
+        parallel.run_on_main_and_broadcast(lambda: (_ for _ in ()).throw(ConfigError("bad")))
     except ConfigError:
         return "said"
     except SystemExit as end:

@@ -18,6 +18,7 @@ from checkpoint.cli import main as convert
 from mindspeed_mm.generation.config import RequestConfig, WeightPaths, decide
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
+from mindspeed_mm.generation.stages import encode_prompts
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "examples/vace/tiny/weights"
 SCENE = world.make_scene("heldout", 3)
@@ -123,12 +124,11 @@ def test_diffusers_generates_the_same_latents_from_the_folder_that_we_export(
         scheduler.set_begin_index(0)
 
     scheduler.set_timesteps = set_timesteps
-    ours.embed([SCENE.caption])
-    prompt = ours.known([SCENE.caption])[SCENE.caption].float()
+    prompt = encode_prompts(ours.models, [SCENE.caption])[SCENE.caption].float()
     oracle = WanVACEPipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=ours.vae.model,
+        vae=ours.models.vae.model,
         scheduler=scheduler,
         transformer=model.float().eval(),
     )

@@ -19,7 +19,9 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.config import RequestConfig, decide
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Inputs
+from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
@@ -118,16 +120,13 @@ def test_latents_and_frames_are_those_of_diffusers(models, case):
     words = {"prompt": text(1, 7), "negative": text(2, 11)}
 
     accelerator = Accelerator.detect("cpu")
-    pipe = VacePipeline(
-        Experts(transformers, accelerator), WanVae(vae, "tiny"), None, accelerator=accelerator
-    )
-    pipe.remember(words)
-    ours = pipe.generate(
-        "prompt",
-        "negative",
-        Inputs(src_video=video, src_mask=mask, src_ref_images=images),
-        sampling,
-        noise=noise,
+    store = ModelStore(Experts(transformers, accelerator), WanVae(vae, "tiny"), None, accelerator=accelerator)
+    store.cached_prompts.update(words)
+    inputs = Inputs(src_video=video, src_mask=mask, src_ref_images=images)
+    ours = VacePipeline(store).generate(
+        GenerationRequest(
+            prompt="prompt", negative_prompt="negative", inputs=inputs, sampling=sampling, noise=noise
+        )
     )
 
     theirs = run_oracle(transformers, tiny_vae(), sampling, (video, mask, images), noise, words)

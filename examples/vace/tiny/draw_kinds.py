@@ -22,10 +22,10 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.files import read_json
-from mindspeed_mm.generation.team import Solo
+from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.writer import condition_strips
 from mindspeed_mm.log import setup_logging
-from mindspeed_mm.tasks.generate_videos import check_weights, conditions_of, team_pipeline
+from mindspeed_mm.tasks.generate_videos import check_weights, open_models, request_of
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 
 SCENE = world.make_scene("heldout", 0)  # a red circle moves down
@@ -111,16 +111,16 @@ def write_request(folder: Path, base: Path) -> Path:
 
 def sheets(job: GenerateJob) -> dict[str, Image.Image]:
     """One sheet for each video of the job."""
-    pipe = team_pipeline(job, Accelerator.detect(), check_weights(job), Solo())
+    pipe = VacePipeline(open_models(job, Accelerator.detect(), check_weights(job).trunk.text_len))
 
     def make(video: VideoJob) -> Image.Image:
         kind = KINDS[video.name]
-        conditions = conditions_of(video)
-        texts = pipe.texts(video.prompt, video.negative_prompt, video.sampling)
-        latents = pipe.denoise(pipe.encode(conditions, video.sampling), texts, video.sampling)
-        frames = np.concatenate(list(pipe.decode(latents, len(conditions.src_ref_images))))
-        shown = spread(len(frames), SHOWN)
-        strips = [*condition_strips(conditions, shown), Strip(name="output", pictures=list(frames[shown]))]
+        result = pipe.generate(request_of(video))
+        shown = spread(len(result.frames), SHOWN)
+        strips = [
+            *condition_strips(result.conditions, shown),
+            Strip(name="output", pictures=list(result.frames[shown])),
+        ]
         return draw_sheet(kind.title, strips, caption=kind.recipe, width=1000, columns=SHOWN)
 
     return {video.name: make(video) for video in job.videos}

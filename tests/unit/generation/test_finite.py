@@ -14,31 +14,35 @@ from mindspeed_mm.errors import NonFiniteError
 from mindspeed_mm.generation.config import RequestConfig, decide
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.finite import explain_pixels
-from mindspeed_mm.generation.inputs import Inputs
+from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.outputs import VideoFiles
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import PromptEmbeds
-from mindspeed_mm.generation.team import Solo
+from mindspeed_mm.generation.run import generate
+from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.models.wan.vae import WanVae
-from mindspeed_mm.tasks.generate_videos import generate_one
+from mindspeed_mm.tasks.generate_videos import request_of, settings_of
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from tests.tiny import TINY, tiny_transformer, tiny_vae
 
 CPU = Accelerator.detect("cpu")
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "steps": 3}
 ROWS = torch.randn(7, TINY.trunk.text_dim, generator=torch.Generator().manual_seed(1))
+PROMPTS = PromptEmbeds(prompt_embeds=ROWS, negative_prompt_embeds=ROWS[:4].flip(0))
 
 
-def pipeline(model=None, vae=None):
-    pipe = VacePipeline(Experts([model or tiny_transformer()], CPU), vae, None, accelerator=CPU)
-    pipe.remember({"a": ROWS, "b": ROWS[:4].flip(0)})
-    return pipe
+def store(model=None, vae=None):
+    models = ModelStore(Experts([model or tiny_transformer()], CPU), vae, None, accelerator=CPU)
+    models.cached_prompts.update({"a": ROWS, "b": ROWS[:4].flip(0)})
+    return models
 
 
-def denoise(pipe, **numbers):
+def latents_of(models, **numbers):
     """`numbers` are set behind the config's back, which refuses such ones."""
     sampling = decide(RequestConfig(**SMALL), experts=1).model_copy(update=numbers)
     context = torch.randn(96, 2, 4, 6, generator=torch.Generator().manual_seed(2))
-    return pipe.denoise(context, pipe.texts("a", "b", sampling), sampling)
+    return denoise(models, context, PROMPTS, sampling)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,7 @@ def test_extreme_setting_is_named_with_its_step(setting, value):
     with pytest.raises(
         NonFiniteError, match=rf"step \d of 3 \(timestep .*{re.escape(f'{setting} {value:g}')}"
     ):
-        denoise(pipeline(), **{setting: value})
+        latents_of(store(), **{setting: value})
 
 
 def test_nan_weight_is_named_where_it_spoils_the_step():
@@ -57,21 +61,21 @@ def test_nan_weight_is_named_where_it_spoils_the_step():
     with torch.no_grad():
         model.blocks[1].ffn[0].weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"step 1 of 3 .*blocks\.1\.ffn\.0\.weight"):
-        denoise(pipeline(model))
+        latents_of(store(model))
 
 
 def test_nan_prompt_names_the_text_encoder():
-    pipe = pipeline()
+    models = store()
     sampling = decide(RequestConfig(**SMALL), experts=1)
-    texts = PromptEmbeds(prompt_embeds=ROWS * float("nan"), negative_prompt_embeds=ROWS)
+    prompts = PromptEmbeds(prompt_embeds=ROWS * float("nan"), negative_prompt_embeds=ROWS)
     with pytest.raises(NonFiniteError, match="text encoder"):
-        pipe.denoise(torch.zeros(96, 2, 4, 6), texts, sampling)
+        denoise(models, torch.zeros(96, 2, 4, 6), prompts, sampling)
     with pytest.raises(NonFiniteError, match="VAE"):
-        pipe.denoise(torch.full((96, 2, 4, 6), torch.inf), pipe.texts("a", "b", sampling), sampling)
+        denoise(models, torch.full((96, 2, 4, 6), torch.inf), PROMPTS, sampling)
 
 
 def test_finite_video_is_not_changed_by_the_check():
-    first, again = denoise(pipeline()), denoise(pipeline())
+    first, again = latents_of(store()), latents_of(store())
     assert first.isfinite().all()
     assert torch.equal(first, again)
 
@@ -79,13 +83,13 @@ def test_finite_video_is_not_changed_by_the_check():
 def test_nan_pixels_leave_latents_but_no_video(tmp_path):
     vae = tiny_vae()
     job, video = a_job(tmp_path)
-    pipe = pipeline(vae=WanVae(vae, "tiny"))
+    models = store(vae=WanVae(vae, "tiny"))
     with torch.no_grad():
         vae.decoder.conv_out.bias.fill_(float("nan"))
     with pytest.raises(
         NonFiniteError, match=r"frame 0 on.*decoder\.conv_out\.bias.*--from-latents"
     ) as caught:
-        generate_one(pipe, job, video, Solo())
+        generate(models, request_of(video), VideoFiles(models, tmp_path / "out", settings_of(job)).write)
     assert str(tmp_path / "out" / "v" / "latents.safetensors") in str(caught.value)
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*"))
     assert written == ["v", "v/latents.safetensors"]
@@ -114,7 +118,7 @@ def test_tall_latents_are_the_likely_cause_of_nan_pixels():
 
 
 def test_whole_call_writes_nothing_for_a_nan_video(tmp_path):
-    pipe = pipeline(vae=WanVae(tiny_vae(), "tiny"))
+    pipe = VacePipeline(store(vae=WanVae(tiny_vae(), "tiny")))
     sampling = decide(RequestConfig(**SMALL), experts=1).model_copy(update={"shift": 1e-300})
     with pytest.raises(NonFiniteError, match="shift"):
-        pipe.generate("a", "b", Inputs(), sampling)
+        pipe.generate(GenerationRequest(prompt="a", negative_prompt="b", sampling=sampling))

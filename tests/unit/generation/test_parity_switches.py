@@ -19,9 +19,11 @@ from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, decide
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Inputs, load_conditions
+from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parity import stretched_reference
-from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
+from mindspeed_mm.generation.stages import denoise
 from tests.tiny import TINY, tiny_transformer
 
 SWITCHES = ("diffsynth_noise", "diffsynth_references", "videoxfun_sigmas", "wan_frames")
@@ -37,9 +39,9 @@ def test_switches_are_off_by_default():
 
 
 def test_diffsynth_noise_puts_the_last_frames_first():
-    pipe = VacePipeline(Experts([tiny_transformer()], CPU), None, None, accelerator=CPU)
+    models = ModelStore(Experts([tiny_transformer()], CPU), None, None, accelerator=CPU)
     rows = torch.randn(7, TINY.trunk.text_dim, generator=torch.Generator().manual_seed(1))
-    pipe.remember({"a": rows})
+    prompts = PromptEmbeds(prompt_embeds=rows, negative_prompt_embeds=None)
     context = torch.randn(96, 4, 4, 6, generator=torch.Generator().manual_seed(2))
     request = {"height": 32, "width": 48, "num_frames": 5, "steps": 2, "guidance_scale": 1}
     noise = make_noise((4, 4, 6), 2025)
@@ -49,7 +51,7 @@ def test_diffsynth_noise_puts_the_last_frames_first():
 
     def latents(noise=None, **more):
         sampling = decide(RequestConfig(**request, **more), experts=1)
-        return pipe.denoise(context, pipe.texts("a", "", sampling), sampling, num_refs=2, noise=noise)
+        return denoise(models, context, prompts, sampling, num_refs=2, noise=noise)
 
     assert torch.equal(latents(diffsynth_noise=True), latents(rotated))
     assert torch.equal(latents(), latents(noise))

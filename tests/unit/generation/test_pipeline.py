@@ -14,10 +14,13 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.generation import pipeline as pipeline_module
 from mindspeed_mm.generation.config import RequestConfig, decide
-from mindspeed_mm.generation.experts import Experts, Visitor, execution_order
-from mindspeed_mm.generation.parts import find_parts, load_text
-from mindspeed_mm.generation.pipeline import VacePipeline, vae_bytes
+from mindspeed_mm.generation.experts import Experts, OffloadedModule, execution_order
+from mindspeed_mm.generation.loaders import load_text_encoder, resolve_model_dir
+from mindspeed_mm.generation.models import ModelStore, vae_bytes
+from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.solvers import make_noise
+from mindspeed_mm.generation.stages import decode, denoise
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
 from tests.tiny import TINY, tiny_transformer, tiny_umt5, tiny_vae, write_official, write_tokenizer
@@ -28,6 +31,7 @@ CPU = Accelerator.detect("cpu")
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "steps": 2}
 RNG = np.random.default_rng(0)
 CLIP = RNG.integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+ROWS = torch.randn(7, TINY.trunk.text_dim, generator=torch.Generator().manual_seed(1))
 LATENTS = torch.randn(16, 1, 34, 34, generator=torch.Generator().manual_seed(2))
 IMAGE = RNG.integers(0, 256, (32, 48, 3), dtype=np.uint8)
 
@@ -39,10 +43,9 @@ def vae():
 
 def pipeline(vae, offload="none", experts=1, models=None):
     models = models or [tiny_transformer(seed) for seed in range(experts)]
-    pipe = VacePipeline(Experts(models, CPU, offload), vae, None, accelerator=CPU)
-    rows = torch.randn(7, TINY.trunk.text_dim, generator=torch.Generator().manual_seed(1))
-    pipe.remember({"a": rows, "b": rows[:4].flip(0)})
-    return pipe
+    store = ModelStore(Experts(models, CPU, offload), vae, None, accelerator=CPU)
+    store.cached_prompts.update({"a": ROWS, "b": ROWS[:4].flip(0)})
+    return VacePipeline(store)
 
 
 def latents(pipe, **values):
@@ -72,11 +75,11 @@ def test_the_text_encoder_is_gone_before_denoising_begins(tmp_path, monkeypatch)
     born = []
 
     def load(*arguments):
-        encoder = load_text(*arguments)
+        encoder = load_text_encoder(*arguments)
         born.append(weakref.ref(encoder))
         return encoder
 
-    monkeypatch.setattr(pipeline_module, "load_text", load)
+    monkeypatch.setattr(pipeline_module, "load_text_encoder", load)
     pipe = VacePipeline.from_pretrained(tmp_path / "tiny", dtype=torch.float32, device="cpu")
     alive = []
     pipe("a red ball", on_step=lambda *_: alive.append(born[0]()), **SMALL)
@@ -98,7 +101,7 @@ def test_a_folder_of_diffusers_makes_the_same_video(tmp_path):
     tiny_vae().save_pretrained(root / "vae")
     tiny_umt5().bfloat16().save_pretrained(root / "text_encoder")
     write_tokenizer(root / "tokenizer")
-    found = find_parts(root)
+    found = resolve_model_dir(root)
     assert [Path(path).name for path in found.transformer] == ["transformer", "transformer_2"]
     one = found.model_copy(update={"transformer": found.transformer[:1]})
     made = [
@@ -125,7 +128,7 @@ def test_offload_changes_nothing(vae, offload, experts):
     assert torch.equal(latents(pipe), plain)  # and again, after the weights went home
 
 
-def test_blocks_visit_in_the_order_in_which_they_run():
+def test_blocks_are_loaded_in_the_order_in_which_they_run():
     model, seen = tiny_transformer(), []
     for block in execution_order(model):
         block.register_forward_hook(lambda module, *_: seen.append(module))
@@ -153,7 +156,7 @@ def test_references_are_dropped_before_decoding(vae):
     pipe = pipeline(vae)
     result = pipe("a", negative_prompt="b", src_ref_images=[IMAGE, IMAGE], **SMALL)
     assert result.latents.shape == (16, 2 + 2, 4, 6)
-    alone = np.concatenate(list(pipe.decode(result.latents[:, 2:])))
+    alone = np.concatenate(list(decode(pipe.models, result.latents[:, 2:])))
     assert np.array_equal(result.frames, alone)
 
 
@@ -171,8 +174,8 @@ def test_guidance_of_one_does_not_ask_about_the_negative_prompt(vae):
 def test_prompts_are_asked_one_after_the_other_where_memory_is_short(vae, offload, monkeypatch):
     together = latents(pipeline(vae, offload))
     pipe, asked = pipeline(vae, offload), []
-    pipe.experts.models[0].register_forward_pre_hook(lambda _, args: asked.append(len(args[2])))
-    weights = sum(weight.nbytes for weight in pipe.experts.models[0].parameters())
+    pipe.models.experts.models[0].register_forward_pre_hook(lambda _, args: asked.append(len(args[2])))
+    weights = sum(weight.nbytes for weight in pipe.models.experts.models[0].parameters())
     monkeypatch.setattr(Accelerator, "total_memory", lambda _: weights)
     torch.testing.assert_close(latents(pipe), together, atol=1e-5, rtol=0)
     assert asked == [1, 1] * SMALL["steps"]
@@ -182,23 +185,23 @@ def test_of_two_experts_that_do_not_fit_only_the_active_one_is_on_the_device(mon
     models = [tiny_transformer(seed) for seed in (0, 1)]
     here = set()
 
-    def owner(visitor):
-        weight = visitor._home[0][0]
+    def owner(module):
+        weight = module._host[0][0]
         return next(n for n, model in enumerate(models) if any(weight is own for own in model.parameters()))
 
-    monkeypatch.setattr(Visitor, "bring", lambda self: here.add(owner(self)))
-    monkeypatch.setattr(Visitor, "leave", lambda self: here.discard(owner(self)))
+    monkeypatch.setattr(OffloadedModule, "onload", lambda self: here.add(owner(self)))
+    monkeypatch.setattr(OffloadedModule, "offload", lambda self: here.discard(owner(self)))
     small = SimpleNamespace(kind="cuda", device=torch.device("cpu"), total_memory=lambda: 1 << 30)
     experts, sampling = Experts(models, small), decide(RequestConfig(), experts=2)
-    assert experts.offload == "model"
+    assert experts.mode == "model"
     assert here == set()
     for timestep, active in ((999.0, 0), (875.0, 0), (874.0, 1), (100.0, 1)):
         assert experts.at(timestep, sampling)[0] is models[active]
         assert here == {active}
-    experts.leave()
+    experts.offload()
     assert here == set()
     roomy = SimpleNamespace(kind="cuda", device=torch.device("cpu"), total_memory=lambda: 64 << 30)
-    assert Experts(models, roomy).offload == "none"
+    assert Experts(models, roomy).mode == "none"
     assert here == {0, 1}
 
 
@@ -217,10 +220,16 @@ def test_hooks_see_each_step_and_may_end_the_video(vae):
     sampling = decide(RequestConfig(**{**SMALL, "steps": 3}), experts=1)
     context = torch.zeros(96, 2, 4, 6)
     with pytest.raises(Cancelled):
-        pipe.denoise(context, pipe.texts("a", "b", sampling), sampling, hooks=[cancel])
+        denoise(
+            pipe.models,
+            context,
+            PromptEmbeds(prompt_embeds=ROWS, negative_prompt_embeds=None),
+            sampling,
+            hooks=[cancel],
+        )
     assert [step[:3] for step in seen] == [(index, 3, (1, 16, 2, 4, 6)) for index in range(2)]
     assert seen[0][3] > seen[1][3]
-    assert pipe.experts._active is None  # off the device all the same
+    assert pipe.models.experts._active is None  # off the device all the same
 
 
 def test_a_context_scale_of_zero_is_the_trunk_alone(vae):
@@ -246,7 +255,7 @@ def test_only_the_active_expert_is_asked(vae):
 def test_streamed_frames_are_those_of_the_whole_decode(vae):
     pipe = pipeline(vae)
     clip = torch.randn(16, 4, 4, 6, generator=torch.Generator().manual_seed(0))
-    chunks = list(pipe.decode(clip))
+    chunks = list(decode(pipe.models, clip))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4, 4]
     whole = (vae.decode(clip[None])[0].permute(1, 2, 3, 0) + 1) * 127.5
     assert np.abs(np.concatenate(chunks).astype(float) - whole.numpy()).max() <= 0.5 + 1e-3
@@ -254,8 +263,8 @@ def test_streamed_frames_are_those_of_the_whole_decode(vae):
 
 def test_tiles_are_chosen_by_need(vae):
     pipe = pipeline(vae)
-    assert not pipe.needs_tiles(480, 832)
-    assert pipe.needs_tiles(48000, 83200)
+    assert not pipe.models.needs_tiles(480, 832)
+    assert pipe.models.needs_tiles(48000, 83200)
 
 
 def test_where_whole_frames_do_not_fit_the_vae_works_in_tiles_and_the_picture_is_nearly_the_same(monkeypatch):
@@ -278,7 +287,7 @@ def test_where_whole_frames_do_not_fit_the_vae_works_in_tiles_and_the_picture_is
         pipe = pipeline(vae)
         result = pipe("a", height=size, width=size, num_frames=1, steps=1, guidance_scale=1)
         assert result.settings["tiled"] == bool(called) == (room == 1)
-        frames[room] = np.concatenate(list(pipe.decode(LATENTS)))
+        frames[room] = np.concatenate(list(decode(pipe.models, LATENTS)))
     assert {"tiled_encode", "tiled_decode"} == set(called)
     apart = np.abs(frames[1].astype(float) - frames[2])
     # a tile does not see what lies around it: of 255 levels some near its edges are far off, most are not

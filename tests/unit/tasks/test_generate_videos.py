@@ -17,13 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.data.video import open_video, write_video
-from mindspeed_mm.generation import writer
+from mindspeed_mm.generation import outputs, writer
+from mindspeed_mm.generation import run as generation_run
 from mindspeed_mm.generation.config import RunConfig
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.log import setup_logging
 from mindspeed_mm.tasks import generate_videos
 from mindspeed_mm.tasks.generate import main
-from mindspeed_mm.tasks.generate_videos import say_what_is_not_followed
+from mindspeed_mm.tasks.generate_videos import warn_ignored_options
 from tests.tiny import TINY, tiny_transformer, write_official, write_transformer
 
 pytestmark = pytest.mark.medium
@@ -151,9 +152,9 @@ def test_offload_gives_way_to_sharded_weights_and_a_line_says_so(capsys):
     """The shipped JSONs of the big models set it, and these are the models that are sharded."""
     setup_logging()
     shared = {"output_path": "o", "offload": "model"}
-    say_what_is_not_followed(RunConfig(shard_weights=True, **shared), 2)
+    warn_ignored_options(RunConfig(shard_weights=True, **shared), 2)
     assert "offload model is left out" in capsys.readouterr().out
-    say_what_is_not_followed(RunConfig(**shared), 2)
+    warn_ignored_options(RunConfig(**shared), 2)
     assert not capsys.readouterr().out
 
 
@@ -178,7 +179,7 @@ def test_a_place_that_cannot_take_the_video_is_refused_before_anything_is_loaded
     def never(*_, **__):
         raise AssertionError("loaded before the disk was looked at")
 
-    monkeypatch.setattr(generate_videos, "team_pipeline", never)
+    monkeypatch.setattr(generate_videos, "open_models", never)
     if free is not None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     assert re.search(message, refused(capsys, config(output_path=str(tmp_path / output))))
@@ -214,24 +215,25 @@ def test_a_disk_too_small_for_the_latents_is_one_line_and_leaves_nothing(config,
 
 
 @pytest.mark.parametrize(
-    ("part", "message"),
+    ("module", "stage", "message"),
     [
-        ("denoise", "video1: out of memory before decoding; set offload to model or block"),
-        ("embed", "out of memory before decoding"),
-        ("encode", "video1: out of memory before decoding"),
+        (generation_run, "denoise", "video1: out of memory before decoding; set offload to model or block"),
+        (generation_run, "encode_prompts", "out of memory before decoding"),
+        (generation_run, "encode_conditions", "video1: out of memory before decoding"),
         (
+            outputs,
             "decode",
             "out of memory while decoding; the latents are safe: run again with --from-latents .* --tiled always",
         ),
     ],
 )
 def test_a_device_that_is_too_small_is_one_line_that_says_what_helps(
-    config, monkeypatch, capsys, part, message
+    config, monkeypatch, capsys, module, stage, message
 ):
     def small(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(VacePipeline, part, small)
+    monkeypatch.setattr(module, stage, small)
     assert re.search(message, refused(capsys, config()))
 
 

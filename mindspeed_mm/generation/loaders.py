@@ -1,4 +1,4 @@
-"""Where the parts of a pipeline are in a folder that somebody downloaded, and how each is loaded."""
+"""Find the models of a pipeline in a downloaded folder, and load each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.generation.experts import Experts
-    from mindspeed_mm.generation.team import Solo
+    from mindspeed_mm.generation.parallel import SingleProcess
     from mindspeed_mm.models.umt5.encoder import TextEncoder
     from mindspeed_mm.models.wan.config import VaceConfig
     from mindspeed_mm.models.wan.vae import WanVae
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _EXPERTS = ("high_noise_model", "low_noise_model")
 
 
-def find_parts(folder: str | Path) -> WeightPaths:
+def resolve_model_dir(folder: str | Path) -> WeightPaths:
     """The parts of an official folder (1.3B, 14B, A14B) or of a diffusers one. Raises WeightsError naming what is missing."""
     root = Path(folder)
     if not root.is_dir():
@@ -50,26 +50,29 @@ def load_experts(
     dtype: torch.dtype,
     accelerator: Accelerator,
     offload: Offload,
-    team: Solo | None = None,
+    parallel: SingleProcess | None = None,
     *,
     shard: bool = False,
 ) -> Experts:
-    """All transformers on the host, then where `offload` says; or spread over a team. Raises WeightsError."""
+    """All transformers on the host, then where `offload` says; or sharded over the processes of `parallel`. Raises WeightsError."""
     from mindspeed_mm.generation.experts import Experts
-    from mindspeed_mm.generation.team import Team
+    from mindspeed_mm.generation.parallel import ContextParallel
     from mindspeed_mm.models.weights import load_transformer, open_weights
 
     files = [_one_or_many(shards) for shards in paths.experts]
-    if shard and isinstance(team, Team):
+    if shard and isinstance(parallel, ContextParallel):
         return Experts(
-            [team.sharded(open_weights(file), dtype) for file in files], accelerator, placed=True, dtype=dtype
+            [parallel.load_sharded(open_weights(file), dtype) for file in files],
+            accelerator,
+            placed=True,
+            dtype=dtype,
         )
     models = [
         load_transformer(file, dtype=dtype, device="cpu").eval().requires_grad_(False) for file in files
     ]
-    if isinstance(team, Team):
+    if isinstance(parallel, ContextParallel):
         for model in models:
-            team.share_tokens(model)
+            parallel.share_tokens(model)
     return Experts(models, accelerator, offload)
 
 
@@ -83,21 +86,23 @@ def inspect_experts(paths: WeightPaths) -> VaceConfig:
     return sources[0].config
 
 
-def load_text(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator, text_len: int) -> TextEncoder:
+def load_text_encoder(
+    paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator, text_len: int
+) -> TextEncoder:
     """The text encoder on the device, cutting prompts after `text_len` tokens. Raises WeightsError."""
-    from mindspeed_mm.models.umt5.encoder import load_text_encoder
+    from mindspeed_mm.models.umt5.encoder import load_text_encoder as load
 
     tokenizer = None if paths.tokenizer is None else Path(paths.tokenizer)
-    return load_text_encoder(
+    return load(
         Path(paths.text_encoder), tokenizer, dtype=dtype, device=accelerator.device, text_len=text_len
     )
 
 
-def load_image_coder(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator) -> WanVae:
+def load_vae(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator) -> WanVae:
     """The VAE on the device. Raises WeightsError."""
-    from mindspeed_mm.models.wan.vae import load_vae
+    from mindspeed_mm.models.wan.vae import load_vae as load
 
-    return load_vae(Path(paths.vae), dtype=dtype, device=accelerator.device)
+    return load(Path(paths.vae), dtype=dtype, device=accelerator.device)
 
 
 def _one_or_many(shards: tuple[str, ...]) -> Path | list[Path]:

@@ -1,10 +1,10 @@
-"""How processes share the work: alone, each with videos of its own, or together on one, which all of them denoise."""
+"""How processes share the work: one alone, each with its own videos, or all together on one video."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from mindspeed_mm.distributed.fsdp import shard_model
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.sequence import apply_context_parallel
-from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.errors import MindSpeedMMError, NonFiniteError
 from mindspeed_mm.generation.guidance import VelocityFn, apply_cfg, guided_velocity
 from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.models.finite import FiniteWeights
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Source(Protocol):
-    """What `models.weights.open_weights` answers."""
+    """What `models.weights.open_weights` returns."""
 
     @property
     def config(self) -> Any: ...
@@ -40,10 +40,10 @@ class Source(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
-class Solo:
-    """One process by itself."""
+class SingleProcess:
+    """One process alone."""
 
-    first = True
+    is_main = True  # reads sources, encodes, decodes and writes
 
     def guide(
         self, predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
@@ -51,37 +51,40 @@ class Solo:
         """The guided velocity."""
         return guided_velocity(predict, prompt_embeds, negative_prompt_embeds, scale)
 
-    def check(self, look: Callable[[], None]) -> None:
-        """`look` at what must be right before anything is loaded."""
-        look()
+    def check(self, fn: Callable[[], None]) -> None:
+        """Call `fn`, which checks what must be right before anything is loaded."""
+        fn()
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` answers."""
-        return make()
+    def run_on_main_and_broadcast(self, fn: Callable[[], T]) -> T:
+        """What `fn` returns."""
+        return fn()
 
-    def from_first_alone(self, make: Callable[[], T]) -> T | None:
-        """What `make` answers on the first process; None on the others."""
-        return make()
-
-
-class Replica(Solo):
-    """One of torchrun's processes, each of which makes videos of its own. Inside `launch`."""
-
-    def check(self, look: Callable[[], None]) -> None:
-        """`look` at this process's part; the error of one is the error of all, and the first process says it."""
-        raise_on_all_ranks(look)
+    def run_on_main(self, fn: Callable[[], T]) -> T | None:
+        """What `fn` returns on the main process; None on the others."""
+        return fn()
 
 
-class Team(Solo):
-    """torchrun's processes, laid out as `layout` says."""
+SINGLE = SingleProcess()
+
+
+class DataParallel(SingleProcess):
+    """One of torchrun's processes, each with its own videos. Inside `launch`."""
+
+    def check(self, fn: Callable[[], None]) -> None:
+        """Call `fn` on every process; all raise the lowest failing rank's error."""
+        raise_on_all_ranks(fn)
+
+
+class ContextParallel(SingleProcess):
+    """torchrun's processes, all on one video: `layout` says which share tokens and which guidance."""
 
     def __init__(self, layout: Layout, accelerator: Accelerator, mesh: Mesh | None = None) -> None:
-        """Inside `launch`. `mesh`: groups that are there already, as in training."""
+        """Inside `launch`. `mesh`: existing groups, as in training."""
         parallel = ParallelConfig(context_parallel_size=layout.context, distributed_timeout_minutes=120)
         self.accelerator = accelerator
         self.mesh = build_mesh(parallel, accelerator) if mesh is None else mesh
         self.layout = layout
-        self.first = self.mesh.rank == 0
+        self.is_main = self.mesh.rank == 0
 
     def guide(
         self, predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
@@ -94,43 +97,45 @@ class Team(Solo):
         dist.all_gather(velocities, own, group=self.mesh.dp_group)
         return apply_cfg(conditional, unconditional, scale)
 
-    def check(self, look: Callable[[], None]) -> None:
-        """The first process looks; its error ends all."""
-        self.from_first(look)
+    def check(self, fn: Callable[[], None]) -> None:
+        """Call `fn` on the main process; its error ends all."""
+        self.run_on_main_and_broadcast(fn)
 
-    def from_first_alone(self, make: Callable[[], T]) -> T | None:
-        """What `make` answers on the first process; None on the others, which wait for it."""
+    def run_on_main(self, fn: Callable[[], T]) -> T | None:
+        """What `fn` returns on the main process; None on the others, which wait for it. Errors as below."""
         kept: list[T] = []
-        self.from_first(lambda: kept.append(make()))
+        self.run_on_main_and_broadcast(lambda: kept.append(fn()))
         return kept[0] if kept else None
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` answers on the first process, on all of them; tensors must be on the host.
+    def run_on_main_and_broadcast(self, fn: Callable[[], T]) -> T:
+        """What `fn` returns on the main process, on all of them; tensors must be on the host.
 
-        An error there ends every process; the first one says it.
+        NonFiniteError is raised on every process, so that a caller may go on. Any other error ends all; the main one reports it.
         """
-        answer: list[Any] = [None, None]
-        if self.first:
+        value: T | None = None
+        failed: MindSpeedMMError | None = None
+        if self.is_main:
             try:
-                answer[0] = make()
+                value = fn()
             except MindSpeedMMError as error:
-                answer[1] = error
-        failed = answer[1]
-        told = [answer[0], failed is not None]
-        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+                failed = error
+        sent = [value, failed if isinstance(failed, NonFiniteError) else failed is not None]
+        dist.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
         if failed is not None:
             raise failed
-        if told[1]:
+        if isinstance(sent[1], NonFiniteError):
+            raise sent[1]
+        if sent[1]:
             raise SystemExit(1)
-        made: T = told[0]
-        return made
+        received: Any = sent[0]
+        return cast(T, received)
 
     def share_tokens(self, model: nn.Module) -> None:
         """Let the processes of a half share the tokens of `model`."""
         apply_context_parallel(model, self.mesh.cp_group)
 
-    def sharded(self, source: Source, dtype: torch.dtype) -> VaceTransformer:
-        """A transformer whose weights are spread over all processes; each reads its part of the files."""
+    def load_sharded(self, source: Source, dtype: torch.dtype) -> VaceTransformer:
+        """A transformer whose weights are sharded over all processes; each reads its part of the files."""
         spec = MODELS.get("vace")
         model = build_on_meta(source.config)
         for name, parameter in model.named_parameters():

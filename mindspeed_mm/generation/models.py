@@ -1,0 +1,118 @@
+"""ModelStore: the models of a generation, loaded when they are first needed and kept off the device when they are idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.conditioning.streams import StreamEncoder
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.generation.config import Tiled
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.result import Timings
+from mindspeed_mm.models.umt5.encoder import TextEncoder
+from mindspeed_mm.models.wan.vae import WanVae
+
+# base_dim feature maps of the output's size that are alive at once: 88 measured on a CPU, fp32, 192x256
+_VAE_PLANES = 90
+
+
+class ModelStore:
+    """Transformers, VAE and text encoder of one process, the prompts embedded so far, and what the current video costs."""
+
+    def __init__(
+        self,
+        experts: Experts | Callable[[], Experts] | None,
+        vae: WanVae | None,
+        text_encoder: TextEncoder | Callable[[], TextEncoder] | None,
+        *,
+        accelerator: Accelerator,
+        tiled: Tiled = "auto",
+        num_experts: int | None = None,
+    ) -> None:
+        """`experts` and `text_encoder` may be functions that load them.
+
+        `num_experts`: how many `experts` will load; it decides the presets' shift (default: as many as are given, or 1).
+        """
+        self.num_experts = num_experts or (len(experts.models) if isinstance(experts, Experts) else 1)
+        self.accelerator = accelerator
+        self.tiled: Tiled = tiled
+        self.cached_prompts: dict[str, Tensor] = {}  # [L, text_dim] on the host
+        self.timings = Timings(accelerator)
+        self._experts = experts
+        self._vae = None if vae is None else vae.to(accelerator.device)
+        self._stream_encoder: StreamEncoder | None = (
+            None  # caches the latents of grey, most of what VACE encodes
+        )
+        self._text_encoder = text_encoder
+        self._loaded_text = text_encoder if isinstance(text_encoder, TextEncoder) else None
+
+    @property
+    def experts(self) -> Experts:
+        """The transformers; read now if they were not. Raises WeightsError."""
+        if self._experts is None:
+            raise WeightsError("this pipeline has no transformer; it can only decode")
+        if not isinstance(self._experts, Experts):
+            with self.timings.phase("load"):
+                self._experts = self._experts()
+        return self._experts
+
+    @property
+    def vae(self) -> WanVae:
+        """The VAE. Raises WeightsError on a process that has none."""
+        if self._vae is None:
+            raise WeightsError("this pipeline has no VAE; it can only denoise")
+        return self._vae
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder on the device; read now if it was not. Raises WeightsError."""
+        if self._loaded_text is None:
+            if self._text_encoder is None or isinstance(self._text_encoder, TextEncoder):
+                raise WeightsError(
+                    "this pipeline has no text encoder and does not know the prompt's embedding"
+                )
+            self._loaded_text = self._text_encoder()
+        return self._loaded_text.to(self.accelerator.device)
+
+    def free_text_encoder(self) -> None:
+        """Drop the text encoder, the largest model after the transformer; it is loaded again when needed."""
+        if self._loaded_text is not None and not callable(self._text_encoder):
+            self._loaded_text.to("cpu")
+        else:
+            self._loaded_text = None
+        self.accelerator.empty_cache()
+
+    def vae_for(self, height: int, width: int) -> WanVae:
+        """The VAE, in tiles if frames of this size need them."""
+        tiles = self.tiled == "always" or (self.tiled == "auto" and self.needs_tiles(height, width))
+        if tiles != self.vae.tiled:
+            self._stream_encoder = None  # its cache was computed the other way
+            if tiles:
+                self.vae.enable_tiling()
+            else:
+                self.vae.disable_tiling()
+        return self.vae
+
+    def stream_encoder(self, height: int, width: int) -> StreamEncoder:
+        """The encoder of conditions of this size."""
+        vae = self.vae_for(height, width)
+        self._stream_encoder = self._stream_encoder or StreamEncoder(vae)
+        return self._stream_encoder
+
+    def needs_tiles(self, height: int, width: int) -> bool:
+        """Whether whole frames would take more memory than the device has left."""
+        free = self.accelerator.total_memory() - self.accelerator.memory_allocated()
+        return vae_bytes(self.vae, height, width) > 0.8 * free
+
+    def start_measuring(self) -> None:
+        """Measure seconds and peak memory from here on."""
+        self.timings = Timings(self.accelerator)
+        self.accelerator.reset_peak_memory()
+
+
+def vae_bytes(vae: WanVae, height: int, width: int) -> int:
+    """Peak bytes of activations when whole frames of this size are decoded; an estimate that grows with a frame's area."""
+    return int(_VAE_PLANES * int(vae.model.config.base_dim) * height * width * vae.model.dtype.itemsize)

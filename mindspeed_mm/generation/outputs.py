@@ -1,0 +1,95 @@
+"""What becomes of a video's latents: files beside each other, the latents first; and the settings that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.generation.inputs import Conditions
+from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.generation.stages import decode
+from mindspeed_mm.generation.writer import versions, write_conditions, write_latents, write_outcome
+from mindspeed_mm.log import get_logger, on_every_rank
+
+LOGGER = get_logger(__name__)
+
+
+def describe(models: ModelStore, request: GenerationRequest, conditions: Conditions) -> dict[str, Any]:
+    """Everything that makes this video again, and what it cost; plain values. On a process with a VAE."""
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "sampling": request.sampling.model_dump(mode="json"),
+        "notes": list(conditions.notes),
+        "num_refs": len(conditions.src_ref_images),
+        "tiled": models.vae.tiled,
+        "device": models.accelerator.device_name(),
+        "seconds": models.timings.report(),
+        "peak_memory_gb": round(models.accelerator.max_memory_allocated() / 1e9, 3),
+        "versions": versions(),
+    }
+
+
+class VideoFiles:
+    """Writes videos into a folder: NAME.mp4, NAME.png, NAME.json and NAME/."""
+
+    def __init__(
+        self, models: ModelStore, folder: Path, settings: Callable[[GenerationRequest], dict[str, Any]]
+    ) -> None:
+        """`settings`: what NAME.json says of the run beside what `describe` knows."""
+        self.models, self.folder, self.settings = models, folder, settings
+
+    def write_conditions(self, request: GenerationRequest, conditions: Conditions) -> None:
+        """Log and write what the model gets, before it is encoded."""
+        for note in conditions.notes:
+            LOGGER.info("  %s: %s", request.name, note, extra=on_every_rank())
+        write_conditions(self.folder / request.name, conditions, request.sampling.fps)
+
+    def write(self, request: GenerationRequest, conditions: Conditions, latents: Tensor) -> None:
+        """The latents, then the video as it is decoded, its sheet and its settings."""
+
+        def settings() -> dict[str, Any]:
+            known = describe(self.models, request, conditions)
+            return {"name": request.name, **known, **self.settings(request)}
+
+        num_refs = len(conditions.src_ref_images)
+        kept = write_latents(self.folder / request.name, latents, num_refs, settings())
+        with with_resume_hint(kept):
+            path = write_outcome(
+                self.folder,
+                request.name,
+                decode(self.models, latents, num_refs),
+                num_frames=request.sampling.num_frames,
+                fps=request.sampling.fps,
+                conditions=conditions,
+                settings=settings,
+            )
+        log_video(path, settings())
+
+
+@contextmanager
+def with_resume_hint(latents: Path) -> Iterator[None]:
+    """Let an error after denoising say how to go on from the latents."""
+    try:
+        yield
+    except MindSpeedMMError as error:
+        raise type(error)(f"{error}; the latents are safe: run again with --from-latents {latents}") from None
+    except torch.OutOfMemoryError:
+        raise DataError(
+            f"out of memory while decoding; the latents are safe: run again with --from-latents {latents} --tiled always"
+        ) from None
+
+
+def log_video(path: Path, settings: dict[str, Any]) -> None:
+    """The line that names a finished video and its cost."""
+    cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in settings["seconds"].items())
+    LOGGER.info(
+        "  %s (%s; peak memory %.2f GB)", path, cost, settings["peak_memory_gb"], extra=on_every_rank()
+    )

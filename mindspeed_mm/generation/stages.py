@@ -1,0 +1,112 @@
+"""The stages of a generation, each a function of the models: prompts, conditions, denoising, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.conditioning.text import encode_prompt
+from mindspeed_mm.conditioning.vace import encode_vace_context
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.denoise import Predictor, StepHook, denoise_loop
+from mindspeed_mm.generation.finite import check_inputs, explain_pixels, finite_check
+from mindspeed_mm.generation.guidance import GuidanceFn, guided_velocity
+from mindspeed_mm.generation.inputs import Conditions
+from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.parity import rotated_noise
+from mindspeed_mm.generation.result import Frames, PromptEmbeds, to_bytes
+from mindspeed_mm.generation.solvers import Solver, make_noise
+from mindspeed_mm.models.finite import is_finite
+from mindspeed_mm.models.wan.config import VaceConfig
+
+
+def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tensor]:
+    """Each prompt → [L, text_dim] on the host. The new ones are encoded and cached, and the text encoder is dropped."""
+    prompts = list(dict.fromkeys(prompts))
+    new = [prompt for prompt in prompts if prompt not in models.cached_prompts]
+    if new:
+        with models.timings.phase("text"):
+            rows = encode_prompt(models.text_encoder, new)
+            models.cached_prompts.update(zip(new, (each.cpu() for each in rows), strict=True))
+        models.free_text_encoder()
+    return {prompt: models.cached_prompts[prompt] for prompt in prompts}
+
+
+@torch.no_grad()
+def encode_conditions(models: ModelStore, conditions: Conditions, sampling: SamplingConfig) -> Tensor:
+    """vace_context [96, R+F, h, w]; feature extraction uses the same function on the same pixels."""
+    encoder = models.stream_encoder(sampling.height, sampling.width)
+    with models.timings.phase("vae_encode"):
+        return encode_vace_context(
+            encoder,
+            conditions.src_video,
+            conditions.src_mask,
+            conditions.src_ref_images,
+            num_frames=sampling.num_frames,
+            height=sampling.height,
+            width=sampling.width,
+        )
+
+
+@torch.no_grad()
+def denoise(
+    models: ModelStore,
+    vace_context: Tensor,
+    prompts: PromptEmbeds,
+    sampling: SamplingConfig,
+    *,
+    num_refs: int = 0,
+    noise: Tensor | None = None,
+    guide: GuidanceFn = guided_velocity,
+    hooks: Sequence[StepHook] = (),
+) -> Tensor:
+    """Latents [16, R+F, h, w] fp32 on the device, references first. `noise` [16, R+F, h, w] replaces the seed's.
+
+    `num_refs` matters to `diffsynth_noise` alone. Raises NonFiniteError after the first step that leaves a latent NaN or infinite.
+    """
+    experts, device = models.experts, models.accelerator.device
+    if problem := scale_problem(experts.config, sampling):
+        raise ConfigError(problem)
+    if noise is None:
+        noise = make_noise(vace_context.shape[1:], sampling.seed)
+        noise = rotated_noise(noise, num_refs) if sampling.diffsynth_noise else noise
+    context, batched = vace_context[None].to(device), prompts.batched(device)
+    check_inputs(context, batched)
+    predict = Predictor(experts, context, batched, sampling, guide)
+    hooks = (finite_check(sampling), *hooks)
+    try:
+        return denoise_loop(predict, Solver(sampling), noise[None].to(device), hooks, models.timings)[0]
+    finally:
+        experts.offload()
+
+
+@torch.no_grad()
+def decode(models: ModelStore, latents: Tensor, num_refs: int = 0) -> Iterator[Frames]:
+    """Latents [16, R+F, h, w] → frames [t, H, W, 3], a few at a time; the references are left out.
+
+    Raises NonFiniteError before it yields a frame that is not finite.
+    """
+    vae = models.vae_for(latents.shape[-2] * 8, latents.shape[-1] * 8)
+    chunks = vae.decode_frames(latents[:, num_refs:].to(models.accelerator.device))
+    done = 0
+    while True:
+        with models.timings.phase("vae_decode"):
+            chunk = next(chunks, None)
+            if chunk is not None and not is_finite(chunk):
+                raise explain_pixels(done, vae.model, latents)
+            frames = None if chunk is None else to_bytes(chunk)
+        if frames is None:
+            return
+        done += len(frames)
+        yield frames
+
+
+def scale_problem(config: VaceConfig, sampling: SamplingConfig) -> str | None:
+    """What is wrong with a `context_scale` that lists another number of blocks than the branch has; None = nothing."""
+    scale, blocks = sampling.context_scale, len(config.vace_layers)
+    if isinstance(scale, tuple) and len(scale) != blocks:
+        return f"context_scale has {len(scale)} numbers; give one, or one for each of {blocks} branch blocks"
+    return None

@@ -17,6 +17,7 @@ REQUIRES = [
     "decord2>=3.0",
     "av>=17.0",
     "pillow>=10.0",
+    "opencv-contrib-python-headless>=4.10",
     "ftfy>=6.2",
     "sentencepiece>=0.2",
     "protobuf>=4.25",
@@ -41,6 +42,7 @@ setup(
         "npu": ["torch_npu>=2.7.1"],
         "ui": ["gradio>=5.0"],
         "heic": ["pillow-heif>=0.18"],
+        "annotate": ["onnxruntime>=1.18"],
         "dev": [
             "accelerate>=1.1",  # diffusers asks for it in from_pretrained of what mm-convert writes
             "pytest>=8.0",

@@ -1,0 +1,82 @@
+"""Optical flow (DIS) as the colours of Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, Frames, opencv
+from mindspeed_mm.conditioning.annotate.spool import Spool
+
+Flow = NDArray[np.float32]  # [H, W, 2]: by how many pixels each pixel moves right and down
+_SECTORS = (("R", "Y", 15), ("Y", "G", 6), ("G", "C", 4), ("C", "B", 11), ("B", "M", 13), ("M", "R", 6))
+_TINY = 1e-5
+
+
+def flows(frames: Frames) -> Iterator[Flow]:
+    """The N - 1 flows between the N frames of a clip."""
+    cv2 = opencv()
+    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    before: NDArray[np.uint8] | None = None
+    for frame in frames():
+        luma = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+        if before is not None:
+            yield estimator.calc(before, luma, None)
+        before = luma
+
+
+def flow_frames(frames: Frames, *, official: bool = False) -> Iterator[Frame]:
+    """A clip's flow in colours, one frame for each of its frames: the first flow comes twice.
+
+    One radius, the longest vector of the clip, scales all frames. `official`: each frame is scaled by its own longest
+    vector, so brightness flickers. A clip of one frame has no flow: nothing is yielded.
+    """
+    with Spool() as spool:
+        longest = 0.0
+        for flow in flows(frames):
+            longest = max(longest, longest_vector(flow))
+            spool.add(flow)
+        for place, flow in enumerate(spool):
+            picture = colour_flow(flow, longest_vector(flow) if official else longest)
+            if place == 0:
+                yield picture
+            yield picture
+
+
+def longest_vector(flow: Flow) -> float:
+    """In pixels."""
+    return float(np.sqrt((flow**2).sum(axis=-1)).max(initial=0))
+
+
+def colour_flow(flow: Flow, radius: float) -> Frame:
+    """Hue is the direction, saturation the length in parts of `radius`: white does not move. [H, W, 2] → [H, W, 3]."""
+    across, down = (flow[..., axis] / (radius + _TINY) for axis in (0, 1))
+    length = np.sqrt(across**2 + down**2)
+    wheel = colour_wheel() / 255
+    place = (np.arctan2(-down, -across) / np.pi + 1) / 2 * (len(wheel) - 1)
+    low = np.floor(place).astype(np.int64)
+    part = (place - low)[..., None]
+    hue = (1 - part) * wheel[low] + part * wheel[(low + 1) % len(wheel)]
+    inside = (length <= 1)[..., None]
+    colour = np.where(inside, 1 - length[..., None] * (1 - hue), hue * 0.75)
+    return np.asarray(np.floor(255 * colour), np.uint8)
+
+
+@functools.cache
+def colour_wheel() -> NDArray[np.float64]:
+    """The 55 hues from red over yellow, green, cyan, blue and magenta: [55, 3] of 0..255."""
+    channel = {"R": 0, "G": 1, "B": 2}
+    light = {"R": "R", "Y": "RG", "G": "G", "C": "GB", "B": "B", "M": "RB"}
+    rows = []
+    for first, second, count in _SECTORS:
+        for step in range(count):
+            row = np.zeros(3)
+            ramp = np.floor(255 * step / count)
+            for name in set(light[first] + light[second]):
+                both = name in light[first] and name in light[second]
+                row[channel[name]] = 255 if both else 255 - ramp if name in light[first] else ramp
+            rows.append(row)
+    return np.array(rows)

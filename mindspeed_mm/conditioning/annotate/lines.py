@@ -1,0 +1,62 @@
+"""Brightness and lines of a frame. Each function is pure: uint8 RGB [H, W, 3] → uint8 RGB [H, W, 3]."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, as_rgb, opencv
+
+
+def gray(frame: Frame, *, official: bool = False) -> Frame:
+    """Luma in three channels. `official`: with the weights of R and B exchanged, as the published tool has them."""
+    return as_rgb(_luma(frame, official=official))
+
+
+def canny(frame: Frame, low: float = 100, high: float = 200) -> Frame:
+    """White Canny edges on black; `low` and `high` are the thresholds of the gradient."""
+    return as_rgb(np.asarray(opencv().Canny(_luma(frame), low, high)))
+
+
+def edge(frame: Frame) -> Frame:
+    """White edges on black, connected to chains by EdgeDrawing."""
+    drawing = opencv().ximgproc.createEdgeDrawing()
+    drawing.detectEdges(np.ascontiguousarray(_luma(frame)))
+    return as_rgb(np.asarray(drawing.getEdgeImage()))
+
+
+def xdog(
+    frame: Frame,
+    sigma: float = 0.8,
+    k: float = 1.6,
+    tau: float = 0.98,
+    epsilon: float = 0.0,
+    phi: float = 200,
+) -> Frame:
+    """The extended difference of Gaussians as black strokes on white.
+
+    With D = G(sigma) - tau * G(k * sigma) of the luma in [0, 1]: white where D >= epsilon, else 1 + tanh(phi * (D - epsilon)).
+    """
+    cv2 = opencv()
+    luma = _luma(frame).astype(np.float32) / 255
+    narrow = cv2.GaussianBlur(luma, (0, 0), sigma)
+    wide = cv2.GaussianBlur(luma, (0, 0), k * sigma)
+    difference = narrow - tau * wide - epsilon
+    response = np.where(difference >= 0, 1.0, 1 + np.tanh(phi * difference))
+    return as_rgb((response * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def scribble(frame: Frame) -> Frame:
+    """Black strokes on white, as the weights know scribbles: those of a coarse `xdog`, short specks removed."""
+    cv2 = opencv()
+    strokes = np.where(xdog(frame, sigma=1.4)[..., 0] < 128, 255, 0).astype(np.uint8)
+    count, labels, facts, _ = cv2.connectedComponentsWithStats(strokes, connectivity=8)
+    least = max(8, round(0.02 * min(frame.shape[:2])))
+    shade = np.full(count, 255, np.uint8)
+    shade[1:] = np.where(facts[1:, cv2.CC_STAT_AREA] >= least, 0, 255)
+    return as_rgb(shade[labels])
+
+
+def _luma(frame: Frame, *, official: bool = False) -> NDArray[np.uint8]:
+    cv2 = opencv()
+    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY if official else cv2.COLOR_RGB2GRAY))

@@ -1,0 +1,84 @@
+"""Mask augmentation: drawn once for a clip, then applied to every frame alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mindspeed_mm.conditioning.annotate.opencv import Mask, opencv
+from mindspeed_mm.conditioning.annotate.shapes import mask_box
+
+MaskShape = Literal["original", "original_expand", "hull", "hull_expand", "bbox", "bbox_expand"]
+SHAPES: tuple[MaskShape, ...] = (
+    "original",
+    "original_expand",
+    "hull",
+    "hull_expand",
+    "bbox",
+    "bbox_expand",
+)
+
+
+@dataclass(frozen=True)
+class MaskAugment:
+    """One draw: which shape the mask takes, and by how much of its box each side grows."""
+
+    shape: MaskShape = "original"
+    sides: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # left, top, right, bottom
+
+    @classmethod
+    def draw(
+        cls, mode: MaskShape | Literal["random"], generator: np.random.Generator, ratio: float = 0.3
+    ) -> MaskAugment:
+        """The draw for a clip. `random` picks one of the shapes; each side grows by U(0, ratio) of the box."""
+        shape = SHAPES[int(generator.integers(len(SHAPES)))] if mode == "random" else mode
+        drawn = tuple(float(value) for value in generator.uniform(0, ratio, 4))
+        left, top, right, bottom = drawn if shape.endswith("_expand") else (0.0, 0.0, 0.0, 0.0)
+        return cls(shape, (left, top, right, bottom))
+
+    def __call__(self, mask: Mask) -> Mask:
+        """The mask in its new shape, 0 or 255. An empty mask stays empty."""
+        mask = np.where(mask > 127, 255, 0).astype(np.uint8)
+        if mask_box(mask) is None or self.shape == "original":
+            return mask
+        if self.shape.startswith("hull"):
+            mask = _hull(mask)
+        elif self.shape.startswith("bbox"):
+            mask = _filled_box(mask)
+        return _grown(mask, self.sides) if self.shape.endswith("_expand") else mask
+
+
+def _hull(mask: Mask) -> Mask:
+    cv2 = opencv()
+    points = cv2.findNonZero(mask)
+    filled = np.zeros_like(mask)
+    cv2.fillConvexPoly(filled, cv2.convexHull(points), 255)
+    return filled
+
+
+def _filled_box(mask: Mask) -> Mask:
+    box = mask_box(mask)
+    filled = np.zeros_like(mask)
+    if box is not None:
+        filled[box[1] : box[3], box[0] : box[2]] = 255
+    return filled
+
+
+def _grown(mask: Mask, sides: tuple[float, float, float, float]) -> Mask:
+    """Each side grows by its part of the box, at most by half of the free margin on that side."""
+    box = mask_box(mask)
+    assert box is not None
+    height, width = mask.shape
+    extent = (box[2] - box[0], box[3] - box[1]) * 2
+    margin = (box[0], box[1], width - box[2], height - box[3])
+    left, top, right, bottom = (
+        min(int(part * size), free // 2) for part, size, free in zip(sides, extent, margin, strict=True)
+    )
+    cv2 = opencv()
+    # A pixel becomes white when a white one is within reach, so the kernel looks to the other side of the growth.
+    kernel = np.ones((top + bottom + 1, left + right + 1), np.uint8)
+    return np.asarray(
+        cv2.dilate(mask, kernel, anchor=(right, bottom), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    )

@@ -1,0 +1,46 @@
+"""What moves in a clip, as masks: the MOG2 background model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, Frames, Mask, opencv
+
+_LEARNED = 48  # frames that the background is learned from; they are in memory at once
+_ROUNDS = 3
+_SHARE = 0.5  # a colour that a pixel has for more of the clip than this is background
+
+
+def motion_masks(frames: Frames, *, threshold: float = 16, clean: int = 5) -> Iterator[Mask]:
+    """White where a frame differs from the clip's background, one mask for each frame.
+
+    The clip is read twice: once to learn the background from some of its frames in random order, once to compare, so the
+    first frames are judged as well as the last ones. `threshold` is MOG2's squared Mahalanobis distance; specks narrower
+    than `clean` pixels are removed.
+    """
+    cv2 = opencv()
+    model = cv2.createBackgroundSubtractorMOG2(varThreshold=threshold, detectShadows=False)
+    model.setBackgroundRatio(_SHARE)
+    generator = np.random.default_rng(0)
+    learned = _sample(frames, generator)
+    for _ in range(_ROUNDS):
+        for place in generator.permutation(len(learned)):
+            model.apply(learned[place], learningRate=1 / (_ROUNDS * len(learned)))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (clean, clean))
+    for frame in frames():
+        found = model.apply(frame, learningRate=0)
+        found = cv2.morphologyEx(found, cv2.MORPH_OPEN, kernel)
+        yield np.asarray(cv2.morphologyEx(found, cv2.MORPH_CLOSE, kernel))
+
+
+def _sample(frames: Frames, generator: np.random.Generator) -> list[Frame]:
+    """Some frames of a clip whose length is not known: each with the same chance (reservoir sampling)."""
+    kept: list[Frame] = []
+    for number, frame in enumerate(frames()):
+        if len(kept) < _LEARNED:
+            kept.append(frame)
+        elif (place := int(generator.integers(number + 1))) < _LEARNED:
+            kept[place] = frame
+    return kept

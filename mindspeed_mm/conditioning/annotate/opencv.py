@@ -1,0 +1,58 @@
+"""OpenCV, imported when it is used, and the arrays that every annotator works on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.errors import ConfigError
+
+Frame = NDArray[np.uint8]  # [H, W, 3], RGB
+Mask = NDArray[np.uint8]  # [H, W], 255 = generate, 0 = keep
+Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom are exclusive
+Frames = Callable[[], Iterator[Frame]]  # starts the clip from its first frame, as often as it is called
+
+GRAY = 128  # a missing pixel in a file; in tensors it is 0 of [-1, 1]
+_CONTRIB = ("TrackerCSRT_create", "ximgproc", "saliency")
+
+
+@functools.cache
+def opencv() -> Any:
+    """The module `cv2`. Raises ConfigError when it is missing, or lacks the contrib modules."""
+    fix = "pip install opencv-contrib-python-headless"
+    try:
+        import cv2
+    except ImportError:
+        raise ConfigError("OpenCV is not installed", fix=fix) from None
+    lacking = [name for name in _CONTRIB if not hasattr(cv2, name)]
+    if lacking:
+        raise ConfigError(
+            f"OpenCV {cv2.__version__} lacks {', '.join(lacking)}",
+            expected="OpenCV with its contrib modules",
+            fix=f"pip uninstall opencv-python opencv-python-headless, then {fix}",
+        )
+    return cv2
+
+
+def as_rgb(values: NDArray[np.uint8]) -> Frame:
+    """One channel [H, W] as RGB [H, W, 3]."""
+    return np.repeat(values[..., None], 3, axis=-1)
+
+
+def erase(frame: Frame, mask: Mask) -> Frame:
+    """`frame`, gray where `mask` is white."""
+    return np.where(mask[..., None] > 127, np.uint8(GRAY), frame)
+
+
+def gray_frame(height: int, width: int) -> Frame:
+    """A frame of missing pixels."""
+    return np.full((height, width, 3), GRAY, np.uint8)
+
+
+def whole_mask(height: int, width: int, *, generate: bool) -> Mask:
+    """A mask of one value."""
+    return np.full((height, width), 255 if generate else 0, np.uint8)

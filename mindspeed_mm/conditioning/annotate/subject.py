@@ -1,0 +1,139 @@
+"""Where the subject of a clip is: salient regions, GrabCut in a box, and a box that is followed through the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, Mask, opencv
+from mindspeed_mm.conditioning.annotate.shapes import box_mask, clip_box, mask_box
+
+Pixels = tuple[int, int, int, int]  # left, top, right, bottom
+_MARGIN = 0.15  # of the box, around it: background that GrabCut learns from
+_LEAST = 0.05  # of the box; a smaller subject is a failed cut
+_LARGE = 0.3  # of the largest salient region; smaller ones are specks
+_SALIENT_SIDE = 256  # saliency is computed at this size: the method measures a spectrum, not detail
+
+
+def saliency(frame: Frame) -> NDArray[np.float32]:
+    """Spectral-residual saliency [H, W] in [0, 1] (Hou and Zhang, 2007), smoothed."""
+    cv2 = opencv()
+    height, width = frame.shape[:2]
+    scale = _SALIENT_SIDE / max(height, width)
+    small = cv2.resize(frame, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=3)
+    _, found = cv2.saliency.StaticSaliencySpectralResidual_create().computeSaliency(
+        cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
+    )
+    found = cv2.GaussianBlur(found.astype(np.float32), (0, 0), 6)
+    found = cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR)
+    low, high = float(found.min()), float(found.max())
+    return np.asarray((found - low) / max(high - low, 1e-6), np.float32)
+
+
+def salient_mask(frame: Frame) -> Mask:
+    """The most salient subject: Otsu's threshold, the box of the large regions, refined by GrabCut. May be empty.
+
+    The spectrum answers to a subject's outline, so its regions are taken together.
+    """
+    cv2 = opencv()
+    found = (saliency(frame) * 255).astype(np.uint8)
+    _, binary = cv2.threshold(found, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    count, labels, facts, _ = cv2.connectedComponentsWithStats(binary)
+    if count < 2:
+        return np.zeros(frame.shape[:2], np.uint8)
+    areas = facts[:, cv2.CC_STAT_AREA]
+    large = [place for place in range(1, count) if areas[place] >= _LARGE * areas[1:].max()]
+    box = mask_box(np.where(np.isin(labels, large), 255, 0).astype(np.uint8))
+    return np.zeros(frame.shape[:2], np.uint8) if box is None else grabcut(frame, box)
+
+
+def grabcut(frame: Frame, box: Box, seed: Mask | None = None, iterations: int = 4) -> Mask:
+    """The subject inside `box` (Rother et al., 2004), or the whole box where the cut fails.
+
+    `seed` says what is probably subject; without it, everything in the box is. Only the box and a margin are looked at.
+    """
+    cv2 = opencv()
+    height, width = frame.shape[:2]
+    left, top, right, bottom = clip_box(box, height, width)
+    across, down = (round(_MARGIN * size) + 2 for size in (right - left, bottom - top))
+    view = (max(0, left - across), max(0, top - down), min(width, right + across), min(height, bottom + down))
+    area = np.ascontiguousarray(frame[view[1] : view[3], view[0] : view[2]])
+    state = np.full(area.shape[:2], cv2.GC_BGD, np.uint8)
+    inner = state[top - view[1] : bottom - view[1], left - view[0] : right - view[0]]
+    inner[...] = cv2.GC_PR_FGD
+    if seed is not None:
+        inside = seed[top:bottom, left:right] > 127
+        inner[...] = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+    whole = box_mask(box, height, width)
+    if not (state == cv2.GC_BGD).any() or not (state == cv2.GC_PR_FGD).any():
+        return whole  # nothing to tell apart: the box fills the frame, or the seed is elsewhere
+    cv2.setRNGSeed(0)  # its clusters are drawn
+    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    try:
+        cv2.grabCut(area, state, None, background, foreground, iterations, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:
+        return whole
+    cut = np.where((state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD), 255, 0).astype(np.uint8)
+    cut = cv2.morphologyEx(cut, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    if (cut > 0).sum() < _LEAST * (right - left) * (bottom - top):
+        return whole
+    mask = np.zeros((height, width), np.uint8)
+    mask[view[1] : view[3], view[0] : view[2]] = cut
+    return mask
+
+
+def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels]]:
+    """Each frame with the box in it: `box` in the first one, then where the CSRT tracker finds it, clipped to the frame.
+
+    Where the tracker loses the subject, the last box holds.
+    """
+    cv2 = opencv()
+    tracker = None
+    last: Pixels = (0, 0, 0, 0)
+    for frame in frames:
+        height, width = frame.shape[:2]
+        if tracker is None:
+            last = clip_box(box, height, width)
+            tracker = cv2.TrackerCSRT_create()
+            tracker.init(frame, (last[0], last[1], last[2] - last[0], last[3] - last[1]))
+        else:
+            found, (left, top, across, down) = tracker.update(frame)
+            moved = (
+                max(0, round(left)),
+                max(0, round(top)),
+                min(width, round(left + across)),
+                min(height, round(top + down)),
+            )
+            last = moved if found and moved[0] < moved[2] and moved[1] < moved[3] else last
+        yield frame, last
+
+
+def track_box_masks(
+    frames: Iterable[Frame], box: Box, *, refine: bool = True
+) -> Iterator[tuple[Frame, Mask]]:
+    """Each frame with the subject's mask: the tracked box, or with `refine` what GrabCut finds in it."""
+    for frame, (left, top, right, bottom) in track_box(frames, box):
+        found = (left, top, right, bottom)
+        yield frame, grabcut(frame, found) if refine else box_mask(found, *frame.shape[:2])
+
+
+def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: bool = True) -> Iterator[tuple[Frame, Mask]]:
+    """Each frame with the mask moved and scaled along the tracked box; `refine` fits it to the frame by GrabCut.
+
+    The first mask is `mask` itself. An empty mask stays empty.
+    """
+    cv2 = opencv()
+    start = mask_box(mask)
+    if start is None:
+        yield from ((frame, np.zeros(frame.shape[:2], np.uint8)) for frame in frames)
+        return
+    shape = mask[start[1] : start[3], start[0] : start[2]]
+    for place, (frame, box) in enumerate(track_box(frames, start)):
+        left, top, right, bottom = box
+        moved = np.zeros(frame.shape[:2], np.uint8)
+        moved[top:bottom, left:right] = cv2.resize(
+            shape, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST
+        )
+        yield frame, grabcut(frame, box, moved) if refine and place else moved

@@ -16,7 +16,8 @@ RELEASE = "release"
 WEIGHTS_FILE = "model_optim_rng.pt"
 WRITING = ".writing-"  # and iter_0000010: a checkpoint that is not complete
 REPLACED = f"{WRITING}replaced-"  # and iter_0000010: a complete one, while another takes its name
-_ITERATION = re.compile(r"iter_(\d{7,})")
+_MAX_DIGITS = 18  # of an iteration
+_ITERATION = re.compile(r"iter_(\d{7,18})")
 _RANK = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3,}))?")
 
 
@@ -31,9 +32,9 @@ def read_tracker(root: Path) -> int | str | None:
     text = read_text(tracker, WeightsError, max_bytes=1 << 20).strip()
     if text == RELEASE:
         return RELEASE
-    if text.isascii() and text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS:
         return int(text)
-    raise WeightsError(f"{tracker}: holds {text[:40]!r}; it must hold an iteration number or 'release'")
+    raise WeightsError(f"got {text[:40]!r}", where=tracker, expected="an iteration number or 'release'")
 
 
 def write_tracker(root: Path, iteration: int | str) -> None:

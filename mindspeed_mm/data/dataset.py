@@ -17,7 +17,7 @@ from mindspeed_mm.data.manifest import read_manifest
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord, VideoSample
 from mindspeed_mm.data.transforms import PixelSample, load_pixels, to_sample
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import LIST_BYTES, json_lines, parse_json, read_text
+from mindspeed_mm.files import LIST_BYTES, json_lines, parse_json, read_text, regular_file
 
 FEATURE_FOLDER = "features"
 LISTING = "data.jsonl"
@@ -25,7 +25,7 @@ _MAX_SIZE = 1 << 20  # of an axis of latents
 
 
 class RawDataset(Protocol):
-    """What feature extraction needs of a dataset of clips; a stranger's dataset answers the same three."""
+    """What feature extraction needs of a dataset of clips, in this package or another."""
 
     @property
     def records(self) -> Sequence[SampleRecord]:
@@ -86,6 +86,8 @@ class FeatureDataset:
         self.folder = Path(source.data_folder) if source.data_folder else self.listing.parent
         self.rows = _read_listing(self.listing)
         self.verify = config.verify_checksums
+        self._infos: dict[int, tuple[int, int, int, int]] = {}  # of rows that the list does not describe
+        self._sizes: tuple[int | None, int | None] = (None, None)  # text_dim and text_len of the model
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,13 +95,11 @@ class FeatureDataset:
     def __getitem__(self, index: int) -> FeatureRecord:
         try:
             record = read_feature(self.path(index), verify=self.verify)
+            self._check_prompts(index, [(len(prompt), prompt.shape[1]) for prompt in record.prompt_embeds])
         except DataError as error:
-            raise DataError(f"{self.listing.name}[{index}]: {error}") from None
+            raise error.at(self._address(index)) from None
         found = (record.latents.shape[1], record.latents.shape[2], record.latents.shape[3])
-        if found != self._grid(index):
-            raise DataError(
-                f"{self.listing.name}[{index}]: {self.path(index)} holds latents {list(found)}, not as listed"
-            )
+        self._compare(index, found, record.num_refs)
         return record
 
     def path(self, index: int) -> Path:
@@ -109,47 +109,35 @@ class FeatureDataset:
         return next((place for place in places if os.path.isfile(place)), places[0])  # False for a NUL, too
 
     def shape(self, index: int) -> tuple[int, int, int, int]:
-        """(R+F, h, w, R): samples with one shape can be stacked. From the list; the file's header is read if it is not there."""
+        """(R+F, h, w, R): samples with one shape can be stacked. From the list, or else from the file."""
         refs = self.rows[index].get("num_refs")
         return (*self._grid(index), refs if isinstance(refs, int) else self._info(index)[3])
 
     def check(self, index: int, *, text_dim: int | None, text_len: int | None) -> None:
-        """Look at the header of one row's file. Raises DataError where it is no feature, or not of a model of these sizes.
+        """Look at the header of one row's file, for a model of these sizes.
 
-        A published `.pt` has no header: it is judged when it is read.
+        A published `.pt` has no header: it is judged by the same sizes when it is read. Raises DataError.
         """
-        path, where = self.path(index), f"{self.listing.name}[{index}]"
+        self._sizes = (text_dim, text_len)
+        path = self.path(index)
         if path.suffix == ".pt":
+            try:
+                regular_file(path, DataError)
+            except DataError as error:
+                raise error.at(self._address(index)) from None
             return
         try:
             info = read_info(path, verify=False)  # checksums are compared when its turn comes
+            self._check_prompts(index, info.prompts)
         except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-        row = self.rows[index]
-        listed = {"shape": tuple(row["shape"]) if row.get("shape") else None, "num_refs": row.get("num_refs")}
-        for key, found in (("shape", info.shape), ("num_refs", info.num_refs)):
-            if listed[key] is not None and listed[key] != found:
-                raise DataError(
-                    f"{where}: {key} is listed as {listed[key]}, {path} has {found}; extract the features again"
-                )
-        for length, width in info.prompts:
-            if text_dim not in (None, width):
-                raise DataError(
-                    f"{where}: {path}: prompt_ids has width {width}, expected predictor.text_dim {text_dim}"
-                )
-            if text_len is not None and length > text_len:
-                raise DataError(
-                    f"{where}: {path}: prompt_ids has {length} tokens, more than predictor.text_len {text_len}; raise it, "
-                    "or extract with a smaller tokenizer_config.model_max_length"
-                )
+            raise error.at(self._address(index)) from None
+        self._compare(index, info.shape, info.num_refs)
 
-    def check_null_prompt(self, text_dim: int) -> None:
-        """Raises DataError when the null prompt, if there is one, is of another width."""
-        if self.null_prompt is not None and self.null_prompt.shape[1] != text_dim:
-            raise DataError(
-                f"{self._null_prompt_path}: prompt_ids has width {self.null_prompt.shape[1]}, expected predictor.text_dim "
-                f"{text_dim}; extract the features again"
-            )
+    def check_null_prompt(self, text_dim: int, text_len: int | None = None) -> None:
+        """Raises DataError when the null prompt, if there is one, cannot be used by a model of these sizes."""
+        path = self._null_prompt_path
+        if path is not None and self.null_prompt is not None:
+            _check_prompt(path, len(self.null_prompt), self.null_prompt.shape[1], text_dim, text_len)
 
     @cached_property
     def null_prompt(self) -> Tensor | None:
@@ -160,27 +148,64 @@ class FeatureDataset:
     @property
     def _null_prompt_path(self) -> Path | None:
         folders = dict.fromkeys((self.folder, self.listing.parent, self.folder.parent))
-        return next(
-            (folder / NULL_PROMPT_FILE for folder in folders if (folder / NULL_PROMPT_FILE).is_file()), None
-        )
+        places = (folder / NULL_PROMPT_FILE for folder in folders)
+        return next((path for path in places if os.path.lexists(path)), None)
+
+    def _address(self, index: int) -> str:
+        return f"{self.listing.name}[{index}]"
+
+    def _check_prompts(self, index: int, prompts: Sequence[tuple[int, int]]) -> None:
+        for length, width in prompts:
+            _check_prompt(self.path(index), length, width, *self._sizes)
+
+    def _compare(self, index: int, shape: tuple[int, int, int], num_refs: int) -> None:
+        """Raises DataError where the list says something else than the file."""
+        row = self.rows[index]
+        for key, found in (("shape", list(shape)), ("num_refs", num_refs)):
+            if row.get(key) is not None and row[key] != found:
+                raise DataError(
+                    f"{key} is listed as {row[key]}, {self.path(index)} has {found}",
+                    where=self._address(index),
+                    fix="extract the features again",
+                )
 
     def _grid(self, index: int) -> tuple[int, int, int]:
         shape = self.rows[index].get("shape")
         return (shape[0], shape[1], shape[2]) if shape else self._info(index)[:3]
 
     def _info(self, index: int) -> tuple[int, int, int, int]:
-        row = self.rows[index]
-        if "_info" not in row:
-            info = read_info(self.path(index), verify=self.verify)
-            row["_info"] = (*info.shape, info.num_refs)
-        found: tuple[int, int, int, int] = row["_info"]
-        return found
+        if index not in self._infos:
+            try:
+                info = read_info(self.path(index), verify=self.verify)
+            except DataError as error:
+                raise error.at(self._address(index)) from None
+            self._infos[index] = (*info.shape, info.num_refs)
+        return self._infos[index]
+
+
+def _check_prompt(path: Path, length: int, width: int, text_dim: int | None, text_len: int | None) -> None:
+    if text_dim not in (None, width):
+        raise DataError(
+            f"prompt_ids has width {width}",
+            where=path,
+            expected=f"predictor.text_dim {text_dim}",
+            fix="extract the features again",
+        )
+    if text_len is not None and length > text_len:
+        raise DataError(
+            f"prompt_ids has {length} tokens, more than predictor.text_len {text_len}",
+            where=path,
+            fix="raise it, or extract with a smaller tokenizer_config.model_max_length",
+        )
 
 
 def _read_listing(path: Path) -> list[dict[str, Any]]:
     if path.suffix.lower() in csv_rows.SUFFIXES:
         raise DataError(
-            f"{path}: expected a {LISTING} of features, got CSV; extract features of these clips first"
+            "got CSV",
+            where=path,
+            expected=f"a {LISTING} of features",
+            fix="extract features of these clips first",
         )
     try:
         text = read_text(path, DataError, max_bytes=LIST_BYTES)
@@ -191,7 +216,7 @@ def _read_listing(path: Path) -> list[dict[str, Any]]:
     else:
         rows = [values for _, values in json_lines(text, str(path), DataError)]
     if not rows:
-        raise DataError(f"{path}: lists no features; extract some first")
+        raise DataError("lists no features", where=path, fix="extract some first")
     for index, row in enumerate(rows):
         _check_row(row, f"{path}[{index}]")
     return rows
@@ -200,13 +225,19 @@ def _read_listing(path: Path) -> list[dict[str, Any]]:
 def _check_row(row: Any, where: str) -> None:
     if not isinstance(row, dict) or not isinstance(row.get("file"), str):
         raise DataError(
-            f"{where}: names no feature file under 'file'; is it a list of raw clips? Extract features first"
+            "names no feature file under 'file'; is it a list of raw clips?",
+            where=where,
+            fix="extract features first",
         )
     shape = row.get("shape")
     if shape is not None and not (_is_counts(shape, at_least=1) and len(shape) == 3):
-        raise DataError(f"{where}.shape: expected three positive integers [R+F, h, w], got {shape!r:.60}")
+        raise DataError(
+            f"got {shape!r:.60}", where=f"{where}.shape", expected="three positive integers [R+F, h, w]"
+        )
     if row.get("num_refs") is not None and not _is_counts([row["num_refs"]], at_least=0):
-        raise DataError(f"{where}.num_refs: expected an integer from 0, got {row['num_refs']!r:.60}")
+        raise DataError(
+            f"got {row['num_refs']!r:.60}", where=f"{where}.num_refs", expected="an integer from 0"
+        )
 
 
 def _is_counts(values: Any, *, at_least: int) -> bool:

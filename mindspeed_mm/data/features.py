@@ -1,29 +1,27 @@
-"""One FeatureRecord on disk: our safetensors files, and the published `.pt` files for reading.
+"""One FeatureRecord on disk, in our safetensors files.
 
 Tensor names are those of published files: `video` are the latents, `prompt_ids` the prompt *embeddings*.
 """
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mindspeed_mm.data.packed import read_header, read_packed, without_checksums, write_packed
+from mindspeed_mm.data.published import EXTRACT_AGAIN, check_values, count_references, read_published
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import regular_file
 
 SCHEMA_VERSION = "1"
 NULL_PROMPT_FILE = "null_prompt.safetensors"
 _LATENT, _CONTEXT = 16, 96
 _DTYPES = ("BF16", "F16", "F32", "F64")
+_MAX_DIGITS = 9  # of num_refs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,10 @@ class FeatureInfo:
 
 
 def write_feature(path: Path, record: FeatureRecord, metadata: Mapping[str, str]) -> None:
-    """Write `record` as bf16 safetensors, atomically. `metadata` adds to the record's own (key, num_refs, schema_version)."""
+    """Write `record` as bf16 safetensors, atomically.
+
+    `metadata` adds to the record's own (key, num_refs, schema_version).
+    """
     tensors = {"video": record.latents, "vace_context": record.vace_context}
     for number, prompt in enumerate(record.prompt_embeds):
         tensors[_numbered("prompt_ids", number)] = prompt
@@ -52,26 +53,40 @@ def write_feature(path: Path, record: FeatureRecord, metadata: Mapping[str, str]
 def read_feature(path: Path, *, verify: bool = True) -> FeatureRecord:
     """Read one feature file, ours or a published `.pt`. Tensors keep the dtype they are stored in.
 
-    `verify` compares the tensors with the checksums in the file. Raises DataError when the file is missing, damaged, or
-    holds something else.
+    `verify` compares the tensors with the checksums in the file. Raises DataError when the file is missing or damaged, holds
+    something else, or has values that are no latents or embeddings: NaN, infinite, or beyond `published.MAX_VALUE`.
     """
-    return _read_published(path) if path.suffix == ".pt" else _read_safetensors(path, verify)
+    record = read_published(path) if path.suffix == ".pt" else _read_safetensors(path, verify)
+    prompts = {_numbered("prompt_ids", i): prompt for i, prompt in enumerate(record.prompt_embeds)}
+    tensors = {"video": record.latents, "vace_context": record.vace_context, **prompts}
+    for name, tensor in tensors.items():
+        check_values(path, name, tensor)
+    _check_shapes(path, {name: tensor.shape for name, tensor in tensors.items()})
+    if record.num_refs >= record.latents.shape[1]:
+        raise DataError(
+            f"all {record.num_refs} frames of vace_context are references", where=path, fix=EXTRACT_AGAIN
+        )
+    return record
 
 
 def read_prompts(path: Path) -> tuple[Tensor, ...]:
     """The prompt embeddings of one of our files, each [L, text_dim]; the latents are not read. Raises DataError."""
-    return _prompts(read_packed(path, ("prompt_ids",), part="prompt_ids"))
+    read_header(path)
+    prompts = _prompts(path, read_packed(path, ("prompt_ids",), part="prompt_ids"))
+    for number, prompt in enumerate(prompts):
+        check_values(path, _numbered("prompt_ids", number), prompt)
+    return prompts
 
 
 def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
-    """The shapes and metadata of a feature file; of a safetensors file only the header is read.
+    """The shapes and metadata of a feature file. Of our files only the header is read, unless it lacks num_refs.
 
-    Raises DataError when a tensor is missing, or of another dtype or shape than a feature's.
+    Raises DataError when a tensor is missing, or has a dtype or shape that no feature has.
     """
     if path.suffix == ".pt":
-        record = _read_published(path)
+        record = read_feature(path)
         return FeatureInfo(
-            shape=_grid(record.latents),
+            shape=(record.latents.shape[1], record.latents.shape[2], record.latents.shape[3]),
             num_refs=record.num_refs,
             num_captions=len(record.prompt_embeds),
             metadata={},
@@ -82,20 +97,32 @@ def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
     missing = [name for name in ("video", "vace_context", "prompt_ids") if name not in header]
     if missing:
         raise DataError(
-            f"{path}: no feature file: {', '.join(missing)} missing; it holds {', '.join(sorted(header)) or 'nothing'}"
+            f"{', '.join(missing)} missing; the file holds {', '.join(sorted(header)) or 'nothing'}",
+            where=path,
+            expected="a feature file",
         )
-    prompts = [name for name in header if name.split(".")[0] == "prompt_ids"]
+    prompts = _prompt_names(path, header)
     for name in ("video", "vace_context", *prompts):
         if header[name].get("dtype") not in _DTYPES:
             raise DataError(
-                f"{path}: {name} is {header[name].get('dtype')}, expected BF16, F16 or F32; extract it again"
+                f"{name} is {header[name].get('dtype')!s:.20}",
+                where=path,
+                expected="BF16, F16 or F32",
+                fix=EXTRACT_AGAIN,
             )
-    shapes = {name: tuple(header[name]["shape"]) for name in header}
-    _check_shapes(path, shapes["video"], shapes["vace_context"], [shapes[name] for name in prompts])
+    shapes = {name: tuple(header[name]["shape"]) for name in ("video", "vace_context", *prompts)}
+    _check_shapes(path, shapes)
     frames, height, width = shapes["video"][1:]
+    written = metadata.get("num_refs")
+    if written is None:
+        num_refs = count_references(
+            read_packed(path, ("vace_context",), part="vace_context", verify=verify)["vace_context"]
+        )
+    else:
+        num_refs = _num_refs(path, written, frames)
     return FeatureInfo(
         shape=(frames, height, width),
-        num_refs=_num_refs(path, metadata, frames),
+        num_refs=num_refs,
         num_captions=len(prompts),
         metadata=without_checksums(metadata),
         prompts=tuple((shapes[name][0], shapes[name][1]) for name in prompts),
@@ -103,7 +130,7 @@ def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the file is there and as long as its header says."""
+    """Whether the file exists and is as long as its header says."""
     try:
         read_header(path)
     except DataError:
@@ -118,13 +145,17 @@ def write_null_prompt(path: Path, embeds: Tensor, fingerprint: str) -> None:
 
 
 def read_null_prompt(path: Path, *, verify: bool = True) -> Tensor:
-    """The embedding [L, text_dim] of the empty caption. Raises DataError."""
+    """The embedding [L, text_dim] of the empty caption. Raises DataError, for the same values as read_feature."""
+    read_header(path, verify=verify)
     embeds = read_packed(path, ("prompt_ids",), verify=verify)["prompt_ids"]
-    if embeds.dim() != 2 or len(embeds) == 0 or not embeds.is_floating_point():
+    if embeds.dim() != 2 or embeds.numel() == 0:
         raise DataError(
-            f"{path}: prompt_ids is {list(embeds.shape)} {str(embeds.dtype).removeprefix('torch.')}, expected "
-            "[L, text_dim] floating-point numbers; extract the features again"
+            f"prompt_ids has shape {list(embeds.shape)}",
+            where=path,
+            expected="[L, text_dim] with at least one token",
+            fix=EXTRACT_AGAIN,
         )
+    check_values(path, "prompt_ids", embeds)
     return embeds
 
 
@@ -135,128 +166,72 @@ def _numbered(name: str, number: int) -> str:
 def _read_safetensors(path: Path, verify: bool) -> FeatureRecord:
     metadata = read_header(path, verify=verify).get("__metadata__", {})
     tensors = read_packed(path, ("video", "vace_context", "prompt_ids"), verify=verify)
-    frames = tensors["video"].shape[1] if tensors["video"].dim() == 4 else 0
-    return _checked(
-        path,
-        FeatureRecord(
-            latents=tensors["video"],
-            vace_context=tensors["vace_context"],
-            prompt_embeds=_prompts(tensors),
-            num_refs=_num_refs(path, metadata, frames, tensors["vace_context"]),
-            key=metadata.get("key", path.stem),
-        ),
-    )
-
-
-def _prompts(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """In the order of the captions."""
-    names = [name for name in tensors if name.split(".")[0] == "prompt_ids"]
-    names.sort(key=lambda name: int(name.partition(".")[2] or 0))
-    return tuple(tensors[name] for name in names)
-
-
-def _read_published(path: Path) -> FeatureRecord:
-    """A `.pt` of the published extractor: `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes."""
-    regular_file(path, DataError)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what a foreign file was written with
-            values = torch.load(path, map_location="cpu", weights_only=True)
-        damaged = (
-            zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
-        )  # torch does not look at the CRCs
-    except Exception:  # torch raises many kinds for a damaged or foreign pickle
-        raise DataError(
-            f"{path}: cannot be read as tensors: it is damaged, or holds more than tensors; extract it again"
-        ) from None
-    if damaged is not None:
-        raise DataError(
-            f"{path}: {damaged} in it does not match its checksum; copy or extract the file again"
-        )
-    names = ("video", "prompt_ids", "prompt_mask", "vace_context")
-    missing = [name for name in names if not isinstance(values, dict) or name not in values]
-    if missing:
-        raise DataError(f"{path}: {', '.join(missing)} missing; a feature file holds {', '.join(names)}")
-    latents = _one(path, "video", values["video"], 4)
-    context = _one(path, "vace_context", values["vace_context"], 4)
-    prompt = _one(path, "prompt_ids", values["prompt_ids"], 2)
-    mask = _one(path, "prompt_mask", values["prompt_mask"], 1)
-    length = int(mask.ne(0).sum())
-    return _checked(
-        path,
-        FeatureRecord(
-            latents=latents,
-            vace_context=context,
-            prompt_embeds=(prompt[:length].clone(),),  # padding is on the right
-            num_refs=_count_references(context),
-            key=path.stem,
-        ),
-    )
-
-
-def _one(path: Path, name: str, value: Any, dims: int) -> Tensor:
-    """The one tensor behind lists and axes of length 1."""
-    while isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, Tensor):
-        raise DataError(f"{path}: {name} is a {type(value).__name__}, a tensor is wanted")
-    tensor: Tensor = value
-    while tensor.dim() > dims and tensor.shape[0] == 1:
-        tensor = tensor[0]
-    if tensor.dim() != dims:
-        raise DataError(f"{path}: {name} has shape {list(tensor.shape)}, {dims} axes are wanted")
-    return tensor
-
-
-def _count_references(context: Tensor) -> int:
-    """Leading frames whose reactive and mask channels are exactly zero: only references are stored so."""
-    empty = context[_LATENT:].eq(0).all(dim=0).flatten(1).all(dim=1).tolist()
-    return next((index for index, zero in enumerate(empty) if not zero), len(empty))
-
-
-def _grid(latents: Tensor) -> tuple[int, int, int]:
-    return latents.shape[1], latents.shape[2], latents.shape[3]
-
-
-def _num_refs(path: Path, metadata: Mapping[str, str], frames: int, context: Tensor | None = None) -> int:
-    """R, as written; of a file that does not say it, counted in `context`. Raises DataError when it cannot be."""
+    latents, context = tensors["video"], tensors["vace_context"]
+    prompts = _prompts(path, tensors)
     written = metadata.get("num_refs")
     if written is None:
-        return 0 if context is None else _count_references(context)
-    if not (written.isascii() and written.isdigit() and (int(written) < frames or frames == 0)):
+        num_refs = count_references(context) if context.dim() == 4 else 0
+    else:
+        num_refs = _num_refs(path, written, latents.shape[1] if latents.dim() == 4 else 0)
+    return FeatureRecord(
+        latents=latents,
+        vace_context=context,
+        prompt_embeds=prompts,
+        num_refs=num_refs,
+        key=metadata.get("key", path.stem),
+    )
+
+
+def _prompts(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """In the order of the captions."""
+    return tuple(tensors[name] for name in _prompt_names(path, tensors))
+
+
+def _prompt_names(path: Path, names: Mapping[str, object]) -> list[str]:
+    """prompt_ids, prompt_ids.1, … as far as there are captions. Raises DataError for other numbers."""
+    found = [name for name in names if name.split(".")[0] == "prompt_ids"]
+    expected = [_numbered("prompt_ids", number) for number in range(len(found))]
+    if odd := sorted(set(found) - set(expected)):
         raise DataError(
-            f"{path}: num_refs is {written!r:.40}, but it has {frames} latent frames, references included; extract it again"
+            f"holds {odd[0]:.40}",
+            where=path,
+            expected=f"prompts named {', '.join(expected[:3])}",
+            fix=EXTRACT_AGAIN,
+        )
+    return expected
+
+
+def _num_refs(path: Path, written: str, frames: int) -> int:
+    """R, as the metadata says. Raises DataError for what is no number below `frames` (0: not known)."""
+    digits = written.isascii() and written.isdigit() and len(written) <= _MAX_DIGITS
+    if not digits or (frames and int(written) >= frames):
+        raise DataError(
+            f"num_refs is {written!r:.40}, but the file has {frames} latent frames, references included",
+            where=path,
+            fix=EXTRACT_AGAIN,
         )
     return int(written)
 
 
-def _checked(path: Path, record: FeatureRecord) -> FeatureRecord:
-    latents, context = record.latents, record.vace_context
-    named = {"video": latents, "vace_context": context, "prompt_ids": record.prompt_embeds[0]}
-    for name, tensor in named.items():
-        if not tensor.is_floating_point():
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise DataError(
-                f"{path}: {name} is {dtype}, expected bfloat16, float16 or float32; extract it again"
-            )
-        if not tensor.isfinite().all():
-            raise DataError(f"{path}: {name} has values that are NaN or infinite; extract it again")
-    _check_shapes(path, latents.shape, context.shape, [prompt.shape for prompt in record.prompt_embeds])
-    return record
-
-
-def _check_shapes(
-    path: Path, latents: Sequence[int], context: Sequence[int], prompts: Sequence[Sequence[int]]
-) -> None:
+def _check_shapes(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raises DataError for shapes that no feature has."""
+    latents = shapes["video"]
     if len(latents) != 4 or latents[0] != _LATENT or not all(latents):
-        raise DataError(
-            f"{path}: video has shape {list(latents)}, expected [16, R+F, h, w]; extract it again"
+        raise _wrong_shape(path, "video", latents, "[16, R+F, h, w]")
+    if tuple(shapes["vace_context"]) != (_CONTEXT, *latents[1:]):
+        raise _wrong_shape(
+            path, "vace_context", shapes["vace_context"], f"[96, {', '.join(map(str, latents[1:]))}]"
         )
-    if tuple(context) != (_CONTEXT, *latents[1:]):
-        raise DataError(
-            f"{path}: vace_context has shape {list(context)}, expected [96, {', '.join(map(str, latents[1:]))}]; "
-            "extract it again"
-        )
-    if any(len(prompt) != 2 or prompt[0] == 0 for prompt in prompts):
-        raise DataError(f"{path}: prompt_ids must be [L, text_dim] with at least one token; extract it again")
+    width = None
+    for name in shapes:
+        if name.split(".")[0] != "prompt_ids":
+            continue
+        if len(shapes[name]) != 2 or not all(shapes[name]):
+            raise _wrong_shape(path, name, shapes[name], "[L, text_dim] with at least one token")
+        if width not in (None, shapes[name][1]):
+            raise _wrong_shape(path, name, shapes[name], f"[L, {width}], as wide as prompt_ids")
+        width = shapes[name][1]
+
+
+def _wrong_shape(path: Path, name: str, shape: Sequence[int], expected: str) -> DataError:
+    return DataError(f"{name} has shape {list(shape)}", where=path, expected=expected, fix=EXTRACT_AGAIN)

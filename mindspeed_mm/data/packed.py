@@ -18,13 +18,16 @@ from torch import Tensor
 
 from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import atomic_path, read_safetensors_header
+from mindspeed_mm.files import atomic_path, read_safetensors_header, regular_file
 
 _CRC = "crc32"
 
 
 def write_packed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Atomically, and with the header in sorted order: safetensors shuffles metadata, and equal tensors must be equal files."""
+    """Write atomically, with the header in sorted order.
+
+    safetensors shuffles metadata, and equal tensors must be equal files.
+    """
     packed = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     sums = {f"{_CRC}.{name}": _crc_of(value) for name, value in packed.items()}
     raw = save(packed, {**without_checksums(metadata), **sums})
@@ -45,24 +48,27 @@ def read_packed(
 
     Raises DataError when the file is missing or damaged, or one of `wanted` is not in it.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    regular_file(path, DataError)
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(part)]  # noqa: SIM118 (it is no dict)
             tensors = {name: file.get_tensor(name) for name in names}
             sums = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as safetensors: {error}; extract it again") from None
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"cannot be read as safetensors: {reason}", where=path, fix="extract it again"
+        ) from None
     missing = [name for name in wanted if name not in tensors]
     if missing:
-        raise DataError(f"{path}: {', '.join(missing)} missing; it holds {', '.join(sorted(tensors))}")
+        raise DataError(f"{', '.join(missing)} missing; it holds {', '.join(sorted(tensors))}", where=path)
     for name, tensor in tensors.items() if verify else ():
         expected = sums.get(f"{_CRC}.{name}")
         if expected is not None and expected != (found := _crc_of(tensor)):
             raise DataError(
-                f"{path}: {name} is damaged: its checksum is {found}, {expected} was written; make the file again, or "
-                "copy it from where it is whole"
+                f"{name} is damaged: its checksum is {found}, {expected} was written",
+                where=path,
+                fix="make the file again, or copy it from where it is whole",
             )
     return tensors
 
@@ -74,11 +80,15 @@ def read_header(path: Path, *, verify: bool = True) -> dict[str, Any]:
     header, start, size = read_safetensors_header(path, DataError)
     end = _end(path, header)
     if size != start + end:
-        raise DataError(f"{path}: {size} bytes, its header promises {start + end}; extract it again")
+        raise DataError(
+            f"has {size} bytes, its header promises {start + end}", where=path, fix="extract it again"
+        )
     expected = header.get("__metadata__", {}).get(_CRC)
     if verify and expected is not None and expected != _crc_of_header(header):
         raise DataError(
-            f"{path}: its header is damaged: its checksum is not the one written; make the file again"
+            "its header is damaged: its checksum is not the one written",
+            where=path,
+            fix="make the file again",
         )
     return header
 
@@ -91,7 +101,8 @@ def without_checksums(metadata: Mapping[str, str]) -> dict[str, str]:
 def _end(path: Path, header: Any) -> int:
     """Where the last tensor ends. Raises DataError for a header that is none."""
     try:
-        if not isinstance(header.get("__metadata__", {}), dict):
+        metadata = header.get("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise TypeError("__metadata__")
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         for name, entry in header.items():
@@ -99,7 +110,7 @@ def _end(path: Path, header: Any) -> int:
                 raise TypeError(name)
         return max(map(int, ends), default=0)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        raise DataError(f"{path}: not a safetensors file: its header does not describe tensors") from None
+        raise DataError("not a safetensors file: its header does not describe tensors", where=path) from None
 
 
 def _crc_of(tensor: Tensor) -> str:

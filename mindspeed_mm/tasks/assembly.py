@@ -99,7 +99,7 @@ def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> Trai
     collate = Collate(
         seed=batch.seed,
         caption_dropout=job.model.caption_dropout,
-        null_prompt=getattr(dataset, "null_prompt", None),
+        null_prompt=getattr(dataset, "null_prompt", None) if job.model.caption_dropout else None,
         with_context=job.predictor.reads_context,
     )
     return TrainLoader(
@@ -125,7 +125,7 @@ def check_features(dataset: Any, job: PretrainJob) -> None:
         return
     text_dim, text_len = getattr(job.predictor, "text_dim", None), getattr(job.predictor, "text_len", None)
     if job.model.caption_dropout and text_dim is not None and hasattr(dataset, "check_null_prompt"):
-        dataset.check_null_prompt(text_dim)
+        dataset.check_null_prompt(text_dim, text_len)
 
     def failure(index: int) -> DataError | None:
         try:

@@ -124,13 +124,16 @@ class Tokenizer:
     def check_fits(self, rows: int, encoder: Path) -> None:
         """Raises WeightsError unless the vocabulary is that of an encoder whose embedding has `rows` rows.
 
-        An embedding is padded (UMT5-XXL: 256384 rows for 256300 tokens), so it may have some more.
+        Each token must have a row. An embedding is padded (UMT5-XXL: 256384 rows for 256300 tokens), so it may have some
+        more: at most 1024, and at most an eighth of them.
         """
-        size = len(self)
-        if not max(rows - _PADDING, rows // 2) <= size <= rows:
+        tokens = len(set(self._ids.values()))
+        if not (len(self) <= rows and tokens >= rows - min(_PADDING, rows // 8)):
             raise WeightsError(
-                f"{self.folder}: has {size} tokens, but the embedding of {encoder} has {rows} rows: "
-                f"this is the tokenizer of another text encoder; {_FETCH}"
+                f"has {tokens} tokens with ids up to {len(self) - 1}, but the embedding of {encoder} has {rows} rows: "
+                "this is the tokenizer of another text encoder",
+                where=self.folder,
+                fix=_FETCH,
             )
 
     def _name_special_tokens(self) -> None:

@@ -15,7 +15,7 @@ from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.config import VaceDatasetConfig
 from mindspeed_mm.data.registry import DataConfig, parse_data_config
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.files import format_json, read_json
+from mindspeed_mm.files import format_json, read_json, regular_file
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
 from mindspeed_mm.outputs import check_folder
@@ -23,6 +23,7 @@ from mindspeed_mm.tools.config import ToolsConfig
 
 PROG = "get_vace_feature.py"
 OVERRIDDEN = ("model", "data", "tools")  # files, as `--set` names them
+_MODEL_FILES = (".json", ".model", ".safetensors", ".pth", ".pt")
 _ALONE = "every sample is encoded alone"
 _WAN = "Wan's VAE has one form of it"
 
@@ -186,7 +187,7 @@ class ExtractJob(Config):
         )
 
     def check_inputs(self) -> None:
-        """Raises WeightsError when VAE, text encoder or tokenizer are not where the files say."""
+        """Raises WeightsError when VAE, text encoder or tokenizer are missing, or a FIFO or device stands for a file."""
         places = {
             f"{self.files.mm_model}:ae.from_pretrained": self.model.ae.from_pretrained,
             f"{self.files.mm_model}:text_encoder.from_pretrained": self.model.text_encoder.from_pretrained,
@@ -196,10 +197,11 @@ class ExtractJob(Config):
                 self.tokenizer_path
             )
         for where, path in places.items():
-            if not Path(path).exists():
-                raise WeightsError(
-                    f"{where}: {path} is not there (working directory {Path.cwd()}); name its file or folder"
-                )
+            try:
+                for file in [Path(path), *_inside(Path(path))]:
+                    regular_file(file, WeightsError, or_folder=True)
+            except WeightsError as error:
+                raise error.at(where) from None
 
     def check_outputs(self) -> None:
         """Raises ConfigError or LaunchError when the first rank cannot write the features, or another run writes there."""
@@ -236,6 +238,13 @@ class ExtractJob(Config):
 def job_parser(prog: str = PROG) -> FlagParser:
     """Every flag of get_vace_feature.py and of `vace extract`."""
     return build_parser(prog, "Encode clips, conditions and captions into features for training.", SCHEMAS)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What a weights or tokenizer folder has; nothing of a file."""
+    if not folder.is_dir():
+        return []
+    return [file for file in folder.iterdir() if file.suffix in _MODEL_FILES and file.exists()]
 
 
 def _reason(name: str) -> Any:

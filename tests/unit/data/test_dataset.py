@@ -1,6 +1,7 @@
-"""Datasets by name: features as extraction lists them, published lists, raw clips, a stranger's dataset."""
+"""Datasets by name: features as extraction lists them, published lists, raw clips, another package's dataset."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mindspeed_mm.data.registry import DATASETS, DatasetSpec, read_data_config
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.registry import resolve
+from tests.support.errors import raises
 
 
 def write(folder, name, refs=0, frames=2):
@@ -75,10 +77,10 @@ def test_errors_name_the_row(tmp_path):
     dataset = listed(
         tmp_path, [write(tmp_path, "a"), {"file": "features/gone.safetensors", "shape": [1, 2, 3]}]
     )
-    with pytest.raises(DataError, match=r"data\.jsonl\[1\]: .*gone\.safetensors: no such file"):
+    with raises(DataError, "data.jsonl[1]", "gone.safetensors", "no such file"):
         dataset[1]
     wrong = write(tmp_path, "b") | {"shape": [9, 4, 6]}
-    with pytest.raises(DataError, match=r"data\.jsonl\[0\]: .*holds latents \[2, 4, 6\], not as listed"):
+    with raises(DataError, "shape", "[2, 4, 6]", "[9, 4, 6]", where="data.jsonl[0]"):
         listed(tmp_path, [wrong])[0]
 
 
@@ -103,7 +105,7 @@ def test_a_list_that_is_none_is_refused(tmp_path, text, words):
 
 
 def test_a_missing_list_says_who_writes_it(tmp_path):
-    with pytest.raises(DataError, match="feature extraction writes it"):
+    with raises(DataError, "no.jsonl", "feature extraction"):
         FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "no.jsonl")}))
 
 
@@ -125,7 +127,7 @@ def test_both_datasets_are_built_by_name(tmp_path):
     assert callable(resolve(DATASETS.get("vace").build))
 
 
-def test_a_strangers_dataset_is_one_line_and_a_misspelt_one_names_the_nearest(tmp_path):
+def test_other_dataset_is_one_line_and_a_typo_names_the_nearest(tmp_path):
     DATASETS.add(
         "mine", DatasetSpec(config=FeatureDatasetConfig, build="mindspeed_mm.data.dataset:FeatureDataset")
     )
@@ -138,20 +140,56 @@ def test_a_strangers_dataset_is_one_line_and_a_misspelt_one_names_the_nearest(tm
 
 
 @pytest.mark.parametrize(
-    ("row", "sizes", "message"),
+    ("row", "sizes", "facts"),
     [
-        ({"shape": [9, 4, 6]}, (8, 512), r"shape is listed as \(9, 4, 6\), .*\(3, 4, 6\)"),
-        ({"num_refs": 0}, (8, 512), "num_refs is listed as 0, .* has 1"),
-        ({}, (4096, 512), "prompt_ids has width 8, expected predictor.text_dim 4096"),
-        ({}, (8, 2), "prompt_ids has 3 tokens, more than predictor.text_len 2"),
-        ({"file": "features/gone.safetensors"}, (8, 512), "no such file"),
+        ({"shape": [9, 4, 6]}, (8, 512), ("shape", "[9, 4, 6]", "[3, 4, 6]")),
+        ({"num_refs": 0}, (8, 512), ("num_refs", 0, 1)),
+        ({}, (4096, 512), ("prompt_ids", 8, "predictor.text_dim 4096")),
+        ({}, (8, 2), ("prompt_ids", "3 tokens", "predictor.text_len 2")),
+        ({"file": "features/gone.safetensors"}, (8, 512), ("no such file",)),
     ],
 )
-def test_header_check_names_row_file_and_fact(tmp_path, row, sizes, message):
+def test_header_check_names_row_file_and_fact(tmp_path, row, sizes, facts):
     dataset = listed(tmp_path, [write(tmp_path, "a"), write(tmp_path, "b", refs=1) | row])
     dataset.check(0, text_dim=8, text_len=512)
-    with pytest.raises(DataError, match=rf"data\.jsonl\[1\]: .*{message}"):
+    with raises(DataError, "data.jsonl[1]", *facts):
         dataset.check(1, text_dim=sizes[0], text_len=sizes[1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "facts"), [((9, 512), (8, 9)), ((8, 4), (5, 4)), ((8, 512), ("num_refs", 1, 0))]
+)
+def test_pt_is_judged_by_the_same_sizes_when_it_is_read(tmp_path, sizes, facts):
+    published = {
+        "video": torch.zeros(16, 2, 4, 6),
+        "vace_context": torch.ones(96, 2, 4, 6),
+        "prompt_ids": torch.zeros(1, 5, 8),
+        "prompt_mask": torch.ones(1, 5),
+    }
+    torch.save(published, tmp_path / "x.pt")
+    dataset = listed(tmp_path, [{"file": "x.pt", "num_refs": 1 if "num_refs" in facts else 0}])
+    dataset.check(0, text_dim=sizes[0], text_len=sizes[1])
+    with raises(DataError, "data.jsonl[0]", *facts):
+        dataset[0]
+
+
+def test_key_of_the_list_cannot_stand_for_the_header(tmp_path):
+    row = {"file": write(tmp_path, "a", refs=1)["file"], "_info": 5}
+    assert listed(tmp_path, [row]).shape(0) == (3, 4, 6, 1)
+
+
+def test_fifo_as_null_prompt_is_named(tmp_path):
+    os.mkfifo(tmp_path / "null_prompt.safetensors")
+    with raises(DataError, "FIFO"):
+        listed(tmp_path, [write(tmp_path, "a")]).check_null_prompt(8, 512)
+
+
+@pytest.mark.parametrize(("sizes", "facts"), [((9, 512), (8, 9)), ((8, 3), (4, 3))])
+def test_null_prompt_of_other_sizes_is_refused(tmp_path, sizes, facts):
+    dataset = listed(tmp_path, [write(tmp_path, "a")])
+    write_null_prompt(tmp_path / "null_prompt.safetensors", torch.ones(4, 8), "t5")
+    with raises(DataError, *facts, where=tmp_path / "null_prompt.safetensors"):
+        dataset.check_null_prompt(*sizes)
 
 
 def test_flag_and_key_leave_checksums_out(tmp_path):

@@ -15,6 +15,7 @@ from mindspeed_mm.data.features import (
     read_feature,
     read_info,
     read_null_prompt,
+    read_prompts,
     write_feature,
     write_null_prompt,
 )
@@ -22,6 +23,7 @@ from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.generation.writer import read_latents, write_latents
+from tests.support.errors import raises
 
 
 def record(refs=1, captions=2):
@@ -60,7 +62,7 @@ def flip(path, place, bit=3):
 def test_one_bit_of_a_feature_is_found_with_file_and_tensor(path, name):
     start, size = place_of(path, name)
     flip(path, start + size // 2)
-    with pytest.raises(DataError, match=rf"{path}: {name} is damaged"):
+    with raises(DataError, name, where=path):
         read_feature(path)
     assert read_feature(path, verify=False).key == "k0"
 
@@ -81,7 +83,7 @@ def test_any_bit_of_the_file_is_found_or_changes_nothing(path):
 
 def test_number_in_the_header_is_covered(path):
     path.write_bytes(path.read_bytes().replace(b'"num_refs":"1"', b'"num_refs":"0"'))
-    with pytest.raises(DataError, match="header is damaged"):
+    with raises(DataError, "header", where=path):
         read_info(path)
     assert read_info(path, verify=False).num_refs == 0
 
@@ -103,9 +105,27 @@ def test_null_prompt_has_a_checksum(tmp_path):
     path = tmp_path / "null_prompt.safetensors"
     write_null_prompt(path, torch.ones(2, 8), "t5")
     flip(path, place_of(path, "prompt_ids")[0])
-    with pytest.raises(DataError, match=r"null_prompt\.safetensors: prompt_ids is damaged"):
+    with raises(DataError, "prompt_ids", where=path):
         read_null_prompt(path)
     assert read_null_prompt(path, verify=False).shape == (2, 8)
+
+
+def test_header_of_a_null_prompt_and_of_prompts_is_covered(tmp_path, path):
+    null = tmp_path / "null_prompt.safetensors"
+    write_null_prompt(null, torch.ones(2, 8), "t5")
+    null.write_bytes(null.read_bytes().replace(b'"t5"', b'"t6"'))
+    with raises(DataError, "header", where=null):
+        read_null_prompt(null)
+    path.write_bytes(path.read_bytes().replace(b'"16"', b'"17"'))
+    with raises(DataError, "header", where=path):
+        read_prompts(path)
+
+
+def test_metadata_that_is_no_text_is_one_line(path):
+    header = b'{"__metadata__":{"num_refs":1},"video":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with raises(DataError, where=path):
+        read_info(path)
 
 
 def test_kept_latents_have_a_checksum(tmp_path):
@@ -162,19 +182,21 @@ def odd(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
-        ({"video": torch.zeros(16, 3, 4, 6, dtype=torch.int16)}, "video is (I16|int16)"),
-        ({"prompt_ids": torch.zeros(3, 8, dtype=torch.int64)}, "prompt_ids is (I64|int64)"),
-        ({"vace_context": torch.zeros(96, 3, 4, 8)}, "vace_context has shape"),
-        ({"vace_context": None}, "vace_context missing"),
-        ({"num_refs": 3}, "num_refs is '3', but it has 3 latent frames"),
-        ({"num_refs": -1}, "num_refs is '-1'"),
-        ({"num_refs": "two"}, "num_refs is 'two'"),
+        ({"video": torch.zeros(16, 3, 4, 6, dtype=torch.int16)}, ("video",)),
+        ({"video": torch.zeros(16, 3, 4, 6).to(torch.float8_e4m3fn)}, ("video",)),
+        ({"prompt_ids": torch.zeros(3, 8, dtype=torch.int64)}, ("prompt_ids",)),
+        ({"vace_context": torch.zeros(96, 3, 4, 8)}, ("vace_context", "[96, 3, 4, 8]")),
+        ({"vace_context": None}, ("vace_context",)),
+        ({"num_refs": 3}, ("num_refs", 3)),
+        ({"num_refs": -1}, ("num_refs", "'-1'")),
+        ({"num_refs": "two"}, ("num_refs", "'two'")),
+        ({"num_refs": "9" * 5000}, ("num_refs",)),
     ],
 )
-def test_file_that_is_no_feature_is_refused_by_its_header(tmp_path, changes, message):
+def test_file_that_is_no_feature_is_refused_by_its_header(tmp_path, changes, facts):
     path = odd(tmp_path / "x.safetensors", **changes)
     for read in (read_info, read_feature):
-        with pytest.raises(DataError, match=message):
+        with raises(DataError, *facts, where=path):
             read(path)

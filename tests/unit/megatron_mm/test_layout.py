@@ -18,6 +18,7 @@ from megatron.mm.layout import (
     write_tracker,
 )
 from mindspeed_mm.errors import WeightsError
+from tests.support.errors import raises
 
 
 @pytest.mark.parametrize(
@@ -38,11 +39,16 @@ def test_white_space_and_a_mark_in_the_tracker_do_not_count(
     assert read_tracker(tmp_path) == value
 
 
-@pytest.mark.parametrize("text", ["", "ten", "-3", "1 2", "release 3", "٣"])
+@pytest.mark.parametrize("text", ["", "ten", "-3", "1 2", "release 3", "٣", "9" * 5000])
 def test_a_tracker_of_anything_else_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / TRACKER).write_text(text)
-    with pytest.raises(WeightsError, match="iteration number or 'release'"):
+    with raises(WeightsError, "release", where=tmp_path / TRACKER):
         read_tracker(tmp_path)
+
+
+def test_a_folder_of_5000_digits_is_no_iteration() -> None:
+    assert parse_iteration("iter_" + "9" * 5000) is None
+    assert parse_iteration("iter_" + "9" * 18) == int("9" * 18)
 
 
 def test_a_tracker_that_is_no_text_is_an_error(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer
 from mindspeed_mm.models.wan.vae import load_vae
+from tests.support.errors import raises
 from tests.tiny import (
     TEXT_FILE,
     TOKENIZER_FOLDER,
@@ -101,8 +102,31 @@ def test_vocabulary_of_another_encoder_names_both_sizes(official, rows):
     tokenizer = Tokenizer(official / TOKENIZER_FOLDER, 16)
     tokenizer.check_fits(120, official)
     tokenizer.check_fits(128, official)  # an embedding is padded to a round number
-    with pytest.raises(WeightsError, match=rf"120 tokens.* {rows} rows"):
+    with raises(WeightsError, "119 tokens", f"{rows} rows", where=tokenizer.folder):
         tokenizer.check_fits(rows, official)
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows", "fits"),
+    [
+        (range(256300), 256384, True),
+        (range(256000), 256384, True),  # without the extra ids
+        (range(250100), 256384, False),  # mT5's
+        (range(128192), 256384, False),  # one half
+        (range(256385), 256384, False),
+        ([0, 1, 2, 256299], 256384, False),  # ids with a gap
+        (range(60), 120, False),
+        (range(110), 120, True),
+    ],
+)
+def test_every_token_has_a_row_and_few_rows_no_token(official, ids, rows, fits):
+    tokenizer = Tokenizer(official / TOKENIZER_FOLDER, 16)
+    tokenizer._ids = {str(number): number for number in ids}
+    if fits:
+        tokenizer.check_fits(rows, official)
+    else:
+        with raises(WeightsError, len(ids), rows, where=tokenizer.folder):
+            tokenizer.check_fits(rows, official)
 
 
 def test_loading_compares_vocabulary_and_embedding(official, tmp_path):

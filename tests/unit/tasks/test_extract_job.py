@@ -1,6 +1,8 @@
 """ExtractJob: published files parse, what is wrong is named in one line, and nothing of this imports torch."""
 
+import copy
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
+from tests.support.errors import raises
 
 # the keys and values of the published examples/vace/feature_extract and tools.json
 PUBLISHED_DATA = {
@@ -241,8 +244,25 @@ def test_features_cannot_be_extracted_again(tmp_path):
 
 
 def test_missing_weights_are_named_with_their_key(tmp_path):
-    with pytest.raises(WeightsError, match=r"model\.json:ae\.from_pretrained: .*is not there"):
+    with raises(WeightsError, "model.json:ae.from_pretrained", "no such file"):
         ExtractJob.from_argv(flags(tmp_path)).check_inputs()
+
+
+@pytest.mark.parametrize("place", ["vae.pth", "t5.pth", "tokenizer", "tokenizer/tokenizer.json"])
+def test_a_fifo_among_the_weights_is_named_at_once(tmp_path, place):
+    files = {"vae.pth": "ae", "t5.pth": "text_encoder"}
+    model = {key: {"from_pretrained": str(tmp_path / name)} for name, key in files.items()}
+    for name in files:
+        (tmp_path / name).touch()
+    (tmp_path / "tokenizer").mkdir()
+    data = copy.deepcopy(PUBLISHED_DATA)
+    data["dataset_param"]["tokenizer_config"] = {"from_pretrained": str(tmp_path / "tokenizer")}
+    if (tmp_path / place).is_dir():
+        (tmp_path / place).rmdir()
+    (tmp_path / place).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / place)
+    with raises(WeightsError, "FIFO", place.split("/")[-1], "from_pretrained"):
+        ExtractJob.from_argv(flags(tmp_path, data=data, model=model)).check_inputs()
 
 
 @pytest.mark.parametrize(

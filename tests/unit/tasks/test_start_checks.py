@@ -16,6 +16,7 @@ from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import run
 from mindspeed_mm.training.checkpoint import Checkpointer
 from tests.runs import arguments, make_run
+from tests.support.errors import raises
 
 
 def train(environment, **flags):
@@ -35,9 +36,18 @@ def test_null_prompt_of_width_three_is_refused(tmp_path):
     write_null_prompt(listing(environment).parent / "null_prompt.safetensors", torch.ones(1, 3), "other")
     model = json.loads(Path(environment["MM_MODEL"]).read_text())
     Path(environment["MM_MODEL"]).write_text(json.dumps({**model, "caption_dropout": 0.1}))
-    with pytest.raises(
-        DataError, match=r"/null_prompt\.safetensors: .* width 3, expected predictor\.text_dim 32"
+    with raises(
+        DataError, 3, "predictor.text_dim 32", where=listing(environment).parent / "null_prompt.safetensors"
     ):
+        train(environment)
+
+
+def test_null_prompt_longer_than_text_len_is_refused(tmp_path):
+    environment = make_run(tmp_path)
+    write_null_prompt(listing(environment).parent / "null_prompt.safetensors", torch.ones(99999, 32), "t5")
+    model = json.loads(Path(environment["MM_MODEL"]).read_text())
+    Path(environment["MM_MODEL"]).write_text(json.dumps({**model, "caption_dropout": 0.1}))
+    with raises(DataError, "99999 tokens", "predictor.text_len"):
         train(environment)
 
 
@@ -46,7 +56,7 @@ def test_listed_references_that_the_file_contradicts_are_refused(tmp_path):
     rows = [json.loads(line) for line in listing(environment).read_text().splitlines()]
     rows[1]["num_refs"] = 1
     listing(environment).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"data\.jsonl\[1\]: num_refs is listed as 1"):
+    with raises(DataError, "num_refs", 1, where="data.jsonl[1]"):
         train(environment)
 
 

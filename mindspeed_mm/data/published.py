@@ -1,0 +1,176 @@
+"""Reading features of other tools: the published `.pt`, whose pickle runs no code, and the judgement of values."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.data.sample import FeatureRecord
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import regular_file
+
+EXTRACT_AGAIN = "extract it again"
+MAX_VALUE = 1e4
+_LATENT = 16
+_NAMES = ("video", "prompt_ids", "prompt_mask", "vace_context")
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_COUNTS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_values(path: Path, name: str, tensor: Tensor) -> None:
+    """Raises DataError for a dtype that no feature has, and for values that are NaN, infinite or beyond MAX_VALUE.
+
+    Normalised latents are within ±20, masks within 0 and 1, and embeddings of UMT5 within some hundreds: |x| > 1e4 is damage,
+    or the file of something else. One pass over the values, without a copy.
+    """
+    if tensor.dtype not in _FLOATS:
+        raise DataError(
+            f"{name} is {_dtype(tensor)}",
+            where=path,
+            expected="bfloat16, float16 or float32",
+            fix=EXTRACT_AGAIN,
+        )
+    if not tensor.numel():
+        return  # its shape is refused
+    low, high = (value.item() for value in tensor.aminmax())
+    if not -float("inf") < low <= high < float("inf"):  # NaN compares with nothing
+        raise DataError(f"{name} has values that are NaN or infinite", where=path, fix=EXTRACT_AGAIN)
+    if max(-low, high) > MAX_VALUE:
+        raise DataError(
+            f"{name} has values from {low:.3g} to {high:.3g}",
+            where=path,
+            expected=f"at most {MAX_VALUE:g}, as latents and embeddings have",
+            fix=EXTRACT_AGAIN,
+        )
+
+
+def count_references(context: Tensor) -> int:
+    """Leading frames whose reactive and mask channels are exactly zero: only references are stored so."""
+    empty = context[_LATENT:].eq(0).all(dim=0).flatten(1).all(dim=1).tolist()
+    return next((index for index, zero in enumerate(empty) if not zero), len(empty))
+
+
+def read_published(path: Path) -> FeatureRecord:
+    """A `.pt` of the published extractor: `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes.
+
+    Shapes and values are not judged, beyond what the mask says of the prompt. Raises DataError.
+    """
+    values = _load(path)
+    missing = [name for name in _NAMES if not isinstance(values, dict) or name not in values]
+    if missing:
+        raise DataError(
+            f"{', '.join(missing)} missing", where=path, expected=f"a dict of {', '.join(_NAMES)}"
+        )
+    prompt = _one(path, "prompt_ids", values["prompt_ids"], 2)
+    length = _prompt_length(path, _one(path, "prompt_mask", values["prompt_mask"], 1), len(prompt))
+    context = _one(path, "vace_context", values["vace_context"], 4)
+    return FeatureRecord(
+        latents=_one(path, "video", values["video"], 4),
+        vace_context=context,
+        prompt_embeds=(prompt[:length].clone(),),
+        num_refs=count_references(context),
+        key=path.stem,
+    )
+
+
+def _load(path: Path) -> Any:
+    regular_file(path, DataError)
+    try:
+        _check_records(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a foreign file was written with
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
+    except Exception:  # torch raises many kinds for a damaged or foreign pickle
+        raise DataError(
+            "cannot be read as tensors: it is damaged, or holds more than tensors",
+            where=path,
+            fix=EXTRACT_AGAIN,
+        ) from None
+
+
+def _check_records(path: Path) -> None:
+    """Compares the zip's CRCs, which torch does not, and refuses records that unpack to more than the file has."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if sum(record.file_size for record in file.infolist()) > os.stat(path).st_size:
+            raise DataError("has compressed records", where=path, expected="a file that torch.save wrote")
+        if (damaged := file.testzip()) is not None:
+            raise DataError(
+                f"{damaged} in it does not match its checksum",
+                where=path,
+                fix="copy or extract the file again",
+            )
+
+
+def _one(path: Path, name: str, value: Any, dims: int) -> Tensor:
+    """The one tensor behind lists and axes of length 1, on the CPU with all its values stored. Raises DataError."""
+    for _ in range(dims):
+        if isinstance(value, (list, tuple)) and len(value) == 1:
+            value = value[0]
+    if not isinstance(value, Tensor):
+        raise DataError(f"{name} is a {type(value).__name__}", where=path, expected="a tensor")
+    tensor: Tensor = value.detach()
+    if problem := _unusual(tensor):
+        raise DataError(
+            f"{name} is {problem}",
+            where=path,
+            expected="a plain tensor with all its values",
+            fix=EXTRACT_AGAIN,
+        )
+    while tensor.dim() > dims and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    if tensor.dim() != dims:
+        raise DataError(f"{name} has shape {list(tensor.shape)}", where=path, expected=f"{dims} axes")
+    return tensor
+
+
+def _unusual(tensor: Tensor) -> str:
+    """What makes a tensor none that can be computed with; empty for a plain one."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return _word(tensor.layout)
+    if tensor.is_quantized:
+        return f"quantized ({_dtype(tensor)})"
+    if tensor.device.type != "cpu":
+        return f"on the device {tensor.device.type}"
+    if tensor.dtype not in (*_FLOATS, *_COUNTS):
+        return _dtype(tensor)
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"expanded to {list(tensor.shape)}"
+    return ""
+
+
+def _prompt_length(path: Path, mask: Tensor, tokens: int) -> int:
+    """How many tokens the caption has; padding is on the right. Raises DataError for any other mask."""
+    if len(mask) != tokens:
+        raise DataError(
+            f"prompt_mask has {len(mask)} entries, prompt_ids {tokens} tokens", where=path, fix=EXTRACT_AGAIN
+        )
+    valid = mask.eq(1)
+    length = int(valid.sum())
+    if not (valid | mask.eq(0)).all() or not valid[:length].all() or length == 0:
+        raise DataError(
+            "prompt_mask does not mark the first tokens",
+            where=path,
+            expected="1 for each token, then 0 for the padding",
+            fix=EXTRACT_AGAIN,
+        )
+    return length
+
+
+def _dtype(tensor: Tensor) -> str:
+    return _word(tensor.dtype)
+
+
+def _word(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from megatron.mm.layout import WEIGHTS_FILE, iteration_name, rank_name
-from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.source import WeightsSource
-from mindspeed_mm.models.wan.stages import check_layers, split
+from mindspeed_mm.models.wan.stages import Layers, check_layers, flat_layers, split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-
-Layers = Sequence[int] | Sequence[Sequence[int]]
-
-
-def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
-    """Sizes of the flat stages, and how many virtual chunks each rank has. Raises ConfigError when lists differ in length."""
-    chunks = [list(chunk) for chunk in pp_layers if not isinstance(chunk, int)]
-    if not chunks:
-        return [size for size in pp_layers if isinstance(size, int)], 1
-    if len({len(chunk) for chunk in chunks}) != 1 or len(chunks) != len(pp_layers):
-        raise ConfigError(
-            f"pp_layers {[list(c) for c in chunks]}: every virtual chunk needs one size for each stage"
-        )
-    return [size for chunk in chunks for size in chunk], len(chunks)
 
 
 def mm_files(source: WeightsSource, pp_layers: Layers) -> dict[str, dict[str, Any]]:

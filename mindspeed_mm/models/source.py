@@ -38,6 +38,9 @@ class WeightsSource:
     hints: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what a config.json beside them says
     hints_from: Path | None = None  # that config.json, or whatever file the hints are from
     base: WeightsSource | None = None  # where the frozen part came from, for a checkpoint of what trains
+    stage_layers: tuple[
+        int, ...
+    ] = ()  # trunk blocks of each pipeline stage that the files are split into; () = they are not
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:

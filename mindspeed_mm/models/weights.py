@@ -31,7 +31,7 @@ from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
 from mindspeed_mm.models.wan.sizes import check_hints, layout_of_shapes, read_hints, setting_conflicts
-from mindspeed_mm.models.wan.stages import merge
+from mindspeed_mm.models.wan.stages import count_layers, merge
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
 
@@ -183,12 +183,14 @@ def _open(
 ) -> WeightsSource:
     """`partial`: what is missing comes from elsewhere, so nothing is checked yet."""
     where = files.paths[0] if len(files.paths) == 1 else files.homes[0]
-    dialect, tensors, extras = _read(files, where, key_maps)
+    dialect, tensors, stage_layers, extras = _read(files, where, key_maps)
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
         raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
     hints, hints_path = _hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
-    source = WeightsSource(where.absolute(), dialect, files.what, tensors, hints, hints_path)
+    source = WeightsSource(
+        where.absolute(), dialect, files.what, tensors, hints, hints_path, stage_layers=stage_layers
+    )
     source = _complete(source, extras.get("base"), base_path, seen, key_maps)
     if key_maps is KEY_MAPS and not partial:
         _check(source)
@@ -197,8 +199,8 @@ def _open(
 
 def _read(
     files: Files, where: Path, key_maps: Mapping[str, KeyMap]
-) -> tuple[str, dict[str, TensorFile], Mapping[str, Any]]:
-    """Dialect, official name → tensor, and the plain values saved beside the weights."""
+) -> tuple[str, dict[str, TensorFile], tuple[int, ...], Mapping[str, Any]]:
+    """Dialect, official name → tensor, trunk blocks of each stage, and the plain values saved beside the weights."""
     extras: Mapping[str, Any] = {}
     if files.kind == "safetensors":
         stages: list[Mapping[str, Any]] = [read_safetensors(files.paths).tensors]
@@ -209,7 +211,9 @@ def _read(
     tensors = [
         {name: stage[raw] for name, raw in n.ours.items()} for n, stage in zip(namings, stages, strict=True)
     ]
-    return namings[0].dialect, tensors[0] if len(tensors) == 1 else merge(tensors), extras
+    if len(tensors) == 1:
+        return namings[0].dialect, tensors[0], (), extras
+    return namings[0].dialect, merge(tensors), tuple(map(count_layers, tensors)), extras
 
 
 def _stages(states: Sequence[Mapping[str, Any]], where: Path) -> list[Mapping[str, Any]]:

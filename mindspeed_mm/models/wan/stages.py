@@ -7,13 +7,37 @@ Trunk layers go to the stages in order and are numbered from 0 in each; branch b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from mindspeed_mm.errors import ConfigError, WeightsError
 
 T = TypeVar("T")
+Layers = Sequence[int] | Sequence[Sequence[int]]  # of each stage; or of each virtual chunk, a list of them
 _BLOCK = re.compile(r"(blocks|vace_blocks)\.(\d+)\.(.+)")
+
+
+def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
+    """Sizes of the flat stages, and how many virtual chunks each rank has. Raises ConfigError when lists differ in length."""
+    chunks = [list(chunk) for chunk in pp_layers if not isinstance(chunk, int)]
+    if not chunks:
+        return [size for size in pp_layers if isinstance(size, int)], 1
+    if len({len(chunk) for chunk in chunks}) != 1 or len(chunks) != len(pp_layers):
+        raise ConfigError(
+            f"pp_layers {[list(c) for c in chunks]}: every virtual chunk needs one size for each stage"
+        )
+    return [size for chunk in chunks for size in chunk], len(chunks)
+
+
+def even_layers(num_layers: int, count: int) -> list[int]:
+    """`num_layers` over `count` stages, the longer ones first."""
+    short, longer = divmod(num_layers, count)
+    return [short + (number < longer) for number in range(count)]
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """How many trunk blocks the weights `names` of one stage belong to."""
+    return len({match[2] for name in names if (match := _BLOCK.fullmatch(name)) and match[1] == "blocks"})
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,16 @@ class WholeTokens:
     def join(self, x: Tensor, dim: int, length: int) -> Tensor:
         """All of them."""
         return x
+
+
+class Reading(NamedTuple):
+    """What blocks and head read beside the tokens."""
+
+    time: Tensor  # [B, D], for the head
+    steps: Tensor  # [B, 6, D] fp32, for the blocks
+    text: Text
+    rope: Rope
+    scales: tuple[float, ...]  # of each branch block's hint
 
 
 class VaceBlock(WanBlock):
@@ -101,104 +111,120 @@ class VaceTransformer(nn.Module):
         captions at once, prompt_embeds [P, L, text_dim] → [P, 16, R+F, h, w]: what trunk and branch do before they read the
         caption is done once. Raises DataError when the shapes do not fit.
         """
-        self._check(latents, timestep, prompt_embeds, vace_context)
-        patch = self.config.trunk.patch_size
-        grid = (latents.shape[2] // patch[0], latents.shape[3] // patch[1], latents.shape[4] // patch[2])
-        time = self.time_embedding(sinusoid(timestep, self.config.trunk.freq_dim))
+        check_inputs(self.config, latents, timestep, prompt_embeds, vace_context)
+        trunk = self.config.trunk
+        grid = token_grid(latents.shape, trunk.patch_size)
+        time = self.time_embedding(sinusoid(timestep, trunk.freq_dim))
         steps = self.time_projection(time).unflatten(1, (6, -1)).float()
-        text = self._embed_text(prompt_embeds)
-        rope = Rope(
-            *(self.tokens.split(t, 0) for t in rope_tables(grid, self.config.trunk.rope_dims, latents.device))
-        )
+        rows, copies = pad_prompts(prompt_embeds, trunk.text_len)
+        text = Text(self.text_embedding(rows), copies)
+        rope = rope_of(grid, trunk, self.tokens, latents.device)
+        read = Reading(time, steps, text, rope, hint_scales(self.config, context_scale))
         x = self._tokens(self.patch_embedding, latents)
-        x = self._run_blocks(x, vace_context, steps, text, rope, self._scales(context_scale))
-        out = self.tokens.join(self.head(x, time.float()), 1, grid[0] * grid[1] * grid[2])
-        names = dict(zip("fhwxyz", (*grid, *patch), strict=True))
-        return rearrange(out.float(), "b (f h w) (x y z c) -> b c (f x) (h y) (w z)", **names)
-
-    def _run_blocks(
-        self,
-        x: Tensor,
-        vace_context: Tensor | None,
-        time: Tensor,
-        text: Text,
-        rope: Rope,
-        scales: Sequence[float],
-    ) -> Tensor:
-        """The trunk; each branch block runs right before the trunk block that it feeds, so one hint is alive at a time."""
-        feeds = (
-            dict(zip(self.config.vace_layers, range(len(scales)), strict=False))
-            if vace_context is not None
-            else {}
-        )
-        start = x
-        c = self._tokens(self.vace_patch_embedding, vace_context) if feeds and vace_context is not None else x
-        for i, block in enumerate(self.blocks):
-            n = feeds.get(i)
-            if n is None:
-                x = block(x, time, text, rope)
-                continue
-            c, hint = self.vace_blocks[n](c, start, time, text, rope)
-            x = torch.add(block(x, time, text, rope), hint, alpha=scales[n]).to(x.dtype)
-            del hint  # before the next one is made
-        return x
+        if vace_context is None or not self.config.vace_layers:
+            x, _ = run_blocks(enumerate(self.blocks), {}, x, x, read)
+        else:
+            c = self._tokens(self.vace_patch_embedding, vace_context)
+            feeders = dict(zip(self.config.vace_layers, enumerate(self.vace_blocks), strict=True))
+            x, _ = run_blocks(enumerate(self.blocks), feeders, x, c, read)
+        return fold(self.head(x, time.float()), grid, trunk.patch_size, self.tokens)
 
     def _tokens(self, embedding: nn.Module, cells: Tensor) -> Tensor:
         local: Tensor = self.tokens.split(embedding(cells), 1)
         return local.to(self.residual_dtype)
 
-    def _embed_text(self, prompt_embeds: Tensor) -> Text:
-        """Caption rows and, where there is padding, one row of it."""
-        padding = self.config.trunk.text_len - prompt_embeds.shape[1]
-        rows = F.pad(prompt_embeds, (0, 0, 0, 1)) if padding else prompt_embeds
-        return Text(self.text_embedding(rows), max(padding, 1))
 
-    def _scales(self, context_scale: float | Sequence[float] | Tensor) -> tuple[float, ...]:
-        count = len(self.config.vace_layers)
-        if isinstance(context_scale, Tensor):
-            context_scale = context_scale.tolist()
-        scales = (
-            tuple(context_scale) if isinstance(context_scale, Sequence) else (float(context_scale),) * count
+def run_blocks(
+    blocks: Iterable[tuple[int, nn.Module]],
+    feeders: Mapping[int, tuple[int, nn.Module]],
+    x: Tensor,
+    c: Tensor,
+    read: Reading,
+) -> tuple[Tensor, Tensor]:
+    """Blocks of the trunk by their number; each branch block runs right before the trunk block that it feeds, so one hint
+    is alive at a time. `feeders` gives the branch block, and its number, of a trunk block. → trunk and branch tokens."""
+    start = x
+    for i, block in blocks:
+        if i not in feeders:
+            x = block(x, read.steps, read.text, read.rope)
+            continue
+        n, feeder = feeders[i]
+        c, hint = feeder(c, start, read.steps, read.text, read.rope)
+        x = torch.add(block(x, read.steps, read.text, read.rope), hint, alpha=read.scales[n]).to(x.dtype)
+        del hint  # before the next one is made
+    return x, c
+
+
+def token_grid(shape: Sequence[int], patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Shape [B, C, F, h, w] of latents → tokens along time, height and width."""
+    return shape[2] // patch[0], shape[3] // patch[1], shape[4] // patch[2]
+
+
+def pad_prompts(prompt_embeds: Tensor, text_len: int) -> tuple[Tensor, int]:
+    """Caption rows and, where there is padding, one row of it; how many times the last row counts."""
+    padding = text_len - prompt_embeds.shape[1]
+    return F.pad(prompt_embeds, (0, 0, 0, 1)) if padding else prompt_embeds, max(padding, 1)
+
+
+def rope_of(grid: tuple[int, int, int], config: WanConfig, tokens: TokenLayout, device: torch.device) -> Rope:
+    """Rotary tables of this process's tokens."""
+    return Rope(*(tokens.split(table, 0) for table in rope_tables(grid, config.rope_dims, device)))
+
+
+def fold(
+    cells: Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int], tokens: TokenLayout
+) -> Tensor:
+    """The head's output of this process's tokens → velocity fp32 [B, C, F, h, w]."""
+    out = tokens.join(cells, 1, grid[0] * grid[1] * grid[2])
+    names = dict(zip("fhwxyz", (*grid, *patch), strict=True))
+    return rearrange(out.float(), "b (f h w) (x y z c) -> b c (f x) (h y) (w z)", **names)
+
+
+def hint_scales(config: VaceConfig, context_scale: float | Sequence[float] | Tensor) -> tuple[float, ...]:
+    """One scale for each branch block. Raises DataError for another count."""
+    count = len(config.vace_layers)
+    if isinstance(context_scale, Tensor):
+        context_scale = context_scale.tolist()
+    scales = tuple(context_scale) if isinstance(context_scale, Sequence) else (float(context_scale),) * count
+    if len(scales) != count:
+        raise DataError(
+            f"context_scale has {len(scales)} numbers; give one, or one for each of {count} branch blocks"
         )
-        if len(scales) != count:
-            raise DataError(
-                f"context_scale has {len(scales)} numbers; give one, or one for each of {count} branch blocks"
-            )
-        return scales
+    return scales
 
-    def _check(
-        self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, vace_context: Tensor | None
-    ) -> None:
-        trunk = self.config.trunk
-        shape = tuple(latents.shape)
-        if (
-            latents.ndim != 5
-            or shape[1] != trunk.in_dim
-            or any(n % p for n, p in zip(shape[2:], trunk.patch_size, strict=True))
-        ):
-            raise DataError(
-                f"latents are {list(shape)}; wanted [B, {trunk.in_dim}, F, h, w] in multiples of patch {trunk.patch_size}"
-            )
-        if tuple(timestep.shape) != (shape[0],):
-            raise DataError(
-                f"timestep is {list(timestep.shape)}; wanted one for each of the {shape[0]} samples"
-            )
-        text = tuple(prompt_embeds.shape)
-        fits = len(text) == 3 and text[1] <= trunk.text_len and text[2] == trunk.text_dim
-        if not fits or shape[0] not in (1, text[0]):
-            raise DataError(
-                f"prompt_embeds are {list(text)}; wanted [{shape[0]}, up to {trunk.text_len}, {trunk.text_dim}]"
-            )
-        if vace_context is None:
-            return
-        wanted = (shape[0], self.config.vace_in_dim, *shape[2:])
-        if not self.config.vace_layers or tuple(vace_context.shape) != wanted:
-            found = list(vace_context.shape)
-            raise DataError(
-                f"vace_context is {found}; wanted {list(wanted)}, the grid of the latents"
-                if self.config.vace_layers
-                else f"vace_context is {found}, but this model has no branch (vace_layers is empty)"
-            )
+
+def check_inputs(
+    config: VaceConfig, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, vace_context: Tensor | None
+) -> None:
+    """Raises DataError when the shapes do not fit the model or one another."""
+    trunk = config.trunk
+    shape = tuple(latents.shape)
+    if (
+        latents.ndim != 5
+        or shape[1] != trunk.in_dim
+        or any(n % p for n, p in zip(shape[2:], trunk.patch_size, strict=True))
+    ):
+        raise DataError(
+            f"latents are {list(shape)}; wanted [B, {trunk.in_dim}, F, h, w] in multiples of patch {trunk.patch_size}"
+        )
+    if tuple(timestep.shape) != (shape[0],):
+        raise DataError(f"timestep is {list(timestep.shape)}; wanted one for each of the {shape[0]} samples")
+    text = tuple(prompt_embeds.shape)
+    fits = len(text) == 3 and text[1] <= trunk.text_len and text[2] == trunk.text_dim
+    if not fits or shape[0] not in (1, text[0]):
+        raise DataError(
+            f"prompt_embeds are {list(text)}; wanted [{shape[0]}, up to {trunk.text_len}, {trunk.text_dim}]"
+        )
+    if vace_context is None:
+        return
+    wanted = (shape[0], config.vace_in_dim, *shape[2:])
+    if not config.vace_layers or tuple(vace_context.shape) != wanted:
+        found = list(vace_context.shape)
+        raise DataError(
+            f"vace_context is {found}; wanted {list(wanted)}, the grid of the latents"
+            if config.vace_layers
+            else f"vace_context is {found}, but this model has no branch (vace_layers is empty)"
+        )
 
 
 def build_on_meta(config: VaceConfig) -> VaceTransformer:

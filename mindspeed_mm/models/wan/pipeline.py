@@ -1,0 +1,159 @@
+"""VACE in pipeline stages: runs of trunk blocks, each with the branch blocks that feed it.
+
+Trunk tokens x and branch tokens c travel from stage to stage. What every block reads beside them (text, time, rotary tables) is
+computed on every rank from the rank's own copy of three small modules, so no text is sent. Weights keep their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.stages import check_layers
+from mindspeed_mm.models.wan.transformer import Text
+from mindspeed_mm.models.wan.vace import (
+    Reading,
+    VaceTransformer,
+    check_inputs,
+    fold,
+    hint_scales,
+    pad_prompts,
+    rope_of,
+    run_blocks,
+    token_grid,
+)
+from mindspeed_mm.ops.stages import MicroBatch, Split
+from mindspeed_mm.ops.timestep import sinusoid
+
+SHARED = ("text_embedding", "time_embedding", "time_projection")  # every rank has a copy
+
+
+class VaceReader(nn.Module):
+    """Text and time embeddings: what blocks read beside the tokens."""
+
+    def __init__(self, model: VaceTransformer) -> None:
+        super().__init__()
+        self.config = model.config
+        for name in SHARED:
+            self.add_module(name, model.get_submodule(name))
+
+    def forward(self, timestep: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """timestep [B] fp32 and prompt_embeds [B, L, text_dim] → time [B, D], its steps [B, 6, D] fp32, text rows."""
+        trunk = self.config.trunk
+        time = self.get_submodule("time_embedding")(sinusoid(timestep, trunk.freq_dim))
+        steps = self.get_submodule("time_projection")(time).unflatten(1, (6, -1)).float()
+        rows, _ = pad_prompts(prompt_embeds, trunk.text_len)
+        return time, steps, self.get_submodule("text_embedding")(rows)
+
+
+class VaceStage(nn.Module):
+    """One stage. `feed` it micro-batches; each call then works on the next of them."""
+
+    def __init__(self, model: VaceTransformer, layers: range) -> None:
+        super().__init__()
+        config, self.config = model.config, model.config
+        self.blocks = nn.ModuleDict({str(i): model.blocks[i] for i in layers})
+        self._feeders = {layer: n for n, layer in enumerate(config.vace_layers) if layer in layers}
+        self.vace_blocks = nn.ModuleDict({str(n): model.vace_blocks[n] for n in self._feeders.values()})
+        self.is_first, self.is_last = layers.start == 0, layers.stop == config.trunk.num_layers
+        if self.is_first:
+            self.patch_embedding = model.patch_embedding
+        if self.is_first and config.vace_layers:
+            self.vace_patch_embedding = model.vace_patch_embedding
+        if self.is_last:
+            self.head = model.head
+        self._sends_branch = bool(config.vace_layers) and config.vace_layers[-1] >= layers.stop
+        self._tokens, self._residual = model.tokens, model.residual_dtype
+        self._inputs: Iterator[MicroBatch] = iter(())
+
+    def feed(self, inputs: Sequence[MicroBatch]) -> None:
+        """What the following calls work on, in their order."""
+        self._inputs = iter(inputs)
+
+    def forward(self, *tokens: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Tokens [B, S, D] of the stage before, none for the first → tokens for the next, or the last's velocity.
+
+        Trunk tokens come alone once no branch block follows.
+        """
+        batch = next(self._inputs)
+        read = self._reading(batch)
+        if self.is_first:
+            tokens = self._embed(batch)
+        feeders = {layer: (n, self.vace_blocks[str(n)]) for layer, n in self._feeders.items()}
+        blocks = ((int(i), block) for i, block in self.blocks.items())
+        x, c = run_blocks(blocks, feeders, tokens[0], tokens[-1], read)
+        if not self.is_last:
+            return (x.contiguous(), c.contiguous()) if self._sends_branch else (x.contiguous(),)
+        patch = self.config.trunk.patch_size
+        cells = self.head(x, read.time.float())
+        return fold(cells, token_grid(batch.latents.shape, patch), patch, self._tokens)
+
+    def _embed(self, batch: MicroBatch) -> tuple[Tensor, ...]:
+        check_inputs(self.config, batch.latents, batch.timestep, batch.prompt_embeds, batch.vace_context)
+        pairs = [(self.patch_embedding, batch.latents)]
+        if batch.vace_context is not None:
+            pairs.append((self.vace_patch_embedding, batch.vace_context))
+        return tuple(self._tokens.split(embedding(cells), 1).to(self._residual) for embedding, cells in pairs)
+
+    def _reading(self, batch: MicroBatch) -> Reading:
+        trunk = self.config.trunk
+        time, steps, rows = batch.read
+        copies = max(trunk.text_len - batch.prompt_embeds.shape[1], 1)
+        grid = token_grid(batch.latents.shape, trunk.patch_size)
+        rope = rope_of(grid, trunk, self._tokens, batch.latents.device)
+        return Reading(time, steps, Text(rows, copies), rope, hint_scales(self.config, batch.context_scale))
+
+
+def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int]) -> Split:
+    """`model`, on the meta device and frozen as it will be → the stages `mine`, of all whose sizes are `layers`.
+
+    Raises ConfigError when the sizes do not fit the model.
+    """
+    config = model.config
+    check_layers(layers, config.trunk.num_layers)
+    bounds = [sum(layers[:number]) for number in range(len(layers) + 1)]
+    stages = {i: VaceStage(model, range(bounds[i], bounds[i + 1])) for i in mine}
+    grads = _gradients(model)
+
+    def leaving(stage: int, batch: MicroBatch) -> tuple[Tensor, ...]:
+        """Meta tensors like those that `stage` sends, or like the velocity of the last."""
+        shape = batch.latents.shape
+        if stage == len(layers) - 1:
+            return (
+                torch.empty((shape[0], config.trunk.out_dim, *shape[2:]), device="meta").requires_grad_(),
+            )
+        grid = token_grid(shape, config.trunk.patch_size)
+        count = model.tokens.split(torch.empty(grid[0] * grid[1] * grid[2], device="meta"), 0).shape[0]
+        x = torch.empty(
+            (shape[0], count, config.trunk.hidden_size), dtype=model.residual_dtype, device="meta"
+        )
+        trunk_has, branch_has = grads[bounds[stage + 1] - 1]
+        sends_branch = bool(config.vace_layers) and config.vace_layers[-1] >= bounds[stage + 1]
+        flags = (trunk_has, branch_has) if sends_branch else (trunk_has,)
+        return tuple(x.clone().requires_grad_(flag) for flag in flags)
+
+    return Split(VaceReader(model), stages, len(layers), leaving, SHARED)
+
+
+def _gradients(model: VaceTransformer) -> list[tuple[bool, bool]]:
+    """Behind each trunk block: whether gradients flow back through trunk tokens, and through branch tokens."""
+    config: VaceConfig = model.config
+    feeders = {layer: n for n, layer in enumerate(config.vace_layers)}
+    beside = any(_trains(model.get_submodule(name)) for name in SHARED)
+    x = _trains(model.patch_embedding)
+    c = bool(feeders) and (x or _trains(model.vace_patch_embedding))
+    found = []
+    for i, block in enumerate(model.blocks):
+        if i in feeders:
+            c = c or beside or _trains(model.vace_blocks[feeders[i]])
+            x = x or c
+        x = x or beside or _trains(block)
+        found.append((x, c))
+    return found
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,36 @@
+"""What a model that can be split into pipeline stages gives to the schedule that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The inputs of a model for one micro-batch, as every rank of a pipeline has them."""
+
+    latents: Tensor  # [B, 16, R+F, h, w]
+    timestep: Tensor  # [B] fp32
+    prompt_embeds: Tensor  # [B, L, text_dim]
+    vace_context: Tensor | None  # [B, 96, R+F, h, w]
+    context_scale: float | Sequence[float] | Tensor = 1.0
+    read: tuple[Tensor, ...] = ()  # what `Split.reader` answers for it
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What decides the shapes of the tensors that travel between stages."""
+        return (tuple(self.latents.shape), self.vace_context is None)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts of a model that one rank of a pipeline holds."""
+
+    reader: nn.Module  # (timestep, prompt_embeds) → MicroBatch.read, on every rank
+    stages: Mapping[int, nn.Module]  # number → stage, with `feed(micro_batches)` before its calls
+    count: int  # stages of all ranks
+    leaving: Callable[[int, MicroBatch], tuple[Tensor, ...]]  # meta tensors like those that a stage answers
+    shared: tuple[str, ...]  # first parts of the names of the reader's weights

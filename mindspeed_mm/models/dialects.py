@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.foreign import foreign_model
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
-PREFIXES = ("model.", "diffusion_model.", "module.", "predictor.", "transformer.", "pipe.", "dit.", "vace.")
+PREFIXES = (
+    *("model.", "diffusion_model.", "module.", "predictor.", "transformer.", "pipe.", "dit.", "vace."),
+    *("net.", "base_model."),
+)
 SHOWN = 10  # names in a message; the rest is a count
 _LORA = re.compile(r"(^|[._])lora_(A|B|up|down|unet|te)|^lora_")
 _WRAPPER = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -63,6 +68,29 @@ def bare_name(name: str) -> str:
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
         name = name[len(prefix) :]
     return name
+
+
+def without_prefix(state: Mapping[str, Tensor], landmarks: Iterable[str], where: object) -> dict[str, Tensor]:
+    """Weights by their bare names, as repackaged files and wrapped modules hold them.
+
+    Args:
+        state: weights of one model, perhaps all under one prefix: `vae.encoder.conv1.weight`.
+        landmarks: names of which the model has at least one: `encoder.conv1.weight`.
+        where: the file, for messages.
+
+    Raises:
+        WeightsError: two names are the same weight.
+    """
+    bare = {_WRAPPER.sub("", name): weight for name, weight in state.items()}
+    if len(bare) != len(state):
+        raise WeightsError(
+            "some weights are there with and without a wrapper's prefix", where=str(where), fix="keep one"
+        )
+    ends = [(name, mark) for mark in landmarks for name in bare if name == mark or name.endswith(f".{mark}")]
+    prefix = ends[0][0].removesuffix(ends[0][1]) if ends else ""
+    if all(name.startswith(prefix) for name in bare):
+        return {name.removeprefix(prefix): weight for name, weight in bare.items()}
+    return bare
 
 
 def listed(names: Iterable[str]) -> str:

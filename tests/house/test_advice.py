@@ -30,6 +30,11 @@ COMMAND = re.compile(r"(?<![\w-])mm-[a-z]+\b")
 KEY = re.compile(
     r"\b(?:predictor|vace_dit|dataset_param|basic_parameters|tokenizer_config|ae|diffusion|model)(?:\.[a-z_]+)+"
 )
+LABELS = {"convert": "mm-convert", "inspect": "mm-inspect"}  # how a text names a command
+GRAMMAR = (
+    *("checkpoint/cli", "mindspeed_mm/cli/", "mindspeed_mm/tools/launch"),
+    *("mindspeed_mm/tools/json_reference", "mindspeed_mm/tools/flag_reference"),
+)
 OTHERS = {
     "--nproc-per-node",
     "--help",
@@ -68,13 +73,22 @@ def dotted(schema: type[BaseModel], stem: str = "") -> Iterator[str]:
 
 
 def commands_of(path: Path) -> list[str]:
-    """Whose flags a module may advise; all commands for what is shared."""
+    """The commands in which a module's messages appear; all of them for what is shared."""
     name = str(path.relative_to(ROOT))
     only = {
         "checkpoint/": ["convert"],
+        "megatron/mm/": ["train"],
         "mindspeed_mm/cli/": ["vace"],
+        "mindspeed_mm/conditioning/extraction": ["extract"],
+        "mindspeed_mm/config/overrides": ["train", "extract", "generate", "inspect"],
+        "mindspeed_mm/data/check": ["extract", "inspect"],
+        "mindspeed_mm/data/readahead": ["extract"],
+        "mindspeed_mm/distributed/": ["train"],
         "mindspeed_mm/training/": ["train"],
+        "mindspeed_mm/tasks/assembly": ["train"],
         "mindspeed_mm/tasks/jobs/pretrain": ["train"],
+        "mindspeed_mm/tasks/pretrain": ["train"],
+        "mindspeed_mm/tools/config": ["train"],
         "mindspeed_mm/tasks/jobs/extract": ["extract"],
         "mindspeed_mm/tasks/extract": ["extract"],
         "mindspeed_mm/tasks/jobs/generate": ["generate"],
@@ -84,19 +98,18 @@ def commands_of(path: Path) -> list[str]:
     return next((found for stem, found in only.items() if name.startswith(stem)), list(parsers()))
 
 
-def messages(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, text) of every error raised and warning logged in a file; values in braces are left out."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        is_warning = (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr == "warning"
-        )
-        if isinstance(node, ast.Raise) or is_warning:
-            parts = [
-                n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-            ]
-            yield from ((node.lineno, part) for part in parts)
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every string of a file that is no docstring; values in braces are left out.
+
+    Of the modules in GRAMMAR, whose strings define flags, only those of errors.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    grammar = str(path.relative_to(ROOT)).startswith(GRAMMAR)
+    roots = [node for node in ast.walk(tree) if isinstance(node, ast.Raise)] if grammar else [tree]
+    for node in (node for root in roots for node in ast.walk(root)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in statements:
+            yield node.lineno, node.value
 
 
 def sources() -> list[Path]:
@@ -119,22 +132,20 @@ def json_keys() -> set[str]:
 
 
 def wrong(text: str, commands: list[str]) -> list[str]:
-    """What a message names that does not exist."""
-    flags = OTHERS.union(*(parsers()[command] for command in commands))
+    """What a text names that does not exist in each of `commands`, or in the one that the text names beside it."""
+    flags = set.intersection(*(parsers()[command] for command in commands))
+    flags |= OTHERS.union(*(parsers()[command] for command, label in LABELS.items() if label in text))
     flags |= {flag for flag in {*UNUSED, *REFUSED} if "train" in commands}
     bad = [
         flag for flag in FLAG.findall(text) if flag not in flags and not flag.endswith("-")
     ]  # cut by a brace
     bad += [f"{path}: no such file" for path in PATH.findall(text) if not exists(path)]
-    bad += [
-        f"{name}: no such command"
-        for name in COMMAND.findall(text)
-        if name not in ("mm-convert", "mm-inspect")
-    ]
+    bad += [f"{name}: no such command" for name in COMMAND.findall(text) if name not in LABELS.values()]
+    keys = json_keys() | {"json"}
     bad += [
         f"{key}: no such key"
         for key in KEY.findall(text)
-        if key.rsplit(".")[-1] not in json_keys() | {"json"}
+        if "{" not in text and key.rsplit(".")[-1] not in keys
     ]
     return bad
 
@@ -146,7 +157,7 @@ def exists(path: str) -> bool:
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_advice_in_messages_exists(path: Path) -> None:
     commands = commands_of(path)
-    found = [f"{path.name}:{line}: {bad}" for line, text in messages(path) for bad in wrong(text, commands)]
+    found = [f"{path.name}:{line}: {bad}" for line, text in texts(path) for bad in wrong(text, commands)]
     assert not found, "\n" + "\n".join(found)
 
 
@@ -170,6 +181,12 @@ def test_advice_for_refused_flags_exists() -> None:
 )
 def test_wrong_advice_is_found(text: str, command: str) -> None:
     assert wrong(text, [command])
+
+
+def test_shared_advice_names_the_command_of_a_flag() -> None:
+    shared = list(parsers())
+    assert wrong("name it with --cfg.base_path", shared)
+    assert not wrong("name it with --cfg.base_path (mm-convert)", shared)
 
 
 def test_ascend_variables_are_explained_in_both_languages() -> None:

@@ -15,6 +15,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import regular_file, stat_path
+from mindspeed_mm.models.dialects import without_prefix
 from mindspeed_mm.models.foreign import foreign_model
 from mindspeed_mm.models.loading import (
     fill,
@@ -87,7 +88,7 @@ def load_text_encoder(
         regular_file(file, WeightsError)
     config = None if beside is None else checked_settings(beside.values, beside.path)
     tokenizer = Tokenizer(Path(tokenizer_path) if tokenizer_path else find_tokenizer(files[0]), text_len)
-    state = read_tensors(files)
+    state = without_prefix(read_tensors(files), ("token_embedding.weight", "shared.weight", _TIED), path)
     if "token_embedding.weight" in state:
         sizes = umt5_config({name: tuple(weight.shape) for name, weight in state.items()})
         if beside is not None:

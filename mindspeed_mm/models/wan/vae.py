@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.files import regular_file, stat_path
+from mindspeed_mm.models.dialects import without_prefix
 from mindspeed_mm.models.foreign import foreign_model, is_wan22_vae
 from mindspeed_mm.models.loading import (
     fill,
@@ -171,7 +173,7 @@ def load_vae(
     of the same name beside the .pth. Raises WeightsError when there is none, or when it is damaged or something else.
     """
     files, settings, beside = _locate(Path(path))
-    state = read_tensors(files)
+    state = without_prefix(read_tensors(files), ("encoder.conv1.weight", "encoder.conv_in.weight"), path)
     if is_wan22_vae({name: tuple(weight.shape) for name, weight in state.items()}):
         raise WeightsError(
             f"{path}: expected the VAE of Wan2.1 (16 latent channels), got that of Wan2.2-TI2V-5B (48); VACE models, "
@@ -204,11 +206,11 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
             path.with_suffix(".json"),
             *([path.parent / "config.json"] if path.suffix == ".safetensors" else []),
         ]
-        json_path = next((file for file in beside if file.is_file()), None)
+        json_path = next((file for file in beside if os.path.lexists(file)), None)
         return [path], {} if json_path is None else read_json(json_path), json_path or path
     for folder in (path, path / "vae"):
         config = folder / "config.json"
-        if config.is_file() and read_json(config).get("_class_name") == "AutoencoderKLWan":
+        if os.path.lexists(config) and read_json(config).get("_class_name") == "AutoencoderKLWan":
             if files := shard_paths(folder):
                 return files, read_json(config), config
             raise WeightsError(

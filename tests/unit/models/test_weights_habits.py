@@ -20,7 +20,18 @@ from mindspeed_mm.models.wan.sizes import official_json
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import open_weights
-from tests.tiny import TINY, tiny_transformer
+from tests.support.errors import raises
+from tests.tiny import (
+    TEXT_FILE,
+    TINY,
+    VAE_FILE,
+    tiny_transformer,
+    tiny_umt5,
+    tiny_vae,
+    write_tokenizer,
+    write_umt5,
+    write_vae,
+)
 
 pytestmark = pytest.mark.medium
 
@@ -185,4 +196,37 @@ def test_an_i2v_trunk_is_named(tmp_path: Path, weights: Weights) -> None:
 def test_the_vae_of_wan22_is_named(tmp_path: Path) -> None:
     torch.save({"encoder.conv1.weight": torch.zeros(2, 12, 3, 3, 3)}, tmp_path / "Wan2.2_VAE.pth")
     with pytest.raises(WeightsError, match=r"Wan2\.2-TI2V-5B.*Wan2\.1_VAE\.pth"):
+        load_vae(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "vae.", "first_stage_model.", "pipe.vae."])
+def test_wrapped_vae_opens(tmp_path: Path, prefix: str) -> None:
+    plain, wrapped = tmp_path / VAE_FILE, tmp_path / "wrapped.pth"
+    write_vae(plain, tiny_vae())
+    torch.save({f"{prefix}{name}": weight for name, weight in torch.load(plain).items()}, wrapped)
+    assert load_vae(wrapped).fingerprint == load_vae(plain).fingerprint
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "text_encoder."])
+def test_wrapped_text_encoder_opens(tmp_path: Path, prefix: str) -> None:
+    plain, wrapped = tmp_path / TEXT_FILE, tmp_path / "wrapped.pth"
+    write_umt5(plain, tiny_umt5())
+    write_tokenizer(tmp_path)
+    torch.save({f"{prefix}{name}": weight for name, weight in torch.load(plain).items()}, wrapped)
+    assert load_text_encoder(wrapped).fingerprint == load_text_encoder(plain).fingerprint
+
+
+def test_vae_with_and_without_wrapper_is_refused(tmp_path: Path) -> None:
+    weight = torch.zeros(1)
+    torch.save(
+        {"encoder.conv1.weight": weight, "_orig_mod.encoder.conv1.weight": weight}, tmp_path / "vae.pth"
+    )
+    with raises(WeightsError, where=tmp_path / "vae.pth"):
+        load_vae(tmp_path / "vae.pth")
+
+
+def test_dangling_config_of_a_vae_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").symlink_to("../blobs/gone")
+    with raises(WeightsError, "config.json", "blobs/gone"):
         load_vae(tmp_path)

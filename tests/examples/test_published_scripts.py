@@ -35,9 +35,9 @@ grep -o 'elapsed time per iteration (ms): [0-9.]*' "$LOG_FILE" | tail -n 1 | awk
 """
 
 
-def tiny_model(weights: str) -> dict[str, Any]:
-    """The published model JSON, key by key, in tiny sizes."""
-    values: dict[str, Any] = json.loads(json.dumps(MODELS["1.3B"]))
+def tiny_model(name: str, weights: str) -> dict[str, Any]:
+    """A published model JSON, key by key, in tiny sizes."""
+    values: dict[str, Any] = json.loads(json.dumps(MODELS[name]))
     trunk = TINY.trunk.model_dump(mode="json")
     predictor, branch = values["predictor"], values["predictor"]["vace_dit"]
     for part in (predictor, branch):
@@ -49,7 +49,8 @@ def tiny_model(weights: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_script_of_mindspeed_mm_trains_unchanged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_script_of_mindspeed_mm_trains_unchanged(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "run")
     data = json.loads(json.dumps(DATA))
     data["dataset_param"]["basic_parameters"] = json.loads(Path(run["MM_DATA"]).read_text())["dataset_param"][
@@ -57,7 +58,7 @@ def test_a_script_of_mindspeed_mm_trains_unchanged(tmp_path: Path) -> None:
     ]
     files = {
         "--mm-data": write_json(tmp_path / "data.json", data),
-        "--mm-model": write_json(tmp_path / "model.json", tiny_model(str(tmp_path / "run/weights"))),
+        "--mm-model": write_json(tmp_path / "model.json", tiny_model(name, str(tmp_path / "run/weights"))),
         "--mm-tool": write_json(tmp_path / "tools.json", TOOLS),
         "--fsdp2-config-path": tmp_path / "fsdp2_config.yaml",
     }

@@ -29,6 +29,9 @@ class ChecksumConfig(Config):
         default=True,
         description="verify the checksums in the files that are read; files without any are read too",
     )
+    allow_nonfinite: bool = Field(
+        default=False, description="convert weights that contain NaN or Inf too, with a warning"
+    )
 
 
 class DcpToTorchConfig(ChecksumConfig):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint.config import ConvertConfig
+from checkpoint.config import ConvertConfig, DcpToTorchConfig
 from checkpoint.layout import check_space, replace_entries, replace_file, staging, writing
 from checkpoint.stages import Layers, mm_files
 from megatron.mm.layout import RELEASE, read_tracker, write_tracker
@@ -22,6 +22,7 @@ from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.containers.safetensors import write_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import write_torch
+from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.source import HEAD_BYTES, WeightsSource, differences
 from mindspeed_mm.models.wan.sizes import diffusers_json, infer_config, official_json
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
@@ -151,24 +152,24 @@ def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
     def check(path: Path, seen: Written) -> None:
         read_back(path, source, cfg.verify == "bits", seen)
 
-    put(target, list(source.tensors.values()), check, dry_run=cfg.dry_run)
+    put(target, list(source.tensors.values()), check, cfg)
 
 
 def put(
     target: Target,
     tensors: Sequence[TensorFile],
     check: Callable[[Path, Written], None],
-    *,
-    dry_run: bool = False,
+    cfg: ConvertConfig | DcpToTorchConfig,
 ) -> None:
     """Write `target`, which holds `tensors`, `check` what was written, and move it into place. Raises WeightsError.
 
-    With `dry_run`, only the room on the disk is checked.
+    Weights with NaN or Inf are refused once all have been read, unless `cfg.allow_nonfinite`. With `cfg.dry_run`, only
+    the room on the disk is checked.
     """
     total = sum(tensor.nbytes for tensor in tensors)
     shown = target.folder / target.name if target.name else target.folder
     name = target.name or "folder"
-    if dry_run:
+    if cfg.dry_run:
         check_space(target.folder, total)
         logger.info(f"{shown}: {len(tensors)} tensors, {size_text(total)} would be written")
         return
@@ -177,7 +178,7 @@ def put(
         new = place / "new"
         new.mkdir()
         with Progress(f"writing {shown}", total, "B") as progress:
-            write(new, target, progress.step)
+            write_finite(new, target, cfg.source_path, cfg.allow_nonfinite, progress.step)
         with Progress(f"checking {shown}", total, "B") as progress:
             check(new / target.name if target.name else new, progress.step)
         with deferred():  # a signal must not find the target in between
@@ -190,6 +191,36 @@ def put(
             if target.tracker:
                 write_tracker(target.folder, RELEASE)
     logger.info(f"{shown}: {len(tensors)} tensors, {size_text(total)}")
+
+
+def write_finite(
+    new: Path, target: Target, where: str, allow: bool, written: Written = lambda nbytes: None
+) -> None:
+    """Like `write`. Raises WeightsError that names the weights of `where` with NaN or Inf; `allow` makes it a warning."""
+    finite = FiniteWeights(where)
+
+    def checked(value: Any, name: str) -> Any:
+        if isinstance(value, TensorFile):
+            return replace(value, read=partial(_read_checked, value, name, finite))
+        if isinstance(value, Mapping):
+            return {
+                key: checked(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items()
+            }
+        return value
+
+    torch_files = {path: checked(state, "") for path, state in target.torch_files.items()}
+    safetensors = {path: checked(state, "") for path, state in target.safetensors.items()}
+    write(new, replace(target, torch_files=torch_files, safetensors=safetensors), written)
+    if allow and finite.problem:
+        logger.warning(f"{where}: {finite.problem}; converted all the same")
+    elif finite.problem:
+        finite.demand("fetch the source again, or convert it as it is with --cfg.allow_nonfinite true")
+
+
+def _read_checked(tensor: TensorFile, name: str, finite: FiniteWeights) -> Tensor:
+    values = tensor.read()
+    finite.check(name, values)
+    return values
 
 
 def write(new: Path, target: Target, written: Written = lambda nbytes: None) -> None:

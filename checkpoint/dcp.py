@@ -46,7 +46,7 @@ def gather(cfg: DcpToTorchConfig) -> None:
                 check_same(file, ".".join(map(str, name)), tensor, written[name], bits=False)
                 seen(tensor.nbytes)
 
-    put(target, list(tensors.values()), check, dry_run=cfg.dry_run)
+    put(target, list(tensors.values()), check, cfg)
 
 
 def _checkpoint(path: Path) -> Path:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from checkpoint.config import ConvertConfig, PipelineConfig
-from checkpoint.convert import cast, hf_target, read_back, write
+from checkpoint.convert import cast, hf_target, read_back, write_finite
 from checkpoint.layout import check_space, replace_entries, staging, writing
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
@@ -64,7 +64,8 @@ def assemble(cfg: PipelineConfig) -> None:
         new.mkdir()
         for name, source in parts.experts.items():
             plan = ConvertConfig(source_path=str(source.path), target_path=str(new / name), dtype=cfg.dtype)
-            write(new / name, hf_target(source, plan, "diffusers", cfg.max_shard_gb))
+            files = hf_target(source, plan, "diffusers", cfg.max_shard_gb)
+            write_finite(new / name, files, str(source.path), cfg.allow_nonfinite)
             read_back(new / name, source, bits=False)
         for name, module in parts.modules.items():
             module.save_pretrained(new / name)

@@ -91,6 +91,8 @@ def text_problem(text: str) -> str:
 
 def _checked_text(path: str | Path, where: str) -> str:
     text = os.fspath(path)
+    if not text:
+        raise ConfigError("is empty", where=where, fix="name a file or folder; . is the working directory")
     if "\0" in text:
         raise ConfigError(f"{where}: {text!r:.200}: holds a NUL character; give a path without")
     try:

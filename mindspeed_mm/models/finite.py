@@ -42,13 +42,17 @@ class FiniteWeights:
         if found := count_nonfinite(weight):
             self._bad[name] = f"{name} ({found} of {weight.numel()} values)"
 
-    def demand(self) -> None:
+    @property
+    def problem(self) -> str:
+        """How many weights are not finite, and which; "" when all are."""
+        bad = self._bad
+        verb = "weights contain" if len(bad) > 1 else "weight contains"
+        return f"{len(bad)} {verb} NaN or Inf: {_listed(bad.values())}" if bad else ""
+
+    def demand(self, fix: str = "fetch the file again, or load an earlier checkpoint") -> None:
         """Raises WeightsError that names the weights that are not finite."""
-        if bad := self._bad:
-            raise WeightsError(
-                f"{self.where}: {len(bad)} weight{'s contain' if len(bad) > 1 else ' contains'} NaN or Inf: "
-                f"{_listed(bad.values())}; fetch the file again, or load an earlier checkpoint"
-            )
+        if problem := self.problem:
+            raise WeightsError(problem, where=str(self.where), fix=fix)
 
 
 def check_weights(where: object, weights: Mapping[str, Tensor]) -> None:

@@ -83,6 +83,10 @@ class Launcher:
 
     def run(self) -> int:
         """Check the job, start the ranks, wait for their end. → exit code. Raises LaunchError."""
+        if not 0 <= self.options.master_port < 1 << 16:
+            raise LaunchError(
+                f"got {self.options.master_port}", where="MASTER_PORT", expected="a port from 0 to 65535"
+            )
         for number in STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._on_signal)
@@ -161,15 +165,12 @@ class Launcher:
                     ("", options.master_port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_LISTEN
                 )
             return socket.create_server(("", options.master_port), backlog=_LISTEN)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            local = ", or unset it: one node takes a free port"
             raise LaunchError(
-                f"MASTER_PORT={options.master_port}: {reason.lower()}; choose another"
-                + (
-                    ", or unset it: one node takes a free port"
-                    if options.nnodes == 1
-                    else ", the same on all nodes"
-                )
+                (error.strerror or str(error)).lower(),
+                where=f"MASTER_PORT={options.master_port}",
+                fix=f"choose another{local if options.nnodes == 1 else ', the same on all nodes'}",
             ) from None
 
     def _environment(self, local_rank: int, address: str, port: int, store: int | None) -> dict[str, str]:
@@ -245,6 +246,10 @@ class Launcher:
                     running.discard(rank)
                     _kill_group(self._ranks[rank])  # what it started to read for it
                     self._drain(screen, 0.0)
+                    number = _stop_signal(code)
+                    if number and not self._signals and (screen.failure is None or screen.failure.weak):
+                        self._signals.append(number)  # sent to this rank alone: the others hear of it
+                        screen.stopping = True
                     if not (ended_by_us and code < 0) and not (screen.stopping and code == -self._signals[0]):
                         screen.ended(rank, code)
             screen.tick()
@@ -298,7 +303,7 @@ class Launcher:
                 self._log = open(self.log_path, "ab", buffering=0)  # noqa: SIM115
             except OSError as error:
                 raise LaunchError(
-                    f"LOG_DIR={self.options.log_dir}: {error.strerror}; choose another"
+                    str(error.strerror), where=f"LOG_DIR={self.options.log_dir}", fix="choose another"
                 ) from None
 
     def _write(self, line: str) -> None:
@@ -313,6 +318,11 @@ class Launcher:
         ):  # the terminal is closed, or a pager has ended: the log has it all
             sys.stdout.write(f"{self._clear}{line}\n")
             sys.stdout.flush()
+
+
+def _stop_signal(code: int) -> int:
+    """The stop signal that a process ended by, with the exit code for it or before it could say so; 0 for any other end."""
+    return next((number for number in STOP_SIGNALS if code in (128 + number, -number)), 0)
 
 
 def _shutdown_limit() -> float:

@@ -74,6 +74,8 @@ class Screen:
         if (self.stopping or self._failed_at is not None) and _NOISE.match(text):
             return
         if _STOPPED.match(text):
+            if self._failed_at is not None and not self.stopping:
+                return  # the launcher ends the others, because one has failed
             if self.said_stopped and text.startswith("stopped by") and " after " not in text:
                 return
             self.said_stopped = True
@@ -135,7 +137,8 @@ def _is_exception(line: str) -> bool:
 
 
 def _killed(rank: int, number: int, log: str) -> str:
-    name = signal.Signals(number).name
+    known = {member.value: member.name for member in signal.Signals}
+    name = known.get(number, f"signal {number}")
     if number == signal.SIGKILL:
         return (
             f"rank {rank} was killed by {name}; out of memory? Look for its process in `dmesg`, and see {log}"

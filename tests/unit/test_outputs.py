@@ -9,6 +9,7 @@ import pytest
 from mindspeed_mm import outputs
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.outputs import check_file, check_folder, name_problem, text_problem
+from tests.support.errors import raises
 
 
 @pytest.fixture
@@ -97,3 +98,11 @@ def test_name_that_no_file_can_have_is_explained(name, words):
 def test_name_that_a_file_can_have_passes(tmp_path, name):
     assert name_problem(name, ".json") == text_problem(name) == ""
     (tmp_path / f"{name}.json").touch()
+
+
+def test_empty_path_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for check in (check_folder, check_file):
+        with raises(ConfigError, where="--save"):
+            check("", "--save")
+    check_folder(".", "--save")

@@ -167,6 +167,12 @@ def _describe(path: Path, value: Any, depth: int, checks: ZipFileChecks | None) 
 
 def _tensor_file(path: Path, tensor: Tensor, checks: ZipFileChecks | None) -> TensorFile:
     tensor = tensor.detach()
+    if tensor.is_meta:
+        raise WeightsError(
+            "holds a tensor without values (device meta)",
+            where=path,
+            fix="save the model after its weights are loaded",
+        )
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise WeightsError(f"{path}: holds a {tensor.layout} or quantized tensor; plain tensors are wanted")
     storage: Any = tensor.untyped_storage()

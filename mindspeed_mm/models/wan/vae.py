@@ -230,16 +230,18 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
 def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
     """Raises WeightsError for a mean or deviation of the latents that is no list of usable numbers."""
     for name in ("latents_mean", "latents_std"):
-        values = settings.get(name)
-        if values is None:
+        if name not in settings:
             continue
+        values = settings[name]
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numbers or not all(
             abs(value) < 1e6 and (value > 0 or name == "latents_mean") for value in values
         ):
+            positive = ", above 0" if name == "latents_std" else ""
             raise WeightsError(
-                f"{beside}: {name} is {values!s:.60}; expected one finite number for each latent channel"
-                f"{', above 0' if name == 'latents_std' else ''}"
+                f"got {'null' if values is None else values!s:.60}",
+                where=f"{beside}:{name}",
+                expected=f"one finite number for each latent channel{positive}",
             )
         if len(values) != settings.get("z_dim", len(values)):
             raise WeightsError(

@@ -181,7 +181,7 @@ class ExtractJob(Config):
         model = parse(ExtractModelConfig, overrides.apply(read_json(model_path), "model"), model_path, notes)
         tools_values = overrides.apply(read_json(files.mm_tool) if files.mm_tool else {}, "tools")
         tools = parse(ToolsConfig, tools_values, files.mm_tool or "tools.json", notes)
-        save_path = extract.save_path or tools.sorafeature.save_path
+        save_path = tools.sorafeature.save_path if extract.save_path is None else extract.save_path
         return cls(
             files=files, data=data, model=model, extract=extract, save_path=save_path, notes=tuple(notes)
         )

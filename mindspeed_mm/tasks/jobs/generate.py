@@ -141,7 +141,7 @@ class GenerateJob(Config):
             return
         is_here = self.check_inputs or not self.dry_run
         folder = Path(self.run.output_path)
-        check_folder(folder, "output_path", probe=is_here)
+        check_folder(self.run.output_path, "output_path", probe=is_here)
         for video in self.videos if self.run.from_latents is None else ():
             check_folder(folder / video.name, f"output_path, name {video.name!r}", probe=False)
             for suffix in OUTPUT_SUFFIXES:

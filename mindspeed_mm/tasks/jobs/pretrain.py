@@ -250,7 +250,7 @@ class PretrainJob(Config):
             if tools.memory_profile.enable
             else None,
         }
-        return {name: folder for name, folder in found.items() if folder}
+        return {name: folder for name, folder in found.items() if folder is not None}
 
     @property
     def predictor(self) -> PredictorConfig:

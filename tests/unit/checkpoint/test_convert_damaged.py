@@ -305,17 +305,15 @@ keys = st.sampled_from(
 
 @settings(CAREFULLY, max_examples=150)
 @given(values=st.dictionaries(keys, json_values, max_size=6) | json_values, keep=st.booleans())
-def test_any_config_json_is_used_or_not_used_and_never_in_the_way(
-    tmp_path: Path, values: Any, keep: bool
-) -> None:
-    """Shapes decide: whatever lies there, the weights open, and sizes are right or refused in one line."""
+def test_any_config_json_is_used_or_refused_in_one_line(tmp_path: Path, values: Any, keep: bool) -> None:
+    """Whatever the file says, it agrees with the weights or is refused."""
     with source_folder(tmp_path, "single", WEIGHTS) as folder:
         merged = {**official_json(SMALL), **values} if keep and isinstance(values, dict) else values
         (folder / "config.json").write_text(json.dumps(merged))
-        assert_right(folder, WEIGHTS)
         error = error_of(lambda: open_weights(folder).config)
         assert error is None or "\n" not in error
         if error is None:
+            assert_right(folder, WEIGHTS)
             found = open_weights(folder).config
             assert found.trunk.hidden_size == SMALL.trunk.hidden_size
             assert found.trunk.num_layers == SMALL.trunk.num_layers

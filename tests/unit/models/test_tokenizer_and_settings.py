@@ -186,8 +186,10 @@ def test_config_beside_the_official_text_encoder_must_agree(official, tmp_path, 
     [
         ({"base_dim": 16}, "contradicts .*base_dim is 16 there and 8 in the weights"),
         ({"latents_std": [float("nan")] * 16}, "finite number, got NaN"),
-        ({"latents_std": [0] * 16}, r"latents_std .* above 0"),
-        ({"latents_mean": "zero"}, "latents_mean is zero"),
+        ({"latents_std": [0] * 16}, r"latents_std: .* above 0"),
+        ({"latents_mean": "zero"}, "latents_mean: expected .*, got zero"),
+        ({"latents_mean": None}, "latents_mean: expected .*, got null"),
+        ({"latents_std": None}, "latents_std: expected .*, got null"),
         ({"latents_mean": [0.0] * 4}, "latents_mean has 4 numbers for 16"),
     ],
 )

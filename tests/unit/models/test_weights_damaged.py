@@ -24,8 +24,10 @@ from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
+from mindspeed_mm.models.loading import read_tensors
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.checkpoint_files import IndexReader
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.medium
 
@@ -203,6 +205,15 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     trace, path = tmp_path / "trace", tmp_path / "x.pth"
     path.write_bytes(pickle.dumps({"model": Bomb(trace)}))
     assert_refused(path, trace)
+
+
+def test_tensor_without_values_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.empty(3, device="meta"), "b": torch.ones(2)}, path)
+    with raises(WeightsError, "meta", where=path):
+        read_torch(path)
+    with raises(WeightsError, "meta", where=path):
+        read_tensors([path])
 
 
 def test_a_zip_that_is_no_torch_file_is_an_error(tmp_path: Path) -> None:

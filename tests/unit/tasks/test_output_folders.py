@@ -18,6 +18,7 @@ from mindspeed_mm.locks import LOCK_FILE, Holder, process_start, temporary_name
 from mindspeed_mm.tasks import generate
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from tests.support.errors import raises
 
 
 @pytest.fixture
@@ -105,6 +106,11 @@ def test_what_is_in_the_way_of_a_video_is_named(config, tmp_path, place):
         GenerateJob.from_argv([config(), "--dry-run"]).check_outputs()
 
 
+def test_empty_output_path_is_refused(config):
+    with raises(ConfigError, where="output_path"):
+        GenerateJob.from_argv([config(), "--output-path", "", "--dry-run"]).check_outputs()
+
+
 def test_second_generation_into_one_folder_is_refused(config, tmp_path, capsys):
     weights(tmp_path)
     locked(tmp_path / "out")
@@ -146,7 +152,7 @@ def extraction(folder: Path, save_path: str) -> ExtractJob:
     return ExtractJob.from_argv([*files, f"--save-path={save_path}"])
 
 
-@pytest.mark.parametrize("path", ["file", "file/features", "/proc/features", "x" * 256, "a\0b"])
+@pytest.mark.parametrize("path", ["file", "file/features", "/proc/features", "x" * 256, "a\0b", ""])
 def test_feature_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()

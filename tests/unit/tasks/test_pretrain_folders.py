@@ -39,7 +39,7 @@ def locked(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("flag", ["--save", "--tensorboard-dir"])
-@pytest.mark.parametrize("path", ["file", "file/save", "x" * 256, "a\0b"])
+@pytest.mark.parametrize("path", ["file", "file/save", "x" * 256, "a\0b", ""])
 def test_output_that_cannot_be_made_is_refused_in_a_dry_run(tmp_path, monkeypatch, flag, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()

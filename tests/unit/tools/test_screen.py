@@ -110,6 +110,26 @@ def test_a_killed_rank_is_one_line(number: signal.Signals, hint: str) -> None:
     assert hint in line
 
 
+def test_rank_killed_by_a_signal_without_a_name_is_one_line() -> None:
+    view, shown, _ = screen()
+    view.ended(1, -40)
+    view.tick(final=True)
+    (line,) = shown
+    assert "rank 1" in line
+    assert "40" in line
+
+
+def test_ranks_that_end_after_a_failure_report_no_stop() -> None:
+    view, shown, _ = screen()
+    view.ended(0, -signal.SIGKILL)
+    view.tick()
+    view.line(1, "stopped by SIGTERM after 3 of 8 clips")
+    view.line(1, "stopped by SIGTERM")
+    view.tick(final=True)
+    (line,) = shown
+    assert line.startswith("rank 0 was killed by SIGKILL")
+
+
 def test_broken_connection_yields_to_the_killed_rank() -> None:
     view, shown, _ = screen()
     broken = (

@@ -14,11 +14,12 @@ from mindspeed_mm.data.bitstream import SizeWatch, head_of, may_end_inside_a_fra
 from mindspeed_mm.data.clips import open_clip
 from mindspeed_mm.errors import DataError
 
-_CUT_IS_FLAGGED = {
-    "mp4",
-    "flv",
-    "mpeg",
-}  # there FFmpeg marks a packet as corrupt when the file ends inside it
+# There FFmpeg marks a packet as corrupt when the file ends inside it.
+_CUT_IS_FLAGGED = frozenset({"mp4", "flv", "mpeg", "avi", "ivf"})
+# There a frame has a length, so FFmpeg drops or marks one that the end of the file cuts; elsewhere only decoding tells.
+_CUT_IS_SEEN = frozenset({"mp4", "flv", "avi", "ivf", "matroska", "yuv4mpegpipe"})
+_REORDERED = 16  # frames of the end that the last one in the file can be played before
+ASSUMED_FPS = 25  # of a raw stream that names no rate, as FFmpeg and players assume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +37,53 @@ class FrameTable:
     resized: bool = False  # key frames may differ in size
 
 
+def stream_rates(stream: Any) -> list[float]:
+    """The frame rates that the header gives; none for a raw stream without one, whose `average_rate` is FFmpeg's guess."""
+    own = [stream.codec_context.framerate] if is_raw(stream) else None
+    rates = own or [stream.average_rate, stream.guessed_rate]
+    return [float(rate) for rate in rates if rate]
+
+
+def is_raw(stream: Any) -> bool:
+    """Whether a codec's stream stands in the file by itself: no container, no clock."""
+    from av.format import Flags
+
+    return bool(stream.container.format.flags & Flags.no_timestamps.value)
+
+
+def has_index(stream: Any) -> bool:
+    """Whether the container lists every frame that its header counts."""
+    entries = getattr(stream, "index_entries", None)
+    return bool(stream.frames) and entries is not None and len(entries) == stream.frames
+
+
 def _is_cut(container: Any, packet: Any) -> bool:
-    if (
-        not packet.size or not packet.is_corrupt or packet.stream.frames
-    ):  # with an index, the missing frames are errors
-        return False
-    return bool(_CUT_IS_FLAGGED & set(container.format.name.split(",")))
+    if not packet.size or not packet.is_corrupt or has_index(packet.stream):
+        return False  # with an index, the missing frames are errors
+    return bool(_CUT_IS_FLAGGED & _names(container))
+
+
+def _names(container: Any) -> set[str]:
+    return set(container.format.name.split(","))
 
 
 def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames from where the container stands; a packet that the end of the file cuts would take the ones before with it."""
+    """The frames from where the container stands; a packet that the end of the file cuts does not take the ones before with it."""
+    import av
+
+    failure: Exception | None = None
     for packet in container.demux(stream):
+        if failure is not None and packet.size:
+            raise failure
         if _is_cut(container, packet):
             yield from stream.decode(None)
             return
-        yield from packet.decode()
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError as error:  # in the last packet it is the end of a cut file
+            failure = error
+            continue
+        yield from frames
 
 
 def list_frames(container: Any, stream: Any) -> FrameTable:
@@ -92,38 +125,55 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
         lead = 0
     if not found:
         raise DataError(f"{container.name}: there are no frames in it")
+    last = found[-1][1]  # the last in the file may not be the last to be played
     table = _table(found, stream, lead)
     table = replace(table, cut=cut, closed=closed, resized=sizes.unsure)
-    last = found[-1][1]
-    if last is not None and _is_last_damaged(
-        container, stream, last, next((f[1] for f in reversed(found) if f[2]), None)
-    ):
-        table = _end_before(table, last)
+    if not cut and _may_be_cut(container, stream):
+        table = _end_before(table, _find_damaged_end(Path(container.name), table, last))
     return table
 
 
-def _is_last_damaged(container: Any, stream: Any, last: int, key: int | None) -> bool:
-    """Whether a transport stream ends inside its last frame. It carries no lengths, so what looks cut is decoded to know."""
-    path = Path(container.name)
-    if container.format.name != "mpegts" or not may_end_inside_a_frame(path, stream.id):
+def _may_be_cut(container: Any, stream: Any) -> bool:
+    """Whether the last frame must be decoded to know that it is whole."""
+    if has_index(stream) or _CUT_IS_SEEN & _names(container):
         return False
+    return container.format.name != "mpegts" or may_end_inside_a_frame(Path(container.name), stream.id)
+
+
+def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | None:
+    """The place of the last frame of the file, whose stamp is `last`, when it is damaged or missing; else None.
+
+    Decodes the last group, or all of a clip whose frames have no stamps of their own.
+    """
+    if table.by_place or last is None:
+        flags = _decoded(path, None, table)
+        place = next((i for i, (_, whole) in enumerate(flags) if not whole), len(flags))
+        return place if place < len(table.stamps) and place >= len(flags) - _REORDERED else None
+    key = max((k for k in (table.stamps[i] for i in table.keys) if k is not None and k <= last), default=None)
+    for start in (key, None):  # a jump may land behind the key frame: then from the beginning
+        whole = {stamp for stamp, is_whole in _decoded(path, start, table) if is_whole}
+        if key in whole:
+            break
+    return None if last in whole else table.stamps.index(last)
+
+
+def _decoded(path: Path, start: int | None, table: FrameTable) -> list[tuple[int | None, bool]]:
+    """Stamp, and whether the frame is whole, of the frames from `start` on, as the readers count them."""
     import av
 
-    for start in (key, None):  # a jump may land behind the key frame: then from the beginning
-        container, stream = open_clip(path)
-        with container:
-            if start is not None:
-                container.seek(start, stream=stream, backward=True)
-            whole: set[int | None] = set()
-            with suppress(av.error.FFmpegError):
-                whole.update(frame.pts for frame in container.decode(stream) if not frame.is_corrupt)
-            if key in whole:
-                break
-    return last not in whole
+    first = table.stamps[0] if table.by_place and table.skipped else None
+    found: list[tuple[int | None, bool]] = []
+    container, stream = open_clip(path)
+    with container, suppress(av.error.FFmpegError):
+        if start is not None:
+            container.seek(start, stream=stream, backward=True)
+        frames = decode_frames(container, stream)
+        for frame in dropwhile(lambda frame: first is not None and frame.pts != first, frames):
+            found.append((frame.pts if frame.pts is not None else frame.dts, not frame.is_corrupt))
+    return found
 
 
-def _end_before(table: FrameTable, stamp: int) -> FrameTable:
-    place = len(table.stamps) - 1 - table.stamps[::-1].index(stamp)
+def _end_before(table: FrameTable, place: int | None) -> FrameTable:
     if not place:
         return table
     keys = [key for key in table.keys if key < place]
@@ -133,7 +183,7 @@ def _end_before(table: FrameTable, stamp: int) -> FrameTable:
 def _table(found: list[tuple[int, int | None, bool, int]], stream: Any, skipped: int) -> FrameTable:
     base = stream.time_base or Fraction(1, 1000)
     if any(stamp is None for _, stamp, _, _ in found):
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        rate = next(iter(stream_rates(stream)), ASSUMED_FPS)
         times = [round(place / rate, 6) for place in range(len(found))]
         return FrameTable(
             stamps=[None] * len(found), times=times, keys=[0], last=1 / rate, by_place=True, skipped=skipped

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mindspeed_mm.data.clips import is_cover, open_clip
 from mindspeed_mm.data.images import BLACK, WHITE, brightness
-from mindspeed_mm.data.packets import FrameTable, decode_frames
+from mindspeed_mm.data.packets import FrameTable, decode_frames, has_index, is_raw, stream_rates
 
 _PQ, _HLG = 16, 18  # transfer functions of ITU-T H.273
 _SHORT_OF = 0.9  # of the length that a header names; players round, cut and pad by less
@@ -104,6 +104,8 @@ def clip_traits(
         found.append("streams")
     if table is not None:
         found += ["untimed"] if table.stamps[0] is None else ["repeats"] if _repeats(table) else []
+        unclocked = is_raw(stream) or table.stamps[0] is None
+        found += ["no rate"] if unclocked and not stream_rates(stream) else []
         found += ["lead"] if table.skipped else []
         found += ["short"] if _is_shorter(container, stream, table) else []
     found += ["mirrored"] if is_mirrored(first) else []
@@ -131,7 +133,8 @@ def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
         and "matroska" in container.format.name
     ):
         said = container.duration / 1_000_000
-    return table.cut or (bool(said) and table.times[-1] + table.last < _SHORT_OF * said - 0.1)
+    missing = not has_index(stream) and len(table.times) < _SHORT_OF * stream.frames
+    return table.cut or missing or (bool(said) and table.times[-1] + table.last < _SHORT_OF * said - 0.1)
 
 
 def _tag(stream: Any, name: str) -> str:

@@ -23,7 +23,14 @@ from mindspeed_mm.data.images import (
     is_animation,
     read_image,
 )
-from mindspeed_mm.data.packets import FrameTable, decode_frames, find_size_change, list_frames
+from mindspeed_mm.data.packets import (
+    FrameTable,
+    decode_frames,
+    find_size_change,
+    has_index,
+    list_frames,
+    stream_rates,
+)
 from mindspeed_mm.data.pictures import clip_traits, has_alpha, mask_trait, to_rgb
 from mindspeed_mm.data.traits import REREAD
 from mindspeed_mm.data.video import VideoReader, clock, open_video
@@ -150,13 +157,13 @@ def _is_indexed(stream: Any) -> bool:
 
     Matroska, WebM, MPEG-TS keep no count; of phones' clips the header may be wrong.
     """
-    rates = _rates(stream)
-    variable = bool(rates) and max(rates) > 1.05 * min(rates)
-    return bool(stream.frames and stream.duration) and not variable and _indexed_keys(stream) is not None
+    counted = bool(stream.frames and stream.duration)
+    return counted and not _is_variable(stream) and _indexed_keys(stream) is not None
 
 
-def _rates(stream: Any) -> list[float]:
-    return [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+def _is_variable(stream: Any) -> bool:
+    rates = stream_rates(stream)
+    return bool(rates) and max(rates) > 1.05 * min(rates)
 
 
 def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None, *, mask: bool) -> ClipInfo:
@@ -174,15 +181,15 @@ def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None,
     if unsure and (changed := find_size_change(path, table)):
         raise DataError(f"{path}: {changed}")
     _decode_some_keys(container, stream, table)
-    rates, aspect = _rates(stream), stream.sample_aspect_ratio
+    rates, aspect = stream_rates(stream), stream.sample_aspect_ratio
     return ClipInfo(
         path=path,
         num_frames=count,
         height=height,
         width=width,
-        fps=round(float(stream.average_rate or count / duration), 3),
+        fps=round(rates[0] if rates and stream.average_rate else count / duration, 3),
         duration=duration,
-        variable=bool(rates) and max(rates) > 1.05 * min(rates),
+        variable=_is_variable(stream),
         squeezed=bool(aspect) and aspect != 1,
         traits=traits,
     )
@@ -229,9 +236,9 @@ def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
 
 def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:
     """Key frames (place, entry) of a container with an index; None when it does not give every frame as a player plays it."""
-    entries = getattr(stream, "index_entries", None)
-    if not stream.frames or entries is None or len(entries) != stream.frames:
+    if not has_index(stream):
         return None
+    entries = stream.index_entries
     listed = [entries[i] for i in range(stream.frames)]
     if any(entry.is_discard for entry in listed):
         return None

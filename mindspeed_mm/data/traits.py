@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 REMARKS: Mapping[str, str] = {
     "later stream": "a cover or still picture in front of the clip: the stream that a player plays is read",
     "streams": "several video streams: the one that a player plays is read",
-    "untimed": "no time stamps: frames come at the rate that the header gives",
+    "untimed": "no time stamps: frames are spaced evenly",
+    "no rate": "no frame rate in the stream: 25 frames a second are assumed",
     "repeats": "time stamps that repeat or start over: frames are taken by their place",
     "lead": "a beginning without a key frame: read from the first key frame on",
-    "short": "fewer frames than its header says: what is there is read",
+    "short": "an end that is cut off, or fewer frames than its header says: what is there is read",
     "no alpha": "an alpha channel that is not read (VP8, VP9): what lies under it is seen",
     "interlaced": "interlaced frames: both fields of a frame are read as one picture",
     "hdr": "HDR colours (PQ or HLG): read without tone mapping, so they look flat",

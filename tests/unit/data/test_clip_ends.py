@@ -1,0 +1,66 @@
+"""Clips cut off inside a frame, and raw streams without a clock: the check reads what the reader reads."""
+
+import numpy as np
+import pytest
+
+from mindspeed_mm.data.probe import probe
+from mindspeed_mm.data.video import open_video
+
+av = pytest.importorskip("av")
+
+
+def write_noise(path, codec, rate=16, count=24):
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt, stream.options = 64, 96, "yuv420p", {"g": "8"}
+        for _ in range(count):
+            picture = noise.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.avi", "mpeg4"),
+        ("a.wmv", "wmv2"),
+        ("a.h264", "libx264"),
+        ("a.hevc", "libx265"),
+        ("a.m2v", "mpeg2video"),
+    ],
+)
+def test_a_cut_file_ends_before_the_damaged_frame(tmp_path, name, codec):
+    whole = write_noise(tmp_path / name, codec)
+    cut = tmp_path / f"cut{whole.suffix}"
+    assert "short" not in probe(whole).traits
+    for part in (0.55, 0.63, 0.81):
+        cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
+        info, clip = probe(cut), open_video(cut)
+        assert info.num_frames == clip.num_frames < 24
+        assert len(clip.read(range(clip.num_frames))) == clip.num_frames
+        if codec != "libx265":  # its decoder does not mark a frame that is torn
+            assert "short" in clip.traits
+        assert info.traits == clip.traits
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.h264", "libx264"), ("a.hevc", "libx265")])
+def test_a_raw_stream_plays_at_its_own_rate(tmp_path, name, codec):
+    path = write_noise(tmp_path / name, codec)
+    info, clip = probe(path), open_video(path)
+    assert info.fps == clip.fps == 16
+    assert info.duration == clip.duration == pytest.approx(24 / 16)
+    assert not info.variable
+    assert info.traits == clip.traits == ("untimed",)
+
+
+def test_a_raw_stream_without_a_rate_says_so(tmp_path):
+    path = write_noise(tmp_path / "a.obu", "libsvtav1")
+    assert open_video(path).traits == probe(path).traits == ("no rate",)
+
+
+def test_a_raw_mpeg2_stream_has_no_variable_rate(tmp_path):
+    info = probe(write_noise(tmp_path / "a.m2v", "mpeg2video", rate=24))
+    assert info.fps == 24
+    assert not info.variable

@@ -164,7 +164,7 @@ def _cells(mask: torch.Tensor) -> torch.Tensor:
 def build_models(
     args: argparse.Namespace, folder: Path, device: torch.device
 ) -> tuple[AutoencoderKLWan, WanVae, TextEncoder]:
-    """A VAE of the asked-for size with random weights, for both sides, and a tiny text encoder."""
+    """A VAE of the requested size with random weights, for both sides, and a tiny text encoder."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     vae = make_vae() if args.vae == "tiny" else AutoencoderKLWan()
     if args.vae == "wan":

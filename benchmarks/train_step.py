@@ -1,4 +1,4 @@
-"""Time and memory of one training step, by recompute mode and with torch.compile on or off; beside diffusers' if asked.
+"""Time and memory of one training step, by recompute mode and with torch.compile on or off; beside diffusers' on request.
 
     python benchmarks/train_step.py --json benchmarks/mid_size.json --latents 9 16 16 --dtype fp32 --peer diffusers
     python benchmarks/train_step.py --preset Wan2.1-VACE-1.3B --frames 81 --height 480 --width 832 --compile on
@@ -56,7 +56,7 @@ PEAK_WIDTH = 2048  # of the square product whose rate stands for a device that n
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
-    """Measure, print a table, and write it if asked."""
+    """Measure, print a table, and write it on request."""
     args = _parser().parse_args(argv)
     case = _case(args)
     variants = [Variant(mode, compiled == "on") for compiled in args.compile for mode in args.recompute]
@@ -90,7 +90,7 @@ class Worker:
     process: Any
 
     def alive(self) -> bool:
-        """Wait until it has done what it was told; its own error, out of memory for instance, stands above."""
+        """Wait until it has done its work; its own error, out of memory for instance, stands above."""
         try:
             return bool(self.pipe.recv())
         except (EOFError, OSError):
@@ -125,7 +125,7 @@ def _finish(worker: Worker, steps: int) -> list[Measured]:
 
 
 def _serve(pipe: Connection, case: Case, variant: Variant | str) -> None:
-    """One variant's process: import, build, warm up, then steps and a report as told."""
+    """One variant's process: import, build, warm up, then steps and a report on request."""
     import torch
     from diffusers import WanVACETransformer3DModel  # noqa: F401  # both sides import the same before memory is looked at
 

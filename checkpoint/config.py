@@ -1,4 +1,4 @@
-"""What a conversion is told: `--cfg.…` flags are these fields. No torch."""
+"""The settings of a conversion: `--cfg.…` flags are these fields. No torch."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from checkpoint.config import ConvertConfig, DcpToTorchConfig
 from checkpoint.layout import check_space, replace_entries, replace_file, staging, writing
-from checkpoint.stages import Layers, mm_files
+from checkpoint.stages import mm_files
 from megatron.mm.layout import RELEASE, read_tracker, write_tracker
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
@@ -25,6 +25,7 @@ from mindspeed_mm.models.containers.torch_file import write_torch
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.source import HEAD_BYTES, WeightsSource, differences
 from mindspeed_mm.models.wan.sizes import diffusers_json, infer_config, official_json
+from mindspeed_mm.models.wan.stages import Layers
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.processes import deferred

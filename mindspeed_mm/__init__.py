@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from mindspeed_mm.data.registry import DATASETS
     from mindspeed_mm.generation.pipeline import VacePipeline
     from mindspeed_mm.models.spec import MODELS
+    from mindspeed_mm.models.transforms.config import TRANSFORMS
 
-__all__ = ["DATASETS", "MODELS", "VacePipeline", "errors"]
+__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "VacePipeline", "errors"]
 
 _HOMES = {
     "DATASETS": "mindspeed_mm.data.registry",
     "MODELS": "mindspeed_mm.models.spec",
+    "TRANSFORMS": "mindspeed_mm.models.transforms.config",
     "VacePipeline": "mindspeed_mm.generation.pipeline",
     "errors": "",
 }

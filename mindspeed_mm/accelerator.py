@@ -28,7 +28,7 @@ class Accelerator:
     def detect(cls, kind: str | None = None) -> Accelerator:
         """The machine's accelerator, or the CPU; LOCAL_RANK picks the device. `kind`, or MINDSPEED_MM_DEVICE, overrides.
 
-        Raises LaunchError when the asked-for device is not there or torch knows one that we have no backend for.
+        Raises LaunchError when the requested device is not there or torch knows one that we have no backend for.
         """
         wanted = kind or os.environ.get("MINDSPEED_MM_DEVICE")
         found = torch.accelerator.current_accelerator(check_available=True)

@@ -66,7 +66,7 @@ class DataError(MindSpeedMMError):
 
 
 class WeightsError(MindSpeedMMError):
-    """A checkpoint that is missing, damaged, incomplete or not what was asked for."""
+    """A checkpoint that is missing, damaged, incomplete or of another model."""
 
 
 class LaunchError(MindSpeedMMError):

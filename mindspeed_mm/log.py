@@ -45,7 +45,7 @@ def launch_number(name: str, least: int) -> int:
 
 
 def setup_logging() -> None:
-    """Plain lines on stdout: INFO from rank 0, warnings from every rank, `on_rank` records from where they are asked for."""
+    """Plain lines on stdout: INFO from rank 0, warnings from every rank, `on_rank` records from the ranks they name."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(_speaks)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one kind. `group` is the entry-point group in which strangers add theirs.
+    """Entries of one kind. `group` is the entry-point group in which other packages add theirs.
 
     An outside package adds one with `entry_points={"mindspeed_mm.models": ["mine = my_pkg:SPEC"]}`.
     """

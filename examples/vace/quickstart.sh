@@ -91,6 +91,6 @@ step "Score them, from the mp4 files, and draw them side by side"
 run 13 python $TINY/score.py $OUT/before $OUT/after $OUT/shipped
 run 0 python $TINY/compare.py $OUT/heldout $OUT/quickstart.png before=$OUT/before after=$OUT/after shipped=$OUT/shipped
 
-printf '\nDone in %d s. What was asked and what came out:\n' $((SECONDS - STARTED))
+printf '\nDone in %d s. The requests and their results:\n' $((SECONDS - STARTED))
 ls -d "$PWD/$OUT"/{before,after,shipped}/*.mp4
 echo "$PWD/$OUT/quickstart.png"

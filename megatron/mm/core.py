@@ -9,7 +9,7 @@ from typing import Any
 
 
 def core(module: str) -> Any:
-    """`megatron.core.<module>`, imported now and quietly (transformer_engine, apex and others are not asked for here)."""
+    """`megatron.core.<module>`, imported now and quietly (transformer_engine, apex and others are not needed here)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

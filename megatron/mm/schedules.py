@@ -85,7 +85,7 @@ def param_scheduler(
         wd_incr_style="constant",
         wsd_decay_steps=wsd,
         lr_wsd_decay_style=config.lr_wsd_decay_style,
-        # a checkpoint gives the place in the schedule, the flags its shape: --lr given anew on resume is obeyed
+        # a checkpoint gives the place in the schedule, the flags its shape: a new --lr on resume is obeyed
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )

@@ -1,4 +1,4 @@
-"""Rows of a dataset → feature files: read ahead, encode, write behind; whatever is there already is left alone."""
+"""Rows of a dataset → feature files: read ahead, encode, write behind; existing features are left alone."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class ReadTask:
 
 @dataclass(frozen=True)
 class ReadResult:
-    """A row that was read; `pixels` is None when its feature is there already."""
+    """A row that was read; `pixels` is None when its feature exists."""
 
     key: str
     latents_key: str
@@ -284,7 +284,7 @@ class Extraction:
         index.add(read.contents)
         latents.add(
             read.latents_key, read.key
-        )  # before the feature is written: whoever follows it looks whether it is
+        )  # before the feature is written: readers that follow a link check its target
         path = self._path(read.key)
         if read.pixels is None or writer.is_pending(path):
             with self.seconds.during("write"):

@@ -34,17 +34,17 @@ class StreamEncoder:
         self.max_batch = max_batch
         self.max_grey = max_grey
         self.encoded = 0  # clips that went through the VAE
-        self.asked = 0  # clips that were asked for
+        self.requested = 0  # clips that were requested
         self._grey: OrderedDict[torch.Size, Tensor] = OrderedDict()
 
     @property
     def device(self) -> torch.device:
-        """Where pixels are wanted and latents come out."""
+        """Where pixels go in and latents come out."""
         return self.vae.device
 
     def encode(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Clips [3, T, H, W], of any sizes, to fp32 latents [16, F, h, w], in their order."""
-        self.asked += len(streams)
+        self.requested += len(streams)
         answers: dict[int, Tensor] = {}
         pending: list[int] = []
         twin = {index: self._twin(streams, index) for index in range(len(streams))}

@@ -19,7 +19,7 @@ class ContextPlan:
     """Everything about a vace_context that is known before the VAE runs; what mm-inspect draws."""
 
     inactive: Tensor  # [3, T, H, W], what is kept; 0 (mid-grey) elsewhere
-    reactive: Tensor  # [3, T, H, W], what is generated anew
+    reactive: Tensor  # [3, T, H, W], what is generated
     mask_cells: Tensor  # [64, F, h, w], one channel for each pixel of an 8x8 cell
     mask_frames: tuple[int, ...]  # which frame's mask each latent frame carries
     references: tuple[Tensor, ...]  # each [3, 1, H, W]
@@ -165,5 +165,5 @@ def _check_size(num_frames: int, height: int, width: int) -> None:
 def _check_shape(name: str, found: Tensor, wanted: tuple[int, ...]) -> None:
     if tuple(found.shape) != wanted:
         raise DataError(
-            f"{name} is {list(found.shape)}, {list(wanted)} is wanted; cut and resize it to the clip"
+            f"{name} is {list(found.shape)}, expected {list(wanted)}; cut and resize it to the clip"
         )

@@ -152,7 +152,7 @@ class _Names:
 
 
 class _Keyed(Dataset[Any]):
-    """The dataset, asked with a Draw. A bad file comes back as a value: a worker process would wrap it in a traceback."""
+    """The dataset, indexed by a Draw. A bad file comes back as a value: a worker process would wrap it in a traceback."""
 
     def __init__(self, source: FeatureSource) -> None:
         self.source = source
@@ -177,7 +177,7 @@ class Collate:
     ) -> None:
         if caption_dropout and null_prompt is None:
             raise DataError(
-                "caption_dropout needs the embedding of the empty prompt; extract the features anew, which writes "
+                "caption_dropout needs the embedding of the empty prompt; extract the features again, which writes "
                 "null_prompt.safetensors beside them, or set caption_dropout to 0"
             )
         self.seed, self.caption_dropout, self.null_prompt = seed, caption_dropout, null_prompt

@@ -59,7 +59,7 @@ class WeightsSource:
 
     @cached_property
     def config(self) -> VaceConfig:
-        """Sizes, from the shapes and what config.json adds. Raises WeightsError when heads or vace_layers cannot be told."""
+        """Sizes, from the shapes and what config.json adds. Raises WeightsError when heads or vace_layers are unknown."""
         try:
             return infer_config(self.shapes, self.hints)
         except WeightsError as error:
@@ -67,7 +67,7 @@ class WeightsSource:
 
     @property
     def layers(self) -> tuple[int, tuple[int, ...]]:
-        """num_layers and vace_layers. Raises WeightsError when vace_layers cannot be told."""
+        """num_layers and vace_layers. Raises WeightsError when vace_layers are unknown."""
         try:
             return infer_layers(self.shapes, self.hints)
         except WeightsError as error:

@@ -28,7 +28,7 @@ class ModelSpec:
         ""  # "module:callable", start(predictor) → models.start.Start; "" reads `from_pretrained` by key_maps
     )
     modules: str = (
-        ""  # "module:callable", modules(predictor.model) → all module names, without torch; "" = not told
+        ""  # "module:callable", modules(predictor.model) → all module names, without torch; "" = unknown
     )
     cost: str = (
         ""  # "module:callable", cost(predictor, recompute plan) → LoopParts.cost; "" reports no throughput

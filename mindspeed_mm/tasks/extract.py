@@ -36,7 +36,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     if job.files.print_config:
         logger.info(job.to_json())
         return
-    if not job.extract.no_check_clips:  # whoever looked before has seen these
+    if not job.extract.no_check_clips:  # an earlier check has reported these
         for note in job.notes:
             logger.info(note)
         log_table(extraction_table(job))

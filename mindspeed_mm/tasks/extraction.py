@@ -306,7 +306,7 @@ def _report(total: Outcome, listed: int, left_out: int, seconds: float, extracti
     )
     logger.info(
         f"rank 0 spent {spent.read:.1f} s waiting for clips, {spent.vae:.1f} s in the VAE, {spent.text:.1f} s in the text "
-        f"encoder, {spent.write:.1f} s waiting for writes; {extraction.vae.encoded} of {extraction.vae.asked} streams "
+        f"encoder, {spent.write:.1f} s waiting for writes; {extraction.vae.encoded} of {extraction.vae.requested} streams "
         "had to be encoded"
     )
     for row in total.failed[:20]:

@@ -71,8 +71,8 @@ def join_and_run(job: PretrainJob) -> None:
             job.fsdp2.param_dtype == "bf16",
             "set predictor.dtype of the model JSON and param_dtype of fsdp2_config.yaml to fp32, and leave --bf16 out",
         )
-    asked = job.parallel.distributed_backend
-    backend = "gloo" if asked == "gloo" else None
+    requested = job.parallel.distributed_backend
+    backend = "gloo" if requested == "gloo" else None
     with launch(accelerator, timedelta(minutes=job.parallel.distributed_timeout_minutes), backend):
         run(job, accelerator)
 

@@ -32,7 +32,7 @@ class Failure:
 
 @dataclass
 class _Block:
-    """A traceback of one rank, not shown until it is known whether the rank goes on."""
+    """A traceback of one rank, held back until it is known whether the rank goes on."""
 
     started: float
     lines: list[str] = field(default_factory=list)

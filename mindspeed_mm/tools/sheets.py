@@ -37,7 +37,7 @@ class Decoder(Protocol):
 
 SHOWN = 8  # pictures in a row
 _INACTIVE = "what is kept; grey elsewhere"
-_REACTIVE = "what is made anew; grey elsewhere"
+_REACTIVE = "what is generated; grey elsewhere"
 _MASK = "white = generate, black = keep"
 _SMALL = (
     256 * 448

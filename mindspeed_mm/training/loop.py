@@ -53,10 +53,10 @@ class LoopParts:
     checkpoints: Saver | None  # None without --save
     evaluate: Callable[[], dict[str, float]] | None  # held-out loss
     writers: list[Writer]  # empty but on the logging rank
-    observe: Callable[[int], None]  # told each finished iteration: the profiler
+    observe: Callable[[int], None]  # called with each finished iteration: the profiler
     accelerator: Accelerator
     peak_tflops: float | None = None
-    videos: Callable[[int], None] | None = None  # told the iteration, writes what the model generates
+    videos: Callable[[int], None] | None = None  # called with the iteration, writes what the model generates
 
 
 class TrainLoop:

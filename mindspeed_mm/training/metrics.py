@@ -192,7 +192,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases, where it is installed and asked for."""
+    """Weights & Biases, where it is installed and requested."""
 
     def __init__(self, config: LogConfig, job: dict[str, Any]) -> None:
         try:

@@ -62,7 +62,7 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW by `optimizer_selection`, or Muon. Raises ConfigError when the asked-for package is not installed."""
+    """AdamW by `optimizer_selection`, or Muon. Raises ConfigError when the requested package is not installed."""
     settings: dict[str, Any] = {
         "lr": config.lr,
         "betas": (config.adam_beta1, config.adam_beta2),

@@ -84,6 +84,7 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/data/check": ["extract", "inspect"],
         "mindspeed_mm/data/readahead": ["extract"],
         "mindspeed_mm/distributed/": ["train"],
+        "mindspeed_mm/generation/": ["generate"],
         "mindspeed_mm/training/": ["train"],
         "mindspeed_mm/tasks/assembly": ["train"],
         "mindspeed_mm/tasks/jobs/pretrain": ["train"],

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Encodes clips, masks, references and captions into features, on every rank. Run it again after an interruption, or
-# after the dataset changed: what is there already stays. Every setting can be edited here, or given from outside:
+# after the dataset changed: existing features stay. Every setting can be edited here, or given from outside:
 #   NPUS_PER_NODE=2 MM_DATA=my_data.json bash examples/vace/feature_extract/feature_extraction.sh --skip-bad-samples 5
 set -euo pipefail
 

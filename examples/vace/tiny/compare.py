@@ -1,4 +1,4 @@
-"""One picture of held-out requests: what was given, what each model made of it, and the same asked in another colour.
+"""One picture of held-out requests: what was given, what each model made of it, and the same in another colour.
 
 python examples/vace/tiny/compare.py HELDOUT OUT.png before=RESULTS after=RESULTS shipped=RESULTS
 """
@@ -34,24 +34,26 @@ def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
         tasks += read_json(heldout / name)["tasks"]
     strips = []
     for kind in TITLES:
-        told = [
+        matched = [
             (match, task)
             for task in tasks
             if (match := NAME.fullmatch(task["name"])) and match["kind"] == kind
         ]
-        plain = [task for match, task in told if not match["colour"]]
+        plain = [task for match, task in matched if not match["colour"]]
         if not plain:
             continue
         task = plain[0]
         changed = [
-            other for match, other in told if match["colour"] and other["name"].startswith(task["name"] + "_")
+            other
+            for match, other in matched
+            if match["colour"] and other["name"].startswith(task["name"] + "_")
         ]
         strips.append(_strip(TITLES[kind], task, changed[0] if changed else None, columns))
     return draw_sheet(
         "The tiny world: what was given, and what came out",
         strips,
         facts=[
-            "Held-out scenes. Two frames of each clip: the first and a late one. Right: the same, asked for in another colour."
+            "Held-out scenes. Two frames of each clip: the first and a late one. Right: the same request in another colour."
         ],
         columns=2 * (len(columns) + 2),
     )
@@ -73,7 +75,7 @@ def _strip(
 
 def _changes(task: dict[str, Any], changed: dict[str, Any]) -> str:
     new = [word for word in changed["prompt"].split() if word not in task["prompt"].split()]
-    return f"asked: {' '.join(new)}" if new else "another picture"
+    return f"requested: {' '.join(new)}" if new else "another picture"
 
 
 def _given(task: dict[str, Any]) -> list[Picture]:

@@ -1,8 +1,8 @@
-"""The pictures of docs/guide/generate.md: each kind of task, asked of the tiny world's weights, as one small sheet.
+"""The pictures of docs/guide/generate.md: each kind of task, made with the tiny world's weights, as one small sheet.
 
     python examples/vace/tiny/draw_kinds.py docs/images
 
-A sheet shows the keys of the request, what the model was shown of them, and what came out. `--config` names other weights
+A sheet shows the keys of the request, what the model saw of them, and what came out. `--config` names other weights
 and settings: any inference JSON.
 """
 

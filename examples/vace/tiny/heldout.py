@@ -3,7 +3,7 @@
     python examples/vace/tiny/heldout.py OUT --base examples/vace/tiny/inference.json --count 4
     python examples/vace/inference/Wan-VACE-Inference.py OUT/inference.json --output_path OUT/results
 
-Names of the results say what was asked, so that score.py needs nothing else: heldout_00003_inpaint, heldout_00003_inpaint_blue.
+Names of the results say what was requested, so that score.py needs nothing else: heldout_00003_inpaint, heldout_00003_inpaint_blue.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Score generated clips of the tiny world from their mp4 files: did the model do what it was asked?
+"""Score generated clips of the tiny world from their mp4 files: did the model follow the request?
 
     python examples/vace/tiny/score.py RESULTS [RESULTS ...]     one table row for each folder of mp4 files
 
 masked PSNR   inside the inpaint box, against the true clip         kept PSNR   outside it
-IoU           of coloured pixels with the true silhouette           colour      nearest of the five is the one asked for
+IoU           of coloured pixels with the true silhouette           colour      nearest of the five is the requested one
 first frame   PSNR of the frame that extension keeps                shape       nearest of the four, wherever it lies
 reference     colour and shape are those of the reference image
 """
@@ -36,7 +36,7 @@ class Score:
 
     name: str
     kind: str
-    changed: bool  # asked in another colour than the source's
+    changed: bool  # requested in another colour than the source's
     colour_obeyed: bool
     shape_obeyed: bool
     iou: float
@@ -64,13 +64,13 @@ def score_clip(path: Path) -> Score | None:
         kept = psnr(output[~box], truth[~box])
     if kind == "extension":
         first = psnr(output[0], truth[0])
-    asked = match["colour"] or scene.colour
-    coloured = is_coloured(output, asked)
+    requested = match["colour"] or scene.colour
+    coloured = is_coloured(output, requested)
     return Score(
         name=path.stem,
         kind=kind,
         changed=changed,
-        colour_obeyed=nearest_colour(output, coloured) == asked,
+        colour_obeyed=nearest_colour(output, coloured) == requested,
         shape_obeyed=nearest_shape(coloured) == scene.shape,
         iou=float((coloured & inside).sum() / max(1, (coloured | inside).sum())),
         masked_psnr=masked,
@@ -149,21 +149,24 @@ def table(columns: dict[str, Sequence[Score]]) -> str:
         )
     for kind in ("silhouette", "edge"):
         add(f"{kind}: IoU", "", ([s.iou for s in found if s.kind == kind] for found in scores))
-    told = ("inpaint", "silhouette", "edge")
+    captioned = ("inpaint", "silhouette", "edge")
     add(
         "colour obeyed",
         "%",
-        ([100.0 * s.colour_obeyed for s in found if s.kind in told and not s.changed] for found in scores),
+        (
+            [100.0 * s.colour_obeyed for s in found if s.kind in captioned and not s.changed]
+            for found in scores
+        ),
     )
     add(
         "changed colour obeyed",
         "%",
-        ([100.0 * s.colour_obeyed for s in found if s.kind in told and s.changed] for found in scores),
+        ([100.0 * s.colour_obeyed for s in found if s.kind in captioned and s.changed] for found in scores),
     )
     add(
         "shape obeyed",
         "%",
-        ([100.0 * s.shape_obeyed for s in found if s.kind in (*told, "extension")] for found in scores),
+        ([100.0 * s.shape_obeyed for s in found if s.kind in (*captioned, "extension")] for found in scores),
     )
     for look in ("colour", "shape"):
         add(

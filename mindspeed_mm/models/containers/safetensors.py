@@ -52,7 +52,7 @@ def read_safetensors(paths: Iterable[Path]) -> Container:
 def write_safetensors(
     path: Path, tensors: Mapping[str, TensorFile], *, written: Callable[[int], object] = lambda nbytes: None
 ) -> None:
-    """Stream `tensors` into a new file, in the order given. `written` is told the bytes of each. Memory: one tensor."""
+    """Stream `tensors` into a new file, in the order given. `written` is called with the bytes of each. Memory: one tensor."""
     checksums = dict.fromkeys(tensors, "0" * 8)
     header = _header_text(tensors, checksums)
     with open(path, "wb") as file:

@@ -43,7 +43,7 @@ class Container:
 def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A tensor over the bytes at `offset`, copied on write: pages are read when touched, and the file never changes.
 
-    Every call maps anew, so two tensors of one weight are independent. Raises WeightsError when the file got shorter.
+    Every call maps again, so two tensors of one weight are independent. Raises WeightsError when the file got shorter.
     """
     if shape.numel() == 0:
         return torch.empty(shape, dtype=dtype)

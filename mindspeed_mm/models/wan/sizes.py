@@ -128,7 +128,7 @@ def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceConfig:
     """Sizes from the shapes, and from `hints` (`read_hints`) what shapes cannot tell.
 
-    Raises WeightsError if they cannot be told, or contradict each other.
+    Raises WeightsError if they are unknown, or contradict each other.
     """
     check_hints(shapes, hints)
     sizes = sizes_of_shapes(shapes)
@@ -182,7 +182,7 @@ def _contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> li
             found.append(f"{key} is {_brief(value)}, expected {_kind_in_words(name, sizes, blocks)}")
         elif name == "num_heads" and (sizes["hidden_size"] % value or sizes["hidden_size"] // value % 2):
             found.append(f"{key} is {value}, expected {_kind_in_words(name, sizes, blocks)}")
-        elif name == "vace_layers" and blocks and len(value) != blocks:
+        elif name == "vace_layers" and blocks and value and len(value) != blocks:  # [] is a trunk's config
             found.append(f"{key} names {len(value)} blocks, the tensors show {blocks}")
     found += [
         f"{name} is {_brief(hints[name])}, the tensors show a norm"
@@ -234,7 +234,8 @@ def read_hints(values: object) -> dict[str, Any]:
         shifted = {right: values[key] for key, right in _SHIFTED.items() if key in values}
         values = {**shifted, **{key: values[key] for key in known if key in values}}
     column = 1 if "num_attention_heads" in values else 0
-    hints = {name: values[keys[column]] for name, keys in _NAMES.items() if keys[column] in values}
+    spelled = {name: keys[column] for name, keys in _NAMES.items()}
+    hints = {name: values[key] for name, key in spelled.items() if key is not None and key in values}
     hints.update({name: values[name] for name in _FIXED if name in values})
     width = values.get("attention_head_dim")
     if column == 1 and isinstance(width, int) and isinstance(hints["num_heads"], int):
@@ -323,7 +324,7 @@ def _shape(shapes: Mapping[str, Shape], name: str, dims: int) -> Shape:
     if name not in shapes:
         raise WeightsError(f"{name} is missing; this is no complete Wan or VACE transformer")
     if len(shapes[name]) != dims:
-        raise WeightsError(f"{name} has shape {list(shapes[name])}; {dims} dimensions are wanted")
+        raise WeightsError(f"{name} has shape {list(shapes[name])}; {dims} dimensions are expected")
     return tuple(shapes[name])
 
 

@@ -69,7 +69,7 @@ class VaceBlock(WanBlock):
 
 
 class VaceTransformer(nn.Module):
-    """Velocity of noisy latents, told by caption and vace_context.
+    """Velocity of noisy latents, conditioned on caption and vace_context.
 
     Set from outside: `residual_dtype`, `tokens` (a TokenLayout), and `self_attn.attend`, `cross_attn.attend` of each block.
     """
@@ -107,7 +107,7 @@ class VaceTransformer(nn.Module):
         """latents [B, 16, R+F, h, w], timestep [B] fp32 (1000·sigma), prompt_embeds [B, L, text_dim] with L ≤ text_len,
         vace_context [B, 96, R+F, h, w] or None for the trunk alone → velocity fp32 [B, 16, R+F, h, w].
 
-        `context_scale` is one number, or one for each branch block (a sequence or a tensor). One sample may be asked about P
+        `context_scale` is one number, or one for each branch block (a sequence or a tensor). One sample may come with P
         captions at once, prompt_embeds [P, L, text_dim] → [P, 16, R+F, h, w]: what trunk and branch do before they read the
         caption is done once. Raises DataError when the shapes do not fit.
         """

@@ -160,7 +160,7 @@ def test_without_any_condition_everything_is_generated_from_grey():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"src_mask": torch.ones(1, 5, H, W)}, r"src_mask is \[1, 5, 32, 48\], \[1, 9, 32, 48\] is wanted"),
+        ({"src_mask": torch.ones(1, 5, H, W)}, r"\[1, 5, 32, 48\], expected \[1, 9, 32, 48\]"),
         ({"src_video": torch.zeros(3, T, 16, W)}, "src_video is"),
         ({"src_ref_images": (torch.zeros(3, 1, 16, 16),)}, r"src_ref_images\[0\] is"),
         ({"video": torch.zeros(3, 8, H, W)}, "8 frames: .* 5 fit"),
@@ -181,7 +181,7 @@ def test_plain_clips_encode_one_stream_and_control_clips_two():
     assert encoder.encoded == 3
     encode_features(encoder, sample(src_video=clip(8)))
     assert encoder.encoded == 5  # the video and the reactive stream; inactive is grey
-    assert encoder.asked == 9
+    assert encoder.requested == 9
 
 
 def test_grey_from_the_cache_has_the_bits_of_grey_encoded_anew():

@@ -231,7 +231,7 @@ def look_at(look: Look, config: VideoConfig) -> Found:
 
     video, source = see("video", "clip", record.video), see("src_video", "clip", record.src_video)
     mask = see("src_video_mask", "mask", record.src_mask)
-    if mask is not None and mask.levels is not None and not config.soft_mask:
+    if mask is not None and mask.levels is not None:
         _try(record, "src_video_mask", partial(refuse_zero_one, mask.path, mask.levels[1]), problems)
     references = [
         see(f"src_ref_images[{place}]", "picture", path) for place, path in enumerate(record.src_ref_images)
@@ -333,8 +333,6 @@ def _remarks_on(
         remarks.append("a variable frame rate: frames are taken by their time")
     if video.timed and video.fps < 0.95 * config.train_fps:
         remarks.append(f"fewer frames a second than train_fps {config.train_fps:g}: frames are repeated")
-    if video.squeezed:
-        remarks.append("pixels that are not square: the picture is squeezed")
     for name, other in (("src_video", source), ("mask", mask)):
         if other is not None and abs(other.width / other.height / (video.width / video.height) - 1) > 0.02:
             remarks.append(f"a {name} of another aspect than the video: its edges are cut differently")

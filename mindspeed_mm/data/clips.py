@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def open_clip(path: Path) -> tuple[Any, Any]:
     regular_file(path, DataError)
     refuse_text(path)
     container: Any = av.open(str(path), metadata_errors="ignore")
+    if container.format.name == "jpeg_pipe" and _is_motion_jpeg(container):
+        container.close()
+        container = av.open(str(path), format="mjpeg", metadata_errors="ignore")
     try:
         _refuse_still(path, container)
         stream = _choose_stream(path, container)
@@ -70,6 +74,12 @@ def refuse_text(path: Path) -> None:
         raise DataError(
             f"{path}: a text, not a video; it begins with {head[:24].decode('utf-8', 'replace')!r}"
         )
+
+
+def _is_motion_jpeg(container: Any) -> bool:
+    """Whether more than one JPEG follows each other; one with previews behind it (MPO) is a picture."""
+    packets = [packet for packet in islice(container.demux(video=0), 2) if packet.size]
+    return len(packets) > 1 and b"MPF\0" not in bytes(packets[0])
 
 
 def _refuse_still(path: Path, container: Any) -> None:

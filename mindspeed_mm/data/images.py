@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ PIXELS_VARIABLE = "MINDSPEED_MM_MAX_PIXELS"
 _DEFAULT_PIXELS = 1 << 26  # 8192 x 8192
 _HIGHEST_PIXELS = 178_956_970  # where Pillow itself refuses to open an image
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+_WITH_PREVIEWS = ("MPO", "HEIF", "HEIC")  # phones store previews and depth behind the picture
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -231,8 +233,8 @@ def image_traits(path: Path, *, mask: bool = False) -> tuple[str, ...]:
     with open_image(path) as image:
         if image.info.get("reduced"):
             found.append("reduced")
-        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-            found.append("pages")
+        if image.format not in _WITH_PREVIEWS and getattr(image, "n_frames", 1) > 1:
+            found.append("pages" if image.format == "TIFF" else "pictures")
         if image.format in ("HEIF", "HEIC"):
             found.append("heic")
         if image.mode == "F":
@@ -261,6 +263,7 @@ class ImageReader:
         self.path = path
         self._background, self._mask = background, mask
         self.files = [path]
+        self._ignored = ""
         if path.is_dir():
             files = [
                 file
@@ -268,6 +271,7 @@ class ImageReader:
                 if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
             ]
             self.files = sorted(files, key=_natural)
+            self._ignored = _ignored_pictures(path)
         if not self.files:
             raise DataError(f"{path}: no images in this folder")
         self.num_frames = len(self.files)
@@ -282,7 +286,8 @@ class ImageReader:
     def traits(self) -> tuple[str, ...]:
         """What is remarkable about any of the images. Opens them all."""
         found = {trait for file in self.files for trait in image_traits(file, mask=self._mask)}
-        return tuple(sorted(found | ({"by alpha"} if self.by_alpha else set())))
+        found |= {"by alpha"} if self.by_alpha else set()
+        return tuple(sorted(found | ({self._ignored} if self._ignored else set())))
 
     def read(self, indices: Sequence[int]) -> Frames:
         """Frames at `indices`, uint8 [T, H, W, 3]."""
@@ -298,6 +303,18 @@ class ImageReader:
 
     def _load(self, file: Path) -> NDArray[np.uint8]:
         return read_mask(file, by_alpha=self.by_alpha) if self._mask else read_image(file, self._background)
+
+
+def _ignored_pictures(folder: Path) -> str:
+    """The trait `ignored: …` for pictures in a folder whose format is not read as frames; '' when there are none."""
+    others = Counter(
+        file.suffix.lower()
+        for file in folder.iterdir()
+        if file.suffix.lower() not in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file()
+    )
+    known = Image.registered_extensions() if others else {}
+    ignored = {suffix: count for suffix, count in sorted(others.items()) if suffix in known}
+    return f"ignored: {sum(ignored.values())} ({', '.join(ignored)})" if ignored else ""
 
 
 class AnimationReader:

@@ -113,6 +113,7 @@ def clip_traits(
     found += [mask] if mask else []
     found += ["no alpha"] if _tag(stream, "alpha_mode") == "1" and not has_alpha(first) else []
     found += ["interlaced"] if first.interlaced_frame else []
+    found += ["squeezed"] if stream.sample_aspect_ratio and stream.sample_aspect_ratio != 1 else []
     found += ["hdr"] if int(first.color_trc or 0) in (_PQ, _HLG) else []
     return tuple(found)
 
@@ -133,8 +134,17 @@ def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
         and "matroska" in container.format.name
     ):
         said = container.duration / 1_000_000
+    said -= _late_start(container, stream, table) if said else 0
     missing = not has_index(stream) and len(table.times) < _SHORT_OF * stream.frames
     return table.cut or missing or (bool(said) and table.times[-1] + table.last < _SHORT_OF * said - 0.1)
+
+
+def _late_start(container: Any, stream: Any, table: FrameTable) -> float:
+    """Seconds before the first frame: Matroska's lengths count them."""
+    first = table.stamps[0]
+    if first is None or "matroska" not in container.format.name:
+        return 0.0
+    return max(0.0, float(first * stream.time_base))
 
 
 def _tag(stream: Any, name: str) -> str:

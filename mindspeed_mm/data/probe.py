@@ -52,7 +52,6 @@ class ClipInfo:
     duration: float
     timed: bool = True
     variable: bool = False  # the frame rate changes
-    squeezed: bool = False  # its pixels are not square
     traits: tuple[str, ...] = ()  # see `traits.py`
     levels: tuple[int, int] | None = None  # of a mask: its darkest and brightest value, as far as it was read
 
@@ -181,7 +180,7 @@ def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None,
     if unsure and (changed := find_size_change(path, table)):
         raise DataError(f"{path}: {changed}")
     _decode_some_keys(container, stream, table)
-    rates, aspect = stream_rates(stream), stream.sample_aspect_ratio
+    rates = stream_rates(stream)
     return ClipInfo(
         path=path,
         num_frames=count,
@@ -190,7 +189,6 @@ def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None,
         fps=round(rates[0] if rates and stream.average_rate else count / duration, 3),
         duration=duration,
         variable=_is_variable(stream),
-        squeezed=bool(aspect) and aspect != 1,
         traits=traits,
     )
 
@@ -268,7 +266,7 @@ class ClipIndex:
     Lines of JSON in a folder; a torn line is ignored, a folder that cannot be written costs the memory alone.
     """
 
-    _FILE = "clips.3.jsonl"  # the number changes when `probe` learns to see more
+    _FILE = "clips.4.jsonl"  # the number changes when `probe` learns to see more
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / self._FILE

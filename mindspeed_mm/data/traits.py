@@ -16,6 +16,8 @@ REMARKS: Mapping[str, str] = {
     "no alpha": "an alpha channel that is not read (VP8, VP9): what lies under it is seen",
     "interlaced": "interlaced frames: both fields of a frame are read as one picture",
     "hdr": "HDR colours (PQ or HLG): read without tone mapping, so they look flat",
+    "squeezed": "pixels that are not square: the picture is squeezed",
+    "pictures": "an animation where one picture is used: the first one",
     "mirrored": "",
     "alpha": "",
     "animation": "",
@@ -25,6 +27,7 @@ REMARKS: Mapping[str, str] = {
     "deep": "",
     "heic": "",
     "labels": "a palette of colours: every index but 0 is white",
+    "ignored": "pictures in a folder that are not read as frames: {}; convert them to PNG",
     "by alpha": "no picture but an alpha channel: opaque is white",
 }
 # Read otherwise than up to version 0.1: features of such files have keys of their own. The rest keep theirs.
@@ -48,4 +51,8 @@ def content_in_slot(slot: str, content: str) -> str:
 
 def remarks_on(traits: Iterable[str]) -> list[str]:
     """What is to be said about some traits."""
-    return [REMARKS[trait] for trait in traits if REMARKS[trait]]
+    remarks = []
+    for trait in traits:
+        word, _, rest = trait.partition(": ")
+        remarks.append(REMARKS[word].format(rest))
+    return [remark for remark in remarks if remark]

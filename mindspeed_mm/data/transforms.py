@@ -106,7 +106,7 @@ def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
     if record.src_mask is not None:
         other = open_video(record.src_mask, config.reader, mask=True)
         mask = read_resized(other, align("src_video_mask", other, video, chosen), size, fill_nearest)
-        mask = mask if config.soft_mask else cut(mask, record.src_mask)
+        mask = cut(mask, record.src_mask, soft=config.soft_mask)
     pixels = read_resized(video, chosen.indices, size, fill)
     if source is None and mask is not None:
         source = pixels  # a mask alone masks the target video
@@ -152,10 +152,10 @@ def fill_nearest(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
     return _centre(grey[:, y][:, :, x], height, width)
 
 
-def cut(mask: NDArray[np.uint8], path: Path | str = "(frames)") -> NDArray[np.uint8]:
-    """Mask values → 0 or 255, cut at one half. Raises DataError for a mask that was written as 0 and 1 of 255."""
+def cut(mask: NDArray[np.uint8], path: Path | str = "(frames)", *, soft: bool = False) -> NDArray[np.uint8]:
+    """Mask values → 0 or 255, cut at one half unless `soft`. Raises DataError for a mask written as 0 and 1 of 255."""
     refuse_zero_one(path, int(mask.max(initial=0)))
-    return np.where(mask > 127, 255, 0).astype(np.uint8)
+    return mask if soft else np.where(mask > 127, 255, 0).astype(np.uint8)
 
 
 def _scaled_size(frames: Frames, height: int, width: int) -> tuple[int, int]:
@@ -214,7 +214,7 @@ def load_mask(
     source, chosen = _open_and_choose(mask, num_frames, fps, policy, long_clip, reader, mask=True)
     indices = (0,) * num_frames if source.num_frames == 1 else chosen.indices
     values = read_resized(source, indices, (height, width), fill_nearest)
-    values = values if soft else cut(values, source.path)
+    values = cut(values, source.path, soft=soft)
     return torch.from_numpy(values).float().div_(255).unsqueeze(0)
 
 

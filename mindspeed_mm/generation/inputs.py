@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mindspeed_mm.data.frames import FrameChoice, choose_frames, frame_at, spread_to_last
-from mindspeed_mm.data.images import blank_mask
+from mindspeed_mm.data.images import blank_mask, image_traits
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.transforms import (
     ArrayReader,
@@ -79,6 +79,9 @@ def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
     references = tuple(
         load(_picture(image), sampling.height, sampling.width) for image in inputs.src_ref_images
     )
+    for image in inputs.src_ref_images:
+        if isinstance(image, (str, Path)):
+            notes.extend(f"{image}: {remark}" for remark in remarks_on(image_traits(Path(image))))
     return Conditions(src_video=video, src_mask=mask, src_ref_images=references, notes=tuple(notes))
 
 
@@ -117,7 +120,7 @@ def _mask(
         reader = _open(mask, notes, mask=True)
         indices = _mask_indices(reader, source, chosen, sampling)
         values = read_resized(reader, indices, (sampling.height, sampling.width), fill_nearest)
-        values = values if sampling.soft_mask else cut(values, reader.path)
+        values = cut(values, reader.path, soft=sampling.soft_mask)
         what, exact = f"src_mask {reader.path}", torch.from_numpy(values).float().div_(255).unsqueeze(0)
     elif not sampling.soft_mask:
         exact = (exact > 0.5).float()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +23,7 @@ from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.find import shard_names
 from mindspeed_mm.models.finite import check_weights
 
+_THREADS = 4  # that verify checksums
 _SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
 NUMBERS = (*FLOATS, torch.float8_e4m3fn, torch.float8_e5m2)
 _NOT_OF_THE_WEIGHTS = ("dropout_rate",)
@@ -48,8 +52,19 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
             raise WeightsError(f"{path}: has weights that are not floating-point numbers: {listed(wrong)}")
         if twice := state.keys() & found.keys():
             raise WeightsError(f"{path}: {min(twice)} stands in another file too; keep one of them")
-        state |= {name: tensor.read() for name, tensor in found.items()}
+        state |= _read_all(found)
     return state
+
+
+def _read_all(found: Mapping[str, TensorFile]) -> dict[str, Tensor]:
+    """Every tensor, mapped. Checksums are verified on a few cores at once, which is all that takes time here."""
+    pool = ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1))
+    try:
+        # a thread does not inherit whether checksums are verified
+        reads = [pool.submit(copy_context().run, tensor.read) for tensor in found.values()]
+        return {name: read.result() for name, read in zip(found, reads, strict=True)}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def shard_paths(

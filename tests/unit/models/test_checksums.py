@@ -20,7 +20,9 @@ from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors, write_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch, write_torch
+from mindspeed_mm.models.loading import read_tensors
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
+from tests.support.errors import raises
 
 Change = Callable[[bytearray, int], None]
 
@@ -164,6 +166,23 @@ def test_damage_in_a_file_of_weights_is_found(
         found["a"].read()
     monkeypatch.setenv(VARIABLE, "0")
     assert found["a"].read().shape == (40, 40)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_threads_that_verify_find_damage_and_obey_the_policy(tmp_path: Path, name: str) -> None:
+    tensors, path = {letter: torch.randn(40, 40) for letter in "abcdefgh"}, tmp_path / name
+    if name == "x.pth":
+        torch.save(tensors, path)
+    else:
+        saved_as_safetensors(path, tensors)
+    found = read_tensors([path])
+    assert list(found) == list(tensors)
+    assert all(torch.equal(found[letter], tensors[letter]) for letter in tensors)
+    damage(path, tensors["g"], flip)
+    with raises(WeightsError, VARIABLE, name):
+        read_tensors([path])
+    with verifying(False):
+        assert not torch.equal(read_tensors([path])["g"], tensors["g"])
 
 
 def test_what_we_write_passes_other_readers_checks(tmp_path: Path) -> None:

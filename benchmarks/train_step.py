@@ -133,7 +133,7 @@ def _serve(pipe: Connection, case: Case, variant: Variant | str) -> None:
     from megatron.mm.core import core
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.distributed.launch import launch
-    from mindspeed_mm.training.flops import peak_tflops
+    from mindspeed_mm.models.wan.flops import peak_tflops
 
     core("parallel_state")
     with launch(Accelerator.detect(case.device)) as accelerator:
@@ -163,7 +163,7 @@ def _serve(pipe: Connection, case: Case, variant: Variant | str) -> None:
 
 def _work(case: Case, variant: Variant | str) -> tuple[int, float, float]:
     """Tokens, and TFLOP of a step: what the mathematics needs, and with what runs twice."""
-    from mindspeed_mm.training.flops import recomputed_share, step_flops, tokens_of
+    from mindspeed_mm.models.wan.flops import recomputed_share, step_flops, tokens_of
 
     tokens = tokens_of(case.grid, case.config)
     plan = (Variant("full", False) if isinstance(variant, str) else variant).plan(case.config)

@@ -14,8 +14,8 @@ from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.flow.schedule import build_schedule
+from mindspeed_mm.models.wan.flops import step_flops, tokens_of
 from mindspeed_mm.training.config import TrainingConfig
-from mindspeed_mm.training.flops import step_flops, tokens_of
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.optim import build_optimizer
 from mindspeed_mm.training.state import TrainState

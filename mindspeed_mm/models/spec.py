@@ -48,6 +48,6 @@ MODELS.add(
         fp32_modules=FP32_MODULES,
         start="mindspeed_mm.models.start:vace_start",
         modules="mindspeed_mm.models.wan.sizes:modules",
-        cost="mindspeed_mm.training.flops:vace_cost",
+        cost="mindspeed_mm.models.wan.flops:vace_cost",
     ),
 )

@@ -25,6 +25,7 @@ from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.finite import check_weights
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.start import start_of
+from mindspeed_mm.models.wan.flops import Flops, peak_tflops
 from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
@@ -32,7 +33,6 @@ from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.build import build_model, local
 from mindspeed_mm.training.checkpoint import Checkpointer
 from mindspeed_mm.training.checkpoint_read import BaseReference
-from mindspeed_mm.training.flops import Flops, peak_tflops
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.metrics import Writer, open_writers
 from mindspeed_mm.training.optim import build_optimizer

@@ -14,10 +14,10 @@ from mindspeed_mm.data.sample import Batch
 from mindspeed_mm.errors import DataError, LaunchError
 from mindspeed_mm.flow.schedule import Schedule
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.models.wan.flops import Flops
 from mindspeed_mm.processes import Stopped, deferred, handling_signals
 from mindspeed_mm.progress import Progress
 from mindspeed_mm.training.config import TrainingConfig
-from mindspeed_mm.training.flops import Flops
 from mindspeed_mm.training.guard import ExitWatch, FiniteGuard
 from mindspeed_mm.training.metrics import Interval, SpikeWatch, StepReport, Writer, flat, rates
 from mindspeed_mm.training.state import TrainState

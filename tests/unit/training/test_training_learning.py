@@ -7,7 +7,7 @@ import torch
 
 from mindspeed_mm.models.transforms.freeze import trains
 from mindspeed_mm.models.wan.config import BRANCH
-from mindspeed_mm.training.flops import block_forward, peak_tflops, recomputed_share, step_flops
+from mindspeed_mm.models.wan.flops import block_forward, peak_tflops, recomputed_share, step_flops
 from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.validation import held_out_loss, quantile_places
 from tests.loops import loop_parts, random_records, training

@@ -7,13 +7,15 @@ if TYPE_CHECKING:
     from mindspeed_mm import errors
     from mindspeed_mm.data.registry import DATASETS
     from mindspeed_mm.generation.pipeline import VacePipeline
+    from mindspeed_mm.generation.request import GenerationRequest
     from mindspeed_mm.models.spec import MODELS
     from mindspeed_mm.models.transforms.config import TRANSFORMS
 
-__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "VacePipeline", "errors"]
+__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "GenerationRequest", "VacePipeline", "errors"]
 
 _HOMES = {
     "DATASETS": "mindspeed_mm.data.registry",
+    "GenerationRequest": "mindspeed_mm.generation.request",
     "MODELS": "mindspeed_mm.models.spec",
     "TRANSFORMS": "mindspeed_mm.models.transforms.config",
     "VacePipeline": "mindspeed_mm.generation.pipeline",

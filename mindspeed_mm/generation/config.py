@@ -333,7 +333,7 @@ class SamplingConfig(Config):
         return self.guidance_scale != 1 or self.guidance_scale_2 != 1
 
 
-def decide(request: RequestConfig, *, experts: int) -> SamplingConfig:
+def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
     """Fill what `request` leaves open from its preset. `experts` is 1 or 2."""
     said = {
         name: value

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.request import GenerationRequest
-from mindspeed_mm.generation.stages import decode
-from mindspeed_mm.generation.writer import versions, write_conditions, write_latents, write_outcome
+from mindspeed_mm.generation.stages import decode, explain_oom
+from mindspeed_mm.generation.stored import write_latents
+from mindspeed_mm.generation.writer import versions, write_conditions, write_outcome
 from mindspeed_mm.log import get_logger, on_every_rank
 
 LOGGER = get_logger(__name__)
@@ -77,14 +78,16 @@ class VideoFiles:
 @contextmanager
 def with_resume_hint(latents: Path) -> Iterator[None]:
     """Let an error after denoising say how to go on from the latents."""
+    hint = f"the latents are safe: run again with --from-latents {latents}"
     try:
-        yield
+        with explain_oom("", "while decoding", ""):
+            yield
     except MindSpeedMMError as error:
-        raise type(error)(f"{error}; the latents are safe: run again with --from-latents {latents}") from None
-    except torch.OutOfMemoryError:
-        raise DataError(
-            f"out of memory while decoding; the latents are safe: run again with --from-latents {latents} --tiled always"
-        ) from None
+        if isinstance(error.__cause__, torch.OutOfMemoryError):
+            hint += " --tiled always"
+        fix = f"{error.fix}; {hint}" if error.fix else hint
+        kind, cause = type(error), error.__cause__
+        raise kind(error.problem, where=error.where, expected=error.expected, fix=fix) from cause
 
 
 def log_video(path: Path, settings: dict[str, Any]) -> None:

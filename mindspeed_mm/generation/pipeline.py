@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import (
     NEGATIVE_PROMPT,
     Offload,
@@ -26,7 +27,7 @@ from mindspeed_mm.generation.config import (
     Solver,
     Tiled,
     WeightPaths,
-    decide,
+    resolve_sampling,
 )
 from mindspeed_mm.generation.denoise import StepHook
 from mindspeed_mm.generation.inputs import Clip, Conditions, Inputs, Picture
@@ -42,7 +43,7 @@ from mindspeed_mm.generation.outputs import describe
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import GenerationResult
 from mindspeed_mm.generation.run import generate
-from mindspeed_mm.generation.stages import decode
+from mindspeed_mm.generation.stages import decode, explain_oom
 
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
@@ -83,7 +84,7 @@ class VacePipeline:
 
     def __call__(
         self,
-        prompt: str,
+        prompt: str | GenerationRequest,
         *,
         negative_prompt: str | None = None,
         src_video: Clip | None = None,
@@ -117,41 +118,25 @@ class VacePipeline:
         noise: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> GenerationResult:
-        """One video. What is None comes from the preset; the names are those of the inference JSON.
+        """One video of a prompt and settings, or of a GenerationRequest, which holds both.
 
-        Inputs may be paths, Pillow images, arrays or tensors (see `Inputs`). Raises ConfigError, DataError, WeightsError.
+        What is None comes from the preset; the names are those of the inference JSON. Inputs may be paths, Pillow images,
+        arrays or tensors (see `Inputs`). Raises ConfigError, DataError, NonFiniteError, WeightsError.
         """
-        request = parse(
-            RequestConfig,
-            {
-                "height": height,
-                "width": width,
-                "num_frames": num_frames,
-                "fps": fps,
-                "steps": steps,
-                "guidance_scale": guidance_scale,
-                "guidance_scale_2": guidance_scale_2,
-                "shift": shift,
-                "boundary": boundary,
-                "context_scale": tuple(context_scale)
-                if isinstance(context_scale, Sequence)
-                else context_scale,
-                "seed": seed,
-                "solver": solver,
-                "preset": preset,
-                "short_clip": short_clip,
-                "long_clip": long_clip,
-                "fit": fit,
-                "timing": timing,
-                "soft_mask": soft_mask,
-                "diffsynth_noise": diffsynth_noise,
-                "diffsynth_references": diffsynth_references,
-                "videoxfun_sigmas": videoxfun_sigmas,
-                "wan_frames": wan_frames,
-                "outpaint": outpaint,
-            },
-            "VacePipeline",
-        )
+        given = {name: value for name, value in locals().items() if name != "self" and value is not None}
+        hooks = () if on_step is None else [lambda step: on_step(step.index + 1, step.total)]
+        if isinstance(prompt, GenerationRequest):
+            extra = (
+                given.keys() - {"prompt", "on_step"} - ({"src_ref_images"} if src_ref_images == () else set())
+            )
+            if extra:
+                problem = f"got a GenerationRequest and {', '.join(sorted(extra))}"
+                raise ConfigError(problem, where="VacePipeline", fix="put everything into the request")
+            return self.generate(prompt, hooks=hooks)
+        if isinstance(context_scale, Sequence):
+            given["context_scale"] = tuple(context_scale)
+        values = {name: value for name, value in given.items() if name in RequestConfig.model_fields}
+        settings = parse(RequestConfig, values, "VacePipeline")
         one = isinstance(src_ref_images, (str, Path, np.ndarray, Tensor, Image.Image))
         inputs = Inputs(
             src_video=src_video,
@@ -161,16 +146,14 @@ class VacePipeline:
             last_frame=last_frame,
             outpaint=outpaint,
         )
-        video = GenerationRequest(
+        request = GenerationRequest(
             prompt=prompt,
             negative_prompt=NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
             inputs=inputs,
-            sampling=decide(request, experts=self.models.num_experts),
+            sampling=resolve_sampling(settings, experts=self.models.num_experts),
             noise=noise,
         )
-        return self.generate(
-            video, hooks=() if on_step is None else [lambda step: on_step(step.index + 1, step.total)]
-        )
+        return self.generate(request, hooks=hooks)
 
     def generate(self, request: GenerationRequest, *, hooks: Sequence[StepHook] = ()) -> GenerationResult:
         """One video of a request whose numbers are decided; `hooks` are called after each denoising step.
@@ -185,8 +168,10 @@ class VacePipeline:
         self, request: GenerationRequest, conditions: Conditions, latents: Tensor
     ) -> GenerationResult:
         num_refs = len(conditions.src_ref_images)
+        with explain_oom(request.name, "while decoding", "set tiled to always"):
+            frames = np.concatenate(list(decode(self.models, latents, num_refs)))
         return GenerationResult(
-            frames=np.concatenate(list(decode(self.models, latents, num_refs))),
+            frames=frames,
             latents=latents,
             num_refs=num_refs,
             conditions=conditions,

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.inputs import Conditions
-from mindspeed_mm.generation.writer import write_conditions, write_latents, write_outcome
+from mindspeed_mm.generation.stored import write_latents
+from mindspeed_mm.generation.writer import write_conditions, write_outcome
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 

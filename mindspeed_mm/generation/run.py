@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import DataError
@@ -17,7 +15,7 @@ from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import PromptEmbeds
-from mindspeed_mm.generation.stages import denoise, encode_conditions, encode_prompts
+from mindspeed_mm.generation.stages import denoise, encode_conditions, encode_prompts, explain_oom
 from mindspeed_mm.progress import Progress
 
 T = TypeVar("T")
@@ -54,12 +52,12 @@ def generate(
     if request.name not in encoded:
         encoded[request.name] = _encode(models, request, parallel, on_conditions)
     source = encoded[request.name]
-    with explain_oom(request.where):
+    with explain_oom(request.name):
         _ = models.experts  # read before the bar starts, whose ETA knows denoising steps alone
     shown = None if progress else False
     with (
         Progress(f"{request.where}denoising", request.sampling.steps, "step", lines=5, shown=shown) as bar,
-        explain_oom(request.where),
+        explain_oom(request.name),
     ):
         latents = denoise(
             models,
@@ -93,7 +91,7 @@ def _encode(
         assert conditions is not None
         if on_conditions is not None:
             on_conditions(request, conditions)
-        with explain_oom(request.where):
+        with explain_oom(request.name):
             return encode_conditions(models, conditions, request.sampling).cpu()
 
     rows = [prompts[prompt] for prompt in request.prompts]
@@ -124,16 +122,4 @@ def conditions_of(request: GenerationRequest) -> Conditions:
     try:
         return load_conditions(request.inputs, request.sampling)
     except DataError as error:
-        raise DataError(f"{request.where}{error}") from None
-
-
-@contextmanager
-def explain_oom(where: str) -> Iterator[None]:
-    """Turn out of memory into one line that says what helps."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise DataError(
-            f"{where}out of memory before decoding; set offload to model or block, let more processes share a video (shard_weights), "
-            "or ask for a smaller size or fewer frames"
-        ) from None
+        raise (error.at(request.name) if request.name else error) from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from mindspeed_mm.conditioning.text import encode_prompt
 from mindspeed_mm.conditioning.vace import encode_vace_context
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.denoise import Predictor, StepHook, denoise_loop
 from mindspeed_mm.generation.finite import check_inputs, explain_pixels, finite_check
@@ -21,6 +22,11 @@ from mindspeed_mm.generation.result import Frames, PromptEmbeds, to_bytes
 from mindspeed_mm.generation.solvers import Solver, make_noise
 from mindspeed_mm.models.finite import is_finite
 from mindspeed_mm.models.wan.config import VaceConfig
+
+_SMALLER = (
+    "set offload to model or block, let more processes share a video (shard_weights), "
+    "or choose a smaller size or fewer frames"
+)
 
 
 def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tensor]:
@@ -110,3 +116,12 @@ def scale_problem(config: VaceConfig, sampling: SamplingConfig) -> str | None:
     if isinstance(scale, tuple) and len(scale) != blocks:
         return f"context_scale has {len(scale)} numbers; give one, or one for each of {blocks} branch blocks"
     return None
+
+
+@contextmanager
+def explain_oom(where: str, when: str = "before decoding", fix: str = _SMALLER) -> Iterator[None]:
+    """Turn out of memory in the block into a DataError that says what helps; torch's own error is its cause."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DataError(f"out of memory {when}", where=where, fix=fix) from error

@@ -19,19 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
-from mindspeed_mm.errors import DataError, WeightsError
-from mindspeed_mm.files import atomic_path, format_json, parse_json, write_json
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import atomic_path, write_json
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.inputs import Conditions
-from mindspeed_mm.outputs import name_problem
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Settings = dict[str, Any]
 _COLUMNS = 8
-_LATENTS = "latents.safetensors"
 _SHEET_BYTES = 300_000
 _PHASES = {
     "text": "text",
@@ -45,7 +42,7 @@ _PHASES = {
 
 def write_conditions(folder: Path, conditions: Conditions, fps: float) -> None:
     """What the model is shown: src_video.mp4, src_mask.mp4, reference_0.png … in `folder`."""
-    with _disk(folder):
+    with explain_disk(folder):
         if conditions.src_video is not None:
             write_video(folder / "src_video.mp4", picture_frames(conditions.src_video), fps)
         if conditions.src_mask is not None:
@@ -53,37 +50,6 @@ def write_conditions(folder: Path, conditions: Conditions, fps: float) -> None:
         for number, reference in enumerate(conditions.src_ref_images):
             with atomic_path(folder / f"reference_{number}.png") as draft:
                 Image.fromarray(picture_frames(reference)[0]).save(draft, format="PNG")
-
-
-def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: Settings) -> Path:
-    """latents.safetensors in `folder`: [16, R+F, h, w] fp32, with the settings that made them. Returns its path."""
-    path = folder / _LATENTS
-    said = {"num_refs": str(num_refs), "settings": format_json(settings)}
-    with _disk(path):
-        write_packed(path, {"latents": latents.float()}, said)
-    return path
-
-
-def read_latents(path: Path, *, verify: bool = True) -> tuple[Tensor, int, Settings]:
-    """Latents [16, R+F, h, w], their number of references R, and the settings. Raises WeightsError."""
-    try:
-        said = read_header(path, verify=verify).get("__metadata__", {})
-        settings = {"name": path.resolve().parent.name, **parse_json(said["settings"], "settings", DataError)}
-        num_refs = int(said["num_refs"])
-        if problem := name_problem(str(settings["name"]), ".json"):
-            raise ValueError(f"its name {problem}")
-    except (DataError, KeyError, ValueError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
-        raise WeightsError(f"{path}: not a latents.safetensors of an earlier run ({reason})") from None
-    try:
-        latents = read_packed(path, ("latents",), verify=verify)["latents"]
-    except DataError as error:
-        raise WeightsError(str(error)) from None
-    if latents.dim() != 4 or latents.shape[0] != 16 or not 0 <= num_refs < latents.shape[1]:
-        raise WeightsError(
-            f"{path}: latents have shape {list(latents.shape)} with {num_refs} references; expected [16, R+F, h, w]"
-        )
-    return latents, num_refs, settings
 
 
 def write_outcome(
@@ -100,13 +66,13 @@ def write_outcome(
     path = folder / f"{name}.mp4"
     kept: dict[int, Frames] = {}
     wanted = set(spread(num_frames, _COLUMNS))
-    with _disk(path):
+    with explain_disk(path):
         write_video(path, _watched(chunks, kept, wanted), fps)
     said = settings()
     sheet = draw_result(name, [kept[index] for index in sorted(kept)], sorted(kept), conditions, said)
-    with _disk(folder / f"{name}.png") as picture, atomic_path(picture) as draft:
+    with explain_disk(folder / f"{name}.png") as picture, atomic_path(picture) as draft:
         sheet.save(draft, format="PNG")
-    with _disk(folder / f"{name}.json") as text:
+    with explain_disk(folder / f"{name}.json") as text:
         write_json(text, said)
     return path
 
@@ -221,8 +187,9 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise DataError(
-            f"{folder}: its disk has {free / 1e6:.3g} MB left, about {needed / 1e6:.3g} MB are needed; "
-            "make room or choose another output_path"
+            f"its disk has {free / 1e6:.3g} MB left, about {needed / 1e6:.3g} MB are needed",
+            where=folder,
+            fix="make room or choose another output_path",
         )
 
 
@@ -234,11 +201,10 @@ def bytes_of(sampling: SamplingConfig, num_refs: int) -> int:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[Path]:
-    """What the disk refuses becomes one line; gives the path."""
+def explain_disk(path: Path) -> Iterator[Path]:
+    """Turn an OSError of the block into one line about `path`. Raises DataError."""
     try:
         yield path
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; make room or choose another output_path"
-        ) from None
+        problem = f"cannot be written: {error.strerror or error}"
+        raise DataError(problem, where=path, fix="make room or choose another output_path") from None

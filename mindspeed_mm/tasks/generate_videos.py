@@ -15,7 +15,7 @@ import torch.distributed as dist
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, LaunchError
-from mindspeed_mm.generation.config import RunConfig
+from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Inputs
 from mindspeed_mm.generation.layout import choose_layout
@@ -26,10 +26,12 @@ from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParall
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.run import conditions_of, generate, share_prompts
 from mindspeed_mm.generation.stages import decode, scale_problem
+from mindspeed_mm.generation.stored import LatentsSettings, read_latents
 from mindspeed_mm.generation.usual import unusual_requests
-from mindspeed_mm.generation.writer import bytes_of, check_space, read_latents, versions, write_outcome
+from mindspeed_mm.generation.writer import bytes_of, check_space, versions, write_outcome
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.outputs import check_names
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
 from mindspeed_mm.tasks.summary import write_job
 
@@ -224,50 +226,50 @@ def settings_of(job: GenerateJob) -> Callable[[GenerationRequest], dict[str, Any
 
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
     """--from-latents: the part of an earlier run that comes after denoising."""
-    latents, num_refs, settings = read_latents(
-        Path(str(job.run.from_latents)), verify=job.run.verify_checksums
-    )
-    warn_overridden_by_latents(job, settings)
+    path, folder = Path(str(job.run.from_latents)), Path(job.run.output_path)
+    latents, num_refs, stored = read_latents(path, verify=job.run.verify_checksums)
+    check_names(folder, (f"{stored.name}{suffix}" for suffix in OUTPUT_SUFFIXES), "output_path")
+    check_space(folder, bytes_of(stored.sampling, 0))
+    warn_overridden_by_latents(job, stored)
     vae = load_vae(job.model, DTYPES[job.run.vae_dtype], accelerator)
     models = ModelStore(None, vae, None, accelerator=accelerator, tiled=job.run.tiled)
     models.start_measuring()
 
     def described() -> dict[str, Any]:
-        seconds = {**settings.get("seconds", {}), **models.timings.report()}
         return {
-            **settings,
-            "seconds": seconds,
-            "from_latents": str(job.run.from_latents),
+            **stored.model_dump(mode="json"),
+            "seconds": {**stored.seconds, **models.timings.report()},
+            "from_latents": str(path),
             "tiled": models.vae.tiled,
             "peak_memory_gb": round(accelerator.max_memory_allocated() / 1e9, 3),  # of decoding
             "versions": versions(),
         }
 
-    with with_resume_hint(Path(str(job.run.from_latents))):
-        path = write_outcome(
-            Path(job.run.output_path),
-            settings["name"],
+    with with_resume_hint(path):
+        video = write_outcome(
+            folder,
+            stored.name,
             decode(models, latents, num_refs),
-            num_frames=settings["sampling"]["num_frames"],
-            fps=settings["sampling"]["fps"],
+            num_frames=stored.sampling.num_frames,
+            fps=stored.sampling.fps,
             conditions=None,
             settings=described,
         )
-    log_video(path, described())
+    log_video(video, described())
 
 
-def warn_overridden_by_latents(job: GenerateJob, settings: dict[str, Any]) -> None:
+def warn_overridden_by_latents(job: GenerateJob, stored: LatentsSettings) -> None:
     """Log a request for other frames, size or rate than those of the run that made the latents."""
-    named = [video for video in job.videos if video.name == settings["name"]]
+    named = [video for video in job.videos if video.name == stored.name]
     for video in named or job.videos[:1]:
         for key in ("num_frames", "height", "width", "fps"):
-            asked, made = getattr(video.sampling, key), settings["sampling"][key]
-            if asked != made:
+            requested, made = getattr(video.sampling, key), getattr(stored.sampling, key)
+            if requested != made:
                 LOGGER.warning(
-                    "%s: %s %s is asked for, but the latents were made for %s; they decide",
+                    "%s: %s is %s, but the latents were made with %s, which is used",
                     video.name,
                     key,
-                    asked,
+                    requested,
                     made,
                 )
 

@@ -8,14 +8,14 @@ import torch
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.generation.config import RequestConfig, decide
+from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import Layout, choose_layout
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.stages import denoise
-from mindspeed_mm.generation.writer import read_latents
+from mindspeed_mm.generation.stored import read_latents
 from tests.tiny import tiny_inputs, tiny_transformer, write_official
 
 CPU = Accelerator.detect("cpu")
@@ -49,7 +49,7 @@ def latents_of(layout=None, shard=False, experts=1):
     prompts = PromptEmbeds(
         prompt_embeds=inputs["prompt_embeds"][0], negative_prompt_embeds=other["prompt_embeds"][0]
     )
-    sampling = decide(
+    sampling = resolve_sampling(
         REQUEST.model_copy(update={"guidance_scale_2": 2.0} if experts == 2 else {}), experts=experts
     )
     return denoise(store, inputs["vace_context"][0], prompts, sampling, guide=parallel.guide)

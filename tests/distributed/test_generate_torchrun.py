@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mindspeed_mm.generation.writer import read_latents
+from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.tasks.generate import main
 from tests.tiny import write_official
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mindspeed_mm.generation.writer import read_latents
+from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.tasks.generate import main
 from tests.runs import arguments, make_run, train_job
 from tests.tiny import write_official

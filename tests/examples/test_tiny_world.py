@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from checkpoint.cli import main as convert
-from mindspeed_mm.generation.config import RequestConfig, WeightPaths, decide
+from mindspeed_mm.generation.config import RequestConfig, WeightPaths, resolve_sampling
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 from mindspeed_mm.generation.stages import encode_prompts
@@ -114,7 +114,7 @@ def test_diffusers_generates_the_same_latents_from_the_folder_that_we_export(
     model = WanVACETransformer3DModel.from_config(settings)
     model.load_state_dict(load_file(dialects["diffusers"] / "diffusion_pytorch_model.safetensors"))
     ours = pipeline(WEIGHTS / "vace")
-    sampling = decide(RequestConfig(**ASKED), experts=1)
+    sampling = resolve_sampling(RequestConfig(**ASKED), experts=1)
     scheduler = FlowMatchEulerDiscreteScheduler()
     own = scheduler.set_timesteps
 

@@ -16,7 +16,7 @@ from diffusers import (
 from PIL import Image
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.generation.config import RequestConfig, decide
+from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Inputs
 from mindspeed_mm.generation.models import ModelStore
@@ -114,7 +114,7 @@ def test_latents_and_frames_are_those_of_diffusers(models, case):
     count, references, grid = case.pop("experts", 1), case.pop("references", 0), case.pop("grid", "official")
     transformers, vae = models[0][:count], models[1]
     request = RequestConfig(height=HEIGHT, width=WIDTH, num_frames=FRAMES, steps=5, **case)
-    sampling = decide(request, experts=count).model_copy(update={"grid": grid})
+    sampling = resolve_sampling(request, experts=count).model_copy(update={"grid": grid})
     video, mask, images = sources(references)
     noise = make_noise((references + 3, HEIGHT // 8, WIDTH // 8), 7)
     words = {"prompt": text(1, 7), "negative": text(2, 11)}
@@ -177,7 +177,7 @@ def run_oracle(transformers, vae, sampling, pixels, noise, words):
 
 
 def test_the_two_experts_of_the_case_above_both_work(models):
-    sampling = decide(RequestConfig(steps=5), experts=2)
+    sampling = resolve_sampling(RequestConfig(steps=5), experts=2)
     experts = Experts(models[0], Accelerator.detect("cpu"))
     asked = [experts.index_at(float(timestep), sampling.boundary) for timestep in timestep_table(sampling)]
     assert asked == sorted(asked)

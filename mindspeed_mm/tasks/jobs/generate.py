@@ -31,7 +31,7 @@ from mindspeed_mm.generation.config import (
     RunConfig,
     SamplingConfig,
     WeightPaths,
-    decide,
+    resolve_sampling,
 )
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
@@ -395,7 +395,7 @@ def _video(request: RequestConfig, finder: _Finder, index: int, experts: int, *,
         prompt=request.prompt or "",
         negative_prompt=negative,
         inputs=_inputs(request, finder),
-        sampling=decide(request, experts=experts),
+        sampling=resolve_sampling(request, experts=experts),
     )
 
 

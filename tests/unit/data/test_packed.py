@@ -22,7 +22,7 @@ from mindspeed_mm.data.features import (
 from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError, WeightsError
-from mindspeed_mm.generation.writer import read_latents, write_latents
+from mindspeed_mm.generation.stored import read_latents, write_latents
 from tests.support.errors import raises
 
 
@@ -130,10 +130,11 @@ def test_metadata_that_is_no_text_is_one_line(path):
 
 def test_kept_latents_have_a_checksum(tmp_path):
     made = torch.randn(16, 3, 4, 6)
-    path = write_latents(tmp_path, made, 1, {"prompt": "红"})
+    sampling = {"num_frames": 5, "height": 32, "width": 48, "fps": 16}
+    path = write_latents(tmp_path, made, 1, {"prompt": "红", "sampling": sampling})
     found, refs, settings = read_latents(path)
     assert torch.equal(found, made)
-    assert (refs, settings["prompt"]) == (1, "红")
+    assert (refs, settings.prompt) == (1, "红")
     flip(path, place_of(path, "latents")[0])
     with pytest.raises(WeightsError, match=rf"{path}: latents is damaged"):
         read_latents(path)

@@ -11,7 +11,7 @@ import torch
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import NonFiniteError
-from mindspeed_mm.generation.config import RequestConfig, decide
+from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.finite import explain_pixels
 from mindspeed_mm.generation.models import ModelStore
@@ -40,7 +40,7 @@ def store(model=None, vae=None):
 
 def latents_of(models, **numbers):
     """`numbers` are set behind the config's back, which refuses such ones."""
-    sampling = decide(RequestConfig(**SMALL), experts=1).model_copy(update=numbers)
+    sampling = resolve_sampling(RequestConfig(**SMALL), experts=1).model_copy(update=numbers)
     context = torch.randn(96, 2, 4, 6, generator=torch.Generator().manual_seed(2))
     return denoise(models, context, PROMPTS, sampling)
 
@@ -66,7 +66,7 @@ def test_nan_weight_is_named_where_it_spoils_the_step():
 
 def test_nan_prompt_names_the_text_encoder():
     models = store()
-    sampling = decide(RequestConfig(**SMALL), experts=1)
+    sampling = resolve_sampling(RequestConfig(**SMALL), experts=1)
     prompts = PromptEmbeds(prompt_embeds=ROWS * float("nan"), negative_prompt_embeds=ROWS)
     with pytest.raises(NonFiniteError, match="text encoder"):
         denoise(models, torch.zeros(96, 2, 4, 6), prompts, sampling)
@@ -119,6 +119,6 @@ def test_tall_latents_are_the_likely_cause_of_nan_pixels():
 
 def test_whole_call_writes_nothing_for_a_nan_video(tmp_path):
     pipe = VacePipeline(store(vae=WanVae(tiny_vae(), "tiny")))
-    sampling = decide(RequestConfig(**SMALL), experts=1).model_copy(update={"shift": 1e-300})
+    sampling = resolve_sampling(RequestConfig(**SMALL), experts=1).model_copy(update={"shift": 1e-300})
     with pytest.raises(NonFiniteError, match="shift"):
         pipe.generate(GenerationRequest(prompt="a", negative_prompt="b", sampling=sampling))

@@ -16,7 +16,7 @@ from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.dataset import pixel_settings
 from mindspeed_mm.data.frames import choose, spread_to_last
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, decide
+from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.inputs import Inputs, load_conditions
 from mindspeed_mm.generation.models import ModelStore
@@ -31,7 +31,7 @@ CPU = Accelerator.detect("cpu")
 
 
 def test_switches_are_off_by_default():
-    sampling = decide(RequestConfig(), experts=1)
+    sampling = resolve_sampling(RequestConfig(), experts=1)
     assert [getattr(sampling, name) for name in SWITCHES] == [False] * 4
 
 
@@ -50,7 +50,7 @@ def test_diffsynth_noise_puts_the_last_frames_first():
     )  # DiffSynth's own expression, without the batch axis
 
     def latents(noise=None, **more):
-        sampling = decide(RequestConfig(**request, **more), experts=1)
+        sampling = resolve_sampling(RequestConfig(**request, **more), experts=1)
         return denoise(models, context, prompts, sampling, num_refs=2, noise=noise)
 
     assert torch.equal(latents(diffsynth_noise=True), latents(rotated))
@@ -76,7 +76,7 @@ def test_videoxfun_sigmas_are_those_of_diffusers_shifted_euler(shift):
     for steps in (1, 2, 20, 40, 50):
         oracle = FlowMatchEulerDiscreteScheduler(shift=shift)
         oracle.set_timesteps(steps)
-        sampling = decide(RequestConfig(steps=steps, shift=shift, videoxfun_sigmas=True), experts=1)
+        sampling = resolve_sampling(RequestConfig(steps=steps, shift=shift, videoxfun_sigmas=True), experts=1)
         assert sampling.solver == "euler"
         torch.testing.assert_close(sigma_table(sampling), oracle.sigmas, atol=1e-7, rtol=0)
         torch.testing.assert_close(timestep_table(sampling), oracle.timesteps, atol=1e-4, rtol=0)

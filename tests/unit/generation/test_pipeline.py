@@ -13,16 +13,20 @@ from safetensors.torch import save_file
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.generation import pipeline as pipeline_module
-from mindspeed_mm.generation.config import RequestConfig, decide
+from mindspeed_mm.generation import run as run_module
+from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts, OffloadedModule, execution_order
+from mindspeed_mm.generation.inputs import Inputs
 from mindspeed_mm.generation.loaders import load_text_encoder, resolve_model_dir
 from mindspeed_mm.generation.models import ModelStore, vae_bytes
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.solvers import make_noise
 from mindspeed_mm.generation.stages import decode, denoise
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
+from tests.support.errors import raises
 from tests.tiny import TINY, tiny_transformer, tiny_umt5, tiny_vae, write_official, write_tokenizer
 
 pytestmark = pytest.mark.medium
@@ -138,6 +142,30 @@ def test_blocks_are_loaded_in_the_order_in_which_they_run():
     assert seen == execution_order(model)
 
 
+def test_pipeline_takes_a_request_and_nothing_beside_it(vae):
+    sampling = resolve_sampling(RequestConfig(**SMALL), experts=1)
+    inputs = Inputs(src_video=CLIP, src_ref_images=[IMAGE])
+    request = GenerationRequest(prompt="a", negative_prompt="b", inputs=inputs, sampling=sampling)
+    pipe = pipeline(vae)
+    assert torch.equal(pipe(request).latents, latents(pipe))
+    with raises(ConfigError, "seed", "src_ref_images", where="VacePipeline"):
+        pipe(request, seed=1, src_ref_images=[IMAGE])
+
+
+@pytest.mark.parametrize(("module", "stage"), [(run_module, "denoise"), (pipeline_module, "decode")])
+def test_out_of_memory_in_a_call_says_what_helps(vae, monkeypatch, module, stage):
+    full = torch.OutOfMemoryError("CUDA out of memory")
+
+    def small(*_, **__):
+        raise full
+
+    monkeypatch.setattr(module, stage, small)
+    with raises(DataError, "out of memory") as caught:
+        latents(pipeline(vae))
+    assert caught.value.fix
+    assert caught.value.__cause__ is full
+
+
 def test_one_seed_is_one_video(vae):
     first, again, other = (latents(pipeline(vae), seed=seed) for seed in (7, 7, 8))
     assert torch.equal(first, again)
@@ -192,7 +220,7 @@ def test_of_two_experts_that_do_not_fit_only_the_active_one_is_on_the_device(mon
     monkeypatch.setattr(OffloadedModule, "onload", lambda self: here.add(owner(self)))
     monkeypatch.setattr(OffloadedModule, "offload", lambda self: here.discard(owner(self)))
     small = SimpleNamespace(kind="cuda", device=torch.device("cpu"), total_memory=lambda: 1 << 30)
-    experts, sampling = Experts(models, small), decide(RequestConfig(), experts=2)
+    experts, sampling = Experts(models, small), resolve_sampling(RequestConfig(), experts=2)
     assert experts.mode == "model"
     assert here == set()
     for timestep, active in ((999.0, 0), (875.0, 0), (874.0, 1), (100.0, 1)):
@@ -217,7 +245,7 @@ def test_hooks_see_each_step_and_may_end_the_video(vae):
         if step.index == 1:
             raise Cancelled
 
-    sampling = decide(RequestConfig(**{**SMALL, "steps": 3}), experts=1)
+    sampling = resolve_sampling(RequestConfig(**{**SMALL, "steps": 3}), experts=1)
     context = torch.zeros(96, 2, 4, 6)
     with pytest.raises(Cancelled):
         denoise(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, decide
+from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, resolve_sampling
 from mindspeed_mm.generation.solvers import Solver, sigma_table, timestep_table
 
 
@@ -61,7 +61,7 @@ def test_the_diffusers_grid_is_that_of_diffusers(shift):
 
 @pytest.mark.parametrize(("steps", "high"), [(20, 13), (40, 26), (50, 32)])
 def test_the_high_noise_expert_takes_the_published_share_of_steps(steps, high):
-    timesteps = timestep_table(decide(RequestConfig(steps=steps), experts=2))
+    timesteps = timestep_table(resolve_sampling(RequestConfig(steps=steps), experts=2))
     assert int((timesteps >= 875).sum()) == high
 
 
@@ -103,13 +103,16 @@ def test_sigmas_fall_strictly_to_zero():
     ],
 )
 def test_presets_fill_what_is_not_said(request_, experts, wanted):
-    found = decide(RequestConfig(**request_), experts=experts)
+    found = resolve_sampling(RequestConfig(**request_), experts=experts)
     assert (found.solver, found.grid, found.shift, found.steps) == wanted
 
 
 def test_the_second_guidance_is_the_first_unless_said():
-    assert decide(RequestConfig(guidance_scale=3.0), experts=2).guidance_scale_2 == 3.0
-    assert decide(RequestConfig(guidance_scale=3.0, guidance_scale_2=1.0), experts=2).guidance_scale_2 == 1.0
+    assert resolve_sampling(RequestConfig(guidance_scale=3.0), experts=2).guidance_scale_2 == 3.0
+    assert (
+        resolve_sampling(RequestConfig(guidance_scale=3.0, guidance_scale_2=1.0), experts=2).guidance_scale_2
+        == 1.0
+    )
 
 
 SHIFTS = [1.0, 3.0, 5.0, 8.0, 12.0, 16.0]

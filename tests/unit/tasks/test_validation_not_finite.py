@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.generation.config import decide
+from mindspeed_mm.generation.config import resolve_sampling
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
 from tests.tiny import tiny_transformer, write_official
 
@@ -26,8 +26,8 @@ def test_nan_validation_video_is_a_warning_and_no_file(tmp_path, caplog, monkeyp
     }
     # no config takes such a shift; it stands for any number that a step turns into NaN
     monkeypatch.setattr(
-        "mindspeed_mm.tasks.jobs.generate.decide",
-        lambda request, **others: decide(request, **others).model_copy(
+        "mindspeed_mm.tasks.jobs.generate.resolve_sampling",
+        lambda request, **others: resolve_sampling(request, **others).model_copy(
             update={"shift": 1e-300} if request.name == "bad" else {}
         ),
     )

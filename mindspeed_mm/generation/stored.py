@@ -1,0 +1,131 @@
+"""latents.safetensors: what denoising left, and the settings that made it. Nothing in the file is taken on trust."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import ConfigDict, Field, field_validator
+from torch import Tensor
+
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.data.packed import read_header, read_packed, write_packed
+from mindspeed_mm.errors import ConfigError, DataError, WeightsError
+from mindspeed_mm.files import format_json, parse_json
+from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
+from mindspeed_mm.generation.writer import explain_disk
+from mindspeed_mm.outputs import name_problem
+
+FILE_NAME = "latents.safetensors"
+_STRIDE = (4, 8, 8)  # pixels of a latent cell: time, height, width
+_DTYPES = ("F32", "BF16", "F16")
+_REQUIRED = {"height", "width", "num_frames", "fps"}  # of `sampling`; the others have defaults
+
+
+class LatentsSettings(Config):
+    """The settings beside latents, as far as decoding reads them; other keys are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    prompt: str
+    sampling: SamplingConfig
+    num_refs: int = Field(ge=0)
+    notes: tuple[str, ...] = ()
+    device: str = ""
+    seconds: dict[str, Annotated[float, Field(ge=0, le=1e9)]] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, value: str) -> str:
+        if problem := name_problem(value, ".json"):
+            raise ValueError(problem)
+        return value
+
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _is_in_bounds(cls, values: Any) -> Any:
+        """A request's bounds hold for stored numbers, too."""
+        if not isinstance(values, dict):
+            return values
+        if missing := sorted(_REQUIRED - values.keys()):
+            raise ValueError(f"{', '.join(missing)} missing")
+        try:
+            parse(
+                RequestConfig, {key: values[key] for key in RequestConfig.model_fields if key in values}, ""
+            )
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return values
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the latents: [16, R+F, h, w]."""
+        sampling, (time, rows, columns) = self.sampling, _STRIDE
+        frames = self.num_refs + (sampling.num_frames - 1) // time + 1
+        return 16, frames, sampling.height // rows, sampling.width // columns
+
+
+class StoredLatents(NamedTuple):
+    """A file as it was read."""
+
+    latents: Tensor  # [16, R+F, h, w] floats, references first
+    num_refs: int
+    settings: LatentsSettings
+
+
+def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: dict[str, Any]) -> Path:
+    """latents.safetensors in `folder`: [16, R+F, h, w] fp32, with the settings that made them. Returns its path."""
+    path = folder / FILE_NAME
+    said = {"num_refs": str(num_refs), "settings": format_json(settings)}
+    with explain_disk(path):
+        write_packed(path, {"latents": latents.float()}, said)
+    return path
+
+
+def read_latents(path: Path, *, verify: bool = True) -> StoredLatents:
+    """A latents.safetensors of an earlier run. Raises WeightsError where file, settings and tensor do not fit each other."""
+    try:
+        header = read_header(path, verify=verify)
+        settings = _read_settings(path, header.get("__metadata__", {}))
+        _check_tensor(path, header.get("latents"), settings)
+        latents = read_packed(path, ("latents",), verify=verify)["latents"]
+    except RecursionError:
+        raise WeightsError("its settings are nested too deeply", where=path) from None
+    except (DataError, ConfigError) as error:
+        address = "" if error.where in ("", str(path)) else f"{error.where}: "
+        problem = address + " ".join(error.problem.removeprefix(f"{path}: ").split())
+        raise WeightsError(problem, where=path, expected=error.expected, fix=error.fix) from None
+    return StoredLatents(latents, settings.num_refs, settings)
+
+
+def _read_settings(path: Path, metadata: dict[str, str]) -> LatentsSettings:
+    missing = [key for key in ("num_refs", "settings") if not isinstance(metadata.get(key), str)]
+    if missing:
+        raise DataError(f"not a latents.safetensors of an earlier run: metadata {', '.join(missing)} missing")
+    values = parse_json(metadata["settings"], "settings", DataError)
+    if not isinstance(values, dict):
+        raise DataError(f"not a latents.safetensors of an earlier run: settings is {type(values).__name__}")
+    refs = metadata["num_refs"]
+    if not (refs.isascii() and refs.isdigit() and len(refs) < 10) or values.get("num_refs", int(refs)) != int(
+        refs
+    ):
+        raise DataError(
+            f"num_refs is {refs!r:.20} in its metadata and {values.get('num_refs')!r:.20} in its settings"
+        )
+    name = path.resolve().parent.name
+    return parse(LatentsSettings, {"name": name, "num_refs": int(refs), **values}, "settings")
+
+
+def _check_tensor(path: Path, entry: Any, settings: LatentsSettings) -> None:
+    if not isinstance(entry, dict):
+        raise DataError("not a latents.safetensors of an earlier run: it holds no tensor latents")
+    if entry.get("dtype") not in _DTYPES:
+        raise DataError(f"latents are {entry.get('dtype')}", expected=f"one of {', '.join(_DTYPES)}")
+    if list(entry["shape"]) != list(settings.shape):
+        sampling = settings.sampling
+        raise DataError(
+            f"latents have shape {entry['shape']}, but {sampling.num_frames} frames of {sampling.height}x"
+            f"{sampling.width} with {settings.num_refs} references have {list(settings.shape)}",
+            fix="generate the video again",
+        )

@@ -65,7 +65,7 @@ def refused():
     return "built"
 
 
-def test_a_size_that_does_not_divide_the_heads_names_those_that_do(world):
+def test_size_that_does_not_divide_heads_is_refused(world):
     message = world.run(3, refused)[0]
     assert (
         "--context-parallel-size 3 does not divide the model's 4 attention heads; use one of 1, 2, 4"

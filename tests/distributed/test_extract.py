@@ -62,7 +62,7 @@ def test_more_ranks_write_the_same_bytes(root, flags, alone, ranks):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(root, flags, alone):
+def test_killed_extraction_resumes_to_the_same_bytes(root, flags, alone):
     out = root / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINDSPEED_MM_DEVICE": "cpu"}
     started = subprocess.Popen(

@@ -84,7 +84,7 @@ def generate(config):
     work(job, job.videos, CPU, inspect_experts(job.model), ContextParallel(Layout(1, 2), CPU))
 
 
-def test_the_command_writes_one_set_of_files_and_the_same_latents(world, tmp_path):
+def test_command_on_two_ranks_writes_the_same_latents(world, tmp_path):
     write_official(tmp_path / "tiny")
     model = {"transformer": "tiny", "vae": "tiny", "text_encoder": "tiny"}
     request = {

@@ -153,7 +153,7 @@ def test_more_processes_than_videos_say_so(config):
         (["--data-parallel", "--prompts-file", "TASKS"], "DataError: second: .*a text, not a video"),
     ],
 )
-def test_what_is_wrong_is_one_line_of_one_process_and_leaves_nothing(config, flags, message):
+def test_bad_input_is_one_line_and_leaves_no_files(config, flags, message):
     tasks = [
         {"prompt": "one", "name": "first"},
         {"prompt": "two", "name": "second", "video_path": str(config)},

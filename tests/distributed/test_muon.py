@@ -65,7 +65,7 @@ def uneven(mesh_shape: tuple[int, int], shape: tuple[int, int], count: int) -> l
 
 @pytest.mark.parametrize("mesh_shape", [(1, 4), (2, 2), (4, 1)])
 @pytest.mark.parametrize("shape", [(6, 5), (3, 8)])
-def test_rows_that_the_ranks_do_not_divide_and_more_matrices_than_ranks(world, mesh_shape, shape):
+def test_muon_handles_uneven_rows_and_many_matrices(world, mesh_shape, shape):
     for answer in world.run(4, uneven, mesh_shape, shape, 6):  # 6 rows on 4 ranks: 2, 2, 2 and none
         assert [length for length, _ in answer] == [4, 2]
         assert max(error for _, error in answer) < 1e-4

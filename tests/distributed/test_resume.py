@@ -41,7 +41,7 @@ def stopped(world, tmp_path_factory):
     return folder
 
 
-def test_ten_steps_are_four_then_kill_9_in_the_next_save_then_six(world, mortal_world, straight, tmp_path):
+def test_resume_after_kill_9_in_a_save_is_bit_equal(world, mortal_world, straight, tmp_path):
     run = Run(tmp_path)
     codes = mortal_world.run_to_death(2, train_to, run, 10, save_at=(4,), die_in_save_at=6)
     assert -9 in codes
@@ -97,7 +97,7 @@ def test_one_rank_whose_weights_are_not_sharded_goes_on_on_two(world, straight, 
     assert answer["losses"] == pytest.approx({i: straight["losses"][i] for i in range(4, 7)}, abs=1e-6)
 
 
-def test_a_save_in_the_background_holds_the_weights_of_its_iteration(world, stopped, straight, tmp_path):
+def test_background_save_holds_weights_of_its_iteration(world, stopped, straight, tmp_path):
     run = Run(tmp_path, checkpoint={"async_save": True})
     world.run(2, train_to, run, 6, save_at=(2, 4))  # two more steps change the weights while 4 is written
 
@@ -129,7 +129,7 @@ def test_dcp_to_torch_gives_plain_tensors_in_mm_names(stopped, straight, tmp_pat
     assert len(found["model"]) == len(trained) == len(found["optimizer"]["state"])
 
 
-def test_the_whole_model_is_written_on_request_or_when_there_is_no_base(world, tmp_path):
+def test_whole_model_is_saved_on_request_or_without_base(world, tmp_path):
     for number, run in enumerate(
         (Run(tmp_path / "0", checkpoint={"save_full_model": True}), Run(tmp_path / "1", base=None))
     ):
@@ -152,9 +152,7 @@ def test_the_whole_model_is_written_on_request_or_when_there_is_no_base(world, t
     assert open_weights(out).config == TINY, "the number of heads, too, which no shape tells"
 
 
-def test_usual_losses_and_skipped_iterations_are_resumed_and_a_finetune_forgets_them(
-    world, stopped, tmp_path
-):
+def test_loss_history_is_resumed_but_not_by_finetune(world, stopped, tmp_path):
     resumed = world.run(2, train_to, Run(stopped), 4)
     assert [answer["loss_means"][0][0] for answer in resumed] == [4, 4], "every rank has its own"
     assert resumed[0]["skipped"] == 4
@@ -188,7 +186,7 @@ def test_what_is_asked_to_be_left_out_is_left_out(world, tmp_path):
     assert all(int(moments["step"]) == 1 for moments in answer["moments"].values())
 
 
-def test_only_multiples_of_the_retain_interval_and_the_newest_stay(world, tmp_path):
+def test_retain_interval_keeps_multiples_and_newest(world, tmp_path):
     run = Run(tmp_path, checkpoint={"save_retain_interval": 2})
     world.run(2, train_to, run, 5, save_at=(1, 2, 3, 4, 5))
     assert sorted(path.name for path in tmp_path.glob("iter_*")) == [
@@ -219,7 +217,7 @@ def no_space(run):
     return "saved"
 
 
-def test_a_full_disk_is_one_line_and_the_previous_checkpoint_stays(world, tmp_path):
+def test_full_disk_keeps_the_previous_checkpoint(world, tmp_path):
     messages = world.run(2, no_space, Run(tmp_path))
 
     assert all("iter_0000002" in message and "No space left on device" in message for message in messages)

@@ -50,7 +50,7 @@ def refusal(argv):
     return "trained"
 
 
-def test_what_trained_the_branch_alone_says_how_all_of_it_can_train(world, tmp_path):
+def test_branch_checkpoint_says_how_to_train_everything(world, tmp_path):
     run, saved = make_run(tmp_path), str(tmp_path / "branch")
     world.run(1, train_job, arguments(run, save=saved, save_interval=2, train_iters=2))
     model = json.loads(Path(run["MM_MODEL"]).read_text())

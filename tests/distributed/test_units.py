@@ -48,7 +48,7 @@ def test_megatrons_flags_choose_the_blocks(world):
     assert {name for name, (forwards, _) in counts.items() if forwards == 2} == {"blocks.0", "vace_blocks.0"}
 
 
-def test_the_first_trunk_block_is_not_recomputed_when_only_the_branch_trains(world):
+def test_first_trunk_block_is_not_recomputed_for_branch(world):
     """Nothing before the first hint needs a gradient, so there is no backward through it."""
     flags = {"recompute_granularity": "full"}
     counts = world.run(1, count_forwards, Setup(parallel=flags))[0]
@@ -121,7 +121,7 @@ def frozen_bytes():
     return changed, dtypes, set(fsdp_units(model))
 
 
-def test_a_frozen_trunk_keeps_its_bytes_and_what_trains_has_fp32_masters(world):
+def test_frozen_trunk_keeps_bytes_trained_has_fp32_masters(world):
     changed, dtypes, units = world.run(2, frozen_bytes)[0]
 
     trained = {name for name in dtypes if name.startswith("vace_")}
@@ -192,7 +192,7 @@ def refusal(setup):
     return str(error.value)
 
 
-def test_weights_are_not_cut_over_a_number_that_does_not_divide_the_mesh(world):
+def test_sharding_size_must_divide_the_mesh(world):
     assert (
         "reshard_after_forward 3 does not divide the 2 rank(s)"
         in world.run(2, refusal, Setup(fsdp={"reshard_after_forward": 3}))[0]
@@ -273,7 +273,7 @@ def filled():
     return count.elements - sums, sum(held), sum(p.numel() for p in parameters)
 
 
-def test_a_rank_holds_its_shard_and_copies_no_more_of_the_weights(world):
+def test_rank_copies_no_more_than_its_shard(world):
     ranks = world.run(4, filled)
     total = ranks[0][2]
     assert sum(held for _, held, _ in ranks) == total

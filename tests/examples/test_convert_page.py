@@ -85,7 +85,7 @@ def test_every_block_of_the_page_runs_as_it_stands(home: Path) -> None:
     assert (home / "out/pipeline/transformer_2/config.json").is_file()
 
 
-def test_both_languages_show_the_same_commands_settings_and_messages() -> None:
+def test_both_languages_have_the_same_commands() -> None:
     english, chinese = PAGES
     assert blocks(english) == blocks(chinese)
     said = [set(CODE.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))) for page in PAGES]

@@ -47,7 +47,7 @@ def features(root: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_the_log_tells_everything_once_and_a_second_run_opens_no_clip(tmp_path: Path) -> None:
+def test_extraction_logs_once_and_second_run_opens_no_clip(tmp_path: Path) -> None:
     root = tmp_path / "a folder"
     root.mkdir()
     make_job(root)
@@ -87,9 +87,7 @@ def test_what_goes_wrong_on_a_rank_is_one_line(tmp_path: Path, ranks: int) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [False, True], ids=["the script", "its whole session"])
-def test_sigterm_ends_every_rank_after_its_clip_and_the_next_run_goes_on(
-    tmp_path: Path, whole_group: bool
-) -> None:
+def test_sigterm_ends_ranks_after_their_clip(tmp_path: Path, whole_group: bool) -> None:
     make_job(tmp_path, max_hxw=36864)
     folder = tmp_path / "clips datası"
     # No two clips are alike, and each of them is work: the signal must come long before the last one is done.

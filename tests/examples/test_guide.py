@@ -97,7 +97,7 @@ done
 
 
 @pytest.mark.slow
-def test_every_command_of_the_guide_runs_as_it_stands_and_its_weights_train_again(checkout: Path) -> None:
+def test_guide_commands_run_and_their_weights_train(checkout: Path) -> None:
     blocks = BLOCK.findall((ROOT / "examples/vace/README.md").read_text(encoding="utf-8"))
     assert len(blocks) >= 8
     for block in blocks:

@@ -112,7 +112,7 @@ def tiny(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_generate_sh_makes_a_video_on_two_processes_and_says_how_long_it_takes(tiny: Path) -> None:
+def test_generate_sh_makes_a_video_on_two_processes(tiny: Path) -> None:
     ran = generate("inference.json", "--seed", 3, cwd=tiny.parent)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert (tiny.parent / "out" / "video1.mp4").exists()

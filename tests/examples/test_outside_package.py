@@ -266,9 +266,7 @@ def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, obje
 
 
 @pytest.mark.slow
-def test_its_model_trains_on_its_dataset_under_the_ordinary_script(
-    site: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_outside_model_and_dataset_train_with_the_script(site: Path, weights: Path, tmp_path: Path) -> None:
     """And a path with spaces does no harm."""
     settings = settings_for(tmp_path, weights, volume=0.25)
     script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", "--train-iters", "2", "--num-workers", "0"]
@@ -280,7 +278,7 @@ def test_its_model_trains_on_its_dataset_under_the_ordinary_script(
 
 
 @pytest.mark.slow
-def test_a_model_that_has_nothing_of_vace_trains_from_its_own_weights(site: Path, tmp_path: Path) -> None:
+def test_model_without_vace_trains_from_its_weights(site: Path, tmp_path: Path) -> None:
     """Its schema, its names, its units and no branch: two files of its own and one line of entry points."""
     sizes = {
         "enter": (8, 16, 1, 1, 1),
@@ -307,9 +305,7 @@ def test_a_model_that_has_nothing_of_vace_trains_from_its_own_weights(site: Path
     assert all((saved.read(name) - tensor).abs().max() < 0.01 for name, tensor in start.items())
 
 
-def test_without_the_package_both_names_are_errors_that_list_what_there_is(
-    weights: Path, tmp_path: Path
-) -> None:
+def test_missing_package_lists_available_names(weights: Path, tmp_path: Path) -> None:
     settings = settings_for(tmp_path, weights, volume=0.25)
     ran = run(["bash", "examples/vace/1.3B/pretrain_fsdp.sh"], None, settings)
     assert ran.returncode == 1

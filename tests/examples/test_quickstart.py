@@ -92,14 +92,14 @@ def mean(scores: list[Score], field: str) -> float:
     return sum(values) / len(values)
 
 
-def test_beside_it_lie_a_contact_sheet_and_the_settings_that_made_it(quickstart: Quickstart) -> None:
+def test_video_comes_with_sheet_and_settings(quickstart: Quickstart) -> None:
     sheet = Image.open(quickstart.out / "after" / "heldout_00000_inpaint.png")
     assert min(sheet.size) > 200
     settings = json.loads((quickstart.out / "after" / "heldout_00000_inpaint.json").read_text())
     assert "2025" in json.dumps(settings)  # the seed
 
 
-def test_training_leaves_the_trunk_alone_and_moves_the_whole_branch(quickstart: Quickstart) -> None:
+def test_training_moves_the_branch_only(quickstart: Quickstart) -> None:
     trunk = load_file(ROOT / "examples/vace/tiny/weights/t2v/diffusion_pytorch_model.safetensors")
     after = load_file(quickstart.out / "weights/vace-trained/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(weight, after[name].to(weight.dtype)) for name, weight in trunk.items())
@@ -110,7 +110,7 @@ def test_training_leaves_the_trunk_alone_and_moves_the_whole_branch(quickstart: 
     )
 
 
-def test_the_checkpoint_is_the_small_default_kind_that_names_its_base(quickstart: Quickstart) -> None:
+def test_checkpoint_holds_the_branch_and_names_its_base(quickstart: Quickstart) -> None:
     flat = torch.load(
         quickstart.out / "save-release/release/mp_rank_00/model_optim_rng.pt", weights_only=True
     )

@@ -56,7 +56,7 @@ def test_held_out_scenes_show_every_shape_equally_often() -> None:
     assert heldout_indices(3) == indices[:3]
 
 
-def test_a_shape_keeps_its_name_with_another_size_and_another_s_place(tmp_path: Path) -> None:
+def test_shape_is_recognized_at_other_sizes_and_places(tmp_path: Path) -> None:
     bar = replace(SCENE, shape="bar")
     assert not scored(tmp_path, world.render(bar), "extension").shape_obeyed
     small = replace(SCENE, radius=0.8 * SCENE.radius, across=-SCENE.across)
@@ -83,7 +83,7 @@ def test_another_colour_is_not_the_asked_one_and_keeps_its_place(tmp_path: Path)
     assert changed.iou > 0.97
 
 
-def test_a_shape_in_the_wrong_place_loses_its_overlap_and_the_masked_part(tmp_path: Path) -> None:
+def test_misplaced_shape_loses_overlap_and_masked_psnr(tmp_path: Path) -> None:
     moved = np.roll(world.render(SCENE), 12, axis=2)
     found = scored(tmp_path, moved, "inpaint")
     assert found.iou < 0.6

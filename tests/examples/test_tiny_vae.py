@@ -32,7 +32,7 @@ def test_its_quick_layers_compute_what_diffusers_computes(vae: AutoencoderKLWan)
     )
 
 
-def test_at_the_start_a_latent_frame_is_that_of_its_last_frame_alone_and_four_frames_come_back_alike(
+def test_initial_vae_encodes_the_last_of_four_frames(
     vae: AutoencoderKLWan,
 ) -> None:
     clip = train_vae.batch_of(0, 1, 9)
@@ -55,7 +55,7 @@ def test_at_the_start_colour_goes_through_to_the_latents(vae: AutoencoderKLWan) 
     assert torch.dist(*latents) > 0.1 * latents[0].norm()
 
 
-def test_the_loss_weighs_absolute_and_squared_errors_colour_and_the_first_frame() -> None:
+def test_vae_loss_equals_its_formula() -> None:
     error = torch.zeros(1, 3, 2, 1, 1)
     error[0, :, 0] = torch.tensor([0.6, 0.0, 0.0])[:, None, None]  # 0.4, -0.2, -0.2 without its mean
     error[0, :, 1] = 0.5  # of no colour
@@ -74,7 +74,7 @@ def test_the_loss_weighs_absolute_and_squared_errors_colour_and_the_first_frame(
     assert both == pytest.approx(2 * squared + absolute + 2 * coloured + in_colour + first)
 
 
-def test_one_step_of_every_phase_trains_what_it_should_and_the_file_loads(tmp_path: Path) -> None:
+def test_every_vae_phase_trains_its_part_and_loads(tmp_path: Path) -> None:
     vae = train_vae.new_vae(0)
     before = {name: weight.clone() for name, weight in vae.state_dict().items()}
     polish = train_vae.Phase(
@@ -106,7 +106,7 @@ def test_one_step_of_every_phase_trains_what_it_should_and_the_file_loads(tmp_pa
     torch.testing.assert_close(load_vae(path).encode(clip), (latents - 0.5) / 2, atol=1e-5, rtol=0)
 
 
-def test_noise_on_the_latents_is_counted_in_their_standard_deviations() -> None:
+def test_latent_noise_is_in_standard_deviations() -> None:
     def psnr(noise: float, std: float) -> float:
         phase = train_vae.Phase("denoiser", 1, 2, 1, 1e-3, decoder_only=True, bf16=False, noise=noise)
         return train_vae.run_phase(train_vae.new_vae(0), phase, 1, [std] * 16)
@@ -138,9 +138,7 @@ def test_where_bf16_is_slow_a_phase_computes_in_fp32(monkeypatch: pytest.MonkeyP
     assert psnr(bf16=True) == psnr(bf16=False)
 
 
-def test_statistics_are_of_the_last_encoder_and_a_later_phase_goes_on_from_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_later_vae_phase_continues_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, float]] = []
 
     def run_phase(

@@ -107,7 +107,7 @@ def test_every_dialect_generates_the_same_latents(
     assert torch.equal(generate(dialects[name]), official)
 
 
-def test_diffusers_generates_the_same_latents_from_the_folder_that_we_export(
+def test_diffusers_generates_same_latents_from_our_export(
     dialects: dict[str, Path], official: torch.Tensor
 ) -> None:
     settings = json.loads((dialects["diffusers"] / "config.json").read_text())

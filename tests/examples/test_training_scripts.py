@@ -85,9 +85,7 @@ def test_a_mistake_is_one_line_and_exit_code_one(tmp_path: Path, flags: list[str
     assert not (tmp_path / "save").exists()
 
 
-def test_training_ends_with_the_guides_line_in_a_folder_with_spaces(
-    tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_training_works_in_a_folder_with_spaces(tiny: dict[str, str], tmp_path: Path) -> None:
     ran = run(
         "14B/pretrain_fsdp.sh", cwd=tmp_path, NPUS_PER_NODE="1", TRAIN_ITERS="3", GBS="2", LR="1e-3", **tiny
     )
@@ -106,9 +104,7 @@ def test_training_ends_with_the_guides_line_in_a_folder_with_spaces(
     assert json.loads((save / "job.json").read_text())["training"]["batch"]["train_iters"] == 3
 
 
-def test_an_error_on_the_ranks_is_one_line_too_and_the_script_fails(
-    tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_error_on_ranks_is_one_line_and_fails_the_script(tiny: dict[str, str], tmp_path: Path) -> None:
     values = json.loads(Path(tiny["MM_MODEL"]).read_text())
     values["predictor"]["ffn_dim"] = 192
     (tmp_path / "model.json").write_text(json.dumps(values))
@@ -161,7 +157,7 @@ def test_sigterm_to_the_script_saves_and_leaves_no_process(tiny: dict[str, str],
     assert (tmp_path / f"save/iter_{number:07d}/.metadata").is_file()
 
 
-def test_a_script_that_hangs_is_ended_with_what_it_started_in_sessions_of_their_own(tmp_path: Path) -> None:
+def test_hanging_script_is_ended_with_its_sessions(tmp_path: Path) -> None:
     started = tmp_path / "started"
     command = ["bash", "-c", f"setsid bash -c 'echo $$ >{started}; exec sleep 60' & wait"]
     with pytest.raises(subprocess.TimeoutExpired):

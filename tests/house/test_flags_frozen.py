@@ -132,7 +132,7 @@ def test_every_honoured_flag_says_what_it_does() -> None:
             assert field.description, f"{schema.__name__}.{name}"
 
 
-def test_flags_of_published_scripts_that_mean_nothing_here_are_accepted_with_a_reason() -> None:
+def test_unused_published_flags_are_accepted_with_reason() -> None:
     assert set(UNUSED_THAT_SCRIPTS_CARRY) <= set(UNUSED)
     assert all(reason for _, reason in UNUSED.values())
     assert not set(UNUSED) & set(HONOURED)

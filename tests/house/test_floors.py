@@ -132,7 +132,7 @@ def test_every_module_imports_only_from_floors_below() -> None:
         ("mindspeed_mm.models.spec", 'cost = "mindspeed_mm.training.loop:train"'),
     ],
 )
-def test_an_import_upwards_sideways_or_relative_is_named_with_its_line(module: str, source: str) -> None:
+def test_forbidden_import_is_named_with_its_line(module: str, source: str) -> None:
     assert violations(module, "\n" + source, "file.py")[0].startswith("file.py:2: ")
 
 

@@ -71,15 +71,13 @@ def test_the_adaptor_is_imported_only_when_asked_for(stand_ins: Path, tmp_path: 
     assert "mesh of 1" in said
 
 
-def test_when_asked_for_it_comes_before_megatron_core_and_takes_its_core_only_path(
-    stand_ins: Path, tmp_path: Path
-) -> None:
+def test_mindspeed_is_imported_before_megatron_core(stand_ins: Path, tmp_path: Path) -> None:
     said = run("--use-mindspeed", path=[ROOT, stand_ins], cwd=tmp_path)
     assert said.startswith("adaptor: core only, before megatron.core\n")
     assert "mesh of 1" in said
 
 
-def test_without_mindspeed_installed_the_flag_is_a_one_line_error(tmp_path: Path) -> None:
+def test_use_mindspeed_without_package_is_one_line(tmp_path: Path) -> None:
     if find_spec("mindspeed") is not None:
         pytest.skip("MindSpeed is installed here")
     from mindspeed_mm.errors import LaunchError
@@ -90,9 +88,7 @@ def test_without_mindspeed_installed_the_flag_is_a_one_line_error(tmp_path: Path
     assert "install MindSpeed, or leave the flag out" in ran.stderr
 
 
-def test_megatron_lm_may_be_copied_over_a_checkout_as_the_old_guide_says(
-    stand_ins: Path, tmp_path: Path
-) -> None:
+def test_megatron_lm_can_be_copied_over_a_checkout(stand_ins: Path, tmp_path: Path) -> None:
     """`cp -r Megatron-LM/megatron .`: core and training then stand beside mm, and nothing of ours is overwritten."""
     checkout = tmp_path / "checkout"
     shutil.copytree(

@@ -106,7 +106,7 @@ def test_a_soft_mask_is_cut_for_the_split_and_soft_in_the_cells(vae, pipeline, p
     assert len(found[32:].unique()) > 2
 
 
-def test_diffusers_reverses_two_references_and_we_keep_their_order(vae, pipeline, pixels, mask):
+def test_references_keep_their_order(vae, pipeline, pixels, mask):
     first, second = picture(3, H, W), picture(4, H, W)
     expected = oracle(pipeline, pixels, mask, [first, second])
     found = ours(vae, pixels, mask, [first, second])

@@ -102,7 +102,7 @@ def test_forward_and_gradients_are_those_of_diffusers(config, scale, references,
     ("config", "scale"), [(config, scale) for config in SCALES for scale in SCALES[config]]
 )
 @pytest.mark.parametrize("references", [0, 1, 3])
-def test_what_remains_of_the_difference_is_the_fp32_sinusoid_of_diffusers(config, scale, references):
+def test_remaining_difference_is_the_fp32_sinusoid(config, scale, references):
     model = tiny_transformer(seed=1, config=config)
     oracle = oracle_of(model)
     oracle.condition_embedder.timesteps_proj = ExactSinusoid(config.trunk.freq_dim)

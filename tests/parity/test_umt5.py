@@ -44,9 +44,7 @@ def test_embeddings_are_the_valid_rows_of_512_padded_tokens(oracle, official, to
 
 
 @pytest.mark.parametrize("where", ["text_encoder folder", "model root", "official root"])
-def test_every_form_of_the_same_encoder_gives_the_same_embeddings_and_fingerprint(
-    oracle, official, where, tmp_path
-):
+def test_every_form_of_an_encoder_embeds_equally(oracle, official, where, tmp_path):
     path = official
     if where != "official root":
         oracle.save_pretrained(tmp_path / "text_encoder", max_shard_size="20KB")

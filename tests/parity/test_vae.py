@@ -72,7 +72,7 @@ def per_channel(values):
 
 
 @torch.no_grad()
-def test_latents_are_the_mode_normalised_by_the_published_numbers(oracle, official, video):
+def test_latents_are_the_normalised_mode(oracle, official, video):
     mode = oracle.encode(video).latent_dist.mode()
     latents = load_vae(official).encode(video)
     assert latents.shape == (2, 16, 3, 3, 5)
@@ -92,9 +92,7 @@ def test_decoding_denormalises_and_clamps(oracle, official):
 @pytest.mark.parametrize(
     "where", ["folder with config.json", "model root with vae/", "official root", "safetensors file"]
 )
-def test_every_form_of_the_same_vae_gives_the_same_latents_and_fingerprint(
-    oracle, official, video, where, tmp_path
-):
+def test_every_form_of_a_vae_gives_the_same_latents(oracle, official, video, where, tmp_path):
     if where == "folder with config.json":
         oracle.save_pretrained(path := tmp_path)
     elif where == "model root with vae/":
@@ -109,7 +107,7 @@ def test_every_form_of_the_same_vae_gives_the_same_latents_and_fingerprint(
     assert found.fingerprint == expected.fingerprint
 
 
-def test_statistics_of_another_vae_stand_in_a_json_of_the_same_name(oracle, video, tmp_path):
+def test_vae_statistics_are_read_from_the_json_beside_it(oracle, video, tmp_path):
     write_vae(path := tmp_path / "mine.pth", oracle)
     plain = load_vae(path)
     (tmp_path / "mine.json").write_text(json.dumps({"latents_mean": [0.5] * 16, "latents_std": [2.0] * 16}))

@@ -29,9 +29,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, kind: str | None, count: int = 8) -
 
 
 @pytest.mark.parametrize(("kind", "backend"), [("cuda", "nccl")])
-def test_the_device_family_decides_backend_and_local_rank_the_index(
-    kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_family_decides_the_backend(kind: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, kind)
     monkeypatch.setenv("LOCAL_RANK", "5")
     found = Accelerator.detect()
@@ -78,7 +76,7 @@ def test_the_environment_overrides_what_is_found(monkeypatch: pytest.MonkeyPatch
         ("xpu", None, "'xpu' is not supported"),
     ],
 )
-def test_a_device_that_is_not_there_is_an_error_that_says_what_is(
+def test_absent_device_is_refused_with_those_found(
     kind: str | None, wanted: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, kind)

@@ -25,7 +25,7 @@ from mindspeed_mm.log import one_line_errors
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_error_of_the_module_hangs_under_the_one_root_and_stands_in_the_picture() -> None:
+def test_every_error_is_in_the_tree_and_its_picture() -> None:
     drawn = errors.__doc__ or ""
     classes = [
         item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, Exception)

@@ -139,7 +139,7 @@ def test_a_rank_ends_with_its_launcher() -> None:
     assert not alive([child], 5)
 
 
-def test_a_forked_helper_ignores_signals_and_ends_with_its_parent() -> None:
+def test_forked_helper_ignores_signals_until_its_parent_ends() -> None:
     body = (
         "import multiprocessing\n"
         "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\nchild.start()\n"

@@ -29,7 +29,7 @@ def test_what_was_added_is_found_and_listed_in_order(shapes: Registry[int]) -> N
     assert "circle" not in shapes
 
 
-def test_an_unknown_name_is_an_error_that_names_the_nearest_and_all(shapes: Registry[int]) -> None:
+def test_unknown_name_lists_the_nearest_and_all(shapes: Registry[int]) -> None:
     with pytest.raises(ConfigError) as caught:
         shapes.get("sqare")
     assert str(caught.value) == "unknown shape 'sqare' (did you mean 'square'?); known: square, triangle"

@@ -99,9 +99,7 @@ def test_hf_to_mm_writes_what_megatron_and_torch_read(mm: Path, weights: Weights
 @pytest.mark.parametrize(
     "target", ["out", "out.pt", "out.pth", "out.safetensors", "deep/er/out.pt", "out.pt/"]
 )
-def test_mm_to_hf_gives_the_original_names_and_bits_in_every_form(
-    tmp_path: Path, mm: Path, weights: Weights, target: str
-) -> None:
+def test_mm_to_hf_restores_names_and_bits(tmp_path: Path, mm: Path, weights: Weights, target: str) -> None:
     run("mm_to_hf", mm, f"{tmp_path}/{target}")
     path = Path(f"{tmp_path}/{target}")
     assert path.is_file() == (path.suffix != "")
@@ -112,9 +110,7 @@ def test_mm_to_hf_gives_the_original_names_and_bits_in_every_form(
         assert load_file(path).keys() == weights.keys()
 
 
-def test_an_original_folder_comes_back_as_the_official_tools_read_it(
-    tmp_path: Path, mm: Path, original: Path
-) -> None:
+def test_mm_to_hf_writes_the_official_folder(tmp_path: Path, mm: Path, original: Path) -> None:
     run("mm_to_hf", mm, tmp_path / "out")
     ours, theirs = (
         load_file(tmp_path / "out/diffusion_pytorch_model.safetensors"),
@@ -171,9 +167,7 @@ def test_there_and_back_through_diffusers_names(tmp_path: Path, mm: Path, weight
     assert_same(tmp_path / "mm2", weights)
 
 
-def test_the_transformer_of_a_diffusers_pipeline_is_found_under_its_root(
-    tmp_path: Path, mm: Path, weights: Weights
-) -> None:
+def test_transformer_is_found_in_a_diffusers_pipeline(tmp_path: Path, mm: Path, weights: Weights) -> None:
     run("mm_to_hf_diffusers", mm, tmp_path / "pipe/transformer")
     (tmp_path / "pipe/model_index.json").write_text("{}")
     run("hf_diffusers_to_mm", tmp_path / "pipe", tmp_path / "mm2")
@@ -254,7 +248,7 @@ def test_a_conversion_runs_twice_into_one_target(tmp_path: Path, original: Path,
     assert_same(tmp_path / "hf", weights)
 
 
-def test_source_and_target_may_be_one_folder_as_in_the_guides_a14b(original: Path, weights: Weights) -> None:
+def test_source_and_target_can_be_one_folder(original: Path, weights: Weights) -> None:
     for _ in range(2):
         run("hf_to_mm", original, original)
         assert_same(original / "release", weights)

@@ -198,7 +198,7 @@ def damaged(weights: Weights, how: str, name: str) -> Weights:
 @pytest.mark.parametrize("form", WRITERS)
 @CAREFULLY
 @given(how=st.sampled_from(DAMAGES), name=st.sampled_from(sorted(WEIGHTS)))
-def test_weights_that_are_extra_missing_of_another_dtype_or_shape_are_refused(
+def test_extra_missing_or_misshaped_weights_are_refused(
     tmp_path: Path, form: str, how: str, name: str
 ) -> None:
     with source_folder(tmp_path, form, damaged(WEIGHTS, how, name)) as folder:
@@ -320,9 +320,7 @@ def test_any_config_json_is_used_or_refused_in_one_line(tmp_path: Path, values: 
             assert len(found.vace_layers) == 1
 
 
-def test_a_model_whose_heads_nobody_tells_is_converted_all_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_model_of_unknown_heads_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither names nor stages need the heads; only a diffusers folder does."""
     save_file(WEIGHTS, tmp_path / "x.safetensors")
     ways = [

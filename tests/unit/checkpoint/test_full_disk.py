@@ -80,7 +80,7 @@ def error_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_disk_that_fills_up_is_one_line_and_the_old_target_stays(
+def test_full_disk_keeps_the_old_target(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, request: pytest.FixtureRequest
 ) -> None:
     target = tmp_path / name

@@ -46,7 +46,7 @@ def convert(method: str, source: Path, target: Path, *more: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "stages"), STAGES)
-def test_the_published_models_split_into_full_stages_and_merge_to_the_same_bits(
+def test_published_models_split_and_merge_to_the_same_bits(
     tmp_path: Path, originals: dict[str, Path], name: str, stages: list[Any]
 ) -> None:
     wanted = open_weights(originals[name])

@@ -59,7 +59,7 @@ def test_an_error_in_the_middle_puts_the_old_entries_back(
 
 
 @pytest.mark.parametrize("count", range(1, 8))
-def test_after_a_kill_the_next_run_puts_them_back_before_it_does_anything(
+def test_next_run_after_kill_restores_files_first(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, hidden, new = folders(tmp_path)

@@ -31,12 +31,12 @@ def contents(save_path):
     return {path.name: path.read_bytes() for path in (save_path / "features").iterdir()}
 
 
-def test_equal_captions_on_different_clips_are_different_features(tmp_path):
+def test_equal_captions_on_two_clips_are_two_features(tmp_path):
     _, rows = run(tmp_path / "out", write_rows(tmp_path, 3, ["one caption"]))
     assert len({row.key for row in rows}) == len(files(tmp_path / "out")) == 3
 
 
-def test_two_captions_on_one_clip_are_two_features_and_a_list_is_one(tmp_path):
+def test_two_rows_are_two_features_and_a_list_is_one(tmp_path):
     (row,) = write_rows(tmp_path, 1)
     rows = [
         replace(row, captions=("a",)),
@@ -49,7 +49,7 @@ def test_two_captions_on_one_clip_are_two_features_and_a_list_is_one(tmp_path):
     assert [len(prompt) for prompt in both.prompt_embeds] == [2, 3]
 
 
-def test_a_row_that_stands_twice_is_encoded_once_and_listed_twice(tmp_path):
+def test_repeated_row_is_encoded_once_and_listed_twice(tmp_path):
     (row,) = write_rows(tmp_path, 1)
     extraction, done = run(tmp_path / "out", [row, replace(row, row=1, address="data.json[1]")])
     assert [row.fresh for row in done] in ([True, False], [False, True])
@@ -57,7 +57,7 @@ def test_a_row_that_stands_twice_is_encoded_once_and_listed_twice(tmp_path):
     assert extraction.vae.vae.calls == 2  # the video, and grey
 
 
-def test_the_feature_holds_what_conditioning_gives_and_says_where_it_comes_from(tmp_path):
+def test_feature_holds_conditioning_and_its_source(tmp_path):
     (row,) = write_rows(tmp_path, 1, ["ein Ball, 红色"])
     reference = tmp_path / "ref.png"
     reference.write_bytes(b"\x80")
@@ -87,7 +87,7 @@ def test_a_second_run_encodes_and_opens_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"num_frames": 9}, {"text": "another t5"}, {"weights": "another vae"}])
-def test_a_changed_setting_or_model_makes_new_features_and_leaves_the_old(tmp_path, change):
+def test_changed_settings_make_new_features(tmp_path, change):
     rows = write_rows(tmp_path, 2)
     _, before = run(tmp_path / "out", rows)
     _, after = run(tmp_path / "out", rows, **change)
@@ -97,9 +97,7 @@ def test_a_changed_setting_or_model_makes_new_features_and_leaves_the_old(tmp_pa
 
 
 @pytest.mark.parametrize("change", [{"num_frames": 9}, {"weights": "another vae"}])
-def test_another_setting_of_pixels_leaves_the_text_encoder_alone_and_gives_the_file_of_a_fresh_run(
-    tmp_path, change
-):
+def test_new_pixel_settings_reuse_prompt_embeddings(tmp_path, change):
     rows = write_rows(tmp_path, 2)
     rows[1] = replace(rows[1], captions=("another one, 雪", "two"))
     run(tmp_path / "out", rows)
@@ -115,7 +113,7 @@ def test_another_setting_of_pixels_leaves_the_text_encoder_alone_and_gives_the_f
 
 
 @pytest.mark.parametrize("change", ["caption", "text encoder"])
-def test_other_words_for_a_clip_leave_it_unread_and_give_the_file_of_a_fresh_run(tmp_path, change):
+def test_new_captions_reuse_latents(tmp_path, change):
     rows = write_rows(tmp_path, 2)
     run(tmp_path / "out", rows)
     text = "t5" if change == "caption" else "another t5"
@@ -191,7 +189,7 @@ def test_a_torn_feature_is_made_again(tmp_path):
     assert contents(tmp_path / "out") == whole
 
 
-def test_a_corrupt_row_is_told_with_its_address_and_the_rest_goes_on(tmp_path):
+def test_corrupt_row_is_reported_and_the_rest_continues(tmp_path):
     rows = write_rows(tmp_path, 3)
     rows[1].video.write_bytes(b"corrupt")
     missing = SampleRecord(video=tmp_path / "gone.clip", captions=("a",), address="data.json[3]", row=3)

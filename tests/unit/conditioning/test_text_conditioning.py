@@ -16,14 +16,14 @@ class Lengths:
         return tuple(torch.full((len(prompt.split()) + 1, 4), float(len(prompt))) for prompt in prompts)
 
 
-def test_prompts_are_encoded_one_by_one_so_that_none_depends_on_its_neighbours():
+def test_prompts_are_encoded_one_by_one():
     encoder = Lengths()
     embeds = encode_prompt(encoder, ["a red ball", "", "snow"])
     assert encoder.calls == [["a red ball"], [""], ["snow"]]
     assert [len(rows) for rows in embeds] == [4, 1, 2]
 
 
-def test_equal_captions_are_encoded_once_until_they_are_pushed_out():
+def test_equal_captions_are_encoded_once_while_cached():
     encoder = Lengths()
     cache = PromptCache(encoder, size=2)
     assert all(

@@ -116,7 +116,7 @@ def test_inactive_and_reactive_share_the_pixels_out():
     assert torch.equal(plan.reactive[:, :, 3:17, 10:30], video[:, :, 3:17, 10:30])
 
 
-def test_channels_are_inactive_reactive_mask_and_references_stand_in_front():
+def test_context_channels_and_references_are_ordered():
     vae, video, mask = MeanVae(), clip(), box_mask()
     refs = [clip(seed, frames=1) for seed in (3, 4)]
     found = context(vae, video, mask, refs)
@@ -192,7 +192,7 @@ def test_grey_from_the_cache_has_the_bits_of_grey_encoded_anew():
     assert torch.equal(first, fresh)
 
 
-def test_grey_is_remembered_for_each_length_and_size_and_only_so_many():
+def test_grey_latents_are_cached_by_size_and_bounded():
     encoder = StreamEncoder(MeanVae(), max_grey=2)
     for frames in (1, 5, 9, 9, 5):
         encoder.encode([torch.zeros(3, frames, H, W)])

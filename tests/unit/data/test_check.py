@@ -138,7 +138,7 @@ def test_a_pipe_in_place_of_a_clip_costs_its_row(tmp_path):
     assert "FIFO" in report.problems[0].message
 
 
-def test_a_dataset_without_one_good_row_stops_even_when_all_may_be_skipped(tmp_path):
+def test_dataset_without_a_good_row_is_refused(tmp_path):
     path = dataset(tmp_path, [{"video": "gone.mp4"}])
     with pytest.raises(DataError, match="1 of 1 rows cannot be used"):
         check_dataset(path, CONFIG, skip_bad_samples=9, workers=0)
@@ -175,7 +175,7 @@ def test_a_second_check_opens_only_what_is_new_or_was_bad(mixed, tmp_path, monke
     assert changed.facts[1].frames == 9  # 16 frames of a 24th second are 11 at 16 fps
 
 
-def test_a_file_that_was_good_as_a_clip_is_not_known_as_a_picture(tmp_path):
+def test_file_cached_as_clip_is_checked_as_picture(tmp_path):
     write_clip(tmp_path / "good.mp4", 12)
     write_clip(tmp_path / "reference.mp4", 12)
     path = dataset(tmp_path, [{"video": "reference.mp4"}])

@@ -70,7 +70,7 @@ def test_a_still_picture_in_front_is_not_the_clip(tmp_path, reader, name):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_transport_streams_joined_by_cat_play_one_after_the_other(tmp_path, reader):
+def test_joined_transport_streams_play_in_sequence(tmp_path, reader):
     one = write_as(tmp_path / "a.ts", "libx264", {"x264-params": "keyint=8"}, 10).read_bytes()
     (tmp_path / "joined.ts").write_bytes(one + one)
     clip = same_everywhere(tmp_path / "joined.ts", reader)

@@ -73,7 +73,7 @@ def changed(path, value):
     return values
 
 
-def test_the_published_extraction_file_parses_and_its_dead_keys_are_named(read):
+def test_published_extraction_file_parses(read):
     notes = []
     config = read(PUBLISHED, notes)
     assert isinstance(config.dataset_param, VaceDatasetConfig)
@@ -118,7 +118,7 @@ STEPS = (*VIDEO, "train_pipeline", "video")
         (("dataloader_param", "shufle"), True, "dataloader_param.shufle: unknown key (did you mean 'shuffle'?)"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_refused_with_its_address_and_its_remedy(read, path, value, problem):
+def test_wrong_value_is_refused_with_address_and_fix(read, path, value, problem):
     with pytest.raises(ConfigError) as error:
         read(changed(path, value))
     assert problem in str(error.value)

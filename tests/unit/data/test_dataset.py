@@ -42,7 +42,7 @@ def test_rows_come_in_the_order_of_the_list_with_their_shapes(tmp_path):
     assert isinstance(dataset[0], FeatureRecord)
 
 
-def test_shapes_are_read_from_the_files_when_the_list_does_not_say(tmp_path):
+def test_unlisted_shapes_are_read_from_the_files(tmp_path):
     row = write(tmp_path, "a", refs=2)
     dataset = listed(tmp_path, [{"file": row["file"]}])
     assert dataset.shape(0) == (4, 4, 6, 2)

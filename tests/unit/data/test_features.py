@@ -186,7 +186,7 @@ def published(path, **changes):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_published_pt_is_read_without_its_padding_and_its_references_are_counted(tmp_path, batched):
+def test_published_pt_is_read_without_padding(tmp_path, batched):
     path = tmp_path / "x.pt"
     source = published(path)
     if batched:
@@ -293,7 +293,7 @@ class Forged:
         return (exec, ("raise SystemExit('code ran')",))
 
 
-def test_a_pt_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path):
+def test_pt_with_code_is_refused_and_not_run(tmp_path):
     torch.save({"video": Forged()}, tmp_path / "forged.pt")
     with raises(DataError, where=tmp_path / "forged.pt"):
         read_feature(tmp_path / "forged.pt")

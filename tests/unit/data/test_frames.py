@@ -23,7 +23,7 @@ def chosen(count, fps=16.0, num_frames=81, train_fps=16.0, **policies):
     ("count", "kept", "policy"),
     [(80, 77, "keep"), (81, 81, "exact"), (82, 81, "trim"), (85, 81, "trim"), (1, 1, "keep")],
 )
-def test_num_frames_is_reached_exactly_when_the_clip_is_long_enough(count, kept, policy):
+def test_long_clip_gives_exactly_num_frames(count, kept, policy):
     choice = chosen(count)
     assert choice.indices == tuple(range(kept))
     assert choice.policy == policy
@@ -35,7 +35,7 @@ def test_a_24_fps_clip_is_sampled_by_time():
     assert choice.indices == tuple(i * 24 // 16 for i in range(81))
 
 
-def test_a_slow_clip_repeats_frames_so_that_motion_keeps_its_speed():
+def test_slow_clip_repeats_frames():
     assert chosen(41, fps=8.0).indices == tuple(i // 2 for i in range(81))
 
 
@@ -65,7 +65,7 @@ def test_a_short_clip_is_kept_padded_or_resampled(policy, indices):
     assert choice.policy == policy
 
 
-def test_a_short_clip_can_be_rejected_and_the_error_says_what_to_change():
+def test_short_clip_can_be_rejected():
     with pytest.raises(DataError, match="6 frames at 16 fps, num_frames is 9 and short_clip is 'reject'"):
         chosen(6, num_frames=9, short_clip="reject")
 
@@ -84,9 +84,7 @@ def test_a_long_clip_can_be_resampled_over_its_whole_length():
     short=st.sampled_from(["keep", "pad", "resample"]),
     long=st.sampled_from(["trim", "resample"]),
 )
-def test_any_clip_gives_4k_plus_1_rising_frames_and_never_more_than_num_frames(
-    count, fps, train_fps, k, short, long
-):
+def test_every_clip_gives_4k_plus_1_rising_frames(count, fps, train_fps, k, short, long):
     choice = chosen(count, fps, 4 * k + 1, train_fps, short_clip=short, long_clip=long)
     assert len(choice.indices) % 4 == 1
     assert len(choice.indices) <= 4 * k + 1
@@ -139,7 +137,7 @@ def clip(count, fps=16.0, timed=True):
     )
 
 
-def test_streams_of_one_length_go_frame_by_frame_whatever_their_clocks_say():
+def test_streams_of_equal_length_pair_frame_by_frame():
     choice = chosen(50, fps=30.0, num_frames=17)
     assert align("src_video", clip(50, 12), clip(50, 30), choice) == choice.indices
     assert align("src_video_mask", clip(50, timed=False), clip(50, 30), choice) == choice.indices
@@ -154,7 +152,7 @@ def test_a_still_mask_holds_for_every_frame():
     assert align("src_video_mask", clip(1, timed=False), clip(40), chosen(40, num_frames=5)) == (0,) * 5
 
 
-def test_a_stream_that_ends_too_early_is_an_error_that_counts_both():
+def test_stream_that_ends_early_is_refused_with_both_counts():
     with pytest.raises(
         DataError, match="src_video_mask has 40 frames, video 81; cut both to one length, or leave"
     ):

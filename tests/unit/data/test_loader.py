@@ -48,7 +48,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone():
     assert groups(SampleOrder(SHAPES, micro_batch_size=2, seed=2), 30) != forward
 
 
-def test_epochs_differ_when_shuffled_and_repeat_the_manifest_when_not():
+def test_epochs_differ_only_when_shuffled():
     shuffled = SampleOrder(["one"] * 20, micro_batch_size=1, seed=1)
     assert shuffled.epoch(0) != shuffled.epoch(1)
     plain = SampleOrder(["one"] * 4, micro_batch_size=1, seed=1, shuffle=False)
@@ -81,7 +81,7 @@ def test_a_sampler_goes_on_where_the_consumed_samples_say():
     assert [next(rest) for _ in range(5)] == first[4:]
 
 
-def test_a_place_that_the_micro_batch_does_not_divide_is_an_error():
+def test_resume_position_must_divide_by_micro_batch():
     order = SampleOrder(SHAPES, micro_batch_size=2, seed=1)
     with pytest.raises(DataError, match="3 consumed samples are no multiple of the micro-batch size 2"):
         RankSampler(order, dp_rank=0, dp_size=1, consumed_samples=3)
@@ -101,7 +101,7 @@ def test_an_empty_dataset_is_an_error():
         SampleOrder([], micro_batch_size=1, seed=0)
 
 
-def test_prompts_are_padded_with_zero_rows_and_their_lengths_kept():
+def test_prompts_are_padded_with_zeros():
     records = random_records(2, captions=2)
     short, long = records[0].prompt_embeds[0], records[1].prompt_embeds[1]
     chosen = [
@@ -137,7 +137,7 @@ def test_caption_dropout_without_a_null_prompt_says_what_to_do():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_worker_processes_read_the_same_batches_and_report_bad_files_in_one_line(workers):
+def test_workers_read_the_same_batches_and_report_bad_files(workers):
     class Bad(type(random_records(0))):
         def shape(self, index):
             return (3, 4, 6)

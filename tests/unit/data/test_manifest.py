@@ -119,7 +119,7 @@ def test_each_kind_of_bad_row_has_its_address_and_its_remedy(dataset, row, probl
     assert problem in str(error.value)
 
 
-def test_half_a_character_in_a_caption_is_found_before_a_file_cannot_hold_it(dataset):
+def test_half_a_character_in_a_caption_is_refused(dataset):
     with pytest.raises(DataError) as error:
         read_manifest(dataset([{**FULL, "cap": ["x", "y\ud800"]}], "data.jsonl"))
     assert "data.jsonl[0].cap: 'y\\ud800' holds half of a character" in str(error.value)

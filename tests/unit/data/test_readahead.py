@@ -41,7 +41,7 @@ def outcomes(tasks, **settings):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_results_come_in_the_order_of_tasks_and_errors_are_results(num_workers):
+def test_results_keep_the_order_and_hold_errors(num_workers):
     tasks = ["slow", "a", "bad", "b", "odd", "c"]
     assert outcomes(tasks, num_workers=num_workers) == [
         ("slow", "slow read"),
@@ -69,7 +69,7 @@ def test_chunks_lose_only_the_task_at_fault():
     assert "not read after 10 s" in str(found[4][1])
 
 
-def test_it_reads_ahead_while_the_consumer_is_busy_and_only_so_far():
+def test_readahead_is_bounded():
     given = []
 
     def tasks():

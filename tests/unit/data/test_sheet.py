@@ -29,7 +29,7 @@ def test_the_first_and_the_last_frame_are_always_shown():
     assert all(len(set(spread(count, 8))) == 8 for count in range(8, 200))
 
 
-def test_pictures_stand_in_order_and_in_columns_shared_by_all_strips():
+def test_pictures_share_columns_across_strips():
     sheet = np.asarray(draw_sheet("t", [strip(), strip("mask", crisp=True)]))
     cell = (sheet.shape[1] - 2 * MARGIN - SIDE - 7 * 8) // 8
     rows = [y for y in range(2, len(sheet) - 20) if _starts(sheet, y)]
@@ -122,9 +122,7 @@ def another(tmp_path):
     return tmp_path / "another.ttf"
 
 
-def test_a_character_comes_from_the_font_that_has_it_and_stands_where_it_would_otherwise(
-    fonts, another, monkeypatch
-):
+def test_fallback_font_keeps_character_positions(fonts, another, monkeypatch):
     def drawn():
         image = Image.new("L", (300, 60), 255)
         Lettering(20).write(ImageDraw.Draw(image), (10, 10), "red Qg moon", 280, "black")

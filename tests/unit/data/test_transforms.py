@@ -62,7 +62,7 @@ def test_a_variable_rate_is_sampled_by_time(tmp_path):
     assert numbers(sample.video) == [0, 3, 3, 4, 5]
 
 
-def test_streams_of_unequal_size_are_each_resized_by_their_own_size(tmp_path):
+def test_each_stream_is_resized_by_its_own_size(tmp_path):
     sample = sample_of(
         video=write_clip(tmp_path / "v.mp4", 9, height=96, width=128),
         src_video=write_clip(tmp_path / "s.mp4", 9, height=192, width=256),
@@ -93,12 +93,12 @@ def test_masks_are_resized_to_the_nearest_pixel():
     assert torch.equal(resized, wanted)
 
 
-def test_a_mask_written_as_0_and_1_is_an_error_and_not_an_empty_mask():
+def test_mask_of_zero_and_one_is_refused():
     with pytest.raises(DataError, match="looks written as 0 and 1; write 0 and 255"):
         load_mask(np.eye(32, dtype=np.uint8), num_frames=1, height=32, width=32)
 
 
-def test_a_still_mask_holds_for_the_whole_clip_and_masks_the_video_itself(tmp_path):
+def test_still_mask_applies_to_the_whole_clip(tmp_path):
     Image.fromarray(np.tri(96, 128, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
     sample = sample_of(video=write_clip(tmp_path / "v.mp4", 9), src_mask=tmp_path / "mask.png")
     assert torch.equal(sample.src_mask, torch.tril(torch.ones(96, 128)).expand(1, 9, -1, -1))

@@ -100,7 +100,7 @@ def test_what_there_is_stands_in_the_error():
     )
 
 
-def test_a_pattern_of_a_part_that_this_model_does_not_have_matches_nothing_in_peace():
+def test_pattern_of_an_absent_part_matches_nothing():
     trunk = [name for name in NAMES if not name.startswith("vace_")]
     absent = absent_units(("blocks.{*}", "vace_blocks.{*}"), trunk)
     assert absent == ["vace_blocks.{*}"]

@@ -44,7 +44,7 @@ def same(one, other, tolerance=1e-6):
 
 @pytest.mark.parametrize("mode", ["full", "selective"])
 @pytest.mark.parametrize("trainable", [("vace_",), ("",)], ids=["branch", "all"])
-def test_inputs_kept_on_the_host_change_no_gradient_and_leave_the_device(mode, trainable):
+def test_offloaded_inputs_change_no_gradient(mode, trainable):
     plain = gradients(None, trainable=trainable)
     kept = gradients(mode, trainable=trainable)
     moved = gradients(mode, to_host=True, trainable=trainable)

@@ -24,14 +24,14 @@ def draw(indices: list[int], seed: int = 1) -> FlowSample:
     return sample_flow(latents(1).expand(len(indices), -1, -1, -1, -1), SCHEDULE, torch.tensor(indices), seed)
 
 
-def test_noisy_and_target_are_a_straight_line_between_clip_and_noise():
+def test_noisy_latents_lie_between_clip_and_noise():
     clean = latents(2)
     sample = sample_flow(clean, SCHEDULE, torch.tensor([3, 4]), seed=1)
     sigma = (sample.timestep / 1000).view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(sample.noisy, clean + sigma * sample.target)
 
 
-def test_timestep_and_noise_depend_on_seed_and_sample_index_alone():
+def test_draws_depend_on_seed_and_sample_index_alone():
     together, apart = draw([10, 11]), draw([11])
     assert torch.equal(together.target[1], apart.target[0])
     assert torch.equal(together.timestep[1:], apart.timestep)
@@ -87,7 +87,7 @@ def test_reference_frames_can_be_left_out_of_the_loss():
     torch.testing.assert_close(sample_losses(velocity, sample), torch.tensor([1 / 3]))
 
 
-def test_held_out_noise_is_fixed_per_clip_and_differs_from_training_noise():
+def test_held_out_noise_is_fixed_per_clip():
     clean = latents(1)
     first, again = (sample_flow_at(clean, SCHEDULE, place, torch.tensor([4]), seed=1) for place in (100, 900))
     torch.testing.assert_close(first.target, again.target)

@@ -11,7 +11,7 @@ from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.flow.schedule import build_schedule, shifted, training_sigmas
 
 
-def test_a_thousand_timesteps_are_distinct_in_fp32_and_fall_from_1000():
+def test_timesteps_are_distinct_and_fall_from_1000():
     timesteps = build_schedule(ScheduleConfig()).timesteps
     assert timesteps.dtype == torch.float32
     assert len(set(timesteps.tolist())) == 1000
@@ -27,7 +27,7 @@ def test_sigmas_are_the_shifted_grid():
     torch.testing.assert_close(without_step, torch.linspace(1, 0.1, 1000))
 
 
-def test_the_bell_has_mean_one_its_top_at_833_and_nothing_at_timestep_1000():
+def test_bell_weights_have_mean_one_and_peak_at_833():
     schedule = build_schedule(ScheduleConfig())
     t = schedule.timesteps.double()
     y = torch.exp(-2 * ((t - 500) / 1000) ** 2)
@@ -39,7 +39,7 @@ def test_the_bell_has_mean_one_its_top_at_833_and_nothing_at_timestep_1000():
     assert schedule.weights[0] == 0
 
 
-def test_timestep_1000_is_not_drawn_under_the_bell_because_it_teaches_nothing():
+def test_bell_never_draws_timestep_1000():
     assert build_schedule(ScheduleConfig()).places.tolist() == list(range(1, 1000))
     assert build_schedule(ScheduleConfig(loss_weighting="none")).places.tolist() == list(range(1000))
 
@@ -68,7 +68,7 @@ def test_the_bell_is_unfair_to_the_high_expert_unless_normalised(expert, mean):
     ("low", "high", "expert", "places"),
     [(0.0, 0.358, "high", range(0, 417)), (0.358, 1, "low", range(417, 1000))],
 )
-def test_published_boundaries_tell_the_expert_and_the_mismatch_is_reported(low, high, expert, places):
+def test_published_boundaries_select_the_expert(low, high, expert, places):
     config = ScheduleConfig(min_timestep_boundary=low, max_timestep_boundary=high)
     assert (config.role, config.places) == (expert, places)
     note = config.boundary_note()

@@ -56,7 +56,7 @@ def latents(pipe, **values):
     return pipe("a", negative_prompt="b", src_video=CLIP, src_ref_images=IMAGE, **{**SMALL, **values}).latents
 
 
-def test_from_pretrained_reads_a_downloaded_folder_and_the_result_saves_itself(tmp_path):
+def test_from_pretrained_reads_a_folder_and_saves(tmp_path):
     write_official(tmp_path / "tiny")
     pipe = VacePipeline.from_pretrained(tmp_path / "tiny", dtype=torch.float32, device="cpu")
     result = pipe("a red ball", src_video=CLIP, **SMALL)
@@ -199,7 +199,7 @@ def test_guidance_of_one_does_not_ask_about_the_negative_prompt(vae):
 
 
 @pytest.mark.parametrize("offload", ["none", "model", "block"])
-def test_prompts_are_asked_one_after_the_other_where_memory_is_short(vae, offload, monkeypatch):
+def test_prompts_run_in_sequence_when_memory_is_short(vae, offload, monkeypatch):
     together = latents(pipeline(vae, offload))
     pipe, asked = pipeline(vae, offload), []
     pipe.models.experts.models[0].register_forward_pre_hook(lambda _, args: asked.append(len(args[2])))
@@ -209,7 +209,7 @@ def test_prompts_are_asked_one_after_the_other_where_memory_is_short(vae, offloa
     assert asked == [1, 1] * SMALL["steps"]
 
 
-def test_of_two_experts_that_do_not_fit_only_the_active_one_is_on_the_device(monkeypatch):
+def test_only_the_active_expert_is_on_the_device(monkeypatch):
     models = [tiny_transformer(seed) for seed in (0, 1)]
     here = set()
 
@@ -295,7 +295,7 @@ def test_tiles_are_chosen_by_need(vae):
     assert pipe.models.needs_tiles(48000, 83200)
 
 
-def test_where_whole_frames_do_not_fit_the_vae_works_in_tiles_and_the_picture_is_nearly_the_same(monkeypatch):
+def test_vae_tiles_when_frames_do_not_fit(monkeypatch):
     vae, called = WanVae(tiny_vae(), "tiny"), []
     if not hasattr(vae.model, "use_tiling"):
         pytest.skip("this diffusers' VAE has no tiles")

@@ -60,7 +60,7 @@ def test_the_diffusers_grid_is_that_of_diffusers(shift):
 
 
 @pytest.mark.parametrize(("steps", "high"), [(20, 13), (40, 26), (50, 32)])
-def test_the_high_noise_expert_takes_the_published_share_of_steps(steps, high):
+def test_high_noise_expert_takes_its_published_share(steps, high):
     timesteps = timestep_table(resolve_sampling(RequestConfig(steps=steps), experts=2))
     assert int((timesteps >= 875).sum()) == high
 

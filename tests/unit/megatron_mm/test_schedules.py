@@ -61,7 +61,7 @@ def test_one_length_said_twice_is_refused(kind):
         OptimizerConfig(**{"lr": 1.0, f"lr_{kind}_iters": 2, f"lr_{kind}_samples": 16})
 
 
-def test_a_resumed_schedule_takes_its_place_from_the_checkpoint_and_its_shape_from_the_flags():
+def test_resumed_schedule_keeps_place_and_takes_new_shape():
     def make(lr: float):
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         config = OptimizerConfig(lr=lr, lr_decay_style="linear")
@@ -89,7 +89,7 @@ def test_micro_batches_accumulate_to_the_global_batch():
     assert num_micro_batches(2, 16, 4) == 2
 
 
-def test_the_global_batch_defaults_to_one_micro_batch_on_every_rank():
+def test_global_batch_defaults_to_one_micro_batch_a_rank():
     assert check_batch(2, None, 4) == 8
 
 

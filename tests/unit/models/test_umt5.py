@@ -26,7 +26,7 @@ def official(tmp_path_factory):
     return root
 
 
-def test_the_published_file_has_the_names_and_shapes_of_the_module():
+def test_published_file_has_names_of_the_module():
     layout = published_layout(TEXT_FILE)
     config = umt5_config(layout)
     sizes = {
@@ -49,7 +49,7 @@ def test_the_published_file_has_the_names_and_shapes_of_the_module():
     assert {UMT5_KEY_MAP.to_ours(name) for name in wanted} == layout.keys()
 
 
-def test_sizes_read_off_the_weights_give_the_config_that_transformers_would_write(official):
+def test_sizes_from_weights_equal_transformers_config(official):
     written = tiny_umt5().config
     config = load_text_encoder(official).model.config
     for name in (

@@ -36,7 +36,7 @@ def in_bf16(model):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_has_the_names_and_shapes_of_the_published_file(preset):
+def test_presets_have_names_and_shapes_of_the_files(preset):
     weights = dict(build_on_meta(PRESETS[preset]).named_parameters())
     assert {name: tuple(weight.shape) for name, weight in weights.items()} == published_layout(
         PUBLISHED[preset]
@@ -54,11 +54,11 @@ def test_every_preset_has_the_names_and_shapes_of_the_published_file(preset):
     )
 
 
-def test_the_modules_that_patterns_name_are_known_without_the_model():
+def test_module_names_are_known_without_the_model():
     assert set(modules(TINY)) == {name for name, _ in build_on_meta(TINY).named_modules() if name}
 
 
-def test_a_branch_block_runs_right_before_the_trunk_block_it_feeds_and_one_hint_is_alive_at_a_time():
+def test_branch_block_runs_before_the_block_it_feeds():
     model, order, hints, most = tiny_transformer(), [], [], [0]
 
     def note(name):
@@ -100,7 +100,7 @@ def test_samples_of_a_batch_do_not_see_each_other():
             torch.testing.assert_close(together[i : i + 1], alone, atol=5e-6, rtol=0)
 
 
-def test_several_captions_of_one_sample_share_what_does_not_read_them():
+def test_captions_of_a_sample_share_caption_free_parts():
     model, inputs, entered = tiny_transformer(), tiny_inputs(), {}
     inputs["prompt_embeds"] = tiny_inputs(4, batch=2)["prompt_embeds"]
     inputs["prompt_embeds"][1, 3:] = 0  # a shorter caption, filled up as the model fills up itself
@@ -136,7 +136,7 @@ def test_with_a_frozen_trunk_backward_begins_at_the_first_hint():
 # ---- precision
 
 
-def test_under_bf16_weights_products_are_bf16_and_residual_timestep_and_head_fp32():
+def test_bf16_keeps_residual_timestep_and_head_fp32():
     model, seen = in_bf16(tiny_transformer()), {}
 
     def note(name):

@@ -32,7 +32,7 @@ def vae(official):
     return load_vae(official)
 
 
-def test_the_published_file_has_the_names_and_shapes_of_the_module():
+def test_published_file_has_names_of_the_module():
     layout = published_layout(VAE_FILE)
     config = vae_config(layout)
     assert config == {
@@ -50,7 +50,7 @@ def test_the_published_file_has_the_names_and_shapes_of_the_module():
     assert {names.to_ours(name) for name in wanted} == layout.keys()
 
 
-def test_its_convolutions_run_in_onednn_and_compute_what_diffusers_computes(vae):
+def test_onednn_convolutions_equal_diffusers(vae):
     plain = tiny_vae()
     video = torch.rand(1, 3, 5, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = vae.model.encode(video).latent_dist.mode()
@@ -84,7 +84,7 @@ def test_frames_beyond_4k_plus_1_are_dropped_as_upstream_does(vae):
     assert torch.equal(vae.encode(video), vae.encode(video[:, :, :5]))
 
 
-def test_a_half_precision_vae_still_gives_fp32_latents_and_frames(official):
+def test_half_precision_vae_gives_fp32_latents(official):
     vae = load_vae(official, dtype=torch.bfloat16)
     video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = vae.encode(video)
@@ -104,7 +104,7 @@ def test_nothing_is_recorded_for_backward(vae):
     )  # not an inference tensor either: trainers may go on with it
 
 
-def test_what_the_published_vae_remembers_of_earlier_frames_is_as_large_as_800_decoded_ones():
+def test_vae_cache_is_as_large_as_800_decoded_frames():
     """Why tiles are not decoded frame by frame (docs/guide/generate.md): each would have to keep its own."""
     with torch.device("meta"):
         model = AutoencoderKLWan()
@@ -129,7 +129,7 @@ def test_tiling_is_off_unless_asked_for_and_streams_too(official):
     assert not load_vae(official).tiled
 
 
-def test_a_diffusers_whose_vae_has_no_tiles_still_decodes_and_says_so_when_asked(official):
+def test_old_diffusers_without_tiles_still_decodes(official):
     latents = torch.randn(16, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     expected = load_vae(official).decode(latents[None])[0]
     vae = load_vae(official)

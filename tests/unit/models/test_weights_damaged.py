@@ -240,9 +240,7 @@ class Reaches:
         return getattr, (dict, "fromkeys")
 
 
-def test_an_index_of_an_early_python_3_11_reads_and_getattr_reads_nothing_but_enums(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_index_of_early_python_3_11_reads_enums_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     early = lambda member, protocol: (getattr, (type(member), member.name))  # noqa: E731
     monkeypatch.setattr(dcp.metadata._MEM_FORMAT_ENCODING, "__reduce_ex__", early)
     folder, index = write_dcp_index(tmp_path)
@@ -260,7 +258,7 @@ def words_of(*values: str) -> bytes:
     return b"".join(b"X" + len(value.encode()).to_bytes(4, "little") + value.encode() for value in values)
 
 
-def test_an_index_that_teaches_the_enum_new_members_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_index_with_new_enum_members_is_refused(tmp_path: Path) -> None:
     """To a true `getattr` it is a way to exec: E.__class__.__call__.__globals__.get("bltns").exec(code)."""
     trace = tmp_path / "trace"
     code = f"open({str(trace)!r}, 'w')"
@@ -293,9 +291,7 @@ def test_an_index_that_teaches_the_enum_new_members_is_refused_and_not_run(tmp_p
     assert not trace.exists()
 
 
-def test_training_resumes_without_unpickling_an_index_in_torchs_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_resumes_without_torch_unpickling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = write_dcp_index(tmp_path)
     monkeypatch.setattr(pickle, "load", lambda *_: pytest.fail("it was unpickled with all that it carries"))
     state = {"model": {name: torch.zeros_like(value) for name, value in STATE.items()}}
@@ -348,7 +344,7 @@ def test_made_up_names_give_one_line(tmp_path: Path, names: list[str]) -> None:
     assert_refused(tmp_path / "x.pt", tmp_path / "trace")
 
 
-def test_a_block_number_of_five_thousand_digits_is_a_foreign_name(tmp_path: Path) -> None:
+def test_huge_block_number_is_a_foreign_name(tmp_path: Path) -> None:
     torch.save({f"blocks.{'9' * 5000}.ffn.0.weight": torch.ones(1)}, tmp_path / "x.pt")
     assert_refused(tmp_path / "x.pt", tmp_path / "trace")
 

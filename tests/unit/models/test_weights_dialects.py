@@ -167,7 +167,7 @@ def test_every_form_gives_the_same_weights_and_sizes(
     assert "185 tensors, bfloat16, trunk and branch" in source.description
 
 
-def test_only_a_file_in_the_old_format_is_said_to_be_held_in_memory(
+def test_old_torch_format_is_reported_as_held_in_memory(
     tmp_path: Path, weights: Weights, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
@@ -177,9 +177,7 @@ def test_only_a_file_in_the_old_format_is_said_to_be_held_in_memory(
     assert "merged.pth: in the format of torch before 1.6" in caplog.text
 
 
-def test_the_fingerprint_is_the_same_in_every_form_and_differs_for_other_weights(
-    tmp_path: Path, weights: Weights
-) -> None:
+def test_fingerprint_depends_on_weights_not_on_form(tmp_path: Path, weights: Weights) -> None:
     found = {
         open_weights(form(tmp_path / form.__name__, weights)).fingerprint()
         for form in (sharded, stages, full_dcp)
@@ -201,9 +199,7 @@ def test_a_model_is_filled_in_the_dtype_asked_for(
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 
-def test_training_a_model_changes_neither_the_file_nor_another_model(
-    tmp_path: Path, weights: Weights
-) -> None:
+def test_training_changes_no_file_and_no_other_model(tmp_path: Path, weights: Weights) -> None:
     folder = official(tmp_path, weights)
     first = load_transformer(folder, dtype=None)
     with torch.no_grad():
@@ -213,7 +209,7 @@ def test_training_a_model_changes_neither_the_file_nor_another_model(
         assert torch.equal(tensor, weights[name])
 
 
-def test_release_is_preferred_beside_original_files_and_the_log_says_so(
+def test_release_is_preferred_to_original_files(
     tmp_path: Path, weights: Weights, caplog: pytest.LogCaptureFixture
 ) -> None:
     official(tmp_path, weights)
@@ -256,9 +252,7 @@ def assert_trained(path: Path, weights: Weights, base_path: Path | None = None) 
         assert torch.equal(source.read(name), tensor)
 
 
-def test_a_checkpoint_of_the_trained_part_is_completed_from_its_base(
-    tmp_path: Path, weights: Weights
-) -> None:
+def test_trained_part_is_completed_from_its_base(tmp_path: Path, weights: Weights) -> None:
     assert_trained(trained_only(tmp_path / "run", weights, official(tmp_path / "base", weights)), weights)
 
 
@@ -348,9 +342,7 @@ def test_a_lora_is_recognised_and_refused_with_a_hint(tmp_path: Path, name: str)
     refused(tmp_path / "lora.safetensors", "is a LoRA", "merge it")
 
 
-def test_missing_unexpected_and_misshaped_weights_are_listed_with_a_count(
-    tmp_path: Path, weights: Weights
-) -> None:
+def test_bad_weights_are_listed_with_a_count(tmp_path: Path, weights: Weights) -> None:
     lacking = {
         name: tensor for name, tensor in weights.items() if "cross_attn.k" not in name and "norm3" not in name
     }

@@ -53,7 +53,7 @@ def test_a_row_that_stands_many_times_counts_as_that_many_rows(copies, own):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_the_weight_of_padding_is_not_rounded_to_the_dtype_of_the_heads():
+def test_padding_weight_is_not_rounded():
     q, k, v = (heads(seed, 4, torch.bfloat16) for seed in range(3))
     rows = [torch.cat((x, x[:, -1:].repeat(1, 399, 1, 1)), dim=1).float() for x in (k, v)]
     expected = attend_reference(q.float(), *rows)

@@ -128,7 +128,7 @@ def test_attention_is_the_formula(torch_npu, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rms_norm_is_the_formula_with_a_weight_of_the_inputs_dtype(torch_npu, dtype):
+def test_rms_norm_equals_its_formula(torch_npu, dtype):
     x, weight = heads(0, dtype=dtype).flatten(2), torch.rand(48)
     assert torch.equal(rms_norm(x, weight, 1e-5), rms_norm_reference(x, weight.to(dtype), 1e-5))
     assert torch_npu.calls == ["npu_rms_norm"]
@@ -144,7 +144,7 @@ def test_rotation_is_the_formula(torch_npu, dtype):
     assert torch_npu.calls == ["npu_rotary_mul"]
 
 
-def test_more_heads_than_the_fused_rotation_takes_go_by_the_formula(torch_npu):
+def test_many_heads_use_the_rotation_formula(torch_npu):
     cos, sin = rope_tables((1, 1, 2), (4, 4, 4), torch.device("cpu"))
     x = torch.randn(25, 2, 40, 12)
     assert torch.equal(apply_rope(x, cos, sin), apply_rope_reference(x, cos, sin))
@@ -196,7 +196,7 @@ def test_the_stand_in_rejects_what_torch_npu_does_not_declare(torch_npu, op, arg
         getattr(torch_npu, op)(*tensors, *args, **kwargs)
 
 
-def test_the_stand_in_notices_a_forgotten_scale_and_a_wrong_layout(torch_npu):
+def test_fake_kernel_notices_wrong_scale_and_layout(torch_npu):
     q, k, v = (heads(seed, tokens=4) for seed in range(3))  # 4 tokens, 4 heads: BNSD binds too
     right = attend_reference(q, k, v)
     assert not torch.allclose(torch_npu.npu_fusion_attention(q, k, v, 4, "BSND")[0], right, atol=1e-3)

@@ -52,7 +52,7 @@ def test_a_trunk_without_branch_trains_with_the_shipped_yaml(tmp_path: Path) -> 
     assert train(environment)["loss"] > 0
 
 
-def test_to_train_a_branch_that_is_not_there_is_refused_before_any_rank_starts(tmp_path: Path) -> None:
+def test_training_without_a_branch_is_refused_early(tmp_path: Path) -> None:
     environment = make_run(tmp_path)
     edit(environment, vace_dit=dit(vace_layers=[]))
     with pytest.raises(

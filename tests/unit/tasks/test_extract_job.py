@@ -167,7 +167,7 @@ def flags(folder, data=PUBLISHED_DATA, model=PUBLISHED_MODEL, tools=PUBLISHED_TO
     return given
 
 
-def test_the_published_files_and_flags_parse_and_what_does_nothing_is_named(tmp_path):
+def test_published_files_and_flags_parse(tmp_path):
     job = ExtractJob.from_argv([*flags(tmp_path), *PUBLISHED_FLAGS])
     assert job.save_path == "./sora_features"
     assert job.extract.num_workers == 8

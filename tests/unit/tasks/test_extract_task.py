@@ -112,7 +112,7 @@ def test_the_null_prompt_is_the_embedding_of_nothing(root):
     assert torch.equal(features(root).null_prompt, text.encode([""])[0].bfloat16())
 
 
-def test_the_job_is_kept_beside_the_features_and_a_second_run_does_nothing(root, capsys):
+def test_job_is_saved_and_a_second_run_does_nothing(root, capsys):
     assert json.loads((root / "out/job.json").read_text())["extract"]["num_workers"] == 0
     before = {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()}
     main([*make_job(root), "--num-workers", "0"])
@@ -124,7 +124,7 @@ def test_the_job_is_kept_beside_the_features_and_a_second_run_does_nothing(root,
     assert {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()} == before
 
 
-def test_models_go_to_the_device_only_when_something_has_to_be_encoded(root, monkeypatch, tmp_path):
+def test_models_move_to_the_device_only_to_encode(root, monkeypatch, tmp_path):
     def refuse(self, device):
         raise AssertionError("a whole model was moved")
 
@@ -135,7 +135,7 @@ def test_models_go_to_the_device_only_when_something_has_to_be_encoded(root, mon
         main([*make_job(root), "--num-workers", "0", "--no-check-clips", "--save-path", str(tmp_path)])
 
 
-def test_a_rotated_clip_and_one_of_variable_rate_are_extracted_upright_and_by_time(tmp_path):
+def test_rotated_and_variable_rate_clips_are_extracted(tmp_path):
     flags = [*make_job(tmp_path, max_hxw=96 * 128), "--num-workers", "0"]
     folder = tmp_path / "clips datası"
     turn(write_clip(tmp_path / "lying.mp4", 9), folder / "téléphone 90.mp4", 90)
@@ -169,7 +169,7 @@ def failures_of(root):
     return [tuple(json.loads(line).values()) for line in lines]
 
 
-def test_bad_clips_stop_the_run_with_their_addresses_or_are_listed(tmp_path, capsys):
+def test_bad_clips_stop_the_run_or_are_listed(tmp_path, capsys):
     flags = [*make_job(tmp_path), "--num-workers", "0"]
     spoil(tmp_path / "clips datası")
     with pytest.raises(SystemExit) as ended:
@@ -236,7 +236,7 @@ def stopped_job(root):
     return ExtractJob.from_argv([*make_job(root), "--num-workers", "0"])
 
 
-def test_sigterm_finishes_the_clip_at_hand_lists_what_is_done_and_the_next_run_goes_on(root, tmp_path):
+def test_sigterm_finishes_the_current_clip(root, tmp_path):
     rows = write_rows(tmp_path, 5)
     job, out = stopped_job(root), tmp_path / "out"
     with pytest.raises(Stopped) as stopped:
@@ -267,7 +267,7 @@ def test_each_row_belongs_to_exactly_one_rank(tmp_path):
     assert [row.record.row for row in Outcome.merged(parts).finished] == list(range(7))
 
 
-def test_the_bar_reaches_the_terminal_that_the_script_names_though_stderr_is_a_pipe(tmp_path, monkeypatch):
+def test_bar_reaches_the_terminal_past_a_stderr_pipe(tmp_path, monkeypatch):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))

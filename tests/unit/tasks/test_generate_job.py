@@ -42,7 +42,7 @@ def job(path, *flags):
     return GenerateJob.from_argv([str(path), *flags])
 
 
-def test_one_json_is_one_video_with_the_preset_of_the_official_code(config):
+def test_one_json_is_one_video_with_official_preset(config):
     (video,) = job(config(video_path="a.mp4")).videos
     sampling = video.sampling
     assert (video.name, video.prompt) == ("video1", "a cat")
@@ -71,7 +71,7 @@ def test_flags_win_over_tasks_and_may_be_spelt_like_keys(config):
     )
 
 
-def test_a_process_that_makes_its_own_videos_may_be_told_that_it_shares_with_none(config):
+def test_data_parallel_accepts_sharing_with_none(config):
     job = GenerateJob.from_argv([str(config(context_parallel_size=1)), "--data-parallel"])
     assert job.run.data_parallel
 
@@ -162,7 +162,7 @@ def test_what_is_wrong_is_named_in_one_line(config, values, flags, message):
 
 
 @pytest.mark.parametrize(("word", "wanted"), [("0.5", 0.5), ("1,0.8", (1.0, 0.8))])
-def test_the_context_scale_of_the_command_line_is_one_number_or_one_for_each_block(config, word, wanted):
+def test_context_scale_flag_is_one_number_or_one_a_block(config, word, wanted):
     path = config(context_scale=0.1)
     (video,) = GenerateJob.from_argv(["--context-scale", word, str(path)]).videos
     assert video.sampling.context_scale == wanted

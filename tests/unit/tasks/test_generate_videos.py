@@ -108,7 +108,7 @@ def test_a_video_with_everything_that_made_it(config, tmp_path):
     assert abs(shown.astype(int) - mask.astype(int)).mean() < 2
 
 
-def test_several_videos_keep_the_weights_and_write_under_their_names(config):
+def test_several_videos_share_weights_and_keep_names(config):
     out = run(
         config(tasks=[{"name": "one"}, {"name": "two", "seed": 5}, {"name": "three", "solver": "euler"}])
     )
@@ -118,7 +118,7 @@ def test_several_videos_keep_the_weights_and_write_under_their_names(config):
     assert "load" not in texts[1]
 
 
-def test_from_latents_makes_the_same_video_without_the_transformer(config, tmp_path, tiny):
+def test_from_latents_decodes_the_same_video(config, tmp_path, tiny):
     out = run(config(seed=3))
     video = (out / "video1.mp4").read_bytes()
     model = {"transformer": ["gone"], "vae": str(tiny), "text_encoder": "gone"}
@@ -141,7 +141,7 @@ def test_from_latents_judges_its_targets_before_decoding(config, tmp_path, monke
     assert str(target) in line
 
 
-def test_from_latents_says_what_of_the_request_it_does_not_follow(config, tmp_path, capsys):
+def test_from_latents_reports_ignored_settings(config, tmp_path, capsys):
     run(config())
     capsys.readouterr()
     flags = ["--data-parallel", "--from-latents", str(tmp_path / "out" / "video1" / "latents.safetensors")]
@@ -186,7 +186,7 @@ def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny
         ("new/folder", 100_000, "its disk has 0.1 MB left, about 0.3.. MB are needed; make room"),
     ],
 )
-def test_a_place_that_cannot_take_the_video_is_refused_before_anything_is_loaded(
+def test_unwritable_output_is_refused_before_loading(
     config, tmp_path, capsys, monkeypatch, output, free, message
 ):
     def never(*_, **__):
@@ -214,7 +214,7 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
     assert (tmp_path / "out" / "video1.mp4").exists()
 
 
-def test_a_disk_too_small_for_the_latents_is_one_line_and_leaves_nothing(config, tmp_path, capsys):
+def test_small_disk_is_refused_and_leaves_nothing(config, tmp_path, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (512, hard)
@@ -240,9 +240,7 @@ def test_a_disk_too_small_for_the_latents_is_one_line_and_leaves_nothing(config,
         ),
     ],
 )
-def test_a_device_that_is_too_small_is_one_line_that_says_what_helps(
-    config, monkeypatch, capsys, module, stage, message
-):
+def test_out_of_memory_is_one_line_with_advice(config, monkeypatch, capsys, module, stage, message):
     def small(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -250,9 +248,7 @@ def test_a_device_that_is_too_small_is_one_line_that_says_what_helps(
     assert re.search(message, refused(capsys, config()))
 
 
-def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_half_written(
-    config, tmp_path, monkeypatch, capsys
-):
+def test_disk_full_while_writing_leaves_nothing(config, tmp_path, monkeypatch, capsys):
     def tear(frames, *_):
         yield next(frames)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -304,7 +300,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(config, tmp_path, capsys, valu
     assert files(tmp_path / "out") == []
 
 
-def test_weights_of_something_else_are_named_before_anything_is_loaded(config, tiny, tmp_path, capsys):
+def test_foreign_weights_are_named_before_loading(config, tiny, tmp_path, capsys):
     model = {"transformer": [str(tiny / "Wan2.1_VAE.pth")], "vae": str(tiny), "text_encoder": str(tiny)}
     assert refused(capsys, config(model=model)).startswith("WeightsError: ")
     assert files(tmp_path / "out") == []

@@ -53,14 +53,14 @@ def edited(tmp_path: Path, change: dict) -> str:
         ("A14B_wan2.2", "pretrain_model_low.json", 40, 583),
     ],
 )
-def test_the_shipped_files_of_every_size_make_a_job_without_a_note(folder, model, layers, places):
+def test_shipped_files_make_a_job_without_a_note(folder, model, layers, places):
     job = PretrainJob.from_argv(argv(folder, model), ranks=8)
     assert job.predictor.num_layers == layers
     assert len(job.model.diffusion.places) == places
     assert job.notes == ()
 
 
-def test_a_dry_run_of_14b_needs_no_weights_no_device_and_no_torch():
+def test_dry_run_of_14b_needs_no_weights_and_no_torch():
     code = (
         "import sys; from mindspeed_mm.tasks.pretrain import main; main(sys.argv[1:]); "
         "assert not {'torch', 'megatron.core'} & set(sys.modules)"
@@ -217,7 +217,7 @@ def test_raw_clips_are_no_training_data(tmp_path):
         PretrainJob.from_argv([*argv(), f"--mm-data={tmp_path / 'data.json'}"], ranks=1)
 
 
-def test_missing_features_and_weights_are_found_before_the_launch(tmp_path, monkeypatch):
+def test_missing_inputs_are_found_before_the_launch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MindSpeedMMError, match=r"data_path: \./vace_features/data\.jsonl is not there"):
         PretrainJob.from_argv(argv(), ranks=1).check_inputs()

@@ -191,7 +191,7 @@ class CountingDecoder:
         )
 
 
-def test_of_a_feature_only_what_is_shown_is_decoded_and_equal_latents_once(tmp_path):
+def test_feature_sheet_decodes_only_what_it_draws(tmp_path):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(16, 21 + 2, 4, 6, generator=generator)
     context = torch.randn(96, 21 + 2, 4, 6, generator=generator)

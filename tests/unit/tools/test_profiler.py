@@ -46,7 +46,7 @@ def test_the_flag_records_without_the_file(tmp_path):
     assert len(traces(tmp_path / "c", config, flags)) == 1
 
 
-def test_a_dynamic_profile_is_refused_when_it_is_on_and_harmless_when_it_is_off(tmp_path):
+def test_dynamic_profile_is_refused_only_when_on(tmp_path):
     assert tools(tmp_path, enable=False, profile_type="dynamic")
     with pytest.raises(
         ConfigError, match=r"tools.json:profile: profile_type dynamic does not exist here; write static"

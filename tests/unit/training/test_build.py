@@ -30,7 +30,7 @@ def test_every_weight_belongs_to_trunk_or_branch():
     assert all(trains(name, "all", BRANCH) for name in names)
 
 
-def test_what_is_frozen_is_bf16_without_gradient_but_the_time_path_and_the_head():
+def test_frozen_parts_are_bf16_but_time_path_and_head():
     model = build_on_meta(TINY)
     freeze(model)
     for name, parameter in model.named_parameters():

@@ -18,7 +18,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
-def test_singular_vectors_stay_and_singular_values_follow_the_polynomial(shape):
+def test_newton_schulz_keeps_singular_vectors(shape):
     matrices = drawn(3, *shape)
     left, values, right = torch.linalg.svd(matrices.double(), full_matrices=False)
     values = values / values.norm(dim=-1, keepdim=True)

@@ -65,13 +65,13 @@ def overfit(trainable, iterations, lr):
 
 
 @pytest.mark.slow
-def test_training_all_of_it_halves_the_loss_of_predicting_nothing():
+def test_training_everything_halves_the_trivial_loss():
     model, _, records, schedule = overfit("all", 400, 3e-3)
     assert fixed_noise_loss(model, records, schedule) < 0.5 * fixed_noise_loss(Zero(), records, schedule)
 
 
 @pytest.mark.slow
-def test_training_the_branch_helps_the_trunk_and_leaves_its_bytes_alone():
+def test_training_the_branch_leaves_the_trunk_bytes():
     model, frozen, records, schedule = overfit("branch", 150, 3e-3)
     assert fixed_noise_loss(model, records, schedule) < fixed_noise_loss(TrunkOnly(model), records, schedule)
     assert frozen
@@ -81,7 +81,7 @@ def test_training_the_branch_helps_the_trunk_and_leaves_its_bytes_alone():
             assert parameter.grad is None, name
 
 
-def test_held_out_loss_is_the_same_whenever_it_is_asked_and_covers_the_range():
+def test_held_out_loss_is_repeatable():
     model, records = tiny_transformer(), random_records(3, ((3, 4, 6), (2, 6, 4)))
     schedule = loop_parts(model, training(), records).schedule
     places = quantile_places(schedule, 4)

@@ -73,7 +73,7 @@ class Saves:
         self.waited = True
 
 
-def test_the_log_line_is_megatrons_and_survives_the_guides_own_pipe(lines, tmp_path):
+def test_log_line_is_megatrons(lines, tmp_path):
     config = training(batch={"train_iters": 2})
     TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
     said = [line for line in lines if "iteration " in line]
@@ -128,7 +128,7 @@ def test_metrics_jsonl_holds_every_iteration(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
-def test_a_disk_that_fills_up_under_a_writer_is_one_error_and_leaves_whole_records(tmp_path, name, capfd):
+def test_full_disk_leaves_whole_metric_records(tmp_path, name, capfd):
     writer = (
         TensorBoard(str(tmp_path / name), interval=1) if name == "tensorboard" else JsonLines(tmp_path / name)
     )
@@ -153,7 +153,7 @@ def test_a_disk_that_fills_up_under_a_writer_is_one_error_and_leaves_whole_recor
     assert path.read_bytes() == kept
 
 
-def test_a_place_for_metrics_jsonl_that_is_no_folder_is_one_error(tmp_path):
+def test_metrics_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="cannot be written"):
         JsonLines(tmp_path / "file" / "metrics.jsonl")
@@ -236,7 +236,7 @@ def poisoned(bad: int):
     return records
 
 
-def test_an_iteration_that_is_not_finite_is_skipped_counted_and_named(lines):
+def test_nonfinite_iteration_is_skipped_and_counted(lines):
     config = training(batch={"train_iters": 4, "global_batch_size": 1})
     parts = loop_parts(tiny_transformer(), config, poisoned(2))
     TrainLoop(config, parts).run()
@@ -281,7 +281,7 @@ def test_check_for_nan_stops_at_the_first():
         TrainLoop(config, loop_parts(tiny_transformer(), config, poisoned(0))).run()
 
 
-def test_a_spike_names_its_sample_and_timestep_and_ordinary_losses_are_quiet():
+def test_loss_spike_names_sample_and_timestep():
     watch = SpikeWatch(3.0, 1000)
     for index in range(40):
         assert (
@@ -320,7 +320,7 @@ class FakeWandb(ModuleType):
         self.finished = True
 
 
-def test_wandb_gets_project_job_every_iteration_and_every_held_out_loss(monkeypatch, tmp_path):
+def test_wandb_gets_every_iteration_and_held_out_loss(monkeypatch, tmp_path):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = training(
@@ -345,7 +345,7 @@ def test_wandb_that_is_not_installed_is_one_line(monkeypatch):
         open_writers(training(log={"wandb_project": "vace"}).log, None, {})
 
 
-def test_tensorboard_holds_every_number_at_its_interval_and_every_held_out_loss(tmp_path):
+def test_tensorboard_holds_every_number(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board, kept = TensorBoard(str(tmp_path), interval=2), Recorder()
@@ -361,7 +361,7 @@ def test_tensorboard_holds_every_number_at_its_interval_and_every_held_out_loss(
     assert [(event.step, event.value) for event in events.Scalars("validation/loss")] == [(3, 0.5)]
 
 
-def test_the_bar_reaches_the_terminal_that_the_scripts_name_though_stdout_is_a_pipe(monkeypatch):
+def test_bar_reaches_the_terminal_past_a_stdout_pipe(monkeypatch):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))

@@ -38,7 +38,7 @@ def test_matrices_decay_and_biases_norms_and_modulation_do_not():
     assert len(spared) + len(names_in(model, decayed)) == len(list(model.named_parameters()))
 
 
-def test_weight_decay_all_decays_everything_as_the_published_trainer_does():
+def test_weight_decay_all_decays_everything():
     (only,) = param_groups(tiny_transformer(), OptimizerConfig(lr=1.0, weight_decay_all=True))
     assert len(only["params"]) == len(list(tiny_transformer().parameters()))
 

@@ -1,0 +1,21 @@
+"""Every task: importing this module registers ours. Other packages register theirs by an entry point."""
+
+from __future__ import annotations
+
+from mindspeed_mm.conditioning.tasks import (  # noqa: F401 (each registers its tasks)
+    compose,
+    control,
+    extension,
+    inpaint,
+    layout,
+    outpaint,
+    reference,
+)
+from mindspeed_mm.conditioning.tasks.spec import TASKS, Task
+
+__all__ = ["TASKS", "all_tasks"]
+
+
+def all_tasks() -> list[Task]:
+    """In the order of their names."""
+    return [TASKS.get(name) for name in TASKS]

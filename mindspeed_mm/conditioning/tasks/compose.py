@@ -1,0 +1,320 @@
+"""Compositions of tasks: swap, animate, expand, move, and two prepared pairs in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mindspeed_mm.conditioning.annotate.networks import Networks
+from mindspeed_mm.conditioning.annotate.opencv import Frame, Mask, whole_mask
+from mindspeed_mm.conditioning.annotate.shapes import clip_box, label_colour, layout_frames
+from mindspeed_mm.conditioning.tasks.extension import extended
+from mindspeed_mm.conditioning.tasks.inpaint import inpainted
+from mindspeed_mm.conditioning.tasks.options import (
+    Boxes,
+    ExtendOptions,
+    MaskOptions,
+    Paths,
+    ReferenceMode,
+    ReferenceOptions,
+    SubjectMode,
+    SubjectOptions,
+    TaskOptions,
+)
+from mindspeed_mm.conditioning.tasks.outpaint import GrowOptions, grow
+from mindspeed_mm.conditioning.tasks.reference import subjects
+from mindspeed_mm.conditioning.tasks.spec import TASKS, Clip, Prepared, Sources, Step, task
+from mindspeed_mm.data.images import brightness
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.errors import ConfigError, DataError
+
+Kind = Literal["repaint", "extension", "control"]
+_ALSO: Mapping[str, Kind] = {"layout": "control"}
+
+
+class SwapOptions(MaskOptions):
+    """Where the subject of the clip is, and those of the images."""
+
+    mode: str = Field(
+        default="salientmasktrack,salient",
+        max_length=60,
+        description="mode of the clip, or that of the clip and that of the images: bboxtrack,salient",
+    )
+    bbox: Boxes = Field(default=(), description="left,top,right,bottom in the clip")
+    mask: str | None = Field(default=None, description="image or video, white = generate")
+    label: str = Field(default="", max_length=200, description="name of the subject")
+    caption: str = Field(default="", max_length=2000, description="description of the subject")
+    image_bbox: Boxes = Field(default=(), description="left,top,right,bottom, one for each image")
+    image_mask: Paths = Field(default=(), description="mask image for each image, white = subject")
+
+
+@task(
+    "swap_anything",
+    summary="the subject of a clip is replaced by those of images",
+    needs=("clip", "images"),
+    options=SwapOptions,
+    family="repaint",
+)
+def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
+    """Inpainting of the clip, and references."""
+    networks = Networks(Path(options.annotators))
+    clip_mode, image_mode = split_modes(options.mode)
+    values = options.model_dump(exclude={"mode", "image_bbox", "image_mask"})
+    painted = inpainted(sources.clip, SubjectOptions(mode=clip_mode, **values), networks)
+    text = options.label or options.caption
+    found, notes = subjects(sources, image_mode, options.image_bbox, options.image_mask, text, networks)
+    return _joined(painted, found, notes, networks)
+
+
+def split_modes(text: str) -> tuple[SubjectMode, ReferenceMode]:
+    """`bboxtrack,salient` → the clip's and the images' mode; one mode is for the clip, images are then `salient`.
+
+    Raises ConfigError.
+    """
+    words = [word.strip() for word in text.split(",")]
+    clip_mode, image_mode = words if len(words) == 2 else (words[0], "salient")
+    if len(words) > 2 or clip_mode not in get_args(SubjectMode) or image_mode not in get_args(ReferenceMode):
+        raise ConfigError(
+            f"got {text!r}",
+            where="mode",
+            expected=f"CLIP,IMAGES with the modes {', '.join(get_args(SubjectMode))}; plain for images, too",
+        )
+    return clip_mode, image_mode  # type: ignore[return-value]
+
+
+@task(
+    "animate_anything",
+    summary="the subjects of images move as the people of a clip",
+    needs=("clip", "images"),
+    options=ReferenceOptions,
+    family="control",
+    network="pose",
+)
+def animate_anything(sources: Sources, options: ReferenceOptions) -> Prepared:
+    """The clip's poses, and references."""
+    base = TaskOptions(seed=options.seed, annotators=options.annotators, compat=options.compat)
+    posed = TASKS.get("pose").run(Sources(clips=sources.clips), base)
+    networks = Networks(Path(options.annotators), dict(posed.networks))
+    text = options.label or options.caption
+    found, notes = subjects(sources, options.mode, options.bbox, options.mask, text, networks)
+    return _joined(posed, found, notes, networks)
+
+
+def _joined(made: Prepared, references: tuple[Frame, ...], notes: list[str], networks: Networks) -> Prepared:
+    return Prepared(
+        steps=made.steps,
+        num_frames=made.num_frames,
+        size=made.size,
+        fps=made.fps,
+        references=references,
+        notes=(*made.notes, *notes),
+        networks=networks.used,
+    )
+
+
+class ExpandOptions(GrowOptions):
+    """How the first image grows and the clip goes on."""
+
+    mode: str = Field(
+        default="firstframe,plain",
+        max_length=60,
+        description="where the image is, and the mode of further images: firstframe,salient",
+    )
+    bbox: Boxes = Field(default=(), description="left,top,right,bottom, one for each further image")
+    mask: Paths = Field(default=(), description="mask image for each further image, white = subject")
+    label: str = Field(default="", max_length=200, description="name of the subject")
+    caption: str = Field(default="", max_length=2000, description="description of the subject")
+    expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
+
+
+@task(
+    "expand_anything",
+    summary="an image grows and becomes a clip; further images are references",
+    needs=("images",),
+    options=ExpandOptions,
+    family="extension",
+)
+def expand_anything(sources: Sources, options: ExpandOptions) -> Prepared:
+    """The outpainted image at the start or the end, gray elsewhere."""
+    where, _, image_mode = (word.strip() for word in options.mode.partition(","))
+    if where in get_args(ReferenceMode) and not image_mode:
+        where, image_mode = "firstframe", where
+    if where not in ("firstframe", "lastframe") or (image_mode or "plain") not in get_args(ReferenceMode):
+        raise ConfigError(
+            f"got {options.mode!r}",
+            where="mode",
+            expected="firstframe or lastframe, then the mode of further images",
+        )
+    image = sources.images[0]
+    height, width = image.shape[0], image.shape[1]
+    canvas = grow(height, width, options)
+    placed, border = canvas.place(image), canvas.mask(height, width)
+    before, after = ([placed], []) if where == "firstframe" else ([], [placed])
+    size, total = (canvas.height, canvas.width), options.expand_num + 1
+    base = extended(before, after, size, ExtendOptions(expand_num=options.expand_num), ())
+    at = 0 if where == "firstframe" else total - 1
+
+    def steps() -> Iterator[Step]:
+        for place, (frame, mask) in enumerate(base.read()):
+            yield frame, border if place == at else mask
+
+    networks = Networks(Path(options.annotators))
+    text = options.label or options.caption
+    mode: Any = image_mode or "plain"
+    found, notes = subjects(sources, mode, options.bbox, options.mask, text, networks, first=1)
+    made = Prepared(steps=steps, num_frames=total, size=size)
+    return _joined(made, found, notes, networks)
+
+
+class MoveOptions(TaskOptions):
+    """Where the subject of an image moves."""
+
+    bbox: Boxes = Field(description="two boxes left,top,right,bottom: where it starts and ends")
+    label: str = Field(default="", max_length=200, description="name of the subject; decides the colour")
+    expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
+
+
+@task(
+    "move_anything",
+    summary="the subject of an image moves along a box",
+    needs=("image",),
+    options=MoveOptions,
+    family="control",
+)
+def move_anything(sources: Sources, options: MoveOptions) -> Prepared:
+    """The image, kept, then the layout's canvases."""
+    if len(options.bbox) != 2:
+        raise ConfigError(
+            f"got {len(options.bbox)}", where="bbox", expected="two boxes, of the first and the last frame"
+        )
+    image, (start, end) = sources.images[0], options.bbox
+    size = (image.shape[0], image.shape[1])
+    for box in (start, end):
+        clip_box(box, *size)
+
+    def steps() -> Iterator[Step]:
+        yield image, whole_mask(*size, generate=False)
+        make = whole_mask(*size, generate=True)
+        for frame in layout_frames(start, end, options.expand_num, *size, label_colour(options.label)):
+            yield frame, make
+
+    return Prepared(steps=steps, num_frames=options.expand_num + 1, size=size)
+
+
+class ComposeOptions(TaskOptions):
+    """Two prepared pairs, and what each is."""
+
+    process_type_1: str = Field(description="what the first pair is: a task, or repaint, extension, control")
+    process_type_2: str = Field(description="what the second pair is")
+    video_1: str = Field(description="src_video of the first pair")
+    video_2: str = Field(description="src_video of the second pair")
+    mask_1: str | None = Field(default=None, description="src_mask of the first pair; white without it")
+    mask_2: str | None = Field(default=None, description="src_mask of the second pair; white without it")
+
+
+@task(
+    "composition",
+    summary="two prepared pairs of src_video and src_mask in one",
+    needs=(),
+    options=ComposeOptions,
+    family="repaint",
+)
+def composition(sources: Sources, options: ComposeOptions) -> Prepared:
+    """The union of two pairs of one size and length. Raises DataError when they have not."""
+    kinds = kind_of(options.process_type_1), kind_of(options.process_type_2)
+    first, second = _Pair(options.video_1, options.mask_1), _Pair(options.video_2, options.mask_2)
+    for pair, name in ((first, "video_1"), (second, "video_2")):
+        pair.check(name)
+    if first.clip.size != second.clip.size or first.clip.num_frames != second.clip.num_frames:
+        shapes = [f"{p.clip.num_frames} frames of {p.clip.size[1]}x{p.clip.size[0]}" for p in (first, second)]
+        raise DataError(
+            f"has {shapes[1]}, video_1 has {shapes[0]}",
+            where=f"video_2 {second.clip.path}",
+            fix="bring both pairs to one size and length",
+        )
+
+    def steps() -> Iterator[Step]:
+        for (frame_1, mask_1), (frame_2, mask_2) in zip(first.read(), second.read(), strict=True):
+            yield compose(frame_1, mask_1, frame_2, mask_2, kinds)
+
+    clip = first.clip
+    return Prepared(steps=steps, num_frames=clip.num_frames, size=clip.size, fps=clip.fps)
+
+
+def kind_of(name: str) -> Kind:
+    """The family of a task, or the family itself. Raises ConfigError."""
+    if name in get_args(Kind):
+        return name  # type: ignore[return-value]
+    if name in _ALSO:
+        return _ALSO[name]
+    family = TASKS.get(name).family
+    if family == "reference":
+        raise ConfigError(
+            f"got {name!r}, which makes references alone",
+            where="process_type",
+            expected="a task with src_video",
+        )
+    return family
+
+
+def compose(
+    frame_1: Frame, mask_1: Mask, frame_2: Frame, mask_2: Mask, kinds: tuple[Kind, Kind]
+) -> tuple[Frame, Mask]:
+    """One frame of two pairs (f1, m1), (f2, m2), with m in {0, 1}:
+
+    - an extension with anything (its frames stay, whichever comes first): f2 * m1 + f1 * (1 - m1), mask m1 * m2
+    - a repaint with a control: the control inside the hole: f_control * m + f_repaint * (1 - m), mask m = m_repaint
+    - two repaints, two controls: f1 * (1 - m2) + f2 * m2, mask m1 * (1 - m2) + m2
+    """
+    first, second = mask_1 > 127, mask_2 > 127
+    if kinds[1] == "extension" and kinds[0] != "extension":
+        return compose(frame_2, mask_2, frame_1, mask_1, ("extension", kinds[0]))
+    if kinds[0] == "extension":
+        return _mix(frame_1, frame_2, first), _bytes(first & second)
+    if kinds == ("control", "repaint"):
+        return compose(frame_2, mask_2, frame_1, mask_1, ("repaint", "control"))
+    if kinds == ("repaint", "control"):
+        return _mix(frame_1, frame_2, first), _bytes(first)
+    return _mix(frame_1, frame_2, second), _bytes(first | second)
+
+
+def _mix(kept: Frame, other: Frame, where: NDArray[np.bool_]) -> Frame:
+    return np.where(where[..., None], other, kept)
+
+
+def _bytes(where: NDArray[np.bool_]) -> Mask:
+    return np.where(where, 255, 0).astype(np.uint8)
+
+
+class _Pair:
+    """A src_video and its mask, read side by side."""
+
+    def __init__(self, video: str, mask: str | None) -> None:
+        self.clip = Clip.open(video)
+        self._mask = None if mask is None else open_video(Path(mask), mask=True)
+
+    def check(self, name: str) -> None:
+        """Raise DataError for a mask of another size or length."""
+        mask = self._mask
+        if mask is None:
+            return
+        if (mask.height, mask.width) != self.clip.size or mask.num_frames not in (1, self.clip.num_frames):
+            raise DataError(
+                f"its mask has {mask.num_frames} frames of {mask.width}x{mask.height}, the clip "
+                f"{self.clip.num_frames} of {self.clip.size[1]}x{self.clip.size[0]}",
+                where=f"{name} {self.clip.path}",
+                fix="bring both to one size and length",
+            )
+
+    def read(self) -> Iterator[tuple[Frame, Mask]]:
+        white = whole_mask(*self.clip.size, generate=True)
+        for place, frame in enumerate(self.clip.frames()):
+            if self._mask is None:
+                yield frame, white
+                continue
+            yield frame, brightness(self._mask.read([0 if self._mask.num_frames == 1 else place]))[0]

@@ -1,0 +1,206 @@
+"""Extension: frames or clips are given, the rest is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, gray_frame, opencv, whole_mask
+from mindspeed_mm.conditioning.tasks.options import ExtendOptions, TaskOptions
+from mindspeed_mm.conditioning.tasks.spec import Clip, Prepared, Sources, Step, task
+from mindspeed_mm.errors import ConfigError, DataError
+
+Part = Sequence[Frame] | Clip  # frames that are given
+
+
+class FrameRefOptions(ExtendOptions):
+    """Where the given images go."""
+
+    mode: Literal["firstframe", "lastframe", "firstlastframe"] = Field(
+        default="firstframe", description="where the given frames are"
+    )
+
+
+class ClipRefOptions(ExtendOptions):
+    """Where the given clips go."""
+
+    mode: Literal["firstclip", "lastclip", "firstlastclip"] = Field(
+        default="firstclip", description="where the given clips are"
+    )
+
+
+class KeptFramesOptions(TaskOptions):
+    """Which frames of a clip stay."""
+
+    mode: Literal["first", "last", "firstlast", "random"] = Field(
+        default="first", description="which frames stay"
+    )
+    ref_num: int = Field(default=1, ge=1, le=100_000, description="how many stay, on each end for firstlast")
+
+
+def _frame_ref(sources: Sources, options: FrameRefOptions) -> Prepared:
+    both = options.mode == "firstlastframe"
+    _check_count(len(sources.images), 2 if both else 1, "image", options.mode)
+    height, width = sources.images[0].shape[:2]
+    frames = [sources.images[0], *(fit_on_white(image, height, width) for image in sources.images[1:])]
+    notes = [
+        f"image {place}: fitted from {image.shape[1]}x{image.shape[0]} into {width}x{height}, on white"
+        for place, image in enumerate(sources.images)
+        if image.shape[:2] != (height, width)
+    ]
+    before = frames[:1] if options.mode != "lastframe" else []
+    after = frames[-1:] if options.mode != "firstframe" else []
+    return extended(before, after, (height, width), options, notes)
+
+
+def _clip_ref(sources: Sources, options: ClipRefOptions) -> Prepared:
+    both = options.mode == "firstlastclip"
+    _check_count(len(sources.clips), 2 if both else 1, "clip", options.mode)
+    first, last = sources.clips[0], sources.clips[-1]
+    notes = []
+    if last.size != first.size:
+        notes.append(
+            f"{last.path}: fitted from {last.size[1]}x{last.size[0]} into {first.size[1]}x{first.size[0]}, on white"
+        )
+    if abs(last.fps - first.fps) > 0.01:
+        notes.append(f"{last.path}: has {last.fps:g} fps, the first clip's {first.fps:g} fps is used")
+    before = first if options.mode != "lastclip" else ()
+    after = last if options.mode != "firstclip" else ()
+    return extended(before, after, first.size, options, notes, first.fps)
+
+
+def _check_count(count: int, expected: int, kind: str, mode: str) -> None:
+    if count != expected:
+        raise DataError(
+            f"got {count} {kind}{'s' * (count != 1)}",
+            where=f"mode {mode}",
+            expected=f"{expected} {kind}{'s' * (expected != 1)}",
+        )
+
+
+def extended(
+    before: Part,
+    after: Part,
+    size: tuple[int, int],
+    options: ExtendOptions,
+    notes: Sequence[str],
+    fps: float = 16,
+) -> Prepared:
+    """Given frames, gray ones between or beside them: black masks where frames are given."""
+    given = _length(before) + _length(after)
+    total = options.num_frames if options.num_frames is not None else given + options.expand_num
+    if total <= given:
+        raise ConfigError(
+            f"{given} frames are given of num_frames {total}, so nothing is left to generate",
+            where="num_frames",
+            fix=f"set it above {given}",
+        )
+
+    def steps() -> Iterator[Step]:
+        keep, make = whole_mask(*size, generate=False), whole_mask(*size, generate=True)
+        for frame in _frames(before, size):
+            yield frame, keep
+        for _ in range(total - given):
+            yield gray_frame(*size), make
+        for frame in _frames(after, size):
+            yield frame, keep
+
+    return Prepared(steps=steps, num_frames=total, size=size, fps=fps, notes=tuple(notes))
+
+
+def _length(part: Part) -> int:
+    return part.num_frames if isinstance(part, Clip) else len(part)
+
+
+def _frames(part: Part, size: tuple[int, int]) -> Iterator[Frame]:
+    for frame in part.frames() if isinstance(part, Clip) else part:
+        yield fit_on_white(frame, *size)
+
+
+def fit_on_white(image: Frame, height: int, width: int) -> Frame:
+    """`image` scaled to fit into the size, centred on white."""
+    if image.shape[:2] == (height, width):
+        return image
+    cv2 = opencv()
+    scale = min(height / image.shape[0], width / image.shape[1])
+    rows, columns = (max(1, round(side * scale)) for side in image.shape[:2])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    canvas[top : top + rows, left : left + columns] = cv2.resize(image, (columns, rows), interpolation=method)
+    return canvas
+
+
+def _kept_frames(sources: Sources, options: KeptFramesOptions) -> Prepared:
+    clip = sources.clip
+    kept = kept_places(clip, options)
+
+    def steps() -> Iterator[Step]:
+        keep, make = whole_mask(*clip.size, generate=False), whole_mask(*clip.size, generate=True)
+        for place, frame in enumerate(clip.frames()):
+            yield (frame, keep) if place in kept else (gray_frame(*clip.size), make)
+
+    notes = (f"kept frames: {', '.join(map(str, sorted(kept)))}",) if options.mode == "random" else ()
+    return Prepared(steps=steps, num_frames=clip.num_frames, size=clip.size, fps=clip.fps, notes=notes)
+
+
+def kept_places(clip: Clip, options: KeptFramesOptions) -> set[int]:
+    """The numbers of the frames that stay. Raises DataError for a clip that is too short."""
+    total, count = clip.num_frames, options.ref_num
+    needed = (2 * count if options.mode == "firstlast" else count) + 1
+    if total < needed:
+        raise DataError(
+            f"has {total} frames; mode {options.mode} with ref_num {count} needs {needed}",
+            where=clip.path,
+            fix="set a smaller ref_num or give a longer clip",
+        )
+    if options.mode == "random":
+        drawn = np.random.default_rng(options.seed).choice(total, count, replace=False)
+        return {int(place) for place in drawn}
+    first = set(range(count)) if options.mode in ("first", "firstlast") else set()
+    return first | (set(range(total - count, total)) if options.mode in ("last", "firstlast") else set())
+
+
+task(
+    "frameref",
+    summary="extend from images: mode firstframe, lastframe or firstlastframe",
+    needs=("2 images",),
+    options=FrameRefOptions,
+    family="extension",
+)(_frame_ref)
+for _mode, _needs in (("firstframe", "image"), ("lastframe", "image"), ("firstlastframe", "2 images")):
+    task(
+        _mode,
+        summary=f"extend from {'the first and the last frame' if _needs != 'image' else f'the {_mode[:-5]} frame'}",
+        needs=(_needs,),
+        options=FrameRefOptions,
+        family="extension",
+        fixed={"mode": _mode},
+    )(_frame_ref)
+task(
+    "clipref",
+    summary="extend from clips: mode firstclip, lastclip or firstlastclip",
+    needs=("2 clips",),
+    options=ClipRefOptions,
+    family="extension",
+)(_clip_ref)
+for _mode, _needs in (("firstclip", "clip"), ("lastclip", "clip"), ("firstlastclip", "2 clips")):
+    task(
+        _mode,
+        summary=f"extend from {'the first and the last clip' if _needs != 'clip' else f'the {_mode[:-4]} clip'}",
+        needs=(_needs,),
+        options=ClipRefOptions,
+        family="extension",
+        fixed={"mode": _mode},
+    )(_clip_ref)
+task(
+    "framerefext",
+    summary="keep some frames of a clip, generate the others",
+    needs=("clip",),
+    options=KeptFramesOptions,
+    family="extension",
+    trains=True,
+)(_kept_frames)

@@ -1,0 +1,80 @@
+"""Layout: a box or an outline on white says where the subject is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from mindspeed_mm.conditioning.annotate.networks import Networks
+from mindspeed_mm.conditioning.annotate.shapes import clip_box, contour_frame, label_colour, layout_frames
+from mindspeed_mm.conditioning.tasks.control import controlled
+from mindspeed_mm.conditioning.tasks.options import Boxes, SubjectOptions, TaskOptions
+from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources, task
+from mindspeed_mm.conditioning.tasks.subjects import check_mode, subject_masks
+from mindspeed_mm.errors import ConfigError
+
+
+class LayoutOptions(TaskOptions):
+    """From which box to which, on what canvas."""
+
+    bbox: Boxes = Field(description="two boxes left,top,right,bottom: the first and the last frame's")
+    label: str = Field(default="", max_length=200, description="name of the subject; decides the colour")
+    num_frames: int = Field(default=81, ge=1, le=100_000, description="frames in all")
+    height: int = Field(default=480, ge=16, le=8192, description="of the canvas")
+    width: int = Field(default=832, ge=16, le=8192, description="of the canvas")
+
+
+@task(
+    "layout_bbox",
+    summary="an outlined box moves from one place to another, on white",
+    needs=(),
+    options=LayoutOptions,
+    family="control",
+)
+def layout_bbox(sources: Sources, options: LayoutOptions) -> Prepared:
+    """Boxes on white, without a source."""
+    if len(options.bbox) != 2:
+        raise ConfigError(
+            f"got {len(options.bbox)}",
+            where="bbox",
+            expected="two boxes, of the first and the last frame",
+            fix="give --bbox LEFT,TOP,RIGHT,BOTTOM LEFT,TOP,RIGHT,BOTTOM",
+        )
+    size, (start, end) = (options.height, options.width), options.bbox
+    for box in (start, end):
+        clip_box(box, *size)
+    colour = label_colour(options.label)
+    return Prepared(
+        steps=lambda: (
+            (frame, None) for frame in layout_frames(start, end, options.num_frames, *size, colour)
+        ),
+        num_frames=options.num_frames,
+        size=size,
+    )
+
+
+@task(
+    "layout_track",
+    summary="the outline of the tracked subject, on white",
+    needs=("clip",),
+    options=SubjectOptions,
+    family="control",
+    trains=True,
+)
+def layout_track(sources: Sources, options: SubjectOptions) -> Prepared:
+    """Outlines on white."""
+    networks = Networks(Path(options.annotators))
+    check_mode(options.mode, options.label or options.caption, networks)
+    notes: list[str] = []
+    masked = subject_masks(sources.clip, options, networks, notes)
+    colour = label_colour(options.label)
+    found = controlled(sources.clip, lambda: (contour_frame(mask, colour) for _, mask in masked()), networks)
+    return Prepared(
+        steps=found.steps,
+        num_frames=found.num_frames,
+        size=found.size,
+        fps=found.fps,
+        notes=tuple(notes),
+        networks=found.networks,
+    )

@@ -1,0 +1,145 @@
+"""Options that several tasks share. Texts of the command line, such as `10,20,110,220`, are accepted for lists."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mindspeed_mm.conditioning.annotate.opencv import Box
+from mindspeed_mm.conditioning.annotate.shapes import show_box
+from mindspeed_mm.config.schema import Config
+
+ANNOTATORS_FOLDER = "annotators"
+SubjectMode = Literal[
+    "salient",
+    "mask",
+    "bbox",
+    "salientmasktrack",
+    "salientbboxtrack",
+    "masktrack",
+    "bboxtrack",
+    "label",
+    "caption",
+]
+ReferenceMode = Literal[
+    "plain",
+    "salient",
+    "mask",
+    "bbox",
+    "salientmasktrack",
+    "salientbboxtrack",
+    "masktrack",
+    "bboxtrack",
+    "label",
+    "caption",
+]
+MaskAugMode = Literal["original", "original_expand", "hull", "hull_expand", "bbox", "bbox_expand", "random"]
+
+
+def _boxes(value: Any) -> Any:
+    """`"1,2,3,4"`, `["1,2,3,4", …]`, `[1, 2, 3, 4]` or a list of four numbers each → boxes."""
+    if isinstance(value, str):
+        value = value.replace(";", " ").split()
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected left,top,right,bottom, got {value!r:.60}")
+    if len(value) == 4 and all(isinstance(item, (int, float)) for item in value):
+        value = [value]
+    return tuple(_box(item) for item in value)
+
+
+def _box(value: Any) -> Box:
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        left, top, right, bottom = (float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected left,top,right,bottom, got {value!r:.60}") from None
+    if not (left < right and top < bottom):
+        raise ValueError(
+            f"expected left < right and top < bottom, got {show_box((left, top, right, bottom))}"
+        )
+    return left, top, right, bottom
+
+
+def _words(value: Any) -> Any:
+    """`"left, right"` or a list → words."""
+    if isinstance(value, str):
+        return tuple(word for word in value.replace(",", " ").split())
+    if isinstance(value, (list, tuple)):
+        return tuple(word for item in value for word in str(item).replace(",", " ").split())
+    return value
+
+
+def _paths(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Boxes = Annotated[tuple[Box, ...], BeforeValidator(_boxes)]
+Paths = Annotated[tuple[str, ...], BeforeValidator(_paths)]
+
+
+class TaskOptions(Config):
+    """What every task knows."""
+
+    seed: int = Field(default=0, ge=0, description="decides what is drawn at random")
+    annotators: str = Field(
+        default=ANNOTATORS_FOLDER, description="folder of the ONNX files that depth, pose, … need"
+    )
+    compat: Literal["none", "official"] = Field(
+        default="none", description="official: the published tool's numbers for gray, flow and depth"
+    )
+
+    @property
+    def official(self) -> bool:
+        """Whether the published tool's numbers are requested."""
+        return self.compat == "official"
+
+
+class MaskOptions(TaskOptions):
+    """How a subject's mask is shaped before it is used."""
+
+    maskaug_mode: MaskAugMode = Field(default="original", description="shape that the masks take")
+    maskaug_ratio: float = Field(
+        default=0.3, ge=0, le=4, description="how far a side may grow, in parts of the mask's box"
+    )
+    refine: bool = Field(default=True, description="fit tracked boxes and masks to the frame (GrabCut)")
+
+
+class SubjectOptions(MaskOptions):
+    """Where the subject of a clip is."""
+
+    mode: SubjectMode = Field(description="how the subject is given or found")
+    bbox: Boxes = Field(default=(), description="left,top,right,bottom in pixels of the source")
+    mask: str | None = Field(default=None, description="image or video, white = generate")
+    label: str = Field(default="", max_length=200, description="name of the subject")
+    caption: str = Field(default="", max_length=2000, description="description of the subject")
+
+
+class ReferenceOptions(TaskOptions):
+    """How the subject of each image is cut out."""
+
+    mode: ReferenceMode = Field(default="plain", description="how the subject is given or found")
+    bbox: Boxes = Field(default=(), description="left,top,right,bottom, one for each image")
+    mask: Paths = Field(default=(), description="mask image for each image, white = subject")
+    label: str = Field(default="", max_length=200, description="name of the subject")
+    caption: str = Field(default="", max_length=2000, description="description of the subject")
+
+
+class ExtendOptions(TaskOptions):
+    """How many frames are added."""
+
+    expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
+    num_frames: int | None = Field(
+        default=None, ge=2, le=100_000, description="frames in all, in place of expand_num"
+    )
+
+
+class OutpaintOptions(TaskOptions):
+    """Where a picture grows."""
+
+    direction: Annotated[tuple[Literal["left", "right", "up", "down"], ...], BeforeValidator(_words)] = Field(
+        default=("left", "right", "up", "down"), min_length=1, description="any of left, right, up, down"
+    )
+    expand_ratio: float = Field(
+        default=0.25, gt=0, le=4, description="how far each direction grows, in parts of the source's side"
+    )

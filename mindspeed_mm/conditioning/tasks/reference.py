@@ -1,0 +1,116 @@
+"""References: who or what must appear, cut out and on white."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mindspeed_mm.conditioning.annotate.networks import Networks
+from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, Mask
+from mindspeed_mm.conditioning.annotate.shapes import clip_box, mask_box
+from mindspeed_mm.conditioning.tasks.options import ReferenceMode, ReferenceOptions, TaskOptions
+from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources, task
+from mindspeed_mm.conditioning.tasks.subjects import check_mode, image_mask
+from mindspeed_mm.errors import ConfigError, DataError
+
+RECOMMENDED = 3  # references that the released weights were trained with
+
+
+def cut_out(image: Frame, mask: Mask) -> Frame:
+    """The subject, cropped to its box, white outside of it."""
+    box = mask_box(mask)
+    assert box is not None, "an empty mask is refused where it is made"
+    left, top, right, bottom = box
+    inside = mask[top:bottom, left:right, None] > 127
+    return np.where(inside, image[top:bottom, left:right], np.uint8(255))
+
+
+def subjects(
+    sources: Sources,
+    mode: ReferenceMode,
+    boxes: Sequence[Box],
+    masks: Sequence[str],
+    text: str,
+    networks: Networks,
+    first: int = 0,
+) -> tuple[tuple[Frame, ...], list[str]]:
+    """The subject of each image from number `first`, and remarks. `plain` gives the images themselves.
+
+    Raises DataError and ConfigError.
+    """
+    images = sources.images[first:]
+    for what, given in (("bbox", boxes), ("mask", masks)):
+        if mode.startswith(what) and len(given) != len(images):
+            raise ConfigError(
+                f"got {len(given)}",
+                where=f"mode {mode}: {what}",
+                expected=f"one for each of {len(images)} image{'s' * (len(images) != 1)}",
+            )
+    check_mode(mode, text, networks)
+    notes = []
+    if len(images) > RECOMMENDED:
+        notes.append(f"{len(images)} references: the released weights know up to {RECOMMENDED}")
+    found = []
+    for place, image in enumerate(images):
+        if mode == "plain":
+            found.append(image)
+            continue
+        where = (
+            sources.names[first + place] if first + place < len(sources.names) else f"image {first + place}"
+        )
+        box = boxes[place] if place < len(boxes) else None
+        mask = masks[place] if place < len(masks) else None
+        found.append(cut_out(image, image_mask(image, mode, box, mask, text, networks, where)))
+    return tuple(found), notes
+
+
+@task(
+    "image_reference",
+    "reference_anything",
+    summary="the subjects of images, on white; --mode says how they are found",
+    needs=("images",),
+    options=ReferenceOptions,
+    family="reference",
+)
+def image_reference(sources: Sources, options: ReferenceOptions) -> Prepared:
+    """References only."""
+    networks = Networks(Path(options.annotators))
+    found, notes = subjects(
+        sources, options.mode, options.bbox, options.mask, options.label or options.caption, networks
+    )
+    return Prepared(references=found, notes=tuple(notes), networks=networks.used)
+
+
+@task(
+    "image_salient",
+    summary="the salient subject of an image, on white",
+    needs=("image",),
+    options=TaskOptions,
+    family="reference",
+)
+def image_salient(sources: Sources, options: TaskOptions) -> Prepared:
+    """One reference."""
+    networks = Networks(Path(options.annotators))
+    found, notes = subjects(sources, "salient", (), (), "", networks)
+    return Prepared(references=found, notes=tuple(notes), networks=networks.used)
+
+
+@task(
+    "image_face",
+    summary="the largest face of an image",
+    needs=("image",),
+    options=TaskOptions,
+    family="reference",
+    network="face",
+)
+def image_face(sources: Sources, options: TaskOptions) -> Prepared:
+    """One reference: the crop. Raises DataError for an image without a face."""
+    networks, image = Networks(Path(options.annotators)), sources.images[0]
+    box: Box | None = networks.open("face")(image)
+    if box is None:
+        where = sources.names[0] if sources.names else "image 0"
+        raise DataError("no face is found", where=where, fix="give another image, or use image_reference")
+    left, top, right, bottom = clip_box(box, *image.shape[:2])
+    return Prepared(references=(np.ascontiguousarray(image[top:bottom, left:right]),), networks=networks.used)

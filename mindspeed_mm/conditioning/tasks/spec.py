@@ -1,0 +1,204 @@
+"""What a task is: typed options, what it needs, and the function that makes src_video, src_mask and references.
+
+    @task("canny", "Canny edges control the video", needs=("clip",), options=TaskOptions)
+    def canny(sources: Sources, options: TaskOptions) -> Prepared: ...
+
+Everywhere a mask is white (255) = generate, black (0) = keep, and a missing pixel of src_video is gray (128).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, Mask
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.data.images import UNTIMED_FPS, read_image
+from mindspeed_mm.data.video import VideoReader, open_video
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.files import display_path
+from mindspeed_mm.registry import Registry, did_you_mean
+
+Family = Literal["control", "repaint", "extension", "reference"]
+Step = tuple[Frame, Mask | None]  # a frame of src_video and its mask; None = white, in all frames of a clip
+_AT_ONCE = 8  # frames that are read together
+O = TypeVar("O", bound="Config")  # noqa: E741
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A source clip, read from the start as often as needed, a few frames at a time."""
+
+    reader: VideoReader
+    count: int | None = None  # frames that are used; None = all
+
+    @classmethod
+    def open(cls, path: str | Path) -> Clip:
+        """A video file or a folder of images. Raises DataError."""
+        return cls(open_video(path))
+
+    @property
+    def path(self) -> Path:
+        return self.reader.path
+
+    @property
+    def num_frames(self) -> int:
+        return self.reader.num_frames if self.count is None else min(self.count, self.reader.num_frames)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height, width."""
+        return self.reader.height, self.reader.width
+
+    @property
+    def fps(self) -> float:
+        return self.reader.fps if self.reader.timed else UNTIMED_FPS
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame, from the first."""
+        for start in range(0, self.num_frames, _AT_ONCE):
+            yield from self.reader.read(range(start, min(start + _AT_ONCE, self.num_frames)))
+
+    def first(self, count: int) -> Clip:
+        """The first `count` frames."""
+        return replace(self, count=count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a task starts from."""
+
+    clips: tuple[Clip, ...] = ()
+    images: tuple[Frame, ...] = ()
+    names: tuple[str, ...] = ()  # of the images, for messages
+
+    @classmethod
+    def open(cls, videos: Sequence[str | Path] = (), images: Sequence[str | Path] = ()) -> Sources:
+        """Open files. Raises DataError."""
+        return cls(
+            clips=tuple(map(Clip.open, videos)),
+            images=tuple(map(read_image, images)),
+            names=tuple(display_path(path) for path in images),
+        )
+
+    @property
+    def clip(self) -> Clip:
+        """The one clip of the task."""
+        return self.clips[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The inputs of one generation or training sample. Frames are made while they are read."""
+
+    steps: Callable[[], Iterator[Step]] | None = None  # None: no src_video
+    num_frames: int = 0
+    size: tuple[int, int] = (0, 0)  # height, width
+    fps: float = UNTIMED_FPS
+    references: tuple[Frame, ...] = ()
+    notes: tuple[str, ...] = ()  # what was resized, clipped or drawn
+    networks: Mapping[str, str] = field(default_factory=dict)  # file → sha256
+
+    def read(self) -> Iterator[Step]:
+        """The frames with their masks. Raises DataError where the source breaks."""
+        return iter(()) if self.steps is None else self.steps()
+
+
+@dataclass(frozen=True)
+class Task:
+    """An entry of `TASKS`."""
+
+    name: str
+    summary: str
+    needs: tuple[str, ...]  # clip, clips, image, images; "?" behind one: may be left out
+    options: type[Config]
+    run: Callable[[Sources, Any], Prepared]
+    family: Family
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # options that the name decides
+    network: str = ""  # the annotator without which it cannot run
+    trains: bool = False  # from a plain clip, which is also what the model learns to make
+
+    def parse(self, values: Mapping[str, Any], where: str) -> Any:
+        """Plain values as the task's options. Raises ConfigError for an option that the task does not have."""
+        known = self.options.model_fields
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigError(
+                    f"task {self.name} has no option {key!r}{did_you_mean(key, list(known))}",
+                    where=where,
+                    expected=f"one of {', '.join(known)}",
+                )
+            if key in self.fixed and value != self.fixed[key]:
+                raise ConfigError(
+                    f"got {value!r}",
+                    where=f"{where}: {key}",
+                    expected=f"{self.fixed[key]!r}, which the name {self.name} says",
+                )
+        return parse(self.options, {**values, **self.fixed}, where)
+
+    def prepare(self, sources: Sources, options: Any) -> Prepared:
+        """Make the inputs. Raises DataError for sources that do not fit, ConfigError for options that do not."""
+        self._check(sources)
+        return self.run(sources, options)
+
+    def _check(self, sources: Sources) -> None:
+        for kind, count, flag in (
+            ("clip", len(sources.clips), "--video"),
+            ("image", len(sources.images), "--image"),
+        ):
+            least, most = count_bounds(self.needs, kind)
+            if count < least or count > most:
+                expected = (
+                    f"{least}"
+                    if least == most
+                    else f"{least} to {most}"
+                    if most < 99
+                    else f"at least {least}"
+                )
+                fix = f"give them with {flag}" if count < least else f"leave {flag} out" if not most else ""
+                raise DataError(
+                    f"got {count} {kind}{'s' * (count != 1)}",
+                    where=f"task {self.name}",
+                    expected=f"{expected} {kind}{'s' * (expected != '1')}",
+                    fix=fix,
+                )
+
+
+def count_bounds(needs: Iterable[str], kind: str) -> tuple[int, int]:
+    """The least and the most sources of a kind."""
+    for need in needs:
+        name = need.removesuffix("?")
+        low = 0 if need.endswith("?") else 1
+        if name == kind:
+            return low, 1
+        if name == f"{kind}s":
+            return low, 99
+        if name == f"2 {kind}s":
+            return low, 2
+    return 0, 0
+
+
+TASKS: Registry[Task] = Registry("task", "mindspeed_mm.tasks")
+
+
+def task(
+    *names: str,
+    summary: str,
+    needs: tuple[str, ...],
+    options: type[O],
+    family: Family,
+    fixed: Mapping[str, Any] | None = None,
+    network: str = "",
+    trains: bool = False,
+) -> Callable[[Callable[[Sources, O], Prepared]], Callable[[Sources, O], Prepared]]:
+    """Register a function as the task of each of `names`."""
+
+    def register(run: Callable[[Sources, O], Prepared]) -> Callable[[Sources, O], Prepared]:
+        for name in names:
+            entry = Task(name, summary, needs, options, run, family, dict(fixed or {}), network, trains)
+            TASKS.add(name, entry)
+        return run
+
+    return register

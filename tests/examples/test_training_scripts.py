@@ -109,6 +109,7 @@ def test_error_on_ranks_is_one_line_and_fails_the_script(tiny: dict[str, str], t
     values["predictor"]["ffn_dim"] = 192
     (tmp_path / "model.json").write_text(json.dumps(values))
     files = {**tiny, "MM_MODEL": str(tmp_path / "model.json"), "LOG_DIR": str(tmp_path / "logs")}
+    files["SAVE_PATH"] = str(tmp_path / "save")
     ran = run("14B/pretrain_fsdp.sh", cwd=tmp_path, NPUS_PER_NODE="2", TRAIN_ITERS="3", **files)
     assert ran.returncode != 0
     errors = [line for line in ran.stdout.splitlines() if "ConfigError" in line]

@@ -12,6 +12,7 @@ from mindspeed_mm.registry import did_you_mean
 
 VERBS: Mapping[str, str] = {
     "convert": "weights to another naming, other pipeline stages, one file",
+    "prepare": "inputs of a VACE task from plain clips and images",
     "inspect": "a picture of what the model sees of a dataset or a feature",
     "extract": "clips, masks, references and captions to features",
     "train": "pre-train or fine-tune on features",

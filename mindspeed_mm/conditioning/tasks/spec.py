@@ -23,6 +23,7 @@ from mindspeed_mm.registry import Registry, did_you_mean
 
 Family = Literal["control", "repaint", "extension", "reference"]
 Step = tuple[Frame, Mask | None]  # a frame of src_video and its mask; None = white, in all frames of a clip
+_ROUNDING = 1e-3  # seconds
 _AT_ONCE = 8  # frames that are read together
 O = TypeVar("O", bound="Config")  # noqa: E741
 
@@ -54,7 +55,14 @@ class Clip:
 
     @property
     def fps(self) -> float:
-        return self.reader.fps if self.reader.timed else UNTIMED_FPS
+        """The rate, without the rounding to milliseconds of Matroska's time stamps."""
+        if not self.reader.timed:
+            return UNTIMED_FPS
+        found = self.reader.fps
+        last, steps = (self.reader.times or [0.0])[-1], self.reader.num_frames - 1
+        errors = {rate: abs(steps / rate - last) for rate in (round(found), round(found) / 1.001) if rate}
+        nearest = min(errors, key=lambda rate: errors[rate], default=found)
+        return float(nearest) if errors.get(nearest, 1.0) <= _ROUNDING else found
 
     def frames(self) -> Iterator[Frame]:
         """Every frame, from the first."""

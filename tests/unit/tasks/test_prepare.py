@@ -1,0 +1,79 @@
+"""`vace prepare`: files of true size and rate, lossless masks, the published tool's flags, bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mindspeed_mm.cli.main import main
+from mindspeed_mm.conditioning.tasks.catalog import TASKS
+from mindspeed_mm.data.video import open_video, write_video
+from tests.support.scenes import moving_disc
+
+FRAMES, MASKS = moving_disc()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("prepare") / "clip.mkv"
+    return str(write_video(path, FRAMES, 24, lossless=True))
+
+
+def test_a_prepared_clip_keeps_size_rate_and_exact_masks(clip: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    argv = ["prepare", "--task", "inpainting", "--mode", "bbox", "--bbox", "-3,10,41,50"]
+    main([*argv[:-1], "10,10,41,50", "--video", clip, "--out", str(out)])
+    video, mask = open_video(out / "src_video.mp4"), open_video(out / "src_mask.mkv")
+    assert (video.num_frames, video.width, video.height, video.fps) == (9, 128, 96, 24)
+    values = mask.read(range(9))
+    assert set(np.unique(values)) == {0, 255}
+    assert (values[:, 10:50, 10:41] == 255).all()
+    assert (values > 0).sum() == 9 * 40 * 31 * 3
+    said = json.loads((out / "prepare.json").read_text())
+    assert said["task"] == "inpainting"
+    assert said["options"]["mode"] == "bbox"
+    assert sorted(path.name for path in out.iterdir()) == ["prepare.json", "src_mask.mkv", "src_video.mp4"]
+
+
+def test_the_published_tools_flags_are_accepted(clip: str, tmp_path: Path) -> None:
+    argv = ["prepare", "--task", "outpainting", "--direction", "left,right", "--expand_ratio", "0.25"]
+    main([*argv, "--video", clip, "--pre_save_dir", str(tmp_path / "old")])
+    assert open_video(tmp_path / "old/src_video.mp4").width == 192
+
+
+def test_odd_sizes_and_images_are_written_whole(clip: str, tmp_path: Path) -> None:
+    odd = write_video(tmp_path / "odd.mkv", FRAMES[:3, :95, :127], 16, lossless=True)
+    main(["prepare", "--task", "gray", "--video", str(odd), "--out", str(tmp_path / "a")])
+    assert open_video(tmp_path / "a/src_video.mkv").height == 95
+
+
+def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["prepare", "--list"])
+    text = capsys.readouterr().out
+    assert all(f"{name} " in text for name in TASKS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "facts"),
+    [
+        (["--task", "grey"], ["gray"]),
+        (["--task", "inpainting_bbox", "--bbox", "900,1,950,9"], ["128x96"]),
+        (["--task", "inpainting", "--mode", "bbx"], ["mode"]),
+        (["--task", "depth"], ["depth.onnx", "--annotators"]),
+        (["--task", "gray", "--direction", "left"], ["direction"]),
+        ([], ["--task"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], facts: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["prepare", *argv, "--video", clip, "--out", str(tmp_path / "out")])
+    assert caught.value.code == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert all(fact in line for fact in facts), line
+    assert not (tmp_path / "out").exists()

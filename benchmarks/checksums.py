@@ -44,12 +44,15 @@ def main() -> None:
         "--folder", default=None, help="where to write (default: the system's temporary folder)"
     )
     parser.add_argument("--wall", action="store_true", help="seconds of the clock")
-    asked = parser.parse_args()
-    clock = time.perf_counter if asked.wall else time.process_time
-    count, size = max(1, round(1000 * asked.gigabytes / asked.megabytes)), int(asked.megabytes * 1e6) // 4
+    arguments = parser.parse_args()
+    clock = time.perf_counter if arguments.wall else time.process_time
+    count, size = (
+        max(1, round(1000 * arguments.gigabytes / arguments.megabytes)),
+        int(arguments.megabytes * 1e6) // 4,
+    )
     state = {"model": {f"w{n}": torch.randn(size) for n in range(count)}}
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        sys.stdout.write(json.dumps(measure(Path(folder), state, asked.rounds, clock), indent=2) + "\n")
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        sys.stdout.write(json.dumps(measure(Path(folder), state, arguments.rounds, clock), indent=2) + "\n")
 
 
 def measure(

@@ -275,16 +275,16 @@ def _by_alignment(tensors: Mapping[str, TensorFile]) -> dict[str, TensorFile]:
 
 
 def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
-    """`<file>.json` with the sizes, for a model of whose weights alone they cannot be told (none of the published ones)."""
+    """`<file>.json` with the sizes, for a model whose weights alone do not show them (none of the published ones)."""
     try:
-        told = infer_config(source.shapes, {}) == source.config
+        known = infer_config(source.shapes, {}) == source.config
     except WeightsError:
-        told = False
-    return {} if told else _sizes(source, path.with_suffix(".json").name)
+        known = False
+    return {} if known else _sizes(source, path.with_suffix(".json").name)
 
 
 def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
-    """A config.json under `name`; nothing, said aloud, where the source does not tell all that belongs into it."""
+    """A config.json under `name`; nothing, with a warning, where the source does not say all that it needs."""
     try:
         return {name: _text(official_json(source.config))}
     except WeightsError as error:

@@ -97,7 +97,7 @@ def open_parts(cfg: PipelineConfig) -> Parts:
 
 
 def _read_back_modules(folder: Path, parts: Parts) -> None:
-    """Raises WeightsError unless VAE, text encoder and tokenizer stand in `folder` as they were given: names, shapes, and the beginnings of the data."""
+    """Raises WeightsError unless VAE, text encoder and tokenizer are in `folder` as they were given: names, shapes, and the beginnings of the data."""
     text = load_text_encoder(folder / "text_encoder", folder / "tokenizer", dtype=torch.bfloat16)
     found = {"vae": load_vae(folder / "vae").model, "text_encoder": text.model}
     other = [name for name, net in found.items() if _mark(net) != _mark(parts.modules[name])]

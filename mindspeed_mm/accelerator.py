@@ -41,7 +41,7 @@ class Accelerator:
             return cls(kind="cpu", device=torch.device("cpu"), backend="gloo")
         if found is None or found.type != name:
             raise LaunchError(
-                f"device {name!r} was asked for, but torch {torch.__version__} finds {found or 'only the cpu'}"
+                f"device {name!r} is requested, but torch {torch.__version__} finds {found or 'only the cpu'}"
             )
         index = local_rank()
         if index >= torch.accelerator.device_count():

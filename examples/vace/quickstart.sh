@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The whole road on a tiny world: clips → features → training → conversion → generated videos, and how good they are.
-# A small text-to-video trunk that lies in the repository learns VACE in a few hundred iterations; beside what it then does stands
+# A small text-to-video trunk of the repository learns VACE in a few hundred iterations; the result is shown beside
 # what the shipped VACE of that world does. Needs no GPU and no download; a few minutes on two CPU cores.
 # Every step is the command that serves the big models; only the files of examples/vace/tiny are small. It can be
-# interrupted and run again. Everything it writes lies in outputs/quickstart.
+# interrupted and run again. It writes to outputs/quickstart.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

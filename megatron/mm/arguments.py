@@ -155,7 +155,7 @@ class _NotUsed(argparse.Action):
 
 
 class _Refused(argparse.Action):
-    """End with the advice that stands in `help`."""
+    """End with the advice in `help`."""
 
     def __call__(
         self,

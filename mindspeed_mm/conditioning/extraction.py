@@ -171,7 +171,7 @@ class Extraction:
     readers: ReadAhead[ReadTask, ReadResult] | None = (
         None  # processes that run already; None = `run` starts its own
     )
-    _told: PartIndex | None = None  # which captions are embedded in which feature
+    _prompt_index: PartIndex | None = None  # which captions are embedded in which feature
 
     def read_ahead(self) -> ReadAhead[ReadTask, ReadResult]:
         """Processes that read this dataset; they start with the first task. A context manager."""
@@ -184,7 +184,7 @@ class Extraction:
         """Encode what is missing. After `stop` turns true the current row is finished and the rest left for the next run."""
         index = ContentIndex(self.save_path / STATE_FOLDER, self.rank)
         latents = PartIndex(self.save_path / STATE_FOLDER, "latents", self.rank)
-        self._told = PartIndex(self.save_path / STATE_FOLDER, "prompts", self.rank)
+        self._prompt_index = PartIndex(self.save_path / STATE_FOLDER, "prompts", self.rank)
         missing: list[ReadTask] = []
         retold: list[tuple[SampleRecord, str, Path]] = []
         for record in records:
@@ -231,8 +231,11 @@ class Extraction:
         shared = self.recipe.latents_key(task.record, task.known)
         if latents.get(shared) is None:
             latents.add(shared, key)
-        if self._told is not None and self._told.get(self.recipe.prompts_key(task.record)) is None:
-            self._told.add(self.recipe.prompts_key(task.record), key)
+        if (
+            self._prompt_index is not None
+            and self._prompt_index.get(self.recipe.prompts_key(task.record)) is None
+        ):
+            self._prompt_index.add(self.recipe.prompts_key(task.record), key)
         return Finished(task.record, key, info.shape, info.num_refs, fresh=False)
 
     def _twin(self, task: ReadTask, latents: PartIndex) -> tuple[str, Path] | None:
@@ -257,11 +260,11 @@ class Extraction:
 
     def _prompts(self, record: SampleRecord, key: str) -> tuple[Tensor, ...]:
         """From a feature of earlier settings where there is one: other frames or sizes are no reason to run the text encoder."""
-        if self._told is None:
+        if self._prompt_index is None:
             return self.text.encode(record.captions)
         shared = self.recipe.prompts_key(record)
-        earlier = self._told.get(shared)
-        self._told.add(shared, key)
+        earlier = self._prompt_index.get(shared)
+        self._prompt_index.add(shared, key)
         if earlier is not None and _stored(self._path(earlier)) is not None:
             prompts = read_prompts(self._path(earlier))
             if len(prompts) == len(record.captions):

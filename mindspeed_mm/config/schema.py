@@ -48,7 +48,7 @@ _EXPECTED: Mapping[str, str] = {
 class Config(BaseModel):
     """A frozen set of named values. Declare it beside the code that reads it; derived values are properties.
 
-    UNUSED names keys that stand in published files and mean nothing here, each with the reason. They are accepted and
+    UNUSED names keys of published files that mean nothing here, each with the reason. They are accepted and
     collected into the validation context's list of notes, which the task prints once.
     """
 

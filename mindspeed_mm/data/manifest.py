@@ -184,7 +184,7 @@ class _Row:
         if not isinstance(self.values, Mapping):
             self._bad("", f"expected an object with {', '.join(KEYS)}; got {json_type(self.values)}")
             return None
-        self._look_for_strangers()
+        self._reject_unknown_keys()
         captions = self._captions()
         video = self._path("video", required=True)
         source, mask = self._path("src_video"), self._path("src_video_mask")
@@ -204,7 +204,7 @@ class _Row:
     def _bad(self, key: str, message: str) -> None:
         self.problems.append(Problem(f"{self.address}.{key}" if key else self.address, message, self.row))
 
-    def _look_for_strangers(self) -> None:
+    def _reject_unknown_keys(self) -> None:
         for key in self.values:
             if key in KEYS:
                 continue

@@ -45,7 +45,7 @@ def stream_rates(stream: Any) -> list[float]:
 
 
 def is_raw(stream: Any) -> bool:
-    """Whether a codec's stream stands in the file by itself: no container, no clock."""
+    """Whether a codec's stream fills the file by itself: no container, no clock."""
     from av.format import Flags
 
     return bool(stream.container.format.flags & Flags.no_timestamps.value)

@@ -68,7 +68,7 @@ class WeightPaths(Config):
 
 
 class RequestConfig(Config):
-    """One video, as it is asked for. Null = not said here."""
+    """One video to generate. Null = not said here."""
 
     name: str | None = Field(
         default=None, pattern=r"^[^/\\.][^/\\]*$", description="name of the output files"
@@ -273,13 +273,13 @@ class RunConfig(Config):
 
     @property
     def sharing(self) -> list[str]:
-        """The keys by which processes are asked to share a video."""
-        asked = {
+        """The keys by which processes share a video."""
+        requested = {
             "shard_weights": self.shard_weights,
             "context_parallel_size": (self.context_parallel_size or 1) > 1,
             "cfg_parallel": self.cfg_parallel == "on",
         }
-        return [key for key, wanted in asked.items() if wanted]
+        return [key for key, wanted in requested.items() if wanted]
 
     @model_validator(mode="after")
     def _shared_or_not(self) -> RunConfig:

@@ -39,7 +39,7 @@ class Experts:
         `dtype`: of matrix products, where it is not that of the weights at hand (fp32 masters in training).
         """
         if len(models) not in (1, 2):
-            raise WeightsError(f"{len(models)} transformers; one, or [high, low] is wanted")
+            raise WeightsError(f"{len(models)} transformers; expected one, or [high, low]")
         if any(model.config != models[0].config for model in models):
             raise WeightsError(
                 "the two experts have different sizes; they must be the two halves of one model"

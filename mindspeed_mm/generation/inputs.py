@@ -65,7 +65,7 @@ class Conditions:
 
 
 def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
-    """Read everything and bring it to the size, rate and length asked for. Raises DataError where the policies forbid it."""
+    """Read everything and bring it to the size, rate and length requested. Raises DataError where the policies forbid it."""
     _check(inputs)
     notes: list[str] = []
     video = mask = None
@@ -88,7 +88,7 @@ def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
 def _check(inputs: Inputs) -> None:
     ends = inputs.first_frame is not None or inputs.last_frame is not None
     if inputs.src_mask is not None and inputs.src_video is None:
-        raise DataError("src_mask says what of src_video to generate anew; give src_video too")
+        raise DataError("src_mask says what of src_video to generate; give src_video too")
     if inputs.outpaint is not None and inputs.src_video is None:
         raise DataError("outpaint grows the frame of src_video; give src_video too")
     if ends and (inputs.src_video is not None or inputs.outpaint is not None):
@@ -265,7 +265,7 @@ def _check_fit(
     found, wanted = f"{source.width}x{source.height}", f"{size[1]}x{size[0]}"
     if sampling.fit == "reject":
         raise DataError(
-            f"{key} {source.path} is {found}, {wanted} is wanted; give it that size, or set fit to crop"
+            f"{key} {source.path} is {found}, expected {wanted}; give it that size, or set fit to crop"
         )
     scale = max(size[0] / source.height, size[1] / source.width)
     lost = 1 - size[0] * size[1] / (source.height * source.width * scale**2)
@@ -274,7 +274,7 @@ def _check_fit(
 
 
 def _exact(clip: Clip | None, channels: int, sampling: SamplingConfig) -> Tensor | None:
-    """A tensor that already is what is wanted, so that nothing of it is lost to bytes; else None."""
+    """A tensor that already has the right form, so that nothing of it is lost to bytes; else None."""
     shape = (channels, sampling.num_frames, sampling.height, sampling.width)
     return _values(clip) if isinstance(clip, Tensor) and tuple(clip.shape) == shape else None
 
@@ -297,7 +297,7 @@ def _check_range(least: float, most: float, low: int, kind: str) -> None:
 def _open(clip: Clip | None, notes: list[str], *, mask: bool = False) -> VideoReader:
     """Any form of clip as a reader. Raises DataError for what is none."""
     if clip is None:
-        raise DataError("a clip is wanted, found None")
+        raise DataError("expected a clip, got None")
     if isinstance(clip, (str, Path)):
         reader = open_video(clip, mask=mask)
         notes.extend(f"{clip}: {remark}" for remark in remarks_on(reader.traits))

@@ -42,8 +42,8 @@ def choose_layout(
             return layout
     fitting = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
     sizes = sorted({n * halves for n in fitting for halves in wanted})
-    asked = f" with context_parallel_size {context}" if context else ""
+    requested = f" with context_parallel_size {context}" if context else ""
     raise ConfigError(
-        f"{world} process(es){asked} and cfg_parallel {cfg_parallel} cannot share {num_heads} attention heads; "
+        f"{world} process(es){requested} and cfg_parallel {cfg_parallel} cannot share {num_heads} attention heads; "
         f"start one of {', '.join(map(str, sizes))} processes (torchrun --nproc-per-node)"
     )

@@ -95,7 +95,7 @@ def draw_result(
     conditions: Conditions | None,
     settings: Settings,
 ) -> Image.Image:
-    """The contact sheet: what was asked, what the model was shown, what came out."""
+    """The contact sheet: the request, what the model saw, the result."""
     fps = float(settings["sampling"]["fps"])
     labels = [f"frame {index} · {index / fps:.2f} s" for index in indices]
     strips = [] if conditions is None else condition_strips(conditions, indices)

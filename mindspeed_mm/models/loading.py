@@ -51,7 +51,7 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
         if wrong:
             raise WeightsError(f"{path}: has weights that are not floating-point numbers: {listed(wrong)}")
         if twice := state.keys() & found.keys():
-            raise WeightsError(f"{path}: {min(twice)} stands in another file too; keep one of them")
+            raise WeightsError(f"{path}: {min(twice)} is in another file, too; keep one of them")
         state |= _read_all(found)
     return state
 

@@ -241,7 +241,7 @@ def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile
             found |= _weights(value, where, f"{name}.")
         elif not name.endswith("_extra_state"):
             raise WeightsError(
-                f"{where}: {name} is a {type(value).__name__}; a state dict of tensors is wanted"
+                f"{where}: {name} is a {type(value).__name__}; expected a state dict of tensors"
             )
     return found
 

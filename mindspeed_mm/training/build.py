@@ -125,7 +125,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def local_slice(tensor: Tensor) -> tuple[slice, ...]:
-    """Where this rank's part lies in the whole."""
+    """Where this rank's part is in the whole."""
     if not isinstance(tensor, DTensor):
         return tuple(slice(0, size) for size in tensor.shape)
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)

@@ -1,6 +1,6 @@
 """What Megatron calls its arguments: optimizer, batches, checkpoints, logging, exits, profiler. Each field is a flag.
 
-Defaults are Megatron core 0.12's; the recipe stands in the scripts under examples/vace/.
+Defaults are Megatron core 0.12's; the recipe is in the scripts under examples/vace/.
 """
 
 from __future__ import annotations

@@ -108,13 +108,13 @@ class _WholePieces:
     def __init__(self, path: Path, flag: str) -> None:
         """`flag`: the one that names the place, for errors."""
         self._path, self._flag = path, flag
-        with self._told():
+        with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
 
     def write(self, piece: bytes) -> None:
         """Append. Raises TrainingError when it cannot be written."""
-        with self._told():
+        with self._explained():
             whole = self._file.tell()
             try:
                 self._file.write(piece)
@@ -128,11 +128,11 @@ class _WholePieces:
 
     def close(self) -> None:
         """Close the file. Raises TrainingError."""
-        with self._told():
+        with self._explained():
             self._file.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -70,8 +70,8 @@ def test_the_environment_overrides_what_is_found(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("kind", "wanted", "message"),
     [
-        (None, "cuda", "'cuda' was asked for, but torch .* finds only the cpu"),
-        ("cuda", "npu", "'npu' was asked for"),
+        (None, "cuda", "'cuda' is requested, but torch .* finds only the cpu"),
+        ("cuda", "npu", "'npu' is requested"),
         (None, "tpu", "'tpu' is not supported; set MINDSPEED_MM_DEVICE to one of cpu, cuda, npu"),
         ("xpu", None, "'xpu' is not supported"),
     ],

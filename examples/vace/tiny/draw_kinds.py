@@ -35,7 +35,7 @@ SHOWN = 8  # frames of a clip on a sheet
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of task: the keys of its request, as they stand in the guide."""
+    """One kind of task: the keys of its request, as the guide has them."""
 
     title: str
     prompt: str

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the tiny world's weights from nothing: VAE, text encoder, text-to-video trunk, VACE. What of it is shipped lies in
-# examples/vace/tiny/weights. Everything but the VAE goes through the ordinary commands. How long it takes stands in their README.md.
+# Makes the tiny world's weights from nothing: VAE, text encoder, text-to-video trunk, VACE. What is shipped is in
+# examples/vace/tiny/weights. Everything but the VAE goes through the ordinary commands. Their README.md says how long it takes.
 # A finished part is not made again. To make NAME again, remove NAME and save_NAME under outputs/tiny_weights, and those of
 # the parts after it, which start from it.
 set -euo pipefail

@@ -174,7 +174,7 @@ def _tensor_file(path: Path, tensor: Tensor, checks: ZipFileChecks | None) -> Te
             fix="save the model after its weights are loaded",
         )
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise WeightsError(f"{path}: holds a {tensor.layout} or quantized tensor; plain tensors are wanted")
+        raise WeightsError(f"{path}: holds a {tensor.layout} or quantized tensor; expected plain tensors")
     storage: Any = tensor.untyped_storage()
     offset = getattr(storage, "_checkpoint_offset", None)
     if offset is None:

@@ -95,7 +95,7 @@ FP32_MODULES = (
 )  # their weights stay fp32 when the others are bf16
 
 _FIXED = "VACE has one form of it"
-_OLD_KEYS: Mapping[str, str] = {  # stand in published files, in trunk and branch alike
+_OLD_KEYS: Mapping[str, str] = {  # of published files, in trunk and branch alike
     "img_dim": "VACE has no image encoder",
     "max_seq_len": "rotary tables are made for each grid",
     "attention_async_offload": "fsdp2 offload_block_inputs decides",

@@ -339,7 +339,7 @@ def _count(shapes: Mapping[str, Shape], stem: str) -> int:
 def _heads(width: int) -> int:
     if width % HEAD_WIDTH:
         raise WeightsError(
-            f"the number of heads cannot be told: no usable config.json beside the weights, and width {width} is no "
+            f"the number of heads is unknown: no usable config.json beside the weights, and width {width} is no "
             f"multiple of {HEAD_WIDTH}; put a config.json with num_heads beside them"
         )
     return width // HEAD_WIDTH
@@ -351,7 +351,7 @@ def _spread(blocks: int, layers: int) -> tuple[int, ...]:
         return ()
     if layers % blocks:
         raise WeightsError(
-            f"vace_layers cannot be told: {blocks} branch blocks on {layers} layers and no usable config.json; "
+            f"vace_layers are unknown: {blocks} branch blocks on {layers} layers and no usable config.json; "
             "put a config.json with vace_layers beside the weights"
         )
     return tuple(range(0, layers, layers // blocks))

@@ -417,9 +417,7 @@ def _check_combination(request: RequestConfig, where: str) -> None:
     """Raises ConfigError for inputs that contradict each other."""
     ends = request.first_frame_path or request.last_frame_path
     if request.mask_path and not (request.video_path or ends):
-        raise ConfigError(
-            f"{where}:mask_path: a mask says what of video_path to generate anew; give video_path"
-        )
+        raise ConfigError(f"{where}:mask_path: a mask says what of video_path to generate; give video_path")
     if ends and (request.video_path or request.outpaint or request.mask_path):
         other = "video_path" if request.video_path else "mask_path" if request.mask_path else "outpaint"
         raise ConfigError(

@@ -334,7 +334,7 @@ def test_model_of_unknown_heads_is_converted(tmp_path: Path, capsys: pytest.Capt
         capsys.readouterr()
         paths = ["--cfg.source_path", str(tmp_path / source), "--cfg.target_path", str(tmp_path / target)]
         main(["VACEConverter", method, *paths, *more])
-        assert "the number of heads cannot be told" in capsys.readouterr().out
+        assert "the number of heads is unknown" in capsys.readouterr().out
         assert_right(tmp_path / target, WEIGHTS)
     assert load_file(tmp_path / "folder/diffusion_pytorch_model.safetensors").keys() == WEIGHTS.keys()
     with pytest.raises(SystemExit):

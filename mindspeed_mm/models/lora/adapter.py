@@ -1,0 +1,107 @@
+"""A LoRA as data: what it changes of which weight, under the official names, and the sum of base and LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.source import WeightsSource
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One product: W + scale · up · down."""
+
+    down: TensorFile  # [rank, in] or, of a convolution, [rank, in, ...]
+    up: TensorFile  # [out, rank] or [out, rank, 1, ...]
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Rows of `down`."""
+        return self.down.shape[0]
+
+    @property
+    def alpha(self) -> float:
+        """What files of most dialects call it: scale · rank."""
+        return self.scale * self.rank
+
+    def product(self) -> Tensor:
+        """scale · up · down in fp32, flattened to [out, rest]."""
+        return self.scale * (self.up.read().float().flatten(1) @ self.down.read().float().flatten(1))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA file. All names are official names of weights, such as `blocks.0.self_attn.q.weight`."""
+
+    path: Path
+    dialect: str
+    pairs: Mapping[str, Pair] = field(repr=False)
+    diffs: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # added to a weight as they are
+    whole: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # take the place of a weight
+
+    @property
+    def names(self) -> list[str]:
+        """The weights that it changes."""
+        return sorted({*self.pairs, *self.diffs, *self.whole})
+
+    @property
+    def description(self) -> str:
+        """One line: dialect, ranks, scales, how many weights of which part."""
+        ranks = _span([pair.rank for pair in self.pairs.values()])
+        scales = _span([pair.scale for pair in self.pairs.values()])
+        branch = sum(name.startswith("vace_") for name in self.names)
+        parts = f"{len(self.names) - branch} weights of the trunk and {branch} of the branch"
+        more = "".join(
+            f", {len(found)} {what}"
+            for found, what in ((self.diffs, "differences"), (self.whole, "whole weights"))
+            if found
+        )
+        return f"{self.path}: LoRA, {self.dialect} names, rank {ranks}, scale {scales}, {parts}{more}"
+
+
+def merged(source: WeightsSource, loras: Sequence[tuple[Adapter, float]]) -> WeightsSource:
+    """`source` with every LoRA times its strength added, weight by weight when it is read.
+
+    Sums are fp32, rounded once to the dtype of the base. Raises WeightsError when a product is not finite.
+    """
+    parts: dict[str, list[tuple[Adapter, float]]] = {}
+    for adapter, strength in loras:
+        for name in adapter.names if strength else ():
+            parts.setdefault(name, []).append((adapter, strength))
+    tensors = dict(source.tensors)
+    for name, found in parts.items():
+        base = tensors[name]
+        tensors[name] = TensorFile(base.shape, base.dtype, partial(_sum, name, base, found))
+    said = ", ".join(f"{adapter.path.name} × {strength:g}" for adapter, strength in loras)
+    return replace(source, what=f"{source.what}, merged with {said}", tensors=tensors)
+
+
+def _sum(name: str, base: TensorFile, loras: Sequence[tuple[Adapter, float]]) -> Tensor:
+    weight = base.read().float()
+    total = torch.zeros_like(weight)
+    for adapter, strength in loras:
+        if name in adapter.whole:
+            total += strength * (adapter.whole[name].read().float() - weight)
+        if name in adapter.diffs:
+            total += strength * adapter.diffs[name].read().float().view(weight.shape)
+        if name in adapter.pairs:
+            total += strength * adapter.pairs[name].product().view(weight.shape)
+        if not bool(torch.isfinite(total).all()):
+            raise WeightsError(
+                f"its update of {name} is NaN or infinite", where=adapter.path, fix="use another file or save"
+            )
+    return (weight + total).to(base.dtype)
+
+
+def _span(values: Sequence[float]) -> str:
+    found = sorted(set(values))
+    return "none" if not found else f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"

@@ -5,18 +5,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mindspeed_mm import errors
+    from mindspeed_mm.conditioning.annotate.networks import ANNOTATORS
+    from mindspeed_mm.conditioning.tasks.spec import TASKS
     from mindspeed_mm.data.registry import DATASETS
     from mindspeed_mm.generation.pipeline import VacePipeline
     from mindspeed_mm.generation.request import GenerationRequest
     from mindspeed_mm.models.spec import MODELS
     from mindspeed_mm.models.transforms.config import TRANSFORMS
 
-__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "GenerationRequest", "VacePipeline", "errors"]
+__all__ = [
+    "ANNOTATORS",
+    "DATASETS",
+    "MODELS",
+    "TASKS",
+    "TRANSFORMS",
+    "GenerationRequest",
+    "VacePipeline",
+    "errors",
+]
 
 _HOMES = {
+    "ANNOTATORS": "mindspeed_mm.conditioning.annotate.networks",
     "DATASETS": "mindspeed_mm.data.registry",
     "GenerationRequest": "mindspeed_mm.generation.request",
     "MODELS": "mindspeed_mm.models.spec",
+    "TASKS": "mindspeed_mm.conditioning.tasks.spec",
     "TRANSFORMS": "mindspeed_mm.models.transforms.config",
     "VacePipeline": "mindspeed_mm.generation.pipeline",
     "errors": "",

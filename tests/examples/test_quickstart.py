@@ -35,7 +35,7 @@ def test_it_installs_nothing_the_second_time(quickstart: Quickstart) -> None:
 
 
 def test_it_ends_with_the_paths_of_what_it_made(quickstart: Quickstart) -> None:
-    paths = [Path(line) for line in quickstart.printed.split("what came out:\n")[1].splitlines()]
+    paths = [Path(line) for line in quickstart.printed.split("their results:\n")[1].splitlines()]
     assert all(path.is_file() for path in paths)
     assert paths[-1].name == "quickstart.png"
     assert (

@@ -43,9 +43,8 @@ class ModelStore:
         self.timings = Timings(accelerator)
         self._experts = experts
         self._vae = None if vae is None else vae.to(accelerator.device)
-        self._stream_encoder: StreamEncoder | None = (
-            None  # caches the latents of grey, most of what VACE encodes
-        )
+        # it caches the latents of gray, most of what VACE encodes
+        self._stream_encoder: StreamEncoder | None = None
         self._text_encoder = text_encoder
         self._loaded_text = text_encoder if isinstance(text_encoder, TextEncoder) else None
 

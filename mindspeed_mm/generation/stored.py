@@ -14,10 +14,10 @@ from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.files import format_json, parse_json
 from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
 from mindspeed_mm.generation.writer import explain_disk
+from mindspeed_mm.models.wan.vae import STRIDE
 from mindspeed_mm.outputs import name_problem
 
 FILE_NAME = "latents.safetensors"
-_STRIDE = (4, 8, 8)  # pixels of a latent cell: time, height, width
 _DTYPES = ("F32", "BF16", "F16")
 _REQUIRED = {"height", "width", "num_frames", "fps"}  # of `sampling`; the others have defaults
 
@@ -61,7 +61,7 @@ class LatentsSettings(Config):
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of the latents: [16, R+F, h, w]."""
-        sampling, (time, rows, columns) = self.sampling, _STRIDE
+        sampling, (time, rows, columns) = self.sampling, STRIDE
         frames = self.num_refs + (sampling.num_frames - 1) // time + 1
         return 16, frames, sampling.height // rows, sampling.width // columns
 

@@ -17,7 +17,7 @@ from mindspeed_mm.conditioning.annotate.opencv import Frame, as_rgb
 from mindspeed_mm.conditioning.annotate.spool import Spool
 from mindspeed_mm.conditioning.tasks.catalog import TASKS, all_tasks
 from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources
-from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.flags import FlagParser, add_flags, flag_name, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.config.yaml_file import read_yaml
 from mindspeed_mm.data.video import write_video
@@ -98,9 +98,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
         for name, field in entry.options.model_fields.items():
             helps.setdefault(name, field.description or "")
     for name, text in sorted(helps.items()):
-        group.add_argument(
-            "--" + name.replace("_", "-"), nargs="+", default=argparse.SUPPRESS, metavar="VALUE", help=text
-        )
+        group.add_argument(flag_name(name), nargs="+", default=argparse.SUPPRESS, metavar="VALUE", help=text)
     return parser
 
 
@@ -116,7 +114,7 @@ def task_table() -> str:
         needs = [*entry.needs, *([f"{entry.network} network"] if entry.network else [])]
         lines.append(f"{entry.name:<22}{', '.join(needs) or '-':<24}{entry.summary}")
         names = [name for name in entry.options.model_fields if name not in entry.fixed]
-        lines.append(f"{'':<46}{' '.join('--' + name.replace('_', '-') for name in names)}")
+        lines.append(f"{'':<46}{' '.join(map(flag_name, names))}")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -106,15 +107,7 @@ def animate_anything(sources: Sources, options: ReferenceOptions) -> Prepared:
 
 
 def _joined(made: Prepared, references: tuple[Frame, ...], notes: list[str], networks: Networks) -> Prepared:
-    return Prepared(
-        steps=made.steps,
-        num_frames=made.num_frames,
-        size=made.size,
-        fps=made.fps,
-        references=references,
-        notes=(*made.notes, *notes),
-        networks=networks.used,
-    )
+    return replace(made, references=references, notes=(*made.notes, *notes), networks=networks.used)
 
 
 class ExpandOptions(GrowOptions):

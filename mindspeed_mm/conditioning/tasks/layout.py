@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -70,11 +71,4 @@ def layout_track(sources: Sources, options: SubjectOptions) -> Prepared:
     masked = subject_masks(sources.clip, options, networks, notes)
     colour = label_colour(options.label)
     found = controlled(sources.clip, lambda: (contour_frame(mask, colour) for _, mask in masked()), networks)
-    return Prepared(
-        steps=found.steps,
-        num_frames=found.num_frames,
-        size=found.size,
-        fps=found.fps,
-        notes=tuple(notes),
-        networks=found.networks,
-    )
+    return replace(found, notes=tuple(notes))

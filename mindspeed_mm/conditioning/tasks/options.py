@@ -22,18 +22,7 @@ SubjectMode = Literal[
     "label",
     "caption",
 ]
-ReferenceMode = Literal[
-    "plain",
-    "salient",
-    "mask",
-    "bbox",
-    "salientmasktrack",
-    "salientbboxtrack",
-    "masktrack",
-    "bboxtrack",
-    "label",
-    "caption",
-]
+ReferenceMode = Literal["plain", SubjectMode]
 MaskAugMode = Literal["original", "original_expand", "hull", "hull_expand", "bbox", "bbox_expand", "random"]
 
 

@@ -198,7 +198,7 @@ def test_a_chroma_sample_is_the_mean_of_its_four_pixels(tmp_path):
 
 @pytest.mark.parametrize(
     "size", [64, 720]
-)  # players take what is not told for BT.601 if small, for BT.709 if large
+)  # players take unmarked colours for BT.601 if small, for BT.709 if large
 def test_a_written_clip_tells_how_its_colours_were_converted(tmp_path, size):
     import av
 

@@ -203,7 +203,9 @@ def test_the_vae_of_wan22_is_named(tmp_path: Path) -> None:
 def test_wrapped_vae_opens(tmp_path: Path, prefix: str) -> None:
     plain, wrapped = tmp_path / VAE_FILE, tmp_path / "wrapped.pth"
     write_vae(plain, tiny_vae())
-    torch.save({f"{prefix}{name}": weight for name, weight in torch.load(plain).items()}, wrapped)
+    torch.save(
+        {f"{prefix}{name}": weight for name, weight in torch.load(plain, weights_only=True).items()}, wrapped
+    )
     assert load_vae(wrapped).fingerprint == load_vae(plain).fingerprint
 
 
@@ -212,7 +214,9 @@ def test_wrapped_text_encoder_opens(tmp_path: Path, prefix: str) -> None:
     plain, wrapped = tmp_path / TEXT_FILE, tmp_path / "wrapped.pth"
     write_umt5(plain, tiny_umt5())
     write_tokenizer(tmp_path)
-    torch.save({f"{prefix}{name}": weight for name, weight in torch.load(plain).items()}, wrapped)
+    torch.save(
+        {f"{prefix}{name}": weight for name, weight in torch.load(plain, weights_only=True).items()}, wrapped
+    )
     assert load_text_encoder(wrapped).fingerprint == load_text_encoder(plain).fingerprint
 
 

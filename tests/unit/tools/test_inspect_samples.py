@@ -198,7 +198,7 @@ def test_feature_sheet_decodes_only_what_it_draws(tmp_path):
     context[16:32, 2:], context[16:, :2] = (
         latents[:, 2:],
         0,
-    )  # everything is generated anew, from the video itself
+    )  # everything is generated, from the video itself
     prompts = (torch.zeros(3, 32),)
     made = FeatureRecord(
         latents=latents.bfloat16(),

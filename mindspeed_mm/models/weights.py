@@ -28,6 +28,8 @@ from mindspeed_mm.models.find import SHARD, Files, find_files, shards
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.foreign import foreign_trunk
 from mindspeed_mm.models.keymap import KeyMap
+from mindspeed_mm.models.lora.adapter import Adapter, Pair, merged
+from mindspeed_mm.models.lora.saved import split_lora
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
 from mindspeed_mm.models.wan.sizes import check_hints, layout_of_shapes, read_hints, setting_conflicts
@@ -183,7 +185,7 @@ def _open(
 ) -> WeightsSource:
     """`partial`: what is missing comes from elsewhere, so nothing is checked yet."""
     where = files.paths[0] if len(files.paths) == 1 else files.homes[0]
-    dialect, tensors, stage_layers, extras = _read(files, where, key_maps)
+    dialect, tensors, stage_layers, pairs, extras = _read(files, where, key_maps)
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
         raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
@@ -192,6 +194,8 @@ def _open(
         where.absolute(), dialect, files.what, tensors, hints, hints_path, stage_layers=stage_layers
     )
     source = _complete(source, extras.get("base"), base_path, seen, key_maps)
+    if pairs:
+        source = merged(source, [(Adapter(where.absolute(), dialect, pairs), 1.0)])
     if key_maps is KEY_MAPS and not partial:
         _check(source)
     return source
@@ -199,21 +203,26 @@ def _open(
 
 def _read(
     files: Files, where: Path, key_maps: Mapping[str, KeyMap]
-) -> tuple[str, dict[str, TensorFile], tuple[int, ...], Mapping[str, Any]]:
-    """Dialect, official name → tensor, trunk blocks of each stage, and the plain values saved beside the weights."""
+) -> tuple[str, dict[str, TensorFile], tuple[int, ...], dict[str, Pair], Mapping[str, Any]]:
+    """Dialect, official name → tensor, trunk blocks of each stage, what a LoRA adds, and the plain values beside."""
     extras: Mapping[str, Any] = {}
     if files.kind == "safetensors":
         stages: list[Mapping[str, Any]] = [read_safetensors(files.paths).tensors]
     else:
         states = [read_dcp(path) if files.kind == "dcp" else read_torch(path) for path in files.paths]
         stages, extras = _stages(states, where), states[0]
+    split = [split_lora(stage, extras, where, key_maps["mm"]) for stage in stages] if extras else []
+    pairs = {name: pair for _, found in split for name, pair in found.items()}
+    stages = [rest for rest, _ in split] or stages
+    if pairs and not any(stages):  # of a LoRA alone
+        return "mm", {}, (), pairs, extras
     namings = [understand(stage, where, key_maps) for stage in stages]
     tensors = [
         {name: stage[raw] for name, raw in n.ours.items()} for n, stage in zip(namings, stages, strict=True)
     ]
     if len(tensors) == 1:
-        return namings[0].dialect, tensors[0], (), extras
-    return namings[0].dialect, merge(tensors), tuple(map(count_layers, tensors)), extras
+        return namings[0].dialect, tensors[0], (), pairs, extras
+    return namings[0].dialect, merge(tensors), tuple(map(count_layers, tensors)), pairs, extras
 
 
 def _stages(states: Sequence[Mapping[str, Any]], where: Path) -> list[Mapping[str, Any]]:

@@ -54,14 +54,23 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     if start.weights is not None:
         logger.info(start.weights.description)
     model = build_model(
-        job.predictor, job.parallel, job.fsdp2, mesh, accelerator, source=start.weights, seed=batch.seed
+        job.predictor,
+        job.parallel,
+        job.fsdp2,
+        mesh,
+        accelerator,
+        source=start.weights,
+        seed=batch.seed,
+        transforms=job.model.transforms,
     )
     optimizer = build_optimizer(model, training.optimizer)
     scheduler = param_scheduler(
         optimizer, training.optimizer, train_iters=train_iters, global_batch_size=global_batch_size
     )
     state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler)
-    checkpoints = build_checkpoints(job, start.base, accelerator)
+    # an adapter's base is the whole model: where no one place holds that, checkpoints hold it
+    is_whole = not job.model.transforms or start.base is start.weights
+    checkpoints = build_checkpoints(job, start.base if is_whole else None, accelerator)
     if checkpoints.load(state):  # what does not train was looked at when it was filled
         trained = {name: local(weight) for name, weight in model.named_parameters() if weight.requires_grad}
         raise_on_all_ranks(lambda: check_weights(f"--load {training.checkpoint.load}", trained))

@@ -9,6 +9,7 @@ from typing import Any
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_text
 from mindspeed_mm.log import get_logger, world_size
+from mindspeed_mm.models.transforms.config import LoraConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.wan.sizes import preset_name
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
@@ -43,7 +44,7 @@ def training_table(job: PretrainJob) -> Rows:
     source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
     validation: Any = getattr(job.data.dataset_param, "validation", None)
     return [
-        ("model", _model(job.model.predictor)),
+        ("model", _model(job.model.predictor, job.model.transforms)),
         ("weights", ", ".join(getattr(job.model.predictor, "weight_paths", {}).values()) or "random"),
         ("data", f"{getattr(source, 'data_path', job.files.mm_data)}" + (f"; held out: {validation.data_path}" if validation else "")),
         ("batch", f"{size} = {batch.micro_batch_size} x {job.dp_size} ranks x {_count(pieces, 'micro-batch', 'micro-batches')}"),
@@ -98,13 +99,19 @@ def generation_table(job: GenerateJob) -> Rows:
     return [*rows, ("output", run.output_path)]
 
 
-def _model(predictor: Any) -> str:
+def _model(predictor: Any, transforms: Sequence[Any] = ()) -> str:
     if not isinstance(predictor, PredictorConfig):
         return str(getattr(predictor, "model_id", type(predictor).__name__))
     config = predictor.model
     sizes = f"{config.trunk.num_layers} layers of {config.trunk.hidden_size}, {len(config.vace_layers)} VACE blocks"
     name = preset_name(config)
-    return f"{name or 'VACE'}: {sizes}; {predictor.trainable} trains"
+    parts = {"both": "branch and trunk", "all": "branch and trunk"}
+    loras = [
+        f"a LoRA of rank {config.rank} on the {parts.get(on := config.on or predictor.trainable, on)}"
+        for config in transforms
+        if isinstance(config, LoraConfig)
+    ]
+    return f"{name or 'VACE'}: {sizes}; {', '.join(loras) or predictor.trainable} trains"
 
 
 def _parts(shards: Sequence[str]) -> list[str]:

@@ -32,10 +32,13 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.rng import rng_state
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import format_json
 from mindspeed_mm.locks import is_in_use, sweep
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.keymap import KeyMap
+from mindspeed_mm.models.lora.saved import ENTRY
+from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, reason_of
@@ -137,6 +140,8 @@ class Checkpointer:
             content["config"] = (
                 config.model_dump_json()
             )  # no shape tells the number of heads of an unusual model
+        if scales := lora_scales(state.model):
+            content[ENTRY] = format_json({"type": "lora", "scales": scales})
         content["skips"] = pack(asdict(state.skips))
         means = sorted((band, *mean) for band, mean in state.loss_means.items())
         content["loss_means"] = {f"rank_{dist.get_rank():05d}": pack(means)}

@@ -25,6 +25,8 @@ from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.keymap import KeyMap
+from mindspeed_mm.models.lora.saved import ENTRY, read_scales, theirs_of
+from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.wan.sizes import read_hints, setting_conflicts
 from mindspeed_mm.training.build import local
 from mindspeed_mm.training.checkpoint_files import IndexReader, TensorPlanner, reason_of
@@ -49,7 +51,7 @@ class BaseReference:
 
 def mm_names(model: nn.Module, key_map: KeyMap) -> dict[nn.Parameter, str]:
     """Parameter → its MM name, in the model's order."""
-    return {parameter: key_map.to_theirs(name) for name, parameter in model.named_parameters()}
+    return {parameter: theirs_of(key_map, name) for name, parameter in model.named_parameters()}
 
 
 def load_checkpoint(
@@ -65,6 +67,7 @@ def load_checkpoint(
     found_base = saved.get("base")
     _check_base(folder, found_base, base, config.finetune)
     _check_config(folder, saved.get("config"), state.model)
+    _check_lora(folder, saved.get(ENTRY), state.model)
     reader = IndexReader(folder)
     names = mm_names(state.model, key_map)
     values = _Values(folder, reader.read_metadata())
@@ -263,6 +266,22 @@ def _check_config(folder: Path, saved: Any, model: nn.Module) -> None:
     if conflicts := setting_conflicts(read_hints(config.model_dump(mode="json")), hints):
         raise WeightsError(
             f"{folder}: was trained with other settings than the model JSON's: {'; '.join(conflicts)}; set them alike"
+        )
+
+
+def _check_lora(folder: Path, saved: object, model: nn.Module) -> None:
+    """A LoRA that was trained with one scale means another model with another."""
+    scales = lora_scales(model)
+    if saved is None or not scales:
+        return  # the names of the weights tell
+    before = read_scales(saved, folder)
+    odd = [name for name in scales.keys() & before.keys() if not math.isclose(scales[name], before[name])]
+    if odd:
+        name = min(odd)
+        raise WeightsError(
+            f"its LoRA has scale {before[name]:g} in {name}, the job has {scales[name]:g}",
+            where=folder,
+            fix="set rank, alpha and rslora as they were",
         )
 
 

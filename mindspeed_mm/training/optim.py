@@ -17,7 +17,9 @@ from mindspeed_mm.training.config import OptimizerConfig
 from mindspeed_mm.training.muon import Muon
 
 NO_DECAY = re.compile(r"(^|\.)(bias|modulation)$")
-NOT_HIDDEN = re.compile(r"(^|[._])(embedding|head)\.")  # what enters the model, and what leaves it
+NOT_HIDDEN = re.compile(
+    r"(^|[._])((embedding|head)\.|lora_[AB]\b)"
+)  # what enters, what leaves; and updates of low rank
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -26,7 +28,7 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Megatron's rule for Muon: matrices, but not those of embeddings (text, time, patches) or of the last layer."""
+    """Megatron's rule for Muon: matrices, but not those of embeddings (text, time, patches), of the last layer or of a LoRA."""
     return parameter.ndim == 2 and not NOT_HIDDEN.search(name)
 
 

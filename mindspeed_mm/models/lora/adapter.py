@@ -79,6 +79,12 @@ def merged(source: WeightsSource, loras: Sequence[tuple[Adapter, float]]) -> Wei
             parts.setdefault(name, []).append((adapter, strength))
     tensors = dict(source.tensors)
     for name, found in parts.items():
+        if name not in tensors:
+            raise WeightsError(
+                f"changes {name}, which is not in {source.path}",
+                where=found[0][0].path,
+                fix="name the base: --cfg.base_path (mm-convert), predictor.from_pretrained (training)",
+            )
         base = tensors[name]
         tensors[name] = TensorFile(base.shape, base.dtype, partial(_sum, name, base, found))
     said = ", ".join(f"{adapter.path.name} × {strength:g}" for adapter, strength in loras)

@@ -35,6 +35,9 @@ class LoraConfig(Config):
         description="endings of the names of the linear layers that get it, * stands for any text; "
         "default: q, k, v, o, ffn.0, ffn.2",
     )
+    init_from: str | None = Field(
+        default=None, description="LoRA file or folder of any dialect, of the same rank, to continue from"
+    )
     modules_to_save: tuple[str, ...] = Field(
         default=(), description="modules that train whole beside the LoRA, such as vace_patch_embedding"
     )

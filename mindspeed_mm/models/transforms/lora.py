@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,14 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.models.transforms.base import ModuleTransform, ends_in, matching
+from mindspeed_mm.log import get_logger, once
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.lora.read import open_lora
+from mindspeed_mm.models.lora.saved import DOWN, UP
+from mindspeed_mm.models.transforms.base import ModuleTransform
 from mindspeed_mm.models.transforms.config import LoraConfig
 from mindspeed_mm.models.transforms.freeze import trains
+from mindspeed_mm.models.transforms.match import ends_in, matching
+
+logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from mindspeed_mm.models.spec import ModelSpec
-
-A, B = ".lora_A.weight", ".lora_B.weight"  # after the name of the layer; peft's names without its adapter's
 
 
 class LoraLinear(nn.Linear):
@@ -70,6 +75,7 @@ class Lora(ModuleTransform):
     branch: tuple[str, ...] = ()  # first parts of the names of the branch's weights
     usual: tuple[str, ...] = ()  # what `match` is by default
     part: str = "both"
+    starts: dict[str, tuple[TensorFile, float]] = field(default_factory=dict)  # from `init_from`
 
     def apply(self, model: nn.Module) -> None:
         """Replace the matching layers. Raises ConfigError when a pattern matches none, or no linear layer."""
@@ -81,6 +87,8 @@ class Lora(ModuleTransform):
         if not targets:
             raise ConfigError(f"the model has no matching layer in the {self.part}", where=f"{where}.on")
         matching(self.config.modules_to_save, names, f"{where}.modules_to_save")
+        if self.config.init_from is not None:
+            self._read_start({name: tuple(p.shape) for name, p in model.named_parameters()}, targets)
         for name in targets:
             parent, _, child = name.rpartition(".")
             layer = model.get_submodule(name)
@@ -88,6 +96,30 @@ class Lora(ModuleTransform):
                 raise ConfigError(f"{name} gets a LoRA twice; narrow match or on", where=where)
             assert isinstance(layer, nn.Linear)
             setattr(model.get_submodule(parent), child, LoraLinear(layer, self.config))
+
+    def _read_start(self, shapes: dict[str, tuple[int, ...]], targets: list[str]) -> None:
+        """Take over the LoRA of `init_from`. Raises ConfigError for what this one has no place for."""
+        adapter = open_lora(str(self.config.init_from), shapes)
+        where = f"transforms: lora.init_from: {adapter.path}"
+        outside = [name for name in adapter.names if name.removesuffix(".weight") not in targets]
+        if outside or adapter.diffs or adapter.whole:
+            extra = ", ".join(outside[:4] or [*adapter.diffs, *adapter.whole][:4])
+            raise ConfigError(
+                f"changes weights that this LoRA does not: {extra}",
+                where=where,
+                fix="widen match and on, or merge it",
+            )
+        ranks = {pair.rank for pair in adapter.pairs.values()}
+        if ranks != {self.config.rank}:
+            text = ", ".join(map(str, sorted(ranks)))
+            raise ConfigError(
+                f"has rank {text}, this LoRA has rank {self.config.rank}", where=where, fix="set the same"
+            )
+        for weight, pair in adapter.pairs.items():
+            layer = weight.removesuffix(".weight")
+            self.starts[layer + DOWN] = (pair.down, 1.0)
+            self.starts[layer + UP] = (pair.up, pair.scale / self.config.scale)
+        logger.info(f"continues from {adapter.description}", extra=once())
 
     def trains(self, name: str) -> bool:
         """Its own matrices, and `modules_to_save`."""
@@ -98,11 +130,14 @@ class Lora(ModuleTransform):
 
     def adds(self, name: str) -> bool:
         """Its own matrices."""
-        return name.endswith((A, B))
+        return name.endswith((DOWN, UP))
 
     def initial_weight(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """A uniform in ±1/√in as in peft, drawn by name; B zero, so that training starts from the base model."""
-        if name.endswith(B):
+        """`init_from`'s; else A uniform in ±1/√in as in peft, drawn by name, and B zero: training starts from the base."""
+        if name in self.starts:
+            tensor, factor = self.starts[name]
+            return tensor.read().float().view(shape) * factor
+        if name.endswith(UP):
             return torch.zeros(shape)
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -114,3 +149,8 @@ class Lora(ModuleTransform):
         for module in model.modules():
             if isinstance(module, LoraLinear):
                 module.merge()
+
+
+def lora_scales(model: nn.Module) -> dict[str, float]:
+    """Every LoRA layer of a model by its name, with its scale."""
+    return {name: module.scale for name, module in model.named_modules() if isinstance(module, LoraLinear)}

@@ -24,12 +24,14 @@ from mindspeed_mm.distributed.config import (
 )
 from mindspeed_mm.distributed.patterns import check_patterns
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
-from mindspeed_mm.files import format_json, read_json
+from mindspeed_mm.files import format_json, read_json, stat_path
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank, world_size
 from mindspeed_mm.models.find import find_files
 from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.transforms.config import LoraConfig, Part, parse_transforms
+from mindspeed_mm.models.transforms.match import matching
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.registry import resolve
@@ -65,9 +67,53 @@ class FileConfig(Config):
     )
 
 
+class LoraFlags(Config):
+    """Short flags for one LoRA: they replace keys of the model JSON's, or add it."""
+
+    lora_rank: int | None = Field(
+        default=None, gt=0, le=4096, description="train a LoRA of this rank, nothing else"
+    )
+    lora_alpha: float | None = Field(
+        default=None, gt=0, description="its scale is alpha / rank (default: the rank)"
+    )
+    lora_on: Part | None = Field(
+        default=None, description="part of the model that gets it (default: the one of predictor.trainable)"
+    )
+    lora_init_from: str | None = Field(default=None, description="LoRA of any dialect to continue from")
+
+    def apply(self, values: Any, prog: str) -> Any:
+        """The values of a model JSON with these keys in its LoRA. Raises ConfigError where it has none."""
+        given = {
+            name.removeprefix("lora_"): value
+            for name, value in self.model_dump().items()
+            if value is not None
+        }
+        if not given or not isinstance(values, Mapping):
+            return values
+        found = values.get("transforms", [])
+        found = list(found) if isinstance(found, list) else [found]
+        places = [
+            i for i, item in enumerate(found) if isinstance(item, Mapping) and item.get("type") == "lora"
+        ]
+        if len(places) > 1:
+            raise ConfigError(
+                f"the model JSON has {len(places)} LoRAs",
+                where=f"{prog}: --lora-{min(given)}",
+                fix="edit the JSON",
+            )
+        if not places and "rank" not in given:
+            raise ConfigError(
+                "there is no LoRA", where=f"{prog}: --lora-{min(given)}", fix="give --lora-rank, too"
+            )
+        for place in places:
+            found[place] = {**found[place], **given}
+        return {**values, "transforms": found if places else [*found, {"type": "lora", **given}]}
+
+
 SCHEMAS: Sequence[tuple[type[Config], str]] = (
     (FileConfig, "files"),
     (OverrideConfig, "keys of the files"),
+    (LoraFlags, "LoRA"),
     (BatchConfig, "batches"),
     (OptimizerConfig, "optimizer"),
     (ParallelConfig, "parallel"),
@@ -85,6 +131,10 @@ class ModelConfig(Config):
     task: Literal["vace"] = "vace"
     diffusion: ScheduleConfig = ScheduleConfig()
     predictor: SerializeAsAny[Config]
+    transforms: tuple[SerializeAsAny[Config], ...] = Field(
+        default=(),
+        description='changes of the model before its weights load, such as {"type": "lora", "rank": 32}',
+    )
     caption_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of samples trained with the embedding of the empty prompt"
     )
@@ -105,6 +155,11 @@ def _model_config(values: Any, where: str, notes: list[str] | None) -> ModelConf
     if model_id not in MODELS:
         raise ConfigError(f"{where}:predictor.model_id: {_message(model_id)}")
     spec = MODELS.get(model_id)
+    if "transforms" in values:
+        values = {
+            **values,
+            "transforms": parse_transforms(values["transforms"], f"{where}:transforms", notes),
+        }
     schema = create_model("ModelConfig", __base__=ModelConfig, predictor=(spec.predictor, ...))
     return parse(schema, values, where, notes)
 
@@ -142,6 +197,7 @@ class PretrainJob(Config):
         overrides = Overrides.parse(cast(OverrideConfig, part[OverrideConfig]).set, OVERRIDDEN)
         parallel = cast(ParallelConfig, part[ParallelConfig])
         model = overrides.apply(read_json(files.mm_model), "model")
+        model = cast(LoraFlags, part[LoraFlags]).apply(model, prog)
         data = overrides.apply(read_json(files.mm_data), "data")
         tools = overrides.apply(read_json(files.mm_tool) if files.mm_tool else {}, "tools")
         fsdp2_path = parallel.fsdp2_config_path
@@ -182,6 +238,7 @@ class PretrainJob(Config):
         check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
         _check_sharding(self.fsdp2, self.world_size)
         _check_patterns(self.predictor, self.fsdp2)
+        _check_transforms(self.model, self.predictor, self.files)
         size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
         if batch.train_iters is None and batch.train_samples is None:
             raise ConfigError(f"{prog}: --train-iters is missing; give it or --train-samples")
@@ -210,6 +267,9 @@ class PretrainJob(Config):
                 f"{self.files.mm_data}:dataset_param.basic_parameters.data_path: {data_path} is not there; "
                 "run feature extraction, or name the data.jsonl that it wrote"
             )
+        for config in self.model.transforms:
+            if isinstance(config, LoraConfig) and config.init_from is not None:
+                stat_path(config.init_from, WeightsError)
         for key, weights in self.predictor.weight_paths.items():
             if not Path(weights).exists():
                 raise WeightsError(
@@ -284,6 +344,23 @@ def _check_patterns(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:
     spec = MODELS.get(predictor.model_id)
     if spec.modules:
         check_patterns(fsdp2, spec.units, resolve(spec.modules)(predictor.model))
+
+
+def _check_transforms(model: ModelConfig, predictor: PredictorConfig, files: FileConfig) -> None:
+    """What torch is not needed for: that patterns match, and that the base is whole."""
+    where = f"{files.mm_model}:transforms"
+    spec = MODELS.get(predictor.model_id)
+    names = resolve(spec.modules)(predictor.model) if spec.modules else []
+    for config in model.transforms:
+        if isinstance(config, LoraConfig) and names:
+            matching(config.match, names, f"{where}: lora.match")
+            matching(config.modules_to_save, names, f"{where}: lora.modules_to_save")
+    if model.transforms and getattr(getattr(predictor, "vace_dit", None), "init_from_trunk", False):
+        raise ConfigError(
+            "a LoRA cannot train a branch that starts from the trunk: it adds nothing yet",
+            where=f"{files.mm_model}:predictor.vace_dit.init_from_trunk",
+            fix="train the branch whole first, or leave transforms out",
+        )
 
 
 def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConfig) -> None:

@@ -49,7 +49,7 @@ def test_load_without_tracker_beside_checkpoints_is_refused(saved: Path) -> None
         where=f"--load {saved}",
     ) as caught:
         folder_to_load(config(saved))
-    assert "90" not in str(caught.value)
+    assert "90" not in str(caught.value).replace(str(saved), "")
     assert folder_to_load(config(saved, ckpt_step=70)) == saved / "iter_0000070"
 
 
@@ -83,7 +83,7 @@ def test_an_empty_folder_starts_at_zero_only_as_the_save_folder(tmp_path: Path) 
 def test_save_into_checkpoints_of_another_run_is_refused(saved: Path, load: str | None) -> None:
     with raises(WeightsError, 70, 80, f"--load {saved}", where=f"--save {saved}") as caught:
         check_save_folder(config(saved, load=load))
-    assert "90" not in str(caught.value)
+    assert "90" not in str(caught.value).replace(str(saved), "")
     check_save_folder(config(saved, load=load, ignore_existing_checkpoints=True))
 
 

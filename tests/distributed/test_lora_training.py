@@ -1,0 +1,169 @@
+"""Training a LoRA: the same on any number of ranks, resumed exactly, saved without its base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.models.containers.dcp import read_dcp
+from mindspeed_mm.models.lora.saved import DOWN, UP
+from mindspeed_mm.models.weights import open_weights
+from tests.runs import arguments, make_run, train_job
+from tests.support.errors import raises
+from tests.support.lora_files import lora_matrices, write_lora
+
+LORA = ("--lora-rank=4", "--lora-alpha=8", "--lora-on=both")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("lora"))
+
+
+def losses(rows):
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def train(world, environment, folder, *more, ranks=1, **flags):
+    flags = {"save": folder, "save_interval": 2, "train_iters": 4, **flags}
+    return world.run(ranks, train_job, arguments(environment, *(more or LORA), **flags))[-1]
+
+
+@pytest.fixture(scope="module")
+def alone(world, environment, tmp_path_factory):
+    """A run of four iterations on one rank: its folder and its rows."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, train(world, environment, folder)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"context_parallel_size": 2}, {"recompute_granularity": "full", "recompute_method": "uniform"}],
+    ids=["fsdp", "context-parallel", "recompute"],
+)
+def test_a_lora_trains_alike_on_two_ranks(world, environment, alone, tmp_path, flags):
+    rows = train(world, environment, tmp_path, ranks=2, **flags)
+    assert losses(rows) == pytest.approx(losses(alone[1]), rel=1e-5)
+    first, second = open_weights(tmp_path / "iter_0000004"), open_weights(alone[0] / "iter_0000004")
+    for name in first.tensors:
+        assert torch.allclose(first.read(name), second.read(name), atol=1e-5), name
+
+
+def test_a_lora_moves_and_its_base_does_not(environment, alone):
+    folder, rows = alone
+    base = open_weights(Path(environment["SAVE_PATH"]).parent / "weights")
+    trained = open_weights(folder)
+    moved = {name for name in base.tensors if not torch.equal(base.read(name), trained.read(name))}
+    assert moved == {f"{name}.weight" for name in lora_matrices()}
+    assert len(set(losses(rows))) > 1
+
+
+def test_a_checkpoint_holds_the_lora_and_names_its_base(environment, alone):
+    state = read_dcp(alone[0] / "iter_0000004")
+    names = _names(state["model"])
+    assert len(names) == 2 * len(lora_matrices())
+    assert all(name.endswith((DOWN, UP)) for name in names)
+    assert Path(state["base"]["path"]).parent.name == "weights"
+    scales = json.loads(state["adapter"])["scales"]
+    assert scales == dict.fromkeys(lora_matrices(), 2.0)
+
+
+def _names(values, prefix=""):
+    found = []
+    for key, value in values.items():
+        found += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return found
+
+
+def test_a_resumed_lora_equals_one_that_never_stopped(world, environment, alone, tmp_path):
+    train(world, environment, tmp_path, train_iters=2)
+    rows = train(world, environment, tmp_path, load=tmp_path)
+    assert losses(rows)[-2:] == losses(alone[1])[-2:]
+    first, second = (read_dcp(folder / "iter_0000004") for folder in (tmp_path, alone[0]))
+    for name, tensor in _tensors(first["model"]).items():
+        assert torch.equal(tensor, _tensors(second["model"])[name]), name
+
+
+def _tensors(values, prefix=""):
+    found = {}
+    for key, value in values.items():
+        found |= (
+            _tensors(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value.read()}
+        )
+    return found
+
+
+def test_dcp_to_torch_keeps_the_lora_with_its_base(alone, tmp_path):
+    from checkpoint.config import DcpToTorchConfig
+    from checkpoint.dcp import gather
+
+    gather(DcpToTorchConfig(source_path=str(alone[0]), target_path=str(tmp_path / "lora.pt")))
+    one, other = open_weights(tmp_path / "lora.pt"), open_weights(alone[0])
+    for name in other.tensors:
+        assert torch.equal(one.read(name), other.read(name)), name
+
+
+def test_a_whole_checkpoint_of_a_lora_needs_no_base(world, environment, alone, tmp_path):
+    train(world, environment, tmp_path, *LORA, "--save-full-model")
+    assert "base" not in read_dcp(tmp_path / "iter_0000004")
+    one, other = open_weights(tmp_path), open_weights(alone[0])
+    for name in other.tensors:
+        assert torch.equal(one.read(name), other.read(name)), name
+
+
+def test_another_alpha_is_refused_when_resuming(world, environment, alone):
+    argv = arguments(
+        environment, "--lora-rank=4", "--lora-alpha=4", "--lora-on=both", load=alone[0], save=alone[0]
+    )
+    (message,) = world.run(1, refusal, argv)
+    assert "scale 2" in message
+    assert "has 1" in message
+
+
+def refusal(argv):
+    try:
+        train_job(argv)
+    except WeightsError as error:
+        return str(error)
+    return "trained"
+
+
+def test_matrices_of_a_lora_step_by_adamw_under_muon(world, environment, alone, tmp_path):
+    rows = train(world, environment, tmp_path, *LORA, optimizer="muon")
+    assert losses(rows) == losses(alone[1])
+
+
+@pytest.mark.parametrize("dialect", ["peft", "kohya"])
+def test_training_continues_from_a_lora_of_any_dialect(world, environment, tmp_path, dialect):
+    path = write_lora(dialect, tmp_path, lora_matrices())
+    model = json.loads(Path(environment["MM_MODEL"]).read_text())
+    transforms = [{"type": "lora", "rank": 4, "alpha": 8, "on": "both", "init_from": str(path)}]
+    (tmp_path / "model.json").write_text(json.dumps(model | {"transforms": transforms}))
+    changed = {**environment, "MM_MODEL": str(tmp_path / "model.json")}
+    train(world, changed, tmp_path / "run", "--no-save-optim", lr=1e-12, train_iters=2)
+    from mindspeed_mm.models.lora.adapter import merged
+    from mindspeed_mm.models.lora.read import open_lora
+
+    base = open_weights(Path(environment["SAVE_PATH"]).parent / "weights")
+    expected = merged(base, [(open_lora(path, base.shapes), 1.0)])
+    trained = open_weights(tmp_path / "run")
+    for name in base.tensors:
+        assert torch.allclose(trained.read(name), expected.read(name), atol=1e-6), name
+
+
+def test_bad_lora_settings_are_refused_before_anything_loads(environment, tmp_path):
+    from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+
+    with raises(ConfigError, "--lora-rank", "no LoRA"):
+        PretrainJob.from_argv(arguments(environment, "--lora-alpha=4"))
+    model = json.loads(Path(environment["MM_MODEL"]).read_text())
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(model | {"transforms": [{"type": "lora", "match": ["self_attn.qq"]}]}))
+    with raises(ConfigError, "self_attn.qq"):
+        PretrainJob.from_argv(arguments({**environment, "MM_MODEL": str(path)}))

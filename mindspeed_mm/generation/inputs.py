@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,28 +29,9 @@ from mindspeed_mm.data.video import BLACK, WHITE, VideoReader, flatten, open_vid
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.parity import stretched_reference
+from mindspeed_mm.generation.request import Clip, Inputs, Picture
 
-Clip = str | Path | NDArray[Any] | Tensor | Sequence[Image.Image] | Image.Image
-Picture = str | Path | NDArray[Any] | Tensor | Image.Image
 _ROUNDING = 1e-3  # what pixels may lie outside their range by
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What one video starts from, as the user has it.
-
-    A clip is a path, Pillow images, an array [T, H, W, 3] (uint8, or floats from 0 to 1) or a tensor [3, T, H, W] in [-1, 1].
-    A mask is the same in one channel: 1, white = generate; 0, black = keep.
-    """
-
-    src_video: Clip | None = None
-    src_mask: Clip | None = None
-    src_ref_images: Sequence[Picture] = ()
-    first_frame: Clip | None = None
-    last_frame: Clip | None = None
-    outpaint: tuple[float, float, float, float] | None = (
-        None  # left, top, right, bottom, in parts of the source's size
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +46,10 @@ class Conditions:
 
 def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
     """Read everything and bring it to the size, rate and length requested. Raises DataError where the policies forbid it."""
-    _check(inputs)
+    inputs.check()
     notes: list[str] = []
     video = mask = None
-    if inputs.first_frame is not None or inputs.last_frame is not None:
+    if inputs.has_ends:
         video, mask = _between(inputs, sampling, notes)
     elif inputs.outpaint is not None:
         video, mask = _outpainted(inputs, sampling, notes)
@@ -83,18 +63,6 @@ def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
         if isinstance(image, (str, Path)):
             notes.extend(f"{image}: {remark}" for remark in remarks_on(image_traits(Path(image))))
     return Conditions(src_video=video, src_mask=mask, src_ref_images=references, notes=tuple(notes))
-
-
-def _check(inputs: Inputs) -> None:
-    ends = inputs.first_frame is not None or inputs.last_frame is not None
-    if inputs.src_mask is not None and inputs.src_video is None:
-        raise DataError("src_mask says what of src_video to generate; give src_video too")
-    if inputs.outpaint is not None and inputs.src_video is None:
-        raise DataError("outpaint grows the frame of src_video; give src_video too")
-    if ends and (inputs.src_video is not None or inputs.outpaint is not None):
-        raise DataError(
-            "first_frame and last_frame make their own src_video and mask; leave src_video and outpaint out"
-        )
 
 
 def _edited(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.request import GenerationRequest
@@ -41,11 +42,9 @@ def describe(models: ModelStore, request: GenerationRequest, conditions: Conditi
 class VideoFiles:
     """Writes videos into a folder: NAME.mp4, NAME.png, NAME.json and NAME/."""
 
-    def __init__(
-        self, models: ModelStore, folder: Path, settings: Callable[[GenerationRequest], dict[str, Any]]
-    ) -> None:
-        """`settings`: what NAME.json says of the run beside what `describe` knows."""
-        self.models, self.folder, self.settings = models, folder, settings
+    def __init__(self, models: ModelStore, folder: Path, run: dict[str, Any]) -> None:
+        """`run`: what NAME.json says of the run."""
+        self.models, self.folder, self.run = models, folder, run
 
     def write_conditions(self, request: GenerationRequest, conditions: Conditions) -> None:
         """Log and write what the model gets, before it is encoded."""
@@ -58,21 +57,41 @@ class VideoFiles:
 
         def settings() -> dict[str, Any]:
             known = describe(self.models, request, conditions)
-            return {"name": request.name, **known, **self.settings(request)}
+            return {"name": request.name, **known, "inputs": request.inputs.to_json(), **self.run}
 
-        num_refs = len(conditions.src_ref_images)
-        kept = write_latents(self.folder / request.name, latents, num_refs, settings())
-        with with_resume_hint(kept):
-            path = write_outcome(
-                self.folder,
-                request.name,
-                decode(self.models, latents, num_refs),
-                num_frames=request.sampling.num_frames,
-                fps=request.sampling.fps,
-                conditions=conditions,
-                settings=settings,
-            )
-        log_video(path, settings())
+        name, num_refs = request.name, len(conditions.src_ref_images)
+        kept = write_latents(self.folder / name, latents, num_refs, settings())
+        write_decoded(
+            self.models, name, latents, num_refs, request.sampling, self.folder, kept, settings, conditions
+        )
+
+
+def write_decoded(
+    models: ModelStore,
+    name: str,
+    latents: Tensor,
+    num_refs: int,
+    sampling: SamplingConfig,
+    folder: Path,
+    kept: Path,
+    settings: Callable[[], dict[str, Any]],
+    conditions: Conditions | None = None,
+) -> None:
+    """The video as it is decoded, its sheet and its settings; a line names it and its cost. `kept`: the file of the latents."""
+    with with_resume_hint(kept):
+        path = write_outcome(
+            folder,
+            name,
+            decode(models, latents, num_refs),
+            num_frames=sampling.num_frames,
+            fps=sampling.fps,
+            conditions=conditions,
+            settings=settings,
+        )
+    said = settings()
+    cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in said["seconds"].items())
+    memory = said["peak_memory_gb"]
+    LOGGER.info("  %s (%s; peak memory %.2f GB)", path, cost, memory, extra=on_every_rank())
 
 
 @contextmanager
@@ -88,11 +107,3 @@ def with_resume_hint(latents: Path) -> Iterator[None]:
         fix = f"{error.fix}; {hint}" if error.fix else hint
         kind, cause = type(error), error.__cause__
         raise kind(error.problem, where=error.where, expected=error.expected, fix=fix) from cause
-
-
-def log_video(path: Path, settings: dict[str, Any]) -> None:
-    """The line that names a finished video and its cost."""
-    cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in settings["seconds"].items())
-    LOGGER.info(
-        "  %s (%s; peak memory %.2f GB)", path, cost, settings["peak_memory_gb"], extra=on_every_rank()
-    )

@@ -20,17 +20,15 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import (
-    NEGATIVE_PROMPT,
     Offload,
     Preset,
     RequestConfig,
     Solver,
     Tiled,
     WeightPaths,
-    resolve_sampling,
 )
 from mindspeed_mm.generation.denoise import StepHook
-from mindspeed_mm.generation.inputs import Clip, Conditions, Inputs, Picture
+from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.loaders import (
     inspect_experts,
     load_experts,
@@ -40,7 +38,7 @@ from mindspeed_mm.generation.loaders import (
 )
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import describe
-from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Picture
 from mindspeed_mm.generation.result import GenerationResult
 from mindspeed_mm.generation.run import generate
 from mindspeed_mm.generation.stages import decode, explain_oom
@@ -146,13 +144,8 @@ class VacePipeline:
             last_frame=last_frame,
             outpaint=outpaint,
         )
-        request = GenerationRequest(
-            prompt=prompt,
-            negative_prompt=NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
-            inputs=inputs,
-            sampling=resolve_sampling(settings, experts=self.models.num_experts),
-            noise=noise,
-        )
+        experts = self.models.num_experts
+        request = GenerationRequest.resolve(settings, inputs, experts=experts, noise=noise)
         return self.generate(request, hooks=hooks)
 
     def generate(self, request: GenerationRequest, *, hooks: Sequence[StepHook] = ()) -> GenerationResult:

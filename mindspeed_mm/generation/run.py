@@ -56,7 +56,13 @@ def generate(
         _ = models.experts  # read before the bar starts, whose ETA knows denoising steps alone
     shown = None if progress else False
     with (
-        Progress(f"{request.where}denoising", request.sampling.steps, "step", lines=5, shown=shown) as bar,
+        Progress(
+            f"{request.name}: denoising".removeprefix(": "),
+            request.sampling.steps,
+            "step",
+            lines=5,
+            shown=shown,
+        ) as bar,
         explain_oom(request.name),
     ):
         latents = denoise(

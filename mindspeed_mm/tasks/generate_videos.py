@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,23 @@ import torch.distributed as dist
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, LaunchError
-from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig
+from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig, SamplingConfig
 from mindspeed_mm.generation.experts import Experts
-from mindspeed_mm.generation.inputs import Inputs
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.loaders import inspect_experts, load_experts, load_text_encoder, load_vae
 from mindspeed_mm.generation.models import ModelStore
-from mindspeed_mm.generation.outputs import VideoFiles, log_video, with_resume_hint
+from mindspeed_mm.generation.outputs import VideoFiles, write_decoded
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
-from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.run import conditions_of, generate, share_prompts
-from mindspeed_mm.generation.stages import decode, scale_problem
+from mindspeed_mm.generation.stages import scale_problem
 from mindspeed_mm.generation.stored import LatentsSettings, read_latents
 from mindspeed_mm.generation.usual import unusual_requests
-from mindspeed_mm.generation.writer import bytes_of, check_space, versions, write_outcome
+from mindspeed_mm.generation.writer import bytes_of, check_space, versions
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.outputs import check_names
-from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.summary import write_job
 
 LOGGER = get_logger(__name__)
@@ -103,7 +101,7 @@ def warn_ignored_options(run: RunConfig, processes: int) -> None:
 
 def work(
     job: GenerateJob,
-    videos: Sequence[VideoJob],
+    videos: Sequence[GenerationRequest],
     accelerator: Accelerator,
     config: VaceConfig,
     parallel: SingleProcess,
@@ -116,20 +114,20 @@ def work(
         )
         return
     models = open_models(job, accelerator, config.trunk.text_len, parallel)
-    share_prompts(models, [request_of(video) for video in videos], parallel)
+    share_prompts(models, videos, parallel)
     folder = Path(job.run.output_path)
     if rank() == 0 and all(
         video.name != "job" for video in job.videos
     ):  # whose settings would be in that file
         write_job(folder, job.to_json())
-    files = VideoFiles(models, folder, settings_of(job))
+    files = VideoFiles(models, folder, run_settings(job))
     for video in videos:
         if parallel.is_main:  # of those that make this video
             place = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"
             LOGGER.info("%s %s: %s", place, video.name, _short(video.prompt), extra=on_every_rank())
         generate(
             models,
-            request_of(video),
+            video,
             files.write,
             parallel=parallel,
             on_conditions=files.write_conditions,
@@ -160,21 +158,18 @@ def open_models(
     )
 
 
-def check_inputs(job: GenerateJob, videos: Sequence[VideoJob]) -> None:
+def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
     """Check that the disk takes all of the job's videos, and read every source of `videos` once before anything is loaded.
 
     So the last video's bad mask does not cost the first one's hour. Raises DataError.
     """
-    needed = sum(bytes_of(video.sampling, len(video.inputs.images)) for video in job.videos)
+    needed = sum(bytes_of(video.sampling, len(video.inputs.src_ref_images)) for video in job.videos)
     check_space(Path(job.run.output_path), needed)
-    seen: set[str] = set()
+    seen: set[tuple[Inputs, SamplingConfig]] = set()
     for video in videos:
-        key = json.dumps(
-            [video.inputs.model_dump(mode="json"), video.sampling.model_dump(mode="json")], sort_keys=True
-        )
-        if key not in seen:
-            conditions_of(request_of(video))
-            seen.add(key)
+        if (video.inputs, video.sampling) not in seen:
+            conditions_of(video)
+            seen.add((video.inputs, video.sampling))
 
 
 def check_weights(job: GenerateJob) -> VaceConfig:
@@ -193,35 +188,13 @@ def check_weights(job: GenerateJob) -> VaceConfig:
     return config
 
 
-def request_of(video: VideoJob) -> GenerationRequest:
-    """The request of a job's video."""
-    paths = video.inputs
-    inputs = Inputs(
-        src_video=paths.video,
-        src_mask=paths.mask,
-        src_ref_images=paths.images,
-        first_frame=paths.first_frame,
-        last_frame=paths.last_frame,
-        outpaint=paths.outpaint,
-    )
-    return GenerationRequest(
-        name=video.name,
-        prompt=video.prompt,
-        negative_prompt=video.negative_prompt,
-        inputs=inputs,
-        sampling=video.sampling,
-    )
-
-
-def settings_of(job: GenerateJob) -> Callable[[GenerationRequest], dict[str, Any]]:
-    """What a video's NAME.json says of the run."""
-    inputs = {video.name: video.inputs.model_dump(mode="json") for video in job.videos}
-    run = {
+def run_settings(job: GenerateJob) -> dict[str, Any]:
+    """What each NAME.json says of the run."""
+    return {
         "model": job.model.model_dump(mode="json"),
         "run": job.run.model_dump(mode="json"),
         "command": sys.argv,
     }
-    return lambda request: {"inputs": inputs[request.name], **run}
 
 
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
@@ -245,17 +218,7 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
             "versions": versions(),
         }
 
-    with with_resume_hint(path):
-        video = write_outcome(
-            folder,
-            stored.name,
-            decode(models, latents, num_refs),
-            num_frames=stored.sampling.num_frames,
-            fps=stored.sampling.fps,
-            conditions=None,
-            settings=described,
-        )
-    log_video(video, described())
+    write_decoded(models, stored.name, latents, num_refs, stored.sampling, folder, path, described)
 
 
 def warn_overridden_by_latents(job: GenerateJob, stored: LatentsSettings) -> None:

@@ -17,7 +17,7 @@ from mindspeed_mm.generation.parallel import ContextParallel, SingleProcess
 from mindspeed_mm.generation.run import Encoded, generate, share_prompts
 from mindspeed_mm.log import get_logger, rank
 from mindspeed_mm.models.wan.vace import VaceTransformer
-from mindspeed_mm.tasks.generate_videos import DTYPES, check_inputs, open_models, request_of, settings_of
+from mindspeed_mm.tasks.generate_videos import DTYPES, check_inputs, open_models, run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 LOGGER = get_logger(__name__)
@@ -60,12 +60,10 @@ class ValidationVideos:
         models = self._open_models()
         folder = self.folder / f"iter_{iteration:07d}"
         run = self.job.run.model_copy(update={"output_path": str(folder)})
-        files = VideoFiles(models, folder, settings_of(self.job.model_copy(update={"run": run})))
+        files = VideoFiles(models, folder, run_settings(self.job.model_copy(update={"run": run})))
         for video in self.job.videos:
             try:
-                generate(
-                    models, request_of(video), files.write, parallel=self.parallel, encoded=self._encoded
-                )
+                generate(models, video, files.write, parallel=self.parallel, encoded=self._encoded)
             except NonFiniteError as error:  # on every rank; the training's own guard judges its loss
                 if rank() == 0:
                     LOGGER.warning(
@@ -85,7 +83,7 @@ class ValidationVideos:
             experts = Experts([self.model], self.accelerator, placed=True, dtype=DTYPES[self.job.run.dtype])
             text_len = self.model.config.trunk.text_len
             self._models = open_models(self.job, self.accelerator, text_len, self.parallel, experts)
-            share_prompts(self._models, [request_of(video) for video in self.job.videos], self.parallel)
+            share_prompts(self._models, self.job.videos, self.parallel)
         elif self.parallel.is_main:
             self._models.vae.to(self.accelerator.device)
         return self._models

@@ -10,7 +10,6 @@ import draw_kinds
 import pytest
 
 from mindspeed_mm.generation.run import conditions_of
-from mindspeed_mm.tasks.generate_videos import request_of
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +42,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> GenerateJob:
 
 def test_every_kind_shows_the_model_what_its_recipe_names(job: GenerateJob) -> None:
     for video in job.videos:
-        keys, shown = draw_kinds.KINDS[video.name].keys, conditions_of(request_of(video))
+        keys, shown = draw_kinds.KINDS[video.name].keys, conditions_of(video)
         assert (shown.src_video is not None) == bool(keys.keys() - {"image_path"}), video.name
         assert (shown.src_mask is None) == (not keys.keys() - {"image_path", "video_path"}), video.name
         assert len(shown.src_ref_images) == ("image_path" in keys), video.name

@@ -23,10 +23,11 @@ from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.files import read_json
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.writer import condition_strips
 from mindspeed_mm.log import setup_logging
-from mindspeed_mm.tasks.generate_videos import check_weights, open_models, request_of
-from mindspeed_mm.tasks.jobs.generate import GenerateJob, VideoJob
+from mindspeed_mm.tasks.generate_videos import check_weights, open_models
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 SCENE = world.make_scene("heldout", 0)  # a red circle moves down
 OTHER = world.make_scene("heldout", 1)  # a yellow one
@@ -113,9 +114,9 @@ def sheets(job: GenerateJob) -> dict[str, Image.Image]:
     """One sheet for each video of the job."""
     pipe = VacePipeline(open_models(job, Accelerator.detect(), check_weights(job).trunk.text_len))
 
-    def make(video: VideoJob) -> Image.Image:
+    def make(video: GenerationRequest) -> Image.Image:
         kind = KINDS[video.name]
-        result = pipe.generate(request_of(video))
+        result = pipe.generate(video)
         shown = spread(len(result.frames), SHOWN)
         strips = [
             *condition_strips(result.conditions, shown),

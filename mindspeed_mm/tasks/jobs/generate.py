@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_serializer
+
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.overrides import Overrides
 from mindspeed_mm.config.schema import Config, parse
@@ -24,15 +26,13 @@ from mindspeed_mm.files import (
 )
 from mindspeed_mm.generation.config import (
     MINDSPEED_PROMPT,
-    NEGATIVE_PROMPT,
     OUTPUT_SUFFIXES,
     InferenceConfig,
     RequestConfig,
     RunConfig,
-    SamplingConfig,
     WeightPaths,
-    resolve_sampling,
 )
+from mindspeed_mm.generation.request import KEYS, GenerationRequest, Inputs
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
 from mindspeed_mm.outputs import check_file, check_folder
@@ -42,43 +42,21 @@ _MINDSPEED_KEYS = {"model", "video_path", "image_path", "output_path"}  # all th
 _REQUEST_KEYS = tuple(RequestConfig.model_fields)
 
 
-class InputPaths(Config):
-    """What a video starts from. All paths exist."""
-
-    video: str | None = None
-    mask: str | None = None
-    images: tuple[str, ...] = ()
-    first_frame: str | None = None
-    last_frame: str | None = None
-    outpaint: tuple[float, float, float, float] | None = None
-
-    @property
-    def given(self) -> bool:
-        """Whether there is anything beside the prompt."""
-        return self != InputPaths()
-
-
-class VideoJob(Config):
-    """One video: its name, texts, inputs and numbers."""
-
-    name: str
-    prompt: str
-    negative_prompt: str
-    inputs: InputPaths
-    sampling: SamplingConfig
-
-
 class GenerateJob(Config):
     """One run: weights, videos, and how memory and devices are used."""
 
     model: WeightPaths
     run: RunConfig
-    videos: tuple[VideoJob, ...]
+    videos: tuple[GenerationRequest, ...]
     notes: tuple[str, ...] = ()
     not_found: tuple[str, ...] = ()  # weights that a plain dry run did not find
     dry_run: bool = False
     print_config: bool = False
     check_inputs: bool = False
+
+    @field_serializer("videos")
+    def _videos_as_json(self, videos: tuple[GenerationRequest, ...]) -> list[dict[str, Any]]:
+        return [video.to_json() for video in videos]
 
     @classmethod
     def from_argv(cls, argv: Sequence[str], prog: str = PROG) -> GenerateJob:
@@ -380,54 +358,33 @@ def _found_weights(
     )
 
 
-def _video(request: RequestConfig, finder: _Finder, index: int, experts: int, *, decoding: bool) -> VideoJob:
-    if not (request.prompt or "").strip() and not decoding:
+def _video(
+    config: RequestConfig, finder: _Finder, index: int, experts: int, *, decoding: bool
+) -> GenerationRequest:
+    if not (config.prompt or "").strip() and not decoding:
         raise ConfigError(
             f'{finder.where}:prompt: missing; say what to generate: "prompt": "…" here or in each of tasks, or --prompt'
         )
-    if experts == 1 and request.guidance_scale_2 is not None:
+    if experts == 1 and config.guidance_scale_2 is not None:
         raise ConfigError(
             f"{finder.where}:guidance_scale_2: is of the low-noise expert, but model.transformer names one model"
         )
-    negative = NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
-    return VideoJob(
-        name=request.name or f"video{index + 1}",
-        prompt=request.prompt or "",
-        negative_prompt=negative,
-        inputs=_inputs(request, finder),
-        sampling=resolve_sampling(request, experts=experts),
-    )
+    inputs = _inputs(config, finder)
+    return GenerationRequest.resolve(config, inputs, experts=experts, name=config.name or f"video{index + 1}")
 
 
-def _inputs(request: RequestConfig, finder: _Finder) -> InputPaths:
-    one = {"video": request.video_path, "mask": request.mask_path}
-    ends = {"first_frame": request.first_frame_path, "last_frame": request.last_frame_path}
-    _check_combination(request, finder.where)
-    found = {
-        name: finder.find(f"{name}_path", path) for name, path in {**one, **ends}.items() if path is not None
-    }
-    images = [request.image_path] if request.image_path is not None else list(request.image_paths or ())
-    key = "image_path" if request.image_path is not None else "image_paths"
-    return InputPaths(
-        images=tuple(finder.find(key, image) for image in images), outpaint=request.outpaint, **found
-    )
+def _inputs(config: RequestConfig, finder: _Finder) -> Inputs:
+    paths = {name: getattr(config, key) for name, key in KEYS.items() if name != "src_ref_images"}
+    images, key = config.image_paths or (), KEYS["src_ref_images"]
+    if config.image_path is not None:
+        images, key = (config.image_path,), "image_path"
+    Inputs(**paths, outpaint=config.outpaint).check(finder.where, KEYS)
+    found = {name: finder.find(KEYS[name], path) for name, path in paths.items() if path is not None}
+    references = tuple(finder.find(key, image) for image in images)
+    return Inputs(src_ref_images=references, outpaint=config.outpaint, **found)
 
 
-def _check_combination(request: RequestConfig, where: str) -> None:
-    """Raises ConfigError for inputs that contradict each other."""
-    ends = request.first_frame_path or request.last_frame_path
-    if request.mask_path and not (request.video_path or ends):
-        raise ConfigError(f"{where}:mask_path: a mask says what of video_path to generate; give video_path")
-    if ends and (request.video_path or request.outpaint or request.mask_path):
-        other = "video_path" if request.video_path else "mask_path" if request.mask_path else "outpaint"
-        raise ConfigError(
-            f"{where}:{other}: contradicts first_frame_path/last_frame_path, which make their own src_video and mask"
-        )
-    if request.outpaint and not request.video_path:
-        raise ConfigError(f"{where}:outpaint: grows the frame of video_path; give video_path")
-
-
-def _distinct(videos: list[VideoJob], where: str) -> None:
+def _distinct(videos: list[GenerationRequest], where: str) -> None:
     """Raises ConfigError when two videos would write one file or folder: NAME, NAME.mp4, NAME.png, NAME.json."""
     names = Counter(video.name for video in videos)
     for name, count in names.items():

@@ -22,7 +22,7 @@ from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.run import generate
 from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.models.wan.vae import WanVae
-from mindspeed_mm.tasks.generate_videos import request_of, settings_of
+from mindspeed_mm.tasks.generate_videos import run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from tests.tiny import TINY, tiny_transformer, tiny_vae
 
@@ -89,7 +89,7 @@ def test_nan_pixels_leave_latents_but_no_video(tmp_path):
     with pytest.raises(
         NonFiniteError, match=r"frame 0 on.*decoder\.conv_out\.bias.*--from-latents"
     ) as caught:
-        generate(models, request_of(video), VideoFiles(models, tmp_path / "out", settings_of(job)).write)
+        generate(models, video, VideoFiles(models, tmp_path / "out", run_settings(job)).write)
     assert str(tmp_path / "out" / "v" / "latents.safetensors") in str(caught.value)
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*"))
     assert written == ["v", "v/latents.safetensors"]

@@ -6,9 +6,11 @@ import torch
 from PIL import Image
 
 from mindspeed_mm.data.video import write_video
-from mindspeed_mm.errors import DataError
+from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.config import SamplingConfig
-from mindspeed_mm.generation.inputs import Inputs, load_conditions
+from mindspeed_mm.generation.inputs import load_conditions
+from mindspeed_mm.generation.request import Inputs
+from tests.support.errors import raises
 
 SIZE = {"height": 32, "width": 48, "num_frames": 9}
 RNG = np.random.default_rng(0)
@@ -114,9 +116,6 @@ def test_frame_by_frame_takes_every_frame_whatever_its_rate(tmp_path):
         ({"src_video": np.concatenate((CLIP, CLIP))}, {"long_clip": "reject"}, "longer than num_frames"),
         ({"src_video": CLIP[:, :30]}, {"fit": "reject"}, "48x30, expected 48x32"),
         ({"src_video": CLIP, "src_mask": MASK[:7]}, {}, "src_mask .* has 7 frames, src_video .* 9"),
-        ({"src_mask": MASK}, {}, "give src_video too"),
-        ({"outpaint": (0.5, 0, 0.5, 0)}, {}, "give src_video too"),
-        ({"first_frame": CLIP, "src_video": CLIP}, {}, "leave src_video and outpaint out"),
         ({"first_frame": CLIP}, {}, "nothing is left to generate"),
         ({"src_video": CLIP, "src_mask": (MASK > 0).astype(np.uint8)}, {}, "written as 0 and 1"),
         ({"src_video": "no/such.mp4"}, {}, "no such file"),
@@ -139,6 +138,20 @@ def test_what_does_not_fit_is_refused_in_one_line(inputs, values, message):
     with pytest.raises(DataError, match=message) as caught:
         conditions(Inputs(**inputs), **values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "where", "fact"),
+    [
+        ({"src_mask": MASK}, "src_mask", "src_video"),
+        ({"outpaint": (0.5, 0, 0.5, 0)}, "outpaint", "src_video"),
+        ({"first_frame": CLIP, "src_video": CLIP}, "src_video", "first_frame"),
+        ({"last_frame": CLIP, "src_mask": MASK}, "src_mask", "last_frame"),
+    ],
+)
+def test_inputs_that_contradict_are_refused(inputs, where, fact):
+    with raises(ConfigError, fact, where=where):
+        conditions(Inputs(**inputs))
 
 
 @pytest.mark.parametrize(("policy", "last"), [("pad", 5), ("resample", 5)])

@@ -63,10 +63,10 @@ def given(namespace: argparse.Namespace, schema: type[Config]) -> dict[str, Any]
 
 
 def _help(field: Any) -> str:
-    default = (
-        "" if field.is_required() or field.default in (None, False, ()) else f" (default: {field.default})"
-    )
-    return f"{field.description or ''}{default}".replace("%", "%%")
+    text = field.description or ""
+    if not (field.is_required() or field.default in (None, False, ()) or "(default: " in text):
+        text += f" (default: {field.default})"
+    return text.replace("%", "%%")
 
 
 def is_config(annotation: Any) -> TypeGuard[type[Config]]:

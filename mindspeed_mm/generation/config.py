@@ -67,8 +67,119 @@ class WeightPaths(Config):
         return tuple((entry,) if isinstance(entry, str) else entry for entry in self.transformer)
 
 
-class RequestConfig(Config):
-    """One video to generate. Null = not said here."""
+class Numbers(Config):
+    """The numbers of one video and their bounds."""
+
+    height: int = Field(default=480, gt=0, le=16384, description="pixels, a multiple of 16 (default: 480)")
+    width: int = Field(default=832, gt=0, le=16384, description="pixels, a multiple of 16 (default: 832)")
+    num_frames: int = Field(default=81, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
+    fps: float = Field(default=16.0, ge=0.001, le=1000, description="frames a second (default: 16)")
+    short_clip: Literal["reject", "pad", "resample"] = Field(
+        default="reject", description="a source with fewer frames than num_frames (default: reject)"
+    )
+    long_clip: Literal["trim", "resample", "reject"] = Field(
+        default="trim", description="a source with more frames than num_frames (default: trim)"
+    )
+    fit: Literal["crop", "reject"] = Field(
+        default="crop",
+        description="a source of another size: cover and crop the centre, or reject (default: crop)",
+    )
+    timing: Literal["seconds", "frames"] = Field(
+        default="seconds",
+        description="sample the source at fps, or take it frame by frame whatever its rate (default: seconds)",
+    )
+    soft_mask: bool = Field(
+        default=False, description="keep grey mask values instead of cutting them at one half"
+    )
+    preset: Preset = Field(
+        default="wan",
+        description="whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too (default: wan)",
+    )
+    solver: Solver = Field(default="unipc", description="(default: by preset)")
+    steps: int = Field(default=50, gt=0, le=1000, description="denoising steps (default: 50)")
+    shift: float = Field(
+        default=16.0,
+        ge=0.001,
+        le=1000,
+        description="how far the sigmas lean to high noise (default: by preset)",
+    )
+    guidance_scale: float = Field(
+        default=5.0, ge=0, le=1000, description="1 = without the negative prompt (default: 5)"
+    )
+    guidance_scale_2: float = Field(
+        default=5.0, ge=0, le=1000, description="of the low-noise expert (default: guidance_scale)"
+    )
+    boundary: float = Field(
+        default=0.875, gt=0, lt=1, description="sigma at which the experts take turns (default: 0.875)"
+    )
+    context_scale: float | tuple[float, ...] = Field(
+        default=1.0,
+        description="weight of the VACE branch: one number, or one for each of its blocks; on the command line 1,0.8,0.5 (default: 1)",
+    )
+    diffsynth_noise: bool = Field(
+        default=False,
+        description="with references, order the noise as DiffSynth-Studio does (default: false)",
+    )
+    diffsynth_references: bool = Field(
+        default=False,
+        description="stretch references to the video's size, as DiffSynth-Studio's VACE examples do (default: false)",
+    )
+    videoxfun_sigmas: bool = Field(
+        default=False,
+        description="the sigmas of VideoX-Fun's sampler Flow: solver euler, shifted twice (default: false)",
+    )
+    wan_frames: bool = Field(
+        default=False,
+        description="spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)",
+    )
+    seed: int = Field(default=2025, ge=0, lt=1 << 63, description="of the noise (default: 2025)")
+
+    @field_validator("height", "width")
+    @classmethod
+    def _is_whole_tokens(cls, value: int) -> int:
+        if value % 16:
+            raise ValueError(f"must be a multiple of 16; nearest: {max(16, round(value / 16) * 16)}")
+        return value
+
+    @field_validator("num_frames")
+    @classmethod
+    def _fits_the_vae(cls, value: int) -> int:
+        if value % 4 != 1:
+            raise ValueError(
+                f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {(value + 1) // 4 * 4 + 1}"
+            )
+        return value
+
+    @field_validator("context_scale")
+    @classmethod
+    def _is_a_weight(cls, value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        for scale in value if isinstance(value, tuple) else (value,):
+            if abs(scale) > 1000:
+                raise ValueError(f"expected numbers from -1000 to 1000, got {scale:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _euler_alone(self) -> Numbers:
+        if self.videoxfun_sigmas and "solver" in self.model_fields_set and self.solver != "euler":
+            raise ValueError(
+                f"videoxfun_sigmas belongs to solver euler, but solver is {self.solver}; leave one out"
+            )
+        return self
+
+
+class SamplingConfig(Numbers):
+    """Every number of one video, decided."""
+
+    grid: Literal["official", "diffusers"] = "official"
+
+    @property
+    def needs_guidance(self) -> bool:
+        """Whether any step asks the model about the negative prompt."""
+        return self.guidance_scale != 1 or self.guidance_scale_2 != 1
+
+
+class Sources(Config):
+    """The texts and files of one video."""
 
     name: str | None = Field(
         default=None, pattern=r"^[^/\\.][^/\\]*$", description="name of the output files"
@@ -93,74 +204,6 @@ class RequestConfig(Config):
         default=None,
         description="left, top, right, bottom: how far the frame grows beyond video_path, in parts of its size",
     )
-    height: int | None = Field(
-        default=None, gt=0, le=16384, description="pixels, a multiple of 16 (default: 480)"
-    )
-    width: int | None = Field(
-        default=None, gt=0, le=16384, description="pixels, a multiple of 16 (default: 832)"
-    )
-    num_frames: int | None = Field(
-        default=None, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)"
-    )
-    fps: float | None = Field(default=None, ge=0.001, le=1000, description="frames a second (default: 16)")
-    short_clip: Literal["reject", "pad", "resample"] | None = Field(
-        default=None, description="a source with fewer frames than num_frames (default: reject)"
-    )
-    long_clip: Literal["trim", "resample", "reject"] | None = Field(
-        default=None, description="a source with more frames than num_frames (default: trim)"
-    )
-    fit: Literal["crop", "reject"] | None = Field(
-        default=None,
-        description="a source of another size: cover and crop the centre, or reject (default: crop)",
-    )
-    timing: Literal["seconds", "frames"] | None = Field(
-        default=None,
-        description="sample the source at fps, or take it frame by frame whatever its rate (default: seconds)",
-    )
-    soft_mask: bool | None = Field(
-        default=None, description="keep grey mask values instead of cutting them at one half"
-    )
-    preset: Preset | None = Field(
-        default=None,
-        description="whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too (default: wan)",
-    )
-    solver: Solver | None = Field(default=None, description="(default: by preset)")
-    steps: int | None = Field(default=None, gt=0, le=1000, description="denoising steps (default: 50)")
-    shift: float | None = Field(
-        default=None,
-        ge=0.001,
-        le=1000,
-        description="how far the sigmas lean to high noise (default: by preset)",
-    )
-    guidance_scale: float | None = Field(
-        default=None, ge=0, le=1000, description="1 = without the negative prompt (default: 5)"
-    )
-    guidance_scale_2: float | None = Field(
-        default=None, ge=0, le=1000, description="of the low-noise expert (default: guidance_scale)"
-    )
-    boundary: float | None = Field(
-        default=None, gt=0, lt=1, description="sigma at which the experts take turns (default: 0.875)"
-    )
-    context_scale: float | tuple[float, ...] | None = Field(
-        default=None,
-        description="weight of the VACE branch: one number, or one for each of its blocks; on the command line 1,0.8,0.5 (default: 1)",
-    )
-    diffsynth_noise: bool | None = Field(
-        default=None, description="with references, order the noise as DiffSynth-Studio does (default: false)"
-    )
-    diffsynth_references: bool | None = Field(
-        default=None,
-        description="stretch references to the video's size, as DiffSynth-Studio's VACE examples do (default: false)",
-    )
-    videoxfun_sigmas: bool | None = Field(
-        default=None,
-        description="the sigmas of VideoX-Fun's sampler Flow: solver euler, shifted twice (default: false)",
-    )
-    wan_frames: bool | None = Field(
-        default=None,
-        description="spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)",
-    )
-    seed: int | None = Field(default=None, ge=0, lt=1 << 63, description="of the noise (default: 2025)")
 
     @field_validator("name")
     @classmethod
@@ -176,30 +219,6 @@ class RequestConfig(Config):
             raise ValueError(f"{problem}; write the whole character")
         return value
 
-    @field_validator("height", "width")
-    @classmethod
-    def _is_whole_tokens(cls, value: int | None) -> int | None:
-        if value is not None and value % 16:
-            raise ValueError(f"must be a multiple of 16; nearest: {max(16, round(value / 16) * 16)}")
-        return value
-
-    @field_validator("num_frames")
-    @classmethod
-    def _fits_the_vae(cls, value: int | None) -> int | None:
-        if value is not None and value % 4 != 1:
-            raise ValueError(
-                f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {(value + 1) // 4 * 4 + 1}"
-            )
-        return value
-
-    @field_validator("context_scale")
-    @classmethod
-    def _is_a_weight(cls, value: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
-        for scale in value if isinstance(value, tuple) else (value or 0.0,):
-            if abs(scale) > 1000:
-                raise ValueError(f"expected numbers from -1000 to 1000, got {scale:g}")
-        return value
-
     @field_validator("outpaint")
     @classmethod
     def _grows(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -208,20 +227,27 @@ class RequestConfig(Config):
         return value
 
     @model_validator(mode="after")
-    def _euler_alone(self) -> RequestConfig:
-        if self.videoxfun_sigmas and self.solver not in (None, "euler"):
-            raise ValueError(
-                f"videoxfun_sigmas belongs to solver euler, but solver is {self.solver}; leave one out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_spelling(self) -> RequestConfig:
+    def _one_spelling(self) -> Sources:
         if self.image_path is not None and self.image_paths is not None:
             raise ValueError(
                 "image_path and image_paths are both given here; put all images into image_paths"
             )
         return self
+
+
+class RequestConfig(Numbers, Sources):
+    """One video to generate. What is null is not said here: `model_fields_set` does not hold it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_null(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {
+            key: value
+            for key, value in values.items()
+            if value is not None or key not in RequestConfig.model_fields
+        }
 
 
 class RunConfig(Config):
@@ -300,46 +326,9 @@ class InferenceConfig(RunConfig, RequestConfig):
     )
 
 
-class SamplingConfig(Config):
-    """Every number of one video, decided."""
-
-    height: int = 480
-    width: int = 832
-    num_frames: int = 81
-    fps: float = 16.0
-    short_clip: Literal["reject", "pad", "resample"] = "reject"
-    long_clip: Literal["trim", "resample", "reject"] = "trim"
-    fit: Literal["crop", "reject"] = "crop"
-    timing: Literal["seconds", "frames"] = "seconds"
-    soft_mask: bool = False
-    preset: Preset = "wan"
-    solver: Solver = "unipc"
-    grid: Literal["official", "diffusers"] = "official"
-    steps: int = 50
-    shift: float = 16.0
-    guidance_scale: float = 5.0
-    guidance_scale_2: float = 5.0
-    boundary: float = 0.875
-    context_scale: float | tuple[float, ...] = 1.0
-    diffsynth_noise: bool = False
-    diffsynth_references: bool = False
-    videoxfun_sigmas: bool = False
-    wan_frames: bool = False
-    seed: int = 2025
-
-    @property
-    def needs_guidance(self) -> bool:
-        """Whether any step asks the model about the negative prompt."""
-        return self.guidance_scale != 1 or self.guidance_scale_2 != 1
-
-
 def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
     """Fill what `request` leaves open from its preset. `experts` is 1 or 2."""
-    said = {
-        name: value
-        for name, value in request.model_dump().items()
-        if name in SamplingConfig.model_fields and value is not None
-    }
+    said = request.model_dump(include=set(Numbers.model_fields), exclude_unset=True)
     flow = {"solver": "euler"} if said.get("videoxfun_sigmas") else {}
     values = {**_preset(said, experts), **flow, **said}
     values.setdefault("guidance_scale_2", values.get("guidance_scale", SamplingConfig().guidance_scale))

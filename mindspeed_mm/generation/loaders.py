@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.generation.config import Offload, WeightPaths
-
-if TYPE_CHECKING:
-    import torch
-
-    from mindspeed_mm.accelerator import Accelerator
-    from mindspeed_mm.generation.experts import Experts
-    from mindspeed_mm.generation.parallel import SingleProcess
-    from mindspeed_mm.models.umt5.encoder import TextEncoder
-    from mindspeed_mm.models.wan.config import VaceConfig
-    from mindspeed_mm.models.wan.vae import WanVae
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, SingleProcess
+from mindspeed_mm.models.umt5 import encoder
+from mindspeed_mm.models.umt5.encoder import TextEncoder
+from mindspeed_mm.models.wan import vae
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.vae import WanVae
+from mindspeed_mm.models.weights import load_transformer, open_weights
 
 _EXPERTS = ("high_noise_model", "low_noise_model")
 
@@ -50,15 +50,11 @@ def load_experts(
     dtype: torch.dtype,
     accelerator: Accelerator,
     offload: Offload,
-    parallel: SingleProcess | None = None,
+    parallel: SingleProcess = SINGLE,
     *,
     shard: bool = False,
 ) -> Experts:
     """All transformers on the host, then where `offload` says; or sharded over the processes of `parallel`. Raises WeightsError."""
-    from mindspeed_mm.generation.experts import Experts
-    from mindspeed_mm.generation.parallel import ContextParallel
-    from mindspeed_mm.models.weights import load_transformer, open_weights
-
     files = [_one_or_many(shards) for shards in paths.experts]
     if shard and isinstance(parallel, ContextParallel):
         return Experts(
@@ -78,8 +74,6 @@ def load_experts(
 
 def inspect_experts(paths: WeightPaths) -> VaceConfig:
     """Read the headers of all transformers and say what was found. Returns their sizes. Raises WeightsError."""
-    from mindspeed_mm.models.weights import open_weights
-
     sources = [open_weights(_one_or_many(shards)) for shards in paths.experts]
     if any(source.config != sources[0].config for source in sources):
         raise WeightsError("the two experts have different sizes; they must be the two halves of one model")
@@ -90,19 +84,15 @@ def load_text_encoder(
     paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator, text_len: int
 ) -> TextEncoder:
     """The text encoder on the device, cutting prompts after `text_len` tokens. Raises WeightsError."""
-    from mindspeed_mm.models.umt5.encoder import load_text_encoder as load
-
     tokenizer = None if paths.tokenizer is None else Path(paths.tokenizer)
-    return load(
+    return encoder.load_text_encoder(
         Path(paths.text_encoder), tokenizer, dtype=dtype, device=accelerator.device, text_len=text_len
     )
 
 
 def load_vae(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator) -> WanVae:
     """The VAE on the device. Raises WeightsError."""
-    from mindspeed_mm.models.wan.vae import load_vae as load
-
-    return load(Path(paths.vae), dtype=dtype, device=accelerator.device)
+    return vae.load_vae(Path(paths.vae), dtype=dtype, device=accelerator.device)
 
 
 def _one_or_many(shards: tuple[str, ...]) -> Path | list[Path]:

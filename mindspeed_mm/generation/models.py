@@ -26,13 +26,13 @@ class ModelStore:
         self,
         experts: Experts | Callable[[], Experts] | None,
         vae: WanVae | None,
-        text_encoder: TextEncoder | Callable[[], TextEncoder] | None,
+        text_encoder: Callable[[], TextEncoder] | None,
         *,
         accelerator: Accelerator,
         tiled: Tiled = "auto",
         num_experts: int | None = None,
     ) -> None:
-        """`experts` and `text_encoder` may be functions that load them.
+        """`text_encoder` loads it, and so may `experts`.
 
         `num_experts`: how many `experts` will load; it decides the presets' shift (default: as many as are given, or 1).
         """
@@ -46,7 +46,7 @@ class ModelStore:
         # it caches the latents of gray, most of what VACE encodes
         self._stream_encoder: StreamEncoder | None = None
         self._text_encoder = text_encoder
-        self._loaded_text = text_encoder if isinstance(text_encoder, TextEncoder) else None
+        self._loaded_text: TextEncoder | None = None
 
     @property
     def experts(self) -> Experts:
@@ -69,7 +69,7 @@ class ModelStore:
     def text_encoder(self) -> TextEncoder:
         """The text encoder on the device; read now if it was not. Raises WeightsError."""
         if self._loaded_text is None:
-            if self._text_encoder is None or isinstance(self._text_encoder, TextEncoder):
+            if self._text_encoder is None:
                 raise WeightsError(
                     "this pipeline has no text encoder and does not know the prompt's embedding"
                 )
@@ -78,10 +78,7 @@ class ModelStore:
 
     def free_text_encoder(self) -> None:
         """Drop the text encoder, the largest model after the transformer; it is loaded again when needed."""
-        if self._loaded_text is not None and not callable(self._text_encoder):
-            self._loaded_text.to("cpu")
-        else:
-            self._loaded_text = None
+        self._loaded_text = None
         self.accelerator.empty_cache()
 
     def vae_for(self, height: int, width: int) -> WanVae:

@@ -10,17 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.stored import write_latents
-from mindspeed_mm.generation.writer import write_conditions, write_outcome
-
-Frames = NDArray[np.uint8]  # [T, H, W, 3]
+from mindspeed_mm.generation.writer import Frames, write_conditions, write_outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +91,3 @@ class GenerationResult:
             conditions=self.conditions,
             settings=lambda: self.settings,
         )
-
-
-def to_bytes(pixels: Tensor) -> Frames:
-    """[3, t, H, W] in [-1, 1] → uint8 [t, H, W, 3], rounded."""
-    frames = ((pixels.float() + 1) * 127.5).round_().clamp_(0, 255).byte()
-    return frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()

@@ -18,8 +18,9 @@ from mindspeed_mm.generation.guidance import GuidanceFn, guided_velocity
 from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parity import rotated_noise
-from mindspeed_mm.generation.result import Frames, PromptEmbeds, to_bytes
+from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.solvers import Solver, make_noise
+from mindspeed_mm.generation.writer import Frames, picture_frames
 from mindspeed_mm.models.finite import is_finite
 from mindspeed_mm.models.wan.config import VaceConfig
 
@@ -103,7 +104,7 @@ def decode(models: ModelStore, latents: Tensor, num_refs: int = 0) -> Iterator[F
             chunk = next(chunks, None)
             if chunk is not None and not is_finite(chunk):
                 raise explain_pixels(done, vae.model, latents)
-            frames = None if chunk is None else to_bytes(chunk)
+            frames = None if chunk is None else picture_frames(chunk)
         if frames is None:
             return
         done += len(frames)

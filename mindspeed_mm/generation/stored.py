@@ -12,7 +12,7 @@ from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.files import format_json, parse_json
-from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
+from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.writer import explain_disk
 from mindspeed_mm.models.wan.vae import STRIDE
 from mindspeed_mm.outputs import name_problem
@@ -44,18 +44,10 @@ class LatentsSettings(Config):
 
     @field_validator("sampling", mode="before")
     @classmethod
-    def _is_in_bounds(cls, values: Any) -> Any:
-        """A request's bounds hold for stored numbers, too."""
-        if not isinstance(values, dict):
-            return values
-        if missing := sorted(_REQUIRED - values.keys()):
+    def _is_complete(cls, values: Any) -> Any:
+        missing = sorted(_REQUIRED - values.keys()) if isinstance(values, dict) else None
+        if missing:
             raise ValueError(f"{', '.join(missing)} missing")
-        try:
-            parse(
-                RequestConfig, {key: values[key] for key in RequestConfig.model_fields if key in values}, ""
-            )
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
         return values
 
     @property

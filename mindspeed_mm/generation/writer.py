@@ -152,17 +152,8 @@ def _scale(scale: float | Sequence[float]) -> str:
 
 def picture_frames(pixels: Tensor) -> Frames:
     """[3, T, H, W] in [-1, 1] → uint8 [T, H, W, 3]."""
-    frames: Frames = (
-        ((pixels.float() + 1) * 127.5)
-        .round()
-        .clamp(0, 255)
-        .byte()
-        .permute(1, 2, 3, 0)
-        .contiguous()
-        .cpu()
-        .numpy()
-    )
-    return frames
+    frames = ((pixels.float() + 1) * 127.5).round_().clamp_(0, 255).byte()
+    return frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def mask_frames(mask: Tensor) -> Frames:

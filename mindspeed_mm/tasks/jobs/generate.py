@@ -365,7 +365,7 @@ def _video(
         raise ConfigError(
             f'{finder.where}:prompt: missing; say what to generate: "prompt": "…" here or in each of tasks, or --prompt'
         )
-    if experts == 1 and config.guidance_scale_2 is not None:
+    if experts == 1 and "guidance_scale_2" in config.model_fields_set:
         raise ConfigError(
             f"{finder.where}:guidance_scale_2: is of the low-noise expert, but model.transformer names one model"
         )

@@ -12,7 +12,7 @@ from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.patterns import match
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.flow.config import ScheduleConfig
-from mindspeed_mm.generation.config import InferenceConfig, RequestConfig
+from mindspeed_mm.generation.config import InferenceConfig, RequestConfig, SamplingConfig
 from mindspeed_mm.models.wan.config import WAN_14B, WanConfig
 from mindspeed_mm.tasks.jobs.extract import ExtractConfig
 from mindspeed_mm.training.config import BatchConfig, LogConfig, OptimizerConfig
@@ -34,6 +34,7 @@ NAN, INF = float("nan"), float("inf")
         (ScheduleConfig, "shift", INF),
         (RequestConfig, "steps", 10**9),
         (RequestConfig, "height", 160_000),
+        (SamplingConfig, "height", 470),
         (RequestConfig, "width", 160_000),
         (RequestConfig, "num_frames", 4 * 10**9 + 1),
         (RequestConfig, "num_frames", True),

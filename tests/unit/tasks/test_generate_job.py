@@ -51,13 +51,27 @@ def test_one_json_is_one_video_with_official_preset(config):
     assert video.negative_prompt.startswith("色调艳丽")
 
 
+def test_job_json_keeps_its_words(config):
+    path = config(video_path="a.mp4", mask_path="m.mp4", image_path="r.png", outpaint=[1, 0, 0, 0])
+    (video,) = json.loads(job(path).to_json())["videos"]
+    assert list(video) == ["name", "prompt", "negative_prompt", "inputs", "sampling"]
+    a, m, r = (str(path.parent / name) for name in ("a.mp4", "m.mp4", "r.png"))
+    ends = {"first_frame": None, "last_frame": None}
+    assert video["inputs"] == {"video": a, "mask": m, "images": [r], **ends, "outpaint": [1, 0, 0, 0]}
+    assert video["sampling"]["grid"] == "official"
+
+
 def test_tasks_inherit_and_null_unsets(config):
-    tasks = [{"image_path": None}, {"video_path": None, "prompt": "a dog"}, {"name": "both", "seed": 3}]
+    tasks = [
+        {"image_path": None},
+        {"video_path": None, "prompt": "a dog", "seed": None},
+        {"name": "both", "seed": 3},
+    ]
     videos = job(config(video_path="a.mp4", image_path="r.png", seed=1, tasks=tasks)).videos
     assert [bool(video.inputs.src_video) for video in videos] == [True, False, True]
     assert [len(video.inputs.src_ref_images) for video in videos] == [0, 1, 1]
     assert [video.name for video in videos] == ["video1", "video2", "both"]
-    assert [video.sampling.seed for video in videos] == [1, 1, 3]
+    assert [video.sampling.seed for video in videos] == [1, 2025, 3]
     assert videos[1].prompt == "a dog"
 
 

@@ -26,7 +26,7 @@ def test_nan_validation_video_is_a_warning_and_no_file(tmp_path, caplog, monkeyp
     }
     # no config takes such a shift; it stands for any number that a step turns into NaN
     monkeypatch.setattr(
-        "mindspeed_mm.tasks.jobs.generate.resolve_sampling",
+        "mindspeed_mm.generation.request.resolve_sampling",
         lambda request, **others: resolve_sampling(request, **others).model_copy(
             update={"shift": 1e-300} if request.name == "bad" else {}
         ),

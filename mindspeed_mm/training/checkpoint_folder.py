@@ -46,14 +46,18 @@ def check_save_folder(config: CheckpointConfig) -> None:
         return
     root = Path(config.save)
     loaded = None if config.load is None else Path(config.load).resolve()
-    if loaded is not None and root.resolve() in (loaded, loaded.parent):
+    same = loaded is not None and root.resolve() in (loaded, loaded.parent)
+    if same and not config.finetune:
         return
     if have := complete_iterations(root):
-        over = ", or start over in it with --ignore-existing-checkpoints" if loaded is None else ""
+        starts = ", and --finetune starts at iteration 0" if config.finetune else ""
+        ways = ["choose another folder", f"go on from this one with --load {root}"]
+        if same:
+            ways[1] = "leave --finetune out to go on from them"
+        if loaded is None:
+            ways.append("or start over in it with --ignore-existing-checkpoints")
         raise WeightsError(
-            f"holds complete checkpoints: {_list(have)}",
-            where=f"--save {root}",
-            fix=f"choose another folder, go on from this one with --load {root}{over}",
+            f"holds complete checkpoints: {_list(have)}{starts}", where=f"--save {root}", fix=", ".join(ways)
         )
 
 

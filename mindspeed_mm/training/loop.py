@@ -11,7 +11,8 @@ from typing import Protocol
 from megatron.mm.log_line import memory_line
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sample import Batch
-from mindspeed_mm.errors import DataError, LaunchError
+from mindspeed_mm.distributed.launch import raise_on_all_ranks
+from mindspeed_mm.errors import DataError, LaunchError, MindSpeedMMError
 from mindspeed_mm.flow.schedule import Schedule
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.wan.flops import Flops
@@ -72,6 +73,9 @@ class TrainLoop:
         self.spikes = SpikeWatch(config.log.spike_factor, len(parts.schedule.sigmas), parts.state.loss_means)
         self.interval = Interval()
         self.lines = 0
+        self._ahead: list[Batch] | None = None  # micro-batches of the next iteration
+        self._failed: MindSpeedMMError | None = None  # on this rank; raised by all ranks together
+        self._any_failed = False  # the same on every rank
 
     def run(self) -> None:
         """Train. Saves at --save-interval, at the end, and before an early stop. Raises Stopped after that of a signal."""
@@ -106,12 +110,8 @@ class TrainLoop:
                 self.save()
             if self.parts.checkpoints is not None:
                 self.parts.checkpoints.wait()
+            raise_on_all_ranks(self._raise_failed)
         except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
-            if "DataLoader worker" in str(error):
-                raise DataError(
-                    f"a data worker of rank {rank()} died in iteration {state.iteration + 1}: "
-                    f"{str(error).strip().splitlines()[0]} If memory ran out (`dmesg`), lower --num-workers"
-                ) from error
             if not _LOST.search(str(error)):
                 raise
             raise LaunchError(
@@ -128,17 +128,22 @@ class TrainLoop:
         """One iteration. → its report, and the ranks' mean of `local_flags`. Raises TrainingError when it must not go on."""
         parts, start = self.parts, time.perf_counter()
         parts.accelerator.reset_peak_memory()
+        batches = self._take()
         work = accumulate(
             parts.state.model,
-            parts.batches,
+            batches,
             parts.schedule,
             parts.step,
             parts.accelerator.device,
             self.timers,
         )
+        del batches
+        if parts.state.iteration + 1 < self.train_iters:  # the device still computes
+            self._read_ahead(parts.state.iteration + 2)
+        failed = float(self._failed is not None)
         with self.timers.phase("communication"):
             loss, sums = mean_over_ranks(
-                [*self._cost(work), *local_flags], work.losses, parts.accelerator.device
+                [*self._cost(work), failed, *local_flags], work.losses, parts.accelerator.device
             )
         with self.timers.phase("optimizer"):
             grad_norm, stepped = update(parts.state.model, parts.state.optimizer, loss, parts.step.clip_grad)
@@ -147,7 +152,8 @@ class TrainLoop:
         parts.accelerator.synchronize()
         parts.state.iteration += 1
         parts.state.consumed_samples += self.global_batch_size
-        tokens, model_tflop, hardware_tflop, *anywhere = sums
+        tokens, model_tflop, hardware_tflop, failed, *anywhere = sums
+        self._any_failed = failed > 0
         report = StepReport(
             iteration=parts.state.iteration,
             consumed_samples=parts.state.consumed_samples,
@@ -173,8 +179,7 @@ class TrainLoop:
         self.interval.add(report)
         self.parts.observe(report.iteration)
         speed = rates(report, world_size(), self.parts.peak_tflops)
-        for writer in self.parts.writers:
-            writer.write(report.iteration, flat(report, speed))
+        self._write(report.iteration, flat(report, speed))
         if report.iteration % self.config.log.log_interval:
             return
         if self.speaks:
@@ -209,14 +214,54 @@ class TrainLoop:
             f"{name.removeprefix('validation/')}: {value:.6E}" for name, value in values.items()
         )
         logger.info(f" validation loss at iteration {iteration} | {text} |")
-        for writer in self.parts.writers:
-            writer.write(iteration, values)
+        self._write(iteration, values)
 
     def save(self) -> int:
         """Write a checkpoint if there is a place for it. → the iteration."""
         if self.parts.checkpoints is not None:
             self.parts.checkpoints.save(self.parts.state)
         return self.parts.state.iteration
+
+    def _take(self) -> list[Batch]:
+        """The micro-batches of this iteration. Raises the first rank's error on all ranks.
+
+        A rank that raised alone would leave the others in a collective until it times out. Whether any rank failed is
+        known from the exchange of the iteration before; only the first iteration pays for an exchange of its own.
+        """
+        if self._any_failed:
+            raise_on_all_ranks(self._raise_failed)
+        if self._ahead is None:
+            self._read_ahead(self.parts.state.iteration + 1)
+            raise_on_all_ranks(self._raise_failed)
+        taken, self._ahead = self._ahead or [], None
+        return taken
+
+    def _read_ahead(self, iteration: int) -> None:
+        with self.timers.phase("data"):
+            try:
+                self._ahead = [next(self.parts.batches) for _ in range(self.parts.step.micro_batches)]
+            except MindSpeedMMError as error:
+                self._failed = self._failed or error
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                self._failed = self._failed or DataError(
+                    f"a data worker of rank {rank()} died in iteration {iteration}: "
+                    f"{str(error).strip().splitlines()[0]} If memory ran out (`dmesg`), lower --num-workers"
+                )
+
+    def _raise_failed(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+
+    def _write(self, iteration: int, values: dict[str, float]) -> None:
+        """Give the numbers to the writers of this rank; a failure is everybody's, in the next exchange."""
+        try:
+            for writer in self.parts.writers if self._failed is None else ():
+                writer.write(iteration, values)
+        except MindSpeedMMError as error:
+            self._failed = error
+            self._any_failed = world_size() == 1
 
     def _cost(self, work: LocalWork) -> list[float]:
         """Tokens, model TFLOP and hardware TFLOP of this rank; context-parallel ranks share a sample's cost."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -67,26 +67,25 @@ class StepSettings:
 
 def accumulate(
     model: nn.Module,
-    batches: Iterator[Batch],
+    batches: Sequence[Batch],
     schedule: Schedule,
     settings: StepSettings,
     device: torch.device,
     timers: PhaseTimers,
 ) -> LocalWork:
-    """Forward and backward of all micro-batches; gradients are means over them, and over ranks after the last one."""
+    """Forward and backward of the micro-batches; gradients are means over them, and over ranks after the last one."""
     work = LocalWork()
-    for number in range(settings.micro_batches):
+    for number, on_host in enumerate(batches, 1):
         with timers.phase("data"):
-            on_host = next(batches)
             batch = on_host.to(device)
-        last_micro_batch(model, number == settings.micro_batches - 1)
+        last_micro_batch(model, number == len(batches))
         with timers.phase("forward"):
             sample = sample_flow(batch.latents, schedule, on_host.sample_index, settings.seed)
             velocity = model(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
             losses = sample_losses(velocity, sample, batch.num_refs if settings.exclude_refs else 0)
             loss = (sample.weight * losses).mean()
         with timers.phase("backward"):
-            (loss / settings.micro_batches).backward()  # type: ignore[no-untyped-call]
+            (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
         work.add(on_host, loss, losses, sample.timestep)
     return work
 

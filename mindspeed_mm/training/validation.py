@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mindspeed_mm.data.loader import Collate, FeatureSource
+from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.flow.matching import sample_flow_at, sample_losses
 from mindspeed_mm.flow.schedule import Schedule
 
@@ -45,7 +48,8 @@ def held_out_loss(
     for first in range(0, len(records), dp_size):
         record = records[min(first + dp_rank, len(records) - 1)]
         counts = float(first + dp_rank < len(records))
-        batch = collate.stack([(source[record], record)])
+        features = raise_on_all_ranks(partial(source.__getitem__, record))
+        batch = collate.stack([(features, record)])
         moved = batch.to(device)
         for q, place in enumerate(places):
             sample = sample_flow_at(moved.latents, schedule, place, batch.sample_index, seed)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.errors import MindSpeedMMError, TrainingError, WeightsError
 from tests.runs import arguments, make_run, train_job, write_json
 
 
@@ -116,3 +116,47 @@ def test_a_bad_sample_stops_every_rank_alike_and_is_named(world, tmp_path):
     assert [row["stepped"] for row in rows].count(0.0) == 1  # six clips, three iterations: each is seen once
     with pytest.raises(AssertionError, match=r"TrainingError.*clip3"):
         world.run(2, train_any_job, arguments(environment, "--check-for-nan-in-loss-and-grad", train_iters=6))
+
+
+def job_error(argv: Sequence[str], *, metrics: bool = True) -> str:
+    """Train on this rank; its metrics cannot be written, or they can. → the error."""
+    from mindspeed_mm.training.metrics import JsonLines
+
+    def full(self: JsonLines, iteration: int, values: dict[str, float]) -> None:
+        raise TrainingError("no space left", where="metrics.jsonl")
+
+    with mock.patch.object(JsonLines, "write", JsonLines.write if metrics else full):
+        try:
+            train_job(argv)
+        except MindSpeedMMError as error:
+            return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A run whose clip 2 has one byte changed behind the header, where no check at the start looks."""
+    environment = make_run(tmp_path / "damaged")
+    file = tmp_path / "damaged/features of a run/features/clip2.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return environment
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("flags", [{}, {"eval_interval": 1, "eval_iters": 3}])
+def test_a_feature_that_one_rank_cannot_read_ends_all(world, damaged, tmp_path, flags):
+    order = arguments(damaged, save=tmp_path / "save", global_batch_size=2, train_iters=12, **flags)
+    first, second = world.run(2, job_error, order)
+    assert first == second
+    assert first.startswith("DataError")
+    assert "clip2.safetensors" in first
+
+
+@pytest.mark.timeout(120)
+def test_metrics_that_one_rank_cannot_write_end_all(world, environment, tmp_path):
+    order = arguments(environment, save=tmp_path / "save", global_batch_size=2, train_iters=12)
+    assert (
+        world.run(2, job_error, order, metrics=False) == ["TrainingError: metrics.jsonl: no space left"] * 2
+    )

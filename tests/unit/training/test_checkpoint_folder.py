@@ -91,6 +91,7 @@ def test_save_where_the_run_goes_on_or_begins_is_allowed(saved: Path, tmp_path: 
     (tmp_path / "link").symlink_to(saved)
     for load in (saved, tmp_path / "link", saved / "iter_0000070"):
         check_save_folder(config(saved, load=str(load)))
-        check_save_folder(config(saved, load=str(load), finetune=True))
+        with raises(WeightsError, 70, 80, "--finetune", where=f"--save {saved}"):
+            check_save_folder(config(saved, load=str(load), finetune=True))
     for fresh in (tmp_path / "new", tmp_path / "iter_0000090", None):
         check_save_folder(config(saved, save=fresh and str(fresh)))

@@ -26,7 +26,15 @@ from mindspeed_mm.models.finite import check_weights
 _THREADS = 4  # that verify checksums
 _SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
 NUMBERS = (*FLOATS, torch.float8_e4m3fn, torch.float8_e5m2)
-_NOT_OF_THE_WEIGHTS = ("dropout_rate",)
+NOT_BUILT = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # of foreign sizes
 _WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth hold the weights
 
 
@@ -103,17 +111,31 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: to
     module.load_state_dict({name: cast[id(weight)] for name, weight in state.items()}, assign=True)
 
 
-def refuse_conflicts(said: Mapping[str, Any], found: Mapping[str, Any], config: Path, weights: Path) -> None:
-    """Raises WeightsError where the JSON beside the weights says another number than the weights themselves."""
+def refuse_conflicts(
+    said: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    config: Path,
+    weights: Path,
+    arithmetic: Mapping[str, Any],
+) -> None:
+    """Raises WeightsError where the JSON beside the weights says other `sizes` than they have, or another `arithmetic`."""
     odd = [
         f"{name} is {said[name]!r:.40} there and {value!r:.40} in the weights"
-        for name, value in found.items()
-        if name not in _NOT_OF_THE_WEIGHTS and said.get(name) is not None and said[name] != value
+        for name, value in sizes.items()
+        if said.get(name) is not None and said[name] != value
     ]
     if odd:
         raise WeightsError(
             f"{config}: contradicts {weights}: {'; '.join(odd)}; correct or remove the file of the other model"
         )
+    for name, value in arithmetic.items():
+        if said.get(name) is not None and said[name] != value:
+            raise WeightsError(
+                f"got {said[name]!r:.40}",
+                where=f"{config}:{name}",
+                expected=f"{value!r}, as in every published model",
+                fix="use the weights of the published model",
+            )
 
 
 def fingerprint(state: Mapping[str, Tensor], extra: object = None) -> str:

@@ -18,6 +18,7 @@ from mindspeed_mm.files import regular_file, stat_path
 from mindspeed_mm.models.dialects import without_prefix
 from mindspeed_mm.models.foreign import foreign_model
 from mindspeed_mm.models.loading import (
+    NOT_BUILT,
     fill,
     fingerprint,
     read_json,
@@ -25,7 +26,7 @@ from mindspeed_mm.models.loading import (
     refuse_conflicts,
     shard_paths,
 )
-from mindspeed_mm.models.umt5.state_dict import UMT5_KEY_MAP, checked_settings, umt5_config
+from mindspeed_mm.models.umt5.state_dict import ARITHMETIC, UMT5_KEY_MAP, checked_settings, umt5_config
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
 
 _TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight
@@ -86,16 +87,12 @@ def load_text_encoder(
     files, beside = _locate(Path(path))
     for file in files:
         regular_file(file, WeightsError)
-    config = None if beside is None else checked_settings(beside.values, beside.path)
+    said = {} if beside is None else checked_settings(beside.values, beside.path)
     tokenizer = Tokenizer(Path(tokenizer_path) if tokenizer_path else find_tokenizer(files[0]), text_len)
     state = without_prefix(read_tensors(files), ("token_embedding.weight", "shared.weight", _TIED), path)
     if "token_embedding.weight" in state:
-        sizes = umt5_config({name: tuple(weight.shape) for name, weight in state.items()})
-        if beside is not None:
-            refuse_conflicts(beside.values, sizes, beside.path, files[0])
-        config = sizes
         state = {UMT5_KEY_MAP.to_theirs(name): weight for name, weight in state.items()}
-    elif config is None:
+    elif beside is None:
         got = foreign_model(state) or "other names"
         raise WeightsError(f"{path}: expected the official UMT5 names or a config.json beside it, got {got}")
     shared = state.get("shared.weight", state.get(_TIED))
@@ -104,9 +101,14 @@ def load_text_encoder(
         raise WeightsError(
             f"{path}: expected a UMT5 encoder, got {got}; name models_t5_umt5-xxl-enc-bf16.pth or text_encoder/"
         )
-    tokenizer.check_fits(len(shared), files[0])
     state |= {"shared.weight": shared, _TIED: shared}
-    model = _build(config, files[0])
+    sizes = umt5_config(
+        {UMT5_KEY_MAP.to_ours(name): tuple(w.shape) for name, w in state.items() if UMT5_KEY_MAP.knows(name)}
+    )
+    if beside is not None:
+        refuse_conflicts(said, sizes, beside.path, files[0], ARITHMETIC)
+    tokenizer.check_fits(len(shared), files[0])
+    model = _build(sizes, files[0])
     fill(model, state, Path(path), dtype)
     model.encoder.set_input_embeddings(model.shared)
     mark = fingerprint(
@@ -151,9 +153,11 @@ def _config_in(folder: Path) -> Beside | None:
     return Beside(config, values) if values.get("model_type") == "umt5" else None
 
 
-def _build(config: dict[str, Any], source: Path) -> UMT5EncoderModel:
+def _build(sizes: dict[str, Any], source: Path) -> UMT5EncoderModel:
     try:
         with torch.device("meta"):
-            return UMT5EncoderModel(UMT5Config.from_dict(config))
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{source}: its config.json does not describe a UMT5 encoder ({error})") from None
+            return UMT5EncoderModel(UMT5Config.from_dict({**sizes, **ARITHMETIC, "dropout_rate": 0.0}))
+    except NOT_BUILT as error:
+        raise WeightsError(
+            f"no UMT5 encoder has these sizes: {sizes} ({type(error).__name__})", where=source
+        ) from None

@@ -19,6 +19,21 @@ _WHOLE_NUMBERS = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
+# What no shape tells, and every published UMT5 has.
+ARITHMETIC: Mapping[str, Any] = {
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "gated-gelu",
+    "layer_norm_epsilon": 1e-6,
+    "is_decoder": False,
+    "is_gated_act": True,
+    "dense_act_fn": "gelu_new",
+}
+_ALIASES = {  # transformers reads both words
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
 _LAYER = "encoder.block.{i}.layer"
 UMT5_KEY_MAP = KeyMap(
     "transformers",
@@ -41,34 +56,35 @@ UMT5_KEY_MAP = KeyMap(
 
 
 def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """UMT5Config's sizes, read off the shapes of an official file. Raises WeightsError when it is not such an encoder."""
+    """UMT5Config's sizes, read off the shapes of an official file. Raises WeightsError when it is not such an encoder.
+
+    There are as many layers as the file holds, so that no foreign number decides how much is built.
+    """
     try:
         vocab, width = shapes["token_embedding.weight"]
         buckets, heads = shapes["blocks.0.pos_embedding.embedding.weight"]
-        inner = shapes["blocks.0.attn.q.weight"][0]
-        feed_forward = shapes["blocks.0.ffn.fc1.weight"][0]
+        inner, _ = shapes["blocks.0.attn.q.weight"]
+        feed_forward, _ = shapes["blocks.0.ffn.fc1.weight"]
     except (KeyError, ValueError) as error:
         raise WeightsError(
             f"not a UMT5 encoder: {error} is missing or mis-shaped; give the official models_t5_umt5-xxl-enc-bf16.pth "
             "or a folder of transformers"
         ) from None
+    layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     return {
         "vocab_size": vocab,
         "d_model": width,
         "num_heads": heads,
-        "d_kv": inner // heads,
+        "d_kv": inner // max(heads, 1),
         "d_ff": feed_forward,
-        "num_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "num_layers": len(layers),
         "relative_attention_num_buckets": buckets,
-        "relative_attention_max_distance": 128,
-        "feed_forward_proj": "gated-gelu",
-        "layer_norm_epsilon": 1e-6,
-        "dropout_rate": 0.0,
     }
 
 
 def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The values of a transformers config.json. Raises WeightsError for a number that no encoder can have."""
+    values = {_ALIASES.get(name, name): value for name, value in values.items()}
     for name in _WHOLE_NUMBERS:
         value = values.get(name)
         if value is not None and (type(value) is not int or not 0 < value < 2**31):
@@ -78,4 +94,4 @@ def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     eps = values.get("layer_norm_epsilon")
     if eps is not None and (type(eps) is not float or not 0 < eps < 1):
         raise WeightsError(f"{path}: layer_norm_epsilon is {eps!r:.40}; expected a number such as 1e-06")
-    return dict(values)
+    return values

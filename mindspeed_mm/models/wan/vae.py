@@ -19,6 +19,7 @@ from mindspeed_mm.files import regular_file, stat_path
 from mindspeed_mm.models.dialects import without_prefix
 from mindspeed_mm.models.foreign import foreign_model, is_wan22_vae
 from mindspeed_mm.models.loading import (
+    NOT_BUILT,
     fill,
     fingerprint,
     read_json,
@@ -26,8 +27,9 @@ from mindspeed_mm.models.loading import (
     refuse_conflicts,
     shard_paths,
 )
-from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
+from mindspeed_mm.models.wan.vae_state_dict import ARITHMETIC, encoder_shapes, vae_config, vae_key_map
 
+_STATISTICS = ("latents_mean", "latents_std")
 STRIDE = (4, 8, 8)  # pixels of one latent cell: time, height, width
 
 
@@ -183,11 +185,13 @@ def load_vae(
         sizes = vae_config({name: tuple(weight.shape) for name, weight in state.items()})
         names = vae_key_map(len(sizes["dim_mult"]), sizes["num_res_blocks"])
         state = {names.to_theirs(name): weight for name, weight in state.items()}
-        refuse_conflicts(settings, sizes, beside, files[0])
-        settings = {**settings, **sizes}
-    elif "encoder.conv_in.weight" not in state:
+    elif "encoder.conv_in.weight" in state:
+        sizes = vae_config(encoder_shapes({name: tuple(weight.shape) for name, weight in state.items()}))
+    else:
         got = foreign_model(state) or f"something else (its first weights are {', '.join(sorted(state)[:3])})"
         raise WeightsError(f"{path}: expected a Wan VAE, got {got}; name Wan2.1_VAE.pth or a vae folder")
+    refuse_conflicts(settings, sizes, beside, files[0], {**ARITHMETIC, "decoder_base_dim": sizes["base_dim"]})
+    settings = {**sizes, **{name: settings[name] for name in _STATISTICS if name in settings}}
     _check_statistics(settings, beside)
     model = _build(settings, files[0])
     fill(model, state, Path(path), dtype)
@@ -229,7 +233,7 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
 
 def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
     """Raises WeightsError for a mean or deviation of the latents that is no list of usable numbers."""
-    for name in ("latents_mean", "latents_std"):
+    for name in _STATISTICS:
         if name not in settings:
             continue
         values = settings[name]
@@ -250,12 +254,13 @@ def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
 
 
 def _build(settings: dict[str, Any], source: Path) -> AutoencoderKLWan:
-    known = {name: value for name, value in settings.items() if not name.startswith("_")}
     try:
         with torch.device("meta"):
-            return AutoencoderKLWan.from_config(known)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{source}: its config.json does not describe a Wan VAE ({error})") from None
+            return AutoencoderKLWan.from_config(settings)
+    except NOT_BUILT as error:
+        raise WeightsError(
+            f"no VAE has these sizes: {settings!s:.200} ({type(error).__name__})", where=source
+        ) from None
 
 
 def _chunks(video: Tensor) -> Iterator[Tensor]:

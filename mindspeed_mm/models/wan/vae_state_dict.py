@@ -16,6 +16,17 @@ _RESNET = (
     ("shortcut.{p}", "conv_shortcut.{p}"),
 )
 _RESAMPLE = ("resample.1.{p}", "time_conv.{p}")
+# What no shape tells, and every published VAE of Wan2.1 has.
+ARITHMETIC: Mapping[str, Any] = {
+    "attn_scales": [],
+    "decoder_base_dim": None,
+    "is_residual": False,
+    "in_channels": 3,
+    "out_channels": 3,
+    "patch_size": None,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 8,
+}
 _SAME_IN_BOTH = ("norm.gamma", "to_qkv.{p}", "proj.{p}")
 
 
@@ -25,7 +36,10 @@ def vae_key_map(levels: int, res_blocks: int) -> KeyMap:
 
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """AutoencoderKLWan's sizes, read off the shapes of an official file. Raises WeightsError when it is not such a VAE."""
+    """AutoencoderKLWan's sizes, read off the shapes of an official file. Raises WeightsError when it is not such a VAE.
+
+    There are as many levels and blocks as the file holds, so that no foreign number decides how much is built.
+    """
     try:
         base, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
         widths: list[int] = [base]
@@ -46,15 +60,20 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return {
         "base_dim": base,
         "z_dim": z_dim,
-        "dim_mult": [width // base for width in widths],
+        "dim_mult": [width // max(base, 1) for width in widths],
         "num_res_blocks": blocks // len(widths),
         "temperal_downsample": temporal,  # diffusers' spelling
     }
 
 
+def encoder_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What `vae_config` looks at, of a diffusers file: the names that are the same for any number of levels."""
+    return {_FLAT.to_ours(name): shape for name, shape in shapes.items() if _FLAT.knows(name)}
+
+
 def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     stem = "encoder.downsamples."
-    return 1 + max(int(name.removeprefix(stem).split(".")[0]) for name in shapes if name.startswith(stem))
+    return len({name.removeprefix(stem).split(".")[0] for name in shapes if name.startswith(stem)})
 
 
 def _ends() -> Iterator[Rename]:
@@ -92,3 +111,6 @@ def _decoder(levels: int, res_blocks: int) -> Iterator[Rename]:
 def _resnet(ours: str, theirs: str) -> Iterator[Rename]:
     for one, other in _RESNET:
         yield Rename(f"{ours}.{one}", f"{theirs}.{other}")
+
+
+_FLAT = KeyMap("diffusers", [*_ends(), *_encoder()])

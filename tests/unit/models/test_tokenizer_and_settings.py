@@ -170,9 +170,7 @@ def test_impossible_number_of_the_text_encoder_is_named(official, tmp_path, chan
         load_text_encoder(transformers_folder(tmp_path, changes), official / TOKENIZER_FOLDER)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("num_heads", 2), ("layer_norm_epsilon", 1e-5), ("num_layers", 3)]
-)
+@pytest.mark.parametrize(("key", "value"), [("num_heads", 2), ("num_layers", 3)])
 def test_config_beside_the_official_text_encoder_must_agree(official, tmp_path, key, value):
     transformers_folder(tmp_path, {key: value})
     (tmp_path / "model.safetensors").unlink()
@@ -201,3 +199,88 @@ def test_json_beside_the_vae_must_agree(tmp_path, changes, message):
     with pytest.raises(WeightsError, match=message) as caught:
         load_vae(tmp_path / VAE_FILE)
     assert str(beside) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer_norm_epsilon", 1e-5),
+        ("relative_attention_max_distance", 64),
+        ("feed_forward_proj", "gated-silu"),
+        ("dense_act_fn", "relu"),
+        ("is_gated_act", False),
+        ("is_decoder", True),
+    ],
+)
+@pytest.mark.parametrize("form", ["official", "transformers"])
+def test_another_arithmetic_of_umt5_is_refused(official, tmp_path, form, key, value):
+    path = transformers_folder(tmp_path, {key: value})
+    if form == "official":
+        (tmp_path / "model.safetensors").unlink()
+        path = shutil.copy(official / TEXT_FILE, tmp_path / TEXT_FILE)
+    with raises(WeightsError, value, where=f"{tmp_path / 'config.json'}:{key}"):
+        load_text_encoder(path, official / TOKENIZER_FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attn_scales", [1.0]),
+        ("is_residual", True),
+        ("in_channels", 12),
+        ("out_channels", 4),
+        ("patch_size", 2),
+        ("decoder_base_dim", 256),
+        ("scale_factor_temporal", 8),
+        ("scale_factor_spatial", 16),
+    ],
+)
+def test_another_arithmetic_of_the_vae_is_refused(tmp_path, key, value):
+    with raises(WeightsError, value, where=f"{tmp_path / 'config.json'}:{key}"):
+        load_vae(vae_folder(tmp_path, {key: value}))
+
+
+def vae_folder(folder, changes):
+    tiny_vae().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_layers", 10**9), ("num_hidden_layers", 10**9), ("d_ff", 2**31 - 1), ("num_labels", 10**12)],
+)
+def test_a_config_cannot_make_the_text_encoder_large(official, tmp_path, key, value):
+    folder = transformers_folder(tmp_path, {key: value})
+    if key == "num_labels":  # nothing of an encoder
+        assert load_text_encoder(folder, official / TOKENIZER_FOLDER).text_dim
+        return
+    with raises(WeightsError, value, key.replace("hidden_", "")):
+        load_text_encoder(folder, official / TOKENIZER_FOLDER)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_res_blocks", 10**9), ("dim_mult", [1] * 100_000), ("base_dim", 2**62), ("z_dim", 2**40)],
+)
+def test_a_config_cannot_make_the_vae_large(tmp_path, key, value):
+    with raises(WeightsError, key):
+        load_vae(vae_folder(tmp_path, {key: value}))
+
+
+@pytest.mark.timeout(20)
+def test_a_name_cannot_make_an_official_file_large(official, tmp_path):
+    state = torch.load(official / TEXT_FILE, weights_only=True)
+    state[f"blocks.{10**11}.norm1.weight"] = torch.ones(1)
+    torch.save(state, tmp_path / TEXT_FILE)
+    with raises(WeightsError, 10**11, "unknown"):
+        load_text_encoder(tmp_path / TEXT_FILE, official / TOKENIZER_FOLDER)
+    write_vae(tmp_path / VAE_FILE, tiny_vae())
+    state = torch.load(tmp_path / VAE_FILE, weights_only=True)
+    state[f"encoder.downsamples.{10**11}.residual.6.weight"] = torch.ones(1)
+    torch.save(state, tmp_path / VAE_FILE)
+    with raises(WeightsError):
+        load_vae(tmp_path / VAE_FILE)

@@ -149,7 +149,7 @@ def test_a_model_with_another_number_of_layers_is_named(official, tmp_path):
     tiny_umt5().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 3}))
-    with pytest.raises(WeightsError, match=r"missing: encoder\.block\.2\."):
+    with pytest.raises(WeightsError, match="num_layers is 3 there and 2 in the weights"):
         load_text_encoder(tmp_path, official / TOKENIZER_FOLDER)
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
@@ -18,26 +15,16 @@ from mindspeed_mm.distributed.fsdp import shard_model
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.sequence import apply_context_parallel
+from mindspeed_mm.distributed.shards import copy_local
 from mindspeed_mm.errors import MindSpeedMMError, NonFiniteError
 from mindspeed_mm.generation.guidance import VelocityFn, apply_cfg, guided_velocity
 from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.models.finite import FiniteWeights
+from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
 
 T = TypeVar("T")
-
-
-class Source(Protocol):
-    """What `models.weights.open_weights` returns."""
-
-    @property
-    def config(self) -> Any: ...
-
-    @property
-    def path(self) -> Path: ...
-
-    def read(self, name: str) -> Tensor: ...
 
 
 class SingleProcess:
@@ -134,7 +121,7 @@ class ContextParallel(SingleProcess):
         """Let the processes of a half share the tokens of `model`."""
         apply_context_parallel(model, self.mesh.cp_group)
 
-    def load_sharded(self, source: Source, dtype: torch.dtype) -> VaceTransformer:
+    def load_sharded(self, source: WeightsSource, dtype: torch.dtype) -> VaceTransformer:
         """A transformer whose weights are sharded over all processes; each reads its part of the files."""
         spec = MODELS.get("vace")
         model = build_on_meta(source.config)
@@ -151,19 +138,6 @@ class ContextParallel(SingleProcess):
         model.to_empty(device=self.accelerator.device)
         finite = FiniteWeights(source.path)
         for name, parameter in model.named_parameters():
-            finite.check(name, _fill(parameter, source.read(name)))
+            finite.check(name, copy_local(parameter, source.read(name)))
         raise_on_all_ranks(finite.demand)
         return model
-
-
-@torch.no_grad()
-def _fill(parameter: Tensor, whole: Tensor) -> Tensor:
-    """Copy this process's part; returns it."""
-    if not isinstance(parameter, DTensor):
-        return parameter.copy_(whole)
-    shape, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    place = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-    local: Tensor = parameter.to_local()
-    return local.copy_(whole[place])

@@ -18,6 +18,7 @@ from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.recompute import recompute_plan
+from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import write_text
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
@@ -30,7 +31,7 @@ from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tools.profiler import build_observer
-from mindspeed_mm.training.build import build_model, local
+from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.checkpoint import Checkpointer
 from mindspeed_mm.training.checkpoint_read import BaseReference
 from mindspeed_mm.training.loop import LoopParts

@@ -13,8 +13,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
@@ -25,6 +23,7 @@ from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks, recompute_plan
 from mindspeed_mm.distributed.sequence import apply_context_parallel
+from mindspeed_mm.distributed.shards import copy_local
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.finite import FiniteWeights
@@ -114,22 +113,8 @@ def fill(
             whole = added.initial_weight(name, parameter.shape, seed)
         else:
             whole = source.read(name) if source is not None else initial_weight(name, parameter.shape, seed)
-        local(parameter).copy_(whole[local_slice(parameter)])
-        finite.check(name, local(parameter))
+        finite.check(name, copy_local(parameter, whole))
     raise_on_all_ranks(finite.demand)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; an unsharded one as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def local_slice(tensor: Tensor) -> tuple[slice, ...]:
-    """Where this rank's part is in the whole."""
-    if not isinstance(tensor, DTensor):
-        return tuple(slice(0, size) for size in tensor.shape)
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
 
 
 def initial_weight(name: str, shape: torch.Size, seed: int) -> Tensor:

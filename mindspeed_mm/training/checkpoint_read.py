@@ -19,6 +19,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.rng import rng_state, set_rng_state
+from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import display_path, parse_json
 from mindspeed_mm.log import get_logger
@@ -28,7 +29,6 @@ from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.saved import ENTRY, read_scales, theirs_of
 from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.wan.sizes import read_hints, setting_conflicts
-from mindspeed_mm.training.build import local
 from mindspeed_mm.training.checkpoint_files import IndexReader, TensorPlanner, reason_of
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.state import Skips, TrainState, load_optimizer_state, unpack

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from mindspeed_mm.training.build import local
+from mindspeed_mm.distributed.shards import local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: singular values go to 0.7 … 1.2 in five steps
 STEPS = 5

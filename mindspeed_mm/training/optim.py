@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.training.build import local
 from mindspeed_mm.training.config import OptimizerConfig
 from mindspeed_mm.training.muon import Muon
 

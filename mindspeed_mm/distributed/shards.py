@@ -1,0 +1,25 @@
+"""This rank's part of a tensor that is spread over ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; an unsharded one as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_local(parameter: Tensor, whole: Tensor) -> Tensor:
+    """Copy this rank's part of `whole`, whose other parts are not read, and return that part of `parameter`."""
+    if not isinstance(parameter, DTensor):
+        return parameter.copy_(whole)
+    shape, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    place = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+    return local(parameter).copy_(whole[place])

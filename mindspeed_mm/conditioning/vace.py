@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mindspeed_mm.conditioning.streams import StreamEncoder, Vae, stream_encoder
-from mindspeed_mm.data.sample import VideoSample
+from mindspeed_mm.data.transforms import TensorSample
 from mindspeed_mm.errors import DataError
 
 
@@ -125,18 +125,15 @@ def assemble_context(
     return torch.cat([torch.cat([stacked, empty], dim=0), clip], dim=1)
 
 
-def encode_features(vae: Vae | StreamEncoder, sample: VideoSample) -> tuple[Tensor, Tensor]:
+def encode_features(vae: Vae | StreamEncoder, sample: TensorSample) -> tuple[Tensor, Tensor]:
     """One sample to latents [16, R+F, h, w] and vace_context [96, R+F, h, w], all its clips through the VAE together.
 
-    A mask without src_video masks the target video itself. Raises DataError when there is no target video.
+    A mask without src_video masks the target video itself. Raises DataError for sizes that do not agree.
     """
-    if sample.video is None:
-        raise DataError("the sample has no target video; only generation goes without one")
     encoder = stream_encoder(vae)
     num_frames, height, width = sample.video.shape[1:]
-    masked = sample.src_video is None and sample.src_mask is not None
     plan = plan_context(
-        sample.video if masked else sample.src_video,
+        sample.masked,
         sample.src_mask,
         sample.src_ref_images,
         num_frames=num_frames,

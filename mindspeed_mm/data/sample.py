@@ -5,41 +5,120 @@ Legend: B batch · T,H,W pixels · F=(T+3)//4, h=H/8, w=W/8 latent grid · R ref
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mindspeed_mm.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
+    from PIL import Image
     from torch import Tensor
+
+    Picture = str | Path | NDArray[Any] | Tensor | Image.Image
+    Clip = Picture | Sequence[Image.Image]
+else:
+    Clip = Picture = Any  # for pydantic, which reads the types of a job
+
+C = TypeVar("C")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRecord:
+class Streams(Generic[C, R]):
+    """What VACE is conditioned on: as paths, as pixels, or as whatever a user has."""
+
+    src_video: C | None = None  # what is edited, or what controls
+    src_mask: C | None = None  # 1, white = generate; 0, black = keep
+    src_ref_images: Sequence[R] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(Streams["Clip", "Picture"]):
+    """What one video starts from, as the user has it.
+
+    A clip is a path, Pillow images, an array [T, H, W, 3] (uint8, or floats from 0 to 1) or a tensor [3, T, H, W] in [-1, 1].
+    A mask is the same in one channel.
+    """
+
+    first_frame: Clip | None = None
+    last_frame: Clip | None = None
+    outpaint: tuple[float, float, float, float] | None = (
+        None  # left, top, right, bottom, in parts of its size
+    )
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything beside the prompt."""
+        return self.src_video is not None or self.has_ends or len(self.src_ref_images) > 0
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether frames are given that the video begins or ends with."""
+        return self.first_frame is not None or self.last_frame is not None
+
+    def check(self, where: str = "", keys: Mapping[str, str] | None = None) -> None:
+        """Raises ConfigError for inputs that contradict each other; `keys`: what its line calls them."""
+        words = keys or {}
+        video, *ends = (words.get(key, key) for key in ("src_video", "first_frame", "last_frame"))
+        made = "which make their own src_video and src_mask"
+        others = {"src_video": self.src_video, "src_mask": self.src_mask, "outpaint": self.outpaint}
+        for name, value in others.items():
+            key = words.get(name, name)
+            address = f"{where}:{key}" if where else key
+            if value is not None and self.has_ends:
+                raise ConfigError(
+                    f"contradicts {'/'.join(ends)}, {made}", where=address, fix=f"leave {key} out"
+                )
+            if value is not None and self.src_video is None:
+                raise ConfigError(f"applies to {video}, which is missing", where=address, fix=f"give {video}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Paths, as job.json and NAME.json say them."""
+        return {
+            "video": self.src_video,
+            "mask": self.src_mask,
+            "images": list(self.src_ref_images),
+            "first_frame": self.first_frame,
+            "last_frame": self.last_frame,
+            "outpaint": self.outpaint and list(self.outpaint),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord(Streams[Path, Path]):
     """One row of a manifest: paths and captions, no tensors. Picklable."""
 
     video: Path
     captions: tuple[str, ...]  # at least one
-    src_video: Path | None = None
-    src_mask: Path | None = None  # a clip, an image or a folder of images; 1 = generate, 0 = keep
-    src_ref_images: tuple[Path, ...] = ()
     address: str = ""  # `data.json[17]`: how errors name this row
     row: int = 0  # its place in the whole dataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoSample:
-    """One sample in pixels, on the CPU: fp32 in [-1, 1]; mask in [0, 1]."""
+class Conditions(Streams[C, R]):
+    """What the model sees, in pixels on the CPU. As tensors: clips fp32 [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
 
-    video: Tensor | None  # [3, T, H, W]; None when generating
-    src_video: Tensor | None  # [3, T, H, W]
-    src_mask: Tensor | None  # [1, T, H, W], 1 = generate
-    src_ref_images: tuple[Tensor, ...]  # each [3, 1, H, W]
+    notes: tuple[str, ...] = ()  # what was done to make the sources fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSample(Conditions[C, R]):
+    """One row of a dataset in pixels: tensors, or bytes for the way between processes (`data.transforms.PixelSample`)."""
+
+    video: C  # what the model learns to make
     captions: tuple[str, ...]
     fps: float  # of the sampled frames
     frame_indices: tuple[int, ...] = ()  # which frames of the file were taken
     frame_policy: str = ""  # how they were chosen: exact, trim, keep, pad, resample
+
+    @property
+    def masked(self) -> C | None:
+        """What the mask splits: src_video, or the video itself where a mask comes alone."""
+        return self.video if self.src_video is None and self.src_mask is not None else self.src_video
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,8 @@ References: letterboxed on white.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mindspeed_mm.data import sample
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.frames import (
     FrameChoice,
@@ -53,21 +53,14 @@ Reader = Literal["decord", "av"]
 _AT_ONCE = 8  # frames of the source's size that are held while a clip is read
 
 
-@dataclass(frozen=True, kw_only=True)
-class PixelSample:
-    """One sample as bytes: small enough to travel between processes. `to_sample` makes tensors of it."""
-
-    video: Frames  # uint8 [T, H, W, 3]
-    src_video: Frames | None  # uint8 [T, H, W, 3]
-    src_mask: NDArray[np.uint8] | None  # [T, H, W], 0..255
-    src_ref_images: tuple[NDArray[np.float32], ...]  # each [3, 1, H, W] in [-1, 1]
-    captions: tuple[str, ...]
-    fps: float
-    frame_indices: tuple[int, ...]
-    frame_policy: str
+# One sample as bytes, small enough to travel between processes: clips uint8 [T, H, W, 3], mask [T, H, W] of 0..255,
+# references fp32 [3, 1, H, W] in [-1, 1]. `to_sample` makes tensors of it.
+PixelSample = VideoSample[NDArray[Any], NDArray[np.float32]]
+TensorSample = VideoSample[Tensor, Tensor]
+Conditions = sample.Conditions[Tensor, Tensor]
 
 
-def load_sample(record: SampleRecord, config: VideoConfig) -> VideoSample:
+def load_sample(record: SampleRecord, config: VideoConfig) -> TensorSample:
     """One row of a dataset in pixels. Raises DataError with the row's address."""
     return to_sample(load_pixels(record, config))
 
@@ -80,10 +73,10 @@ def load_pixels(record: SampleRecord, config: VideoConfig) -> PixelSample:
         raise DataError(f"{record.address}: {error}" if record.address else str(error)) from None
 
 
-def to_sample(pixels: PixelSample) -> VideoSample:
+def to_sample(pixels: PixelSample) -> TensorSample:
     """Bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
     mask = pixels.src_mask
-    return VideoSample(
+    return TensorSample(
         video=to_tensor(pixels.video),
         src_video=None if pixels.src_video is None else to_tensor(pixels.src_video),
         src_mask=None if mask is None else torch.from_numpy(mask).float().div_(255).unsqueeze(0),
@@ -108,8 +101,6 @@ def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
         mask = read_resized(other, align("src_video_mask", other, video, chosen), size, fill_nearest)
         mask = cut(mask, record.src_mask, soft=config.soft_mask)
     pixels = read_resized(video, chosen.indices, size, fill)
-    if source is None and mask is not None:
-        source = pixels  # a mask alone masks the target video
     return PixelSample(
         video=pixels,
         src_video=source,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from mindspeed_mm.data.frames import FrameChoice, choose_frames, frame_at, spread_to_last
 from mindspeed_mm.data.images import blank_mask, image_traits
+from mindspeed_mm.data.sample import Clip, Inputs, Picture
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.transforms import (
     ArrayReader,
+    Conditions,
     cut,
     fill,
     fill_nearest,
@@ -29,19 +30,8 @@ from mindspeed_mm.data.video import BLACK, WHITE, VideoReader, flatten, open_vid
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.parity import stretched_reference
-from mindspeed_mm.generation.request import Clip, Inputs, Picture
 
 _ROUNDING = 1e-3  # what pixels may lie outside their range by
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """What the model is shown, on the CPU, fp32."""
-
-    src_video: Tensor | None  # [3, T, H, W] in [-1, 1]
-    src_mask: Tensor | None  # [1, T, H, W] in [0, 1], 1 = generate
-    src_ref_images: tuple[Tensor, ...]  # each [3, 1, H, W] in [-1, 1]
-    notes: tuple[str, ...] = field(default=())  # what was done to make the sources fit
 
 
 def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mindspeed_mm.data.transforms import Conditions
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.config import SamplingConfig
-from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.stages import decode, explain_oom

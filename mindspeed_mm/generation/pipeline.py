@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
+from mindspeed_mm.data.transforms import Conditions
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import (
     Offload,
@@ -28,7 +29,6 @@ from mindspeed_mm.generation.config import (
     WeightPaths,
 )
 from mindspeed_mm.generation.denoise import StepHook
-from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.loaders import (
     inspect_experts,
     load_experts,

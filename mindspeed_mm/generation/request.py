@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.data.sample import Clip, Inputs, Picture
 from mindspeed_mm.generation.config import NEGATIVE_PROMPT, RequestConfig, SamplingConfig, resolve_sampling
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL import Image
     from torch import Tensor
-
-    Picture = str | Path | NDArray[Any] | Tensor | Image.Image
-    Clip = Picture | Sequence[Image.Image]
 else:
-    Tensor = Clip = Picture = Any  # for pydantic, in a job
+    Tensor = Any  # for pydantic, which reads the types of a job
 
+__all__ = ["KEYS", "Clip", "GenerationRequest", "Inputs", "Picture"]
 # What the JSON calls each of Inputs.
 KEYS = {
     "src_video": "video_path",
@@ -28,59 +22,6 @@ KEYS = {
     "first_frame": "first_frame_path",
     "last_frame": "last_frame_path",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What one video starts from, as the user has it.
-
-    A clip is a path, Pillow images, an array [T, H, W, 3] (uint8, or floats from 0 to 1) or a tensor [3, T, H, W] in [-1, 1].
-    A mask is the same in one channel: 1, white = generate; 0, black = keep.
-    """
-
-    src_video: Clip | None = None
-    src_mask: Clip | None = None
-    src_ref_images: Sequence[Picture] = ()
-    first_frame: Clip | None = None
-    last_frame: Clip | None = None
-    outpaint: tuple[float, float, float, float] | None = (
-        None  # left, top, right, bottom, in parts of its size
-    )
-
-    @property
-    def given(self) -> bool:
-        """Whether there is anything beside the prompt."""
-        return self.src_video is not None or self.has_ends or len(self.src_ref_images) > 0
-
-    @property
-    def has_ends(self) -> bool:
-        """Whether frames are given that the video begins or ends with."""
-        return self.first_frame is not None or self.last_frame is not None
-
-    def check(self, where: str = "", keys: Mapping[str, str] | None = None) -> None:
-        """Raises ConfigError for inputs that contradict each other; `keys`: what its line calls them."""
-        words = keys or {key: key for key in KEYS}
-        video, ends = words["src_video"], f"{words['first_frame']}/{words['last_frame']}"
-        made = "which make their own src_video and src_mask"
-        others = {"src_video": self.src_video, "src_mask": self.src_mask, "outpaint": self.outpaint}
-        for name, value in others.items():
-            key = words.get(name, name)
-            address = f"{where}:{key}" if where else key
-            if value is not None and self.has_ends:
-                raise ConfigError(f"contradicts {ends}, {made}", where=address, fix=f"leave {key} out")
-            if value is not None and self.src_video is None:
-                raise ConfigError(f"applies to {video}, which is missing", where=address, fix=f"give {video}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Paths, as job.json and NAME.json say them."""
-        return {
-            "video": self.src_video,
-            "mask": self.src_mask,
-            "images": list(self.src_ref_images),
-            "first_frame": self.first_frame,
-            "last_frame": self.last_frame,
-            "outpaint": self.outpaint and list(self.outpaint),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from mindspeed_mm.data.transforms import Conditions
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.denoise import StepHook
-from mindspeed_mm.generation.inputs import Conditions, load_conditions
+from mindspeed_mm.generation.inputs import load_conditions
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest

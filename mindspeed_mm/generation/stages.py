@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mindspeed_mm.conditioning.text import encode_prompt
 from mindspeed_mm.conditioning.vace import encode_vace_context
+from mindspeed_mm.data.transforms import Conditions
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.denoise import Predictor, StepHook, denoise_loop
 from mindspeed_mm.generation.finite import check_inputs, explain_pixels, finite_check
 from mindspeed_mm.generation.guidance import GuidanceFn, guided_velocity
-from mindspeed_mm.generation.inputs import Conditions
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parity import rotated_noise
 from mindspeed_mm.generation.result import PromptEmbeds

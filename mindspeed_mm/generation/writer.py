@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
+from mindspeed_mm.data.transforms import Conditions
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path, write_json
 from mindspeed_mm.generation.config import SamplingConfig
-from mindspeed_mm.generation.inputs import Conditions
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Settings = dict[str, Any]

@@ -17,9 +17,10 @@ from mindspeed_mm.data.frames import token_count
 from mindspeed_mm.data.images import image_traits
 from mindspeed_mm.data.manifest import files_of
 from mindspeed_mm.data.probe import probe
-from mindspeed_mm.data.sample import FeatureRecord, SampleRecord, VideoSample
+from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
 from mindspeed_mm.data.sheet import Picture, Strip, draw_sheet, spread
 from mindspeed_mm.data.traits import remarks_on
+from mindspeed_mm.data.transforms import TensorSample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import parse_json
 
@@ -44,13 +45,11 @@ _SMALL = (
 )  # pixels of a frame up to which clips are decoded together: narrow layers are faster so, wide ones need the memory
 
 
-def sample_sheet(record: SampleRecord, sample: VideoSample) -> Image.Image:
+def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
     """A row of a dataset as the model will see it."""
-    assert sample.video is not None, "rows of a dataset have a video"
     frames, height, width = sample.video.shape[1:]
-    source = sample.video if sample.src_video is None and sample.src_mask is not None else sample.src_video
     plan = plan_context(
-        source, sample.src_mask, sample.src_ref_images, num_frames=frames, height=height, width=width
+        sample.masked, sample.src_mask, sample.src_ref_images, num_frames=frames, height=height, width=width
     )
     shown = spread(frames, SHOWN)
     labels = [f"frame {sample.frame_indices[i]} · {i / sample.fps:.2f} s" for i in shown]
@@ -62,7 +61,7 @@ def sample_sheet(record: SampleRecord, sample: VideoSample) -> Image.Image:
             labels=labels,
         )
     ]
-    if record.src_video is not None and sample.src_video is not None:
+    if sample.src_video is not None:
         strips.append(
             Strip(
                 name="src_video",
@@ -138,7 +137,7 @@ def feature_sheet(
 
 
 def _condition_strips(
-    sample: VideoSample, plan: ContextPlan, shown: list[int], labels: list[str]
+    sample: TensorSample, plan: ContextPlan, shown: list[int], labels: list[str]
 ) -> list[Strip]:
     strips = []
     if sample.src_mask is not None:
@@ -168,8 +167,7 @@ def _references(record: SampleRecord, plan: ContextPlan) -> list[Strip]:
     return [Strip(name="references", note=note, pictures=pictures, labels=labels)]
 
 
-def _sample_facts(record: SampleRecord, sample: VideoSample) -> list[str]:
-    assert sample.video is not None
+def _sample_facts(record: SampleRecord, sample: TensorSample) -> list[str]:
     frames, height, width = sample.video.shape[1:]
     info = probe(record.video)
     clock = f"{info.fps:g} fps, {info.duration:.2f} s, " if info.timed else ""
@@ -182,7 +180,7 @@ def _sample_facts(record: SampleRecord, sample: VideoSample) -> list[str]:
         facts.append("no src_video and no mask: inactive and reactive are mid-grey, everything is generated")
     elif sample.src_mask is None:
         facts.append("no mask: everything is generated")
-    elif record.src_video is None:
+    elif sample.src_video is None:
         facts.append("no src_video: the mask masks the video itself")
     if sample.src_mask is not None and not sample.src_mask.any():
         facts.append("the mask is white nowhere: nothing is generated, the branch learns to copy")

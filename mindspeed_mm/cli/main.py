@@ -17,6 +17,7 @@ VERBS: Mapping[str, str] = {
     "extract": "clips, masks, references and captions to features",
     "train": "pre-train or fine-tune on features",
     "generate": "videos from a JSON with weights, prompts and inputs",
+    "serve": "an HTTP API over a model that stays loaded",
 }
 HELP = """\
 usage: vace VERB [--key value]... [--config FILE]... [--set a.b=value]...

@@ -65,13 +65,21 @@ class DataParallel(SingleProcess):
 class ContextParallel(SingleProcess):
     """torchrun's processes, all on one video: `layout` says which share tokens and which guidance."""
 
-    def __init__(self, layout: Layout, accelerator: Accelerator, mesh: Mesh | None = None) -> None:
-        """Inside `launch`. `mesh`: existing groups, as in training."""
+    def __init__(
+        self,
+        layout: Layout,
+        accelerator: Accelerator,
+        mesh: Mesh | None = None,
+        *,
+        share_errors: bool = False,
+    ) -> None:
+        """Inside `launch`. `mesh`: existing groups, as in training. `share_errors`: see `run_on_main_and_broadcast`."""
         parallel = ParallelConfig(context_parallel_size=layout.context, distributed_timeout_minutes=120)
         self.accelerator = accelerator
         self.mesh = build_mesh(parallel, accelerator) if mesh is None else mesh
         self.layout = layout
         self.is_main = self.mesh.rank == 0
+        self.share_errors = share_errors
 
     def guide(
         self, predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
@@ -97,7 +105,8 @@ class ContextParallel(SingleProcess):
     def run_on_main_and_broadcast(self, fn: Callable[[], T]) -> T:
         """What `fn` returns on the main process, on all of them; tensors must be on the host.
 
-        NonFiniteError is raised on every process, so that a caller may go on. Any other error ends all; the main one reports it.
+        NonFiniteError, and with `share_errors` any error of ours, is raised on every process, so that a caller may go on.
+        Any other error ends all; the main one reports it.
         """
         value: T | None = None
         failed: MindSpeedMMError | None = None
@@ -106,11 +115,12 @@ class ContextParallel(SingleProcess):
                 value = fn()
             except MindSpeedMMError as error:
                 failed = error
-        sent = [value, failed if isinstance(failed, NonFiniteError) else failed is not None]
+        is_shared = self.share_errors or isinstance(failed, NonFiniteError)
+        sent = [value, failed if is_shared else failed is not None]
         dist.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
         if failed is not None:
             raise failed
-        if isinstance(sent[1], NonFiniteError):
+        if isinstance(sent[1], MindSpeedMMError):
             raise sent[1]
         if sent[1]:
             raise SystemExit(1)

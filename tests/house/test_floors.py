@@ -20,7 +20,8 @@ FLOORS = {
     "conditioning": 4,
     "training": 5, "generation": 5,
     "tasks": 6, "tools": 6,
-    "cli": 7,
+    "serve": 7,
+    "cli": 8,
 }  # fmt: skip
 
 
@@ -28,7 +29,7 @@ def floor(module: str) -> float | None:
     """The floor of one of our modules; None for anybody else's."""
     parts = module.split(".")
     if parts[0] in ("checkpoint", "pretrain_vace", "pretrain_sora"):
-        return 7
+        return 8
     if parts[:2] == ["megatron", "mm"]:
         return 2.5  # beside floor 3: it may use floors 0-1 only, floors from 3 up may use it
     if parts[0] != "mindspeed_mm":

@@ -100,7 +100,27 @@ class GenerateJob(Config):
             raise ConfigError(
                 f"{path}: expected a JSON object with keys model, prompt, output_path …; got {json_type(values)}"
             )
-        values = (overrides or Overrides()).apply(values)
+        return cls.from_values(
+            (overrides or Overrides()).apply(values),
+            path,
+            flags=flags,
+            weights=weights,
+            transformer_at_hand=transformer_at_hand,
+            needs_weights=needs_weights,
+        )
+
+    @classmethod
+    def from_values(
+        cls,
+        values: dict[str, Any],
+        path: Path,
+        *,
+        flags: dict[str, Any] | None = None,
+        weights: dict[str, Any] | None = None,
+        transformer_at_hand: bool = False,
+        needs_weights: bool = True,
+    ) -> GenerateJob:
+        """The job of an inference JSON's content. `path` is named in errors, and relative paths may start in its folder."""
         keys = {key for key, value in values.items() if value is not None}
         values = _overlaid(values, flags or {}, weights or {})
         notes: list[str] = []

@@ -1,0 +1,412 @@
+"""The HTTP API: routes over a queue and folders. No torch; the models are in the workers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.files import parse_json
+from mindspeed_mm.serve.config import ServeConfig
+from mindspeed_mm.serve.engine import Engine
+from mindspeed_mm.serve.fields import read_fields
+from mindspeed_mm.serve.folders import JobFolders, build_job, discard, link_inputs
+from mindspeed_mm.serve.guard import Guard
+from mindspeed_mm.serve.jobs import Job, JobStore, make_id
+from mindspeed_mm.serve.metrics import exposition
+from mindspeed_mm.serve.problem import ApiError, describe_error, error_body
+from mindspeed_mm.serve.results import spritesheet, thumbnail
+from mindspeed_mm.serve.schemas import Deleted, Video, VideoList, body_schema, video_of
+from mindspeed_mm.serve.uploads import SLOTS, keep_uploads
+
+Prepare = Callable[[Path], dict[str, list[str]]]  # fills a job's `inputs` folder; slot → file names
+_FIELDS = 200  # of one form
+_FIELD_BYTES = 1 << 20
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"description": text}
+    for code, text in {
+        400: "a field or file is wrong",
+        401: "wrong token",
+        404: "no such video",
+        409: "the video is not finished",
+        413: "too large",
+        415: "not an image or a video",
+        429: "the queue is full",
+        503: "the models are not loaded yet",
+    }.items()
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes work on."""
+
+    settings: ServeConfig
+    store: JobStore
+    folders: JobFolders
+    engine: Engine
+    model: str  # its name in requests
+    base: Mapping[str, Any]  # what every inference JSON of a job begins with
+
+    def show(self, job: Job) -> Video:
+        """The job as clients see it."""
+        return video_of(
+            job,
+            model=self.model,
+            now=time.time(),
+            position=self.store.position(job),
+            keep_hours=self.settings.keep_hours,
+        )
+
+    def find(self, video_id: str) -> Job:
+        """The job. Raises ApiError for an unknown one."""
+        job = self.store.get(video_id)
+        if job is None:
+            raise ApiError(404, "not_found", "no such video", where="id")
+        return job
+
+    def finished(self, video_id: str) -> Path:
+        """The mp4 of a job. Raises ApiError when it is not finished."""
+        job = self.find(video_id)
+        if job.status != "completed":
+            why = f": {job.error['message']}" if job.error and "message" in job.error else ""
+            raise ApiError(409, f"video_{job.status}", f"the video is {job.status}{why}", where="id")
+        return self.folders.result(video_id)
+
+    def check_ready(self) -> None:
+        """Raise ApiError while the models are not loaded."""
+        state, message = self.engine.state()
+        if state != "ready" and not self.engine.was_ready:
+            code = "model_failed" if state == "failed" else "model_loading"
+            raise ApiError(503, code, message, retry_after=10)
+
+    def create(self, fields: Mapping[str, Any], prepare: Prepare, *, source: str | None = None) -> Video:
+        """Check a request with its files, and queue it. Nothing is left of one that is refused."""
+        job_id = make_id()
+        draft = self.folders.draft(job_id)
+        try:
+            files = prepare(draft / "inputs")
+            planned = build_job(draft, self.base, fields, files)
+            self._check_size(planned.videos[0].sampling.model_dump())
+            folder = self.folders.commit(draft, job_id)
+        except BaseException:
+            discard(draft)
+            raise
+        defaults = {
+            key: value for key, value in self.base.items() if key in ("width", "height", "num_frames", "fps")
+        }
+        request = {"fields": dict(fields), "files": files, "defaults": defaults, "source": source}
+        job = self.store.add(request, limit=self.settings.max_queue, new_id=job_id)
+        if job is None:
+            discard(folder)
+            raise ApiError(
+                429,
+                "queue_full",
+                f"{self.settings.max_queue} videos are waiting",
+                fix="try again later",
+                retry_after=30,
+            )
+        return self.show(job)
+
+    def _check_size(self, sampling: Mapping[str, Any]) -> None:
+        pixels = sampling["num_frames"] * sampling["width"] * sampling["height"]
+        if pixels > self.settings.max_video_pixels:
+            raise ApiError(
+                400,
+                "too_many_pixels",
+                f"{sampling['num_frames']} frames of {sampling['width']}x{sampling['height']} are {pixels} pixels",
+                where="size",
+                expected=f"at most {self.settings.max_video_pixels}",
+                fix="ask for fewer frames or a smaller size",
+            )
+
+
+def build_app(service: Service, token: str | None) -> Guard:
+    """The application, behind its guard."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        yield
+        await run_in_threadpool(service.engine.stop)
+
+    app = FastAPI(
+        title="VACE videos",
+        summary="Make and edit videos: the /v1/videos API with src_video, src_mask and references.",
+        version="1",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    _add_errors(app)
+    _add_videos(app, service)
+    _add_probes(app, service)
+    if service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(service.settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type"],
+        )
+    return Guard(app, service.settings, token)
+
+
+def _add_errors(app: FastAPI) -> None:
+    def respond(status: int, details: Mapping[str, str], retry_after: int | None = None) -> Response:
+        headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        return JSONResponse(error_body(status, details), status_code=status, headers=headers)
+
+    @app.exception_handler(MindSpeedMMError)
+    async def ours(_: Request, error: MindSpeedMMError) -> Response:
+        if isinstance(error, ApiError):
+            return respond(error.status, describe_error(error), error.retry_after)
+        return respond(400, describe_error(error))
+
+    @app.exception_handler(HTTPException)
+    async def starlettes(_: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        return respond(error.status_code, {"code": code, "message": str(error.detail)})
+
+    @app.exception_handler(RequestValidationError)
+    async def fastapis(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where, problem = str(first["loc"][-1]), first["msg"]
+        return respond(
+            400,
+            {"code": "invalid_request", "message": f"{where}: {problem}", "where": where, "problem": problem},
+        )
+
+
+def _add_videos(app: FastAPI, service: Service) -> None:
+    make: dict[str, Any] = {"response_model": Video, "responses": _ERRORS}
+
+    @app.post("/v1/videos", openapi_extra=body_schema(), summary="Queue a video", **make)
+    async def create(request: Request) -> Video:
+        service.check_ready()
+        async with read_body(request, service.settings) as (given, uploads):
+            return await run_in_threadpool(new_video, given, uploads)
+
+    def new_video(given: _Given, uploads: _Uploads) -> Video:
+        fields = read_fields(given.values, service.model, form=given.form)
+        return service.create(fields, lambda folder: keep_uploads(uploads, folder, service.settings))
+
+    @app.post(
+        "/v1/videos/edits",
+        openapi_extra=body_schema(edit=True),
+        summary="Edit a finished video, or an upload",
+        **make,
+    )
+    async def edit(request: Request) -> Video:
+        service.check_ready()
+        async with read_body(request, service.settings) as (given, uploads):
+            return await run_in_threadpool(continued, given, uploads, "src_video")
+
+    @app.post(
+        "/v1/videos/extensions",
+        openapi_extra=body_schema(edit=True),
+        summary="A video that goes on from another's end",
+        **make,
+    )
+    async def extend(request: Request) -> Video:
+        service.check_ready()
+        async with read_body(request, service.settings) as (given, uploads):
+            return await run_in_threadpool(continued, given, uploads, "first_frame")
+
+    def continued(given: _Given, uploads: _Uploads, slot: str) -> Video:
+        values = dict(given.values)
+        source = _video_id(values.pop("video", None))
+        if (source is None) == (slot not in uploads):
+            raise ApiError(
+                400,
+                "invalid_request",
+                "is needed once",
+                where="video",
+                fix=f"send the id of a finished video, or upload {slot}",
+            )
+        fields = read_fields(values, service.model, form=given.form)
+        finished = None if source is None else service.finished(source)
+
+        def prepare(folder: Path) -> dict[str, list[str]]:
+            files = keep_uploads(uploads, folder, service.settings)
+            if finished is not None:
+                files[slot] = link_inputs({slot: [finished]}, folder)[slot]
+            return files
+
+        return service.create(fields, prepare, source=source)
+
+    @app.post("/v1/videos/{video_id}/remix", summary="The same inputs with another prompt", **make)
+    async def remix(video_id: str, request: Request) -> Video:
+        service.check_ready()
+        async with read_body(request, service.settings) as (given, uploads):
+            if uploads:
+                raise ApiError(400, "invalid_request", "remix takes no files", where=next(iter(uploads)))
+            return await run_in_threadpool(remixed, video_id, given)
+
+    def remixed(video_id: str, given: _Given) -> Video:
+        job = service.find(video_id)
+        fields = {**job.request["fields"], **read_fields(given.values, service.model, form=given.form)}
+        sources = service.folders.inputs(video_id, job.request["files"])
+        return service.create(fields, lambda folder: link_inputs(sources, folder), source=video_id)
+
+    @app.get("/v1/videos", response_model=VideoList, summary="The videos, newest first")
+    def page(
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> VideoList:
+        try:
+            jobs, has_more = service.store.page(after=after, limit=limit, newest_first=order == "desc")
+        except KeyError:
+            raise ApiError(404, "not_found", "no such video", where="after") from None
+        data = [service.show(job) for job in jobs]
+        return VideoList(
+            data=data,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+            has_more=has_more,
+        )
+
+    @app.get("/v1/videos/{video_id}", response_model=Video, responses=_ERRORS, summary="State and progress")
+    def get(video_id: str) -> Video:
+        return service.show(service.find(video_id))
+
+    @app.delete(
+        "/v1/videos/{video_id}", response_model=Deleted, responses=_ERRORS, summary="Cancel and delete"
+    )
+    def delete(video_id: str) -> Deleted:
+        if service.store.cancel(video_id) is None:
+            service.find(video_id)  # raises
+        service.engine.clean()
+        return Deleted(id=video_id)
+
+    @app.get(
+        "/v1/videos/{video_id}/content",
+        response_class=FileResponse,
+        responses=_ERRORS,
+        summary="The video, or pictures of it",
+    )
+    def content(
+        video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
+    ) -> FileResponse:
+        path = service.finished(video_id)
+        if variant == "video":
+            return FileResponse(path, media_type="video/mp4", filename=f"{video_id}.mp4")
+        if variant == "thumbnail":
+            return FileResponse(thumbnail(path), media_type="image/webp")
+        return FileResponse(spritesheet(path), media_type="image/jpeg")
+
+    @app.get("/v1/models", summary="What this server makes videos with")
+    def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": service.model, "object": "model", "owned_by": "local"}]}
+
+
+def _add_probes(app: FastAPI, service: Service) -> None:
+    @app.get("/health", summary="The server answers")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", summary="The models are loaded")
+    def ready() -> JSONResponse:
+        state, _ = service.engine.state()
+        headers = {} if state == "ready" else {"Retry-After": "10"}
+        return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503, headers=headers)
+
+    @app.get("/metrics", response_class=PlainTextResponse, summary="For Prometheus")
+    def metrics() -> Response:
+        body, media_type = exposition(service.store, service.engine)
+        return Response(body, media_type=media_type)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The fields of a request; `form`: all values are texts."""
+
+    values: Mapping[str, Any]
+    form: bool
+
+
+_Uploads = Mapping[str, Sequence[BinaryIO]]
+
+
+@asynccontextmanager
+async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tuple[_Given, _Uploads]]:
+    """A JSON or form body: its fields, and its files by slot, open while the block runs. Raises ApiError."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        given = parse_json((await request.body()).decode("utf-8", "replace"), "the body", ApiJson)
+        if not isinstance(given, dict):
+            raise ApiError(
+                400, "invalid_request", "got no object", where="the body", expected="a JSON object"
+            )
+        yield _Given(given, form=False), {}
+        return
+    if media_type not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise ApiError(
+            415,
+            "unsupported_format",
+            f"got {media_type!r:.80}",
+            where="Content-Type",
+            expected="application/json or multipart/form-data",
+        )
+    async with AsyncExitStack() as stack:
+        form = await stack.enter_async_context(
+            request.form(max_files=settings.max_files, max_fields=_FIELDS, max_part_size=_FIELD_BYTES)
+        )
+        values: dict[str, str] = {}
+        uploads: dict[str, list[BinaryIO]] = {}
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")
+            if isinstance(value, UploadFile):
+                if name not in SLOTS:
+                    raise ApiError(
+                        400,
+                        "invalid_request",
+                        "is no name for a file",
+                        where=f"{name:.60}",
+                        expected=" or ".join(SLOTS),
+                    )
+                uploads.setdefault(name, []).append(value.file)
+            elif name in values:
+                raise ApiError(400, "invalid_request", "is given twice", where=f"{name:.60}")
+            elif name in SLOTS:
+                raise ApiError(
+                    400,
+                    "invalid_request",
+                    "is a text; send the file itself",
+                    where=name,
+                    expected="an upload",
+                )
+            else:
+                values[name] = value
+        yield _Given(values, form=True), uploads
+
+
+class ApiJson(ApiError):
+    """A body that is no JSON: what the one JSON reader raises."""
+
+    def __init__(self, problem: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
+        super().__init__(400, "invalid_json", problem, where=where, expected=expected, fix=fix)
+
+
+def _video_id(video: Any) -> str | None:
+    """`video` of an edit: an id, or {"id": …} as clients of the original API send it."""
+    if isinstance(video, str) and video.lstrip().startswith("{"):
+        with suppress(ValueError):
+            video = json.loads(video)
+    if isinstance(video, dict):
+        video = video.get("id")
+    if video is not None and not isinstance(video, str):
+        raise ApiError(400, "invalid_request", "is no id", where="video", expected="the id of a video")
+    return video

@@ -1,0 +1,101 @@
+"""Where a server keeps a job's files, and the inference JSON that a worker makes a video from. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.files import write_json
+from mindspeed_mm.serve.uploads import SLOTS
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+NAME = "video"  # of every result: the job's folder is what tells them apart
+_ID = re.compile(r"video_[0-9a-f]{24}")
+_DRAFT = ".draft"
+
+
+class JobFolders:
+    """`videos/ID/`: the uploads in `inputs/`, `request.json`, and what the generate command leaves behind."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.root = data_dir.absolute() / "videos"
+
+    def of(self, job_id: str) -> Path:
+        """The folder of a job. Raises ValueError for what is no id of ours: it would be a path of a client's."""
+        if not _ID.fullmatch(job_id):
+            raise ValueError(job_id)
+        return self.root / job_id
+
+    def draft(self, job_id: str) -> Path:
+        """A folder that `commit` makes the job's; until then it is swept when the server starts."""
+        folder = self.root / f"{_DRAFT}_{job_id}"
+        (folder / "inputs").mkdir(parents=True)
+        return folder
+
+    def commit(self, draft: Path, job_id: str) -> Path:
+        """The draft as the job's folder."""
+        folder = self.of(job_id)
+        draft.rename(folder)
+        return folder
+
+    def inputs(self, job_id: str, files: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
+        """The paths of a job's uploads, by slot."""
+        folder = self.of(job_id) / "inputs"
+        return {slot: [folder / name for name in names] for slot, names in files.items()}
+
+    def result(self, job_id: str, suffix: str = ".mp4") -> Path:
+        """A file of a finished video: .mp4, .png (sheet) or .json (settings)."""
+        return self.of(job_id) / f"{NAME}{suffix}"
+
+    def remove(self, job_id: str) -> None:
+        """Delete everything of a job."""
+        shutil.rmtree(self.of(job_id), ignore_errors=True)
+
+    def sweep(self, known: set[str]) -> int:
+        """Delete the folders of no known job: a server was killed between a draft and its row. Returns how many."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        removed = 0
+        for entry in os.scandir(self.root):
+            if entry.name not in known and (entry.name.startswith(_DRAFT) or _ID.fullmatch(entry.name)):
+                shutil.rmtree(entry.path, ignore_errors=True)
+                removed += 1
+        return removed
+
+
+def link_inputs(sources: Mapping[str, Sequence[Path]], folder: Path) -> dict[str, list[str]]:
+    """The uploads of another job as those of a new one: links where the file system has them, else copies."""
+    for paths in sources.values():
+        for path in paths:
+            try:
+                os.link(path, folder / path.name)
+            except OSError:
+                shutil.copyfile(path, folder / path.name)
+    return {slot: [path.name for path in paths] for slot, paths in sources.items()}
+
+
+def build_job(
+    folder: Path, base: Mapping[str, Any], fields: Mapping[str, Any], files: Mapping[str, Sequence[str]]
+) -> GenerateJob:
+    """The generation job of a video, by the generate command's own rules; its inference JSON is `folder`/request.json.
+
+    Raises ConfigError for what contradicts itself.
+    """
+    values: dict[str, Any] = {**base, **fields, "name": NAME, "output_path": str(folder)}
+    for slot, names in files.items():
+        key = SLOTS[slot].key
+        paths = [str(folder / "inputs" / name) for name in names]
+        values[key] = paths if SLOTS[slot].several else paths[0]
+    path = folder / "request.json"
+    write_json(path, values)
+    return GenerateJob.from_file(path)
+
+
+def discard(folder: Path) -> None:
+    """Delete a draft."""
+    with suppress(OSError):
+        shutil.rmtree(folder)

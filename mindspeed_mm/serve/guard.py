@@ -1,0 +1,139 @@
+"""What is decided before a request reaches a route: who calls, from which page, and how much it sends. No torch.
+
+Plain ASGI: a body is counted while it arrives, so nothing beyond the limit is ever kept.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from mindspeed_mm.serve.config import ServeConfig
+from mindspeed_mm.serve.problem import ApiError, describe_error, error_body
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+OPEN_PATHS = frozenset({"/health", "/ready"})  # of probes, which carry no token and learn nothing
+
+
+class Guard:
+    """Checks Host, Origin, token and size, in this order, and passes on what is left."""
+
+    def __init__(self, app: App, settings: ServeConfig, token: str | None) -> None:
+        self.app, self.settings, self.token = app, settings, token
+        self.limit = settings.max_upload_mb << 20
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            self._check(scope["path"], scope["method"], headers)
+            await self.app(scope, self._counted(receive, headers), watch)
+        except ApiError as error:
+            if started:
+                raise
+            await answer(send, error)
+
+    def _check(self, path: str, method: str, headers: MutableMapping[str, str]) -> None:
+        host = headers.get("host", "")
+        if host_name(host) not in self.settings.hosts:
+            raise ApiError(
+                421,
+                "wrong_host",
+                f"got {host!r:.100}",
+                where="Host",
+                expected="a name of this server",
+                fix="start the server with --allowed-hosts NAME",
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin not in self.settings.cors_origins and not _is_own(origin, host):
+            raise ApiError(
+                403,
+                "wrong_origin",
+                f"got {origin!r:.100}",
+                where="Origin",
+                expected="a page of this server",
+                fix="start the server with --cors-origins ORIGIN",
+            )
+        if self.token is None or path in OPEN_PATHS or method == "OPTIONS":
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.token.encode()):
+            raise ApiError(
+                401,
+                "wrong_token",
+                "the token is missing or wrong",
+                where="Authorization",
+                expected="Bearer and the server's token",
+            )
+
+    def _counted(self, receive: Receive, headers: MutableMapping[str, str]) -> Receive:
+        """`receive`, which raises once the body is longer than the limit."""
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length[:20]) > self.limit:
+            raise self._too_large()
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.limit:
+                raise self._too_large()
+            return message
+
+        return counted
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413,
+            "too_large",
+            "the request is too large",
+            expected=f"at most {self.settings.max_upload_mb} MiB",
+            fix="send smaller files, or start the server with --max-upload-mb",
+        )
+
+
+async def answer(send: Send, error: ApiError) -> None:
+    """Send an error by hand, where there is no route yet."""
+    body = json.dumps(error_body(error.status, describe_error(error))).encode()
+    extra: Iterable[tuple[bytes, bytes]] = [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),  # what is left of the body is not read
+        *extra,
+    ]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def host_name(host: str) -> str:
+    """A Host header without its port, in lower case: `Example.org:80` → `example.org`, `[::1]:80` → `[::1]`."""
+    name = host.lower()
+    if name.startswith("["):
+        return name.partition("]")[0] + "]"
+    return name.partition(":")[0]
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether a page of this server makes the call."""
+    return urlsplit(origin).netloc.lower() == host.lower()

@@ -1,0 +1,324 @@
+"""JobStore: the queue of a server, in one SQLite file that the server and its workers share. No torch.
+
+Every change is one transaction of a database in WAL mode, so a killed process loses nothing that a client was told.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mindspeed_mm.errors import DataError
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+WorkerState = Literal["loading", "ready", "failed"]
+DATABASE = "queue.sqlite3"
+MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL DEFAULT 'queued',
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    request TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    completed_at REAL,
+    step INTEGER NOT NULL DEFAULT 0,
+    steps INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    worker TEXT,
+    error TEXT
+);
+CREATE INDEX IF NOT EXISTS waiting ON jobs (status, number);
+CREATE TABLE IF NOT EXISTS workers (
+    id TEXT PRIMARY KEY, state TEXT NOT NULL, message TEXT NOT NULL DEFAULT '', updated_at REAL NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video of the queue."""
+
+    number: int  # its place in the order of arrival
+    id: str
+    status: Status
+    cancelled: bool
+    request: Mapping[str, Any]  # what the client asked for, in the words of the API
+    created_at: float  # seconds since the epoch, as the others
+    started_at: float | None
+    completed_at: float | None
+    step: int  # denoising steps taken, of `steps`
+    steps: int
+    attempts: int
+    worker: str | None
+    error: Mapping[str, str] | None
+
+    @property
+    def progress(self) -> int:
+        """Percent: decoding and writing are the last one of a video that is not completed."""
+        if self.status == "completed":
+            return 100
+        return min(99, 100 * self.step // self.steps) if self.steps else 0
+
+
+class JobStore:
+    """The queue. Each thread has a connection of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the database in `folder`, or open it. Raises DataError for a file that is no queue of ours."""
+        self.path = folder / DATABASE
+        self._local = threading.local()
+        try:
+            with self._transaction() as database:
+                version = database.execute("PRAGMA user_version").fetchone()[0]
+                if version not in (0, _SCHEMA_VERSION):
+                    raise DataError(
+                        f"is a queue of version {version}",
+                        where=self.path,
+                        expected=f"version {_SCHEMA_VERSION}",
+                        fix="choose another data_dir",
+                    )
+                for statement in _SCHEMA.split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        except sqlite3.Error as error:
+            raise DataError(
+                f"cannot be used as a queue: {error}", where=self.path, fix="choose another data_dir"
+            ) from None
+
+    def add(self, request: Mapping[str, Any], *, limit: int, new_id: str | None = None) -> Job | None:
+        """Queue a video; None when `limit` are waiting already."""
+        with self._transaction() as database:
+            waiting = database.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0]
+            if waiting >= limit:
+                return None
+            job_id = new_id or make_id()
+            database.execute(
+                "INSERT INTO jobs (id, request, created_at) VALUES (?, ?, ?)",
+                (job_id, json.dumps(request), time.time()),
+            )
+        return self.get(job_id)
+
+    def get(self, job_id: str) -> Job | None:
+        """The job, unless it is unknown or cancelled."""
+        rows = self._select("id = ? AND NOT cancelled", (job_id,))
+        return rows[0] if rows else None
+
+    def page(self, *, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
+        """At most `limit` jobs behind job `after`, and whether there are more. Raises KeyError for an unknown `after`."""
+        condition, values = "NOT cancelled", []
+        if after is not None:
+            before = self.get(after)
+            if before is None:
+                raise KeyError(after)
+            condition += f" AND number {'<' if newest_first else '>'} ?"
+            values.append(before.number)
+        order = "DESC" if newest_first else "ASC"
+        found = self._select(condition, (*values, limit + 1), f"ORDER BY number {order} LIMIT ?")
+        return found[:limit], len(found) > limit
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs each status has."""
+        rows = self._database().execute(
+            "SELECT status, count(*) FROM jobs WHERE NOT cancelled GROUP BY status"
+        )
+        return {"queued": 0, "in_progress": 0, "completed": 0, "failed": 0, **dict(rows)}
+
+    def ids(self) -> set[str]:
+        """All jobs, the cancelled ones too."""
+        return {row[0] for row in self._database().execute("SELECT id FROM jobs")}
+
+    def position(self, job: Job) -> int:
+        """How many jobs are served before this one; 0 when it is next or no longer waiting."""
+        found = self._database().execute(
+            "SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress') AND NOT cancelled AND number < ?",
+            (job.number,),
+        )
+        return int(found.fetchone()[0]) if job.status == "queued" else 0
+
+    def cancel(self, job_id: str) -> Job | None:
+        """Hide a job and let its worker stop. Returns it as it was; None for an unknown one.
+
+        The caller removes its files, unless a worker is at it: then `purge` does once the worker has let go.
+        """
+        job = self.get(job_id)
+        if job is not None:
+            with self._transaction() as database:
+                database.execute("UPDATE jobs SET cancelled = 1 WHERE id = ?", (job_id,))
+        return job
+
+    def purge(self) -> list[str]:
+        """Forget the cancelled jobs that no worker is at. Returns their ids: their files are to be removed first."""
+        rows = self._database().execute("SELECT id FROM jobs WHERE cancelled AND status != 'in_progress'")
+        return [row[0] for row in rows]
+
+    def forget(self, job_id: str) -> None:
+        """Remove the row of a job whose files are gone."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def expired(self, before: float) -> list[str]:
+        """The ids of jobs that ended before `before`."""
+        rows = self._database().execute(
+            "SELECT id FROM jobs WHERE status IN ('completed', 'failed') AND completed_at < ?", (before,)
+        )
+        return [row[0] for row in rows]
+
+    # What a worker calls
+
+    def claim(self, worker: str) -> Job | None:
+        """The next job, now in progress and of this worker; None when none waits."""
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT id FROM jobs WHERE status = 'queued' AND NOT cancelled ORDER BY number LIMIT 1"
+            ).fetchone()
+            if row is None:
+                return None
+            database.execute(
+                "UPDATE jobs SET status = 'in_progress', worker = ?, started_at = ?, step = 0, steps = 0, "
+                "attempts = attempts + 1 WHERE id = ?",
+                (worker, time.time(), row[0]),
+            )
+        return self.get(row[0])
+
+    def advance(self, job: Job, step: int, steps: int) -> bool:
+        """Note that `step` of `steps` are done. Returns whether to go on: no when the job was cancelled or taken away."""
+        with self._transaction() as database:
+            changed = database.execute(
+                "UPDATE jobs SET step = ?, steps = ? WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT cancelled",
+                (step, steps, job.id, job.worker),
+            )
+            return changed.rowcount == 1
+
+    def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
+        """The video is there, or failed with `error`. False when the job is no longer this worker's."""
+        with self._transaction() as database:
+            changed = database.execute(
+                "UPDATE jobs SET status = ?, completed_at = ?, error = ?, worker = NULL "
+                "WHERE id = ? AND worker = ? AND status = 'in_progress'",
+                (
+                    "completed" if error is None else "failed",
+                    time.time(),
+                    None if error is None else json.dumps(error),
+                    job.id,
+                    job.worker,
+                ),
+            )
+            return changed.rowcount == 1
+
+    # What the server calls when workers come and go
+
+    def release(self, *, blame: bool) -> list[Job]:
+        """Take every job from the workers, which have ended. Jobs wait again; returns those that failed instead.
+
+        `blame`: the worker died by itself, perhaps of this job, which therefore is tried MAX_ATTEMPTS times at most.
+        Without it the server was stopped, and the attempt does not count.
+        """
+        failed = []
+        running = self._select("status = 'in_progress'", ())
+        with self._transaction() as database:
+            for job in running:
+                if blame and job.attempts >= MAX_ATTEMPTS and not job.cancelled:
+                    error = {
+                        "code": "worker_died",
+                        "problem": f"the worker died {job.attempts} times while it made this video",
+                        "fix": "see the server's log; a smaller size or fewer frames need less memory",
+                    }
+                    database.execute(
+                        "UPDATE jobs SET status = 'failed', completed_at = ?, worker = NULL, error = ? WHERE id = ?",
+                        (time.time(), json.dumps(error), job.id),
+                    )
+                    failed.append(job)
+                    continue
+                database.execute(
+                    "UPDATE jobs SET status = 'queued', worker = NULL, started_at = NULL, step = 0, "
+                    "attempts = ? WHERE id = ?",
+                    (job.attempts if blame else job.attempts - 1, job.id),
+                )
+            database.execute("DELETE FROM workers")
+        return failed
+
+    def set_worker(self, worker: str, state: WorkerState, message: str = "") -> None:
+        """Note what a worker does."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO workers (id, state, message, updated_at) VALUES (?, ?, ?, ?)",
+                (worker, state, message, time.time()),
+            )
+
+    def workers(self) -> dict[str, tuple[WorkerState, str]]:
+        """Worker → its state and a message."""
+        rows = self._database().execute("SELECT id, state, message FROM workers")
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    def overdue(self, seconds: float) -> list[Job]:
+        """The jobs that have been in progress for longer than `seconds`."""
+        return self._select("status = 'in_progress' AND started_at < ?", (time.time() - seconds,))
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        database = getattr(self._local, "database", None)
+        if database is not None:
+            database.close()
+            del self._local.database
+
+    def _database(self) -> sqlite3.Connection:
+        database: sqlite3.Connection | None = getattr(self._local, "database", None)
+        if database is None:
+            database = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")  # what a client was told outlives a power cut
+            self._local.database = database
+        return database
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        database = self._database()
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+    def _select(self, condition: str, values: tuple[Any, ...], order: str = "ORDER BY number") -> list[Job]:
+        rows = self._database().execute(
+            "SELECT number, id, status, cancelled, request, created_at, started_at, completed_at, step, steps, "
+            f"attempts, worker, error FROM jobs WHERE {condition} {order}",
+            values,
+        )
+        return [
+            Job(
+                number=row[0],
+                id=row[1],
+                status=row[2],
+                cancelled=bool(row[3]),
+                request=json.loads(row[4]),
+                created_at=row[5],
+                started_at=row[6],
+                completed_at=row[7],
+                step=row[8],
+                steps=row[9],
+                attempts=row[10],
+                worker=row[11],
+                error=None if row[12] is None else json.loads(row[12]),
+            )
+            for row in rows
+        ]
+
+
+def make_id() -> str:
+    """A name that nobody can guess."""
+    return f"video_{secrets.token_hex(12)}"

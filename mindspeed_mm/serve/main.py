@@ -1,0 +1,188 @@
+"""argv → server. fastapi and uvicorn are imported only when the arguments are sound."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.overrides import Overrides
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.errors import ConfigError, LaunchError
+from mindspeed_mm.files import read_json_object, read_text, write_json
+from mindspeed_mm.generation.config import RunConfig
+from mindspeed_mm.locks import lock_folder
+from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.outputs import check_folder
+from mindspeed_mm.serve.config import ServeConfig
+from mindspeed_mm.serve.fields import FIELDS
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+LOGGER = get_logger(__name__)
+PROG = "vace serve"
+TOKEN = "VACE_TOKEN"
+_RUN_KEYS = tuple(
+    name for name in RunConfig.model_fields if name not in ("output_path", "prompts_file", "from_latents")
+)
+_NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+_SHORTEST_TOKEN = 16
+
+
+def job_parser(prog: str = PROG) -> FlagParser:
+    """Every flag of `vace serve`."""
+    parser = FlagParser(prog, "Serve a model over HTTP: the /v1/videos API.")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG.json",
+        nargs="?",
+        help="inference JSON: the weights, how they run, and defaults for requests",
+    )
+    parser.add_argument("--model", metavar="FOLDER", help="model folder, instead of CONFIG.json")
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="replace a nested key of the JSON, e.g. dtype=fp32",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
+    add_flags(parser, ServeConfig, "the server")
+    return parser
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
+    """The command. Returns when a signal stops the server."""
+    namespace = job_parser(prog).parse_strict(sys.argv[1:] if argv is None else argv)
+    settings = parse(ServeConfig, given(namespace, ServeConfig), prog)
+    token = read_token(settings)
+    values = read_model(namespace.config, namespace.model, Overrides.parse(namespace.set or ()), settings)
+    check_folder(settings.data_dir, "data_dir")
+    if namespace.print_config:
+        shown = {"server": settings.model_dump(mode="json"), "jobs": values, "token": token is not None}
+        import json
+
+        LOGGER.info(json.dumps(shown, indent=2, ensure_ascii=False))
+        return
+    lacking = [name for name in _NEEDED if find_spec(name) is None]
+    if lacking:
+        raise ConfigError(
+            f"{', '.join(lacking)}: not installed",
+            where=prog,
+            fix="run pip install 'mindspeed-mm-vace[serve]'",
+        )
+    if namespace.dry_run:
+        LOGGER.info("the server's settings and weights are in order")
+        return
+    with lock_folder(Path(settings.data_dir), choose="data_dir"):
+        serve(settings, token, values)
+
+
+def read_token(settings: ServeConfig) -> str | None:
+    """The token that clients must send. Raises ConfigError when others can connect and there is none."""
+    text = os.environ.get(TOKEN, "")
+    if settings.token_file is not None:
+        text = next(iter(read_text(settings.token_file).splitlines()), "")
+    text = text.strip()
+    if text and (len(text) < _SHORTEST_TOKEN or not text.isascii() or " " in text):
+        raise ConfigError(
+            f"has {len(text)} characters",
+            where=settings.token_file or TOKEN,
+            expected=f"at least {_SHORTEST_TOKEN}, ASCII, without spaces",
+        )
+    if not text and not settings.is_loopback:
+        raise ConfigError(
+            f"{settings.host} lets other machines connect, and there is no token",
+            where="host",
+            fix=f"set {TOKEN} or --token-file, or keep --host 127.0.0.1",
+        )
+    return text or None
+
+
+def read_model(
+    config: str | None, folder: str | None, overrides: Overrides, settings: ServeConfig
+) -> dict[str, Any]:
+    """What the inference JSON of every job begins with: weights, how they run, defaults. Raises ConfigError, WeightsError."""
+    if (config is None) == (folder is None):
+        raise ConfigError("give CONFIG.json or --model FOLDER, one of them", where=PROG)
+    data_dir = Path(settings.data_dir).absolute()
+    if config is not None:
+        values = overrides.apply(read_json_object(config))
+        values = {**values, "output_path": str(data_dir), "prompt": "a template"}
+        for key in ("tasks", "prompts_file", "from_latents", "name"):
+            values.pop(key, None)
+        checked = GenerateJob.from_values(values, Path(config))
+    else:
+        from mindspeed_mm.generation.loaders import resolve_model_dir
+
+        model = resolve_model_dir(Path(str(folder)).absolute()).model_dump(mode="json")
+        values = overrides.apply({"model": model, "output_path": str(data_dir), "prompt": "a template"})
+        checked = GenerateJob.from_values(values, Path("--model"))
+    kept = {
+        key: values[key] for key in (*_RUN_KEYS, *FIELDS) if values.get(key) is not None and key != "prompt"
+    }
+    return {"model": checked.model.model_dump(mode="json"), **kept}
+
+
+def serve(settings: ServeConfig, token: str | None, base: Mapping[str, Any]) -> None:
+    """Listen until a signal. Raises LaunchError for a port that is in use."""
+    import uvicorn
+
+    from mindspeed_mm.serve.app import Service, build_app
+    from mindspeed_mm.serve.engine import Engine
+    from mindspeed_mm.serve.folders import JobFolders
+    from mindspeed_mm.serve.jobs import JobStore
+
+    data_dir = Path(settings.data_dir).absolute()
+    store, folders = JobStore(data_dir), JobFolders(data_dir)
+    folders.sweep(store.ids())
+    template = data_dir / "template.json"
+    write_json(template, {**base, "prompt": "a template", "output_path": str(data_dir)})
+    worker = {
+        "data_dir": str(data_dir),
+        "template": str(template),
+        "base": dict(base),
+        "job_timeout": settings.job_timeout,
+    }
+    engine = Engine(store, folders, settings, worker)
+    name = settings.model_name or model_name(base)
+    listening = listen(settings)
+    host, port = listening.getsockname()[:2]
+    app = build_app(Service(settings, store, folders, engine, name, base), token)
+    shown = f"[{host}]" if ":" in host else host
+    LOGGER.info(
+        f"{name} at http://{shown}:{port}  (API: /docs, queue: {data_dir}); Ctrl-C stops, and the queue waits"
+    )
+    config = uvicorn.Config(
+        app, log_level="warning", server_header=False, timeout_keep_alive=30, limit_concurrency=256
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(settings: ServeConfig) -> socket.socket:
+    """The socket. Raises LaunchError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise LaunchError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+            where="port",
+            fix="choose another --port, or 0 for a free one",
+        ) from None
+    return listening
+
+
+def model_name(base: Mapping[str, Any]) -> str:
+    """The name of the folder with the weights."""
+    first = base["model"]["transformer"][0]
+    path = Path(first if isinstance(first, str) else first[0])
+    return path.parent.name if path.suffix else path.name

@@ -1,0 +1,37 @@
+"""What Prometheus reads: the queue, the workers and the results. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from mindspeed_mm.serve.engine import Engine
+from mindspeed_mm.serve.jobs import JobStore
+
+
+class _Collector:
+    """Reads the queue when it is asked: nothing is counted twice, nothing is lost with a process."""
+
+    def __init__(self, store: JobStore, engine: Engine) -> None:
+        self.store, self.engine = store, engine
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics."""
+        jobs = GaugeMetricFamily("vace_videos", "Videos that the server knows, by status", labels=["status"])
+        for status, count in self.store.counts().items():
+            jobs.add_metric([status], count)
+        yield jobs
+        state, _ = self.engine.state()
+        yield GaugeMetricFamily("vace_ready", "1 when the models are loaded", value=float(state == "ready"))
+        yield CounterMetricFamily(
+            "vace_worker_restarts", "Times that the workers were started again", value=self.engine.restarts
+        )
+
+
+def exposition(store: JobStore, engine: Engine) -> tuple[bytes, str]:
+    """The text and its media type."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(store, engine))
+    return generate_latest(registry), CONTENT_TYPE_LATEST

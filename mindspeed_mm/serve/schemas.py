@@ -1,0 +1,141 @@
+"""What the API answers with, and how its requests are described in the OpenAPI document. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
+from mindspeed_mm.serve.fields import ALIASES, COMPUTED, FIELDS
+from mindspeed_mm.serve.jobs import Job, Status
+from mindspeed_mm.serve.uploads import SLOTS
+
+
+class ErrorDetails(BaseModel):
+    """Why an answer or a video is an error."""
+
+    code: str
+    message: str = ""
+    where: str | None = None
+    problem: str | None = None
+    expected: str | None = None
+    fix: str | None = None
+
+
+class Video(BaseModel):
+    """One video of the queue."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Status
+    progress: int = Field(description="percent of the denoising steps")
+    created_at: int
+    started_at: int | None = None
+    completed_at: int | None = None
+    expires_at: int | None = None
+    prompt: str
+    size: str
+    seconds: str
+    queue_position: int | None = None
+    eta_seconds: int | None = Field(default=None, description="of the denoising that is left")
+    request: dict[str, Any] = Field(
+        description="every field that was sent, in the words of the inference JSON"
+    )
+    remixed_from_video_id: str | None = None
+    error: ErrorDetails | None = None
+
+
+class VideoList(BaseModel):
+    """A page of videos."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    """A video that is gone: cancelled if it was not finished."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+def video_of(job: Job, *, model: str, now: float, position: int, keep_hours: float | None) -> Video:
+    """A job in the words of the API."""
+    fields = job.request["fields"]
+    sampling = {**SamplingConfig().model_dump(), **job.request.get("defaults", {}), **fields}
+    ended = job.completed_at
+    eta = None
+    if job.status == "in_progress" and job.step and job.started_at is not None:
+        eta = math.ceil((now - job.started_at) / job.step * (job.steps - job.step))
+    return Video(
+        id=job.id,
+        model=model,
+        status=job.status,
+        progress=job.progress,
+        created_at=int(job.created_at),
+        started_at=None if job.started_at is None else int(job.started_at),
+        completed_at=None if ended is None else int(ended),
+        expires_at=None if ended is None or keep_hours is None else int(ended + 3600 * keep_hours),
+        prompt=fields["prompt"],
+        size=f"{sampling['width']}x{sampling['height']}",
+        seconds=f"{sampling['num_frames'] / sampling['fps']:g}",
+        queue_position=position if job.status == "queued" else None,
+        eta_seconds=eta,
+        request={**fields, **job.request["files"]},
+        remixed_from_video_id=job.request.get("source"),
+        error=None if job.error is None else ErrorDetails(**job.error),
+    )
+
+
+def body_schema(*, edit: bool = False) -> dict[str, Any]:
+    """`openapi_extra` of a request that makes a video: every field with its bounds, and the uploads."""
+    described = RequestConfig.model_json_schema()["properties"]
+    properties: dict[str, Any] = {name: described[name] for name in FIELDS}
+    properties |= {
+        alias: {**described[key], "description": f"another name for {key}"} for alias, key in ALIASES.items()
+    }
+    properties |= {name: {"description": text} for name, text in COMPUTED.items()}
+    if edit:
+        properties["video"] = {"description": "id of a finished video of this server; or upload src_video"}
+    form = {**properties, **_uploads()}
+    example = {
+        "prompt": "a red ball bounces over a wooden floor",
+        "size": "832x480",
+        "num_frames": 81,
+        "seed": 7,
+    }
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _object(form), "example": example},
+                "application/json": {"schema": _object(properties), "example": example},
+            },
+        }
+    }
+
+
+def _uploads() -> dict[str, Any]:
+    binary: Mapping[str, Any] = {"type": "string", "format": "binary"}
+    found = {}
+    for name, slot in SLOTS.items():
+        one = {**binary, "description": slot.what}
+        found[name] = {"type": "array", "items": binary, "description": slot.what} if slot.several else one
+    return found
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": ["prompt"],
+        "additionalProperties": False,
+    }

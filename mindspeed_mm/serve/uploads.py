@@ -1,0 +1,148 @@
+"""Files from clients: kept under names of ours, identified by their first bytes, and checked before they are queued. No torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from mindspeed_mm.data.images import open_image
+from mindspeed_mm.data.probe import probe
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.serve.config import ServeConfig
+from mindspeed_mm.serve.problem import ApiError
+
+Kind = Literal["image", "clip"]
+KNOWN = "PNG, JPEG, WebP, BMP, GIF, MP4, MOV, MKV, WebM or AVI"
+_HEAD = 64  # bytes that tell what a file is
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One name under which a client sends files."""
+
+    key: str  # of the inference JSON
+    what: str
+    kinds: frozenset[Kind] = frozenset({"image", "clip"})
+    several: bool = False
+
+
+SLOTS: Mapping[str, Slot] = {
+    "src_video": Slot("video_path", "the clip that is edited or that controls", frozenset({"clip"})),
+    "src_mask": Slot("mask_path", "what to generate of it: white = generate, black = keep"),
+    "src_ref_images": Slot("image_paths", "reference images, in order", frozenset({"image"}), several=True),
+    "first_frame": Slot("first_frame_path", "image or clip that the video begins with"),
+    "last_frame": Slot("last_frame_path", "image or clip that the video ends with"),
+    "input_reference": Slot("", "as other servers call it: an image is first_frame, a clip src_video"),
+}
+
+
+def identify(head: bytes) -> tuple[Kind, str] | None:
+    """The kind of a file by its first bytes, and the suffix that it is kept under; None for anything else.
+
+    Only formats that hold their own pixels: a playlist or script would make FFmpeg open other files.
+    """
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image", ".png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "image", ".jpg"
+    if head.startswith(b"BM"):
+        return "image", ".bmp"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "image", ".webp"
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "clip", ".gif"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "clip", ".avi"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "clip", ".mkv"
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "clip", ".mp4"
+    return None
+
+
+def keep_uploads(
+    uploads: Mapping[str, Sequence[BinaryIO]], folder: Path, settings: ServeConfig
+) -> dict[str, list[str]]:
+    """Write each slot's files into `folder`. Returns the slot → file names; `input_reference` is resolved.
+
+    Raises ApiError naming the slot: too many files, none of the known formats, too long, too large, damaged.
+    """
+    kept: dict[str, list[str]] = {}
+    if sum(map(len, uploads.values())) > settings.max_files:
+        raise ApiError(
+            413,
+            "too_many_files",
+            f"got {sum(map(len, uploads.values()))}",
+            expected=f"at most {settings.max_files} files",
+        )
+    for name, files in uploads.items():
+        slot = SLOTS[name]
+        if len(files) > 1 and not slot.several:
+            raise ApiError(400, "invalid_request", f"got {len(files)} files", where=name, expected="one file")
+        for file in files:
+            kind, suffix = _kind_of(file, name, slot)
+            target = name
+            if name == "input_reference":
+                target = "first_frame" if kind == "image" else "src_video"
+                if target in uploads:
+                    raise ApiError(
+                        400, "invalid_request", f"is {target}, which is given too", where=name, fix="send one"
+                    )
+            place = folder / f"{target}_{len(kept.get(target, ()))}{suffix}"
+            with place.open("xb") as written:
+                shutil.copyfileobj(file, written, 1 << 20)
+            check_upload(place, name, kind, settings)
+            kept.setdefault(target, []).append(place.name)
+    return kept
+
+
+def _kind_of(file: BinaryIO, name: str, slot: Slot) -> tuple[Kind, str]:
+    head = file.read(_HEAD)
+    file.seek(0)
+    if not head:
+        raise ApiError(400, "invalid_input", "is an empty file", where=name)
+    found = identify(head)
+    if found is None or found[0] not in slot.kinds:
+        wanted = KNOWN if len(slot.kinds) > 1 else "an image" if "image" in slot.kinds else "a video file"
+        got = (
+            f"got {'an image' if found[0] == 'image' else 'a video file'}"
+            if found
+            else "got a file of another format"
+        )
+        raise ApiError(415, "unsupported_format", got, where=name, expected=wanted)
+    return found
+
+
+def check_upload(path: Path, name: str, kind: Kind, settings: ServeConfig) -> None:
+    """Whether a file can be read and is within the limits. Raises ApiError naming the slot, never our path."""
+    try:
+        if kind == "image":
+            with open_image(path) as image:
+                width, height, seconds = *image.size, 0.0
+        else:
+            info = probe(path, mask=name == "src_mask")
+            width, height, seconds = info.width, info.height, info.duration
+    except DataError as error:
+        problem = error.problem.replace(f"{path}: ", "").replace(str(path), "the file")
+        raise ApiError(
+            400, "invalid_input", problem, where=name, expected=error.expected, fix=error.fix
+        ) from None
+    if width * height > settings.max_clip_pixels:
+        raise ApiError(
+            413,
+            "too_many_pixels",
+            f"has {width}x{height} pixels",
+            where=name,
+            expected=f"at most {settings.max_clip_pixels}",
+        )
+    if seconds > settings.max_clip_seconds:
+        raise ApiError(
+            413,
+            "too_long",
+            f"lasts {seconds:.1f} s",
+            where=name,
+            expected=f"at most {settings.max_clip_seconds:g} s",
+        )

@@ -1,0 +1,188 @@
+"""The process that makes videos for a server: models stay loaded, jobs come from the queue one after the other.
+
+Several processes share each video (context and CFG parallel), or with `data_parallel` each makes videos of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.distributed.launch import launch
+from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.files import read_json_object
+from mindspeed_mm.generation.denoise import Step
+from mindspeed_mm.generation.layout import choose_layout
+from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.outputs import VideoFiles
+from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
+from mindspeed_mm.generation.run import generate
+from mindspeed_mm.log import get_logger, on_every_rank, one_line_errors, rank, world_size
+from mindspeed_mm.processes import check_stop
+from mindspeed_mm.serve.folders import JobFolders, build_job
+from mindspeed_mm.serve.jobs import Job, JobStore
+from mindspeed_mm.serve.problem import describe_error
+from mindspeed_mm.tasks.generate_videos import check_weights, open_models, request_of, settings_of
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+LOGGER = get_logger(__name__)
+_POLL = 0.1  # seconds between two looks at an empty queue
+_BEAT = 20.0  # seconds after which waiting processes hear of an empty queue, far below any timeout
+_TIMEOUT = timedelta(hours=2)
+
+
+class Cancelled(Exception):
+    """The client no longer wants this video."""
+
+
+class Worker:
+    """Takes jobs, makes their videos, and notes what became of them."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        folders: JobFolders,
+        base: Mapping[str, Any],
+        models: ModelStore,
+        parallel: SingleProcess,
+        *,
+        name: str,
+        timeout: float,
+    ) -> None:
+        """`base`: what every job's inference JSON begins with."""
+        self.store, self.folders, self.base, self.models = store, folders, base, models
+        self.parallel, self.name, self.timeout = parallel, name, timeout
+
+    def run(self) -> None:
+        """Serve until a signal ends the process."""
+        while True:
+            check_stop()
+            job = self.parallel.run_on_main_and_broadcast(self._next)
+            if job is not None:
+                self.make(job)
+
+    def _next(self) -> Job | None:
+        """The next job. None after a while without one."""
+        until = time.monotonic() + _BEAT
+        while time.monotonic() < until:
+            check_stop()
+            if (job := self.store.claim(self.name)) is not None:
+                return job
+            time.sleep(_POLL)
+        return None
+
+    def make(self, job: Job) -> None:
+        """One video, from its request to its files. A bad input fails the job; any other exception ends the worker."""
+        error: dict[str, str] | None = None
+        try:
+            self._generate(job)
+        except MindSpeedMMError as problem:
+            error = describe_error(problem)
+        except Cancelled:
+            error = {"code": "cancelled"}
+        if self.parallel.is_main:
+            self.store.finish(job, error)
+            LOGGER.info(
+                "%s: %s",
+                job.id,
+                "completed" if error is None else error.get("message", error["code"]),
+                extra=on_every_rank(),
+            )
+
+    def _generate(self, job: Job) -> None:
+        folder = self.folders.of(job.id)
+
+        def build() -> GenerateJob:
+            planned = build_job(folder, self.base, job.request["fields"], job.request["files"])
+            check_weights(planned)
+            return planned
+
+        planned = self.parallel.run_on_main_and_broadcast(build)
+        files = VideoFiles(self.models, folder, settings_of(planned))
+        request = request_of(planned.videos[0])
+        generate(
+            self.models,
+            request,
+            files.write,
+            parallel=self.parallel,
+            on_conditions=files.write_conditions,
+            hooks=[lambda step: self._note(job, step)],
+        )
+
+    def _note(self, job: Job, step: Step) -> None:
+        """Tell the queue how far the video is, and stop when nobody wants it. All processes stop at the same step."""
+        late = time.time() - (job.started_at or time.time()) > self.timeout
+
+        def note() -> str:
+            if late:
+                return "late"
+            return "" if self.store.advance(job, step.index + 1, step.total) else "cancelled"
+
+        end = self.parallel.run_on_main_and_broadcast(note)
+        if end == "late":
+            raise DataError(
+                f"took longer than {self.timeout:g} s",
+                where=f"step {step.index + 1} of {step.total}",
+                fix="ask for fewer frames or a smaller size",
+            )
+        if end:
+            raise Cancelled
+
+
+@one_line_errors
+def main(argv: list[str]) -> None:
+    """`python -m mindspeed_mm.serve.worker SETTINGS.json NAME`, started by the server, in torchrun's environment for several."""
+    settings = read_json_object(argv[0])
+    name = f"{argv[1]}.{rank()}"
+    data_dir = Path(settings["data_dir"])
+    store, folders = JobStore(data_dir), JobFolders(data_dir)
+    try:
+        serve(settings, store, folders, name)
+    except MindSpeedMMError as error:
+        store.set_worker(name, "failed", " ".join(str(error).split()))
+        raise
+
+
+def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, name: str) -> None:
+    """Load the models, then work. Raises what loading raises."""
+    store.set_worker(name, "loading")
+    accelerator = Accelerator.detect()
+    template = GenerateJob.from_file(Path(settings["template"]))
+    config = check_weights(template)
+
+    def work(parallel: SingleProcess) -> None:
+        models = open_models(template, accelerator, config.trunk.text_len, parallel)
+        _ = models.experts  # now, not at the first request
+        store.set_worker(name, "ready")
+        Worker(
+            store, folders, settings["base"], models, parallel, name=name, timeout=settings["job_timeout"]
+        ).run()
+
+    if world_size() == 1:
+        work(SINGLE)
+    elif template.run.data_parallel:
+        with launch(accelerator, _TIMEOUT):
+            work(DataParallel())
+    else:
+        run = template.run
+        layout = choose_layout(
+            world_size(),
+            config.trunk.num_heads,
+            guided=True,
+            cfg_parallel=run.cfg_parallel,
+            context=run.context_parallel_size,
+        )
+        with launch(accelerator, _TIMEOUT):
+            work(ContextParallel(layout, accelerator, share_errors=True))
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main(sys.argv[1:])

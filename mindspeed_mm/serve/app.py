@@ -28,13 +28,14 @@ from mindspeed_mm.serve.guard import Guard
 from mindspeed_mm.serve.jobs import Job, JobStore, make_id
 from mindspeed_mm.serve.metrics import exposition
 from mindspeed_mm.serve.problem import ApiError, describe_error, error_body
-from mindspeed_mm.serve.results import spritesheet, thumbnail
+from mindspeed_mm.serve.results import keep_tail, spritesheet, thumbnail
 from mindspeed_mm.serve.schemas import Deleted, Video, VideoList, body_schema, video_of
 from mindspeed_mm.serve.uploads import SLOTS, keep_uploads
 
 Prepare = Callable[[Path], dict[str, list[str]]]  # fills a job's `inputs` folder; slot → file names
 _FIELDS = 200  # of one form
 _FIELD_BYTES = 1 << 20
+_OVERLAP = 9  # frames of a video's end that an extension begins with
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
     for code, text in {
@@ -211,38 +212,40 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     async def edit(request: Request) -> Video:
         service.check_ready()
         async with read_body(request, service.settings) as (given, uploads):
-            return await run_in_threadpool(continued, given, uploads, "src_video")
+            return await run_in_threadpool(edited, given, uploads)
 
     @app.post(
         "/v1/videos/extensions",
-        openapi_extra=body_schema(edit=True),
+        openapi_extra=body_schema(edit=True, overlap=True),
         summary="A video that goes on from another's end",
         **make,
     )
     async def extend(request: Request) -> Video:
         service.check_ready()
         async with read_body(request, service.settings) as (given, uploads):
-            return await run_in_threadpool(continued, given, uploads, "first_frame")
+            return await run_in_threadpool(extended, given, uploads)
 
-    def continued(given: _Given, uploads: _Uploads, slot: str) -> Video:
-        values = dict(given.values)
-        source = _video_id(values.pop("video", None))
-        if (source is None) == (slot not in uploads):
-            raise ApiError(
-                400,
-                "invalid_request",
-                "is needed once",
-                where="video",
-                fix=f"send the id of a finished video, or upload {slot}",
-            )
+    def edited(given: _Given, uploads: _Uploads) -> Video:
+        values, source = _take_source(given.values, uploads)
         fields = read_fields(values, service.model, form=given.form)
         finished = None if source is None else service.finished(source)
 
         def prepare(folder: Path) -> dict[str, list[str]]:
             files = keep_uploads(uploads, folder, service.settings)
-            if finished is not None:
-                files[slot] = link_inputs({slot: [finished]}, folder)[slot]
-            return files
+            return files if finished is None else {**files, **link_inputs({"src_video": [finished]}, folder)}
+
+        return service.create(fields, prepare, source=source)
+
+    def extended(given: _Given, uploads: _Uploads) -> Video:
+        values, source = _take_source(given.values, uploads)
+        overlap = _read_overlap(values.pop("overlap_frames", _OVERLAP))
+        fields = read_fields(values, service.model, form=given.form)
+        finished = None if source is None else service.finished(source)
+
+        def prepare(folder: Path) -> dict[str, list[str]]:
+            files = keep_uploads(uploads, folder, service.settings)
+            clip = finished or folder / files.pop("src_video")[0]
+            return {**files, "first_frame": [keep_tail(clip, overlap, folder).name]}
 
         return service.create(fields, prepare, source=source)
 
@@ -368,6 +371,10 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
         uploads: dict[str, list[BinaryIO]] = {}
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
+            if (
+                isinstance(value, UploadFile) and name == "video"
+            ):  # of edits and extensions, as other clients send it
+                name = "src_video"
             if isinstance(value, UploadFile):
                 if name not in SLOTS:
                     raise ApiError(
@@ -398,6 +405,35 @@ class ApiJson(ApiError):
 
     def __init__(self, problem: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
         super().__init__(400, "invalid_json", problem, where=where, expected=expected, fix=fix)
+
+
+def _take_source(given: Mapping[str, Any], uploads: _Uploads) -> tuple[dict[str, Any], str | None]:
+    """The fields without `video`, and the id in it; None with an upload in its place."""
+    values = dict(given)
+    source = _video_id(values.pop("video", None))
+    if (source is None) == ("src_video" not in uploads):
+        raise ApiError(
+            400,
+            "invalid_request",
+            "is missing" if source is None else "is given beside src_video",
+            where="video",
+            fix="send the id of a finished video, or upload src_video",
+        )
+    return values, source
+
+
+def _read_overlap(value: Any) -> int:
+    """How many frames an extension repeats."""
+    text = str(value)
+    if not (text.isascii() and text.isdigit()) or int(text[:9]) % 4 != 1:
+        raise ApiError(
+            400,
+            "invalid_request",
+            f"got {text!r:.80}",
+            where="overlap_frames",
+            expected="4k+1 frames: 1, 5, 9 …",
+        )
+    return int(text[:9])
 
 
 def _video_id(video: Any) -> str | None:

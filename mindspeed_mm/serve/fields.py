@@ -56,14 +56,19 @@ def read_fields(given: Mapping[str, Any], model: str, *, form: bool) -> dict[str
         if key not in FIELDS:
             known = [*FIELDS, *ALIASES, *COMPUTED, *SLOTS]
             raise ConfigError(f"unknown field{did_you_mean(name, known)}", where=f"{name:.60}")
+        is_text = (
+            form and isinstance(value, str) and key not in _TEXTS
+        )  # extra_params holds JSON, a form texts
         if key in values:
             raise ConfigError(f"{name} and {key} are one field", where=name, fix="send one of them")
-        values[key] = parse_value(value) if form and key not in _TEXTS else value
+        values[key] = parse_value(value) if is_text else value
     _check_model(given.get("model"), model)
     if given.get("size") is not None:
         values.update(_read_size(given["size"], values))
     if given.get("seconds") is not None:
         values.update(_read_seconds(given["seconds"], values))
+    if not str(values.get("prompt") or "").strip():
+        raise ConfigError("is missing", where="prompt", fix="say what the video shows")
     request = parse(RequestConfig, values, "request")
     return {name: value for name, value in request.model_dump(mode="json").items() if value is not None}
 

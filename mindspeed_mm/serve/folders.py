@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.files import write_json
 from mindspeed_mm.serve.uploads import SLOTS
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
+E = TypeVar("E", bound=MindSpeedMMError)
 NAME = "video"  # of every result: the job's folder is what tells them apart
 _ID = re.compile(r"video_[0-9a-f]{24}")
 _DRAFT = ".draft"
@@ -68,14 +70,17 @@ class JobFolders:
 
 
 def link_inputs(sources: Mapping[str, Sequence[Path]], folder: Path) -> dict[str, list[str]]:
-    """The uploads of another job as those of a new one: links where the file system has them, else copies."""
-    for paths in sources.values():
-        for path in paths:
+    """Files of another job as uploads of a new one: links where the file system has them, else copies."""
+    names: dict[str, list[str]] = {}
+    for slot, paths in sources.items():
+        for index, path in enumerate(paths):
+            place = folder / f"{slot}_{index}{path.suffix}"
             try:
-                os.link(path, folder / path.name)
+                os.link(path, place)
             except OSError:
-                shutil.copyfile(path, folder / path.name)
-    return {slot: [path.name for path in paths] for slot, paths in sources.items()}
+                shutil.copyfile(path, place)
+            names.setdefault(slot, []).append(place.name)
+    return names
 
 
 def build_job(
@@ -92,7 +97,38 @@ def build_job(
         values[key] = paths if SLOTS[slot].several else paths[0]
     path = folder / "request.json"
     write_json(path, values)
-    return GenerateJob.from_file(path)
+    try:
+        return GenerateJob.from_file(path)
+    except MindSpeedMMError as error:
+        raise in_api_words(error, folder) from None
+
+
+def in_api_words(error: E, folder: Path) -> E:
+    """The error with the names that the client knows: slots in place of the inference JSON's keys and of our paths.
+
+    Advice about flags and folders is for whoever runs the server, and is left out.
+    """
+    words = {f"{path}": path.stem.rpartition("_")[0] for path in (folder / "inputs").glob("*")}
+    words |= {slot.key: name for name, slot in SLOTS.items() if slot.key}
+    words |= {
+        "image_path": "src_ref_images",
+        "request.json:": "",
+        f"{folder}/": "",
+        f"{folder}": "",
+        f"{NAME}: ": "",
+    }
+
+    def translate(text: str) -> str:
+        for ours, theirs in words.items():
+            text = text.replace(ours, theirs)
+        return text
+
+    advice = "; ".join(
+        part for part in error.fix.split("; ") if "--" not in part and "output_path" not in part
+    )
+    fields = (error.where, error.expected, advice)
+    where, expected, fix = (translate(text) for text in fields)
+    return type(error)(translate(error.problem), where=where.strip(": "), expected=expected, fix=fix)
 
 
 def discard(folder: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mindspeed_mm.data.sheet import spread
-from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video import open_video, write_video
 from mindspeed_mm.files import atomic_path
 
 _THUMBNAIL = 320  # pixels of the longer side
@@ -49,3 +49,16 @@ def spritesheet(video: Path) -> Path:
         with atomic_path(path) as draft:
             Image.fromarray(sheet).save(draft, format="JPEG", quality=85)
     return path
+
+
+def keep_tail(video: Path, frames: int, folder: Path) -> Path:
+    """The last `frames` of a clip, or all it has, as a lossless clip in `folder`."""
+    reader = open_video(video)
+    first = max(0, reader.num_frames - frames)
+    indices = range(first, reader.num_frames)
+    return write_video(
+        folder / "first_frame_0.mkv",
+        (reader.read([index])[0] for index in indices),
+        reader.fps,
+        lossless=True,
+    )

@@ -95,7 +95,7 @@ def video_of(job: Job, *, model: str, now: float, position: int, keep_hours: flo
     )
 
 
-def body_schema(*, edit: bool = False) -> dict[str, Any]:
+def body_schema(*, edit: bool = False, overlap: bool = False) -> dict[str, Any]:
     """`openapi_extra` of a request that makes a video: every field with its bounds, and the uploads."""
     described = RequestConfig.model_json_schema()["properties"]
     properties: dict[str, Any] = {name: described[name] for name in FIELDS}
@@ -105,6 +105,9 @@ def body_schema(*, edit: bool = False) -> dict[str, Any]:
     properties |= {name: {"description": text} for name, text in COMPUTED.items()}
     if edit:
         properties["video"] = {"description": "id of a finished video of this server; or upload src_video"}
+    if overlap:
+        described = "frames of its end that the new video begins with, 4k+1"
+        properties["overlap_frames"] = {"type": "integer", "default": 9, "description": described}
     form = {**properties, **_uploads()}
     example = {
         "prompt": "a red ball bounces over a wooden floor",

@@ -26,7 +26,7 @@ from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParall
 from mindspeed_mm.generation.run import generate
 from mindspeed_mm.log import get_logger, on_every_rank, one_line_errors, rank, world_size
 from mindspeed_mm.processes import check_stop
-from mindspeed_mm.serve.folders import JobFolders, build_job
+from mindspeed_mm.serve.folders import JobFolders, build_job, in_api_words
 from mindspeed_mm.serve.jobs import Job, JobStore
 from mindspeed_mm.serve.problem import describe_error
 from mindspeed_mm.tasks.generate_videos import check_weights, open_models, request_of, settings_of
@@ -35,6 +35,7 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 LOGGER = get_logger(__name__)
 _POLL = 0.1  # seconds between two looks at an empty queue
 _BEAT = 20.0  # seconds after which waiting processes hear of an empty queue, far below any timeout
+_PROMPTS = 256  # embedded prompts that are kept: the negative one, and those that come again
 _TIMEOUT = timedelta(hours=2)
 
 
@@ -84,9 +85,11 @@ class Worker:
         try:
             self._generate(job)
         except MindSpeedMMError as problem:
-            error = describe_error(problem)
+            error = describe_error(in_api_words(problem, self.folders.of(job.id)))
         except Cancelled:
             error = {"code": "cancelled"}
+        if len(self.models.cached_prompts) > _PROMPTS:
+            self.models.cached_prompts.clear()
         if self.parallel.is_main:
             self.store.finish(job, error)
             LOGGER.info(
@@ -158,7 +161,7 @@ def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, nam
     config = check_weights(template)
 
     def work(parallel: SingleProcess) -> None:
-        models = open_models(template, accelerator, config.trunk.text_len, parallel)
+        models = open_models(template, accelerator, config.trunk.text_len, parallel, keeps_text_encoder=True)
         _ = models.experts  # now, not at the first request
         store.set_worker(name, "ready")
         Worker(

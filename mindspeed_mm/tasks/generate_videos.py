@@ -28,6 +28,7 @@ from mindspeed_mm.generation.stored import LatentsSettings, read_latents
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.generation.writer import bytes_of, check_space, versions
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
+from mindspeed_mm.models.umt5.encoder import TextEncoder
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.outputs import check_names
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
@@ -141,9 +142,18 @@ def open_models(
     text_len: int,
     parallel: SingleProcess = SINGLE,
     experts: Experts | None = None,
+    *,
+    keeps_text_encoder: bool = False,
 ) -> ModelStore:
-    """The VAE now; the text encoder and the transformer (or `experts`) when needed. Only the main process has the first two."""
+    """The VAE now; the text encoder and the transformer (or `experts`) when needed. Only the main process has the first two.
+
+    `keeps_text_encoder`: read it now, and keep it on the host between videos.
+    """
     dtype, run = DTYPES[job.run.dtype], job.run
+
+    def read_text() -> TextEncoder:
+        return load_text_encoder(job.model, dtype, accelerator, text_len)
+
     return ModelStore(
         experts
         or (
@@ -152,7 +162,7 @@ def open_models(
             )
         ),
         parallel.run_on_main(lambda: load_vae(job.model, DTYPES[run.vae_dtype], accelerator)),
-        lambda: load_text_encoder(job.model, dtype, accelerator, text_len),
+        parallel.run_on_main(read_text) if keeps_text_encoder else read_text,
         accelerator=accelerator,
         tiled=run.tiled,
     )

@@ -1,0 +1,113 @@
+"""The queue: order, cancellation, what a dead worker or server leaves behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from pathlib import Path
+
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.serve.jobs import DATABASE, JobStore
+from tests.support.errors import raises
+
+REQUEST = {"fields": {"prompt": "a ball"}, "files": {}}
+
+
+def filled(folder: Path, count: int) -> tuple[JobStore, list[str]]:
+    store = JobStore(folder)
+    made = [store.add(REQUEST, limit=100) for _ in range(count)]
+    return store, [job.id for job in made if job is not None]
+
+
+def test_jobs_are_claimed_in_order_and_once(tmp_path: Path) -> None:
+    store, ids = filled(tmp_path, 3)
+    claimed = [store.claim(worker) for worker in ("a", "b", "a", "a")]
+    assert [job and job.id for job in claimed] == [*ids, None]
+
+
+def test_queue_takes_no_more_than_its_limit(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, 2)
+    assert store.add(REQUEST, limit=2) is None
+    store.claim("a")
+    assert store.add(REQUEST, limit=2) is not None
+
+
+def test_cancelled_job_stops_its_worker_and_is_purged_after(tmp_path: Path) -> None:
+    store, ids = filled(tmp_path, 1)
+    job = store.claim("a")
+    assert store.advance(job, 1, 10)
+    store.cancel(ids[0])
+    assert store.get(ids[0]) is None
+    assert not store.advance(job, 2, 10)
+    assert store.purge() == []  # the worker still writes
+    store.finish(job, {"code": "cancelled"})
+    assert store.purge() == ids
+
+
+def test_worker_that_lost_its_job_cannot_finish_it(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, 1)
+    stale = store.claim("a")
+    store.release(blame=True)
+    again = store.claim("b")
+    assert not store.finish(stale)
+    assert store.finish(again)
+
+
+def test_job_fails_when_its_worker_dies_twice(tmp_path: Path) -> None:
+    store, ids = filled(tmp_path, 1)
+    store.claim("a")
+    assert store.release(blame=True) == []
+    store.claim("b")
+    assert [job.id for job in store.release(blame=True)] == ids
+    assert store.get(ids[0]).status == "failed"
+    assert store.get(ids[0]).error["code"] == "worker_died"
+
+
+def test_stopped_servers_do_not_count_as_attempts(tmp_path: Path) -> None:
+    store, ids = filled(tmp_path, 1)
+    for _ in range(5):
+        store.claim("a")
+        store.release(blame=False)
+    assert store.get(ids[0]).status == "queued"
+
+
+def test_progress_is_99_percent_until_files_are_written(tmp_path: Path) -> None:
+    store, ids = filled(tmp_path, 1)
+    job = store.claim("a")
+    store.advance(job, 10, 10)
+    assert store.get(ids[0]).progress == 99
+    store.finish(job)
+    assert store.get(ids[0]).progress == 100
+
+
+def _claim_all(folder: str, worker: str, taken: multiprocessing.Queue) -> None:
+    store = JobStore(Path(folder))
+    while (job := store.claim(worker)) is not None:
+        store.finish(job)
+        taken.put(job.id)
+
+
+def test_processes_share_a_queue_without_taking_a_job_twice(tmp_path: Path) -> None:
+    _, ids = filled(tmp_path, 60)
+    context = multiprocessing.get_context("fork")
+    taken = context.Queue()
+    workers = [context.Process(target=_claim_all, args=(str(tmp_path), name, taken)) for name in "abc"]
+    for worker in workers:
+        worker.start()
+    found = [taken.get(timeout=60) for _ in ids]
+    for worker in workers:
+        worker.join(60)
+    assert sorted(found) == sorted(ids)
+
+
+def test_file_that_is_no_queue_is_refused(tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_bytes(b"not a database" * 100)
+    with raises(DataError, where=str(tmp_path / DATABASE)):
+        JobStore(tmp_path)
+
+
+def test_queue_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / DATABASE) as database:
+        database.execute("PRAGMA user_version = 9")
+    with raises(DataError, 9, 1, where=str(tmp_path / DATABASE)):
+        JobStore(tmp_path)

@@ -25,6 +25,13 @@ REQUIRES = [
     "tensorboard>=2.16",
 ]
 
+SERVE = [
+    "fastapi>=0.115",
+    "uvicorn>=0.30",
+    "python-multipart>=0.0.18",
+    "prometheus-client>=0.20",
+]
+
 setup(
     name="mindspeed-mm-vace",
     version="0.1.0",
@@ -40,6 +47,7 @@ setup(
     install_requires=REQUIRES,
     extras_require={
         "npu": ["torch_npu>=2.7.1"],
+        "serve": SERVE,
         "ui": ["gradio>=5.0"],
         "heic": ["pillow-heif>=0.18"],
         "annotate": ["onnxruntime>=1.18"],
@@ -49,6 +57,8 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            *SERVE,
+            "openai>=2.0; python_version >= '3.11'",  # a client of /v1/videos that others wrote
             "peft>=0.17",  # oracle of LoRA layers and files
             "ruff>=0.6",
             "mypy>=1.11",

@@ -12,7 +12,7 @@ PROG = "vace serve"
 
 COMMAND = Command(
     verb="serve",
-    summary="Serve a model over HTTP: the /v1/videos API with src_video, src_mask and references",
+    summary="Serve a model over HTTP: the /v1/videos API with masks and references",
     usage="CONFIG.json | --model FOLDER [--key value]...",
     parser=lambda _: job_parser(PROG),
     run=partial(main, prog=PROG),

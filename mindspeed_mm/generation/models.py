@@ -31,8 +31,9 @@ class ModelStore:
         accelerator: Accelerator,
         tiled: Tiled = "auto",
         num_experts: int | None = None,
+        keep_text_encoder: bool = False,
     ) -> None:
-        """`text_encoder` loads it, and so may `experts`.
+        """`text_encoder` loads it, and so may `experts`. `keep_text_encoder`: on the host between videos, not dropped.
 
         `num_experts`: how many `experts` will load; it decides the presets' shift (default: as many as are given, or 1).
         """
@@ -47,6 +48,7 @@ class ModelStore:
         self._stream_encoder: StreamEncoder | None = None
         self._text_encoder = text_encoder
         self._loaded_text: TextEncoder | None = None
+        self.keep_text_encoder = keep_text_encoder
 
     @property
     def experts(self) -> Experts:
@@ -77,8 +79,11 @@ class ModelStore:
         return self._loaded_text.to(self.accelerator.device)
 
     def free_text_encoder(self) -> None:
-        """Drop the text encoder, the largest model after the transformer; it is loaded again when needed."""
-        self._loaded_text = None
+        """Make room on the device for the transformer: the text encoder is the largest model after it."""
+        if self._loaded_text is not None and self.keep_text_encoder:
+            self._loaded_text.to("cpu")
+        else:
+            self._loaded_text = None
         self.accelerator.empty_cache()
 
     def vae_for(self, height: int, width: int) -> WanVae:

@@ -122,6 +122,10 @@ class Engine:
             self.store.forget(job_id)
 
     def _end_all(self) -> None:
+        """End the workers: at once when one has died, for the others may wait for it in a collective."""
+        if not self._over.is_set():
+            for process in self._processes:
+                process.kill()
         for process in self._processes:
             with suppress(OSError):
                 process.terminate()

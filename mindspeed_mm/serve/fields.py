@@ -70,7 +70,7 @@ def read_fields(given: Mapping[str, Any], model: str, *, form: bool) -> dict[str
     if not str(values.get("prompt") or "").strip():
         raise ConfigError("is missing", where="prompt", fix="say what the video shows")
     request = parse(RequestConfig, values, "request")
-    return {name: value for name, value in request.model_dump(mode="json").items() if value is not None}
+    return request.model_dump(mode="json", exclude_unset=True)
 
 
 def _check_model(name: Any, served: str) -> None:

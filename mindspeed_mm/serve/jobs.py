@@ -1,6 +1,6 @@
 """JobStore: the queue of a server, in one SQLite file that the server and its workers share. No torch.
 
-Every change is one transaction of a database in WAL mode, so a killed process loses nothing that a client was told.
+Every change is one transaction of a database in WAL mode, so a killed process loses nothing that a client has heard of.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Job:
     id: str
     status: Status
     cancelled: bool
-    request: Mapping[str, Any]  # what the client asked for, in the words of the API
+    request: Mapping[str, Any]  # what the client sent, in the words of the API
     created_at: float  # seconds since the epoch, as the others
     started_at: float | None
     completed_at: float | None
@@ -278,7 +278,7 @@ class JobStore:
         if database is None:
             database = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")  # what a client was told outlives a power cut
+            database.execute("PRAGMA synchronous = FULL")  # what a client has heard of outlives a power cut
             self._local.database = database
         return database
 

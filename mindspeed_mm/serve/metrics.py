@@ -12,7 +12,7 @@ from mindspeed_mm.serve.jobs import JobStore
 
 
 class _Collector:
-    """Reads the queue when it is asked: nothing is counted twice, nothing is lost with a process."""
+    """Reads the queue on each scrape: nothing is counted twice, nothing is lost with a process."""
 
     def __init__(self, store: JobStore, engine: Engine) -> None:
         self.store, self.engine = store, engine

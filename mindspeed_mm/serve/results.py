@@ -17,7 +17,7 @@ _COLUMNS, _ROWS = 4, 4
 
 
 def thumbnail(video: Path) -> Path:
-    """The middle frame as WebP beside `video`; drawn when it is first asked for."""
+    """The middle frame as WebP beside `video`; drawn when it is first needed."""
     path = video.with_suffix(".thumbnail.webp")
     if not path.exists():
         reader = open_video(video)

@@ -29,7 +29,7 @@ from mindspeed_mm.processes import check_stop
 from mindspeed_mm.serve.folders import JobFolders, build_job, in_api_words
 from mindspeed_mm.serve.jobs import Job, JobStore
 from mindspeed_mm.serve.problem import describe_error
-from mindspeed_mm.tasks.generate_videos import check_weights, open_models, request_of, settings_of
+from mindspeed_mm.tasks.generate_videos import check_weights, open_models, run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 LOGGER = get_logger(__name__)
@@ -108,11 +108,10 @@ class Worker:
             return planned
 
         planned = self.parallel.run_on_main_and_broadcast(build)
-        files = VideoFiles(self.models, folder, settings_of(planned))
-        request = request_of(planned.videos[0])
+        files = VideoFiles(self.models, folder, run_settings(planned))
         generate(
             self.models,
-            request,
+            planned.videos[0],
             files.write,
             parallel=self.parallel,
             on_conditions=files.write_conditions,
@@ -161,8 +160,11 @@ def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, nam
     config = check_weights(template)
 
     def work(parallel: SingleProcess) -> None:
-        models = open_models(template, accelerator, config.trunk.text_len, parallel, keeps_text_encoder=True)
+        models = open_models(template, accelerator, config.trunk.text_len, parallel, keep_text_encoder=True)
         _ = models.experts  # now, not at the first request
+        if parallel.is_main:
+            _ = models.text_encoder
+            models.free_text_encoder()
         store.set_worker(name, "ready")
         Worker(
             store, folders, settings["base"], models, parallel, name=name, timeout=settings["job_timeout"]

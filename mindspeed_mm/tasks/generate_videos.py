@@ -28,7 +28,6 @@ from mindspeed_mm.generation.stored import LatentsSettings, read_latents
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.generation.writer import bytes_of, check_space, versions
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
-from mindspeed_mm.models.umt5.encoder import TextEncoder
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.outputs import check_names
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
@@ -143,17 +142,10 @@ def open_models(
     parallel: SingleProcess = SINGLE,
     experts: Experts | None = None,
     *,
-    keeps_text_encoder: bool = False,
+    keep_text_encoder: bool = False,
 ) -> ModelStore:
-    """The VAE now; the text encoder and the transformer (or `experts`) when needed. Only the main process has the first two.
-
-    `keeps_text_encoder`: read it now, and keep it on the host between videos.
-    """
+    """The VAE now; the text encoder and the transformer (or `experts`) when needed. Only the main process has the first two."""
     dtype, run = DTYPES[job.run.dtype], job.run
-
-    def read_text() -> TextEncoder:
-        return load_text_encoder(job.model, dtype, accelerator, text_len)
-
     return ModelStore(
         experts
         or (
@@ -162,9 +154,10 @@ def open_models(
             )
         ),
         parallel.run_on_main(lambda: load_vae(job.model, DTYPES[run.vae_dtype], accelerator)),
-        parallel.run_on_main(read_text) if keeps_text_encoder else read_text,
+        lambda: load_text_encoder(job.model, dtype, accelerator, text_len),
         accelerator=accelerator,
         tiled=run.tiled,
+        keep_text_encoder=keep_text_encoder,
     )
 
 

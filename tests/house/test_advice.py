@@ -20,6 +20,7 @@ from megatron.mm.arguments import REFUSED, UNUSED
 from mindspeed_mm.cli.ranks import RankConfig
 from mindspeed_mm.config.flags import flag_name
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.serve import main as serve
 from mindspeed_mm.tasks import prepare
 from mindspeed_mm.tasks.jobs import extract, generate, pretrain
 from mindspeed_mm.tools import inspect_samples
@@ -54,6 +55,7 @@ def parsers() -> dict[str, set[str]]:
         "generate": generate.job_parser(),
         "inspect": inspect_samples.job_parser(),
         "prepare": prepare.job_parser(),
+        "serve": serve.job_parser(),
     }
     flags = {name: set(parser._option_string_actions) for name, parser in found.items()}
     flags["vace"] = {flag_name(name) for name in RankConfig.model_fields} | {"--config", "--help-all"}
@@ -97,6 +99,7 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tasks/jobs/generate": ["generate"],
         "mindspeed_mm/tasks/generate": ["generate"],
         "mindspeed_mm/tools/inspect": ["inspect"],
+        "mindspeed_mm/serve/": ["serve"],
         "mindspeed_mm/tasks/prepare": ["prepare"],
         "mindspeed_mm/conditioning/tasks": ["prepare"],
         "mindspeed_mm/conditioning/annotate": ["prepare"],

@@ -242,7 +242,7 @@ def look_at(look: Look, config: VideoConfig) -> Found:
         else _try(record, "video", partial(_facts, record, video, source, mask, references, config), problems)
     )
     if video is not None and facts is not None:
-        chosen = choose(video, config)
+        chosen = choose(video, config.policy)
         for key, other in (("src_video", source), ("src_video_mask", mask)):
             if other is not None:
                 _try(record, key, partial(align, key, other, video, chosen), problems)
@@ -286,7 +286,7 @@ def _facts(
     references: Sequence[ClipInfo | None],
     config: VideoConfig,
 ) -> ClipFacts:
-    chosen = choose(video, config)
+    chosen = choose(video, config.policy)
     size = target_size(video.height, video.width, config.max_hxw)
     refs = len(record.src_ref_images)
     return ClipFacts(

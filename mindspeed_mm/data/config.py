@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 
 from mindspeed_mm.config.schema import Config
 
@@ -105,8 +105,46 @@ def _check_step(stream: str, step: Transform) -> None:
             )
 
 
+def _fits_the_vae(value: int) -> int:
+    if value % 4 != 1:
+        raise ValueError(
+            f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {value // 4 * 4 + 1}"
+        )
+    return value
+
+
+class ClipPolicy(Config):
+    """Which frames of a clip are taken, and what happens to a clip that does not fit: for data and for generation."""
+
+    num_frames: int = Field(default=81, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
+    fps: float = Field(default=16.0, ge=0.001, le=1000, description="frames a second (default: 16)")
+    short_clip: Literal["keep", "pad", "resample", "reject"] = "reject"
+    long_clip: Literal["trim", "resample", "reject"] = Field(
+        default="trim", description="a source with more frames than num_frames (default: trim)"
+    )
+    fit: Literal["crop", "reject"] = Field(
+        default="crop",
+        description="a source of another size: cover and crop the centre, or reject (default: crop)",
+    )
+    timing: Literal["seconds", "frames"] = Field(
+        default="seconds",
+        description="sample the source at fps, or take it frame by frame whatever its rate (default: seconds)",
+    )
+    soft_mask: bool = Field(
+        default=False, description="keep grey mask values instead of cutting them at one half"
+    )
+    wan_frames: bool = Field(
+        default=False,
+        description="spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)",
+    )
+    _num_frames = field_validator("num_frames")(_fits_the_vae)
+
+
 class VideoConfig(Config):
-    """`preprocess_parameters`: how a clip becomes frames of one size and one rate."""
+    """`preprocess_parameters`: how a clip becomes frames of one size and one rate.
+
+    A new field with another name in its dump would rename the features of datasets in other packages.
+    """
 
     num_frames: int = Field(
         default=81,
@@ -118,15 +156,19 @@ class VideoConfig(Config):
         default=399360, ge=256, le=1 << 28, description="the most pixels of a frame (height x width)"
     )
     train_fps: float = Field(
-        default=16.0, ge=0.001, le=1000, description="frames a second that are sampled; Wan is a 16 fps model"
+        default=16.0,
+        ge=0.001,
+        le=1000,
+        validation_alias=AliasChoices("train_fps", "fps"),
+        description="frames a second that are sampled; Wan is a 16 fps model. Also spelt fps",
     )
     short_clip: Literal["keep", "pad", "resample", "reject"] = Field(
         default="keep",
         description="a clip with fewer than num_frames: keep the largest 4k+1, pad with the last frame, resample the whole clip, or reject it",
     )
-    long_clip: Literal["trim", "resample"] = Field(
+    long_clip: Literal["trim", "resample", "reject"] = Field(
         default="trim",
-        description="a clip with more than num_frames: take the first ones, or resample the whole clip",
+        description="a clip with more than num_frames: take the first ones, resample the whole clip, or reject it",
     )
     wan_frames: bool = Field(
         default=False,
@@ -161,14 +203,7 @@ class VideoConfig(Config):
         "cfg": "caption dropout is a training setting (caption_dropout of the model JSON)",
     }
 
-    @field_validator("num_frames")
-    @classmethod
-    def _fits_the_vae(cls, value: int) -> int:
-        if value % 4 != 1:
-            raise ValueError(
-                f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {value // 4 * 4 + 1}"
-            )
-        return value
+    _num_frames = field_validator("num_frames")(_fits_the_vae)
 
     @field_validator("vae_stride", "vae_patch_size")
     @classmethod
@@ -177,6 +212,18 @@ class VideoConfig(Config):
         if value != wanted:
             raise ValueError(f"must be {list(wanted)} for VACE")
         return value
+
+    @property
+    def policy(self) -> ClipPolicy:
+        """The same as generation says it."""
+        return ClipPolicy(
+            num_frames=self.num_frames,
+            fps=self.train_fps,
+            short_clip=self.short_clip,
+            long_clip=self.long_clip,
+            soft_mask=self.soft_mask,
+            wan_frames=self.wan_frames,
+        )
 
     @property
     def reader(self) -> Literal["decord", "av"]:

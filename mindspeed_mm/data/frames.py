@@ -11,11 +11,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.config import ClipPolicy
 from mindspeed_mm.errors import DataError
 
 ShortClip = Literal["keep", "pad", "resample", "reject"]
-LongClip = Literal["trim", "resample"]
+LongClip = Literal["trim", "resample", "reject"]
 _SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
 _SLIVER = 0.1  # of a frame; an end that is rounded up by less brings no frame of its own
 
@@ -56,7 +56,7 @@ def choose_frames(
 ) -> FrameChoice:
     """Frames at 0, 1/fps, 2/fps, … of a clip whose frames start at `times` (seconds, rising from 0) and which ends at `duration`.
 
-    `num_frames` (4k+1) is the most that is taken. Raises DataError for a short clip under `reject`, and for an empty one.
+    `num_frames` (4k+1) is the most that is taken. Raises DataError for another length under `reject`, and for an empty clip.
     """
     if not times:
         raise DataError("the clip has no frames")
@@ -68,15 +68,18 @@ def choose_frames(
         available < num_frames and short_clip == "resample"
     ):
         return _spread(times, num_frames, fps)
+    kept = min(num_frames, (available - 1) // 4 * 4 + 1)
+    if (long_clip if available > num_frames else short_clip) == "reject":
+        fix = "long_clip to trim" if available > num_frames else f"num_frames to {kept}, or short_clip to pad"
+        raise DataError(
+            f"gives {available} frames at {fps:g} fps, num_frames is {num_frames}",
+            fix=f"set {fix} or resample",
+        )
     if available > num_frames:
         return _at(times, grid, fps, "trim")
-    if short_clip == "reject":
-        raise DataError(
-            f"{available} frames at {fps:g} fps, num_frames is {num_frames} and short_clip is 'reject'"
-        )
     if short_clip == "pad":
         return _at(times, grid + [grid[-1]] * (num_frames - available), fps, "pad")
-    return _at(times, grid[: (available - 1) // 4 * 4 + 1], fps, "keep")
+    return _at(times, grid[:kept], fps, "keep")
 
 
 def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, fps: float) -> FrameChoice:
@@ -99,35 +102,47 @@ def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, 
     )
 
 
-def choose(video: Timeline, config: VideoConfig) -> FrameChoice:
-    """The frames of `video` that `config` asks for. An image folder has no clock: its images are taken one by one."""
-    times = video.times if video.timed else [i / config.train_fps for i in range(video.num_frames)]
-    duration = video.duration if video.timed else video.num_frames / config.train_fps
-    if config.wan_frames:
-        return spread_to_last(times, duration=duration, num_frames=config.num_frames, fps=config.train_fps)
+def choose(video: Timeline, policy: ClipPolicy) -> FrameChoice:
+    """The frames of `video` that `policy` asks for. An image folder has no clock: its images are taken one by one."""
+    timed = video.timed and policy.timing == "seconds"
+    times = video.times if timed else [i / policy.fps for i in range(video.num_frames)]
+    duration = video.duration if timed else video.num_frames / policy.fps
+    if policy.wan_frames:
+        return spread_to_last(times, duration=duration, num_frames=policy.num_frames, fps=policy.fps)
     return choose_frames(
         times,
         duration=duration,
-        num_frames=config.num_frames,
-        fps=config.train_fps,
-        short_clip=config.short_clip,
-        long_clip=config.long_clip,
+        num_frames=policy.num_frames,
+        fps=policy.fps,
+        short_clip=policy.short_clip,
+        long_clip=policy.long_clip,
     )
 
 
-def align(key: str, other: Timeline, video: Timeline, chosen: FrameChoice) -> tuple[int, ...]:
-    """Which frames of another stream of the sample belong to the `chosen` ones of `video`.
+def align(
+    key: str,
+    other: Timeline,
+    video: Timeline,
+    chosen: FrameChoice,
+    *,
+    against: str = "video",
+    by_time: bool = True,
+) -> tuple[int, ...]:
+    """Which frames of `other`, the stream `key`, belong to the `chosen` ones of `video`, which messages call `against`.
 
     Frame by frame where both have as many, by time where they have not; a still mask holds for the whole clip.
     Raises DataError when the other stream ends before the chosen frames do.
     """
-    if other.num_frames == 1 and key == "src_video_mask":
+    is_mask = key.startswith(("src_video_mask", "src_mask"))
+    if other.num_frames == 1 and is_mask:
         return (0,) * len(chosen.indices)
     if other.num_frames == video.num_frames:
         return chosen.indices
-    if not other.timed or not video.timed or other.duration < chosen.times[-1] + 0.5 / chosen.fps:
+    by_time = by_time and other.timed and video.timed
+    if not by_time or other.duration < chosen.times[-1] + 0.5 / chosen.fps:
         raise DataError(
-            f"{key} has {other.num_frames} frames, video {video.num_frames}; cut both to one length, or leave {key} null"
+            f"{key} has {other.num_frames} frames, {against} {video.num_frames}",
+            fix=f"cut both to one length, or {'give a still mask' if is_mask else f'leave {key} null'}",
         )
     return tuple(frame_at(other.times, moment) for moment in chosen.times)
 

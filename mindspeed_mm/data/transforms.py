@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mindspeed_mm.data import sample
-from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.config import ClipPolicy, VideoConfig
 from mindspeed_mm.data.frames import (
     FrameChoice,
     LongClip,
@@ -90,7 +90,7 @@ def to_sample(pixels: PixelSample) -> TensorSample:
 
 def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
     video = open_video(record.video, config.reader)
-    chosen = choose(video, config)
+    chosen = choose(video, config.policy)
     size = target_size(video.height, video.width, config.max_hxw)
     source = mask = None
     if record.src_video is not None:
@@ -239,11 +239,11 @@ def _open_and_choose(
     source: VideoReader = (
         ArrayReader(clip) if isinstance(clip, np.ndarray) else open_video(clip, reader, mask=mask)
     )
-    config = VideoConfig(num_frames=num_frames, train_fps=fps, short_clip=policy, long_clip=long_clip)
+    clip_policy = ClipPolicy(num_frames=num_frames, fps=fps, short_clip=policy, long_clip=long_clip)
     try:
-        return source, choose(source, config)
+        return source, choose(source, clip_policy)
     except DataError as error:
-        raise DataError(f"{source.path}: {error}") from None
+        raise error.at(source.path) from None
 
 
 class ArrayReader:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.data.config import ClipPolicy
 from mindspeed_mm.outputs import name_problem, text_problem
 
 OUTPUT_SUFFIXES = (".mp4", ".png", ".json")  # of the files NAME.mp4 …, beside the folder NAME
@@ -67,35 +68,19 @@ class WeightPaths(Config):
         return tuple((entry,) if isinstance(entry, str) else entry for entry in self.transformer)
 
 
-class Numbers(Config):
+class Numbers(ClipPolicy):
     """The numbers of one video and their bounds."""
 
     height: int = Field(default=480, gt=0, le=16384, description="pixels, a multiple of 16 (default: 480)")
     width: int = Field(default=832, gt=0, le=16384, description="pixels, a multiple of 16 (default: 832)")
-    num_frames: int = Field(default=81, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
-    fps: float = Field(default=16.0, ge=0.001, le=1000, description="frames a second (default: 16)")
     short_clip: Literal["reject", "pad", "resample"] = Field(
         default="reject", description="a source with fewer frames than num_frames (default: reject)"
-    )
-    long_clip: Literal["trim", "resample", "reject"] = Field(
-        default="trim", description="a source with more frames than num_frames (default: trim)"
-    )
-    fit: Literal["crop", "reject"] = Field(
-        default="crop",
-        description="a source of another size: cover and crop the centre, or reject (default: crop)",
-    )
-    timing: Literal["seconds", "frames"] = Field(
-        default="seconds",
-        description="sample the source at fps, or take it frame by frame whatever its rate (default: seconds)",
-    )
-    soft_mask: bool = Field(
-        default=False, description="keep grey mask values instead of cutting them at one half"
     )
     preset: Preset = Field(
         default="wan",
         description="whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too (default: wan)",
     )
-    solver: Solver = Field(default="unipc", description="(default: by preset)")
+    solver: Solver = Field(default="unipc", description="how noise becomes a clip (default: by preset)")
     steps: int = Field(default=50, gt=0, le=1000, description="denoising steps (default: 50)")
     shift: float = Field(
         default=16.0,
@@ -128,10 +113,6 @@ class Numbers(Config):
         default=False,
         description="the sigmas of VideoX-Fun's sampler Flow: solver euler, shifted twice (default: false)",
     )
-    wan_frames: bool = Field(
-        default=False,
-        description="spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)",
-    )
     seed: int = Field(default=2025, ge=0, lt=1 << 63, description="of the noise (default: 2025)")
 
     @field_validator("height", "width")
@@ -139,15 +120,6 @@ class Numbers(Config):
     def _is_whole_tokens(cls, value: int) -> int:
         if value % 16:
             raise ValueError(f"must be a multiple of 16; nearest: {max(16, round(value / 16) * 16)}")
-        return value
-
-    @field_validator("num_frames")
-    @classmethod
-    def _fits_the_vae(cls, value: int) -> int:
-        if value % 4 != 1:
-            raise ValueError(
-                f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {(value + 1) // 4 * 4 + 1}"
-            )
         return value
 
     @field_validator("context_scale")
@@ -236,11 +208,12 @@ class Sources(Config):
 
 
 class RequestConfig(Numbers, Sources):
-    """One video to generate. What is null is not said here: `model_fields_set` does not hold it."""
+    """One video to generate. Null = not said here."""
 
     @model_validator(mode="before")
     @classmethod
     def _leave_out_null(cls, values: Any) -> Any:
+        """So that `model_fields_set` holds what is said."""
         if not isinstance(values, Mapping):
             return values
         return {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mindspeed_mm.data.frames import FrameChoice, choose_frames, frame_at, spread_to_last
+from mindspeed_mm.data.frames import FrameChoice, align, choose, frame_at
 from mindspeed_mm.data.images import blank_mask, image_traits
 from mindspeed_mm.data.sample import Clip, Inputs, Picture
 from mindspeed_mm.data.traits import remarks_on
@@ -76,7 +76,14 @@ def _mask(
     what, exact = "src_mask", _exact(mask, 1, sampling)
     if exact is None:
         reader = _open(mask, notes, mask=True)
-        indices = _mask_indices(reader, source, chosen, sampling)
+        indices = align(
+            f"src_mask {reader.path}",
+            reader,
+            source,
+            chosen,
+            against=f"src_video {source.path}",
+            by_time=sampling.timing == "seconds",
+        )
         values = read_resized(reader, indices, (sampling.height, sampling.width), fill_nearest)
         values = cut(values, reader.path, soft=sampling.soft_mask)
         what, exact = f"src_mask {reader.path}", torch.from_numpy(values).float().div_(255).unsqueeze(0)
@@ -92,22 +99,6 @@ _BLANK = {
     "nowhere": "all of src_video is kept, nothing in it is generated; white = generate",
     "everywhere": "nothing of src_video is kept; black = keep",
 }
-
-
-def _mask_indices(
-    mask: VideoReader, source: VideoReader, chosen: FrameChoice, sampling: SamplingConfig
-) -> tuple[int, ...]:
-    if mask.num_frames == 1:
-        return (0,) * len(chosen.indices)
-    if mask.num_frames == source.num_frames:
-        return chosen.indices
-    by_time = mask.timed and source.timed and sampling.timing == "seconds"
-    if by_time and mask.duration >= chosen.times[-1] + 0.5 / chosen.fps:
-        return tuple(frame_at(mask.times, moment) for moment in chosen.times)
-    raise DataError(
-        f"src_mask {mask.path} has {mask.num_frames} frames, src_video {source.path} {source.num_frames}; "
-        "cut both to one length, or give a still mask"
-    )
 
 
 def _outpainted(inputs: Inputs, sampling: SamplingConfig, notes: list[str]) -> tuple[Tensor, Tensor]:
@@ -170,41 +161,22 @@ def _all_frames(source: VideoReader, sampling: SamplingConfig) -> tuple[int, ...
 
 def _choose(source: VideoReader, key: str, sampling: SamplingConfig, notes: list[str]) -> FrameChoice:
     """The frames that the policies allow. Raises DataError naming the policies."""
-    timed = source.timed and sampling.timing == "seconds"
-    times = source.times if timed else [i / sampling.fps for i in range(source.num_frames)]
-    duration = source.duration if timed else source.num_frames / sampling.fps
     what = f"{key} {source.path} ({source.num_frames} frames, {source.fps:g} fps)"
-    if sampling.wan_frames:
-        spread = spread_to_last(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps)
-        if len(spread.indices) != sampling.num_frames:
-            raise DataError(
-                f"{what}: wan_frames makes a video of {len(spread.indices)} frames of it, num_frames is "
-                f"{sampling.num_frames}; set num_frames to {len(spread.indices)}"
-            )
-        notes.append(f"{what}: {sampling.num_frames} frames are spread over all of it (wan_frames)")
-        return spread
-    found = choose_frames(times, duration=duration, num_frames=sampling.num_frames, fps=sampling.fps)
-    if found.policy == "keep" and sampling.short_clip == "reject":
+    try:
+        chosen = choose(source, sampling)
+    except DataError as error:
+        raise error.at(what) from None
+    count, is_timed = len(chosen.indices), source.timed and sampling.timing == "seconds"
+    if count != sampling.num_frames:
         raise DataError(
-            f"{what} gives {len(found.indices)} frames at {sampling.fps:g} fps, num_frames is {sampling.num_frames}; "
-            f"set num_frames to {len(found.indices)}, or short_clip to pad or resample"
+            f"wan_frames makes a video of {count} frames of it, num_frames is {sampling.num_frames}",
+            where=what,
+            fix=f"set num_frames to {count}",
         )
-    if found.policy == "trim" and sampling.long_clip == "reject":
-        raise DataError(
-            f"{what} is longer than num_frames {sampling.num_frames}; set long_clip to trim or resample"
-        )
-    chosen = choose_frames(
-        times,
-        duration=duration,
-        num_frames=sampling.num_frames,
-        fps=sampling.fps,
-        short_clip="resample" if sampling.short_clip == "resample" else "pad",
-        long_clip="resample" if sampling.long_clip == "resample" else "trim",
-    )
-    if timed and abs(source.fps - chosen.fps) > 0.01:
+    if is_timed and not sampling.wan_frames and abs(source.fps - chosen.fps) > 0.01:
         notes.append(f"{what}: sampled at {chosen.fps:g} fps")
     if chosen.policy in _CHANGED:
-        notes.append(f"{what}: {_CHANGED[chosen.policy].format(n=sampling.num_frames)}")
+        notes.append(f"{what}: {_CHANGED[chosen.policy].format(n=count)}")
     return chosen
 
 
@@ -212,6 +184,7 @@ _CHANGED = {
     "trim": "its first {n} frames are used",
     "pad": "its last frame is repeated up to {n} frames",
     "resample": "{n} frames are spread over all of it",
+    "keep_last": "{n} frames are spread over all of it (wan_frames)",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -130,12 +131,16 @@ def _purpose(schema: type[BaseModel]) -> str:
     return rest if colon and head.startswith("`") else text.replace("`", "")
 
 
+_ELSEWHERE = ("by preset", "guidance_scale")  # what decides in place of the field's own default
+
+
 def _row(name: str, field: FieldInfo) -> str:
     default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
-    meaning = (field.description or ("see below" if _object_in(field.annotation)[0] else "")).replace(
-        "|", "/"
-    )
-    return f"| `{name}` | {default} | {_type(field.annotation)} | {meaning} |\n"
+    meaning = field.description or ("see below" if _object_in(field.annotation)[0] else "")
+    if found := re.search(r" ?\(default: ([^()]+)\)$", meaning):  # for the command line, which has no column
+        meaning = meaning[: found.start()]
+        default = found[1] if field.get_default() is None or found[1] in _ELSEWHERE else default
+    return f"| `{name}` | {default} | {_type(field.annotation)} | {meaning.replace('|', '/')} |\n"
 
 
 def _default(value: Any) -> str:

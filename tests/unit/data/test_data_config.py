@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from mindspeed_mm.config.schema import Config
-from mindspeed_mm.data.config import FeatureDatasetConfig, VaceDatasetConfig
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.data.config import ClipPolicy, FeatureDatasetConfig, VaceDatasetConfig, VideoConfig
 from mindspeed_mm.data.registry import DATASETS, DataConfig, DatasetSpec, read_data_config
 from mindspeed_mm.errors import ConfigError
+from tests.support.errors import raises
 
 # keys and values of the published example (feature_extract/data.json)
 PUBLISHED = {
@@ -99,6 +100,14 @@ def test_a_config_that_was_written_into_a_job_reads_back_equal(read):
 
 VIDEO = ("dataset_param", "preprocess_parameters")
 STEPS = (*VIDEO, "train_pipeline", "video")
+
+
+def test_clip_policy_is_read_from_either_spelling():
+    policy = parse(VideoConfig, {"fps": 24, "num_frames": 17, "long_clip": "reject"}, "data.json").policy
+    assert policy == parse(VideoConfig, {"train_fps": 24, "num_frames": 17, "long_clip": "reject"}, "").policy
+    assert policy == ClipPolicy(fps=24, num_frames=17, short_clip="keep", long_clip="reject")
+    with raises(ConfigError, "data.json:fps"):
+        parse(VideoConfig, {"fps": 24, "train_fps": 16}, "data.json")
 
 
 @pytest.mark.parametrize(

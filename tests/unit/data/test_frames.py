@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from mindspeed_mm.data.frames import align, choose_frames, target_size, token_count
 from mindspeed_mm.data.probe import ClipInfo
 from mindspeed_mm.errors import DataError
+from tests.support.errors import raises
 
 
 def even(count, fps):
@@ -66,8 +67,13 @@ def test_a_short_clip_is_kept_padded_or_resampled(policy, indices):
 
 
 def test_short_clip_can_be_rejected():
-    with pytest.raises(DataError, match="6 frames at 16 fps, num_frames is 9 and short_clip is 'reject'"):
+    with raises(DataError, 6, 16, 9, 5, "short_clip"):
         chosen(6, num_frames=9, short_clip="reject")
+
+
+def test_long_clip_can_be_rejected():
+    with raises(DataError, 12, 16, 9, "long_clip"):
+        chosen(12, num_frames=9, long_clip="reject")
 
 
 def test_a_long_clip_can_be_resampled_over_its_whole_length():
@@ -154,7 +160,7 @@ def test_a_still_mask_holds_for_every_frame():
 
 def test_stream_that_ends_early_is_refused_with_both_counts():
     with pytest.raises(
-        DataError, match="src_video_mask has 40 frames, video 81; cut both to one length, or leave"
+        DataError, match="src_video_mask has 40 frames, video 81; cut both to one length, or give a still"
     ):
         align("src_video_mask", clip(40), clip(81), chosen(81))
     with pytest.raises(DataError, match="has 80 frames, video 81"):

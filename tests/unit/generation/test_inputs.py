@@ -112,8 +112,12 @@ def test_frame_by_frame_takes_every_frame_whatever_its_rate(tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "values", "message"),
     [
-        ({"src_video": CLIP[:6]}, {}, "gives 5 frames.*set num_frames to 5, or short_clip"),
-        ({"src_video": np.concatenate((CLIP, CLIP))}, {"long_clip": "reject"}, "longer than num_frames"),
+        ({"src_video": CLIP[:6]}, {}, "gives 6 frames.*set num_frames to 5, or short_clip"),
+        (
+            {"src_video": np.concatenate((CLIP, CLIP))},
+            {"long_clip": "reject"},
+            "gives 18 frames.*set long_clip",
+        ),
         ({"src_video": CLIP[:, :30]}, {"fit": "reject"}, "48x30, expected 48x32"),
         ({"src_video": CLIP, "src_mask": MASK[:7]}, {}, "src_mask .* has 7 frames, src_video .* 9"),
         ({"first_frame": CLIP}, {}, "nothing is left to generate"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
-from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.config import ClipPolicy, VideoConfig
 from mindspeed_mm.data.dataset import pixel_settings
 from mindspeed_mm.data.frames import choose, spread_to_last
 from mindspeed_mm.errors import ConfigError, DataError
@@ -131,7 +131,7 @@ def test_wan_frames_of_extraction_name_their_features_apart():
     clip = SimpleNamespace(
         times=[i / 24 for i in range(50)], duration=50 / 24, timed=True, num_frames=50, path="clip"
     )
-    chosen = choose(clip, VideoConfig(num_frames=17, wan_frames=True))
+    chosen = choose(clip, ClipPolicy(num_frames=17, wan_frames=True))
     assert (len(chosen.indices), chosen.indices[-1], chosen.policy) == (17, 49, "keep_last")
     assert "wan_frames" not in pixel_settings(VideoConfig())
     assert pixel_settings(VideoConfig(wan_frames=True))["wan_frames"] is True

@@ -15,14 +15,46 @@ An error is data: where, what is wrong, what was expected and what to do. `str(e
 
     ConfigError("got a list", where="vace.json", expected="a JSON object with the keys model and prompt")
     vace.json: expected a JSON object with the keys model and prompt, got a list
+
+Its fields may quote a file: the line shows characters that would steer a terminal as escapes, and cuts what is long.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from os import PathLike
 from typing import TypeVar
 
+_LONGEST = 2000  # characters of a problem or a fix
+_LONGEST_ADDRESS = 500
+_BREAKS = re.compile(r"\s*[\n\r\t\v\f\x1c-\x1f\x85\u2028\u2029]\s*")
 E = TypeVar("E", bound="MindSpeedMMError")
+
+
+def printable(text: str, most: int) -> str:
+    """Text for a message: at most `most` characters, its middle left out, where control characters are escapes."""
+    if len(text) > most:
+        text = _without_middle(text, most)
+    if not text.isprintable():
+        text = "".join(map(_visible, text))
+    return text if len(text) <= most else _without_middle(text, most)
+
+
+def sentence_of(text: str, most: int = _LONGEST) -> str:
+    """`printable` text where lines are joined with blanks."""
+    return printable(_BREAKS.sub(" ", text), most)
+
+
+def _without_middle(text: str, most: int) -> str:
+    tail = most // 3
+    return f"{text[: most - tail - 1]}…{text[-tail:]}"
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 class MindSpeedMMError(Exception):
@@ -45,11 +77,13 @@ class MindSpeedMMError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        if self.expected and self.problem.startswith("got "):
-            sentence = f"expected {self.expected}, {self.problem}"
+        where = printable(self.where, _LONGEST_ADDRESS)
+        problem, expected, fix = map(sentence_of, (self.problem, self.expected, self.fix))
+        if expected and problem.startswith("got "):
+            sentence = f"expected {expected}, {problem}"
         else:
-            sentence = self.problem + (f"; expected {self.expected}" if self.expected else "")
-        return (f"{self.where}: " if self.where else "") + sentence + (f"; {self.fix}" if self.fix else "")
+            sentence = problem + (f"; expected {expected}" if expected else "")
+        return (f"{where}: " if where else "") + sentence + (f"; {fix}" if fix else "")
 
     def at(self: E, where: str | PathLike[str]) -> E:
         """The same error, its address inside `where`: `part.json` at `data.txt:3` is `data.txt:3: part.json`."""

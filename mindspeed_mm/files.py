@@ -17,9 +17,9 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from mindspeed_mm.errors import ConfigError, MindSpeedMMError
+from mindspeed_mm.errors import ConfigError, MindSpeedMMError, printable
 from mindspeed_mm.locks import temporary_name
 
 PathLike = str | os.PathLike[str]
@@ -80,9 +80,7 @@ def stat_path(path: PathLike, error: ErrorType = ConfigError) -> os.stat_result:
 
 def display_path(path: PathLike) -> str:
     """The path for a message: one line, not longer than 200 characters."""
-    text = os.fspath(path)
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}"
+    return printable(os.fspath(path), 200)
 
 
 def _path_problem(path: PathLike, problem: Exception) -> str:
@@ -353,6 +351,21 @@ def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
 
 
 # Writing
+
+
+def open_append(path: Path, *, buffering: int = -1) -> BinaryIO:
+    """A file to add to, made where it is missing. Never waits. Raises OSError, also for a FIFO, a device or a socket."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # a FIFO that nobody reads, a socket
+            raise
+        raise OSError(errno.EINVAL, "not a regular file") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(handle, "ab", buffering)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from mindspeed_mm.errors import LaunchError
+from mindspeed_mm.errors import LaunchError, printable
 from mindspeed_mm.log import get_logger, rank
 
 logger = get_logger(__name__)
@@ -71,9 +71,9 @@ class Holder:
 
     def describe(self) -> str:
         """`pretrain_vace.py … (process 4711 on node-3, since 2026-11-28 13:50:04)`."""
-        command = self.command if len(self.command) <= 80 else self.command[:79] + "…"
+        command, host = printable(self.command, 80), printable(self.host, 64)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
-        return f"{command} (process {self.pid} on {self.host}, since {since})"
+        return f"{command} (process {self.pid} on {host}, since {since})"
 
     @property
     def is_local(self) -> bool:

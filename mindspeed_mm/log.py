@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TextIO, TypeVar
 
-from mindspeed_mm.errors import LaunchError, MindSpeedMMError
+from mindspeed_mm.errors import LaunchError, MindSpeedMMError, printable, sentence_of
 from mindspeed_mm.processes import LAUNCHER, Stopped, die_at_exit, handling_signals
 
+_LONGEST = 4000  # characters of a line
 P = ParamSpec("P")
 R = TypeVar("R")
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # what torchrun reads to report the first failing rank
@@ -47,13 +48,23 @@ def launch_number(name: str, least: int) -> int:
 def setup_logging() -> None:
     """Plain lines on stdout: INFO from rank 0, warnings from every rank, `on_rank` records from the ranks they name."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Lines("%(message)s"))
     handler.addFilter(_speaks)
     handler.addFilter(_Once())
     root = logging.getLogger("mindspeed_mm")
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     root.propagate = False
+
+
+class _Lines(logging.Formatter):
+    """Notes may have several lines; a warning, which may quote a file, is one. Control characters are escapes in both."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno >= logging.WARNING and not record.exc_info:
+            return sentence_of(text, _LONGEST)
+        return "\n".join(printable(line, _LONGEST) for line in text.split("\n"))
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -116,7 +127,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
         except MindSpeedMMError as error:
             if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
-            line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            line = f"{type(error).__name__}: {error}"
             # Ranks of one machine mostly fail alike: under torchrun the first prints, and torchrun reports the rest.
             # Compared as text, because these variables may be what is wrong.
             if not _leave_to_torchrun(line) or os.environ.get("LOCAL_RANK", "0") == "0":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import parse_json, split_lines
+from mindspeed_mm.files import open_append, parse_json, split_lines
 
 STATE_FOLDER = "state"  # in the folder of the features: what was learnt about files; may be deleted
 _BLOCK = 1 << 20
@@ -114,6 +114,6 @@ def read_lines(file: Path) -> Iterator[list[Any]]:
 def append_lines(path: Path, lines: Sequence[Sequence[Any]]) -> None:
     """Add JSON lists to a file, one a line. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with open_append(path) as file:
         # the empty line first: the last one may have been torn by a kill
-        file.write("\n" + "".join(json.dumps(line) + "\n" for line in lines))
+        file.write(("\n" + "".join(json.dumps(line) + "\n" for line in lines)).encode())

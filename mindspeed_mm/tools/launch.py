@@ -24,6 +24,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from mindspeed_mm.errors import LaunchError, MindSpeedMMError
+from mindspeed_mm.files import open_append
 from mindspeed_mm.processes import LAUNCHER, STOP_SIGNALS, STORE, die_of
 from mindspeed_mm.tools.elapsed import elapsed_line
 from mindspeed_mm.tools.screen import Screen
@@ -300,7 +301,7 @@ class Launcher:
         if self._log is None:
             try:
                 self.log_path.parent.mkdir(parents=True, exist_ok=True)
-                self._log = open(self.log_path, "ab", buffering=0)  # noqa: SIM115
+                self._log = open_append(self.log_path, buffering=0)
             except OSError as error:
                 raise LaunchError(
                     str(error.strerror), where=f"LOG_DIR={self.options.log_dir}", fix="choose another"

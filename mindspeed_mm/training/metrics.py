@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from megatron.mm.log_line import iteration_line
 from mindspeed_mm.errors import ConfigError, TrainingError
-from mindspeed_mm.files import atomic_path
+from mindspeed_mm.files import atomic_path, open_append
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.training.config import LogConfig
 from mindspeed_mm.training.step import SampleNote
@@ -110,7 +110,7 @@ class _WholePieces:
         self._path, self._flag = path, flag
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            self._file = open_append(path)
 
     def write(self, piece: bytes) -> None:
         """Append. Raises TrainingError when it cannot be written."""

@@ -20,7 +20,7 @@ from mindspeed_mm.errors import (
     TrainingError,
     WeightsError,
 )
-from mindspeed_mm.log import one_line_errors
+from mindspeed_mm.log import get_logger, one_line_errors, setup_logging
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +53,29 @@ def test_every_error_is_in_the_tree_and_its_picture() -> None:
 )
 def test_error_formats_its_fields_as_one_line(error: MindSpeedMMError, line: str) -> None:
     assert str(error) == line
+
+
+@pytest.mark.parametrize("field", ["problem", "where", "expected", "fix"])
+def test_a_message_escapes_and_cuts_what_a_file_says(field: str) -> None:
+    hostile = "\x1b[2J\rDone\n\u202egpj\ud800" + "x" * 200_000 + "\u2028\x9b1A end 猫\u3000"
+    fields = {"problem": "bad", field: hostile}
+    line = str(DataError(fields.pop("problem"), **fields))
+    assert all(character.isprintable() or character == "\u3000" for character in line)
+    breaks = (r"\r", r"\n") if field == "where" else (" ", " ")
+    assert rf"\x1b[2J{breaks[0]}Done{breaks[1]}\u202egpj\ud800xxx" in line
+    assert "\\x9b1A end 猫\u3000" in line
+    assert len(line) < 2100
+    line.encode()
+
+
+def test_a_warning_is_one_line_and_a_note_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    setup_logging()
+    logger = get_logger("test")
+    logger.warning("one\n iteration 5 |\x1b[1A" + "y" * 100_000)
+    logger.info("a table\n\x1b[2J of two")
+    lines = capfd.readouterr().out.splitlines()
+    assert [line[:20] for line in lines] == ["one iteration 5 |\\x1", "a table", r"\x1b[2J of two"]
+    assert len(lines[0]) <= 4000
 
 
 def test_error_keeps_its_fields_between_processes() -> None:

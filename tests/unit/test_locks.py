@@ -252,3 +252,16 @@ def test_lock_file_of_any_length_is_read_in_part(tmp_path):
     with open(tmp_path / LOCK_FILE, "wb") as file:
         file.truncate(1 << 40)
     assert read_holder(tmp_path) is None
+
+
+def test_what_a_lock_file_says_cannot_steer_a_terminal(tmp_path):
+    values = {
+        **asdict(Holder.this_process()),
+        "command": "\x1b[2J" + "x" * 5000,
+        "host": "\x1b]0;title\x07\n",
+    }
+    (tmp_path / LOCK_FILE).write_text(json.dumps(values))
+    said = read_holder(tmp_path).describe()
+    assert said.isprintable()
+    assert r"\x1b[2J" in said
+    assert len(said) < 250

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import read_text
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
@@ -256,7 +257,7 @@ class Checksums:
 def read_checksums(folder: Path) -> Checksums | None:
     """What checksums.json of a checkpoint says; None where there is none or nothing is verified. Raises WeightsError."""
     path = folder / FILE
-    if not verifies() or not path.is_file():
+    if not verifies() or not os.path.lexists(path):
         return None
     found = _parse(path, folder)
     if found is None:
@@ -283,7 +284,7 @@ def write_checksums(folder: Path, iteration: int | None, files: Mapping[str, Fil
 def _parse(path: Path, folder: Path) -> Checksums | None:
     """None for a file that is no checksums.json."""
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = json.loads(read_text(path, WeightsError))
         files = {
             str(name): FileSums(
                 int(row["size"]), {int(offset): int(crc, 16) for offset, crc in row["crc32"].items()}
@@ -291,7 +292,7 @@ def _parse(path: Path, folder: Path) -> Checksums | None:
             for name, row in values["files"].items()
         }
         iteration = values["iteration"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (WeightsError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if iteration is not None and type(iteration) is not int:
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import regular_file
 from mindspeed_mm.models.containers.checksums import Checksums, read_checksums
 from mindspeed_mm.models.containers.tensors import first_line
 
@@ -139,11 +141,9 @@ def read_index_and_checksums(folder: Path) -> tuple[Metadata, Checksums | None]:
     """The index, checked against the folder's checksums.json where there is one, and those checksums."""
     path = folder / INDEX
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{path}: no such file; the save was not finished, use an earlier iteration"
-        ) from None
+        if not os.path.lexists(path):
+            raise WeightsError(f"{path}: no such file; the save was not finished, use an earlier iteration")
+        content = regular_file(path, WeightsError).read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
     checksums = read_checksums(folder)

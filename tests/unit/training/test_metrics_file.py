@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import pytest
+
+from mindspeed_mm.errors import TrainingError
+from mindspeed_mm.files import open_append
 from mindspeed_mm.training.metrics import JsonLines
+from tests.support.errors import raises
 
 
 def write(path: Path, iterations: range, resumed: int) -> None:
@@ -54,3 +60,27 @@ def test_metrics_of_an_earlier_run_are_set_aside_not_lost(tmp_path: Path) -> Non
     assert iterations(path) == [1, 2]
     assert iterations(tmp_path / "metrics.before-1.jsonl") == [1, 2, 3]
     assert iterations(tmp_path / "metrics.before-2.jsonl") == [1, 2, 3]
+
+
+@pytest.mark.timeout(10)
+def test_metrics_that_are_a_fifo_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with raises(TrainingError, "regular file", where=""):
+        JsonLines(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.timeout(10)
+def test_a_fifo_takes_no_appended_line_with_or_without_reader(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=r"regular|No such device"):
+        open_append(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(OSError, match="regular"):
+        open_append(path)
+    os.close(reader)
+    with open_append(tmp_path / "new") as file:
+        file.write(b"a\n")
+    with open_append(tmp_path / "new") as file:
+        file.write(b"b\n")
+    assert (tmp_path / "new").read_bytes() == b"a\nb\n"

@@ -30,6 +30,7 @@ _EXPECTED: Mapping[str, str] = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "a text",
+    "string_too_short": "a text of at least {min_length} character(s)",
     "string_unicode": "a text of whole characters, without half of a surrogate pair",
     "tuple_type": "a list",
     "list_type": "a list",

@@ -248,7 +248,8 @@ class DataSource(Config):
     """`basic_parameters` of raw clips."""
 
     data_path: str = Field(
-        description="data.txt (one `folder,path/to/data.json` a line), or a data.json / .jsonl itself"
+        min_length=1,
+        description="data.txt (one `folder,path/to/data.json` a line), or a data.json / .jsonl itself",
     )
     data_folder: str | None = Field(
         default=None,
@@ -284,7 +285,7 @@ class VaceDatasetConfig(Config):
 class FeatureSource(Config):
     """`basic_parameters` of features."""
 
-    data_path: str = Field(description="data.jsonl that feature extraction wrote")
+    data_path: str = Field(min_length=1, description="data.jsonl that feature extraction wrote")
     data_folder: str | None = Field(
         default=None, description="folder of the features; null = the folder of data_path"
     )

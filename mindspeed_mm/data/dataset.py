@@ -224,10 +224,12 @@ def _read_listing(path: Path) -> list[dict[str, Any]]:
 
 def _check_row(row: Any, where: str) -> None:
     if not isinstance(row, dict) or not isinstance(row.get("file"), str):
+        is_clip = isinstance(row, dict) and "video" in row
         raise DataError(
-            "names no feature file under 'file'; is it a list of raw clips?",
+            "is a clip, not a feature" if is_clip else "names no feature file",
             where=where,
-            fix="extract features first",
+            expected="an object with the key 'file'",
+            fix="extract features first" if is_clip else f"give the {LISTING} that feature extraction writes",
         )
     shape = row.get("shape")
     if shape is not None and not (_is_counts(shape, at_least=1) and len(shape) == 3):

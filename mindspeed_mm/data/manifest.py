@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +37,8 @@ _ALSO_CALLED = {  # names of other projects that no spelling brings near
 }
 _LISTS = (".json", ".jsonl", *csv_rows.SUFFIXES)  # anything else is a data.txt
 _SHOWN = 20
+MAX_REFERENCES = 256  # images of one row; each becomes a latent frame
+_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode categories
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
 
 
@@ -225,7 +228,7 @@ class _Row:
             self._bad(
                 "cap", f"{broken[0]!r:.60} holds half of a character (a lone surrogate); write the whole one"
             )
-        if not captions or not all(caption.strip() for caption in captions):
+        if not captions or not all(map(_has_text, captions)):
             self._bad(
                 "cap",
                 "the caption is empty; write one (captions are dropped at training, see caption_dropout)",
@@ -248,6 +251,9 @@ class _Row:
         listed = [found] if isinstance(found, str) else found
         if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
             self._bad("src_ref_images", f"found {found!r:.60}, wanted a list of paths")
+            return ()
+        if len(listed) > MAX_REFERENCES:
+            self._bad("src_ref_images", f"found {len(listed)} images, expected at most {MAX_REFERENCES}")
             return ()
         paths = [self._inside(f"src_ref_images[{i}]", item) for i, item in enumerate(listed)]
         return tuple(path for path in paths if path is not None)
@@ -280,6 +286,11 @@ class _Home:
     def holds(self, path: Path) -> bool:
         """Whether `path` is the folder or below it, by its name or with links resolved."""
         return _is_below(os.path.abspath(path), self.absolute) or _is_below(_real(path), self.real)
+
+
+def _has_text(caption: str) -> bool:
+    """Whether there is anything to see in it: white space, control and zero-width characters are nothing."""
+    return any(unicodedata.category(character) not in _INVISIBLE for character in caption)
 
 
 def _is_below(path: str, folder: str) -> bool:

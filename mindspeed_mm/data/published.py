@@ -117,7 +117,8 @@ def _one(path: Path, name: str, value: Any, dims: int) -> Tensor:
         if isinstance(value, (list, tuple)) and len(value) == 1:
             value = value[0]
     if not isinstance(value, Tensor):
-        raise DataError(f"{name} is a {type(value).__name__}", where=path, expected="a tensor")
+        kind = "nothing" if value is None else f"a {type(value).__name__}"
+        raise DataError(f"{name} is {kind}", where=path, expected="a tensor")
     tensor: Tensor = value.detach()
     if problem := _unusual(tensor):
         raise DataError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
-from mindspeed_mm.files import format_json, parse_json
+from mindspeed_mm.files import format_json, json_type, parse_json
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.writer import explain_disk
 from mindspeed_mm.models.wan.vae import STRIDE
@@ -97,7 +97,7 @@ def _read_settings(path: Path, metadata: dict[str, str]) -> LatentsSettings:
         raise DataError(f"not a latents.safetensors of an earlier run: metadata {', '.join(missing)} missing")
     values = parse_json(metadata["settings"], "settings", DataError)
     if not isinstance(values, dict):
-        raise DataError(f"not a latents.safetensors of an earlier run: settings is {type(values).__name__}")
+        raise DataError(f"not a latents.safetensors of an earlier run: settings is {json_type(values)}")
     refs = metadata["num_refs"]
     if not (refs.isascii() and refs.isdigit() and len(refs) < 10) or values.get("num_refs", int(refs)) != int(
         refs

@@ -21,7 +21,7 @@ from mindspeed_mm.files import parse_json, read_json, stat_path
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors
-from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
+from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile, kind_of
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed, understand
 from mindspeed_mm.models.find import SHARD, Files, find_files, shards
@@ -249,9 +249,7 @@ def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile
         elif isinstance(value, dict):
             found |= _weights(value, where, f"{name}.")
         elif not name.endswith("_extra_state"):
-            raise WeightsError(
-                f"{where}: {name} is a {type(value).__name__}; expected a state dict of tensors"
-            )
+            raise WeightsError(f"{where}: {name} is {kind_of(value)}; expected a state dict of tensors")
     return found
 
 

@@ -24,6 +24,7 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import display_path, parse_json
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.dcp import read_dcp
+from mindspeed_mm.models.containers.tensors import kind_of
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.saved import ENTRY, read_scales, theirs_of
@@ -260,7 +261,7 @@ def _check_config(folder: Path, saved: Any, model: nn.Module) -> None:
         return
     if not isinstance(saved, str):
         raise WeightsError(
-            f"{folder}: config: expected JSON, got {type(saved).__name__}; copy the checkpoint again"
+            f"{folder}: config: expected JSON, got {kind_of(saved)}; copy the checkpoint again"
         )
     hints = read_hints(parse_json(saved, f"{folder}: config", WeightsError))
     if conflicts := setting_conflicts(read_hints(config.model_dump(mode="json")), hints):

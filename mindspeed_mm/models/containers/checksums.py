@@ -83,6 +83,13 @@ def zip_records(file: BinaryIO) -> list[Record]:
         )
 
 
+def stored_sizes(path: Path) -> dict[int, int]:
+    """Where the bytes of each uncompressed file in a zip begin → how many they are. Raises zipfile.BadZipFile, OSError."""
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        entries = [entry for entry in archive.infolist() if entry.compress_type == zipfile.ZIP_STORED]
+        return {_start(file, entry): entry.file_size for entry in entries}
+
+
 def _start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where the bytes of a record begin: behind its own header, whose two texts have lengths of their own."""
     file.seek(entry.header_offset + 26)

@@ -150,9 +150,28 @@ def read_index_and_checksums(folder: Path) -> tuple[Metadata, Checksums | None]:
     if checksums is not None:
         checksums.check_file(path, content)
     try:
-        return _metadata(_parse(content)), checksums
+        index = _metadata(_parse(content))
     except _Problem as problem:
         raise WeightsError(f"{path}: cannot be read safely: {problem}; copy the checkpoint again") from None
+    if checksums is None:
+        _check_sizes(folder, index)
+    return index, checksums
+
+
+def _check_sizes(folder: Path, index: Metadata) -> None:
+    """Raises WeightsError for a file that does not end where its last piece does: it is cut off, or of another save."""
+    ends: dict[str, int] = {}
+    for place in index.storage_data.values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in ends.items():
+        path = folder / name
+        if path.is_file() and (size := path.stat().st_size) != end:  # a missing one is named when it is read
+            raise WeightsError(
+                f"got {size} bytes",
+                where=path,
+                expected=f"{end}, as {INDEX} says",
+                fix="it is cut off or of another save: copy the whole iteration folder",
+            )
 
 
 def _parse(content: bytes) -> Any:

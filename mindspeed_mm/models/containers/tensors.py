@@ -64,6 +64,11 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+def kind_of(value: object) -> str:
+    """What a value is, for messages: `a list`, `nothing`."""
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, cut to one message's length."""
     text = str(error).strip().splitlines()

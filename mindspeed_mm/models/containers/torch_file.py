@@ -20,24 +20,27 @@ from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import regular_file
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.models.containers.checksums import ZipFileChecks, fill_in_checksums, verifies
-from mindspeed_mm.models.containers.tensors import TensorFile, first_line, mapped, raw_bytes, why_not_loaded
+from mindspeed_mm.models.containers.checksums import ZipFileChecks, fill_in_checksums, stored_sizes, verifies
+from mindspeed_mm.models.containers.tensors import (
+    TensorFile,
+    first_line,
+    kind_of,
+    mapped,
+    raw_bytes,
+    why_not_loaded,
+)
 
 logger = get_logger(__name__)
 SEPARATOR = "\x00"  # joins the keys of nested dicts; no key holds it
-
-
-def _kind_of(value: Any) -> str:
-    return "nothing (None)" if value is None else f"a {type(value).__name__}"
 
 
 def read_torch(path: Path) -> dict[str, Any]:
     """The dict in a file, with a TensorFile in place of every tensor. Raises WeightsError when it cannot be loaded safely."""
     state = _load(path)
     if not isinstance(state, dict):
-        raise WeightsError(f"{path}: expected a dict of weights, got {_kind_of(state)}")
-    checks = _checks(path)
-    return {key: _describe(path, value, 0, checks) for key, value in state.items() if isinstance(key, str)}
+        raise WeightsError(f"{path}: expected a dict of weights, got {kind_of(state)}")
+    records = _Records(path)
+    return {key: _describe(path, value, 0, records) for key, value in state.items() if isinstance(key, str)}
 
 
 def write_torch(
@@ -142,30 +145,47 @@ def _why_not(path: Path, error: Exception) -> str:
     return f"is damaged or no torch file ({reason}); copy the file again"
 
 
-def _checks(path: Path) -> ZipFileChecks | None:
-    """What verifies the values of a zip when they are read; None for files older than the zip format, which have no checksums."""
-    if not verifies() or not zipfile.is_zipfile(path):
-        return None
-    try:
-        checks = ZipFileChecks(path)
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise WeightsError(
-            f"{path}: is damaged: its zip directory cannot be read ({first_line(error)})"
-        ) from None
-    if not knows_offsets():
-        checks.check_all()
-    return checks
+class _Records:
+    """What the zip's own directory says of its records: the pickle in it is another's word for where values are."""
+
+    def __init__(self, path: Path) -> None:
+        """Verifies the small records. Raises WeightsError for a damaged directory."""
+        self.path = path
+        self.sizes: dict[int, int] | None = (
+            None  # None: older than the zip format, where torch has read everything
+        )
+        self.checks: ZipFileChecks | None = None  # None: nothing is verified
+        if not zipfile.is_zipfile(path):
+            return
+        try:
+            self.sizes = stored_sizes(path)
+            self.checks = ZipFileChecks(path) if verifies() else None
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise WeightsError(
+                f"{path}: is damaged: its zip directory cannot be read ({first_line(error)})"
+            ) from None
+        if self.checks is not None and not knows_offsets():
+            self.checks.check_all()
+
+    def check_place(self, start: int, size: int) -> None:
+        """Raises WeightsError unless `size` bytes at `start` are exactly one record."""
+        if self.sizes is not None and size and self.sizes.get(start) != size:
+            raise WeightsError(
+                f"is damaged: its pickle says {size} bytes at {start}, where the file has no record of that size",
+                where=self.path,
+                fix="copy the file again, or write it with torch.save",
+            )
 
 
-def _describe(path: Path, value: Any, depth: int, checks: ZipFileChecks | None) -> Any:
+def _describe(path: Path, value: Any, depth: int, records: _Records) -> Any:
     if isinstance(value, Tensor):
-        return _tensor_file(path, value, checks)
+        return _tensor_file(path, value, records)
     if isinstance(value, dict) and depth < 4:
-        return {key: _describe(path, inner, depth + 1, checks) for key, inner in value.items()}
+        return {key: _describe(path, inner, depth + 1, records) for key, inner in value.items()}
     return value
 
 
-def _tensor_file(path: Path, tensor: Tensor, checks: ZipFileChecks | None) -> TensorFile:
+def _tensor_file(path: Path, tensor: Tensor, records: _Records) -> TensorFile:
     tensor = tensor.detach()
     if tensor.is_meta:
         raise WeightsError(
@@ -179,15 +199,16 @@ def _tensor_file(path: Path, tensor: Tensor, checks: ZipFileChecks | None) -> Te
     offset = getattr(storage, "_checkpoint_offset", None)
     if offset is None:
         return TensorFile(tensor.shape, tensor.dtype, tensor.clone)
-    start, size = offset + tensor.storage_offset() * tensor.element_size(), os.path.getsize(path)
+    records.check_place(offset, storage.nbytes())
+    first, checks = tensor.storage_offset() * tensor.element_size(), records.checks
+    start = offset + first
     shape, dtype, stride, is_contiguous = tensor.shape, tensor.dtype, tensor.stride(), tensor.is_contiguous()
     extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if shape.numel() else 0
     if (
-        shape.numel() * dtype.itemsize > size
-        or start + extent * dtype.itemsize > size
-        or tensor.storage_offset() * dtype.itemsize > storage.nbytes()
+        shape.numel() * dtype.itemsize > os.path.getsize(path)
+        or first + extent * dtype.itemsize > storage.nbytes()
     ):
-        raise WeightsError(f"{path}: is damaged: a tensor reaches beyond the file's end; copy the file again")
+        raise WeightsError(f"{path}: is damaged: a tensor reaches beyond its values; copy the file again")
 
     def read() -> Tensor:
         flat = mapped(path, start, torch.Size([shape.numel() if is_contiguous else extent]), dtype)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.files import parse_json, read_json_object, read_safetensors_header, regular_file
+from mindspeed_mm.files import json_type, parse_json, read_json_object, read_safetensors_header, regular_file
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
@@ -231,7 +231,7 @@ def _metadata(path: Path) -> Mapping[str, Any]:
     found = parse_json(text, f"{path}: lora_adapter_metadata", WeightsError)
     if not isinstance(found, dict):
         raise WeightsError(
-            f"got {type(found).__name__}", where=f"{path}: lora_adapter_metadata", expected="an object"
+            f"got {json_type(found)}", where=f"{path}: lora_adapter_metadata", expected="an object"
         )
     flat = {
         f"{part}.{k}": v for part, inner in found.items() if isinstance(inner, dict) for k, v in inner.items()
@@ -262,7 +262,7 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
         )
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise WeightsError(f"alpha_pattern is a {type(patterns).__name__}", where=where, expected="an object")
+        raise WeightsError(f"alpha_pattern is {json_type(patterns)}", where=where, expected="an object")
     if odd := [one for one in patterns if not re.fullmatch(r"\^?(\w|-|\\?\.)+\$?", one)]:
         raise WeightsError(
             f"alpha_pattern {odd[0]!r} is a regular expression", where=where, expected="names of modules"

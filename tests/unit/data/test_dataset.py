@@ -88,7 +88,8 @@ def test_errors_name_the_row(tmp_path):
     ("text", "words"),
     [
         ("", "lists no features"),
-        ('{"video": "a.mp4", "cap": "x"}\n', "is it a list of raw clips"),
+        ('{"video": "a.mp4", "cap": "x"}\n', "is a clip, not a feature"),
+        ('{"feature": "a.pt"}\n', "names no feature file"),
         ("{oops\n", "not valid JSON"),
         ('{"file": "a.pt", "shape": 7}\n', r"data\.jsonl\[0\]\.shape"),
         ('{"file": "a.pt", "shape": [1, null, 2]}\n', r"data\.jsonl\[0\]\.shape"),

@@ -101,6 +101,8 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
         ({**FULL, "cap": ""}, "data.json[0].cap: the caption is empty"),
         ({**FULL, "cap": ["x", " "]}, "data.json[0].cap: the caption is empty"),
         ({**FULL, "cap": []}, "data.json[0].cap: the caption is empty"),
+        ({**FULL, "cap": "\u200b\ufeff\u2060\x07"}, "data.json[0].cap: the caption is empty"),
+        ({**FULL, "src_ref_images": ["r.png"] * 100_000}, "src_ref_images: found 100000 images, expected at most 256"),
         ({**FULL, "video": "v" * 300 + ".mp4"}, "too long for the file system"),
         ({**FULL, "video": "v\0.mp4"}, "NUL"),
         ({**FULL, "cap": {"en": "x"}}, "data.json[0].cap: found {'en': 'x'}, wanted a text or a list of texts"),

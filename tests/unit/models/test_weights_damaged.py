@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
@@ -216,6 +217,23 @@ def test_tensor_without_values_is_refused(tmp_path: Path) -> None:
         read_tensors([path])
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("numbers", [60, 7, 10**8])
+def test_a_pickle_that_claims_other_sizes_is_refused(tmp_path: Path, numbers: int, verify: bool) -> None:
+    """The bytes behind a record are another tensor's: its checksum says nothing of who reads them."""
+    source, path = tmp_path / "source.pt", tmp_path / "x.pt"
+    torch.save({"a": torch.ones(50), "b": torch.full((5000,), 2.0)}, source)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert data.count(b"K\x32") == 2  # of the storage, and of the tensor
+                data = data.replace(b"K\x32", b"J" + numbers.to_bytes(4, "little"))
+            new.writestr(entry.filename, data)
+    with verifying(verify), raises(WeightsError, 4 * numbers, where=path):
+        read_torch(path)
+
+
 def test_a_zip_that_is_no_torch_file_is_an_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("hello", "x")
@@ -313,6 +331,17 @@ def test_a_metadata_that_points_outside_its_folder_is_refused(tmp_path: Path) ->
     index.write_bytes(pickle.dumps(metadata))
     with pytest.raises(WeightsError, match="outside its folder"):
         open_weights(folder)
+
+
+@pytest.mark.parametrize("change", [-1, 1, 4096])
+def test_a_distcp_of_another_size_than_its_index_is_named(tmp_path: Path, change: int) -> None:
+    """Files of another iteration, where no checksums.json tells."""
+    folder, data = write_dcp_data(tmp_path)
+    size = data.stat().st_size
+    os.truncate(data, size + change)
+    for read in (read_dcp, lambda path: IndexReader(path).read_metadata()):
+        with raises(WeightsError, size, size + change, where=data):
+            read(folder)
 
 
 def test_a_save_that_was_not_finished_is_an_error(tmp_path: Path) -> None:

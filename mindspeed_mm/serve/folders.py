@@ -106,7 +106,7 @@ def build_job(
 def in_api_words(error: E, folder: Path) -> E:
     """The error with the names that the client knows: slots in place of the inference JSON's keys and of our paths.
 
-    Advice about flags and folders is for whoever runs the server, and is left out.
+    Advice about flags and folders is for the people who run the server, and is left out.
     """
     words = {f"{path}": path.stem.rpartition("_")[0] for path in (folder / "inputs").glob("*")}
     words |= {slot.key: name for name, slot in SLOTS.items() if slot.key}

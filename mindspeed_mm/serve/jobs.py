@@ -192,14 +192,21 @@ class JobStore:
             )
         return self.get(row[0])
 
-    def advance(self, job: Job, step: int, steps: int) -> bool:
-        """Note that `step` of `steps` are done. Returns whether to go on: no when the job was cancelled or taken away."""
+    def advance(self, job: Job, step: int, steps: int) -> None:
+        """Note that `step` of `steps` are done."""
         with self._transaction() as database:
-            changed = database.execute(
-                "UPDATE jobs SET step = ?, steps = ? WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT cancelled",
+            database.execute(
+                "UPDATE jobs SET step = ?, steps = ? WHERE id = ? AND worker = ? AND status = 'in_progress'",
                 (step, steps, job.id, job.worker),
             )
-            return changed.rowcount == 1
+
+    def is_wanted(self, job: Job) -> bool:
+        """Whether the worker is to go on: not when the job was cancelled or taken away. Costs no write."""
+        found = self._database().execute(
+            "SELECT 1 FROM jobs WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT cancelled",
+            (job.id, job.worker),
+        )
+        return found.fetchone() is not None
 
     def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
         """The video is there, or failed with `error`. False when the job is no longer this worker's."""

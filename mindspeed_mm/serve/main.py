@@ -171,6 +171,7 @@ def listen(settings: ServeConfig) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        listening.listen(2048)  # from now on clients wait instead of being refused
     except OSError as error:
         listening.close()
         raise LaunchError(

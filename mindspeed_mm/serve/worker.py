@@ -35,6 +35,7 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 LOGGER = get_logger(__name__)
 _POLL = 0.1  # seconds between two looks at an empty queue
 _BEAT = 20.0  # seconds after which waiting processes hear of an empty queue, far below any timeout
+_NOTE = 0.3  # seconds between two notes of progress: each is written through to the disk
 _PROMPTS = 256  # embedded prompts that are kept: the negative one, and those that come again
 _TIMEOUT = timedelta(hours=2)
 
@@ -60,6 +61,7 @@ class Worker:
         """`base`: what every job's inference JSON begins with."""
         self.store, self.folders, self.base, self.models = store, folders, base, models
         self.parallel, self.name, self.timeout = parallel, name, timeout
+        self.noted = 0.0
 
     def run(self) -> None:
         """Serve until a signal ends the process."""
@@ -125,7 +127,11 @@ class Worker:
         def note() -> str:
             if late:
                 return "late"
-            return "" if self.store.advance(job, step.index + 1, step.total) else "cancelled"
+            now = time.monotonic()
+            if now - self.noted > _NOTE or step.index + 1 == step.total:
+                self.noted = now
+                self.store.advance(job, step.index + 1, step.total)
+            return "" if self.store.is_wanted(job) else "cancelled"
 
         end = self.parallel.run_on_main_and_broadcast(note)
         if end == "late":

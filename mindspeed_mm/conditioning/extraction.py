@@ -85,6 +85,7 @@ class ReadTask:
 
     record: SampleRecord
     known: Mapping[Path, str]
+    redo: bool = False  # the feature is on disk and damaged
 
     @property
     def is_known(self) -> bool:
@@ -121,7 +122,7 @@ class ReadRow:
                     digests[path] = content_of(path)
                 contents[path] = (signature, digests[path])
         key = self.recipe.key(task.record, digests)
-        done = _stored(self.features / f"{key}.safetensors") is not None
+        done = not task.redo and _stored(self.features / f"{key}.safetensors") is not None
         latents_key = self.recipe.latents_key(task.record, digests)
         with reading(task.record.video):
             return ReadResult(key, latents_key, contents, None if done else self.load(task.record))
@@ -172,6 +173,7 @@ class Extraction:
         None  # processes that run already; None = `run` starts its own
     )
     _prompt_index: PartIndex | None = None  # which captions are embedded in which feature
+    _damaged: set[Path] = field(default_factory=set)  # features that this run could not reuse
 
     def read_ahead(self) -> ReadAhead[ReadTask, ReadResult]:
         """Processes that read this dataset; they start with the first task. A context manager."""
@@ -185,6 +187,7 @@ class Extraction:
         index = ContentIndex(self.save_path / STATE_FOLDER, self.rank)
         latents = PartIndex(self.save_path / STATE_FOLDER, "latents", self.rank)
         self._prompt_index = PartIndex(self.save_path / STATE_FOLDER, "prompts", self.rank)
+        kept_tasks: dict[Path, ReadTask] = {}
         missing: list[ReadTask] = []
         retold: list[tuple[SampleRecord, str, Path]] = []
         for record in records:
@@ -192,6 +195,7 @@ class Extraction:
             kept = self._kept(task, latents)
             twin = None if kept else self._twin(task, latents)
             if kept is not None:
+                kept_tasks[self._path(kept.key)] = task
                 yield kept
             elif twin is not None:
                 retold.append((record, *twin))
@@ -202,19 +206,38 @@ class Extraction:
             for record, key, twin_path in retold:
                 if stop():
                     break
-                yield from self._retell(record, key, twin_path, writer)
-            rows = iter(ahead.map(missing))
-            while not stop():
-                with self.seconds.during("read"):
-                    row = next(rows, None)
-                if row is None:
-                    break
-                outcome = self._row(*row, index, latents, writer)
-                yield from writer.finished()
-                if outcome is not None:
+                if self._retell(record, key, twin_path, writer):
+                    yield from writer.finished()
+                else:
+                    missing.append(self._task(record, index))
+            yield from self._encode_all(ahead, missing, index, latents, writer, stop)
+            again = [replace(kept_tasks[path], redo=True) for path in self._damaged if path in kept_tasks]
+            for outcome in self._encode_all(ahead, again, index, latents, writer, stop):
+                if isinstance(outcome, Failed):  # a finished one was given as kept
                     yield outcome
-            with self.seconds.during("write"):
-                yield from writer.finished(all_of_them=True)
+
+    def _encode_all(
+        self,
+        ahead: ReadAhead[ReadTask, ReadResult],
+        tasks: Sequence[ReadTask],
+        index: ContentIndex,
+        latents: PartIndex,
+        writer: Writer,
+        stop: Callable[[], bool],
+    ) -> Iterator[Finished | Failed]:
+        """Each row, until its file is written."""
+        rows = iter(ahead.map(tasks))
+        while not stop():
+            with self.seconds.during("read"):
+                row = next(rows, None)
+            if row is None:
+                break
+            outcome = self._row(*row, index, latents, writer)
+            yield from writer.finished()
+            if outcome is not None:
+                yield outcome
+        with self.seconds.during("write"):
+            yield from writer.finished(all_of_them=True)
 
     def _task(self, record: SampleRecord, index: ContentIndex) -> ReadTask:
         known = {path: index.get(path) for _, path in files_of(record)}
@@ -243,20 +266,32 @@ class Extraction:
         if not task.is_known:
             return None
         twin = latents.get(self.recipe.latents_key(task.record, task.known))
-        if twin is None or _stored(self._path(twin)) is None:
+        if twin is None or self._path(twin) in self._damaged or _stored(self._path(twin)) is None:
             return None
         return self.recipe.key(task.record, task.known), self._path(twin)
 
-    def _retell(self, record: SampleRecord, key: str, twin: Path, writer: Writer) -> Iterator[Finished]:
-        """Only captions or the text encoder changed: the stored latents stay, bit for bit, and the text is encoded."""
-        info, feature = read_info(twin), read_feature(twin)
+    def _retell(self, record: SampleRecord, key: str, twin: Path, writer: Writer) -> bool:
+        """Only captions or the text encoder changed: the stored latents stay, bit for bit, and the text is encoded.
+
+        False when the stored ones are damaged.
+        """
+        try:
+            info, feature = read_info(twin), read_feature(twin)
+        except DataError as error:
+            self._set_aside(twin, error)
+            return False
         with _watchdog(record, self.timeout), self.seconds.during("text"):
             prompts = self._prompts(record, key)
         metadata = {**info.metadata, **self.metadata, **_origin(record)}
         done = Finished(record, key, info.shape, info.num_refs, fresh=True)
         with self.seconds.during("write"):
             writer.write(self._path(key), replace(feature, prompt_embeds=prompts, key=key), metadata, done)
-        yield from writer.finished()
+        return True
+
+    def _set_aside(self, path: Path, error: DataError) -> None:
+        if path not in self._damaged:
+            self._damaged.add(path)
+            logger.warning(f"{error}; not reused, what it was needed for is encoded again")
 
     def _prompts(self, record: SampleRecord, key: str) -> tuple[Tensor, ...]:
         """From a feature of earlier settings where there is one: other frames or sizes are no reason to run the text encoder."""
@@ -266,9 +301,13 @@ class Extraction:
         earlier = self._prompt_index.get(shared)
         self._prompt_index.add(shared, key)
         if earlier is not None and _stored(self._path(earlier)) is not None:
-            prompts = read_prompts(self._path(earlier))
-            if len(prompts) == len(record.captions):
-                return prompts
+            try:
+                prompts = read_prompts(self._path(earlier))
+            except DataError as error:
+                self._set_aside(self._path(earlier), error)
+            else:
+                if len(prompts) == len(record.captions):
+                    return prompts
         return self.text.encode(record.captions)
 
     def _path(self, key: str) -> Path:

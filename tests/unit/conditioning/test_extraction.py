@@ -13,6 +13,8 @@ from mindspeed_mm.conditioning.extraction import Failed
 from mindspeed_mm.conditioning.writing import Finished
 from mindspeed_mm.data.features import read_feature, read_info
 from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import read_safetensors_header
 from tests.extract_world import CellVae, H, W, load, make_extraction, write_rows
 
 pytestmark = pytest.mark.medium
@@ -138,6 +140,37 @@ def test_latents_that_were_deleted_or_torn_are_made_again(tmp_path):
     extraction, (after,) = run(tmp_path / "out", [replace(rows[0], captions=("another",))])
     assert after.fresh
     assert extraction.vae.vae.calls == 2  # the video, and grey
+
+
+def flip(path, name):
+    """One bit of a tensor of a feature."""
+    header, start, _ = read_safetensors_header(path, DataError)
+    content = bytearray(path.read_bytes())
+    content[start + header[name]["data_offsets"][0]] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["video", "prompt_ids"])
+def test_a_damaged_feature_is_made_again_not_reused(tmp_path, part):
+    """New captions want its latents, new pixel settings its prompts; both rows end with sound features."""
+    rows = write_rows(tmp_path, 2)
+    rows[1] = replace(rows[1], captions=("of the second row",))
+    _, done = run(tmp_path / "out", rows)
+    sound = contents(tmp_path / "out")
+    first = tmp_path / "out/features" / f"{done[0].key}.safetensors"
+    flip(first, part)
+    if part == "video":
+        more, settings = [*rows, replace(rows[0], captions=("another",), row=2)], {}
+    else:
+        more, settings = rows, {"num_frames": 9}
+    extraction, again = run(tmp_path / "out", more, **settings)
+    assert [row.record.row for row in again if isinstance(row, Finished)] == [row.row for row in more]
+    assert not [row for row in again if isinstance(row, Failed)]
+    assert extraction.text.text_encoder.prompts == (["another"] if part == "video" else ["a red ball"])
+    for row in again:
+        read_feature(tmp_path / "out/features" / f"{row.key}.safetensors")
+    if part == "video":  # the damaged one is of this run, too
+        assert contents(tmp_path / "out")[first.name] == sound[first.name]
 
 
 def test_only_what_changed_is_redone(tmp_path):

@@ -25,13 +25,6 @@ REQUIRES = [
     "tensorboard>=2.16",
 ]
 
-SERVE = [
-    "fastapi>=0.115",
-    "uvicorn>=0.30",
-    "python-multipart>=0.0.18",
-    "prometheus-client>=0.20",
-]
-
 setup(
     name="mindspeed-mm-vace",
     version="0.1.0",
@@ -47,7 +40,13 @@ setup(
     install_requires=REQUIRES,
     extras_require={
         "npu": ["torch_npu>=2.7.1"],
-        "serve": SERVE,
+        "serve": [
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
+            "python-multipart>=0.0.18",
+            "prometheus-client>=0.20",
+            "requests>=2.31",  # of vace generate --server
+        ],
         "ui": ["gradio>=5.0"],
         "heic": ["pillow-heif>=0.18"],
         "annotate": ["onnxruntime>=1.18"],
@@ -57,7 +56,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
-            *SERVE,
+            "mindspeed-mm-vace[serve]",
             "openai>=2.0; python_version >= '3.11'",  # a client of /v1/videos that others wrote
             "peft>=0.17",  # oracle of LoRA layers and files
             "ruff>=0.6",
@@ -65,6 +64,7 @@ setup(
             "psutil>=6.0",
             "types-PyYAML",
             "types-tqdm",
+            "types-requests",
         ],
     },
     entry_points={

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 from mindspeed_mm.cli.command import Command, ConfigFile
 from mindspeed_mm.cli.ranks import Launch
+from mindspeed_mm.config.flags import FlagParser
 from mindspeed_mm.tasks.generate import main
 from mindspeed_mm.tasks.jobs.generate import job_parser
 
 PROG = "vace generate"
+SERVER = "--server"
+
+
+def parser() -> FlagParser:
+    """The job's flags, and where it runs."""
+    made = job_parser(PROG)
+    made.add_argument(SERVER, metavar="URL", help="let a vace serve make the videos; its weights are used")
+    return made
+
+
+def run(argv: Sequence[str]) -> None:
+    """Make the videos here, or let a server make them."""
+    words = [
+        part for word in argv for part in (word.split("=", 1) if word.startswith(f"{SERVER}=") else [word])
+    ]
+    if SERVER not in words:
+        main(argv, PROG)
+        return
+    place = words.index(SERVER)
+    from mindspeed_mm.serve.client import main as send
+
+    send([*words[:place], *words[place + 2 :]], words[place + 1], PROG)
 
 
 COMMAND = Command(
     verb="generate",
     summary="Generate videos; each key of the JSON is a flag too",
     usage="CONFIG.json [--key value]...",
-    parser=lambda _: job_parser(PROG),
-    run=partial(main, prog=PROG),
+    parser=lambda _: parser(),
+    run=run,
     files=(ConfigFile("", "inference JSON (or without --config)"),),
     common={
         "texts": ("prompt", "negative-prompt", "prompts-file"),
@@ -32,7 +55,7 @@ COMMAND = Command(
         "video": ("height", "width", "num-frames", "fps", "seed"),
         "sampling": ("steps", "guidance-scale", "shift", "solver", "preset", "context-scale"),
         "weights": ("transformer", "vae", "text-encoder"),
-        "run": ("output-path", "dtype", "offload", "tiled", "data-parallel"),
+        "run": ("output-path", "dtype", "offload", "tiled", "data-parallel", "server"),
     },
     launch=Launch(check="--dry-run --check-inputs"),
 )

@@ -169,6 +169,41 @@ def test_python_lines_of_the_guide_run(server: Running, tmp_path: Path) -> None:
     assert open_video(tmp_path / "ball.mp4").num_frames == 17
 
 
+def test_generate_command_lets_a_server_work(server: Running, tmp_path: Path) -> None:
+    samples = ROOT / "examples/vace/inference/samples"
+    values = {
+        **json.loads((ROOT / "examples/vace/tiny/inference.json").read_text()),
+        "model": {"transformer": "nowhere", "vae": "nowhere", "text_encoder": "nowhere"},
+        "output_path": str(tmp_path / "out"),
+        "video_path": str(samples / "room.mp4"),
+        "mask_path": str(samples / "mask.mp4"),
+        "image_path": str(samples / "ball.jpg"),
+        "tasks": [{"prompt": "a ball", "steps": 2}, {"prompt": "a cube", "steps": 3, "context_scale": 0.5}],
+    }
+    (tmp_path / "job.json").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "mindspeed_mm.cli", "generate", str(tmp_path / "job.json"), "--server"]
+    done = subprocess.run(
+        [*command, server.url], env={**os.environ, "VACE_TOKEN": TOKEN}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name, scale in (("video1", 1.0), ("video2", 0.5)):
+        assert open_video(tmp_path / f"out/{name}.mp4").num_frames == 17
+        known = json.loads((tmp_path / f"out/{name}.json").read_text())
+        assert known["video"]["request"]["context_scale"] == scale
+        assert list(known["video"]["request"]["src_ref_images"]) == ["src_ref_images_0.jpg"]
+    for url, token, fact in (
+        (server.url, "wrong" * 4, "VACE_TOKEN"),
+        ("http://127.0.0.1:9", TOKEN, "vace serve"),
+        ("nowhere", TOKEN, "http://"),
+    ):
+        done = subprocess.run(
+            [*command, url], env={**os.environ, "VACE_TOKEN": token}, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert fact in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_cancelled_video_stops_at_its_next_step(server: Running) -> None:
     video = server.create(steps=1000)
     wait_for(lambda: server.client.videos.retrieve(video.id).progress > 0, "the first step")

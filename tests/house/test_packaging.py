@@ -28,8 +28,11 @@ def requirements() -> list[Requirement]:
     named = next(
         n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "REQUIRES"
     )
-    dev = ast.literal_eval(setup_arguments()["extras_require"])["dev"]
-    return [Requirement(text) for text in [*ast.literal_eval(named.value), *dev]]
+    extras = ast.literal_eval(setup_arguments()["extras_require"])
+    found = [Requirement(text) for text in [*ast.literal_eval(named.value), *extras["dev"]]]
+    ours = [requirement for requirement in found if requirement.name == "mindspeed-mm-vace"]
+    included = [Requirement(text) for each in ours for extra in each.extras for text in extras[extra]]
+    return [*(requirement for requirement in found if requirement not in ours), *included]
 
 
 def pins() -> list[Requirement]:
@@ -46,6 +49,8 @@ def test_every_requirement_is_pinned_once_and_within_its_bounds(python: str) -> 
             assert name not in chosen, f"{name} is pinned twice for Python {python}"
             chosen[name] = str(pin.specifier).removeprefix("==")
     for requirement in requirements():
+        if requirement.marker is not None and not requirement.marker.evaluate({"python_version": python}):
+            continue
         version = chosen.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} has no line in constraints.txt for Python {python}"
         assert requirement.specifier.contains(version), f"{requirement} against {version}"

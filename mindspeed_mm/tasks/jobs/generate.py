@@ -59,8 +59,11 @@ class GenerateJob(Config):
         return [video.to_json() for video in videos]
 
     @classmethod
-    def from_argv(cls, argv: Sequence[str], prog: str = PROG) -> GenerateJob:
-        """`CONFIG.json [--key value…]`. Raises ConfigError naming the key and file of the first problem."""
+    def from_argv(cls, argv: Sequence[str], prog: str = PROG, *, needs_weights: bool = True) -> GenerateJob:
+        """`CONFIG.json [--key value…]`. Raises ConfigError naming the key and file of the first problem.
+
+        Without `needs_weights`, weights that are missing are listed in `not_found`, as for a dry run.
+        """
         parser = job_parser(prog)
         namespace = parser.parse_strict([_dashed(word) for word in argv])
         flags = {**given(namespace, RequestConfig), **given(namespace, RunConfig)}
@@ -70,7 +73,8 @@ class GenerateJob(Config):
             flags=flags,
             weights=weights,
             overrides=Overrides.parse(namespace.set or ()),
-            needs_weights=namespace.check_inputs or not (namespace.dry_run or namespace.print_config),
+            needs_weights=namespace.check_inputs
+            or (needs_weights and not (namespace.dry_run or namespace.print_config)),
         )
         switches = {name: getattr(namespace, name) for name in ("dry_run", "print_config", "check_inputs")}
         return job.model_copy(update=switches)

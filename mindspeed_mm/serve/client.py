@@ -1,0 +1,211 @@
+"""`vace generate --server URL`: the videos of an inference JSON, made by a server. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from mindspeed_mm.errors import ConfigError, DataError, LaunchError
+from mindspeed_mm.files import atomic_path, write_json
+from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.locks import lock_folder
+from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.processes import Stopped, check_stop
+from mindspeed_mm.progress import Progress
+from mindspeed_mm.serve.fields import FIELDS
+from mindspeed_mm.serve.main import TOKEN
+from mindspeed_mm.serve.uploads import SLOTS
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+LOGGER = get_logger(__name__)
+_TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
+_POLL = 0.5
+_PATIENCE = 3600.0  # seconds that a full queue or a loading model is waited for
+
+
+class Client:
+    """The routes of a server that a job needs."""
+
+    def __init__(self, server: str) -> None:
+        """Raises ConfigError for what is no address."""
+        if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).netloc:
+            raise ConfigError(f"got {server!r:.100}", where="--server", expected="http://host:port")
+        self.base = server.rstrip("/")
+        self.session = requests.Session()
+        if token := os.environ.get(TOKEN, "").strip():
+            self.session.headers["authorization"] = f"Bearer {token}"
+
+    def create(self, fields: Mapping[str, str], files: Mapping[str, list[Path]]) -> dict[str, Any]:
+        """Queue a video; waits for a loading model and a full queue. Raises ConfigError, LaunchError."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            with ExitStack() as stack:
+                # without any file, requests would not send a form of parts
+                parts: list[tuple[str, Any]] = [(name, (None, text)) for name, text in fields.items()]
+                parts += [
+                    (slot, (path.name, stack.enter_context(path.open("rb"))))
+                    for slot, paths in files.items()
+                    for path in paths
+                ]
+                answer = self._send("POST", "/v1/videos", files=parts)
+            if answer.status_code not in (429, 503) or time.monotonic() > until:
+                made: dict[str, Any] = self._checked(answer).json()
+                return made
+            LOGGER.info("%s; trying again", _error_of(answer).get("message", answer.reason))
+            _sleep(min(float(answer.headers.get("retry-after", 10)), 30))
+
+    def get(self, video_id: str) -> dict[str, Any]:
+        """The state of a video."""
+        state: dict[str, Any] = self._checked(self._send("GET", f"/v1/videos/{video_id}")).json()
+        return state
+
+    def delete(self, video_id: str) -> None:
+        """Cancel a video."""
+        self._send("DELETE", f"/v1/videos/{video_id}")
+
+    def download(self, video_id: str, path: Path) -> None:
+        """The mp4, whole or not at all."""
+        answer = self._checked(self._send("GET", f"/v1/videos/{video_id}/content", stream=True))
+        with answer, atomic_path(path) as draft, draft.open("wb") as written:
+            for block in answer.iter_content(1 << 20):
+                written.write(block)
+
+    def _send(self, method: str, path: str, *, files: Any = None, stream: bool = False) -> requests.Response:
+        try:
+            return self.session.request(
+                method, self.base + path, files=files, stream=stream, timeout=_TIMEOUT, allow_redirects=False
+            )
+        except requests.RequestException as error:
+            reason = getattr(
+                getattr(error.args[0] if error.args else error, "reason", None), "strerror", None
+            )
+            raise LaunchError(
+                f"cannot be reached: {reason or type(error).__name__}",
+                where=self.base,
+                fix="start it with vace serve",
+            ) from None
+
+    def _checked(self, answer: requests.Response) -> requests.Response:
+        if answer.status_code < 300:
+            return answer
+        details = _error_of(answer)
+        raise ConfigError(
+            details.get("problem")
+            or details.get("message")
+            or f"answers {answer.status_code} {answer.reason}",
+            where=": ".join(filter(None, [self.base, details.get("where")])),
+            expected=details.get("expected", ""),
+            fix=f"set {TOKEN}" if answer.status_code == 401 else details.get("fix", ""),
+        )
+
+
+@one_line_errors
+def main(argv: Sequence[str], server: str, prog: str) -> None:
+    """The command with --server. The weights of the JSON need not exist here."""
+    job = GenerateJob.from_argv(argv, prog, needs_weights=False)
+    if job.print_config:
+        LOGGER.info(job.to_json())
+        return
+    for note in job.notes:
+        LOGGER.info(note)
+    job.check_outputs()
+    if not job.dry_run:
+        run(job, server)
+
+
+def run(job: GenerateJob, server: str) -> None:
+    """Queue every video of the job, wait, and download NAME.mp4 with NAME.json. A signal cancels what is not made yet."""
+    client = Client(server)
+    folder = Path(job.run.output_path)
+    with lock_folder(folder, choose="output_path"), cancelling(client) as waiting:
+        for video in job.videos:
+            waiting[client.create(fields_of(video, len(job.model.experts)), files_of(video))["id"]] = video
+        for video_id, video in list(waiting.items()):
+            state = wait_for(client, video_id, video.name)
+            del waiting[video_id]
+            if state["status"] == "failed":
+                raise DataError(state["error"].get("message", "failed"), where=f"{client.base}: {video.name}")
+            path = folder / f"{video.name}.mp4"
+            client.download(video_id, path)
+            write_json(path.with_suffix(".json"), {**video.to_json(), "server": client.base, "video": state})
+            LOGGER.info("  %s", path)
+
+
+@contextmanager
+def cancelling(client: Client) -> Iterator[dict[str, GenerationRequest]]:
+    """Ids of videos that the server works for: those that are left when the block ends early are cancelled."""
+    waiting: dict[str, GenerationRequest] = {}
+    try:
+        yield waiting
+    except (Stopped, DataError, ConfigError):
+        for video_id in waiting:
+            client.delete(video_id)
+        raise
+
+
+def wait_for(client: Client, video_id: str, name: str) -> dict[str, Any]:
+    """The state of a video once it is completed or failed."""
+    done = 0
+    with Progress(name, 100, "%") as progress:
+        while True:
+            state = client.get(video_id)
+            progress.step(state["progress"] - done)
+            done = state["progress"]
+            if state["status"] in ("completed", "failed"):
+                return state
+            _sleep(_POLL)
+
+
+def fields_of(video: GenerationRequest, experts: int) -> dict[str, str]:
+    """The form fields of a request: every number, so that the server's defaults do not matter."""
+    values = {
+        **video.sampling.model_dump(mode="json"),
+        "prompt": video.prompt,
+        "negative_prompt": video.negative_prompt,
+        "outpaint": video.inputs.outpaint,
+    }
+    left_out = {"guidance_scale_2"} if experts == 1 else set()
+    if video.sampling.solver != "euler":
+        left_out.add("videoxfun_sigmas")
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+        if name in FIELDS and name not in left_out and value is not None
+    }
+
+
+def files_of(video: GenerationRequest) -> dict[str, list[Path]]:
+    """The uploads of a request. Raises DataError for a folder of images."""
+    given = {name: getattr(video.inputs, name) for name in SLOTS if hasattr(video.inputs, name)}
+    found: dict[str, list[Path]] = {}
+    for slot, value in given.items():
+        for path in map(
+            Path, value if isinstance(value, (list, tuple)) else [value] if value is not None else []
+        ):
+            if path.is_dir():
+                raise DataError(
+                    "is a folder, which cannot be sent", where=path, fix="make a clip of its images"
+                )
+            found.setdefault(slot, []).append(path)
+    return found
+
+
+def _error_of(answer: requests.Response) -> dict[str, str]:
+    try:
+        error = answer.json()["error"]
+        return {name: str(text) for name, text in error.items() if text}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)
+    check_stop()

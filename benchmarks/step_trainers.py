@@ -150,7 +150,7 @@ def peer_trainer(case: Case, inputs: dict[str, Any], accelerator: Any) -> Traine
     import torch.nn.functional as F
     from diffusers import WanVACETransformer3DModel
 
-    from mindspeed_mm.models.transforms.freeze import trains
+    from mindspeed_mm.models.transforms.match import trains
     from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
     trunk = case.config.trunk

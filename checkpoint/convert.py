@@ -20,10 +20,10 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.containers.safetensors import write_safetensors
-from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.containers.tensors import HEAD_BYTES, TensorFile
 from mindspeed_mm.models.containers.torch_file import write_torch
 from mindspeed_mm.models.finite import FiniteWeights
-from mindspeed_mm.models.source import HEAD_BYTES, WeightsSource, differences
+from mindspeed_mm.models.source import WeightsSource, differences
 from mindspeed_mm.models.wan.sizes import diffusers_json, infer_config, official_json
 from mindspeed_mm.models.wan.stages import Layers
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS

@@ -249,6 +249,7 @@ class TrainLoader:
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             prefetch_factor=2 if self.num_workers else None,
+            generator=torch.Generator(),  # no sample needs it; torch's own would shift dropout
         )
         batches = iter(loader)
         while True:

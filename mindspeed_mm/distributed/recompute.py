@@ -56,7 +56,8 @@ def apply_recompute(
     for name, mode in plan.items():
         module = model.get_submodule(name)
         trained = any(parameter.requires_grad for parameter in module.parameters())
-        how = _How(mode, trained, inputs_to_host, pin)
+        drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules())
+        how = _How(mode, trained, drops, inputs_to_host, pin)
         module.forward = partial(_recomputed, module.forward, how)
 
 
@@ -72,6 +73,7 @@ class _How(NamedTuple):
 
     mode: Recompute
     trained: bool  # some weight of it has a gradient
+    drops: bool  # it draws random numbers, and must draw the same ones again
     to_host: bool
     pin: bool
 
@@ -80,7 +82,7 @@ def _recomputed(forward: Callable[..., Any], how: _How, *args: Any) -> Any:
     if not torch.is_grad_enabled() or not (how.trained or any(_has_gradient(value) for value in args)):
         return forward(*args)  # no backward comes here: nothing is kept, and so nothing is to be forgotten
     more: dict[str, Any] = {"context_fn": partial(_keep, how.trained)} if how.mode == "selective" else {}
-    run = partial(checkpoint, forward, *args, use_reentrant=False, preserve_rng_state=False, **more)
+    run = partial(checkpoint, forward, *args, use_reentrant=False, preserve_rng_state=how.drops, **more)
     if not how.to_host:
         return run()
     with _input_on_host(args[0], how.pin):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.models.containers.tensors import TensorFile, raw_bytes
+from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.wan.config import BRANCH, VaceConfig
 from mindspeed_mm.models.wan.sizes import (
@@ -23,8 +23,6 @@ from mindspeed_mm.models.wan.sizes import (
     layout,
     setting_conflicts,
 )
-
-HEAD_BYTES = 64 * 1024  # of each tensor go into the fingerprint
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,7 @@ class WeightsSource:
             if tensor.derived:
                 continue
             digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-            head = tensor.read().reshape(-1)[: HEAD_BYTES // tensor.dtype.itemsize]
-            digest.update(raw_bytes(head.contiguous()))
+            digest.update(tensor.head_bytes())
         return digest.hexdigest()
 
 

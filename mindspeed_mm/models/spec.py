@@ -30,6 +30,9 @@ class ModelSpec:
     modules: str = (
         ""  # "module:callable", modules(predictor.model) → all module names, without torch; "" = unknown
     )
+    linears: str = (
+        ""  # "module:callable", linears(predictor.model) → {name: (out, in)} of linear layers, without torch
+    )
     cost: str = (
         ""  # "module:callable", cost(predictor, recompute plan) → LoopParts.cost; "" reports no throughput
     )
@@ -48,6 +51,7 @@ MODELS.add(
         fp32_modules=FP32_MODULES,
         start="mindspeed_mm.models.start:vace_start",
         modules="mindspeed_mm.models.wan.sizes:modules",
+        linears="mindspeed_mm.models.wan.sizes:linears",
         cost="mindspeed_mm.models.wan.flops:vace_cost",
     ),
 )

@@ -17,7 +17,7 @@ from torch import nn
 
 from megatron.mm.layout import parse_rank
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.files import parse_json, read_json, stat_path
+from mindspeed_mm.files import stat_path
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors
@@ -27,12 +27,15 @@ from mindspeed_mm.models.dialects import listed, understand
 from mindspeed_mm.models.find import SHARD, Files, find_files, shards
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.foreign import foreign_trunk
+from mindspeed_mm.models.hints import saved_hints
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.adapter import Adapter, Pair, merged
-from mindspeed_mm.models.lora.saved import split_lora
+from mindspeed_mm.models.lora.fused import fuse_again
+from mindspeed_mm.models.lora.read import CONFIG, Expert, open_lora
+from mindspeed_mm.models.lora.saved import ENTRY, split_lora
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
-from mindspeed_mm.models.wan.sizes import check_hints, layout_of_shapes, read_hints, setting_conflicts
+from mindspeed_mm.models.wan.sizes import check_hints, layout_of_shapes, setting_conflicts
 from mindspeed_mm.models.wan.stages import count_layers, merge
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
@@ -42,6 +45,7 @@ __all__ = [
     "init_branch_from_trunk",
     "load_transformer",
     "load_weights",
+    "open_adapter",
     "open_named",
     "open_weights",
     "with_branch_of",
@@ -85,6 +89,39 @@ def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
     Nothing is known of its layout: whether all weights are there, the model that they fill tells. Raises WeightsError.
     """
     return _open(find_files(Path(path)), None, seen=(), key_maps=key_maps)
+
+
+def open_adapter(
+    path: PathLike, shapes: Mapping[str, Sequence[int]], *, expert: Expert | None = None
+) -> Adapter:
+    """The LoRA of a training checkpoint, or of a LoRA file as `open_lora` reads it. Raises WeightsError.
+
+    Of a checkpoint without its base, what trained whole beside the LoRA is part of it.
+    """
+    files = _checkpoint(Path(path))
+    if files is None:
+        return open_lora(path, shapes, expert=expert)
+    where = files.paths[0].absolute()
+    dialect, tensors, _, pairs, extras = _read(files, where, KEY_MAPS)
+    if not pairs:
+        raise WeightsError("is a checkpoint without a LoRA", where=where, fix="give one that trained a LoRA")
+    adapter = Adapter(where, dialect, pairs, whole=tensors if isinstance(extras.get("base"), dict) else {})
+    if problems := adapter.misfits(shapes):
+        raise WeightsError(f"does not fit the model: {listed(problems)}", where=where)
+    return adapter
+
+
+def _checkpoint(path: Path) -> Files | None:
+    """The files of a checkpoint of training; None for anything else."""
+    if (path / CONFIG).exists() or not (path.is_dir() or path.suffix in (".pt", ".pth")):
+        return None
+    try:
+        files = _find(path)
+    except WeightsError:
+        return None  # what reads LoRA files names the problem
+    if files.kind == "torch" and len(files.paths) == 1 and ENTRY not in read_torch(files.paths[0]):
+        return None
+    return None if files.kind == "safetensors" else files
 
 
 def _find(path: Path, original: bool = False) -> Files:
@@ -189,7 +226,7 @@ def _open(
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
         raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
-    hints, hints_path = _hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
+    hints, hints_path = saved_hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
     source = WeightsSource(
         where.absolute(), dialect, files.what, tensors, hints, hints_path, stage_layers=stage_layers
     )
@@ -253,42 +290,6 @@ def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile
     return found
 
 
-def _hints(files: Files, saved: Any) -> tuple[dict[str, Any], Path | None]:
-    """What shapes cannot tell, and where it is from.
-
-    From the checkpoint itself, `<file>.json`, the nearest config.json, or a run's job.json.
-    """
-    first = files.paths[0]
-    hints = read_hints(parse_json(saved, str(first), WeightsError) if isinstance(saved, str) else saved)
-    if hints:
-        return hints, first
-    beside = [first.with_suffix(".json")] if len(files.paths) == 1 and first.is_file() else []
-    for path in (*beside, *(home / "config.json" for home in files.homes)):
-        if hints := read_hints(_json(path)):
-            return hints, path
-    for home in files.homes:
-        if predictor := _find_predictor(_json(home / "job.json")):
-            dit = predictor["vace_dit"]
-            hints = {**predictor, "vace_layers": dit.get("vace_layers"), "vace_in_dim": dit.get("in_dim")}
-            return hints, home / "job.json"
-    return {}, None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return read_json(path, WeightsError) if path.is_symlink() or path.exists() else None
-    except WeightsError as error:
-        raise WeightsError(f"{error}; correct or remove it") from None
-
-
-def _find_predictor(values: Any) -> Mapping[str, Any] | None:
-    if not isinstance(values, dict):
-        return None
-    if "num_heads" in values and isinstance(values.get("vace_dit"), dict):
-        return values
-    return next((found for inner in values.values() if (found := _find_predictor(inner)) is not None), None)
-
-
 def _complete(
     source: WeightsSource,
     base: Any,
@@ -317,6 +318,7 @@ def _complete(
             f"{source.path}: {place} is not the base it was trained on, its values differ; {hint}"
         )
     _refuse_another_base(source, whole)
+    whole = fuse_again(whole, recorded.get("loras"), source.path, open_adapter)
     hints = {**whole.hints, **source.hints}
     hints_path = source.hints_from or whole.hints_from
     tensors = {**whole.tensors, **source.tensors}

@@ -18,14 +18,17 @@ from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.recompute import recompute_plan
+from mindspeed_mm.distributed.rng import seed_everything
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import write_text
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.finite import check_weights
+from mindspeed_mm.models.lora.fused import write_fused
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.start import start_of
+from mindspeed_mm.models.transforms.fuse import open_fused
 from mindspeed_mm.models.wan.flops import Flops, peak_tflops
 from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
@@ -68,9 +71,12 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     scheduler = param_scheduler(
         optimizer, training.optimizer, train_iters=train_iters, global_batch_size=global_batch_size
     )
+    seed_everything(batch.seed, mesh.rank)  # before a checkpoint restores its own: dropout draws from here
     state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler)
     # an adapter's base is the whole model: where no one place holds that, checkpoints hold it
     is_whole = not job.model.transforms or start.base is start.weights
+    if not is_whole:
+        logger.info("checkpoints hold the frozen weights, too: no one place has them all")
     checkpoints = build_checkpoints(job, start.base if is_whole else None, accelerator)
     if checkpoints.load(state):  # what does not train was looked at when it was filled
         trained = {name: local(weight) for name, weight in model.named_parameters() if weight.requires_grad}
@@ -95,7 +101,10 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
 def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
     """Checkpoints of this job; what does not train is named by reference to `rest`."""
     key_map = resolve(MODELS.get(job.predictor.model_id).key_maps)["mm"]
-    base = BaseReference(str(rest.path), rest.fingerprint(), rest.dialect) if rest is not None else None
+    base = None
+    if rest is not None:
+        loras = write_fused(open_fused(job.model.transforms, rest.shapes))
+        base = BaseReference(str(rest.path), rest.fingerprint(), rest.dialect, loras)
     return Checkpointer(job.training.checkpoint, accelerator, key_map, base=base, job_json=job.to_json())
 
 

@@ -8,7 +8,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,6 +23,7 @@ from mindspeed_mm.data.config import (
 )
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.generation.config import InferenceConfig
+from mindspeed_mm.models.transforms.config import FuseLoraConfig, LoraConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.tasks.jobs.extract import ExtractModelConfig
 from mindspeed_mm.tasks.jobs.pretrain import ModelConfig
@@ -79,7 +80,12 @@ FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
     (
         "*/pretrain_model*.json",
         "the model that is trained (`--mm-model` of training)",
-        (("", ModelConfig), ("predictor", PredictorConfig)),
+        (
+            ("", ModelConfig),
+            ("predictor", PredictorConfig),
+            ("transforms[] of type lora", LoraConfig),
+            ("transforms[] of type fuse_lora", FuseLoraConfig),
+        ),
     ),
     ("fsdp2_config.yaml", "sharding (`--fsdp2-config-path`)", (("", Fsdp2Config),)),
     ("inference/inference_*.json", "what to generate", (("", InferenceConfig),)),
@@ -160,6 +166,8 @@ def _type(annotation: Any) -> str:
         return f"{many} {_type(inner[0])}"
     if get_origin(annotation) is dict:
         return "object"
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "object"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -27,6 +27,7 @@ from mindspeed_mm.distributed.shards import copy_local
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.finite import FiniteWeights
+from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.base import ModuleTransform
 from mindspeed_mm.models.transforms.plan import plan_transforms
@@ -72,6 +73,8 @@ def build_model(
     plan = plan_transforms(spec, predictor.trainable, DTYPES[predictor.dtype], transforms)
     for transform in plan:
         transform.apply(model)
+        if isinstance(source, WeightsSource):
+            source = transform.change_source(source)
     apply_context_parallel(model, mesh.cp_group)
     names = [name for name, _ in model.named_modules() if name]
     recomputed = recompute_plan(names, spec.units, fsdp, parallel)

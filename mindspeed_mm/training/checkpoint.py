@@ -135,7 +135,7 @@ class Checkpointer:
             "sampler": {"consumed_samples": torch.tensor(state.consumed_samples)},
         }
         if len(kept) < len(names) and self.base is not None:
-            content["base"] = asdict(self.base)
+            content["base"] = self.base.entry()
         if isinstance(config := getattr(state.model, "config", None), Config):
             content["config"] = (
                 config.model_dump_json()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.tensors import kind_of
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.keymap import KeyMap
+from mindspeed_mm.models.lora.fused import same_fused
 from mindspeed_mm.models.lora.saved import ENTRY, read_scales, theirs_of
 from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.wan.sizes import read_hints, setting_conflicts
@@ -48,6 +49,11 @@ class BaseReference:
     path: str
     fingerprint: str
     dialect: str
+    loras: str = ""  # what was added to them before training, as `write_fused` writes it
+
+    def entry(self) -> dict[str, str]:
+        """As a checkpoint holds it."""
+        return {key: value for key, value in asdict(self).items() if value}
 
 
 def mm_names(model: nn.Module, key_map: KeyMap) -> dict[nn.Parameter, str]:
@@ -252,6 +258,11 @@ def _check_base(folder: Path, found: Any, base: BaseReference | None, finetune: 
         if not finetune:
             raise WeightsError(f"{problem}; name the same weights, or start over with --finetune")
         logger.warning(problem)
+    if not same_fused(found.get("loras"), base.loras):
+        problem = "other LoRAs were fused into its base than the transforms of the model JSON fuse"
+        if not finetune:
+            raise WeightsError(problem, where=folder, fix="name the same, or start over with --finetune")
+        logger.warning(f"{folder}: {problem}")
 
 
 def _check_config(folder: Path, saved: Any, model: nn.Module) -> None:

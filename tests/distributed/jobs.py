@@ -136,7 +136,7 @@ def plain(
     steps: int, batch: int = 4, trainable: str = "branch", grid=GRID, name: str = "adam"
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same training without any sharding: one module, one process."""
-    from mindspeed_mm.models.transforms.freeze import trains
+    from mindspeed_mm.models.transforms.match import trains
 
     model = tiny_transformer(0).train()
     for key, parameter in model.named_parameters():

@@ -10,6 +10,8 @@ import torch
 
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.containers.dcp import read_dcp
+from mindspeed_mm.models.lora.adapter import merged
+from mindspeed_mm.models.lora.read import open_lora
 from mindspeed_mm.models.lora.saved import DOWN, UP
 from mindspeed_mm.models.weights import open_weights
 from tests.runs import arguments, make_run, train_job
@@ -55,7 +57,7 @@ def test_a_lora_trains_alike_on_two_ranks(world, environment, alone, tmp_path, f
 
 def test_a_lora_moves_and_its_base_does_not(environment, alone):
     folder, rows = alone
-    base = open_weights(Path(environment["SAVE_PATH"]).parent / "weights")
+    base = base_of(environment)
     trained = open_weights(folder)
     moved = {name for name in base.tensors if not torch.equal(base.read(name), trained.read(name))}
     assert moved == {f"{name}.weight" for name in lora_matrices()}
@@ -139,22 +141,95 @@ def test_matrices_of_a_lora_step_by_adamw_under_muon(world, environment, alone, 
     assert losses(rows) == losses(alone[1])
 
 
+def with_transforms(environment, folder, *transforms, **predictor):
+    """The environment with these transforms in its model JSON."""
+    model = json.loads(Path(environment["MM_MODEL"]).read_text())
+    model["predictor"] |= predictor
+    path = folder / "model.json"
+    path.write_text(json.dumps({**model, "transforms": transforms}))
+    return {**environment, "MM_MODEL": str(path)}
+
+
+def base_of(environment):
+    return open_weights(Path(environment["SAVE_PATH"]).parent / "weights")
+
+
+def assert_close(first, second, atol=1e-6):
+    for name in second.tensors:
+        assert torch.allclose(first.read(name), second.read(name), atol=atol), name
+
+
+STILL = {"lr": 1e-12, "train_iters": 2}  # what training starts from
+
+
 @pytest.mark.parametrize("dialect", ["peft", "kohya"])
 def test_training_continues_from_a_lora_of_any_dialect(world, environment, tmp_path, dialect):
     path = write_lora(dialect, tmp_path, lora_matrices())
-    model = json.loads(Path(environment["MM_MODEL"]).read_text())
-    transforms = [{"type": "lora", "rank": 4, "alpha": 8, "on": "both", "init_from": str(path)}]
-    (tmp_path / "model.json").write_text(json.dumps(model | {"transforms": transforms}))
-    changed = {**environment, "MM_MODEL": str(tmp_path / "model.json")}
-    train(world, changed, tmp_path / "run", "--no-save-optim", lr=1e-12, train_iters=2)
-    from mindspeed_mm.models.lora.adapter import merged
-    from mindspeed_mm.models.lora.read import open_lora
-
-    base = open_weights(Path(environment["SAVE_PATH"]).parent / "weights")
+    lora = {"type": "lora", "rank": 4, "alpha": 8, "on": "both", "init_from": str(path)}
+    changed = with_transforms(environment, tmp_path, lora)
+    train(world, changed, tmp_path / "run", "--no-save-optim", **STILL)
+    base = base_of(environment)
     expected = merged(base, [(open_lora(path, base.shapes), 1.0)])
-    trained = open_weights(tmp_path / "run")
+    assert_close(open_weights(tmp_path / "run"), expected)
+
+
+def test_training_continues_from_a_checkpoint_of_a_lora(world, environment, tmp_path):
+    lora = {"type": "lora", "rank": 4, "on": "branch", "modules_to_save": ["vace_patch_embedding"]}
+    first = with_transforms(environment, tmp_path, {**lora, "rslora": True})
+    train(world, first, tmp_path / "first", "--no-save-optim", train_iters=2, ranks=2)
+    second = with_transforms(environment, tmp_path, {**lora, "init_from": str(tmp_path / "first")})
+    train(world, second, tmp_path / "second", "--no-save-optim", ranks=2, **STILL)
+    before, after = open_weights(tmp_path / "first"), open_weights(tmp_path / "second")
+    assert_close(after, before)
+    name = "vace_patch_embedding.weight"
+    assert not torch.equal(before.read(name), base_of(environment).read(name))
+
+
+def test_a_fused_lora_is_part_of_the_base(world, environment, tmp_path):
+    path = write_lora("comfyui-alpha", tmp_path, lora_matrices())
+    fuse = {"type": "fuse_lora", "path": str(path), "strength": 0.5}
+    changed = with_transforms(environment, tmp_path, fuse, {"type": "lora", "rank": 2, "on": "both"})
+    rows = train(world, changed, tmp_path / "run", ranks=2, **STILL)
+    base = base_of(environment)
+    expected = merged(base, [(open_lora(path, base.shapes), 0.5)])
+    found = open_weights(tmp_path / "run")
+    assert_close(found, expected)
+    state = read_dcp(tmp_path / "run/iter_0000002")
+    assert all(name.endswith((DOWN, UP)) for name in _names(state["model"]))
+    whole = with_transforms(environment, tmp_path, from_pretrained=str(tmp_path / "run"), trainable="all")
+    assert losses(train(world, whole, tmp_path / "again", train_iters=1, lr=1e-12)) == pytest.approx(
+        losses(rows)[:1], rel=1e-5
+    )
+    resumed = with_transforms(environment, tmp_path, {"type": "lora", "rank": 2, "on": "both"})
+    (message,) = world.run(1, refusal, arguments(resumed, load=tmp_path / "run", save=tmp_path / "run"))
+    assert "fused" in message
+    path.unlink()
+    with raises(WeightsError, path, where=tmp_path / "run/iter_0000002"):
+        open_weights(tmp_path / "run")
+
+
+def test_a_branch_trains_upon_a_trunk_with_a_fused_lora(world, environment, tmp_path):
+    path = write_lora("diffsynth", tmp_path, lora_matrices("blocks"))
+    fuse = {"type": "fuse_lora", "path": str(path)}
+    changed = with_transforms(environment, tmp_path, fuse, trainable="branch")
+    train(world, changed, tmp_path / "run", "--no-save-optim", train_iters=2, ranks=2)
+    base, found = base_of(environment), open_weights(tmp_path / "run")
+    expected = merged(base, [(open_lora(path, base.shapes), 1.0)])
     for name in base.tensors:
-        assert torch.allclose(trained.read(name), expected.read(name), atol=1e-6), name
+        assert torch.equal(found.read(name), expected.read(name)) == (not name.startswith("vace_")), name
+
+
+def test_dropout_draws_the_same_numbers_when_recomputed(world, environment, tmp_path):
+    lora = {"type": "lora", "rank": 4, "on": "both", "dropout": 0.5}
+    changed = with_transforms(environment, tmp_path, lora)
+    plain = train(world, changed, tmp_path / "plain", train_iters=3)
+    for how in ("full", "selective"):
+        flags = {"recompute_granularity": how, "train_iters": 3}
+        flags |= {"recompute_method": "uniform"} if how == "full" else {}
+        assert losses(train(world, changed, tmp_path / how, **flags)) == losses(plain)
+    train(world, changed, tmp_path / "half", train_iters=2)
+    resumed = train(world, changed, tmp_path / "half", train_iters=3, load=tmp_path / "half")
+    assert losses(resumed)[-1] == losses(plain)[-1]
 
 
 def test_bad_lora_settings_are_refused_before_anything_loads(environment, tmp_path):

@@ -26,6 +26,7 @@ HONOURED = [
     "--lora-alpha",
     "--lora-on",
     "--lora-init-from",
+    "--fuse-lora",
     "--micro-batch-size",
     "--global-batch-size",
     "--train-iters",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import WanVACETransformer3DModel
 
 from mindspeed_mm.flow.matching import keyed_generator
-from mindspeed_mm.models.transforms.freeze import trains
+from mindspeed_mm.models.transforms.match import trains
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.loop import TrainLoop

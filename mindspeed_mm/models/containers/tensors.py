@@ -15,6 +15,7 @@ from torch import Tensor
 from mindspeed_mm.errors import WeightsError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HEAD_BYTES = 64 * 1024  # of each tensor go into a fingerprint
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class TensorFile:
     def nbytes(self) -> int:
         """Size of its values in bytes."""
         return self.shape.numel() * self.dtype.itemsize
+
+    def head_bytes(self) -> memoryview:
+        """Its first 64 KiB, for a fingerprint."""
+        return raw_bytes(self.read().reshape(-1)[: HEAD_BYTES // self.dtype.itemsize].contiguous())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,6 +54,33 @@ class Adapter:
     def names(self) -> list[str]:
         """The weights that it changes."""
         return sorted({*self.pairs, *self.diffs, *self.whole})
+
+    def misfits(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+        """What has no place in a model of these weights, or not its shape."""
+        found = [f"{name} is no weight of it" for name in self.names if name not in shapes]
+        for name, pair in self.pairs.items():
+            size = [pair.up.shape[0], math.prod(pair.down.shape[1:])]
+            if name in shapes and size != [shapes[name][0], math.prod(shapes[name][1:])]:
+                found.append(f"{name} {size} for {list(shapes[name])}")
+        for name, tensor in {**self.diffs, **self.whole}.items():
+            if name in shapes and tensor.shape.numel() != math.prod(shapes[name]):
+                found.append(f"{name} {list(tensor.shape)} for {list(shapes[name])}")
+        return found
+
+    def fingerprint(self) -> str:
+        """Hash of names, shapes, dtypes, scales and the first 64 KiB of each tensor: the same wherever the file is."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            pair = self.pairs.get(name)
+            digest.update(f"{name} {pair.scale if pair else 1:.9g}\n".encode())
+            found = {"down": pair.down, "up": pair.up} if pair else {}
+            found |= {
+                kind: of[name] for kind, of in (("diff", self.diffs), ("whole", self.whole)) if name in of
+            }
+            for kind, tensor in found.items():
+                digest.update(f"{kind} {list(tensor.shape)} {tensor.dtype}\n".encode())
+                digest.update(tensor.head_bytes())
+        return digest.hexdigest()
 
     @property
     def description(self) -> str:

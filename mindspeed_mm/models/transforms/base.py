@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from mindspeed_mm.models.source import WeightsSource
 
 
 class ModuleTransform(ABC):
     """One change, such as an adapter. Base weights keep their names, so any checkpoint of the base still loads."""
 
+    is_adapter: ClassVar[bool] = False  # what it trains is all that trains; without one, `trainable` decides
+
     @abstractmethod
     def apply(self, model: nn.Module) -> None:
         """Change `model`, which is on the meta device, in place. Raises ConfigError when it does not fit."""
+
+    def change_source(self, source: WeightsSource) -> WeightsSource:
+        """What the model's weights are read from, given what its base is read from. Called after `apply`."""
+        return source
 
     def trains(self, name: str) -> bool:
         """Whether the weight `name` trains because of this transform."""

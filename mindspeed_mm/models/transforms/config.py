@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from mindspeed_mm.files import json_type
 from mindspeed_mm.registry import Registry
 
 Part = Literal["branch", "trunk", "both"]
+Expert = Literal["high", "low"]
+Pattern = Annotated[str, Field(min_length=1)]
+_EXPERT = "expert of a file that holds both of A14B; default: diffusion.expert"
 
 
 class LoraConfig(Config):
@@ -30,15 +33,17 @@ class LoraConfig(Config):
     on: Part | None = Field(
         default=None, description="part of the model that gets it; default: the one of predictor.trainable"
     )
-    match: tuple[str, ...] = Field(
+    match: tuple[Pattern, ...] = Field(
         default=(),
         description="endings of the names of the linear layers that get it, * stands for any text; "
         "default: q, k, v, o, ffn.0, ffn.2",
     )
-    init_from: str | None = Field(
-        default=None, description="LoRA file or folder of any dialect, of the same rank, to continue from"
+    init_from: Pattern | None = Field(
+        default=None,
+        description="LoRA of any dialect, or checkpoint of a LoRA, of the same rank, to continue from",
     )
-    modules_to_save: tuple[str, ...] = Field(
+    expert: Expert | None = Field(default=None, description=_EXPERT)
+    modules_to_save: tuple[Pattern, ...] = Field(
         default=(), description="modules that train whole beside the LoRA, such as vace_patch_embedding"
     )
 
@@ -47,6 +52,15 @@ class LoraConfig(Config):
         """What B A x is multiplied by."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class FuseLoraConfig(Config):
+    """A LoRA that is added to the weights before training, such as a few-step one. It does not train."""
+
+    type: Literal["fuse_lora"] = "fuse_lora"
+    path: Pattern = Field(description="LoRA of any dialect, or checkpoint of a LoRA")
+    strength: float = Field(default=1.0, ge=-100, le=100, description="what its update is multiplied by")
+    expert: Expert | None = Field(default=None, description=_EXPERT)
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,9 @@ class TransformSpec:
 TRANSFORMS: Registry[TransformSpec] = Registry("transform", "mindspeed_mm.transforms")
 TRANSFORMS.add(
     "lora", TransformSpec(config=LoraConfig, build="mindspeed_mm.models.transforms.lora:build_lora")
+)
+TRANSFORMS.add(
+    "fuse_lora", TransformSpec(config=FuseLoraConfig, build="mindspeed_mm.models.transforms.fuse:build_fuse")
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +34,3 @@ class Freeze(ModuleTransform):
             parameter.data = parameter.data.to(torch.float32 if exact else self.dtype)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ConfigError("leaves nothing to train: the model has no such part", where=self.origin)
-
-
-def trains(name: str, trainable: str, branch: Collection[str]) -> bool:
-    """Whether the weight `name` trains under `trainable: branch | trunk | all`. Its first part decides."""
-    in_branch = name.split(".")[0] in branch
-    return trainable == "all" or in_branch == (trainable == "branch")

@@ -5,26 +5,31 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.tensors import TensorFile
-from mindspeed_mm.models.lora.read import open_lora
+from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.lora.adapter import Adapter, merged
 from mindspeed_mm.models.lora.saved import DOWN, UP
+from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.transforms.base import ModuleTransform
 from mindspeed_mm.models.transforms.config import LoraConfig
-from mindspeed_mm.models.transforms.freeze import trains
-from mindspeed_mm.models.transforms.match import ends_in, matching
+from mindspeed_mm.models.transforms.match import ends_in, lora_targets
+from mindspeed_mm.models.weights import open_adapter
 
 logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from mindspeed_mm.models.spec import ModelSpec
+
+DOWN_LAYER, UP_LAYER = DOWN.removesuffix(".weight"), UP.removesuffix(".weight")
 
 
 class LoraLinear(nn.Linear):
@@ -37,7 +42,8 @@ class LoraLinear(nn.Linear):
         device = base.weight.device
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device=device)
         self.weight, self.bias = base.weight, base.bias
-        self.scale, self.dropout = config.scale, config.dropout
+        self.scale = config.scale
+        self.dropout = nn.Dropout(config.dropout)  # as a module: recomputation looks for it
         self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, device=device)
         self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, device=device)
 
@@ -46,9 +52,8 @@ class LoraLinear(nn.Linear):
         y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
         if not self.scale:
             return y
-        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         down, up = self.lora_A.weight, self.lora_B.weight
-        update = F.linear(F.linear(dropped.to(down.dtype), down).to(up.dtype), up)
+        update = F.linear(F.linear(self.dropout(x).to(down.dtype), down).to(up.dtype), up)
         return torch.add(y, update.to(y.dtype), alpha=self.scale)
 
     @torch.no_grad()
@@ -60,11 +65,8 @@ class LoraLinear(nn.Linear):
 
 
 def build_lora(config: LoraConfig, spec: ModelSpec, trainable: str) -> Lora:
-    """For a model of `spec`; `trainable` is that of its predictor. Raises ConfigError."""
-    if not (config.match or spec.adapted):
-        raise ConfigError("missing; the model names no usual layers", where="transforms: lora.match")
-    part = config.on or ("both" if trainable == "all" or not spec.branch else trainable)
-    return Lora(config, spec.branch, spec.adapted, part)
+    """For a model of `spec`; `trainable` is that of its predictor."""
+    return Lora(config, spec, trainable)
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,25 @@ class Lora(ModuleTransform):
     """Gives the matching layers of the branch, the trunk or both a LoRA; all other weights are left to be frozen."""
 
     config: LoraConfig
-    branch: tuple[str, ...] = ()  # first parts of the names of the branch's weights
-    usual: tuple[str, ...] = ()  # what `match` is by default
-    part: str = "both"
+    spec: ModelSpec
+    trainable: str
     starts: dict[str, tuple[TensorFile, float]] = field(default_factory=dict)  # from `init_from`
+    whole: dict[str, TensorFile] = field(default_factory=dict)  # the weights of modules_to_save from there
+    is_adapter: ClassVar[bool] = True
 
     def apply(self, model: nn.Module) -> None:
-        """Replace the matching layers. Raises ConfigError when a pattern matches none, or no linear layer."""
+        """Replace the matching layers. Raises ConfigError as `lora_targets`, or for a layer that has a LoRA already."""
         where = "transforms: lora"
-        names = [name for name, _ in model.named_modules() if name]
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        targets = matching(self.config.match or self.usual, linear, f"{where}.match")
-        targets = [name for name in targets if self.part == "both" or trains(name, self.part, self.branch)]
-        if not targets:
-            raise ConfigError(f"the model has no matching layer in the {self.part}", where=f"{where}.on")
-        matching(self.config.modules_to_save, names, f"{where}.modules_to_save")
+        modules = [name for name, _ in model.named_modules() if name]
+        linears = {
+            name: tuple(module.weight.shape)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and not name.endswith((DOWN_LAYER, UP_LAYER))
+        }
+        targets = lora_targets(self.config, self.spec, self.trainable, modules, linears, where)
         if self.config.init_from is not None:
-            self._read_start({name: tuple(p.shape) for name, p in model.named_parameters()}, targets)
+            shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if not self.adds(name)}
+            self._read_start(shapes, targets)
         for name in targets:
             parent, _, child = name.rpartition(".")
             layer = model.get_submodule(name)
@@ -98,28 +102,41 @@ class Lora(ModuleTransform):
             setattr(model.get_submodule(parent), child, LoraLinear(layer, self.config))
 
     def _read_start(self, shapes: dict[str, tuple[int, ...]], targets: list[str]) -> None:
-        """Take over the LoRA of `init_from`. Raises ConfigError for what this one has no place for."""
-        adapter = open_lora(str(self.config.init_from), shapes)
+        """Take over the LoRA of `init_from`. Raises WeightsError for what this one has no place for."""
+        adapter = open_adapter(str(self.config.init_from), shapes, expert=self.config.expert)
         where = f"transforms: lora.init_from: {adapter.path}"
-        outside = [name for name in adapter.names if name.removesuffix(".weight") not in targets]
-        if outside or adapter.diffs or adapter.whole:
-            extra = ", ".join(outside[:4] or [*adapter.diffs, *adapter.whole][:4])
-            raise ConfigError(
-                f"changes weights that this LoRA does not: {extra}",
+        places = {f"{layer}.weight" for layer in targets}
+        outside = [name for name in adapter.pairs if name not in places]
+        outside += [*adapter.diffs, *(name for name in adapter.whole if not self.trains(name))]
+        if outside:
+            raise WeightsError(
+                f"changes {len(outside)} weights that do not train here: {listed(sorted(outside))}",
                 where=where,
-                fix="widen match and on, or merge it",
+                fix="widen match, on or modules_to_save, or fuse it: a transform of type fuse_lora",
             )
-        ranks = {pair.rank for pair in adapter.pairs.values()}
-        if ranks != {self.config.rank}:
-            text = ", ".join(map(str, sorted(ranks)))
-            raise ConfigError(
-                f"has rank {text}, this LoRA has rank {self.config.rank}", where=where, fix="set the same"
+        ranks = sorted({pair.rank for pair in adapter.pairs.values()})
+        if ranks and ranks != [self.config.rank]:
+            fix = f"set rank to {ranks[0]}" if len(ranks) == 1 else "fuse it: a transform of type fuse_lora"
+            raise WeightsError(
+                f"has rank {' and '.join(map(str, ranks))}, this LoRA has rank {self.config.rank}",
+                where=where,
+                fix=fix,
             )
         for weight, pair in adapter.pairs.items():
             layer = weight.removesuffix(".weight")
             self.starts[layer + DOWN] = (pair.down, 1.0)
             self.starts[layer + UP] = (pair.up, pair.scale / self.config.scale)
-        logger.info(f"continues from {adapter.description}", extra=once())
+        self.whole.update(adapter.whole)
+        rest = len(targets) - len(adapter.pairs)
+        more = f"; the other {rest} of {len(targets)} layers start from zero" if rest else ""
+        logger.info(f"continues from {adapter.description}{more}", extra=once())
+
+    def change_source(self, source: WeightsSource) -> WeightsSource:
+        """`source` with the whole weights of `init_from`."""
+        if not self.whole:
+            return source
+        path = Path(str(self.config.init_from))
+        return merged(source, [(Adapter(path, "", {}, whole=self.whole), 1.0)])
 
     def trains(self, name: str) -> bool:
         """Its own matrices, and `modules_to_save`."""

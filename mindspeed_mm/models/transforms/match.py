@@ -1,12 +1,23 @@
-"""Patterns of module names: endings at a dot, with `*` for any text. No torch."""
+"""Patterns of module names: endings at a dot, with `*` for any text; and which layers a LoRA goes on. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.models.transforms.config import LoraConfig
 from mindspeed_mm.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from mindspeed_mm.models.spec import ModelSpec
+
+
+def trains(name: str, trainable: str, branch: Collection[str]) -> bool:
+    """Whether the weight `name` trains under `trainable: branch | trunk | all`. Its first part decides."""
+    in_branch = name.split(".")[0] in branch
+    return trainable == "all" or in_branch == (trainable == "branch")
 
 
 def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> list[str]:
@@ -26,3 +37,48 @@ def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> list[
 def ends_in(name: str, pattern: str) -> bool:
     """Whether `name` is `pattern`, or ends in it at a dot."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def lora_targets(
+    config: LoraConfig,
+    spec: ModelSpec,
+    trainable: str,
+    modules: Sequence[str],
+    linears: Mapping[str, Sequence[int]],
+    where: str,
+) -> list[str]:
+    """The layers that get this LoRA, by name. `linears` are the model's linear layers with (out, in).
+
+    Raises ConfigError for a pattern without a layer, an empty part, a rank above a layer's own, or a layer that also trains whole.
+    """
+    if not (config.match or spec.adapted):
+        raise ConfigError("missing; the model names no usual layers", where=f"{where}.match")
+    for pattern in config.match:
+        others = [name for name in modules if ends_in(name, pattern)]
+        if others and not any(ends_in(name, pattern) for name in linears):
+            raise ConfigError(
+                f"{pattern!r} matches no linear layer, only {others[0]}",
+                where=f"{where}.match",
+                fix="name linear layers such as self_attn.q; modules_to_save trains other modules whole",
+            )
+    part = config.on or ("both" if trainable == "all" or not spec.branch else trainable)
+    found = matching(config.match or spec.adapted, linears, f"{where}.match")
+    found = [name for name in found if part == "both" or trains(name, part, spec.branch)]
+    if not found:
+        raise ConfigError(f"the model has no matching layer in the {part}", where=f"{where}.on")
+    narrow = min(found, key=lambda name: min(linears[name]))
+    if config.rank > min(linears[narrow]):
+        raise ConfigError(
+            f"got {config.rank}",
+            where=f"{where}.rank",
+            expected=f"at most {min(linears[narrow])}, the full rank of {narrow}",
+        )
+    for saved in matching(config.modules_to_save, modules, f"{where}.modules_to_save"):
+        for name in found:
+            if name == saved or name.startswith(f"{saved}."):
+                raise ConfigError(
+                    f"{saved} trains whole, and its layer {name} gets a LoRA",
+                    where=f"{where}.modules_to_save",
+                    fix="narrow match, or leave it out",
+                )
+    return found

@@ -11,7 +11,8 @@ from mindspeed_mm.config.schema import Config
 from mindspeed_mm.models.spec import ModelSpec
 from mindspeed_mm.models.transforms.base import ModuleTransform
 from mindspeed_mm.models.transforms.config import TRANSFORMS
-from mindspeed_mm.models.transforms.freeze import Freeze, trains
+from mindspeed_mm.models.transforms.freeze import Freeze
+from mindspeed_mm.models.transforms.match import trains
 from mindspeed_mm.registry import resolve
 
 
@@ -20,17 +21,21 @@ def plan_transforms(
 ) -> tuple[ModuleTransform, ...]:
     """Those of `configs` in their order, then what freezes the rest.
 
-    Without any, `trainable: branch | trunk | all` decides what trains; an adapter trains what it says and nothing else.
+    Without an adapter, `trainable: branch | trunk | all` decides what trains; an adapter trains what it says and nothing else does.
     """
-    adapters: list[ModuleTransform] = [
+    chosen: list[ModuleTransform] = [
         resolve(TRANSFORMS.get(str(getattr(config, "type", ""))).build)(config, spec, trainable)
         for config in configs
     ]
-    is_trained = partial(trains, trainable=trainable, branch=spec.branch)
+    adapters = [transform for transform in chosen if transform.is_adapter]
     if adapters:
         freeze = Freeze(
-            lambda name: any(a.trains(name) for a in adapters), dtype, spec.fp32_modules, "transforms"
+            lambda name: any(adapter.trains(name) for adapter in adapters),
+            dtype,
+            spec.fp32_modules,
+            "transforms",
         )
     else:
+        is_trained = partial(trains, trainable=trainable, branch=spec.branch)
         freeze = Freeze(is_trained, dtype, spec.fp32_modules, f"predictor.trainable: {trainable}")
-    return (*adapters, freeze)
+    return (*chosen, freeze)

@@ -87,6 +87,15 @@ def modules(config: VaceConfig) -> list[str]:
     return list(found)
 
 
+def linears(config: VaceConfig) -> dict[str, Shape]:
+    """Every linear layer of a model of these sizes: name → (out, in)."""
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in layout(config).items()
+        if name.endswith(".weight") and len(shape) == 2
+    }
+
+
 def sizes_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """What the shapes tell, as fields of WanConfig and VaceConfig plus `branch_blocks`.
 

@@ -24,17 +24,17 @@ from mindspeed_mm.distributed.config import (
 )
 from mindspeed_mm.distributed.patterns import check_patterns
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
-from mindspeed_mm.files import format_json, read_json, stat_path
+from mindspeed_mm.files import format_json, read_json
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank, world_size
 from mindspeed_mm.models.find import find_files
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.transforms.config import LoraConfig, Part, parse_transforms
-from mindspeed_mm.models.transforms.match import matching
+from mindspeed_mm.models.transforms.config import parse_transforms
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.registry import resolve
+from mindspeed_mm.tasks.jobs.transforms import LoraFlags, check_lora_files, check_transforms, for_expert
 from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.training.checkpoint_folder import check_save_folder
 from mindspeed_mm.training.config import (
@@ -65,49 +65,6 @@ class FileConfig(Config):
     check_inputs: bool = Field(
         default=False, description="with --dry-run: features and weights must exist, too"
     )
-
-
-class LoraFlags(Config):
-    """Short flags for one LoRA: they replace keys of the model JSON's, or add it."""
-
-    lora_rank: int | None = Field(
-        default=None, gt=0, le=4096, description="train a LoRA of this rank, nothing else"
-    )
-    lora_alpha: float | None = Field(
-        default=None, gt=0, description="its scale is alpha / rank (default: the rank)"
-    )
-    lora_on: Part | None = Field(
-        default=None, description="part of the model that gets it (default: the one of predictor.trainable)"
-    )
-    lora_init_from: str | None = Field(default=None, description="LoRA of any dialect to continue from")
-
-    def apply(self, values: Any, prog: str) -> Any:
-        """The values of a model JSON with these keys in its LoRA. Raises ConfigError where it has none."""
-        given = {
-            name.removeprefix("lora_"): value
-            for name, value in self.model_dump().items()
-            if value is not None
-        }
-        if not given or not isinstance(values, Mapping):
-            return values
-        found = values.get("transforms", [])
-        found = list(found) if isinstance(found, list) else [found]
-        places = [
-            i for i, item in enumerate(found) if isinstance(item, Mapping) and item.get("type") == "lora"
-        ]
-        if len(places) > 1:
-            raise ConfigError(
-                f"the model JSON has {len(places)} LoRAs",
-                where=f"{prog}: --lora-{min(given)}",
-                fix="edit the JSON",
-            )
-        if not places and "rank" not in given:
-            raise ConfigError(
-                "there is no LoRA", where=f"{prog}: --lora-{min(given)}", fix="give --lora-rank, too"
-            )
-        for place in places:
-            found[place] = {**found[place], **given}
-        return {**values, "transforms": found if places else [*found, {"type": "lora", **given}]}
 
 
 SCHEMAS: Sequence[tuple[type[Config], str]] = (
@@ -238,7 +195,8 @@ class PretrainJob(Config):
         check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
         _check_sharding(self.fsdp2, self.world_size)
         _check_patterns(self.predictor, self.fsdp2)
-        _check_transforms(self.model, self.predictor, self.files)
+        spec = MODELS.get(self.predictor.model_id)
+        check_transforms(self.model.transforms, self.predictor, spec, str(self.files.mm_model))
         size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
         if batch.train_iters is None and batch.train_samples is None:
             raise ConfigError(f"{prog}: --train-iters is missing; give it or --train-samples")
@@ -255,8 +213,12 @@ class PretrainJob(Config):
             )
         batch = batch.model_copy(update={"global_batch_size": size, "train_iters": iters})
         training = self.training.model_copy(update={"batch": batch})
+        transforms = for_expert(self.model.transforms, self.model.diffusion.role)
+        model = self.model.model_copy(update={"transforms": transforms})
         found = [*notes, *filter(None, [self.model.diffusion.boundary_note()])]
-        return self.model_copy(update={"training": training, "notes": tuple(dict.fromkeys(found))})
+        return self.model_copy(
+            update={"training": training, "model": model, "notes": tuple(dict.fromkeys(found))}
+        )
 
     def check_inputs(self) -> None:
         """Raises DataError or WeightsError when features or weights are not where the files say."""
@@ -267,9 +229,7 @@ class PretrainJob(Config):
                 f"{self.files.mm_data}:dataset_param.basic_parameters.data_path: {data_path} is not there; "
                 "run feature extraction, or name the data.jsonl that it wrote"
             )
-        for config in self.model.transforms:
-            if isinstance(config, LoraConfig) and config.init_from is not None:
-                stat_path(config.init_from, WeightsError)
+        check_lora_files(self.model.transforms, str(self.files.mm_model))
         for key, weights in self.predictor.weight_paths.items():
             if not Path(weights).exists():
                 raise WeightsError(
@@ -344,23 +304,6 @@ def _check_patterns(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:
     spec = MODELS.get(predictor.model_id)
     if spec.modules:
         check_patterns(fsdp2, spec.units, resolve(spec.modules)(predictor.model))
-
-
-def _check_transforms(model: ModelConfig, predictor: PredictorConfig, files: FileConfig) -> None:
-    """What torch is not needed for: that patterns match, and that the base is whole."""
-    where = f"{files.mm_model}:transforms"
-    spec = MODELS.get(predictor.model_id)
-    names = resolve(spec.modules)(predictor.model) if spec.modules else []
-    for config in model.transforms:
-        if isinstance(config, LoraConfig) and names:
-            matching(config.match, names, f"{where}: lora.match")
-            matching(config.modules_to_save, names, f"{where}: lora.modules_to_save")
-    if model.transforms and getattr(getattr(predictor, "vace_dit", None), "init_from_trunk", False):
-        raise ConfigError(
-            "a LoRA cannot train a branch that starts from the trunk: it adds nothing yet",
-            where=f"{files.mm_model}:predictor.vace_dit.init_from_trunk",
-            fix="train the branch whole first, or leave transforms out",
-        )
 
 
 def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConfig) -> None:

@@ -6,7 +6,7 @@ import torch
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.transforms.freeze import trains
+from mindspeed_mm.models.transforms.match import trains
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.vace import build_on_meta

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mindspeed_mm.models.transforms.freeze import trains
+from mindspeed_mm.models.transforms.match import trains
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import block_forward, peak_tflops, recomputed_share, step_flops
 from mindspeed_mm.training.loop import TrainLoop

@@ -1,0 +1,48 @@
+"""Settings that no shape of a weight tells: from a checkpoint itself, or from the files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import parse_json, read_json
+from mindspeed_mm.models.find import Files
+from mindspeed_mm.models.wan.sizes import read_hints
+
+
+def saved_hints(files: Files, saved: Any) -> tuple[dict[str, Any], Path | None]:
+    """What shapes cannot tell, and where it is from.
+
+    From the checkpoint itself, `<file>.json`, the nearest config.json, or a run's job.json.
+    """
+    first = files.paths[0]
+    hints = read_hints(parse_json(saved, str(first), WeightsError) if isinstance(saved, str) else saved)
+    if hints:
+        return hints, first
+    beside = [first.with_suffix(".json")] if len(files.paths) == 1 and first.is_file() else []
+    for path in (*beside, *(home / "config.json" for home in files.homes)):
+        if hints := read_hints(_json(path)):
+            return hints, path
+    for home in files.homes:
+        if predictor := _find_predictor(_json(home / "job.json")):
+            dit = predictor["vace_dit"]
+            hints = {**predictor, "vace_layers": dit.get("vace_layers"), "vace_in_dim": dit.get("in_dim")}
+            return hints, home / "job.json"
+    return {}, None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return read_json(path, WeightsError) if path.is_symlink() or path.exists() else None
+    except WeightsError as error:
+        raise WeightsError(f"{error}; correct or remove it") from None
+
+
+def _find_predictor(values: Any) -> Mapping[str, Any] | None:
+    if not isinstance(values, dict):
+        return None
+    if "num_heads" in values and isinstance(values.get("vace_dit"), dict):
+        return values
+    return next((found for inner in values.values() if (found := _find_predictor(inner)) is not None), None)

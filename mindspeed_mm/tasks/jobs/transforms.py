@@ -1,0 +1,123 @@
+"""`transforms` of a training job: short flags for one LoRA, and what is checked before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.files import stat_path
+from mindspeed_mm.models.spec import ModelSpec
+from mindspeed_mm.models.transforms.config import Expert, FuseLoraConfig, LoraConfig, Part
+from mindspeed_mm.models.transforms.match import lora_targets
+from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.registry import resolve
+
+
+class LoraFlags(Config):
+    """Short flags for one LoRA: they replace keys of the model JSON's, or add it."""
+
+    lora_rank: int | None = Field(
+        default=None, gt=0, le=4096, description="train a LoRA of this rank, nothing else"
+    )
+    lora_alpha: float | None = Field(
+        default=None, gt=0, description="its scale is alpha / rank (default: the rank)"
+    )
+    lora_on: Part | None = Field(
+        default=None, description="part of the model that gets it (default: the one of predictor.trainable)"
+    )
+    lora_init_from: str | None = Field(
+        default=None, description="LoRA of any dialect, or checkpoint of one, to continue from"
+    )
+    fuse_lora: str | None = Field(
+        default=None, description="LoRA of any dialect to add to the weights before training"
+    )
+
+    def apply(self, values: Any, prog: str) -> Any:
+        """The values of a model JSON with these keys in its transforms. Raises ConfigError where it has no LoRA."""
+        if not isinstance(values, Mapping):
+            return values
+        given = {
+            name.removeprefix("lora_"): value
+            for name, value in self.model_dump(exclude={"fuse_lora"}).items()
+            if value is not None
+        }
+        found = values.get("transforms", [])
+        found = list(found) if isinstance(found, list | tuple) else [found]
+        if given:
+            found = _with_lora(found, given, prog)
+        if self.fuse_lora is not None:
+            found = [{"type": "fuse_lora", "path": self.fuse_lora}, *found]
+        return {**values, "transforms": found} if given or self.fuse_lora is not None else values
+
+
+def _with_lora(found: list[Any], given: Mapping[str, Any], prog: str) -> list[Any]:
+    where = f"{prog}: --lora-{min(given).replace('_', '-')}"
+    places = [i for i, item in enumerate(found) if isinstance(item, Mapping) and item.get("type") == "lora"]
+    if len(places) > 1:
+        raise ConfigError(f"the model JSON has {len(places)} LoRAs", where=where, fix="edit the JSON")
+    if not places and "rank" not in given:
+        raise ConfigError("there is no LoRA", where=where, fix="give --lora-rank, too")
+    if not places:
+        return [*found, {"type": "lora", **given}]
+    return [{**item, **given} if i in places else item for i, item in enumerate(found)]
+
+
+def for_expert(transforms: Sequence[Config], role: Expert | None) -> tuple[Config, ...]:
+    """The transforms with `expert` filled in: of a file that holds two LoRAs, the one for the expert that trains."""
+    return tuple(
+        config.model_copy(update={"expert": role})
+        if isinstance(config, LoraConfig | FuseLoraConfig) and config.expert is None
+        else config
+        for config in transforms
+    )
+
+
+def check_transforms(
+    transforms: Sequence[Config], predictor: PredictorConfig, spec: ModelSpec, model_json: str
+) -> None:
+    """What needs no torch: every LoRA has layers of its own, and there are weights to change. Raises ConfigError."""
+    if not transforms:
+        return
+    if getattr(getattr(predictor, "vace_dit", None), "init_from_trunk", False):
+        raise ConfigError(
+            "transforms cannot change a branch that starts from the trunk: it adds nothing yet",
+            where=f"{model_json}:predictor.vace_dit.init_from_trunk",
+            fix="train the branch whole first, or leave transforms out",
+        )
+    owner: dict[str, int] = {}
+    for number, config in enumerate(transforms):
+        where = f"{model_json}:transforms[{number}]"
+        if isinstance(config, FuseLoraConfig) and not predictor.weight_paths:
+            raise ConfigError(
+                "fuse_lora has no weights to change", where=where, fix="set predictor.from_pretrained"
+            )
+        if isinstance(config, LoraConfig) and spec.modules and spec.linears:
+            modules, linears = resolve(spec.modules), resolve(spec.linears)
+            sizes = predictor.model
+            for name in lora_targets(
+                config, spec, predictor.trainable, modules(sizes), linears(sizes), where
+            ):
+                if name in owner:
+                    raise ConfigError(
+                        f"{name} gets a LoRA here and in transforms[{owner[name]}]",
+                        where=where,
+                        fix="narrow match or on",
+                    )
+                owner[name] = number
+
+
+def check_lora_files(transforms: Sequence[Config], model_json: str) -> None:
+    """Raises WeightsError when a LoRA file is not where the transforms say."""
+    for number, config in enumerate(transforms):
+        for key in ("init_from", "path"):
+            path = getattr(config, key, None) if isinstance(config, LoraConfig | FuseLoraConfig) else None
+            if path is None:
+                continue
+            try:
+                stat_path(path, WeightsError)
+            except WeightsError as error:
+                raise error.at(f"{model_json}:transforms[{number}].{key}") from None

@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mindspeed_mm.models.containers.dcp import read_dcp
 from tests.runs import alive, ended, family, free_port, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,52 @@ def test_a_dry_run_of_every_size_prints_its_job(script: str) -> None:
     assert "8 ranks" in ran.stdout
     assert len(ran.stdout.splitlines()) < 20
     assert "accepted, unused" not in ran.stdout
+
+
+@pytest.mark.parametrize("script", [f"{size}/pretrain_lora.sh" for size in ("1.3B", "14B", "A14B_wan2.2")])
+def test_a_lora_script_of_every_size_prints_its_job(script: str) -> None:
+    ran = run(script, "--print-config", EXPERT="low", LORA_ON="both", FUSE_LORA="few.safetensors")
+    assert ran.returncode == 0, ran.stderr
+    job = json.loads(ran.stdout)
+    fuse, lora = job["model"]["transforms"]
+    expert = "low" if script.startswith("A14B") else None
+    assert (fuse["type"], fuse["path"], fuse["expert"]) == ("fuse_lora", "few.safetensors", expert)
+    assert (lora["type"], lora["rank"], lora["alpha"], lora["on"]) == ("lora", 32, 32, "both")
+    assert job["training"]["optimizer"]["lr"] == 1e-4
+    assert "_lora" in job["training"]["checkpoint"]["save"]
+
+
+def test_the_a14b_lora_script_asks_for_the_expert() -> None:
+    ran = run("A14B_wan2.2/pretrain_lora.sh", "--dry-run")
+    assert ran.returncode == 1
+    assert "set EXPERT to high or low" in ran.stderr
+
+
+def test_the_lora_scripts_train_continue_and_resume(tiny: dict[str, str], tmp_path: Path) -> None:
+    settings = {**tiny, "NPUS_PER_NODE": "1", "GBS": "2", "LORA_RANK": "4", "LOG_DIR": str(tmp_path / "logs")}
+    first, second = str(tmp_path / "a lora"), str(tmp_path / "another")
+    ran = run("14B/pretrain_lora.sh", cwd=tmp_path, TRAIN_ITERS="2", **{**settings, "SAVE_PATH": first})
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "LoRA of rank 4 on the branch" in ran.stdout
+    again = {**settings, "SAVE_PATH": first, "LOAD": first}
+    ran = run("1.3B/pretrain_lora.sh", cwd=tmp_path, TRAIN_ITERS="3", **again)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " iteration        3/" in ran.stdout
+    more = {**settings, "SAVE_PATH": second, "LORA_INIT_FROM": first, "EXPERT": "high"}
+    ran = run("A14B_wan2.2/pretrain_lora.sh", cwd=tmp_path, TRAIN_ITERS="1", **more)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "continues from" in ran.stdout
+    names = read_dcp(tmp_path / "another/iter_0000001")["model"]
+    assert names
+    assert all("lora_" in name for name in _flat(names))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+    return [
+        name
+        for key, value in values.items()
+        for name in (_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
+    ]
 
 
 def test_the_recipe_is_the_guides() -> None:

@@ -92,6 +92,7 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/training/": ["train"],
         "mindspeed_mm/tasks/assembly": ["train"],
         "mindspeed_mm/tasks/jobs/pretrain": ["train"],
+        "mindspeed_mm/tasks/jobs/transforms": ["train"],
         "mindspeed_mm/tasks/pretrain": ["train"],
         "mindspeed_mm/tools/config": ["train"],
         "mindspeed_mm/tasks/jobs/extract": ["extract"],

@@ -1,4 +1,4 @@
-"""`vace prepare`: the inputs of a VACE task from plain clips and images."""
+"""`vace prepare`: the inputs of VACE tasks from plain clips and images."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ COMMAND = Command(
     common={
         "what": ("task", "list"),
         "from": ("video", "image"),
+        "a dataset": ("data", "recipe", "num-workers"),
         "to": ("out",),
         "the subject": ("mode", "bbox", "mask", "maskaug-mode"),
         "extension": ("expand-num", "num-frames", "ref-num"),

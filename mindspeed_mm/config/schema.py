@@ -172,12 +172,15 @@ def _dotted(location: list[Any]) -> str:
 def _known_keys(schema: type[BaseModel], location: list[Any]) -> list[str]:
     """The keys that the config at `location` knows; [] where the path leads through something that is no config."""
     current: type[BaseModel] | None = schema
+    is_key = False  # the next part is a key of a mapping, not a field
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_key:
+            is_key = False
             continue
         if current is None or part not in current.model_fields:
             return []
-        current = _config_in(current.model_fields[part].annotation)
+        annotation: Any = current.model_fields[part].annotation
+        current, is_key = _config_in(annotation), get_origin(annotation) is dict
     return list(current.model_fields) if current else []
 
 

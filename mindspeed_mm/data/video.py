@@ -63,6 +63,7 @@ _SAME_COLOURS = {
     "gray",
 }  # even sizes only
 _RESIZED_IN_BAND = {"vp8", "vp9", "av1"}  # browsers record calls so; decord scales them in silence
+_EXACT = {"fflags": "+bitexact"}  # no random identifier in Matroska: the same frames make the same file
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
@@ -299,7 +300,10 @@ def write_video(
         raise DataError(f"{path}: cannot write a video of this name; use .mp4, .mov or .mkv")
     check_av_version()
     try:
-        with atomic_path(path) as draft, av.open(str(draft), "w", format=container_format) as container:
+        with (
+            atomic_path(path) as draft,
+            av.open(str(draft), "w", format=container_format, options=_EXACT) as container,
+        ):
             _encode(container, iter(frames), fps, _codec(container_format, lossless), quality)
     except av.error.FFmpegError as error:
         raise DataError(f"{path}: cannot be written: {short(error)}") from None

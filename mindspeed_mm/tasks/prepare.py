@@ -1,29 +1,26 @@
-"""One VACE task from clips and images: src_video, src_mask and references as files that generation and extraction read."""
+"""`vace prepare`: src_video, src_mask and references of a task, from one clip or image, or from a dataset and a recipe."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pydantic import Field
 
-from mindspeed_mm.conditioning.annotate.opencv import Frame, as_rgb
-from mindspeed_mm.conditioning.annotate.spool import Spool
+from mindspeed_mm.conditioning.prepared import describe, write_prepared
+from mindspeed_mm.conditioning.recipe import Recipe, parse_recipe, read_recipe
 from mindspeed_mm.conditioning.tasks.catalog import TASKS, all_tasks
-from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources
+from mindspeed_mm.conditioning.tasks.spec import Sources
 from mindspeed_mm.config.flags import FlagParser, add_flags, flag_name, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.config.yaml_file import read_yaml
-from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import format_json, regular_file, write_json
-from mindspeed_mm.locks import lock_folder, temporary_name
+from mindspeed_mm.files import format_json, regular_file
+from mindspeed_mm.locks import check_unlocked, lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_folder
 
@@ -37,7 +34,23 @@ class PrepareConfig(Config):
     task: str | None = Field(default=None, description="name of the task; --list shows all")
     video: tuple[str, ...] = Field(default=(), description="source clips; several: also A,B")
     image: tuple[str, ...] = Field(default=(), description="source images; several: also A,B")
+    data: str | None = Field(
+        default=None, description="dataset of plain clips: data.json, .jsonl, .csv or data.txt"
+    )
+    recipe: str | None = Field(
+        default=None,
+        description="YAML with tasks, weights and a seed; without it, --task is made of each clip",
+    )
     out: str = Field(default="prepared", description="folder of the results")
+    num_workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=1024,
+        description="processes that make a dataset's samples; null = one for each core",
+    )
+    sample_timeout: float = Field(
+        default=3600.0, gt=0, le=1e6, description="seconds after which one sample is given up"
+    )
     options: str | None = Field(default=None, description="JSON or YAML with the task's options")
     list: bool = Field(default=False, description="all tasks, what they need, one line each")
     dry_run: bool = Field(default=False, description="check sources and options, and stop")
@@ -60,6 +73,11 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     if config.print_config:
         logger.info(format_json({**config.model_dump(mode="json"), "options": {**values, **flags}}, indent=2))
         return
+    if config.data is not None:
+        _prepare_dataset(config, {**values, **flags}, prog)
+        return
+    if config.recipe is not None:
+        raise ConfigError("needs a dataset", where=f"{prog}: --recipe", fix="name it with --data")
     if config.task is None:
         raise ConfigError("missing", where=f"{prog}: --task", fix=f"name a task; {prog} --list shows all")
     entry = TASKS.get(config.task)
@@ -85,6 +103,48 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     with lock_folder(Path(config.out), choose="--out"):
         files = write_prepared(prepared, Path(config.out), said)
     logger.info(f"{entry.name}: {describe(prepared)} -> {', '.join(str(path) for path in files)}")
+
+
+def _prepare_dataset(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> None:
+    """Every sample of the dataset that is not finished yet."""
+    from mindspeed_mm.tasks.prepare_dataset import plan_samples, prepare_dataset
+
+    for flag, values in (("--video", config.video), ("--image", config.image)):
+        if values:
+            raise ConfigError("goes with one clip", where=f"{prog}: {flag}", fix="leave it out, or --data")
+    recipe = _recipe(config, options, prog)
+    check_folder(config.out, "--out")
+    check_unlocked(Path(config.out), choose="--out")
+    plan = plan_samples(str(config.data), recipe)
+    for note in plan.notes:
+        logger.info(note)
+    logger.info(plan.describe())
+    if config.dry_run:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores if config.num_workers is None else config.num_workers
+    files = prepare_dataset(plan, Path(config.out), num_workers=workers, timeout=config.sample_timeout)
+    logger.info(f"{plan.describe()} -> {', '.join(map(str, files))}")
+
+
+def _recipe(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> Recipe:
+    if config.recipe is None:
+        if config.task is None:
+            raise ConfigError(
+                "missing", where=f"{prog}: --recipe", fix="name a recipe, or one task with --task"
+            )
+        seed = options.get("seed", 0)
+        entry = {"options": {key: value for key, value in options.items() if key != "seed"}}
+        try:
+            return parse_recipe({"seed": int(seed), "tasks": {config.task: entry}}, f"{prog} --task")
+        except ValueError:
+            raise ConfigError(f"got {seed!r}", where=f"{prog}: --seed", expected="an integer") from None
+    given_too = ["task"] * (config.task is not None) + sorted(options)
+    if given_too:
+        raise ConfigError(
+            "goes with one task", where=f"{prog}: {flag_name(given_too[0])}", fix="write it into the recipe"
+        )
+    return read_recipe(config.recipe)
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
@@ -116,75 +176,6 @@ def task_table() -> str:
         names = [name for name in entry.options.model_fields if name not in entry.fixed]
         lines.append(f"{'':<46}{' '.join(map(flag_name, names))}")
     return "\n".join(lines)
-
-
-def describe(prepared: Prepared) -> str:
-    """`81 frames of 832x480 at 16 fps, 2 references`."""
-    parts = []
-    if prepared.steps is not None:
-        height, width = prepared.size
-        parts.append(f"{prepared.num_frames} frames of {width}x{height} at {prepared.fps:g} fps")
-    if prepared.references:
-        parts.append(f"{len(prepared.references)} reference(s)")
-    return ", ".join(parts)
-
-
-def write_prepared(prepared: Prepared, folder: Path, said: Mapping[str, Any]) -> list[Path]:
-    """src_video, src_mask (FFV1, lossless), reference_N.png and prepare.json in `folder`, all or none. Raises DataError.
-
-    src_video is an mp4; a single frame and its mask are PNGs; odd sizes, which H.264 lacks, are lossless .mkv.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / temporary_name("prepared")
-    try:
-        draft.mkdir()
-        names = _write_clip(prepared, draft)
-        for number, reference in enumerate(prepared.references):
-            Image.fromarray(reference).save(draft / f"reference_{number}.png")
-        references = [f"reference_{number}.png" for number in range(len(prepared.references))]
-        write_json(draft / "prepare.json", {**said, **names, "src_ref_images": references})
-        written = []
-        for path in sorted(draft.iterdir()):
-            os.replace(path, folder / path.name)
-            written.append(folder / path.name)
-        return written
-    except OSError as error:
-        raise DataError(
-            f"cannot be written: {error.strerror or error}",
-            where=folder,
-            fix="make room or choose another --out",
-        ) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _write_clip(prepared: Prepared, folder: Path) -> dict[str, str]:
-    """The names of the files by their keys. Masks wait in a spool while the clip is encoded: one pass over the source."""
-    if prepared.steps is None:
-        return {}
-    odd = prepared.size[0] % 2 or prepared.size[1] % 2
-    with Spool() as masks:
-
-        def frames() -> Iterator[Frame]:
-            for frame, mask in prepared.read():
-                if mask is not None:
-                    masks.add(mask)
-                yield frame
-
-        if prepared.num_frames == 1:
-            Image.fromarray(next(frames())).save(folder / "src_video.png")
-            names = {"src_video": "src_video.png"}
-        else:
-            path = folder / ("src_video.mkv" if odd else "src_video.mp4")
-            names = {"src_video": write_video(path, frames(), prepared.fps, lossless=bool(odd)).name}
-        if not masks.count:
-            return names
-        if prepared.num_frames == 1:
-            Image.fromarray(next(iter(masks))).save(folder / "src_mask.png")
-            return {**names, "src_mask": "src_mask.png"}
-        mask_path = folder / "src_mask.mkv"
-        write_video(mask_path, (as_rgb(mask) for mask in masks), prepared.fps, lossless=True)
-        return {**names, "src_mask": mask_path.name}
 
 
 def _canonical(word: str) -> str:

@@ -60,6 +60,7 @@ class SwapOptions(MaskOptions):
     needs=("clip", "images"),
     options=SwapOptions,
     family="repaint",
+    trains=True,
 )
 def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
     """Inpainting of the clip, and references."""
@@ -95,6 +96,7 @@ def split_modes(text: str) -> tuple[SubjectMode, ReferenceMode]:
     options=ReferenceOptions,
     family="control",
     network="pose",
+    trains=True,
 )
 def animate_anything(sources: Sources, options: ReferenceOptions) -> Prepared:
     """The clip's poses, and references."""

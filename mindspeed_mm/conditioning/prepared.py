@@ -1,0 +1,101 @@
+"""What a task made, as files that generation and extraction read. No torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, as_rgb
+from mindspeed_mm.conditioning.annotate.spool import Spool
+from mindspeed_mm.conditioning.tasks.spec import Prepared
+from mindspeed_mm.data.video import write_video
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import write_json
+from mindspeed_mm.locks import temporary_name
+
+RECORD = "prepare.json"
+
+
+def describe(prepared: Prepared) -> str:
+    """`81 frames of 832x480 at 16 fps, 2 references`."""
+    parts = []
+    if prepared.steps is not None:
+        height, width = prepared.size
+        parts.append(f"{prepared.num_frames} frames of {width}x{height} at {prepared.fps:g} fps")
+    if prepared.references:
+        parts.append(f"{len(prepared.references)} reference(s)")
+    return ", ".join(parts)
+
+
+def write_prepared(prepared: Prepared, folder: Path, said: Mapping[str, Any]) -> list[Path]:
+    """src_video, src_mask (FFV1, lossless), reference_N.png and prepare.json in `folder`, all or none. Raises DataError.
+
+    src_video is an mp4; a single frame and its mask are PNGs; odd sizes, which H.264 lacks, are lossless .mkv.
+    """
+    draft = folder / temporary_name("prepared")
+    try:
+        draft.mkdir(parents=True)
+        write_files(prepared, draft, said)
+        written = []
+        for path in sorted(draft.iterdir()):
+            os.replace(path, folder / path.name)
+            written.append(folder / path.name)
+        return written
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_files(prepared: Prepared, folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The files directly in `folder`, and what prepare.json says: `said`, and their names by key. Raises OSError."""
+    names = _write_clip(prepared, folder)
+    references = [f"reference_{number}.png" for number in range(len(prepared.references))]
+    for name, reference in zip(references, prepared.references, strict=True):
+        Image.fromarray(reference).save(folder / name)
+    record = {**said, **names, "src_ref_images": references}
+    write_json(folder / RECORD, record)
+    return record
+
+
+def cannot_write(folder: Path, error: OSError) -> DataError:
+    """The error of a folder that takes no more files."""
+    return DataError(
+        f"cannot be written: {error.strerror or error}",
+        where=folder,
+        fix="make room or choose another --out",
+    )
+
+
+def _write_clip(prepared: Prepared, folder: Path) -> dict[str, str]:
+    """The names of the files by their keys. Masks wait in a spool while the clip is encoded: one pass over the source."""
+    if prepared.steps is None:
+        return {}
+    odd = prepared.size[0] % 2 or prepared.size[1] % 2
+    with Spool() as masks:
+
+        def frames() -> Iterator[Frame]:
+            for frame, mask in prepared.read():
+                if mask is not None:
+                    masks.add(mask)
+                yield frame
+
+        if prepared.num_frames == 1:
+            Image.fromarray(next(frames())).save(folder / "src_video.png")
+            names = {"src_video": "src_video.png"}
+        else:
+            path = folder / ("src_video.mkv" if odd else "src_video.mp4")
+            names = {"src_video": write_video(path, frames(), prepared.fps, lossless=bool(odd)).name}
+        if not masks.count:
+            return names
+        if prepared.num_frames == 1:
+            Image.fromarray(next(iter(masks))).save(folder / "src_mask.png")
+            return {**names, "src_mask": "src_mask.png"}
+        mask_path = folder / "src_mask.mkv"
+        write_video(mask_path, (as_rgb(mask) for mask in masks), prepared.fps, lossless=True)
+        return {**names, "src_mask": mask_path.name}

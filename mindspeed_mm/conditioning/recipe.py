@@ -1,0 +1,213 @@
+"""A recipe: which tasks a dataset of plain clips becomes. Draws are a function of (seed, row). No torch.
+
+seed: 7
+variants: 2
+tasks:
+  inpainting: {weight: 0.5, options: {mode: salientmasktrack, maskaug_mode: random}}
+  framerefext: {weight: 0.3, options: {mode: {choice: [first, last]}, ref_num: {integers: [1, 4]}}}
+  border: {task: outpainting_inner, weight: 0.2, options: {expand_ratio: {uniform: [0.1, 0.4]}}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from mindspeed_mm.conditioning.annotate.networks import Networks
+from mindspeed_mm.conditioning.tasks.catalog import TASKS
+from mindspeed_mm.conditioning.tasks.options import ANNOTATORS_FOLDER
+from mindspeed_mm.conditioning.tasks.spec import Task
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.config.yaml_file import read_yaml
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import display_path, json_type
+from mindspeed_mm.outputs import name_problem
+from mindspeed_mm.registry import did_you_mean
+
+_KINDS = ("choice", "uniform", "integers")
+_DRAWN = "seed"  # the option that each row gets its own value for
+
+
+class RecipeTask(Config):
+    """One kind of sample in a recipe."""
+
+    task: str | None = Field(default=None, description="name of the task; null = the name of this entry")
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="how often, relative to the other entries")
+    clips: tuple[str, ...] = Field(
+        default=("*",), min_length=1, description="names of the clips it is drawn for, with * and ?"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="options of the task; a value may be {choice: […]}, {uniform: [a, b]} or {integers: [a, b]}",
+    )
+
+
+class Recipe(Config):
+    """Tasks with weights."""
+
+    seed: int = Field(default=0, ge=0, le=(1 << 63) - 1, description="decides every draw")
+    variants: int = Field(default=1, ge=1, le=1000, description="samples made of each clip")
+    tasks: dict[str, RecipeTask] = Field(min_length=1, description="name → task")
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_are_file_names(cls, tasks: dict[str, RecipeTask]) -> dict[str, RecipeTask]:
+        for name in tasks:
+            if problem := name_problem(name, "-000000-000.png"):
+                raise ValueError(f"{name!r:.60} {problem}")
+        return tasks
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one sample becomes. Picklable."""
+
+    name: str  # of the recipe's entry
+    task_name: str
+    options: Config
+
+    @property
+    def task(self) -> Task:
+        """The entry of TASKS."""
+        return TASKS.get(self.task_name)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe file (YAML or JSON), checked. Raises ConfigError."""
+    values, where = read_yaml(path), display_path(path)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"got {json_type(values)}", where=where, expected="an object with tasks")
+    return parse_recipe(values, where)
+
+
+def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Plain values as a recipe whose tasks, options and networks exist. Raises ConfigError."""
+    recipe = parse(Recipe, values, where)
+    for name, entry in recipe.tasks.items():
+        _check_entry(name, entry, f"{where}:tasks.{name}")
+    return recipe
+
+
+def entry_task(name: str, entry: RecipeTask, where: str = "") -> Task:
+    """The task of an entry. Raises ConfigError with the nearest known name."""
+    try:
+        return TASKS.get(entry.task or name)
+    except ConfigError as error:
+        raise error.at(where) if where else error from None
+
+
+def draws(recipe: Recipe, row: int, clip: str) -> list[Draw]:
+    """The task and options of each variant of a clip, whatever process asks; [] when no entry takes the clip.
+
+    `row` is the clip's place in the dataset, `clip` the name that the entries' `clips` are compared with. More variants
+    leave the first ones as they are. A control task comes once, as long as the clip has another entry. Raises ConfigError.
+    """
+    fitting = {name: entry for name, entry in recipe.tasks.items() if _takes(entry, clip)}
+    generator = np.random.default_rng([recipe.seed, row])
+    found: list[Draw] = []
+    spent: set[str] = set()
+    for _ in range(recipe.variants if fitting else 0):
+        names = [name for name in fitting if name not in spent] or list(fitting)
+        ends = np.cumsum([fitting[name].weight for name in names])
+        place = int(np.searchsorted(ends, generator.random() * ends[-1], side="right"))
+        name = names[min(place, len(names) - 1)]
+        found.append(_draw(name, fitting[name], generator))
+        if found[-1].task.family == "control":
+            spent.add(name)
+    return found
+
+
+def _draw(name: str, entry: RecipeTask, generator: np.random.Generator) -> Draw:
+    values = {key: _drawn(value, generator) for key, value in entry.options.items()}
+    seed = int(generator.integers(1 << 31))
+    task = entry_task(name, entry)
+    if _DRAWN in task.options.model_fields:
+        values[_DRAWN] = seed
+    return Draw(name, task.name, task.parse(values, f"tasks.{name}.options"))
+
+
+def _takes(entry: RecipeTask, clip: str) -> bool:
+    return any(fnmatch(clip, pattern) or fnmatch(Path(clip).name, pattern) for pattern in entry.clips)
+
+
+def _check_entry(name: str, entry: RecipeTask, where: str) -> None:
+    task = entry_task(name, entry, where)
+    if not task.trains:
+        fitting = [known for known in TASKS if TASKS.get(known).trains]
+        raise ConfigError(
+            f"task {task.name} makes no training sample of a plain clip{did_you_mean(task.name, fitting)}",
+            where=where,
+            expected=f"one of {', '.join(fitting)}",
+        )
+    if _DRAWN in entry.options:
+        raise ConfigError(
+            "every row draws its own seed",
+            where=f"{where}.options.{_DRAWN}",
+            fix="leave it out, and set the recipe's seed",
+        )
+    for key, value in entry.options.items():
+        _check_drawn(value, f"{where}.options.{key}")
+    for options in _extremes(entry.options):
+        task.parse(options, f"{where}.options")
+    folder = entry.options.get("annotators", ANNOTATORS_FOLDER)
+    if task.network and isinstance(folder, str):
+        try:
+            Networks(Path(folder)).open(task.network)
+        except ConfigError as error:
+            raise error.at(where) from None
+
+
+def _is_drawn(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _check_drawn(value: Any, where: str) -> None:
+    if not _is_drawn(value):
+        return
+    kind = next(iter(value), "")
+    if len(value) != 1 or kind not in _KINDS:
+        raise ConfigError(
+            f"got an object with the keys {', '.join(map(str, value))[:60]}{did_you_mean(str(kind), list(_KINDS))}",
+            where=where,
+            expected="{choice: […]}, {uniform: [a, b]} or {integers: [a, b]}",
+        )
+    items = value[kind]
+    numbers = (int,) if kind == "integers" else (int, float)
+    if not isinstance(items, Sequence) or isinstance(items, str) or not items:
+        raise ConfigError(f"got {json_type(items)}", where=f"{where}.{kind}", expected="a list with values")
+    is_range = (
+        len(items) == 2
+        and all(isinstance(item, numbers) and not isinstance(item, bool) for item in items)
+        and items[0] <= items[1]
+    )
+    if kind != "choice" and not is_range:
+        raise ConfigError(
+            f"got {items!r:.60}", where=f"{where}.{kind}", expected="two numbers, the smaller one first"
+        )
+
+
+def _extremes(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Options such that each value which can be drawn at an end, or by choice, is among them once."""
+    sides = {
+        key: list(next(iter(value.values()))) if _is_drawn(value) else [value]
+        for key, value in options.items()
+    }
+    for number in range(max(map(len, sides.values()), default=1)):
+        yield {key: values[min(number, len(values) - 1)] for key, values in sides.items()}
+
+
+def _drawn(value: Any, generator: np.random.Generator) -> Any:
+    if not _is_drawn(value):
+        return value
+    kind, items = next(iter(value.items()))
+    if kind == "choice":
+        return items[int(generator.integers(len(items)))]
+    if kind == "integers":
+        return int(generator.integers(items[0], items[1] + 1))
+    return float(generator.uniform(items[0], items[1]))

@@ -104,6 +104,7 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tasks/prepare": ["prepare"],
         "mindspeed_mm/conditioning/tasks": ["prepare"],
         "mindspeed_mm/conditioning/annotate": ["prepare"],
+        "mindspeed_mm/conditioning/prepared": ["prepare"],
     }
     return next((found for stem, found in only.items() if name.startswith(stem)), list(parsers()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +19,9 @@ from mindspeed_mm.errors import DataError
 _CUT_IS_FLAGGED = frozenset({"mp4", "flv", "mpeg", "avi", "ivf"})
 # There a frame has a length, so FFmpeg drops or marks one that the end of the file cuts; elsewhere only decoding tells.
 _CUT_IS_SEEN = frozenset({"mp4", "flv", "avi", "ivf", "matroska", "yuv4mpegpipe"})
+# Their decoders make up what a torn slice lacks, and do not mark the frame.
+_TEARS_ARE_HIDDEN = frozenset({"hevc", "vvc"})
+_AFTER_A_SLICE = b"\x55" * 64  # a whole slice says where it ends; a torn one goes on into this
 _REORDERED = 16  # frames of the end that the last one in the file can be played before
 ASSUMED_FPS = 25  # of a raw stream that names no rate, as FFmpeg and players assume
 
@@ -129,7 +133,10 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
     table = _table(found, stream, lead)
     table = replace(table, cut=cut, closed=closed, resized=sizes.unsure)
     if not cut and _may_be_cut(container, stream):
-        table = _end_before(table, _find_damaged_end(Path(container.name), table, last))
+        path = Path(container.name)
+        table = _end_before(table, _find_damaged_end(path, table, last))
+        if not table.cut and stream.codec_context.codec.canonical_name in _TEARS_ARE_HIDDEN:
+            table = _end_before(table, _find_torn_end(path, table))
     return table
 
 
@@ -155,6 +162,47 @@ def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | 
         if key in whole:
             break
     return None if last in whole else table.stamps.index(last)
+
+
+def _find_torn_end(path: Path, table: FrameTable) -> int | None:
+    """The place of the first frame that changes when bytes follow the file's last slice; None when that slice is whole."""
+    container, stream = open_clip(path)
+    with container:
+        before: list[Any] = []  # frames of the last group may lean on the one before
+        group: list[Any] = []
+        for packet in container.demux(stream):
+            if packet.size and packet.is_keyframe:
+                before, group = group, []
+            if packet.size:
+                group.append(packet)
+        whole, changed = (_decode_all(stream, [*before, *group], more) for more in (b"", _AFTER_A_SLICE))
+    if len(whole) != len(changed):
+        return len(table.stamps) - 1
+    from_end = next(
+        (len(whole) - i for i, pair in enumerate(zip(whole, changed, strict=True)) if len(set(pair)) > 1), 0
+    )
+    return max(1, len(table.stamps) - from_end) if from_end else None
+
+
+def _decode_all(stream: Any, packets: Sequence[Any], more: bytes) -> list[bytes]:
+    """A hash of each frame of `packets`; `more` follows the last packet."""
+    import av
+
+    codec = av.CodecContext.create(stream.codec_context.codec, "r")
+    codec.extradata, codec.thread_count = stream.codec_context.extradata, 1
+    frames = []
+    for packet in [*packets[:-1], _longer(packets[-1], more), None]:
+        with suppress(av.error.FFmpegError):
+            frames += codec.decode(packet)
+    return [hashlib.blake2b(frame.to_ndarray(format="rgb24"), digest_size=16).digest() for frame in frames]
+
+
+def _longer(packet: Any, more: bytes) -> Any:
+    import av
+
+    longer = av.Packet(bytes(packet) + more)
+    longer.pts, longer.dts, longer.time_base = packet.pts, packet.dts, packet.time_base
+    return longer
 
 
 def _decoded(path: Path, start: int | None, table: FrameTable) -> list[tuple[int | None, bool]]:

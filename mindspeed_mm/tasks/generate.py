@@ -30,13 +30,12 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         LOGGER.info(note)
     check_av_version()
     job.check_outputs()
+    log_table(generation_table(job))
     if job.dry_run:
-        LOGGER.info(job.to_json())
         if not job.check_inputs:
             missing = f" Not found: {', '.join(job.not_found)}." if job.not_found else ""
             LOGGER.info(f"{NOT_CHECKED}{missing}")
         return
-    log_table(generation_table(job))
     folder = Path(job.run.output_path)
     with lock_folder(folder, choose="output_path"):
         from mindspeed_mm.accelerator import Accelerator

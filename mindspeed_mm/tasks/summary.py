@@ -23,8 +23,9 @@ Rows = list[tuple[str, str]]
 
 def log_table(rows: Rows) -> None:
     """`name        text`, a line each, like the summary of clips."""
+    width = max(12, *(len(name) + 1 for name, _ in rows))
     for name, text in rows:
-        logger.info(f"{name:<12}{text}")
+        logger.info(f"{name:<{width}}{text}")
 
 
 def write_job(folder: Path, text: str) -> None:

@@ -58,6 +58,10 @@ def test_a_generation_table_names_videos_and_sampling(capsys: pytest.CaptureFixt
     table = generation_table(job)
     assert len(table) <= 12
     assert dict(table)["videos"].startswith(f"{len(job.videos)}: {job.videos[0].name}")
+    generate([*argv, "--dry-run"])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) < 18
+    assert [line for line in printed if line.startswith("videos ")]
     generate([*argv, "--print-config"])
     assert json.loads(capsys.readouterr().out)["videos"][0]["name"] == job.videos[0].name
 

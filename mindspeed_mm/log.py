@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TextIO, TypeVar
 
-from mindspeed_mm.errors import LaunchError, MindSpeedMMError, printable, sentence_of
+from mindspeed_mm.errors import ConfigError, LaunchError, MindSpeedMMError, printable, sentence_of
 from mindspeed_mm.processes import LAUNCHER, Stopped, die_at_exit, handling_signals
 
 _LONGEST = 4000  # characters of a line
@@ -124,8 +124,9 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
     def report_errors(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except MindSpeedMMError as error:
-            if os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
+        except (MindSpeedMMError, OSError) as raised:
+            error = raised if isinstance(raised, MindSpeedMMError) else _of_a_path(raised)
+            if error is None or os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
             line = f"{type(error).__name__}: {error}"
             # Ranks of one machine mostly fail alike: under torchrun the first prints, and torchrun reports the rest.
@@ -137,6 +138,13 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(1) from None
 
     return command
+
+
+def _of_a_path(error: OSError) -> ConfigError | None:
+    """What the system says of a path, which no reader of ours has put into words; None for an error of anything else."""
+    if not isinstance(error.filename, str | bytes):
+        return None
+    return ConfigError(error.strerror or type(error).__name__, where=os.fsdecode(error.filename))
 
 
 def _leave_to_torchrun(line: str) -> bool:

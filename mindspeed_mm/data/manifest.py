@@ -132,7 +132,7 @@ def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path,
             raise DataError(
                 f"{data_path}:{number}: found {line.strip()!r}, wanted `folder,path/to/data.json`"
             )
-        if not _near(data_path, folder).is_dir():
+        if not os.path.isdir(_near(data_path, folder)):
             raise DataError(
                 f"{data_path}:{number}: {folder}: no such folder (working directory {Path.cwd()})"
             )
@@ -142,7 +142,7 @@ def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path,
 def _near(data_path: Path, path: str) -> Path:
     """`path` from the working directory, or, where that is not there, from beside the file that names it."""
     beside = data_path.parent / path
-    return beside if not Path(path).exists() and beside.exists() else Path(path)
+    return beside if not os.path.exists(path) and os.path.exists(beside) else Path(path)
 
 
 def _rows(listing: Path) -> Iterator[Any]:

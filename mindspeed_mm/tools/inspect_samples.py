@@ -8,6 +8,7 @@ mm-inspect features/data.jsonl --index 17 --vae Wan2.1-VACE-1.3B/Wan2.1_VAE.pth
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ def _is_feature(path: Path) -> bool:
 
 def _found(path: Path) -> Path:
     """The file meant by a folder."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path}: no such file (working directory {Path.cwd()})")
     if path.is_dir():
         names = ("data.jsonl", "data.txt", "data.json", "metadata.csv")

@@ -167,3 +167,26 @@ def test_no_module_of_ours_raises_a_bare_exception() -> None:
         if ast.unparse(node.exc.func) in ("Exception", "BaseException")
     ]
     assert not found
+
+
+def test_an_error_of_the_system_about_a_path_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @one_line_errors
+    def command(path: Path) -> bool:
+        return path.exists()
+
+    with pytest.raises(SystemExit) as ended:
+        command(Path("x" * 5000))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert line.startswith("ConfigError: xxx")
+    assert line.endswith(": File name too long")
+    assert len(line) < 600
+
+
+def test_an_error_of_the_system_about_no_path_keeps_its_traceback() -> None:
+    @one_line_errors
+    def command() -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -224,14 +225,14 @@ class PretrainJob(Config):
         """Raises DataError or WeightsError when features or weights are not where the files say."""
         source = getattr(self.data.dataset_param, "basic_parameters", None)
         data_path = getattr(source, "data_path", None)
-        if data_path and not Path(data_path).exists():
+        if data_path and not os.path.exists(data_path):
             raise DataError(
                 f"{self.files.mm_data}:dataset_param.basic_parameters.data_path: {data_path} is not there; "
                 "run feature extraction, or name the data.jsonl that it wrote"
             )
         check_lora_files(self.model.transforms, str(self.files.mm_model))
         for key, weights in self.predictor.weight_paths.items():
-            if not Path(weights).exists():
+            if not os.path.exists(weights):
                 raise WeightsError(
                     f"{self.files.mm_model}:predictor.{key}: {weights} is not there; name a folder or file with "
                     "weights (mm-convert writes one)"

@@ -1,0 +1,339 @@
+"""Memory of one device in training: a closed formula over the model's shapes. No torch, no device, milliseconds.
+
+It walks the backward pass block by block, as the program does, and takes the highest moment. What it counts are tensors; the
+allocator's slack and the communication library's buffers are estimates of their own. Formulas: docs/guide/plan.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES, VaceConfig
+from mindspeed_mm.models.wan.flops import text_rows, tokens_of
+from mindspeed_mm.models.wan.sizes import Shape, layout
+from mindspeed_mm.planning.block import BlockBytes, BlockKind, block_bytes
+
+SLACK = 0.06  # of all tensors: what the allocator holds and no tensor uses
+LIBRARY = 1.0e9  # bytes of the context and the communication library on an accelerator
+TERMS = (
+    "weights", "masters", "gradients", "moments", "gathered units", "model inputs", "block inputs", "inside a block", "slack",
+)  # fmt: skip
+Terms = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """What decides the memory of one device."""
+
+    model: VaceConfig
+    grid: tuple[int, int, int]  # latent (R+F, h, w)
+    trainable: str = "branch"
+    lora: Mapping[str, int] = field(default_factory=dict)  # linear layer → rank; all else is frozen then
+    text: int | None = None  # rows of a prompt; None: as many as there can be
+    batch: int = 1  # samples of a micro-batch
+    micro_batches: int = 1
+    ranks: int = 1
+    shards: int = 1  # ranks that share one copy of the weights
+    context_parallel: int = 1
+    product: int = 2  # bytes of a product's dtype
+    residual: int = 4
+    reduce: int = 4  # bytes of the dtype in which gradients are summed
+    recompute: Mapping[str, str] = field(default_factory=dict)  # module → full or selective
+    optimizer: str = "adam"
+    fused: bool = True
+    reshard: bool = True
+    prefetch: int = 0  # units gathered ahead in backward
+    offload: bool = False
+    offload_inputs: bool = False
+    on_cpu: bool = False  # a CPU computes equal caption rows once, and needs no slack
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by term at the highest moment of a step."""
+
+    terms: Mapping[str, float]
+    moment: str
+    host: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes of one device."""
+        return sum(self.terms.values())
+
+    @property
+    def tensors(self) -> float:
+        """Without the slack."""
+        return self.total - self.terms["slack"]
+
+
+def training_memory(run: TrainingRun) -> Memory:
+    """The highest moment of a step after the first, when the optimizer's moments exist."""
+    walk = Walk(run)
+    moment, terms = max(walk.moments(), key=lambda found: sum(found[1].values()))
+    moved = {"masters", "gradients", "moments", "weights"} if run.offload else set()
+    host = sum(terms[name] for name in moved)
+    kept = terms["block inputs"] if run.offload_inputs else 0.0
+    terms = {name: 0.0 if name in moved else size for name, size in terms.items()}
+    if kept:
+        on_device = walk.tokens * run.residual * run.model.trunk.hidden_size  # the one that comes back
+        host += max(kept - on_device, 0.0)
+        terms["block inputs"] = min(kept, on_device)
+    if not run.on_cpu:
+        terms["slack"] = SLACK * sum(terms.values()) + LIBRARY
+    return Memory(terms, moment, host)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is gathered as one: a block, or another child of the root."""
+
+    name: str
+    whole: float  # elements, on all ranks together
+    local: float  # elements of one rank
+    trained: float  # elements of `whole` that train
+    trained_local: float
+    width: int  # bytes of a product's dtype
+
+    @property
+    def trains(self) -> bool:
+        """Whether some of it has a gradient."""
+        return self.trained > 0
+
+
+class Walk:
+    """One run's backward pass."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run = run
+        self.whole_tokens = tokens_of(run.grid, run.model) * run.batch
+        self.tokens = -(-tokens_of(run.grid, run.model) // run.context_parallel) * run.batch
+        self.units = {unit.name: unit for unit in units(run)}
+        self.shared = run.shards > 1 or run.offload
+
+    def is_reached(self, name: str) -> bool:
+        """Whether gradients pass through a block: all but the trunk's first, when nothing before it trains."""
+        trunk_trains = any(
+            unit.trains and not unit.name.startswith(BRANCH) for unit in self.units.values()
+        )
+        return name != "blocks.0" or trunk_trains
+
+    def moments(self) -> Iterator[tuple[str, Terms]]:
+        """Each moment that can be the highest, with its terms."""
+        order = list(self._backward_order())
+        kept = {name: self._kept(name) for name in order}
+        start = self._start(order)
+        width = self.run.model.trunk.hidden_size
+        everything = sum(kept.values()) + start
+        residual = self.tokens * self.run.residual * width
+        done: list[str] = ["head"]
+        yield "the head's backward", self._terms(done, "head", everything + residual, 12.0 * self.tokens * width)
+        streams = 0.0
+        for name in order:
+            everything -= kept[name]
+            own_input = residual
+            bytes_ = self._block(name)
+            beside = streams * residual
+            yield (
+                f"backward of {name}",
+                self._terms(done, name, everything + own_input + beside, self._inside(name, bytes_)),
+            )
+            done.append(name)
+            if self.units[name].trains:
+                yield f"summing the gradients of {name}", self._reduction(done, everything + own_input + beside)
+            is_branch = name.startswith(BRANCH)
+            if is_branch:
+                streams = 1.0 + (self._trunk_goes_on(name))
+            else:
+                streams = 1.0 * any(past.startswith(BRANCH) for past in done)
+                streams += 1.0 * (self._feeds(name) and self._goes_below(name))
+        yield "the optimizer's step", self._optimizer(order)
+
+    def _feeds(self, name: str) -> bool:
+        return int(name.split(".")[1]) in self.run.model.vace_layers
+
+    def _goes_below(self, name: str) -> bool:
+        number = int(name.split(".")[1])
+        return self.is_reached(f"blocks.{max(number - 1, 0)}")
+
+    def _trunk_goes_on(self, name: str) -> bool:
+        return self._goes_below(f"blocks.{self.run.model.vace_layers[int(name.split('.')[1])]}")
+
+    def _backward_order(self) -> Iterator[str]:
+        layers = self.run.model.vace_layers
+        for number in reversed(range(self.run.model.trunk.num_layers)):
+            if self.is_reached(f"blocks.{number}"):
+                yield f"blocks.{number}"
+            if number in layers:
+                yield f"vace_blocks.{layers.index(number)}"
+
+    def _kind(self, name: str) -> BlockKind:
+        run, unit = self.run, self.units[name]
+        own = {layer.removeprefix(f"{name}."): rank for layer, rank in run.lora.items() if layer.startswith(f"{name}.")}
+        return BlockKind(
+            trunk=run.model.trunk,
+            trained=unit.trains and not run.lora,
+            is_branch=name.startswith(BRANCH),
+            is_first=name == "vace_blocks.0",
+            product=run.product,
+            residual=run.residual,
+            split=run.context_parallel > 1,
+            several=run.batch > 1,
+            lora=own,
+        )
+
+    def _block(self, name: str) -> BlockBytes:
+        return block_bytes(self._kind(name))
+
+    def _text(self, trained: bool) -> float:
+        """Bytes of the caption in one block: keys before and after their norm, and values."""
+        run = self.run
+        rows = text_rows(run.model, run.text) if run.on_cpu else run.model.trunk.text_len
+        return 3.0 * rows * run.batch * run.product * run.model.trunk.hidden_size * (1 if trained else 0.7)
+
+    def _inside(self, name: str, found: BlockBytes) -> float:
+        return self.tokens * found.peak + self._text(self.units[name].trains)
+
+    def _kept(self, name: str) -> float:
+        """What waits for the backward of a block, its input included."""
+        run, found = self.run, self._block(name)
+        residual = float(self.tokens * run.residual * run.model.trunk.hidden_size)
+        mode = run.recompute.get(name)
+        own_input = residual * (run.residual == 4 or mode is not None)
+        if mode == "full":
+            return own_input
+        if mode == "selective":
+            return own_input + self.tokens * found.selective
+        forgotten = 0.0
+        for part, size in found.parts.items():
+            how = run.recompute.get(f"{name}.{part}")
+            if how is None:
+                continue
+            width = run.model.trunk.hidden_size
+            kept = width * 4 + (run.product * width * (part != "ffn") if how == "selective" else 0)
+            forgotten += max(size - kept, 0.0)
+        return own_input + self.tokens * (found.saved - forgotten) + self._text(self.units[name].trains)
+
+    def _start(self, order: list[str]) -> float:
+        """The tokens right after the embeddings, which the branch and the trunk's first block read."""
+        run = self.run
+        width = run.model.trunk.hidden_size
+        count = self.tokens
+        if run.context_parallel > 1 and run.product == run.residual:
+            count = self.whole_tokens  # each rank's part is a view of all tokens
+        held = any(name.startswith(BRANCH) and name in run.recompute for name in order)
+        return float(count * run.residual * width) * (held and "blocks.0" not in order)
+
+    def _terms(self, done: list[str], now: str, waiting: float, inside: float) -> Terms:
+        run = self.run
+        terms = self._held()
+        finished = sum(self.units[name].trained_local for name in done if name in self.units)
+        terms["gradients"] = 4.0 * finished
+        if run.micro_batches > 1:
+            terms["gradients"] = 4.0 * sum(unit.trained for unit in self.units.values())
+        terms["gathered units"] = self._gathered(done, now)
+        terms["model inputs"] = self._inputs()
+        terms["block inputs"] = waiting
+        terms["inside a block"] = inside
+        return terms
+
+    def _held(self) -> Terms:
+        run, terms = self.run, dict.fromkeys(TERMS, 0.0)
+        for unit in self.units.values():
+            terms["weights"] += (unit.local - unit.trained_local) * unit.width
+            terms["masters"] += 4.0 * unit.trained_local
+        terms["moments"] = self._moments()
+        return terms
+
+    def _moments(self) -> float:
+        total = 0.0
+        for name, shape in all_shapes(self.run).items():
+            if not trains(self.run, name):
+                continue
+            hidden = len(shape) == 2 and not name.startswith(("text_embedding", "time_embedding", "head"))
+            total += local_size(shape, self.run.shards) * (4 if self.run.optimizer == "muon" and hidden else 8)
+        return total
+
+    def _gathered(self, done: list[str], now: str) -> float:
+        """Whole weights of this block and those gathered ahead, its gradients, and the last sum over ranks."""
+        run = self.run
+        if not self.shared and run.product == 4 and run.ranks == 1:
+            return 4.0 * self.units[now].trained if now in self.units else 0.0
+        sizes = [unit.whole * unit.width for unit in self.units.values() if self._is_wrapped(unit)]
+        ahead = max((unit.whole * unit.width for unit in self.units.values() if unit.name != now), default=0.0)
+        unit = self.units[now]
+        total = unit.whole * unit.width * self._is_wrapped(unit) if run.reshard else sum(sizes)
+        total += run.prefetch * ahead * run.reshard
+        total += run.product * run.model.trunk.hidden_size * run.model.trunk.ffn_dim * (unit.trained == unit.whole)
+        last = next((self.units[name] for name in reversed(done) if self.units[name].trains), None)
+        return total + last.trained * run.reduce * self._is_wrapped(last) if last is not None else total
+
+    def _reduction(self, done: list[str], waiting: float) -> Terms:
+        """A block's gradients in both dtypes, when its weights are gone and the next ones are there."""
+        run, unit = self.run, self.units[done[-1]]
+        terms = self._terms(done, done[-1], waiting, 0.0)
+        if self._is_wrapped(unit):
+            ahead = unit.whole * unit.width * (run.prefetch if run.reshard else len(self.units) - len(done))
+            terms["gathered units"] = ahead + unit.trained * (unit.width + run.reduce)
+        return terms
+
+    def _is_wrapped(self, unit: Unit) -> bool:
+        return self.shared or unit.trains
+
+    def _inputs(self) -> float:
+        """Latents, noise, target, context and the rotary tables of every token."""
+        run, trunk = self.run, self.run.model.trunk
+        patch = math.prod(trunk.patch_size)
+        latents, context = trunk.in_dim * patch, run.model.vace_in_dim * patch * bool(run.model.vace_layers)
+        rotary = 4 * trunk.head_dim * self.tokens / run.batch
+        rows = text_rows(run.model, run.text) * run.batch
+        return self.whole_tokens * (4.0 * 3 * latents + 4.0 * context) + rotary + 4.0 * rows * trunk.text_dim
+
+    def _optimizer(self, order: list[str]) -> Terms:
+        terms = self._held()
+        terms["gradients"] = 4.0 * sum(unit.trained_local for unit in self.units.values())
+        if not self.run.fused:
+            terms["inside a block"] = 2 * terms["gradients"]
+        return terms
+
+
+def all_shapes(run: TrainingRun) -> dict[str, Shape]:
+    """Every weight of the model, and of its LoRA."""
+    shapes = layout(run.model)
+    for name, rank in run.lora.items():
+        rows, columns = shapes[f"{name}.weight"]
+        shapes |= {f"{name}.lora_A.weight": (rank, columns), f"{name}.lora_B.weight": (rows, rank)}
+    return shapes
+
+
+def trains(run: TrainingRun, name: str) -> bool:
+    """Whether a weight has a gradient."""
+    if run.lora:
+        return ".lora_" in name
+    return run.trainable == "all" or name.startswith(BRANCH) == (run.trainable == "branch")
+
+
+def local_size(shape: Shape, shards: int) -> int:
+    """Elements of one rank: FSDP2 divides the first axis, and pads it."""
+    return -(-shape[0] // shards) * math.prod(shape[1:])
+
+
+def units(run: TrainingRun) -> list[Unit]:
+    """Every unit of the model with its sizes."""
+    found: dict[str, Unit] = {}
+    for name, shape in all_shapes(run).items():
+        parts = name.split(".")
+        key = ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else parts[0]
+        exact = parts[0] in FP32_MODULES
+        unit = found.get(key) or Unit(key, 0, 0, 0, 0, 4 if exact else run.product)
+        whole, local, has = math.prod(shape), local_size(shape, run.shards), trains(run, name)
+        found[key] = replace(
+            unit,
+            whole=unit.whole + whole,
+            local=unit.local + local,
+            trained=unit.trained + whole * has,
+            trained_local=unit.trained_local + local * has,
+        )
+    return list(found.values())

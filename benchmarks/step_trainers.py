@@ -40,7 +40,7 @@ class Variant:
     def plan(self, config: VaceConfig) -> dict[str, str]:
         """Module name → mode, without those that recompute nothing."""
         from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
-        from mindspeed_mm.distributed.recompute import recompute_plan
+        from mindspeed_mm.distributed.patterns import recompute_plan
 
         numbers = {"blocks": config.trunk.num_layers, "vace_blocks": len(config.vace_layers)}
         names = [f"{kind}.{i}" for kind, count in numbers.items() for i in range(count)]

@@ -15,6 +15,7 @@ VERBS: Mapping[str, str] = {
     "prepare": "inputs of a VACE task from plain clips and images",
     "inspect": "a picture of what the model sees of a dataset or a feature",
     "extract": "clips, masks, references and captions to features",
+    "plan": "memory and time of a training run before its launch",
     "train": "pre-train or fine-tune on features",
     "generate": "videos from a JSON with weights, prompts and inputs",
     "serve": "an HTTP API over a model that stays loaded",

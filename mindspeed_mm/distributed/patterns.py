@@ -1,11 +1,11 @@
-"""Module patterns of fsdp2_config.yaml: `blocks.{*}`, `vace_blocks.{0-3,7}`, `head`; published prefixes are aliases."""
+"""Module patterns of fsdp2_config.yaml: `blocks.{*}`, `vace_blocks.{0-3,7}`, `head`; published prefixes are aliases. No torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from mindspeed_mm.distributed.config import Fsdp2Config
+from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, Recompute
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.registry import did_you_mean
 
@@ -43,6 +43,30 @@ def check_patterns(config: Fsdp2Config, units: Iterable[str], names: Iterable[st
     for key in ("sub_modules_to_wrap", "recompute_modules", "ignored_modules"):
         for pattern in getattr(config, key) or ():
             match(pattern, known, f"fsdp2_config.yaml:{key}", absent=absent)
+
+
+def recompute_plan(
+    names: Sequence[str], units: Sequence[str], fsdp: Fsdp2Config, parallel: ParallelConfig
+) -> dict[str, Recompute]:
+    """Module name → full or selective. The YAML names the modules; the flags say how, or choose all blocks.
+
+    A later pattern overrides an earlier one. Raises ConfigError for a pattern that matches nothing.
+    """
+    patterns = fsdp.recompute_modules
+    how: Recompute = parallel.recompute_granularity or "full"
+    if isinstance(patterns, Mapping):
+        chosen = [(pattern, mode) for pattern, mode in patterns.items()]
+    elif patterns:
+        chosen = [(pattern, how) for pattern in patterns]
+    else:
+        chosen = [(pattern, how) for pattern in units] if parallel.recompute_granularity else []
+    limit = parallel.recompute_num_layers if parallel.recompute_method == "block" else None
+    absent = absent_units(units, names)
+    plan: dict[str, Recompute] = {}
+    for pattern, mode in chosen:
+        for name in match(pattern, names, "fsdp2_config.yaml:recompute_modules", absent=absent)[:limit]:
+            plan[name] = mode
+    return {name: mode for name, mode in plan.items() if mode != "none"}
 
 
 def _parts(known: Iterable[str]) -> str:

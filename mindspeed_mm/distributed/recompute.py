@@ -6,7 +6,7 @@ backward, and its parameters keep their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,32 +18,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, Recompute
-from mindspeed_mm.distributed.patterns import absent_units, match
-
-
-def recompute_plan(
-    names: Sequence[str], units: Sequence[str], fsdp: Fsdp2Config, parallel: ParallelConfig
-) -> dict[str, Recompute]:
-    """Module name → full or selective. The YAML names the modules; the flags say how, or choose all blocks.
-
-    A later pattern overrides an earlier one. Raises ConfigError for a pattern that matches nothing.
-    """
-    patterns = fsdp.recompute_modules
-    how: Recompute = parallel.recompute_granularity or "full"
-    if isinstance(patterns, Mapping):
-        chosen = [(pattern, mode) for pattern, mode in patterns.items()]
-    elif patterns:
-        chosen = [(pattern, how) for pattern in patterns]
-    else:
-        chosen = [(pattern, how) for pattern in units] if parallel.recompute_granularity else []
-    limit = parallel.recompute_num_layers if parallel.recompute_method == "block" else None
-    absent = absent_units(units, names)
-    plan: dict[str, Recompute] = {}
-    for pattern, mode in chosen:
-        for name in match(pattern, names, "fsdp2_config.yaml:recompute_modules", absent=absent)[:limit]:
-            plan[name] = mode
-    return {name: mode for name, mode in plan.items() if mode != "none"}
+from mindspeed_mm.distributed.config import Recompute
 
 
 def apply_recompute(

@@ -7,7 +7,7 @@ products are in the dtype of their weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mindspeed_mm.models.wan.config import WanConfig
 
@@ -24,10 +24,12 @@ class BlockKind:
     is_branch: bool
     product: int  # bytes of a product's dtype
     residual: int  # bytes of the residual stream's dtype
-    split: bool = False  # context parallel: attention's result is exchanged after the kernel, which keeps its own
+    split: bool = (
+        False  # context parallel: attention's result is exchanged after the kernel, which keeps its own
+    )
     is_first: bool = False  # of the branch: the sum with the trunk's tokens is a tensor of its own
     several: bool = False  # samples in a micro-batch: the modulation is no longer one affine layer norm
-    lora: Mapping[str, int] = field(default_factory=dict)  # layer in the block → rank
+    lora: tuple[tuple[str, int], ...] = ()  # layer in the block, rank
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class BlockBytes:
 def block_bytes(kind: BlockKind) -> BlockBytes:
     """The two moments that can be the highest: the gradient at the gate behind the feed-forward, and inside it."""
     width, ffn, c = kind.trunk.hidden_size, kind.trunk.ffn_dim, kind.product
-    reads = {layer: kind.trained or layer in kind.lora for layer in _LAYERS}  # keeps the layer's input
+    adapted = dict(kind.lora)
+    reads = {layer: kind.trained or layer in adapted for layer in _LAYERS}  # keeps the layer's input
     gates = _EXACT * kind.trained  # the gate's gradient needs what the gate multiplies
     kernel = 4 * c  # q, k, v and the result
     self_attn = 2 * c + kernel + c * any(reads[f"self_attn.{name}"] for name in "qkv")
@@ -55,7 +58,7 @@ def block_bytes(kind: BlockKind) -> BlockBytes:
     norms += 2 * _EXACT * (kind.trained and kind.several)
     after = c * (kind.trained and kind.is_branch)
     joined = (kind.residual + c * kind.trained) * kind.is_first
-    low_rank = c * sum(kind.lora.values())
+    low_rank = c * sum(adapted.values())
     saved = width * (self_attn + cross_attn + narrow + norms + 2 * gates + after + joined) + wide + low_rank
     arriving = width * _EXACT
     # gradients at the gate: the one that arrives, its product with the answer, its product with the gate

@@ -7,8 +7,9 @@ allocator's slack and the communication library's buffers are estimates of their
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES, VaceConfig
 from mindspeed_mm.models.wan.flops import text_rows, tokens_of
@@ -112,13 +113,16 @@ class Walk:
         self.tokens = -(-tokens_of(run.grid, run.model) // run.context_parallel) * run.batch
         self.units = {unit.name: unit for unit in units(run)}
         self.shared = run.shards > 1 or run.offload
+        self.moments_held = self._moments()
+        self.trunk_trains = any(
+            unit.trains and not unit.name.startswith(BRANCH) for unit in self.units.values()
+        )
+        self.lora = _by_block(run.lora)
+        self.blocks: dict[BlockKind, BlockBytes] = {}
 
     def is_reached(self, name: str) -> bool:
         """Whether gradients pass through a block: all but the trunk's first, when nothing before it trains."""
-        trunk_trains = any(
-            unit.trains and not unit.name.startswith(BRANCH) for unit in self.units.values()
-        )
-        return name != "blocks.0" or trunk_trains
+        return name != "blocks.0" or self.trunk_trains
 
     def moments(self) -> Iterator[tuple[str, Terms]]:
         """Each moment that can be the highest, with its terms."""
@@ -129,7 +133,10 @@ class Walk:
         everything = sum(kept.values()) + start
         residual = self.tokens * self.run.residual * width
         done: list[str] = ["head"]
-        yield "the head's backward", self._terms(done, "head", everything + residual, 12.0 * self.tokens * width)
+        yield (
+            "the head's backward",
+            self._terms(done, "head", everything + residual, 12.0 * self.tokens * width),
+        )
         streams = 0.0
         for name in order:
             everything -= kept[name]
@@ -142,7 +149,10 @@ class Walk:
             )
             done.append(name)
             if self.units[name].trains:
-                yield f"summing the gradients of {name}", self._reduction(done, everything + own_input + beside)
+                yield (
+                    f"summing the gradients of {name}",
+                    self._reduction(done, everything + own_input + beside),
+                )
             is_branch = name.startswith(BRANCH)
             if is_branch:
                 streams = 1.0 + (self._trunk_goes_on(name))
@@ -171,7 +181,6 @@ class Walk:
 
     def _kind(self, name: str) -> BlockKind:
         run, unit = self.run, self.units[name]
-        own = {layer.removeprefix(f"{name}."): rank for layer, rank in run.lora.items() if layer.startswith(f"{name}.")}
         return BlockKind(
             trunk=run.model.trunk,
             trained=unit.trains and not run.lora,
@@ -181,11 +190,14 @@ class Walk:
             residual=run.residual,
             split=run.context_parallel > 1,
             several=run.batch > 1,
-            lora=own,
+            lora=self.lora.get(name, ()),
         )
 
     def _block(self, name: str) -> BlockBytes:
-        return block_bytes(self._kind(name))
+        kind = self._kind(name)
+        if kind not in self.blocks:
+            self.blocks[kind] = block_bytes(kind)
+        return self.blocks[kind]
 
     def _text(self, trained: bool) -> float:
         """Bytes of the caption in one block: keys before and after their norm, and values."""
@@ -240,11 +252,11 @@ class Walk:
         return terms
 
     def _held(self) -> Terms:
-        run, terms = self.run, dict.fromkeys(TERMS, 0.0)
+        terms = dict.fromkeys(TERMS, 0.0)
         for unit in self.units.values():
             terms["weights"] += (unit.local - unit.trained_local) * unit.width
             terms["masters"] += 4.0 * unit.trained_local
-        terms["moments"] = self._moments()
+        terms["moments"] = self.moments_held
         return terms
 
     def _moments(self) -> float:
@@ -253,7 +265,9 @@ class Walk:
             if not trains(self.run, name):
                 continue
             hidden = len(shape) == 2 and not name.startswith(("text_embedding", "time_embedding", "head"))
-            total += local_size(shape, self.run.shards) * (4 if self.run.optimizer == "muon" and hidden else 8)
+            total += local_size(shape, self.run.shards) * (
+                4 if self.run.optimizer == "muon" and hidden else 8
+            )
         return total
 
     def _gathered(self, done: list[str], now: str) -> float:
@@ -262,11 +276,15 @@ class Walk:
         if not self.shared and run.product == 4 and run.ranks == 1:
             return 4.0 * self.units[now].trained if now in self.units else 0.0
         sizes = [unit.whole * unit.width for unit in self.units.values() if self._is_wrapped(unit)]
-        ahead = max((unit.whole * unit.width for unit in self.units.values() if unit.name != now), default=0.0)
+        ahead = max(
+            (unit.whole * unit.width for unit in self.units.values() if unit.name != now), default=0.0
+        )
         unit = self.units[now]
         total = unit.whole * unit.width * self._is_wrapped(unit) if run.reshard else sum(sizes)
         total += run.prefetch * ahead * run.reshard
-        total += run.product * run.model.trunk.hidden_size * run.model.trunk.ffn_dim * (unit.trained == unit.whole)
+        total += (
+            run.product * run.model.trunk.hidden_size * run.model.trunk.ffn_dim * (unit.trained == unit.whole)
+        )
         last = next((self.units[name] for name in reversed(done) if self.units[name].trains), None)
         return total + last.trained * run.reduce * self._is_wrapped(last) if last is not None else total
 
@@ -299,10 +317,24 @@ class Walk:
         return terms
 
 
-def all_shapes(run: TrainingRun) -> dict[str, Shape]:
+def _by_block(lora: Mapping[str, int]) -> dict[str, tuple[tuple[str, int], ...]]:
+    """Block → its layers with a LoRA, and the ranks."""
+    found: dict[str, tuple[tuple[str, int], ...]] = {}
+    for layer, rank in lora.items():
+        kind, number, inner = layer.split(".", 2)
+        found[f"{kind}.{number}"] = (*found.get(f"{kind}.{number}", ()), (inner, rank))
+    return found
+
+
+def all_shapes(run: TrainingRun) -> Mapping[str, Shape]:
     """Every weight of the model, and of its LoRA."""
-    shapes = layout(run.model)
-    for name, rank in run.lora.items():
+    return _all_shapes(run.model, tuple(run.lora.items()))
+
+
+@lru_cache(maxsize=8)
+def _all_shapes(model: VaceConfig, lora: tuple[tuple[str, int], ...]) -> Mapping[str, Shape]:
+    shapes = layout(model)
+    for name, rank in lora:
         rows, columns = shapes[f"{name}.weight"]
         shapes |= {f"{name}.lora_A.weight": (rank, columns), f"{name}.lora_B.weight": (rows, rank)}
     return shapes
@@ -310,9 +342,13 @@ def all_shapes(run: TrainingRun) -> dict[str, Shape]:
 
 def trains(run: TrainingRun, name: str) -> bool:
     """Whether a weight has a gradient."""
-    if run.lora:
+    return _trains(name, run.trainable, bool(run.lora))
+
+
+def _trains(name: str, trainable: str, has_lora: bool) -> bool:
+    if has_lora:
         return ".lora_" in name
-    return run.trainable == "all" or name.startswith(BRANCH) == (run.trainable == "branch")
+    return trainable == "all" or name.startswith(BRANCH) == (trainable == "branch")
 
 
 def local_size(shape: Shape, shards: int) -> int:
@@ -320,20 +356,24 @@ def local_size(shape: Shape, shards: int) -> int:
     return -(-shape[0] // shards) * math.prod(shape[1:])
 
 
-def units(run: TrainingRun) -> list[Unit]:
+def units(run: TrainingRun) -> Sequence[Unit]:
     """Every unit of the model with its sizes."""
-    found: dict[str, Unit] = {}
-    for name, shape in all_shapes(run).items():
+    return _units(run.model, tuple(run.lora.items()), run.trainable, run.shards, run.product)
+
+
+@lru_cache(maxsize=32)
+def _units(
+    model: VaceConfig, lora: tuple[tuple[str, int], ...], trainable: str, shards: int, product: int
+) -> Sequence[Unit]:
+    sizes: dict[str, list[int]] = {}
+    for name, shape in _all_shapes(model, lora).items():
         parts = name.split(".")
         key = ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else parts[0]
-        exact = parts[0] in FP32_MODULES
-        unit = found.get(key) or Unit(key, 0, 0, 0, 0, 4 if exact else run.product)
-        whole, local, has = math.prod(shape), local_size(shape, run.shards), trains(run, name)
-        found[key] = replace(
-            unit,
-            whole=unit.whole + whole,
-            local=unit.local + local,
-            trained=unit.trained + whole * has,
-            trained_local=unit.trained_local + local * has,
-        )
-    return list(found.values())
+        whole, local, has = math.prod(shape), local_size(shape, shards), _trains(name, trainable, bool(lora))
+        found = sizes.setdefault(key, [0, 0, 0, 0])
+        for place, size in enumerate((whole, local, whole * has, local * has)):
+            found[place] += size
+    return [
+        Unit(key, whole, local, trained, trained_local, 4 if key in FP32_MODULES else product)
+        for key, (whole, local, trained, trained_local) in sizes.items()
+    ]

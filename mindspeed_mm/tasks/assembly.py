@@ -17,7 +17,7 @@ from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
-from mindspeed_mm.distributed.recompute import recompute_plan
+from mindspeed_mm.distributed.patterns import recompute_plan
 from mindspeed_mm.distributed.rng import seed_everything
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError, DataError

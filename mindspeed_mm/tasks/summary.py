@@ -45,7 +45,7 @@ def training_table(job: PretrainJob) -> Rows:
     source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
     validation: Any = getattr(job.data.dataset_param, "validation", None)
     return [
-        ("model", _model(job.model.predictor, job.model.transforms)),
+        ("model", describe_model(job.model.predictor, job.model.transforms)),
         ("weights", ", ".join(getattr(job.model.predictor, "weight_paths", {}).values()) or "random"),
         ("data", f"{getattr(source, 'data_path', job.files.mm_data)}" + (f"; held out: {validation.data_path}" if validation else "")),
         ("batch", f"{size} = {batch.micro_batch_size} x {job.dp_size} ranks x {_count(pieces, 'micro-batch', 'micro-batches')}"),
@@ -100,7 +100,8 @@ def generation_table(job: GenerateJob) -> Rows:
     return [*rows, ("output", run.output_path)]
 
 
-def _model(predictor: Any, transforms: Sequence[Any] = ()) -> str:
+def describe_model(predictor: Any, transforms: Sequence[Any] = ()) -> str:
+    """A model in words: its preset, its sizes, and what of it trains."""
     if not isinstance(predictor, PredictorConfig):
         return str(getattr(predictor, "model_id", type(predictor).__name__))
     config = predictor.model

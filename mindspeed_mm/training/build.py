@@ -20,8 +20,8 @@ from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.fsdp import DTYPES, shard_model
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh
-from mindspeed_mm.distributed.patterns import absent_units, match
-from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks, recompute_plan
+from mindspeed_mm.distributed.patterns import absent_units, match, recompute_plan
+from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks
 from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.distributed.shards import copy_local
 from mindspeed_mm.errors import ConfigError, WeightsError

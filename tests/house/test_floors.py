@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = ROOT / "mindspeed_mm/__init__.py"  # names of all floors, imported when they are used
-SIBLINGS = {"models", "data", "distributed", "training", "generation"}  # on their floor none imports another
+SIBLINGS = {
+    "models",
+    "data",
+    "distributed",
+    "training",
+    "generation",
+    "planning",
+}  # on their floor none imports another
 FLOORS = {
     "errors": 0, "checksum": 0, "files": 0, "registry": 0, "log": 0, "locks": 0, "processes": 0, "progress": 0,
     "outputs": 0,
@@ -18,7 +25,7 @@ FLOORS = {
     "accelerator": 2, "ops": 2, "flow": 2,
     "models": 3, "data": 3, "distributed": 3,
     "conditioning": 4,
-    "training": 5, "generation": 5,
+    "training": 5, "generation": 5, "planning": 5,
     "tasks": 6, "tools": 6,
     "serve": 7,
     "cli": 8,

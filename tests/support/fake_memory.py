@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.tensor import DTensor
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron.mm import groups
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.mesh import build_mesh
 from mindspeed_mm.models.wan.config import PredictorConfig
@@ -41,6 +42,7 @@ class Traced:
     ranks: int = 1
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     fsdp: Fsdp2Config = field(default_factory=Fsdp2Config)
+    transforms: tuple[Config, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4))
 
 
@@ -79,23 +81,28 @@ def world(ranks: int) -> Iterator[None]:
 def _peak(case: Traced) -> dict[str, float]:
     accelerator = Accelerator.detect("cpu")
     mesh = build_mesh(case.parallel, accelerator, case.fsdp)
-    with unfilled():
-        with FakeTensorMode():
-            model = build.build_model(
-                case.predictor, case.parallel, case.fsdp, mesh, accelerator, source=None
-            )
-            optimizer = build_optimizer(model, case.optimizer)
-            inputs = _inputs(case)
-            tracker = FSDPMemTracker(model, optimizer)
-            tracker.track_inputs(tuple(inputs.values()))
-            with tracker:
-                _step(model, optimizer, inputs)
-                tracker.reset_mod_stats()
-                tracker._peak_mem_snap = tracker.get_tracker_snapshot()
-                tracker._peak_mem = {dev: snap["Total"] for dev, snap in tracker._peak_mem_snap.items()}
-                _step(model, optimizer, inputs)
-            snapshot = tracker.get_tracker_snapshot("peak")
-            return {str(getattr(k, "value", k)): float(v) for k, v in snapshot[torch.device("cpu")].items()}
+    with unfilled(), FakeTensorMode():
+        model = build.build_model(
+            case.predictor,
+            case.parallel,
+            case.fsdp,
+            mesh,
+            accelerator,
+            source=None,
+            transforms=case.transforms,
+        )
+        optimizer = build_optimizer(model, case.optimizer)
+        inputs = _inputs(case)
+        tracker = FSDPMemTracker(model, optimizer)
+        tracker.track_inputs(tuple(inputs.values()))
+        with tracker:
+            _step(model, optimizer, inputs)
+            tracker.reset_mod_stats()
+            tracker._peak_mem_snap = tracker.get_tracker_snapshot()
+            tracker._peak_mem = {dev: snap["Total"] for dev, snap in tracker._peak_mem_snap.items()}
+            _step(model, optimizer, inputs)
+        snapshot = tracker.get_tracker_snapshot("peak")
+        return {str(getattr(k, "value", k)): float(v) for k, v in snapshot[torch.device("cpu")].items()}
 
 
 @contextmanager

@@ -1,0 +1,92 @@
+"""What to change in a run that does not fit, cheapest first. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.planning.devices import Device
+from mindspeed_mm.planning.memory import TrainingRun, training_memory
+from mindspeed_mm.planning.time import step_time
+
+_AT_ONCE = 3  # changes
+_LORA = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One or more settings that make a run fit."""
+
+    settings: tuple[str, ...]
+    cost: float  # seconds of a sample, beside those of the run as it is
+    memory: float  # bytes
+    keeps_result: bool  # LoRA and a rounded residual train something else
+
+
+def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: float) -> list[Change]:
+    """Up to four ways that fit `capacity` bytes, each as few settings as possible; those that keep the result come first."""
+    before = step_time(run, device, dtype).total
+    single = list(_single(run))
+    found: list[Change] = []
+    for count in range(1, _AT_ONCE + 1):
+        for chosen in combinations(single, count):
+            names = tuple(name for name, _ in chosen)
+            if len({name.split(" ")[0] for name in names}) < count or any(
+                set(names) > set(one.settings) for one in found
+            ):
+                continue
+            changed = run
+            for _, fields in chosen:
+                changed = replace(changed, **fields)  # type: ignore[arg-type]
+            memory = training_memory(changed).total
+            if memory <= capacity:
+                after = step_time(changed, device, dtype).total
+                keeps = not any(name.startswith(("--lora", "predictor.residual_dtype")) for name in names)
+                found.append(Change(names, after / before, memory, keeps))
+        if len(found) >= _AT_ONCE:
+            break
+    return sorted(found, key=lambda change: (not change.keeps_result, len(change.settings), change.cost))[:4]
+
+
+def _single(run: TrainingRun) -> Iterator[tuple[str, dict[str, object]]]:
+    """Each setting alone, with the fields that it changes."""
+    blocks = [f"blocks.{number}" for number in range(run.model.trunk.num_layers)]
+    blocks += [f"vace_blocks.{number}" for number in range(len(run.model.vace_layers))]
+    for mode in ("selective", "full"):
+        plan = dict.fromkeys(blocks, mode)
+        if plan != run.recompute and set(run.recompute.values()) != {"full"}:
+            yield f"recompute_modules {mode}", {"recompute": plan}
+    if run.shards < run.ranks:
+        yield "sharding_size auto", {"shards": run.ranks}
+    if not run.reshard:
+        yield "reshard_after_forward true", {"reshard": True}
+    if run.batch > 1:
+        pieces = run.micro_batches * run.batch
+        yield "--micro-batch-size 1", {"batch": 1, "micro_batches": pieces}
+    if not run.offload_inputs and run.recompute:
+        yield "offload_block_inputs true", {"offload_inputs": True}
+    heads = run.model.trunk.num_heads
+    for size in (2, 4, 8):
+        if size > run.context_parallel and heads % size == 0 and run.ranks % size == 0:
+            pieces = run.micro_batches * size // run.context_parallel
+            yield f"--context-parallel-size {size}", {"context_parallel": size, "micro_batches": pieces}
+    if not run.offload:
+        yield "offload_to_cpu true", {"offload": True}
+    if run.residual == 4 and run.product == 2:
+        yield "predictor.residual_dtype bf16", {"residual": 2}
+    if not run.lora:
+        yield "--lora-rank 32", {"lora": usual_lora(run, 32)}
+
+
+def usual_lora(run: TrainingRun, rank: int) -> dict[str, int]:
+    """The layers that a LoRA of the trained part has by default."""
+    branch = run.trainable == "branch"
+    return {
+        name.removesuffix(".weight"): rank
+        for name, shape in layout(run.model).items()
+        if len(shape) == 2
+        and name.removesuffix(".weight").endswith(tuple(f".{layer}" for layer in _LORA))
+        and name.startswith(("vace_blocks.",) if branch else ("blocks.", "vace_blocks."))
+    }

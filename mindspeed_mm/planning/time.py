@@ -1,0 +1,93 @@
+"""Seconds of a training step, by part. A model with stated assumptions, not a measurement. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from mindspeed_mm.models.wan.flops import block_forward, recomputed_share, step_flops, tokens_of
+from mindspeed_mm.planning.devices import Device
+from mindspeed_mm.planning.memory import TrainingRun, units
+
+HIDDEN = 0.8  # of the computing, behind which gathers and sums over ranks can run
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one iteration on each device; parts that add up, and what runs behind them."""
+
+    products: float
+    attention: float
+    communication: float
+    data: float
+    hidden: float  # communication behind the computing
+
+    @property
+    def total(self) -> float:
+        """Seconds of one iteration."""
+        return self.products + self.attention + self.communication + self.data
+
+
+def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
+    """One iteration: all micro-batches, and the sums over ranks.
+
+    Products run at `device.products` of the peak and attention at `device.attention`. Gathers and sums overlap with computing;
+    the all-to-alls of context parallel and traffic to the host do not.
+    """
+    tokens = tokens_of(run.grid, run.model)
+    part = cast(Literal["branch", "trunk", "all"], run.trainable)
+    share = recomputed_share(run.model, run.recompute, part, tokens, run.text)
+    whole = step_flops(run.model, tokens, part, share, text=run.text).hardware
+    if run.lora:  # no gradient of the frozen weights: half of their backward
+        whole -= (
+            step_flops(run.model, tokens, part, 0.0, text=run.text).model - _forward(run, tokens)
+        ) * 0.35
+    on_tokens, on_text, attention = block_forward(run.model, tokens, run.text)
+    fraction = attention / (on_tokens + on_text + attention)
+    each = run.batch * run.micro_batches / run.context_parallel
+    peak = device.peak(dtype)
+    products = whole * (1 - fraction) * each / (peak * device.products)
+    kernels = whole * fraction * each / (peak * device.attention)
+    behind, exposed = _communication(run, device, tokens)
+    computing = products + kernels
+    return StepTime(
+        products=products,
+        attention=kernels,
+        communication=exposed + max(0.0, behind - HIDDEN * computing),
+        data=0.0,
+        hidden=min(behind, HIDDEN * computing),
+    )
+
+
+def _forward(run: TrainingRun, tokens: int) -> float:
+    blocks = run.model.trunk.num_layers + len(run.model.vace_layers)
+    return blocks * sum(block_forward(run.model, tokens, run.text))
+
+
+def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float, float]:
+    """Seconds that can run behind the computing, and seconds that cannot."""
+    parts = units(run)
+    weights = sum(unit.whole * unit.width for unit in parts)
+    trained = sum(unit.trained for unit in parts) * run.reduce
+    shards, copies = run.shards, max(run.ranks // run.shards, 1)
+    gathers = (2 if run.reshard else 1) * run.micro_batches
+    inside = _rate(device, shards)
+    behind = (gathers * weights + trained) * (shards - 1) / shards / inside
+    behind += 2 * trained / shards * (copies - 1) / copies / _rate(device, run.ranks)
+    size = run.context_parallel
+    width = run.model.trunk.hidden_size
+    blocks = run.model.trunk.num_layers + len(run.model.vace_layers)
+    forward = 4 * tokens / size * run.batch * width * run.product * blocks
+    again = 2 + any(mode == "full" for mode in run.recompute.values())
+    exposed = again * forward * run.micro_batches * (size - 1) / size / _rate(device, size)
+    if run.offload:
+        local = sum(unit.local * unit.width + 2 * 4 * unit.trained_local for unit in parts)
+        exposed += gathers * local / (device.host * 1e9)
+    if run.offload_inputs:
+        exposed += 0.2 * 2 * blocks * tokens / size * width * run.residual * run.batch / (device.host * 1e9)
+    return behind, exposed
+
+
+def _rate(device: Device, ranks: int) -> float:
+    """Bytes per second of one device in a group of `ranks` neighbours."""
+    return 1e9 * (device.link if ranks <= device.machine else device.network)

@@ -1,0 +1,190 @@
+"""PlanJob: the run of a training job as the planner's formulas take it, and what it is planned for. No torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from megatron.mm.arguments import build_parser, parse_arguments
+from mindspeed_mm.config.flags import FlagParser, flag_name
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.data.config import FeatureRow
+from mindspeed_mm.distributed.patterns import recompute_plan
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.files import LIST_BYTES, json_lines, read_text
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.transforms.config import LoraConfig
+from mindspeed_mm.models.transforms.match import matching
+from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig
+from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.planning.memory import TrainingRun
+from mindspeed_mm.registry import resolve
+from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS, PretrainJob
+
+PROG = "vace plan"
+_BYTES = {"bf16": 2, "fp32": 4}
+
+
+class PlanFlags(Config):
+    """What a job is planned for."""
+
+    device: str = Field(
+        default="H100", description="H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B or 910C"
+    )
+    devices: int = Field(default=8, gt=0, le=65536, description="how many of them")
+    frames: int | None = Field(
+        default=None, gt=0, le=4097, description="frames of a clip (default: the data's longest, or 81)"
+    )
+    height: int | None = Field(
+        default=None, gt=0, le=8192, description="its height (default: the data's largest, or 480)"
+    )
+    width: int | None = Field(
+        default=None, gt=0, le=8192, description="its width (default: the data's largest, or 832)"
+    )
+    refs: int = Field(default=0, ge=0, le=16, description="reference images of a clip")
+    mfu: float | None = Field(
+        default=None, gt=0, le=1, description="share of the peak that products and attention reach"
+    )
+
+
+class Clip(NamedTuple):
+    """The largest sample of a run."""
+
+    grid: tuple[int, int, int]  # latent (R+F, h, w)
+    origin: str
+
+
+_ALIASES = {"--model": "--mm-model", "--data": "--mm-data"}
+_ALL: Sequence[tuple[type[Config], str]] = (*SCHEMAS, (PlanFlags, "plan"))
+
+
+def plan_parser(prog: str = PROG) -> FlagParser:
+    """Every flag of training, and the planner's own."""
+    parser = build_parser(prog, "Memory and time of a training run before its launch.", _ALL)
+    group = parser.add_argument_group("plan, as data")
+    group.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    for short, flag in _ALIASES.items():
+        group.add_argument(
+            short, dest=flag[2:].replace("-", "_"), default=argparse.SUPPRESS, help=f"the same as {flag}"
+        )
+    return parser
+
+
+def read_job(argv: Sequence[str], prog: str = PROG) -> tuple[PretrainJob, PlanFlags]:
+    """Training flags, and the planner's. Raises ConfigError as training does."""
+    given, _ = parse_arguments(plan_parser(prog), argv, _ALL)
+    flags = parse(PlanFlags, given[PlanFlags], prog)
+    training = list(_training_words(argv))
+    named = {word.partition("=")[0] for word in training}
+    if "--lr" not in named:  # neither it nor the iterations decide memory
+        training += ["--lr", "1e-5"]
+    if not {"--train-iters", "--train-samples"} & named:
+        training += ["--train-iters", "1"]
+    return PretrainJob.from_argv(training, flags.devices, prog), flags
+
+
+def _training_words(words: Sequence[str]) -> Iterator[str]:
+    """`words` without the planner's own flags, and under training's names."""
+    own = {flag_name(name) for name in PlanFlags.model_fields}
+    is_value = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if is_value:
+            is_value = False
+        elif name in own:
+            is_value = not equals
+        elif name != "--json":
+            yield _ALIASES.get(name, name) + equals + value
+
+
+def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False) -> TrainingRun:
+    """What of a job decides its memory. Raises ConfigError for a model whose sizes the planner does not know."""
+    predictor, fsdp, batch = job.predictor, job.fsdp2, job.training.batch
+    if not isinstance(predictor, PredictorConfig):
+        raise ConfigError(
+            f"no plan for model_id {job.model.predictor.model_id!r}", where="predictor.model_id"
+        )
+    spec = MODELS.get(predictor.model_id)
+    sizes = predictor.model
+    names = resolve(spec.modules)(sizes)
+    shards = fsdp.sharding_size if isinstance(fsdp.sharding_size, int) else job.world_size
+    size = batch.global_batch_size or job.dp_size
+    return TrainingRun(
+        model=sizes,
+        grid=grid,
+        trainable=predictor.trainable,
+        lora=lora_layers(job),
+        batch=batch.micro_batch_size,
+        micro_batches=max(1, size // (batch.micro_batch_size * job.dp_size)),
+        ranks=job.world_size,
+        shards=shards,
+        context_parallel=job.parallel.context_parallel_size,
+        product=_BYTES[predictor.dtype],
+        residual=_BYTES[predictor.residual_dtype],
+        reduce=_BYTES[fsdp.reduce_dtype],
+        recompute=recompute_plan(names, spec.units, fsdp, job.parallel),
+        optimizer=job.training.optimizer.optimizer,
+        fused=job.training.optimizer.optimizer_selection != "torch",
+        reshard=bool(fsdp.reshard_after_forward),
+        prefetch=fsdp.num_to_backward_prefetch or 1,  # without a number, FSDP2 gathers one ahead in backward
+        offload=fsdp.offload_to_cpu,
+        offload_inputs=fsdp.offload_block_inputs,
+        on_cpu=on_cpu,
+    )
+
+
+def lora_layers(job: PretrainJob) -> dict[str, int]:
+    """Linear layer → rank of its LoRA, for all LoRAs of a job."""
+    spec = MODELS.get(job.predictor.model_id)
+    found: dict[str, int] = {}
+    shapes = layout(job.predictor.model)
+    linear = [
+        name.removesuffix(".weight")
+        for name, shape in shapes.items()
+        if len(shape) == 2 and name.endswith(".weight")
+    ]
+    for config in job.model.transforms:
+        if isinstance(config, LoraConfig):
+            part = config.on or {"all": "both"}.get(job.predictor.trainable, job.predictor.trainable)
+            chosen = matching(config.match or spec.adapted, linear, "transforms: lora.match")
+            wanted = [
+                name for name in chosen if part == "both" or name.startswith(BRANCH) == (part == "branch")
+            ]
+            found |= dict.fromkeys(wanted, config.rank)
+    return found
+
+
+def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
+    """The largest sample by the flags, else by the rows of data.jsonl that name their shapes, else 81 frames of 480x832."""
+    if not (flags.frames or flags.height or flags.width):
+        source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
+        path = Path(getattr(source, "data_path", "") or "")
+        shapes = list(_shapes(path)) if path.is_file() and path.suffix == ".jsonl" else []
+        if shapes:
+            grid = max(shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
+            return Clip(grid, f"the largest of {len(shapes)} in {path.name}")
+    frames, height, width = flags.frames or 81, flags.height or 480, flags.width or 832
+    if (frames - 1) % 4 or height % 16 or width % 16:
+        raise ConfigError(
+            f"got {frames} frames of {height}x{width}",
+            where="--frames, --height, --width",
+            expected="4n+1 frames, and sides that 16 divides",
+        )
+    origin = (
+        "by the flags" if flags.frames or flags.height or flags.width else "assumed; the data names no shapes"
+    )
+    return Clip(((frames - 1) // 4 + 1 + flags.refs, height // 8, width // 8), origin)
+
+
+def _shapes(path: Path) -> Iterator[tuple[int, int, int]]:
+    """The shapes in a list of features. Raises DataError for a line that is no JSON object, or a shape that is none."""
+    text = read_text(path, DataError, max_bytes=LIST_BYTES)
+    for number, row in json_lines(text, str(path), DataError):
+        if isinstance(row, dict) and row.get("shape") is not None:
+            shape = parse(FeatureRow, {"file": "-", "shape": row["shape"]}, f"{path}:{number}").shape
+            if shape is not None:
+                yield shape

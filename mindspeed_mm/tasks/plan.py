@@ -1,0 +1,162 @@
+"""`vace plan`: memory and time of a training run before its launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mindspeed_mm.files import format_json
+from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.models.wan.flops import tokens_of
+from mindspeed_mm.planning.devices import Device, find_device
+from mindspeed_mm.planning.fit import Change, smallest_changes
+from mindspeed_mm.planning.memory import Memory, TrainingRun, training_memory
+from mindspeed_mm.planning.time import HIDDEN, StepTime, step_time
+from mindspeed_mm.tasks.jobs.plan import PROG, Clip, PlanFlags, largest_clip, read_job, run_of
+from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+from mindspeed_mm.tasks.summary import Rows, describe_model, log_table
+
+logger = get_logger(__name__)
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run on one kind of device."""
+
+    device: Device
+    run: TrainingRun
+    clip: Clip
+    memory: Memory
+    time: StepTime
+    samples: int  # of one iteration
+    iterations: int
+    changes: Sequence[Change]
+
+    @property
+    def capacity(self) -> float:
+        """Bytes that a program can use."""
+        return self.device.memory * GIB
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate is within the device's memory."""
+        return self.memory.total <= self.capacity
+
+
+@one_line_errors
+def main(argv: Sequence[str], prog: str = PROG) -> None:
+    """The command: a table, or JSON."""
+    job, flags = read_job(argv, prog)
+    if job.files.print_config:
+        logger.info(job.to_json())
+        return
+    plan = make_plan(job, flags)
+    if "--json" in argv:
+        logger.info(format_json(as_json(plan), indent=2))
+        return
+    log_table(table(plan, job))
+
+
+def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
+    """The estimate of a job. Raises ConfigError for an unknown device, or a clip that the model cannot take."""
+    device = find_device(flags.device)
+    if flags.mfu:
+        device = replace(device, products=flags.mfu, attention=flags.mfu)
+    clip = largest_clip(job, flags)
+    run = run_of(job, clip.grid)
+    memory, capacity = training_memory(run), device.memory * GIB
+    changes = smallest_changes(run, device, job.predictor.dtype, capacity) if memory.total > capacity else []
+    batch = job.training.batch
+    time = step_time(run, device, job.predictor.dtype)
+    return Plan(
+        device, run, clip, memory, time, batch.global_batch_size or 1, batch.train_iters or 1, changes
+    )
+
+
+def table(plan: Plan, job: PretrainJob) -> Rows:
+    """About 15 lines."""
+    device, memory, time = plan.device, plan.memory, plan.time
+    frames, height, width = plan.clip.grid
+    tokens = tokens_of(plan.clip.grid, plan.run.model)
+    rows = [
+        ("device", f"{plan.run.ranks} x {device.name}, {device.memory:g} GiB each"),
+        ("model", describe_model(job.model.predictor, job.model.transforms)),
+        (
+            "sample",
+            f"{4 * frames - 3} frames of {8 * height}x{8 * width}, {tokens} tokens ({plan.clip.origin})",
+        ),
+    ]
+    rows += [
+        ("memory" if not number else "", f"{size / GIB:8.2f} GiB  {name}")
+        for number, (name, size) in enumerate(memory.terms.items())
+        if size
+    ]
+    verdict = "fits" if plan.fits else "does not fit"
+    rows.append(("", f"{memory.total / GIB:8.2f} GiB  in all, at the {memory.moment}: {verdict}"))
+    if memory.host:
+        rows.append(("host", f"{memory.host / GIB:8.2f} GiB  for each process"))
+    rows += [("to fit" if not number else "", line) for number, line in enumerate(_changes(plan))]
+    rows.append(
+        ("step", f"{time.total:.2f} s = products {time.products:.2f} + attention {time.attention:.2f} + communication "
+         f"{time.communication:.2f} + data {time.data:.2f}; {time.hidden:.2f} of communication hidden")
+    )  # fmt: skip
+    rows.append(
+        ("assumed", f"{device.products:.0%} of {_peak(plan, job):g} TFLOP/s in products, {device.attention:.0%} in attention, up to "
+         f"{HIDDEN:.0%} of computing hides gathers; features are read ahead")
+    )  # fmt: skip
+    rows.append(
+        (
+            "speed",
+            f"{plan.samples / time.total:.3g} samples/s, {plan.samples / time.total / plan.run.ranks:.3g} a device",
+        )
+    )
+    return [*rows, ("run", _whole_run(plan))]
+
+
+def _changes(plan: Plan) -> list[str]:
+    if plan.fits:
+        return []
+    lines = [
+        f"{', '.join(change.settings)}: {change.memory / GIB:.1f} GiB, {change.cost:.2f} x the time"
+        + ("" if change.keeps_result else ", another result")
+        for change in plan.changes
+    ]
+    return lines or [
+        "no three settings are enough; use more devices, a smaller clip or a device with more memory"
+    ]
+
+
+def _whole_run(plan: Plan) -> str:
+    hours = plan.iterations * plan.time.total / 3600
+    energy = (
+        f", {hours * plan.device.watts * plan.run.ranks / 1000:.3g} kWh at the boards' limit"
+        if plan.device.watts
+        else ""
+    )
+    return f"{plan.iterations} iterations of {plan.samples}: {hours:.3g} hours{energy}"
+
+
+def _peak(plan: Plan, job: PretrainJob) -> float:
+    return plan.device.peak(job.predictor.dtype) / 1e12
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as data: bytes and seconds."""
+    seconds, watts = plan.time.total, plan.device.watts
+    hours = plan.iterations * seconds / 3600
+    return {
+        "device": asdict(plan.device),
+        "devices": plan.run.ranks,
+        "grid": list(plan.clip.grid),
+        "memory": {**plan.memory.terms, "total": plan.memory.total, "moment": plan.memory.moment},
+        "host_memory": plan.memory.host,
+        "capacity": plan.capacity,
+        "fits": plan.fits,
+        "changes": [asdict(change) for change in plan.changes],
+        "step_seconds": {**asdict(plan.time), "total": seconds},
+        "samples_per_second": plan.samples / seconds,
+        "hours": hours,
+        "kwh": hours * watts * plan.run.ranks / 1000 if watts else None,
+    }

@@ -1,0 +1,167 @@
+"""`vace plan`: flags of training in, memory and time out; no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mindspeed_mm.cli.main import main
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.planning.devices import DEVICES, find_device
+from mindspeed_mm.planning.fit import smallest_changes
+from mindspeed_mm.planning.memory import training_memory
+from mindspeed_mm.planning.time import step_time
+from mindspeed_mm.tasks.jobs.plan import largest_clip, read_job, run_of
+from mindspeed_mm.tasks.plan import GIB, make_plan
+from tests.support.errors import raises
+
+ROOT = Path(__file__).resolve().parents[3]
+VACE = ROOT / "examples/vace"
+
+
+def files(size: str) -> list[str]:
+    folder = VACE / size
+    data = ["--data", f"{folder}/feature_data.json", "--fsdp2-config-path", f"{VACE}/fsdp2_config.yaml"]
+    return ["--model", f"{folder}/pretrain_model.json", *data]
+
+
+def lines(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    main(["plan", *argv])
+    written = capsys.readouterr()
+    return written.out + written.err
+
+
+def test_plan_prints_every_term_and_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    text = lines(capsys, *files("1.3B"), "--train-iters", "5000")
+
+    for word in (
+        "weights",
+        "masters",
+        "moments",
+        "block inputs",
+        "inside a block",
+        "slack",
+        "fits",
+        "samples/s",
+        "hours",
+        "kWh",
+    ):
+        assert word in text
+    assert "32760 tokens" in text
+    assert len(text.strip().splitlines()) <= 20
+
+
+def test_plan_as_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    plan: dict[str, Any] = json.loads(lines(capsys, *files("14B"), "--device", "4090", "--json"))
+
+    memory = plan["memory"]
+    terms = [size for name, size in memory.items() if name not in ("total", "moment")]
+    assert memory["total"] == pytest.approx(sum(terms))
+    assert plan["fits"] is False
+    assert plan["fits"] == (memory["total"] <= plan["capacity"])
+    step = plan["step_seconds"]
+    parts = sum(step[name] for name in ("products", "attention", "communication", "data"))
+    assert step["total"] == pytest.approx(parts)
+
+
+def test_plan_needs_no_torch() -> None:
+    code = f"import sys; from mindspeed_mm.cli.main import main; main(['plan', *{files('1.3B')!r}]); assert 'torch' not in sys.modules"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_known_memory_of_the_1_3b_model_on_eight_ranks() -> None:
+    """torch's tracker, all 45 blocks traced once: 13.52 GiB of tensors."""
+    job, flags = read_job(files("1.3B"))
+    run = run_of(job, largest_clip(job, flags).grid, on_cpu=True)
+
+    assert training_memory(run).total / GIB == pytest.approx(13.52, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "count"), [("14B", "4090", 8), ("1.3B", "4090", 1), ("14B", "A100", 1)]
+)
+def test_every_proposed_change_fits(size: str, device: str, count: int) -> None:
+    job, flags = read_job([*files(size), "--device", device, "--devices", str(count)])
+    plan = make_plan(job, flags)
+
+    assert not plan.fits
+    assert plan.changes
+    for change in plan.changes:
+        assert change.memory <= plan.capacity
+        assert len(change.settings) <= 3
+    kept = [change.keeps_result for change in plan.changes]
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_a_proposal_has_no_setting_too_many() -> None:
+    job, flags = read_job([*files("14B"), "--device", "4090"])
+    run, device = run_of(job, largest_clip(job, flags).grid), find_device("4090")
+    names = [set(change.settings) for change in smallest_changes(run, device, "bf16", device.memory * GIB)]
+
+    assert not any(one < other for one in names for other in names)
+
+
+def test_devices_are_found_in_any_spelling() -> None:
+    assert {find_device(name).name for name in ("h100", "NVIDIA H100", "H-100")} == {"H100"}
+    assert find_device("rtx_5090").name == "RTX 5090"
+    assert find_device("ascend910b").name == "Ascend 910B"
+    assert all(device.link > 0 and 10 < device.memory < 300 for device in DEVICES.values())
+
+
+def test_an_unknown_device_names_the_nearest() -> None:
+    with raises(ConfigError, "H1000", "H100", "Ascend 910B", where="--device"):
+        find_device("H1000")
+
+
+def test_a_clip_that_does_not_divide_is_an_error() -> None:
+    job, flags = read_job([*files("1.3B"), "--frames", "80", "--height", "470"])
+    with raises(ConfigError, 80, "470x832", where="--frames, --height, --width"):
+        largest_clip(job, flags)
+
+
+def test_the_largest_clip_of_the_data_decides(tmp_path: Path) -> None:
+    shutil.copy(VACE / "1.3B/pretrain_model.json", tmp_path)
+    listing = tmp_path / "data.jsonl"
+    rows = [
+        {"file": "a.safetensors", "shape": [5, 16, 16]},
+        {"file": "b.safetensors", "shape": [13, 30, 52]},
+        {"file": "c"},
+    ]
+    listing.write_text("\n".join(map(json.dumps, rows)))
+    data = tmp_path / "data.json"
+    source = {"data_path": str(listing), "data_folder": str(tmp_path)}
+    data.write_text(json.dumps({"dataset_param": {"dataset_type": "feature", "basic_parameters": source}}))
+    argv = ["--model", f"{tmp_path}/pretrain_model.json", "--data", str(data)]
+    job, flags = read_job(argv)
+
+    assert largest_clip(job, flags).grid == (13, 30, 52)
+    listing.write_text(json.dumps({"file": "a", "shape": "big"}))
+    with raises(ConfigError, "shape", where=None):
+        largest_clip(job, flags)
+
+
+def test_more_devices_are_never_slower_for_each_sample() -> None:
+    times = []
+    for count in (1, 8, 64, 512, 1024):
+        job, flags = read_job([*files("14B"), "--devices", str(count)])
+        plan = make_plan(job, flags)
+        times.append(plan.time.total / plan.samples)
+    assert times == sorted(times, reverse=True)
+
+
+def test_recomputing_costs_time_and_saves_memory() -> None:
+    job, flags = read_job(files("1.3B"))
+    full = run_of(job, largest_clip(job, flags).grid)
+    none, device = replace(full, recompute={}), find_device("H100")
+
+    assert training_memory(none).total > 2 * training_memory(full).total
+    assert 1.2 < step_time(full, device, "bf16").total / step_time(none, device, "bf16").total < 1.45

@@ -52,9 +52,11 @@ def write_prepared(prepared: Prepared, folder: Path, said: Mapping[str, Any]) ->
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_files(prepared: Prepared, folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def write_files(
+    prepared: Prepared, folder: Path, said: Mapping[str, Any], *, lossless: bool = False
+) -> dict[str, Any]:
     """The files directly in `folder`, and what prepare.json says: `said`, and their names by key. Raises OSError."""
-    names = _write_clip(prepared, folder)
+    names = _write_clip(prepared, folder, lossless=lossless)
     references = [f"reference_{number}.png" for number in range(len(prepared.references))]
     for name, reference in zip(references, prepared.references, strict=True):
         Image.fromarray(reference).save(folder / name)
@@ -72,11 +74,11 @@ def cannot_write(folder: Path, error: OSError) -> DataError:
     )
 
 
-def _write_clip(prepared: Prepared, folder: Path) -> dict[str, str]:
+def _write_clip(prepared: Prepared, folder: Path, *, lossless: bool) -> dict[str, str]:
     """The names of the files by their keys. Masks wait in a spool while the clip is encoded: one pass over the source."""
     if prepared.steps is None:
         return {}
-    odd = prepared.size[0] % 2 or prepared.size[1] % 2
+    lossless = lossless or bool(prepared.size[0] % 2 or prepared.size[1] % 2)
     with Spool() as masks:
 
         def frames() -> Iterator[Frame]:
@@ -89,8 +91,8 @@ def _write_clip(prepared: Prepared, folder: Path) -> dict[str, str]:
             Image.fromarray(next(frames())).save(folder / "src_video.png")
             names = {"src_video": "src_video.png"}
         else:
-            path = folder / ("src_video.mkv" if odd else "src_video.mp4")
-            names = {"src_video": write_video(path, frames(), prepared.fps, lossless=bool(odd)).name}
+            path = folder / ("src_video.mkv" if lossless else "src_video.mp4")
+            names = {"src_video": write_video(path, frames(), prepared.fps, lossless=lossless).name}
         if not masks.count:
             return names
         if prepared.num_frames == 1:

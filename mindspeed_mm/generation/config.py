@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.data.config import ClipPolicy
+from mindspeed_mm.files import parse_json
 from mindspeed_mm.outputs import name_problem, text_problem
 
 OUTPUT_SUFFIXES = (".mp4", ".png", ".json")  # of the files NAME.mp4 …, beside the folder NAME
@@ -157,6 +158,10 @@ class Sources(Config):
         default=None, pattern=r"^[^/\\.][^/\\]*$", description="name of the output files"
     )
     prompt: str | None = Field(default=None, description="what to generate; required")
+    task: str | dict[str, Any] | None = Field(
+        default=None,
+        description='makes src_video, src_mask and references of plain sources: a name of `vace prepare --list`, or {"type": name} and its options',
+    )
     negative_prompt: str | None = Field(
         default=None, description="what to avoid; an empty text is honoured (default: Wan's)"
     )
@@ -183,6 +188,12 @@ class Sources(Config):
         if value is not None and (problem := name_problem(value, max(OUTPUT_SUFFIXES, key=len))):
             raise ValueError(problem)
         return value
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _may_be_json(cls, value: Any) -> Any:
+        is_json = isinstance(value, str) and value.lstrip().startswith("{")
+        return parse_json(value, "task") if is_json else value
 
     @field_validator("prompt", "negative_prompt")
     @classmethod

@@ -57,7 +57,8 @@ class VideoFiles:
 
         def settings() -> dict[str, Any]:
             known = describe(self.models, request, conditions)
-            return {"name": request.name, **known, "inputs": request.inputs.to_json(), **self.run}
+            made = {} if request.task is None else {"task": request.task.to_json()}
+            return {"name": request.name, **known, "inputs": request.inputs.to_json(), **made, **self.run}
 
         name, num_refs = request.name, len(conditions.src_ref_images)
         kept = write_latents(self.folder / name, latents, num_refs, settings())

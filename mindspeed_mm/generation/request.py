@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,21 @@ KEYS = {
 }
 
 
+@dataclass(frozen=True)
+class TaskRequest:
+    """A task and what it starts from. Hashable and picklable."""
+
+    name: str
+    options: str  # JSON
+    videos: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As job.json says it."""
+        options = json.loads(self.options)
+        return {"type": self.name, **options, "videos": list(self.videos), "images": list(self.images)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One video: its texts, what it starts from, and its numbers."""
@@ -34,6 +50,7 @@ class GenerationRequest:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     name: str = ""  # of its files, and in messages
     noise: Tensor | None = None  # [16, R+F, h, w] in place of the seed's
+    task: TaskRequest | None = None  # what makes src_video, src_mask and references before generation
 
     @classmethod
     def resolve(
@@ -44,6 +61,7 @@ class GenerationRequest:
         experts: int,
         name: str = "",
         noise: Tensor | None = None,
+        task: TaskRequest | None = None,
     ) -> GenerationRequest:
         """Texts and numbers of `config`, what it leaves open from its preset; `inputs` are those it names, found and opened.
 
@@ -56,6 +74,7 @@ class GenerationRequest:
             sampling=resolve_sampling(config, experts=experts),
             name=name,
             noise=noise,
+            task=task,
         )
 
     @property
@@ -71,4 +90,5 @@ class GenerationRequest:
             "negative_prompt": self.negative_prompt,
             "inputs": self.inputs.to_json(),
             "sampling": self.sampling.model_dump(mode="json"),
+            **({} if self.task is None else {"task": self.task.to_json()}),
         }

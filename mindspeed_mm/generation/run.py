@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
@@ -17,6 +19,7 @@ from mindspeed_mm.generation.parallel import SINGLE, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.stages import denoise, encode_conditions, encode_prompts, explain_oom
+from mindspeed_mm.generation.tasks import prepare_task
 from mindspeed_mm.progress import Progress
 
 T = TypeVar("T")
@@ -127,6 +130,11 @@ def share_prompts(
 def conditions_of(request: GenerationRequest) -> Conditions:
     """The pixels that the model gets. Raises DataError beginning with the video's name."""
     try:
-        return load_conditions(request.inputs, request.sampling)
+        if request.task is None:
+            return load_conditions(request.inputs, request.sampling)
+        with tempfile.TemporaryDirectory() as folder:
+            inputs, notes = prepare_task(request.task, request.inputs, Path(folder))
+            found = load_conditions(inputs, request.sampling)
+        return replace(found, notes=(*notes, *(note.replace(f"{folder}/", "") for note in found.notes)))
     except DataError as error:
         raise (error.at(request.name) if request.name else error) from None

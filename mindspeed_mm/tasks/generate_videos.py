@@ -21,7 +21,7 @@ from mindspeed_mm.generation.loaders import inspect_experts, load_experts, load_
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import VideoFiles, write_decoded
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
-from mindspeed_mm.generation.request import GenerationRequest, Inputs
+from mindspeed_mm.generation.request import GenerationRequest, Inputs, TaskRequest
 from mindspeed_mm.generation.run import conditions_of, generate, share_prompts
 from mindspeed_mm.generation.stages import scale_problem
 from mindspeed_mm.generation.stored import LatentsSettings, read_latents
@@ -168,11 +168,12 @@ def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
     """
     needed = sum(bytes_of(video.sampling, len(video.inputs.src_ref_images)) for video in job.videos)
     check_space(Path(job.run.output_path), needed)
-    seen: set[tuple[Inputs, SamplingConfig]] = set()
+    seen: set[tuple[Inputs, SamplingConfig, TaskRequest | None]] = set()
     for video in videos:
-        if (video.inputs, video.sampling) not in seen:
+        key = (video.inputs, video.sampling, video.task)
+        if key not in seen:
             conditions_of(video)
-            seen.add((video.inputs, video.sampling))
+            seen.add(key)
 
 
 def check_weights(job: GenerateJob) -> VaceConfig:
@@ -184,7 +185,7 @@ def check_weights(job: GenerateJob) -> VaceConfig:
     for video in job.videos:
         if problem := scale_problem(config, video.sampling):
             raise DataError(f"{video.name}: {problem}")
-        if not config.vace_layers and video.inputs.given:
+        if not config.vace_layers and (video.inputs.given or video.task is not None):
             raise DataError(
                 f"{video.name}: these weights have no VACE branch, so they cannot look at a video, mask or image"
             )

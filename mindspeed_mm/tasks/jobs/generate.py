@@ -393,8 +393,13 @@ def _video(
         raise ConfigError(
             f"{finder.where}:guidance_scale_2: is of the low-noise expert, but model.transformer names one model"
         )
-    inputs = _inputs(config, finder)
-    return GenerationRequest.resolve(config, inputs, experts=experts, name=config.name or f"video{index + 1}")
+    inputs, task = _inputs(config, finder), None
+    if config.task is not None and not decoding:
+        from mindspeed_mm.generation.tasks import request_task  # numpy and Pillow, for those who need them
+
+        task, inputs = request_task(config.task, inputs, f"{finder.where}:task")
+    name = config.name or f"video{index + 1}"
+    return GenerationRequest.resolve(config, inputs, experts=experts, name=name, task=task)
 
 
 def _inputs(config: RequestConfig, finder: _Finder) -> Inputs:
@@ -402,7 +407,8 @@ def _inputs(config: RequestConfig, finder: _Finder) -> Inputs:
     images, key = config.image_paths or (), KEYS["src_ref_images"]
     if config.image_path is not None:
         images, key = (config.image_path,), "image_path"
-    Inputs(**paths, outpaint=config.outpaint).check(finder.where, KEYS)
+    if config.task is None:
+        Inputs(**paths, outpaint=config.outpaint).check(finder.where, KEYS)
     found = {name: finder.find(KEYS[name], path) for name, path in paths.items() if path is not None}
     references = tuple(finder.find(key, image) for image in images)
     return Inputs(src_ref_images=references, outpaint=config.outpaint, **found)

@@ -304,3 +304,34 @@ def test_set_replaces_nested_keys_and_flags_win_over_it(config):
     assert [video.sampling.height for video in made.videos] == [512, 512]
     assert Path(made.model.vae).name == "t5.pth"
     assert [video.sampling.seed for video in job(path, *words, "--seed", "9").videos] == [9, 9]
+
+
+def test_a_task_takes_the_clip_the_mask_and_its_images(config):
+    task = {"type": "inpainting", "mode": "mask"}
+    (video,) = job(config(video_path="a.mp4", mask_path="m.mp4", image_path="r.png", task=task)).videos
+    found = json.loads(json.dumps(video.to_json()))
+    assert [Path(name).name for name in found["task"]["videos"]] == ["a.mp4"]
+    assert Path(found["task"]["mask"]).name == "m.mp4"
+    assert found["inputs"]["video"] is None
+    assert [Path(image).name for image in found["inputs"]["images"]] == ["r.png"]
+    (video,) = job(config(video_path="a.mp4", image_paths=["r.png"]), "--task", "swap_anything").videos
+    assert video.to_json()["inputs"]["images"] == []
+    assert len(video.to_json()["task"]["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "facts"),
+    [
+        ({"task": "inpaintin", "video_path": "a.mp4"}, ["task", "did you mean 'inpainting'"]),
+        ({"task": {"type": "gray", "mode": "bbox"}, "video_path": "a.mp4"}, ["mode", "gray"]),
+        ({"task": {"mode": "bbox"}, "video_path": "a.mp4"}, ["type"]),
+        ({"task": "gray"}, ["video_path", "0 clips"]),
+        ({"task": "gray", "video_path": "a.mp4", "mask_path": "m.mp4"}, ["mask_path"]),
+        ({"task": "gray", "video_path": "a.mp4", "outpaint": [1, 0, 0, 0]}, ["outpaint"]),
+        ({"task": "depth", "video_path": "a.mp4"}, ["depth.onnx", "inference.json:task"]),
+    ],
+)
+def test_a_task_is_refused_before_anything_is_loaded(config, values, facts):
+    with pytest.raises(MindSpeedMMError) as caught:
+        job(config(**values))
+    assert all(fact in str(caught.value) for fact in facts), str(caught.value)

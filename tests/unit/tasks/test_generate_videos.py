@@ -25,6 +25,7 @@ from mindspeed_mm.log import setup_logging
 from mindspeed_mm.tasks import generate_videos
 from mindspeed_mm.tasks.generate import main
 from mindspeed_mm.tasks.generate_videos import warn_ignored_options
+from tests.support.scenes import write_scene
 from tests.tiny import TINY, tiny_transformer, write_official, write_transformer
 
 pytestmark = pytest.mark.medium
@@ -342,3 +343,14 @@ def test_a_json_of_mindspeed_mm_runs_with_its_three_videos(tiny, tmp_path, capsy
         assert (settings["sampling"]["seed"], settings["sampling"]["solver"]) == (1, "euler")
         with av.open(str(out / f"{name}.mp4")) as made:
             assert float(made.streams.video[0].average_rate) == 15
+
+
+def test_a_task_prepares_its_inputs_and_keeps_them(config, tmp_path, capsys):
+    clip = write_scene(tmp_path / "scene.mkv", 9, 16, 32, 48)
+    task = {"type": "inpainting", "mode": "bbox", "bbox": [8, 8, 24, 24]}
+    run(config(video_path=str(clip), task=task, num_frames=9))
+    assert "task inpainting made 9 frames of 48x32" in capsys.readouterr().out
+    mask = open_video(tmp_path / "out/video1/src_mask.mp4").read([0])[0, ..., 0]
+    assert (mask[9:23, 9:23] > 250).all()
+    assert mask[0, 0] < 5
+    assert json.loads((tmp_path / "out/video1.json").read_text())["task"]["type"] == "inpainting"

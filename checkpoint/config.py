@@ -89,6 +89,53 @@ class ResplitConfig(ToMmConfig):
     """MM folder → MM folder with other stages."""
 
 
+class LoraToConfig(ChecksumConfig):
+    """A LoRA of any dialect, or of a training checkpoint → a LoRA of another program."""
+
+    source_path: str = Field(
+        min_length=1,
+        description="LoRA file or folder of any dialect, or a checkpoint of a run that trains one",
+    )
+    target_path: str = Field(min_length=1, description="folder (peft) or .safetensors file to write")
+    dtype: Literal["source", "bf16", "fp32"] = Field(
+        default="source", description="dtype of the written matrices; alpha is always fp32"
+    )
+    base_path: str | None = Field(
+        default=None,
+        description="weights of its base: for a LoRA of a model that is not published, and to write modules_to_save for ComfyUI",
+    )
+    expert: Literal["high", "low"] | None = Field(
+        default=None, description="expert of A14B, where the source holds LoRAs of both"
+    )
+
+
+class MergeLoraConfig(ConvertConfig):
+    """Base weights and LoRAs → merged weights."""
+
+    loras: list[str] | str = Field(
+        description="LoRA files, folders or training checkpoints; one path, or '[a.safetensors, b.safetensors]'"
+    )
+    strengths: list[float] | float = Field(
+        default=1.0, description="what each LoRA is multiplied by: one number for all, or one for each"
+    )
+    expert: Literal["high", "low"] | None = Field(
+        default=None, description="expert of A14B that the base is, where a LoRA file holds both"
+    )
+    form: Literal["source", "official", "diffusers", "mm"] = Field(
+        default="source", description="names to write; by default those of the base"
+    )
+    base_path: str | None = Field(
+        default=None,
+        description="weights that a checkpoint of the trained part is completed from, if they moved",
+    )
+    target_parallel_config: TargetParallelConfig = Field(
+        default=TargetParallelConfig(), description="pipeline stages, for form mm"
+    )
+    max_shard_gb: float = Field(
+        default=10.0, gt=0, description="most GB (10^9 bytes) of one file of a folder"
+    )
+
+
 class PipelineConfig(ChecksumConfig):
     """Parts → a WanVACEPipeline folder of diffusers."""
 

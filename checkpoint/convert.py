@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint.config import ConvertConfig, DcpToTorchConfig
+from checkpoint.config import ConvertConfig, DcpToTorchConfig, LoraToConfig
 from checkpoint.layout import check_space, replace_entries, replace_file, staging, writing
 from checkpoint.stages import mm_files
 from megatron.mm.layout import RELEASE, read_tracker, write_tracker
@@ -54,6 +54,7 @@ class Target:
     owned: tuple[str, ...] = ()  # patterns of what a former conversion left in the folder
     last: str = ""  # the entry that completes it
     tracker: bool = False
+    metadata: Mapping[str, str] | None = None  # of the headers of safetensors
 
 
 def open_source(
@@ -113,7 +114,7 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
             folder=path.parent,
             name=path.name,
             torch_files={path.name: tensors} if is_torch else {},
-            safetensors={} if is_torch else {path.name: _by_alignment(tensors)},
+            safetensors={} if is_torch else {path.name: by_alignment(tensors)},
             texts=_sidecar(path, source),
         )
     if path.is_file():
@@ -130,14 +131,14 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
     files = _shards(tensors, int(max_shard_gb * 1e9))
     is_diffusers = dialect == "diffusers"  # which cannot load a folder without it
     texts = (
-        {"config.json": _text(diffusers_json(source.config))}
+        {"config.json": json_text(diffusers_json(source.config))}
         if is_diffusers
         else _sizes(source, "config.json")
     )
     last = f"{STEM}.safetensors"
     if len(files) > 1:
         last = f"{STEM}.safetensors.index.json"
-        texts[last] = _text(_index(files))
+        texts[last] = json_text(_index(files))
     owned = (
         f"{STEM}.safetensors",
         f"{STEM}-?????-of-?????.safetensors",
@@ -160,7 +161,7 @@ def put(
     target: Target,
     tensors: Sequence[TensorFile],
     check: Callable[[Path, Written], None],
-    cfg: ConvertConfig | DcpToTorchConfig,
+    cfg: ConvertConfig | DcpToTorchConfig | LoraToConfig,
 ) -> None:
     """Write `target`, which holds `tensors`, `check` what was written, and move it into place. Raises WeightsError.
 
@@ -231,7 +232,7 @@ def write(new: Path, target: Target, written: Written = lambda nbytes: None) -> 
     for name, state in target.torch_files.items():
         write_torch(_at(new, name), state, written=written)
     for name, tensors in target.safetensors.items():
-        write_safetensors(_at(new, name), tensors, written=written)
+        write_safetensors(_at(new, name), tensors, written=written, metadata=target.metadata)
 
 
 def _at(folder: Path, name: str) -> Path:
@@ -269,7 +270,7 @@ def _read_as(tensor: TensorFile, dtype: torch.dtype) -> Tensor:
     return tensor.read().to(dtype)
 
 
-def _by_alignment(tensors: Mapping[str, TensorFile]) -> dict[str, TensorFile]:
+def by_alignment(tensors: Mapping[str, TensorFile]) -> dict[str, TensorFile]:
     """Wide dtypes first, so that every tensor begins at a multiple of its item size."""
     return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
 
@@ -286,7 +287,7 @@ def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
 def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
     """A config.json under `name`; nothing, with a warning, where the source does not say all that it needs."""
     try:
-        return {name: _text(official_json(source.config))}
+        return {name: json_text(official_json(source.config))}
     except WeightsError as error:
         logger.warning(f"{error}. The weights are converted all the same, without {name}")
         return {}
@@ -303,9 +304,9 @@ def _shards(tensors: Mapping[str, TensorFile], most: int) -> dict[str, dict[str,
         parts[-1][name] = tensor
         size += tensor.nbytes
     if len(parts) == 1:
-        return {f"{STEM}.safetensors": _by_alignment(parts[0])}
+        return {f"{STEM}.safetensors": by_alignment(parts[0])}
     return {
-        f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors": _by_alignment(part)
+        f"{STEM}-{i:05d}-of-{len(parts):05d}.safetensors": by_alignment(part)
         for i, part in enumerate(parts, 1)
     }
 
@@ -318,5 +319,5 @@ def _index(files: Mapping[str, Mapping[str, TensorFile]]) -> dict[str, Any]:
     }
 
 
-def _text(values: Mapping[str, Any]) -> str:
+def json_text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"

@@ -32,6 +32,10 @@ CONVERTERS.add(
             "resplit": vace.resplit,
             "dcp_to_torch": vace.dcp_to_torch,
             "assemble_pipeline": vace.assemble_pipeline,
+            "merge_lora": vace.merge_lora,
+            "lora_to_peft": vace.lora_to_peft,
+            "lora_to_comfyui": vace.lora_to_comfyui,
+            "lora_to_diffusers": vace.lora_to_diffusers,
         }
     ),
 )

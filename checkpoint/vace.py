@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoint.config import DcpToTorchConfig, FromMmConfig, PipelineConfig, ResplitConfig, ToMmConfig
+from checkpoint.config import (
+    DcpToTorchConfig,
+    FromMmConfig,
+    LoraToConfig,
+    MergeLoraConfig,
+    PipelineConfig,
+    ResplitConfig,
+    ToMmConfig,
+)
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.outputs import check_file, check_folder
@@ -117,3 +125,55 @@ def assemble_pipeline(cfg: PipelineConfig) -> None:
 
     with verifying(cfg.verify_checksums):
         assemble(cfg)
+
+
+def merge_lora(cfg: MergeLoraConfig) -> None:
+    """Base weights of any dialect plus LoRAs times their strengths, as whole weights.
+
+    Args:
+        cfg: base as source, target, LoRAs, strengths, names to write.
+    """
+    check_target(cfg.target_path)
+    from checkpoint.lora import merge
+
+    with verifying(cfg.verify_checksums):
+        merge(cfg)
+
+
+def lora_to_peft(cfg: LoraToConfig) -> None:
+    """A LoRA of any dialect, or of a training checkpoint, to a folder of the peft library.
+
+    Args:
+        cfg: source, target, dtype, base of an unpublished model.
+    """
+    check_target(cfg.target_path)
+    from checkpoint.lora import write_peft
+
+    with verifying(cfg.verify_checksums):
+        write_peft(cfg)
+
+
+def lora_to_comfyui(cfg: LoraToConfig) -> None:
+    """A LoRA of any dialect, or of a training checkpoint, to one file for ComfyUI.
+
+    Args:
+        cfg: source, target, dtype, base of an unpublished model.
+    """
+    check_target(cfg.target_path)
+    from checkpoint.lora import write_comfyui
+
+    with verifying(cfg.verify_checksums):
+        write_comfyui(cfg)
+
+
+def lora_to_diffusers(cfg: LoraToConfig) -> None:
+    """A LoRA of any dialect, or of a training checkpoint, to one file for diffusers.
+
+    Args:
+        cfg: source, target, dtype, base of an unpublished model.
+    """
+    check_target(cfg.target_path)
+    from checkpoint.lora import write_diffusers
+
+    with verifying(cfg.verify_checksums):
+        write_diffusers(cfg)

@@ -120,6 +120,8 @@ COMMAND = Command(
         *help_row("resplit", "MM to MM with other pipeline stages"),
         *help_row("dcp_to_torch", "a training checkpoint to one torch file"),
         *help_row("assemble_pipeline", "parts to a whole diffusers pipeline"),
+        *help_row("merge_lora", "base weights and LoRAs to merged weights"),
+        *help_row("lora_to_…", "a LoRA to peft, comfyui or diffusers"),
         "",
         "Every flag of a method: vace convert METHOD --help-all",
     ),

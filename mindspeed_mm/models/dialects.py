@@ -110,5 +110,5 @@ def _refuse_lora(names: list[str], where: object) -> None:
     if lora:
         raise WeightsError(
             f"{where}: is a LoRA ({len(lora)} adapter weights, e.g. {lora[0]}), not a whole model; "
-            "merge it into its base model first and give the merged weights"
+            "merge it into its base first, with mm-convert VACEConverter merge_lora, and give the merged weights"
         )

@@ -31,7 +31,7 @@ from mindspeed_mm.models.hints import saved_hints
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.adapter import Adapter, Pair, merged
 from mindspeed_mm.models.lora.fused import fuse_again
-from mindspeed_mm.models.lora.read import CONFIG, Expert, open_lora
+from mindspeed_mm.models.lora.read import CONFIG, Expert, open_lora, open_published_lora
 from mindspeed_mm.models.lora.saved import ENTRY, split_lora
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
@@ -92,21 +92,28 @@ def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
 
 
 def open_adapter(
-    path: PathLike, shapes: Mapping[str, Sequence[int]], *, expert: Expert | None = None
+    path: PathLike, shapes: Mapping[str, Sequence[int]] | None = None, *, expert: Expert | None = None
 ) -> Adapter:
     """The LoRA of a training checkpoint, or of a LoRA file as `open_lora` reads it. Raises WeightsError.
 
-    Of a checkpoint without its base, what trained whole beside the LoRA is part of it.
+    Without `shapes`, a file is read for the published model that it fits. Of a checkpoint without its base, what trained
+    whole beside the LoRA is part of it.
     """
     files = _checkpoint(Path(path))
     if files is None:
+        if shapes is None:
+            return open_published_lora(path, expert=expert)
         return open_lora(path, shapes, expert=expert)
     where = files.paths[0].absolute()
     dialect, tensors, _, pairs, extras = _read(files, where, KEY_MAPS)
     if not pairs:
         raise WeightsError("is a checkpoint without a LoRA", where=where, fix="give one that trained a LoRA")
-    adapter = Adapter(where, dialect, pairs, whole=tensors if isinstance(extras.get("base"), dict) else {})
-    if problems := adapter.misfits(shapes):
+    base = extras.get("base")
+    place = str(base["path"]) if isinstance(base, dict) and "path" in base else None
+    if tensors and place is None:
+        logger.info(f"{where}: a whole model; its LoRA alone is read, without modules_to_save", extra=once())
+    adapter = Adapter(where, dialect, pairs, whole=tensors if place is not None else {}, base=place)
+    if shapes is not None and (problems := adapter.misfits(shapes)):
         raise WeightsError(f"does not fit the model: {listed(problems)}", where=where)
     return adapter
 

@@ -50,11 +50,18 @@ def read_safetensors(paths: Iterable[Path]) -> Container:
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, TensorFile], *, written: Callable[[int], object] = lambda nbytes: None
+    path: Path,
+    tensors: Mapping[str, TensorFile],
+    *,
+    written: Callable[[int], object] = lambda nbytes: None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Stream `tensors` into a new file, in the order given. `written` is called with the bytes of each. Memory: one tensor."""
+    """Stream `tensors` into a new file, in the order given. `written` is called with the bytes of each. Memory: one tensor.
+
+    `metadata` goes into the header beside the checksums.
+    """
     checksums = dict.fromkeys(tensors, "0" * 8)
-    header = _header_text(tensors, checksums)
+    header = _header_text(tensors, checksums, metadata or {})
     with open(path, "wb") as file:
         file.write(header)
         for name, tensor in tensors.items():
@@ -63,15 +70,17 @@ def write_safetensors(
             checksums[name] = f"{crc32(values):08x}"
             written(tensor.nbytes)
         file.seek(0)
-        file.write(_header_text(tensors, checksums))
+        file.write(_header_text(tensors, checksums, metadata or {}))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _header_text(tensors: Mapping[str, TensorFile], checksums: Mapping[str, str]) -> bytes:
+def _header_text(
+    tensors: Mapping[str, TensorFile], checksums: Mapping[str, str], metadata: Mapping[str, str]
+) -> bytes:
     """Length and JSON header. Its size does not depend on the checksums, which are known last."""
     sums = {f"{_CRC}{name}": checksum for name, checksum in checksums.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **sums}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata, **sums}}
     offset = 0
     for name, tensor in tensors.items():
         span = [offset, offset + tensor.nbytes]

@@ -49,6 +49,7 @@ class Adapter:
     pairs: Mapping[str, Pair] = field(repr=False)
     diffs: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # added to a weight as they are
     whole: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # take the place of a weight
+    base: str | None = None  # path of the base, where a checkpoint names it
 
     @property
     def names(self) -> list[str]:
@@ -81,6 +82,11 @@ class Adapter:
                 digest.update(f"{kind} {list(tensor.shape)} {tensor.dtype}\n".encode())
                 digest.update(tensor.head_bytes())
         return digest.hexdigest()
+
+    @property
+    def count(self) -> int:
+        """How many tensors it holds, without alphas."""
+        return 2 * len(self.pairs) + len(self.diffs) + len(self.whole)
 
     @property
     def description(self) -> str:

@@ -18,6 +18,8 @@ from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.lora.adapter import Adapter, Pair
 from mindspeed_mm.models.lora.names import Key, NameTable, family_of, is_lora_key, refuse_unsupported
+from mindspeed_mm.models.wan.config import PRESETS
+from mindspeed_mm.models.wan.sizes import layout
 
 Expert = Literal["high", "low"]
 CONFIG = "adapter_config.json"
@@ -77,6 +79,24 @@ def open_lora(
     if second and expert is not None:
         keys = second if expert == "low" else {k: v for k, v in keys.items() if not v.is_second}
     return _adapter(raw, keys, shapes)
+
+
+def open_published_lora(path: str | Path, *, expert: Expert | None = None) -> Adapter:
+    """The LoRA at a file or folder, for whichever published model it fits. Raises WeightsError."""
+    errors: list[WeightsError] = []
+    for config in PRESETS.values():
+        try:
+            return open_lora(path, layout(config), expert=expert)
+        except WeightsError as error:
+            errors.append(error)
+    first = errors[0]
+    if all(str(error) == str(first) for error in errors):
+        raise first
+    raise WeightsError(
+        f"fits none of the published models: {first.problem}",
+        where=first.where,
+        fix="name the weights of its base with --cfg.base_path (mm-convert)",
+    )
 
 
 def _adapter(raw: _Raw, keys: Mapping[str, Key], shapes: Mapping[str, Sequence[int]]) -> Adapter:

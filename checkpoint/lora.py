@@ -1,0 +1,160 @@
+"""LoRAs: merge them into their base, and write one for other programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from checkpoint.config import LoraToConfig, MergeLoraConfig
+from checkpoint.convert import (
+    DTYPES,
+    Target,
+    Written,
+    by_alignment,
+    cast,
+    check_same,
+    convert,
+    hf_target,
+    json_text,
+    mm_target,
+    put,
+)
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.files import format_json
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.checksums import verifying
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.lora.adapter import Adapter, merged
+from mindspeed_mm.models.lora.read import CONFIG, open_lora
+from mindspeed_mm.models.lora.write import (
+    cast_adapter,
+    comfyui_tensors,
+    diffusers_metadata,
+    diffusers_tensors,
+    fold_scales,
+    layer_shapes,
+    peft_config,
+    peft_tensors,
+    subtract_base,
+)
+from mindspeed_mm.models.weights import open_adapter, open_weights
+
+logger = get_logger(__name__)
+PEFT_WEIGHTS = "adapter_model.safetensors"
+
+
+def merge(cfg: MergeLoraConfig) -> None:
+    """Write base + Σ strength · LoRA. Raises ConfigError, and WeightsError when a LoRA does not fit; the target stays."""
+    paths = [cfg.loras] if isinstance(cfg.loras, str) else cfg.loras
+    strengths = _strengths(cfg.strengths, len(paths))
+    base = open_weights(cfg.source_path, base_path=cfg.base_path)
+    logger.info(base.description)
+    found = [open_adapter(path, base.shapes, expert=cfg.expert) for path in paths]
+    for adapter, strength in zip(found, strengths, strict=True):
+        logger.info(
+            f"{adapter.description}; strength {strength:g}, all of its {adapter.count} keys are applied"
+        )
+    source = cast(merged(base, list(zip(found, strengths, strict=True))), cfg.dtype)
+    form = base.dialect if cfg.form == "source" else cfg.form
+    if form == "mm":
+        target = mm_target(source, cfg, cfg.target_parallel_config.pp_layers)
+    else:
+        target = hf_target(source, cfg, form, cfg.max_shard_gb)
+    convert(source, target, cfg)
+
+
+def write_peft(cfg: LoraToConfig) -> None:
+    """A folder with adapter_config.json and adapter_model.safetensors. Raises WeightsError; the target stays."""
+    adapter = _open(cfg)
+    folder = Path(cfg.target_path)
+    if folder.is_file() or folder.suffix in (".safetensors", ".pt", ".pth"):
+        raise WeightsError("got a file", where=folder, expected="a folder as target_path")
+    target = Target(
+        folder,
+        "",
+        {},
+        {PEFT_WEIGHTS: by_alignment(peft_tensors(adapter))},
+        {CONFIG: json_text(peft_config(adapter, cfg.base_path or adapter.base))},
+        owned=(CONFIG, PEFT_WEIGHTS),
+        last=CONFIG,
+    )
+    _put(target, adapter, cfg)
+
+
+def write_comfyui(cfg: LoraToConfig) -> None:
+    """One .safetensors file with lora_down, lora_up and alpha. Raises WeightsError; the target stays."""
+    adapter = _open(cfg)
+    if adapter.whole:
+        place = cfg.base_path or adapter.base
+        if place is None:
+            raise WeightsError(
+                "has whole weights, which a ComfyUI file holds as differences from the base",
+                where=adapter.path,
+                fix="name the base with --cfg.base_path",
+            )
+        adapter = subtract_base(adapter, open_weights(place).tensors)
+    _put(_file(cfg, comfyui_tensors(adapter)), adapter, cfg)
+
+
+def write_diffusers(cfg: LoraToConfig) -> None:
+    """One .safetensors file in diffusers names, scales multiplied in. Raises WeightsError; the target stays."""
+    adapter = fold_scales(_open(cfg))
+    target = _file(cfg, diffusers_tensors(adapter))
+    text = format_json(diffusers_metadata(adapter))
+    _put(replace(target, metadata={"lora_adapter_metadata": text}), adapter, cfg)
+
+
+def _open(cfg: LoraToConfig) -> Adapter:
+    shapes = None if cfg.base_path is None else open_weights(cfg.base_path).shapes
+    adapter = open_adapter(cfg.source_path, shapes, expert=cfg.expert)
+    logger.info(adapter.description)
+    return cast_adapter(adapter, DTYPES[cfg.dtype]) if cfg.dtype in DTYPES else adapter
+
+
+def _file(cfg: LoraToConfig, tensors: Mapping[str, TensorFile]) -> Target:
+    path = Path(cfg.target_path)
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise WeightsError(f"got {path.name}", where=path, expected="a name in .safetensors as target_path")
+    return Target(path.parent, path.name, {}, {path.name: by_alignment(tensors)}, {})
+
+
+def _put(target: Target, adapter: Adapter, cfg: LoraToConfig) -> None:
+    tensors = [tensor for part in target.safetensors.values() for tensor in part.values()]
+
+    def check(path: Path, seen: Written) -> None:
+        with verifying(False):
+            written = open_lora(path, layer_shapes(adapter))
+            _check_written(path, adapter, written, seen)
+
+    put(target, tensors, check, cfg)
+
+
+def _check_written(path: Path, planned: Adapter, written: Adapter, seen: Written) -> None:
+    """Raises WeightsError unless the LoRA at `path` is the planned one: names, scales, and the beginnings of the data."""
+    if planned.names != written.names:
+        raise WeightsError("was not written as planned; report this", where=path)
+    for name, pair in planned.pairs.items():
+        other = written.pairs[name]
+        if not math.isclose(pair.scale, other.scale, rel_tol=1e-6):
+            raise WeightsError(f"{name} reads back with scale {other.scale:g}; report this", where=path)
+        for ours, theirs in ((pair.down, other.down), (pair.up, other.up)):
+            check_same(path, name, ours, theirs, bits=False)
+            seen(ours.nbytes)
+    for name, tensor in (*planned.diffs.items(), *planned.whole.items()):
+        check_same(path, name, tensor, {**written.diffs, **written.whole}[name], bits=False)
+        seen(tensor.nbytes)
+
+
+def _strengths(values: list[float] | float, count: int) -> list[float]:
+    found = [values] * count if isinstance(values, int | float) else list(values)
+    if count == 0:
+        raise ConfigError("got an empty list", where="loras", expected="at least one LoRA")
+    if len(found) != count:
+        raise ConfigError(
+            f"{len(found)} numbers for {count} LoRAs", where="strengths", fix="give one for each"
+        )
+    if odd := [value for value in found if not math.isfinite(value) or abs(value) > 1000]:
+        raise ConfigError(f"got {odd[0]:g}", where="strengths", expected="numbers from -1000 to 1000")
+    return found

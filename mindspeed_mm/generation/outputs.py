@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mindspeed_mm.data.transforms import Conditions
+from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.models import ModelStore

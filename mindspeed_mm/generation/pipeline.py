@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
-from mindspeed_mm.data.transforms import Conditions
+from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import (
     Offload,

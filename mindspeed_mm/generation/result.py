@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.data.transforms import Conditions
+from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.generation.stored import write_latents
 from mindspeed_mm.generation.writer import Frames, write_conditions, write_outcome
 

@@ -10,15 +10,20 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from mindspeed_mm.data.transforms import Conditions
+from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.denoise import StepHook
-from mindspeed_mm.generation.inputs import load_conditions
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import PromptEmbeds
-from mindspeed_mm.generation.stages import denoise, encode_conditions, encode_prompts, explain_oom
+from mindspeed_mm.generation.stages import (
+    denoise,
+    encode_conditions,
+    encode_prompts,
+    explain_oom,
+    load_conditions,
+)
 from mindspeed_mm.generation.tasks import prepare_task
 from mindspeed_mm.progress import Progress
 

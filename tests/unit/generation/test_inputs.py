@@ -8,8 +8,8 @@ from PIL import Image
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.config import SamplingConfig
-from mindspeed_mm.generation.inputs import load_conditions
 from mindspeed_mm.generation.request import Inputs
+from mindspeed_mm.generation.stages import load_conditions
 from tests.support.errors import raises
 
 SIZE = {"height": 32, "width": 48, "num_frames": 9}
@@ -118,7 +118,7 @@ def test_frame_by_frame_takes_every_frame_whatever_its_rate(tmp_path):
             {"long_clip": "reject"},
             "gives 18 frames.*set long_clip",
         ),
-        ({"src_video": CLIP[:, :30]}, {"fit": "reject"}, "48x30, expected 48x32"),
+        ({"src_video": CLIP[:, :30]}, {"fit": "reject"}, "48x30; expected 48x32"),
         ({"src_video": CLIP, "src_mask": MASK[:7]}, {}, "src_mask .* has 7 frames, src_video .* 9"),
         ({"first_frame": CLIP}, {}, "nothing is left to generate"),
         ({"src_video": CLIP, "src_mask": (MASK > 0).astype(np.uint8)}, {}, "written as 0 and 1"),

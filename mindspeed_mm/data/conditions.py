@@ -1,0 +1,264 @@
+"""Paths, or whatever a user has → what the model sees, in pixels: the one way of extraction, generation and inspection.
+
+Nothing is changed without a note or against a policy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mindspeed_mm.data import sample
+from mindspeed_mm.data.config import ClipPolicy
+from mindspeed_mm.data.forms import Reader, as_reader, exact, picture
+from mindspeed_mm.data.frames import FrameChoice, align, choose, frame_at
+from mindspeed_mm.data.images import blank_mask, image_traits
+from mindspeed_mm.data.resize import (
+    Size,
+    cut,
+    fill,
+    fill_nearest,
+    load_reference,
+    mask_tensor,
+    read_resized,
+    stretched_reference,
+    to_tensor,
+)
+from mindspeed_mm.data.sample import Clip, Inputs, Streams
+from mindspeed_mm.data.traits import remarks_on
+from mindspeed_mm.data.video import VideoReader
+from mindspeed_mm.errors import DataError
+
+Conditions = sample.Conditions[Tensor, Tensor]
+# Clips uint8 [T, H, W, 3] and masks uint8 [T, H, W]; what is fp32 already has the form of Conditions.
+ReadConditions = sample.Conditions[Any, Tensor]
+_BLANK = {
+    "nowhere": "all of src_video is kept, nothing in it is generated; white = generate",
+    "everywhere": "nothing of src_video is kept; black = keep",
+}
+_CHANGED = {
+    "trim": "its first {n} frames are used",
+    "pad": "its last frame is repeated up to {n} frames",
+    "resample": "{n} frames are spread over all of it",
+    "keep_last": "{n} frames are spread over all of it (wan_frames)",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The clip of a row: the other streams go with its chosen frames."""
+
+    reader: VideoReader
+    chosen: FrameChoice
+    name: str = "video"  # in messages
+    mask: str = "src_video_mask"  # what messages call the mask
+
+
+def load_conditions(
+    inputs: Streams[Any, Any],
+    policy: ClipPolicy,
+    size: Size,
+    *,
+    target: Target | None = None,
+    reader: Reader = "av",
+    stretch: bool = False,
+) -> ReadConditions:
+    """Read everything and bring it to the size, rate and length requested; `to_tensors` makes fp32 of it.
+
+    `target`: the video of a dataset's row. Without one `inputs` are `Inputs`, and src_video's own frames are chosen.
+    `stretch`: stretch references as DiffSynth-Studio does. Raises ConfigError for inputs that contradict each other, DataError
+    where the policy forbids what the model would get.
+    """
+    load = _Loader(policy, size, reader)
+    video = mask = None
+    if target is not None:
+        video, mask = load.beside(target, inputs.src_video, inputs.src_mask)
+    elif isinstance(inputs, Inputs):
+        inputs.check()
+        if inputs.has_ends:
+            video, mask = load.between(inputs)
+        elif inputs.outpaint is not None:
+            video, mask = load.outpainted(inputs, inputs.outpaint)
+        elif inputs.src_video is not None:
+            video, mask = load.edited(inputs)
+    read_reference = stretched_reference if stretch else load_reference
+    references = tuple(read_reference(picture(image), *size) for image in inputs.src_ref_images)
+    for image in inputs.src_ref_images if target is None else ():  # the check of a dataset says it of rows
+        if isinstance(image, (str, Path)):
+            load.notes.extend(f"{image}: {remark}" for remark in remarks_on(image_traits(Path(image))))
+    return ReadConditions(src_video=video, src_mask=mask, src_ref_images=references, notes=tuple(load.notes))
+
+
+def to_tensors(read: ReadConditions) -> Conditions:
+    """Bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
+    video, mask = read.src_video, read.src_mask
+    return Conditions(
+        src_video=to_tensor(video) if isinstance(video, np.ndarray) else video,
+        src_mask=mask_tensor(mask) if isinstance(mask, np.ndarray) else mask,
+        src_ref_images=tuple(read.src_ref_images),
+        notes=read.notes,
+    )
+
+
+@dataclass
+class _Loader:
+    """What all streams of one video share."""
+
+    policy: ClipPolicy
+    size: Size
+    reader: Reader
+    notes: list[str] = field(default_factory=list)  # what was done to make the sources fit
+
+    def open(self, clip: Clip | VideoReader, *, mask: bool = False) -> VideoReader:
+        """Any form of clip as a reader; a file's oddities become notes."""
+        found = as_reader(clip, self.reader, mask=mask)
+        if isinstance(clip, (str, Path)):
+            self.notes.extend(f"{clip}: {remark}" for remark in remarks_on(found.traits))
+        return found
+
+    def beside(self, target: Target, clip: Clip | VideoReader | None, mask: Clip | None) -> tuple[Any, Any]:
+        """src_video and its mask, frame by frame beside the target."""
+        shape = (3, len(target.chosen.indices), *self.size)
+        if clip is None:
+            video: Any = None
+        elif (video := exact(clip, shape)) is None:
+            source = self.open(clip)
+            indices = align("src_video", source, target.reader, target.chosen, against=target.name)
+            self.check_fit(source, "src_video")
+            video = read_resized(source, indices, self.size, fill)
+        return video, self.mask(target, mask)
+
+    def mask(self, target: Target, mask: Clip | None) -> Any:
+        """uint8 [T, H, W], or fp32 [1, T, H, W] as it was given; a still mask holds for the whole clip."""
+        if mask is None:
+            return None
+        soft, what = self.policy.soft_mask, "src_mask"
+        pixels: Any = exact(mask, (1, len(target.chosen.indices), *self.size))
+        if pixels is None:
+            source = self.open(mask, mask=True)
+            what = f"src_mask {source.path}"
+            indices = align(
+                target.mask if target.name == "video" else what,
+                source,
+                target.reader,
+                target.chosen,
+                against=target.name,
+                by_time=self.policy.timing == "seconds",
+            )
+            pixels = cut(read_resized(source, indices, self.size, fill_nearest), source.path, soft=soft)
+            levels = (int(pixels.min()), int(pixels.max()))
+        else:
+            pixels = pixels if soft else (pixels > 0.5).float()
+            levels = (int(255 * float(pixels.min())), math.ceil(255 * float(pixels.max())))
+        if blank := blank_mask(levels, soft=soft):
+            self.notes.append(f"{what}: white {blank}: {_BLANK[blank]}")
+        return pixels
+
+    def own_target(self, clip: Clip) -> Target:
+        """src_video itself: its own frames are chosen."""
+        source = self.open(clip)
+        chosen = self.choose(source)
+        return Target(source, chosen, f"src_video {source.path}", "src_mask")
+
+    def edited(self, inputs: Inputs) -> tuple[Any, Any]:
+        """The source clip and its mask."""
+        assert inputs.src_video is not None
+        target = self.own_target(inputs.src_video)
+        whole = exact(inputs.src_video, (3, self.policy.num_frames, *self.size))
+        return self.beside(target, target.reader if whole is None else whole, inputs.src_mask)
+
+    def outpainted(self, inputs: Inputs, edges: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
+        """The source small inside a grey frame; the frame is to be generated. A mask of the source holds inside."""
+        assert inputs.src_video is not None
+        left, top, right, bottom = edges
+        height, width = self.size
+        rows, columns = round(height / (1 + top + bottom)), round(width / (1 + left + right))
+        y, x = min(round(rows * top), height - rows), min(round(columns * left), width - columns)
+        inner = replace(self, size=(rows, columns))  # with the same notes
+        target = inner.own_target(inputs.src_video)
+        pixels, kept = inner.beside(target, target.reader, inputs.src_mask)
+        video, mask = self.grey()
+        inside = to_tensors(ReadConditions(src_video=pixels, src_mask=kept))
+        assert inside.src_video is not None
+        video[:, :, y : y + rows, x : x + columns] = inside.src_video
+        mask[:, :, y : y + rows, x : x + columns] = 0 if inside.src_mask is None else inside.src_mask
+        self.notes.append(f"outpaint: the source stands at {columns}x{rows}+{x}+{y} of {width}x{height}")
+        return video, mask
+
+    def between(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Given frames at the beginning, the end or both; grey between them, to be generated."""
+        video, mask = self.grey()
+        count, total = self.policy.num_frames, 0
+        for key, clip in (("first_frame", inputs.first_frame), ("last_frame", inputs.last_frame)):
+            if clip is None:
+                continue
+            source = self.open(clip)
+            self.check_fit(source, key)
+            indices = self.all_frames(source)
+            total += len(indices)
+            if total >= count:
+                raise DataError(
+                    f"{key} {source.path}: {total} frames are given of {count}; nothing is left to generate"
+                )
+            place = slice(0, len(indices)) if key == "first_frame" else slice(count - len(indices), None)
+            video[:, place] = to_tensor(read_resized(source, indices, self.size, fill))
+            mask[:, place] = 0
+            self.notes.append(f"{key}: {len(indices)} frame(s) kept")
+        return video, mask
+
+    def grey(self) -> tuple[Tensor, Tensor]:
+        """A src_video of nothing, and a mask that generates all of it."""
+        count = self.policy.num_frames
+        return torch.zeros(3, count, *self.size), torch.ones(1, count, *self.size)
+
+    def all_frames(self, source: VideoReader) -> tuple[int, ...]:
+        """Every frame of a clip, at the rate of the video."""
+        fps = self.policy.fps
+        if not source.timed or self.policy.timing == "frames":
+            return tuple(range(source.num_frames))
+        count = max(1, round(source.duration * fps))
+        return tuple(frame_at(source.times, i / fps) for i in range(count))
+
+    def choose(self, source: VideoReader) -> FrameChoice:
+        """The frames of src_video that the policy allows. Raises DataError naming the policies."""
+        policy = self.policy
+        what = f"src_video {source.path} ({source.num_frames} frames, {source.fps:g} fps)"
+        try:
+            chosen = choose(source, policy)
+        except DataError as error:
+            raise error.at(what) from None
+        count, is_timed = len(chosen.indices), source.timed and policy.timing == "seconds"
+        if count != policy.num_frames:
+            raise DataError(
+                f"wan_frames makes a video of {count} frames of it, num_frames is {policy.num_frames}",
+                where=what,
+                fix=f"set num_frames to {count}",
+            )
+        if is_timed and not policy.wan_frames and abs(source.fps - chosen.fps) > 0.01:
+            self.notes.append(f"{what}: sampled at {chosen.fps:g} fps")
+        if chosen.policy in _CHANGED:
+            self.notes.append(f"{what}: {_CHANGED[chosen.policy].format(n=count)}")
+        return chosen
+
+    def check_fit(self, source: VideoReader, key: str) -> None:
+        """Note what resizing cuts off. Raises DataError when the policy forbids it."""
+        height, width = self.size
+        if (source.height, source.width) == self.size:
+            return
+        found, wanted = f"{source.width}x{source.height}", f"{width}x{height}"
+        if self.policy.fit == "reject":
+            raise DataError(
+                f"{key} {source.path} is {found}",
+                expected=wanted,
+                fix="give it that size, or set fit to crop",
+            )
+        scale = max(height / source.height, width / source.width)
+        lost = 1 - height * width / (source.height * source.width * scale**2)
+        cropped = f", {lost:.0%} of its area cropped at the sides" if lost > 0.005 else ""
+        self.notes.append(f"{key} {source.path}: resized from {found} to {wanted}{cropped}")

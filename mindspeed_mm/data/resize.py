@@ -1,0 +1,108 @@
+"""Frames of any size → frames of the model's size, as VACE's weights saw them.
+
+Clips: resized to fill (bicubic with antialias, on uint8) and cut at the centre. Masks: nearest, then cut at one half.
+References: letterboxed on white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mindspeed_mm.data.images import WHITE, Frames, brightness, flatten, read_image, refuse_zero_one
+from mindspeed_mm.data.video import VideoReader
+
+Resize = Callable[[Frames, int, int], Frames]  # frames [T, h, w, 3], height, width → [T, H, W, …]
+Size = tuple[int, int]  # height, width
+_AT_ONCE = 8  # frames of the source's size that are held while a clip is read
+
+
+def read_resized(reader: VideoReader, indices: Sequence[int], size: Size, resize: Resize) -> Frames:
+    """The frames at `indices` in `size` (height, width). A few at a time, so that a long 4K clip needs little memory."""
+    wanted = sorted(set(indices))
+    parts = [resize(reader.read(wanted[i : i + _AT_ONCE]), *size) for i in range(0, len(wanted), _AT_ONCE)]
+    frames = np.concatenate(parts)
+    place = {index: i for i, index in enumerate(wanted)}
+    return frames if list(indices) == wanted else frames[[place[index] for index in indices]]
+
+
+def fill(frames: Frames, height: int, width: int) -> Frames:
+    """[T, h, w, 3] → [T, H, W, 3]: scaled until both sides are covered (bicubic, antialias, uint8), cut at the centre."""
+    scaled = _scaled_size(frames, height, width)
+    if frames.shape[1:3] != scaled:
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        pixels = interpolate(pixels, size=scaled, mode="bicubic", antialias=True, align_corners=False)
+        frames = pixels.permute(0, 2, 3, 1).numpy()
+    return _centre(frames, height, width)
+
+
+def fill_nearest(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
+    """Mask frames [T, h, w, 3] → their brightness [T, H, W], nearest pixel, same scale and cut as `fill`."""
+    grey = brightness(frames)
+    rows, columns = _scaled_size(frames, height, width)
+    y = np.arange(rows) * grey.shape[1] // rows
+    x = np.arange(columns) * grey.shape[2] // columns
+    return _centre(grey[:, y][:, :, x], height, width)
+
+
+def cut(mask: NDArray[np.uint8], path: Path | str = "(frames)", *, soft: bool = False) -> NDArray[np.uint8]:
+    """Mask values → 0 or 255, cut at one half unless `soft`. Raises DataError for a mask written as 0 and 1 of 255."""
+    refuse_zero_one(path, int(mask.max(initial=0)))
+    return mask if soft else np.where(mask > 127, 255, 0).astype(np.uint8)
+
+
+def _scaled_size(frames: Frames, height: int, width: int) -> tuple[int, int]:
+    rows, columns = frames.shape[1:3]
+    scale = max(height / rows, width / columns)
+    return max(height, round(rows * scale)), max(width, round(columns * scale))
+
+
+def _centre(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
+
+
+def to_tensor(frames: Frames) -> Tensor:
+    """uint8 [T, H, W, 3] → fp32 [3, T, H, W] in [-1, 1]."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous().float().div_(127.5).sub_(1)
+
+
+def mask_tensor(mask: NDArray[np.uint8]) -> Tensor:
+    """uint8 [T, H, W] → fp32 [1, T, H, W] in [0, 1]."""
+    return torch.from_numpy(mask).float().div_(255).unsqueeze(0)
+
+
+def load_reference(image: str | Path | Image.Image | Frames, height: int, width: int) -> Tensor:
+    """An image (file, Pillow image, or array [h, w, 3]) letterboxed on white → [3, 1, H, W] in [-1, 1]."""
+    if isinstance(image, Image.Image):
+        image = flatten(image, WHITE)
+    pixels = image if isinstance(image, np.ndarray) else read_image(image, WHITE)
+    picture = to_tensor(np.array(pixels)[None])  # [3, 1, h, w]
+    rows, columns = picture.shape[2:]
+    if (rows, columns) == (height, width):
+        return picture
+    scale = min(height / rows, width / columns)
+    inner = (max(1, int(rows * scale)), max(1, int(columns * scale)))
+    picture = interpolate(picture.permute(1, 0, 2, 3), size=inner, mode="bilinear", align_corners=False)
+    canvas = torch.ones(3, 1, height, width)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    canvas[:, 0, top : top + inner[0], left : left + inner[1]] = picture[0]
+    return canvas
+
+
+def stretched_reference(
+    image: str | Path | Image.Image | NDArray[np.uint8], height: int, width: int
+) -> Tensor:
+    """An image of any aspect → [3, 1, H, W] in [-1, 1], stretched to fill it."""
+    if isinstance(image, Image.Image):
+        image = flatten(image, WHITE)
+    pixels = image if isinstance(image, np.ndarray) else read_image(image, WHITE)
+    stretched = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    return to_tensor(np.array(stretched)[None])

@@ -48,9 +48,10 @@ class Registry(Generic[T]):
 
 
 def did_you_mean(word: str, known: Iterator[str] | Registry[Any] | list[str]) -> str:
-    """` (did you mean 'num_heads'?)`, or nothing when no known word is near."""
-    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    """` (did you mean 'num_heads'?)`, or nothing when no known word is near. Case does not count."""
+    plain = {name.lower(): name for name in known}
+    nearest = difflib.get_close_matches(word[:200].lower(), list(plain), n=1, cutoff=0.6)
+    return f" (did you mean {plain[nearest[0]]!r}?)" if nearest else ""
 
 
 def resolve(reference: str) -> Any:

@@ -169,7 +169,7 @@ def test_no_module_of_ours_raises_a_bare_exception() -> None:
     assert not found
 
 
-def test_an_error_of_the_system_about_a_path_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_system_error_about_a_path_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     @one_line_errors
     def command(path: Path) -> bool:
         return path.exists()
@@ -183,7 +183,7 @@ def test_an_error_of_the_system_about_a_path_is_one_line(capsys: pytest.CaptureF
     assert len(line) < 600
 
 
-def test_an_error_of_the_system_about_no_path_keeps_its_traceback() -> None:
+def test_a_system_error_without_a_path_keeps_its_traceback() -> None:
     @one_line_errors
     def command() -> None:
         raise ConnectionResetError(104, "Connection reset by peer")

@@ -57,6 +57,7 @@ def test_a_stranger_s_entry_point_is_loaded_only_when_asked_for(
 
 def test_did_you_mean_stays_silent_when_nothing_is_near() -> None:
     assert did_you_mean("num_head", ["num_heads", "dtype"]) == " (did you mean 'num_heads'?)"
+    assert did_you_mean("SRC_VIDEO", ["video", "src_video"]) == " (did you mean 'src_video'?)"
     assert did_you_mean("zzz", ["num_heads", "dtype"]) == ""
 
 

@@ -135,7 +135,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, torch.Size, 
         )
     except (TypeError, KeyError):
         sound = False
-    if not sound or dtype not in DTYPES:
+    if not sound or not isinstance(dtype, str) or dtype not in DTYPES:
         raise WeightsError(f"{path}: weight {name!r} has an entry that cannot be read: {str(entry)[:100]}")
     return DTYPES[dtype], torch.Size(shape), (span[0], span[1])
 

@@ -112,6 +112,7 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
         ({**FULL, "src_video": "/etc/hosts"}, "data.json[0].src_video: /etc/hosts lies outside"),
         ({**FULL, "src_mask": "m.png"}, "data.json[0].src_mask: unknown key (did you mean 'src_video_mask'?)"),
         ({**FULL, "mask": "m.png"}, "data.json[0].mask: unknown key (did you mean 'src_video_mask'?)"),
+        ({**FULL, "SRC_VIDEO": "a.mp4"}, "data.json[0].SRC_VIDEO: unknown key (did you mean 'src_video'?)"),
         ({**FULL, "caption": "x"}, "data.json[0].caption: unknown key (did you mean 'cap'?)"),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.containers.dcp import read_dcp
@@ -17,6 +18,7 @@ from mindspeed_mm.models.weights import open_weights
 from tests.runs import arguments, make_run, train_job
 from tests.support.errors import raises
 from tests.support.lora_files import lora_matrices, write_lora
+from tests.tiny import tiny_transformer, write_transformer
 
 LORA = ("--lora-rank=4", "--lora-alpha=8", "--lora-on=both")
 
@@ -42,17 +44,45 @@ def alone(world, environment, tmp_path_factory):
     return folder, train(world, environment, folder)
 
 
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform"}
+
+
 @pytest.mark.parametrize(
-    "flags",
-    [{}, {"context_parallel_size": 2}, {"recompute_granularity": "full", "recompute_method": "uniform"}],
-    ids=["fsdp", "context-parallel", "recompute"],
+    ("ranks", "flags"),
+    [
+        (2, {}),
+        (4, {"set": "fsdp2.sharding_size=2"}),
+        (2, {"context_parallel_size": 2}),
+        (2, FULL),
+        (2, {"recompute_granularity": "selective"}),
+    ],
+    ids=["fsdp", "hsdp", "context-parallel", "recompute", "recompute-selective"],
 )
-def test_a_lora_trains_alike_on_two_ranks(world, environment, alone, tmp_path, flags):
-    rows = train(world, environment, tmp_path, ranks=2, **flags)
+def test_a_lora_trains_alike_on_several_ranks(world, environment, alone, tmp_path, ranks, flags):
+    rows = train(world, environment, tmp_path, *LORA, "--no-save-optim", ranks=ranks, **flags)
     assert losses(rows) == pytest.approx(losses(alone[1]), rel=1e-5)
-    first, second = open_weights(tmp_path / "iter_0000004"), open_weights(alone[0] / "iter_0000004")
-    for name in first.tensors:
-        assert torch.allclose(first.read(name), second.read(name), atol=1e-5), name
+    assert_close(open_weights(tmp_path), open_weights(alone[0]), atol=1e-5)
+
+
+def test_captions_are_dropped_alike_on_several_ranks(world, environment, alone, tmp_path):
+    flags = {"set": "model.caption_dropout=0.5"}
+    one = train(world, environment, tmp_path / "one", *LORA, "--no-save-optim", **flags)
+    two = train(world, environment, tmp_path / "two", *LORA, "--no-save-optim", ranks=2, **flags)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(one) != losses(alone[1])
+
+
+def test_a_lora_trains_upon_a_frozen_bf16_base(world, environment, alone, tmp_path):
+    flags = {"fsdp2_config_path": tmp_path / "fsdp2.yaml", "lr": 1e-2}
+    text = Path(environment["FSDP2_CONFIG"]).read_text()
+    flags["fsdp2_config_path"].write_text(text.replace("param_dtype: fp32", "param_dtype: bf16"))
+    changed = with_transforms(environment, tmp_path, dtype="bf16")
+    rows = train(world, changed, tmp_path / "run", *LORA, "--bf16", ranks=2, **flags)
+    assert losses(rows)[0] == pytest.approx(losses(alone[1])[0], rel=1e-2)
+    state = read_dcp(tmp_path / "run/iter_0000004")
+    assert {tensor.dtype for tensor in _tensors(state["model"]).values()} == {torch.float32}
+    ups = [tensor for name, tensor in _tensors(state["model"]).items() if name.endswith(UP)]
+    assert all(tensor.abs().max() > 1e-3 for tensor in ups)
 
 
 def test_a_lora_moves_and_its_base_does_not(environment, alone):
@@ -107,8 +137,9 @@ def test_dcp_to_torch_keeps_the_lora_with_its_base(alone, tmp_path):
 
     gather(DcpToTorchConfig(source_path=str(alone[0]), target_path=str(tmp_path / "lora.pt")))
     one, other = open_weights(tmp_path / "lora.pt"), open_weights(alone[0])
-    for name in other.tensors:
-        assert torch.equal(one.read(name), other.read(name)), name
+    assert_close(one, other, atol=0)
+    dcp_to_torch_save(alone[0] / "iter_0000004", tmp_path / "torch.pt")  # torch's own tool
+    assert_close(open_weights(tmp_path / "torch.pt"), other, atol=0)
 
 
 def test_a_whole_checkpoint_of_a_lora_needs_no_base(world, environment, alone, tmp_path):
@@ -128,6 +159,21 @@ def test_another_alpha_is_refused_when_resuming(world, environment, alone):
     assert "has 1" in message
 
 
+def test_a_lora_of_another_base_is_refused(world, environment, alone, tmp_path):
+    other = tmp_path / "other weights"
+    write_transformer(other, tiny_transformer(7), torch.float32)
+    changed = with_transforms(environment, tmp_path, from_pretrained=str(other))
+    argv = arguments(changed, *LORA, load=alone[0], save=alone[0])
+    (message,) = world.run(1, refusal, argv)
+    assert "fingerprint" in message
+    assert str(other) in message
+    with raises(WeightsError, other):
+        open_weights(alone[0], base_path=other)
+    moved = tmp_path / "moved"
+    write_transformer(moved, tiny_transformer(), torch.float32)
+    assert_close(open_weights(alone[0], base_path=moved), open_weights(alone[0]), atol=0)
+
+
 def refusal(argv):
     try:
         train_job(argv)
@@ -142,7 +188,7 @@ def test_matrices_of_a_lora_step_by_adamw_under_muon(world, environment, alone, 
 
 
 def with_transforms(environment, folder, *transforms, **predictor):
-    """The environment with these transforms in its model JSON."""
+    """The environment with these transforms and keys of `predictor` in its model JSON."""
     model = json.loads(Path(environment["MM_MODEL"]).read_text())
     model["predictor"] |= predictor
     path = folder / "model.json"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -16,7 +15,6 @@ from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.dialects import listed
-from mindspeed_mm.models.lora.adapter import Adapter, merged
 from mindspeed_mm.models.lora.saved import DOWN, UP
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.transforms.base import ModuleTransform
@@ -133,10 +131,7 @@ class Lora(ModuleTransform):
 
     def change_source(self, source: WeightsSource) -> WeightsSource:
         """`source` with the whole weights of `init_from`."""
-        if not self.whole:
-            return source
-        path = Path(str(self.config.init_from))
-        return merged(source, [(Adapter(path, "", {}, whole=self.whole), 1.0)])
+        return replace(source, tensors={**source.tensors, **self.whole}) if self.whole else source
 
     def trains(self, name: str) -> bool:
         """Its own matrices, and `modules_to_save`."""

@@ -136,6 +136,21 @@ def test_lora_starting_matrices_depend_on_seed_and_name() -> None:
     assert not lora.initial_weight("blocks.0.ffn.0.lora_B.weight", shape, 1).any()
 
 
+@pytest.mark.medium
+def test_a_block_with_a_lora_compiles_into_one_graph() -> None:
+    model, inputs = adapted(LoraConfig(rank=4, on="both")), tiny_inputs()
+    expected = model(**inputs)
+    expected.square().mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    model.vace_blocks[1].compile(backend="aot_eager", fullgraph=True)
+    compiled = model(**inputs)
+    compiled.square().mean().backward()
+    torch.testing.assert_close(compiled, expected, atol=5e-6, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=5e-6, rtol=1e-4)
+
+
 def test_lora_dropout_acts_in_training_only() -> None:
     model = adapted(LoraConfig(rank=4, dropout=0.5))
     inputs = tiny_inputs()

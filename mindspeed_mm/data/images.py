@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,14 +68,14 @@ def read_mask(path: str | Path, *, by_alpha: bool = False) -> NDArray[np.uint8]:
     """
     with open_image(path) as image:
         upright = ImageOps.exif_transpose(image)
-        if _is_labels(upright):
-            return _as_grey(np.asarray(upright) > 0)
+        if is_labels(upright):
+            return as_grey(np.asarray(upright) > 0)
         if by_alpha:
-            return _as_grey(np.asarray(upright.convert("RGBA"))[..., 3])
+            return as_grey(np.asarray(upright.convert("RGBA"))[..., 3])
         return flatten(upright, BLACK)
 
 
-def _as_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
+def as_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Bytes or booleans [H, W] as RGB [H, W, 3]."""
     grey = np.where(values, 255, 0).astype(np.uint8) if values.dtype == bool else values
     return np.repeat(grey[..., None], 3, axis=-1)
@@ -199,7 +198,7 @@ def _deepest(path: Path) -> int:
     return highest
 
 
-def _is_labels(image: Image.Image) -> bool:
+def is_labels(image: Image.Image) -> bool:
     """Whether a palette image holds labels: its palette has colours that are no greys."""
     if image.mode != "P":
         return False
@@ -207,23 +206,24 @@ def _is_labels(image: Image.Image) -> bool:
     return bool((palette != palette[:, :1]).any())
 
 
-def _are_only_alpha(files: Sequence[Path]) -> bool:
+def are_only_alpha(files: Sequence[Path]) -> bool:
     """Whether all images are black all over and have an alpha channel that says something: not opaque everywhere."""
     see_through = False
     for file in files:
         with open_image(file) as image:
-            if not _is_black(image):
+            if not is_black(image):
                 return False
-            see_through |= _is_see_through(image)
+            see_through |= is_see_through(image)
     return see_through
 
 
-def _is_black(image: Image.Image) -> bool:
+def is_black(image: Image.Image) -> bool:
     """Whether an image has an alpha channel and nothing else."""
     return image.mode in _ALPHA_MODES and not np.asarray(image.convert("RGBA"))[..., :3].any()
 
 
-def _is_see_through(image: Image.Image) -> bool:
+def is_see_through(image: Image.Image) -> bool:
+    """Whether any pixel of an image is not opaque."""
     return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
@@ -241,146 +241,9 @@ def image_traits(path: Path, *, mask: bool = False) -> tuple[str, ...]:
             found.append("float")
         elif image.mode.startswith("I") and 0 < np.asarray(image).max() <= 255:
             found.append("deep")
-        if mask and _is_labels(image):
+        if mask and is_labels(image):
             found.append("labels")
     return tuple(found)
-
-
-def is_animation(path: Path) -> bool:
-    """Whether an image file holds a clip: an animated PNG or WebP."""
-    if path.suffix.lower() not in (".png", ".webp"):
-        return False
-    with open_image(path) as image:
-        return image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1
-
-
-class ImageReader:
-    """A still image, or a folder of images in the order of the numbers in their names."""
-
-    timed = False
-
-    def __init__(self, path: Path, background: int = WHITE, *, mask: bool = False) -> None:
-        self.path = path
-        self._background, self._mask = background, mask
-        self.files = [path]
-        self._ignored = ""
-        if path.is_dir():
-            files = [
-                file
-                for file in path.iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
-            ]
-            self.files = sorted(files, key=_natural)
-            self._ignored = _ignored_pictures(path)
-        if not self.files:
-            raise DataError(f"{path}: no images in this folder")
-        self.num_frames = len(self.files)
-        # decided for the whole folder: one frame of it may be opaque everywhere
-        self.by_alpha = mask and _are_only_alpha(self.files)
-        self.height, self.width = self._load(self.files[0]).shape[:2]
-        self.fps = UNTIMED_FPS
-        self.times = [i / self.fps for i in range(self.num_frames)]
-        self.duration = self.num_frames / self.fps
-
-    @property
-    def traits(self) -> tuple[str, ...]:
-        """What is remarkable about any of the images. Opens them all."""
-        found = {trait for file in self.files for trait in image_traits(file, mask=self._mask)}
-        found |= {"by alpha"} if self.by_alpha else set()
-        return tuple(sorted(found | ({self._ignored} if self._ignored else set())))
-
-    def read(self, indices: Sequence[int]) -> Frames:
-        """Frames at `indices`, uint8 [T, H, W, 3]."""
-        check_range(self.path, self.num_frames, indices)
-        frames = [self._load(self.files[index]) for index in indices]
-        for index, frame in zip(indices, frames, strict=True):
-            if frame.shape != (self.height, self.width, 3):
-                raise DataError(
-                    f"{self.files[index]}: {frame.shape[1]}x{frame.shape[0]} pixels, but the first image of the folder "
-                    f"has {self.width}x{self.height}; give all one size"
-                )
-        return np.stack(frames)
-
-    def _load(self, file: Path) -> NDArray[np.uint8]:
-        return read_mask(file, by_alpha=self.by_alpha) if self._mask else read_image(file, self._background)
-
-
-def _ignored_pictures(folder: Path) -> str:
-    """The trait `ignored: …` for pictures in a folder whose format is not read as frames; '' when there are none."""
-    others = Counter(
-        file.suffix.lower()
-        for file in folder.iterdir()
-        if file.suffix.lower() not in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file()
-    )
-    known = Image.registered_extensions() if others else {}
-    ignored = {suffix: count for suffix, count in sorted(others.items()) if suffix in known}
-    return f"ignored: {sum(ignored.values())} ({', '.join(ignored)})" if ignored else ""
-
-
-class AnimationReader:
-    """An animated PNG or WebP: a clip with a clock."""
-
-    timed = True
-
-    def __init__(self, path: Path, background: int = WHITE, *, mask: bool = False) -> None:
-        self.path = path
-        self._background = background
-        durations = []
-        only_alpha, see_through = mask, False
-        with open_image(path) as image:
-            self.width, self.height = image.size
-            self._background_label = (image.getpalette("RGB") or [])[:3] if mask and _is_labels(image) else []
-            for place in range(getattr(image, "n_frames", 1)):
-                image.seek(place)
-                image.load()
-                durations.append(max(float(image.info.get("duration", 0)), 10) / 1000)  # as browsers: never 0
-                only_alpha = only_alpha and _is_black(image)
-                see_through = see_through or (only_alpha and _is_see_through(image))
-        self.by_alpha = only_alpha and see_through
-        self.traits = ("animation", *["labels"] * bool(self._background_label), *["by alpha"] * self.by_alpha)
-        ends = np.cumsum(durations)
-        self.num_frames = len(durations)
-        self.times = [0.0, *(round(float(end), 6) for end in ends[:-1])]
-        self.duration = round(float(ends[-1]), 6)
-        self.fps = round(self.num_frames / self.duration, 3)
-
-    def read(self, indices: Sequence[int]) -> Frames:
-        """Frames at `indices`, uint8 [T, H, W, 3]."""
-        check_range(self.path, self.num_frames, indices)
-        frames = {}
-        with open_image(self.path) as image:
-            for index in sorted(set(indices)):
-                image.seek(index)
-                frames[index] = self._picture(image.copy())
-        return np.stack([frames[index] for index in indices])
-
-    def _picture(self, image: Image.Image) -> NDArray[np.uint8]:
-        if not self._background_label and not self.by_alpha:
-            return flatten(image, self._background)
-        if self.by_alpha:
-            values = np.asarray(image.convert("RGBA"))[..., 3]
-        elif image.mode == "P":
-            values = np.asarray(image) > 0
-        else:  # a frame that was laid on the one before: by the colour of index 0
-            colours = np.asarray(image.convert("RGB"))
-            values = np.any(colours != np.array(self._background_label, np.uint8), axis=-1)
-        return _as_grey(values)
-
-
-def check_range(path: Path, count: int, indices: Sequence[int]) -> None:
-    """Raise DataError for frames that a clip of `count` frames does not have."""
-    if not len(indices) or min(indices) < 0 or max(indices) >= count:
-        raise DataError(f"{path}: frames {span(indices)} requested of a clip with {count}")
-
-
-def span(indices: Sequence[int]) -> str:
-    """First and last of some frame numbers, for messages."""
-    return f"{min(indices)}..{max(indices)}" if len(indices) else "(none)"
-
-
-def _natural(path: Path) -> list[tuple[int, int | str]]:
-    """frame_2 before frame_10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def short(error: Exception) -> str:

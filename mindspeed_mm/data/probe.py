@@ -14,15 +14,8 @@ from typing import Any, Literal
 from mindspeed_mm.data.bitstream import HEAD, SizeWatch, has_several_descriptions
 from mindspeed_mm.data.clips import describe_error, open_clip
 from mindspeed_mm.data.content import Signature, append_lines, digest_of, read_lines, signature_of
-from mindspeed_mm.data.images import (
-    IMAGE_SUFFIXES,
-    AnimationReader,
-    ImageReader,
-    brightness,
-    image_traits,
-    is_animation,
-    read_image,
-)
+from mindspeed_mm.data.image_readers import AnimationReader, ImageReader, is_animation
+from mindspeed_mm.data.images import IMAGE_SUFFIXES, brightness, image_traits, read_image
 from mindspeed_mm.data.packets import (
     FrameTable,
     decode_frames,

@@ -15,20 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_mm.data.clips import check_av_version, describe_error, open_clip
+from mindspeed_mm.data.image_readers import AnimationReader, ImageReader, check_range, is_animation, span
 from mindspeed_mm.data.images import (
     BLACK,
     IMAGE_SUFFIXES,
     UNTIMED_FPS,
     WHITE,
-    AnimationReader,
     Frames,
-    ImageReader,
-    check_range,
     flatten,
-    is_animation,
     read_image,
     short,
-    span,
 )
 from mindspeed_mm.data.packets import decode_frames, list_frames, size_change
 from mindspeed_mm.data.pictures import clip_traits, has_alpha, mask_trait, to_mask, to_rgb

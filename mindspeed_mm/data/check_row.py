@@ -1,0 +1,169 @@
+"""Look at one row of a dataset: what its files are, what becomes of them, or everything that is wrong. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from mindspeed_mm.data.config import VideoConfig
+from mindspeed_mm.data.frames import align, choose, target_size, token_count
+from mindspeed_mm.data.images import blank_mask, refuse_zero_one
+from mindspeed_mm.data.manifest import Problem
+from mindspeed_mm.data.probe import ClipInfo, Kind, Seen
+from mindspeed_mm.data.probe import look as look_into
+from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.data.traits import remarks_on
+from mindspeed_mm.errors import DataError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFacts:
+    """What one usable row is, and what becomes of it."""
+
+    row: int
+    fps: float
+    seconds: float
+    source_size: tuple[int, int]  # height, width
+    size: tuple[int, int]
+    frames: int
+    policy: str
+    tokens: int
+    conditions: tuple[str, ...]  # of: src_video, mask, still mask, mask only, 1 reference, 2 references, …
+    remarks: tuple[str, ...]
+    blank_mask: str = ""  # nowhere, everywhere: where a mask of one value is white
+
+
+@dataclass(frozen=True)
+class Look:
+    """One row to look at, and what its files are known to be."""
+
+    record: SampleRecord
+    known: Mapping[tuple[Kind, Path], ClipInfo]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether nothing has to be opened."""
+        return all(file in self.known for file in files_to_open(self.record))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one row is, or everything that is wrong with it."""
+
+    facts: ClipFacts | None
+    problems: tuple[Problem, ...]
+    seen: Seen  # the files that were opened and are good
+
+
+def look_at(look: Look, config: VideoConfig) -> Found:
+    """The facts of one row, or its problems."""
+    record, seen = look.record, Seen()
+    problems: list[Problem] = []
+
+    def see(key: str, kind: Kind, path: Path | None) -> ClipInfo | None:
+        return (
+            None
+            if path is None
+            else _try(record, key, partial(look_into, kind, path, look.known, seen), problems)
+        )
+
+    video, source = see("video", "clip", record.video), see("src_video", "clip", record.src_video)
+    mask = see("src_video_mask", "mask", record.src_mask)
+    if mask is not None and mask.levels is not None:
+        _try(record, "src_video_mask", partial(refuse_zero_one, mask.path, mask.levels[1]), problems)
+    references = [
+        see(f"src_ref_images[{place}]", "picture", path) for place, path in enumerate(record.src_ref_images)
+    ]
+    facts = (
+        None
+        if video is None
+        else _try(record, "video", partial(_facts, record, video, source, mask, references, config), problems)
+    )
+    if video is not None and facts is not None:
+        chosen = choose(video, config.policy)
+        for key, other in (("src_video", source), ("src_video_mask", mask)):
+            if other is not None:
+                _try(record, key, partial(align, key, other, video, chosen), problems)
+    return Found(None if problems else facts, tuple(problems), seen)
+
+
+def files_to_open(record: SampleRecord) -> Iterator[tuple[Kind, Path]]:
+    """The row's files and what each is read as."""
+    yield from (("clip", path) for path in (record.video, record.src_video) if path is not None)
+    yield from (("mask", path) for path in (record.src_mask,) if path is not None)
+    yield from (("picture", path) for path in record.src_ref_images)
+
+
+def _facts(
+    record: SampleRecord,
+    video: ClipInfo,
+    source: ClipInfo | None,
+    mask: ClipInfo | None,
+    references: Sequence[ClipInfo | None],
+    config: VideoConfig,
+) -> ClipFacts:
+    chosen = choose(video, config.policy)
+    size = target_size(video.height, video.width, config.max_hxw)
+    refs = len(record.src_ref_images)
+    return ClipFacts(
+        row=record.row,
+        fps=video.fps if video.timed else config.train_fps,
+        seconds=video.duration if video.timed else video.num_frames / config.train_fps,
+        source_size=(video.height, video.width),
+        size=size,
+        frames=len(chosen.indices),
+        policy=chosen.policy,
+        tokens=token_count(len(chosen.indices), *size, refs),
+        conditions=_conditions(source, mask, refs),
+        remarks=(*_remarks_on(video, source, mask, config), *_traits_of((video, source, mask, *references))),
+        blank_mask=_blank(mask, config),
+    )
+
+
+def _blank(mask: ClipInfo | None, config: VideoConfig) -> str:
+    return "" if mask is None or mask.levels is None else blank_mask(mask.levels, soft=config.soft_mask)
+
+
+def _traits_of(infos: Sequence[ClipInfo | None]) -> list[str]:
+    """What is not honoured of a row's files, or guessed; each once."""
+    return remarks_on(dict.fromkeys(trait for info in infos if info is not None for trait in info.traits))
+
+
+def _conditions(source: ClipInfo | None, mask: ClipInfo | None, refs: int) -> tuple[str, ...]:
+    names = [] if source is None else ["src_video"]
+    if mask is not None:
+        still = "still " if mask.num_frames == 1 else ""
+        names.append(f"{still}mask" + ("" if source else " of the video itself"))
+    return tuple(names + ([f"{refs} reference{'s' * (refs > 1)}"] if refs else []))
+
+
+def _remarks_on(
+    video: ClipInfo, source: ClipInfo | None, mask: ClipInfo | None, config: VideoConfig
+) -> list[str]:
+    remarks = []
+    if _blank(mask, config) == "nowhere":
+        remarks.append(
+            "a mask that is white nowhere: nothing is generated, the branch learns to copy; white = generate"
+        )
+    if video.variable:
+        remarks.append("a variable frame rate: frames are taken by their time")
+    if video.timed and video.fps < 0.95 * config.train_fps:
+        remarks.append(f"fewer frames a second than train_fps {config.train_fps:g}: frames are repeated")
+    for name, other in (("src_video", source), ("mask", mask)):
+        if other is not None and abs(other.width / other.height / (video.width / video.height) - 1) > 0.02:
+            remarks.append(f"a {name} of another aspect than the video: its edges are cut differently")
+    return remarks
+
+
+def _try(record: SampleRecord, key: str, look: partial[T], problems: list[Problem]) -> T | None:
+    """What `look` answers; what it raises becomes a problem with an address."""
+    try:
+        return look()
+    except DataError as error:
+        problems.append(Problem(f"{record.address}.{key}", str(error), record.row))
+        return None

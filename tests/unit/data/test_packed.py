@@ -25,6 +25,8 @@ from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.generation.stored import read_latents, write_latents
 from tests.support.errors import raises
 
+pytestmark = pytest.mark.medium
+
 
 def record(refs=1, captions=2):
     generator = torch.Generator().manual_seed(0)

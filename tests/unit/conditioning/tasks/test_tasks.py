@@ -19,6 +19,8 @@ from mindspeed_mm.errors import ConfigError, DataError
 from tests.support.errors import raises
 from tests.support.scenes import iou, moving_disc
 
+pytestmark = pytest.mark.medium
+
 OFFICIAL = [
     "plain",
     "depth",

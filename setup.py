@@ -35,8 +35,14 @@ setup(
     packages=[
         *find_packages(include=["mindspeed_mm", "mindspeed_mm.*", "checkpoint", "checkpoint.*"]),
         *find_namespace_packages(include=["megatron.mm", "megatron.mm.*"]),
+        "mindspeed_mm.starter",  # what `vace init` copies; a checkout has it in examples/vace
     ],
-    package_data={"mindspeed_mm": ["py.typed"], "mindspeed_mm.tools": ["*.json"]},
+    package_dir={"mindspeed_mm.starter": "examples/vace"},
+    package_data={
+        "mindspeed_mm": ["py.typed"],
+        "mindspeed_mm.tools": ["*.json"],
+        "mindspeed_mm.starter": ["**/*"],
+    },
     install_requires=REQUIRES,
     extras_require={
         "npu": ["torch_npu>=2.7.1"],

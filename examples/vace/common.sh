@@ -2,6 +2,10 @@
 # What the training and extraction scripts share. A script sets its arrays, then calls `train`. Sourced, never run by itself.
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+PACKAGE=$REPOSITORY/mindspeed_mm # of a checkout; in a folder that `vace init` made, the installed one
+if [[ ! -d $PACKAGE ]]; then
+    PACKAGE=$(python -c 'from importlib.util import find_spec; print(find_spec("mindspeed_mm").submodule_search_locations[0])')
+fi
 source "$REPOSITORY/examples/vace/numbers.sh"
 
 # Ascend's environment, where it is installed.
@@ -98,7 +102,7 @@ train() {
 
 # extract ARG...: everything that can be known without a device is checked once: files, settings, every clip; then launch it.
 extract() {
-    local script=$REPOSITORY/mindspeed_mm/tools/feature_extraction/get_vace_feature.py
+    local script=$PACKAGE/tools/feature_extraction/get_vace_feature.py
     export WORLD_SIZE=$RANKS # of the check
     if only_checks "$@"; then exec python "$script" "$@"; fi
     launch extract --check=--dry-run --show_check --rank_flags=--no-check-clips "$script" "$@"

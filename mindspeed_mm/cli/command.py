@@ -16,6 +16,11 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path, read_json_object
 
 _WIDTH = 80
+_EVERY_VERB = (  # but those that read no file and run nothing long
+    ("--set", "--set a.b=value", "replace a nested key of these; flags win"),
+    ("--dry-run", "--dry-run", "check everything and stop"),
+    ("--print-config", "--print-config", "print the settings as JSON and stop"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
     if common.help or common.help_all:
         sys.stdout.write(full_help(command, rest) if common.help_all else short_help(command))
         return lambda: None
-    task_argv = _with_config_files(command, common.config_files or [], rest)
+    task_argv = _with_config_files(command, getattr(common, "config_files", None) or [], rest)
     full = _with_common(command.parser(task_argv), command)
     full.parse_strict(task_argv)  # names the nearest of all flags, ours too
     ranks = parse(RankConfig, given(common, RankConfig), command.prog) if command.launch else RankConfig()
@@ -73,15 +78,15 @@ def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
 def short_help(command: Command) -> str:
     """The flags that are usually set, by group, on one screen."""
     lines = [f"usage: {command.prog} {command.usage}", "", f"{command.summary}.", ""]
-    kinds = ", ".join(kind.what for kind in command.files)
-    lines += help_row("--config FILE", kinds) + help_row(
-        "--set a.b=value", "replace a nested key of these; flags win"
-    )
-    lines += help_row("--dry-run", "check everything and stop")
-    lines += help_row("--print-config", "print the settings as JSON and stop")
+    known = command.parser(None).flags()
+    if command.files:
+        lines += help_row("--config FILE", ", ".join(kind.what for kind in command.files))
+    for flag, head, text in _EVERY_VERB:
+        lines += help_row(head, text) if flag in known else []
     if command.launch:
         lines += help_row("--nproc N", "one process for each of N devices of this machine")
-    lines.append("")
+    if lines[-1]:
+        lines.append("")
     for title, flags in command.common.items():
         lines += help_row(title, " ".join(f"--{flag}" for flag in flags))
     if command.notes:
@@ -112,15 +117,15 @@ def _with_common(parser: FlagParser, command: Command) -> FlagParser:
     """`parser`, with the flags of every verb added."""
     known = parser.flags()
     group = parser.add_argument_group("every verb")
-    several = len(command.files) > 1
-    group.add_argument(
-        "--config",
-        dest="config_files",
-        action="extend",
-        nargs="+" if several else 1,
-        metavar="FILE",
-        help=", ".join(kind.what for kind in command.files),
-    )
+    if command.files:
+        group.add_argument(
+            "--config",
+            dest="config_files",
+            action="extend",
+            nargs="+" if len(command.files) > 1 else 1,
+            metavar="FILE",
+            help=", ".join(kind.what for kind in command.files),
+        )
     group.add_argument("--help-all", action="store_true", help="every flag")
     if "--help" not in known:
         group.add_argument("-h", "--help", action="store_true", help="the flags that are usually set")

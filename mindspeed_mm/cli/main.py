@@ -11,6 +11,7 @@ from mindspeed_mm.log import one_line_errors
 from mindspeed_mm.registry import did_you_mean
 
 VERBS: Mapping[str, str] = {
+    "init": "a folder with the scripts and settings of a model",
     "convert": "weights to another naming, other pipeline stages, one file",
     "prepare": "inputs of a VACE task from plain clips and images",
     "inspect": "a picture of what the model sees of a dataset or a feature",

@@ -101,6 +101,7 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tasks/generate": ["generate"],
         "mindspeed_mm/tools/inspect": ["inspect"],
         "mindspeed_mm/serve/": ["serve"],
+        "mindspeed_mm/tools/project": ["vace"],
         "mindspeed_mm/tasks/prepare": ["prepare"],
         "mindspeed_mm/conditioning/tasks": ["prepare"],
         "mindspeed_mm/conditioning/annotate": ["prepare"],

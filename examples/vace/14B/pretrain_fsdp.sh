@@ -7,7 +7,7 @@ source "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/common.sh"
 HERE=$REPOSITORY/examples/vace/14B
 MM_DATA=${MM_DATA:-$HERE/feature_data.json}
 MM_MODEL=${MM_MODEL:-$HERE/pretrain_model.json}
-MM_TOOL=${MM_TOOL:-$REPOSITORY/mindspeed_mm/tools/tools.json}
+MM_TOOL=${MM_TOOL:-$PACKAGE/tools/tools.json}
 FSDP2_CONFIG=${FSDP2_CONFIG:-$REPOSITORY/examples/vace/fsdp2_config.yaml}
 SAVE_PATH=${SAVE_PATH:-./save/vace_14B} # where checkpoints, metrics.jsonl and job.json go
 LOAD=${LOAD:-}                     # a SAVE_PATH to go on from

@@ -1,0 +1,49 @@
+"""`vace init`: which files a project has, and that nothing of the user's is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.tools.project import MODELS, create, main
+from tests.support.errors import raises
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_project_holds_the_scripts_of_its_model_alone(tmp_path: Path, model: str) -> None:
+    create(tmp_path / "project", [model])
+    found = files(tmp_path / "project")
+    assert {"pretrain_vace.py", "examples/vace/common.sh", "examples/vace/inference/generate.sh"} <= found
+    for name, (folder, end) in MODELS.items():
+        assert any(path.startswith(f"examples/vace/{folder}/") for path in found) == (name == model)
+        if end:
+            assert any(path.endswith(end) for path in found) == (name == model)
+    assert not [path for path in found if "__pycache__" in path or "train_vae" in path]
+
+
+def test_all_models_are_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(tmp_path / "project")])
+    assert all((tmp_path / "project/examples/vace" / folder).is_dir() for folder, _ in MODELS.values())
+    assert "A14B" in capsys.readouterr().out
+
+
+def test_empty_folder_is_filled_and_a_full_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    create(tmp_path / "empty", ["1.3B"])
+    before = files(tmp_path / "empty")
+    with raises(ConfigError, "empty", where=str(tmp_path / "empty")):
+        create(tmp_path / "empty", ["14B"])
+    assert files(tmp_path / "empty") == before
+
+
+def test_unknown_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "project"), "--model", "13B"])
+    assert "1.3B" in capsys.readouterr().err
+    assert not (tmp_path / "project").exists()

@@ -26,6 +26,7 @@ from mindspeed_mm.models.umt5.tokenizer import find_tokenizer
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.processes import deferred
+from mindspeed_mm.progress import Progress
 
 logger = get_logger(__name__)
 INDEX = "model_index.json"
@@ -44,8 +45,7 @@ class Parts:
     def nbytes(self) -> int:
         """Size of all weights in bytes."""
         experts = sum(tensor.nbytes for source in self.experts.values() for tensor in source.tensors.values())
-        nets = [module for module in self.modules.values() if isinstance(module, nn.Module)]
-        return experts + sum(weight.nbytes for net in nets for weight in net.parameters())
+        return experts + sum(_nbytes(module) for module in self.modules.values())
 
 
 def assemble(cfg: PipelineConfig) -> None:
@@ -62,13 +62,17 @@ def assemble(cfg: PipelineConfig) -> None:
         check_space(target, parts.nbytes)
         new = place / "new"
         new.mkdir()
-        for name, source in parts.experts.items():
-            plan = ConvertConfig(source_path=str(source.path), target_path=str(new / name), dtype=cfg.dtype)
-            files = hf_target(source, plan, "diffusers", cfg.max_shard_gb)
-            write_finite(new / name, files, str(source.path), cfg.allow_nonfinite)
-            read_back(new / name, source, bits=False)
-        for name, module in parts.modules.items():
-            module.save_pretrained(new / name)
+        with Progress(f"writing {target}", parts.nbytes, "B") as progress:
+            for name, source in parts.experts.items():
+                plan = ConvertConfig(
+                    source_path=str(source.path), target_path=str(new / name), dtype=cfg.dtype
+                )
+                files = hf_target(source, plan, "diffusers", cfg.max_shard_gb)
+                write_finite(new / name, files, str(source.path), cfg.allow_nonfinite, progress.step)
+                read_back(new / name, source, bits=False)
+            for name, module in parts.modules.items():
+                module.save_pretrained(new / name)
+                progress.step(_nbytes(module))
         _read_back_modules(new, parts)
         (new / INDEX).write_text(json.dumps(_index(parts, cfg), indent=2) + "\n", encoding="utf-8")
         with deferred():  # a signal must not find the target in between
@@ -106,6 +110,10 @@ def _read_back_modules(folder: Path, parts: Parts) -> None:
         raise WeightsError(
             f"{folder / other[0]}: reads back with other values; check the disk and convert again"
         )
+
+
+def _nbytes(module: Any) -> int:
+    return sum(weight.nbytes for weight in module.parameters()) if isinstance(module, nn.Module) else 0
 
 
 def _mark(net: nn.Module) -> str:

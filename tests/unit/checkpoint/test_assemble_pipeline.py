@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan, WanVACEPipeline
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from checkpoint.cli import main
+from mindspeed_mm.progress import Progress
 from tests.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
 
 SAVERS = {"vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel, "tokenizer": PreTrainedTokenizerBase}
@@ -32,9 +33,16 @@ def argv(tmp_path: Path) -> list[str]:
     return ["VACEConverter", "assemble_pipeline", *flags]
 
 
-def test_a14b_becomes_a_pipeline_of_diffusers(tmp_path: Path, argv: list[str]) -> None:
+def test_a14b_becomes_a_pipeline_of_diffusers(
+    tmp_path: Path, argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = []
+    closed = Progress.close
+    monkeypatch.setattr(Progress, "close", lambda bar: (bars.append((bar.done, bar.total)), closed(bar))[1])
     for _ in range(2):
         main(argv)
+    assert len(bars) == 2
+    assert all(done == total > 0 for done, total in bars)
     pipe = WanVACEPipeline.from_pretrained(tmp_path / "pipe", torch_dtype=torch.float32)
     assert pipe.config.boundary_ratio == 0.875
     high, low = tiny_transformer(1).state_dict(), tiny_transformer(2).state_dict()

@@ -41,6 +41,7 @@ from mindspeed_mm.log import get_logger
 from mindspeed_mm.processes import reading
 
 logger = get_logger(__name__)
+_SYNTHESIS = 1  # raised when a task makes other pixels of the same options
 DEFAULT_BATCH = 3  # clips of a sample in one pass of the VAE: the video, inactive, reactive
 Contents = dict[Path, tuple[Signature, str]]  # file → its signature and hash
 
@@ -69,7 +70,9 @@ class Recipe:
 
     def _seen(self, record: SampleRecord, digests: Mapping[Path, str]) -> dict[str, Any]:
         """Everything that decides the latents."""
+        drawn = record.synthesis
         return {
+            **({} if drawn is None else {"synthesis": [_SYNTHESIS, drawn.task, drawn.options]}),
             "schema": SCHEMA_VERSION,
             "files": [[slot, content_in_slot(slot, digests[path])] for slot, path in files_of(record)],
             "pixels": {
@@ -380,7 +383,10 @@ class Extraction:
 
 def _origin(record: SampleRecord) -> dict[str, str]:
     """The metadata that is the row's own, whatever its pixels are."""
+    drawn = record.synthesis
+    made = {} if drawn is None else {"task": drawn.task, "task_options": drawn.options}
     return {
+        **made,
         "captions": format_json(record.captions),
         "source": str(record.video),
         "address": record.address,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -152,7 +152,9 @@ def _check_entry(name: str, entry: RecipeTask, where: str) -> None:
             fix="leave it out, and set the recipe's seed",
         )
     for key, value in entry.options.items():
-        _check_drawn(value, f"{where}.options.{key}")
+        field = task.options.model_fields.get(key)
+        if field is None or get_origin(field.annotation) is not dict or _is_drawn(value):
+            _check_drawn(value, f"{where}.options.{key}")
     for options in _extremes(entry.options):
         task.parse(options, f"{where}.options")
     folder = entry.options.get("annotators", ANNOTATORS_FOLDER)
@@ -164,11 +166,11 @@ def _check_entry(name: str, entry: RecipeTask, where: str) -> None:
 
 
 def _is_drawn(value: Any) -> bool:
-    return isinstance(value, Mapping)
+    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in _KINDS
 
 
 def _check_drawn(value: Any, where: str) -> None:
-    if not _is_drawn(value):
+    if not isinstance(value, Mapping):
         return
     kind = next(iter(value), "")
     if len(value) != 1 or kind not in _KINDS:

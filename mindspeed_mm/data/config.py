@@ -265,6 +265,10 @@ class VaceDatasetConfig(Config):
     basic_parameters: DataSource
     preprocess_parameters: VideoConfig = VideoConfig()
     tokenizer_config: TokenizerConfig = TokenizerConfig()
+    synthesis: str | None = Field(
+        default=None,
+        description="recipe (YAML) whose tasks are drawn for rows without src_video and mask; null = rows are taken as they are",
+    )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "use_text_processer": _TEXT,
         "enable_text_preprocessing": _TEXT,

@@ -89,6 +89,16 @@ class Inputs(Streams["Clip", "Picture"]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Synthesis:
+    """The task that is drawn for a plain clip. Hashable and picklable."""
+
+    task: str
+    options: str  # JSON
+    annotators: str = ""  # folder of the networks
+    variant: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleRecord(Streams[Path, Path]):
     """One row of a manifest: paths and captions, no tensors. Picklable."""
 
@@ -96,6 +106,7 @@ class SampleRecord(Streams[Path, Path]):
     captions: tuple[str, ...]  # at least one
     address: str = ""  # `data.json[17]`: how errors name this row
     row: int = 0  # its place in the whole dataset
+    synthesis: Synthesis | None = None  # what src_video, mask and references are made by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +124,7 @@ class VideoSample(Conditions[C, R]):
     captions: tuple[str, ...]
     fps: float  # of the sampled frames
     frame_indices: tuple[int, ...] = ()  # which frames of the file were taken
+    gray_is_missing: bool = False  # bytes of 128 under src_mask are exactly 0 as a tensor
     frame_policy: str = ""  # how they were chosen: exact, trim, keep, pad, resample
 
     @property

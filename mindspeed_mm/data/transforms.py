@@ -72,9 +72,13 @@ def load_pixels(record: SampleRecord, config: VideoConfig) -> PixelSample:
 def to_sample(pixels: PixelSample) -> TensorSample:
     """Bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
     mask = pixels.src_mask
+    source = None if pixels.src_video is None else to_tensor(pixels.src_video)
+    if pixels.gray_is_missing and source is not None and mask is not None and pixels.src_video is not None:
+        missing = torch.from_numpy((pixels.src_video == 128).all(axis=-1) & (mask > 127))
+        source[:, missing] = 0
     return TensorSample(
         video=to_tensor(pixels.video),
-        src_video=None if pixels.src_video is None else to_tensor(pixels.src_video),
+        src_video=source,
         src_mask=None if mask is None else mask_tensor(mask),
         src_ref_images=tuple(torch.from_numpy(reference) for reference in pixels.src_ref_images),
         captions=pixels.captions,

@@ -160,7 +160,7 @@ class Sources(Config):
     prompt: str | None = Field(default=None, description="what to generate; required")
     task: str | dict[str, Any] | None = Field(
         default=None,
-        description='makes src_video, src_mask and references of plain sources: a name of `vace prepare --list`, or {"type": name} and its options',
+        description='makes src_video, src_mask and references of plain sources: a task of `vace prepare`, or {"type": task} and its options',
     )
     negative_prompt: str | None = Field(
         default=None, description="what to avoid; an empty text is honoured (default: Wan's)"

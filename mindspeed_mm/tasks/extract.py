@@ -69,6 +69,10 @@ def scan(job: ExtractJob) -> Manifest | None:
     config = job.raw_clips
     if config is None:
         return None
+    if config.synthesis is not None:
+        from mindspeed_mm.conditioning.recipe import read_recipe  # OpenCV's tasks, for those who need them
+
+        read_recipe(config.synthesis)
     source = config.basic_parameters
     manifest = scan_manifest(source.data_path, source.data_folder)
     _demand(job, manifest, manifest.problems)

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed, Recipe
+from mindspeed_mm.conditioning.recipe import read_recipe
 from mindspeed_mm.conditioning.streams import StreamEncoder
+from mindspeed_mm.conditioning.synthesis import SynthesizedDataset
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.writing import Finished
 from mindspeed_mm.data.content import STATE_FOLDER
@@ -77,7 +79,12 @@ def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
     """The dataset that the data JSON names. Raises ConfigError when it is not one of clips."""
     config = job.raw_clips
     if config is not None and manifest is not None:
-        return VaceDataset(config, manifest.records)
+        plain = VaceDataset(config, manifest.records)
+        if config.synthesis is None:
+            return plain
+        made = SynthesizedDataset(plain, read_recipe(config.synthesis))
+        logger.info(f"synthesis: {made.describe()}")
+        return made
     dataset = resolve(DATASETS.get(job.data.dataset_type).build)(job.data.dataset_param)
     missing = [name for name in ("records", "settings", "load") if not hasattr(dataset, name)]
     if missing:
@@ -245,9 +252,14 @@ class Outcome:
     @classmethod
     def merged(cls, parts: Sequence[Outcome]) -> Outcome:
         """All ranks' rows in manifest order."""
-        finished = sorted((row for part in parts for row in part.finished), key=lambda row: row.record.row)
-        failed = sorted((row for part in parts for row in part.failed), key=lambda row: row.record.row)
+        finished = sorted((row for part in parts for row in part.finished), key=_place)
+        failed = sorted((row for part in parts for row in part.failed), key=_place)
         return cls(finished, failed)
+
+
+def _place(row: Finished | Failed) -> tuple[int, int]:
+    drawn = row.record.synthesis
+    return row.record.row, 0 if drawn is None else drawn.variant
 
 
 def store_null_prompt(extraction: Extraction) -> None:
@@ -280,6 +292,7 @@ def _listed(row: Finished) -> dict[str, Any]:
         "file": f"{FEATURE_FOLDER}/{row.key}.safetensors",
         "shape": list(row.shape),
         "num_refs": row.num_refs,
+        **({} if record.synthesis is None else {"task": record.synthesis.task}),
     }
 
 

@@ -10,6 +10,7 @@ from mindspeed_mm.conditioning.tasks import (  # noqa: F401 (each registers its 
     layout,
     outpaint,
     reference,
+    synthetic,
 )
 from mindspeed_mm.conditioning.tasks.spec import TASKS, Task
 

@@ -16,8 +16,9 @@ from mindspeed_mm.conditioning.tasks.spec import Clip, Sources
 from mindspeed_mm.data.config import FeatureDatasetConfig, VideoConfig
 from mindspeed_mm.data.dataset import FeatureDataset
 from mindspeed_mm.data.features import read_info
+from mindspeed_mm.data.forms import ArrayReader
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.data.transforms import ArrayReader, to_sample
+from mindspeed_mm.data.transforms import to_sample
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.tasks.extract import main as extract
 from tests.extract_job import make_job

@@ -28,7 +28,7 @@ from mindspeed_mm.models.containers.tensors import kind_of
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.fused import same_fused
-from mindspeed_mm.models.lora.saved import ENTRY, read_scales, theirs_of
+from mindspeed_mm.models.lora.saved import DOWN, ENTRY, UP, read_scales, theirs_of
 from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.wan.sizes import read_hints, setting_conflicts
 from mindspeed_mm.training.checkpoint_files import IndexReader, TensorPlanner, reason_of
@@ -282,19 +282,33 @@ def _check_config(folder: Path, saved: Any, model: nn.Module) -> None:
 
 
 def _check_lora(folder: Path, saved: object, model: nn.Module) -> None:
-    """A LoRA that was trained with one scale means another model with another."""
+    """A checkpoint of a LoRA goes on as the same LoRA: the same layers, and on each the same scale."""
     scales = lora_scales(model)
-    if saved is None or not scales:
-        return  # the names of the weights tell
-    before = read_scales(saved, folder)
-    odd = [name for name in scales.keys() & before.keys() if not math.isclose(scales[name], before[name])]
-    if odd:
-        name = min(odd)
+    before = read_scales(saved, folder) if saved is not None else {}
+    upon = f"name {folder} as predictor.from_pretrained and leave --load out"
+    if before and not scales:
         raise WeightsError(
-            f"its LoRA has scale {before[name]:g} in {name}, the job has {scales[name]:g}",
+            f"holds a LoRA of {len(before)} layers, the job trains none",
             where=folder,
-            fix="set rank, alpha and rslora as they were",
+            fix=f"set --lora-rank and the rest as they were, or to train something else upon it {upon}",
         )
+    if scales and not before:
+        raise WeightsError(
+            "holds no LoRA, and the job trains one", where=folder, fix=f"to train a LoRA upon it {upon}"
+        )
+    if odd := sorted(scales.keys() ^ before.keys()):
+        raise WeightsError(
+            f"its LoRA is on {len(before)} layers and the job's on {len(scales)}; {odd[0]} is on one side only",
+            where=folder,
+            fix="set match and on as they were",
+        )
+    for name in sorted(scales):
+        if not math.isclose(scales[name], before[name]):
+            raise WeightsError(
+                f"its LoRA has scale {before[name]:g} in {name}, the job has {scales[name]:g}",
+                where=folder,
+                fix="set rank, alpha and rslora as they were",
+            )
 
 
 def _check_weights(values: _Values, names: Mapping[nn.Parameter, str], *, partial: bool) -> None:
@@ -324,7 +338,8 @@ def _check_weights(values: _Values, names: Mapping[nn.Parameter, str], *, partia
         ):
             raise WeightsError(
                 f"{values.folder}: model.{name}: expected a floating-point weight of {list(parameter.shape)}, got "
-                f"{entry.properties.dtype} {list(entry.size)}; check the model JSON's sizes"
+                f"{entry.properties.dtype} {list(entry.size)}; "
+                + ("set rank as it was" if name.endswith((DOWN, UP)) else "check the model JSON's sizes")
             )
 
 

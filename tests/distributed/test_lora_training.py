@@ -150,13 +150,36 @@ def test_a_whole_checkpoint_of_a_lora_needs_no_base(world, environment, alone, t
         assert torch.equal(one.read(name), other.read(name)), name
 
 
-def test_another_alpha_is_refused_when_resuming(world, environment, alone):
-    argv = arguments(
-        environment, "--lora-rank=4", "--lora-alpha=4", "--lora-on=both", load=alone[0], save=alone[0]
-    )
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        (("--lora-rank=4", "--lora-alpha=4", "--lora-on=both"), ["scale 2", "has 1"]),
+        (("--lora-rank=2", "--lora-alpha=4", "--lora-on=both"), ["[2, ", "[4, ", "rank"]),
+        (("--lora-rank=4", "--lora-alpha=8", "--lora-on=trunk"), ["60 layers", "on 40", "vace_blocks."]),
+        ((), ["60 layers", "--lora-rank", "predictor.from_pretrained"]),
+    ],
+    ids=["alpha", "rank", "part", "none"],
+)
+def test_another_lora_is_refused_when_resuming(world, environment, alone, flags, facts):
+    argv = arguments(environment, *flags, load=alone[0], save=alone[0])
     (message,) = world.run(1, refusal, argv)
-    assert "scale 2" in message
-    assert "has 1" in message
+    assert str(alone[0] / "iter_0000004") in message
+    for fact in facts:
+        assert fact in message
+
+
+def test_a_lora_does_not_resume_a_branch(world, environment, tmp_path):
+    branch = with_transforms(environment, tmp_path, trainable="branch")
+    train(world, branch, tmp_path / "run", "--no-save-rng", train_iters=1)
+    argv = arguments(branch, *LORA, load=tmp_path / "run", save=tmp_path / "run")
+    (message,) = world.run(1, refusal, argv)
+    assert "no LoRA" in message
+    upon = with_transforms(environment, tmp_path, from_pretrained=str(tmp_path / "run"))
+    rows = train(world, upon, tmp_path / "lora", *LORA, train_iters=1)
+    state = read_dcp(tmp_path / "lora/iter_0000001")
+    assert len(losses(rows)) == 1
+    assert all(name.endswith((DOWN, UP)) for name in _names(state["model"]))
+    open_weights(tmp_path / "lora")  # the LoRA, upon a branch, upon the published weights
 
 
 def test_a_lora_of_another_base_is_refused(world, environment, alone, tmp_path):

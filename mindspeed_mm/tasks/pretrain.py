@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from megatron.mm.layout import is_half_written, put_back
 from mindspeed_mm.locks import lock_folder, sweep
 from mindspeed_mm.log import get_logger, launch_number, local_rank, one_line_errors, rank
+from mindspeed_mm.tasks.jobs.plan import estimate
 from mindspeed_mm.tasks.jobs.pretrain import PROG, PretrainJob
 from mindspeed_mm.tasks.summary import log_table, training_table, write_job
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     job.check_outputs()
     announce(job)
     if job.files.dry_run:
+        if line := estimate(job):
+            log_table([("estimate", line)])
         if not is_here:
             logger.info(NOT_CHECKED)
         return

@@ -92,15 +92,15 @@ def _peak(case: Traced) -> dict[str, float]:
             transforms=case.transforms,
         )
         optimizer = build_optimizer(model, case.optimizer)
-        inputs = _inputs(case)
+        inputs = make_inputs(case)
         tracker = FSDPMemTracker(model, optimizer)
         tracker.track_inputs(tuple(inputs.values()))
         with tracker:
-            _step(model, optimizer, inputs)
+            step(model, optimizer, inputs)
             tracker.reset_mod_stats()
             tracker._peak_mem_snap = tracker.get_tracker_snapshot()
             tracker._peak_mem = {dev: snap["Total"] for dev, snap in tracker._peak_mem_snap.items()}
-            _step(model, optimizer, inputs)
+            step(model, optimizer, inputs)
         snapshot = tracker.get_tracker_snapshot("peak")
         return {str(getattr(k, "value", k)): float(v) for k, v in snapshot[torch.device("cpu")].items()}
 
@@ -133,7 +133,8 @@ def unfilled() -> Iterator[None]:
         build.fill, nn.Module.to_empty = fill, to_empty
 
 
-def _inputs(case: Traced) -> dict[str, Any]:
+def make_inputs(case: Traced) -> dict[str, Any]:
+    """One micro-batch, without values."""
     trunk, batch = case.predictor, case.batch
     return {
         "latents": torch.empty(batch, trunk.in_dim, *case.grid),
@@ -144,7 +145,8 @@ def _inputs(case: Traced) -> dict[str, Any]:
     }
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]) -> None:
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]) -> None:
+    """Forward, backward, update."""
     values = {name: value for name, value in inputs.items() if name != "target"}
     loss = (model(**values).float() - inputs["target"]).square().mean()
     loss.backward()

@@ -14,14 +14,14 @@ from mindspeed_mm.config.flags import FlagParser, flag_name
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.config import FeatureRow
 from mindspeed_mm.distributed.patterns import recompute_plan
-from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.errors import ConfigError, DataError, MindSpeedMMError
 from mindspeed_mm.files import LIST_BYTES, json_lines, read_text
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.config import LoraConfig
 from mindspeed_mm.models.transforms.match import matching
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig
 from mindspeed_mm.models.wan.sizes import layout
-from mindspeed_mm.planning.memory import TrainingRun
+from mindspeed_mm.planning.memory import TrainingRun, training_memory
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS, PretrainJob
 
@@ -178,6 +178,20 @@ def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
         "by the flags" if flags.frames or flags.height or flags.width else "assumed; the data names no shapes"
     )
     return Clip(((frames - 1) // 4 + 1 + flags.refs, height // 8, width // 8), origin)
+
+
+def estimate(job: PretrainJob) -> str:
+    """The memory of one device in a line, for the end of a dry run; "" for a job that the planner does not know."""
+    try:
+        clip = largest_clip(job, PlanFlags())
+        memory = training_memory(run_of(job, clip.grid))
+    except MindSpeedMMError:
+        return ""
+    largest = sorted(memory.terms.items(), key=lambda term: -term[1])[:4]
+    terms = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in largest)
+    frames, height, width = clip.grid
+    size = f"{4 * frames - 3} frames of {8 * height}x{8 * width} ({clip.origin})"
+    return f"about {memory.total / 2**30:.1f} GiB a device for {size}: {terms}, …; more by vace plan"
 
 
 def _shapes(path: Path) -> Iterator[tuple[int, int, int]]:

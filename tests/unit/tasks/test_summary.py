@@ -48,6 +48,8 @@ def test_a_dry_run_prints_a_table_and_print_config_the_job(capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) < 20
     assert "model       Wan2.1-VACE-1.3B" in shown
+    assert "estimate    about" in shown
+    assert "81 frames of 480x832" in shown
     train(training_flags("1.3B", "--print-config"))
     assert json.loads(capsys.readouterr().out)["training"]["optimizer"]["lr"] == 5e-5
 

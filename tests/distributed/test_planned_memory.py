@@ -1,0 +1,27 @@
+"""The planner's formula against what real ranks allocate."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.planned import Case, measured_memory
+
+GRID = (5, 24, 32)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case("small", "full", "branch", depth=2, grid=GRID), id="1 rank"),
+        pytest.param(Case("small", "selective", "trunk", depth=2, grid=GRID), id="1 rank, the trunk trains"),
+        pytest.param(Case("small", "full", "all", shards=2, depth=2, grid=GRID), id="2 ranks"),
+        pytest.param(Case("small", "none", "branch", shards=2, cp=2, depth=2, grid=GRID), id="2 ranks, cp 2"),
+        pytest.param(
+            Case("small", "full", "branch", shards=2, lora=16, depth=2, grid=GRID), id="2 ranks, LoRA"
+        ),
+        pytest.param(Case("small", "none", "all", shards=4, depth=2, grid=GRID), id="4 ranks"),
+    ],
+)
+def test_planned_memory_is_what_ranks_allocate(world, case):  # type: ignore[no-untyped-def]
+    for measured in world.run(max(case.shards, case.cp), measured_memory, case):
+        assert case.planned().total == pytest.approx(measured, rel=0.1)

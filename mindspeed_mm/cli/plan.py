@@ -23,7 +23,7 @@ COMMAND = Command(
     common={
         "devices": ("device", "devices", "mfu"),
         "clip": ("frames", "height", "width", "refs"),
-        "output": ("json",),
+        "output": ("json", "picture"),
         "the run": (
             "micro-batch-size",
             "global-batch-size",

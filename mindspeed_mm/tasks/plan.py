@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.models.wan.flops import tokens_of
+from mindspeed_mm.planning.counts import AtCount, at_counts
 from mindspeed_mm.planning.devices import Device, find_device
 from mindspeed_mm.planning.fit import Change, smallest_changes
 from mindspeed_mm.planning.memory import Memory, TrainingRun, training_memory
@@ -33,6 +35,7 @@ class Plan:
     samples: int  # of one iteration
     iterations: int
     changes: Sequence[Change]
+    counts: Sequence[AtCount]
 
     @property
     def capacity(self) -> float:
@@ -53,6 +56,8 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
         logger.info(job.to_json())
         return
     plan = make_plan(job, flags)
+    if flags.picture:
+        draw(plan, job, Path(flags.picture))
     if "--json" in argv:
         logger.info(format_json(as_json(plan), indent=2))
         return
@@ -68,10 +73,19 @@ def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
     run = run_of(job, clip.grid)
     memory, capacity = training_memory(run), device.memory * GIB
     changes = smallest_changes(run, device, job.predictor.dtype, capacity) if memory.total > capacity else []
+    counts = at_counts(run, device, job.predictor.dtype, capacity)
     batch = job.training.batch
     time = step_time(run, device, job.predictor.dtype)
     return Plan(
-        device, run, clip, memory, time, batch.global_batch_size or 1, batch.train_iters or 1, changes
+        device=device,
+        run=run,
+        clip=clip,
+        memory=memory,
+        time=time,
+        samples=batch.global_batch_size or 1,
+        iterations=batch.train_iters or 1,
+        changes=changes,
+        counts=counts,
     )
 
 
@@ -112,7 +126,25 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
             f"{plan.samples / time.total:.3g} samples/s, {plan.samples / time.total / plan.run.ranks:.3g} a device",
         )
     )
+    rows.append(("devices", _scaling(plan)))
     return [*rows, ("run", _whole_run(plan))]
+
+
+def _scaling(plan: Plan) -> str:
+    """Some of 1 to 1024 devices, each with as much work as now."""
+    every = [one for one in plan.counts if one.devices in (1, 8, 64, 512, 1024)]
+    return "; ".join(
+        f"{one.devices}: {one.memory.total / GIB:.0f} GiB{'' if one.fits else ' (does not fit)'}, {one.samples_per_second:.3g}/s"
+        for one in every
+    )
+
+
+def draw(plan: Plan, job: PretrainJob, path: Path) -> None:
+    """Memory on 1 to 1024 devices as a picture. Raises ConfigError."""
+    from mindspeed_mm.tools.plan_picture import draw_plan
+
+    title = f"{plan.device.name}: {describe_model(job.model.predictor, job.model.transforms)}"
+    draw_plan(path, title, plan.counts, plan.capacity)
 
 
 def _changes(plan: Plan) -> list[str]:
@@ -155,6 +187,15 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "capacity": plan.capacity,
         "fits": plan.fits,
         "changes": [asdict(change) for change in plan.changes],
+        "counts": [
+            {
+                "devices": one.devices,
+                "memory": one.memory.total,
+                "fits": one.fits,
+                "samples_per_second": one.samples_per_second,
+            }
+            for one in plan.counts
+        ],
         "step_seconds": {**asdict(plan.time), "total": seconds},
         "samples_per_second": plan.samples / seconds,
         "hours": hours,

@@ -46,6 +46,9 @@ class PlanFlags(Config):
         default=None, gt=0, le=8192, description="its width (default: the data's largest, or 832)"
     )
     refs: int = Field(default=0, ge=0, le=16, description="reference images of a clip")
+    picture: str | None = Field(
+        default=None, description="PNG to draw: memory on 1 to 1024 devices as stacked bars"
+    )
     mfu: float | None = Field(
         default=None, gt=0, le=1, description="share of the peak that products and attention reach"
     )

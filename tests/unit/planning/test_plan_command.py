@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mindspeed_mm.cli.main import main
 from mindspeed_mm.errors import ConfigError
@@ -19,7 +20,7 @@ from mindspeed_mm.planning.fit import smallest_changes
 from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.time import step_time
 from mindspeed_mm.tasks.jobs.plan import largest_clip, read_job, run_of
-from mindspeed_mm.tasks.plan import GIB, make_plan
+from mindspeed_mm.tasks.plan import GIB, draw, make_plan
 from tests.support.errors import raises
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -165,3 +166,30 @@ def test_recomputing_costs_time_and_saves_memory() -> None:
 
     assert training_memory(none).total > 2 * training_memory(full).total
     assert 1.2 < step_time(full, device, "bf16").total / step_time(none, device, "bf16").total < 1.45
+
+
+def test_weak_scaling_keeps_to_what_divides(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = json.loads(lines(capsys, *files("14B"), "--json", "--context-parallel-size", "4"))
+
+    assert [one["devices"] for one in plan["counts"]] == [2**power for power in range(2, 11)]
+    speeds = [one["samples_per_second"] for one in plan["counts"]]
+    assert speeds == sorted(speeds)
+
+
+def test_the_picture_has_a_bar_for_each_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines(capsys, *files("14B"), "--picture", str(tmp_path / "plan.png"))
+
+    with Image.open(tmp_path / "plan.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
+    assert {
+        (0xE1, 0x57, 0x59),
+        (0xF2, 0x8E, 0x2B),
+        (0x4E, 0x79, 0xA7),
+    } <= colours  # inside, block inputs, weights
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    job, flags = read_job(files("1.3B"))
+    (tmp_path / "file").touch()
+    with raises(ConfigError, where="--picture"):
+        draw(make_plan(job, flags), job, tmp_path / "file" / "plan.png")

@@ -1,0 +1,37 @@
+"""The same run on 1 to 1024 devices, each with as much work as now: weak scaling. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mindspeed_mm.planning.devices import Device
+from mindspeed_mm.planning.memory import Memory, TrainingRun, training_memory
+from mindspeed_mm.planning.time import step_time
+
+COUNTS = tuple(2**power for power in range(11))
+
+
+@dataclass(frozen=True)
+class AtCount:
+    """A run on so many devices."""
+
+    devices: int
+    memory: Memory
+    fits: bool
+    samples_per_second: float
+
+
+def at_counts(run: TrainingRun, device: Device, dtype: str, capacity: float) -> Sequence[AtCount]:
+    """Each power of two up to 1024 that the context parallel size and the sharding divide."""
+    shards_all = run.shards == run.ranks
+    found = []
+    for count in COUNTS:
+        if count % run.context_parallel or (not shards_all and count % run.shards):
+            continue
+        changed = replace(run, ranks=count, shards=count if shards_all else run.shards)
+        memory = training_memory(changed)
+        samples = run.batch * run.micro_batches * count / run.context_parallel
+        speed = samples / step_time(changed, device, dtype).total
+        found.append(AtCount(count, memory, memory.total <= capacity, speed))
+    return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
+from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
@@ -13,7 +14,7 @@ from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
 from mindspeed_mm.registry import did_you_mean
 from mindspeed_mm.serve.uploads import SLOTS
 
-_OURS_ALONE = frozenset({"name", "task"})  # output names are the server's; options of tasks may be paths
+_OURS_ALONE = frozenset({"name"})  # output names are the server's
 FIELDS = tuple(
     name
     for name in RequestConfig.model_fields
@@ -30,6 +31,7 @@ COMPUTED: Mapping[str, str] = {
     "seconds": "length; num_frames is the nearest 4k+1",
     "extra_params": "an object with more of these fields",
 }
+_TASK_TEXTS = frozenset({"type", "mode", "label", "caption", "process_type_1", "process_type_2"})
 _TEXTS = frozenset({"prompt", "negative_prompt"})
 _SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 
@@ -69,8 +71,24 @@ def read_fields(given: Mapping[str, Any], model: str, *, form: bool) -> dict[str
         values.update(_read_seconds(given["seconds"], values))
     if not str(values.get("prompt") or "").strip():
         raise ConfigError("is missing", where="prompt", fix="say what the video shows")
+    _check_task(values.get("task"))
     request = parse(RequestConfig, values, "request")
     return request.model_dump(mode="json", exclude_unset=True)
+
+
+def _check_task(task: Any) -> None:
+    """Refuse options of a task that are paths: texts of any kind, but for the few that name no file."""
+    if not isinstance(task, dict) or task.get("type") not in TASKS:
+        return
+    fields = TASKS.get(task["type"]).options.model_fields
+    for name in task.keys() & fields.keys() - _TASK_TEXTS:
+        if _holds_text(fields[name].annotation):
+            fix = "upload src_mask" if name == "mask" else "leave it out"
+            raise ConfigError("is a path, which a request cannot name", where=f"task.{name}", fix=fix)
+
+
+def _holds_text(annotation: Any) -> bool:
+    return annotation is str or any(map(_holds_text, get_args(annotation)))
 
 
 def _check_model(name: Any, served: str) -> None:

@@ -200,8 +200,8 @@ class JobStore:
                 (step, steps, job.id, job.worker),
             )
 
-    def is_wanted(self, job: Job) -> bool:
-        """Whether the worker is to go on: not when the job was cancelled or taken away. Costs no write."""
+    def should_continue(self, job: Job) -> bool:
+        """Whether the worker should go on: not when the job was cancelled or taken away. Costs no write."""
         found = self._database().execute(
             "SELECT 1 FROM jobs WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT cancelled",
             (job.id, job.worker),

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         raise ConfigError(
             f"{', '.join(lacking)}: not installed",
             where=prog,
-            fix="run pip install 'mindspeed-mm-vace[serve]'",
+            fix="run pip install -e '.[serve]'",
         )
     if namespace.dry_run:
         LOGGER.info("the server's settings and weights are in order")

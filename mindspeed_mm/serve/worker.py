@@ -131,7 +131,7 @@ class Worker:
             if now - self.noted > _NOTE or step.index + 1 == step.total:
                 self.noted = now
                 self.store.advance(job, step.index + 1, step.total)
-            return "" if self.store.is_wanted(job) else "cancelled"
+            return "" if self.store.should_continue(job) else "cancelled"
 
         end = self.parallel.run_on_main_and_broadcast(note)
         if end == "late":

@@ -20,7 +20,7 @@ import pytest
 
 from mindspeed_mm.data.video import open_video
 
-pytest.importorskip("fastapi", reason="pip install 'mindspeed-mm-vace[serve]'")
+pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 openai = pytest.importorskip("openai", reason="pip install openai")
 
 ROOT = Path(__file__).resolve().parents[2]

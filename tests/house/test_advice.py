@@ -17,13 +17,15 @@ from pydantic import BaseModel
 import mindspeed_mm
 from checkpoint.converter import CONVERTERS
 from megatron.mm.arguments import REFUSED, UNUSED
+from mindspeed_mm.cli.generate import parser as generate_parser
 from mindspeed_mm.cli.ranks import RankConfig
 from mindspeed_mm.config.flags import flag_name
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.serve import main as serve
 from mindspeed_mm.tasks import prepare
-from mindspeed_mm.tasks.jobs import extract, generate, pretrain
-from mindspeed_mm.tools import inspect_samples
+from mindspeed_mm.tasks.jobs import extract, pretrain
+from mindspeed_mm.tasks.jobs.plan import plan_parser
+from mindspeed_mm.tools import inspect_samples, project
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*(?:\.\w+)*")
@@ -52,10 +54,12 @@ def parsers() -> dict[str, set[str]]:
     found = {
         "train": pretrain.job_parser(),
         "extract": extract.job_parser(),
-        "generate": generate.job_parser(),
+        "generate": generate_parser(),
         "inspect": inspect_samples.job_parser(),
         "prepare": prepare.job_parser(),
         "serve": serve.job_parser(),
+        "plan": plan_parser(),
+        "init": project.job_parser(),
     }
     flags = {name: set(parser._option_string_actions) for name, parser in found.items()}
     flags["vace"] = {flag_name(name) for name in RankConfig.model_fields} | {"--config", "--help-all"}
@@ -88,6 +92,7 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/data/check": ["extract", "inspect"],
         "mindspeed_mm/data/readahead": ["extract"],
         "mindspeed_mm/distributed/": ["train"],
+        "mindspeed_mm/generation/config": ["generate", "prepare"],
         "mindspeed_mm/generation/": ["generate"],
         "mindspeed_mm/training/": ["train"],
         "mindspeed_mm/tasks/assembly": ["train"],
@@ -100,8 +105,12 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tasks/jobs/generate": ["generate"],
         "mindspeed_mm/tasks/generate": ["generate"],
         "mindspeed_mm/tools/inspect": ["inspect"],
+        "mindspeed_mm/serve/client": ["generate", "serve"],
         "mindspeed_mm/serve/": ["serve"],
-        "mindspeed_mm/tools/project": ["vace"],
+        "mindspeed_mm/tools/project": ["init", "train"],
+        "mindspeed_mm/planning/": ["plan"],
+        "mindspeed_mm/tasks/plan": ["plan"],
+        "mindspeed_mm/tasks/jobs/plan": ["plan"],
         "mindspeed_mm/tasks/prepare": ["prepare"],
         "mindspeed_mm/conditioning/tasks": ["prepare"],
         "mindspeed_mm/conditioning/annotate": ["prepare"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fastapi", reason="pip install 'mindspeed-mm-vace[serve]'")
+pytest.importorskip("fastapi", reason="pip install -e '.[serve]'")
 
 from tests.support.server import Server
 

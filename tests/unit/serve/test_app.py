@@ -151,6 +151,23 @@ def test_file_that_is_not_what_it_says_is_refused(
     assert list(server.folders.root.glob("*")) == []
 
 
+def test_task_is_a_name_or_an_object_with_options(server: Server, tmp_path: Path) -> None:
+    files = [("src_video", ("c", clip(tmp_path)))]
+    assert post(server, files=files, task="gray").json()["request"]["task"] == "gray"
+    options = '{"type": "outpainting", "direction": "left", "expand_ratio": 0.5}'
+    made = post(server, files=files, task=options).json()
+    assert made["request"]["task"]["expand_ratio"] == 0.5
+    unknown = post(server, files=files, task="grey")
+    assert (unknown.status_code, "gray" in error_of(unknown)["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("name", ["mask", "annotators"])
+def test_task_takes_no_path(server: Server, tmp_path: Path, name: str) -> None:
+    task = '{"type": "inpainting", "mode": "mask", "%s": "/etc/passwd"}' % name
+    refused = post(server, files=[("src_video", ("c", clip(tmp_path)))], task=task)
+    assert (refused.status_code, error_of(refused)["where"]) == (400, f"task.{name}")
+
+
 def test_mask_without_a_clip_is_refused_in_the_apis_words(server: Server) -> None:
     response = post(server, files=[("src_mask", ("m.png", png()))])
     assert "src_mask" in error_of(response)["message"]

@@ -35,10 +35,10 @@ def test_queue_takes_no_more_than_its_limit(tmp_path: Path) -> None:
 def test_cancelled_job_stops_its_worker_and_is_purged_after(tmp_path: Path) -> None:
     store, ids = filled(tmp_path, 1)
     job = store.claim("a")
-    assert store.is_wanted(job)
+    assert store.should_continue(job)
     store.cancel(ids[0])
     assert store.get(ids[0]) is None
-    assert not store.is_wanted(job)
+    assert not store.should_continue(job)
     assert store.purge() == []  # the worker still writes
     store.finish(job, {"code": "cancelled"})
     assert store.purge() == ids

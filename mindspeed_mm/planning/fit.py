@@ -43,7 +43,7 @@ def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: flo
             memory = training_memory(changed).total
             if memory <= capacity:
                 after = step_time(changed, device, dtype).total
-                keeps = not any(name.startswith(("--lora", "predictor.residual_dtype")) for name in names)
+                keeps = not any(name.startswith(("--lora-", "predictor.residual_dtype")) for name in names)
                 found.append(Change(names, after / before, memory, keeps))
         if len(found) >= _AT_ONCE:
             break

@@ -34,7 +34,12 @@ COMMAND = re.compile(r"(?<![\w-])mm-[a-z]+\b")
 KEY = re.compile(
     r"\b(?:predictor|vace_dit|dataset_param|basic_parameters|tokenizer_config|ae|diffusion|model)(?:\.[a-z_]+)+"
 )
-LABELS = {"convert": "mm-convert", "inspect": "mm-inspect"}  # how a text names a command
+LABELS = {
+    "convert": "mm-convert",
+    "inspect": "mm-inspect",
+    "prepare": "vace prepare",
+    "train": "pretrain_vace.py",
+}  # how a text names a command
 GRAMMAR = (
     *("checkpoint/cli", "mindspeed_mm/cli/", "mindspeed_mm/tools/launch"),
     *("mindspeed_mm/tools/json_reference", "mindspeed_mm/tools/flag_reference"),
@@ -92,7 +97,6 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/data/check": ["extract", "inspect"],
         "mindspeed_mm/data/readahead": ["extract"],
         "mindspeed_mm/distributed/": ["train"],
-        "mindspeed_mm/generation/config": ["generate", "prepare"],
         "mindspeed_mm/generation/": ["generate"],
         "mindspeed_mm/training/": ["train"],
         "mindspeed_mm/tasks/assembly": ["train"],
@@ -105,9 +109,9 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tasks/jobs/generate": ["generate"],
         "mindspeed_mm/tasks/generate": ["generate"],
         "mindspeed_mm/tools/inspect": ["inspect"],
-        "mindspeed_mm/serve/client": ["generate", "serve"],
+        "mindspeed_mm/serve/client": ["generate"],
         "mindspeed_mm/serve/": ["serve"],
-        "mindspeed_mm/tools/project": ["init", "train"],
+        "mindspeed_mm/tools/project": ["init"],
         "mindspeed_mm/planning/": ["plan"],
         "mindspeed_mm/tasks/plan": ["plan"],
         "mindspeed_mm/tasks/jobs/plan": ["plan"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_task_is_a_name_or_an_object_with_options(server: Server, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["mask", "annotators"])
 def test_task_takes_no_path(server: Server, tmp_path: Path, name: str) -> None:
-    task = '{"type": "inpainting", "mode": "mask", "%s": "/etc/passwd"}' % name
+    task = json.dumps({"type": "inpainting", "mode": "mask", name: "/etc/passwd"})
     refused = post(server, files=[("src_video", ("c", clip(tmp_path)))], task=task)
     assert (refused.status_code, error_of(refused)["where"]) == (400, f"task.{name}")
 

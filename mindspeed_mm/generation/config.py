@@ -12,12 +12,24 @@ from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.data.config import ClipPolicy
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import parse_json
+from mindspeed_mm.generation.loras_config import FEW_STEPS, LoraUse
 from mindspeed_mm.outputs import name_problem, text_problem
 
 OUTPUT_SUFFIXES = (".mp4", ".png", ".json")  # of the files NAME.mp4 …, beside the folder NAME
-Solver = Literal["unipc", "dpm++", "euler"]
-Preset = Literal["wan", "diffsynth", "diffusers", "mindspeed"]
+Solver = Literal["unipc", "dpm++", "euler", "renoise"]
+Preset = Literal[
+    "wan",
+    "diffsynth",
+    "diffusers",
+    "mindspeed",
+    "lightx2v-4step",
+    "lightx2v-8step",
+    "causvid",
+    "fusionix",
+    "vace-3phase",
+]
 Tiled = Literal["auto", "always", "never"]
 Offload = Literal["none", "model", "block"]
 
@@ -79,7 +91,7 @@ class Numbers(ClipPolicy):
     )
     preset: Preset = Field(
         default="wan",
-        description="whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too (default: wan)",
+        description="whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too; lightx2v-4step and the others after it: for a few-step LoRA (default: wan)",
     )
     solver: Solver = Field(default="unipc", description="how noise becomes a clip (default: by preset)")
     steps: int = Field(default=50, gt=0, le=1000, description="denoising steps (default: 50)")
@@ -89,11 +101,20 @@ class Numbers(ClipPolicy):
         le=1000,
         description="how far the sigmas lean to high noise (default: by preset)",
     )
+    timesteps: tuple[float, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="timesteps of the steps, falling, at most 1000, in place of steps and shift; solver euler or renoise",
+    )
     guidance_scale: float = Field(
         default=5.0, ge=0, le=1000, description="1 = without the negative prompt (default: 5)"
     )
     guidance_scale_2: float = Field(
         default=5.0, ge=0, le=1000, description="of the low-noise expert (default: guidance_scale)"
+    )
+    guidance_end: float = Field(
+        default=0.0, ge=0, le=1000, description="timestep below which guidance is 1 (default: 0)"
     )
     boundary: float = Field(
         default=0.875, gt=0, lt=1, description="sigma at which the experts take turns (default: 0.875)"
@@ -129,6 +150,15 @@ class Numbers(ClipPolicy):
         for scale in value if isinstance(value, tuple) else (value,):
             if abs(scale) > 1000:
                 raise ValueError(f"expected numbers from -1000 to 1000, got {scale:g}")
+        return value
+
+    @field_validator("timesteps")
+    @classmethod
+    def _falls(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and not all(
+            1000 >= high > low for high, low in zip(value, (*value[1:], 0.0), strict=True)
+        ):
+            raise ValueError("must fall, from at most 1000 to above 0")
         return value
 
     @model_validator(mode="after")
@@ -220,6 +250,11 @@ class Sources(Config):
 
 class RequestConfig(Numbers, Sources):
     """One video to generate. Null = not said here."""
+
+    loras: tuple[LoraUse, ...] = Field(
+        default=(),
+        description="LoRAs, each an object with path, strength and on (high, low, both); on the command line PATH or PATH=STRENGTH",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -316,12 +351,43 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
     flow = {"solver": "euler"} if said.get("videoxfun_sigmas") else {}
     values = {**_preset(said, experts), **flow, **said}
     values.setdefault("guidance_scale_2", values.get("guidance_scale", SamplingConfig().guidance_scale))
-    return SamplingConfig(**values)
+    if values.get("timesteps") is not None:
+        _follow_timesteps(values, said)
+    sampling = SamplingConfig(**values)
+    for number, lora in enumerate(request.loras):
+        if len(lora.strengths) not in (1, sampling.steps):
+            raise ConfigError(
+                f"{len(lora.strengths)} numbers for {sampling.steps} steps",
+                where=f"loras[{number}].strength",
+                fix="give one number, or one for each step",
+            )
+    return sampling
+
+
+def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
+    """Set steps to the number of timesteps. Raises ConfigError where another key says otherwise."""
+    count = len(values["timesteps"])
+    origin = "timesteps" if "timesteps" in said else f"preset {values['preset']}"
+    if said.get("steps", count) != count:
+        raise ConfigError(
+            f"got {said['steps']}, but {origin} has {count} timesteps", where="steps", fix="leave it out"
+        )
+    values["steps"] = count
+    if "timesteps" in said and "solver" not in said:
+        values["solver"] = "renoise" if values.get("solver") == "renoise" else "euler"
+    if values["solver"] not in ("euler", "renoise") or values.get("videoxfun_sigmas"):
+        raise ConfigError(
+            f"{origin} needs solver euler or renoise, without videoxfun_sigmas",
+            where="solver",
+            fix="leave it out",
+        )
 
 
 def _preset(said: Mapping[str, Any], experts: int) -> dict[str, Any]:
     """Solver, grid and shift of the preset: of the official code, of DiffSynth, of diffusers (which leans by size)."""
     name = said.get("preset", "wan")
+    if name in FEW_STEPS:
+        return dict(FEW_STEPS[name][0])
     if name == "diffsynth":
         return {"solver": "euler", "shift": 5.0}
     if name == "mindspeed":

@@ -61,6 +61,11 @@ class Experts:
         """The sizes of either."""
         return self.models[0].config
 
+    @property
+    def device(self) -> torch.device:
+        """Where they compute."""
+        return self._accelerator.device
+
     def index_at(self, timestep: float, boundary: float) -> int:
         """0, or 1 for the low-noise expert: below 1000·boundary."""
         return int(len(self.models) == 2 and timestep < 1000 * boundary)
@@ -69,7 +74,8 @@ class Experts:
         """The model that predicts at `timestep`, on the device, and its guidance scale."""
         index = self.index_at(timestep, sampling.boundary)
         self._activate(index)
-        return self.models[index], (sampling.guidance_scale, sampling.guidance_scale_2)[index]
+        scale = (sampling.guidance_scale, sampling.guidance_scale_2)[index]
+        return self.models[index], 1.0 if timestep < sampling.guidance_end else scale
 
     def fits_batched_cfg(self, tokens: int) -> bool:
         """Whether one pass over both prompts fits beside the weights; otherwise they go through one after the other.

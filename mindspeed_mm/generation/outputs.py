@@ -29,6 +29,7 @@ def describe(models: ModelStore, request: GenerationRequest, conditions: Conditi
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "sampling": request.sampling.model_dump(mode="json"),
+        **({"loras": [lora.model_dump(mode="json") for lora in request.loras]} if request.loras else {}),
         "notes": list(conditions.notes),
         "num_refs": len(conditions.src_ref_images),
         "tiled": models.vae.tiled,

@@ -7,9 +7,9 @@ result.save("out/ball")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from mindspeed_mm.generation.loaders import (
     load_vae,
     resolve_model_dir,
 )
+from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import describe
 from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Picture
@@ -100,6 +101,9 @@ class VacePipeline:
         guidance_scale_2: float | None = None,
         shift: float | None = None,
         boundary: float | None = None,
+        guidance_end: float | None = None,
+        timesteps: Sequence[float] | None = None,
+        loras: Sequence[LoraUse | Mapping[str, Any] | str] | None = None,
         context_scale: float | Sequence[float] | None = None,
         seed: int | None = None,
         solver: Solver | None = None,
@@ -131,6 +135,13 @@ class VacePipeline:
                 problem = f"got a GenerationRequest and {', '.join(sorted(extra))}"
                 raise ConfigError(problem, where="VacePipeline", fix="put everything into the request")
             return self.generate(prompt, hooks=hooks)
+        if timesteps is not None:
+            given["timesteps"] = tuple(timesteps)
+        if loras is not None:
+            given["loras"] = [
+                use if isinstance(use, LoraUse) else dict(use) if isinstance(use, Mapping) else str(use)
+                for use in loras
+            ]
         if isinstance(context_scale, Sequence):
             given["context_scale"] = tuple(context_scale)
         values = {name: value for name, value in given.items() if name in RequestConfig.model_fields}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindspeed_mm.data.sample import Clip, Inputs, Picture
 from mindspeed_mm.generation.config import NEGATIVE_PROMPT, RequestConfig, SamplingConfig, resolve_sampling
+from mindspeed_mm.generation.loras_config import LoraUse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,7 @@ class GenerationRequest:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     name: str = ""  # of its files, and in messages
     noise: Tensor | None = None  # [16, R+F, h, w] in place of the seed's
+    loras: tuple[LoraUse, ...] = ()
     task: TaskRequest | None = None  # what makes src_video, src_mask and references before generation
 
     @classmethod
@@ -74,6 +76,7 @@ class GenerationRequest:
             sampling=resolve_sampling(config, experts=experts),
             name=name,
             noise=noise,
+            loras=config.loras,
             task=task,
         )
 
@@ -90,5 +93,6 @@ class GenerationRequest:
             "negative_prompt": self.negative_prompt,
             "inputs": self.inputs.to_json(),
             "sampling": self.sampling.model_dump(mode="json"),
+            **({"loras": [lora.model_dump(mode="json") for lora in self.loras]} if self.loras else {}),
             **({} if self.task is None else {"task": self.task.to_json()}),
         }

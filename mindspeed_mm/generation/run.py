@@ -13,6 +13,7 @@ from torch import Tensor
 from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.denoise import StepHook
+from mindspeed_mm.generation.loras import applied
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest
@@ -73,6 +74,7 @@ def generate(
             shown=shown,
         ) as bar,
         explain_oom(request.name),
+        applied(models.experts, request.loras) as clock,
     ):
         latents = denoise(
             models,
@@ -82,7 +84,7 @@ def generate(
             num_refs=len(request.inputs.src_ref_images),
             noise=request.noise,
             guide=parallel.guide,
-            hooks=(lambda _: bar.step(), *hooks),
+            hooks=(clock.advance, lambda _: bar.step(), *hooks),
         ).cpu()
 
     def finish_on_main() -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -30,7 +31,11 @@ class Solver:
     def __init__(self, sampling: SamplingConfig) -> None:
         self.sigmas = sigma_table(sampling)  # [N+1] fp32, the last is 0
         self.timesteps = timestep_table(sampling)  # [N] fp32, as the model sees them
-        self._scheduler = make_scheduler(sampling.solver, self.sigmas, self.timesteps)
+        self._scheduler = (
+            Renoise(self.sigmas, self.timesteps, sampling.seed)
+            if sampling.solver == "renoise"
+            else make_scheduler(sampling.solver, self.sigmas, self.timesteps)
+        )
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -38,6 +43,33 @@ class Solver:
     def step(self, velocity: Tensor, index: int, sample: Tensor) -> Tensor:
         """The sample after denoising step `index`; steps are taken in order. Both tensors [B, 16, R+F, h, w] fp32."""
         return self._scheduler.step(velocity, self.timesteps[index], sample, return_dict=False)[0]
+
+
+class Renoise:
+    """The sampler of consistency models: predict the clean sample x0 = x − σ·v, and add new noise: σ′·ε + (1 − σ′)·x0."""
+
+    def __init__(self, sigmas: Tensor, timesteps: Tensor, seed: int) -> None:
+        self.sigmas, self.timesteps, self.seed = sigmas, timesteps, seed
+        self._index = 0
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
+    ) -> tuple[Tensor, ...]:
+        """The sample one denoising step later, first in a tuple. The noise depends on the seed and the step's number."""
+        sigma, after = (float(value) for value in self.sigmas[self._index : self._index + 2])
+        clean = sample - sigma * model_output
+        self._index += 1
+        if not after:
+            return (clean,)
+        noise = step_noise(sample.shape, self.seed, self._index).to(sample.device)
+        return (after * noise + (1 - after) * clean,)
+
+
+def step_noise(shape: Sequence[int], seed: int, step: int) -> Tensor:
+    """fp32 standard normal numbers of (seed, step) from a CPU generator; step 0 has the noise of `make_noise`."""
+    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+    number = seed if step == 0 else int.from_bytes(digest[:7], "big")
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(number))
 
 
 def sigma_table(sampling: SamplingConfig) -> Tensor:
@@ -50,7 +82,7 @@ def timestep_table(sampling: SamplingConfig) -> Tensor:
     if sampling.videoxfun_sigmas:
         return _sigmas(sampling).float() * 1000
     timesteps = _sigmas(sampling) * 1000
-    return (timesteps if sampling.solver == "euler" else timesteps.floor()).float()
+    return (timesteps if sampling.solver in ("euler", "renoise") else timesteps.floor()).float()
 
 
 def _sigmas(sampling: SamplingConfig) -> Tensor:
@@ -59,9 +91,11 @@ def _sigmas(sampling: SamplingConfig) -> Tensor:
     The published samplers make their grids with numpy, whose last bits are not torch's: whole timesteps would differ by one.
     """
     n = sampling.steps
+    if sampling.timesteps is not None:
+        return torch.tensor(sampling.timesteps, dtype=torch.float64) / 1000
     if sampling.videoxfun_sigmas:
         return twice_shifted_sigmas(n, sampling.shift)
-    if sampling.solver == "euler":
+    if sampling.solver in ("euler", "renoise"):
         return shifted(torch.linspace(1.0, 0.0, n + 1, dtype=torch.float64)[:-1], sampling.shift)
     if sampling.solver == "unipc" and sampling.grid == "diffusers":
         # diffusers' own UniPC starts a hair below 1, where log(1 - sigma) is finite
@@ -115,4 +149,4 @@ def _scheduler(solver: str) -> Any:
         return diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
     if solver == "euler":
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    raise ConfigError(f"solver {solver!r} is not one of unipc, dpm++, euler")
+    raise ConfigError(f"solver {solver!r} is not one of unipc, dpm++, euler, renoise")

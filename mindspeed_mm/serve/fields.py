@@ -14,7 +14,7 @@ from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
 from mindspeed_mm.registry import did_you_mean
 from mindspeed_mm.serve.uploads import SLOTS
 
-_OURS_ALONE = frozenset({"name"})  # output names are the server's
+_OURS_ALONE = frozenset({"name", "loras"})  # output names are the server's; LoRAs are paths
 FIELDS = tuple(
     name
     for name in RequestConfig.model_fields

@@ -18,6 +18,7 @@ from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig, SamplingC
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.loaders import inspect_experts, load_experts, load_text_encoder, load_vae
+from mindspeed_mm.generation.loras import open_loras
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import VideoFiles, write_decoded
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
@@ -182,6 +183,8 @@ def check_weights(job: GenerateJob) -> VaceConfig:
     if rank() == 0:
         for line in unusual_requests(config, {video.name: video.sampling for video in job.videos}):
             LOGGER.warning(line)
+    for loras in {video.loras: None for video in job.videos}:
+        open_loras(config, loras, len(job.model.experts))
     for video in job.videos:
         if problem := scale_problem(config, video.sampling):
             raise DataError(f"{video.name}: {problem}")

@@ -32,6 +32,7 @@ from mindspeed_mm.generation.config import (
     RunConfig,
     WeightPaths,
 )
+from mindspeed_mm.generation.loras_config import FEW_STEPS
 from mindspeed_mm.generation.request import KEYS, GenerationRequest, Inputs
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
@@ -277,6 +278,13 @@ def _built(
             )
         )
     _distinct(videos, path.name)
+    for video in videos:
+        name = video.sampling.preset
+        if name in FEW_STEPS and not video.loras and config.from_latents is None:
+            notes.append(
+                f"{video.name}: preset {name} without loras: right only for weights that a few-step LoRA is merged into; "
+                f"it is made for {FEW_STEPS[name][1]}"
+            )
     return GenerateJob(
         model=model,
         run=RunConfig(**run),
@@ -394,12 +402,26 @@ def _video(
             f"{finder.where}:guidance_scale_2: is of the low-noise expert, but model.transformer names one model"
         )
     inputs, task = _inputs(config, finder), None
+    loras = tuple(
+        lora.model_copy(update={"path": finder.find(f"loras[{number}].path", lora.path)})
+        for number, lora in enumerate(config.loras if not decoding else ())
+    )
+    if experts == 1 and any(lora.on != "both" for lora in loras):
+        raise ConfigError(
+            "names an expert, but model.transformer names one model",
+            where=f"{finder.where}:loras",
+            fix="leave on out",
+        )
     if config.task is not None and not decoding:
         from mindspeed_mm.generation.tasks import request_task  # numpy and Pillow, for those who need them
 
         task, inputs = request_task(config.task, inputs, f"{finder.where}:task")
     name = config.name or f"video{index + 1}"
-    return GenerationRequest.resolve(config, inputs, experts=experts, name=name, task=task)
+    config = config.model_copy(update={"loras": loras})
+    try:
+        return GenerationRequest.resolve(config, inputs, experts=experts, name=name, task=task)
+    except ConfigError as error:
+        raise error.at(finder.where) from None
 
 
 def _inputs(config: RequestConfig, finder: _Finder) -> Inputs:

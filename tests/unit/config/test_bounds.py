@@ -101,7 +101,7 @@ def test_a_bad_task_is_not_also_a_short_list() -> None:
     [
         ({"steps": "many"}, "expected an integer, got 'many'"),
         ({"steps": [3]}, "expected an integer, got a list"),
-        ({"solver": "heun"}, "expected 'unipc', 'dpm++' or 'euler', got 'heun'"),
+        ({"solver": "heun"}, "expected 'unipc', 'dpm++', 'euler' or 'renoise', got 'heun'"),
         ({"prompt": 7}, "expected a text, got 7"),
         ({"soft_mask": "maybe"}, "expected true or false, got 'maybe'"),
         ({"steps": "9" * 5000}, "5002 characters"),

@@ -1,0 +1,170 @@
+"""LoRAs of one video: added to each weight while its module computes, so that the weights themselves never change.
+
+A video is that of the merged weights: every sum is fp32 and rounded once to the weight's dtype, as in `merge_lora`. It works
+wherever the weights are (offloaded, sharded over processes), and what is switched off is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.generation.denoise import Step
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.loras_config import LoraUse
+from mindspeed_mm.log import get_logger, once
+from mindspeed_mm.models.lora.adapter import Adapter
+from mindspeed_mm.models.lora.read import Expert
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.weights import open_adapter
+
+logger = get_logger(__name__)
+_EXPERTS: tuple[Expert, Expert] = ("high", "low")
+
+
+@dataclass
+class Clock:
+    """The denoising step that is being taken, from 0."""
+
+    step: int = 0
+
+    def advance(self, step: Step) -> None:
+        """A hook of the loop: the next step begins."""
+        self.step = step.index + 1
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What one LoRA does to one weight, on the device."""
+
+    use: LoraUse
+    scale: float = 1.0
+    down: Tensor | None = None
+    up: Tensor | None = None
+    diff: Tensor | None = None
+    whole: Tensor | None = None
+
+    def of(self, weight: Tensor, step: int) -> Tensor | None:
+        """Its fp32 part of the sum at a step; None where its strength is 0."""
+        strength = self.use.at(step)
+        if not strength:
+            return None
+        total = torch.zeros_like(weight)
+        if self.whole is not None:
+            total += strength * (self.whole.float() - weight)
+        if self.diff is not None:
+            total += strength * self.diff.float().view(weight.shape)
+        if self.down is not None and self.up is not None:
+            total += strength * (self.scale * (self.up.float() @ self.down.float())).view(weight.shape)
+        return total
+
+
+@dataclass
+class _Patch:
+    """Changes the weights of one module from its forward's beginning to its end."""
+
+    clock: Clock
+    updates: Mapping[str, list[_Update]]  # name within the module → updates
+    kept: list[tuple[Any, Tensor]] = field(default_factory=list)
+
+    def enter(self, module: nn.Module, _args: Any) -> None:
+        for name, updates in self.updates.items():
+            weight = getattr(module, name)
+            exact = weight.data.float()
+            parts = [part for update in updates if (part := update.of(exact, self.clock.step)) is not None]
+            if parts:
+                self.kept.append((weight, weight.data))
+                weight.data = (exact + sum(parts[1:], parts[0])).to(weight.dtype)
+
+    def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        while self.kept:
+            weight, data = self.kept.pop()
+            weight.data = data
+
+
+@contextmanager
+def applied(experts: Experts, uses: Sequence[LoraUse]) -> Iterator[Clock]:
+    """The models with these LoRAs inside the block; afterwards they are what they were, to the bit.
+
+    `Clock.advance` must be called after each step. Raises ConfigError, and WeightsError for a LoRA that does not fit.
+    """
+    clock = Clock()
+    handles: list[Any] = []
+    patches: list[_Patch] = []
+    try:
+        opened = open_loras(experts.config, uses, len(experts.models)) if any_strength(uses) else []
+        for model, adapters in zip(experts.models, opened, strict=False):
+            modules: dict[str, dict[str, list[_Update]]] = {}
+            for use, adapter in adapters:
+                for name in adapter.names:
+                    module, _, last = name.rpartition(".")
+                    update = _load(use, adapter, name, experts.device)
+                    modules.setdefault(module, {}).setdefault(last, []).append(update)
+            for module, updates in modules.items():
+                patch = _Patch(clock, updates)
+                patches.append(patch)
+                owner = model.get_submodule(module)
+                handles.append(owner.register_forward_pre_hook(patch.enter))
+                handles.append(owner.register_forward_hook(patch.leave, prepend=True))
+        yield clock
+    finally:
+        for handle in handles:
+            handle.remove()
+        for patch in patches:  # of a forward that an error ended
+            patch.leave(nn.Identity(), None, None)
+
+
+def open_loras(
+    config: VaceConfig, uses: Sequence[LoraUse], experts: int
+) -> list[list[tuple[LoraUse, Adapter]]]:
+    """The LoRAs of each model, read to their headers. Raises ConfigError, and WeightsError for one that does not fit."""
+    shapes = layout(config)
+    found: list[list[tuple[LoraUse, Adapter]]] = [[] for _ in range(experts)]
+    for number, use in enumerate(uses):
+        if experts == 1 and use.on != "both":
+            raise ConfigError(
+                f"got {use.on}, but model.transformer names one model",
+                where=f"loras[{number}].on",
+                fix="leave it out",
+            )
+        total = 0
+        for index, models in enumerate(found):
+            if experts == 2 and use.on not in ("both", _EXPERTS[index]):
+                continue
+            adapter = open_adapter(use.path, shapes, expert=_EXPERTS[index] if experts == 2 else None)
+            logger.info(f"{adapter.description}; strength {use.strength}", extra=once())
+            models.append((use, adapter))
+            total += adapter.count
+        if not total:
+            raise WeightsError(
+                f"holds nothing for the expert {use.on}", where=use.path, fix="set on to the other one"
+            )
+    return found
+
+
+def any_strength(uses: Sequence[LoraUse]) -> bool:
+    """Whether any LoRA counts at any step."""
+    return any(any(use.strengths) for use in uses)
+
+
+def _load(use: LoraUse, adapter: Adapter, name: str, device: torch.device) -> _Update:
+    pair = adapter.pairs.get(name)
+    tensors = {
+        "down": None if pair is None else pair.down.read().flatten(1),
+        "up": None if pair is None else pair.up.read().flatten(1),
+        "diff": adapter.diffs[name].read() if name in adapter.diffs else None,
+        "whole": adapter.whole[name].read() if name in adapter.whole else None,
+    }
+    if any(tensor is not None and not bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise WeightsError(
+            f"its update of {name} is NaN or infinite", where=adapter.path, fix="use another file or save"
+        )
+    moved = {key: None if tensor is None else tensor.to(device) for key, tensor in tensors.items()}
+    return _Update(use, 1.0 if pair is None else pair.scale, **moved)

@@ -1,0 +1,88 @@
+"""LoRAs of a video, and the presets of few-step LoRAs. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mindspeed_mm.config.schema import Config
+
+Which = Literal["high", "low", "both"]
+
+
+class LoraUse(Config):
+    """One LoRA and how strongly it counts."""
+
+    path: str = Field(
+        min_length=1, description="file or folder of any dialect, or a checkpoint that trains one"
+    )
+    strength: float | tuple[float, ...] = Field(
+        default=1.0, description="what it is multiplied by: one number, or one for each denoising step"
+    )
+    on: Which = Field(default="both", description="expert of A14B that gets it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_object(cls, value: Any) -> Any:
+        """`style.safetensors` and `style.safetensors=0.7`, as on the command line."""
+        if not isinstance(value, str):
+            return value
+        path, equals, number = value.rpartition("=")
+        try:
+            return {"path": path, "strength": float(number)} if equals else {"path": value}
+        except ValueError:
+            return {"path": value}
+
+    @model_validator(mode="after")
+    def _bounded(self) -> LoraUse:
+        for strength in self.strengths:
+            if not abs(strength) <= 1000:
+                raise ValueError(f"strength: expected numbers from -1000 to 1000, got {strength:g}")
+        return self
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """All numbers of `strength`."""
+        return self.strength if isinstance(self.strength, tuple) else (self.strength,)
+
+    def at(self, step: int) -> float:
+        """The strength at a denoising step, from 0."""
+        return self.strengths[min(step, len(self.strengths) - 1)]
+
+
+_LIGHTX2V = "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank64.safetensors"
+# Preset → (its numbers, the LoRA that they are made for).
+FEW_STEPS: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "lightx2v-4step": (
+        {"solver": "euler", "steps": 4, "shift": 5.0, "guidance_scale": 1.0},
+        f"{_LIGHTX2V}; of A14B one for each expert, such as Wan2.2-Lightning",
+    ),
+    "lightx2v-8step": ({"solver": "euler", "steps": 8, "shift": 5.0, "guidance_scale": 1.0}, _LIGHTX2V),
+    "causvid": (
+        {
+            "solver": "renoise",
+            "timesteps": (999.0, 934.0, 862.0, 756.0, 603.0, 410.0, 250.0, 140.0, 74.0),
+            "shift": 8.0,
+            "guidance_scale": 1.0,
+        },
+        "Wan21_CausVid_14B_T2V_lora_rank32.safetensors",
+    ),
+    "fusionix": (
+        {"solver": "unipc", "steps": 8, "shift": 2.0, "guidance_scale": 1.0},
+        "Wan2.1_T2V_14B_FusionX_LoRA.safetensors",
+    ),
+    "vace-3phase": (
+        {
+            "solver": "euler",
+            "steps": 8,
+            "shift": 3.0,
+            "guidance_scale": 3.5,
+            "guidance_scale_2": 1.0,
+            "guidance_end": 965.0,
+            "boundary": 0.8,
+        },
+        "a 4-step LoRA for each expert of A14B; the high-noise one with strength [0, 1, 1, 1, 1, 1, 1, 1]",
+    ),
+}

@@ -1,0 +1,183 @@
+"""LoRAs in generation: the video of the merged weights, and untouched weights afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.solvers import Solver, step_noise
+from mindspeed_mm.models.lora.adapter import merged
+from mindspeed_mm.models.weights import open_adapter, open_weights
+from tests.support.errors import raises
+from tests.support.lora_files import lora_matrices, write_lora
+from tests.tiny import TINY, tiny_transformer, tiny_vae, write_transformer
+
+CPU = Accelerator.detect("cpu")
+SMALL = {"height": 32, "width": 32, "num_frames": 1, "steps": 2}
+ROWS = torch.randn(7, TINY.trunk.text_dim, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def vae():
+    from mindspeed_mm.models.wan.vae import WanVae
+
+    return WanVae(tiny_vae(), "tiny")
+
+
+def pipeline(vae, *models, offload="none"):
+    store = ModelStore(Experts(models, CPU, offload), vae, None, accelerator=CPU)
+    store.cached_prompts.update({"a": ROWS, "b": ROWS[:4].flip(0)})
+    return VacePipeline(store)
+
+
+def latents(pipe, **values):
+    return pipe("a", negative_prompt="b", **{**SMALL, **values}).latents
+
+
+def merged_model(tmp_path, seed, *loras):
+    folder = tmp_path / f"base-{seed}"
+    write_transformer(folder, tiny_transformer(seed), torch.float32)
+    base = open_weights(folder)
+    found = merged(base, [(open_adapter(path, base.shapes), strength) for path, strength in loras])
+    model = tiny_transformer(seed)
+    model.load_state_dict({name: found.read(name) for name in found.tensors})
+    return model.eval()
+
+
+def differences(path):
+    """What LightX2V files hold beside matrices: of a norm, a bias, a modulation, and of a convolution."""
+    shapes = {name: w.shape for name, w in tiny_transformer().state_dict().items()}
+    generator = torch.Generator().manual_seed(8)
+    names = {
+        "blocks.0.norm3.diff": "blocks.0.norm3.weight",
+        "blocks.0.ffn.0.diff_b": "blocks.0.ffn.0.bias",
+        "vace_blocks.1.diff_m": "vace_blocks.1.modulation",
+        "head.modulation.diff": "head.modulation",
+        "patch_embedding.diff": "patch_embedding.weight",
+    }
+    save_file({key: 0.1 * torch.randn(shapes[n], generator=generator) for key, n in names.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("offload", ["none", "block"])
+def test_unmerged_loras_equal_the_merged_weights(tmp_path, vae, offload):
+    lora = write_lora("kohya", tmp_path, lora_matrices())
+    more = differences(tmp_path / "more.safetensors")
+    pipe = pipeline(vae, tiny_transformer(), offload=offload)
+    before = latents(pipe)
+    found = latents(pipe, loras=[{"path": str(lora), "strength": 0.7}, {"path": str(more), "strength": 2}])
+    expected = latents(pipeline(vae, merged_model(tmp_path, 0, (lora, 0.7), (more, 2.0))))
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, before, atol=1e-2)
+    assert torch.equal(latents(pipe), before)
+    assert torch.equal(latents(pipe, loras=[{"path": str(lora), "strength": 0}]), before)
+
+
+def test_each_expert_gets_its_own_lora(tmp_path, vae):
+    lora = write_lora("peft", tmp_path, lora_matrices())
+    models = [tiny_transformer(1), tiny_transformer(2)]
+    pipe = pipeline(vae, *models)
+    for on, strengths in (("high", (1.0, 0.0)), ("low", (0.0, 1.0)), ("both", (1.0, 1.0))):
+        expected = [
+            merged_model(tmp_path / on, seed, (lora, s)) for seed, s in zip((1, 2), strengths, strict=True)
+        ]
+        found = latents(pipe, steps=4, loras=[{"path": str(lora), "on": on}])
+        assert torch.equal(found, latents(pipeline(vae, *expected), steps=4)), on
+
+
+def test_a_strength_for_each_step(tmp_path, vae):
+    lora = write_lora("comfyui", tmp_path, lora_matrices())
+    pipe = pipeline(vae, tiny_transformer())
+    steps = {"solver": "euler", "steps": 2}
+    first = latents(pipe, **steps, loras=[{"path": str(lora), "strength": [1, 0]}])
+    both = latents(pipe, **steps, loras=[f"{lora}=1"])
+    none = latents(pipe, **steps)
+    one = latents(pipe, **steps, loras=[{"path": str(lora), "strength": [1, 1]}])
+    assert torch.equal(both, one)
+    assert not torch.equal(first, both)
+    assert not torch.equal(first, none)
+    with raises(ConfigError, "3", "2", where="loras[0].strength"):
+        latents(pipe, **steps, loras=[{"path": str(lora), "strength": [1, 1, 1]}])
+
+
+def test_a_lora_that_does_not_fit_leaves_the_models_alone(tmp_path, vae):
+    pipe = pipeline(vae, tiny_transformer())
+    before = latents(pipe)
+    save_file({"double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 2)}, tmp_path / "flux.safetensors")
+    with raises(WeightsError, "Flux", where=tmp_path / "flux.safetensors"):
+        latents(pipe, loras=[str(tmp_path / "flux.safetensors")])
+    with raises(ConfigError, "high", where="loras[0].on"):
+        latents(pipe, loras=[{"path": str(write_lora("kohya", tmp_path, lora_matrices())), "on": "high"}])
+    assert torch.equal(latents(pipe), before)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("lightx2v-4step", [1000, 937.5, 833.3333, 625]),
+        ("lightx2v-8step", [1000, 972.2222, 937.5, 892.8571, 833.3333, 750, 625, 416.6667]),
+        ("causvid", [999, 934, 862, 756, 603, 410, 250, 140, 74]),
+        ("vace-3phase", [1000, 954.5455, 900, 833.3333, 750, 642.8571, 500, 300]),
+    ],
+)
+def test_few_step_presets_have_their_timesteps(preset, expected):
+    sampling = resolve_sampling(RequestConfig(preset=preset), experts=2)
+    solver = Solver(sampling)
+    assert solver.timesteps.tolist() == pytest.approx(expected, abs=1e-3)
+    assert solver.sigmas.tolist() == pytest.approx([*(t / 1000 for t in expected), 0], abs=1e-6)
+    assert sampling.steps == len(expected)
+    assert sampling.needs_guidance == (preset == "vace-3phase")
+
+
+def test_lightx2v_gives_each_expert_two_steps():
+    sampling = resolve_sampling(RequestConfig(preset="lightx2v-4step"), experts=2)
+    experts = Experts([tiny_transformer(1), tiny_transformer(2)], CPU)
+    used = [experts.index_at(float(t), sampling.boundary) for t in Solver(sampling).timesteps]
+    assert used == [0, 0, 1, 1]
+
+
+def test_three_phases_have_their_experts_and_guidance():
+    sampling = resolve_sampling(RequestConfig(preset="vace-3phase"), experts=2)
+    experts = Experts([tiny_transformer(1), tiny_transformer(2)], CPU)
+    found = [experts.at(float(t), sampling) for t in Solver(sampling).timesteps]
+    assert [experts.models.index(model) for model, _ in found] == [0] * 4 + [1] * 4
+    assert [scale for _, scale in found] == [3.5] + [1.0] * 7
+
+
+def test_renoise_is_the_formula():
+    sampling = resolve_sampling(RequestConfig(preset="causvid", seed=5), experts=1)
+    solver = Solver(sampling)
+    generator = torch.Generator().manual_seed(0)
+    sample = expected = torch.randn(1, 16, 1, 2, 2, generator=generator)
+    sigmas = [t / 1000 for t in sampling.timesteps] + [0.0]
+    for index in range(len(solver)):
+        velocity = torch.randn(1, 16, 1, 2, 2, generator=generator)
+        sample = solver.step(velocity, index, sample)
+        clean = expected - sigmas[index] * velocity
+        noise = step_noise(clean.shape, 5, index + 1)
+        expected = sigmas[index + 1] * noise + (1 - sigmas[index + 1]) * clean
+        torch.testing.assert_close(sample, expected, atol=1e-5, rtol=0)
+    assert torch.equal(step_noise((2, 3), 5, 1), step_noise((2, 3), 5, 1))
+    assert not torch.equal(step_noise((2, 3), 5, 1), step_noise((2, 3), 5, 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "facts"),
+    [
+        ({"preset": "causvid", "steps": 4}, ("4", "9", "causvid")),
+        ({"timesteps": (900, 500), "solver": "unipc"}, ("euler", "renoise")),
+    ],
+)
+def test_timesteps_that_contradict_other_keys_are_refused(values, facts):
+    with raises(ConfigError, *facts):
+        resolve_sampling(RequestConfig(**values), experts=1)
+    with pytest.raises(ValueError, match="must fall"):
+        RequestConfig(timesteps=(500, 900))
+    assert resolve_sampling(RequestConfig(timesteps=(900, 500)), experts=1).solver == "euler"

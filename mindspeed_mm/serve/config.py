@@ -41,6 +41,9 @@ class ServeConfig(Config):
     max_video_pixels: int = Field(
         default=81 * 1280 * 720 * 2, ge=256, le=1 << 40, description="frames x width x height of one result"
     )
+    idle_timeout: float = Field(
+        default=60.0, gt=0, le=86400, description="seconds that a client may pause within an upload"
+    )
     job_timeout: float = Field(
         default=7200.0, gt=0, le=1e7, description="seconds after which a video that is being made fails"
     )

@@ -5,6 +5,7 @@ Plain ASGI: a body is counted while it arrives, so nothing beyond the limit is e
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -86,15 +87,22 @@ class Guard:
             )
 
     def _counted(self, receive: Receive, headers: MutableMapping[str, str]) -> Receive:
-        """`receive`, which raises once the body is longer than the limit."""
+        """`receive`, which raises once the body is longer than the limit, or pauses for too long."""
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self.limit:
             raise self._too_large()
-        size = 0
+        size, is_complete = 0, False
 
         async def counted() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, is_complete
+            if is_complete:  # what comes next is the end of the connection, however long a download takes
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self.settings.idle_timeout)
+            except asyncio.TimeoutError:
+                seconds = f"{self.settings.idle_timeout:g} s"
+                raise ApiError(408, "timeout", f"nothing came for {seconds}", fix="send it again") from None
+            is_complete = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > self.limit:
                 raise self._too_large()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,24 @@ def test_short_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VACE_TOKEN", "secret")
     with raises(ConfigError, 6, 16, where="VACE_TOKEN"):
         read_token(ServeConfig())
+
+
+def test_client_that_pauses_within_an_upload_is_cut_off(tmp_path: Path) -> None:
+    async def stalled() -> dict[str, object]:
+        if not sent:
+            sent.append({"type": "http.request", "body": b"{", "more_body": True})
+            return sent[0]
+        await asyncio.sleep(60)
+        return {}
+
+    async def send(message: dict[str, object]) -> None:
+        answers.append(message)
+
+    sent: list[dict[str, object]] = []
+    answers: list[dict[str, object]] = []
+    made = Server(tmp_path, idle_timeout=0.05)
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/videos", "headers": headers, "query_string": b""}
+    made.engine.start()
+    asyncio.run(made.client.app(scope, stalled, send))
+    assert answers[0]["status"] == 408

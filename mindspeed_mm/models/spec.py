@@ -33,9 +33,7 @@ class ModelSpec:
     linears: str = (
         ""  # "module:callable", linears(predictor.model) → {name: (out, in)} of linear layers, without torch
     )
-    cost: str = (
-        ""  # "module:callable", cost(predictor, recompute plan) → LoopParts.cost; "" reports no throughput
-    )
+    cost: str = ""  # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → LoopParts.cost; "" reports no throughput
 
 
 MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")

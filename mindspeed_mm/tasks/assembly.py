@@ -29,6 +29,7 @@ from mindspeed_mm.models.lora.fused import write_fused
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.start import start_of
 from mindspeed_mm.models.transforms.fuse import open_fused
+from mindspeed_mm.models.transforms.lora import lora_sizes
 from mindspeed_mm.models.wan.flops import Flops, peak_tflops
 from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
@@ -233,7 +234,9 @@ def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]
         return lambda size: (0, Flops(0.0, 0.0))
     names = [name for name, _ in model.named_modules() if name]
     plan = recompute_plan(names, spec.units, job.fsdp2, job.parallel)
-    cost: Callable[[tuple[int, ...]], tuple[int, Flops]] = resolve(spec.cost)(job.predictor, plan)
+    lora = lora_sizes(model)
+    more = (lora,) if lora else ()
+    cost: Callable[[tuple[int, ...]], tuple[int, Flops]] = resolve(spec.cost)(job.predictor, plan, *more)
     return cost
 
 

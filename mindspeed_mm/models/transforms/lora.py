@@ -166,3 +166,12 @@ class Lora(ModuleTransform):
 def lora_scales(model: nn.Module) -> dict[str, float]:
     """Every LoRA layer of a model by its name, with its scale."""
     return {name: module.scale for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def lora_sizes(model: nn.Module) -> dict[str, int]:
+    """Every LoRA layer of a model by its name, with the number of its own weights."""
+    return {
+        name: module.lora_A.out_features * (module.in_features + module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLinear)
+    }

@@ -52,14 +52,21 @@ def text_rows(config: VaceConfig, text: int | None) -> int:
 
 
 def step_flops(
-    config: VaceConfig, tokens: int, trainable: Trainable, recomputed: float = 0.0, *, text: int | None = None
+    config: VaceConfig,
+    tokens: int,
+    trainable: Trainable,
+    recomputed: float = 0.0,
+    *,
+    text: int | None = None,
+    lora: Mapping[str, int] | None = None,
 ) -> Flops:
     """Forward and backward of one sample of `tokens` tokens and `text` prompt rows (None: as many as there can be).
 
     `recomputed` is the share of blocks that run forward twice. A trained product costs twice its forward again (gradient
     of input and of weight), a frozen one that gradients pass through once, an embedding of inputs its weight's gradient
     only; attention costs twice, cross attention to a frozen text once. What no gradient reaches costs nothing: with
-    `branch`, trunk block 0 and all embeddings of the trunk.
+    `branch`, trunk block 0 and all embeddings of the trunk. `lora` is the number of its weights by layer: all else is frozen
+    then, and `trainable` does not matter.
     """
     trunk, blocks, branch, rows = (
         config.trunk,
@@ -77,7 +84,19 @@ def step_flops(
     )  # after_proj of each branch block, before_proj of the first
     block = on_tokens + on_text + attention
     forward = (blocks + branch) * block + trunk_in + text_out + head + branch_in + joins
-    if trainable == "all":
+    if lora:
+        adapters = sum(
+            2.0 * count * (rows if name.endswith(("cross_attn.k", "cross_attn.v")) else tokens)
+            for name, count in lora.items()
+        )
+        forward += adapters
+        passed, cross = on_tokens + 2 * attention, 4.0 * tokens * rows * d
+        on_trunk = any(name.startswith("blocks.") for name in lora)
+        on_branch = any(name.startswith("vace_") for name in lora)
+        # a trunk block without a LoRA has a gradient from the first hint on, and none in its text
+        backward = head + (blocks * passed if on_trunk else (blocks - 1) * (passed - cross))
+        backward += (branch * passed + joins) * on_branch + 2 * adapters
+    elif trainable == "all":
         backward = 2 * (blocks + branch) * block + trunk_in + 2 * (text_out + head) + branch_in + 2 * joins
     elif trainable == "trunk":
         passed = on_tokens + on_text + 2 * attention
@@ -122,17 +141,23 @@ def recomputed_share(
 
 
 def vace_cost(
-    predictor: PredictorConfig, plan: Mapping[str, str]
+    predictor: PredictorConfig, plan: Mapping[str, str], lora: Mapping[str, int] | None = None
 ) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
-    """(R+F, h, w, text rows) → tokens and operations of one sample of VACE, under a recompute plan."""
+    """(R+F, h, w, text rows) → tokens and operations of one sample of VACE, under a recompute plan, with a LoRA of these weights by layer."""
     sizes, trainable = predictor.model, predictor.trainable
+    if lora:  # what gradients do not reach never runs again
+        parts = {name.split(".")[0] for name in lora}
+        trainable = "all" if "blocks" in parts else "branch"
+        plan = {
+            name: mode for name, mode in plan.items() if parts != {"blocks"} or name.startswith("blocks.")
+        }
 
     @lru_cache
     def cost(size: tuple[int, ...]) -> tuple[int, Flops]:
         *grid, text = size
         tokens = tokens_of(tuple(grid), sizes)
         share = recomputed_share(sizes, plan, trainable, tokens, text)
-        return tokens, step_flops(sizes, tokens, trainable, share, text=text)
+        return tokens, step_flops(sizes, tokens, trainable, share, text=text, lora=lora)
 
     return cost
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.transforms.config import LoraConfig
+from mindspeed_mm.models.transforms.lora import lora_sizes
 from mindspeed_mm.models.transforms.match import trains
+from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import block_forward, peak_tflops, recomputed_share, step_flops
 from mindspeed_mm.training.loop import TrainLoop
@@ -133,6 +137,31 @@ def test_operations_are_those_that_torch_counts():
     for trainable in ("all", "trunk", "branch"):  # the counter sees the time embedding, too
         ours = step_flops(TINY, tokens, trainable, text=len(record.prompt_embeds[0])).model
         assert ours == pytest.approx(counted(trainable), rel=0.03), trainable
+
+
+@pytest.mark.parametrize("on", ["branch", "trunk", "both"])
+def test_operations_of_a_lora_are_those_that_torch_counts(on):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny_transformer()
+    for transform in plan_transforms(
+        MODELS.get("vace"), "branch", torch.float32, [LoraConfig(rank=2, on=on)]
+    ):
+        transform.apply(model)
+    record = random_records(1)[0]
+    inputs = (
+        record.latents[None],
+        torch.tensor([500.0]),
+        record.prompt_embeds[0][None],
+        record.vace_context[None],
+    )
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(*inputs).square().mean().backward()
+    rows = len(record.prompt_embeds[0])
+    ours = step_flops(TINY, 3 * 2 * 3, "branch", text=rows, lora=lora_sizes(model)).model
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.04)
+    assert ours < step_flops(TINY, 3 * 2 * 3, "all", text=rows).model
 
 
 def test_recomputing_all_blocks_costs_one_forward_of_them_more():

@@ -112,6 +112,8 @@ class TrainLoop:
                 self.parts.checkpoints.wait()
             raise_on_all_ranks(self._raise_failed)
         except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
+            if died := _dead_worker(error, state.iteration + 1):  # its signal arrives in any phase
+                raise died from error
             if not _LOST.search(str(error)):
                 raise
             raise LaunchError(
@@ -243,12 +245,9 @@ class TrainLoop:
             except MindSpeedMMError as error:
                 self._failed = self._failed or error
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if not (died := _dead_worker(error, iteration)):
                     raise
-                self._failed = self._failed or DataError(
-                    f"a data worker of rank {rank()} died in iteration {iteration}: "
-                    f"{str(error).strip().splitlines()[0]} If memory ran out (`dmesg`), lower --num-workers"
-                )
+                self._failed = self._failed or died
 
     def _raise_failed(self) -> None:
         if self._failed is not None:
@@ -277,6 +276,15 @@ class TrainLoop:
 
     def _bar(self, done: int) -> Progress:
         return Progress("", self.train_iters, "it", initial=done, shown=self.speaks, every=None)
+
+
+def _dead_worker(error: RuntimeError, iteration: int) -> DataError | None:
+    if "DataLoader worker" not in str(error):
+        return None
+    return DataError(
+        f"a data worker of rank {rank()} died in iteration {iteration}: {str(error).strip().splitlines()[0]} "
+        "If memory ran out (`dmesg`), lower --num-workers"
+    )
 
 
 def _phase_line(report: StepReport) -> str:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from types import ModuleType
 
@@ -21,7 +22,7 @@ import torch
 
 from mindspeed_mm.data.config import LoaderConfig
 from mindspeed_mm.data.loader import Collate, TrainLoader
-from mindspeed_mm.errors import LaunchError, MindSpeedMMError, TrainingError
+from mindspeed_mm.errors import DataError, LaunchError, MindSpeedMMError, TrainingError
 from mindspeed_mm.processes import Stopped
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.guard import ExitWatch
@@ -29,6 +30,7 @@ from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.metrics import JsonLines, SpikeWatch, TensorBoard, open_writers
 from mindspeed_mm.training.step import SampleNote
 from tests.loops import Recorder, loop_parts, random_records, training
+from tests.support.errors import raises
 from tests.tiny import tiny_transformer
 
 pytestmark = pytest.mark.medium
@@ -424,3 +426,17 @@ def test_throughput_is_said_and_the_time_stays_the_fifth_field(lines):
         speed,
     )
     assert any(line.startswith(" times of iteration 1 (ms) | data:") for line in lines)
+
+
+@pytest.mark.parametrize("where", ["reading", "elsewhere"])
+def test_a_dead_data_worker_is_one_line_in_any_phase(where):
+    """torch reports it from a signal handler, wherever the main thread is."""
+
+    def die(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    config = training(batch={"train_iters": 3})
+    given = loop_parts(tiny_transformer(), config)
+    others = {"batches": map(die, given.batches)} if where == "reading" else {"observe": die}
+    with raises(DataError, "rank 0", "iteration 1" if where == "reading" else "iteration 2", "pid 7"):
+        TrainLoop(config, replace(given, **others)).run()

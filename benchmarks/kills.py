@@ -333,6 +333,11 @@ def main() -> None:
 
 def run(folder: Path, arguments: argparse.Namespace) -> None:
     """Reference runs, then kills until there are enough."""
+    for number in SIGNALS[
+        1:
+    ]:  # a background shell, and nohup, leave some of them ignored, which jobs would inherit
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     world, out, log = folder / "world", folder / "out", folder / "log.txt"
     prepare(world)
     jobs = [job for job in make_jobs(world, out) if job.name in arguments.jobs]

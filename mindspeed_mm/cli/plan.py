@@ -21,7 +21,7 @@ COMMAND = Command(
         ConfigFile("--fsdp2-config-path", "FSDP2 YAML", suffixes=(".yaml", ".yml")),
     ),
     common={
-        "devices": ("device", "devices", "mfu"),
+        "devices": ("device", "devices", "mfu", "calibrate"),
         "clip": ("frames", "height", "width", "refs"),
         "output": ("json", "picture"),
         "the run": (

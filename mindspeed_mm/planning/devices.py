@@ -30,6 +30,11 @@ class Device:
     watts: float | None
     products: float = 0.45  # share of the peak that matrix products reach
     attention: float = 0.35  # share of the peak that attention reaches
+    elementwise: float = 0.0  # GB/s of norms, gates and casts; 0: within the shares above
+    call: float = 0.0  # seconds of one operation on next to nothing
+    waits: bool = (
+        False  # for each operation, as a CPU does; an accelerator computes while the next ones are prepared
+    )
 
     def peak(self, dtype: str) -> float:
         """FLOP/s of products in bf16 or fp32."""

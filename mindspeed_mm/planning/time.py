@@ -9,6 +9,7 @@ from mindspeed_mm.models.wan.flops import block_forward, recomputed_share, step_
 from mindspeed_mm.planning.devices import Device
 from mindspeed_mm.planning.memory import TrainingRun, units
 
+_CALLS = 550  # operations of one block, forward and backward
 HIDDEN = 0.8  # of the computing, behind which gathers and sums over ranks can run
 
 
@@ -45,10 +46,17 @@ def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
     on_tokens, on_text, attention = block_forward(run.model, tokens, run.text)
     fraction = attention / (on_tokens + on_text + attention)
     each = run.batch * run.micro_batches / run.context_parallel
+    blocks = run.model.trunk.num_layers + len(run.model.vace_layers)
     peak = device.peak(dtype)
     products = whole * (1 - fraction) * each / (peak * device.products)
     kernels = whole * fraction * each / (peak * device.attention)
     behind, exposed = _communication(run, device, tokens)
+    products += _elementwise(run, device, tokens) * each + _update(run, device)
+    calls = device.call * _CALLS * blocks * run.micro_batches
+    if device.waits:
+        products += calls
+    else:
+        products = max(products, calls - kernels)
     computing = products + kernels
     return StepTime(
         products=products,
@@ -57,6 +65,26 @@ def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
         data=0.0,
         hidden=min(behind, HIDDEN * computing),
     )
+
+
+def _elementwise(run: TrainingRun, device: Device, tokens: int) -> float:
+    """Seconds of norms, gates, rotations and casts of one sample, where their rate is measured.
+
+    A block reads and writes about 80 D + 10 c D + 2 c F bytes of a token forward, and twice that backward.
+    """
+    if not device.elementwise:
+        return 0.0
+    width, c = run.model.trunk.hidden_size, run.product
+    blocks = run.model.trunk.num_layers + len(run.model.vace_layers)
+    twice = sum(name.count(".") == 1 for name in run.recompute)
+    moved = (80 + 10 * c) * width + 2 * c * run.model.trunk.ffn_dim
+    return tokens * moved * (3 * blocks + twice) / (device.elementwise * 1e9)
+
+
+def _update(run: TrainingRun, device: Device) -> float:
+    """Seconds of clipping and AdamW: 32 bytes of each trained weight are read or written."""
+    moved = 32 * sum(unit.trained_local for unit in units(run))
+    return moved / (device.elementwise * 1e9) if device.elementwise else 0.0
 
 
 def _forward(run: TrainingRun, tokens: int) -> float:

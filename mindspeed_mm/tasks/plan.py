@@ -10,6 +10,7 @@ from typing import Any
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.models.wan.flops import tokens_of
+from mindspeed_mm.planning.calibrate import calibrate, calibration_file, read_calibration
 from mindspeed_mm.planning.counts import AtCount, at_counts
 from mindspeed_mm.planning.devices import Device, find_device
 from mindspeed_mm.planning.fit import Change, smallest_changes
@@ -51,6 +52,9 @@ class Plan:
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
     """The command: a table, or JSON."""
+    if "--calibrate" in argv:
+        measure_here()
+        return
     job, flags = read_job(argv, prog)
     if job.files.print_config:
         logger.info(job.to_json())
@@ -66,7 +70,8 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
     """The estimate of a job. Raises ConfigError for an unknown device, or a clip that the model cannot take."""
-    device = find_device(flags.device)
+    dtype = job.predictor.dtype
+    device = read_calibration(dtype) if flags.device == "here" else find_device(flags.device)
     if flags.mfu:
         device = replace(device, products=flags.mfu, attention=flags.mfu)
     clip = largest_clip(job, flags)
@@ -87,6 +92,25 @@ def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
         changes=changes,
         counts=counts,
     )
+
+
+def measure_here() -> None:
+    """Calibrate the device at hand, and say where the rates are kept."""
+    from mindspeed_mm.accelerator import Accelerator
+
+    accelerator = Accelerator.detect()
+    found = calibrate(accelerator)
+    rows = [
+        ("device", f"{found['name']}, {found['memory']:.1f} GiB"),
+        ("products", f"{found['half']:.4g} TFLOP/s in bf16, {found['single']:.4g} in fp32"),
+        (
+            "attention",
+            f"{found['attention_half']:.4g} TFLOP/s in bf16, {found['attention_single']:.4g} in fp32",
+        ),
+        ("elementwise", f"{found['bytes']:.4g} GB/s, {1e6 * found['call']:.1f} µs a call"),
+        ("kept in", str(calibration_file())),
+    ]
+    log_table(rows)
 
 
 def table(plan: Plan, job: PretrainJob) -> Rows:

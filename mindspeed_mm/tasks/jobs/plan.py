@@ -33,7 +33,8 @@ class PlanFlags(Config):
     """What a job is planned for."""
 
     device: str = Field(
-        default="H100", description="H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B or 910C"
+        default="H100",
+        description="H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B, Ascend 910C, or here: as calibrated",
     )
     devices: int = Field(default=8, gt=0, le=65536, description="how many of them")
     frames: int | None = Field(
@@ -48,6 +49,9 @@ class PlanFlags(Config):
     refs: int = Field(default=0, ge=0, le=16, description="reference images of a clip")
     picture: str | None = Field(
         default=None, description="PNG to draw: memory on 1 to 1024 devices as stacked bars"
+    )
+    calibrate: bool = Field(
+        default=False, description="measure this device in a minute, for --device here, and stop"
     )
     mfu: float | None = Field(
         default=None, gt=0, le=1, description="share of the peak that products and attention reach"
@@ -99,7 +103,9 @@ def _training_words(words: Sequence[str]) -> Iterator[str]:
         if is_value:
             is_value = False
         elif name in own:
-            is_value = not equals
+            is_value = (
+                not equals and PlanFlags.model_fields[name[2:].replace("-", "_")].annotation is not bool
+            )
         elif name != "--json":
             yield _ALIASES.get(name, name) + equals + value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import timedelta
 from types import TracebackType
@@ -11,6 +12,10 @@ from mindspeed_mm.log import get_logger, rank, terminal
 
 logger = get_logger(__name__)
 LINE_EVERY = 30.0  # seconds between two lines in a log
+_SCREEN = (
+    80,
+    24,
+)  # of a terminal that names no size, as `docker exec` and CI give one; tqdm would draw nothing
 
 
 class Progress:
@@ -43,6 +48,8 @@ class Progress:
         if self._screen is not None:
             from tqdm import tqdm  # 30 ms that --help need not wait for
 
+            columns, rows = os.get_terminal_size(self._screen.fileno())
+            is_sized = columns > 0 and rows > 0
             self._bar = tqdm(
                 desc=name or None,
                 total=total,
@@ -50,7 +57,9 @@ class Progress:
                 unit=unit,
                 unit_scale=unit == "B",
                 file=self._screen,
-                dynamic_ncols=True,
+                dynamic_ncols=is_sized,
+                ncols=None if is_sized else _SCREEN[0],
+                nrows=None if is_sized else _SCREEN[1],
             )
 
     def __enter__(self) -> Progress:

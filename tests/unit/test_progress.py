@@ -70,11 +70,12 @@ def test_progress_is_silent_on_other_ranks(logged: list[str], monkeypatch: pytes
     assert not logged
 
 
+@pytest.mark.parametrize("size", [(24, 100), (0, 0)])
 def test_progress_draws_a_bar_on_the_named_terminal(
-    logged: list[str], monkeypatch: pytest.MonkeyPatch
+    logged: list[str], monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
     ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))
     with Progress("writing", 2_000_000, "B", every=0.0) as bar:
         bar.step(2_000_000)

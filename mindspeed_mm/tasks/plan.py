@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.models.wan.flops import tokens_of
@@ -168,7 +169,10 @@ def draw(plan: Plan, job: PretrainJob, path: Path) -> None:
     from mindspeed_mm.tools.plan_picture import draw_plan
 
     title = f"{plan.device.name}: {describe_model(job.model.predictor, job.model.transforms)}"
-    draw_plan(path, title, plan.counts, plan.capacity)
+    try:
+        draw_plan(path, title, plan.counts, plan.capacity)
+    except ConfigError as error:
+        raise error.at("--picture") from None
 
 
 def _changes(plan: Plan) -> list[str]:

@@ -191,5 +191,6 @@ def test_the_picture_has_a_bar_for_each_count(tmp_path: Path, capsys: pytest.Cap
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     job, flags = read_job(files("1.3B"))
     (tmp_path / "file").touch()
-    with raises(ConfigError, where="--picture"):
-        draw(make_plan(job, flags), job, tmp_path / "file" / "plan.png")
+    path = tmp_path / "file" / "plan.png"
+    with raises(ConfigError, where=f"--picture: {path}"):
+        draw(make_plan(job, flags), job, path)

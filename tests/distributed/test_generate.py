@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import Layout, choose_layout
+from mindspeed_mm.generation.loras import applied
+from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.generation.stored import read_latents
+from tests.support.lora_files import lora_matrices, write_lora
 from tests.tiny import tiny_inputs, tiny_transformer, write_official
 
 CPU = Accelerator.detect("cpu")
@@ -34,7 +38,7 @@ class FromModule:
         return self.state[name]
 
 
-def latents_of(layout=None, shard=False, experts=1):
+def latents_of(layout=None, shard=False, experts=1, loras=()):
     """Latents of one video; called on every process."""
     parallel = SINGLE if layout is None else ContextParallel(Layout(*layout), CPU)
     models = [tiny_transformer(seed) for seed in range(experts)]
@@ -52,7 +56,15 @@ def latents_of(layout=None, shard=False, experts=1):
     sampling = resolve_sampling(
         REQUEST.model_copy(update={"guidance_scale_2": 2.0} if experts == 2 else {}), experts=experts
     )
-    return denoise(store, inputs["vace_context"][0], prompts, sampling, guide=parallel.guide)
+    with applied(store.experts, loras) as clock:
+        return denoise(
+            store,
+            inputs["vace_context"][0],
+            prompts,
+            sampling,
+            guide=parallel.guide,
+            hooks=[clock.advance],
+        )
 
 
 @pytest.mark.parametrize(
@@ -72,6 +84,24 @@ def test_latents_are_those_of_one_process(world, layout, shard, experts):
     for latents in together:
         torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
     assert float((together[0] - together[-1]).abs().max()) == 0
+
+
+@pytest.mark.parametrize(("layout", "shard"), [((2, 1), False), ((2, 1), True)])
+def test_loras_count_alike_on_several_processes(world, tmp_path, layout, shard):
+    shapes = tiny_transformer().state_dict()
+    diffs = {
+        f"{name}.diff": 0.1 * torch.ones_like(shapes[name])
+        for name in ("blocks.0.modulation", "head.modulation")
+    }
+    save_file(diffs, tmp_path / "diffs.safetensors")
+    loras = [
+        LoraUse(path=str(write_lora("kohya", tmp_path, lora_matrices())), strength=(1, 0, 0.5)),
+        LoraUse(path=str(tmp_path / "diffs.safetensors")),
+    ]
+    alone = latents_of(loras=loras)
+    assert not torch.allclose(alone, latents_of(), atol=1e-2)
+    for latents in world.run(2, latents_of, layout, shard, 1, loras):
+        torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
 
 
 def generate(config):

@@ -311,3 +311,19 @@ def test_bad_lora_settings_are_refused_before_anything_loads(environment, tmp_pa
     path.write_text(json.dumps(model | {"transforms": [{"type": "lora", "match": ["self_attn.qq"]}]}))
     with raises(ConfigError, "self_attn.qq"):
         PretrainJob.from_argv(arguments({**environment, "MM_MODEL": str(path)}))
+
+
+@pytest.mark.parametrize("target", ["peft", "comfyui.safetensors", "diffusers.safetensors"])
+def test_a_run_becomes_a_lora_of_other_programs(environment, alone, tmp_path, target):
+    from checkpoint.config import LoraToConfig
+    from checkpoint.lora import write_comfyui, write_diffusers, write_peft
+    from mindspeed_mm.models.lora.adapter import merged
+    from mindspeed_mm.models.weights import open_adapter
+
+    write = {"peft": write_peft, "comfyui.safetensors": write_comfyui}.get(target, write_diffusers)
+    write(LoraToConfig(source_path=str(alone[0]), target_path=str(tmp_path / target)))
+    base = open_weights(Path(environment["SAVE_PATH"]).parent / "weights")
+    found = merged(base, [(open_adapter(tmp_path / target, base.shapes), 1.0)])
+    trained = open_weights(alone[0])
+    for name in base.tensors:
+        assert torch.allclose(found.read(name), trained.read(name), atol=1e-6), name

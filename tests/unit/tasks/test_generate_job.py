@@ -335,3 +335,34 @@ def test_a_task_is_refused_before_anything_is_loaded(config, values, facts):
     with pytest.raises(MindSpeedMMError) as caught:
         job(config(**values))
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
+
+
+def test_loras_are_found_and_flags_replace_them(config, tmp_path):
+    path = config(loras=[{"path": "t.safetensors", "strength": 0.5}], steps=3, tasks=[{}, {"loras": None}])
+    first, second = job(path).videos
+    assert [(lora.path, lora.strength) for lora in first.loras] == [(str(tmp_path / "t.safetensors"), 0.5)]
+    assert second.loras == ()
+    assert json.loads(job(path).to_json())["videos"][0]["loras"][0]["strength"] == 0.5
+    videos = job(path, "--loras", f"{tmp_path}/vae.pth=-1").videos
+    assert [(lora.path, lora.strength) for lora in videos[1].loras] == [(str(tmp_path / "vae.pth"), -1.0)]
+
+
+@pytest.mark.parametrize(
+    ("loras", "facts"),
+    [
+        ([{"path": "gone.safetensors"}], ("loras[0].path", "gone.safetensors")),
+        ([{"path": "t.safetensors", "strength": [1, 2]}], ("loras[0].strength", "2", "3")),
+        ([{"path": "t.safetensors", "strength": 2000}], ("loras[0]", "2000")),
+        ([{"path": "t.safetensors", "on": "high"}], ("loras", "one model")),
+        ([{"path": "t.safetensors", "weight": 1}], ("loras[0].weight", "unknown key")),
+    ],
+)
+def test_bad_loras_are_refused_with_their_address(config, loras, facts):
+    with pytest.raises(MindSpeedMMError) as caught:
+        job(config(loras=loras, steps=3))
+    assert all(fact in str(caught.value) for fact in ("inference.json", *facts)), str(caught.value)
+
+
+def test_a_few_step_preset_without_loras_is_noted(config):
+    assert "lightx2v" in job(config(preset="lightx2v-4step")).notes[0]
+    assert not job(config(preset="lightx2v-4step", loras=["t.safetensors"])).notes

@@ -241,3 +241,21 @@ def test_opencv_without_contrib_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     with raises(ConfigError, "saliency"):
         opencv.opencv()
     opencv.opencv.cache_clear()
+
+
+def test_flow_colours_are_those_of_the_published_formula() -> None:
+    """Baker et al.'s arithmetic in float64; a table in single precision is off by a level at most."""
+    field = np.random.default_rng(0).normal(0, 3, (64, 64, 2)).astype(np.float32)
+    field[0, 0] = 0
+    for radius in (2.0, 12.0):
+        across, down = (field[..., axis].astype(np.float64) / (radius + 1e-5) for axis in (0, 1))
+        length = np.sqrt(across**2 + down**2)
+        wheel = flow.colour_wheel() / 255
+        place = (np.arctan2(-down, -across) / np.pi + 1) / 2 * (len(wheel) - 1)
+        low = np.floor(place).astype(int)
+        part = (place - low)[..., None]
+        hue = (1 - part) * wheel[low] + part * wheel[(low + 1) % len(wheel)]
+        colour = np.where((length <= 1)[..., None], 1 - length[..., None] * (1 - hue), hue * 0.75)
+        expected = np.floor(255 * colour).astype(int)
+        assert abs(flow.colour_flow(field, radius).astype(int) - expected).max() <= 1
+        assert (flow.colour_flow(field, radius)[0, 0] == 255).all()

@@ -1,0 +1,74 @@
+"""ONNX plug-ins run on tiny networks built by hand: what goes in, what comes out, and the sha256 of the file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mindspeed_mm.conditioning.annotate.networks import Networks
+from mindspeed_mm.errors import ConfigError
+from tests.support.errors import raises
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+RED = np.zeros((48, 64, 3), np.uint8)
+RED[12:36, 16:48, 0] = 255
+
+
+def save(
+    path: Path, nodes: list[Any], shape: list[Any], outputs: list[str], constants: dict[str, Any]
+) -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", kind, shape)],
+        [helper.make_tensor_value_info(name, kind, None) for name in outputs],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, str(path))
+
+
+def save_red(path: Path, shape: list[Any]) -> None:
+    """The red channel as the answer."""
+    take = onnx.helper.make_node("Gather", ["image", "first"], ["red"], axis=1)
+    save(path, [take], shape, ["red"], {"first": np.array([0], np.int64)})
+
+
+def test_depth_is_what_the_network_answers(tmp_path: Path) -> None:
+    save_red(tmp_path / "depth.onnx", [1, 3, "height", "width"])
+    networks = Networks(tmp_path)
+    found = networks.open("depth")(RED)
+    assert found.shape == (48, 64)
+    assert found[24, 32] == pytest.approx((1 - 0.485) / 0.229, abs=0.01)
+    assert found[2, 2] == pytest.approx(-0.485 / 0.229, abs=0.01)
+    digest = hashlib.sha256((tmp_path / "depth.onnx").read_bytes()).hexdigest()
+    assert networks.used == {"depth.onnx": digest}
+
+
+def test_the_salient_subject_is_white(tmp_path: Path) -> None:
+    save_red(tmp_path / "salient.onnx", [1, 3, 64, 64])
+    mask = Networks(tmp_path).open("salient")(RED)
+    expected = RED[..., 0] > 0
+    assert set(np.unique(mask)) == {0, 255}
+    assert ((mask > 0) != expected).mean() < 0.02
+
+
+def test_the_largest_likely_face_is_taken(tmp_path: Path) -> None:
+    scores = np.array([[[0.1, 0.9], [0.1, 0.9], [0.8, 0.2]]], np.float32)
+    boxes = np.array([[[0, 0, 0.1, 0.1], [0.25, 0.25, 0.75, 0.5], [0, 0, 1, 1]]], np.float32)
+    nodes = [onnx.helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("scores", "boxes")]
+    shape, outputs = [1, 3, 240, 320], ["scores_out", "boxes_out"]
+    save(tmp_path / "face.onnx", nodes, shape, outputs, {"scores": scores, "boxes": boxes})
+    assert Networks(tmp_path).open("face")(RED) == pytest.approx((16, 12, 48, 24))
+
+
+def test_a_damaged_network_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "depth.onnx").write_bytes(b"no network at all")
+    with raises(ConfigError, "depth.onnx", where=None):
+        Networks(tmp_path).open("depth")

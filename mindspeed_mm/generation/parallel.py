@@ -42,6 +42,10 @@ class SingleProcess:
         """Call `fn`, which checks what must be right before anything is loaded."""
         fn()
 
+    def is_shared(self, error: MindSpeedMMError) -> bool:
+        """Whether all processes of this video have raised `error`, so that they can go on together."""
+        return True
+
     def run_on_main_and_broadcast(self, fn: Callable[[], T]) -> T:
         """What `fn` returns."""
         return fn()
@@ -80,6 +84,7 @@ class ContextParallel(SingleProcess):
         self.layout = layout
         self.is_main = self.mesh.rank == 0
         self.share_errors = share_errors
+        self._shared: MindSpeedMMError | None = None  # the last error that went to all
 
     def guide(
         self, predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
@@ -91,6 +96,10 @@ class ContextParallel(SingleProcess):
         conditional, unconditional = velocities = [torch.empty_like(own) for _ in range(2)]
         dist.all_gather(velocities, own, group=self.mesh.dp_group)
         return apply_cfg(conditional, unconditional, scale)
+
+    def is_shared(self, error: MindSpeedMMError) -> bool:
+        """Whether all processes of this video have raised `error`: latents, and so NonFiniteError, are the same on all."""
+        return error is self._shared or isinstance(error, NonFiniteError)
 
     def check(self, fn: Callable[[], None]) -> None:
         """Call `fn` on the main process; its error ends all."""
@@ -119,8 +128,10 @@ class ContextParallel(SingleProcess):
         sent = [value, failed if is_shared else failed is not None]
         dist.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
         if failed is not None:
+            self._shared = failed if is_shared else None
             raise failed
         if isinstance(sent[1], MindSpeedMMError):
+            self._shared = sent[1]
             raise sent[1]
         if sent[1]:
             raise SystemExit(1)

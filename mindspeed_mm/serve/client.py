@@ -28,6 +28,7 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 LOGGER = get_logger(__name__)
 _TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
 _POLL = 0.5
+_RETURN = 300.0  # seconds in which a server that is gone may come back
 _PATIENCE = 3600.0  # seconds that a full queue or a loading model is waited for
 
 
@@ -63,9 +64,20 @@ class Client:
             _sleep(min(float(answer.headers.get("retry-after", 10)), 30))
 
     def get(self, video_id: str) -> dict[str, Any]:
-        """The state of a video."""
-        state: dict[str, Any] = self._checked(self._send("GET", f"/v1/videos/{video_id}")).json()
-        return state
+        """The state of a video. A server that is gone may come back, with its queue. Raises LaunchError after some minutes."""
+        until = time.monotonic() + _RETURN
+        while True:
+            try:
+                answer = self._send("GET", f"/v1/videos/{video_id}")
+                if answer.status_code < 500:
+                    state: dict[str, Any] = self._checked(answer).json()
+                    return state
+                problem = LaunchError(f"answers {answer.status_code}", where=self.base)
+            except LaunchError as error:
+                problem = error
+            if time.monotonic() > until:
+                raise problem
+            _sleep(2)
 
     def delete(self, video_id: str) -> None:
         """Cancel a video."""
@@ -126,8 +138,9 @@ def run(job: GenerateJob, server: str) -> None:
     client = Client(server)
     folder = Path(job.run.output_path)
     with lock_folder(folder, choose="output_path"), cancelling(client) as waiting:
-        for video in job.videos:
-            waiting[client.create(fields_of(video, len(job.model.experts)), files_of(video))["id"]] = video
+        planned = [(video, fields_of(video, len(job.model.experts)), files_of(video)) for video in job.videos]
+        for video, fields, files in planned:
+            waiting[client.create(fields, files)["id"]] = video
         for video_id, video in list(waiting.items()):
             state = wait_for(client, video_id, video.name)
             del waiting[video_id]
@@ -166,6 +179,14 @@ def wait_for(client: Client, video_id: str, name: str) -> dict[str, Any]:
 
 def fields_of(video: GenerationRequest, experts: int) -> dict[str, str]:
     """The form fields of a request: every number, so that the server's defaults do not matter."""
+    if video.task is not None or video.loras:
+        key = "task" if video.task is not None else "loras"
+        fix = (
+            "make its inputs with vace prepare first"
+            if key == "task"
+            else "start the server with these loras"
+        )
+        raise ConfigError("cannot be sent to a server", where=f"{video.name}: {key}", fix=fix)
     values = {
         **video.sampling.model_dump(mode="json"),
         "prompt": video.prompt,

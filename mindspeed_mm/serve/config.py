@@ -47,6 +47,12 @@ class ServeConfig(Config):
     job_timeout: float = Field(
         default=7200.0, gt=0, le=1e7, description="seconds after which a video that is being made fails"
     )
+    load_timeout: float = Field(
+        default=3600.0,
+        gt=0,
+        le=1e7,
+        description="seconds after which workers that still load are started again",
+    )
     keep_hours: float | None = Field(
         default=None, gt=0, le=1e6, description="delete a finished video after so many hours (default: never)"
     )

@@ -19,6 +19,7 @@ from mindspeed_mm.processes import LAUNCHER
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.folders import JobFolders
 from mindspeed_mm.serve.jobs import JobStore
+from mindspeed_mm.serve.problem import ApiError, describe_error
 
 LOGGER = get_logger(__name__)
 _POLL = 0.2
@@ -37,13 +38,15 @@ class Engine:
         self.store, self.folders, self.settings, self.worker = store, folders, settings, worker
         self.restarts = 0
         self.was_ready = False  # since the server started
+        self.failure = ""  # why the workers ended last, until all are ready again
+        self._name = ""
         self._over = threading.Event()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._thread = threading.Thread(target=self._watch, name="engine", daemon=True)
 
     def start(self) -> None:
         """Take up the queue that an earlier server left, and start the workers."""
-        self.store.release(blame=False)
+        self.store.release(())
         self._thread.start()
 
     def stop(self) -> None:
@@ -55,31 +58,51 @@ class Engine:
     def state(self) -> tuple[str, str]:
         """loading, ready or failed; and a message for people."""
         workers = self.store.workers().values()
-        for state, message in workers:
-            if state == "failed":
-                return "failed", message
+        if not self._thread.is_alive():
+            return "failed", "the engine has ended; see the server's log"
         if len(workers) == self.settings.devices and all(state == "ready" for state, _ in workers):
-            self.was_ready = True
+            self.was_ready, self.failure = True, ""
             return "ready", ""
+        failed = [message for state, message in workers if state == "failed"]
+        if failed or self.failure:
+            return "failed", failed[0] if failed else self.failure
         return "loading", "the weights are being read"
 
     def _watch(self) -> None:
         pause = 1.0
         while not self._over.is_set():
             started = time.monotonic()
+            try:
+                self._serve_once()
+            except Exception:  # a full disk, a locked queue: the server must outlive it
+                LOGGER.exception("the engine goes on after an error")
+            pause = 1.0 if time.monotonic() - started > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
+            if not self._over.is_set():
+                self.restarts += 1
+                LOGGER.warning("a worker ended; starting all again in %.0f s", pause)
+                self._over.wait(pause)
+        with suppress(Exception):
+            self.store.release(())
+            self.store.close()
+
+    def _serve_once(self) -> None:
+        """Start the workers, and clear up once one has ended."""
+        try:
             self._spawn()
             self._wait()
+        finally:
+            dead = [index for index, process in enumerate(self._processes) if process.poll() is not None]
+            failed = [message for state, message in self.store.workers().values() if state == "failed"]
             self._end_all()
-            if self._over.is_set():
-                break
-            for job in self.store.release(blame=True):
-                LOGGER.warning("%s: failed: its worker died %d times", job.id, job.attempts)
-            pause = 1.0 if time.monotonic() - started > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
-            self.restarts += 1
-            LOGGER.warning("a worker ended; starting all again in %.0f s", pause)
-            self._over.wait(pause)
-        self.store.release(blame=False)
-        self.store.close()
+        if self._over.is_set():
+            return
+        codes = ", ".join(str(self._processes[index].returncode) for index in dead)
+        self.failure = failed[0] if failed else f"a worker ended with exit code {codes}" if dead else ""
+        # processes that share a video end together; the others' videos are not to blame
+        shares = not self.worker["base"].get("data_parallel")
+        blamed = range(len(self._processes)) if shares and dead else dead
+        for job in self.store.release([f"{self._name}.{index}" for index in blamed]):
+            LOGGER.warning("%s: failed: its worker died %d times", job.id, job.attempts)
 
     def _spawn(self) -> None:
         path = Path(self.worker["data_dir"]) / "worker.json"
@@ -95,8 +118,8 @@ class Engine:
                 "MASTER_PORT": str(_free_port()),
             }
             ranks = [{**shared, "RANK": str(index), "LOCAL_RANK": str(index)} for index in range(count)]
-        name = f"{os.getpid()}.{self.restarts}"
-        command = [sys.executable, "-m", "mindspeed_mm.serve.worker", str(path), name]
+        self._name = f"{os.getpid()}.{self.restarts}"
+        command = [sys.executable, "-m", "mindspeed_mm.serve.worker", str(path), self._name]
         self._processes = [
             subprocess.Popen(command, env={**environment, **place}, stdin=subprocess.DEVNULL)
             for place in ranks
@@ -104,12 +127,19 @@ class Engine:
 
     def _wait(self) -> None:
         """Until a worker ends, hangs, or the server stops; cleans up meanwhile."""
+        started = time.monotonic()
         while not self._over.wait(_POLL):
             if any(process.poll() is not None for process in self._processes):
                 return
-            for job in self.store.overdue(self.settings.job_timeout + _LATE):
-                LOGGER.warning("%s: its worker hangs and is ended", job.id)
+            if overdue := self.store.overdue(self.settings.job_timeout + _LATE):
+                for job in overdue:
+                    LOGGER.warning("%s: its worker hangs and is ended", job.id)
+                    self.store.finish(job, late_error(self.settings.job_timeout))
                 return
+            if not self.was_ready and time.monotonic() - started > self.settings.load_timeout:
+                LOGGER.warning("the models are not loaded after %g s", self.settings.load_timeout)
+                return
+            self.state()
             self.clean()
 
     def clean(self) -> None:
@@ -136,6 +166,12 @@ class Engine:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def late_error(seconds: float) -> dict[str, str]:
+    """Of a video that takes longer than `seconds`."""
+    fix = "ask for fewer frames or a smaller size"
+    return describe_error(ApiError(500, "timeout", f"took longer than {seconds:g} s", fix=fix))
 
 
 def _free_port() -> int:

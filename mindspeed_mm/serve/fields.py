@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
@@ -32,12 +31,18 @@ COMPUTED: Mapping[str, str] = {
     "extra_params": "an object with more of these fields",
 }
 _TASK_TEXTS = frozenset({"type", "mode", "label", "caption", "process_type_1", "process_type_2"})
+_SAFE_TEXT = re.compile(
+    r"left|right|up|down|true|false|[0-9.,:-]*|(?:left|right|up|down)(?:,(?:left|right|up|down))*"
+)
+_LONGEST = 20_000  # characters of both prompts; what the text encoder reads is far shorter
 _TEXTS = frozenset({"prompt", "negative_prompt"})
 _SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 
 
-def read_fields(given: Mapping[str, Any], model: str, *, form: bool) -> dict[str, Any]:
-    """A client's fields in the words of the inference JSON, checked. `form`: all values are texts.
+def read_fields(
+    given: Mapping[str, Any], model: str, *, form: bool, fps: float | None = None
+) -> dict[str, Any]:
+    """A client's fields in the words of the inference JSON, checked. `form`: all values are texts. `fps`: the server's, of `seconds`.
 
     Raises ConfigError for an unknown field, with the nearest known one, and for a value out of its bounds.
     """
@@ -68,27 +73,43 @@ def read_fields(given: Mapping[str, Any], model: str, *, form: bool) -> dict[str
     if given.get("size") is not None:
         values.update(_read_size(given["size"], values))
     if given.get("seconds") is not None:
-        values.update(_read_seconds(given["seconds"], values))
+        values.update(_read_seconds(given["seconds"], values, fps or SamplingConfig().fps))
     if not str(values.get("prompt") or "").strip():
         raise ConfigError("is missing", where="prompt", fix="say what the video shows")
-    _check_task(values.get("task"))
-    request = parse(RequestConfig, values, "request")
+    request = _parsed(values)
+    _check_task(request.task)
+    if len(request.prompt or "") + len(request.negative_prompt or "") > _LONGEST:
+        raise ConfigError("is too long", where="prompt", expected=f"at most {_LONGEST} characters")
     return request.model_dump(mode="json", exclude_unset=True)
 
 
+def _parsed(values: Mapping[str, Any]) -> RequestConfig:
+    """`values`, checked. Raises ConfigError whose `where` is the field of the first problem."""
+    try:
+        return parse(RequestConfig, values, "request")
+    except ConfigError as error:
+        text = error.problem.removeprefix("request:")
+        name, _, problem = text.partition(": ")
+        known = name.split(".")[0].split("[")[0] in FIELDS
+        raise (ConfigError(problem, where=name) if known else ConfigError(text)) from None
+
+
 def _check_task(task: Any) -> None:
-    """Refuse options of a task that are paths: texts of any kind, but for the few that name no file."""
-    if not isinstance(task, dict) or task.get("type") not in TASKS:
-        return
-    fields = TASKS.get(task["type"]).options.model_fields
-    for name in task.keys() & fields.keys() - _TASK_TEXTS:
-        if _holds_text(fields[name].annotation):
+    """Refuse options of a task that could be paths: every text, but for the few that name no file."""
+    values = {} if not isinstance(task, dict) else task
+    for name, value in values.items():
+        if name not in _TASK_TEXTS and _holds_text(value):
             fix = "upload src_mask" if name == "mask" else "leave it out"
-            raise ConfigError("is a path, which a request cannot name", where=f"task.{name}", fix=fix)
+            raise ConfigError("could be a path, which a request cannot name", where=f"task.{name}", fix=fix)
 
 
-def _holds_text(annotation: Any) -> bool:
-    return annotation is str or any(map(_holds_text, get_args(annotation)))
+def _holds_text(value: Any) -> bool:
+    """Whether there is a text other than of a few safe words anywhere in a value."""
+    if isinstance(value, str):
+        return _SAFE_TEXT.fullmatch(value) is None
+    if isinstance(value, dict):
+        return any(map(_holds_text, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_text, value))
 
 
 def _check_model(name: Any, served: str) -> None:
@@ -105,12 +126,12 @@ def _read_size(size: Any, values: Mapping[str, Any]) -> dict[str, int]:
     return {"width": int(found[1]), "height": int(found[2])}
 
 
-def _read_seconds(seconds: Any, values: Mapping[str, Any]) -> dict[str, int]:
+def _read_seconds(seconds: Any, values: Mapping[str, Any], fps: float) -> dict[str, int]:
     if "num_frames" in values:
         raise ConfigError("is given beside num_frames", where="seconds", fix="send one of them")
     try:
         length = float(seconds)
-        frames = length * float(values.get("fps", SamplingConfig().fps))
+        frames = length * float(fps if values.get("fps") is None else values["fps"])
     except (TypeError, ValueError):
         raise ConfigError(f"got {seconds!r:.80}", where="seconds", expected="a number of seconds") from None
     if not 0 < frames <= 10001:

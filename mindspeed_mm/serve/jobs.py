@@ -10,13 +10,14 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.serve.problem import ApiError, describe_error
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 WorkerState = Literal["loading", "ready", "failed"]
@@ -226,32 +227,28 @@ class JobStore:
 
     # What the server calls when workers come and go
 
-    def release(self, *, blame: bool) -> list[Job]:
+    def release(self, blamed: Collection[str]) -> list[Job]:
         """Take every job from the workers, which have ended. Jobs wait again; returns those that failed instead.
 
-        `blame`: the worker died by itself, perhaps of this job, which therefore is tried MAX_ATTEMPTS times at most.
-        Without it the server was stopped, and the attempt does not count.
+        `blamed`: workers that died by themselves, perhaps of their job, which therefore is tried MAX_ATTEMPTS times at most.
+        The attempt of any other worker, which was stopped, does not count.
         """
         failed = []
         running = self._select("status = 'in_progress'", ())
         with self._transaction() as database:
             for job in running:
-                if blame and job.attempts >= MAX_ATTEMPTS and not job.cancelled:
-                    error = {
-                        "code": "worker_died",
-                        "problem": f"the worker died {job.attempts} times while it made this video",
-                        "fix": "see the server's log; a smaller size or fewer frames need less memory",
-                    }
+                counts = job.worker in blamed
+                if counts and job.attempts >= MAX_ATTEMPTS and not job.cancelled:
                     database.execute(
                         "UPDATE jobs SET status = 'failed', completed_at = ?, worker = NULL, error = ? WHERE id = ?",
-                        (time.time(), json.dumps(error), job.id),
+                        (time.time(), json.dumps(_died(job.attempts)), job.id),
                     )
                     failed.append(job)
                     continue
                 database.execute(
                     "UPDATE jobs SET status = 'queued', worker = NULL, started_at = NULL, step = 0, "
                     "attempts = ? WHERE id = ?",
-                    (job.attempts if blame else job.attempts - 1, job.id),
+                    (job.attempts if counts else job.attempts - 1, job.id),
                 )
             database.execute("DELETE FROM workers")
         return failed
@@ -324,6 +321,12 @@ class JobStore:
             )
             for row in rows
         ]
+
+
+def _died(attempts: int) -> dict[str, str]:
+    problem = f"the worker died {attempts} times while it made this video"
+    fix = "a smaller size or fewer frames need less memory"
+    return describe_error(ApiError(500, "worker_died", problem, fix=fix))
 
 
 def make_id() -> str:

@@ -114,7 +114,7 @@ def read_model(
     if config is not None:
         values = overrides.apply(read_json_object(config))
         values = {**values, "output_path": str(data_dir), "prompt": "a template"}
-        for key in ("tasks", "prompts_file", "from_latents", "name"):
+        for key in ("tasks", "prompts_file", "from_latents", "name", "task", "outpaint"):
             values.pop(key, None)
         checked = GenerateJob.from_values(values, Path(config))
     else:
@@ -126,6 +126,8 @@ def read_model(
     kept = {
         key: values[key] for key in (*_RUN_KEYS, *FIELDS) if values.get(key) is not None and key != "prompt"
     }
+    if loras := checked.videos[0].loras:
+        kept["loras"] = [lora.model_dump(mode="json") for lora in loras]
     return {"model": checked.model.model_dump(mode="json"), **kept}
 
 

@@ -16,7 +16,7 @@ import torch
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
-from mindspeed_mm.errors import DataError, MindSpeedMMError
+from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.files import read_json_object
 from mindspeed_mm.generation.denoise import Step
 from mindspeed_mm.generation.layout import choose_layout
@@ -26,6 +26,7 @@ from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParall
 from mindspeed_mm.generation.run import generate
 from mindspeed_mm.log import get_logger, on_every_rank, one_line_errors, rank, world_size
 from mindspeed_mm.processes import check_stop
+from mindspeed_mm.serve.engine import late_error
 from mindspeed_mm.serve.folders import JobFolders, build_job, in_api_words
 from mindspeed_mm.serve.jobs import Job, JobStore
 from mindspeed_mm.serve.problem import describe_error
@@ -42,6 +43,10 @@ _TIMEOUT = timedelta(hours=2)
 
 class Cancelled(Exception):
     """The client no longer wants this video."""
+
+
+class Late(Exception):
+    """The video takes too long."""
 
 
 class Worker:
@@ -87,9 +92,13 @@ class Worker:
         try:
             self._generate(job)
         except MindSpeedMMError as problem:
+            if not self.parallel.is_shared(problem):
+                raise  # of this process alone: the others wait for it in a collective, until the engine ends all
             error = describe_error(in_api_words(problem, self.folders.of(job.id)))
         except Cancelled:
             error = {"code": "cancelled"}
+        except Late:
+            error = late_error(self.timeout)
         if len(self.models.cached_prompts) > _PROMPTS:
             self.models.cached_prompts.clear()
         if self.parallel.is_main:
@@ -134,14 +143,8 @@ class Worker:
             return "" if self.store.should_continue(job) else "cancelled"
 
         end = self.parallel.run_on_main_and_broadcast(note)
-        if end == "late":
-            raise DataError(
-                f"took longer than {self.timeout:g} s",
-                where=f"step {step.index + 1} of {step.total}",
-                fix="ask for fewer frames or a smaller size",
-            )
         if end:
-            raise Cancelled
+            raise Late if end == "late" else Cancelled
 
 
 @one_line_errors
@@ -153,8 +156,9 @@ def main(argv: list[str]) -> None:
     store, folders = JobStore(data_dir), JobFolders(data_dir)
     try:
         serve(settings, store, folders, name)
-    except MindSpeedMMError as error:
-        store.set_worker(name, "failed", " ".join(str(error).split()))
+    except Exception as error:
+        kind = "" if isinstance(error, MindSpeedMMError) else f"{type(error).__name__}: "
+        store.set_worker(name, "failed", kind + " ".join(str(error).split())[:500])
         raise
 
 

@@ -26,7 +26,7 @@ STORE = "MINDSPEED_MM_STORE"  # of the launcher's ranks: the socket that rank 0 
 GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may go on after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _UNWIND = (
-    10.0  # seconds for the main thread to leave the C code that it is in, where nothing is to be finished
+    8.0  # seconds for the main thread to leave the C code that it is in, where nothing is to be finished
 )
 _PR_SET_PDEATHSIG = 1
 

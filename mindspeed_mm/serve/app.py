@@ -20,10 +20,11 @@ from starlette.exceptions import HTTPException
 
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.files import parse_json
+from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.engine import Engine
 from mindspeed_mm.serve.fields import read_fields
-from mindspeed_mm.serve.folders import JobFolders, build_job, discard, link_inputs
+from mindspeed_mm.serve.folders import JobFolders, build_job, discard, in_api_words, link_inputs
 from mindspeed_mm.serve.guard import Guard
 from mindspeed_mm.serve.jobs import Job, JobStore, make_id
 from mindspeed_mm.serve.metrics import exposition
@@ -62,6 +63,10 @@ class Service:
     model: str  # its name in requests
     base: Mapping[str, Any]  # what every inference JSON of a job begins with
 
+    def read(self, given: Mapping[str, Any], *, form: bool) -> dict[str, Any]:
+        """A request's fields, checked."""
+        return read_fields(given, self.model, form=form, fps=self.base.get("fps"))
+
     def show(self, job: Job) -> Video:
         """The job as clients see it."""
         return video_of(
@@ -85,7 +90,10 @@ class Service:
         if job.status != "completed":
             why = f": {job.error['message']}" if job.error and "message" in job.error else ""
             raise ApiError(409, f"video_{job.status}", f"the video is {job.status}{why}", where="id")
-        return self.folders.result(video_id)
+        path = self.folders.result(video_id)
+        if not path.is_file():
+            raise ApiError(404, "not_found", "the video's file is gone", where="id")
+        return path
 
     def check_ready(self) -> None:
         """Raise ApiError while the models are not loaded."""
@@ -103,6 +111,9 @@ class Service:
             planned = build_job(draft, self.base, fields, files)
             self._check_size(planned.videos[0].sampling.model_dump())
             folder = self.folders.commit(draft, job_id)
+        except MindSpeedMMError as error:
+            discard(draft)
+            raise (error if isinstance(error, ApiError) else in_api_words(error, draft)) from None
         except BaseException:
             discard(draft)
             raise
@@ -180,6 +191,12 @@ def _add_errors(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         return respond(error.status_code, {"code": code, "message": str(error.detail)})
 
+    @app.exception_handler(Exception)
+    async def others(_: Request, error: Exception) -> Response:
+        return respond(
+            500, {"code": "internal_error", "message": f"{type(error).__name__}; see the server's log"}
+        )
+
     @app.exception_handler(RequestValidationError)
     async def fastapis(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
@@ -200,7 +217,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
             return await run_in_threadpool(new_video, given, uploads)
 
     def new_video(given: _Given, uploads: _Uploads) -> Video:
-        fields = read_fields(given.values, service.model, form=given.form)
+        fields = service.read(given.values, form=given.form)
         return service.create(fields, lambda folder: keep_uploads(uploads, folder, service.settings))
 
     @app.post(
@@ -227,23 +244,46 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
     def edited(given: _Given, uploads: _Uploads) -> Video:
         values, source = _take_source(given.values, uploads)
-        fields = read_fields(values, service.model, form=given.form)
+        fields = service.read(values, form=given.form)
         finished = None if source is None else service.finished(source)
 
         def prepare(folder: Path) -> dict[str, list[str]]:
             files = keep_uploads(uploads, folder, service.settings)
-            return files if finished is None else {**files, **link_inputs({"src_video": [finished]}, folder)}
+            if finished is None:
+                return files
+            if "src_video" in files:
+                raise ApiError(
+                    400, "invalid_request", "is given beside video", where="src_video", fix="send one of them"
+                )
+            return {**files, **link_inputs({"src_video": [finished]}, folder)}
 
         return service.create(fields, prepare, source=source)
 
     def extended(given: _Given, uploads: _Uploads) -> Video:
         values, source = _take_source(given.values, uploads)
         overlap = _read_overlap(values.pop("overlap_frames", _OVERLAP))
-        fields = read_fields(values, service.model, form=given.form)
+        fields = service.read(values, form=given.form)
+        frames = fields.get("num_frames", service.base.get("num_frames", SamplingConfig().num_frames))
+        if overlap >= frames:
+            raise ApiError(
+                400,
+                "invalid_request",
+                f"got {overlap}",
+                where="overlap_frames",
+                expected=f"fewer than num_frames, {frames}",
+            )
         finished = None if source is None else service.finished(source)
 
         def prepare(folder: Path) -> dict[str, list[str]]:
             files = keep_uploads(uploads, folder, service.settings)
+            if "first_frame" in files:
+                raise ApiError(
+                    400,
+                    "invalid_request",
+                    "is the end of the video here",
+                    where="first_frame",
+                    fix="leave it out",
+                )
             clip = finished or folder / files.pop("src_video")[0]
             return {**files, "first_frame": [keep_tail(clip, overlap, folder).name]}
 
@@ -259,7 +299,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
     def remixed(video_id: str, given: _Given) -> Video:
         job = service.find(video_id)
-        fields = {**job.request["fields"], **read_fields(given.values, service.model, form=given.form)}
+        fields = {**job.request["fields"], **service.read(given.values, form=given.form)}
         sources = service.folders.inputs(video_id, job.request["files"])
         return service.create(fields, lambda folder: link_inputs(sources, folder), source=video_id)
 
@@ -348,7 +388,8 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
     """A JSON or form body: its fields, and its files by slot, open while the block runs. Raises ApiError."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
-        given = parse_json((await request.body()).decode("utf-8", "replace"), "the body", ApiJson)
+        text = (await read_short(request)).decode("utf-8", "replace")
+        given = await run_in_threadpool(parse_json, text, "the body", ApiJson)
         if not isinstance(given, dict):
             raise ApiError(
                 400, "invalid_request", "got no object", where="the body", expected="a JSON object"
@@ -365,7 +406,7 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
         )
     async with AsyncExitStack() as stack:
         form = await stack.enter_async_context(
-            request.form(max_files=settings.max_files, max_fields=_FIELDS, max_part_size=_FIELD_BYTES)
+            request.form(max_files=settings.max_files + 1, max_fields=_FIELDS, max_part_size=_FIELD_BYTES)
         )
         values: dict[str, str] = {}
         uploads: dict[str, list[BinaryIO]] = {}
@@ -398,6 +439,18 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
             else:
                 values[name] = value
         yield _Given(values, form=True), uploads
+
+
+async def read_short(request: Request) -> bytes:
+    """A body without files, which is short. Raises ApiError."""
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > _FIELD_BYTES:
+            raise ApiError(
+                413, "too_large", "the JSON is too large", expected=f"at most {_FIELD_BYTES >> 20} MiB"
+            )
+    return bytes(body)
 
 
 class ApiJson(ApiError):
@@ -439,7 +492,7 @@ def _read_overlap(value: Any) -> int:
 def _video_id(video: Any) -> str | None:
     """`video` of an edit: an id, or {"id": …} as clients of the original API send it."""
     if isinstance(video, str) and video.lstrip().startswith("{"):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             video = json.loads(video)
     if isinstance(video, dict):
         video = video.get("id")

@@ -115,13 +115,12 @@ def in_api_words(error: E, folder: Path) -> E:
         "request.json:": "",
         f"{folder}/": "",
         f"{folder}": "",
-        f"{NAME}: ": "",
     }
 
     def translate(text: str) -> str:
         for ours, theirs in words.items():
             text = text.replace(ours, theirs)
-        return text
+        return text.removeprefix(f"{NAME}: ")
 
     advice = "; ".join(
         part for part in error.fix.split("; ") if "--" not in part and "output_path" not in part

@@ -10,7 +10,6 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.problem import ApiError, describe_error, error_body
@@ -144,4 +143,4 @@ def host_name(host: str) -> str:
 
 def _is_own(origin: str, host: str) -> bool:
     """Whether a page of this server makes the call."""
-    return urlsplit(origin).netloc.lower() == host.lower()
+    return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")

@@ -93,15 +93,17 @@ def create(folder: Path, models: Sequence[str]) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("is not empty", where=folder, fix="name a new folder")
     source = examples()
-    draft = folder.absolute().parent / temporary_name(folder.absolute().name)
+    draft = folder.resolve().parent / temporary_name(folder.resolve().name)
     try:
         (draft / "examples").mkdir(parents=True)
         (draft / "pretrain_vace.py").write_text(_DOOR, encoding="utf-8")
         for name in (*_SHARED, *(MODELS[model][0] for model in models)):
             _copy(source / name, draft / "examples/vace" / name, _left_out(models))
-        if folder.exists():
-            folder.rmdir()
-        os.replace(draft, folder)
+        if folder.exists():  # and empty; perhaps somebody's working directory
+            for entry in draft.iterdir():
+                os.replace(entry, folder / entry.name)
+        else:
+            os.replace(draft, folder)
     except OSError as error:
         raise ConfigError(
             f"cannot be written: {error.strerror}", where=folder, fix="make room or choose another"

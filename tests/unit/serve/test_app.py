@@ -103,7 +103,9 @@ def test_input_reference_is_a_first_frame_or_a_clip(server: Server, tmp_path: Pa
     ("fields", "where", "fact"),
     [
         ({"stepz": "3"}, "stepz", "steps"),
-        ({"steps": "0"}, None, "steps"),
+        ({"steps": "0"}, "steps", "more than 0"),
+        ({"overlap": "1"}, "overlap", "unknown"),
+        ({"prompt": "x" * 20_001}, "prompt", "20000"),
         ({"video_path": "/etc/passwd"}, "video_path", "unknown"),
         ({"name": "x"}, "name", "unknown"),
         ({"size": "64"}, "size", "832x480"),
@@ -162,11 +164,51 @@ def test_task_is_a_name_or_an_object_with_options(server: Server, tmp_path: Path
     assert (unknown.status_code, "gray" in error_of(unknown)["message"]) == (400, True)
 
 
-@pytest.mark.parametrize("name", ["mask", "annotators"])
-def test_task_takes_no_path(server: Server, tmp_path: Path, name: str) -> None:
-    task = json.dumps({"type": "inpainting", "mode": "mask", name: "/etc/passwd"})
-    refused = post(server, files=[("src_video", ("c", clip(tmp_path)))], task=task)
-    assert (refused.status_code, error_of(refused)["where"]) == (400, f"task.{name}")
+@pytest.mark.parametrize(
+    "shape", [dict, json.dumps, lambda task: json.dumps(json.dumps(task))], ids=["object", "text", "twice"]
+)
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ({"type": "inpainting", "mode": "mask", "mask": "/etc/passwd"}, "mask"),
+        ({"type": "depth", "annotators": "/etc"}, "annotators"),
+        ({"type": "composition", "video_1": "/etc/passwd"}, "video_1"),
+        ({"type": "swap_anything", "mask": ["/etc/passwd"]}, "mask"),
+    ],
+)
+def test_task_takes_no_path(
+    server: Server, tmp_path: Path, shape: Any, task: dict[str, Any], name: str
+) -> None:
+    upload = [("src_video", ("c", clip(tmp_path)))]
+    given = shape(task)
+    made = [post(server, files=upload, extra_params=json.dumps({"task": given}))]
+    made.append(server.client.post("/v1/videos", json={"prompt": "a ball", "task": given}))
+    if isinstance(given, str):
+        made.append(post(server, files=upload, task=given))
+    for refused in made:
+        assert refused.status_code == 400, refused.text
+        assert "/etc" not in refused.text or "task" in error_of(refused)["where"]
+    assert list(server.folders.root.glob("*")) == []
+
+
+def test_long_json_is_refused_before_it_is_parsed(server: Server) -> None:
+    body = b"[" + b"[]," * 400_000 + b"[]]"
+    refused = server.client.post("/v1/videos", content=body, headers={"content-type": "application/json"})
+    assert (refused.status_code, error_of(refused)["code"]) == (413, "too_large")
+
+
+def test_file_that_is_gone_answers_404(server: Server, tmp_path: Path) -> None:
+    made = post(server).json()
+    finish(server, tmp_path)
+    server.folders.result(made["id"]).unlink()
+    for variant in ("video", "thumbnail"):
+        gone = server.client.get(f"/v1/videos/{made['id']}/content", params={"variant": variant})
+        assert gone.status_code == 404
+    assert post(server, "/v1/videos/edits", video=made["id"]).status_code == 404
+
+
+def test_deeply_nested_video_id_is_refused(server: Server) -> None:
+    assert post(server, "/v1/videos/edits", video='{"a":' * 5000).status_code == 404
 
 
 def test_mask_without_a_clip_is_refused_in_the_apis_words(server: Server) -> None:
@@ -180,7 +222,8 @@ def test_limits_of_uploads_are_kept(tmp_path: Path) -> None:
     with made.client:
         image = ("src_ref_images", ("a.png", png(64, 64)))
         assert error_of(post(made, files=[image]))["code"] == "too_many_pixels"
-        assert post(made, files=[image, image]).status_code in (400, 413)
+        many = post(made, files=[image, image])
+        assert (many.status_code, error_of(many)["code"]) == (413, "too_many_files")
         small = clip(tmp_path, np.full((9, 16, 16, 3), 9, np.uint8))
         assert error_of(post(made, files=[("src_video", ("c", small))]))["code"] == "too_long"
         big = post(made, files=[("src_video", ("c", b"\0" * (2 << 20)))])
@@ -269,6 +312,8 @@ def test_extension_begins_with_the_end_of_a_video(server: Server, tmp_path: Path
     finish(server, tmp_path)
     longer = post(server, "/v1/videos/extensions", video=made["id"], overlap_frames="5").json()
     assert longer["request"]["first_frame"] == ["first_frame_0.mkv"]
+    too_long = post(server, "/v1/videos/extensions", video=made["id"], overlap_frames="17")
+    assert error_of(too_long)["where"] == "overlap_frames"
     refused = post(server, "/v1/videos/extensions", video=made["id"], overlap_frames="4")
     assert error_of(refused)["where"] == "overlap_frames"
     assert error_of(post(server, "/v1/videos/extensions"))["where"] == "video"

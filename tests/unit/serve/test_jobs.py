@@ -47,7 +47,7 @@ def test_cancelled_job_stops_its_worker_and_is_purged_after(tmp_path: Path) -> N
 def test_worker_that_lost_its_job_cannot_finish_it(tmp_path: Path) -> None:
     store, _ = filled(tmp_path, 1)
     stale = store.claim("a")
-    store.release(blame=True)
+    store.release(["a", "b"])
     again = store.claim("b")
     assert not store.finish(stale)
     assert store.finish(again)
@@ -56,18 +56,28 @@ def test_worker_that_lost_its_job_cannot_finish_it(tmp_path: Path) -> None:
 def test_job_fails_when_its_worker_dies_twice(tmp_path: Path) -> None:
     store, ids = filled(tmp_path, 1)
     store.claim("a")
-    assert store.release(blame=True) == []
+    assert store.release(["a", "b"]) == []
     store.claim("b")
-    assert [job.id for job in store.release(blame=True)] == ids
+    assert [job.id for job in store.release(["a", "b"])] == ids
     assert store.get(ids[0]).status == "failed"
     assert store.get(ids[0]).error["code"] == "worker_died"
+
+
+def test_only_the_worker_that_died_is_blamed(tmp_path: Path) -> None:
+    store, ids = filled(tmp_path, 2)
+    for _ in range(2):
+        store.claim("a")
+        store.claim("b")
+        store.release(["a"])
+    assert [store.get(video).status for video in ids] == ["failed", "queued"]
+    assert "died 2 times" in store.get(ids[0]).error["message"]
 
 
 def test_stopped_servers_do_not_count_as_attempts(tmp_path: Path) -> None:
     store, ids = filled(tmp_path, 1)
     for _ in range(5):
         store.claim("a")
-        store.release(blame=False)
+        store.release(())
     assert store.get(ids[0]).status == "queued"
 
 

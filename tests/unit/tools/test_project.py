@@ -42,6 +42,14 @@ def test_empty_folder_is_filled_and_a_full_one_is_refused(tmp_path: Path) -> Non
     assert files(tmp_path / "empty") == before
 
 
+def test_working_directory_can_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    main([".", "--model", "1.3B"])
+    assert (tmp_path / "here/examples/vace/1.3B").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_unknown_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path / "project"), "--model", "13B"])

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from mindspeed_mm.errors import MindSpeedMMError
-from mindspeed_mm.files import parse_json
 from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.serve.body import Given, Uploads, read_body, read_overlap, take_source
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.engine import Engine
 from mindspeed_mm.serve.fields import read_fields
@@ -31,11 +29,9 @@ from mindspeed_mm.serve.metrics import exposition
 from mindspeed_mm.serve.problem import ApiError, describe_error, error_body
 from mindspeed_mm.serve.results import keep_tail, spritesheet, thumbnail
 from mindspeed_mm.serve.schemas import Deleted, Video, VideoList, body_schema, video_of
-from mindspeed_mm.serve.uploads import SLOTS, keep_uploads
+from mindspeed_mm.serve.uploads import keep_uploads
 
 Prepare = Callable[[Path], dict[str, list[str]]]  # fills a job's `inputs` folder; slot → file names
-_FIELDS = 200  # of one form
-_FIELD_BYTES = 1 << 20
 _OVERLAP = 9  # frames of a video's end that an extension begins with
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
@@ -216,7 +212,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         async with read_body(request, service.settings) as (given, uploads):
             return await run_in_threadpool(new_video, given, uploads)
 
-    def new_video(given: _Given, uploads: _Uploads) -> Video:
+    def new_video(given: Given, uploads: Uploads) -> Video:
         fields = service.read(given.values, form=given.form)
         return service.create(fields, lambda folder: keep_uploads(uploads, folder, service.settings))
 
@@ -242,8 +238,8 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         async with read_body(request, service.settings) as (given, uploads):
             return await run_in_threadpool(extended, given, uploads)
 
-    def edited(given: _Given, uploads: _Uploads) -> Video:
-        values, source = _take_source(given.values, uploads)
+    def edited(given: Given, uploads: Uploads) -> Video:
+        values, source = take_source(given.values, uploads)
         fields = service.read(values, form=given.form)
         finished = None if source is None else service.finished(source)
 
@@ -259,9 +255,9 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
         return service.create(fields, prepare, source=source)
 
-    def extended(given: _Given, uploads: _Uploads) -> Video:
-        values, source = _take_source(given.values, uploads)
-        overlap = _read_overlap(values.pop("overlap_frames", _OVERLAP))
+    def extended(given: Given, uploads: Uploads) -> Video:
+        values, source = take_source(given.values, uploads)
+        overlap = read_overlap(values.pop("overlap_frames", _OVERLAP))
         fields = service.read(values, form=given.form)
         frames = fields.get("num_frames", service.base.get("num_frames", SamplingConfig().num_frames))
         if overlap >= frames:
@@ -297,7 +293,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
                 raise ApiError(400, "invalid_request", "remix takes no files", where=next(iter(uploads)))
             return await run_in_threadpool(remixed, video_id, given)
 
-    def remixed(video_id: str, given: _Given) -> Video:
+    def remixed(video_id: str, given: Given) -> Video:
         job = service.find(video_id)
         fields = {**job.request["fields"], **service.read(given.values, form=given.form)}
         sources = service.folders.inputs(video_id, job.request["files"])
@@ -370,132 +366,3 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     def metrics() -> Response:
         body, media_type = exposition(service.store, service.engine)
         return Response(body, media_type=media_type)
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The fields of a request; `form`: all values are texts."""
-
-    values: Mapping[str, Any]
-    form: bool
-
-
-_Uploads = Mapping[str, Sequence[BinaryIO]]
-
-
-@asynccontextmanager
-async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tuple[_Given, _Uploads]]:
-    """A JSON or form body: its fields, and its files by slot, open while the block runs. Raises ApiError."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "application/json":
-        text = (await read_short(request)).decode("utf-8", "replace")
-        given = await run_in_threadpool(parse_json, text, "the body", ApiJson)
-        if not isinstance(given, dict):
-            raise ApiError(
-                400, "invalid_request", "got no object", where="the body", expected="a JSON object"
-            )
-        yield _Given(given, form=False), {}
-        return
-    if media_type not in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        raise ApiError(
-            415,
-            "unsupported_format",
-            f"got {media_type!r:.80}",
-            where="Content-Type",
-            expected="application/json or multipart/form-data",
-        )
-    async with AsyncExitStack() as stack:
-        form = await stack.enter_async_context(
-            request.form(max_files=settings.max_files + 1, max_fields=_FIELDS, max_part_size=_FIELD_BYTES)
-        )
-        values: dict[str, str] = {}
-        uploads: dict[str, list[BinaryIO]] = {}
-        for key, value in form.multi_items():
-            name = key.removesuffix("[]")
-            if (
-                isinstance(value, UploadFile) and name == "video"
-            ):  # of edits and extensions, as other clients send it
-                name = "src_video"
-            if isinstance(value, UploadFile):
-                if name not in SLOTS:
-                    raise ApiError(
-                        400,
-                        "invalid_request",
-                        "is no name for a file",
-                        where=f"{name:.60}",
-                        expected=" or ".join(SLOTS),
-                    )
-                uploads.setdefault(name, []).append(value.file)
-            elif name in values:
-                raise ApiError(400, "invalid_request", "is given twice", where=f"{name:.60}")
-            elif name in SLOTS:
-                raise ApiError(
-                    400,
-                    "invalid_request",
-                    "is a text; send the file itself",
-                    where=name,
-                    expected="an upload",
-                )
-            else:
-                values[name] = value
-        yield _Given(values, form=True), uploads
-
-
-async def read_short(request: Request) -> bytes:
-    """A body without files, which is short. Raises ApiError."""
-    body = bytearray()
-    async for block in request.stream():
-        body += block
-        if len(body) > _FIELD_BYTES:
-            raise ApiError(
-                413, "too_large", "the JSON is too large", expected=f"at most {_FIELD_BYTES >> 20} MiB"
-            )
-    return bytes(body)
-
-
-class ApiJson(ApiError):
-    """A body that is no JSON: what the one JSON reader raises."""
-
-    def __init__(self, problem: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
-        super().__init__(400, "invalid_json", problem, where=where, expected=expected, fix=fix)
-
-
-def _take_source(given: Mapping[str, Any], uploads: _Uploads) -> tuple[dict[str, Any], str | None]:
-    """The fields without `video`, and the id in it; None with an upload in its place."""
-    values = dict(given)
-    source = _video_id(values.pop("video", None))
-    if (source is None) == ("src_video" not in uploads):
-        raise ApiError(
-            400,
-            "invalid_request",
-            "is missing" if source is None else "is given beside src_video",
-            where="video",
-            fix="send the id of a finished video, or upload src_video",
-        )
-    return values, source
-
-
-def _read_overlap(value: Any) -> int:
-    """How many frames an extension repeats."""
-    text = str(value)
-    if not (text.isascii() and text.isdigit()) or int(text[:9]) % 4 != 1:
-        raise ApiError(
-            400,
-            "invalid_request",
-            f"got {text!r:.80}",
-            where="overlap_frames",
-            expected="4k+1 frames: 1, 5, 9 …",
-        )
-    return int(text[:9])
-
-
-def _video_id(video: Any) -> str | None:
-    """`video` of an edit: an id, or {"id": …} as clients of the original API send it."""
-    if isinstance(video, str) and video.lstrip().startswith("{"):
-        with suppress(ValueError, RecursionError):
-            video = json.loads(video)
-    if isinstance(video, dict):
-        video = video.get("id")
-    if video is not None and not isinstance(video, str):
-        raise ApiError(400, "invalid_request", "is no id", where="video", expected="the id of a video")
-    return video

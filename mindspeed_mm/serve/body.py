@@ -1,0 +1,148 @@
+"""What a request carries: fields and files of a JSON or form body, and the source of an edit. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from mindspeed_mm.files import parse_json
+from mindspeed_mm.serve.config import ServeConfig
+from mindspeed_mm.serve.problem import ApiError
+from mindspeed_mm.serve.uploads import SLOTS
+
+_FIELDS = 200  # of one form
+_FIELD_BYTES = 1 << 20
+Uploads = Mapping[str, Sequence[BinaryIO]]  # by slot, open
+
+
+@dataclass(frozen=True)
+class Given:
+    """The fields of a request; `form`: all values are texts."""
+
+    values: Mapping[str, Any]
+    form: bool
+
+
+@asynccontextmanager
+async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tuple[Given, Uploads]]:
+    """A JSON or form body: its fields, and its files by slot, open while the block runs. Raises ApiError."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        text = (await read_short(request)).decode("utf-8", "replace")
+        given = await run_in_threadpool(parse_json, text, "the body", ApiJson)
+        if not isinstance(given, dict):
+            raise ApiError(
+                400, "invalid_request", "got no object", where="the body", expected="a JSON object"
+            )
+        yield Given(given, form=False), {}
+        return
+    if media_type not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise ApiError(
+            415,
+            "unsupported_format",
+            f"got {media_type!r:.80}",
+            where="Content-Type",
+            expected="application/json or multipart/form-data",
+        )
+    async with AsyncExitStack() as stack:
+        form = await stack.enter_async_context(
+            request.form(max_files=settings.max_files + 1, max_fields=_FIELDS, max_part_size=_FIELD_BYTES)
+        )
+        values: dict[str, str] = {}
+        uploads: dict[str, list[BinaryIO]] = {}
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")
+            if (
+                isinstance(value, UploadFile) and name == "video"
+            ):  # of edits and extensions, as other clients send it
+                name = "src_video"
+            if isinstance(value, UploadFile):
+                if name not in SLOTS:
+                    raise ApiError(
+                        400,
+                        "invalid_request",
+                        "is no name for a file",
+                        where=f"{name:.60}",
+                        expected=" or ".join(SLOTS),
+                    )
+                uploads.setdefault(name, []).append(value.file)
+            elif name in values:
+                raise ApiError(400, "invalid_request", "is given twice", where=f"{name:.60}")
+            elif name in SLOTS:
+                raise ApiError(
+                    400,
+                    "invalid_request",
+                    "is a text; send the file itself",
+                    where=name,
+                    expected="an upload",
+                )
+            else:
+                values[name] = value
+        yield Given(values, form=True), uploads
+
+
+async def read_short(request: Request) -> bytes:
+    """A body without files, which is short. Raises ApiError."""
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > _FIELD_BYTES:
+            raise ApiError(
+                413, "too_large", "the JSON is too large", expected=f"at most {_FIELD_BYTES >> 20} MiB"
+            )
+    return bytes(body)
+
+
+class ApiJson(ApiError):
+    """A body that is no JSON: what the one JSON reader raises."""
+
+    def __init__(self, problem: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
+        super().__init__(400, "invalid_json", problem, where=where, expected=expected, fix=fix)
+
+
+def take_source(given: Mapping[str, Any], uploads: Uploads) -> tuple[dict[str, Any], str | None]:
+    """The fields without `video`, and the id in it; None with an upload in its place."""
+    values = dict(given)
+    source = _video_id(values.pop("video", None))
+    if (source is None) == ("src_video" not in uploads):
+        raise ApiError(
+            400,
+            "invalid_request",
+            "is missing" if source is None else "is given beside src_video",
+            where="video",
+            fix="send the id of a finished video, or upload src_video",
+        )
+    return values, source
+
+
+def read_overlap(value: Any) -> int:
+    """How many frames an extension repeats."""
+    text = str(value)
+    if not (text.isascii() and text.isdigit()) or int(text[:9]) % 4 != 1:
+        raise ApiError(
+            400,
+            "invalid_request",
+            f"got {text!r:.80}",
+            where="overlap_frames",
+            expected="4k+1 frames: 1, 5, 9 …",
+        )
+    return int(text[:9])
+
+
+def _video_id(video: Any) -> str | None:
+    """`video` of an edit: an id, or {"id": …} as clients of the original API send it."""
+    if isinstance(video, str) and video.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            video = json.loads(video)
+    if isinstance(video, dict):
+        video = video.get("id")
+    if video is not None and not isinstance(video, str):
+        raise ApiError(400, "invalid_request", "is no id", where="video", expected="the id of a video")
+    return video

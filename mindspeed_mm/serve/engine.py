@@ -92,8 +92,8 @@ class Engine:
             self._wait()
         finally:
             dead = [index for index, process in enumerate(self._processes) if process.poll() is not None]
-            failed = [message for state, message in self.store.workers().values() if state == "failed"]
             self._end_all()
+        failed = [message for state, message in self.store.workers().values() if state == "failed"]
         if self._over.is_set():
             return
         codes = ", ".join(str(self._processes[index].returncode) for index in dead)

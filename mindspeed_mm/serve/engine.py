@@ -45,8 +45,7 @@ class Engine:
         self._thread = threading.Thread(target=self._watch, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Take up the queue that an earlier server left, and start the workers."""
-        self.store.release(())
+        """Start the workers."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -86,7 +85,10 @@ class Engine:
             self.store.close()
 
     def _serve_once(self) -> None:
-        """Start the workers, and clear up once one has ended."""
+        """Take up what was left, start the workers, and clear up once one has ended."""
+        self.store.release(
+            ()
+        )  # of an earlier server, or of workers after whom the queue could not be written
         try:
             self._spawn()
             self._wait()

@@ -118,6 +118,8 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
             f"no plan for model_id {job.model.predictor.model_id!r}", where="predictor.model_id"
         )
     spec = MODELS.get(predictor.model_id)
+    if not spec.modules:
+        raise ConfigError(f"no plan for model_id {predictor.model_id!r}", where="predictor.model_id")
     sizes = predictor.model
     names = resolve(spec.modules)(sizes)
     shards = fsdp.sharding_size if isinstance(fsdp.sharding_size, int) else job.world_size

@@ -134,7 +134,7 @@ def test_what_is_written_is_read_back(
     """A disk that loses a bit is noticed, and nothing is moved into place."""
     write_transformer(tmp_path / "a", tiny_transformer(0), torch.float32)
 
-    def lossy(path: Path, tensors: dict[str, TensorFile], *, written: object) -> None:
+    def lossy(path: Path, tensors: dict[str, TensorFile], **_: object) -> None:
         save_file({name: tensor.read() + 1 for name, tensor in tensors.items()}, path)
 
     main(command("hf_to_mm", tmp_path / "a", tmp_path / "mm"))

@@ -56,6 +56,7 @@ setup(
         "ui": ["gradio>=5.0"],
         "heic": ["pillow-heif>=0.18"],
         "annotate": ["onnxruntime>=1.18"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # scripts/build_docs.sh
         "dev": [
             "accelerate>=1.1",  # diffusers asks for it in from_pretrained of what mm-convert writes
             "pytest>=8.0",
@@ -63,6 +64,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "mindspeed-mm-vace[serve]",
+            "mindspeed-mm-vace[docs]",
             "openai>=2.0; python_version >= '3.11'",  # a client of /v1/videos that others wrote
             "peft>=0.17",  # oracle of LoRA layers and files
             "ruff>=0.6",

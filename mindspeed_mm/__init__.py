@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mindspeed_mm.conditioning.annotate.networks import ANNOTATORS
     from mindspeed_mm.conditioning.tasks.spec import TASKS
     from mindspeed_mm.data.registry import DATASETS
+    from mindspeed_mm.evaluation.spec import METRICS
     from mindspeed_mm.generation.pipeline import VacePipeline
     from mindspeed_mm.generation.request import GenerationRequest
     from mindspeed_mm.models.spec import MODELS
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANNOTATORS",
     "DATASETS",
+    "METRICS",
     "MODELS",
     "TASKS",
     "TRANSFORMS",
@@ -28,6 +30,7 @@ _HOMES = {
     "ANNOTATORS": "mindspeed_mm.conditioning.annotate.networks",
     "DATASETS": "mindspeed_mm.data.registry",
     "GenerationRequest": "mindspeed_mm.generation.request",
+    "METRICS": "mindspeed_mm.evaluation.spec",
     "MODELS": "mindspeed_mm.models.spec",
     "TASKS": "mindspeed_mm.conditioning.tasks.spec",
     "TRANSFORMS": "mindspeed_mm.models.transforms.config",

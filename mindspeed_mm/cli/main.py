@@ -19,6 +19,7 @@ VERBS: Mapping[str, str] = {
     "plan": "memory and time of a training run before its launch",
     "train": "pre-train or fine-tune on features",
     "generate": "videos from a JSON with weights, prompts and inputs",
+    "eval": "scores of generated videos, and comparisons of runs",
     "serve": "an HTTP API over a model that stays loaded",
 }
 HELP = """\

@@ -15,6 +15,10 @@ from safetensors.torch import load_file
 from score import Score, score_folder
 
 from mindspeed_mm.data.video import open_video
+from mindspeed_mm.evaluation.metrics.catalog import all_metrics
+from mindspeed_mm.evaluation.report import ALL, compare
+from mindspeed_mm.evaluation.report import score_folder as report_of
+from mindspeed_mm.evaluation.sources import EvalData
 from tests.examples.conftest import ROOT, Quickstart
 from tests.runs import ended
 
@@ -139,3 +143,17 @@ def test_iterations_are_logged_in_megatron_s_words(quickstart: Quickstart) -> No
     assert re.search(
         r"^Elapsed Time Per iteration: [\d.]+, Average Samples per Second: [\d.]+$", log, re.MULTILINE
     )
+
+
+def test_vace_eval_ranks_trunk_trained_and_shipped(quickstart: Quickstart) -> None:
+    """The three checkpoints of the same requests: each step is shown to be better, and not the other way round."""
+    data = EvalData.open(quickstart.out / "heldout/data.json")
+    metrics = all_metrics(("truth_psnr", "truth_ssim", "latent_jump"))
+    trunk, trained, shipped = (
+        report_of(quickstart.out / name, metrics, data=data) for name in ("before", "after", "shipped")
+    )
+    for worse, better in ((trunk, trained), (trained, shipped)):
+        found = {one.metric: one for one in compare(worse, better) if one.task == ALL}
+        assert found["truth_psnr"].verdict == found["truth_ssim"].verdict == "better", found
+        assert found["truth_psnr"].change.count == 2 * len(KINDS)
+        assert compare(better, worse)[-1].verdict != "better"

@@ -22,7 +22,7 @@ from mindspeed_mm.cli.ranks import RankConfig
 from mindspeed_mm.config.flags import flag_name
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.serve import main as serve
-from mindspeed_mm.tasks import prepare
+from mindspeed_mm.tasks import evaluate, prepare
 from mindspeed_mm.tasks.jobs import extract, pretrain
 from mindspeed_mm.tasks.jobs.plan import plan_parser
 from mindspeed_mm.tools import inspect_samples, project
@@ -64,6 +64,7 @@ def parsers() -> dict[str, set[str]]:
         "prepare": prepare.job_parser(),
         "serve": serve.job_parser(),
         "plan": plan_parser(),
+        "eval": evaluate.job_parser(),
         "init": project.job_parser(),
     }
     flags = {name: set(parser._option_string_actions) for name, parser in found.items()}
@@ -113,6 +114,8 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/serve/": ["serve"],
         "mindspeed_mm/tools/project": ["init"],
         "mindspeed_mm/planning/": ["plan"],
+        "mindspeed_mm/evaluation/": ["eval"],
+        "mindspeed_mm/tasks/evaluate": ["eval"],
         "mindspeed_mm/tasks/plan": ["plan"],
         "mindspeed_mm/tasks/jobs/plan": ["plan"],
         "mindspeed_mm/tasks/prepare": ["prepare"],

@@ -17,6 +17,7 @@ SIBLINGS = {
     "training",
     "generation",
     "planning",
+    "evaluation",
 }  # on their floor none imports another
 FLOORS = {
     "errors": 0, "checksum": 0, "files": 0, "registry": 0, "log": 0, "locks": 0, "processes": 0, "progress": 0,
@@ -25,7 +26,7 @@ FLOORS = {
     "accelerator": 2, "ops": 2, "flow": 2,
     "models": 3, "data": 3, "distributed": 3,
     "conditioning": 4,
-    "training": 5, "generation": 5, "planning": 5,
+    "training": 5, "generation": 5, "planning": 5, "evaluation": 5,
     "tasks": 6, "tools": 6,
     "serve": 7,
     "cli": 8,

@@ -1,4 +1,4 @@
-"""Write held-out scenes and two inference JSONs: inference.json asks for each scene, changed.json for other colours.
+"""Write held-out scenes, data.json, and two inference JSONs: inference.json asks for each scene, changed.json for other colours.
 
     python examples/vace/tiny/heldout.py OUT --base examples/vace/tiny/inference.json --count 4
     python examples/vace/inference/Wan-VACE-Inference.py OUT/inference.json --output_path OUT/results
@@ -29,7 +29,8 @@ def heldout_indices(count: int) -> list[int]:
 
 
 def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> None:
-    """Clips under `folder`, and `folder/inference.json` and `folder/changed.json`: the base JSON with one task a request."""
+    """Clips under `folder`, their data.json, and inference.json and changed.json: the base JSON with one task a request."""
+    rows: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
     indices = heldout_indices(count + len(kinds) - 1)
@@ -40,6 +41,7 @@ def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> No
             scene = world.make_scene("heldout", index)
             clip = world.Clip(index=index, kind=kind, split="heldout")
             row = world.write_clip(folder, clip, scene)
+            rows.append(row)
             tasks.append(_task(folder, clip.name, str(row["cap"]), row))
             other = scene.recoloured()
             name = f"{clip.name}_{other.colour}"
@@ -48,6 +50,7 @@ def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> No
                 changed.append(_task(folder, name, str(row["cap"]), row))
             elif kind in ("inpaint", "silhouette", "edge"):  # another caption for the same clip
                 changed.append(_task(folder, name, other.caption, row))
+    (folder / "data.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     settings = read_json(base)
     for name, requests in (("inference.json", tasks), ("changed.json", changed)):
         (folder / name).write_text(json.dumps({**settings, "tasks": requests}, indent=1), encoding="utf-8")

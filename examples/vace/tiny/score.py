@@ -25,6 +25,7 @@ import world
 from numpy.typing import NDArray
 
 from mindspeed_mm.data.video import open_video
+from mindspeed_mm.evaluation.pixels import psnr
 
 SHAPE_IOU = 0.8  # from which on something is called a shape; what has none stays below 0.7
 NAME = re.compile(r"heldout_(?P<index>\d+)_(?P<kind>[a-z]+)(?:_(?P<colour>[a-z]+))?")
@@ -77,12 +78,6 @@ def score_clip(path: Path) -> Score | None:
         kept_psnr=kept,
         first_frame_psnr=first,
     )
-
-
-def psnr(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of uint8 pixels in dB, at most 99."""
-    error = np.square(found.astype(np.float64) - wanted).mean()
-    return min(99.0, 10 * math.log10(255**2 / max(error, 1e-9)))
 
 
 def is_coloured(frames: world.Pixels, colour: str) -> NDArray[np.bool_]:

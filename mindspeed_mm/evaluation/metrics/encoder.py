@@ -1,0 +1,102 @@
+"""Likeness by a CLIP or DINO model in a local folder: `--encoder FOLDER`. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.evaluation.sample import Sample
+from mindspeed_mm.evaluation.spec import Metric
+from mindspeed_mm.files import display_path
+
+_FRAMES = 16  # of a video, spread over it
+_AT_ONCE = 16
+
+
+class Encoder:
+    """A model of transformers that gives a vector of an image, and, where it is a CLIP, of a text."""
+
+    def __init__(self, folder: Path, device: Any = "cpu") -> None:
+        """Raises WeightsError for a folder that holds no such model."""
+        from transformers import AutoModel, AutoProcessor
+
+        try:
+            self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
+            self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise WeightsError(
+                f"cannot be opened as a model of transformers: {str(error).splitlines()[0]}",
+                where=display_path(folder),
+                fix="name the folder of a CLIP or DINO model with its preprocessor_config.json",
+            ) from None
+        self.device = device
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether texts and images have vectors of one space."""
+        return hasattr(self._model, "get_text_features")
+
+    def images(self, pictures: Sequence[Frame]) -> NDArray[np.float64]:
+        """Vectors of length 1: [N, D]."""
+        import torch
+
+        found = []
+        for start in range(0, len(pictures), _AT_ONCE):
+            part = list(pictures[start : start + _AT_ONCE])
+            values = self._processor(images=part, return_tensors="pt").to(self.device)
+            with torch.no_grad():
+                found.append(_vectors(self._of_images(values)))
+        return np.concatenate(found)
+
+    def text(self, prompt: str) -> NDArray[np.float64]:
+        """A vector of length 1: [1, D]."""
+        import torch
+
+        values = self._processor(text=[prompt], return_tensors="pt", padding=True, truncation=True)
+        with torch.no_grad():
+            return _vectors(_pooled(self._model.get_text_features(**values.to(self.device))))
+
+    def _of_images(self, values: Any) -> Any:
+        if self.reads_text:
+            return _pooled(self._model.get_image_features(**values))
+        return self._model(**values).last_hidden_state[:, 0]  # DINO: the class token
+
+
+def encoder_metrics(encoder: Encoder) -> list[Metric]:
+    """Likeness of references and frames, and of the prompt and frames where the model reads text."""
+
+    def of_reference(sample: Sample) -> float | None:
+        if not sample.references:
+            return None
+        return float((encoder.images(sample.references) @ encoder.images(_spread(sample)).T).mean())
+
+    def of_prompt(sample: Sample) -> float | None:
+        if not sample.prompt:
+            return None
+        return float((encoder.text(sample.prompt) @ encoder.images(_spread(sample)).T).mean())
+
+    found = [Metric("encoder_reference", "", "higher", "cosine of references and frames", of_reference)]
+    if encoder.reads_text:
+        found.append(Metric("encoder_prompt", "", "higher", "cosine of prompt and frames", of_prompt))
+    return found
+
+
+def _spread(sample: Sample) -> list[Frame]:
+    count = len(sample.output)
+    places = np.unique(np.linspace(0, count - 1, min(count, _FRAMES)).round().astype(int))
+    return [sample.output[place] for place in places]
+
+
+def _pooled(answer: Any) -> Any:
+    return getattr(answer, "pooler_output", answer)
+
+
+def _vectors(values: Any) -> NDArray[np.float64]:
+    array = np.asarray(values.float().cpu(), np.float64)
+    return np.asarray(array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12))

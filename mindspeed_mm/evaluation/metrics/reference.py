@@ -1,0 +1,98 @@
+"""Does what the references show appear? Their colours and outlines, frame by frame."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
+from mindspeed_mm.conditioning.annotate.shapes import mask_box
+from mindspeed_mm.evaluation.sample import Sample
+from mindspeed_mm.evaluation.spec import metric
+
+_BINS = 8  # of each channel
+_LEAST = 0.01  # of the reference's pixels: a colour of its palette
+_AREA = 0.02  # of a frame: so much of the palette is enough
+_WHITE = 245  # from which on a pixel is the letterbox
+_SIDE = 64  # of the pictures whose outlines are compared
+
+
+@metric("reference_colour", better="higher", summary="share of the reference's colours that frames have, too")
+def reference_colour(sample: Sample) -> float | None:
+    """Intersection of the colour histograms inside the reference's palette; mean over references and frames."""
+    values = [
+        _colour_share(_histogram(picture[subject(picture)]), frame)
+        for picture in sample.references
+        for frame in sample.output
+    ]
+    return float(np.mean(values)) if values else None
+
+
+@metric(
+    "reference_shape",
+    better="higher",
+    summary="outlines of the reference against those of its colours in the frames",
+)
+def reference_shape(sample: Sample) -> float | None:
+    """Cosine of the histograms of oriented gradients; mean over references and frames, 0 where no colour of it is."""
+    found = []
+    for picture in sample.references:
+        where = subject(picture)
+        palette = _palette(picture[where])
+        expected = _outline(where)
+        for frame in sample.output:
+            there = _largest(palette[_bins(frame)])
+            found.append(float(expected @ _outline(there)) if there.any() else 0.0)
+    return float(np.mean(found)) if found else None
+
+
+def subject(picture: Frame) -> NDArray[np.bool_]:
+    """What is not the white around it; all of a picture without white around it."""
+    where = np.asarray((picture < _WHITE).any(-1))
+    return where if where.any() else np.ones_like(where)
+
+
+def _bins(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The number of each pixel's colour."""
+    parts = pixels.astype(np.int64) * _BINS // 256
+    return np.asarray((parts[..., 0] * _BINS + parts[..., 1]) * _BINS + parts[..., 2])
+
+
+def _histogram(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    counts = np.bincount(_bins(pixels).ravel(), minlength=_BINS**3)
+    return np.asarray(counts / max(counts.sum(), 1))
+
+
+def _palette(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return _histogram(pixels) >= _LEAST
+
+
+def _colour_share(expected: NDArray[np.float64], frame: Frame) -> float:
+    counts = np.bincount(_bins(frame).ravel(), minlength=_BINS**3) * (expected >= _LEAST)
+    enough = max(counts.sum(), _AREA * frame.shape[0] * frame.shape[1])
+    return float(np.minimum(expected, counts / enough).sum())
+
+
+def _largest(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected part."""
+    count, labels, facts, _ = opencv().connectedComponentsWithStats(where.astype(np.uint8), connectivity=8)
+    if count < 2:
+        return where
+    return np.asarray(labels == 1 + int(np.argmax(facts[1:, opencv().CC_STAT_AREA])))
+
+
+def _outline(where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """A silhouette, scaled to one square, as a histogram of oriented gradients of length 1."""
+    cv2 = opencv()
+    box = mask_box(np.where(where, 255, 0).astype(np.uint8))
+    assert box is not None
+    left, top, right, bottom = box
+    side = max(right - left, bottom - top)
+    canvas = np.zeros((side, side), np.uint8)
+    y, x = (side - (bottom - top)) // 2, (side - (right - left)) // 2
+    canvas[y : y + bottom - top, x : x + right - left] = np.where(where[top:bottom, left:right], 255, 0)
+    inner = cv2.resize(canvas, (_SIDE - 16, _SIDE - 16), interpolation=cv2.INTER_AREA)
+    framed = cv2.copyMakeBorder(inner, 8, 8, 8, 8, cv2.BORDER_CONSTANT)
+    hog = cv2.HOGDescriptor((_SIDE, _SIDE), (16, 16), (8, 8), (8, 8), 9)
+    values = np.asarray(hog.compute(framed), np.float64).ravel()
+    return np.asarray(values / max(float(np.linalg.norm(values)), 1e-9))

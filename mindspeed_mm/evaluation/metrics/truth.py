@@ -1,0 +1,30 @@
+"""Where the data holds the true clip: how near the generated pixels are to it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mindspeed_mm.evaluation.pixels import region_psnr, ssim_map
+from mindspeed_mm.evaluation.sample import Sample
+from mindspeed_mm.evaluation.spec import metric
+
+
+@metric("truth_psnr", unit="dB", better="higher", summary="made pixels against the data's own clip")
+def truth_psnr(sample: Sample) -> float | None:
+    """Of the generated region alone."""
+    truth = sample.truth
+    if truth is None:
+        return None
+    made = sample.generated
+    return region_psnr([(sample.output[n][made[n]], truth[n][made[n]]) for n in range(len(made))])
+
+
+@metric("truth_ssim", better="higher", summary="the same by SSIM")
+def truth_ssim(sample: Sample) -> float | None:
+    """Of the generated region alone."""
+    truth = sample.truth
+    if truth is None:
+        return None
+    made = sample.generated
+    values = [ssim_map(sample.output[n], truth[n])[made[n]] for n in range(len(made)) if made[n].any()]
+    return float(np.concatenate(values).mean()) if values else None

@@ -1,0 +1,57 @@
+"""How near two pictures are: PSNR and SSIM of uint8 pixels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
+
+BEST_PSNR = 99.0  # of equal pixels, whose PSNR is infinite
+SSIM_RADIUS = 5  # of the window of 11x11
+_SIGMA, _C1, _C2 = 1.5, (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def psnr(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB, at most 99; of equal shapes, not empty."""
+    squared = np.square(found.astype(np.float32) - expected).mean(dtype=np.float64)
+    return psnr_of(float(squared))
+
+
+def psnr_of(squared_error: float) -> float:
+    """The PSNR of a mean squared error of 8-bit levels."""
+    return min(BEST_PSNR, 10 * math.log10(255**2 / max(squared_error, 1e-9)))
+
+
+def region_psnr(pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> float | None:
+    """The PSNR of all pixels of several pairs together; None when there are none."""
+    count = sum(found.size for found, _ in pairs)
+    if not count:
+        return None
+    total = sum(
+        float(np.square(found.astype(np.float32) - expected).sum(dtype=np.float64))
+        for found, expected in pairs
+    )
+    return psnr_of(total / count)
+
+
+def ssim_map(found: Frame, expected: Frame) -> NDArray[np.float64]:
+    """SSIM at every pixel of the luma [H, W]: Gaussian window, sigma 1.5, 11x11 (Wang et al., 2004).
+
+    Values nearer than SSIM_RADIUS to the border use mirrored pixels.
+    """
+    cv2 = opencv()
+    x, y = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float64) for frame in (found, expected))
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        side = 2 * SSIM_RADIUS + 1
+        return np.asarray(cv2.GaussianBlur(values, (side, side), _SIGMA, borderType=cv2.BORDER_REFLECT))
+
+    mean_x, mean_y = mean(x), mean(y)
+    var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
+    both = mean(x * y) - mean_x * mean_y
+    top = (2 * mean_x * mean_y + _C1) * (2 * both + _C2)
+    return np.asarray(top / ((mean_x**2 + mean_y**2 + _C1) * (var_x + var_y + _C2)))

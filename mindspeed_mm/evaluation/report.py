@@ -1,0 +1,242 @@
+"""The scores of a results folder: measured, kept in eval.json, read again, and compared with another folder's."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.evaluation.results import Result, find_results, read_sample
+from mindspeed_mm.evaluation.sample import Sample
+from mindspeed_mm.evaluation.sources import EvalData
+from mindspeed_mm.evaluation.spec import Better, Metric
+from mindspeed_mm.evaluation.stats import Mean, mean_of, paired
+from mindspeed_mm.files import display_path, read_json_object, write_json
+from mindspeed_mm.progress import Progress
+
+FILE_NAME = "eval.json"
+ALL = "all tasks"
+
+
+class Scored(Config):
+    """The scores of one video; metrics that do not apply are left out."""
+
+    name: str
+    task: str
+    prompt: str = ""
+    video: str  # path from the results folder
+    src_video: str | None = None  # paths for the page
+    truth: str | None = None
+    scores: dict[str, float]
+
+
+class MetricInfo(Config):
+    """What a reader of scores needs to know of a metric."""
+
+    unit: str = ""
+    better: Literal["higher", "lower", ""] = ""
+
+
+class Report(Config):
+    """What eval.json holds, but for the means, which follow from it."""
+
+    version: Literal[1] = 1
+    folder: str
+    metrics: dict[str, MetricInfo]
+    samples: tuple[Scored, ...] = Field(min_length=1)
+    notes: tuple[str, ...] = ()
+
+    def values(self, task: str) -> dict[str, dict[str, float]]:
+        """Metric → video → score, of one task or of ALL."""
+        found: dict[str, dict[str, float]] = {}
+        for sample in self.samples:
+            if task in (ALL, sample.task):
+                for name, score in sample.scores.items():
+                    found.setdefault(name, {})[sample.name] = score
+        return {name: found[name] for name in self.metrics if name in found}
+
+    @property
+    def tasks(self) -> list[str]:
+        """In the order of their names."""
+        return sorted({sample.task for sample in self.samples})
+
+    def means(self) -> dict[str, dict[str, Mean]]:
+        """Task → metric → mean over its videos; ALL where there are several tasks."""
+        groups = [*self.tasks, ALL] if len(self.tasks) > 1 else self.tasks
+        return {
+            task: {name: mean_of(list(scores.values())) for name, scores in self.values(task).items()}
+            for task in groups
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two runs, over the videos that both have."""
+
+    task: str
+    metric: str
+    unit: str
+    first: float
+    second: float
+    change: Mean  # second - first
+    better: Better
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows to say."""
+        if not self.change.differs:
+            return "no difference shown"
+        if not self.better:
+            return "higher" if self.change.mean > 0 else "lower"
+        return "better" if (self.change.mean > 0) == (self.better == "higher") else "worse"
+
+
+def score_folder(
+    folder: Path,
+    metrics: Sequence[Metric],
+    *,
+    data: EvalData | None = None,
+    task: str = "",
+    options: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Report:
+    """Every video of a folder. `options` replace those of each video's task. Raises DataError when nothing can be scored."""
+    found, scored, notes = find_results(folder), [], Counter[str]()
+    unknown: list[str] = []
+    with Progress(f"{folder.name}: scoring", len(found), "video", shown=None if progress else False) as bar:
+        for result in found:
+            sample = read_sample(result, data, task)
+            if sample is None:
+                unknown.append(result.name)
+            else:
+                if options:
+                    sample = with_options(sample, options)
+                scored.append(_scored(folder, result, sample, data, score(sample, metrics, notes)))
+            bar.step()
+    if not scored:
+        raise DataError(
+            f"holds {len(unknown)} videos without settings ({unknown[0]}.mp4, …)",
+            where=display_path(folder),
+            expected="NAME.json beside NAME.mp4",
+            fix="keep the settings with the videos, or name the data that they were made from",
+        )
+    if unknown:
+        notes[
+            f"{len(unknown)} videos without settings or inputs are left out: {', '.join(unknown[:3])} …"
+        ] = 1
+    said = tuple(note if count == 1 else f"{note} ({count} videos)" for note, count in notes.items())
+    infos = {metric.name: MetricInfo(unit=metric.unit, better=metric.better) for metric in metrics}
+    return Report(folder=str(folder), metrics=infos, samples=tuple(scored), notes=said)
+
+
+def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None = None) -> dict[str, float]:
+    """Metric → score, of those that apply. A network that is missing becomes a note."""
+    found = {}
+    for metric in metrics:
+        try:
+            value = metric.measure(sample)
+        except ConfigError as error:
+            if notes is None:
+                raise
+            notes[f"{metric.name}: {error}"] += 1
+            continue
+        if value is not None and math.isfinite(value):
+            found[metric.name] = float(value)
+    return found
+
+
+def with_options(sample: Sample, options: Mapping[str, Any]) -> Sample:
+    """The sample with other options of its task, as far as the task has them."""
+    return replace(sample, options={**sample.options, **options})
+
+
+def write_report(report: Report, path: Path) -> None:
+    """eval.json: the scores of each video, and the means of each task with their intervals."""
+    means = {
+        task: {name: mean.to_json() for name, mean in found.items()} for task, found in report.means().items()
+    }
+    write_json(path, {**report.model_dump(mode="json"), "tasks": means})
+
+
+def read_report(path: Path) -> Report:
+    """Raises DataError for what is no eval.json."""
+    values = read_json_object(path, DataError)
+    values.pop("tasks", None)
+    try:
+        return parse(Report, values, str(path))
+    except ConfigError as error:
+        raise DataError(
+            f"is no {FILE_NAME} of this version: {error.problem}",
+            where=display_path(path),
+            fix="remove it, and run vace eval again",
+        ) from None
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a folder's eval.json is younger than each of its videos, and knows as many."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return False
+    found = find_results(folder)
+    written = path.stat().st_mtime
+    return all(result.video.stat().st_mtime <= written for result in found)
+
+
+def compare(first: Report, second: Report) -> list[Difference]:
+    """Metric by metric over the videos of one name. Raises DataError when there are none."""
+    names = {sample.name for sample in first.samples} & {sample.name for sample in second.samples}
+    if not names:
+        raise DataError(
+            f"{second.folder} holds no video of a name that is in {first.folder}",
+            expected="results of the same requests",
+        )
+    return [found for task in _shared_tasks(first, second) for found in _differences(first, second, task)]
+
+
+def _shared_tasks(first: Report, second: Report) -> list[str]:
+    tasks = [task for task in first.tasks if task in second.tasks]
+    return tasks if len(tasks) == 1 else [*tasks, ALL]
+
+
+def _differences(first: Report, second: Report, task: str) -> Iterator[Difference]:
+    before, after = first.values(task), second.values(task)
+    for name, scores in before.items():
+        both = [video for video in scores if video in after.get(name, {})]
+        if both:
+            left, right = [scores[video] for video in both], [after[name][video] for video in both]
+            info = first.metrics[name]
+            change = paired(left, right)
+            means = sum(left) / len(left), sum(right) / len(right)
+            yield Difference(task, name, info.unit, *means, change, info.better)
+
+
+def _scored(
+    folder: Path, result: Result, sample: Sample, data: EvalData | None, scores: dict[str, float]
+) -> Scored:
+    source = result.folder / "src_video.mp4"
+    case = data.find(result.name, result.inputs, result.prompt) if data is not None else None
+    truth = case.truth if case is not None and sample.truth is not None else None
+    return Scored(
+        name=result.name,
+        task=sample.task,
+        prompt=sample.prompt,
+        video=result.video.relative_to(folder).as_posix(),
+        src_video=str(source) if source.is_file() else None,
+        truth=str(truth) if truth is not None else None,
+        scores=scores,
+    )
+
+
+def grouped(differences: Sequence[Difference]) -> dict[str, list[Difference]]:
+    """By task, in order."""
+    found: dict[str, list[Difference]] = defaultdict(list)
+    for difference in differences:
+        found[difference.task].append(difference)
+    return dict(found)

@@ -1,0 +1,174 @@
+"""The videos of a results folder with their inputs: ours (NAME.mp4, NAME.json, NAME/), and the published tool's (…/out_video.mp4)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.data.config import ClipPolicy
+from mindspeed_mm.data.sample import Inputs
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.evaluation.sample import Pixels, Sample, Where, kind_of
+from mindspeed_mm.evaluation.sources import DataCase, EvalData
+from mindspeed_mm.files import display_path, read_json_object, stat_path
+
+_OUT = "out_video.mp4"  # the published tool's name, in a folder for each video
+_INPUTS = ("src_video.mp4", "src_mask.mp4")
+_REFERENCE = re.compile(r"(?:reference|src_ref_image)_(\d+)\.(?:png|jpe?g)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One video on the disk."""
+
+    name: str
+    video: Path
+    folder: Path  # of its inputs, which need not exist
+    settings: Mapping[str, Any] = field(default_factory=dict)  # empty: none beside it
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The paths that it was made from."""
+        found = self.settings.get("inputs")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def prompt(self) -> str:
+        """Its text."""
+        return str(self.settings.get("prompt") or "")
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the pixels that the model was given are beside it."""
+        return any((self.folder / name).is_file() for name in _INPUTS) or bool(_references(self.folder))
+
+
+def find_results(folder: Path) -> list[Result]:
+    """Every video of a folder, by name. Raises DataError for a folder without one."""
+    stat_path(folder, DataError)
+    if not folder.is_dir():
+        raise DataError("got a file", where=display_path(folder), expected="a folder of results")
+    found = [
+        Result(path.stem, path, path.with_suffix(""), _settings(path))
+        for path in sorted(folder.glob("*.mp4"))
+        if path.name not in (*_INPUTS, _OUT)
+    ]
+    for path in sorted(folder.rglob(_OUT)):
+        name = path.parent.relative_to(folder).as_posix()
+        found.append(Result(folder.name if name == "." else name, path, path.parent))
+    if not found:
+        raise DataError(
+            "holds no video",
+            where=display_path(folder),
+            expected=f"NAME.mp4 and NAME.json, or NAME/{_OUT}",
+            fix="name the output_path of a generation run",
+        )
+    return found
+
+
+def read_sample(result: Result, data: EvalData | None = None, task: str = "") -> Sample | None:
+    """The video with its inputs, and the true clip where `data` has it. None for a video of which nothing is known.
+
+    `task` is taken where neither settings nor data name one. Raises DataError for files that cannot be read.
+    """
+    case = data.find(result.name, result.inputs, result.prompt) if data is not None else None
+    if not (result.settings or result.has_inputs or case):
+        return None
+    output = _read(result.video)
+    video, mask, references = _given(result, case, output)
+    made = result.settings.get("task")
+    options = dict(made) if isinstance(made, Mapping) else {}
+    name = options.pop("type", "") or (case.task if case else "") or task
+    for key in ("videos", "images"):
+        options.pop(key, None)
+    return Sample(
+        name=result.name,
+        output=output,
+        fps=float(_sampling(result).get("fps", 16.0)),
+        task=str(name) or kind_of(video is not None, mask, len(references)),
+        options=options,
+        prompt=result.prompt or (case.prompts[0] if case and case.prompts else ""),
+        src_video=video,
+        src_mask=mask,
+        references=references,
+        truth=_truth(result, case, output),
+    )
+
+
+def _given(
+    result: Result, case: DataCase | None, output: Pixels
+) -> tuple[Pixels | None, Where | None, tuple[Pixels, ...]]:
+    """src_video, src_mask and references: beside the video, else by the paths of its settings or of the data."""
+    if result.has_inputs:
+        clips = [_read(path) if (path := result.folder / name).is_file() else None for name in _INPUTS]
+        mask = None if clips[1] is None else clips[1][..., 0] > 127
+        return clips[0], mask, tuple(map(_picture, _references(result.folder)))
+    paths, known = result.inputs, case or DataCase(name="")
+    inputs = Inputs(
+        src_video=paths.get("video") or known.src_video,
+        src_mask=paths.get("mask") or known.src_mask,
+        src_ref_images=tuple(paths.get("images") or known.references),
+    )
+    pictures = tuple(_picture(Path(str(path))) for path in inputs.src_ref_images)
+    if inputs.src_video is None:
+        return None, None, pictures
+    return (*_resized(result, inputs, output), pictures)
+
+
+def _truth(result: Result, case: DataCase | None, output: Pixels) -> Pixels | None:
+    if case is None or case.truth is None or not case.is_prompt(result.prompt):
+        return None
+    return _resized(result, Inputs(src_video=case.truth), output)[0]
+
+
+def _resized(result: Result, inputs: Inputs, output: Pixels) -> tuple[Pixels, Where | None]:
+    """Clips as the run took them: its own rules for frames and sizes."""
+    from mindspeed_mm.data.conditions import load_conditions
+
+    sampling = _sampling(result)
+    known = {key: value for key, value in sampling.items() if key in ClipPolicy.model_fields}
+    policy = parse(ClipPolicy, {**known, "num_frames": len(output)}, str(result.video))
+    read = load_conditions(
+        Inputs(src_video=inputs.src_video, src_mask=inputs.src_mask), policy, output.shape[1:3]
+    )
+    mask = None if read.src_mask is None else np.asarray(read.src_mask) > 127
+    return np.asarray(read.src_video, np.uint8), mask
+
+
+def _settings(video: Path) -> Mapping[str, Any]:
+    path = video.with_suffix(".json")
+    return read_json_object(path, DataError) if path.is_file() else {}
+
+
+def _sampling(result: Result) -> Mapping[str, Any]:
+    found = result.settings.get("sampling")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _references(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    numbered = {
+        int(match[1]): path for path in folder.iterdir() if (match := _REFERENCE.fullmatch(path.name))
+    }
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _picture(path: Path) -> Pixels:
+    try:
+        return np.asarray(Image.open(path).convert("RGB"))
+    except OSError as error:
+        raise DataError(f"cannot be read as an image: {error}", where=display_path(path)) from None
+
+
+def _read(path: Path) -> Pixels:
+    reader = open_video(path)
+    return reader.read(range(reader.num_frames))

@@ -1,0 +1,116 @@
+"""What `--data` says of results: the true clips of a dataset, or the inputs and labels of VACE-Benchmark."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.data.manifest import read_manifest
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import display_path, stat_path
+
+_LABELS = {
+    "layout": "layout_bbox"
+}  # folders of VACE-Benchmark → tasks of `vace prepare`, where the names differ
+_CASE_FILES = re.compile(r"src_(?:video|mask)\.mp4|src_ref_image_\d+\.(?:png|jpe?g)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCase:
+    """One row of a dataset, or one folder of the benchmark."""
+
+    name: str
+    prompts: tuple[str, ...] = ()
+    task: str = ""
+    src_video: Path | None = None
+    src_mask: Path | None = None
+    references: tuple[Path, ...] = ()
+    truth: Path | None = None
+
+    def is_prompt(self, prompt: str) -> bool:
+        """Whether a video of this text is meant to be the true clip."""
+        return not prompt or not self.prompts or prompt in self.prompts
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """Cases, found by the inputs or the name of a result."""
+
+    cases: Sequence[DataCase]
+
+    @classmethod
+    def open(cls, path: str | Path) -> EvalData:
+        """A data.txt, .json, .jsonl or .csv, or the folder of VACE-Benchmark. Raises DataError."""
+        stat_path(path, DataError)
+        return cls(benchmark_cases(Path(path)) if Path(path).is_dir() else dataset_cases(Path(path)))
+
+    def find(self, name: str, inputs: Mapping[str, Any], prompt: str) -> DataCase | None:
+        """The case whose inputs are those of a result, else the one of its name; of several, the one of its prompt."""
+        key = _key(inputs.get("video"), inputs.get("mask"), inputs.get("images") or ())
+        by_inputs = [case for case in self.cases if any(key) and key == _key_of(case)]
+        by_name = [case for case in self.cases if case.name in (name, name.rpartition("/")[2])]
+        for found in (by_inputs, by_name):
+            if found:
+                return next((case for case in found if prompt in case.prompts), found[0])
+        return None
+
+
+def dataset_cases(path: Path) -> list[DataCase]:
+    """One for each row."""
+    return [
+        DataCase(
+            name=record.video.stem,
+            prompts=record.captions,
+            src_video=record.src_video,
+            src_mask=record.src_mask,
+            references=tuple(record.src_ref_images),
+            truth=record.video,
+        )
+        for record in read_manifest(path)
+    ]
+
+
+def benchmark_cases(folder: Path) -> list[DataCase]:
+    """One for each folder with a src_video, a src_mask or references. Raises DataError when there is none."""
+    found = []
+    for place, _, names in sorted(os.walk(folder)):
+        files = sorted(Path(place, name) for name in names if _CASE_FILES.fullmatch(name))
+        if not files:
+            continue
+        label = Path(place).name
+        by_name = {path.name.lower(): path for path in files}
+        prompt = Path(place) / "prompt.txt"
+        found.append(
+            DataCase(
+                name=label,
+                task=_LABELS.get(label, label),
+                prompts=(prompt.read_text(encoding="utf-8").strip(),) if prompt.is_file() else (),
+                src_video=by_name.get("src_video.mp4"),
+                src_mask=by_name.get("src_mask.mp4"),
+                references=tuple(path for path in files if "ref_image" in path.name.lower()),
+            )
+        )
+    if not found:
+        raise DataError(
+            "holds no case",
+            where=display_path(folder),
+            expected="folders with src_video.mp4, src_mask.mp4 or src_ref_image_1.png, as in VACE-Benchmark/assets/examples",
+            fix="name a data.json, or the folder of VACE-Benchmark",
+        )
+    return found
+
+
+def _key_of(case: DataCase) -> tuple[str, str, tuple[str, ...]]:
+    return _key(case.src_video, case.src_mask, case.references)
+
+
+def _key(video: Any, mask: Any, images: Sequence[Any]) -> tuple[str, str, tuple[str, ...]]:
+    return _real(video), _real(mask), tuple(map(_real, images))
+
+
+def _real(path: Any) -> str:
+    return os.path.realpath(path) if isinstance(path, str | os.PathLike) and os.fspath(path) else ""

@@ -1,0 +1,43 @@
+"""What a metric is: a name, a direction, and a function of a sample that says None where it does not apply.
+
+    @metric("kept_psnr", unit="dB", better="higher", summary="given pixels beside generated ones")
+    def kept_psnr(sample: Sample) -> float | None: ...
+
+Another package adds one by the entry point group mindspeed_mm.metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from mindspeed_mm.evaluation.sample import Sample
+from mindspeed_mm.registry import Registry
+
+Better = Literal["higher", "lower", ""]  # "": it says what a video is like, not how good it is
+Measure = Callable[[Sample], "float | None"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An entry of `METRICS`."""
+
+    name: str
+    unit: str
+    better: Better
+    summary: str
+    measure: Measure
+
+
+METRICS: Registry[Metric] = Registry("metric", "mindspeed_mm.metrics")
+
+
+def metric(name: str, *, unit: str = "", better: Better, summary: str) -> Callable[[Measure], Measure]:
+    """Register a function as the metric of this name."""
+
+    def register(measure: Measure) -> Measure:
+        METRICS.add(name, Metric(name, unit, better, summary, measure))
+        return measure
+
+    return register

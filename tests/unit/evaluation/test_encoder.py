@@ -1,0 +1,46 @@
+"""Likeness by a model in a local folder: against the model called by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPImageProcessor, Dinov2Config, Dinov2Model
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.evaluation.metrics.encoder import Encoder, encoder_metrics
+from mindspeed_mm.evaluation.sample import Sample
+from tests.support.errors import raises
+
+FRAMES = np.random.default_rng(0).integers(0, 255, (3, 28, 28, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=1
+    )
+    Dinov2Model(config).save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
+        tmp_path
+    )
+    return tmp_path
+
+
+def test_likeness_is_the_cosine_of_class_tokens(folder: Path) -> None:
+    sample = Sample(name="a", output=FRAMES, references=(FRAMES[0],), prompt="x")
+    (metric,) = encoder_metrics(Encoder(folder))
+    model, processor = Dinov2Model.from_pretrained(folder).eval(), CLIPImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        tokens = model(**processor(images=list(FRAMES), return_tensors="pt")).last_hidden_state[:, 0]
+    cosines = torch.nn.functional.cosine_similarity(tokens[:1], tokens)
+    assert metric.measure(sample) == pytest.approx(float(cosines.mean()), abs=1e-5)
+    assert metric.measure(Sample(name="a", output=FRAMES)) is None
+
+
+def test_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+    with raises(WeightsError, where=tmp_path):
+        Encoder(tmp_path)

@@ -126,7 +126,11 @@ def _whole_units(
     if config.offload_to_cpu or mesh.shards.size(mesh.shards.ndim - 1) > 1:
         return set()
     units = {name: list(model.get_submodule(name).parameters()) for name in dtypes}
-    ready = {name for name, parameters in units.items() if all(p.dtype == dtypes[name] for p in parameters)}
+    ready = {  # 8-bit weights are never cast
+        name
+        for name, parameters in units.items()
+        if all(p.dtype == dtypes[name] or not p.is_floating_point() for p in parameters)
+    }
     trained = {name for name, parameters in units.items() if any(p.requires_grad for p in parameters)}
     alone = mesh.world_size == 1 and trained <= ready
     return ready if alone else ready - trained

@@ -283,6 +283,10 @@ class RunConfig(Config):
         default="bf16", description="of the transformer's matrix products and the text encoder"
     )
     vae_dtype: Literal["bf16", "fp32"] = Field(default="fp32", description="of the VAE")
+    quantize: Literal["int8", "fp8"] | None = Field(
+        default=None,
+        description="hold the linear layers of the transformer's blocks in 8 bits: half the memory of bf16",
+    )
     offload: Offload = Field(
         default="none",
         description="keep models on the device, bring the active one there, or one block at a time",

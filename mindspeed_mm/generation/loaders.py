@@ -17,6 +17,7 @@ from mindspeed_mm.models.wan import vae
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.vae import WanVae
 from mindspeed_mm.models.weights import load_transformer, open_weights
+from mindspeed_mm.ops.quantized import QuantFormat
 
 _EXPERTS = ("high_noise_model", "low_noise_model")
 
@@ -53,18 +54,23 @@ def load_experts(
     parallel: SingleProcess = SINGLE,
     *,
     shard: bool = False,
+    quantize: QuantFormat | None = None,
 ) -> Experts:
-    """All transformers on the host, then where `offload` says; or sharded over the processes of `parallel`. Raises WeightsError."""
+    """All transformers on the host, then where `offload` says; or sharded over the processes of `parallel`. Raises WeightsError.
+
+    `quantize`: the format in which the linear layers of the blocks are held.
+    """
     files = [_one_or_many(shards) for shards in paths.experts]
     if shard and isinstance(parallel, ContextParallel):
         return Experts(
-            [parallel.load_sharded(open_weights(file), dtype) for file in files],
+            [parallel.load_sharded(open_weights(file), dtype, quantize) for file in files],
             accelerator,
             placed=True,
             dtype=dtype,
         )
     models = [
-        load_transformer(file, dtype=dtype, device="cpu").eval().requires_grad_(False) for file in files
+        load_transformer(file, dtype=dtype, device="cpu", quantize=quantize).eval().requires_grad_(False)
+        for file in files
     ]
     if isinstance(parallel, ContextParallel):
         for model in models:

@@ -24,6 +24,7 @@ from mindspeed_mm.models.lora.read import Expert
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.sizes import layout
 from mindspeed_mm.models.weights import open_adapter
+from mindspeed_mm.ops.quantized import exact_weight, product_dtype
 
 logger = get_logger(__name__)
 _EXPERTS: tuple[Expert, Expert] = ("high", "low")
@@ -77,11 +78,13 @@ class _Patch:
     def enter(self, module: nn.Module, _args: Any) -> None:
         for name, updates in self.updates.items():
             weight = getattr(module, name)
-            exact = weight.data.float()
+            exact, dtype = weight.data.float(), weight.dtype
+            if name == "weight" and isinstance(module, nn.Linear):  # whose weight may be an 8-bit one
+                exact, dtype = exact_weight(module), product_dtype(module)
             parts = [part for update in updates if (part := update.of(exact, self.clock.step)) is not None]
             if parts:
                 self.kept.append((weight, weight.data))
-                weight.data = (exact + sum(parts[1:], parts[0])).to(weight.dtype)
+                weight.data = (exact + sum(parts[1:], parts[0])).to(dtype)
 
     def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         while self.kept:

@@ -22,7 +22,9 @@ from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.transforms.quantize import quantize_blocks
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
+from mindspeed_mm.ops.quantized import SCALE, QuantFormat, fill_scale, quantized_layers
 
 T = TypeVar("T")
 
@@ -142,7 +144,9 @@ class ContextParallel(SingleProcess):
         """Let the processes of a half share the tokens of `model`."""
         apply_context_parallel(model, self.mesh.cp_group)
 
-    def load_sharded(self, source: WeightsSource, dtype: torch.dtype) -> VaceTransformer:
+    def load_sharded(
+        self, source: WeightsSource, dtype: torch.dtype, quantize: QuantFormat | None = None
+    ) -> VaceTransformer:
         """A transformer whose weights are sharded over all processes; each reads its part of the files."""
         spec = MODELS.get("vace")
         model = build_on_meta(source.config)
@@ -151,6 +155,8 @@ class ContextParallel(SingleProcess):
                 torch.float32 if name.split(".")[0] in spec.fp32_modules else dtype
             )
         model.eval().requires_grad_(False)
+        if quantize is not None:
+            quantize_blocks(model, quantize)
         self.share_tokens(model)
         settings = Fsdp2Config(
             param_dtype="fp32" if dtype == torch.float32 else "bf16", num_to_forward_prefetch=1
@@ -158,7 +164,12 @@ class ContextParallel(SingleProcess):
         shard_model(model, spec.units, settings, self.mesh, fp32_modules=spec.fp32_modules)
         model.to_empty(device=self.accelerator.device)
         finite = FiniteWeights(source.path)
+        in_8_bits = quantized_layers(model)
         for name, parameter in model.named_parameters():
-            finite.check(name, copy_local(parameter, source.read(name)))
+            whole = source.read(name)
+            if (layer := in_8_bits.get(name)) is not None:
+                whole = fill_scale(layer, whole)
+                finite.check(name, layer.get_buffer(SCALE))
+            finite.check(name, copy_local(parameter, whole))
         raise_on_all_ranks(finite.demand)
         return model

@@ -43,6 +43,7 @@ from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Pic
 from mindspeed_mm.generation.result import GenerationResult
 from mindspeed_mm.generation.run import generate
 from mindspeed_mm.generation.stages import decode, explain_oom
+from mindspeed_mm.ops.quantized import QuantFormat
 
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
@@ -63,8 +64,10 @@ class VacePipeline:
         device: str | None = None,
         offload: Offload = "none",
         tiled: Tiled = "auto",
+        quantize: QuantFormat | None = None,
     ) -> VacePipeline:
         """From a model folder (official or diffusers), or from parts. `device`: cpu, cuda or npu; None = what is there.
+        `quantize`: int8 or fp8 for the linear layers of the transformer's blocks.
 
         The transformer and the text encoder are read when they are first needed. Raises WeightsError.
         """
@@ -72,7 +75,7 @@ class VacePipeline:
         accelerator = Accelerator.detect(device)
         text_len = inspect_experts(paths).trunk.text_len
         models = ModelStore(
-            lambda: load_experts(paths, dtype, accelerator, offload),
+            lambda: load_experts(paths, dtype, accelerator, offload, quantize=quantize),
             load_vae(paths, vae_dtype, accelerator),
             lambda: load_text_encoder(paths, dtype, accelerator, text_len),
             accelerator=accelerator,

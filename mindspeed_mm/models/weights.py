@@ -34,11 +34,13 @@ from mindspeed_mm.models.lora.fused import fuse_again
 from mindspeed_mm.models.lora.read import CONFIG, Expert, open_lora, open_published_lora
 from mindspeed_mm.models.lora.saved import ENTRY, split_lora
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
+from mindspeed_mm.models.transforms.quantize import quantize_blocks
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
 from mindspeed_mm.models.wan.sizes import check_hints, layout_of_shapes, setting_conflicts
 from mindspeed_mm.models.wan.stages import count_layers, merge
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
+from mindspeed_mm.ops.quantized import SCALE, QuantFormat, format_of, quantize_rows, quantized_layers
 
 __all__ = [
     "WeightsSource",
@@ -186,7 +188,8 @@ def load_weights(
     Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError listing what is
     missing, unexpected and of another shape, or what holds NaN or Inf.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    in_8_bits = quantized_layers(model)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     problems = differences(source.shapes, wanted)
     if problems:
         hint = (
@@ -198,6 +201,12 @@ def load_weights(
     state = {}
     finite = FiniteWeights(source.path)
     for name in wanted:
+        if (layer := in_8_bits.get(name)) is not None:
+            stored, scale = quantize_rows(source.read(name), format_of(layer))
+            state[name] = stored.to(device)
+            state[name.removesuffix("weight") + SCALE] = scale.to(device)
+            finite.check(name, scale)
+            continue
         target = torch.float32 if dtype is not None and name.split(".")[0] in FP32_MODULES else dtype
         state[name] = source.read(name).to(device=device, dtype=target)
         finite.check(name, state[name])
@@ -212,11 +221,19 @@ def load_transformer(
     dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
     base_path: PathLike | None = None,
+    quantize: QuantFormat | None = None,
 ) -> VaceTransformer:
-    """The whole model of a checkpoint, ready to evaluate; its sizes come from the checkpoint."""
+    """The whole model of a checkpoint, ready to evaluate; its sizes come from the checkpoint.
+
+    `quantize`: the format in which the linear layers of its blocks are held.
+    """
     source = open_weights(path, base_path=base_path)
     logger.info(source.description, extra=once())
-    return load_weights(build_on_meta(source.config), source, dtype=dtype, device=device).eval()
+    model = build_on_meta(source.config)
+    if quantize is not None:
+        model = model.to(source.dtypes["blocks.0.modulation"] if dtype is None else dtype)
+        quantize_blocks(model.requires_grad_(False), quantize)
+    return load_weights(model, source, dtype=dtype, device=device).eval()
 
 
 def _open(

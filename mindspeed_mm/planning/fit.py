@@ -12,6 +12,7 @@ from mindspeed_mm.planning.memory import TrainingRun, training_memory
 from mindspeed_mm.planning.time import step_time
 
 _AT_ONCE = 3  # changes
+_OTHER_RESULT = ("--lora-", "--quantize", "predictor.residual_dtype")
 _LORA = ("q", "k", "v", "o", "ffn.0", "ffn.2")
 
 
@@ -22,7 +23,7 @@ class Change:
     settings: tuple[str, ...]
     cost: float  # seconds of a sample, beside those of the run as it is
     memory: float  # bytes
-    keeps_result: bool  # LoRA and a rounded residual train something else
+    keeps_result: bool  # LoRA, 8 bits and a rounded residual train something else
 
 
 def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: float) -> list[Change]:
@@ -43,7 +44,7 @@ def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: flo
             memory = training_memory(changed).total
             if memory <= capacity:
                 after = step_time(changed, device, dtype).total
-                keeps = not any(name.startswith(("--lora-", "predictor.residual_dtype")) for name in names)
+                keeps = not any(name.startswith(_OTHER_RESULT) for name in names)
                 found.append(Change(names, after / before, memory, keeps))
         if len(found) >= _AT_ONCE:
             break
@@ -76,8 +77,12 @@ def _single(run: TrainingRun) -> Iterator[tuple[str, dict[str, object]]]:
         yield "offload_to_cpu true", {"offload": True}
     if run.residual == 4 and run.product == 2:
         yield "predictor.residual_dtype bf16", {"residual": 2}
+    if run.quantized is None and (run.lora or run.trainable != "all"):
+        yield "--quantize int8", {"quantized": frozenset()}
     if not run.lora:
         yield "--lora-rank 32", {"lora": usual_lora(run, 32)}
+    if not run.lora and run.trainable == "all":
+        yield "--lora-rank 32 --quantize int8", {"lora": usual_lora(run, 32), "quantized": frozenset()}
 
 
 def usual_lora(run: TrainingRun, rank: int) -> dict[str, int]:

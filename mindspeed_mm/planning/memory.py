@@ -22,6 +22,7 @@ TERMS = (
     "weights", "masters", "gradients", "moments", "gathered units", "model inputs", "block inputs", "inside a block", "slack",
 )  # fmt: skip
 Terms = dict[str, float]
+_ROUNDED = tuple(f".{layer}.weight" for layer in ("q", "k", "v", "o", "ffn.0", "ffn.2"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class TrainingRun:
     grid: tuple[int, int, int]  # latent (R+F, h, w)
     trainable: str = "branch"
     lora: Mapping[str, int] = field(default_factory=dict)  # linear layer → rank; all else is frozen then
+    quantized: frozenset[str] | None = (
+        None  # linear layers in 8 bits; None: none, empty: all frozen ones of the blocks
+    )
     text: int | None = None  # rows of a prompt; None: as many as there can be
     batch: int = 1  # samples of a micro-batch
     micro_batches: int = 1
@@ -97,6 +101,24 @@ class Unit:
     trained: float  # elements of `whole` that train
     trained_local: float
     width: int  # bytes of a product's dtype
+    rounded: float = 0.0  # elements of `whole` in 8 bits
+    rounded_local: float = 0.0
+    scales: float = 0.0  # bytes, whole on each rank
+    expanded: float = 0.0  # bytes of its largest 8-bit weight in a product's dtype
+
+    @property
+    def bytes(self) -> float:
+        """Of all its weights as they are gathered."""
+        return (self.whole - self.rounded) * self.width + self.rounded
+
+    @property
+    def frozen_local(self) -> float:
+        """Bytes of one rank that do not train."""
+        return (
+            (self.local - self.trained_local - self.rounded_local) * self.width
+            + self.rounded_local
+            + self.scales
+        )
 
     @property
     def trains(self) -> bool:
@@ -254,7 +276,7 @@ class Walk:
     def _held(self) -> Terms:
         terms = dict.fromkeys(TERMS, 0.0)
         for unit in self.units.values():
-            terms["weights"] += (unit.local - unit.trained_local) * unit.width
+            terms["weights"] += unit.frozen_local
             terms["masters"] += 4.0 * unit.trained_local
         terms["moments"] = self.moments_held
         return terms
@@ -275,12 +297,11 @@ class Walk:
         run = self.run
         if not self.shared and run.product == 4 and run.ranks == 1:
             return 4.0 * self.units[now].trained if now in self.units else 0.0
-        sizes = [unit.whole * unit.width for unit in self.units.values() if self._is_wrapped(unit)]
-        ahead = max(
-            (unit.whole * unit.width for unit in self.units.values() if unit.name != now), default=0.0
-        )
+        sizes = [unit.bytes for unit in self.units.values() if self._is_wrapped(unit)]
+        ahead = max((unit.bytes for unit in self.units.values() if unit.name != now), default=0.0)
         unit = self.units[now]
-        total = unit.whole * unit.width * self._is_wrapped(unit) if run.reshard else sum(sizes)
+        total = unit.bytes * self._is_wrapped(unit) if run.reshard else sum(sizes)
+        total += unit.expanded
         total += run.prefetch * ahead * run.reshard
         total += (
             run.product * run.model.trunk.hidden_size * run.model.trunk.ffn_dim * (unit.trained == unit.whole)
@@ -293,7 +314,7 @@ class Walk:
         run, unit = self.run, self.units[done[-1]]
         terms = self._terms(done, done[-1], waiting, 0.0)
         if self._is_wrapped(unit):
-            ahead = unit.whole * unit.width * (run.prefetch if run.reshard else len(self.units) - len(done))
+            ahead = unit.bytes * (run.prefetch if run.reshard else len(self.units) - len(done))
             terms["gathered units"] = ahead + unit.trained * (unit.width + run.reduce)
         return terms
 
@@ -358,22 +379,63 @@ def local_size(shape: Shape, shards: int) -> int:
 
 def units(run: TrainingRun) -> Sequence[Unit]:
     """Every unit of the model with its sizes."""
-    return _units(run.model, tuple(run.lora.items()), run.trainable, run.shards, run.product)
+    lora = tuple(run.lora.items())
+    return _units(run.model, lora, run.trainable, run.shards, run.product, quantized_weights(run))
+
+
+def quantized_weights(run: TrainingRun) -> frozenset[str]:
+    """Names of the weights in 8 bits."""
+    if run.quantized is None:
+        return frozenset()
+    named = {f"{layer}.weight" for layer in run.quantized}
+    return frozenset(
+        name
+        for name in layout(run.model)
+        if not trains(run, name) and (name in named if named else name.endswith(_ROUNDED))
+    )
 
 
 @lru_cache(maxsize=32)
 def _units(
-    model: VaceConfig, lora: tuple[tuple[str, int], ...], trainable: str, shards: int, product: int
+    model: VaceConfig,
+    lora: tuple[tuple[str, int], ...],
+    trainable: str,
+    shards: int,
+    product: int,
+    quantized: frozenset[str],
 ) -> Sequence[Unit]:
     sizes: dict[str, list[int]] = {}
     for name, shape in _all_shapes(model, lora).items():
         parts = name.split(".")
         key = ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else parts[0]
         whole, local, has = math.prod(shape), local_size(shape, shards), _trains(name, trainable, bool(lora))
-        found = sizes.setdefault(key, [0, 0, 0, 0])
-        for place, size in enumerate((whole, local, whole * has, local * has)):
+        found = sizes.setdefault(key, [0] * 8)
+        is_rounded = name in quantized
+        counts = (whole, local, whole * has, local * has, whole * is_rounded, local * is_rounded)
+        for place, size in enumerate((*counts, 4 * shape[0] * is_rounded)):
             found[place] += size
+        found[7] = max(found[7], whole * is_rounded * product)
     return [
-        Unit(key, whole, local, trained, trained_local, 4 if key in FP32_MODULES else product)
-        for key, (whole, local, trained, trained_local) in sizes.items()
+        Unit(
+            name=key,
+            whole=whole,
+            local=local,
+            trained=trained,
+            trained_local=trained_local,
+            width=4 if key in FP32_MODULES else product,
+            rounded=rounded,
+            rounded_local=rounded_local,
+            scales=scales,
+            expanded=expanded,
+        )
+        for key, (
+            whole,
+            local,
+            trained,
+            trained_local,
+            rounded,
+            rounded_local,
+            scales,
+            expanded,
+        ) in sizes.items()
     ]

@@ -95,7 +95,7 @@ def _forward(run: TrainingRun, tokens: int) -> float:
 def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float, float]:
     """Seconds that can run behind the computing, and seconds that cannot."""
     parts = units(run)
-    weights = sum(unit.whole * unit.width for unit in parts)
+    weights = sum(unit.bytes for unit in parts)
     trained = sum(unit.trained for unit in parts) * run.reduce
     shards, copies = run.shards, max(run.ranks // run.shards, 1)
     gathers = (2 if run.reshard else 1) * run.micro_batches
@@ -109,7 +109,7 @@ def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float
     again = 2 + any(mode == "full" for mode in run.recompute.values())
     exposed = again * forward * run.micro_batches * (size - 1) / size / _rate(device, size)
     if run.offload:
-        local = sum(unit.local * unit.width + 2 * 4 * unit.trained_local for unit in parts)
+        local = sum(unit.frozen_local + (unit.width + 2 * 4) * unit.trained_local for unit in parts)
         exposed += gathers * local / (device.host * 1e9)
     if run.offload_inputs:
         exposed += 0.2 * 2 * blocks * tokens / size * width * run.residual * run.batch / (device.host * 1e9)

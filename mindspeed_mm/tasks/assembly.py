@@ -28,6 +28,7 @@ from mindspeed_mm.models.finite import check_weights
 from mindspeed_mm.models.lora.fused import write_fused
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.start import start_of
+from mindspeed_mm.models.transforms.config import QuantizeConfig
 from mindspeed_mm.models.transforms.fuse import open_fused
 from mindspeed_mm.models.transforms.lora import lora_sizes
 from mindspeed_mm.models.wan.flops import Flops, peak_tflops
@@ -75,7 +76,8 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
     seed_everything(batch.seed, mesh.rank)  # before a checkpoint restores its own: dropout draws from here
     state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler)
     # an adapter's base is the whole model: where no one place holds that, checkpoints hold it
-    is_whole = not job.model.transforms or start.base is start.weights
+    adapts = any(not isinstance(config, QuantizeConfig) for config in job.model.transforms)
+    is_whole = not adapts or start.base is start.weights
     if not is_whole:
         logger.info("checkpoints hold the frozen weights, too: no one place has them all")
     checkpoints = build_checkpoints(job, start.base if is_whole else None, accelerator)

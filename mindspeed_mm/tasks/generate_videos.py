@@ -151,7 +151,13 @@ def open_models(
         experts
         or (
             lambda: load_experts(
-                job.model, dtype, accelerator, run.offload, parallel, shard=run.shard_weights
+                job.model,
+                dtype,
+                accelerator,
+                run.offload,
+                parallel,
+                shard=run.shard_weights,
+                quantize=run.quantize,
             )
         ),
         parallel.run_on_main(lambda: load_vae(job.model, DTYPES[run.vae_dtype], accelerator)),

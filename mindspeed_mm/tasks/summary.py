@@ -9,7 +9,7 @@ from typing import Any
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_text
 from mindspeed_mm.log import get_logger, world_size
-from mindspeed_mm.models.transforms.config import LoraConfig
+from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.wan.sizes import preset_name
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
@@ -96,7 +96,8 @@ def generation_table(job: GenerateJob) -> Rows:
     rows.append(("seed", _distinct(str(s.seed) for s in said)))
     shared = "each makes videos of its own" if run.data_parallel else "they share each video"
     rows.append(("processes", "1" if world_size() == 1 else f"{world_size()}, {shared}"))
-    rows.append(("memory", f"{run.dtype}, offload {run.offload}, tiles {run.tiled}"))
+    held = f"{run.dtype}, blocks in {run.quantize}" if run.quantize else run.dtype
+    rows.append(("memory", f"{held}, offload {run.offload}, tiles {run.tiled}"))
     return [*rows, ("output", run.output_path)]
 
 
@@ -113,7 +114,9 @@ def describe_model(predictor: Any, transforms: Sequence[Any] = ()) -> str:
         for config in transforms
         if isinstance(config, LoraConfig)
     ]
-    return f"{name or 'VACE'}: {sizes}; {', '.join(loras) or predictor.trainable} trains"
+    rounded = sorted({config.format for config in transforms if isinstance(config, QuantizeConfig)})
+    more = f", frozen linear layers in {' and '.join(rounded)}" if rounded else ""
+    return f"{name or 'VACE'}: {sizes}; {', '.join(loras) or predictor.trainable} trains{more}"
 
 
 def _parts(shards: Sequence[str]) -> list[str]:

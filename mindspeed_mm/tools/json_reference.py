@@ -23,7 +23,7 @@ from mindspeed_mm.data.config import (
 )
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.generation.config import InferenceConfig
-from mindspeed_mm.models.transforms.config import FuseLoraConfig, LoraConfig
+from mindspeed_mm.models.transforms.config import FuseLoraConfig, LoraConfig, QuantizeConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.tasks.jobs.extract import ExtractModelConfig
 from mindspeed_mm.tasks.jobs.pretrain import ModelConfig
@@ -85,6 +85,7 @@ FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
             ("predictor", PredictorConfig),
             ("transforms[] of type lora", LoraConfig),
             ("transforms[] of type fuse_lora", FuseLoraConfig),
+            ("transforms[] of type quantize", QuantizeConfig),
         ),
     ),
     ("fsdp2_config.yaml", "sharding (`--fsdp2-config-path`)", (("", Fsdp2Config),)),

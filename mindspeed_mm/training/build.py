@@ -32,6 +32,7 @@ from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.base import ModuleTransform
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.ops.quantized import SCALE, fill_scale, quantized_layers
 from mindspeed_mm.registry import resolve
 
 logger = get_logger(__name__)
@@ -87,6 +88,8 @@ def build_model(
         )
     shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)
     model.to_empty(device=torch.device("cpu") if fsdp.offload_to_cpu else accelerator.device)
+    for layer in quantized_layers(model).values():  # small, and buffers are not offloaded
+        layer.register_buffer(SCALE, layer.get_buffer(SCALE).to(accelerator.device))
     fill(model, source, seed, plan)
     return model.train()
 
@@ -110,12 +113,16 @@ def fill(
     else:
         _check_keys(model, source, transforms)
     finite = FiniteWeights(getattr(source, "path", "weights"))
+    in_8_bits = quantized_layers(model)
     for name, parameter in model.named_parameters():
         added = next((transform for transform in transforms if transform.adds(name)), None)
         if added is not None:
             whole = added.initial_weight(name, parameter.shape, seed)
         else:
             whole = source.read(name) if source is not None else initial_weight(name, parameter.shape, seed)
+        if (layer := in_8_bits.get(name)) is not None:
+            whole = fill_scale(layer, whole)
+            finite.check(name, layer.get_buffer(SCALE))
         finite.check(name, copy_local(parameter, whole))
     raise_on_all_ranks(finite.demand)
 

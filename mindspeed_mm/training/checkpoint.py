@@ -39,11 +39,12 @@ from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.saved import ENTRY
 from mindspeed_mm.models.transforms.lora import lora_scales
+from mindspeed_mm.models.transforms.quantize import describe_quantized
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, reason_of
 from mindspeed_mm.training.checkpoint_folder import folder_to_load
-from mindspeed_mm.training.checkpoint_read import BaseReference, load_checkpoint, mm_names
+from mindspeed_mm.training.checkpoint_read import QUANTIZED, BaseReference, load_checkpoint, mm_names
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.state import (
     TrainState,
@@ -142,6 +143,8 @@ class Checkpointer:
             )  # no shape tells the number of heads of an unusual model
         if scales := lora_scales(state.model):
             content[ENTRY] = format_json({"type": "lora", "scales": scales})
+        if rounded := describe_quantized(state.model):
+            content[QUANTIZED] = rounded
         content["skips"] = pack(asdict(state.skips))
         means = sorted((band, *mean) for band, mean in state.loss_means.items())
         content["loss_means"] = {f"rank_{dist.get_rank():05d}": pack(means)}

@@ -30,6 +30,7 @@ from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.fused import same_fused
 from mindspeed_mm.models.lora.saved import DOWN, ENTRY, UP, read_scales, theirs_of
 from mindspeed_mm.models.transforms.lora import lora_scales
+from mindspeed_mm.models.transforms.quantize import describe_quantized
 from mindspeed_mm.models.wan.sizes import read_hints, setting_conflicts
 from mindspeed_mm.training.checkpoint_files import IndexReader, TensorPlanner, reason_of
 from mindspeed_mm.training.config import CheckpointConfig
@@ -40,6 +41,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of 
 _PACKED_BYTES = 1 << 20  # most bytes of a packed value or a generator's state
 _LARGEST = 1 << 53  # largest count
 _CONSUMED = "sampler.consumed_samples"
+QUANTIZED = "quantized"  # entry: how the frozen weights were rounded, which are not saved
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def load_checkpoint(
     _check_base(folder, found_base, base, config.finetune)
     _check_config(folder, saved.get("config"), state.model)
     _check_lora(folder, saved.get(ENTRY), state.model)
+    _check_quantized(folder, saved.get(QUANTIZED), state.model, config.finetune)
     reader = IndexReader(folder)
     names = mm_names(state.model, key_map)
     values = _Values(folder, reader.read_metadata())
@@ -311,6 +314,27 @@ def _check_lora(folder: Path, saved: object, model: nn.Module) -> None:
             )
 
 
+def _check_quantized(folder: Path, saved: object, model: nn.Module, finetune: bool) -> None:
+    """Training goes on upon the same rounded weights: they are read from the base and rounded again, to the bit."""
+    before, now = saved or "", describe_quantized(model)
+    if before == now:
+        return
+    problem = f"was trained upon {_held(before)}, the job has {_held(now)}"
+    if not finetune:
+        fix = "set quantize as it was, or start over with --finetune"
+        raise WeightsError(problem, where=folder, fix=fix)
+    logger.warning(f"{folder}: {problem}")
+
+
+def _held(text: object) -> str:
+    if not text:
+        return "no weights in 8 bits"
+    found = parse_json(text, QUANTIZED, WeightsError) if isinstance(text, str) else None
+    if not isinstance(found, dict):
+        return f"{_brief(text)}"
+    return " and ".join(f"{count} layers in {form}" for form, count in found.items())
+
+
 def _check_weights(values: _Values, names: Mapping[nn.Parameter, str], *, partial: bool) -> None:
     saved = {key.removeprefix("model.") for key in values.entries if key.startswith("model.")}
     trained = {name for parameter, name in names.items() if parameter.requires_grad}
@@ -333,6 +357,12 @@ def _check_weights(values: _Values, names: Mapping[nn.Parameter, str], *, partia
         raise WeightsError(f"{values.folder}: {text}; {advice}")
     for parameter, name in names.items():
         entry = values.tensor(f"model.{name}")
+        if entry is not None and not parameter.is_floating_point():
+            raise WeightsError(
+                f"holds {name}, which the job holds in 8 bits",
+                where=values.folder,
+                fix=f"name {values.folder} as predictor.from_pretrained, and leave --load out",
+            )
         if entry is not None and (
             entry.size != parameter.shape or not entry.properties.dtype.is_floating_point
         ):

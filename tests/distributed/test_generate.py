@@ -38,12 +38,12 @@ class FromModule:
         return self.state[name]
 
 
-def latents_of(layout=None, shard=False, experts=1, loras=()):
+def latents_of(layout=None, shard=False, experts=1, loras=(), quantize=None):
     """Latents of one video; called on every process."""
     parallel = SINGLE if layout is None else ContextParallel(Layout(*layout), CPU)
     models = [tiny_transformer(seed) for seed in range(experts)]
     if shard:
-        models = [parallel.load_sharded(FromModule(model), torch.float32) for model in models]
+        models = [parallel.load_sharded(FromModule(model), torch.float32, quantize) for model in models]
     elif layout is not None:
         for model in models:
             parallel.share_tokens(model)
@@ -102,6 +102,13 @@ def test_loras_count_alike_on_several_processes(world, tmp_path, layout, shard):
     assert not torch.allclose(alone, latents_of(), atol=1e-2)
     for latents in world.run(2, latents_of, layout, shard, 1, loras):
         torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
+
+
+def test_weights_in_8_bits_are_spread_over_processes(world, tmp_path):
+    loras = [LoraUse(path=str(write_lora("kohya", tmp_path, lora_matrices())))]
+    together = world.run(2, latents_of, (2, 1), True, 1, loras, "fp8")
+    torch.testing.assert_close(together[0], latents_of(loras=loras), atol=0.2, rtol=0)
+    assert torch.equal(*together)
 
 
 def generate(config):

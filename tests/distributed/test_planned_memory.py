@@ -19,6 +19,10 @@ GRID = (5, 24, 32)
         pytest.param(
             Case("small", "full", "branch", shards=2, lora=16, depth=2, grid=GRID), id="2 ranks, LoRA"
         ),
+        pytest.param(
+            Case("small", "full", "branch", shards=2, lora=16, depth=2, grid=GRID, quantize=True),
+            id="2 ranks, LoRA, int8",
+        ),
         pytest.param(Case("small", "none", "all", shards=4, depth=2, grid=GRID), id="4 ranks"),
     ],
 )

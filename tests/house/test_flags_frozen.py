@@ -27,6 +27,7 @@ HONOURED = [
     "--lora-on",
     "--lora-init-from",
     "--fuse-lora",
+    "--quantize",
     "--micro-batch-size",
     "--global-batch-size",
     "--train-iters",

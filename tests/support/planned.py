@@ -14,7 +14,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.mesh import build_mesh
 from mindspeed_mm.distributed.shards import local
-from mindspeed_mm.models.transforms.config import LoraConfig
+from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.wan.config import PredictorConfig, VaceDitConfig
 from mindspeed_mm.planning.fit import usual_lora
 from mindspeed_mm.planning.memory import Memory, TrainingRun, training_memory
@@ -42,10 +42,12 @@ class Case:
     cp: int = 1
     lora: int = 0
     depth: int = 1
+    quantize: bool = False
     grid: tuple[int, int, int] = (21, 60, 104)
 
     def __str__(self) -> str:
         lora = f"-lora{self.lora}" if self.lora else ""
+        lora += "-int8" * self.quantize
         return f"{self.size}-{self.recompute}-{self.trainable}{lora}-shards{self.shards}-cp{self.cp}"
 
     @property
@@ -74,7 +76,10 @@ class Case:
                 num_to_forward_prefetch=1,
                 num_to_backward_prefetch=1,
             ),
-            transforms=(LoraConfig(rank=self.lora),) if self.lora else (),
+            transforms=(
+                *((LoraConfig(rank=self.lora),) if self.lora else ()),
+                *((QuantizeConfig(),) if self.quantize else ()),
+            ),
         )
 
     def planned(self) -> Memory:
@@ -93,6 +98,7 @@ class Case:
             prefetch=1,
             on_cpu=True,
             text=512,
+            quantized=frozenset() if self.quantize else None,
         )
         lora = usual_lora(run, self.lora) if self.lora else {}
         return training_memory(TrainingRun(**{**vars(run), "lora": lora}))
@@ -113,7 +119,11 @@ def measured_memory(case: Case) -> float:
     for _ in range(2):
         step(model, optimizer, inputs)
     moments = [value for state in optimizer.state.values() for value in state.values()]
-    held = [local(tensor) for tensor in [*model.parameters(), *moments] if isinstance(tensor, torch.Tensor)]
+    held = [
+        local(tensor)
+        for tensor in [*model.parameters(), *model.buffers(), *moments]
+        if isinstance(tensor, torch.Tensor)
+    ]
     stays = sum(tensor.untyped_storage().nbytes() for tensor in [*held, *inputs.values()])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step(model, optimizer, inputs)

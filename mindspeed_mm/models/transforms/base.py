@@ -8,13 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mindspeed_mm.models.lora.saved import DOWN, UP
 from mindspeed_mm.models.source import WeightsSource
+
+_OF_A_LORA = (DOWN.removesuffix(".weight"), UP.removesuffix(".weight"))
 
 
 class ModuleTransform(ABC):
     """One change, such as an adapter. Base weights keep their names, so any checkpoint of the base still loads."""
 
     is_adapter: ClassVar[bool] = False  # what it trains is all that trains; without one, `trainable` decides
+    comes_last: ClassVar[bool] = False  # after what freezes, at any place in the list
 
     @abstractmethod
     def apply(self, model: nn.Module) -> None:
@@ -38,3 +42,12 @@ class ModuleTransform(ABC):
 
     def merge(self, model: nn.Module) -> None:  # noqa: B027  # most have nothing to fold
         """Fold what it added into the base weights, where it can: the model then computes the same without it."""
+
+
+def base_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear layer of a model by its name, without the matrices of LoRAs."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith(_OF_A_LORA)
+    }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
@@ -16,6 +16,7 @@ from mindspeed_mm.registry import Registry
 
 Part = Literal["branch", "trunk", "both"]
 Expert = Literal["high", "low"]
+QuantFormat = Literal["int8", "fp8"]
 Pattern = Annotated[str, Field(min_length=1)]
 _EXPERT = "expert of a file that holds both of A14B; default: diffusion.expert"
 
@@ -63,6 +64,26 @@ class FuseLoraConfig(Config):
     expert: Expert | None = Field(default=None, description=_EXPERT)
 
 
+class QuantizeConfig(Config):
+    """Frozen linear layers in 8 bits: half the memory of bf16. Weights are rounded as they are read, and never saved."""
+
+    type: Literal["quantize"] = "quantize"
+    format: QuantFormat = Field(
+        default="int8",
+        description="int8 (every device), or fp8 (e4m3; three times the rounding of int8)",
+    )
+    match: tuple[Pattern, ...] = Field(
+        default=(),
+        description="endings of the names of the layers, * stands for any text, such as blocks.*; "
+        "default: q, k, v, o, ffn.0, ffn.2 of all blocks where they are frozen",
+    )
+
+    @field_validator("match", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
 class TransformSpec:
     """One kind of transform. `type` of an entry of `transforms` picks it."""
@@ -77,6 +98,10 @@ TRANSFORMS.add(
 )
 TRANSFORMS.add(
     "fuse_lora", TransformSpec(config=FuseLoraConfig, build="mindspeed_mm.models.transforms.fuse:build_fuse")
+)
+TRANSFORMS.add(
+    "quantize",
+    TransformSpec(config=QuantizeConfig, build="mindspeed_mm.models.transforms.quantize:build_quantize"),
 )
 
 

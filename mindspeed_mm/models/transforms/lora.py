@@ -17,20 +17,19 @@ from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.lora.saved import DOWN, UP
 from mindspeed_mm.models.source import WeightsSource
-from mindspeed_mm.models.transforms.base import ModuleTransform
+from mindspeed_mm.models.transforms.base import ModuleTransform, base_linears
 from mindspeed_mm.models.transforms.config import LoraConfig
-from mindspeed_mm.models.transforms.match import ends_in, lora_targets
+from mindspeed_mm.models.transforms.match import is_saved, lora_targets
 from mindspeed_mm.models.weights import open_adapter
+from mindspeed_mm.ops.quantized import AnyLinear, linear
 
 logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from mindspeed_mm.models.spec import ModelSpec
 
-DOWN_LAYER, UP_LAYER = DOWN.removesuffix(".weight"), UP.removesuffix(".weight")
 
-
-class LoraLinear(nn.Linear):
+class LoraLinear(AnyLinear):
     """y = W x + b + scale · B A dropout(x). Each product is in the dtype of its own weight.
 
     `weight` and `bias` keep the names that they have in the layer it replaces.
@@ -38,16 +37,15 @@ class LoraLinear(nn.Linear):
 
     def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
         device = base.weight.device
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device=device)
-        self.weight, self.bias = base.weight, base.bias
+        super().__init__(base)
         self.scale = config.scale
         self.dropout = nn.Dropout(config.dropout)  # as a module: recomputation looks for it
         self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, device=device)
         self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out] in the dtype of `weight`."""
-        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        """[..., in] → [..., out] in the dtype of the product with `weight`."""
+        y = linear(self, x)
         if not self.scale:
             return y
         down, up = self.lora_A.weight, self.lora_B.weight
@@ -56,7 +54,12 @@ class LoraLinear(nn.Linear):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the update to `weight`, in fp32 and rounded once; the update itself does nothing from then on."""
+        """Add the update to `weight`, in fp32 and rounded once; the update itself does nothing from then on.
+
+        Beside 8-bit weights it stays: they would round it away.
+        """
+        if not self.weight.dtype.is_floating_point:
+            return
         delta = self.lora_B.weight.float() @ self.lora_A.weight.float()
         self.weight.copy_(self.weight.float() + self.scale * delta)
         self.scale = 0.0
@@ -82,11 +85,7 @@ class Lora(ModuleTransform):
         """Replace the matching layers. Raises ConfigError as `lora_targets`, or for a layer that has a LoRA already."""
         where = "transforms: lora"
         modules = [name for name, _ in model.named_modules() if name]
-        linears = {
-            name: tuple(module.weight.shape)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and not name.endswith((DOWN_LAYER, UP_LAYER))
-        }
+        linears = {name: tuple(layer.weight.shape) for name, layer in base_linears(model).items()}
         targets = lora_targets(self.config, self.spec, self.trainable, modules, linears, where)
         if self.config.init_from is not None:
             shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if not self.adds(name)}
@@ -135,10 +134,7 @@ class Lora(ModuleTransform):
 
     def trains(self, name: str) -> bool:
         """Its own matrices, and `modules_to_save`."""
-        module = name.rpartition(".")[0]
-        parents = [module[:end] for end, mark in enumerate(module) if mark == "."] + [module]
-        saved = self.config.modules_to_save
-        return self.adds(name) or any(ends_in(parent, one) for parent in parents for one in saved)
+        return self.adds(name) or is_saved(name, self.config.modules_to_save)
 
     def adds(self, name: str) -> bool:
         """Its own matrices."""

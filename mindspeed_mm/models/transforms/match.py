@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.models.transforms.config import LoraConfig
+from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -37,6 +37,13 @@ def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> list[
 def ends_in(name: str, pattern: str) -> bool:
     """Whether `name` is `pattern`, or ends in it at a dot."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def is_saved(name: str, saved: Iterable[str]) -> bool:
+    """Whether the weight `name` is in a module that one of the patterns `saved` matches."""
+    module = name.rpartition(".")[0]
+    parents = [module[:end] for end, mark in enumerate(module) if mark == "."] + [module]
+    return any(ends_in(parent, one) for parent in parents for one in saved)
 
 
 def lora_targets(
@@ -82,3 +89,32 @@ def lora_targets(
                     fix="narrow match, or leave it out",
                 )
     return found
+
+
+def quantize_targets(
+    config: QuantizeConfig,
+    spec: ModelSpec,
+    linears: Iterable[str],
+    is_trained: Callable[[str], bool],
+    where: str,
+) -> list[str]:
+    """The layers that are held in 8 bits, by name. `is_trained` judges a weight by its name.
+
+    Without `match`, layers that train are passed over. Raises ConfigError for a pattern that matches none of the block's
+    linear layers, or one that trains; and when nothing is left.
+    """
+    usual = [name for name in linears if any(ends_in(name, ending) for ending in spec.adapted)]
+    found = matching(config.match, usual, f"{where}.match") if config.match else usual
+    frozen = [name for name in found if not is_trained(f"{name}.weight")]
+    if config.match and len(frozen) < len(found):
+        name = next(name for name in found if name not in frozen)
+        raise ConfigError(
+            f"{name} trains, and 8-bit weights cannot", where=f"{where}.match", fix="name frozen layers only"
+        )
+    if not frozen:
+        raise ConfigError(
+            "the model has no frozen linear layer in its blocks",
+            where=where,
+            fix="leave it out, or train a LoRA, or a part: predictor.trainable branch or trunk",
+        )
+    return frozen

@@ -19,7 +19,7 @@ from mindspeed_mm.registry import resolve
 def plan_transforms(
     spec: ModelSpec, trainable: str, dtype: torch.dtype, configs: Sequence[Config] = ()
 ) -> tuple[ModuleTransform, ...]:
-    """Those of `configs` in their order, then what freezes the rest.
+    """Those of `configs` in their order, then what freezes the rest, then those that change what is frozen.
 
     Without an adapter, `trainable: branch | trunk | all` decides what trains; an adapter trains what it says and nothing else does.
     """
@@ -38,4 +38,5 @@ def plan_transforms(
     else:
         is_trained = partial(trains, trainable=trainable, branch=spec.branch)
         freeze = Freeze(is_trained, dtype, spec.fp32_modules, f"predictor.trainable: {trainable}")
-    return (*chosen, freeze)
+    last = [transform for transform in chosen if transform.comes_last]
+    return (*(transform for transform in chosen if not transform.comes_last), freeze, *last)

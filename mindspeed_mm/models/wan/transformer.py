@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mindspeed_mm.models.wan.config import WanConfig
 from mindspeed_mm.ops.attention import Attend, attend, attend_padded
 from mindspeed_mm.ops.norm import rms_norm
+from mindspeed_mm.ops.quantized import product_dtype
 from mindspeed_mm.ops.rope import apply_rope
 
 
@@ -97,7 +98,7 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         """[B, S, D] → [B, S, D]."""
-        x = x.to(self.q.weight.dtype)  # once, for the three products
+        x = x.to(product_dtype(self.q))  # once, for the three products
         q = apply_rope(self._heads(self.norm_q(self.q(x))), rope.cos, rope.sin)
         k = apply_rope(self._heads(self.norm_k(self.k(x))), rope.cos, rope.sin)
         out: Tensor = self.o(self.attend(q, k, self._heads(self.v(x))).flatten(2))
@@ -109,7 +110,7 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
         """[B, S, D] → [B, S, D]; one sample and P captions → [P, S, D]."""
-        rows = text.rows.to(self.k.weight.dtype)
+        rows = text.rows.to(product_dtype(self.k))
         q, k = self._heads(self.norm_q(self.q(x))), self._heads(self.norm_k(self.k(rows)))
         if len(q) != len(k):
             q = q.expand(len(k), -1, -1, -1).contiguous()

@@ -17,7 +17,7 @@ from mindspeed_mm.distributed.patterns import recompute_plan
 from mindspeed_mm.errors import ConfigError, DataError, MindSpeedMMError
 from mindspeed_mm.files import LIST_BYTES, json_lines, read_text
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.transforms.config import LoraConfig
+from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.transforms.match import matching
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig
 from mindspeed_mm.models.wan.sizes import layout
@@ -129,6 +129,7 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
         grid=grid,
         trainable=predictor.trainable,
         lora=lora_layers(job),
+        quantized=quantized_layers(job),
         batch=batch.micro_batch_size,
         micro_batches=max(1, size // (batch.micro_batch_size * job.dp_size)),
         ranks=job.world_size,
@@ -167,6 +168,20 @@ def lora_layers(job: PretrainJob) -> dict[str, int]:
             ]
             found |= dict.fromkeys(wanted, config.rank)
     return found
+
+
+def quantized_layers(job: PretrainJob) -> frozenset[str] | None:
+    """The linear layers that a job holds in 8 bits, as `TrainingRun` takes them."""
+    configs = [config for config in job.model.transforms if isinstance(config, QuantizeConfig)]
+    if not configs:
+        return None
+    if any(not config.match for config in configs):
+        return frozenset()
+    spec = MODELS.get(job.predictor.model_id)
+    usual = matching(spec.adapted, resolve(spec.linears)(job.predictor.model), "transforms: quantize.match")
+    return frozenset(
+        name for config in configs for name in matching(config.match, usual, "transforms: quantize.match")
+    )
 
 
 def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:

@@ -31,7 +31,7 @@ from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank, world_size
 from mindspeed_mm.models.find import find_files
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.transforms.config import parse_transforms
+from mindspeed_mm.models.transforms.config import QuantizeConfig, parse_transforms
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.registry import resolve
@@ -71,7 +71,7 @@ class FileConfig(Config):
 SCHEMAS: Sequence[tuple[type[Config], str]] = (
     (FileConfig, "files"),
     (OverrideConfig, "keys of the files"),
-    (LoraFlags, "LoRA"),
+    (LoraFlags, "LoRA, 8 bits"),
     (BatchConfig, "batches"),
     (OptimizerConfig, "optimizer"),
     (ParallelConfig, "parallel"),
@@ -198,6 +198,14 @@ class PretrainJob(Config):
         _check_patterns(self.predictor, self.fsdp2)
         spec = MODELS.get(self.predictor.model_id)
         check_transforms(self.model.transforms, self.predictor, spec, str(self.files.mm_model))
+        if self.training.checkpoint.save_full_model and any(
+            isinstance(config, QuantizeConfig) for config in self.model.transforms
+        ):
+            raise ConfigError(
+                "weights in 8 bits are not saved: the base has them exactly",
+                where=f"{prog}: --save-full-model",
+                fix="leave it out; mm-convert mm_to_hf writes the whole model afterwards",
+            )
         size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
         if batch.train_iters is None and batch.train_samples is None:
             raise ConfigError(f"{prog}: --train-iters is missing; give it or --train-samples")

@@ -1,4 +1,4 @@
-"""`transforms` of a training job: short flags for one LoRA, and what is checked before torch is imported."""
+"""`transforms` of a training job: short flags, and what is checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from mindspeed_mm.config.schema import Config
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.files import stat_path
 from mindspeed_mm.models.spec import ModelSpec
-from mindspeed_mm.models.transforms.config import Expert, FuseLoraConfig, LoraConfig, Part
-from mindspeed_mm.models.transforms.match import lora_targets
+from mindspeed_mm.models.transforms.config import (
+    Expert,
+    FuseLoraConfig,
+    LoraConfig,
+    Part,
+    QuantFormat,
+    QuantizeConfig,
+)
+from mindspeed_mm.models.transforms.match import is_saved, lora_targets, quantize_targets, trains
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.registry import resolve
 
 
 class LoraFlags(Config):
-    """Short flags for one LoRA: they replace keys of the model JSON's, or add it."""
+    """Short flags for one LoRA and 8-bit weights: they replace keys of the model JSON's, or add them."""
 
     lora_rank: int | None = Field(
         default=None, gt=0, le=4096, description="train a LoRA of this rank, nothing else"
@@ -35,6 +42,9 @@ class LoraFlags(Config):
     fuse_lora: str | None = Field(
         default=None, description="LoRA of any dialect to add to the weights before training"
     )
+    quantize: QuantFormat | None = Field(
+        default=None, description="hold the frozen linear layers of the blocks in 8 bits: int8 or fp8"
+    )
 
     def apply(self, values: Any, prog: str) -> Any:
         """The values of a model JSON with these keys in its transforms. Raises ConfigError where it has no LoRA."""
@@ -42,21 +52,27 @@ class LoraFlags(Config):
             return values
         given = {
             name.removeprefix("lora_"): value
-            for name, value in self.model_dump(exclude={"fuse_lora"}).items()
+            for name, value in self.model_dump(exclude={"fuse_lora", "quantize"}).items()
             if value is not None
         }
+        if not given and self.fuse_lora is None and self.quantize is None:
+            return values
         found = values.get("transforms", [])
         found = list(found) if isinstance(found, list | tuple) else [found]
         if given:
             found = _with_lora(found, given, prog)
         if self.fuse_lora is not None:
             found = [{"type": "fuse_lora", "path": self.fuse_lora}, *found]
-        return {**values, "transforms": found} if given or self.fuse_lora is not None else values
+        if self.quantize is not None:
+            kept = [item for item in found if not _is_type(item, "quantize")]
+            changed = [{**item, "format": self.quantize} for item in found if _is_type(item, "quantize")]
+            found = [*kept, *(changed or [{"type": "quantize", "format": self.quantize}])]
+        return {**values, "transforms": found}
 
 
 def _with_lora(found: list[Any], given: Mapping[str, Any], prog: str) -> list[Any]:
     where = f"{prog}: --lora-{min(given).replace('_', '-')}"
-    places = [i for i, item in enumerate(found) if isinstance(item, Mapping) and item.get("type") == "lora"]
+    places = [i for i, item in enumerate(found) if _is_type(item, "lora")]
     if len(places) > 1:
         raise ConfigError(f"the model JSON has {len(places)} LoRAs", where=where, fix="edit the JSON")
     if not places and "rank" not in given:
@@ -64,6 +80,10 @@ def _with_lora(found: list[Any], given: Mapping[str, Any], prog: str) -> list[An
     if not places:
         return [*found, {"type": "lora", **given}]
     return [{**item, **given} if i in places else item for i, item in enumerate(found)]
+
+
+def _is_type(item: object, name: str) -> bool:
+    return isinstance(item, Mapping) and item.get("type") == name
 
 
 def for_expert(transforms: Sequence[Config], role: Expert | None) -> tuple[Config, ...]:
@@ -82,7 +102,8 @@ def check_transforms(
     """What needs no torch: every LoRA has layers of its own, and there are weights to change. Raises ConfigError."""
     if not transforms:
         return
-    if getattr(getattr(predictor, "vace_dit", None), "init_from_trunk", False):
+    adapts = any(not isinstance(config, QuantizeConfig) for config in transforms)
+    if adapts and getattr(getattr(predictor, "vace_dit", None), "init_from_trunk", False):
         raise ConfigError(
             "transforms cannot change a branch that starts from the trunk: it adds nothing yet",
             where=f"{model_json}:predictor.vace_dit.init_from_trunk",
@@ -95,6 +116,8 @@ def check_transforms(
             raise ConfigError(
                 "fuse_lora has no weights to change", where=where, fix="set predictor.from_pretrained"
             )
+        if isinstance(config, QuantizeConfig):
+            _check_quantize(config, transforms, predictor, spec, model_json, where)
         if isinstance(config, LoraConfig) and spec.modules and spec.linears:
             modules, linears = resolve(spec.modules), resolve(spec.linears)
             sizes = predictor.model
@@ -108,6 +131,38 @@ def check_transforms(
                         fix="narrow match or on",
                     )
                 owner[name] = number
+
+
+def _check_quantize(
+    config: QuantizeConfig,
+    transforms: Sequence[Config],
+    predictor: PredictorConfig,
+    spec: ModelSpec,
+    model_json: str,
+    where: str,
+) -> None:
+    """8-bit weights are never saved, so what a checkpoint leaves out must be in one place. Raises ConfigError."""
+    if predictor.from_pretrained is None:
+        raise ConfigError(
+            "quantize has no weights to round", where=where, fix="set predictor.from_pretrained"
+        )
+    loras = [other for other in transforms if isinstance(other, LoraConfig)]
+    adapts = any(not isinstance(other, QuantizeConfig) for other in transforms)
+    branch = getattr(getattr(predictor, "vace_dit", None), "vace_pretrained", None)
+    if branch is not None and (adapts or predictor.trainable != "branch"):
+        raise ConfigError(
+            "no one place holds the weights that are held in 8 bits, so no checkpoint can name it",
+            where=f"{model_json}:predictor.vace_dit.vace_pretrained",
+            fix="write trunk and branch into one folder with mm-convert, and name it as predictor.from_pretrained",
+        )
+
+    def is_trained(name: str) -> bool:
+        if loras:
+            return any(is_saved(name, lora.modules_to_save) for lora in loras)
+        return trains(name, predictor.trainable, spec.branch)
+
+    if spec.linears:
+        quantize_targets(config, spec, resolve(spec.linears)(predictor.model), is_trained, where)
 
 
 def check_lora_files(transforms: Sequence[Config], model_json: str) -> None:

@@ -14,7 +14,7 @@ from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.solvers import Solver, step_noise
 from mindspeed_mm.models.lora.adapter import merged
-from mindspeed_mm.models.weights import open_adapter, open_weights
+from mindspeed_mm.models.weights import load_transformer, open_adapter, open_weights
 from tests.support.errors import raises
 from tests.support.lora_files import lora_matrices, write_lora
 from tests.tiny import TINY, tiny_transformer, tiny_vae, write_transformer
@@ -181,3 +181,17 @@ def test_timesteps_that_contradict_other_keys_are_refused(values, facts):
     with pytest.raises(ValueError, match="must fall"):
         RequestConfig(timesteps=(500, 900))
     assert resolve_sampling(RequestConfig(timesteps=(900, 500)), experts=1).solver == "euler"
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_loras_apply_over_weights_in_8_bits(tmp_path, vae, form):
+    lora = write_lora("kohya", tmp_path, lora_matrices())
+    write_transformer(tmp_path / "base", tiny_transformer(), torch.float32)
+    held = load_transformer(tmp_path / "base", dtype=torch.float32, quantize=form).requires_grad_(False)
+    pipe = pipeline(vae, held, offload="block")
+    before, found = latents(pipe), latents(pipe, loras=[str(lora)])
+    exact = pipeline(vae, tiny_transformer())
+    assert torch.allclose(before, latents(exact), atol=0.1)
+    assert torch.allclose(found, latents(exact, loras=[str(lora)]), atol=0.1)
+    assert not torch.allclose(found, before, atol=0.2)
+    assert torch.equal(latents(pipe), before)

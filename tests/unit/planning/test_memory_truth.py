@@ -12,6 +12,7 @@ from tests.support.planned import Case
 CASES = [
     pytest.param(Case("mid", "full", "branch", shards=4), id="full"),
     pytest.param(Case("14B", "none", "branch", shards=8, cp=4), id="none, cp"),
+    pytest.param(Case("14B", "full", "branch", shards=4, lora=32, quantize=True), id="int8"),
     *(
         pytest.param(case, id=str(case), marks=pytest.mark.slow)
         for case in (

@@ -20,7 +20,7 @@ from mindspeed_mm.planning.fit import smallest_changes
 from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.time import step_time
 from mindspeed_mm.tasks.jobs.plan import largest_clip, read_job, run_of
-from mindspeed_mm.tasks.plan import GIB, draw, make_plan
+from mindspeed_mm.tasks.plan import GIB, Plan, draw, make_plan
 from tests.support.errors import raises
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -194,3 +194,25 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "file" / "plan.png"
     with raises(ConfigError, where=f"--picture: {path}"):
         draw(make_plan(job, flags), job, path)
+
+
+def test_8_bits_halve_the_planned_weights() -> None:
+    argv = [*files("14B"), "--lora-rank=32", "--device=A100", "--devices=1"]
+    exact, held = (run_plan([*argv, *more]) for more in ([], ["--quantize=int8"]))
+    assert held.memory.terms["weights"] == pytest.approx(exact.memory.terms["weights"] / 2, rel=0.06)
+    assert held.run.quantized == frozenset()
+    named = run_plan([*argv, '--set=model.transforms=[{"type": "quantize", "match": "blocks.*"}]'])
+    assert len(named.run.quantized or ()) == 400
+
+
+def test_8_bits_are_offered_where_they_fit() -> None:
+    plan = run_plan([*files("14B"), "--lora-rank=32", "--lora-on=both", "--device=A100", "--devices=1"])
+    assert not plan.fits
+    (change,) = (one for one in plan.changes if one.settings == ("--quantize int8",))
+    assert change.memory <= plan.capacity
+    assert not change.keeps_result
+
+
+def run_plan(argv: list[str]) -> Plan:
+    job, flags = read_job(argv)
+    return make_plan(job, flags)

@@ -1,0 +1,59 @@
+"""Frozen linear layers of a model in 8 bits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from mindspeed_mm.files import format_json
+from mindspeed_mm.models.spec import MODELS, ModelSpec
+from mindspeed_mm.models.transforms.base import ModuleTransform, base_linears
+from mindspeed_mm.models.transforms.config import QuantFormat, QuantizeConfig
+from mindspeed_mm.models.transforms.match import quantize_targets
+from mindspeed_mm.ops.quantized import AnyLinear, format_of, hold_in_8_bits, quantized_layers
+
+
+def build_quantize(config: QuantizeConfig, spec: ModelSpec, trainable: str) -> Quantize:
+    """The transform of a `quantize` entry."""
+    return Quantize(config, spec)
+
+
+@dataclass(frozen=True)
+class Quantize(ModuleTransform):
+    """Gives the matching frozen layers places for 8-bit weights. What reads the weights rounds them."""
+
+    config: QuantizeConfig
+    spec: ModelSpec
+    comes_last: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module) -> None:
+        """Change the layers. Raises ConfigError as `quantize_targets`."""
+        linears = base_linears(model)
+        trained = {f"{name}.weight" for name, layer in linears.items() if layer.weight.requires_grad}
+        names = quantize_targets(
+            self.config, self.spec, linears, lambda name: name in trained, "transforms: quantize"
+        )
+        held = quantized_layers(model)
+        for name in names:
+            layer = linears[name]
+            if f"{name}.weight" in held:
+                continue
+            if not isinstance(layer, AnyLinear):
+                parent, _, child = name.rpartition(".")
+                layer = AnyLinear(layer)
+                setattr(model.get_submodule(parent), child, layer)
+            hold_in_8_bits(layer, self.config.format)
+
+
+def quantize_blocks(model: nn.Module, form: QuantFormat) -> None:
+    """All linear layers of the blocks of a frozen model of Wan."""
+    Quantize(QuantizeConfig(format=form), MODELS.get("vace")).apply(model)
+
+
+def describe_quantized(model: nn.Module) -> str:
+    """JSON for a checkpoint: how many layers are held in which format; "" for none."""
+    counts = Counter(format_of(layer) for layer in quantized_layers(model).values())
+    return format_json(dict(sorted(counts.items()))) if counts else ""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,18 @@ REAL_FILES = [  # messages about files as people have them
     "Git LFS pointer",
     "a link to",
 ]
+
+# What a message fills in: …, quoted and numbered parts, and the joints of its fields
+FILLED = re.compile(r"…|'[^']*'|\S*\d\S*|: |; |, got |\(|\)|\bexpected\b|, ")
+FOREIGN = (  # other programs' messages, and those that are put together word by word
+    *("import torch", "MASTER_PORT=", "libhccl.so", "libascend_hal.so", "--tensorboard-dir"),
+    *(
+        "… holds neither tokenizer.json",
+        "steps: got 4, but preset",
+        "…distcp: expected … bytes",
+        "iteration 7 skipped",
+    ),
+)
 
 
 def messages(page: Path) -> list[list[str]]:
@@ -50,3 +66,50 @@ def test_docs_install_nothing_that_no_index_has() -> None:
         if re.search(r"pip install\s+['\"]?mindspeed-mm", page.read_text("utf-8"))
     ]
     assert not wrong
+
+
+def literals(path: Path) -> Iterator[str]:
+    """Every text of a module that is no docstring; what an f-string fills in is a mark."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped |= {id(part) for part in node.values}
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value
+
+
+@cache
+def said() -> str:
+    """What the code can say, in one text."""
+    root = DOCS.parent
+    modules = [
+        path
+        for folder in ("mindspeed_mm", "checkpoint", "megatron")
+        for path in (root / folder).rglob("*.py")
+    ]
+    scripts = [path.read_text(encoding="utf-8") for path in (root / "examples/vace").rglob("*.sh")]
+    return " ".join(" ".join([*(text for path in modules for text in literals(path)), *scripts]).split())
+
+
+def share_that_the_code_says(message: str) -> float:
+    """How many of a message's pairs of neighbouring words are in the code; 1 where it has none."""
+    parts = [part.strip(" ,.:;").split() for part in FILLED.split(message)]
+    pairs = [" ".join(pair) for part in parts for pair in pairwise(part)]
+    return sum(pair in said() for pair in pairs) / len(pairs) if pairs else 1
+
+
+def test_messages_of_the_page_are_those_of_the_code() -> None:
+    listed = [code.strip("`") for cell in messages(PAGES[0]) for code in cell]
+    stale = [
+        message
+        for message in listed
+        if not message.startswith(FOREIGN) and share_that_the_code_says(message) < 0.5
+    ]
+    assert not stale, "\n" + "\n".join(stale)
+
+
+def test_a_message_that_nothing_says_is_found() -> None:
+    assert share_that_the_code_says("the moon is made of green cheese") < 0.5

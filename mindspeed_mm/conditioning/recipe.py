@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Annotated, Any, get_origin
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.conditioning.annotate.networks import Networks
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
@@ -46,6 +47,28 @@ class RecipeTask(Config):
         default_factory=dict,
         description="options of the task; a value may be {choice: […]}, {uniform: [a, b]} or {integers: [a, b]}",
     )
+    shift: float | None = Field(
+        default=None,
+        ge=0.001,
+        le=1000,
+        description="in training: shift of the noise schedule for these samples; null = that of the model JSON",
+    )
+    loss_weight: float = Field(
+        default=1.0, gt=0, le=1000, description="in training: what the loss of these samples is multiplied by"
+    )
+
+
+class RecipeStage(Config):
+    """Other weights for a part of a training run."""
+
+    until: int | None = Field(
+        default=None,
+        gt=0,
+        description="last iteration of the stage; null = to the end, in the last stage only",
+    )
+    weights: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
+        min_length=1, description="entry of tasks → its weight; entries without one are not drawn"
+    )
 
 
 class Recipe(Config):
@@ -54,6 +77,10 @@ class Recipe(Config):
     seed: int = Field(default=0, ge=0, le=(1 << 63) - 1, description="decides every draw")
     variants: int = Field(default=1, ge=1, le=1000, description="samples made of each clip")
     tasks: dict[str, RecipeTask] = Field(min_length=1, description="name → task")
+    stages: tuple[RecipeStage, ...] = Field(
+        default=(),
+        description="in training: weights by iteration, one stage after another; the last one goes on",
+    )
 
     @field_validator("tasks")
     @classmethod
@@ -62,6 +89,45 @@ class Recipe(Config):
             if problem := name_problem(name, "-000000-000.png"):
                 raise ValueError(f"{name!r:.60} {problem}")
         return tasks
+
+    @model_validator(mode="after")
+    def _stages_follow_one_another(self) -> Recipe:
+        ends = [stage.until for stage in self.stages[:-1]]
+        if None in ends or any(a >= b for a, b in pairwise(filter(None, [*ends, *self._last_end()]))):
+            raise ValueError(
+                f"stages end at {', '.join(str(stage.until) for stage in self.stages)}; expected `until` to rise, "
+                "and null in the last stage only"
+            )
+        for number, stage in enumerate(self.stages):
+            for name in stage.weights:
+                if name not in self.tasks:
+                    raise ValueError(
+                        f"stages[{number}].weights names {name!r:.60}, which tasks does not have"
+                        f"{did_you_mean(name, list(self.tasks))}"
+                    )
+            if not any(stage.weights.values()):
+                raise ValueError(f"stages[{number}].weights are all 0; expected one above 0")
+        return self
+
+    def _last_end(self) -> list[int | None]:
+        return [stage.until for stage in self.stages[-1:]]
+
+    def weights(self, iteration: int) -> dict[str, float]:
+        """Entry → weight at an iteration, counted from 1; entries that are not drawn are left out."""
+        for stage in self.stages:
+            if stage is self.stages[-1] or iteration <= (stage.until or 0):
+                return {name: weight for name, weight in stage.weights.items() if weight}
+        return {name: entry.weight for name, entry in self.tasks.items()}
+
+    def training_only(self) -> list[str]:
+        """The keys in use that act in training on raw clips, and nowhere else."""
+        named = [
+            f"tasks.{name}.{key}"
+            for name, entry in self.tasks.items()
+            for key in ("shift", "loss_weight")
+            if key in entry.model_fields_set
+        ]
+        return [*(["stages"] if self.stages else []), *named]
 
 
 @dataclass(frozen=True)
@@ -114,18 +180,44 @@ def draws(recipe: Recipe, row: int, clip: str) -> list[Draw]:
     spent: set[str] = set()
     for _ in range(recipe.variants if fitting else 0):
         names = [name for name in fitting if name not in spent] or list(fitting)
-        ends = np.cumsum([fitting[name].weight for name in names])
-        place = int(np.searchsorted(ends, generator.random() * ends[-1], side="right"))
-        name = names[min(place, len(names) - 1)]
+        name = _pick({name: fitting[name].weight for name in names}, generator)
         found.append(_draw(name, fitting[name], generator))
         if found[-1].task.family == "control":
             spent.add(name)
     return found
 
 
-def _draw(name: str, entry: RecipeTask, generator: np.random.Generator) -> Draw:
+def training_draw(
+    recipe: Recipe, clip: str, *, seed: int, sample_index: int, first_index: int, iteration: int
+) -> Draw | None:
+    """The task of one training sample; None when no entry takes the clip at this iteration, counted from 1.
+
+    Entry and options follow from the run's `seed` and `first_index`, the index of the first sample of its micro-batch,
+    whose samples must have one shape; what is drawn within the task follows from the sample's own index. Raises ConfigError.
+    """
+    weights = {name: w for name, w in recipe.weights(iteration).items() if _takes(recipe.tasks[name], clip)}
+    if not weights:
+        return None
+    generator = np.random.default_rng([recipe.seed, seed, first_index])
+    name = _pick(weights, generator)
+    own = np.random.default_rng([recipe.seed, seed, sample_index, 1])
+    return _draw(name, recipe.tasks[name], generator, int(own.integers(1 << 31)))
+
+
+def entries_for(recipe: Recipe, clip: str) -> tuple[str, ...]:
+    """The entries that take a clip of this name."""
+    return tuple(name for name, entry in recipe.tasks.items() if _takes(entry, clip))
+
+
+def _pick(weights: Mapping[str, float], generator: np.random.Generator) -> str:
+    names, ends = list(weights), np.cumsum(list(weights.values()))
+    place = int(np.searchsorted(ends, generator.random() * ends[-1], side="right"))
+    return names[min(place, len(names) - 1)]
+
+
+def _draw(name: str, entry: RecipeTask, generator: np.random.Generator, own_seed: int | None = None) -> Draw:
     values = {key: _drawn(value, generator) for key, value in entry.options.items()}
-    seed = int(generator.integers(1 << 31))
+    seed = int(generator.integers(1 << 31)) if own_seed is None else own_seed
     task = entry_task(name, entry)
     if _DRAWN in task.options.model_fields:
         values[_DRAWN] = seed

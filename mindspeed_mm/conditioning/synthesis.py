@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_mm.conditioning.recipe import Recipe, draws
+from mindspeed_mm.conditioning.recipe import Draw, Recipe, draws
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources, count_bounds
 from mindspeed_mm.data.config import VideoConfig
@@ -52,21 +52,21 @@ def synthesized(records: Iterable[SampleRecord], recipe: Recipe) -> list[SampleR
     """Each plain row as its variants; a row with a src_video or mask of its own, or that no entry takes, stays as it is."""
     found: list[SampleRecord] = []
     for record in records:
-        is_plain = record.src_video is None and record.src_mask is None
-        drawn = draws(recipe, record.row, str(record.video)) if is_plain else []
+        drawn = draws(recipe, record.row, str(record.video)) if record.is_plain else []
         found += [
-            replace(
-                record,
-                synthesis=Synthesis(
-                    task=draw.task_name,
-                    options=format_json(draw.options.model_dump(mode="json", exclude={"annotators"})),
-                    annotators=str(getattr(draw.options, "annotators", "")),
-                    variant=variant,
-                ),
-            )
-            for variant, draw in enumerate(drawn)
+            replace(record, synthesis=drawn_as(draw, variant)) for variant, draw in enumerate(drawn)
         ] or [record]
     return found
+
+
+def drawn_as(draw: Draw, variant: int = 0) -> Synthesis:
+    """A draw as a record carries it."""
+    return Synthesis(
+        task=draw.task_name,
+        options=format_json(draw.options.model_dump(mode="json", exclude={"annotators"})),
+        annotators=str(getattr(draw.options, "annotators", "")),
+        variant=variant,
+    )
 
 
 def load_synthesized(record: SampleRecord, config: VideoConfig) -> PixelSample:

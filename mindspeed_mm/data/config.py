@@ -49,6 +49,9 @@ class FeatureRow(Config):
     num_refs: int | None = Field(
         default=None, description="how many references come first; null = read from the file"
     )
+    task: str | None = Field(
+        default=None, description="what its conditions were made by: the loss is reported for each task"
+    )
 
 
 class Transform(Config):
@@ -258,34 +261,6 @@ class DataSource(Config):
     data_storage_mode: Literal["vace"] = "vace"
 
 
-class VaceDatasetConfig(Config):
-    """`dataset_param` with dataset_type `vace`: raw clips."""
-
-    dataset_type: Literal["vace"] = "vace"
-    basic_parameters: DataSource
-    preprocess_parameters: VideoConfig = VideoConfig()
-    tokenizer_config: TokenizerConfig = TokenizerConfig()
-    synthesis: str | None = Field(
-        default=None,
-        description="recipe (YAML) whose tasks are drawn for rows without src_video and mask; null = rows are taken as they are",
-    )
-    UNUSED: ClassVar[Mapping[str, str]] = {
-        "use_text_processer": _TEXT,
-        "enable_text_preprocessing": _TEXT,
-        "text_preprocess_methods": _TEXT,
-        "support_chinese": _TEXT,
-    }
-
-    @field_validator("tokenizer_config", mode="before")
-    @classmethod
-    def _only_one(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            if len(value) != 1:
-                raise ValueError(f"lists {len(value)} tokenizers; VACE has one text encoder, give one")
-            return value[0]
-        return value
-
-
 class FeatureSource(Config):
     """`basic_parameters` of features."""
 
@@ -302,6 +277,37 @@ class ValidationSource(FeatureSource):
         default=None,
         description="inference JSON (prompts, VAE, text encoder) whose videos are made with the model in training at every evaluation",
     )
+
+
+class VaceDatasetConfig(Config):
+    """`dataset_param` with dataset_type `vace`: raw clips."""
+
+    dataset_type: Literal["vace"] = "vace"
+    basic_parameters: DataSource
+    preprocess_parameters: VideoConfig = VideoConfig()
+    tokenizer_config: TokenizerConfig = TokenizerConfig()
+    synthesis: str | None = Field(
+        default=None,
+        description="recipe (YAML) whose tasks are drawn for rows without src_video and mask; null = rows are taken as they are",
+    )
+    validation: ValidationSource | None = Field(
+        default=None, description="in training on raw clips: held-out features, extracted before"
+    )
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "use_text_processer": _TEXT,
+        "enable_text_preprocessing": _TEXT,
+        "text_preprocess_methods": _TEXT,
+        "support_chinese": _TEXT,
+    }
+
+    @field_validator("tokenizer_config", mode="before")
+    @classmethod
+    def _only_one(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            if len(value) != 1:
+                raise ValueError(f"lists {len(value)} tokenizers; VACE has one text encoder, give one")
+            return value[0]
+        return value
 
 
 class FeatureDatasetConfig(Config):

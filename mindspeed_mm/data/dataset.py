@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +101,7 @@ class FeatureDataset:
             raise error.at(self._address(index)) from None
         found = (record.latents.shape[1], record.latents.shape[2], record.latents.shape[3])
         self._compare(index, found, record.num_refs)
-        return record
+        return replace(record, task=self._task(index))
 
     def path(self, index: int) -> Path:
         """The file of one row: from the data folder, from its `features` folder, or as it stands."""
@@ -112,6 +113,14 @@ class FeatureDataset:
         """(R+F, h, w, R): samples with one shape can be stacked. From the list, or else from the file."""
         refs = self.rows[index].get("num_refs")
         return (*self._grid(index), refs if isinstance(refs, int) else self._info(index)[3])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the list names."""
+        return tuple(sorted({self._task(index) for index in range(len(self.rows))} - {""}))
+
+    def _task(self, index: int) -> str:
+        return self.rows[index].get("task") or ""
 
     def check(self, index: int, *, text_dim: int | None, text_len: int | None) -> None:
         """Look at the header of one row's file, for a model of these sizes.
@@ -236,6 +245,8 @@ def _check_row(row: Any, where: str) -> None:
         raise DataError(
             f"got {shape!r:.60}", where=f"{where}.shape", expected="three positive integers [R+F, h, w]"
         )
+    if row.get("task") is not None and not isinstance(row["task"], str):
+        raise DataError(f"got {row['task']!r:.60}", where=f"{where}.task", expected="the name of a task")
     if row.get("num_refs") is not None and not _is_counts([row["num_refs"]], at_least=0):
         raise DataError(
             f"got {row['num_refs']!r:.60}", where=f"{where}.num_refs", expected="an integer from 0"

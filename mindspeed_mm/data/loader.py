@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import random
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -204,14 +204,21 @@ class Collate:
             num_refs=rows[0][0].num_refs,
             sample_index=torch.tensor([index for _, index in rows]),
             keys=tuple(record.key for record, _ in rows),
+            tasks=tuple(record.task for record, _ in rows),
         )
 
     def prompt(self, record: FeatureRecord, sample_index: int) -> Tensor:
         """[L, text_dim]: one of the record's captions, or the null prompt."""
-        chance = random.Random(f"{self.seed}/{sample_index}/caption")
-        if chance.random() < self.caption_dropout and self.null_prompt is not None:
+        chosen = self.caption(len(record.prompt_embeds), sample_index)
+        if chosen is None and self.null_prompt is not None:
             return self.null_prompt
-        return record.prompt_embeds[chance.randrange(len(record.prompt_embeds))]
+        return record.prompt_embeds[chosen or 0]
+
+    def caption(self, count: int, sample_index: int) -> int | None:
+        """Which of `count` captions a sample has; None = the empty one."""
+        chance = random.Random(f"{self.seed}/{sample_index}/caption")
+        dropped = chance.random() < self.caption_dropout and self.null_prompt is not None
+        return None if dropped else chance.randrange(count)
 
 
 class TrainLoader:
@@ -235,8 +242,9 @@ class TrainLoader:
         self.source, self.config, self.collate = source, config, collate
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.num_workers, self.pin_memory = num_workers, pin_memory and config.pin_memory
+        self.tasks: tuple[str, ...] = getattr(source, "tasks", ())  # those that its records name
 
-    def batches(self, consumed_samples: int = 0) -> Iterator[Batch]:
+    def batches(self, consumed_samples: int = 0) -> Generator[Batch, None, None]:
         """Micro-batches from `consumed_samples` on. Raises DataError naming the file that cannot be read."""
         sampler = RankSampler(
             self.order, dp_rank=self.dp_rank, dp_size=self.dp_size, consumed_samples=consumed_samples

@@ -108,6 +108,11 @@ class SampleRecord(Streams[Path, Path]):
     row: int = 0  # its place in the whole dataset
     synthesis: Synthesis | None = None  # what src_video, mask and references are made by
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a task can be drawn for it: it brings no src_video and no mask of its own."""
+        return self.src_video is None and self.src_mask is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions(Streams[C, R]):
@@ -142,6 +147,7 @@ class FeatureRecord:
     prompt_embeds: tuple[Tensor, ...]  # one [L, text_dim] for each caption, valid tokens only
     num_refs: int  # R
     key: str  # hash of everything the file contains
+    task: str = ""  # what its conditions were made by, where that is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +163,7 @@ class Batch:
         Tensor  # [B] int64, consumed-sample index of each row: keys timestep, noise and caption choice
     )
     keys: tuple[str, ...]  # FeatureRecord.key of each row
+    tasks: tuple[str, ...] = ()  # FeatureRecord.task of each row
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; from pinned memory the copy overlaps with compute."""

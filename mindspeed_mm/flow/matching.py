@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,15 +28,21 @@ def keyed_generator(seed: int, index: int, purpose: str = "flow") -> torch.Gener
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def sample_flow(latents: Tensor, schedule: Schedule, sample_index: Tensor, seed: int) -> FlowSample:
-    """Draw a place and noise for each row of latents [B, 16, R+F, h, w] by (seed, consumed-sample index [B])."""
+def sample_flow(
+    latents: Tensor, schedule: Schedule | Sequence[Schedule], sample_index: Tensor, seed: int
+) -> FlowSample:
+    """Draw a place and noise for each row of latents [B, 16, R+F, h, w] by (seed, consumed-sample index [B]).
+
+    `schedule`: one for all rows, or one for each.
+    """
+    schedules = [schedule] * len(latents) if isinstance(schedule, Schedule) else schedule
     places, noises = [], []
-    for index in sample_index.tolist():
+    for own, index in zip(schedules, sample_index.tolist(), strict=True):
         generator = keyed_generator(seed, index)
-        drawn = torch.randint(len(schedule.places), (), generator=generator)
-        places.append(schedule.places[drawn])
+        drawn = torch.randint(len(own.places), (), generator=generator)
+        places.append(own.places[drawn])
         noises.append(torch.randn(latents.shape[1:], generator=generator))
-    return _noised(latents, torch.stack(noises), torch.stack(places), schedule)
+    return _noised(latents, torch.stack(noises), torch.stack(places), schedules)
 
 
 def sample_flow_at(
@@ -46,7 +53,7 @@ def sample_flow_at(
         torch.randn(latents.shape[1:], generator=keyed_generator(seed, index, "held-out"))
         for index in sample_index.tolist()
     ]
-    return _noised(latents, torch.stack(noises), torch.full((len(noises),), place), schedule)
+    return _noised(latents, torch.stack(noises), torch.full((len(noises),), place), [schedule] * len(noises))
 
 
 def sample_losses(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Tensor:
@@ -60,13 +67,18 @@ def flow_loss(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Tensor
     return (sample.weight * sample_losses(velocity, sample, num_refs)).mean()
 
 
-def _noised(latents: Tensor, noise: Tensor, places: Tensor, schedule: Schedule) -> FlowSample:
+def _noised(latents: Tensor, noise: Tensor, places: Tensor, schedules: Sequence[Schedule]) -> FlowSample:
     device = latents.device
     clean, noise = latents.float(), noise.to(device)
-    sigma = schedule.sigmas[places].to(device).view(-1, 1, 1, 1, 1)
+
+    def values(name: str) -> Tensor:
+        rows = [getattr(own, name)[place] for own, place in zip(schedules, places, strict=True)]
+        return torch.stack(rows).to(device)
+
+    sigma = values("sigmas").view(-1, 1, 1, 1, 1)
     return FlowSample(
         noisy=(1 - sigma) * clean + sigma * noise,
         target=noise - clean,
-        timestep=schedule.timesteps[places].to(device),
-        weight=schedule.weights[places].to(device),
+        timestep=values("timesteps"),
+        weight=values("weights"),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from megatron.mm.schedules import num_micro_batches, param_scheduler
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.config import FeatureDatasetConfig
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
 from mindspeed_mm.data.threads import map_in_threads
@@ -35,6 +37,7 @@ from mindspeed_mm.models.wan.flops import Flops, peak_tflops
 from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+from mindspeed_mm.tasks.raw_training import build_raw_batches
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.checkpoint import Checkpointer
@@ -42,8 +45,9 @@ from mindspeed_mm.training.checkpoint_read import BaseReference
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.metrics import Writer, open_writers
 from mindspeed_mm.training.optim import build_optimizer
+from mindspeed_mm.training.raw_clips import RawBatches
 from mindspeed_mm.training.state import TrainState
-from mindspeed_mm.training.step import StepSettings
+from mindspeed_mm.training.step import StepSettings, TaskSettings
 from mindspeed_mm.training.validation import held_out_loss
 
 logger = get_logger(__name__)
@@ -88,7 +92,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
         state=state,
         batches=loader.batches(state.consumed_samples),
         schedule=schedule,
-        step=step_settings(job),
+        step=replace(step_settings(job), tasks=task_settings(job, loader)),
         dp_size=mesh.dp_size,
         cost=sample_cost(job, model),
         checkpoints=checkpoints if training.checkpoint.save else None,
@@ -98,6 +102,8 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
         accelerator=accelerator,
         peak_tflops=training.log.peak_tflops or peak_tflops(accelerator.device_name(), job.predictor.dtype),
         videos=build_videos(job, model, mesh, accelerator),
+        tasks=loader.tasks,
+        costs=loader.costs.take if isinstance(loader, RawBatches) else None,
     )
 
 
@@ -111,8 +117,10 @@ def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator:
     return Checkpointer(job.training.checkpoint, accelerator, key_map, base=base, job_json=job.to_json())
 
 
-def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> TrainLoader:
+def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> TrainLoader | RawBatches:
     """This rank's micro-batches. Raises DataError for features that do not fit the model."""
+    if job.raw_clips is not None:
+        return build_raw_batches(job, job.raw_clips, mesh, accelerator)
     config, batch = job.data.dataset_param, job.training.batch
     if job.training.checkpoint.no_verify_checksums and hasattr(config, "verify_checksums"):
         config = config.model_copy(update={"verify_checksums": False})
@@ -174,8 +182,15 @@ def build_evaluation(
     validation = getattr(job.data.dataset_param, "validation", None)
     if validation is None:
         return None
-    config = job.data.dataset_param.model_copy(update={"basic_parameters": validation, "validation": None})
-    source = resolve(DATASETS.get(job.data.dataset_type).build)(config)
+    kind = job.data.dataset_type
+    if job.raw_clips is not None:
+        config: Any = FeatureDatasetConfig(basic_parameters=validation)
+        kind = config.dataset_type
+    else:
+        config = job.data.dataset_param.model_copy(
+            update={"basic_parameters": validation, "validation": None}
+        )
+    source = resolve(DATASETS.get(kind).build)(config)
     if not len(source):
         raise DataError(f"{validation.data_path}: the validation set is empty")
     check_features(source, job)
@@ -227,6 +242,22 @@ def step_settings(job: PretrainJob) -> StepSettings:
         exclude_refs=job.model.diffusion.ref_loss == "exclude",
         clip_grad=job.training.optimizer.clip_grad,
     )
+
+
+def task_settings(job: PretrainJob, loader: TrainLoader | RawBatches) -> Mapping[str, TaskSettings]:
+    """The tasks of a recipe with a shift or a loss weight of their own."""
+    recipe = loader.stream.recipe if isinstance(loader, RawBatches) else None
+    diffusion = job.model.diffusion
+    return {
+        name: TaskSettings(
+            schedule=build_schedule(
+                diffusion if entry.shift is None else diffusion.model_copy(update={"shift": entry.shift})
+            ),
+            loss_weight=entry.loss_weight,
+        )
+        for name, entry in (recipe.tasks.items() if recipe else ())
+        if entry.shift is not None or entry.loss_weight != 1
+    }
 
 
 def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:

@@ -97,4 +97,7 @@ def run(job: PretrainJob, accelerator: Accelerator) -> None:
     share = (local_rank(), max(launch_number("LOCAL_WORLD_SIZE", 1), local_rank() + 1))
     with verifying(not job.training.checkpoint.no_verify_checksums, *share):
         parts = assemble(job, accelerator)
-    TrainLoop(job.training, parts).run()
+    try:
+        TrainLoop(job.training, parts).run()
+    finally:
+        parts.batches.close()  # ends the processes that read ahead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +19,9 @@ from mindspeed_mm.models.wan.flops import Flops
 from mindspeed_mm.processes import Stopped, deferred, handling_signals
 from mindspeed_mm.progress import Progress
 from mindspeed_mm.training.config import TrainingConfig
+from mindspeed_mm.training.groups import GroupMeans, LossGroups
 from mindspeed_mm.training.guard import ExitWatch, FiniteGuard
-from mindspeed_mm.training.metrics import Interval, SpikeWatch, StepReport, Writer, flat, rates
+from mindspeed_mm.training.metrics import Interval, SpikeWatch, StepReport, Writer, cost_line, flat, rates
 from mindspeed_mm.training.state import TrainState
 from mindspeed_mm.training.step import LocalWork, StepSettings, accumulate, mean_over_ranks, update
 from mindspeed_mm.training.timers import PHASES, PhaseTimers
@@ -44,7 +45,7 @@ class LoopParts:
     """Everything the loop drives. It builds nothing itself."""
 
     state: TrainState
-    batches: Iterator[Batch]  # endless, from state.consumed_samples on
+    batches: Generator[Batch, None, None]  # endless, from state.consumed_samples on
     schedule: Schedule
     step: StepSettings
     dp_size: int  # ranks that see different samples
@@ -58,6 +59,10 @@ class LoopParts:
     accelerator: Accelerator
     peak_tflops: float | None = None
     videos: Callable[[int], None] | None = None  # called with the iteration, writes what the model generates
+    tasks: tuple[str, ...] = ()  # those whose loss is reported, the same on every rank
+    costs: Callable[[], dict[str, float]] | None = (
+        None  # seconds that making the samples took, since the last call
+    )
 
 
 class TrainLoop:
@@ -72,6 +77,8 @@ class TrainLoop:
         self.guard = FiniteGuard(config.exit, parts.state.skips)
         self.spikes = SpikeWatch(config.log.spike_factor, len(parts.schedule.sigmas), parts.state.loss_means)
         self.interval = Interval()
+        self.groups = LossGroups.of(parts.tasks, parts.schedule)
+        self.group_means = GroupMeans(self.groups)
         self.lines = 0
         self._ahead: list[Batch] | None = None  # micro-batches of the next iteration
         self._failed: MindSpeedMMError | None = None  # on this rank; raised by all ranks together
@@ -145,7 +152,10 @@ class TrainLoop:
         failed = float(self._failed is not None)
         with self.timers.phase("communication"):
             loss, sums = mean_over_ranks(
-                [*self._cost(work), failed, *local_flags], work.losses, parts.accelerator.device
+                [*self._cost(work), failed, *local_flags],
+                work.losses,
+                parts.accelerator.device,
+                self.groups.totals(work),
             )
         with self.timers.phase("optimizer"):
             grad_norm, stepped = update(parts.state.model, parts.state.optimizer, loss, parts.step.clip_grad)
@@ -154,7 +164,10 @@ class TrainLoop:
         parts.accelerator.synchronize()
         parts.state.iteration += 1
         parts.state.consumed_samples += self.global_batch_size
-        tokens, model_tflop, hardware_tflop, failed, *anywhere = sums
+        tokens, model_tflop, hardware_tflop, failed, *anywhere = sums[: 4 + len(local_flags)]
+        totals = sums[4 + len(local_flags) :]
+        if stepped:
+            self.group_means.add(totals)
         self._any_failed = failed > 0
         report = StepReport(
             iteration=parts.state.iteration,
@@ -169,6 +182,8 @@ class TrainLoop:
             model_tflop=model_tflop * parts.dp_size,
             hardware_tflop=hardware_tflop * parts.dp_size,
             peak_memory=parts.accelerator.max_memory_allocated(),
+            losses=self.groups.means(totals),
+            costs={} if parts.costs is None else parts.costs(),
         )
         notes = work.notes()
         self.guard.see(report.iteration, loss, grad_norm, stepped, notes)
@@ -193,6 +208,8 @@ class TrainLoop:
                 rate=self.config.log.log_throughput,
             )
             logger.info(line, extra=on_every_rank())
+            for more in filter(None, (self.group_means.line(report.iteration), cost_line(report))):
+                logger.info(more, extra=on_every_rank())
             if self.config.log.log_throughput:
                 logger.info(_rate_line(report, speed), extra=on_every_rank())
             if self.config.log.timing_log_level:
@@ -205,7 +222,7 @@ class TrainLoop:
                 )
             )
         self.lines += 1
-        self.interval = Interval()
+        self.interval, self.group_means = Interval(), GroupMeans(self.groups)
 
     def evaluate(self, iteration: int) -> None:
         """Held-out loss, when there is a held-out set."""

@@ -22,6 +22,7 @@ from mindspeed_mm.training.config import LogConfig
 from mindspeed_mm.training.step import SampleNote
 
 logger = get_logger(__name__)
+READERS = "readers"  # of `StepReport.costs`: work of other processes, beside the iteration
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class StepReport:
     model_tflop: float  # of the global batch
     hardware_tflop: float
     peak_memory: int  # bytes
+    losses: dict[str, float] = field(
+        default_factory=dict
+    )  # unweighted, of each task and quarter of timesteps
+    costs: dict[str, float] = field(default_factory=dict)  # seconds of making samples of raw clips
 
 
 @dataclass
@@ -263,7 +268,20 @@ def flat(report: StepReport, speed: dict[str, float]) -> dict[str, float]:
     """A report as flat numbers: phases become `seconds/data` and so on."""
     values = {name: float(value) for name, value in asdict(report).items() if isinstance(value, (int, float))}
     values.pop("iteration")
-    return {**values, **{f"seconds/{name}": value for name, value in report.phases.items()}, **speed}
+    seconds = {f"seconds/{name}": value for name, value in {**report.phases, **report.costs}.items()}
+    return {**values, **{f"loss/{name}": value for name, value in report.losses.items()}, **seconds, **speed}
+
+
+def cost_line(report: StepReport) -> str:
+    """What the samples of the next iteration took, beside the whole of this one; "" where they are read from features."""
+    if not report.costs:
+        return ""
+    parts = " | ".join(f"{name}: {1000 * seconds:.1f}" for name, seconds in report.costs.items())
+    share = sum(seconds for name, seconds in report.costs.items() if name != READERS) / report.seconds
+    return (
+        f" samples made in iteration {report.iteration} (ms) | {parts} | "
+        f"share of the iteration: {100 * share:.1f} % |"
+    )
 
 
 class SpikeWatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,7 @@ class LocalWork:
     sample_losses: list[Tensor] = field(default_factory=list)  # unweighted, [B] for each micro-batch
     timesteps: list[Tensor] = field(default_factory=list)  # [B] for each micro-batch
     keys: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
     sample_indices: list[int] = field(default_factory=list)
     sizes: list[tuple[int, ...]] = field(default_factory=list)  # (R+F, h, w, text rows) of every sample
 
@@ -45,6 +46,7 @@ class LocalWork:
         self.sample_losses.append(losses.detach())
         self.timesteps.append(timesteps)
         self.keys += batch.keys
+        self.tasks += batch.tasks or ("",) * len(batch.keys)
         self.sample_indices += batch.sample_index.tolist()
         self.sizes += [(*batch.latents.shape[2:], batch.prompt_embeds.shape[1])] * len(batch.keys)
 
@@ -56,6 +58,14 @@ class LocalWork:
 
 
 @dataclass(frozen=True)
+class TaskSettings:
+    """How the samples of one task differ from the others."""
+
+    schedule: Schedule
+    loss_weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class StepSettings:
     """What of the job the step itself needs."""
 
@@ -63,6 +73,7 @@ class StepSettings:
     seed: int
     exclude_refs: bool  # ref_loss: exclude
     clip_grad: float
+    tasks: Mapping[str, TaskSettings] = field(default_factory=dict)  # tasks that are not here have no own
 
 
 def accumulate(
@@ -80,10 +91,16 @@ def accumulate(
             batch = on_host.to(device)
         last_micro_batch(model, number == len(batches))
         with timers.phase("forward"):
-            sample = sample_flow(batch.latents, schedule, on_host.sample_index, settings.seed)
+            own = [settings.tasks.get(task) for task in batch.tasks] if settings.tasks else []
+            schedules = [schedule if one is None else one.schedule for one in own] or schedule
+            sample = sample_flow(batch.latents, schedules, on_host.sample_index, settings.seed)
             velocity = model(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
             losses = sample_losses(velocity, sample, batch.num_refs if settings.exclude_refs else 0)
-            loss = (sample.weight * losses).mean()
+            weights = sample.weight
+            if own:
+                factors = [1.0 if one is None else one.loss_weight for one in own]
+                weights = weights * torch.tensor(factors, device=weights.device)
+            loss = (weights * losses).mean()
         with timers.phase("backward"):
             (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
         work.add(on_host, loss, losses, sample.timestep)
@@ -91,15 +108,14 @@ def accumulate(
 
 
 def mean_over_ranks(
-    values: list[float], losses: list[Tensor], device: torch.device
+    values: list[float], losses: list[Tensor], device: torch.device, more: Tensor | None = None
 ) -> tuple[float, list[float]]:
-    """(mean loss, mean of each value) over micro-batches and all ranks, in one small exchange.
+    """(mean loss, mean of each value, then of each of `more`) over micro-batches and all ranks, in one small exchange.
 
     Context-parallel ranks repeat one another's numbers, which leaves means as they are.
     """
-    vector = torch.cat(
-        [torch.stack(losses).mean().view(1).float(), torch.tensor(values, device=device).float()]
-    )
+    parts = [torch.stack(losses).mean().view(1).float(), torch.tensor(values, device=device).float()]
+    vector = torch.cat(parts if more is None else [*parts, more])
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(vector)
         vector /= dist.get_world_size()

@@ -188,20 +188,13 @@ class ExtractJob(Config):
 
     def check_inputs(self) -> None:
         """Raises WeightsError when VAE, text encoder or tokenizer are missing, or a FIFO or device stands for a file."""
-        places = {
-            f"{self.files.mm_model}:ae.from_pretrained": self.model.ae.from_pretrained,
-            f"{self.files.mm_model}:text_encoder.from_pretrained": self.model.text_encoder.from_pretrained,
-        }
-        if self.tokenizer_path:
-            places[f"{self.files.mm_data}:dataset_param.tokenizer_config.from_pretrained"] = (
-                self.tokenizer_path
-            )
-        for where, path in places.items():
-            try:
-                for file in [Path(path), *_inside(Path(path))]:
-                    regular_file(file, WeightsError, or_folder=True)
-            except WeightsError as error:
-                raise error.at(where) from None
+        check_encoders(
+            self.model.ae,
+            self.model.text_encoder,
+            self.tokenizer_path,
+            mm_model=str(self.files.mm_model),
+            mm_data=str(self.files.mm_data),
+        )
 
     def check_outputs(self) -> None:
         """Raises ConfigError or LaunchError when the first rank cannot write the features, or another run writes there."""
@@ -238,6 +231,24 @@ class ExtractJob(Config):
 def job_parser(prog: str = PROG) -> FlagParser:
     """Every flag of get_vace_feature.py and of `vace extract`."""
     return build_parser(prog, "Encode clips, conditions and captions into features for training.", SCHEMAS)
+
+
+def check_encoders(
+    ae: AeConfig, text: TextEncoderConfig, tokenizer: str | None, *, mm_model: str, mm_data: str
+) -> None:
+    """Raises WeightsError when VAE, text encoder or tokenizer are missing, or a FIFO or device stands for a file."""
+    places = {
+        f"{mm_model}:ae.from_pretrained": ae.from_pretrained,
+        f"{mm_model}:text_encoder.from_pretrained": text.from_pretrained,
+    }
+    if tokenizer:
+        places[f"{mm_data}:dataset_param.tokenizer_config.from_pretrained"] = tokenizer
+    for where, path in places.items():
+        try:
+            for file in [Path(path), *_inside(Path(path))]:
+                regular_file(file, WeightsError, or_folder=True)
+        except WeightsError as error:
+            raise error.at(where) from None
 
 
 def _inside(folder: Path) -> list[Path]:

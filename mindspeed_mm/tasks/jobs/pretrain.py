@@ -15,6 +15,8 @@ from mindspeed_mm.config.flags import FlagParser
 from mindspeed_mm.config.overrides import OverrideConfig, Overrides
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.config.yaml_file import read_yaml
+from mindspeed_mm.data.config import VaceDatasetConfig
+from mindspeed_mm.data.manifest import read_manifest
 from mindspeed_mm.data.registry import DataConfig, parse_data_config
 from mindspeed_mm.distributed.config import (
     Fsdp2Config,
@@ -35,6 +37,7 @@ from mindspeed_mm.models.transforms.config import QuantizeConfig, parse_transfor
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.registry import resolve
+from mindspeed_mm.tasks.jobs.extract import AeConfig, TextEncoderConfig, check_encoders
 from mindspeed_mm.tasks.jobs.transforms import LoraFlags, check_lora_files, check_transforms, for_expert
 from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.training.checkpoint_folder import check_save_folder
@@ -51,7 +54,7 @@ from mindspeed_mm.training.config import (
 
 PROG = "pretrain_vace.py"
 OVERRIDDEN = ("model", "data", "tools", "fsdp2")  # files, as `--set` names them
-_FEATURES = "training always reads features"
+_FEATURES = "training reads features, or raw clips: dataset_type of the data JSON decides"
 
 
 class FileConfig(Config):
@@ -106,7 +109,16 @@ class ModelConfig(Config):
     }
 
 
-def _model_config(values: Any, where: str, notes: list[str] | None) -> ModelConfig:
+class RawModelConfig(ModelConfig):
+    """A model JSON for training on raw clips: it names the VAE and the text encoder, too."""
+
+    ae: AeConfig
+    text_encoder: TextEncoderConfig
+
+
+def _model_config(
+    values: Any, where: str, notes: list[str] | None, base: type[ModelConfig] = ModelConfig
+) -> ModelConfig:
     """The values of a model JSON named `where`. Raises ConfigError with the address of what is wrong."""
     predictor = values.get("predictor") if isinstance(values, Mapping) else None
     model_id = predictor.get("model_id", "vace") if isinstance(predictor, Mapping) else "vace"
@@ -118,8 +130,23 @@ def _model_config(values: Any, where: str, notes: list[str] | None) -> ModelConf
             **values,
             "transforms": parse_transforms(values["transforms"], f"{where}:transforms", notes),
         }
-    schema = create_model("ModelConfig", __base__=ModelConfig, predictor=(spec.predictor, ...))
+    schema = create_model("ModelConfig", __base__=base, predictor=(spec.predictor, ...))
     return parse(schema, values, where, notes)
+
+
+def _base_of(data: DataConfig, model: Any, files: FileConfig) -> type[ModelConfig]:
+    """The schema of the model JSON for these data. Raises ConfigError for raw clips without a VAE."""
+    if data.dataset_type != "vace":
+        return ModelConfig
+    missing = [key for key in ("ae", "text_encoder") if not isinstance(model, Mapping) or key not in model]
+    if missing:
+        raise ConfigError(
+            "'vace' are raw clips",
+            where=f"{files.mm_data}:dataset_param.dataset_type",
+            fix="extract their features first (examples/vace/feature_extract/feature_extraction.sh) and give dataset_type "
+            f"'feature', or add {' and '.join(missing)} to {files.mm_model} to encode them while training",
+        )
+    return RawModelConfig
 
 
 def _message(model_id: object) -> str:
@@ -160,10 +187,11 @@ class PretrainJob(Config):
         tools = overrides.apply(read_json(files.mm_tool) if files.mm_tool else {}, "tools")
         fsdp2_path = parallel.fsdp2_config_path
         fsdp2 = overrides.apply(read_yaml(fsdp2_path) or {} if fsdp2_path else {}, "fsdp2")
+        parsed = parse_data_config(data, files.mm_data, notes)
         job = cls(
             files=files,
-            model=_model_config(model, Path(files.mm_model).name, notes),
-            data=parse_data_config(data, files.mm_data, notes),
+            model=_model_config(model, Path(files.mm_model).name, notes, _base_of(parsed, model, files)),
+            data=parsed,
             tools=parse(ToolsConfig, tools, Path(files.mm_tool or "tools.json").name, notes),
             parallel=parallel,
             fsdp2=parse(Fsdp2Config, fsdp2, Path(fsdp2_path or "fsdp2_config.yaml").name, notes),
@@ -184,7 +212,10 @@ class PretrainJob(Config):
     def from_file(cls, path: str | Path) -> PretrainJob:
         """Read a job.json back. Raises ConfigError."""
         values = read_json(path)
-        model = _model_config(values.get("model"), f"{path}:model", None)
+        model_values = values.get("model")
+        is_raw = isinstance(model_values, Mapping) and model_values.get("ae") is not None
+        base = RawModelConfig if is_raw else ModelConfig
+        model = _model_config(model_values, f"{path}:model", None, base)
         return parse(cls, {**values, "model": model}, str(path))
 
     def checked(self, notes: Sequence[str], prog: str = PROG) -> PretrainJob:
@@ -215,11 +246,6 @@ class PretrainJob(Config):
                 f"--train-samples {batch.train_samples} is less than one global batch of {size}"
             )
         schedule_steps(optimizer, iters, size)
-        if self.data.dataset_type == "vace":
-            raise ConfigError(
-                f"{self.files.mm_data}:dataset_param.dataset_type: 'vace' are raw clips; extract their features first "
-                "(examples/vace/feature_extract/feature_extraction.sh) and give dataset_type 'feature'"
-            )
         batch = batch.model_copy(update={"global_batch_size": size, "train_iters": iters})
         training = self.training.model_copy(update={"batch": batch})
         transforms = for_expert(self.model.transforms, self.model.diffusion.role)
@@ -238,6 +264,8 @@ class PretrainJob(Config):
                 f"{self.files.mm_data}:dataset_param.basic_parameters.data_path: {data_path} is not there; "
                 "run feature extraction, or name the data.jsonl that it wrote"
             )
+        if self.raw_clips is not None:
+            self._check_raw_inputs(self.raw_clips)
         check_lora_files(self.model.transforms, str(self.files.mm_model))
         for key, weights in self.predictor.weight_paths.items():
             if not os.path.exists(weights):
@@ -248,6 +276,24 @@ class PretrainJob(Config):
             find_files(
                 Path(weights)
             )  # a folder that holds none, or two models, is named before any rank starts
+
+    def _check_raw_inputs(self, clips: VaceDatasetConfig) -> None:
+        """Raises for a recipe, VAE, text encoder or tokenizer that is missing or wrong, and for rows that are."""
+        model = cast(RawModelConfig, self.model)
+        check_encoders(
+            model.ae,
+            model.text_encoder,
+            clips.tokenizer_config.from_pretrained,
+            mm_model=str(self.files.mm_model),
+            mm_data=str(self.files.mm_data),
+        )
+        if clips.synthesis is not None:
+            from mindspeed_mm.conditioning.recipe import (
+                read_recipe,
+            )  # OpenCV's tasks, for those who need them
+
+            read_recipe(clips.synthesis)
+        read_manifest(clips.basic_parameters.data_path, clips.basic_parameters.data_folder)
 
     def check_outputs(self) -> None:
         """Raises ConfigError, LaunchError or WeightsError when the first rank cannot write where the flags say.
@@ -287,6 +333,12 @@ class PretrainJob(Config):
         return cast(PredictorConfig, self.model.predictor)
 
     @property
+    def raw_clips(self) -> VaceDatasetConfig | None:
+        """The dataset's config when it is one of raw clips, which are encoded while training."""
+        param = self.data.dataset_param
+        return param if isinstance(param, VaceDatasetConfig) else None
+
+    @property
     def dp_size(self) -> int:
         """Ranks that see different samples."""
         return data_parallel_size(self.parallel, self.world_size)
@@ -298,7 +350,7 @@ class PretrainJob(Config):
 
 def job_parser(prog: str = PROG) -> FlagParser:
     """Every flag of pretrain_vace.py and of `vace train`."""
-    return build_parser(prog, "Pre-train or fine-tune VACE on extracted features.", SCHEMAS)
+    return build_parser(prog, "Pre-train or fine-tune VACE on extracted features or on raw clips.", SCHEMAS)
 
 
 def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:

@@ -1,0 +1,83 @@
+"""The loss of each task and of each quarter of the schedule: where the mean of an iteration comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.flow.schedule import Schedule
+from mindspeed_mm.training.step import LocalWork
+
+QUARTERS = 4
+
+
+@dataclass(frozen=True)
+class LossGroups:
+    """The groups that losses are reported for: the tasks, then four parts of the schedule that are drawn equally often."""
+
+    tasks: tuple[str, ...]
+    ends: tuple[float, ...]  # timesteps between the quarters, rising
+    top: float = 1000.0  # the highest timestep
+
+    @classmethod
+    def of(cls, tasks: Sequence[str], schedule: Schedule) -> LossGroups:
+        """The groups of one run; every rank must give the same tasks."""
+        count = len(schedule.places)
+        inner = [schedule.places[part * count // QUARTERS] for part in range(1, QUARTERS)]
+        ends = {float(schedule.timesteps[place]) for place in inner}
+        return cls(tuple(tasks), tuple(sorted(ends)), float(len(schedule.timesteps)))
+
+    @property
+    def names(self) -> list[str]:
+        """`task/gray`, `timestep/0-625`: what each group is called in metrics.jsonl, after `loss/`."""
+        quarters = [f"{low:.0f}-{high:.0f}" for low, high in pairwise((0.0, *self.ends, self.top))]
+        return [f"task/{task}" for task in self.tasks] + [f"timestep/{quarter}" for quarter in quarters]
+
+    def totals(self, work: LocalWork) -> Tensor:
+        """[2 · groups] fp32 on the device: the sums of this rank's unweighted losses, then how many they are."""
+        losses = torch.cat(work.sample_losses).float()
+        timesteps = torch.cat(work.timesteps)
+        of_task = [[task == name for task in work.tasks] for name in self.tasks]
+        bounds = torch.tensor(self.ends, dtype=timesteps.dtype, device=timesteps.device)
+        quarter = torch.bucketize(timesteps, bounds, right=False)
+        of_quarter = quarter == torch.arange(len(self.ends) + 1, device=quarter.device)[:, None]
+        member = of_quarter
+        if of_task:
+            member = torch.cat([torch.tensor(of_task, device=losses.device), of_quarter])
+        sums = torch.where(member, losses, 0.0).sum(dim=1)
+        return torch.cat([sums, member.sum(dim=1).float()])
+
+    def means(self, totals: Sequence[float]) -> dict[str, float]:
+        """Group → mean loss, of the groups that have samples; `totals` of all ranks, or their mean."""
+        sums, counts = totals[: len(totals) // 2], totals[len(totals) // 2 :]
+        return {
+            name: total / count
+            for name, total, count in zip(self.names, sums, counts, strict=True)
+            if count > 0
+        }
+
+
+@dataclass
+class GroupMeans:
+    """Sums since the last log line."""
+
+    groups: LossGroups
+    totals: list[float] = field(default_factory=list)
+
+    def add(self, totals: Sequence[float]) -> None:
+        """Count one iteration."""
+        self.totals = (
+            [a + b for a, b in zip(self.totals, totals, strict=True)] if self.totals else list(totals)
+        )
+
+    def line(self, iteration: int) -> str:
+        """` loss at iteration 20 by task | gray: 1.2E-01 | … |`, or "" without tasks; starts afresh."""
+        means, self.totals = self.groups.means(self.totals) if self.totals else {}, []
+        if not self.groups.tasks or not means:
+            return ""
+        parts = " | ".join(f"{name.partition('/')[2]}: {mean:.6E}" for name, mean in means.items())
+        return f" loss by task and timestep at iteration {iteration} | {parts} |"

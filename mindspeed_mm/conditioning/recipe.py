@@ -119,15 +119,16 @@ class Recipe(Config):
                 return {name: weight for name, weight in stage.weights.items() if weight}
         return {name: entry.weight for name, entry in self.tasks.items()}
 
-    def training_only(self) -> list[str]:
-        """The keys in use that act in training on raw clips, and nowhere else."""
+    def ignored(self, where: str) -> list[str]:
+        """A remark on the keys in use that act in training on raw clips, and nowhere else."""
         named = [
             f"tasks.{name}.{key}"
             for name, entry in self.tasks.items()
             for key in ("shift", "loss_weight")
             if key in entry.model_fields_set
         ]
-        return [*(["stages"] if self.stages else []), *named]
+        found = [*(["stages"] if self.stages else []), *named]
+        return [f"{where} does not use {', '.join(found)}; training on raw clips does"] if found else []
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,18 @@ class ReadAhead(Generic[Task, Result]):
     """`function` over tasks in `num_workers` processes, results in order. A context manager; 0 workers = in this process.
 
     A result is a value or a DataError: what the function raised, a read that took longer than `timeout` seconds, or a
-    process that died. Without workers there is no time-out.
+    process that died. Without workers there is no time-out. `flag`: the one that sets it, for the message.
     """
 
-    def __init__(self, function: Callable[[Task], Result], *, num_workers: int, timeout: float) -> None:
-        self.function = function
+    def __init__(
+        self,
+        function: Callable[[Task], Result],
+        *,
+        num_workers: int,
+        timeout: float,
+        flag: str = "--sample-timeout",
+    ) -> None:
+        self.function, self.flag = function, flag
         self.num_workers = num_workers
         self.timeout = timeout
         self._readers: list[_Reader] = []
@@ -128,7 +135,7 @@ class ReadAhead(Generic[Task, Result]):
             self._take(reader, results, again)
         for reader in busy.values():
             if reader.deadline <= time.monotonic() and not reader.pipe.poll():
-                reason = f"not read after {self.timeout:g} s (--sample-timeout); is the file damaged?"
+                reason = f"not read after {self.timeout:g} s{f' ({self.flag})' * bool(self.flag)}; is the file damaged?"
                 self._give_up(reader, results, again, reason)
 
     def _take(self, reader: _Reader, results: dict[int, Any], again: deque[int]) -> None:

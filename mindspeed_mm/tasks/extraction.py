@@ -82,7 +82,10 @@ def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
         plain = VaceDataset(config, manifest.records)
         if config.synthesis is None:
             return plain
-        made = SynthesizedDataset(plain, read_recipe(config.synthesis))
+        recipe = read_recipe(config.synthesis)
+        for note in recipe.ignored("feature extraction"):
+            logger.info(f"{config.synthesis}: {note}")
+        made = SynthesizedDataset(plain, recipe)
         logger.info(f"synthesis: {made.describe()}")
         return made
     dataset = resolve(DATASETS.get(job.data.dataset_type).build)(job.data.dataset_param)

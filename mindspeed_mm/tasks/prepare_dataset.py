@@ -88,6 +88,7 @@ def plan_samples(data: str | Path, recipe: Recipe) -> Plan:
     """Read the dataset and draw a task for each of its samples. Raises DataError when the list cannot be read."""
     manifest = scan_manifest(data)
     plan = Plan([], notes=list(manifest.notes))
+    plan.notes += recipe.ignored("vace prepare")
     plan.failures += _bad_rows(manifest)
     left_out = replaced = 0
     for record in manifest.records:

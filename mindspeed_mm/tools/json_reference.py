@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mindspeed_mm.conditioning.recipe import Recipe
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.data.config import (
     ClipRow,
@@ -87,6 +88,12 @@ FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
             ("transforms[] of type fuse_lora", FuseLoraConfig),
             ("transforms[] of type quantize", QuantizeConfig),
         ),
+    ),
+    (
+        "recipe.yaml",
+        "tasks that plain clips become (`vace prepare --recipe`, `dataset_param.synthesis`; "
+        "[guide](../guide/synthesis.md))",
+        (("", Recipe),),
     ),
     ("fsdp2_config.yaml", "sharding (`--fsdp2-config-path`)", (("", Fsdp2Config),)),
     ("inference/inference_*.json", "what to generate", (("", InferenceConfig),)),

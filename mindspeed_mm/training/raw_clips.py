@@ -175,7 +175,7 @@ class RawBatches:
     def batches(self, consumed_samples: int = 0) -> Generator[Batch, None, None]:
         """Micro-batches from `consumed_samples` on. Raises DataError with the address of a row that cannot be used."""
         given = 0
-        with ReadAhead(MakePixels(self.load), num_workers=self.num_workers, timeout=self.timeout) as ahead:
+        with self._readers(self.num_workers) as ahead:
             rows = ahead.map(self._plans(consumed_samples))
             while True:
                 with self.costs.on_host("waiting"):
@@ -185,9 +185,12 @@ class RawBatches:
                 yield self._batch(*row)
                 given += 1
         # readers take no more after a stop signal; the iteration that is under way needs its samples
-        with ReadAhead(MakePixels(self.load), num_workers=0, timeout=self.timeout) as here:
+        with self._readers(0) as here:
             for planned, made in here.map(islice(self._plans(consumed_samples), given, None)):
                 yield self._batch(planned, made)
+
+    def _readers(self, count: int) -> ReadAhead[list[Planned], Made]:
+        return ReadAhead(MakePixels(self.load), num_workers=count, timeout=self.timeout, flag="")
 
     def _plans(self, consumed_samples: int) -> Iterator[list[Planned]]:
         sampler = RankSampler(

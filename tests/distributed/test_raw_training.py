@@ -26,7 +26,7 @@ RECIPE = {
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
     """A training environment, and a folder with raw clips, models and their features."""
     root = tmp_path_factory.mktemp("raw")
-    extract(make_job(root / "clips", num_frames=5))
+    extract([*make_job(root / "clips", num_frames=5), "--no-check-clips", "--num-workers=0"])
     environment = make_run(root / "run")
     model = json.loads(Path(environment["MM_MODEL"]).read_text())
     parts = json.loads((root / "clips" / "model.json").read_text())
@@ -60,7 +60,7 @@ def test_raw_clips_train_as_their_features_do(world, job, tmp_path):
     assert steps(found) == steps(expected)
     assert len(steps(found)) == 4
     assert len(steps(found, "validation/loss")) == 1
-    assert all(row["seconds/vae"] > 0 for row in found if "loss" in row)
+    assert sum(steps(found, "seconds/vae")) > 0
 
 
 def test_raw_training_goes_on_where_it_stopped(world, job, tmp_path):

@@ -54,6 +54,7 @@ from mindspeed_mm.training.config import (
 
 PROG = "pretrain_vace.py"
 OVERRIDDEN = ("model", "data", "tools", "fsdp2")  # files, as `--set` names them
+_ENCODED = "features are encoded already; training on raw clips reads it, as feature extraction does"
 _FEATURES = "training reads features, or raw clips: dataset_type of the data JSON decides"
 
 
@@ -103,8 +104,8 @@ class ModelConfig(Config):
         "patch": "nothing is patched here",
         "load_video_features": _FEATURES,
         "load_text_features": _FEATURES,
-        "ae": "features are encoded already",
-        "text_encoder": "features are encoded already",
+        "ae": _ENCODED,
+        "text_encoder": _ENCODED,
         "allow_tf32": "the device's default is used",
     }
 

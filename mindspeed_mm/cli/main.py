@@ -13,6 +13,7 @@ from mindspeed_mm.registry import did_you_mean
 VERBS: Mapping[str, str] = {
     "init": "a folder with the scripts and settings of a model",
     "convert": "weights to another naming, other pipeline stages, one file",
+    "data": "read datasets of other projects, cut long files into scenes",
     "prepare": "inputs of a VACE task from plain clips and images",
     "inspect": "a picture of what the model sees of a dataset or a feature",
     "extract": "clips, masks, references and captions to features",

@@ -1,4 +1,4 @@
-"""A dataset as CSV: the metadata.csv of DiffSynth-Studio, or a table with the keys of a data.json. No torch."""
+"""A dataset as CSV: a table of DiffSynth-Studio or VideoX-Fun, or one with the keys of a data.json. No torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mindspeed_mm.data.foreign import COLUMNS
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import LIST_BYTES, parse_json, read_text
 
 SUFFIXES = (".csv", ".tsv")
-COLUMNS = {  # DiffSynth-Studio's names → those of a data.json
-    "prompt": "cap",
-    "vace_video": "src_video",
-    "vace_video_mask": "src_video_mask",
-    "vace_reference_image": "src_ref_images",
-}
 
 
 def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -44,7 +39,8 @@ def refuse_table(text: str, path: Path) -> None:
     header = re.split("[\r\n]", text[:10_000].strip(), maxsplit=1)[0]
     cells = next(csv.reader([header], delimiter=_delimiter(header)), [])
     columns = [cell.strip() for cell in cells]
-    if "video" in columns and {*COLUMNS, *COLUMNS.values()} & {*columns}:
+    clips = {"video", "file_path"}
+    if clips & {*columns} and ({*COLUMNS, *COLUMNS.values()} - clips) & {*columns}:
         raise DataError(
             f"{path}: holds CSV (columns {', '.join(columns)[:80]}); rename it to {path.stem}.csv"
         )

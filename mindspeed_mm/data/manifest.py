@@ -1,4 +1,4 @@
-"""data.txt → data.json / .jsonl / .csv → SampleRecords. Every problem of every row is found before anything is decoded. No torch."""
+"""data.txt → data.json / .jsonl / .csv / a folder of clips → SampleRecords. Every problem of every row is found before anything is decoded. No torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from mindspeed_mm.data import csv_rows
 from mindspeed_mm.data.config import ClipRow
+from mindspeed_mm.data.foreign import folder_rows, list_in, under_our_keys
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
@@ -73,7 +74,7 @@ def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
 
 
 def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> Manifest:
-    """Read a data.txt, data.json, .jsonl or .csv and look whether the files are there.
+    """Read a data.txt, data.json, .jsonl, .csv or a folder of clips and look whether the files are there.
 
     Raises DataError only when a list itself cannot be read; what is wrong with rows is in the answer.
     """
@@ -87,7 +88,7 @@ def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
     for folder, listing in datasets:
         called = str(listing) if same_name else listing.name
         home = _Home(folder)
-        for place, values in enumerate(_rows(listing)):
+        for place, values in enumerate(_rows(listing, folder)):
             reader = _Row(f"{called}[{place}]", row, home, values, problems, notes)
             found = reader.record()
             records += [] if found is None else [found]
@@ -118,7 +119,14 @@ def write_failures(folder: Path, failures: Sequence[tuple[int, str]]) -> None:
 
 
 def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path, Path]]:
-    """(folder, list) of each dataset."""
+    """(folder, list) of each dataset; a folder without a list is its own."""
+    if os.path.isdir(data_path):
+        listing = list_in(data_path)
+        if listing is None and os.path.isfile(data_path / "data.txt"):
+            data_path = data_path / "data.txt"
+        else:
+            yield data_folder or data_path, listing or data_path
+            return
     if data_path.suffix.lower() in _LISTS:
         yield data_folder or data_path.parent, data_path
         return
@@ -145,7 +153,15 @@ def _near(data_path: Path, path: str) -> Path:
     return beside if not os.path.exists(path) and os.path.exists(beside) else Path(path)
 
 
-def _rows(listing: Path) -> Iterator[Any]:
+def _rows(listing: Path, folder: Path) -> Iterator[Any]:
+    """The rows of one dataset under our keys; a DataError stands for one that cannot be made."""
+    if os.path.isdir(listing):
+        yield from folder_rows(listing, folder)
+        return
+    yield from map(under_our_keys, _listed_rows(listing))
+
+
+def _listed_rows(listing: Path) -> Iterator[Any]:
     if listing.suffix.lower() in csv_rows.SUFFIXES:
         yield from csv_rows.read_csv_rows(listing)
         return
@@ -184,6 +200,9 @@ class _Row:
 
     def record(self) -> SampleRecord | None:
         before = len(self.problems)
+        if isinstance(self.values, DataError):
+            self._bad("", str(self.values))
+            return None
         if not isinstance(self.values, Mapping):
             self._bad("", f"expected an object with {', '.join(KEYS)}; got {json_type(self.values)}")
             return None

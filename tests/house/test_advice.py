@@ -23,6 +23,8 @@ from mindspeed_mm.config.flags import flag_name
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.serve import main as serve
 from mindspeed_mm.tasks import evaluate, prepare
+from mindspeed_mm.tasks.data_import import import_parser
+from mindspeed_mm.tasks.data_split import split_parser
 from mindspeed_mm.tasks.jobs import extract, pretrain
 from mindspeed_mm.tasks.jobs.plan import plan_parser
 from mindspeed_mm.tools import inspect_samples, project
@@ -62,6 +64,8 @@ def parsers() -> dict[str, set[str]]:
         "generate": generate_parser(),
         "inspect": inspect_samples.job_parser(),
         "prepare": prepare.job_parser(),
+        "import": import_parser(),
+        "split": split_parser(),
         "serve": serve.job_parser(),
         "plan": plan_parser(),
         "eval": evaluate.job_parser(),
@@ -119,6 +123,8 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tasks/plan": ["plan"],
         "mindspeed_mm/tasks/jobs/plan": ["plan"],
         "mindspeed_mm/tasks/prepare": ["prepare"],
+        "mindspeed_mm/tasks/data_import": ["import"],
+        "mindspeed_mm/tasks/data_split": ["split"],
         "mindspeed_mm/conditioning/tasks": ["prepare"],
         "mindspeed_mm/conditioning/annotate": ["prepare"],
         "mindspeed_mm/conditioning/prepared": ["prepare"],

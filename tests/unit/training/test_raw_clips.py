@@ -140,7 +140,7 @@ def test_stages_choose_tasks_by_iteration(records):
     assert stream.tasks == ("inpainting_random", "framerefext", "flat", "given")
 
 
-def test_rows_with_conditions_and_unmatched_clips_stay_as_they_are(records):
+def test_rows_that_no_entry_takes_stay_as_they_are(records):
     recipe = parse_recipe({"tasks": {"gray": {"clips": ["other*"]}}}, "recipe")
     assert stream_of(records, recipe).plan(Draw(0, 3)).task == "given"
     assert stream_of(records, None).plan(Draw(0, 3)).record.synthesis is None

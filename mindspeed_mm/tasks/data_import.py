@@ -1,0 +1,113 @@
+"""`vace data import`: a dataset in another project's layout → the guide's data.json, and the data.txt that names it. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.data.foreign import list_in
+from mindspeed_mm.data.manifest import list_problems, scan_manifest
+from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.files import format_json, write_json, write_text
+from mindspeed_mm.locks import lock_folder
+from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.outputs import check_folder
+
+logger = get_logger(__name__)
+PROG = "vace data import"
+
+
+class ImportConfig(Config):
+    """How a dataset is read and where the lists go."""
+
+    data_folder: str | None = Field(
+        default=None, description="folder that the paths of a list start from (default: that of the list)"
+    )
+    out: str = Field(default="imported", description="folder for data.json and data.txt (default: imported)")
+    skip_bad_samples: int = Field(
+        default=0, ge=0, description="leave out at most so many rows that cannot be used"
+    )
+    dry_run: bool = Field(default=False, description="read the dataset and stop")
+    print_config: bool = Field(default=False, description="print the settings as JSON and stop")
+
+
+@one_line_errors
+def main(argv: Sequence[str], prog: str = PROG) -> None:
+    """Write the lists. Exits with 1 and one line when a row cannot be used; nothing is written then."""
+    arguments = import_parser(prog).parse_strict(argv)
+    config = parse(ImportConfig, given(arguments, ImportConfig), prog)
+    if config.print_config:
+        logger.info(format_json({"source": arguments.source, **config.model_dump(mode="json")}, indent=2))
+        return
+    home = home_of(Path(arguments.source), config.data_folder)
+    check_folder(config.out, "--out")
+    manifest = scan_manifest(arguments.source, home)
+    for note in manifest.notes:
+        logger.info(note)
+    bad = len({problem.row for problem in manifest.problems})
+    if bad:
+        message = list_problems(manifest.problems, manifest.rows)
+        if bad > config.skip_bad_samples or bad == manifest.rows:
+            hint = "" if bad == manifest.rows else f", or leave them out: --skip-bad-samples {bad}"
+            raise DataError(f"{message}; correct them{hint}")
+        logger.warning(message)
+    rows = [guide_row(record, home) for record in manifest.records]
+    given_keys = {key: sum(row[key] is not None for row in rows) for key in list(rows[0])[2:]}
+    counts = ", ".join(f"{count} with {key}" for key, count in given_keys.items() if count) or "plain clips"
+    if config.dry_run:
+        logger.info(f"{len(rows)} rows ({counts}) would be written to {config.out}")
+        return
+    out = Path(config.out)
+    with lock_folder(out, choose="--out"):
+        write_json(out / "data.json", rows)
+        write_text(out / "data.txt", f"{home.resolve()},{(out / 'data.json').resolve()}\n")
+    logger.info(f"{len(rows)} rows ({counts}) -> {out / 'data.json'}; name {out / 'data.txt'} as data_path")
+
+
+def home_of(source: Path, data_folder: str | None) -> Path:
+    """The folder that the paths of the rows start from. Raises ConfigError."""
+    if source.name.endswith(".txt"):
+        raise ConfigError(
+            "got a data.txt", where=PROG, expected="one list or folder", fix="name what its lines name"
+        )
+    if data_folder is not None:
+        if not os.path.isdir(data_folder):
+            raise ConfigError(f"{data_folder}: no such folder", where=f"{PROG}: --data-folder")
+        return Path(data_folder)
+    if os.path.isdir(source):
+        return (list_in(source) or source / "any").parent
+    return source.parent
+
+
+def guide_row(record: SampleRecord, home: Path) -> dict[str, Any]:
+    """A row of data.json; paths start from `home`."""
+
+    def path(file: Path | None) -> str | None:
+        return None if file is None else os.path.relpath(file, home)
+
+    captions = record.captions
+    return {
+        "video": path(record.video),
+        "cap": captions[0] if len(captions) == 1 else list(captions),
+        "src_video": path(record.src_video),
+        "src_ref_images": [path(image) for image in record.src_ref_images] or None,
+        "src_video_mask": path(record.src_mask),
+    }
+
+
+def import_parser(prog: str = PROG) -> FlagParser:
+    """The flags of the job."""
+    parser = FlagParser(prog, "Read a dataset in another project's layout and write the lists of the guide.")
+    parser.add_argument("action", choices=["import"], metavar="import")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="metadata.csv, .json or .jsonl, or a folder of clips"
+    )
+    add_flags(parser, ImportConfig, "job")
+    return parser

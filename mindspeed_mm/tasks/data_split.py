@@ -1,0 +1,156 @@
+"""`vace data split`: long files → one clip for each scene. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
+from mindspeed_mm.conditioning.tasks.spec import Clip
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.data.video import write_video
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.files import format_json, read_text, write_json_lines, write_text
+from mindspeed_mm.locks import lock_folder
+from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.outputs import check_folder
+from mindspeed_mm.progress import Progress
+
+logger = get_logger(__name__)
+PROG = "vace data split"
+LISTING = "scenes.jsonl"
+_WIDTH = 256  # of the frames that are compared
+
+
+class SplitConfig(Config):
+    """Where files are cut, and where the pieces go."""
+
+    out: str = Field(default="scenes", description="folder of the pieces (default: scenes)")
+    threshold: float = Field(
+        default=3.0, gt=0, le=255, description="how far a cut stands out from the frames around it"
+    )
+    min_seconds: float = Field(default=1.0, ge=0, le=86400, description="shorter scenes are left out")
+    max_seconds: float | None = Field(
+        default=None, gt=0, le=86400, description="longer scenes are cut into equal pieces (default: never)"
+    )
+    dry_run: bool = Field(default=False, description="find the scenes, print them, and stop")
+    print_config: bool = Field(default=False, description="print the settings as JSON and stop")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames [start, stop) of a file."""
+
+    start: int
+    stop: int
+
+
+@one_line_errors
+def main(argv: Sequence[str], prog: str = PROG) -> None:
+    """Cut the files. Exits with 1 and one line on bad input; every piece is written whole or not at all."""
+    arguments = split_parser(prog).parse_strict(argv)
+    config = parse(SplitConfig, given(arguments, SplitConfig), prog)
+    if config.print_config:
+        logger.info(format_json({"sources": arguments.sources, **config.model_dump(mode="json")}, indent=2))
+        return
+    make_detector(config.threshold)  # names the package before a clip is opened
+    clips = [Clip.open(source) for source in arguments.sources]
+    stems = [clip.path.stem for clip in clips]
+    if twice := next((stem for stem in stems if stems.count(stem) > 1), ""):
+        raise DataError(f"two files are named {twice}", where=prog, fix="split them into two folders")
+    check_folder(config.out, "--out")
+    found = {clip.path: pieces_of(clip, config) for clip in clips}
+    if config.dry_run:
+        for path, pieces in found.items():
+            ends = ", ".join(f"{piece.start}-{piece.stop - 1}" for piece in pieces)
+            logger.info(f"{path}: {len(pieces)} scenes, frames {ends or 'none'}")
+        return
+    out = Path(config.out)
+    with lock_folder(out, choose="--out"):
+        rows = [row for clip in clips for row in write_pieces(clip, found[clip.path], out)]
+        write_json_lines(out / LISTING, rows)
+    logger.info(f"{len(rows)} scenes of {len(clips)} files -> {out}")
+
+
+def make_detector(threshold: float) -> Callable[[int, Frame], list[int]]:
+    """PySceneDetect's adaptive detector: (number, RGB frame) → the frames at which a scene begins. Raises ConfigError."""
+    try:
+        detectors = import_module("scenedetect.detectors")
+    except ImportError:
+        raise ConfigError(
+            "needs the package scenedetect",
+            where=PROG,
+            fix="install it: pip install 'mindspeed-mm-vace[split]'",
+        ) from None
+    detector: Any = detectors.AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=1)
+
+    def see(number: int, frame: Frame) -> list[int]:
+        cuts: list[int] = detector.process_frame(number, frame[..., ::-1])
+        return cuts
+
+    return see
+
+
+def pieces_of(clip: Clip, config: SplitConfig) -> list[Piece]:
+    """The scenes of a clip, without those that are too short; long ones in equal parts. Raises DataError."""
+    scenes = list(pairwise([0, *find_cuts(clip, config.threshold), clip.num_frames]))
+    least = max(1, round(config.min_seconds * clip.fps))
+    most = None if config.max_seconds is None else max(1, int(config.max_seconds * clip.fps))
+    kept = [scene for scene in scenes if scene[1] - scene[0] >= least]
+    if len(kept) < len(scenes):
+        logger.info(
+            f"{clip.path}: {len(scenes) - len(kept)} of {len(scenes)} scenes are shorter than --min-seconds "
+            f"{config.min_seconds:g} and left out"
+        )
+    return [piece for start, stop in kept for piece in _parts(start, stop, most)]
+
+
+def find_cuts(clip: Clip, threshold: float) -> list[int]:
+    """The frames at which a new scene begins, rising; 0 is not among them."""
+    see, cv2 = make_detector(threshold), opencv()
+    height, width = clip.size
+    size = (min(width, _WIDTH), max(1, round(height * min(width, _WIDTH) / width)))
+    cuts: list[int] = []
+    with Progress(f"scenes of {clip.path.name}", clip.num_frames, "frame") as progress:
+        for number, frame in enumerate(clip.frames()):
+            cuts += see(number, cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+            progress.step()
+    return sorted({cut for cut in cuts if 0 < cut < clip.num_frames})
+
+
+def _parts(start: int, stop: int, most: int | None) -> Iterator[Piece]:
+    count = 1 if most is None else -(-(stop - start) // most)
+    ends = [start + (stop - start) * part // count for part in range(count + 1)]
+    yield from (Piece(a, b) for a, b in pairwise(ends))
+
+
+def write_pieces(clip: Clip, pieces: Sequence[Piece], out: Path) -> Iterator[dict[str, Any]]:
+    """name-000.mp4, … and the caption that the file has in name.txt beside each. Gives the rows of the list."""
+    caption = clip.path.with_suffix(".txt")
+    text = read_text(caption, DataError) if caption.is_file() else None
+    frames, place = clip.frames(), 0
+    for number, piece in enumerate(pieces):
+        path = out / f"{clip.path.stem}-{number:03d}.mp4"
+        for _ in islice(frames, piece.start - place):
+            pass
+        write_video(path, islice(frames, piece.stop - piece.start), clip.fps)
+        place = piece.stop
+        if text is not None:
+            write_text(path.with_suffix(".txt"), text)
+        yield {"file": path.name, "source": str(clip.path), "frames": [piece.start, piece.stop - 1]}
+
+
+def split_parser(prog: str = PROG) -> FlagParser:
+    """The flags of the job."""
+    parser = FlagParser(prog, "Cut long files into one clip for each scene.")
+    parser.add_argument("action", choices=["split"], metavar="split")
+    parser.add_argument("sources", nargs="+", metavar="CLIP", help="video files")
+    add_flags(parser, SplitConfig, "job")
+    return parser

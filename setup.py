@@ -57,14 +57,13 @@ setup(
         "heic": ["pillow-heif>=0.18"],
         "annotate": ["onnxruntime>=1.18"],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # scripts/build_docs.sh
-        "split": ["scenedetect>=0.6.5,<0.7"],  # from 0.7 on it brings an OpenCV of its own
         "dev": [
             "accelerate>=1.1",  # diffusers asks for it in from_pretrained of what mm-convert writes
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
-            "mindspeed-mm-vace[serve,annotate,split]",
+            "mindspeed-mm-vace[serve,annotate]",
             "mindspeed-mm-vace[docs]",
             "onnx>=1.16",  # tests of annotators export networks of a few weights
             "openai>=2.0; python_version >= '3.11'",  # a client of /v1/videos that others wrote

@@ -121,12 +121,11 @@ def write_failures(folder: Path, failures: Sequence[tuple[int, str]]) -> None:
 def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path, Path]]:
     """(folder, list) of each dataset; a folder without a list is its own."""
     if os.path.isdir(data_path):
-        listing = list_in(data_path)
-        if listing is None and os.path.isfile(data_path / "data.txt"):
-            data_path = data_path / "data.txt"
-        else:
-            yield data_folder or data_path, listing or data_path
+        found = list_in(data_path)
+        if found is not None or not os.path.isfile(data_path / "data.txt"):
+            yield data_folder or data_path, found or data_path
             return
+        data_path = data_path / "data.txt"
     if data_path.suffix.lower() in _LISTS:
         yield data_folder or data_path.parent, data_path
         return

@@ -87,7 +87,7 @@ def make_detector(threshold: float) -> Callable[[int, Frame], list[int]]:
         raise ConfigError(
             "needs the package scenedetect",
             where=PROG,
-            fix="install it: pip install 'mindspeed-mm-vace[split]'",
+            fix="install it: pip install --no-deps 'scenedetect<0.7' platformdirs",
         ) from None
     detector: Any = detectors.AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=1)
 

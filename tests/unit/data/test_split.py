@@ -54,6 +54,6 @@ def test_split_without_its_package_names_the_extra(
     line = capsys.readouterr().err
     assert caught.value.code == 1
     assert "scenedetect" in line
-    assert "[split]" in line
+    assert "pip install" in line
     assert line.count("\n") == 1
     assert not (tmp_path / "out").exists()

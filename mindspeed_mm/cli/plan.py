@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from mindspeed_mm.cli.command import Command, ConfigFile
+from mindspeed_mm.config.flags import FlagParser
+from mindspeed_mm.tasks import plan_generation
 from mindspeed_mm.tasks.jobs.plan import PROG, plan_parser
 from mindspeed_mm.tasks.plan import main
 
+
+def parser(argv: Sequence[str] | None) -> FlagParser:
+    """Training's flags, or with `--generate` those of generation, and the planner's."""
+    if not any(word.partition("=")[0] == plan_generation.FLAG for word in argv or ()):
+        made = plan_parser(PROG)
+        help_ = "plan the run of this inference JSON; its keys are flags then"
+        made.add_argument(plan_generation.FLAG, metavar="CONFIG.json", help=help_)
+        return made
+    return plan_generation.plan_parser(PROG)
+
+
 COMMAND = Command(
     verb="plan",
-    summary="Estimate memory and time of a training run before its launch",
-    usage="--config FILE... [--device NAME] [--devices N] [training flags]",
-    parser=lambda _: plan_parser(PROG),
+    summary="Estimate memory and time of a training or generation run before its launch",
+    usage="--config FILE... | --generate CONFIG.json [--key value]...",
+    parser=parser,
     run=partial(main, prog=PROG),
     files=(
         ConfigFile("--mm-model", "model JSON", frozenset({"predictor"})),
@@ -22,6 +36,7 @@ COMMAND = Command(
     ),
     common={
         "devices": ("device", "devices", "mfu", "calibrate"),
+        "generation": ("generate",),
         "clip": ("frames", "height", "width", "refs"),
         "output": ("json", "picture"),
         "the run": (

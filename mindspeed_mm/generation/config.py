@@ -33,6 +33,15 @@ Preset = Literal[
 Tiled = Literal["auto", "always", "never"]
 Offload = Literal["none", "model", "block"]
 
+# What a run and its plan judge memory by.
+WORKSPACE = 24 << 30  # bytes of a device that two experts side by side must leave to activations
+TOKEN_BYTES = (
+    48  # of a token and hidden channel: residual streams, a norm, the feed-forward's two wide tensors
+)
+VAE_PLANES = (
+    90  # base_dim feature maps of the output's size alive at once: 88 measured on a CPU, fp32, 192x256
+)
+
 # Of preset mindspeed, for a JSON of MindSpeed-MM, which holds none: its inputs are a boxing clip and a picture of cats.
 MINDSPEED_PROMPT = "两只橘猫戴着红色拳击手套，在聚光灯下的拳击台上对打，镜头缓缓推近。"
 # What the official code uses when none is given.

@@ -10,16 +10,12 @@ from torch import nn
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.generation.config import Offload, SamplingConfig
+from mindspeed_mm.generation.config import TOKEN_BYTES, WORKSPACE, Offload, SamplingConfig
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.vace import VaceTransformer
 
 LOGGER = get_logger(__name__)
-_WORKSPACE = 24 << 30  # bytes of a device that two experts side by side must leave to activations
-_TOKEN_BYTES = (
-    48  # for each token and hidden channel: residual streams, a norm, the feed-forward's two wide tensors
-)
 
 
 class Experts:
@@ -83,7 +79,7 @@ class Experts:
         Judged by sizes alone: the same run in training and afterwards, with and without offload, gives the same bits.
         """
         count = sum(weight.numel() for model in self.models for weight in model.parameters())
-        activations = 2 * _TOKEN_BYTES * tokens * self.config.trunk.hidden_size
+        activations = 2 * TOKEN_BYTES * tokens * self.config.trunk.hidden_size
         return count * self._dtype.itemsize + activations <= 0.8 * self._accelerator.total_memory()
 
     def offload(self) -> None:
@@ -104,7 +100,7 @@ def _affordable(models: Sequence[nn.Module], accelerator: Accelerator, offload: 
     """`model` in place of `none` when two experts do not fit side by side."""
     needed = sum(weight.numel() * weight.element_size() for model in models for weight in model.parameters())
     total = accelerator.total_memory()
-    if offload != "none" or len(models) == 1 or accelerator.kind == "cpu" or needed + _WORKSPACE <= total:
+    if offload != "none" or len(models) == 1 or accelerator.kind == "cpu" or needed + WORKSPACE <= total:
         return offload
     LOGGER.info(
         "the two experts take %.0f GB of the device's %.0f: only the active one is kept there (offload model)",

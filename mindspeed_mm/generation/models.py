@@ -9,14 +9,11 @@ from torch import Tensor
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.generation.config import Tiled
+from mindspeed_mm.generation.config import VAE_PLANES, Tiled
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.result import Timings
 from mindspeed_mm.models.umt5.encoder import TextEncoder
 from mindspeed_mm.models.wan.vae import WanVae
-
-# base_dim feature maps of the output's size that are alive at once: 88 measured on a CPU, fp32, 192x256
-_VAE_PLANES = 90
 
 
 class ModelStore:
@@ -116,4 +113,4 @@ class ModelStore:
 
 def vae_bytes(vae: WanVae, height: int, width: int) -> int:
     """Peak bytes of activations when whole frames of this size are decoded; an estimate that grows with a frame's area."""
-    return int(_VAE_PLANES * int(vae.model.config.base_dim) * height * width * vae.model.dtype.itemsize)
+    return int(VAE_PLANES * int(vae.model.config.base_dim) * height * width * vae.model.dtype.itemsize)

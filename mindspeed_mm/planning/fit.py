@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -13,6 +13,8 @@ from mindspeed_mm.planning.time import step_time
 
 _AT_ONCE = 3  # changes
 _OTHER_RESULT = ("--lora-", "--quantize", "predictor.residual_dtype")
+Setting = tuple[str, Mapping[str, object]]  # what one writes, and the fields of a run that it changes
+Measure = Callable[[Mapping[str, object]], tuple[float, float]]
 _LORA = ("q", "k", "v", "o", "ffn.0", "ffn.2")
 
 
@@ -27,9 +29,23 @@ class Change:
 
 
 def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: float) -> list[Change]:
-    """Up to four ways that fit `capacity` bytes, each as few settings as possible; those that keep the result come first."""
-    before = step_time(run, device, dtype).total
-    single = list(_single(run))
+    """Ways in which a training run fits `capacity` bytes."""
+
+    def measure(fields: Mapping[str, object]) -> tuple[float, float]:
+        changed = replace(run, **fields)  # type: ignore[arg-type]
+        return training_memory(changed).total, step_time(changed, device, dtype).total
+
+    return search(list(_single(run)), measure, capacity, _OTHER_RESULT)
+
+
+def search(
+    single: Sequence[Setting], measure: Measure, capacity: float, others: tuple[str, ...]
+) -> list[Change]:
+    """Up to four ways that fit `capacity` bytes, each as few settings as possible; those that keep the result come first.
+
+    `measure` gives bytes and seconds with some fields changed. `others`: how settings begin that change the result.
+    """
+    before = measure({})[1]
     found: list[Change] = []
     for count in range(1, _AT_ONCE + 1):
         for chosen in combinations(single, count):
@@ -38,20 +54,17 @@ def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: flo
                 set(names) > set(one.settings) for one in found
             ):
                 continue
-            changed = run
-            for _, fields in chosen:
-                changed = replace(changed, **fields)  # type: ignore[arg-type]
-            memory = training_memory(changed).total
+            fields = {name: value for _, changed in chosen for name, value in changed.items()}
+            memory, after = measure(fields)
             if memory <= capacity:
-                after = step_time(changed, device, dtype).total
-                keeps = not any(name.startswith(_OTHER_RESULT) for name in names)
+                keeps = not any(name.startswith(others) for name in names)
                 found.append(Change(names, after / before, memory, keeps))
         if len(found) >= _AT_ONCE:
             break
     return sorted(found, key=lambda change: (not change.keeps_result, len(change.settings), change.cost))[:4]
 
 
-def _single(run: TrainingRun) -> Iterator[tuple[str, dict[str, object]]]:
+def _single(run: TrainingRun) -> Iterator[Setting]:
     """Each setting alone, with the fields that it changes."""
     blocks = [f"blocks.{number}" for number in range(run.model.trunk.num_layers)]
     blocks += [f"vace_blocks.{number}" for number in range(len(run.model.vace_layers))]

@@ -17,6 +17,7 @@ from mindspeed_mm.planning.devices import Device, find_device
 from mindspeed_mm.planning.fit import Change, smallest_changes
 from mindspeed_mm.planning.memory import Memory, TrainingRun, training_memory
 from mindspeed_mm.planning.time import HIDDEN, StepTime, step_time
+from mindspeed_mm.tasks import plan_generation
 from mindspeed_mm.tasks.jobs.plan import PROG, Clip, PlanFlags, largest_clip, read_job, run_of
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.summary import Rows, describe_model, log_table
@@ -55,6 +56,9 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     """The command: a table, or JSON."""
     if "--calibrate" in argv:
         measure_here()
+        return
+    if any(word.partition("=")[0] == plan_generation.FLAG for word in argv):
+        plan_generation.main(argv, prog)
         return
     job, flags = read_job(argv, prog)
     if job.files.print_config:

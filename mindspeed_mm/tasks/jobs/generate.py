@@ -159,11 +159,11 @@ def _dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
-def job_parser(prog: str = PROG) -> FlagParser:
-    """Every flag of Wan-VACE-Inference.py and of `vace generate`."""
+def job_parser(prog: str = PROG, *, config: str = "config") -> FlagParser:
+    """Every flag of Wan-VACE-Inference.py and of `vace generate`. `config`: the name of the JSON's argument."""
     parser = FlagParser(prog, "Generate videos with VACE. Each key of the JSON is a flag too.")
     parser.add_argument(
-        "config", metavar="CONFIG.json", help="examples/vace/inference/inference_wan2.1_1.3b.json, for one"
+        config, metavar="CONFIG.json", help="examples/vace/inference/inference_wan2.1_1.3b.json, for one"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved job and stop; needs no weights"

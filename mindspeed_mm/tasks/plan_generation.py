@@ -1,0 +1,276 @@
+"""`vace plan --generate CONFIG.json`: memory and time of a generation run before its launch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import display_path, format_json
+from mindspeed_mm.generation.layout import choose_layout
+from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.wan.config import PRESETS, VaceConfig
+from mindspeed_mm.planning.calibrate import read_calibration
+from mindspeed_mm.planning.devices import Device, find_device
+from mindspeed_mm.planning.fit import Change
+from mindspeed_mm.planning.generation import (
+    TEXT_PARAMETERS,
+    GenerationMemory,
+    GenerationRun,
+    GenerationTime,
+    generation_changes,
+    generation_memory,
+    generation_time,
+)
+from mindspeed_mm.tasks.jobs.generate import GenerateJob, job_parser
+from mindspeed_mm.tasks.summary import Rows, log_table
+
+logger = get_logger(__name__)
+GIB = 2.0**30
+FLAG = "--generate"
+_BYTES = {"bf16": 2, "fp32": 4}
+
+
+class GenerationPlanFlags(Config):
+    """What a generation run is planned for."""
+
+    device: str = Field(
+        default="H100",
+        description="H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B, Ascend 910C, or here: as calibrated",
+    )
+    devices: int = Field(default=1, gt=0, le=65536, description="how many of them")
+    mfu: float | None = Field(
+        default=None, gt=0, le=1, description="share of the peak that products and attention reach"
+    )
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """The video of a run that needs the most memory, on one kind of device."""
+
+    device: Device
+    name: str  # of the video
+    run: GenerationRun
+    model: str
+    dtype: str
+    memory: GenerationMemory
+    time: GenerationTime
+    seconds: float  # of all videos
+    changes: Sequence[Change]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate is within the device's memory."""
+        return self.memory.total <= self.run.capacity
+
+
+def plan_parser(prog: str) -> FlagParser:
+    """Every flag of generation, and the planner's."""
+    parser = job_parser(prog, config=FLAG)
+    add_flags(parser, GenerationPlanFlags, "plan")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(argv: Sequence[str], prog: str) -> None:
+    """A table, or JSON."""
+    arguments = plan_parser(prog).parse_strict(argv)
+    flags = parse(GenerationPlanFlags, given(arguments, GenerationPlanFlags), prog)
+    job = GenerateJob.from_argv([arguments.generate, *_without_own(argv)], prog, needs_weights=False)
+    if arguments.print_config:
+        logger.info(job.to_json())
+        return
+    plan = make_plan(job, flags)
+    if arguments.json:
+        logger.info(format_json(as_json(plan), indent=2))
+        return
+    log_table(table(plan))
+
+
+def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
+    """The estimate of a job. Raises ConfigError for an unknown device, or a model whose sizes nothing tells."""
+    if job.run.from_latents is not None:
+        raise ConfigError("only decodes", where="from_latents", fix="leave it out to plan a generation")
+    device = read_calibration(job.run.dtype) if flags.device == "here" else find_device(flags.device)
+    if flags.mfu:
+        device = replace(device, products=flags.mfu, attention=flags.mfu)
+    model, name = model_of(job)
+    runs = {video.name: run_of(job, video, model, device, flags.devices) for video in job.videos}
+    largest = max(runs, key=lambda video: generation_memory(runs[video]).total)
+    run, dtype = runs[largest], job.run.dtype
+    memory = generation_memory(run)
+    groups = flags.devices if job.run.data_parallel else 1
+    return GenerationPlan(
+        device=device,
+        name=largest,
+        run=run,
+        model=name,
+        dtype=dtype,
+        memory=memory,
+        time=generation_time(run, device, dtype),
+        seconds=sum(generation_time(each, device, dtype).total for each in runs.values()) / groups,
+        changes=generation_changes(run, device, dtype, run.capacity) if memory.total > run.capacity else [],
+    )
+
+
+def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
+    """The sizes of a job's transformer: by its files, or where they are missing by the model's name in its path."""
+    if not job.not_found:
+        from mindspeed_mm.generation.loaders import inspect_experts
+
+        return inspect_experts(job.model), Path(job.model.experts[0][0]).name
+    path = job.model.experts[0][0]
+    for size, name in (
+        ("A14B", "Wan2.2-VACE-A14B"),
+        ("14B", "Wan2.1-VACE-14B"),
+        ("1.3B", "Wan2.1-VACE-1.3B"),
+    ):
+        if re.search(rf"(?<![\d.]){re.escape(size)}", path, re.IGNORECASE):
+            return PRESETS[name], f"{name}, by its name"
+    raise ConfigError(
+        f"{display_path(path)} does not exist, and its name holds no size",
+        where="model.transformer",
+        fix=f"name existing weights, or a folder such as {next(iter(PRESETS))}",
+    )
+
+
+def run_of(
+    job: GenerateJob, video: GenerationRequest, model: VaceConfig, device: Device, devices: int
+) -> GenerationRun:
+    """What of a video decides memory and time. Raises ConfigError for devices that cannot share it."""
+    sampling, run = video.sampling, job.run
+    guided = sampling.needs_guidance
+    ranks = 1 if run.data_parallel else devices
+    layout = choose_layout(
+        ranks,
+        model.trunk.num_heads,
+        guided=guided,
+        cfg_parallel=run.cfg_parallel,
+        context=run.context_parallel_size,
+    )
+    scale = sampling.context_scale
+    given_clip = video.inputs.given or video.task is not None
+    return GenerationRun(
+        model=model,
+        experts=len(job.model.experts),
+        frames=sampling.num_frames,
+        height=sampling.height,
+        width=sampling.width,
+        refs=len(video.inputs.src_ref_images),
+        steps=sampling.steps,
+        passes=2.0 if guided else 1.0,
+        branch=(any(scale) if isinstance(scale, tuple) else scale != 0) and bool(model.vace_layers),
+        encodes=2 if given_clip else 1,
+        product=_BYTES[run.dtype],
+        vae=_BYTES[run.vae_dtype],
+        text=text_parameters(Path(job.model.text_encoder)),
+        offload=run.offload,
+        tiled=run.tiled,
+        shard=run.shard_weights and ranks > 1,
+        ranks=ranks,
+        context_parallel=layout.context,
+        halves=layout.halves,
+        videos=len(job.videos),
+        capacity=device.memory * GIB,
+    )
+
+
+def text_parameters(path: Path) -> float:
+    """Of the text encoder: by the size of its file, whose name says bf16 or not; without a file, of umT5-XXL."""
+    if not path.is_file():
+        return TEXT_PARAMETERS
+    return path.stat().st_size / (2 if "bf16" in path.name else 4)
+
+
+def table(plan: GenerationPlan) -> Rows:
+    """About 15 lines."""
+    device, run, memory, time = plan.device, plan.run, plan.memory, plan.time
+    experts = f"{run.experts} x " if run.experts > 1 else ""
+    ahead = " (conditions and guidance together)" if run.is_batched and run.passes > 1 else ""
+    rows = [
+        ("device", f"{run.ranks} x {device.name}, {device.memory:g} GiB each"),
+        ("model", f"{experts}{plan.model}: {run.model.trunk.num_layers} layers of {run.model.trunk.hidden_size}, "
+         f"{plan.dtype}, offload {run.mode}"),
+        ("video", f"{plan.name}: {run.frames} frames of {run.height}x{run.width}, {run.tokens} tokens"),
+    ]  # fmt: skip
+    rows += [
+        ("memory" if not number else "", f"{size / GIB:8.2f} GiB  {name}")
+        for number, (name, size) in enumerate((name, size) for name, size in memory.terms.items() if size)
+    ]
+    verdict = "fits" if plan.fits else "does not fit"
+    tiles = ", VAE in tiles" if memory.tiled else ""
+    rows.append(("", f"{memory.total / GIB:8.2f} GiB  in all, at the {memory.moment}{tiles}: {verdict}"))
+    rows += [
+        ("moments" if not number else "", f"{size / GIB:8.2f} GiB  {name}")
+        for number, (name, size) in enumerate(memory.moments.items())
+    ]
+    if memory.host:
+        rows.append(("host", f"{memory.host / GIB:8.2f} GiB  for each process"))
+    rows += [("to fit" if not number else "", line) for number, line in enumerate(_changes(plan))]
+    passes = "2 passes" if run.passes > 1 else "1 pass"
+    rows.append(("step", f"{time.step:.2f} s, {passes}{ahead}"))
+    rows.append(
+        ("video", f"{time.total:.0f} s = prompts {time.text:.1f} + VAE {time.encode + time.decode:.1f} + "
+         f"{time.steps} steps {time.steps * time.step:.1f} + weights {time.move:.1f}")
+    )  # fmt: skip
+    rows.append(
+        ("assumed", f"{device.products:.0%} of {device.peak(plan.dtype) / 1e12:g} TFLOP/s in products, "
+         f"{device.attention:.0%} in attention; without reading weights from the disk")
+    )  # fmt: skip
+    return [*rows, ("run", f"{run.videos} videos: {plan.seconds / 60:.1f} minutes")]
+
+
+def as_json(plan: GenerationPlan) -> dict[str, Any]:
+    """The plan as data: bytes and seconds."""
+    return {
+        "device": asdict(plan.device),
+        "devices": plan.run.ranks,
+        "video": plan.name,
+        "grid": list(plan.run.grid),
+        "memory": {**plan.memory.terms, "total": plan.memory.total, "moment": plan.memory.moment},
+        "moments": dict(plan.memory.moments),
+        "host_memory": plan.memory.host,
+        "capacity": plan.run.capacity,
+        "fits": plan.fits,
+        "offload": plan.run.mode,
+        "tiled": plan.memory.tiled,
+        "changes": [asdict(change) for change in plan.changes],
+        "step_seconds": plan.time.step,
+        "video_seconds": {**asdict(plan.time), "total": plan.time.total},
+        "run_seconds": plan.seconds,
+    }
+
+
+def _changes(plan: GenerationPlan) -> list[str]:
+    if plan.fits:
+        return []
+    lines = [
+        f"{', '.join(change.settings)}: {change.memory / GIB:.1f} GiB, {change.cost:.2f} x the time"
+        + ("" if change.keeps_result else ", another result")
+        for change in plan.changes
+    ]
+    return lines or ["no three settings are enough; use more devices or a device with more memory"]
+
+
+def _without_own(words: Sequence[str]) -> list[str]:
+    """`words` without the planner's flags."""
+    own = {FLAG, *(f"--{name}" for name in GenerationPlanFlags.model_fields)}
+    found: list[str] = []
+    skip = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if skip:
+            skip = False
+        elif name in own:
+            skip = not equals
+        elif name != "--json":
+            found.append(word)
+    return found

@@ -1,0 +1,182 @@
+"""`vace plan --generate`: the formula against measured allocations, the rules of the run, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.cli.main import main
+from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.models.wan.config import PRESETS, PredictorConfig, VaceDitConfig
+from mindspeed_mm.models.wan.vace import VaceTransformer
+from mindspeed_mm.planning.devices import DEVICES
+from mindspeed_mm.planning.generation import (
+    GenerationRun,
+    activation_bytes,
+    generation_changes,
+    generation_memory,
+    generation_time,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+JSON = "examples/vace/inference/inference_wan2.1_14b.json"
+RUN = GenerationRun(model=PRESETS["Wan2.1-VACE-14B"])
+GIB = 2.0**30
+
+
+def small(ffn: int) -> PredictorConfig:
+    return PredictorConfig(
+        hidden_size=256,
+        ffn_dim=ffn,
+        num_heads=2,
+        num_layers=3,
+        vace_dit=VaceDitConfig(vace_layers=(0, 1)),
+    )
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("branch", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "ffn"), [(torch.bfloat16, 512), (torch.bfloat16, 2048), (torch.float32, 1024)]
+)
+def test_activations_are_those_of_a_real_pass(
+    dtype: torch.dtype, ffn: int, branch: bool, passes: int
+) -> None:
+    config = small(ffn)
+    model = VaceTransformer(config.model).to(dtype).eval()
+    for name in ("time_embedding", "time_projection", "head"):
+        getattr(model, name).float()
+    grid = (3, 24, 24)
+    inputs = (
+        torch.randn(1, 16, *grid),
+        torch.tensor([500.0]),
+        torch.randn(passes, 8, 4096),
+        torch.randn(1, 96, *grid) if branch else None,
+    )
+    with torch.no_grad():
+        model(*inputs)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            model(*inputs)
+    assert recorded.profiler is not None
+    results = recorded.profiler.kineto_results
+    assert results is not None
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    measured = max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    run = GenerationRun(
+        model=config.model,
+        frames=9,
+        height=192,
+        width=192,
+        branch=branch,
+        product=torch.finfo(dtype).bits // 8,
+    )
+    assert run.grid == grid
+    assert activation_bytes(run, passes) == pytest.approx(measured, rel=0.1)
+
+
+def test_weights_are_those_of_the_model() -> None:
+    config = small(512).model
+    with torch.device("meta"):
+        model = VaceTransformer(config).to(torch.bfloat16)
+    for name in ("time_embedding", "time_projection", "head"):
+        getattr(model, name).float()
+    held = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    assert GenerationRun(model=config).weights == held
+
+
+def test_both_prompts_pass_together_as_the_run_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(512).model
+    with torch.device("meta"):
+        experts = Experts([VaceTransformer(config)], Accelerator.detect("cpu"), placed=True)
+    for capacity in (1e7, 1e8, 1e9):
+        monkeypatch.setattr(Accelerator, "total_memory", lambda self, capacity=capacity: int(capacity))
+        run = GenerationRun(model=config, frames=17, height=256, width=256, product=4, capacity=capacity)
+        assert run.is_batched == experts.fits_batched_cfg(run.tokens)
+
+
+def test_offload_decides_what_the_device_holds() -> None:
+    found = {mode: generation_memory(replace(RUN, offload=mode)) for mode in ("none", "model", "block")}
+    assert found["none"].moments["decoding"] > found["model"].moments["decoding"] + 30 * GIB
+    assert found["model"].moments["denoising"] > found["block"].moments["denoising"] + 25 * GIB
+    assert found["none"].host == 0
+    assert found["block"].host == RUN.weights
+
+
+def test_two_experts_that_do_not_fit_take_turns() -> None:
+    run = replace(RUN, experts=2, capacity=79 * GIB)
+    assert run.mode == "model"
+    assert replace(run, capacity=140 * GIB).mode == "none"
+
+
+def test_changes_that_fit_come_with_their_price() -> None:
+    run = replace(RUN, capacity=DEVICES["RTX 4090"].memory * GIB)
+    changes = generation_changes(run, DEVICES["RTX 4090"], "bf16", run.capacity)
+    assert changes[0].settings == ("offload block",)
+    assert changes[0].keeps_result
+    assert all(change.memory <= run.capacity and change.cost > 0.9 for change in changes)
+
+
+def test_more_devices_take_less_time() -> None:
+    device = DEVICES["H100"]
+    one = generation_time(RUN, device, "bf16")
+    four = generation_time(replace(RUN, ranks=4, context_parallel=2, halves=2), device, "bf16")
+    assert four.step == pytest.approx(one.step / 4, rel=0.1)
+    assert replace(RUN, passes=1.0).tokens == RUN.tokens
+    assert generation_time(replace(RUN, passes=1.0), device, "bf16").step == pytest.approx(one.step / 2)
+
+
+def said(capfd: pytest.CaptureFixture[str], *argv: str) -> Any:
+    main(["plan", "--generate", *argv])
+    return capfd.readouterr().out
+
+
+def test_command_says_terms_and_verdict(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = said(capfd, JSON, "--device", "RTX 4090")
+    for word in ("transformer", "VAE", "does not fit", "offload block", "50 steps", "3 videos"):
+        assert word in text
+    assert "fits" in said(capfd, JSON, "--device=H200", "--num-frames", "49")
+
+
+def test_command_reads_the_sizes_of_weights(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found = json.loads(said(capfd, "examples/vace/tiny/inference.json", "--prompt", "x", "--json"))
+    assert found["fits"]
+    assert found["grid"] == [5, 8, 8]
+    assert found["memory"]["total"] == pytest.approx(
+        sum(found["memory"][name] for name in found["memory"] if name not in ("total", "moment"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "facts"),
+    [
+        (["--device", "H1000"], ["--device", "H100"]),
+        (["--transformer", "nowhere"], ["nowhere", "model.transformer"]),
+        (["--devices", "3"], ["3"]),
+        (["--num-framse", "49"], ["--num-frames"]),
+        (["--height", "481"], ["480"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    argv: list[str], facts: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--generate", JSON, *argv])
+    printed = "".join(capfd.readouterr())
+    assert ended.value.code == 1
+    assert len(printed.strip().splitlines()) == 1
+    assert all(fact in printed for fact in facts)

@@ -1,5 +1,7 @@
 """What is installed: the packages, what they need, and the commands."""
 
+from pathlib import Path
+
 from setuptools import find_namespace_packages, find_packages, setup
 
 REQUIRES = [
@@ -29,8 +31,16 @@ setup(
     name="mindspeed-mm-vace",
     version="0.1.0",
     description="Convert, extract, train and generate with VACE on NPUs, GPUs and CPUs",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     # megatron is a namespace shared with pip's megatron-core: ours is only the portion megatron.mm.
     packages=[
         *find_packages(include=["mindspeed_mm", "mindspeed_mm.*", "checkpoint", "checkpoint.*"]),
@@ -57,6 +67,7 @@ setup(
         "heic": ["pillow-heif>=0.18"],
         "annotate": ["onnxruntime>=1.18"],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # scripts/build_docs.sh
+        "release": ["build>=1.2", "cyclonedx-bom>=7.0", "pip-audit>=2.9"],  # scripts/build_dist.sh
         "dev": [
             "accelerate>=1.1",  # diffusers asks for it in from_pretrained of what mm-convert writes
             "pytest>=8.0",

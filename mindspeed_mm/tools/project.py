@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ _MAKERS = (
     "checkpoints.py",
     "draw_kinds.py",
 )  # of the tiny weights themselves
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
+_QUICKSTART = re.compile(r"\s[^.`]*`bash examples/vace/quickstart\.sh`[^.]*\.")  # the sentence that names it
 _DOOR = """\
 \"\"\"torchrun's door to pre-training: `torchrun … pretrain_vace.py --mm-model … --mm-data …`.\"\"\"
 
@@ -99,6 +102,7 @@ def create(folder: Path, models: Sequence[str]) -> None:
         (draft / "pretrain_vace.py").write_text(_DOOR, encoding="utf-8")
         for name in (*_SHARED, *(MODELS[model][0] for model in models)):
             _copy(source / name, draft / "examples/vace" / name, _left_out(models))
+        _trim_guide(draft / "examples/vace/README.md")
         if folder.exists():  # and empty; perhaps somebody's working directory
             for entry in draft.iterdir():
                 os.replace(entry, folder / entry.name)
@@ -125,6 +129,16 @@ def _left_out(models: Sequence[str]) -> Callable[[str, list[str]], set[str]]:
         }
 
     return ignored
+
+
+def _trim_guide(guide: Path) -> None:
+    """Leave out what a project has not: links to pages of the repository become text, and the quickstart goes."""
+
+    def text_or_link(link: re.Match[str]) -> str:
+        return link[0] if link[2].startswith(("http", "#")) or (guide.parent / link[2]).exists() else link[1]
+
+    text = _LINK.sub(text_or_link, guide.read_text(encoding="utf-8"))
+    guide.write_text(_QUICKSTART.sub("", text), encoding="utf-8")
 
 
 def _copy(source: Path, target: Path, ignored: Callable[[str, list[str]], set[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.tools.project import MODELS, create, main
 from tests.support.errors import raises
+
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def files(folder: Path) -> set[str]:
@@ -55,3 +59,15 @@ def test_unknown_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
         main([str(tmp_path / "project"), "--model", "13B"])
     assert "1.3B" in capsys.readouterr().err
     assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_guide_of_a_project_names_what_is_there(tmp_path: Path, model: str) -> None:
+    create(tmp_path / "project", [model])
+    guide = tmp_path / "project/examples/vace/README.md"
+    text = guide.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s#]+)\)", text) if not link.startswith("http")]
+    assert not [link for link in links if not (guide.parent / link).exists()]
+    assert "quickstart" not in text
+    assert "docs/guide/data.md" in text  # as text: it is a page of the repository
+    assert text.count("```") == (ROOT / "examples/vace/README.md").read_text(encoding="utf-8").count("```")

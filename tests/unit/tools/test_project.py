@@ -11,7 +11,6 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.tools.project import MODELS, create, main
 from tests.support.errors import raises
 
-
 ROOT = Path(__file__).resolve().parents[3]
 
 

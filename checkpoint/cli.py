@@ -17,7 +17,10 @@ from mindspeed_mm.registry import did_you_mean
 
 _OBJECT = re.compile(r"<(?:function|class) '?([\w.]+)'?(?: at 0x[0-9a-f]+)?>")
 _UNKNOWN = re.compile(r"unrecognized arguments: (--[\w.]+)|invalid choice: '(\w+)'", re.IGNORECASE)
-ALIASES = {"--pp_layers": "--cfg.target_parallel_config.pp_layers"}  # as the guide's table spells it
+ALIASES = {
+    "--pp_layers": "--cfg.target_parallel_config.pp_layers",  # as the guide's table spells it
+    "--print-config": "--print_config",  # as every other command does
+}
 
 
 class OneLineParser(ArgumentParser):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from checkpoint.layout import check_space, replace_entries, replace_file, stagin
 from checkpoint.stages import mm_files
 from megatron.mm.layout import RELEASE, read_tracker, write_tracker
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.log import get_logger
+from mindspeed_mm.files import format_json, write_text
+from mindspeed_mm.log import get_logger, log_table
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.containers.safetensors import write_safetensors
 from mindspeed_mm.models.containers.tensors import HEAD_BYTES, TensorFile
@@ -62,7 +63,6 @@ def open_source(
 ) -> WeightsSource:
     """The weights to convert, in `cfg.dtype`. Raises WeightsError when they are in another dialect than the method reads."""
     source = open_weights(cfg.source_path, base_path=base_path, original="mm" not in dialects)
-    logger.info(source.description)
     if source.dialect not in dialects:
         raise WeightsError(
             f"{source.path}: has {source.dialect} names, {method} reads {dialects[0]} names; use {METHOD_OF[source.dialect]}"
@@ -148,13 +148,53 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
     return Target(path, "", {}, files, texts, owned=owned, last=last)
 
 
-def convert(source: WeightsSource, target: Target, cfg: ConvertConfig) -> None:
-    """Write, read back, move into place. Memory: the largest tensor. Raises WeightsError and leaves the target as it was."""
+def convert(
+    source: WeightsSource,
+    target: Target,
+    cfg: ConvertConfig,
+    method: str,
+    rows: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write, read back, move into place. Memory: the largest tensor. Raises WeightsError and leaves the target as it was.
+
+    `rows` of the table that say where `source` came from, where it is made of several.
+    """
+    shown = rows or [("source", source.description)]
+    log_conversion(method, shown, target, source.tensors.values(), cfg)
 
     def check(path: Path, seen: Written) -> None:
         read_back(path, source, cfg.verify == "bits", seen)
 
-    put(target, list(source.tensors.values()), check, cfg)
+    put(target, list(source.tensors.values()), check, cfg, method)
+
+
+def log_conversion(
+    method: str,
+    sources: Sequence[tuple[str, str]],
+    target: Target,
+    tensors: Collection[TensorFile],
+    cfg: ConvertConfig | DcpToTorchConfig | LoraToConfig,
+) -> None:
+    """The table of a conversion, before it writes."""
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+    files = [*target.torch_files, *target.safetensors]
+    bits = getattr(cfg, "verify", "heads") == "bits"
+    checks = "every bit is read back" if bits else "names, shapes and 64 KiB of each weight are read back"
+    log_table(
+        [
+            ("method", method),
+            *sources,
+            ("weights", f"{len(tensors)} tensors, {size_text(nbytes)}, {', '.join(dtypes)}"),
+            ("checksums", "verified" if cfg.verify_checksums else "not verified"),
+            ("output", f"{_shown(target)}, {len(files)} {'file' if len(files) == 1 else 'files'} of weights"),
+            ("check", checks),
+        ]
+    )
+
+
+def _shown(target: Target) -> Path:
+    return target.folder / target.name if target.name else target.folder
 
 
 def put(
@@ -162,6 +202,7 @@ def put(
     tensors: Sequence[TensorFile],
     check: Callable[[Path, Written], None],
     cfg: ConvertConfig | DcpToTorchConfig | LoraToConfig,
+    method: str,
 ) -> None:
     """Write `target`, which holds `tensors`, `check` what was written, and move it into place. Raises WeightsError.
 
@@ -169,7 +210,7 @@ def put(
     the room on the disk is checked.
     """
     total = sum(tensor.nbytes for tensor in tensors)
-    shown = target.folder / target.name if target.name else target.folder
+    shown = _shown(target)
     name = target.name or "folder"
     if cfg.dry_run:
         check_space(target.folder, total)
@@ -192,6 +233,9 @@ def put(
                 replace_entries(new, place, target.folder, target.owned, last=target.last)
             if target.tracker:
                 write_tracker(target.folder, RELEASE)
+        if target.tracker:  # folders of other programs get no file of ours
+            job = {"method": method, **cfg.model_dump(mode="json")}
+            write_text(target.folder / "job.json", format_json(job, indent=2) + "\n")
     logger.info(f"{shown}: {len(tensors)} tensors, {size_text(total)}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.config import DcpToTorchConfig
-from checkpoint.convert import Target, Written, check_same, put
+from checkpoint.convert import Target, Written, check_same, log_conversion, put
 from megatron.mm.layout import (
     RELEASE,
     WEIGHTS_FILE,
@@ -18,20 +18,16 @@ from megatron.mm.layout import (
     read_tracker,
 )
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.dcp_index import INDEX
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
 
-logger = get_logger(__name__)
-
 
 def gather(cfg: DcpToTorchConfig) -> None:
     """Write the whole state dict of one checkpoint. Memory: the largest tensor. Raises WeightsError; the target stays."""
     folder = _checkpoint(Path(cfg.source_path))
-    logger.info(f"{folder}: a DCP folder")
     state = read_dcp(folder)
     target = _target(Path(cfg.target_path), state)
     tensors = dict(_tensors(state))
@@ -46,7 +42,9 @@ def gather(cfg: DcpToTorchConfig) -> None:
                 check_same(file, ".".join(map(str, name)), tensor, written[name], bits=False)
                 seen(tensor.nbytes)
 
-    put(target, list(tensors.values()), check, cfg)
+    rows = [("source", f"{folder}: a DCP folder")]
+    log_conversion("dcp_to_torch", rows, target, tensors.values(), cfg)
+    put(target, list(tensors.values()), check, cfg, "dcp_to_torch")
 
 
 def _checkpoint(path: Path) -> Path:

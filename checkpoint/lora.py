@@ -18,6 +18,7 @@ from checkpoint.convert import (
     convert,
     hf_target,
     json_text,
+    log_conversion,
     mm_target,
     put,
 )
@@ -50,19 +51,19 @@ def merge(cfg: MergeLoraConfig) -> None:
     paths = [cfg.loras] if isinstance(cfg.loras, str) else cfg.loras
     strengths = _strengths(cfg.strengths, len(paths))
     base = open_weights(cfg.source_path, base_path=cfg.base_path)
-    logger.info(base.description)
     found = [open_adapter(path, base.shapes, expert=cfg.expert) for path in paths]
-    for adapter, strength in zip(found, strengths, strict=True):
-        logger.info(
-            f"{adapter.description}; strength {strength:g}, all of its {adapter.count} keys are applied"
-        )
     source = cast(merged(base, list(zip(found, strengths, strict=True))), cfg.dtype)
     form = base.dialect if cfg.form == "source" else cfg.form
     if form == "mm":
         target = mm_target(source, cfg, cfg.target_parallel_config.pp_layers)
     else:
         target = hf_target(source, cfg, form, cfg.max_shard_gb)
-    convert(source, target, cfg)
+    pairs = zip(found, strengths, strict=True)
+    loras = [
+        ("LoRA", f"{adapter.description}; strength {strength:g}, all of its {adapter.count} keys are applied")
+        for adapter, strength in pairs
+    ]
+    convert(source, target, cfg, "merge_lora", [("source", base.description), *loras])
 
 
 def write_peft(cfg: LoraToConfig) -> None:
@@ -80,7 +81,7 @@ def write_peft(cfg: LoraToConfig) -> None:
         owned=(CONFIG, PEFT_WEIGHTS),
         last=CONFIG,
     )
-    _put(target, adapter, cfg)
+    _put(target, adapter, cfg, "lora_to_peft")
 
 
 def write_comfyui(cfg: LoraToConfig) -> None:
@@ -95,7 +96,7 @@ def write_comfyui(cfg: LoraToConfig) -> None:
                 fix="name the base with --cfg.base_path",
             )
         adapter = subtract_base(adapter, open_weights(place).tensors)
-    _put(_file(cfg, comfyui_tensors(adapter)), adapter, cfg)
+    _put(_file(cfg, comfyui_tensors(adapter)), adapter, cfg, "lora_to_comfyui")
 
 
 def write_diffusers(cfg: LoraToConfig) -> None:
@@ -103,13 +104,12 @@ def write_diffusers(cfg: LoraToConfig) -> None:
     adapter = fold_scales(_open(cfg))
     target = _file(cfg, diffusers_tensors(adapter))
     text = format_json(diffusers_metadata(adapter))
-    _put(replace(target, metadata={"lora_adapter_metadata": text}), adapter, cfg)
+    _put(replace(target, metadata={"lora_adapter_metadata": text}), adapter, cfg, "lora_to_diffusers")
 
 
 def _open(cfg: LoraToConfig) -> Adapter:
     shapes = None if cfg.base_path is None else open_weights(cfg.base_path).shapes
     adapter = open_adapter(cfg.source_path, shapes, expert=cfg.expert)
-    logger.info(adapter.description)
     return cast_adapter(adapter, DTYPES[cfg.dtype]) if cfg.dtype in DTYPES else adapter
 
 
@@ -120,7 +120,7 @@ def _file(cfg: LoraToConfig, tensors: Mapping[str, TensorFile]) -> Target:
     return Target(path.parent, path.name, {}, {path.name: by_alignment(tensors)}, {})
 
 
-def _put(target: Target, adapter: Adapter, cfg: LoraToConfig) -> None:
+def _put(target: Target, adapter: Adapter, cfg: LoraToConfig, method: str) -> None:
     tensors = [tensor for part in target.safetensors.values() for tensor in part.values()]
 
     def check(path: Path, seen: Written) -> None:
@@ -128,7 +128,8 @@ def _put(target: Target, adapter: Adapter, cfg: LoraToConfig) -> None:
             written = open_lora(path, layer_shapes(adapter))
             _check_written(path, adapter, written, seen)
 
-    put(target, tensors, check, cfg)
+    log_conversion(method, [("source", adapter.description)], target, tensors, cfg)
+    put(target, tensors, check, cfg, method)
 
 
 def _check_written(path: Path, planned: Adapter, written: Adapter, seen: Written) -> None:

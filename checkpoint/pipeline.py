@@ -13,12 +13,13 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch import nn
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from checkpoint.config import ConvertConfig, PipelineConfig
 from checkpoint.convert import cast, hf_target, read_back, write_finite
 from checkpoint.layout import check_space, replace_entries, staging, writing
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.log import get_logger
+from mindspeed_mm.log import get_logger, log_table
 from mindspeed_mm.models.loading import fingerprint
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
@@ -26,7 +27,7 @@ from mindspeed_mm.models.umt5.tokenizer import find_tokenizer
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.processes import deferred
-from mindspeed_mm.progress import Progress
+from mindspeed_mm.progress import Progress, size_text
 
 logger = get_logger(__name__)
 INDEX = "model_index.json"
@@ -54,6 +55,7 @@ def assemble(cfg: PipelineConfig) -> None:
     if target.is_file():
         raise WeightsError(f"{target}: is a file; give a folder as target_path")
     parts = open_parts(cfg)
+    _log_table(parts, cfg)
     if cfg.dry_run:
         check_space(target, parts.nbytes)
         logger.info(f"{target}: {', '.join([*parts.experts, *parts.modules])} would be written")
@@ -70,6 +72,7 @@ def assemble(cfg: PipelineConfig) -> None:
                 files = hf_target(source, plan, "diffusers", cfg.max_shard_gb)
                 write_finite(new / name, files, str(source.path), cfg.allow_nonfinite, progress.step)
                 read_back(new / name, source, bits=False)
+            transformers_logging.disable_progress_bar()  # ours counts all parts
             for name, module in parts.modules.items():
                 module.save_pretrained(new / name)
                 progress.step(_nbytes(module))
@@ -78,6 +81,22 @@ def assemble(cfg: PipelineConfig) -> None:
         with deferred():  # a signal must not find the target in between
             replace_entries(new, place, target, OWNED, last=INDEX)
     logger.info(f"{target}: a WanVACEPipeline of {', '.join([*parts.experts, *parts.modules])}")
+
+
+def _log_table(parts: Parts, cfg: PipelineConfig) -> None:
+    log_table(
+        [
+            ("method", "assemble_pipeline"),
+            *((name, source.description) for name, source in parts.experts.items()),
+            ("vae", cfg.vae_path),
+            ("text_encoder", cfg.text_encoder_path),
+            ("tokenizer", cfg.tokenizer_path or "beside the text encoder"),
+            ("scheduler", f"UniPC, shift {cfg.shift:g}" + (f", boundary {cfg.boundary:g}" if cfg.low_path else "")),
+            ("weights", f"{size_text(parts.nbytes)}, transformers in {'their dtype' if cfg.dtype == 'source' else cfg.dtype}"),
+            ("checksums", "verified" if cfg.verify_checksums else "not verified"),
+            ("output", cfg.target_path),
+        ]
+    )  # fmt: skip
 
 
 def open_parts(cfg: PipelineConfig) -> Parts:
@@ -122,7 +141,6 @@ def _mark(net: nn.Module) -> str:
 
 def _open_expert(path: str, cfg: PipelineConfig) -> WeightsSource:
     source = cast(open_weights(path, base_path=cfg.base_path), cfg.dtype)
-    logger.info(source.description)
     if not source.has_branch:
         raise WeightsError(f"{path}: has no VACE branch; give the weights of a VACE expert")
     return source

@@ -40,7 +40,7 @@ def hf_to_mm(cfg: ToMmConfig) -> None:
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("official",), method="hf_to_mm", base_path=cfg.base_path)
-        convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+        convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg, "hf_to_mm")
 
 
 def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
@@ -56,7 +56,9 @@ def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
         source = open_source(
             cfg, dialects=("diffusers",), method="hf_diffusers_to_mm", base_path=cfg.base_path
         )
-        convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+        convert(
+            source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg, "hf_diffusers_to_mm"
+        )
 
 
 def mm_to_hf(cfg: FromMmConfig) -> None:
@@ -70,7 +72,7 @@ def mm_to_hf(cfg: FromMmConfig) -> None:
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("mm",), method="mm_to_hf", base_path=cfg.base_path)
-        convert(source, hf_target(source, cfg, "official", cfg.max_shard_gb), cfg)
+        convert(source, hf_target(source, cfg, "official", cfg.max_shard_gb), cfg, "mm_to_hf")
 
 
 def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
@@ -84,7 +86,7 @@ def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("mm",), method="mm_to_hf_diffusers", base_path=cfg.base_path)
-        convert(source, hf_target(source, cfg, "diffusers", cfg.max_shard_gb), cfg)
+        convert(source, hf_target(source, cfg, "diffusers", cfg.max_shard_gb), cfg, "mm_to_hf_diffusers")
 
 
 def resplit(cfg: ResplitConfig) -> None:
@@ -98,7 +100,7 @@ def resplit(cfg: ResplitConfig) -> None:
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("mm",), method="resplit", base_path=cfg.base_path)
-        convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg)
+        convert(source, mm_target(source, cfg, cfg.target_parallel_config.pp_layers), cfg, "resplit")
 
 
 def dcp_to_torch(cfg: DcpToTorchConfig) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TextIO, TypeVar
 
 from mindspeed_mm.errors import ConfigError, LaunchError, MindSpeedMMError, printable, sentence_of
@@ -160,6 +160,13 @@ def _leave_to_torchrun(line: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def log_table(rows: Sequence[tuple[str, str]]) -> None:
+    """What a run is, before it starts: `name        text`, a line each."""
+    width = max(12, *(len(name) + 1 for name, _ in rows))
+    for name, text in rows:
+        get_logger(__name__).info(f"{name:<{width}}{text}")
 
 
 def terminal() -> TextIO | None:

@@ -25,9 +25,10 @@ LAUNCHER = "MINDSPEED_MM_LAUNCHER"  # process id of the launcher, in the environ
 STORE = "MINDSPEED_MM_STORE"  # of the launcher's ranks: the socket that rank 0 serves the rendezvous on; empty for the others
 GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may go on after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_UNWIND = (
-    8.0  # seconds for the main thread to leave the C code that it is in, where nothing is to be finished
-)
+# All processes of a run are gone within ten seconds. One may stop only after another has.
+_UNWIND = 4.0  # seconds for the main thread to leave C code, where nothing is to be finished
+_EXIT = 3.0  # seconds for the interpreter to clean up
+_TICK = 0.25  # seconds between looks at a process that is stopping
 _PR_SET_PDEATHSIG = 1
 
 
@@ -186,7 +187,7 @@ def die_at_exit(number: int) -> None:
 
 def _limit_exit(code: int) -> None:
     """A helper that hangs in a read must not keep a stopped process from its end."""
-    timer = threading.Timer(_UNWIND, os._exit, (code,))
+    timer = threading.Timer(_EXIT, os._exit, (code,))
     timer.daemon = True
     timer.start()
 
@@ -264,7 +265,7 @@ def _watch(wake: int, over: threading.Event, parent: int) -> None:
     poll = select.poll()  # select() takes no descriptor above 1023
     poll.register(wake, select.POLLIN)
     while not over.is_set():
-        arrived = poll.poll(1000)
+        arrived = poll.poll(1000 * (_TICK if first else 1))
         if parent and os.getppid() != parent:
             os._exit(1)
         if arrived:

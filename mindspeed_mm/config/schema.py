@@ -43,6 +43,10 @@ _EXPECTED: Mapping[str, str] = {
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
     "none_required": "null",
+    "string_pattern_mismatch": "a text that matches {pattern}",
+    "string_too_long": "a text of at most {max_length} characters",
+    "too_long": "a list of at most {max_length} entries",
+    "too_short": "a list of at least {min_length} entries",
 }
 
 
@@ -127,7 +131,9 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
         return f"{address}: missing; it is required"
     value = item.get("input")
     if item["type"] in _EXPECTED:
-        return f"{address}: expected {_EXPECTED[item['type']].format(**item.get('ctx', {}))}, got {_shown(value)}"
+        context = item.get("ctx", {})
+        got = context.get("actual_length", _shown(value))  # of a list that is too long, how many there are
+        return f"{address}: expected {_EXPECTED[item['type']].format(**context)}, got {got}"
     message = item["msg"].removeprefix("Value error, ")
     found = (
         "" if ", got " in message or not isinstance(value, (str, int, float)) else f" (found {_shown(value)})"

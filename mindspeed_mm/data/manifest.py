@@ -14,7 +14,7 @@ from typing import Any
 from mindspeed_mm.data import csv_rows
 from mindspeed_mm.data.config import ClipRow
 from mindspeed_mm.data.foreign import folder_rows, list_in, under_our_keys
-from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.data.sample import MAX_REFERENCES, SampleRecord
 from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import (
@@ -38,7 +38,6 @@ _ALSO_CALLED = {  # names of other projects that no spelling brings near
 }
 _LISTS = (".json", ".jsonl", *csv_rows.SUFFIXES)  # anything else is a data.txt
 _SHOWN = 20
-MAX_REFERENCES = 256  # images of one row; each becomes a latent frame
 _INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode categories
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
 

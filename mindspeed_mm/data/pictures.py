@@ -140,8 +140,10 @@ def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
 
 
 def _late_start(container: Any, stream: Any, table: FrameTable) -> float:
-    """Seconds before the first frame: Matroska's lengths count them."""
+    """Seconds before the first frame that is read: Matroska's lengths count them, and all do where no key frame begins."""
     first = table.stamps[0]
+    if first is not None and table.skipped and stream.start_time is not None:
+        return max(0.0, float((first - stream.start_time) * stream.time_base))
     if first is None or "matroska" not in container.format.name:
         return 0.0
     return max(0.0, float(first * stream.time_base))

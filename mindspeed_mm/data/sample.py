@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 else:
     Clip = Picture = Any  # for pydantic, which reads the types of a job
 
+MAX_REFERENCES = 256  # images of one sample; each becomes a latent frame
 C = TypeVar("C")
 R = TypeVar("R")
 
@@ -75,6 +76,13 @@ class Inputs(Streams["Clip", "Picture"]):
                 )
             if value is not None and self.src_video is None:
                 raise ConfigError(f"applies to {video}, which is missing", where=address, fix=f"give {video}")
+        if len(self.src_ref_images) > MAX_REFERENCES:
+            key = words.get("src_ref_images", "src_ref_images")
+            raise ConfigError(
+                f"got {len(self.src_ref_images)} images",
+                where=f"{where}:{key}" if where else key,
+                expected=f"at most {MAX_REFERENCES}",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Paths, as job.json and NAME.json say them."""

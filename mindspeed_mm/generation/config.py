@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.data.config import ClipPolicy
+from mindspeed_mm.data.sample import MAX_REFERENCES
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import parse_json
 from mindspeed_mm.generation.loras_config import FEW_STEPS, LoraUse
@@ -212,7 +213,7 @@ class Sources(Config):
     )
     image_path: str | None = Field(default=None, description="one reference image")
     image_paths: tuple[str, ...] | None = Field(
-        default=None, description="several reference images, in order"
+        default=None, max_length=MAX_REFERENCES, description="several reference images, in order"
     )
     first_frame_path: str | None = Field(default=None, description="image or clip that the video begins with")
     last_frame_path: str | None = Field(default=None, description="image or clip that the video ends with")

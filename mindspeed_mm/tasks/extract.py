@@ -19,9 +19,9 @@ from mindspeed_mm.data.manifest import (
 )
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.locks import lock_folder
-from mindspeed_mm.log import get_logger, one_line_errors, rank
+from mindspeed_mm.log import get_logger, log_table, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.extract import PROG, ExtractJob
-from mindspeed_mm.tasks.summary import extraction_table, log_table
+from mindspeed_mm.tasks.summary import extraction_table
 
 if TYPE_CHECKING:
     from mindspeed_mm.accelerator import Accelerator

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mindspeed_mm.data.clips import check_av_version
 from mindspeed_mm.locks import lock_folder, sweep
-from mindspeed_mm.log import get_logger, one_line_errors, rank
+from mindspeed_mm.log import get_logger, log_table, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.generate import PROG, GenerateJob
-from mindspeed_mm.tasks.summary import generation_table, log_table
+from mindspeed_mm.tasks.summary import generation_table
 
 LOGGER = get_logger(__name__)
 NOT_CHECKED = (

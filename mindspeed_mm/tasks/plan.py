@@ -9,7 +9,7 @@ from typing import Any
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import format_json
-from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.log import get_logger, log_table, one_line_errors
 from mindspeed_mm.models.wan.flops import tokens_of
 from mindspeed_mm.planning.calibrate import calibrate, calibration_file, read_calibration
 from mindspeed_mm.planning.counts import AtCount, at_counts
@@ -20,7 +20,7 @@ from mindspeed_mm.planning.time import HIDDEN, StepTime, step_time
 from mindspeed_mm.tasks import plan_generation
 from mindspeed_mm.tasks.jobs.plan import PROG, Clip, PlanFlags, largest_clip, read_job, run_of
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
-from mindspeed_mm.tasks.summary import Rows, describe_model, log_table
+from mindspeed_mm.tasks.summary import Rows, describe_model
 
 logger = get_logger(__name__)
 GIB = 2.0**30

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from megatron.mm.layout import is_half_written, put_back
 from mindspeed_mm.locks import lock_folder, sweep
-from mindspeed_mm.log import get_logger, launch_number, local_rank, one_line_errors, rank
+from mindspeed_mm.log import get_logger, launch_number, local_rank, log_table, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.plan import estimate
 from mindspeed_mm.tasks.jobs.pretrain import PROG, PretrainJob
-from mindspeed_mm.tasks.summary import log_table, training_table, write_job
+from mindspeed_mm.tasks.summary import training_table, write_job
 
 if TYPE_CHECKING:
     from mindspeed_mm.accelerator import Accelerator

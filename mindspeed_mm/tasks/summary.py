@@ -8,7 +8,7 @@ from typing import Any
 
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_text
-from mindspeed_mm.log import get_logger, world_size
+from mindspeed_mm.log import world_size
 from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.wan.sizes import preset_name
@@ -16,16 +16,8 @@ from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 
-logger = get_logger(__name__)
 JOB_FILE = "job.json"
 Rows = list[tuple[str, str]]
-
-
-def log_table(rows: Rows) -> None:
-    """`name        text`, a line each, like the summary of clips."""
-    width = max(12, *(len(name) + 1 for name, _ in rows))
-    for name, text in rows:
-        logger.info(f"{name:<{width}}{text}")
 
 
 def write_job(folder: Path, text: str) -> None:

@@ -123,6 +123,29 @@ with {block}:
     assert errors.count("\n") == 1
 
 
+def test_a_process_in_c_code_ends_soon_after_a_signal() -> None:
+    body = """import ctypes
+processes._UNWIND = 0.2
+end, _ = os.pipe()
+signal.siginterrupt(signal.SIGTERM, False)
+print('ready')
+ctypes.CDLL(None).read(end, ctypes.create_string_buffer(1), 1)"""
+    process = script(body)
+    first_line(process)
+    time.sleep(0.5)  # by then it reads
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 0.9
+    assert "stopped by SIGTERM" in process.communicate()[1]
+
+
+def test_limits_of_two_stops_fit_into_ten_seconds() -> None:
+    # one rank leaves C code, then the other hears of it and does the same
+    assert 2 * (processes._UNWIND + processes._TICK) < 10
+    assert processes._UNWIND + processes._EXIT < 10
+
+
 def test_a_rank_ends_with_its_launcher() -> None:
     body = (
         "import subprocess\n"

@@ -263,6 +263,23 @@ def test_a_conversion_runs_twice_into_one_target(tmp_path: Path, original: Path,
     assert_same(tmp_path / "hf", weights)
 
 
+def test_a_conversion_prints_one_table_and_keeps_its_job(
+    tmp_path: Path, original: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    run("hf_to_mm", original, tmp_path / "mm")
+    lines = capsys.readouterr().out.splitlines()
+    rows = dict(line.split(None, 1) for line in lines[:-1])
+    assert list(rows) == ["method", "source", "weights", "checksums", "output", "check"]
+    assert str(original) in rows["source"]
+    assert str(tmp_path / "mm") in rows["output"]
+    job = json.loads((tmp_path / "mm/job.json").read_text())
+    assert job["method"] == "hf_to_mm"
+    assert job["source_path"] == str(original)
+    run("mm_to_hf", tmp_path / "mm", tmp_path / "hf")
+    assert not (tmp_path / "hf/job.json").exists()  # a folder of other programs
+
+
 def test_source_and_target_can_be_one_folder(own_original: Path, weights: Weights) -> None:
     for _ in range(2):
         run("hf_to_mm", own_original, own_original)
@@ -383,7 +400,7 @@ def test_print_config_is_a_yaml_file_that_can_be_given_back(
         str(tmp_path / "mm"),
     ]
     with pytest.raises(SystemExit) as caught:
-        main([*argv, "--print_config"])
+        main([*argv, "--print-config"])
     assert caught.value.code == 0
     (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
     main(["VACEConverter", "hf_to_mm", "--config", str(tmp_path / "all.yaml")])

@@ -151,6 +151,7 @@ def test_what_does_not_fit_is_refused_in_one_line(inputs, values, message):
         ({"outpaint": (0.5, 0, 0.5, 0)}, "outpaint", "src_video"),
         ({"first_frame": CLIP, "src_video": CLIP}, "src_video", "first_frame"),
         ({"last_frame": CLIP, "src_mask": MASK}, "src_mask", "last_frame"),
+        ({"src_ref_images": ["r.png"] * 257}, "src_ref_images", 257),
     ],
 )
 def test_inputs_that_contradict_are_refused(inputs, where, fact):

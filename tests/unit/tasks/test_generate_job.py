@@ -130,6 +130,7 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
         ({"mask_path": "m.mp4"}, [], "mask_path: .*give video_path"),
         ({"guidance_scale_2": 2}, [], "guidance_scale_2: is of the low-noise expert"),
         ({"image_path": "r.png", "image_paths": ["s.png"]}, [], "image_path and image_paths"),
+        ({"image_paths": ["r.png"] * 257}, [], "image_paths: expected .*256"),
         ({"cfg_parallel": "on"}, ["--data-parallel"], "data_parallel lets each .* but cfg_parallel would"),
         ({"data_parallel": True, "context_parallel_size": 2}, [], "but context_parallel_size would"),
         ({"data_parallel": True}, ["--shard-weights"], "but shard_weights would"),

@@ -12,6 +12,7 @@ from mindspeed_mm.config.schema import Config
 _ONE_SIZE = "each clip keeps its own shape; max_hxw alone bounds the size"
 _BY_TIME = "frames are chosen by time: train_fps and num_frames decide"
 _TEXT = "captions are always cleaned the way Wan's text encoder expects"
+MAX_REFERENCES = 256  # images of one sample; each becomes a latent frame
 _GROUPED = "clips of one shape are always grouped"
 _AT_EXTRACTION = "it acts at feature extraction; features carry its result"
 

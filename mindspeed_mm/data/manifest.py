@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.data import csv_rows
-from mindspeed_mm.data.config import ClipRow
+from mindspeed_mm.data.config import MAX_REFERENCES, ClipRow
 from mindspeed_mm.data.foreign import folder_rows, list_in, under_our_keys
-from mindspeed_mm.data.sample import MAX_REFERENCES, SampleRecord
+from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import (

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from mindspeed_mm.data.config import MAX_REFERENCES
 from mindspeed_mm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 else:
     Clip = Picture = Any  # for pydantic, which reads the types of a job
 
-MAX_REFERENCES = 256  # images of one sample; each becomes a latent frame
 C = TypeVar("C")
 R = TypeVar("R")
 

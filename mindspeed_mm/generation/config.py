@@ -11,8 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config
-from mindspeed_mm.data.config import ClipPolicy
-from mindspeed_mm.data.sample import MAX_REFERENCES
+from mindspeed_mm.data.config import MAX_REFERENCES, ClipPolicy
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import parse_json
 from mindspeed_mm.generation.loras_config import FEW_STEPS, LoraUse

@@ -45,6 +45,17 @@ def test_a_cut_file_ends_before_the_damaged_frame(tmp_path, name, codec):
         assert info.traits == clip.traits
 
 
+def test_a_clip_without_its_beginning_has_a_whole_end(tmp_path):
+    whole = write_noise(tmp_path / "a.ts", "libx264", rate=4)  # a group of 2 seconds
+    late = tmp_path / "late.ts"
+    late.write_bytes(whole.read_bytes()[12 * 188 :])
+    info, clip = probe(late), open_video(late)
+    assert 0 < info.num_frames == clip.num_frames < 24
+    whole_tail = open_video(whole).read(range(24 - clip.num_frames, 24))
+    assert np.array_equal(clip.read(range(clip.num_frames)), whole_tail)
+    assert info.traits == clip.traits == ("lead",)
+
+
 @pytest.mark.parametrize("name", ["a.hevc", "a.ts"])
 def test_a_torn_hevc_frame_is_left_out(tmp_path, name):
     # open groups: the last frame of the file may lean on the group before

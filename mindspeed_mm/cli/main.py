@@ -12,6 +12,7 @@ from mindspeed_mm.registry import did_you_mean
 
 VERBS: Mapping[str, str] = {
     "init": "a folder with the scripts and settings of a model",
+    "doctor": "whether this machine is ready, one line for each thing",
     "convert": "weights to another naming, other pipeline stages, one file",
     "data": "read datasets of other projects, cut long files into scenes",
     "prepare": "inputs of a VACE task from plain clips and images",
@@ -27,7 +28,6 @@ HELP = """\
 usage: vace VERB [--key value]... [--config FILE]... [--set a.b=value]...
 
 VACE video models: convert weights, extract features, train, generate.
-
 verbs, in the order of a project
 {verbs}
 

@@ -27,7 +27,7 @@ from mindspeed_mm.tasks.data_import import import_parser
 from mindspeed_mm.tasks.data_split import split_parser
 from mindspeed_mm.tasks.jobs import extract, pretrain
 from mindspeed_mm.tasks.jobs.plan import plan_parser
-from mindspeed_mm.tools import inspect_samples, project
+from mindspeed_mm.tools import doctor, inspect_samples, project
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*(?:\.\w+)*")
@@ -70,6 +70,7 @@ def parsers() -> dict[str, set[str]]:
         "plan": plan_parser(),
         "eval": evaluate.job_parser(),
         "init": project.job_parser(),
+        "doctor": doctor.job_parser(),
     }
     flags = {name: set(parser._option_string_actions) for name, parser in found.items()}
     flags["vace"] = {flag_name(name) for name in RankConfig.model_fields} | {"--config", "--help-all"}
@@ -117,6 +118,7 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/serve/client": ["generate"],
         "mindspeed_mm/serve/": ["serve"],
         "mindspeed_mm/tools/project": ["init"],
+        "mindspeed_mm/tools/doctor": ["doctor", "train"],
         "mindspeed_mm/planning/": ["plan"],
         "mindspeed_mm/evaluation/": ["eval"],
         "mindspeed_mm/tasks/evaluate": ["eval"],

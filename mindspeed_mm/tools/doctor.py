@@ -1,0 +1,120 @@
+"""`vace doctor`: whether this machine is ready, one line for each thing with what to do. Nothing is changed or kept.
+
+What a run needs and cannot check itself before it is under way: packages, devices, process groups, disks, limits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.errors import ConfigError, DataError, LaunchError, MindSpeedMMError
+from mindspeed_mm.files import format_json, stat_path
+from mindspeed_mm.log import get_logger, one_line_errors
+
+logger = get_logger(__name__)
+PROG = "vace doctor"
+State = Literal["ok", "warn", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it is, what to do."""
+
+    name: str
+    state: State
+    found: str
+    fix: str = ""
+
+    @property
+    def line(self) -> str:
+        """`ok      clock        …`."""
+        return f"{self.state:<8}{self.name:<14}{self.found}" + (f"; {self.fix}" if self.fix else "")
+
+
+Check = Callable[[], Iterable[Finding]]
+
+
+class DoctorFlags(Config):
+    """Where to look."""
+
+    data: str = Field(default=".", description="folder of clips or features: its disk is measured")
+    out: str = Field(default=".", description="folder that a run would write to: its free space counts")
+    dry_run: bool = Field(default=False, description="list the checks and stop")
+    print_config: bool = Field(default=False, description="print the settings as JSON and stop")
+
+
+@one_line_errors
+def main(argv: Sequence[str], prog: str = PROG) -> None:
+    """Look at everything, print a line for each, and exit with 1 when something is broken."""
+    arguments = job_parser(prog).parse_strict(argv)
+    flags = parse(DoctorFlags, given(arguments, DoctorFlags), prog)
+    if flags.print_config:
+        logger.info(format_json(flags.model_dump(mode="json"), indent=2))
+        return
+    for key in ("data", "out"):
+        path = getattr(flags, key)
+        stat_path(path, DataError)
+        if not Path(path).is_dir():
+            raise ConfigError("got a file", where=f"--{key}: {path}", expected="a folder")
+    checks = all_checks(Path(flags.data), Path(flags.out))
+    if flags.dry_run:
+        logger.info("\n".join(checks))
+        return
+    start, findings = time.monotonic(), []
+    for name, check in checks.items():
+        for finding in run_check(name, check):
+            findings.append(finding)
+            if not arguments.json:
+                logger.info(finding.line)
+    broken = [finding.name for finding in findings if finding.state == "broken"]
+    if arguments.json:
+        rows = [asdict(finding) for finding in findings]
+        logger.info(format_json({"healthy": not broken, "checks": rows}, indent=2))
+    else:
+        logger.info(f"{len(findings)} checks in {time.monotonic() - start:.1f} s")
+    if broken:
+        raise LaunchError(f"broken: {', '.join(broken)}", fix="do what the lines above say")
+
+
+def job_parser(prog: str = PROG) -> FlagParser:
+    """The flags of the command."""
+    parser = FlagParser(prog, "Check whether this machine is ready for a run.")
+    add_flags(parser, DoctorFlags, "doctor")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    return parser
+
+
+def all_checks(data: Path, out: Path) -> dict[str, Check]:
+    """Name → check, the quick ones first."""
+    from mindspeed_mm.tools import doctor_device, doctor_machine
+
+    return {
+        "packages": doctor_machine.check_packages,
+        "limits": doctor_machine.check_limits,
+        "memory": doctor_machine.check_memory,
+        "clock": lambda: doctor_machine.check_clock(out),
+        "disk": lambda: doctor_machine.check_space(out),
+        "data": lambda: doctor_machine.check_speed(data),
+        "video": doctor_machine.check_video,
+        "device": doctor_device.check_devices,
+        "group": doctor_device.check_groups,
+    }
+
+
+def run_check(name: str, check: Check) -> list[Finding]:
+    """The findings of a check; whatever it raises is one that is broken."""
+    try:
+        return list(check())
+    except MindSpeedMMError as error:
+        return [Finding(name, "broken", error.problem, error.fix)]
+    except Exception as error:  # a broken driver or library may raise anything
+        said = str(error).strip().splitlines() or [""]
+        return [Finding(name, "broken", f"{type(error).__name__}: {said[0]}")]

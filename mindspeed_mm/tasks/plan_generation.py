@@ -16,7 +16,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path, format_json
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.request import GenerationRequest
-from mindspeed_mm.log import get_logger
+from mindspeed_mm.log import get_logger, log_table
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig
 from mindspeed_mm.planning.calibrate import read_calibration
 from mindspeed_mm.planning.devices import Device, find_device
@@ -31,7 +31,7 @@ from mindspeed_mm.planning.generation import (
     generation_time,
 )
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, job_parser
-from mindspeed_mm.tasks.summary import Rows, log_table
+from mindspeed_mm.tasks.summary import Rows
 
 logger = get_logger(__name__)
 GIB = 2.0**30

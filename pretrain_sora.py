@@ -1,4 +1,7 @@
-"""MindSpeed-MM's name of pretrain_vace.py, so that its scripts run: `torchrun … pretrain_sora.py --mm-model … --mm-data …`."""
+"""MindSpeed-MM's name of pretrain_vace.py, so that its scripts run.
+
+`torchrun … pretrain_sora.py --mm-model … --mm-data …`.
+"""
 
 import sys
 

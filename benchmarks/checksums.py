@@ -3,9 +3,9 @@
     python benchmarks/checksums.py                       # 1 GB in pieces of 16 MB, in a temporary folder
     python benchmarks/checksums.py --gigabytes 8 --folder /data/scratch --rounds 5
 
-With and without alternate in each round, so that a busy machine slows both; the least time of each is compared. Seconds are
-those of the process, in its own code and in the kernel, so that other programs on the machine do not count; --wall counts
-the clock's.
+With and without alternate in each round, so that a busy machine slows both; the least time of each is
+compared. Seconds are those of the process, in its own code and in the kernel, so that other programs on the
+machine do not count; --wall counts the clock's.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Clips a second of feature extraction against a plain loop over diffusers' VAE, on the same clips in the same run.
+"""Clips a second of feature extraction against a plain loop over diffusers' VAE, in one run.
 
     python benchmarks/encode.py                                   # tiny VAE, 17 x 256 x 256, the CPU
     python benchmarks/encode.py --vae wan --frames 81 --height 480 --width 832 --dtype bf16 --device cuda
 
-The plain loop is what one writes first: read a clip, encode video, inactive and reactive one after the other, encode
-the caption, save. Both sides write the same tensors. Rounds of the two alternate, kind by kind, so that a busy machine
-slows both; medians are shown. The mixture is the three kinds together, one clip of each.
+The plain loop is what one writes first: read a clip, encode video, inactive and reactive one after the other,
+encode the caption, save. Both sides write the same tensors. Rounds of the two alternate, kind by kind, so
+that a busy machine slows both; medians are shown. The mixture is the three kinds together, one clip of each.
 """
 
 from __future__ import annotations
@@ -119,7 +119,10 @@ def _moving(seed: int, size: tuple[int, int, int]) -> np.ndarray:
 def plain_loop(
     records: Sequence[SampleRecord], config: VideoConfig, vae: AutoencoderKLWan, text: TextEncoder, out: Path
 ) -> Seconds:
-    """Read, encode three clips one by one, encode the caption, save: nothing overlaps, nothing is remembered."""
+    """Read, encode three clips one by one, encode the caption, save.
+
+    Nothing overlaps, nothing is remembered.
+    """
     seconds = Seconds()
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, 16, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, 16, 1, 1, 1)
@@ -222,7 +225,10 @@ def build_extraction(
     text: TextEncoder,
     out: Path,
 ) -> Extraction:
-    """Ours, with reading processes that live as long as the measurement: starting them is no part of a clip's time."""
+    """Ours, with reading processes that live as long as the measurement.
+
+    Starting them is no part of a clip's time.
+    """
     config = VaceDatasetConfig(basic_parameters=DataSource(data_path="-"), preprocess_parameters=video)
     dataset = VaceDataset(config, [record for records in rows.values() for record in records])
     return Extraction(

@@ -3,8 +3,9 @@
     python benchmarks/generate.py --size mid --repeats 2
     python benchmarks/generate.py --size 14B --dtype bf16 --frames 81 --height 480 --width 832 --steps 3
 
-Both sides take turns in one process: seconds of a denoising step (guidance on: two prompts), of the VAE and of the whole video,
-and how far the latents differ. Then each side makes one video in a process of its own, for its peak memory.
+Both sides take turns in one process: seconds of a denoising step (guidance on: two prompts), of the VAE and
+of the whole video, and how far the latents differ. Then each side makes one video in a process of its own,
+for its peak memory.
 """
 
 from __future__ import annotations
@@ -210,7 +211,10 @@ class measured:
 
 
 def peak_of_one(bench: Bench) -> float:
-    """GB that the models and one video of the side `--only` add to this process (on a device: that they take there)."""
+    """GB that the models and one video of the side `--only` add to this process.
+
+    On a device: that they take there.
+    """
     gc.collect()
     bench.accelerator.reset_peak_memory()
     if bench.accelerator.kind == "cpu":

@@ -1,9 +1,11 @@
-"""Whether memory and descriptors grow with work: many clips, many videos, many iterations, each in one process.
+"""Whether memory and descriptors grow with work.
+
+Many clips, many videos, many iterations, each in one process.
 
     PYTHONPATH=. python benchmarks/growth.py --clips 300 --videos 100 --iterations 2000 --plot growth.png
 
-Tiny sizes, one rank, on the CPU. The process is sampled from outside; a table compares the second tenth of the work with the
-last, and the plot has every sample.
+Tiny sizes, one rank, on the CPU. The process is sampled from outside; a table compares the second tenth of
+the work with the last, and the plot has every sample.
 """
 
 from __future__ import annotations
@@ -78,11 +80,15 @@ def make_jobs(world: Path, clips: int, videos: int, iterations: int) -> list[Job
     ]
     return [
         Job(
-            "extraction, clips", [python, str(ROOT / "mindspeed_mm/tools/feature_extraction/get_vace_feature.py"), *extract, *flags],
+            "extraction, clips", [python, str(ROOT / (
+                "mindspeed_mm/tools/feature_extraction/get_vace_feature.py"
+            )), *extract, *flags],
             clips, lambda: len(list((world / "many/features").glob("*.safetensors"))),
         ),
         Job(
-            "generation, videos", [python, str(ROOT / "examples/vace/inference/Wan-VACE-Inference.py"), "many_videos.json"],
+            "generation, videos", [python, str(ROOT / (
+                "examples/vace/inference/Wan-VACE-Inference.py"
+            )), "many_videos.json"],
             videos, lambda: len(list((world / "many_videos").glob("*.mp4"))),
         ),
         Job(
@@ -118,7 +124,7 @@ def measure(job: Job, world: Path, every: float = 0.5) -> None:
 
 
 def draw(jobs: Sequence[Job], path: Path) -> None:
-    """Megabytes (blue, left axis from 0) and descriptors (orange, from 0) over the work done, one panel a job."""
+    """Megabytes (blue, left axis) and descriptors (orange) over the work done, one panel per job."""
     width, height = PANEL
     image = Image.new("RGB", (width + 2 * MARGIN, len(jobs) * (height + MARGIN) + MARGIN), "white")
     pen = ImageDraw.Draw(image)
@@ -154,7 +160,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
-        make = f"from pathlib import Path; from tests.fuzz.world import make_world; make_world(Path({str(world)!r}))"
+        make = (
+            "from pathlib import Path; from tests.fuzz.world import make_world; "
+            f"make_world(Path({str(world)!r}))"
+        )
         subprocess.run([sys.executable, "-c", make], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         jobs = make_jobs(world, arguments.clips, arguments.videos, arguments.iterations)
         for job in jobs:

@@ -1,10 +1,13 @@
-"""Random kills: signals at random moments to random processes of training, extraction, generation and conversion.
+"""Random kills.
+
+Signals at random moments to random processes of training, extraction, generation and conversion.
 
     PYTHONPATH=. python benchmarks/kills.py --kills 100 --seed 0
 
-Tiny jobs, started as users start them. A job is killed a few times, started again after each, and at last left to its end.
-After every kill: processes of the job that are left ten seconds later (0 is right), and results that were whole before it and
-cannot be read after it (0). At the job's end: whether its results equal those of a run that nobody disturbed.
+Tiny jobs, started as users start them. A job is killed a few times, started again after each, and at last
+left to its end. After every kill: processes of the job that are left ten seconds later (0 is right), and
+results that were whole before it and cannot be read after it (0). At the job's end: whether its results equal
+those of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -76,31 +79,71 @@ def make_jobs(world: Path, out: Path) -> list[Job]:
     python = sys.executable
     common = {"NPUS_PER_NODE": "2", "LOG_DIR": str(out / "logs"), "MINDSPEED_MM_DEVICE": "cpu"}
     recipe = {
-        "MM_DATA": "feature_data.json", "MM_MODEL": "pretrain_model.json", "FSDP2_CONFIG": "fsdp2_config.yaml",
-        "NUM_WORKERS": "1", "TRAIN_ITERS": str(STEPS), "SAVE_INTERVAL": "10", "SAVE_PATH": str(out / "training"), "LR": "1e-3",
-    }  # fmt: skip
+        "MM_DATA": "feature_data.json",
+        "MM_MODEL": ("pretrain_model.json"),
+        "FSDP2_CONFIG": "fsdp2_config.yaml",
+        "NUM_WORKERS": "1",
+        "TRAIN_ITERS": str(STEPS),
+        ("SAVE_INTERVAL"): "10",
+        "SAVE_PATH": str(out / "training"),
+        "LR": "1e-3",
+    }
     clips = {"MM_DATA": "many.json", "MM_MODEL": "model.json", "MM_TOOL": "tools.json", "NUM_WORKERS": "1"}
     generate = str(ROOT / "examples/vace/inference/Wan-VACE-Inference.py")
     return [
         Job(
-            "training", ["bash", str(ROOT / "examples/vace/1.3B/pretrain_fsdp.sh")], {**common, **recipe},
-            out / "training", _iterations, STEPS, _trained, _checkpoints, {"LOAD": str(out / "training")},
+            "training",
+            ["bash", str(ROOT / "examples/vace/1.3B/pretrain_fsdp.sh")],
+            {**common, **recipe},
+            out / "training",
+            _iterations,
+            STEPS,
+            _trained,
+            _checkpoints,
+            {"LOAD": str(out / "training")},
         ),
         Job(
             "extraction",
-            ["bash", str(ROOT / "examples/vace/feature_extract/feature_extraction.sh"), "--save-path", str(out / "extraction")],
-            {**common, **clips}, out / "extraction", _features, 12, _listed, _feature_files,
+            [
+                "bash",
+                str(ROOT / ("examples/vace/feature_extract/feature_extraction.sh")),
+                "--save-path",
+                str(out / "extraction"),
+            ],
+            {**common, **clips},
+            out / "extraction",
+            _features,
+            12,
+            _listed,
+            _feature_files,
         ),
         Job(
-            "generation", [python, generate, "many_videos.json", "--output-path", str(out / "generation")], common,
-            out / "generation", _videos, 6, _made, _video_files,
+            "generation",
+            [python, generate, ("many_videos.json"), "--output-path", str(out / "generation")],
+            common,
+            out / "generation",
+            _videos,
+            6,
+            _made,
+            _video_files,
         ),
         Job(
             "conversion",
-            ["mm-convert", "VACEConverter", "hf_to_mm", "--cfg.source_path=weights", f"--cfg.target_path={out / 'conversion'}"],
-            common, out / "conversion", lambda folder: int((folder / "latest_checkpointed_iteration.txt").exists()), 1, _converted, _converted,
+            [
+                "mm-convert",
+                "VACEConverter",
+                "hf_to_mm",
+                "--cfg.source_path=weights",
+                (f"--cfg.target_path={out / 'conversion'}"),
+            ],
+            common,
+            out / "conversion",
+            lambda folder: int((folder / ("latest_checkpointed_iteration.txt")).exists()),
+            1,
+            _converted,
+            _converted,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _iterations(folder: Path) -> int:
@@ -301,7 +344,10 @@ def _wait_for_moment(job: Job, process: subprocess.Popen[bytes], rng: random.Ran
 
 
 def _wait_for_end(kill: Kill, process: subprocess.Popen[bytes], mark: str, job: Job) -> None:
-    """Ten seconds for all processes, unless the job goes on: what only a reader lost, or hears no signal for, it may survive."""
+    """Ten seconds for all processes, unless the job goes on.
+
+    What only a reader lost, or hears no signal for, it may survive.
+    """
     killed = time.monotonic()
     while processes(mark) and time.monotonic() - killed < ORPHAN_SECONDS:
         process.poll()
@@ -405,8 +451,13 @@ def report(kills: Sequence[Kill], unequal: Sequence[str], chains: int) -> None:
         )
     LOGGER.info(
         "%d kills: %d orphans, %d lost, %d of %d resumed jobs unequal %s",
-        len(kills), sum(kill.orphans for kill in kills), sum(kill.lost for kill in kills), len(unequal), chains, list(unequal),
-    )  # fmt: skip
+        len(kills),
+        sum(kill.orphans for kill in kills),
+        sum(kill.lost for kill in kills),
+        len(unequal),
+        chains,
+        list(unequal),
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,13 @@ from mindspeed_mm.planning.memory import TrainingRun
 from mindspeed_mm.planning.time import step_time
 
 logger = get_logger(__name__)
-SIZES = ((256, 1024, 4, (3, 16, 16)), (256, 1024, 4, (5, 32, 32)), (512, 2048, 8, (3, 16, 16)), (512, 2048, 8, (5, 32, 32)), (1024, 4096, 8, (3, 16, 32)))  # fmt: skip
+SIZES = (
+    (256, 1024, 4, (3, 16, 16)),
+    (256, 1024, 4, (5, 32, 32)),
+    (512, 2048, 8, (3, 16, 16)),
+    (512, 2048, 8, (5, 32, 32)),
+    (1024, 4096, 8, (3, 16, 32)),
+)
 
 
 @one_line_errors
@@ -37,7 +43,8 @@ def main() -> None:
             predicted = step_time(run, device, "fp32").total
             measured = _measured(config, grid, accelerator)
             logger.info(
-                f"D {width}, grid {grid}: predicted {predicted:.3f} s, measured {measured:.3f} s, ratio {predicted / measured:.2f}"
+                f"D {width}, grid {grid}: predicted {predicted:.3f} s, measured {measured:.3f} s, ratio "
+                f"{predicted / measured:.2f}"
             )
 
 

@@ -4,7 +4,8 @@
 
 1. requests a second without a model: an empty list, and a queued video;
 2. the time of a video in the queue against that of the generate command, both with the models loaded;
-3. `--jobs` queued videos while the server or a worker is killed `--kills` times at random moments: videos that are missing, failed or
+3. `--jobs` queued videos while the server or a worker is killed `--kills` times at random moments: videos
+that are missing, failed or
    made twice (0 is right).
 """
 

@@ -145,7 +145,10 @@ def our_trainer(case: Case, variant: Variant, inputs: dict[str, Any], accelerato
 
 
 def peer_trainer(case: Case, inputs: dict[str, Any], accelerator: Any) -> Trainer:
-    """diffusers' model: the same weights train, its own gradient checkpointing, the caption padded to its full length."""
+    """diffusers' model.
+
+    The same weights train, its own gradient checkpointing, the caption padded to its full length.
+    """
     import torch
     import torch.nn.functional as F
     from diffusers import WanVACETransformer3DModel

@@ -1,11 +1,15 @@
-"""Time and memory of one training step, by recompute mode and with torch.compile on or off; beside diffusers' on request.
+"""Time and memory of one training step, by recompute mode and with torch.compile on or off.
 
-    python benchmarks/train_step.py --json benchmarks/mid_size.json --latents 9 16 16 --dtype fp32 --peer diffusers
-    python benchmarks/train_step.py --preset Wan2.1-VACE-1.3B --frames 81 --height 480 --width 832 --compile on
+On request beside those of diffusers.
 
-Each variant has a process of its own. The time is the median step; on a CPU with one thread it is CPU time, which a busy
-machine changes little. Memory is the most that tensors held at once; on a CPU also what the process added, at its peak in
-the measured steps, to what it held with everything imported and nothing built.
+    python benchmarks/train_step.py --json benchmarks/mid_size.json --latents 9 16 16 --dtype fp32 \\
+        --peer diffusers
+    python benchmarks/train_step.py --preset Wan2.1-VACE-1.3B --frames 81 --height 480 --width 832 \\
+        --compile on
+
+Each variant has a process of its own. The time is the median step; on a CPU with one thread it is CPU time,
+which a busy machine changes little. Memory is the most that tensors held at once; on a CPU also what the
+process added, at its peak in the measured steps, to what it held with everything imported and nothing built.
 """
 
 from __future__ import annotations
@@ -70,7 +74,10 @@ def main(argv: Sequence[str]) -> None:
 def measure(
     case: Case, variants: Sequence[Variant], peer: str | None, steps: int, *, in_turns: bool
 ) -> list[Measured]:
-    """All variants, then the peer, whose name is `diffusers`: one process after the other, or all alive and stepping in turns."""
+    """All variants, then the peer, whose name is `diffusers`.
+
+    One process after the other, or all alive and stepping in turns.
+    """
     everybody: list[Variant | str] = [*variants, *([PEER] if peer else [])]
     if not in_turns:
         return [row for who in everybody for row in _finish(_start(case, who), steps)]
@@ -215,7 +222,10 @@ def _report(case: Case, rows: list[Measured], peak_tflops: float | None) -> list
     grid, tokens = "×".join(map(str, case.grid)), rows[0].tokens
     rate = f"; MFU and HFU of {peak_tflops:.3g} TFLOP/s" if peak_tflops else ""
     lines = [
-        f"{tokens} tokens (latents {grid}), caption {case.text} tokens, {case.dtype}, our residual {case.residual_dtype}, trainable {case.trainable}{rate}",
+        (
+            f"{tokens} tokens (latents {grid}), caption {case.text} tokens, {case.dtype}, our residual "
+            f"{case.residual_dtype}, trainable {case.trainable}{rate}"
+        ),
         "",
         "| variant | s/step | tokens/s | TFLOP/s | MFU | HFU | tensors (MB) | process (MB) | first loss |",
         "|-|-|-|-|-|-|-|-|-|",
@@ -227,7 +237,8 @@ def _report(case: Case, rows: list[Measured], peak_tflops: float | None) -> list
         ]
         process = "–" if row.process is None else f"{row.process / 2**20:.0f}"
         lines.append(
-            f"| {row.name} | {row.seconds:.3f} | {row.tokens / row.seconds:.0f} | {row.model_tflop / row.seconds:.3f} | "
+            f"| {row.name} | {row.seconds:.3f} | {row.tokens / row.seconds:.0f} | "
+            f"{row.model_tflop / row.seconds:.3f} | "
             f"{used[0]} | {used[1]} | {row.peak / 2**20:.0f} | {process} | {row.first_loss:.5f} |"
         )
     theirs = next((row for row in rows if row.name == PEER), None)
@@ -237,7 +248,7 @@ def _report(case: Case, rows: list[Measured], peak_tflops: float | None) -> list
 
 
 def _comparison(ours: list[Measured], theirs: Measured) -> list[str]:
-    """Our fastest variant that needs no more memory than the peer, by both measures, and our fastest of all."""
+    """Our fastest variant with no more memory than the peer by both measures, and our fastest of all."""
     fitting = [row for row in ours if row.peak <= theirs.peak and (row.process or 0) <= (theirs.process or 0)]
     lines = []
     for title, rows in (("in the peer's memory", fitting), ("in any memory", ours)):
@@ -318,7 +329,10 @@ def _parser() -> argparse.ArgumentParser:
         "--recompute",
         nargs="+",
         default=["none", "selective", "full"],
-        help="none, selective, full, or patterns as in fsdp2_config.yaml: blocks.{0-4}=selective,vace_blocks.{*}=full",
+        help=(
+            "none, selective, full, or patterns as in fsdp2_config.yaml: "
+            "blocks.{0-4}=selective,vace_blocks.{*}=full"
+        ),
     )
     parser.add_argument("--compile", nargs="+", choices=("on", "off"), default=["off"])
     parser.add_argument("--peer", choices=(PEER,), help="train diffusers' model in the same run")

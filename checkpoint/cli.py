@@ -27,7 +27,10 @@ class OneLineParser(ArgumentParser):
     """A parser whose errors are ConfigErrors: one line, exit code 1."""
 
     def format_help(self, *formatter: Any) -> str:  # releases differ in its argument
-        """jsonargparse shows functions as `<function …>` where no docstring parser is installed: their first line instead."""
+        """jsonargparse shows functions as `<function …>` where no docstring parser is installed.
+
+        Show their first line instead.
+        """
         return _OBJECT.sub(
             lambda match: _summaries().get(match[1].rsplit(".")[-1], match[1]),
             super().format_help(*formatter),
@@ -40,7 +43,7 @@ class OneLineParser(ArgumentParser):
         text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
         unknown = _UNKNOWN.search(text)
         near = did_you_mean(unknown[1] or unknown[2], self._known()) if unknown else ""
-        raise ConfigError(f"{command}: {text[:300]}{near}; see {command} --help")
+        raise ConfigError(f"{text[:300]}{near}", where=command, fix=f"see {command} --help")
 
     def _known(self) -> list[str]:
         words = [
@@ -74,5 +77,5 @@ def _run(argv: list[str]) -> None:
 def _spelled_out(word: str) -> str:
     flag, equals, value = word.partition("=")
     if value == "--":  # argparse takes it away
-        raise ConfigError(f"mm-convert: {flag}: expected a value, got '--'")
+        raise ConfigError("got '--'", where=f"mm-convert: {flag}", expected="a value")
     return f"{ALIASES.get(flag, flag)}{equals}{value}"

@@ -14,7 +14,9 @@ class TargetParallelConfig(Config):
 
     pp_layers: list[int] | list[list[int]] = Field(
         default=[],
-        description="layers of each pipeline stage, e.g. '[7,8,8,7]'; a list of lists has one list for each virtual chunk; "
+        description="layers of each pipeline stage, e.g. '[7,8,8,7]'; a list of lists has one list for each "
+        "virtual "
+        "chunk; "
         "[] = one file",
     )
 
@@ -102,7 +104,10 @@ class LoraToConfig(ChecksumConfig):
     )
     base_path: str | None = Field(
         default=None,
-        description="weights of its base: for a LoRA of a model that is not published, and to write modules_to_save for ComfyUI",
+        description=(
+            "weights of its base: for a LoRA of a model that is not published, and to write modules_to_save "
+            "for ComfyUI"
+        ),
     )
     expert: Literal["high", "low"] | None = Field(
         default=None, description="expert of A14B, where the source holds LoRAs of both"
@@ -113,7 +118,9 @@ class MergeLoraConfig(ConvertConfig):
     """Base weights and LoRAs → merged weights."""
 
     loras: list[str] | str = Field(
-        description="LoRA files, folders or training checkpoints; one path, or '[a.safetensors, b.safetensors]'"
+        description=(
+            "LoRA files, folders or training checkpoints; one path, or '[a.safetensors, b.safetensors]'"
+        )
     )
     strengths: list[float] | float = Field(
         default=1.0, description="what each LoRA is multiplied by: one number for all, or one for each"

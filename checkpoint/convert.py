@@ -1,4 +1,7 @@
-"""One conversion: open the source, lay out the target, stream every weight into it, read it back, move it into place."""
+"""One conversion.
+
+Open the source, lay out the target, stream every weight into it, read it back, move it into place.
+"""
 
 from __future__ import annotations
 
@@ -61,17 +64,25 @@ class Target:
 def open_source(
     cfg: ConvertConfig, *, dialects: Sequence[str], method: str, base_path: str | None = None
 ) -> WeightsSource:
-    """The weights to convert, in `cfg.dtype`. Raises WeightsError when they are in another dialect than the method reads."""
+    """The weights to convert, in `cfg.dtype`.
+
+    Raises WeightsError when they are in another dialect than the method reads.
+    """
     source = open_weights(cfg.source_path, base_path=base_path, original="mm" not in dialects)
     if source.dialect not in dialects:
         raise WeightsError(
-            f"{source.path}: has {source.dialect} names, {method} reads {dialects[0]} names; use {METHOD_OF[source.dialect]}"
+            f"has {source.dialect} names, but {method} reads {dialects[0]} names",
+            where=source.path,
+            fix=f"use {METHOD_OF[source.dialect]}",
         )
     return cast(source, cfg.dtype)
 
 
 def cast(source: WeightsSource, name: str) -> WeightsSource:
-    """The same weights as `bf16` or `fp32`, one by one when they are read; `source` leaves them as they are."""
+    """The same weights as `bf16` or `fp32`, one by one when they are read.
+
+    `source` leaves them as they are.
+    """
     if name not in DTYPES:
         return source
     dtype = DTYPES[name]
@@ -86,9 +97,14 @@ def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> T
     """An MM folder: tracker, `release/mp_rank_00[_ppp]/model_optim_rng.pt`, and the sizes beside them."""
     folder = Path(cfg.target_path)
     if folder.suffix in (".pt", ".pth", ".safetensors") or folder.is_file():
-        raise WeightsError(f"{folder}: an MM checkpoint is a folder; give a folder as target_path")
+        raise WeightsError(
+            "got a file name",
+            where=folder,
+            expected="a folder, as an MM checkpoint is one",
+            fix="give a folder as target_path",
+        )
     if isinstance(read_tracker(folder), int):
-        raise WeightsError(f"{folder}: is the folder of a training run; choose another target_path")
+        raise WeightsError("is the folder of a training run", where=folder, fix="choose another target_path")
     return Target(
         folder=folder,
         name="",
@@ -102,13 +118,13 @@ def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> T
 
 
 def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard_gb: float) -> Target:
-    """One .pt, .pth or .safetensors file, or a folder of shards with index and config.json, as the name says."""
+    """One .pt, .pth or .safetensors file, or a folder of shards with index and config.json, by the name."""
     path = Path(cfg.target_path)
     names = KEY_MAPS[dialect]
     tensors = {names.to_theirs(name): tensor for name, tensor in source.tensors.items()}
     if path.suffix in (".pt", ".pth", ".safetensors"):
         if path.is_dir():
-            raise WeightsError(f"{path}: is a folder; remove it, or give target_path another name")
+            raise WeightsError("is a folder", where=path, fix="remove it, or give target_path another name")
         is_torch = path.suffix != ".safetensors"
         return Target(
             folder=path.parent,
@@ -119,14 +135,16 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
         )
     if path.is_file():
         raise WeightsError(
-            f"{path}: is a file; a target_path that ends in no .pt, .pth or .safetensors is a folder"
+            "is a file, but a target_path without .pt, .pth or .safetensors names a folder",
+            where=path,
+            fix="choose another target_path",
         )
     if source.base is not None and path.resolve() in (
         source.base.path.resolve(),
         source.base.path.resolve().parent,
     ):
         raise WeightsError(
-            f"{path}: holds the base of {source.path}, which must stay; choose another target_path"
+            f"would overwrite the base of {source.path}", where=path, fix="choose another target_path"
         )
     files = _shards(tensors, int(max_shard_gb * 1e9))
     is_diffusers = dialect == "diffusers"  # which cannot load a folder without it
@@ -155,7 +173,9 @@ def convert(
     method: str,
     rows: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write, read back, move into place. Memory: the largest tensor. Raises WeightsError and leaves the target as it was.
+    """Write, read back, move into place. Memory: the largest tensor.
+
+    Raises WeightsError and leaves the target as it was.
 
     `rows` of the table that say where `source` came from, where it is made of several.
     """
@@ -204,10 +224,12 @@ def put(
     cfg: ConvertConfig | DcpToTorchConfig | LoraToConfig,
     method: str,
 ) -> None:
-    """Write `target`, which holds `tensors`, `check` what was written, and move it into place. Raises WeightsError.
+    """Write `target`, which holds `tensors`, `check` what was written, and move it into place.
 
-    Weights with NaN or Inf are refused once all have been read, unless `cfg.allow_nonfinite`. With `cfg.dry_run`, only
-    the room on the disk is checked.
+    Raises WeightsError.
+
+    Weights with NaN or Inf are refused once all have been read, unless `cfg.allow_nonfinite`. With
+    `cfg.dry_run`, only the room on the disk is checked.
     """
     total = sum(tensor.nbytes for tensor in tensors)
     shown = _shown(target)
@@ -242,7 +264,10 @@ def put(
 def write_finite(
     new: Path, target: Target, where: str, allow: bool, written: Written = lambda nbytes: None
 ) -> None:
-    """Like `write`. Raises WeightsError that names the weights of `where` with NaN or Inf; `allow` makes it a warning."""
+    """Like `write`.
+
+    Raises WeightsError that names the weights of `where` with NaN or Inf; `allow` makes it a warning.
+    """
     finite = FiniteWeights(where)
 
     def checked(value: Any, name: str) -> Any:
@@ -270,7 +295,10 @@ def _read_checked(tensor: TensorFile, name: str, finite: FiniteWeights) -> Tenso
 
 
 def write(new: Path, target: Target, written: Written = lambda nbytes: None) -> None:
-    """Stream the files of `target` into the folder `new`. Raises OSError when the disk is full or cannot be written."""
+    """Stream the files of `target` into the folder `new`.
+
+    Raises OSError when the disk is full or cannot be written.
+    """
     for name, text in target.texts.items():
         _at(new, name).write_text(text, encoding="utf-8")
     for name, state in target.torch_files.items():
@@ -292,7 +320,9 @@ def read_back(path: Path, source: WeightsSource, bits: bool, seen: Written = lam
         problems = differences(written.shapes, source.shapes)
         if problems or written.dtypes != source.dtypes:
             raise WeightsError(
-                f"{path}: was not written as planned: {problems or 'dtypes differ'}; report this"
+                f"was not written as planned: {problems or 'dtypes differ'}",
+                where=path,
+                fix="report this as a bug",
             )
         for name, tensor in source.tensors.items():
             check_same(path, name, tensor, written.tensors[name], bits)
@@ -300,9 +330,11 @@ def read_back(path: Path, source: WeightsSource, bits: bool, seen: Written = lam
 
 
 def check_same(path: Path, name: str, tensor: TensorFile, written: TensorFile, bits: bool) -> None:
-    """Raises WeightsError unless the heads, or all bits, of what was written at `path` are those of `tensor`."""
+    """Raises WeightsError unless the heads, or all bits, of what was written at `path` equal `tensor`."""
     if not _same(tensor.read(), written.read(), None if bits else HEAD_BYTES // tensor.dtype.itemsize):
-        raise WeightsError(f"{path}: {name} reads back with other values; check the disk and convert again")
+        raise WeightsError(
+            f"{name} reads back with different values", where=path, fix="check the disk and convert again"
+        )
 
 
 def _same(a: Tensor, b: Tensor, count: int | None) -> bool:
@@ -320,7 +352,7 @@ def by_alignment(tensors: Mapping[str, TensorFile]) -> dict[str, TensorFile]:
 
 
 def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
-    """`<file>.json` with the sizes, for a model whose weights alone do not show them (none of the published ones)."""
+    """`<file>.json` with the sizes, for a model whose weights do not show them (no published one)."""
     try:
         known = infer_config(source.shapes, {}) == source.config
     except WeightsError:
@@ -329,7 +361,7 @@ def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
 
 
 def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
-    """A config.json under `name`; nothing, with a warning, where the source does not say all that it needs."""
+    """A config.json under `name`, or nothing and a warning where the source does not say all it needs."""
     try:
         return {name: json_text(official_json(source.config))}
     except WeightsError as error:

@@ -1,4 +1,7 @@
-"""The converters that mm-convert knows. Other packages add theirs through the entry-point group `mindspeed_mm.converters`."""
+"""The converters that mm-convert knows.
+
+Other packages add theirs through the entry-point group `mindspeed_mm.converters`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from mindspeed_mm.registry import Registry
 
 @dataclass(frozen=True)
 class Converter:
-    """The methods of one model family. Each takes one config named `cfg`, whose fields become `--cfg.…` flags.
+    """The methods of one model family.
+
+    Each takes one config named `cfg`, whose fields become `--cfg.…` flags.
 
     A method imports torch in its body, not above it: --help must stay light.
     """

@@ -1,4 +1,7 @@
-"""A sharded checkpoint of torch.distributed.checkpoint as one torch file: what torch's dcp_to_torch makes, streamed and safe."""
+"""A sharded checkpoint of torch.distributed.checkpoint as one torch file.
+
+It is what torch's dcp_to_torch makes, streamed and safe.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ from mindspeed_mm.models.containers.torch_file import read_torch
 
 
 def gather(cfg: DcpToTorchConfig) -> None:
-    """Write the whole state dict of one checkpoint. Memory: the largest tensor. Raises WeightsError; the target stays."""
+    """Write the whole state dict of one checkpoint. Memory: the largest tensor.
+
+    Raises WeightsError; the target stays.
+    """
     folder = _checkpoint(Path(cfg.source_path))
     state = read_dcp(folder)
     target = _target(Path(cfg.target_path), state)
@@ -37,7 +43,7 @@ def gather(cfg: DcpToTorchConfig) -> None:
         with verifying(False):
             written = dict(_tensors(read_torch(file)))
             if written.keys() != tensors.keys():
-                raise WeightsError(f"{file}: was not written as planned; report this")
+                raise WeightsError("was not written as planned", where=file, fix="report this as a bug")
             for name, tensor in tensors.items():
                 check_same(file, ".".join(map(str, name)), tensor, written[name], bits=False)
                 seen(tensor.nbytes)
@@ -52,7 +58,9 @@ def _checkpoint(path: Path) -> Path:
     folder = path if is_complete(path) else latest_folder(path)
     if folder is None or not (folder / INDEX).is_file():
         raise WeightsError(
-            f"{folder or path}: holds no {INDEX}; give an iter_ folder of a training run whose save was finished"
+            f"contains no {INDEX}",
+            where=f"{folder or path}",
+            fix="give an iter_ folder of a training run whose save finished",
         )
     return folder
 
@@ -60,12 +68,16 @@ def _checkpoint(path: Path) -> Path:
 def _target(path: Path, state: Mapping[str, Any]) -> Target:
     if path.suffix in (".pt", ".pth"):
         if path.is_dir():
-            raise WeightsError(f"{path}: is a folder; remove it, or give target_path another name")
+            raise WeightsError("is a folder", where=path, fix="remove it, or give target_path another name")
         return Target(path.parent, path.name, {path.name: state}, {}, {})
     if path.is_file():
-        raise WeightsError(f"{path}: is a file; a target_path that ends in no .pt or .pth is a folder")
+        raise WeightsError(
+            "is a file, but a target_path without .pt or .pth names a folder",
+            where=path,
+            fix="choose another target_path",
+        )
     if isinstance(read_tracker(path), int):
-        raise WeightsError(f"{path}: is the folder of a training run; choose another target_path")
+        raise WeightsError("is the folder of a training run", where=path, fix="choose another target_path")
     file = f"{iteration_name(RELEASE)}/{rank_name(None)}/{WEIGHTS_FILE}"
     return Target(path, "", {file: state}, {}, {}, owned=(RELEASE,), last=RELEASE, tracker=True)
 

@@ -1,7 +1,9 @@
-"""How a target changes on disk: everything is written and checked in a hidden folder first, then moved into place.
+"""How a target changes on disk.
 
-Whatever kills a conversion, the target is the old one, the new one or absent, never a mixture; where it is absent, the
-next run begins by putting the old one back.
+Everything is written and checked in a hidden folder first, then moved into place.
+
+Whatever kills a conversion, the target is the old one, the new one or absent, never a mixture; where it is
+absent, the next run begins by putting the old one back.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ LEAVING, LEFT = "leaving", "left"  # where old entries wait: some of them, all o
 
 @contextlib.contextmanager
 def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = "") -> Iterator[Path]:
-    """An empty hidden folder under `place` for one conversion, removed afterwards. Raises LaunchError if one is running.
+    """An empty hidden folder under `place` for one conversion, removed afterwards.
 
-    What a killed conversion had moved out of the way is put back first: `owned` and `last` as for `replace_entries`.
-    With `last` the whole of `place` is the target and gets the lock; else its file `name` alone.
+    Raises LaunchError if one is running.
+
+    What a killed conversion had moved out of the way is put back first: `owned` and `last` as for
+    `replace_entries`. With `last` the whole of `place` is the target and gets the lock; else its file `name`
+    alone.
     """
     folder = place / f".{name}{_STAGING}"
     held = False
@@ -78,17 +83,19 @@ def writing(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise WeightsError(
-            f"{target}: cannot be written: {reason}; free space or choose another target_path"
+            f"cannot be written: {reason}", where=target, fix="free space or choose another target_path"
         ) from None
 
 
 def check_space(place: Path, nbytes: int) -> None:
-    """Raises WeightsError when the disk under `place` has less than `nbytes` free, before anything is written."""
+    """Raises WeightsError when the disk under `place` has less than `nbytes` free, before any write."""
     existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if nbytes > free:
         raise WeightsError(
-            f"{place}: needs {size_text(nbytes)}, the disk has {size_text(free)} free; free space or choose another target_path"
+            f"needs {size_text(nbytes)}, but only {size_text(free)} are free on the disk",
+            where=place,
+            fix="free space or choose another target_path",
         )
 
 
@@ -117,7 +124,10 @@ def replace_entries(staged: Path, folder: Path, target: Path, owned: Sequence[st
 
 
 def put_back(folder: Path, target: Path, owned: Sequence[str], *, last: str) -> bool:
-    """Undo a replacement that did not come to its end; whether there was one. May be interrupted and done again."""
+    """Undo a replacement that did not come to its end; whether there was one.
+
+    May be interrupted and done again.
+    """
     leaving, left = folder / LEAVING, folder / LEFT
     if left.is_dir() and not (target / last).exists():
         for path in {path for pattern in owned for path in target.glob(pattern)}:

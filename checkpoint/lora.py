@@ -47,7 +47,10 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 def merge(cfg: MergeLoraConfig) -> None:
-    """Write base + Σ strength · LoRA. Raises ConfigError, and WeightsError when a LoRA does not fit; the target stays."""
+    """Write base + Σ strength · LoRA.
+
+    Raises ConfigError, and WeightsError when a LoRA does not fit; the target stays.
+    """
     paths = [cfg.loras] if isinstance(cfg.loras, str) else cfg.loras
     strengths = _strengths(cfg.strengths, len(paths))
     base = open_weights(cfg.source_path, base_path=cfg.base_path)
@@ -67,7 +70,10 @@ def merge(cfg: MergeLoraConfig) -> None:
 
 
 def write_peft(cfg: LoraToConfig) -> None:
-    """A folder with adapter_config.json and adapter_model.safetensors. Raises WeightsError; the target stays."""
+    """A folder with adapter_config.json and adapter_model.safetensors.
+
+    Raises WeightsError; the target stays.
+    """
     adapter = _open(cfg)
     folder = Path(cfg.target_path)
     if folder.is_file() or folder.suffix in (".safetensors", ".pt", ".pth"):
@@ -100,7 +106,10 @@ def write_comfyui(cfg: LoraToConfig) -> None:
 
 
 def write_diffusers(cfg: LoraToConfig) -> None:
-    """One .safetensors file in diffusers names, scales multiplied in. Raises WeightsError; the target stays."""
+    """One .safetensors file in diffusers names, scales multiplied in.
+
+    Raises WeightsError; the target stays.
+    """
     adapter = fold_scales(_open(cfg))
     target = _file(cfg, diffusers_tensors(adapter))
     text = format_json(diffusers_metadata(adapter))
@@ -133,7 +142,10 @@ def _put(target: Target, adapter: Adapter, cfg: LoraToConfig, method: str) -> No
 
 
 def _check_written(path: Path, planned: Adapter, written: Adapter, seen: Written) -> None:
-    """Raises WeightsError unless the LoRA at `path` is the planned one: names, scales, and the beginnings of the data."""
+    """Raises WeightsError unless the LoRA at `path` is the planned one.
+
+    Names, scales, and the beginnings of the data.
+    """
     if planned.names != written.names:
         raise WeightsError("was not written as planned; report this", where=path)
     for name, pair in planned.pairs.items():

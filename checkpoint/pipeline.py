@@ -1,4 +1,7 @@
-"""A whole WanVACEPipeline folder of diffusers out of its parts: one or two transformers, VAE, text encoder, tokenizer, scheduler."""
+"""A whole WanVACEPipeline folder of diffusers out of its parts.
+
+One or two transformers, VAE, text encoder, tokenizer, scheduler.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,13 @@ class Parts:
 
 
 def assemble(cfg: PipelineConfig) -> None:
-    """Write the folder and move it into place. Raises WeightsError when a part does not fit; the target stays as it was."""
+    """Write the folder and move it into place.
+
+    Raises WeightsError when a part does not fit; the target stays as it was.
+    """
     target = Path(cfg.target_path)
     if target.is_file():
-        raise WeightsError(f"{target}: is a file; give a folder as target_path")
+        raise WeightsError("is a file", where=target, fix="give a folder as target_path")
     parts = open_parts(cfg)
     _log_table(parts, cfg)
     if cfg.dry_run:
@@ -91,8 +97,11 @@ def _log_table(parts: Parts, cfg: PipelineConfig) -> None:
             ("vae", cfg.vae_path),
             ("text_encoder", cfg.text_encoder_path),
             ("tokenizer", cfg.tokenizer_path or "beside the text encoder"),
-            ("scheduler", f"UniPC, shift {cfg.shift:g}" + (f", boundary {cfg.boundary:g}" if cfg.low_path else "")),
-            ("weights", f"{size_text(parts.nbytes)}, transformers in {'their dtype' if cfg.dtype == 'source' else cfg.dtype}"),
+            ("scheduler", f"UniPC, shift {cfg.shift:g}" + ((
+                f", boundary {cfg.boundary:g}"
+            ) if cfg.low_path else "")),
+            ("weights", (f"{size_text(parts.nbytes)}, transformers in "
+                f"{'their dtype' if cfg.dtype == 'source' else cfg.dtype}")),
             ("checksums", "verified" if cfg.verify_checksums else "not verified"),
             ("output", cfg.target_path),
         ]
@@ -120,14 +129,19 @@ def open_parts(cfg: PipelineConfig) -> Parts:
 
 
 def _read_back_modules(folder: Path, parts: Parts) -> None:
-    """Raises WeightsError unless VAE, text encoder and tokenizer are in `folder` as they were given: names, shapes, and the beginnings of the data."""
+    """Raises WeightsError unless VAE, text encoder and tokenizer are in `folder` as they were given.
+
+    Names, shapes, and the beginnings of the data.
+    """
     text = load_text_encoder(folder / "text_encoder", folder / "tokenizer", dtype=torch.bfloat16)
     found = {"vae": load_vae(folder / "vae").model, "text_encoder": text.model}
     other = [name for name, net in found.items() if _mark(net) != _mark(parts.modules[name])]
     other += ["tokenizer"] if text.tokenizer.fingerprint != parts.vocabulary else []
     if other:
         raise WeightsError(
-            f"{folder / other[0]}: reads back with other values; check the disk and convert again"
+            "reads back with different values",
+            where=folder / other[0],
+            fix="check the disk and convert again",
         )
 
 
@@ -142,7 +156,7 @@ def _mark(net: nn.Module) -> str:
 def _open_expert(path: str, cfg: PipelineConfig) -> WeightsSource:
     source = cast(open_weights(path, base_path=cfg.base_path), cfg.dtype)
     if not source.has_branch:
-        raise WeightsError(f"{path}: has no VACE branch; give the weights of a VACE expert")
+        raise WeightsError("has no VACE branch", where=path, fix="give the weights of a VACE expert")
     return source
 
 

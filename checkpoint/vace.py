@@ -21,7 +21,7 @@ FILES = (".pt", ".pth", ".safetensors")
 
 
 def check_target(path: str) -> None:
-    """Raises ConfigError or LaunchError, before torch is imported, when the target cannot be written or is in use."""
+    """Raises ConfigError or LaunchError if the target cannot be written or is in use. No torch."""
     if Path(path).suffix in FILES:
         check_file(path, "target_path")
         return
@@ -104,7 +104,9 @@ def resplit(cfg: ResplitConfig) -> None:
 
 
 def dcp_to_torch(cfg: DcpToTorchConfig) -> None:
-    """A sharded checkpoint of a run to one torch file, as torch's own dcp_to_torch, without running what a checkpoint carries.
+    """A run's sharded checkpoint to one torch file, like torch's dcp_to_torch.
+
+    Nothing that the checkpoint carries is run.
 
     Args:
         cfg: source; a .pt or .pth file, or a folder that becomes an MM checkpoint, as target.
@@ -117,7 +119,7 @@ def dcp_to_torch(cfg: DcpToTorchConfig) -> None:
 
 
 def assemble_pipeline(cfg: PipelineConfig) -> None:
-    """Experts of A14B (or one transformer), VAE and text encoder to a whole WanVACEPipeline folder of diffusers.
+    """Experts of A14B (or one transformer), VAE and text encoder to a WanVACEPipeline folder of diffusers.
 
     Args:
         cfg: the parts, in any known dialect, and the target.

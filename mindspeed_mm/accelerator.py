@@ -1,4 +1,7 @@
-"""cpu, cuda or npu: detected once, in the task. Nothing else in the package names a device; below it only torch.devices travel."""
+"""cpu, cuda or npu: detected once, in the task.
+
+Nothing else in the package names a device; below it only torch.devices travel.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,20 @@ class Accelerator:
 
     @classmethod
     def detect(cls, kind: str | None = None) -> Accelerator:
-        """The machine's accelerator, or the CPU; LOCAL_RANK picks the device. `kind`, or MINDSPEED_MM_DEVICE, overrides.
+        """The machine's accelerator, or the CPU; LOCAL_RANK picks the device.
 
-        Raises LaunchError when the requested device is not there or torch knows one that we have no backend for.
+        `kind`, or MINDSPEED_MM_DEVICE, overrides.
+
+        Raises LaunchError when the requested device is not there or torch knows one that we have no backend
+        for.
         """
         wanted = kind or os.environ.get("MINDSPEED_MM_DEVICE")
         found = torch.accelerator.current_accelerator(check_available=True)
         name = wanted or (found.type if found is not None else "cpu")
         if name not in BACKENDS:
             raise LaunchError(
-                f"device {name!r} is not supported; set MINDSPEED_MM_DEVICE to one of {', '.join(BACKENDS)}"
+                f"device {name!r} is not supported",
+                fix=f"set MINDSPEED_MM_DEVICE to one of {', '.join(BACKENDS)}",
             )
         if name == "cpu":
             return cls(kind="cpu", device=torch.device("cpu"), backend="gloo")
@@ -46,8 +53,9 @@ class Accelerator:
         index = local_rank()
         if index >= torch.accelerator.device_count():
             raise LaunchError(
-                f"local rank {index} has no device: {torch.accelerator.device_count()} {name} device(s) here; "
-                "lower NPUS_PER_NODE (torchrun --nproc-per-node)"
+                f"local rank {index} has no device: this machine has {torch.accelerator.device_count()} "
+                f"{name} device(s)",
+                fix="lower NPUS_PER_NODE (torchrun --nproc-per-node)",
             )
         return cls(kind=name, device=torch.device(name, index), backend=BACKENDS[name])
 
@@ -55,7 +63,8 @@ class Accelerator:
         """Log one line where bf16 is `used` on a CPU that has no instructions for it."""
         if used and self.kind == "cpu" and not _has_bf16_instructions():
             logger.warning(
-                f"bf16 on this CPU ({torch.backends.cpu.get_cpu_capability()}, without AVX-512 or AMX) can be ten times slower "
+                f"bf16 on this CPU ({torch.backends.cpu.get_cpu_capability()}, without AVX-512 or AMX) can "
+                "be ten times slower "
                 f"than fp32; {advice}"
             )
 
@@ -86,7 +95,10 @@ class Accelerator:
         )
 
     def reset_peak_memory(self) -> None:
-        """Start a new peak measurement (on a CPU where the kernel lets a process do so; else its peak is of its whole life)."""
+        """Start a new peak measurement.
+
+        On a CPU where the kernel lets a process do so; else its peak is that of its whole life.
+        """
         if self.kind != "cpu":
             self._module().reset_peak_memory_stats(self.device)
             return

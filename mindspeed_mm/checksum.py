@@ -1,4 +1,7 @@
-"""CRC-32, the checksum of everything that is written here: ISA-L's where it is installed, which is faster than zlib's."""
+"""CRC-32, the checksum of everything that is written here.
+
+ISA-L's where it is installed, which is faster than zlib's.
+"""
 
 try:
     from isal.isal_zlib import crc32

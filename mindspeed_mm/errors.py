@@ -5,10 +5,11 @@ MindSpeedMMError
 ├── DataError      a dataset, clip, mask, caption or feature file
 ├── WeightsError   a checkpoint: missing, damaged, of another model, in another dialect
 ├── LaunchError    ranks, devices, process groups, a folder that another run writes to
-├── TrainingError  a run that must not go on: too many iterations in a row were not finite, no room for its metrics
+├── TrainingError  a run that must stop: too many iterations in a row were not finite, no room for metrics
 └── NonFiniteError a video whose latents or pixels are NaN or infinite
 
-An error is data: where, what is wrong, what was expected and what to do. `str(error)` puts them into one line:
+An error is data: where, what is wrong, what was expected and what to do. `str(error)` puts them into one
+line:
 
     DataError("src_mask has 40 frames, src_video has 81", where="data.json[17]", fix="cut both to one length")
     data.json[17]: src_mask has 40 frames, src_video has 81; cut both to one length
@@ -16,7 +17,8 @@ An error is data: where, what is wrong, what was expected and what to do. `str(e
     ConfigError("got a list", where="vace.json", expected="a JSON object with the keys model and prompt")
     vace.json: expected a JSON object with the keys model and prompt, got a list
 
-Its fields may quote a file: the line shows characters that would steer a terminal as escapes, and cuts what is long.
+Its fields may quote a file: the line shows characters that would steer a terminal as escapes, and cuts what
+is long.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ E = TypeVar("E", bound="MindSpeedMMError")
 
 
 def printable(text: str, most: int) -> str:
-    """Text for a message: at most `most` characters, its middle left out, where control characters are escapes."""
+    """Text for a message.
+
+    At most `most` characters, its middle left out, where control characters are escapes.
+    """
     if len(text) > most:
         text = _without_middle(text, most)
     if not text.isprintable():
@@ -86,9 +91,18 @@ class MindSpeedMMError(Exception):
         return (f"{where}: " if where else "") + sentence + (f"; {fix}" if fix else "")
 
     def at(self: E, where: str | PathLike[str]) -> E:
-        """The same error, its address inside `where`: `part.json` at `data.txt:3` is `data.txt:3: part.json`."""
+        """The same error inside `where`: `part.json` at `data.txt:3` becomes `data.txt:3: part.json`."""
         inside = f": {self.where}" if self.where else ""
         return type(self)(self.problem, where=f"{where}{inside}", expected=self.expected, fix=self.fix)
+
+    def as_kind(self, kind: type[E]) -> E:
+        """The same fields as another kind of error."""
+        return kind(self.problem, where=self.where, expected=self.expected, fix=self.fix)
+
+    def advise(self: E, fix: str) -> E:
+        """The same error with one more thing to do about it."""
+        fix = f"{self.fix}; {fix}" if self.fix else fix
+        return type(self)(self.problem, where=self.where, expected=self.expected, fix=fix)
 
 
 class ConfigError(MindSpeedMMError):
@@ -108,7 +122,10 @@ class LaunchError(MindSpeedMMError):
 
 
 class TrainingError(MindSpeedMMError):
-    """A run that must not go on: too many iterations in a row were not finite, or its metrics cannot be written."""
+    """A run that must not go on.
+
+    Too many iterations in a row were not finite, or its metrics cannot be written.
+    """
 
 
 class NonFiniteError(MindSpeedMMError):

@@ -1,8 +1,9 @@
 """How files are read and written: text, JSON and JSON lines; written whole or not at all. No torch.
 
-Readers take the class of error to raise, so that a config ends in ConfigError and a dataset in DataError. Every error is one
-line with the file and, where there is one, the line and column. None of them blocks on a FIFO, recurses without limit or
-lets a value through that cannot be written back: NaN, a lone surrogate, a key that occurs twice.
+Readers take the class of error to raise, so that a config ends in ConfigError and a dataset in DataError.
+Every error is one line with the file and, where there is one, the line and column. None of them blocks on a
+FIFO, recurses without limit or lets a value through that cannot be written back: NaN, a lone surrogate, a key
+that occurs twice.
 """
 
 from __future__ import annotations
@@ -58,24 +59,27 @@ _KINDS = (
 def regular_file(path: PathLike, error: ErrorType = ConfigError, *, or_folder: bool = False) -> Path:
     """`path` as a regular file (`or_folder`: or as a folder). Never blocks.
 
-    Raises `error` for what is missing, a dangling link, a folder, FIFO, socket or device, a path that the system cannot
-    take, and a Git LFS pointer in place of the file.
+    Raises `error` for what is missing, a dangling link, a folder, FIFO, socket or device, a path that the
+    system cannot take, and a Git LFS pointer in place of the file.
     """
     status = stat_path(path, error)
     for is_kind, kind in _KINDS:
         if is_kind(status.st_mode) and not (or_folder and kind == "folder"):
-            raise error(f"{display_path(path)}: expected a file, got a {kind}")
+            raise error(f"got a {kind}", where=display_path(path), expected="a file")
     if status.st_size < 1024 and stat.S_ISREG(status.st_mode):
         _refuse_lfs_pointer(Path(path), error)
     return Path(path)
 
 
 def stat_path(path: PathLike, error: ErrorType = ConfigError) -> os.stat_result:
-    """The status of a file or folder, links followed. Raises `error` when there is none or its path is impossible."""
+    """The status of a file or folder, links followed.
+
+    Raises `error` when there is none or its path is impossible.
+    """
     try:
         return os.stat(path)
     except (OSError, ValueError) as problem:
-        raise error(f"{display_path(path)}: {_path_problem(path, problem)}") from None
+        raise error(_path_problem(path, problem), where=display_path(path)) from None
 
 
 def display_path(path: PathLike) -> str:
@@ -118,11 +122,13 @@ def _refuse_lfs_pointer(path: Path, error: ErrorType) -> None:
         with open(path, "rb") as file:
             head = file.read(1024)
     except OSError as problem:
-        raise error(f"{display_path(path)}: {_path_problem(path, problem)}") from None
+        raise error(_path_problem(path, problem), where=display_path(path)) from None
     if head.startswith(_LFS_POINTER):
         size = re.search(rb"^size (\d{1,20})\s*$", head, re.MULTILINE)
         of = f" of a file of {_readable_size(int(size[1]))}" if size else ""
-        raise error(f"{display_path(path)}: a Git LFS pointer{of}; fetch the file with `git lfs pull`")
+        raise error(
+            f"a Git LFS pointer{of}", where=display_path(path), fix="fetch the file with `git lfs pull`"
+        )
 
 
 def _readable_size(size: int) -> str:
@@ -136,7 +142,10 @@ def _readable_size(size: int) -> str:
 
 
 def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int = CONFIG_BYTES) -> str:
-    """A UTF-8 file without its byte order mark. Raises `error` when it is missing, too large or another encoding."""
+    """A UTF-8 file without its byte order mark.
+
+    Raises `error` when it is missing, too large or another encoding.
+    """
     regular_file(path, error)
     try:
         with open(path, "rb") as file:
@@ -145,43 +154,53 @@ def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int 
                 file.read(size) if size <= max_bytes else b""
             )  # read(n) reserves n bytes, whatever the file has
     except OSError as problem:
-        raise error(f"{display_path(path)}: {_path_problem(path, problem)}") from None
+        raise error(_path_problem(path, problem), where=display_path(path)) from None
     if size > max_bytes:
-        raise error(
-            f"{display_path(path)}: expected at most {_readable_size(max_bytes)}; is it the right file?"
-        )
+        expected = f"at most {_readable_size(max_bytes)}"
+        raise error(f"got {_readable_size(size)}", where=display_path(path), expected=expected)
     return decode_text(data, display_path(path), error)
 
 
 def decode_text(data: bytes, where: str, error: ErrorType = ConfigError) -> str:
-    """UTF-8 with or without byte order mark → text. Raises `error` that names another encoding and where it shows."""
+    """UTF-8 with or without byte order mark → text.
+
+    Raises `error` that names another encoding and where it shows.
+    """
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
     if encoding is None and b"\0" in data[:4096]:
         zeros = data[:4096].count(0)
         encoding = "UTF-16" if zeros >= len(data[:4096]) // 4 and data[:2].count(0) == 1 else ""
     if encoding:
-        raise error(f"{where}: expected UTF-8, but this looks like {encoding}; save it as UTF-8")
+        raise error(f"looks like {encoding}", where=where, expected="UTF-8", fix="save it as UTF-8")
     if encoding == "":
-        raise error(f"{where}: expected text, got a binary file")
+        raise error("got a binary file", where=where, expected="text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         line = data.count(b"\n", 0, problem.start) + 1
         raise error(
-            f"{where}:{line}: expected UTF-8, but byte 0x{data[problem.start]:02x} is not; this looks like "
-            f"{_guess_encoding(data)}; save it as UTF-8"
+            f"got byte 0x{data[problem.start]:02x}, as in {_guess_encoding(data)}",
+            where=f"{where}:{line}",
+            expected="UTF-8",
+            fix="save it as UTF-8",
         ) from None
 
 
 def _guess_encoding(data: bytes) -> str:
-    """GBK and Big5 write a character as two bytes; the first one says whether it is a common character there."""
+    """GBK and Big5 write a character as two bytes.
+
+    The first one says whether it is a common character there.
+    """
     shares = {name: _common_share(data[: 1 << 16], name, *bounds) for name, bounds in _COMMON_PAIRS.items()}
     best = max(shares, key=lambda name: shares[name])  # the first one of equals
     return best if shares[best] >= 0.7 else "Windows-1252 or Latin-1"
 
 
 def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) -> float:
-    """Which part of the characters that are no ASCII are common ones; 0 for bytes that are not of this encoding."""
+    """Which part of the characters that are no ASCII are common ones.
+
+    0 for bytes that are not of this encoding.
+    """
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(data)  # the last character may be cut
     except UnicodeDecodeError:
@@ -211,7 +230,7 @@ def read_json_object(path: PathLike, error: ErrorType = ConfigError) -> dict[str
     """The object in a JSON file. Raises `error`, also when it holds a list or a bare value."""
     values = read_json(path, error)
     if not isinstance(values, dict):
-        raise error(f"{display_path(path)}: expected a JSON object, got {json_type(values)}")
+        raise error(f"got {json_type(values)}", where=display_path(path), expected="a JSON object")
     return values
 
 
@@ -225,14 +244,14 @@ def parse_json(
 ) -> Any:
     """JSON → plain values, where every number is finite and no key occurs twice.
 
-    `where` starts the message, with line and column behind it; `line` is the line of a JSON lines file. `lone_surrogates`:
-    leave them for the caller to judge. Raises `error`.
+    `where` starts the message, with line and column behind it; `line` is the line of a JSON lines file.
+    `lone_surrogates`: leave them for the caller to judge. Raises `error`.
     """
 
-    def at(position: int, message: str) -> MindSpeedMMError:
+    def at(position: int, reason: str, fix: str = "") -> MindSpeedMMError:
         number = line if line is not None else text.count("\n", 0, position) + 1
         column = position - (text.rfind("\n", 0, position) + 1) + 1
-        return error(f"{where}:{number}:{column}: not valid JSON: {message}")
+        return error(f"not valid JSON: {reason}", where=f"{where}:{number}:{column}", fix=fix)
 
     def whole(digits: str) -> int:
         if len(digits) > _MAX_DIGITS:
@@ -254,7 +273,8 @@ def parse_json(
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
             raise at(
                 max(text.rfind(json.dumps(twice, ensure_ascii=False)), 0),
-                f"key {twice!r} occurs twice; keep one",
+                f"key {twice!r} occurs twice",
+                "keep one",
             )
         return found
 
@@ -277,20 +297,29 @@ def parse_json(
 def json_lines(
     text: str, where: str, error: ErrorType, *, lone_surrogates: bool = False
 ) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each line that is not blank. Raises `error` naming the first line that is not JSON."""
+    """(line number, value) of each line that is not blank.
+
+    Raises `error` naming the first line that is not JSON.
+    """
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             yield number, parse_json(line, where, error, line=number, lone_surrogates=lone_surrogates)
 
 
 def format_json(values: Any, *, indent: int | None = None) -> str:
-    """JSON that reads back: characters of all scripts as they are, those that end a line for other tools escaped."""
+    """JSON that reads back.
+
+    Characters of all scripts as they are, those that end a line for other tools escaped.
+    """
     text = json.dumps(values, indent=indent, ensure_ascii=False).translate(_LINE_BREAKS)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def read_safetensors_header(path: PathLike, error: ErrorType) -> tuple[dict[str, Any], int, int]:
-    """The JSON header of a safetensors file, where its values start, and its size. Raises `error`; copies no values."""
+    """The JSON header of a safetensors file, where its values start, and its size.
+
+    Raises `error`; copies no values.
+    """
     where = display_path(regular_file(path, error))
     try:
         with open(path, "rb") as file:
@@ -298,20 +327,26 @@ def read_safetensors_header(path: PathLike, error: ErrorType) -> tuple[dict[str,
             length = int.from_bytes(file.read(8), "little")
             if length > min(HEADER_BYTES, size - 8):
                 raise error(
-                    f"{where}: is damaged or not a safetensors file: {size} bytes; copy the file again"
+                    f"is damaged or not a safetensors file: {size} bytes",
+                    where=where,
+                    fix="copy the file again",
                 )
             text = file.read(length)
     except OSError as problem:
-        raise error(f"{where}: {_path_problem(path, problem)}") from None
+        raise error(_path_problem(path, problem), where=where) from None
     try:
         header = parse_json(text.decode(), "header", error, lone_surrogates=True)
     except (UnicodeDecodeError, error) as problem:
         raise error(
-            f"{where}: is damaged or not a safetensors file: {str(problem)[:100]}; copy it again"
+            f"is damaged or not a safetensors file: {str(problem)[:100]}",
+            where=where,
+            fix="copy the file again",
         ) from None
     if not isinstance(header, dict):
         raise error(
-            f"{where}: is damaged: its header is {json_type(header)}, not an object; copy the file again"
+            f"is damaged: its header is {json_type(header)}, not an object",
+            where=where,
+            fix="copy the file again",
         )
     return header, 8 + length, size
 
@@ -325,7 +360,10 @@ def json_type(value: Any) -> str:
 
 
 def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
-    """What makes the values unfit: nesting, a number that is not finite, half a character, a value that JSON lacks."""
+    """What makes the values unfit.
+
+    Nesting, a number that is not finite, half a character, a value that JSON lacks.
+    """
     level, depth = [values], 0
     while level:
         if depth > MAX_DEPTH:
@@ -338,7 +376,10 @@ def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
                 below += value
             elif isinstance(value, str):
                 if not surrogates and _SURROGATE.search(value):
-                    return f"{value[:40]!r} has half of a surrogate pair, which no file can hold; write the character"
+                    return (
+                        f"{value[:40]!r} has half of a surrogate pair, which no file can hold; write the "
+                        "character"
+                    )
             elif isinstance(value, float):
                 if not math.isfinite(value):
                     return f"expected a finite number, got {value}"
@@ -354,7 +395,10 @@ def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
 
 
 def open_append(path: Path, *, buffering: int = -1) -> BinaryIO:
-    """A file to add to, made where it is missing. Never waits. Raises OSError, also for a FIFO, a device or a socket."""
+    """A file to add to, made where it is missing. Never waits.
+
+    Raises OSError, also for a FIFO, a device or a socket.
+    """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         handle = os.open(path, flags, 0o666)
@@ -370,7 +414,10 @@ def open_append(path: Path, *, buffering: int = -1) -> BinaryIO:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; when the block ends it replaces `path`, on an error it goes away."""
+    """A temporary path beside `path` to write to.
+
+    When the block ends it replaces `path`, on an error it goes away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:

@@ -1,7 +1,10 @@
-"""One run a folder: a lock file for the folders that runs write into, and the temporary files that killed runs leave there.
+"""One run a folder.
 
-The lock file names host, process and command. The kernel's lock on it ends with its process; on file systems without such
-locks, and between machines, the process's start time and the file's heartbeat decide. Reading a folder takes no lock.
+A lock file for the folders that runs write into, and the temporary files that killed runs leave there.
+
+The lock file names host, process and command. The kernel's lock on it ends with its process; on file systems
+without such locks, and between machines, the process's start time and the file's heartbeat decide. Reading a
+folder takes no lock.
 """
 
 from __future__ import annotations
@@ -91,7 +94,9 @@ _FIELDS = {"host": str, "machine": str, "boot": str, "pid": int, "start": int, "
 
 @contextmanager
 def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
-    """Hold the lock of `folder`, made if missing, for the first rank; the others pass. Raises LaunchError when it is taken.
+    """Hold the lock of `folder`, made if missing, for the first rank; the others pass.
+
+    Raises LaunchError when it is taken.
 
     `choose` names the flag or key that moves the run elsewhere: `choose another {choose}`.
     """
@@ -117,7 +122,10 @@ def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path, *, choose: str) -> None:
-    """Report early that a process of this machine holds the lock. Takes nothing, waits for nothing. Raises LaunchError."""
+    """Report early that a process of this machine holds the lock. Takes nothing, waits for nothing.
+
+    Raises LaunchError.
+    """
     if is_in_use(folder) and (holder := read_holder(folder)) is not None:
         raise _refusal(folder, holder, choose)
 
@@ -198,7 +206,8 @@ def _cannot_write(path: Path, error: OSError, choose: str) -> LaunchError:
 def _try_lock(handle: int) -> bool | None:
     """Whether the kernel's lock is ours now; None where the file system has none.
 
-    A record lock, not flock: reading processes that outlive a killed parent inherit a flock, and would keep the folder locked.
+    A record lock, not flock: reading processes that outlive a killed parent inherit a flock, and would keep
+    the folder locked.
     """
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -312,7 +321,10 @@ def _make_folders(folder: Path, choose: str) -> list[Path]:
 
 
 def temporary_name(name: str) -> str:
-    """The name under which this process writes `name` before it renames: `.NAME.PID-START-MACHINE.tmp`, at most 255 bytes."""
+    """The name under which this process writes `name` before it renames.
+
+    `.NAME.PID-START-MACHINE.tmp`, at most 255 bytes.
+    """
     pid = os.getpid()
     tail = f".{pid}-{process_start(pid) or 0}-{machine()}.tmp"
     data = os.fsencode(name)
@@ -323,9 +335,12 @@ def temporary_name(name: str) -> str:
 
 
 def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path: False) -> int:
-    """Remove what killed runs left half written directly in `folders`; how many files and folders. Hold the lock for it.
+    """Remove what killed runs left half written directly in `folders`; how many files and folders.
 
-    Removed is what has a temporary name of a process that is gone, and what `more` names. Says so in one line.
+    Hold the lock for it.
+
+    Removed is what has a temporary name of a process that is gone, and what `more` names. Says so in one
+    line.
     """
     removed: list[Path] = []
     for folder in folders:
@@ -343,7 +358,10 @@ def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether `path` has a temporary name of a process that is gone; another machine's is after an hour without a change."""
+    """Whether `path` has a temporary name of a process that is gone.
+
+    Another machine's is after an hour without a change.
+    """
     if match := _TEMPORARY.fullmatch(path.name):
         if match[3] == machine():
             return not is_alive(int(match[1]), int(match[2]))
@@ -366,7 +384,10 @@ def _remove(path: Path) -> bool:
 
 
 def is_alive(pid: int, start: int = 0) -> bool:
-    """Whether process `pid` runs and, unless `start` is 0, is the one that started then. A zombie does not run."""
+    """Whether process `pid` runs and, unless `start` is 0, is the one that started then.
+
+    A zombie does not run.
+    """
     found = process_start(pid)
     if found is None:
         return False
@@ -374,7 +395,10 @@ def is_alive(pid: int, start: int = 0) -> bool:
 
 
 def process_start(pid: int) -> int | None:
-    """Clock ticks from the host's start to that of process `pid`; 0 where it cannot be found out, None without the process."""
+    """Clock ticks from the host's start to that of process `pid`.
+
+    0 where it cannot be found out, None without the process.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if state in ("Z", "X") else int(fields[18])

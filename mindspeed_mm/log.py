@@ -26,7 +26,10 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """This process's rank on its machine, from torchrun's environment; 0 outside torchrun. Raises LaunchError."""
+    """This process's rank on its machine, from torchrun's environment; 0 outside torchrun.
+
+    Raises LaunchError.
+    """
     return launch_number("LOCAL_RANK", 0)
 
 
@@ -36,17 +39,26 @@ def world_size() -> int:
 
 
 def launch_number(name: str, least: int) -> int:
-    """A number of torchrun's environment, which is `least` outside torchrun. Raises LaunchError for anything below it."""
+    """A number of torchrun's environment, which is `least` outside torchrun.
+
+    Raises LaunchError for anything below it.
+    """
     text = os.environ.get(name, str(least))
     if not (text.isascii() and text.isdigit() and int(text) >= least):
         raise LaunchError(
-            f"{name}={text!r} in the environment is not a whole number from {least} up; unset it, or start with torchrun"
+            f"got {text!r} in the environment",
+            where=name,
+            expected=f"a whole number, at least {least}",
+            fix="unset it, or start with torchrun",
         )
     return int(text)
 
 
 def setup_logging() -> None:
-    """Plain lines on stdout: INFO from rank 0, warnings from every rank, `on_rank` records from the ranks they name."""
+    """Plain lines on stdout.
+
+    INFO from rank 0, warnings from every rank, `on_rank` records from the ranks they name.
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Lines("%(message)s"))
     handler.addFilter(_speaks)
@@ -58,7 +70,10 @@ def setup_logging() -> None:
 
 
 class _Lines(logging.Formatter):
-    """Notes may have several lines; a warning, which may quote a file, is one. Control characters are escapes in both."""
+    """Notes may have several lines; a warning, which may quote a file, is one.
+
+    Control characters are escapes in both.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -73,7 +88,10 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def on_every_rank() -> dict[str, bool]:
-    """`logger.info(text, extra=on_every_rank())`: say it although this is not rank 0 (Megatron's line comes from the last rank)."""
+    """`logger.info(text, extra=on_every_rank())` prints on every rank.
+
+    Megatron's line comes from the last rank.
+    """
     return {"every_rank": True}
 
 
@@ -103,7 +121,9 @@ def _speaks(record: logging.LogRecord) -> bool:
 
 
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
-    """Let a command's `main` end with one line on stderr and no traceback: 1 on bad input, 128 + the number of a signal.
+    """Let a command's `main` end with one line on stderr and no traceback.
+
+    1 on bad input, 128 + the number of a signal.
 
     Set MINDSPEED_MM_TRACEBACK=1 to see where an error was raised.
     """
@@ -129,8 +149,8 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             if error is None or os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
             line = f"{type(error).__name__}: {error}"
-            # Ranks of one machine mostly fail alike: under torchrun the first prints, and torchrun reports the rest.
-            # Compared as text, because these variables may be what is wrong.
+            # Ranks of one machine mostly fail alike: under torchrun the first prints, and torchrun reports
+            # the rest. Compared as text, because these variables may be what is wrong.
             if not _leave_to_torchrun(line) or os.environ.get("LOCAL_RANK", "0") == "0":
                 where = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
                 sys.stderr.write(f"{where}{line}\n")
@@ -141,14 +161,17 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
 
 
 def _of_a_path(error: OSError) -> ConfigError | None:
-    """What the system says of a path, which no reader of ours has put into words; None for an error of anything else."""
+    """What the system says of a path, which no reader of ours has put into words.
+
+    None for an error of anything else.
+    """
     if not isinstance(error.filename, str | bytes):
         return None
     return ConfigError(error.strerror or type(error).__name__, where=os.fsdecode(error.filename))
 
 
 def _leave_to_torchrun(line: str) -> bool:
-    """Write torchrun's error file, in the format of torch's `@record`; False without one, as under our launcher."""
+    """Write torchrun's error file in the format of torch's `@record`; False if there is none."""
     if LAUNCHER in os.environ or not os.environ.get(_ERROR_FILE):
         return False
     extra = {
@@ -170,7 +193,10 @@ def log_table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def terminal() -> TextIO | None:
-    """Where a bar can be drawn: stderr, or the terminal that a script names because stderr goes through its pipe."""
+    """Where a bar can be drawn.
+
+    That is stderr, or the terminal that a script names because stderr goes through its pipe.
+    """
     if sys.stderr.isatty():
         return sys.stderr
     try:

@@ -21,10 +21,12 @@ _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
 def check_folder(path: str | Path, where: str, *, probe: bool = True) -> None:
-    """Whether files can be made in folder `path`, which is made with its parents when a run begins. Raises ConfigError.
+    """Whether files can be made in folder `path`, which is made with its parents when a run begins.
 
-    `where` names the flag or key. `probe`: make a folder there and remove it, because permission bits do not tell all;
-    without it, what only the machine of the run can know is left open.
+    Raises ConfigError.
+
+    `where` names the flag or key. `probe`: make a folder there and remove it, because permission bits do not
+    tell all; without it, what only the machine of the run can know is left open.
     """
     text = _checked_text(path, where)
     place = _nearest(Path(text), where)
@@ -39,7 +41,7 @@ def check_folder(path: str | Path, where: str, *, probe: bool = True) -> None:
     except OSError as error:
         what = "" if place == Path(text) else f"{place}: "
         raise ConfigError(
-            f"{where}: {text}: {what}cannot be written to: {error.strerror}; choose another"
+            f"{what}cannot be written to: {error.strerror}", where=f"{where}: {text}", fix="choose another"
         ) from None
     with suppress(OSError):
         os.rmdir(trial)
@@ -54,17 +56,22 @@ def check_file(path: str | Path, where: str, *, probe: bool = True) -> None:
         mode = stat.S_IFREG
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # which is explained below
-            raise ConfigError(f"{where}: {display_path(text)}: {error.strerror}; choose another") from None
+            raise ConfigError(
+                error.strerror or str(error), where=f"{where}: {display_path(text)}", fix="choose another"
+            ) from None
         mode = stat.S_IFREG
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise ConfigError(f"{where}: {text}: is {what}; choose another file name")
+        raise ConfigError(f"is {what}", where=f"{where}: {text}", fix="choose another file name")
     _check_names(text, _nearest(Path(text).parent, where), where)
     check_folder(Path(text).parent, where, probe=probe)
 
 
 def check_names(folder: str | Path, names: Iterable[str], where: str) -> None:
-    """Whether files of these `names` can be made in `folder`, where none may be a folder already. Raises ConfigError."""
+    """Whether files of these `names` can be made in `folder`, where none may be a folder already.
+
+    Raises ConfigError.
+    """
     for name in names:
         check_file(Path(folder) / name, where, probe=False)
 
@@ -94,39 +101,52 @@ def _checked_text(path: str | Path, where: str) -> str:
     if not text:
         raise ConfigError("is empty", where=where, fix="name a file or folder; . is the working directory")
     if "\0" in text:
-        raise ConfigError(f"{where}: {text!r:.200}: holds a NUL character; give a path without")
+        raise ConfigError(
+            "contains a NUL character", where=f"{where}: {text!r:.200}", fix="give a path without it"
+        )
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
         raise ConfigError(
-            f"{where}: {text!r:.200}: {text_problem(text)}; write the whole character"
+            text_problem(text), where=f"{where}: {text!r:.200}", fix="write the whole character"
         ) from None
     size, most = len(os.fsencode(text)), PATH_BYTES - _ROOM
     if size > most:
         raise ConfigError(
-            f"{where}: {display_path(text)}: has {size} bytes, a path takes at most {most}; choose a shorter one"
+            f"has {size} bytes, but a path takes at most {most}",
+            where=f"{where}: {display_path(text)}",
+            fix="choose a shorter one",
         )
     return text
 
 
 def _nearest(path: Path, where: str) -> Path:
-    """`path`, or the nearest folder above it that exists. Raises ConfigError when something else is in the way."""
+    """`path`, or the nearest folder above it that exists.
+
+    Raises ConfigError when something else is in the way.
+    """
     for place in (path, *path.absolute().parents):
         try:
             mode = os.stat(place).st_mode
         except (FileNotFoundError, NotADirectoryError):
             if place.is_symlink():
                 raise ConfigError(
-                    f"{where}: {path}: {place} is a link to {os.readlink(place)}, which does not exist; choose another"
+                    f"{place} is a link to {os.readlink(place)}, which does not exist",
+                    where=f"{where}: {path}",
+                    fix="choose another",
                 ) from None
             continue
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 continue
-            raise ConfigError(f"{where}: {display_path(path)}: {error.strerror}; choose another") from None
+            raise ConfigError(
+                error.strerror or str(error), where=f"{where}: {display_path(path)}", fix="choose another"
+            ) from None
         if not stat.S_ISDIR(mode):
             what = "is" if place == path else f"{place} is"
-            raise ConfigError(f"{where}: {path}: {what} a file, and a folder is needed; choose another")
+            raise ConfigError(
+                f"{what} a file", where=f"{where}: {path}", expected="a folder", fix="choose another"
+            )
         return place
     return Path("/")
 
@@ -140,5 +160,7 @@ def _check_names(text: str, place: Path, where: str) -> None:
         size = len(os.fsencode(part))
         if size > longest and part != os.sep:
             raise ConfigError(
-                f"{where}: {display_path(part)}: has {size} bytes, a file name takes at most {longest}; choose a shorter one"
+                f"has {size} bytes, but a file name takes at most {longest}",
+                where=f"{where}: {display_path(part)}",
+                fix="choose a shorter one",
             )

@@ -1,7 +1,8 @@
 """How a process stops: on a signal, with its parent, or because a read does not come back.
 
-`handling_signals` makes SIGINT, SIGTERM and SIGHUP alike: outside `deferred` they raise `Stopped` in the main thread, inside
-it they are only noted, and the code stops where it is whole. A second Ctrl-C ends the process at once.
+`handling_signals` makes SIGINT, SIGTERM and SIGHUP alike: outside `deferred` they raise `Stopped` in the main
+thread, inside it they are only noted, and the code stops where it is whole. A second Ctrl-C ends the process
+at once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 LAUNCHER = "MINDSPEED_MM_LAUNCHER"  # process id of the launcher, in the environment of its ranks
-STORE = "MINDSPEED_MM_STORE"  # of the launcher's ranks: the socket that rank 0 serves the rendezvous on; empty for the others
+# of the launcher's ranks: the socket that rank 0 serves the rendezvous on; empty for the others
+STORE = "MINDSPEED_MM_STORE"
 GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may go on after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # All processes of a run are gone within ten seconds. One may stop only after another has.
@@ -33,7 +35,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Stopped(BaseException):
-    """A signal stopped the command. `said`: the user has read why. Not an Exception, so that no handler of errors takes it."""
+    """A signal stopped the command. `said`: the user has read why.
+
+    Not an Exception, so that no handler of errors takes it.
+    """
 
     def __init__(self, number: int, *, said: bool = False) -> None:
         super().__init__(signal.Signals(number).name)
@@ -75,7 +80,10 @@ def check_stop() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Note a signal, do not raise: a unit of work ends first, or files change places. Ask `stop_signal` afterwards."""
+    """Note a signal, do not raise: a unit of work ends first, or files change places.
+
+    Ask `stop_signal` afterwards.
+    """
     _STATE.deferred += 1
     try:
         yield
@@ -100,7 +108,9 @@ def reading(name: object) -> Iterator[None]:
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """Stop signals raise `Stopped` or are noted, and a thread ends a process that does not stop. Nested: the outer one counts.
+    """Stop signals raise `Stopped` or are noted, and a thread ends a process that does not stop.
+
+    Nested: the outer one counts.
 
     A signal that was ignored at the start stays ignored: `nohup` and background jobs of scripts mean it.
     """
@@ -144,7 +154,10 @@ def _helpers() -> set[BaseProcess]:
 
 
 def _end_helpers(known: set[BaseProcess]) -> None:
-    """Kill what this command forked. The interpreter would send SIGTERM, which helpers leave to us, and wait."""
+    """Kill what this command forked.
+
+    The interpreter would send SIGTERM, which helpers leave to us, and wait.
+    """
     left = _helpers() - known
     if not left:
         return
@@ -180,7 +193,10 @@ def die_of(number: int) -> None:
 
 
 def die_at_exit(number: int) -> None:
-    """Let the interpreter clean up, then `die_of` Ctrl-C. Other signals, and ranks of a launcher, have an exit code only."""
+    """Let the interpreter clean up, then `die_of` Ctrl-C.
+
+    Other signals, and ranks of a launcher, have an exit code only.
+    """
     if number == signal.SIGINT and not is_rank():
         atexit.register(die_of, number)
 
@@ -206,7 +222,10 @@ def grace() -> float:
 
 
 def _parent_to_watch() -> int:
-    """The process whose end is ours: launcher or torchrun. 0 for a command that a user started: it may outlive its shell."""
+    """The process whose end is ours: launcher or torchrun.
+
+    0 for a command that a user started: it may outlive its shell.
+    """
     parent = os.getppid()
     if LAUNCHER in os.environ and os.environ[LAUNCHER] != str(parent):
         if not _is_alive(os.environ[LAUNCHER]):
@@ -241,7 +260,10 @@ def _is_alive(process: str) -> bool:
 
 
 def become_helper() -> None:
-    """In a process that works for its parent: leave signals to the parent, and end with it. Forked ones do so by themselves."""
+    """In a process that works for its parent: leave signals to the parent, and end with it.
+
+    Forked ones do so by themselves.
+    """
     signal.set_wakeup_fd(-1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

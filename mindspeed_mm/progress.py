@@ -21,8 +21,9 @@ _SCREEN = (
 class Progress:
     """How far a long job has come: `with Progress("clips", 300, "clip") as progress: ... progress.step()`.
 
-    `unit` is the singular, "B" for bytes. `shown`: whether this process draws and logs; None: on rank 0. In a log, a line
-    comes every `every` seconds; with `lines`, at each of that many equal shares of the job instead.
+    `unit` is the singular, "B" for bytes. `shown`: whether this process draws and logs; None: on rank 0. In a
+    log, a line comes every `every` seconds; with `lines`, at each of that many equal shares of the job
+    instead.
     """
 
     def __init__(
@@ -71,7 +72,10 @@ class Progress:
         self.close()
 
     def step(self, count: int = 1, *, worked: bool = True, note: str = "") -> None:
-        """`count` more are done. `worked=False`: they took no time, so they count neither for the rate nor for the ETA."""
+        """`count` more are done.
+
+        `worked=False`: they took no time, so they count neither for the rate nor for the ETA.
+        """
         self.done += count
         self._worked += count if worked else 0
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""A name → entry table that other packages can extend through entry points, without importing what is not used."""
+"""A name → entry table that other packages extend by entry points; unused entries are not imported."""
 
 from __future__ import annotations
 
@@ -27,18 +27,25 @@ class Registry(Generic[T]):
     def add(self, name: str, entry: T) -> T:
         """Add one entry. Raises ConfigError if the name is taken by another one."""
         if self._entries.setdefault(name, entry) is not entry:
-            raise ConfigError(f"{self.kind} {name!r} is registered twice; give one of the two another name")
+            raise ConfigError(
+                f"{self.kind} {name!r} is registered twice", fix="give one of them another name"
+            )
         return entry
 
     def get(self, name: str) -> T:
-        """The entry called `name`: ours first, then those of installed packages. Raises ConfigError, naming the nearest."""
+        """The entry called `name`: ours first, then those of installed packages.
+
+        Raises ConfigError, naming the nearest.
+        """
         if name in self._entries:
             return self._entries[name]
         for point in entry_points(group=self.group):
             if point.name == name:
                 loaded: T = point.load()
                 return loaded
-        raise ConfigError(f"unknown {self.kind} {name!r}{did_you_mean(name, self)}; known: {', '.join(self)}")
+        raise ConfigError(
+            f"unknown {self.kind} {name!r}{did_you_mean(name, self)}", expected=f"one of {', '.join(self)}"
+        )
 
     def __iter__(self) -> Iterator[str]:
         yield from sorted({*self._entries, *(point.name for point in entry_points(group=self.group))})
@@ -55,6 +62,9 @@ def did_you_mean(word: str, known: Iterator[str] | Registry[Any] | list[str]) ->
 
 
 def resolve(reference: str) -> Any:
-    """`package.module:name` → the object, imported now. Entries name their code this way so that --help stays light."""
+    """`package.module:name` → the object, imported now.
+
+    Entries name their code this way so that --help stays light.
+    """
     module, _, name = reference.partition(":")
     return getattr(import_module(module), name)

@@ -1,9 +1,12 @@
-"""Checks constraints.txt for Python 3.10 to 3.13 on x86_64 and aarch64: every pin has a wheel there, and the pins fit each other.
+"""Checks constraints.txt for Python 3.10 to 3.13 on x86_64 and aarch64.
 
-`python scripts/check_constraints.py [3.10 3.11 …]` asks pip (`--dry-run --only-binary=:all:`), which reads the packages' metadata
-and downloads no wheel. pip evaluates environment markers for the Python it runs on, whatever --python-version says; so they are
-evaluated here, and the requirements that each package states are compared with the pins here too. Extras are left out, and
-so are the CUDA libraries, which torch pins in its own metadata.
+Every pin has a wheel there, and the pins fit each other.
+
+`python scripts/check_constraints.py [3.10 3.11 …]` asks pip (`--dry-run --only-binary=:all:`), which reads
+the packages' metadata and downloads no wheel. pip evaluates environment markers for the Python it runs on,
+whatever --python-version says; so they are evaluated here, and the requirements that each package states are
+compared with the pins here too. Extras are left out, and so are the CUDA libraries, which torch pins in its
+own metadata.
 """
 
 from __future__ import annotations
@@ -55,7 +58,10 @@ def pins(python: str, machine: str) -> dict[str, str]:
 
 
 def resolve(chosen: dict[str, str], python: str, machine: str) -> list[dict[str, Any]]:
-    """The metadata of every pinned package, from pip. Raises SystemExit when a pin has no wheel for that machine."""
+    """The metadata of every pinned package, from pip.
+
+    Raises SystemExit when a pin has no wheel for that machine.
+    """
     platforms = [f"manylinux_2_{glibc}_{machine}" for glibc in GLIBCS] + [
         f"manylinux2014_{machine}",
         f"linux_{machine}",

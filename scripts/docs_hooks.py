@@ -1,8 +1,10 @@
-"""Hooks of mkdocs (mkdocs.yml): pages from outside docs/, Chinese pages over English ones, links that hold in both sites.
+"""Hooks of mkdocs (mkdocs.yml).
 
-A link in a page is a path in the repository. On the site it leads to the page of the reader's language; to the other language where
-a page names its own translation; nowhere, as plain text, where it names a file that is no page. A path that does not exist is a
-warning, and `strict` makes it an error.
+Pages from outside docs/, Chinese pages over English ones, links that hold in both sites.
+
+A link in a page is a path in the repository. On the site it leads to the page of the reader's language; to
+the other language where a page names its own translation; nowhere, as plain text, where it names a file that
+is no page. A path that does not exist is a warning, and `strict` makes it an error.
 """
 
 from __future__ import annotations
@@ -60,7 +62,10 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
-    """Let the language switch stay on the page. The theme knows one site only, so its links are replaced here."""
+    """Let the language switch stay on the page.
+
+    The theme knows one site only, so its links are replaced here.
+    """
     root = posixpath.relpath(".", page.url or ".") + ("/.." if _is_chinese(config) else "")
     for entry, folder in zip(config.extra["alternate"], ("", "zh/"), strict=True):
         output = output.replace(entry["link"], f"{root}/{folder}{page.url}")

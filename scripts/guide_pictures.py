@@ -1,4 +1,7 @@
-"""Draws the sheets that docs/guide/data.md shows, from clips of the tiny world: `python scripts/guide_pictures.py docs/images`."""
+"""Draws the sheets that docs/guide/data.md shows, from clips of the tiny world.
+
+`python scripts/guide_pictures.py docs/images`.
+"""
 
 from __future__ import annotations
 

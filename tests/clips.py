@@ -1,4 +1,7 @@
-"""Small clips for tests: every frame carries its number in its pixels, so that a test can ask which frame it got."""
+"""Small clips for tests.
+
+Every frame carries its number in its pixels, so that a test can ask which frame it got.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ BITS = 8
 
 
 def numbered(count: int, height: int = 96, width: int = 128, first: int = 0) -> np.ndarray:
-    """uint8 [T, H, W, 3]: the number in eight black or white bars along the top, a grey ramp below, red in the lower left corner."""
+    """uint8 [T, H, W, 3].
+
+    The number in eight black or white bars along the top, a grey ramp below, red in the lower left corner.
+    """
     frames = np.empty((count, height, width, 3), np.uint8)
     ramp = np.linspace(40, 200, width).astype(np.uint8)
     for i in range(count):
@@ -92,7 +98,10 @@ def write_as(
 
 
 def cut_without_decoding(whole: Path, target: Path, first: int) -> Path:
-    """What `ffmpeg -ss … -c copy` writes: packets from the key frame before `first`, and an edit list that hides what is too early."""
+    """What `ffmpeg -ss … -c copy` writes.
+
+    Packets from the key frame before `first`, and an edit list that hides what is too early.
+    """
     import av
 
     write_as(whole, "libx264", {"x264-params": "keyint=8"})

@@ -6,10 +6,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-# As tests/run.sh has it, for a pytest of one's own: sums in another order fail bounds that hold for one thread. Before torch.
+# As tests/run.sh has it, for a pytest of one's own: sums in another order fail bounds that hold for one
+# thread. Before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A background job or nohup leaves these ignored, for every command that a test starts, too. Tests of signals need them.
+# A background job or nohup leaves these ignored, for every command that a test starts, too. Tests of signals
+# need them.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)
@@ -56,7 +58,10 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the fast lane. Files with slow tests come first: the workers of tests/run.sh then end at about the same time."""
+    """Mark the fast lane.
+
+    Files with slow tests come first: the workers of tests/run.sh then end at about the same time.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     for item in items:
         in_fast_folder = item.path.relative_to(Path(__file__).parent).parts[0] in _FAST_FOLDERS

@@ -61,7 +61,10 @@ def make_models(folder: Path) -> None:
 
 
 def make_job(root: Path, **preprocess) -> list[str]:
-    """Everything under `root`; the flags that name it. Features go to `root`/out unless --save-path says otherwise."""
+    """Everything under `root`; the flags that name it.
+
+    Features go to `root`/out unless --save-path says otherwise.
+    """
     if not (root / "models").exists():
         make_models(root / "models")
         make_dataset(root / "clips datası")

@@ -1,4 +1,7 @@
-"""A feature extraction without decoders and models: rows are small files of bytes, encoders are closed formulas."""
+"""A feature extraction without decoders and models.
+
+Rows are small files of bytes, encoders are closed formulas.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Names and shapes of the published files: tests/data/published_layouts.json, where `{0-29}` stands for thirty blocks."""
+"""Names and shapes of the published files.
+
+tests/data/published_layouts.json, where `{0-29}` stands for thirty blocks.
+"""
 
 from __future__ import annotations
 

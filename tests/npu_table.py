@@ -1,8 +1,10 @@
-"""Makes tests/data/torch_npu_ops.json: `python tests/npu_table.py torch_npu-*.whl` reads the ops we call out of the wheels.
+"""Makes tests/data/torch_npu_ops.json.
 
-The wheels import only where CANN is installed, so nothing of them is run: the schema file that registers the ops is read as text,
-and the Python functions that shape their results (`@impl(m, "npu_…")`) are read by ast and must take the same arguments in the same
-order with the same defaults.
+`python tests/npu_table.py torch_npu-*.whl` reads the ops we call out of the wheels.
+
+The wheels import only where CANN is installed, so nothing of them is run: the schema file that registers the
+ops is read as text, and the Python functions that shape their results (`@impl(m, "npu_…")`) are read by ast
+and must take the same arguments in the same order with the same defaults.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ TABLE = Path(__file__).parent / "data" / "torch_npu_ops.json"
 
 
 def read_wheel(path: Path) -> dict[str, str]:
-    """Op → its schema as the wheel registers it. Raises SystemExit where the wheel's Python side disagrees."""
+    """Op → its schema as the wheel registers it.
+
+    Raises SystemExit where the wheel's Python side disagrees.
+    """
     wheel = zipfile.ZipFile(path)
     text = wheel.read(SCHEMAS).decode()
     found = (re.search(rf"func: ({op}\(.*)", text) for op in OPS)
@@ -40,7 +45,10 @@ def defaults_of(schema: str) -> list[Any]:
 
 
 def python_side(text: str) -> dict[str, list[Any]]:
-    """Op → the defaults of the function that gives its results' shapes, by position; its names are not those of the op."""
+    """Op → the defaults of the function that gives its results' shapes, by position.
+
+    Its names are not those of the op.
+    """
     found = {}
     for node in ast.parse(text).body:
         for op in OPS if isinstance(node, ast.FunctionDef) else ():

@@ -67,7 +67,8 @@ def make_run(
     sizes = predictor_json(from_pretrained=str(root / "weights"), **{"dtype": dtype, **(predictor or {})})
     yaml = root / "fsdp2.yaml"
     yaml.write_text(
-        f"sharding_size: auto\nsub_modules_to_wrap: ['blocks.{{*}}', 'vace_blocks.{{*}}']\nparam_dtype: {dtype}\n"
+        "sharding_size: auto\nsub_modules_to_wrap: ['blocks.{*}', 'vace_blocks.{*}']\nparam_dtype: "
+        f"{dtype}\n"
     )
     return {
         "MM_DATA": str(write_json(root / "feature_data.json", data)),
@@ -119,7 +120,10 @@ def free_port() -> str:
 def ended(
     command: Sequence[str], *, cwd: Path, env: dict[str, str], seconds: float = 600
 ) -> subprocess.CompletedProcess[str]:
-    """A command run to its end. If it hangs, all that descend from it are killed: torchrun's ranks are in sessions of their own."""
+    """A command run to its end.
+
+    If it hangs, all that descend from it are killed: torchrun's ranks are in sessions of their own.
+    """
     process = subprocess.Popen(
         command, cwd=cwd, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -145,7 +149,10 @@ def family(pid: int) -> list[int]:
 
 
 def alive(pids: Sequence[int], seconds: float = 20.0) -> list[int]:
-    """Those of the processes that still run after a while; the dead that nobody has buried yet do not count."""
+    """Those of the processes that still run after a while.
+
+    Zombies do not count.
+    """
     deadline = time.monotonic() + seconds
     while (found := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,4 +1,7 @@
-"""Running commands that tests kill: training, extraction and generation on two ranks each, conversion in one process."""
+"""Running commands that tests kill.
+
+Training, extraction and generation on two ranks each, conversion in one process.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,10 @@ def generate(root: Path, config: Path, ranks: int = 2) -> Started:
 
 
 def extract(root: Path, ranks: int = 2) -> Started:
-    """Extraction of `make_job`'s files on `ranks` processes, each with a reading process; two features are written."""
+    """Extraction of `make_job`'s files on `ranks` processes, each with a reading process.
+
+    Two features are written.
+    """
     environment = {
         "MM_DATA": str(root / "data.json"),
         "MM_MODEL": str(root / "model.json"),

@@ -1,4 +1,7 @@
-"""Tiny models and checkpoint folders for all tests: the makers of examples/vace/tiny under the names that tests use."""
+"""Tiny models and checkpoint folders for all tests.
+
+The makers of examples/vace/tiny under the names that tests use.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,10 @@ def tiny_inputs(
     text: int = 5,
     config: VaceConfig = TINY,
 ) -> dict[str, Tensor]:
-    """Random inputs of `VaceTransformer.forward`, by name; sizes are those of the latents, timesteps differ by sample."""
+    """Random inputs of `VaceTransformer.forward`, by name.
+
+    Sizes are those of the latents, timesteps differ by sample.
+    """
     generator = torch.Generator().manual_seed(seed)
     grid = (frames, height, width)
     return {
@@ -83,7 +89,10 @@ def tiny_inputs(
 
 
 def model_json() -> dict[str, Any]:
-    """A model JSON of these sizes, as one edits it: bf16 as the shipped fsdp2_config.yaml wants, no weights named yet."""
+    """A model JSON of these sizes, as one edits it.
+
+    bf16 as the shipped fsdp2_config.yaml wants, no weights named yet.
+    """
     trunk = TINY.trunk
     sizes = ("hidden_size", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len", "freq_dim")
     predictor = {name: getattr(trunk, name) for name in sizes}

@@ -1,7 +1,9 @@
-"""Megatron's command line: flags we honour are fields of our configs; the rest of the flags that its users write stand here.
+"""Megatron's command line.
 
-Three fates, no fourth: honoured (a field) · accepted, unused (UNUSED, with the reason) · an error (unknown, or REFUSED
-with advice because leaving it out would change the training).
+Flags we honour are fields of our configs; the rest of the flags that its users write stand here.
+
+Three fates, no fourth: honoured (a field) · accepted, unused (UNUSED, with the reason) · an error (unknown,
+or REFUSED with advice because leaving it out would change the training).
 """
 
 from __future__ import annotations
@@ -134,7 +136,9 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
 
 # flag → what to do instead: these would change what is trained, so they are not passed over
 REFUSED: Mapping[str, str] = {
-    "--rampup-batch-size": "the global batch is constant; give --global-batch-size, and --lr-warmup-samples for a soft start",
+    "--rampup-batch-size": (
+        "the global batch is constant; give --global-batch-size, and --lr-warmup-samples for a soft start"
+    ),
     "--fp8-format": "matrix products are bf16 or fp32; leave it out",
     "--calculate-per-token-loss": "the loss is a mean over samples; leave it out",
 }
@@ -164,7 +168,7 @@ class _Refused(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
-        raise ConfigError(f"{parser.prog}: {option_string} is not supported: {self.help}")
+        raise ConfigError(f"{option_string} is not supported: {self.help}", where=parser.prog)
 
 
 def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Config], str]]) -> FlagParser:

@@ -1,4 +1,7 @@
-"""The one place where megatron.core is imported: when it is used, and without the warnings it prints on machines without CUDA."""
+"""The one place where megatron.core is imported.
+
+On first use, and without the warnings it prints on machines without CUDA.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 
 def core(module: str) -> Any:
-    """`megatron.core.<module>`, imported now and quietly (transformer_engine, apex and others are not needed here)."""
+    """`megatron.core.<module>`, imported now and quietly, without transformer_engine, apex and others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

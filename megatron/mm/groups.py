@@ -24,19 +24,29 @@ class Groups:
 
 
 def import_mindspeed() -> None:
-    """MindSpeed's patches, which must come before megatron.core. Raises LaunchError when it is not installed or too late."""
+    """MindSpeed's patches, which must come before megatron.core.
+
+    Raises LaunchError when it is not installed or too late.
+    """
     if "megatron.core" in sys.modules and "mindspeed.megatron_adaptor" not in sys.modules:
         raise LaunchError(
-            "--use-mindspeed: megatron.core was imported before MindSpeed's adaptor; import it first"
+            "megatron.core was imported before MindSpeed's adaptor",
+            where="--use-mindspeed",
+            fix="import the adaptor first",
         )
     try:
         import_module("mindspeed.megatron_adaptor")
     except ImportError as error:
-        raise LaunchError(f"--use-mindspeed: {error}; install MindSpeed, or leave the flag out") from None
+        raise LaunchError(
+            f"{error}", where="--use-mindspeed", fix="install MindSpeed, or leave the flag out"
+        ) from None
 
 
 def initialize(context_parallel_size: int, copies: int, timeout_minutes: int) -> Groups:
-    """Make all groups; `copies` of the weights (1 = one copy over all ranks). Raises LaunchError when sizes do not divide."""
+    """Make all groups; `copies` of the weights (1 = one copy over all ranks).
+
+    Raises LaunchError when sizes do not divide.
+    """
     state = core("parallel_state")
     if not state.model_parallel_is_initialized():
         try:
@@ -48,7 +58,8 @@ def initialize(context_parallel_size: int, copies: int, timeout_minutes: int) ->
             )
         except (RuntimeError, AssertionError) as error:
             raise LaunchError(
-                f"no groups for context parallel {context_parallel_size} and {copies} copies: {error}"
+                f"cannot build groups for context parallel {context_parallel_size} and {copies} copies: "
+                f"{error}"
             ) from None
     whole = state.get_data_parallel_group(with_context_parallel=True)
     return Groups(
@@ -76,6 +87,6 @@ def _replica_group(state: ModuleType) -> Any:
         if getter is not None:
             return getter()
     raise LaunchError(
-        "this megatron.core has no group of weight copies; install megatron-core 0.12.1 or newer, "
-        "or set sharding_size: auto in fsdp2_config.yaml"
+        "this megatron.core has no group of weight copies",
+        fix="install megatron-core 0.12.1 or newer, or set sharding_size: auto in fsdp2_config.yaml",
     )

@@ -1,4 +1,7 @@
-"""Megatron's checkpoint folders: the tracker file, `iter_0000010` or `release`, and `mp_rank_00[_ppp]` files. No torch."""
+"""Megatron's checkpoint folders: the tracker file, `iter_0000010` or `release`, and `mp_rank_00[_ppp]` files.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ _RANK = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3,}))?")
 def read_tracker(root: Path) -> int | str | None:
     """The iteration in the tracker file, `"release"`, or None where there is no tracker file.
 
-    White space around it does not count (`echo release >` writes a newline). Raises WeightsError on anything else.
+    White space around it does not count (`echo release >` writes a newline). Raises WeightsError on anything
+    else.
     """
     tracker = root / TRACKER
     if not os.path.lexists(tracker):
@@ -69,7 +73,7 @@ def saved_iterations(root: Path) -> list[int]:
 
 
 def put_back(root: Path) -> None:
-    """Name a checkpoint as before whose save under the same iteration was killed before the new one took its place."""
+    """Restore the name of a checkpoint whose overwriting save was killed before its end."""
     for replaced in root.glob(f"{REPLACED}*"):
         target = root / replaced.name.removeprefix(REPLACED)
         if not target.exists() and (replaced / ".metadata").is_file():
@@ -78,7 +82,10 @@ def put_back(root: Path) -> None:
 
 
 def is_half_written(path: Path) -> bool:
-    """Whether `path` is a checkpoint, or tracker file, whose writing was killed. For the holder of its folder's lock."""
+    """Whether `path` is a checkpoint, or tracker file, whose writing was killed.
+
+    For the holder of its folder's lock.
+    """
     former = path.name.startswith(f".{TRACKER}.") and path.name.rpartition(".")[2].isdigit()
     return path.name.startswith(WRITING) or former
 
@@ -89,21 +96,29 @@ def complete_iterations(root: Path) -> list[int]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole checkpoint: the index, which is written last, or the files of an MM checkpoint."""
+    """Whether a folder holds a whole checkpoint.
+
+    It has the index, which is written last, or the files of an MM checkpoint.
+    """
     if (folder / ".metadata").is_file():
         return True
     return any(_RANK.fullmatch(entry.name) for entry in folder.iterdir()) if folder.is_dir() else False
 
 
 def latest_folder(root: Path) -> Path | None:
-    """The folder that the tracker file names, or None without a tracker. Raises WeightsError when that folder is not there."""
+    """The folder that the tracker file names, or None without a tracker.
+
+    Raises WeightsError when that folder is not there.
+    """
     iteration = read_tracker(root)
     if iteration is None:
         return None
     folder = iteration_folder(root, iteration)
     if not folder.is_dir():
         raise WeightsError(
-            f"{root / TRACKER}: names {iteration}, but {folder} is not there; write what is there into it"
+            f"names {iteration}, but {folder} does not exist",
+            where=root / TRACKER,
+            fix="write an existing iteration into it",
         )
     return folder
 
@@ -122,7 +137,8 @@ def parse_rank(name: str) -> int | None:
 def stage_files(folder: Path) -> list[Path]:
     """The weight files of one iteration folder, in pipeline order; [] where there is none.
 
-    Raises WeightsError for tensor-parallel checkpoints, for a stage that is missing and for a rank without its file.
+    Raises WeightsError for tensor-parallel checkpoints, for a stage that is missing and for a rank without
+    its file.
     """
     ranks: dict[tuple[int, int | None], Path] = {}
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -130,20 +146,22 @@ def stage_files(folder: Path) -> list[Path]:
             ranks[int(match[1]), None if match[2] is None else int(match[2])] = entry
     if any(tensor_rank > 0 for tensor_rank, _ in ranks):
         raise WeightsError(
-            f"{folder}: is split over tensor-parallel ranks; merge it to tensor-parallel size 1 first"
+            "is split over tensor-parallel ranks",
+            where=folder,
+            fix="merge it to tensor-parallel size 1 first",
         )
     stages = [stage for _, stage in ranks]
     if None in stages and len(stages) > 1:
         raise WeightsError(
-            f"{folder}: holds both mp_rank_00 and mp_rank_00_NNN; remove the one that is out of date"
+            "contains both mp_rank_00 and mp_rank_00_NNN", where=folder, fix="remove the outdated one"
         )
     numbers = sorted(stage for stage in stages if stage is not None)
     if numbers != list(range(len(numbers))):
         raise WeightsError(
-            f"{folder}: has pipeline stages {numbers}; stages must be 0, 1, 2, … without a gap"
+            f"has pipeline stages {numbers}", where=folder, expected="stages 0, 1, 2, … without a gap"
         )
     files = [path / WEIGHTS_FILE for _, path in sorted(ranks.items(), key=lambda item: item[0][1] or 0)]
     for file in files:
         if not file.is_file():
-            raise WeightsError(f"{file}: is missing; convert again, or copy the whole checkpoint")
+            raise WeightsError("is missing", where=file, fix="convert again, or copy the whole checkpoint")
     return files

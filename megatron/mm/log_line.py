@@ -20,9 +20,15 @@ def iteration_line(
     tflops: float | None = None,
     now: datetime | None = None,
 ) -> str:
-    """The line of one log interval. `tflops` per device adds the throughput field; a None loss leaves its field out."""
+    """The line of one log interval.
+
+    `tflops` per device adds the throughput field; a None loss leaves its field out.
+    """
     fields = [
-        f" [{(now or datetime.now()).strftime('%Y-%m-%d %H:%M:%S')}] iteration {iteration:8d}/{train_iters:8d}",
+        (
+            f" [{(now or datetime.now()).strftime('%Y-%m-%d %H:%M:%S')}] iteration "
+            f"{iteration:8d}/{train_iters:8d}"
+        ),
         f"consumed samples: {consumed_samples:12d}",
         f"elapsed time per iteration (ms): {milliseconds:.1f}",
         None if tflops is None else f"throughput per GPU (TFLOP/s/GPU): {tflops:.1f}",

@@ -1,4 +1,7 @@
-"""Megatron's batch arithmetic and learning-rate schedule, fed from our configs. Warm-up and decay count in samples."""
+"""Megatron's batch arithmetic and learning-rate schedule, fed from our configs.
+
+Warm-up and decay count in samples.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,21 @@ class ParamScheduler(Protocol):
 
 
 def check_batch(micro_batch_size: int, global_batch_size: int | None, data_parallel_size: int) -> int:
-    """The global batch size; by default one micro-batch on every rank. Raises ConfigError when it does not divide."""
+    """The global batch size; by default one micro-batch on every rank.
+
+    Raises ConfigError when it does not divide.
+    """
     unit = micro_batch_size * data_parallel_size
     size = global_batch_size or unit
     if size % unit:
         raise ConfigError(
-            f"--global-batch-size {size} must be a multiple of --micro-batch-size {micro_batch_size} times the "
-            f"data-parallel size {data_parallel_size} (= {unit}); give {max(unit, size - size % unit)}"
+            f"got {size}",
+            where="--global-batch-size",
+            expected=(
+                f"a multiple of --micro-batch-size {micro_batch_size} times the data-parallel size "
+                f"{data_parallel_size} (= {unit})"
+            ),
+            fix=f"give {max(unit, size - size % unit)}",
         )
     return size
 
@@ -44,7 +55,10 @@ def num_micro_batches(micro_batch_size: int, global_batch_size: int, data_parall
 def schedule_steps(
     config: OptimizerConfig, train_iters: int, global_batch_size: int
 ) -> tuple[int, int, int | None]:
-    """Warm-up, decay and WSD-decay in samples. Raises ConfigError when the warm-up does not end before the decay."""
+    """Warm-up, decay and WSD-decay in samples.
+
+    Raises ConfigError when the warm-up does not end before the decay.
+    """
     decay = config.lr_decay_samples or (config.lr_decay_iters or train_iters) * global_batch_size
     if config.lr_warmup_fraction is not None:
         warmup = int(config.lr_warmup_fraction * decay)
@@ -57,12 +71,15 @@ def schedule_steps(
             else f"--lr-warmup-iters {config.lr_warmup_iters}"
         )
         raise ConfigError(
-            f"{given} must be less than the decay's {decay // global_batch_size} iterations or {decay} samples "
-            "(--lr-decay-iters, --lr-decay-samples, or --train-iters)"
+            f"{given} must be less than the decay's {decay // global_batch_size} iterations or {decay} "
+            "samples",
+            fix="change it, or --lr-decay-iters, --lr-decay-samples or --train-iters",
         )
     wsd = config.lr_wsd_decay_samples or (config.lr_wsd_decay_iters or 0) * global_batch_size or None
     if wsd is not None and wsd > decay:
-        raise ConfigError(f"--lr-wsd-decay-* of {wsd} samples is longer than the whole decay of {decay}")
+        raise ConfigError(
+            f"{wsd} samples are longer than the whole decay of {decay}", where="--lr-wsd-decay-*"
+        )
     return warmup, decay, wsd
 
 

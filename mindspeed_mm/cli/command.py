@@ -67,7 +67,11 @@ def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
     ranks = parse(RankConfig, given(common, RankConfig), command.prog) if command.launch else RankConfig()
     if command.launch is None or ranks.nproc is None:
         if ranks != RankConfig():
-            raise ConfigError(f"{command.prog}: give --nproc N, too: how many processes this machine starts")
+            raise ConfigError(
+                "--nproc N is missing",
+                where=command.prog,
+                fix="give it: the number of processes on this machine",
+            )
         return partial(command.run, task_argv)
     if {"--dry-run", "--print-config"} & set(task_argv):
         check_here(ranks)
@@ -135,20 +139,21 @@ def _with_common(parser: FlagParser, command: Command) -> FlagParser:
 
 
 def _with_config_files(command: Command, paths: Sequence[str], rest: Sequence[str]) -> list[str]:
-    """`--config FILE…` as the job's own flags, by suffix and by the keys at the top, and the other arguments."""
+    """`--config FILE…` as the job's own flags, by suffix and top-level keys, and the other arguments."""
     found: dict[str, str] = {}
     for path in paths:
         kind = _kind_of(command, path)
         if kind.flag in found:
             raise ConfigError(
-                f"{command.prog}: --config {display_path(path)} and {display_path(found[kind.flag])} are both "
-                f"{kind.what}; give one"
+                f"--config {display_path(path)} and {display_path(found[kind.flag])} are both {kind.what}",
+                where=command.prog,
+                fix="give one",
             )
         found[kind.flag] = path
     twice = [flag for flag in found for word in rest if flag and word.partition("=")[0] == flag]
     if twice:
         raise ConfigError(
-            f"{command.prog}: --config and {twice[0]} both give the {_what(command, twice[0])}; keep one"
+            f"--config and {twice[0]} both set {_what(command, twice[0])}", where=command.prog, fix="keep one"
         )
     positional = [path for flag, path in found.items() if not flag]
     return [*positional, *rest, *(word for flag, path in found.items() if flag for word in (flag, path))]
@@ -169,5 +174,8 @@ def _kind_of(command: Command, path: str) -> ConfigFile:
                 return kind
     expected = ", ".join(f"{kind.what} ({kind.flag or 'FILE'})" for kind in command.files)
     raise ConfigError(
-        f"{command.prog}: --config {display_path(path)}: expected one of {expected}; name it by its flag"
+        "cannot tell what the file is",
+        where=f"{command.prog}: --config {display_path(path)}",
+        expected=f"one of {expected}",
+        fix="name it by its flag",
     )

@@ -43,12 +43,14 @@ def _find(argv: Sequence[str]) -> _Method:
     used = words[: 1 + named]
     name = used[-1] if len(used) == 1 + named else ""
     if name not in methods:
-        got = f"; got {name[:40]!r}{did_you_mean(name, list(methods))}" if name else ""
-        raise ConfigError(f"{PROG}: expected a method first: {', '.join(methods)}{got}")
+        got = f"got {name[:40]!r}{did_you_mean(name, list(methods))}" if name else "got none"
+        raise ConfigError(got, where=PROG, expected=f"a method first: {', '.join(methods)}")
     hints = get_type_hints(methods[name]).values()
     schema = next((hint for hint in hints if is_config(hint)), None)
     if schema is None:
-        raise ConfigError(f"{PROG} {name}: its settings are no Config of this package; use mm-convert for it")
+        raise ConfigError(
+            "its settings are not a Config of this package", where=f"{PROG} {name}", fix="use mm-convert"
+        )
     return _Method(tuple(used), methods[name], schema)
 
 
@@ -72,14 +74,17 @@ def _parser(argv: Sequence[str] | None) -> FlagParser:
 
 
 def read_config(argv: Sequence[str]) -> Config:
-    """The settings of a method: those of the file, replaced by `--set`, replaced by flags. Raises ConfigError."""
+    """The settings of a method: those of the file, replaced by `--set`, replaced by flags.
+
+    Raises ConfigError.
+    """
     method = _find(argv)
     namespace = _parser(argv).parse_strict(argv)
     path = namespace.config_file
     values = Overrides.parse(namespace.set or ()).apply((read_yaml(path) or {}) if path else {})
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path}: expected an object with keys such as source_path; got {json_type(values)}"
+            f"got {json_type(values)}", where=path, expected="an object with keys such as source_path"
         )
     values = {**values, **given(namespace, method.schema)}
     for name, part in method.nested.items():

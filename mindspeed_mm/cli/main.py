@@ -1,4 +1,7 @@
-"""`vace VERB …`: one command over the jobs of the scripts, mm-convert and mm-inspect. A verb's file is imported when it is used."""
+"""`vace VERB …`: one command over the jobs of the scripts, mm-convert and mm-inspect.
+
+A verb's file is imported when it is used.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +51,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @one_line_errors
 def _prepare(argv: list[str]) -> Callable[[], object]:
-    """What is left to do once the arguments are sound: the task handles signals itself, and so does the launcher."""
+    """What is left to do once the arguments are sound.
+
+    The task handles signals itself, and so does the launcher.
+    """
     if not argv or argv[0] in ("-h", "--help", "--help-all"):
         sys.stdout.write(help_text())
         return lambda: None
     verb, *rest = argv
     if verb not in VERBS:
         raise ConfigError(
-            f"vace: unknown verb {verb[:40]!r}{did_you_mean(verb, list(VERBS))}; see vace --help"
+            f"unknown verb {verb[:40]!r}{did_you_mean(verb, list(VERBS))}",
+            where="vace",
+            fix="see vace --help",
         )
     from mindspeed_mm.cli.command import prepare
 

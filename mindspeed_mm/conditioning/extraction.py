@@ -186,7 +186,10 @@ class Extraction:
     def run(
         self, records: Sequence[SampleRecord], stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Finished | Failed]:
-        """Encode what is missing. After `stop` turns true the current row is finished and the rest left for the next run."""
+        """Encode what is missing.
+
+        After `stop` turns true the current row is finished and the rest left for the next run.
+        """
         index = ContentIndex(self.save_path / STATE_FOLDER, self.rank)
         latents = PartIndex(self.save_path / STATE_FOLDER, "latents", self.rank)
         self._prompt_index = PartIndex(self.save_path / STATE_FOLDER, "prompts", self.rank)
@@ -247,7 +250,10 @@ class Extraction:
         return ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
 
     def _kept(self, task: ReadTask, latents: PartIndex) -> Finished | None:
-        """The row, when its files have not changed and its feature is there: nothing has to be opened but that."""
+        """The row, when its files have not changed and its feature is there.
+
+        Nothing has to be opened but that.
+        """
         if not task.is_known:
             return None
         key = self.recipe.key(task.record, task.known)
@@ -265,7 +271,7 @@ class Extraction:
         return Finished(task.record, key, info.shape, info.num_refs, fresh=False)
 
     def _twin(self, task: ReadTask, latents: PartIndex) -> tuple[str, Path] | None:
-        """The key that a row's feature will have, and a feature that has its latents already under other captions."""
+        """The key that a row's feature will have, and a feature with its latents under other captions."""
         if not task.is_known:
             return None
         twin = latents.get(self.recipe.latents_key(task.record, task.known))
@@ -274,7 +280,9 @@ class Extraction:
         return self.recipe.key(task.record, task.known), self._path(twin)
 
     def _retell(self, record: SampleRecord, key: str, twin: Path, writer: Writer) -> bool:
-        """Only captions or the text encoder changed: the stored latents stay, bit for bit, and the text is encoded.
+        """Only captions or the text encoder changed.
+
+        The stored latents stay, bit for bit, and the text is encoded.
 
         False when the stored ones are damaged.
         """
@@ -297,7 +305,10 @@ class Extraction:
             logger.warning(f"{error}; not reused, what it was needed for is encoded again")
 
     def _prompts(self, record: SampleRecord, key: str) -> tuple[Tensor, ...]:
-        """From a feature of earlier settings where there is one: other frames or sizes are no reason to run the text encoder."""
+        """From a feature of earlier settings where there is one.
+
+        Other frames or sizes are no reason to run the text encoder.
+        """
         if self._prompt_index is None:
             return self.text.encode(record.captions)
         shared = self.recipe.prompts_key(record)
@@ -354,8 +365,10 @@ class Extraction:
                 latents, context = latents.to("cpu", torch.bfloat16), context.to("cpu", torch.bfloat16)
             except torch.OutOfMemoryError as error:
                 raise MindSpeedMMError(
-                    f"{record.address}: the device ran out of memory encoding {list(pixels.video.shape[:3])} frames x height x "
-                    f"width; set ae.enable_tiling in the model JSON, or lower max_hxw or num_frames ({str(error).splitlines()[0]})"
+                    f"out of device memory while encoding {list(pixels.video.shape[:3])} frames x height x "
+                    f"width ({str(error).splitlines()[0]})",
+                    where=record.address,
+                    fix="set ae.enable_tiling in the model JSON, or lower max_hxw or num_frames",
                 ) from None
         with self.seconds.during("text"):
             prompts = self._prompts(record, key)
@@ -409,11 +422,15 @@ def _with_address(record: SampleRecord, reason: str) -> str:
 
 @contextmanager
 def _watchdog(record: SampleRecord, timeout: float) -> Iterator[None]:
-    """End the process when the device does not come back: waiting in silence helps nobody, and a new run goes on from here."""
+    """End the process when the device does not come back.
+
+    Waiting in silence helps nobody, and a new run goes on from here.
+    """
 
     def give_up() -> None:
         logger.error(
-            f"{record.address}: encoding did not end within {timeout:g} s (--sample-timeout); stopping. Start again to go on"
+            f"{record.address}: encoding did not end within {timeout:g} s (--sample-timeout); stopping. "
+            "Start again to go on"
         )
         os._exit(1)
 

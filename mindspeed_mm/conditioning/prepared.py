@@ -33,9 +33,12 @@ def describe(prepared: Prepared) -> str:
 
 
 def write_prepared(prepared: Prepared, folder: Path, said: Mapping[str, Any]) -> list[Path]:
-    """src_video, src_mask (FFV1, lossless), reference_N.png and prepare.json in `folder`, all or none. Raises DataError.
+    """src_video, src_mask (FFV1, lossless), reference_N.png and prepare.json in `folder`, all or none.
 
-    src_video is an mp4; a single frame and its mask are PNGs; odd sizes, which H.264 lacks, are lossless .mkv.
+    Raises DataError.
+
+    src_video is an mp4; a single frame and its mask are PNGs; odd sizes, which H.264 lacks, are lossless
+    .mkv.
     """
     draft = folder / temporary_name("prepared")
     try:
@@ -55,7 +58,10 @@ def write_prepared(prepared: Prepared, folder: Path, said: Mapping[str, Any]) ->
 def write_files(
     prepared: Prepared, folder: Path, said: Mapping[str, Any], *, lossless: bool = False
 ) -> dict[str, Any]:
-    """The files directly in `folder`, and what prepare.json says: `said`, and their names by key. Raises OSError."""
+    """The files directly in `folder`, and what prepare.json says: `said`, and their names by key.
+
+    Raises OSError.
+    """
     names = _write_clip(prepared, folder, lossless=lossless)
     references = [f"reference_{number}.png" for number in range(len(prepared.references))]
     for name, reference in zip(references, prepared.references, strict=True):
@@ -75,7 +81,10 @@ def cannot_write(folder: Path, error: OSError) -> DataError:
 
 
 def _write_clip(prepared: Prepared, folder: Path, *, lossless: bool) -> dict[str, str]:
-    """The names of the files by their keys. Masks wait in a spool while the clip is encoded: one pass over the source."""
+    """The names of the files by their keys.
+
+    Masks wait in a spool while the clip is encoded: one pass over the source.
+    """
     if prepared.steps is None:
         return {}
     lossless = lossless or bool(prepared.size[0] % 2 or prepared.size[1] % 2)

@@ -45,13 +45,17 @@ class RecipeTask(Config):
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="options of the task; a value may be {choice: […]}, {uniform: [a, b]} or {integers: [a, b]}",
+        description=(
+            "options of the task; a value may be {choice: […]}, {uniform: [a, b]} or {integers: [a, b]}"
+        ),
     )
     shift: float | None = Field(
         default=None,
         ge=0.001,
         le=1000,
-        description="in training: shift of the noise schedule for these samples; null = that of the model JSON",
+        description=(
+            "in training: shift of the noise schedule for these samples; null = that of the model JSON"
+        ),
     )
     loss_weight: float = Field(
         default=1.0, gt=0, le=1000, description="in training: what the loss of these samples is multiplied by"
@@ -95,7 +99,8 @@ class Recipe(Config):
         ends = [stage.until for stage in self.stages[:-1]]
         if None in ends or any(a >= b for a, b in pairwise(filter(None, [*ends, *self._last_end()]))):
             raise ValueError(
-                f"stages end at {', '.join(str(stage.until) for stage in self.stages)}; expected `until` to rise, "
+                f"stages end at {', '.join(str(stage.until) for stage in self.stages)}; expected `until` to "
+                "rise, "
                 "and null in the last stage only"
             )
         for number, stage in enumerate(self.stages):
@@ -172,8 +177,9 @@ def entry_task(name: str, entry: RecipeTask, where: str = "") -> Task:
 def draws(recipe: Recipe, row: int, clip: str) -> list[Draw]:
     """The task and options of each variant of a clip, whatever process asks; [] when no entry takes the clip.
 
-    `row` is the clip's place in the dataset, `clip` the name that the entries' `clips` are compared with. More variants
-    leave the first ones as they are. A control task comes once, as long as the clip has another entry. Raises ConfigError.
+    `row` is the clip's place in the dataset, `clip` the name that the entries' `clips` are compared with.
+    More variants leave the first ones as they are. A control task comes once, as long as the clip has another
+    entry. Raises ConfigError.
     """
     fitting = {name: entry for name, entry in recipe.tasks.items() if _takes(entry, clip)}
     generator = np.random.default_rng([recipe.seed, row])
@@ -193,8 +199,9 @@ def training_draw(
 ) -> Draw | None:
     """The task of one training sample; None when no entry takes the clip at this iteration, counted from 1.
 
-    Entry and options follow from the run's `seed` and `first_index`, the index of the first sample of its micro-batch,
-    whose samples must have one shape; what is drawn within the task follows from the sample's own index. Raises ConfigError.
+    Entry and options follow from the run's `seed` and `first_index`, the index of the first sample of its
+    micro-batch, whose samples must have one shape; what is drawn within the task follows from the sample's
+    own index. Raises ConfigError.
     """
     weights = {name: w for name, w in recipe.weights(iteration).items() if _takes(recipe.tasks[name], clip)}
     if not weights:
@@ -268,7 +275,10 @@ def _check_drawn(value: Any, where: str) -> None:
     kind = next(iter(value), "")
     if len(value) != 1 or kind not in _KINDS:
         raise ConfigError(
-            f"got an object with the keys {', '.join(map(str, value))[:60]}{did_you_mean(str(kind), list(_KINDS))}",
+            (
+                "got an object with the keys "
+                f"{', '.join(map(str, value))[:60]}{did_you_mean(str(kind), list(_KINDS))}"
+            ),
             where=where,
             expected="{choice: […]}, {uniform: [a, b]} or {integers: [a, b]}",
         )

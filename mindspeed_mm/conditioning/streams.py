@@ -1,4 +1,7 @@
-"""Encoding several clips of one sample: each different one once, equal sizes together, constant grey from a cache."""
+"""Encoding several clips of one sample.
+
+Each different one once, equal sizes together, constant grey from a cache.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ class Vae(Protocol):
 class StreamEncoder:
     """A VAE that does not encode the same pixels twice.
 
-    A clip that is zero (mid-grey) everywhere is encoded alone, once for each length and size, and remembered: the
-    latents are the same bits as without the cache. `max_batch` is how many clips of one size go through the VAE
-    together; it is fixed for a run, so that a sample's latents depend on the sample only.
+    A clip that is zero (mid-grey) everywhere is encoded alone, once for each length and size, and remembered:
+    the latents are the same bits as without the cache. `max_batch` is how many clips of one size go through
+    the VAE together; it is fixed for a run, so that a sample's latents depend on the sample only.
     """
 
     def __init__(self, vae: Vae, *, max_batch: int = 1, max_grey: int = 64) -> None:

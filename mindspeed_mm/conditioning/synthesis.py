@@ -1,4 +1,7 @@
-"""Conditions drawn for plain clips while features are extracted: no prepared files. Draws follow from (seed, row)."""
+"""Conditions drawn for plain clips while features are extracted: no prepared files.
+
+Draws follow from (seed, row).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from mindspeed_mm.files import format_json
 
 
 class SynthesizedDataset:
-    """The rows of a VaceDataset, each plain one as often as the recipe's `variants`, with the task that is drawn for it."""
+    """The rows of a VaceDataset, each plain one `variants` times, each time with the task drawn for it."""
 
     def __init__(self, plain: VaceDataset, recipe: Recipe) -> None:
         self._plain = plain
@@ -49,7 +52,10 @@ class SynthesizedDataset:
 
 
 def synthesized(records: Iterable[SampleRecord], recipe: Recipe) -> list[SampleRecord]:
-    """Each plain row as its variants; a row with a src_video or mask of its own, or that no entry takes, stays as it is."""
+    """Each plain row as its variants.
+
+    A row with a src_video or mask of its own, or that no entry takes, stays as it is.
+    """
     found: list[SampleRecord] = []
     for record in records:
         drawn = draws(recipe, record.row, str(record.video)) if record.is_plain else []
@@ -70,15 +76,18 @@ def drawn_as(draw: Draw, variant: int = 0) -> Synthesis:
 
 
 def load_synthesized(record: SampleRecord, config: VideoConfig) -> PixelSample:
-    """One row in pixels, its src_video, mask and references made of its own clip. Raises DataError with the row's address."""
+    """One row in pixels, its src_video, mask and references made of its own clip.
+
+    Raises DataError with the row's address.
+    """
     pixels = load_pixels(record, config)
     if record.synthesis is None:
         return pixels
     try:
         return _with_conditions(pixels, record, record.synthesis)
     except MindSpeedMMError as error:
-        problem = f"task {record.synthesis.task}: {error}"
-        raise DataError(f"{record.address}: {problem}" if record.address else problem) from None
+        address = f"{record.address}: " if record.address else ""
+        raise error.as_kind(DataError).at(f"{address}task {record.synthesis.task}") from None
 
 
 def _with_conditions(pixels: PixelSample, record: SampleRecord, drawn: Synthesis) -> PixelSample:

@@ -40,10 +40,13 @@ def plan_context(
     width: int,
     device: torch.device | str = "cpu",
 ) -> ContextPlan:
-    """Split [3, T, H, W] pixels by the mask [1, T, H, W] (1 = generate). Missing pixels are zeros, a missing mask is ones.
+    """Split [3, T, H, W] pixels by the mask [1, T, H, W] (1 = generate).
 
-    A soft mask is cut at 0.5 for the split and stays soft in the mask channels, as in the official code and diffusers.
-    Raises DataError when sizes do not agree, or do not fit the VAE (T = 4k+1) and the patches (H, W multiples of 16).
+    Missing pixels are zeros, a missing mask is ones.
+
+    A soft mask is cut at 0.5 for the split and stays soft in the mask channels, as in the official code and
+    diffusers. Raises DataError when sizes do not agree, or do not fit the VAE (T = 4k+1) and the patches (H,
+    W multiples of 16).
     """
     _check_size(num_frames, height, width)
     shape = (num_frames, height, width)
@@ -65,7 +68,10 @@ def plan_context(
 
 
 def fold_mask(mask: Tensor) -> Tensor:
-    """[1, T, H, W] to [64, F, h, w]: one channel for each pixel of an 8x8 cell, one frame of about four kept."""
+    """[1, T, H, W] to [64, F, h, w].
+
+    One channel for each pixel of an 8x8 cell, one frame of about four kept.
+    """
     cells = rearrange(mask, "1 t (h py) (w px) -> (py px) t h w", py=8, px=8)
     return cells[:, list(mask_frames(mask.shape[1]))]
 
@@ -78,7 +84,10 @@ def mask_frames(num_frames: int) -> tuple[int, ...]:
 
 
 def encode_latents(vae: Vae | StreamEncoder, video: Tensor, src_ref_images: Sequence[Tensor] = ()) -> Tensor:
-    """[3, T, H, W] pixels to fp32 [16, R+F, h, w]: each reference [3, 1, H, W] alone, in the order given, then the clip."""
+    """[3, T, H, W] pixels to fp32 [16, R+F, h, w].
+
+    Each reference [3, 1, H, W] alone, in the order given, then the clip.
+    """
     _check_size(*video.shape[1:])
     encoder = stream_encoder(vae)
     streams = [clip.to(encoder.device, torch.float32) for clip in (*src_ref_images, video)]
@@ -97,7 +106,8 @@ def encode_vace_context(
 ) -> Tensor:
     """[3, T, H, W] pixels, [1, T, H, W] mask, R × [3, 1, H, W] references to fp32 [96, R+F, h, w].
 
-    Channels: inactive 16, reactive 16, mask 64; a reference stands as itself, 16 zeros, 64 zeros, in front. Raises DataError.
+    Channels: inactive 16, reactive 16, mask 64; a reference stands as itself, 16 zeros, 64 zeros, in front.
+    Raises DataError.
     """
     encoder = stream_encoder(vae)
     plan = plan_context(
@@ -126,7 +136,9 @@ def assemble_context(
 
 
 def encode_features(vae: Vae | StreamEncoder, sample: TensorSample) -> tuple[Tensor, Tensor]:
-    """One sample to latents [16, R+F, h, w] and vace_context [96, R+F, h, w], all its clips through the VAE together.
+    """One sample to latents [16, R+F, h, w] and vace_context [96, R+F, h, w].
+
+    All its clips go through the VAE together.
 
     A mask without src_video masks the target video itself. Raises DataError for sizes that do not agree.
     """
@@ -151,16 +163,22 @@ def encode_features(vae: Vae | StreamEncoder, sample: TensorSample) -> tuple[Ten
 def _check_size(num_frames: int, height: int, width: int) -> None:
     if num_frames % 4 != 1:
         raise DataError(
-            f"{num_frames} frames: the VAE takes 1 and then 4 at a time; {(num_frames - 1) // 4 * 4 + 1} fit"
+            f"got {num_frames} frames",
+            expected="4n + 1 frames, as the VAE takes 1 and then 4 at a time",
+            fix=f"use {(num_frames - 1) // 4 * 4 + 1}",
         )
     if height % 16 or width % 16:
         raise DataError(
-            f"{width}x{height} pixels: width and height must be multiples of 16, one token's side"
+            f"got {width}x{height} pixels",
+            expected="a width and height in multiples of 16, the side of a token",
         )
 
 
 def _check_shape(name: str, found: Tensor, wanted: tuple[int, ...]) -> None:
     if tuple(found.shape) != wanted:
         raise DataError(
-            f"{name} is {list(found.shape)}, expected {list(wanted)}; cut and resize it to the clip"
+            f"got {list(found.shape)}",
+            where=name,
+            expected=f"{list(wanted)}",
+            fix="trim and resize it to match the clip",
         )

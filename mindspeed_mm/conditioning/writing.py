@@ -1,4 +1,7 @@
-"""Writing features behind the encoding: a thread of its own, and what is known of a row once its file is there."""
+"""Writing features behind the encoding.
+
+A thread of its own, and what is known of a row once its file is there.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ class Writer:
                 future.result()
 
     def finished(self, *, all_of_them: bool = False) -> list[Finished]:
-        """Rows whose files are on disk by now, in the order they were queued. Raises DataError when writing failed."""
+        """Rows whose files are on disk by now, in the order they were queued.
+
+        Raises DataError when writing failed.
+        """
         ready: list[Finished] = []
         while self._open and (all_of_them or self._open[0][1].done()):
             _, future, done = self._open.pop(0)
@@ -68,5 +74,7 @@ def _write(path: Path, feature: FeatureRecord, metadata: Mapping[str, str]) -> N
         write_feature(path, feature, metadata)
     except OSError as error:
         raise MindSpeedMMError(
-            f"{path}: cannot be written: {error}; free some space and start again, it goes on from here"
+            f"cannot be written: {error}",
+            where=path,
+            fix="free some space and start again; finished clips are kept",
         ) from None

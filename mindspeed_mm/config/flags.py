@@ -1,4 +1,7 @@
-"""Fields become flags: `--adam-beta1` exists because some config has a field `adam_beta1`. Help and type come from there."""
+"""Fields become flags: `--adam-beta1` exists because some config has a field `adam_beta1`.
+
+Help and type come from there.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from mindspeed_mm.registry import did_you_mean
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are ConfigErrors (one line, exit code 1) and name the nearest flag."""
+    """argparse without abbreviations.
+
+    Its errors are ConfigErrors (one line, exit code 1) and name the nearest flag.
+    """
 
     def __init__(self, prog: str, description: str, *, add_help: bool = True) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=add_help)
@@ -23,14 +29,14 @@ class FlagParser(argparse.ArgumentParser):
         short = (
             message if len(message) <= 600 else f"{message[:300]}…{message[-200:]}"
         )  # choices are long, too
-        raise ConfigError(f"{self.prog}: {short}; see {self.prog} --help")
+        raise ConfigError(short, where=self.prog, fix=f"see {self.prog} --help")
 
     def parse_strict(self, argv: Iterable[str]) -> argparse.Namespace:
         """Parse all of `argv`. Raises ConfigError for a flag that nobody declared."""
         namespace, unknown = self.parse_known_args(list(argv))
         if unknown:
             flag = unknown[0].split("=")[0]
-            raise ConfigError(f"{self.prog}: unknown argument {flag!r}{did_you_mean(flag, self.flags())}")
+            raise ConfigError(f"unknown argument {flag!r}{did_you_mean(flag, self.flags())}", where=self.prog)
         return namespace
 
     def flags(self) -> list[str]:
@@ -44,7 +50,9 @@ def flag_name(field: str) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser, schema: type[Config], title: str) -> None:
-    """One flag for each field of `schema`; a flag that is not given leaves no trace, so the field's default holds.
+    """One flag for each field of `schema`.
+
+    A flag that is not given leaves no trace, so the field's default holds.
 
     A field that is a config itself has no flag; give its fields in a group of their own.
     """
@@ -81,7 +89,10 @@ def numbers(word: str) -> float | tuple[float, ...]:
 
 
 def _kind_of(field: Any) -> dict[str, Any]:
-    """argparse keywords for a field: one that is true by default also gets `--no-…`; a repeated one adds up."""
+    """argparse keywords for a field.
+
+    One that is true by default also gets `--no-…`; a repeated one adds up.
+    """
     if (field.json_schema_extra or {}).get("repeated"):
         return {"action": "append", "metavar": "KEY=VALUE"}
     if field.annotation is bool and field.default is True:

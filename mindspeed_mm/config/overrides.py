@@ -1,4 +1,7 @@
-"""`--set a.b=value`: nested keys of a JSON or YAML file, replaced before the file is checked. Flags win over them."""
+"""`--set a.b=value`: nested keys of a JSON or YAML file, replaced before the file is checked.
+
+Flags win over them.
+"""
 
 from __future__ import annotations
 
@@ -65,14 +68,19 @@ def _parse_override(word: str, files: Sequence[str]) -> Override:
     if not equals or not _PATH.fullmatch(path):
         example = f"{files[0]}.key=value" if files else "key=value, tasks[0].key=value"
         raise ConfigError(
-            f"--set {word[:80]}: expected {example}; write the key, an equals sign and the value"
+            "no value is given",
+            where=f"--set {word[:80]}",
+            expected=example,
+            fix="write the key, an equals sign and the value",
         )
     keys = tuple(key.strip("[]") for key in _KEY.findall(path))
     if files and (keys[0] not in files or len(keys) < 2):
         near = did_you_mean(keys[0], list(files)) if keys[0] not in files else ""
         raise ConfigError(
-            f"--set {word[:80]}: expected a key that begins with {', '.join(f'{name}.' for name in files)}; got "
-            f"{path[:40]!r}{near}; what no file holds has a flag of its own"
+            f"got {path[:40]!r}{near}",
+            where=f"--set {word[:80]}",
+            expected=f"a key that begins with {', '.join(f'{name}.' for name in files)}",
+            fix="use a flag of its own for what no file holds",
         )
     return Override(word, keys, parse_value(text))
 
@@ -89,7 +97,9 @@ def _replaced(values: Any, keys: tuple[str, ...], item: Override) -> Any:
         at = int(first)
         return [*values[:at], _replaced(values[at], tuple(rest), item), *values[at + 1 :]]
     if isinstance(values, list):
-        raise ConfigError(f"--set {item.word[:80]}: expected an index below {len(values)}, got {first!r}")
+        raise ConfigError(
+            f"got {first!r}", where=f"--set {item.word[:80]}", expected=f"an index below {len(values)}"
+        )
     raise ConfigError(
-        f"--set {item.word[:80]}: {first!r} cannot be set: the value above it is {json_type(values)}"
+        f"{first!r} cannot be set: the value above it is {json_type(values)}", where=f"--set {item.word[:80]}"
     )

@@ -69,7 +69,10 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """A switch is no number, although Python counts True as 1; and no number is beyond what a run can use."""
+        """A switch is no number, although Python counts True as 1.
+
+        No number is beyond what a run can use.
+        """
         field = cls.model_fields[str(info.field_name)]
         annotation: Any = field.annotation
         kinds = _scalar_kinds(annotation)
@@ -95,27 +98,26 @@ class Config(BaseModel):
 
 
 def parse(schema: type[C], values: object, where: str, notes: list[str] | None = None) -> C:
-    """Plain values → `schema`. `where` starts the address of an error (a file name); `notes` collects unused keys.
+    """Plain values → `schema`.
 
-    Raises ConfigError listing every problem in one line: `pretrain_model.json:predictor.num_head: unknown key (…)`.
+    `where` starts the address of an error (a file name); `notes` collects unused keys.
+
+    Raises ConfigError listing every problem in one line: `pretrain_model.json:predictor.num_head: unknown key
+    (…)`.
     """
     found: list[str] = []
     try:
         config = schema.model_validate(values, context=found)
     except ValidationError as error:
-        raise ConfigError(
-            "; ".join(
-                _problem(schema, where, dict(item))
-                for item in error.errors()
-                if not _is_consequence(dict(item))
-            )
-        ) from None
+        items = [dict(item) for item in error.errors()]
+        problems = [_problem(schema, where, item) for item in items if not _is_consequence(item)]
+        raise problems[0] if len(problems) == 1 else ConfigError("; ".join(map(str, problems))) from None
     if notes is not None:
         notes += [f"{where}:{note}" for note in dict.fromkeys(found)]
     return config
 
 
-def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
+def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> ConfigError:
     unknown = item["type"] == "extra_forbidden"
     *path, last = item["loc"] or [""]
     location = [part for part in path if not _is_type_tag(part)]
@@ -126,19 +128,20 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> str:
     address = joint.join(filter(None, [where, _dotted(location)]))
     if unknown:
         known = _known_keys(schema, location[:-1])
-        return f"{address}: unknown key{did_you_mean(str(location[-1]), known)}"
+        return ConfigError(f"unknown key{did_you_mean(str(location[-1]), known)}", where=address)
     if item["type"] == "missing":
-        return f"{address}: missing; it is required"
+        return ConfigError("missing; it is required", where=address)
     value = item.get("input")
     if item["type"] in _EXPECTED:
         context = item.get("ctx", {})
         got = context.get("actual_length", _shown(value))  # of a list that is too long, how many there are
-        return f"{address}: expected {_EXPECTED[item['type']].format(**context)}, got {got}"
+        expected = _EXPECTED[item["type"]].format(**context)
+        return ConfigError(f"got {got}", where=address, expected=expected)
     message = item["msg"].removeprefix("Value error, ")
     found = (
         "" if ", got " in message or not isinstance(value, (str, int, float)) else f" (found {_shown(value)})"
     )
-    return f"{address}: {message}{found}"
+    return ConfigError(f"{message}{found}", where=address)
 
 
 def _shown(value: object) -> str:
@@ -176,7 +179,10 @@ def _dotted(location: list[Any]) -> str:
 
 
 def _known_keys(schema: type[BaseModel], location: list[Any]) -> list[str]:
-    """The keys that the config at `location` knows; [] where the path leads through something that is no config."""
+    """The keys that the config at `location` knows.
+
+    [] where the path leads through something that is no config.
+    """
     current: type[BaseModel] | None = schema
     is_key = False  # the next part is a key of a mapping, not a field
     for part in location:

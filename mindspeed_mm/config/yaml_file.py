@@ -1,4 +1,7 @@
-"""YAML with the scalars of JSON: no dates, no `1:30` as a number, no key twice, no aliases that expand without limit."""
+"""YAML with the scalars of JSON.
+
+No dates, no `1:30` as a number, no key twice, no aliases that expand without limit.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,19 @@ _MOST_BYTES = 256 << 10  # seconds of parsing; the shipped files have one kiloby
 
 
 def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
-    """The contents of a YAML file as JSON would have them: a date and `1:30` are texts, `1e-4` is a number. Raises `error`."""
+    """The contents of a YAML file as JSON would have them: a date and `1:30` are texts, `1e-4` is a number.
+
+    Raises `error`.
+    """
     text, where = read_text(path, error, max_bytes=_MOST_BYTES), display_path(path)
     try:
         loader = _yaml_loader()(text)
         try:
             node = loader.get_single_node()
             if node is not None and _yaml_nodes(node, {}, 0) > _MAX_NODES:
-                raise error(f"{where}: its aliases expand to more than {_MAX_NODES} values; write them out")
+                raise error(
+                    f"its aliases expand to more than {_MAX_NODES} values", where=where, fix="write them out"
+                )
             values = None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
@@ -31,9 +39,9 @@ def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
         mark = getattr(problem, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(problem, "problem", None) or getattr(problem, "reason", None) or problem
-        raise error(f"{where}{line}: not valid YAML: {reason}") from None
+        raise error(f"not valid YAML: {reason}", where=f"{where}{line}") from None
     except RecursionError:
-        raise error(f"{where}: not valid YAML: nested more than {MAX_DEPTH} deep") from None
+        raise error(f"not valid YAML: nested more than {MAX_DEPTH} deep", where=where) from None
     except (
         ArithmeticError,
         AttributeError,
@@ -41,9 +49,11 @@ def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
         TypeError,
         ValueError,
     ) as problem:  # PyYAML's, on odd tags
-        raise error(f"{where}: not valid YAML: a value does not fit its type ({str(problem)[:80]})") from None
+        raise error(
+            f"not valid YAML: a value does not fit its type ({str(problem)[:80]})", where=where
+        ) from None
     if reason := plain_problem(values):
-        raise error(f"{where}: {reason}")
+        raise error(reason, where=where)
     return values
 
 

@@ -1,4 +1,7 @@
-"""What the bytes of a video file tell without a decoder: whether the size may change, whether the end is cut off. No torch."""
+"""What the bytes of a video file tell without a decoder.
+
+Whether the size may change, whether the end is cut off. No torch.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ _FIXED = frozenset(
 
 
 class SizeWatch:
-    """Compares the bytes that hold the size in each key frame. `unsure`: they differ or cannot be read; decode to find out."""
+    """Compares the bytes that hold the size in each key frame.
+
+    `unsure`: they differ or cannot be read; decode to find out.
+    """
 
     def __init__(self, codec: Any) -> None:
         self.unsure = False
@@ -172,7 +178,10 @@ def head_of(packet: Any) -> bytes:
 
 
 def has_several_descriptions(path: Path) -> bool:
-    """Whether an MP4 or MOV describes one of its streams more than once: the size may change with the description."""
+    """Whether an MP4 or MOV describes one of its streams more than once.
+
+    The size may change with the description.
+    """
     with open(path, "rb") as file:
         while len(header := file.read(8)) == 8:
             size, kind = int.from_bytes(header[:4], "big"), header[4:]
@@ -186,7 +195,10 @@ def has_several_descriptions(path: Path) -> bool:
 
 
 def may_end_inside_a_frame(path: Path, program: int) -> bool:
-    """Whether a transport stream's last packet of stream `program` is full: a frame mostly ends in one that is padded."""
+    """Whether a transport stream's last packet of stream `program` is full.
+
+    A frame mostly ends in one that is padded.
+    """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - (1 << 18)) // (188 * 192) * (188 * 192))  # a multiple of both packet lengths

@@ -1,4 +1,7 @@
-"""Look at every clip of a dataset before any device is touched: what cannot be used and why, and what the rest will become. No torch."""
+"""Look at every clip of a dataset before any device is touched.
+
+What cannot be used and why, and what the rest will become. No torch.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,10 @@ class CheckReport:
         return sorted({problem.row for problem in self.problems})
 
     def demand(self, skip_bad_samples: int) -> None:
-        """Raise DataError, listing the problems, when more rows than `skip_bad_samples` are bad or none is good."""
+        """Raise DataError with the problems if more than `skip_bad_samples` rows are bad or none is good."""
         if len(self.bad_rows) > skip_bad_samples or not self.records:
-            hint = (
-                ""
-                if skip_bad_samples >= self.rows
-                else "; correct them, or go on without them: --skip-bad-samples N"
-            )
-            raise DataError(list_problems(self.problems, self.rows) + hint)
+            fix = "correct them, or skip them: --skip-bad-samples N" if skip_bad_samples < self.rows else ""
+            raise DataError(list_problems(self.problems, self.rows), fix=fix)
 
     def write(self, path: Path) -> None:
         """A JSON file that names every row that is left out, and why."""
@@ -121,7 +120,8 @@ def check_dataset(
     for problem in report.problems[:20]:
         logger.warning("left out: %s", problem)
     if report.problems:
-        logger.warning("%d of %d rows are left out%s", len(report.bad_rows), report.rows, f"; all of them: {report_path}" if report_path else "")  # fmt: skip
+        listed = f"; all of them: {report_path}" if report_path else ""
+        logger.warning("%d of %d rows are left out%s", len(report.bad_rows), report.rows, listed)
     return report
 
 
@@ -133,10 +133,12 @@ def check_manifest(
     timeout: float = 60.0,
     memory: Path | None = None,
 ) -> CheckReport:
-    """Open every clip, image and mask of the records, many at a time. A file that takes longer than `timeout` seconds is bad.
+    """Open every clip, image and mask of the records, many at a time.
 
-    `workers=0` looks in this process, without a time limit. With a folder as `memory`, good files are remembered there by size
-    and time stamp, and opened again only when those have changed.
+    A file that takes longer than `timeout` seconds is bad.
+
+    `workers=0` looks in this process, without a time limit. With a folder as `memory`, good files are
+    remembered there by size and time stamp, and opened again only when those have changed.
     """
     if not isinstance(manifest, Manifest):
         manifest = Manifest(tuple(manifest), (), (), len(manifest))
@@ -149,7 +151,8 @@ def check_manifest(
     problems = list(manifest.problems)
     with ReadAhead(partial(look_at, config=config), num_workers=workers, timeout=timeout) as crew:
         fresh = crew.map((look for look in looks if not look.is_known), chunk=chunk)
-        for look, found in chain(((look, look_at(look, config)) for look in known), _with_progress(fresh, len(looks) - len(known))):  # fmt: skip
+        unchanged = ((look, look_at(look, config)) for look in known)
+        for look, found in chain(unchanged, _with_progress(fresh, len(looks) - len(known))):
             if isinstance(found, DataError):
                 problems.append(Problem(look.record.address, str(found), look.record.row))
                 continue

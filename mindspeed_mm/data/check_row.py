@@ -1,4 +1,7 @@
-"""Look at one row of a dataset: what its files are, what becomes of them, or everything that is wrong. No torch."""
+"""Look at one row of a dataset: what its files are, what becomes of them, or everything that is wrong.
+
+No torch.
+"""
 
 from __future__ import annotations
 

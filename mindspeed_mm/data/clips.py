@@ -1,6 +1,7 @@
 """How a video file is opened: what is no video, and which of its streams a player plays. No torch.
 
-The check, both readers and the feature key all ask here, in `packets.py` and `pictures.py`, so that they cannot disagree.
+The check, both readers and the feature key all ask here, in `packets.py` and `pictures.py`, so that they
+cannot disagree.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ def check_av_version() -> None:
     try:
         version = importlib.metadata.version("av")
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"PyAV is not installed; clips need it: pip install 'av>={AV_FLOOR}'") from None
+        raise ConfigError(
+            "PyAV is not installed; clips need it", fix=f"pip install 'av>={AV_FLOOR}'"
+        ) from None
     major = version.partition(".")[0]
     if major.isdigit() and int(major) < AV_FLOOR:
         raise ConfigError(
-            f"PyAV {version} is installed; expected {AV_FLOOR} or newer, as older ones read colours and rotation "
-            f"otherwise: pip install 'av>={AV_FLOOR}'"
+            f"PyAV {version} is installed, which reads colours and rotation differently",
+            expected=f"{AV_FLOOR} or newer",
+            fix=f"pip install 'av>={AV_FLOOR}'",
         )
 
 
@@ -52,7 +56,9 @@ def open_clip(path: Path) -> tuple[Any, Any]:
         stream = _choose_stream(path, container)
         if stream.codec_context is None:
             raise DataError(
-                f"{display_path(path)}: its video stream has a codec that FFmpeg does not know; is it damaged?"
+                "its video stream has a codec that FFmpeg does not know",
+                where=display_path(path),
+                fix="check if the file is damaged",
             )
         check_pixels(path, stream.codec_context.width or 0, stream.codec_context.height or 0)
     except BaseException:
@@ -62,17 +68,20 @@ def open_clip(path: Path) -> tuple[Any, Any]:
 
 
 def refuse_text(path: Path) -> None:
-    """Raise DataError for a text with a video's name. FFmpeg would draw it as a terminal, or follow it as a playlist."""
+    """Raise DataError for a text with a video's name.
+
+    FFmpeg would draw it as a terminal, or follow it as a playlist.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(256)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"cannot be read: {error.strerror}", where=path) from None
     if not head:
-        raise DataError(f"{path}: the file is empty")
+        raise DataError("file is empty", where=path)
     if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head) and not head.startswith(b"YUV4MPEG"):
         raise DataError(
-            f"{path}: a text, not a video; it begins with {head[:24].decode('utf-8', 'replace')!r}"
+            f"is text, not a video: it begins with {head[:24].decode('utf-8', 'replace')!r}", where=path
         )
 
 
@@ -86,17 +95,19 @@ def _refuse_still(path: Path, container: Any) -> None:
     name = container.format.name.removesuffix("_pipe")
     if name in _STILL_FORMATS:
         kind = {"image2": "", "jpeg": "JPEG "}.get(name, f"{name.upper()} ")
-        raise DataError(f"{display_path(path)}: a {kind}image with a video's name; rename it to what it is")
+        raise DataError(
+            f"is a {kind}image with a video's suffix", where=display_path(path), fix="rename it to what it is"
+        )
 
 
 def _choose_stream(path: Path, container: Any) -> Any:
     """The first default stream that is no cover, thumbnail or still picture."""
     streams = list(container.streams.video)
     if not streams:
-        raise DataError(f"{display_path(path)}: there is no video in it")
+        raise DataError("file contains no video stream", where=display_path(path))
     moving = [stream for stream in streams if not is_cover(stream)]
     if not moving:
-        raise DataError(f"{display_path(path)}: there is no video in it, only a cover picture")
+        raise DataError("file contains no video stream, only a cover picture", where=display_path(path))
     if len(moving) > 1:
         counts = _count_packets(path, moving)
         moving = [stream for stream in moving if counts[stream.index] > 1] or moving
@@ -118,7 +129,10 @@ def is_cover(stream: Any) -> bool:
 
 
 def _count_packets(path: Path, streams: Sequence[Any]) -> dict[int, int]:
-    """At most two where no header counts. In a container of its own: going back in it may lose the first frames."""
+    """At most two where no header counts.
+
+    In a container of its own: going back in it may lose the first frames.
+    """
     import av
 
     if all(stream.frames for stream in streams):
@@ -134,4 +148,4 @@ def _count_packets(path: Path, streams: Sequence[Any]) -> dict[int, int]:
 
 def describe_error(path: Path, error: Exception) -> DataError:
     """FFmpeg's complaint with the file's name."""
-    return DataError(f"{display_path(path)}: cannot be opened as a video: {short(error)}")
+    return DataError(f"cannot be opened as a video: {short(error)}", where=display_path(path))

@@ -1,4 +1,6 @@
-"""Paths, or whatever a user has → what the model sees, in pixels: the one way of extraction, generation and inspection.
+"""Paths, or whatever a user has → what the model sees, in pixels.
+
+The one way of extraction, generation and inspection.
 
 Nothing is changed without a note or against a policy.
 """
@@ -71,9 +73,9 @@ def load_conditions(
 ) -> ReadConditions:
     """Read everything and bring it to the size, rate and length requested; `to_tensors` makes fp32 of it.
 
-    `target`: the video of a dataset's row. Without one `inputs` are `Inputs`, and src_video's own frames are chosen.
-    `stretch`: stretch references as DiffSynth-Studio does. Raises ConfigError for inputs that contradict each other, DataError
-    where the policy forbids what the model would get.
+    `target`: the video of a dataset's row. Without one `inputs` are `Inputs`, and src_video's own frames are
+    chosen. `stretch`: stretch references as DiffSynth-Studio does. Raises ConfigError for inputs that
+    contradict each other, DataError where the policy forbids what the model would get.
     """
     load = _Loader(policy, size, reader)
     video = mask = None
@@ -174,7 +176,10 @@ class _Loader:
         return self.beside(target, target.reader if whole is None else whole, inputs.src_mask)
 
     def outpainted(self, inputs: Inputs, edges: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
-        """The source small inside a grey frame; the frame is to be generated. A mask of the source holds inside."""
+        """The source small inside a grey frame; the frame is to be generated.
+
+        A mask of the source holds inside.
+        """
         assert inputs.src_video is not None
         left, top, right, bottom = edges
         height, width = self.size
@@ -204,7 +209,8 @@ class _Loader:
             total += len(indices)
             if total >= count:
                 raise DataError(
-                    f"{key} {source.path}: {total} frames are given of {count}; nothing is left to generate"
+                    f"gives all {total} of {count} frames; nothing is left to generate",
+                    where=f"{key} {source.path}",
                 )
             place = slice(0, len(indices)) if key == "first_frame" else slice(count - len(indices), None)
             video[:, place] = to_tensor(read_resized(source, indices, self.size, fill))

@@ -32,7 +32,8 @@ class ClipRow(Config):
     )
     src_video_mask: str | None = Field(
         default=None,
-        description="where: white = generate, black = keep; a clip, a folder of images, or one image for all frames. Without "
+        description="where: white = generate, black = keep; a clip, a folder of images, or one image for all "
+        "frames. Without "
         "src_video it masks video itself; null = everything is generated",
     )
 
@@ -45,7 +46,9 @@ class FeatureRow(Config):
     )
     shape: tuple[int, int, int] | None = Field(
         default=None,
-        description="frames (references included), height and width of the latents; null = read from the file",
+        description=(
+            "frames (references included), height and width of the latents; null = read from the file"
+        ),
     )
     num_refs: int | None = Field(
         default=None, description="how many references come first; null = read from the file"
@@ -98,14 +101,16 @@ def _check_step(stream: str, step: Transform) -> None:
     known = _STEPS[stream]
     if step.trans_type not in known:
         raise ValueError(
-            f"{step.trans_type} would change {stream} pixels apart from src_video, mask and references, which must stay "
+            f"{step.trans_type} would change {stream} pixels apart from src_video, mask and references, "
+            "which must stay "
             f"aligned; leave it out (done here: {', '.join(known)})"
         )
     for name, value in step.param.items():
         wanted = known[step.trans_type].get(name)
         if value != wanted:
             raise ValueError(
-                f"{step.trans_type}.{name} is {value!r}; VACE's weights saw {wanted!r}: write that or leave it out"
+                f"{step.trans_type}.{name} is {value!r}; VACE's weights saw {wanted!r}: write that or leave "
+                "it out"
             )
 
 
@@ -118,7 +123,10 @@ def _fits_the_vae(value: int) -> int:
 
 
 class ClipPolicy(Config):
-    """Which frames of a clip are taken, and what happens to a clip that does not fit: for data and for generation."""
+    """Which frames of a clip are taken, and what happens to a clip that does not fit.
+
+    The rules are those of data and of generation.
+    """
 
     num_frames: int = Field(default=81, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
     fps: float = Field(default=16.0, ge=0.001, le=1000, description="frames a second (default: 16)")
@@ -132,14 +140,18 @@ class ClipPolicy(Config):
     )
     timing: Literal["seconds", "frames"] = Field(
         default="seconds",
-        description="sample the source at fps, or take it frame by frame whatever its rate (default: seconds)",
+        description=(
+            "sample the source at fps, or take it frame by frame whatever its rate (default: seconds)"
+        ),
     )
     soft_mask: bool = Field(
         default=False, description="keep grey mask values instead of cutting them at one half"
     )
     wan_frames: bool = Field(
         default=False,
-        description="spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)",
+        description=(
+            "spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)"
+        ),
     )
     _num_frames = field_validator("num_frames")(_fits_the_vae)
 
@@ -168,19 +180,30 @@ class VideoConfig(Config):
     )
     short_clip: Literal["keep", "pad", "resample", "reject"] = Field(
         default="keep",
-        description="a clip with fewer than num_frames: keep the largest 4k+1, pad with the last frame, resample the whole clip, or reject it",
+        description=(
+            "a clip with fewer than num_frames: keep the largest 4k+1, pad with the last frame, resample "
+            "the whole clip, or reject it"
+        ),
     )
     long_clip: Literal["trim", "resample", "reject"] = Field(
         default="trim",
-        description="a clip with more than num_frames: take the first ones, resample the whole clip, or reject it",
+        description=(
+            "a clip with more than num_frames: take the first ones, resample the whole clip, or reject it"
+        ),
     )
     wan_frames: bool = Field(
         default=False,
-        description="spread num_frames over the whole clip, as Wan2.1's VACE does (keep_last); train_fps then has no part",
+        description=(
+            "spread num_frames over the whole clip, as Wan2.1's VACE does (keep_last); train_fps then has "
+            "no part"
+        ),
     )
     video_reader_type: Literal["DecordVideo", "AvVideo"] = Field(
         default="AvVideo",
-        description="which library decodes; both give the same frames. decord gives way to PyAV for files it would read otherwise",
+        description=(
+            "which library decodes; both give the same frames. decord gives way to PyAV for files it would "
+            "read otherwise"
+        ),
     )
     soft_mask: bool = Field(
         default=False, description="keep grey mask values instead of cutting them at one half"
@@ -276,7 +299,10 @@ class ValidationSource(FeatureSource):
 
     prompts: str | None = Field(
         default=None,
-        description="inference JSON (prompts, VAE, text encoder) whose videos are made with the model in training at every evaluation",
+        description=(
+            "inference JSON (prompts, VAE, text encoder) whose videos are made with the model in training "
+            "at every evaluation"
+        ),
     )
 
 
@@ -289,7 +315,10 @@ class VaceDatasetConfig(Config):
     tokenizer_config: TokenizerConfig = TokenizerConfig()
     synthesis: str | None = Field(
         default=None,
-        description="recipe (YAML) whose tasks are drawn for rows without src_video and mask; null = rows are taken as they are",
+        description=(
+            "recipe (YAML) whose tasks are drawn for rows without src_video and mask; null = rows are taken "
+            "as they are"
+        ),
     )
     validation: ValidationSource | None = Field(
         default=None, description="in training on raw clips: held-out features, extracted before"

@@ -52,7 +52,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 class ContentIndex:
-    """path → hash, kept in a folder as lines that each rank appends to a file of its own. A torn last line is ignored."""
+    """path → hash, kept in a folder as lines that each rank appends to a file of its own.
+
+    A torn last line is ignored.
+    """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self._path = folder / f"contents2.{rank}.jsonl"
@@ -79,8 +82,9 @@ class ContentIndex:
 
 
 class PartIndex:
-    """What decides a part of features (`latents`, `prompts`) → the name of a feature that holds it. Kept as ContentIndex is; a
-    feature may be gone since.
+    """What decides a part of features (`latents`, `prompts`) → the name of a feature that holds it.
+
+    Kept as ContentIndex is; a feature may be gone since.
     """
 
     def __init__(self, folder: Path, part: Literal["latents", "prompts"], rank: int = 0) -> None:

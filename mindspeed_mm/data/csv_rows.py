@@ -1,4 +1,7 @@
-"""A dataset as CSV: a table of DiffSynth-Studio or VideoX-Fun, or one with the keys of a data.json. No torch."""
+"""A dataset as CSV: a table of DiffSynth-Studio or VideoX-Fun, or one with the keys of a data.json.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
             if not cell.strip():
                 continue
             if key in row:
-                raise DataError(f"{path}:{number}: columns {column!r} and {key!r} mean the same; keep one")
+                raise DataError(
+                    f"columns {column!r} and {key!r} mean the same", where=f"{path}:{number}", fix="keep one"
+                )
             is_list = key == "src_ref_images" and cell.lstrip().startswith("[")
             row[key] = parse_json(cell, f"{path}:{number}:{column}", DataError) if is_list else cell
         yield row
@@ -42,7 +47,7 @@ def refuse_table(text: str, path: Path) -> None:
     clips = {"video", "file_path"}
     if clips & {*columns} and ({*COLUMNS, *COLUMNS.values()} - clips) & {*columns}:
         raise DataError(
-            f"{path}: holds CSV (columns {', '.join(columns)[:80]}); rename it to {path.stem}.csv"
+            f"holds CSV (columns {', '.join(columns)[:80]})", where=path, fix=f"rename it to {path.stem}.csv"
         )
 
 
@@ -60,14 +65,16 @@ def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         columns = [column.strip() for column in next(reader, [])]
         for column in columns:
             if columns.count(column) > 1:
-                raise DataError(f"{path}:1: column {column!r} occurs twice; keep one")
+                raise DataError(f"column {column!r} occurs twice", where=f"{path}:1", fix="keep one")
         for cells in reader:
             if len(cells) > len(columns):
                 raise DataError(
-                    f"{path}:{reader.line_num}: expected {len(columns)} cells, got {len(cells)}; put a text that "
-                    f"contains {delimiter!r} in double quotes"
+                    f"got {len(cells)}",
+                    where=f"{path}:{reader.line_num}",
+                    expected=f"{len(columns)} cells",
+                    fix=f"put text that contains {delimiter!r} in double quotes",
                 )
             if any(cell.strip() for cell in cells):
                 yield reader.line_num, dict(zip(columns, cells, strict=False))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+        raise DataError(f"not valid CSV: {error}", where=f"{path}:{reader.line_num}") from None

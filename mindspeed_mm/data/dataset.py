@@ -79,7 +79,10 @@ def pixel_settings(config: VideoConfig) -> dict[str, Any]:
 
 
 class FeatureDataset:
-    """Features listed in a data.jsonl (or a JSON list, or published `.pt` files); item i is a FeatureRecord."""
+    """Features listed in a data.jsonl (or a JSON list, or published `.pt` files).
+
+    Item i is a FeatureRecord.
+    """
 
     def __init__(self, config: FeatureDatasetConfig) -> None:
         source = config.basic_parameters
@@ -143,7 +146,7 @@ class FeatureDataset:
         self._compare(index, info.shape, info.num_refs)
 
     def check_null_prompt(self, text_dim: int, text_len: int | None = None) -> None:
-        """Raises DataError when the null prompt, if there is one, cannot be used by a model of these sizes."""
+        """Raises DataError if there is a null prompt that a model of these sizes cannot use."""
         path = self._null_prompt_path
         if path is not None and self.null_prompt is not None:
             _check_prompt(path, len(self.null_prompt), self.null_prompt.shape[1], text_dim, text_len)
@@ -219,7 +222,7 @@ def _read_listing(path: Path) -> list[dict[str, Any]]:
     try:
         text = read_text(path, DataError, max_bytes=LIST_BYTES)
     except DataError as error:
-        raise DataError(f"{error}; feature extraction writes it") from None
+        raise error.advise("run feature extraction, which writes it") from None
     if text.lstrip().startswith("["):
         rows: list[dict[str, Any]] = parse_json(text, str(path), DataError)
     else:

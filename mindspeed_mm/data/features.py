@@ -53,8 +53,9 @@ def write_feature(path: Path, record: FeatureRecord, metadata: Mapping[str, str]
 def read_feature(path: Path, *, verify: bool = True) -> FeatureRecord:
     """Read one feature file, ours or a published `.pt`. Tensors keep the dtype they are stored in.
 
-    `verify` compares the tensors with the checksums in the file. Raises DataError when the file is missing or damaged, holds
-    something else, or has values that are no latents or embeddings: NaN, infinite, or beyond `published.MAX_VALUE`.
+    `verify` compares the tensors with the checksums in the file. Raises DataError when the file is missing or
+    damaged, holds something else, or has values that are no latents or embeddings: NaN, infinite, or beyond
+    `published.MAX_VALUE`.
     """
     record = read_published(path) if path.suffix == ".pt" else _read_safetensors(path, verify)
     prompts = {_numbered("prompt_ids", i): prompt for i, prompt in enumerate(record.prompt_embeds)}
@@ -70,7 +71,10 @@ def read_feature(path: Path, *, verify: bool = True) -> FeatureRecord:
 
 
 def read_prompts(path: Path) -> tuple[Tensor, ...]:
-    """The prompt embeddings of one of our files, each [L, text_dim]; the latents are not read. Raises DataError."""
+    """The prompt embeddings of one of our files, each [L, text_dim]; the latents are not read.
+
+    Raises DataError.
+    """
     read_header(path)
     prompts = _prompts(path, read_packed(path, ("prompt_ids",), part="prompt_ids"))
     for number, prompt in enumerate(prompts):
@@ -79,7 +83,9 @@ def read_prompts(path: Path) -> tuple[Tensor, ...]:
 
 
 def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
-    """The shapes and metadata of a feature file. Of our files only the header is read, unless it lacks num_refs.
+    """The shapes and metadata of a feature file.
+
+    Of our files only the header is read, unless it lacks num_refs.
 
     Raises DataError when a tensor is missing, or has a dtype or shape that no feature has.
     """
@@ -145,7 +151,10 @@ def write_null_prompt(path: Path, embeds: Tensor, fingerprint: str) -> None:
 
 
 def read_null_prompt(path: Path, *, verify: bool = True) -> Tensor:
-    """The embedding [L, text_dim] of the empty caption. Raises DataError, for the same values as read_feature."""
+    """The embedding [L, text_dim] of the empty caption.
+
+    Raises DataError, for the same values as read_feature.
+    """
     read_header(path, verify=verify)
     embeds = read_packed(path, ("prompt_ids",), verify=verify)["prompt_ids"]
     if embeds.dim() != 2 or embeds.numel() == 0:

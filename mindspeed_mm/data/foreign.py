@@ -1,7 +1,7 @@
 """Datasets in the layouts of other projects, row by row under the keys of a data.json. No torch.
 
-DiffSynth-Studio   video, prompt, vace_video, vace_video_mask, vace_reference_image       metadata.csv or .json
-VideoX-Fun         file_path, text, control_file_path, object_file_path, type             .json or .csv
+DiffSynth-Studio   video, prompt, vace_video, vace_video_mask, vace_reference_image      metadata.csv or .json
+VideoX-Fun         file_path, text, control_file_path, object_file_path, type            .json or .csv
 a folder           name.mp4 beside name.txt, in folders of any depth
 four folders       orig/name.mp4, cropped/name.mp4, mask/name.png, prompt/name.txt
 """
@@ -47,7 +47,9 @@ def list_in(folder: Path) -> Path | None:
 
 
 def folder_rows(folder: Path, home: Path) -> Iterator[dict[str, Any] | DataError]:
-    """The rows of a folder of clips with captions; paths start from `home`. A row without a caption is a DataError.
+    """The rows of a folder of clips with captions; paths start from `home`.
+
+    A row without a caption is a DataError.
 
     Raises DataError when the folder holds no clip.
     """

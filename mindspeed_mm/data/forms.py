@@ -1,4 +1,7 @@
-"""Whatever a user has for a clip or an image, as a reader or as pixels. Values out of their range are refused, never clipped."""
+"""Whatever a user has for a clip or an image, as a reader or as pixels.
+
+Values out of their range are refused, never clipped.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ def picture(image: Picture) -> str | Path | Image.Image | Frames:
 
 
 def _values(clip: Tensor) -> Tensor:
-    """fp32 on the CPU. Raises DataError for values that are no pixels, bytes above all: they would all become white."""
+    """fp32 on the CPU.
+
+    Raises DataError for values that are no pixels, bytes above all: they would all become white.
+    """
     values = clip.detach().cpu().float()
     low = -1 if clip.shape[0] == 3 else 0
     _check_range(float(values.min()), float(values.max()), low, "tensor")
@@ -61,7 +67,8 @@ def _values(clip: Tensor) -> Tensor:
 def _check_range(least: float, most: float, low: int, kind: str) -> None:
     if not (least >= low - _ROUNDING and most <= 1 + _ROUNDING):  # so that NaN is refused too
         raise DataError(
-            f"a clip {kind} holds values from {least:g} to {most:g}; wanted {low} to 1, or an array of bytes"
+            f"a clip {kind} has values from {least:g} to {most:g}",
+            expected=f"{low} to 1, or an array of bytes",
         )
 
 
@@ -69,7 +76,8 @@ def _tensor_bytes(clip: Tensor) -> NDArray[np.uint8]:
     """[3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1] → uint8 [T, H, W, 3]."""
     if clip.ndim != 4 or clip.shape[0] not in (1, 3):
         raise DataError(
-            f"a clip tensor is {list(clip.shape)}; wanted [3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1]"
+            f"got a clip tensor of {list(clip.shape)}",
+            expected="[3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1]",
         )
     values = _values(clip)
     values = values * 255 if clip.shape[0] == 1 else (values + 1) * 127.5

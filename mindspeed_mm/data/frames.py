@@ -1,4 +1,7 @@
-"""Which frames of a clip are taken, at what size, and how many tokens that makes. Pure arithmetic, no torch."""
+"""Which frames of a clip are taken, at what size, and how many tokens that makes.
+
+Pure arithmetic, no torch.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,12 @@ def choose_frames(
     short_clip: ShortClip = "keep",
     long_clip: LongClip = "trim",
 ) -> FrameChoice:
-    """Frames at 0, 1/fps, 2/fps, … of a clip whose frames start at `times` (seconds, rising from 0) and which ends at `duration`.
+    """Frames at 0, 1/fps, 2/fps, … of a clip.
 
-    `num_frames` (4k+1) is the most that is taken. Raises DataError for another length under `reject`, and for an empty clip.
+    Its frames start at `times` (seconds, rising from 0), and it ends at `duration`.
+
+    `num_frames` (4k+1) is the most that is taken. Raises DataError for another length under `reject`, and for
+    an empty clip.
     """
     if not times:
         raise DataError("the clip has no frames")
@@ -83,10 +89,10 @@ def choose_frames(
 
 
 def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, fps: float) -> FrameChoice:
-    """`num_frames` moments from the first frame to the middle of the last one, as Wan2.1's VACE takes them (keep_last).
+    """`num_frames` moments from the first frame to the middle of the last, as Wan2.1's VACE takes them.
 
-    Each gives the first frame that is on screen then. A clip with fewer frames gives the largest 4k+1 that it has. `fps` is
-    that of a clip without duration. Raises DataError for an empty clip.
+    Each gives the first frame that is on screen then. A clip with fewer frames gives the largest 4k+1 that it
+    has. `fps` is that of a clip without duration. Raises DataError for an empty clip.
     """
     if not times:
         raise DataError("the clip has no frames")
@@ -103,7 +109,10 @@ def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, 
 
 
 def choose(video: Timeline, policy: ClipPolicy) -> FrameChoice:
-    """The frames of `video` that `policy` asks for. An image folder has no clock: its images are taken one by one."""
+    """The frames of `video` that `policy` asks for.
+
+    An image folder has no clock: its images are taken one by one.
+    """
     timed = video.timed and policy.timing == "seconds"
     times = video.times if timed else [i / policy.fps for i in range(video.num_frames)]
     duration = video.duration if timed else video.num_frames / policy.fps
@@ -128,10 +137,12 @@ def align(
     against: str = "video",
     by_time: bool = True,
 ) -> tuple[int, ...]:
-    """Which frames of `other`, the stream `key`, belong to the `chosen` ones of `video`, which messages call `against`.
+    """Which frames of `other`, the stream `key`, belong to the `chosen` ones of `video`.
 
-    Frame by frame where both have as many, by time where they have not; a still mask holds for the whole clip.
-    Raises DataError when the other stream ends before the chosen frames do.
+    Messages call the video `against`.
+
+    Frame by frame where both have as many, by time where they have not; a still mask holds for the whole
+    clip. Raises DataError when the other stream ends before the chosen frames do.
     """
     is_mask = key.startswith(("src_video_mask", "src_mask"))
     if other.num_frames == 1 and is_mask:
@@ -169,7 +180,7 @@ def target_size(height: int, width: int, max_hxw: int) -> tuple[int, int]:
     Raises DataError for a clip smaller than one token (16 x 16).
     """
     if height < 16 or width < 16:
-        raise DataError(f"{width}x{height} pixels; at least 16x16 are needed for one token")
+        raise DataError(f"got {width}x{height} pixels", expected="at least 16x16, one token")
     area = min(max_hxw / 256, (height // 16) * (width // 16))
     rows = max(1, round(math.sqrt(area * height / width)))
     columns = max(1, int(area / rows))

@@ -57,7 +57,7 @@ class ImageReader:
             self.files = sorted(files, key=_natural)
             self._ignored = _ignored_pictures(path)
         if not self.files:
-            raise DataError(f"{path}: no images in this folder")
+            raise DataError("folder contains no images", where=path)
         self.num_frames = len(self.files)
         # decided for the whole folder: one frame of it may be opaque everywhere
         self.by_alpha = mask and are_only_alpha(self.files)
@@ -80,8 +80,10 @@ class ImageReader:
         for index, frame in zip(indices, frames, strict=True):
             if frame.shape != (self.height, self.width, 3):
                 raise DataError(
-                    f"{self.files[index]}: {frame.shape[1]}x{frame.shape[0]} pixels, but the first image of the folder "
-                    f"has {self.width}x{self.height}; give all one size"
+                    f"has {frame.shape[1]}x{frame.shape[0]} pixels, but the first image of the folder has "
+                    f"{self.width}x{self.height}",
+                    where=f"{self.files[index]}",
+                    fix="give all images one size",
                 )
         return np.stack(frames)
 
@@ -90,7 +92,10 @@ class ImageReader:
 
 
 def _ignored_pictures(folder: Path) -> str:
-    """The trait `ignored: …` for pictures in a folder whose format is not read as frames; '' when there are none."""
+    """The trait `ignored: …` for pictures in a folder whose format is not read as frames.
+
+    '' when there are none.
+    """
     others = Counter(
         file.suffix.lower()
         for file in folder.iterdir()
@@ -154,7 +159,7 @@ class AnimationReader:
 def check_range(path: Path, count: int, indices: Sequence[int]) -> None:
     """Raise DataError for frames that a clip of `count` frames does not have."""
     if not len(indices) or min(indices) < 0 or max(indices) >= count:
-        raise DataError(f"{path}: frames {span(indices)} requested of a clip with {count}")
+        raise DataError(f"frames {span(indices)} requested of a clip with {count}", where=path)
 
 
 def span(indices: Sequence[int]) -> str:

@@ -1,4 +1,7 @@
-"""Image files → RGB. One place opens them, within a pixel limit, and reads each by its mode, never by its values. No torch."""
+"""Image files → RGB.
+
+One place opens them, within a pixel limit, and reads each by its mode, never by its values. No torch.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,17 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def max_pixels() -> int:
-    """The most pixels that an image or a frame may have. Raises ConfigError for a value that is no such number."""
+    """The most pixels that an image or a frame may have.
+
+    Raises ConfigError for a value that is no such number.
+    """
     text = os.environ.get(PIXELS_VARIABLE, "")
     if not text:
         return _DEFAULT_PIXELS
     if not re.fullmatch(r"[0-9]{1,18}", text) or not 0 < int(text) <= _HIGHEST_PIXELS:
-        raise ConfigError(f"{PIXELS_VARIABLE}={text!r}: expected a whole number from 1 to {_HIGHEST_PIXELS}")
+        raise ConfigError(
+            f"got {text!r}", where=PIXELS_VARIABLE, expected=f"a whole number from 1 to {_HIGHEST_PIXELS}"
+        )
     return int(text)
 
 
@@ -46,15 +54,19 @@ def check_pixels(path: Path, width: int, height: int) -> None:
     """Raise DataError for a picture of more pixels than the limit."""
     if width * height > max_pixels():
         raise DataError(
-            f"{display_path(path)}: {width}x{height} pixels, more than the limit of {max_pixels()}; make it smaller, "
-            f"or raise {PIXELS_VARIABLE}"
+            f"has {width}x{height} pixels, more than the limit of {max_pixels()}",
+            where=display_path(path),
+            fix=f"make it smaller, or raise {PIXELS_VARIABLE}",
         )
 
 
 def read_image(path: str | Path, background: int = WHITE) -> NDArray[np.uint8]:
-    """An image file as RGB [H, W, 3]: turned upright (EXIF), 8 bits by its mode, transparent pixels laid on `background`.
+    """An image file as RGB [H, W, 3].
 
-    A JPEG above the pixel limit is reduced while it is decoded. Raises DataError for what is no image, damaged or too large.
+    Turned upright (EXIF), 8 bits by its mode, transparent pixels laid on `background`.
+
+    A JPEG above the pixel limit is reduced while it is decoded. Raises DataError for what is no image,
+    damaged or too large.
     """
     with open_image(path) as image:
         return flatten(ImageOps.exif_transpose(image), background)
@@ -63,8 +75,8 @@ def read_image(path: str | Path, background: int = WHITE) -> NDArray[np.uint8]:
 def read_mask(path: str | Path, *, by_alpha: bool = False) -> NDArray[np.uint8]:
     """A mask image as grey in RGB [H, W, 3], 255 = generate.
 
-    A palette of colours holds labels: every index but 0 is white. `by_alpha`: opaque is white. Otherwise the brightness,
-    transparent pixels black.
+    A palette of colours holds labels: every index but 0 is white. `by_alpha`: opaque is white. Otherwise the
+    brightness, transparent pixels black.
     """
     with open_image(path) as image:
         upright = ImageOps.exif_transpose(image)
@@ -100,14 +112,15 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     except (ConfigError, MemoryError):
         raise
     except DataError as error:
-        where = f"{display_path(path)}: "
-        raise DataError(str(error) if str(error).startswith(where) else where + str(error)) from None
+        raise (error if error.where == display_path(path) else error.at(display_path(path))) from None
     except Image.DecompressionBombError:
         raise DataError(
-            f"{display_path(path)}: more than {_HIGHEST_PIXELS} pixels; make it smaller (limit: {max_pixels()})"
+            f"has more than {_HIGHEST_PIXELS} pixels (limit: {max_pixels()})",
+            where=display_path(path),
+            fix="make it smaller",
         ) from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more
-        raise DataError(f"{display_path(path)}: cannot be read as an image: {short(error)}") from None
+        raise DataError(f"cannot be read as an image: {short(error)}", where=display_path(path)) from None
 
 
 def _reduce(image: Image.Image) -> None:
@@ -132,7 +145,7 @@ def _enable_heic(path: Path) -> None:
         import pillow_heif
     except ImportError:
         raise DataError(
-            f"{display_path(path)}: a HEIC image; to read it: pip install pillow-heif, or convert it to JPEG"
+            "is a HEIC image", where=display_path(path), fix="pip install pillow-heif, or convert it to JPEG"
         ) from None
     pillow_heif.register_heif_opener()
 
@@ -140,7 +153,8 @@ def _enable_heic(path: Path) -> None:
 def flatten(image: Image.Image, background: int = WHITE) -> NDArray[np.uint8]:
     """A Pillow image of any mode as RGB [H, W, 3] on `background`.
 
-    Integers of more than 8 bits are taken as 16 bits, floats as 0 to 1. Raises DataError for floats outside that range.
+    Integers of more than 8 bits are taken as 16 bits, floats as 0 to 1. Raises DataError for floats outside
+    that range.
     """
     if image.mode.startswith("I"):
         image = Image.fromarray(
@@ -157,7 +171,9 @@ def flatten(image: Image.Image, background: int = WHITE) -> NDArray[np.uint8]:
 def _float_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused too
-        raise DataError(f"a float image holds values from {low:g} to {high:g}; expected 0 to 1: rescale it")
+        raise DataError(
+            f"a float image has values from {low:g} to {high:g}", expected="0 to 1", fix="rescale it"
+        )
     return np.asarray((values.astype(np.float64) * 255).round().clip(0, 255).astype(np.uint8))
 
 
@@ -170,12 +186,13 @@ def refuse_zero_one(path: Path | str, highest: int) -> None:
     """Raise DataError for a mask that was written as 0 and 1 of 255, or with the values of 8 bits into 16."""
     if highest <= 1 and (deepest := _deepest(Path(path))):
         raise DataError(
-            f"{path}: its brightest value is {deepest} of 65535 (a 16-bit file): black everywhere; "
-            "write 0 and 65535, or save it with 8 bits"
+            f"its brightest value is {deepest} of 65535 (a 16-bit file): black everywhere",
+            where=path,
+            fix="write 0 and 65535, or save it with 8 bits",
         )
     if highest == 1:
         raise DataError(
-            f"{path}: its brightest value is 1 of 255: it looks written as 0 and 1; write 0 and 255"
+            "its brightest value is 1 of 255, as if written as 0 and 1", where=path, fix="write 0 and 255"
         )
 
 
@@ -207,7 +224,10 @@ def is_labels(image: Image.Image) -> bool:
 
 
 def are_only_alpha(files: Sequence[Path]) -> bool:
-    """Whether all images are black all over and have an alpha channel that says something: not opaque everywhere."""
+    """Whether all images are black all over and have an alpha channel that says something.
+
+    That is, it is not opaque everywhere.
+    """
     see_through = False
     for file in files:
         with open_image(file) as image:
@@ -247,7 +267,7 @@ def image_traits(path: Path, *, mask: bool = False) -> tuple[str, ...]:
 
 
 def short(error: Exception) -> str:
-    """The first line of a library's error, without its number and the file's name, cut to a readable length."""
+    """The first line of a library's error, shortened, without its number and the file's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return re.sub(r"^\[Errno \d+\] |: '.*'$|^\[[\d:]+\] \S+: ", "", text)[:160]

@@ -1,4 +1,6 @@
-"""Text on sheets: wrapped, in Pillow's own font, another font of the system for what that lacks, and escapes for the rest.
+"""Text on sheets.
+
+Wrapped, in Pillow's own font, another font of the system for what that lacks, and escapes for the rest.
 
 `MINDSPEED_MM_FONT` names a font file that is tried before those of the system.
 """
@@ -17,7 +19,15 @@ from pathlib import Path
 from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts")  # fmt: skip
+_FOLDERS = (
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.fonts",
+    "~/.local/share/fonts",
+    "/Library/Fonts",
+    "/System/Library/Fonts",
+    "C:/Windows/Fonts",
+)
 # tried in this order: fonts with Chinese, Japanese and Korean characters, then one with many alphabets
 _NOWHERE = Path()  # stands for no font
 _WIDE = (
@@ -113,7 +123,10 @@ def _lacking(character: str) -> bool:
 
 @lru_cache(maxsize=8192)
 def _home(character: str) -> Path | None:
-    """The font that a character is drawn with: Pillow's own (None), the first other that has it, or _NOWHERE."""
+    """The font that a character is drawn with.
+
+    Pillow's own (None), the first other that has it, or _NOWHERE.
+    """
     if _has(None, character):
         return None
     return next((font for font in _wide_fonts() if _has(font, character)), _NOWHERE)

@@ -1,4 +1,7 @@
-"""Which samples make which micro-batch, and reading them ahead. The order is a pure function of (seed, epoch)."""
+"""Which samples make which micro-batch, and reading them ahead.
+
+The order is a pure function of (seed, epoch).
+"""
 
 from __future__ import annotations
 
@@ -38,15 +41,16 @@ class Draw(NamedTuple):
 class SampleOrder:
     """An endless row of groups, each of `micro_batch_size` samples of one shape.
 
-    Samples of one shape form an endless stream, epoch after epoch; its k-th group is the k-th cut of it. Epoch e holds
-    the groups that end within each stream's e-th pass, so nothing is dropped: what fills no group leads the next epoch.
+    Samples of one shape form an endless stream, epoch after epoch; its k-th group is the k-th cut of it.
+    Epoch e holds the groups that end within each stream's e-th pass, so nothing is dropped: what fills no
+    group leads the next epoch.
     """
 
     def __init__(
         self, shapes: Sequence[Hashable], *, micro_batch_size: int, seed: int, shuffle: bool = True
     ) -> None:
         if not shapes:
-            raise DataError("the dataset is empty; nothing to train on")
+            raise DataError("the dataset is empty")
         self.micro_batch_size, self.seed, self.shuffle = micro_batch_size, seed, shuffle
         self._streams: dict[Hashable, list[int]] = {}
         for record, shape in enumerate(shapes):
@@ -105,13 +109,17 @@ class SampleOrder:
 
 
 class RankSampler(Sampler[list[Draw]]):
-    """The groups of one data-parallel rank from `consumed_samples` on, dealt out as Megatron does: rank by rank."""
+    """The groups of one data-parallel rank from `consumed_samples` on, dealt out as Megatron does.
+
+    They go rank by rank.
+    """
 
     def __init__(self, order: SampleOrder, *, dp_rank: int, dp_size: int, consumed_samples: int = 0) -> None:
         if consumed_samples % order.micro_batch_size:
             raise DataError(
-                f"{consumed_samples} consumed samples are no multiple of the micro-batch size {order.micro_batch_size}; "
-                "go on with a micro-batch size that divides them"
+                f"{consumed_samples} consumed samples are not a multiple of the micro-batch size "
+                f"{order.micro_batch_size}",
+                fix="continue with a micro-batch size that divides them",
             )
         self.order, self.dp_rank, self.dp_size = order, dp_rank, dp_size
         self.consumed_samples = consumed_samples
@@ -152,7 +160,10 @@ class _Names:
 
 
 class _Keyed(Dataset[Any]):
-    """The dataset, indexed by a Draw. A bad file comes back as a value: a worker process would wrap it in a traceback."""
+    """The dataset, indexed by a Draw.
+
+    A bad file comes back as a value: a worker process would wrap it in a traceback.
+    """
 
     def __init__(self, source: FeatureSource) -> None:
         self.source = source
@@ -165,7 +176,10 @@ class _Keyed(Dataset[Any]):
 
 
 class Collate:
-    """Records of one shape → Batch; picks each row's caption, or the null prompt, by (seed, consumed-sample index)."""
+    """Records of one shape → Batch.
+
+    Picks each row's caption, or the null prompt, by (seed, consumed-sample index).
+    """
 
     def __init__(
         self,
@@ -177,8 +191,8 @@ class Collate:
     ) -> None:
         if caption_dropout and null_prompt is None:
             raise DataError(
-                "caption_dropout needs the embedding of the empty prompt; extract the features again, which writes "
-                "null_prompt.safetensors beside them, or set caption_dropout to 0"
+                "caption_dropout needs the embedding of the empty prompt, null_prompt.safetensors",
+                fix="extract the features again, or set caption_dropout to 0",
             )
         self.seed, self.caption_dropout, self.null_prompt = seed, caption_dropout, null_prompt
         self.with_context = with_context  # a trunk without a branch takes none

@@ -1,4 +1,7 @@
-"""data.txt → data.json / .jsonl / .csv / a folder of clips → SampleRecords. Every problem of every row is found before anything is decoded. No torch."""
+"""data.txt → data.json / .jsonl / .csv / a folder of clips → SampleRecords.
+
+Every problem of every row is found before anything is decoded. No torch.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
             named += reader.named
             row += 1
     if not row:
-        raise DataError(f"{data_path}: the dataset has no rows")
+        raise DataError("dataset has no rows", where=data_path)
     missing = _missing_files(named)
     bad = {problem.row for problem in missing}
     kept = tuple(record for record in records if record.row not in bad)
@@ -136,11 +139,11 @@ def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path,
         folder, comma, listing = (part.strip() for part in line.rpartition(","))
         if not comma or not folder or not listing:
             raise DataError(
-                f"{data_path}:{number}: found {line.strip()!r}, wanted `folder,path/to/data.json`"
+                f"got {line.strip()!r}", where=f"{data_path}:{number}", expected="`folder,path/to/data.json`"
             )
         if not os.path.isdir(_near(data_path, folder)):
             raise DataError(
-                f"{data_path}:{number}: {folder}: no such folder (working directory {Path.cwd()})"
+                f"no such folder (working directory {Path.cwd()})", where=f"{data_path}:{number}: {folder}"
             )
         yield _near(data_path, folder), _near(data_path, listing)
 
@@ -172,7 +175,7 @@ def _listed_rows(listing: Path) -> Iterator[Any]:
         for _, values in json_lines(text, str(listing), DataError, lone_surrogates=True):
             yield values
     except DataError as error:
-        raise DataError(f"{error}; expected a JSON list, or one object a line") from None
+        raise error.advise("write a JSON list, or one object per line") from None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""Our own safetensors files: written atomically, with a CRC-32 of every tensor and of the header in their metadata.
+"""Our own safetensors files.
 
-`crc32.NAME` is of a tensor's bytes; `crc32` is of the header without that entry. Files without them are read all the same.
+Written atomically, with a CRC-32 of every tensor and of the header in their metadata.
+
+`crc32.NAME` is of a tensor's bytes; `crc32` is of the header without that entry. Files without them are read
+all the same.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def read_packed(
     path: Path, wanted: Sequence[str], *, part: str = "", verify: bool = True
 ) -> dict[str, Tensor]:
-    """The tensors whose names begin with `part`. `verify` compares them with their checksums, where the file has some.
+    """The tensors whose names begin with `part`.
+
+    `verify` compares them with their checksums, where the file has some.
 
     Raises DataError when the file is missing or damaged, or one of `wanted` is not in it.
     """
@@ -74,8 +79,9 @@ def read_packed(
 
 
 def read_header(path: Path, *, verify: bool = True) -> dict[str, Any]:
-    """The JSON header of a safetensors file. Raises DataError when the file is missing, shorter than the header says, or
-    when the header is damaged.
+    """The JSON header of a safetensors file.
+
+    Raises DataError when the file is missing, shorter than the header says, or when the header is damaged.
     """
     header, start, size = read_safetensors_header(path, DataError)
     end = _end(path, header)

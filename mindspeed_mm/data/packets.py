@@ -17,7 +17,8 @@ from mindspeed_mm.errors import DataError
 
 # There FFmpeg marks a packet as corrupt when the file ends inside it.
 _CUT_IS_FLAGGED = frozenset({"mp4", "flv", "mpeg", "avi", "ivf"})
-# There a frame has a length, so FFmpeg drops or marks one that the end of the file cuts; elsewhere only decoding tells.
+# There a frame has a length, so FFmpeg drops or marks one that the end of the file cuts; elsewhere only
+# decoding tells.
 _CUT_IS_SEEN = frozenset({"mp4", "flv", "avi", "ivf", "matroska", "yuv4mpegpipe"})
 # Their decoders make up what a torn slice lacks, and do not mark the frame.
 _TEARS_ARE_HIDDEN = frozenset({"hevc", "vvc"})
@@ -42,7 +43,10 @@ class FrameTable:
 
 
 def stream_rates(stream: Any) -> list[float]:
-    """The frame rates that the header gives; none for a raw stream without one, whose `average_rate` is FFmpeg's guess."""
+    """The frame rates that the header gives.
+
+    None for a raw stream without one, whose `average_rate` is FFmpeg's guess.
+    """
     own = [stream.codec_context.framerate] if is_raw(stream) else None
     rates = own or [stream.average_rate, stream.guessed_rate]
     return [float(rate) for rate in rates if rate]
@@ -72,7 +76,10 @@ def _names(container: Any) -> set[str]:
 
 
 def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames from where the container stands; a packet that the end of the file cuts does not take the ones before with it."""
+    """The frames from where the container stands.
+
+    A packet that the end of the file cuts does not take the ones before with it.
+    """
     import av
 
     failure: Exception | None = None
@@ -128,7 +135,7 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
     else:
         lead = 0
     if not found:
-        raise DataError(f"{container.name}: there are no frames in it")
+        raise DataError("video stream contains no frames", where=container.name)
     last = found[-1][1]  # the last in the file may not be the last to be played
     table = _table(found, stream, lead)
     table = replace(table, cut=cut, closed=closed, resized=sizes.unsure)
@@ -148,7 +155,7 @@ def _may_be_cut(container: Any, stream: Any) -> bool:
 
 
 def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | None:
-    """The place of the last frame of the file, whose stamp is `last`, when it is damaged or missing; else None.
+    """The place of the file's last frame, with stamp `last`, if it is damaged or missing; else None.
 
     Decodes the last group, or all of a clip whose frames have no stamps of their own.
     """
@@ -165,7 +172,10 @@ def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | 
 
 
 def _find_torn_end(path: Path, table: FrameTable) -> int | None:
-    """The place of the first frame that changes when bytes follow the file's last slice; None when that slice is whole."""
+    """The place of the first frame that changes when bytes follow the file's last slice.
+
+    None when that slice is whole.
+    """
     container, stream = open_clip(path)
     with container:
         before: list[Any] = []  # frames of the last group may lean on the one before

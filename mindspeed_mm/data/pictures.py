@@ -1,4 +1,7 @@
-"""A decoded frame as pixels: which way up, what lies under alpha; and what is remarkable about a clip. No torch."""
+"""A decoded frame as pixels: which way up, what lies under alpha; and what is remarkable about a clip.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _SHORT_OF = 0.9  # of the length that a header names; players round, cut and pad
 
 
 def to_rgb(frame: Any, background: int = WHITE) -> NDArray[np.uint8]:
-    """A decoded frame as RGB [H, W, 3], turned and mirrored by its display matrix, transparent pixels on `background`."""
+    """A decoded frame as RGB [H, W, 3], turned by its display matrix, transparent pixels on `background`."""
     image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     if has_alpha(frame):
         alpha = frame.to_ndarray(format="rgba")[..., 3:]
@@ -41,8 +44,8 @@ def to_mask(frame: Any, trait: str) -> NDArray[np.uint8]:
 def mask_trait(path: Path) -> str:
     """How a clip with alpha is read as a mask: `by alpha` or `labels` as images are, or '' for by brightness.
 
-    A GIF has a palette whatever it was made from. It holds labels where it is coloured, and nowhere bright enough to say
-    otherwise. Decodes frames until it is known, mostly one.
+    A GIF has a palette whatever it was made from. It holds labels where it is coloured, and nowhere bright
+    enough to say otherwise. Decodes frames until it is known, mostly one.
     """
     black, see_through, coloured = True, False, False
     container, stream = open_clip(path)
@@ -93,7 +96,10 @@ def is_mirrored(frame: Any) -> bool:
 def clip_traits(
     container: Any, stream: Any, first: Any, table: FrameTable | None, *, mask: str = ""
 ) -> tuple[str, ...]:
-    """What is remarkable about a clip; see `traits.py`. `table` is None where the container's own index is exact, `mask` what `mask_trait` says."""
+    """What is remarkable about a clip; see `traits.py`.
+
+    `table` is None where the container's own index is exact, `mask` what `mask_trait` says.
+    """
     found = []
     others = [
         other for other in container.streams.video if other.index != stream.index and not is_cover(other)
@@ -140,7 +146,10 @@ def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
 
 
 def _late_start(container: Any, stream: Any, table: FrameTable) -> float:
-    """Seconds before the first frame that is read: Matroska's lengths count them, and all do where no key frame begins."""
+    """Seconds before the first frame that is read.
+
+    Matroska's lengths count them, and all do where no key frame begins.
+    """
     first = table.stamps[0]
     if first is not None and table.skipped and stream.start_time is not None:
         return max(0.0, float((first - stream.start_time) * stream.time_base))
@@ -150,7 +159,10 @@ def _late_start(container: Any, stream: Any, table: FrameTable) -> float:
 
 
 def _tag(stream: Any, name: str) -> str:
-    """A tag of the stream, however it is spelled: `alpha_mode` comes back as `ALPHA_MODE` where it was given as a tag."""
+    """A tag of the stream, however it is spelled.
+
+    `alpha_mode` comes back as `ALPHA_MODE` where it was given as a tag.
+    """
     return next((str(value) for key, value in stream.metadata.items() if key.lower() == name), "")
 
 

@@ -71,13 +71,19 @@ def probe_picture(path: str | Path) -> ClipInfo:
 
 
 def probe_mask(path: str | Path) -> ClipInfo:
-    """`probe` of a mask, and its levels: frames are read until one is both black and white, mostly one frame."""
+    """`probe` of a mask, and its levels.
+
+    Frames are read until one is both black and white, mostly one frame.
+    """
     info = probe(path, mask=True)
     return replace(info, levels=mask_levels(open_video(path, mask=True)))
 
 
 def mask_levels(reader: VideoReader) -> tuple[int, int]:
-    """The darkest and the brightest value of a mask; reads on until something is black and something white."""
+    """The darkest and the brightest value of a mask.
+
+    Reads on until something is black and something white.
+    """
     low, high = 255, 0
     for index in range(reader.num_frames):
         values = brightness(reader.read([index]))
@@ -88,7 +94,10 @@ def mask_levels(reader: VideoReader) -> tuple[int, int]:
 
 
 def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
-    """Look at a video file, an image or a folder of images. Raises DataError for what is no video, cut off, or damaged at its start."""
+    """Look at a video file, an image or a folder of images.
+
+    Raises DataError for what is no video, cut off, or damaged at its start.
+    """
     path = regular_file(path, DataError, or_folder=True)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         images = AnimationReader(path, mask=mask) if is_animation(path) else ImageReader(path, mask=mask)
@@ -114,7 +123,10 @@ def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
 
 
 def content_of(path: Path) -> str:
-    """Hash of a file's bytes, and behind `|` how it is read where 0.1 read it otherwise. Raises OSError, DataError."""
+    """Hash of a file's bytes, and behind `|` how it is read where 0.1 read it otherwise.
+
+    Raises OSError, DataError.
+    """
     found = ",".join(sorted(REREAD & set(_traits_of(path))))
     digest = digest_of(path)
     return f"{digest}|{found}" if found else digest
@@ -165,13 +177,13 @@ def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None,
         count, duration = len(table.times), clock(table.times, table.last)[0]
     first = _first_frame(container, stream, table)
     if first is None:
-        raise DataError(f"{path}: the first frame cannot be decoded")
+        raise DataError("first frame cannot be decoded", where=path)
     height, width = to_rgb(first).shape[:2]
     found = mask_trait(path) if mask and has_alpha(first) else ""
     traits = clip_traits(container, stream, first, table, mask=found)
     unsure = _may_change_size(path, stream) if table is None else table.resized
     if unsure and (changed := find_size_change(path, table)):
-        raise DataError(f"{path}: {changed}")
+        raise DataError(changed, where=path)
     _decode_some_keys(container, stream, table)
     rates = stream_rates(stream)
     return ClipInfo(
@@ -226,7 +238,10 @@ def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
 
 
 def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:
-    """Key frames (place, entry) of a container with an index; None when it does not give every frame as a player plays it."""
+    """Key frames (place, entry) of a container with an index.
+
+    None when it does not give every frame as a player plays it.
+    """
     if not has_index(stream):
         return None
     entries = stream.index_entries
@@ -237,7 +252,10 @@ def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:
 
 
 def _check_length(path: Path, stream: Any) -> None:
-    """MP4's index says where each frame lies: behind the end of the file when a download or a copy broke off."""
+    """MP4's index says where each frame lies.
+
+    That is behind the end of the file when a download or a copy broke off.
+    """
     entries = getattr(stream, "index_entries", None)
     if entries is None or not stream.frames or len(entries) == 0:
         return
@@ -245,7 +263,9 @@ def _check_length(path: Path, stream: Any) -> None:
     size = os.path.getsize(path)
     if last.pos + last.size > size:
         raise DataError(
-            f"{path}: cut off: its index ends at byte {last.pos + last.size}, the file at {size}; copy it again"
+            f"cut off: its index ends at byte {last.pos + last.size}, the file at {size}",
+            where=path,
+            fix="copy it again",
         )
 
 
@@ -254,7 +274,9 @@ Seen = dict[tuple[Kind, Path], tuple[Signature, ClipInfo]]
 
 
 class ClipIndex:
-    """What files were found to be, remembered by size and time stamp: a second check of a dataset opens nothing that was good.
+    """What files were found to be, remembered by size and time stamp.
+
+    A second check of a dataset opens nothing that was good.
 
     Lines of JSON in a folder; a torn line is ignored, a folder that cannot be written costs the memory alone.
     """
@@ -296,13 +318,16 @@ class ClipIndex:
 
 
 def look(kind: Kind, path: Path, known: Mapping[tuple[Kind, Path], ClipInfo], seen: Seen) -> ClipInfo:
-    """What a file is, from `known` or from the file itself; what was opened goes to `seen`. Raises DataError."""
+    """What a file is, from `known` or from the file itself; what was opened goes to `seen`.
+
+    Raises DataError.
+    """
     info = known.get((kind, path))
     if info is None:
         try:
             signature = signature_of(path)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+            raise DataError(f"cannot be read: {error.strerror}", where=path) from None
         info = {"picture": probe_picture, "mask": probe_mask, "clip": probe}[kind](path)
         seen[kind, path] = (signature, info)
     return info

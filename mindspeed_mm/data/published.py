@@ -1,4 +1,7 @@
-"""Reading features of other tools: the published `.pt`, whose pickle runs no code, and the judgement of values."""
+"""Reading features of other tools.
+
+The published `.pt`, whose pickle runs no code, and the judgement of values.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ _COUNTS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.
 
 
 def check_values(path: Path, name: str, tensor: Tensor) -> None:
-    """Raises DataError for a dtype that no feature has, and for values that are NaN, infinite or beyond MAX_VALUE.
+    """Raises DataError for a dtype that no feature has, NaN, Inf and values beyond MAX_VALUE.
 
-    Normalised latents are within ±20, masks within 0 and 1, and embeddings of UMT5 within some hundreds: |x| > 1e4 is damage,
-    or the file of something else. One pass over the values, without a copy.
+    Normalised latents are within ±20, masks within 0 and 1, and embeddings of UMT5 within some hundreds: |x|
+    > 1e4 is damage, or the file of something else. One pass over the values, without a copy.
     """
     if tensor.dtype not in _FLOATS:
         raise DataError(
@@ -57,7 +60,9 @@ def count_references(context: Tensor) -> int:
 
 
 def read_published(path: Path) -> FeatureRecord:
-    """A `.pt` of the published extractor: `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes.
+    """A `.pt` of the published extractor.
+
+    `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes.
 
     Shapes and values are not judged, beyond what the mask says of the prompt. Raises DataError.
     """
@@ -97,7 +102,10 @@ def _load(path: Path) -> Any:
 
 
 def _check_records(path: Path) -> None:
-    """Compares the zip's CRCs, which torch does not, and refuses records that unpack to more than the file has."""
+    """Compares the zip's CRCs, which torch does not.
+
+    Refuses records that unpack to more than the file has.
+    """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
@@ -112,7 +120,10 @@ def _check_records(path: Path) -> None:
 
 
 def _one(path: Path, name: str, value: Any, dims: int) -> Tensor:
-    """The one tensor behind lists and axes of length 1, on the CPU with all its values stored. Raises DataError."""
+    """The one tensor behind lists and axes of length 1, on the CPU with all its values stored.
+
+    Raises DataError.
+    """
     for _ in range(dims):
         if isinstance(value, (list, tuple)) and len(value) == 1:
             value = value[0]

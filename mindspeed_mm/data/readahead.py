@@ -1,4 +1,7 @@
-"""Reading samples in other processes while this one computes; a read that hangs or crashes costs one sample, not the run."""
+"""Reading samples in other processes while this one computes.
+
+A read that hangs or crashes costs one sample, not the run.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,11 @@ class _Reader:
 
 
 class ReadAhead(Generic[Task, Result]):
-    """`function` over tasks in `num_workers` processes, results in order. A context manager; 0 workers = in this process.
+    """`function` over tasks in `num_workers` processes, results in order.
 
-    A result is a value or a DataError: what the function raised, a read that took longer than `timeout` seconds, or a
-    process that died. Without workers there is no time-out. `flag`: the one that sets it, for the message.
+    A result is a value or a DataError: what the function raised, a read that took longer than `timeout`
+    seconds, or a process that died. Without workers there is no time-out. `flag`: the one that sets it, for
+    the message.
     """
 
     def __init__(
@@ -67,11 +71,13 @@ class ReadAhead(Generic[Task, Result]):
         self._readers.clear()
 
     def map(self, tasks: Iterable[Task], *, chunk: int = 1) -> Iterator[tuple[Task, Result | DataError]]:
-        """Each task with its result, in the order of tasks; at most two chunks for each process are under way.
+        """Each task with its result, in the order of tasks.
 
-        `chunk`: how many tasks travel at once; worth it for many short ones. When a chunk takes longer than `timeout` or
-        its process dies, its tasks are tried again one by one, so that only the one at fault is lost. After a stop
-        signal (`processes`) it ends where it would have to wait.
+        At most two chunks for each process are under way.
+
+        `chunk`: how many tasks travel at once; worth it for many short ones. When a chunk takes longer than
+        `timeout` or its process dies, its tasks are tried again one by one, so that only the one at fault is
+        lost. After a stop signal (`processes`) it ends where it would have to wait.
         """
         if self.num_workers == 0:
             for task in tasks:
@@ -135,7 +141,10 @@ class ReadAhead(Generic[Task, Result]):
             self._take(reader, results, again)
         for reader in busy.values():
             if reader.deadline <= time.monotonic() and not reader.pipe.poll():
-                reason = f"not read after {self.timeout:g} s{f' ({self.flag})' * bool(self.flag)}; is the file damaged?"
+                reason = (
+                    f"not read after {self.timeout:g} s{f' ({self.flag})' * bool(self.flag)}; is the file "
+                    "damaged?"
+                )
                 self._give_up(reader, results, again, reason)
 
     def _take(self, reader: _Reader, results: dict[int, Any], again: deque[int]) -> None:
@@ -170,7 +179,7 @@ class ReadAhead(Generic[Task, Result]):
 
 
 def _start_fork_server() -> None:
-    """A fork server that does not hear SIGTERM or SIGHUP. torchrun and schedulers send it to the whole process group: the server would die
+    """A fork server that does not hear SIGTERM or SIGHUP.
     of it, and the rows that are being read with it, while the asking process finishes its own.
     """
     resource_tracker.ensure_running()  # first, because starting it unblocks the signal
@@ -185,7 +194,7 @@ def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
     try:
         return function(task)
     except MindSpeedMMError as error:
-        return error if isinstance(error, DataError) else DataError(str(error))
+        return error if isinstance(error, DataError) else error.as_kind(DataError)
     except Exception as error:  # whatever a decoder raises on a damaged file
         return DataError(f"{type(error).__name__}: {error}")
 

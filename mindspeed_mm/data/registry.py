@@ -48,7 +48,10 @@ class DataConfig(Config):
 
 
 def read_data_config(path: str | Path, notes: list[str] | None = None) -> DataConfig:
-    """Read a data JSON. `notes` collects keys that mean nothing here. Raises ConfigError with the address of what is wrong."""
+    """Read a data JSON. `notes` collects keys that mean nothing here.
+
+    Raises ConfigError with the address of what is wrong.
+    """
     return parse_data_config(read_json(path), str(path), notes)
 
 

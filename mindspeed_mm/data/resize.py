@@ -1,7 +1,7 @@
 """Frames of any size → frames of the model's size, as VACE's weights saw them.
 
-Clips: resized to fill (bicubic with antialias, on uint8) and cut at the centre. Masks: nearest, then cut at one half.
-References: letterboxed on white.
+Clips: resized to fill (bicubic with antialias, on uint8) and cut at the centre. Masks: nearest, then cut at
+one half. References: letterboxed on white.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _AT_ONCE = 8  # frames of the source's size that are held while a clip is read
 
 
 def read_resized(reader: VideoReader, indices: Sequence[int], size: Size, resize: Resize) -> Frames:
-    """The frames at `indices` in `size` (height, width). A few at a time, so that a long 4K clip needs little memory."""
+    """The frames at `indices` in `size` (height, width).
+
+    A few at a time, so that a long 4K clip needs little memory.
+    """
     wanted = sorted(set(indices))
     parts = [resize(reader.read(wanted[i : i + _AT_ONCE]), *size) for i in range(0, len(wanted), _AT_ONCE)]
     frames = np.concatenate(parts)
@@ -34,7 +37,10 @@ def read_resized(reader: VideoReader, indices: Sequence[int], size: Size, resize
 
 
 def fill(frames: Frames, height: int, width: int) -> Frames:
-    """[T, h, w, 3] → [T, H, W, 3]: scaled until both sides are covered (bicubic, antialias, uint8), cut at the centre."""
+    """[T, h, w, 3] → [T, H, W, 3].
+
+    Scaled until both sides are covered (bicubic, antialias, uint8), cut at the centre.
+    """
     scaled = _scaled_size(frames, height, width)
     if frames.shape[1:3] != scaled:
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
@@ -53,7 +59,10 @@ def fill_nearest(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def cut(mask: NDArray[np.uint8], path: Path | str = "(frames)", *, soft: bool = False) -> NDArray[np.uint8]:
-    """Mask values → 0 or 255, cut at one half unless `soft`. Raises DataError for a mask written as 0 and 1 of 255."""
+    """Mask values → 0 or 255, cut at one half unless `soft`.
+
+    Raises DataError for a mask written as 0 and 1 of 255.
+    """
     refuse_zero_one(path, int(mask.max(initial=0)))
     return mask if soft else np.where(mask > 127, 255, 0).astype(np.uint8)
 

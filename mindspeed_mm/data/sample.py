@@ -1,4 +1,6 @@
-"""The types that flow from a dataset to the model. Importing this module does not import torch: manifests are read without it.
+"""The types that flow from a dataset to the model.
+
+Importing this module does not import torch: manifests are read without it.
 
 Legend: B batch · T,H,W pixels · F=(T+3)//4, h=H/8, w=W/8 latent grid · R references · L text tokens.
 """
@@ -41,8 +43,8 @@ class Streams(Generic[C, R]):
 class Inputs(Streams["Clip", "Picture"]):
     """What one video starts from, as the user has it.
 
-    A clip is a path, Pillow images, an array [T, H, W, 3] (uint8, or floats from 0 to 1) or a tensor [3, T, H, W] in [-1, 1].
-    A mask is the same in one channel.
+    A clip is a path, Pillow images, an array [T, H, W, 3] (uint8, or floats from 0 to 1) or a tensor [3, T,
+    H, W] in [-1, 1]. A mask is the same in one channel.
     """
 
     first_frame: Clip | None = None
@@ -124,14 +126,20 @@ class SampleRecord(Streams[Path, Path]):
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions(Streams[C, R]):
-    """What the model sees, in pixels on the CPU. As tensors: clips fp32 [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
+    """What the model sees, in pixels on the CPU.
+
+    As tensors: clips fp32 [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1].
+    """
 
     notes: tuple[str, ...] = ()  # what was done to make the sources fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSample(Conditions[C, R]):
-    """One row of a dataset in pixels: tensors, or bytes for the way between processes (`data.transforms.PixelSample`)."""
+    """One row of a dataset in pixels.
+
+    Tensors, or bytes for the way between processes (`data.transforms.PixelSample`).
+    """
 
     video: C  # what the model learns to make
     captions: tuple[str, ...]

@@ -1,4 +1,7 @@
-"""Contact sheets: what the model sees of a sample, as one picture. Frames come in as uint8 arrays; no torch."""
+"""Contact sheets: what the model sees of a sample, as one picture.
+
+Frames come in as uint8 arrays; no torch.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ def draw_sheet(
     width: int = 1640,
     columns: int = 8,
 ) -> Image.Image:
-    """A sheet with a heading, facts in small print, the caption, and one row for each strip. Never fails on a character.
+    """A sheet with a heading, facts in small print, the caption, and one row for each strip.
+
+    Never fails on a character.
 
     All strips share one grid of `columns`, so that pictures of one moment stand under each other.
     """
@@ -58,7 +63,8 @@ def draw_sheet(
     )
     if lacking:
         logger.warning(
-            "no font here has %s; such characters are spelled out. Install one that has (Debian: fonts-noto-cjk or "
+            "no font here has %s; such characters are spelled out. Install one that has (Debian: "
+            "fonts-noto-cjk or "
             "fonts-wqy-microhei), or name its file in MINDSPEED_MM_FONT",
             lacking[:12].encode("utf-8", "replace").decode() + ("…" if len(lacking) > 12 else ""),
         )

@@ -1,4 +1,7 @@
-"""What is remarkable about how a clip or an image is read: the word for the table of the check, and whether keys change. No torch."""
+"""What is remarkable about how a clip or an image is read.
+
+The word for the table of the check, and whether keys change. No torch.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,11 @@ REMARKS: Mapping[str, str] = {
 }
 # Read otherwise than up to version 0.1: features of such files have keys of their own. The rest keep theirs.
 REREAD = frozenset(
-    {"later stream", "untimed", "repeats", "lead", "mirrored", "alpha", "animation", "reduced", "float", "deep", "heic", "labels"}
+    {(
+        "later stream"
+    ), "untimed", "repeats", "lead", "mirrored", "alpha", (
+        "animation"
+    ), "reduced", "float", "deep", "heic", "labels"}
     | {"by alpha"}
 )  # fmt: skip
 
@@ -41,7 +48,10 @@ _OF_CLIPS = frozenset({"animation"})
 
 
 def content_in_slot(slot: str, content: str) -> str:
-    """What a file's content (its hash, and behind `|` how it is read) contributes to the key of a row's `slot`."""
+    """What a file's content contributes to the key of a row's `slot`.
+
+    Its hash, and behind `|` how it is read.
+    """
     digest, _, found = content.partition("|")
     others = _OF_CLIPS if slot.startswith("src_ref_images") else frozenset[str]()
     others |= frozenset() if slot == "src_video_mask" else _OF_MASKS

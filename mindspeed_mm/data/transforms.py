@@ -1,4 +1,7 @@
-"""Rows of a dataset and single files → pixels of one size and one rate. Generation enters at the same `load_conditions`."""
+"""Rows of a dataset and single files → pixels of one size and one rate.
+
+Generation enters at the same `load_conditions`.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +53,8 @@ __all__ = [
     "token_count",
 ]
 
-# One sample as bytes, small enough to travel between processes: clips uint8 [T, H, W, 3], mask [T, H, W] of 0..255,
-# references fp32 [3, 1, H, W] in [-1, 1]. `to_sample` makes tensors of it.
+# One sample as bytes, small enough to travel between processes: clips uint8 [T, H, W, 3], mask [T, H, W] of
+# 0..255, references fp32 [3, 1, H, W] in [-1, 1]. `to_sample` makes tensors of it.
 PixelSample = VideoSample[NDArray[Any], NDArray[np.float32]]
 TensorSample = VideoSample[Tensor, Tensor]
 
@@ -66,7 +69,7 @@ def load_pixels(record: SampleRecord, config: VideoConfig) -> PixelSample:
     try:
         return _load(record, config)
     except DataError as error:
-        raise DataError(f"{record.address}: {error}" if record.address else str(error)) from None
+        raise (error.at(record.address) if record.address else error) from None
 
 
 def to_sample(pixels: PixelSample) -> TensorSample:
@@ -118,7 +121,9 @@ def load_clip(
     long_clip: LongClip = "trim",
     reader: Reader = "av",
 ) -> Tensor:
-    """A file, an image folder or frames [T, h, w, 3] → [3, T, H, W] in [-1, 1], sampled at `fps`, at most `num_frames`.
+    """A file, an image folder or frames [T, h, w, 3] → [3, T, H, W] in [-1, 1].
+
+    Sampled at `fps`, at most `num_frames`.
 
     Frames and images carry no clock and are taken one by one.
     """
@@ -138,7 +143,9 @@ def load_mask(
     soft: bool = False,
     reader: Reader = "av",
 ) -> Tensor:
-    """A mask file, image, folder, or array [T, h, w] or [T, h, w, 3] of 0..255 → [1, T, H, W], 1 = generate, 0 = keep.
+    """A mask file, image, folder, or array [T, h, w(, 3)] of 0..255 → [1, T, H, W].
+
+    1 = generate, 0 = keep.
 
     A still mask holds for all `num_frames`. Cut at one half unless `soft`.
     """

@@ -81,7 +81,10 @@ class VideoReader(Protocol):
         ...
 
     def read(self, indices: Sequence[int]) -> Frames:
-        """The frames at `indices` (any order, repeats allowed). Raises DataError when one cannot be decoded."""
+        """The frames at `indices` (any order, repeats allowed).
+
+        Raises DataError when one cannot be decoded.
+        """
         ...
 
 
@@ -93,7 +96,9 @@ def open_video(
     mask: bool = False,
     threads: int = 1,
 ) -> VideoReader:
-    """Open a video file, an image, or a folder of images. Transparent pixels are laid on `background`, black for a `mask`.
+    """Open a video file, an image, or a folder of images.
+
+    Transparent pixels are laid on `background`, black for a `mask`.
 
     Raises DataError for what is missing, no video, or damaged.
     """
@@ -107,18 +112,22 @@ def open_video(
         try:
             return DecordReader(path, threads)
         except DataError:
-            pass  # decord knows fewer formats and stumbles over some small widths; PyAV gives the same frames, or the reason
+            # decord knows fewer formats and stumbles over some small widths; PyAV gives the same frames, or
+            # the reason
+            pass
     return AvReader(path, threads, background, mask=mask)
 
 
 def decord_is_exact(path: Path) -> bool:
-    """Whether decord gives this file's frames as PyAV does, to the bit. Packets are read, and one frame is decoded.
+    """Whether decord gives this file's frames as PyAV does, to the bit.
 
-    It spreads chroma over pixels in another way at odd sizes, with more than 8 bits, in a turned 4:2:2, and in interlaced
-    frames (the first one tells: mpeg2's container may not). After a jump it miscounts in formats without an index, where
-    time stamps are missing, repeat or are cut by an edit list, and in open groups of pictures (x265's default), where frames
-    that lean on the group before are dropped after a seek and all later ones shift. It takes the first stream, does not
-    mirror, and scales frames of another size.
+    Packets are read, and one frame is decoded.
+
+    It spreads chroma over pixels in another way at odd sizes, with more than 8 bits, in a turned 4:2:2, and
+    in interlaced frames (the first one tells: mpeg2's container may not). After a jump it miscounts in
+    formats without an index, where time stamps are missing, repeat or are cut by an edit list, and in open
+    groups of pictures (x265's default), where frames that lean on the group before are dropped after a seek
+    and all later ones shift. It takes the first stream, does not mirror, and scales frames of another size.
     """
     import av
 
@@ -147,7 +156,10 @@ def decord_is_exact(path: Path) -> bool:
 
 
 class DecordReader:
-    """decord: applies rotation by itself; keeps many decoded frames in memory. Only for clips of which nothing is remarkable."""
+    """decord: applies rotation by itself; keeps many decoded frames in memory.
+
+    Only for clips of which nothing is remarkable.
+    """
 
     timed = True
     traits: tuple[str, ...] = ()
@@ -166,7 +178,7 @@ class DecordReader:
             stamps = self._reader.get_frame_timestamp(range(self.num_frames)).astype(np.float64)
             first: Frames = self._reader.get_batch([0]).asnumpy()
         except Exception as error:  # decord raises RuntimeError, DECORDError and AssertionError alike
-            raise DataError(f"{path}: cannot be opened as a video: {short(error)}") from None
+            raise DataError(f"cannot be opened as a video: {short(error)}", where=path) from None
         self.height, self.width = first.shape[1:3]
         self.times = [round(float(t), 6) for t in stamps[:, 0] - stamps[0, 0]]
         self.duration, self.fps = clock(self.times, float(stamps[-1, 1] - stamps[-1, 0]))
@@ -178,7 +190,7 @@ class DecordReader:
             frames: Frames = self._reader.get_batch(list(indices)).asnumpy()
         except Exception as error:
             raise DataError(
-                f"{self.path}: frames {span(indices)} cannot be decoded: {short(error)}"
+                f"frames {span(indices)} cannot be decoded: {short(error)}", where=self.path
             ) from None
         return frames
 
@@ -231,9 +243,9 @@ class AvReader:
                 frames[index] = self._picture(frame)
             except av.error.FFmpegError as error:
                 self._next = -1
-                raise DataError(f"{self.path}: frame {index} cannot be decoded: {short(error)}") from None
+                raise DataError(f"frame {index} cannot be decoded: {short(error)}", where=self.path) from None
             if (frame.width, frame.height) != self._size:
-                raise DataError(f"{self.path}: {size_change(index, (frame.width, frame.height), self._size)}")
+                raise DataError(size_change(index, (frame.width, frame.height), self._size), where=self.path)
         return np.stack([frames[index] for index in indices])
 
     def _picture(self, frame: Any) -> NDArray[np.uint8]:
@@ -254,7 +266,8 @@ class AvReader:
             frame = self._advance(index)
         if frame is None:
             raise DataError(
-                f"{self.path}: frame {index} of {self.num_frames} cannot be decoded: the file is cut off or damaged"
+                f"frame {index} of {self.num_frames} cannot be decoded: the file is cut off or damaged",
+                where=self.path,
             )
         return frame
 
@@ -283,17 +296,20 @@ def write_video(
     lossless: bool = False,
     quality: int = 17,
 ) -> Path:
-    """Write RGB frames [T, H, W, 3] (or an iterable of [H, W, 3]) at exactly `fps`; the file appears when it is complete.
+    """Write RGB frames [T, H, W, 3] (or an iterable of [H, W, 3]) at exactly `fps`.
 
-    .mp4 and .mov are H.264, lossless: RGB H.264 with nothing lost; .mkv is H.264, lossless: FFV1. `quality` is H.264's CRF:
-    0 best, 17 hardly visible, 51 worst. Sizes are made even by repeating the last row or column (not when lossless).
+    The file appears when it is complete.
+
+    .mp4 and .mov are H.264, lossless: RGB H.264 with nothing lost; .mkv is H.264, lossless: FFV1. `quality`
+    is H.264's CRF: 0 best, 17 hardly visible, 51 worst. Sizes are made even by repeating the last row or
+    column (not when lossless).
     """
     import av
 
     path = Path(path)
     container_format = _CONTAINERS.get(path.suffix.lower())
     if container_format is None:
-        raise DataError(f"{path}: cannot write a video of this name; use .mp4, .mov or .mkv")
+        raise DataError("cannot write a video of this type", where=path, fix="use .mp4, .mov or .mkv")
     check_av_version()
     try:
         with (
@@ -302,7 +318,7 @@ def write_video(
         ):
             _encode(container, iter(frames), fps, _codec(container_format, lossless), quality)
     except av.error.FFmpegError as error:
-        raise DataError(f"{path}: cannot be written: {short(error)}") from None
+        raise DataError(f"cannot be written: {short(error)}", where=path) from None
     return path
 
 
@@ -344,7 +360,10 @@ def _encode(
 
 
 def _tell_colours(codec: Any) -> None:
-    """Name the conversion that RGB goes through here. Without it players guess, and guess another one for HD: colours shift."""
+    """Name the conversion that RGB goes through here.
+
+    Without it players guess, and guess another one for HD: colours shift.
+    """
     codec.colorspace = 6  # BT.601's matrix, swscale's default; numbers of ITU-T H.273
     codec.color_range = 1  # limited
     codec.color_primaries = codec.color_trc = 1  # BT.709, as sRGB nearly is

@@ -1,4 +1,7 @@
-"""How a run is spread over ranks: Megatron's parallel flags, the recompute flags and fsdp2_config.yaml. No torch."""
+"""How a run is spread over ranks: Megatron's parallel flags, the recompute flags and fsdp2_config.yaml.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,9 @@ class Fsdp2Config(Config):
     )
     compile: bool = Field(default=False, description="compile each block with torch.compile")
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "cast_forward_inputs": "inputs are cast where a product needs it; casting them all would round timesteps to bf16",
+        "cast_forward_inputs": (
+            "inputs are cast where a product needs it; casting them all would round timesteps to bf16"
+        ),
         "output_dtype": "blocks answer in the residual's dtype",
     }
 
@@ -126,7 +131,10 @@ class Fsdp2Config(Config):
     @field_validator("sharding_size", mode="before")
     @classmethod
     def _no_switch(cls, value: object) -> object:
-        """YAML reads `yes` as true, and true counts as 1: a copy of the weights on every rank, without a word."""
+        """YAML reads `yes` as true, and true counts as 1.
+
+        That would silently mean a copy of the weights on every rank.
+        """
         if isinstance(value, bool):
             raise ValueError("is a switch, not a size; write auto, null or a number of ranks")
         return value
@@ -152,19 +160,24 @@ def check_context_parallel(num_heads: int, size: int) -> None:
     if num_heads % size:
         allowed = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
         raise ConfigError(
-            f"--context-parallel-size {size} does not divide the model's {num_heads} attention heads; "
-            f"use one of {', '.join(map(str, allowed))}"
+            f"{size} does not divide the model's {num_heads} attention heads",
+            where="--context-parallel-size",
+            fix=f"use one of {', '.join(map(str, allowed))}",
         )
 
 
 def check_reshard(config: Fsdp2Config, ranks: int) -> None:
-    """`ranks` share one copy of the weights; a number in reshard_after_forward cuts them. Raises ConfigError."""
+    """`ranks` share one copy of the weights; a number in reshard_after_forward cuts them.
+
+    Raises ConfigError.
+    """
     size = config.reshard_after_forward
     if not isinstance(size, bool) and ranks % size:
         allowed = [n for n in range(1, ranks + 1) if ranks % n == 0]
         raise ConfigError(
-            f"fsdp2_config.yaml:reshard_after_forward {size} does not divide the {ranks} rank(s) that share the weights; "
-            f"use true, false or one of {', '.join(map(str, allowed))}"
+            f"{size} does not divide the {ranks} rank(s) that share the weights",
+            where="fsdp2_config.yaml:reshard_after_forward",
+            fix=f"use true, false or one of {', '.join(map(str, allowed))}",
         )
 
 
@@ -173,7 +186,8 @@ def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     size = parallel.context_parallel_size
     if world_size % size:
         raise ConfigError(
-            f"{world_size} rank(s) cannot be split into groups of --context-parallel-size {size}; "
-            f"start a multiple of {size} ranks, or lower it"
+            f"{world_size} rank(s) cannot be split into groups of {size}",
+            where="--context-parallel-size",
+            fix=f"start a multiple of {size} ranks, or lower it",
         )
     return world_size // size

@@ -35,13 +35,15 @@ def shard_model(
     *,
     fp32_modules: Iterable[str] = (),
 ) -> nn.Module:
-    """Shard `model`, which may be on the meta device, in place. `units` are the patterns used when the YAML names none.
+    """Shard `model`, which may be on the meta device, in place.
 
-    Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so that no
-    unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are never cast: a cast
-    at the root would round timesteps to bf16. Units that need neither a gather nor a cast are left as they are, so a
-    model on one rank in fp32 is not wrapped at all. Raises ConfigError for a pattern that matches nothing, or a
-    reshard_after_forward that does not fit the mesh.
+    `units` are the patterns used when the YAML names none.
+
+    Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so
+    that no unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are
+    never cast: a cast at the root would round timesteps to bf16. Units that need neither a gather nor a cast
+    are left as they are, so a model on one rank in fp32 is not wrapped at all. Raises ConfigError for a
+    pattern that matches nothing, or a reshard_after_forward that does not fit the mesh.
     """
     check_reshard(config, mesh.shards.size(mesh.shards.ndim - 1))
     names = [name for name, _ in model.named_modules() if name]
@@ -119,9 +121,12 @@ def _has_parameters(module: nn.Module) -> bool:
 def _whole_units(
     model: nn.Module, dtypes: Mapping[str, torch.dtype], config: Fsdp2Config, mesh: Mesh
 ) -> set[str]:
-    """Units that a rank holds whole and in the dtype of their products: frozen ones, and trained ones of a single rank.
+    """Units that a rank holds whole and in the dtype of their products.
 
-    The trained ones are all in it or none is: an optimizer's fused kernels do not take sharded and plain tensors together.
+    Frozen ones, and trained ones of a single rank.
+
+    The trained ones are all in it or none is: an optimizer's fused kernels do not take sharded and plain
+    tensors together.
     """
     if config.offload_to_cpu or mesh.shards.size(mesh.shards.ndim - 1) > 1:
         return set()
@@ -150,8 +155,9 @@ def _ignored_parameters(
             found = set(model.get_submodule(name).parameters())
             if any(parameter.requires_grad for parameter in found):
                 raise ConfigError(
-                    f"{where}:ignored_modules: {name} trains, and nobody would sum its gradients; "
-                    "name frozen modules only"
+                    f"{name} is trainable, and its gradients would not be reduced",
+                    where=f"{where}:ignored_modules",
+                    fix="ignore frozen modules only",
                 )
             ignored |= found
     return ignored

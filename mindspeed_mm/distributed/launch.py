@@ -63,7 +63,9 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
 
 
 def raise_on_all_ranks(work: Callable[[], T]) -> T:
-    """Do `work` on every rank, without collectives of its own; all ranks raise the lowest failing rank's error.
+    """Do `work` on every rank, without collectives of its own.
+
+    All ranks raise the lowest failing rank's error.
 
     A rank that raised alone would leave the others waiting in their next collective.
     """
@@ -93,13 +95,16 @@ def _join(accelerator: Accelerator, timeout: timedelta, backend: str) -> None:
         return
     missing = [name for name in _TORCHRUN if name not in os.environ]
     if missing:
-        raise LaunchError(f"RANK is set but {', '.join(missing)} is not; start the ranks with torchrun")
+        raise LaunchError(
+            f"RANK is set, but {', '.join(missing)} is not", fix="start the ranks with torchrun"
+        )
     try:
         join_group(both, timeout, device)
     except (RuntimeError, ValueError, torch.distributed.DistError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LaunchError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join {address} over {both}: {first}; "
-            "check MASTER_ADDR, MASTER_PORT, NNODES and that every node was started"
+            f"could not join {address} over {both}: {first}",
+            where=f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}",
+            fix="check MASTER_ADDR, MASTER_PORT, NNODES and that every node was started",
         ) from error

@@ -1,4 +1,7 @@
-"""Where this rank stands: data and context parallel groups, and the DeviceMesh over which fully_shard shards."""
+"""Where this rank stands.
+
+Data and context parallel groups, and the DeviceMesh over which fully_shard shards.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +68,9 @@ def copies_of_weights(sharding_size: int | str | None, world_size: int) -> int:
     if world_size % sharding_size:
         allowed = [n for n in range(1, world_size + 1) if world_size % n == 0]
         raise ConfigError(
-            f"fsdp2_config.yaml:sharding_size {sharding_size} does not divide {world_size} rank(s); "
-            f"use auto or one of {', '.join(map(str, allowed))}"
+            f"{sharding_size} does not divide {world_size} rank(s)",
+            where="fsdp2_config.yaml:sharding_size",
+            fix=f"use auto or one of {', '.join(map(str, allowed))}",
         )
     return world_size // sharding_size
 

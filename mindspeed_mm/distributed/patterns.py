@@ -1,4 +1,7 @@
-"""Module patterns of fsdp2_config.yaml: `blocks.{*}`, `vace_blocks.{0-3,7}`, `head`; published prefixes are aliases. No torch."""
+"""Module patterns of fsdp2_config.yaml.
+
+`blocks.{*}`, `vace_blocks.{0-3,7}`, `head`; published prefixes are aliases. No torch.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ def absent_units(units: Iterable[str], names: Iterable[str]) -> list[str]:
 def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[str] = ()) -> list[str]:
     """The names that `pattern` matches, in their own order. Raises ConfigError when there are none.
 
-    A pattern inside a unit of `absent` may match nothing: the same file serves models with and without that part.
+    A pattern inside a unit of `absent` may match nothing: the same file serves models with and without that
+    part.
     """
     known = list(names)
     found = _hits(pattern, known, where)
@@ -31,7 +35,7 @@ def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[st
         kinds = sorted({re.sub(r"\.\d+(?=\.|$)", ".{*}", name) for name in known if name})
         nearest = "" if shape in kinds else did_you_mean(shape, kinds)  # else an index is too high
         raise ConfigError(
-            f"{where}: pattern {pattern!r} matches no module{nearest}; there are {_parts(known)}"
+            f"pattern {pattern!r} matches no module{nearest}", where=where, expected=f"one of {_parts(known)}"
         )
     return found
 
@@ -102,7 +106,9 @@ def _indices(text: str, pattern: str, where: str) -> set[int] | None:
         bounds = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part)
         if not bounds:
             raise ConfigError(
-                f"{where}: pattern {pattern!r}: {{{text}}} is not *, an index up to 9999, or a list such as 0-3,7"
+                f"got {{{text}}}",
+                where=f"{where}: pattern {pattern!r}",
+                expected="*, an index up to 9999, or a list such as 0-3,7",
             )
         chosen.update(range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1))
     return chosen

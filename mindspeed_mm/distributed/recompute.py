@@ -1,7 +1,7 @@
 """What a block keeps for its backward pass: everything, its inputs, or its inputs and the costliest results.
 
-The recomputation stands inside the sharding: a block's weights are gathered once for both its second forward and its
-backward, and its parameters keep their names.
+The recomputation stands inside the sharding: a block's weights are gathered once for both its second forward
+and its backward, and its parameters keep their names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def apply_recompute(
 
 
 def compile_blocks(model: nn.Module, names: Iterable[str]) -> None:
-    """torch.compile each block's forward, recomputation included, so that one graph serves all blocks of a kind."""
+    """torch.compile each block's forward, recomputation included: one graph for all blocks of a kind."""
     for name in names:
         module = model.get_submodule(name)
         module.forward = torch.compile(module.forward)
@@ -75,7 +75,9 @@ def _keep(trained: bool) -> Any:
 
 
 def _policy(trained: bool, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """What costs most for the memory it fills: attention, and in a block that trains what its feed-forward answers.
+    """What costs most for the memory it fills.
+
+    Attention, and in a block that trains what its feed-forward answers.
 
     The gradient of the gate behind the feed-forward reads that answer; in a frozen block nothing does.
     Attention kernels have many names (flash, efficient, cudnn, CPU, NPU); all of them say attention.

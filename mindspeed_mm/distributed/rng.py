@@ -1,4 +1,7 @@
-"""Global random states of a rank. Timesteps and noise do not use them (they are keyed by seed and sample index)."""
+"""Global random states of a rank.
+
+Timesteps and noise do not use them (they are keyed by seed and sample index).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Context parallel (Ulysses): each rank holds a part of the tokens; for attention, all tokens of a part of the heads.
+"""Context parallel (Ulysses).
 
-https://arxiv.org/abs/2309.14509. Padding makes any token count divisible; it is cut off between the two all-to-alls, so
-attention sees the real tokens only and needs no mask.
+Each rank holds a part of the tokens; for attention, all tokens of a part of the heads.
+
+https://arxiv.org/abs/2309.14509. Padding makes any token count divisible; it is cut off between the two
+all-to-alls, so attention sees the real tokens only and needs no mask.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from mindspeed_mm.ops.attention import Attend
 class SharedTokens:
     """The tokens of one sample, split over a group in rank order. A TokenLayout of models.wan.vace.
 
-    Remembers the token count of the last split: attention cuts the padding off by it. One forward and its backward
-    therefore belong together, as they do in training and in sampling.
+    Remembers the token count of the last split: attention cuts the padding off by it. One forward and its
+    backward therefore belong together, as they do in training and in sampling.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -39,8 +41,8 @@ class SharedTokens:
     def join(self, x: Tensor, dim: int, length: int) -> Tensor:
         """This rank's part along `dim` → all `length` tokens, on every rank.
 
-        Every rank then computes the same loss, and gradients are averaged over data and context ranks; so backward
-        sums the equal gradients of this group, which makes that average the one of the data ranks.
+        Every rank then computes the same loss, and gradients are averaged over data and context ranks; so
+        backward sums the equal gradients of this group, which makes that average the one of the data ranks.
         """
         joined: Tensor = _Join.apply(x, dim, self)  # type: ignore[no-untyped-call]
         return joined.narrow(dim, 0, length)

@@ -15,7 +15,7 @@ def local(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_local(parameter: Tensor, whole: Tensor) -> Tensor:
-    """Copy this rank's part of `whole`, whose other parts are not read, and return that part of `parameter`."""
+    """Copy this rank's part of `whole` and return that part of `parameter`; other parts are not read."""
     if not isinstance(parameter, DTensor):
         return parameter.copy_(whole)
     shape, offset = compute_local_shape_and_global_offset(

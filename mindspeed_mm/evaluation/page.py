@@ -14,12 +14,17 @@ from mindspeed_mm.files import write_text
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-body {{ font: 14px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 16px; color: #1b1b1b }}
+body {{ font: 14px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 16px;
+  color: #1b1b1b }}
 h1 {{ font-size: 20px }} h2 {{ font-size: 16px; margin: 28px 0 6px; border-bottom: 1px solid #ddd }}
-table {{ border-collapse: collapse; margin: 4px 0 }} td, th {{ padding: 2px 12px 2px 0; text-align: left; font-weight: normal }}
-th {{ color: #666 }} td.n {{ font-variant-numeric: tabular-nums }} .prompt {{ color: #555; margin: 2px 0 6px }}
-.row {{ display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 6px }} figure {{ margin: 0; max-width: 100% }}
-figcaption {{ color: #666 }} video {{ display: block; width: 320px; max-width: 100%; background: #000; image-rendering: auto }}
+table {{ border-collapse: collapse; margin: 4px 0 }}
+td, th {{ padding: 2px 12px 2px 0; text-align: left; font-weight: normal }}
+th {{ color: #666 }} td.n {{ font-variant-numeric: tabular-nums }}
+.prompt {{ color: #555; margin: 2px 0 6px }}
+.row {{ display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 6px }}
+figure {{ margin: 0; max-width: 100% }}
+figcaption {{ color: #666 }}
+video {{ display: block; width: 320px; max-width: 100%; background: #000; image-rendering: auto }}
 details {{ margin: 4px 0 }} summary {{ cursor: pointer }}
 button {{ font: inherit; padding: 3px 12px }}
 </style></head><body>
@@ -38,7 +43,8 @@ document.getElementById('play').onclick = event => {
 document.getElementById('start').onclick = () => videos.forEach(video => { video.currentTime = 0 });
 rows.forEach(row => row.querySelectorAll('video').forEach(video => {
   video.onseeked = () => { if (video.paused) row.querySelectorAll('video').forEach(other => {
-    if (other !== video && Math.abs(other.currentTime - video.currentTime) > 0.02) other.currentTime = video.currentTime;
+    if (other !== video && Math.abs(other.currentTime - video.currentTime) > 0.02)
+          other.currentTime = video.currentTime;
   }) };
 }));
 </script></body></html>
@@ -46,7 +52,10 @@ rows.forEach(row => row.querySelectorAll('video').forEach(video => {
 
 
 def write_page(path: Path, names: Sequence[str], reports: Sequence[Report]) -> None:
-    """A summary, then one row of players for each video: what was given, each run, the true clip. Raises OSError."""
+    """A summary, then one row of players for each video: what was given, each run, the true clip.
+
+    Raises OSError.
+    """
     parts = [_HEAD.format(title=escape("vace eval: " + ", ".join(names)))]
     parts.append(_summary(names, reports))
     samples = [{sample.name: sample for sample in report.samples} for report in reports]

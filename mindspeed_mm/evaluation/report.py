@@ -1,4 +1,7 @@
-"""The scores of a results folder: measured, kept in eval.json, read again, and compared with another folder's."""
+"""The scores of a results folder.
+
+They are measured, kept in eval.json, read again, and compared with another folder's.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +110,10 @@ def score_folder(
     options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:
-    """Every video of a folder. `options` replace those of each video's task. Raises DataError when nothing can be scored."""
+    """Every video of a folder. `options` replace those of each video's task.
+
+    Raises DataError when nothing can be scored.
+    """
     found, scored, notes = find_results(folder), [], Counter[str]()
     unknown: list[str] = []
     with Progress(f"{folder.name}: scoring", len(found), "video", shown=None if progress else False) as bar:

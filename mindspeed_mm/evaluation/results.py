@@ -1,4 +1,7 @@
-"""The videos of a results folder with their inputs: ours (NAME.mp4, NAME.json, NAME/), and the published tool's (…/out_video.mp4)."""
+"""The videos of a results folder with their inputs.
+
+Ours (NAME.mp4, NAME.json, NAME/), and the published tool's (…/out_video.mp4).
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,9 @@ def find_results(folder: Path) -> list[Result]:
 
 
 def read_sample(result: Result, data: EvalData | None = None, task: str = "") -> Sample | None:
-    """The video with its inputs, and the true clip where `data` has it. None for a video of which nothing is known.
+    """The video with its inputs, and the true clip where `data` has it.
+
+    None for a video of which nothing is known.
 
     `task` is taken where neither settings nor data name one. Raises DataError for files that cannot be read.
     """
@@ -106,7 +111,10 @@ def read_sample(result: Result, data: EvalData | None = None, task: str = "") ->
 def _given(
     result: Result, case: DataCase | None, output: Pixels
 ) -> tuple[Pixels | None, Where | None, tuple[Pixels, ...]]:
-    """src_video, src_mask and references: beside the video, else by the paths of its settings or of the data."""
+    """src_video, src_mask and references.
+
+    They are beside the video, else at the paths of its settings or of the data.
+    """
     if result.has_inputs:
         clips = [_read(path) if (path := result.folder / name).is_file() else None for name in _INPUTS]
         mask = None if clips[1] is None else clips[1][..., 0] > 127

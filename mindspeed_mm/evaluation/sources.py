@@ -49,7 +49,10 @@ class EvalData:
         return cls(benchmark_cases(Path(path)) if Path(path).is_dir() else dataset_cases(Path(path)))
 
     def find(self, name: str, inputs: Mapping[str, Any], prompt: str) -> DataCase | None:
-        """The case whose inputs are those of a result, else the one of its name; of several, the one of its prompt."""
+        """The case whose inputs are those of a result, else the one of its name.
+
+        Of several, the one of its prompt.
+        """
         key = _key(inputs.get("video"), inputs.get("mask"), inputs.get("images") or ())
         by_inputs = [case for case in self.cases if any(key) and key == _key_of(case)]
         by_name = [case for case in self.cases if case.name in (name, name.rpartition("/")[2])]
@@ -98,7 +101,10 @@ def benchmark_cases(folder: Path) -> list[DataCase]:
         raise DataError(
             "holds no case",
             where=display_path(folder),
-            expected="folders with src_video.mp4, src_mask.mp4 or src_ref_image_1.png, as in VACE-Benchmark/assets/examples",
+            expected=(
+                "folders with src_video.mp4, src_mask.mp4 or src_ref_image_1.png, as in "
+                "VACE-Benchmark/assets/examples"
+            ),
             fix="name a data.json, or the folder of VACE-Benchmark",
         )
     return found

@@ -63,7 +63,10 @@ class ScheduleConfig(Config):
 
     @property
     def places(self) -> range:
-        """The places of this model: all; sigma ≥ boundary for `high`, the rest for `low`; else the older keys' range."""
+        """The places of this model.
+
+        All; sigma ≥ boundary for `high`, the rest for `low`; else the older keys' range.
+        """
         n = self.num_train_timesteps
         if self.role is None:
             low, high = self.old_range
@@ -72,7 +75,7 @@ class ScheduleConfig(Config):
         return range(0, first_low) if self.role == "high" else range(first_low, n)
 
     def boundary_note(self) -> str | None:
-        """What to tell a user whose older keys put the switch elsewhere than `boundary`; None where they agree.
+        """A note for users whose older keys put the switch elsewhere than `boundary`; None if they agree.
 
         Published A14B examples train the experts apart at timestep 900 and generate with a switch at 875.
         """
@@ -86,8 +89,10 @@ class ScheduleConfig(Config):
         if ours == theirs:
             return None
         return (
-            f"diffusion.{key} {fraction} splits the experts at sigma {self.sigma(theirs):.3f}, diffusion.boundary at "
-            f"{self.boundary}; boundary decides, in training as in generation ({abs(ours - theirs)} places of the "
+            f"diffusion.{key} {fraction} splits the experts at sigma {self.sigma(theirs):.3f}, "
+            "diffusion.boundary at "
+            f"{self.boundary}; boundary decides, in training as in generation ({abs(ours - theirs)} places "
+            "of the "
             "schedule would train the wrong expert); say diffusion.expert and diffusion.boundary instead"
         )
 
@@ -101,7 +106,10 @@ class ScheduleConfig(Config):
 
     @property
     def inferred_expert(self) -> Expert | None:
-        """The expert that the older keys speak of: a range from the top is `high`, one to the bottom is `low`."""
+        """The expert that the older keys speak of.
+
+        A range from the top is `high`, one to the bottom is `low`.
+        """
         low, high = self.old_range
         if low == 0 and high < 1:
             return "high"

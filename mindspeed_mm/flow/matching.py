@@ -57,7 +57,10 @@ def sample_flow_at(
 
 
 def sample_losses(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Tensor:
-    """[B] fp32: mean squared error of each row, unweighted; the first `num_refs` latent frames do not count."""
+    """[B] fp32: mean squared error of each row, unweighted.
+
+    The first `num_refs` latent frames do not count.
+    """
     error = velocity.float()[:, :, num_refs:] - sample.target[:, :, num_refs:]
     return error.square().mean(dim=(1, 2, 3, 4))
 

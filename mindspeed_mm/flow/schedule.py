@@ -1,4 +1,7 @@
-"""Sigmas, timesteps, loss weights and the places of the schedule that an expert may draw. Pure, on the CPU."""
+"""Sigmas, timesteps, loss weights and the places of the schedule that an expert may draw.
+
+Pure, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def bell_weights(timesteps: Tensor, num_train_timesteps: int) -> Tensor:
 
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
-    """The tables of one run. A place whose weight is 0 (timestep 1000 under the bell) teaches nothing and is not drawn."""
+    """The tables of one run.
+
+    A place whose weight is 0 (timestep 1000 under the bell) teaches nothing and is not drawn.
+    """
     sigmas = training_sigmas(config)
     timesteps = sigmas * config.num_train_timesteps
     bell = config.loss_weighting == "bell"
@@ -53,6 +59,7 @@ def build_schedule(config: ScheduleConfig) -> Schedule:
     places = torch.tensor([place for place in span if weights[place] > 0], dtype=torch.int64)
     if not len(places):
         raise ConfigError(
-            f"diffusion: expert {config.role} with boundary {config.boundary} has no timestep to train on"
+            f"expert {config.role} with boundary {config.boundary} has no timestep to train on",
+            where="diffusion",
         )
     return Schedule(sigmas=sigmas, timesteps=timesteps, weights=weights, places=places)

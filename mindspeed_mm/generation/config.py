@@ -1,6 +1,7 @@
 """The inference JSON: weights, requests and how the run uses memory and devices. No torch.
 
-A value is looked for in the task, then at the top of the JSON, then in the preset; a flag replaces the first two.
+A value is looked for in the task, then at the top of the JSON, then in the preset; a flag replaces the first
+two.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ VAE_PLANES = (
     90  # base_dim feature maps of the output's size alive at once: 88 measured on a CPU, fp32, 192x256
 )
 
-# Of preset mindspeed, for a JSON of MindSpeed-MM, which holds none: its inputs are a boxing clip and a picture of cats.
+# Of preset mindspeed, for a JSON of MindSpeed-MM, which holds none: its inputs are a boxing clip and a
+# picture of cats.
 MINDSPEED_PROMPT = "两只橘猫戴着红色拳击手套，在聚光灯下的拳击台上对打，镜头缓缓推近。"
 # What the official code uses when none is given.
 NEGATIVE_PROMPT = (
@@ -57,7 +59,10 @@ class WeightPaths(Config):
 
     transformer: tuple[str | tuple[str, ...], ...] = Field(
         min_length=1,
-        description="one path, or [high, low] for two experts; an inner list holds the parts of one model: its shards, or a trunk and a VACE module",
+        description=(
+            "one path, or [high, low] for two experts; an inner list holds the parts of one model: its "
+            "shards, or a trunk and a VACE module"
+        ),
     )
     vae: str = Field(description="official .pth, or a diffusers folder")
     text_encoder: str = Field(description="official .pth, or a diffusers folder")
@@ -75,7 +80,8 @@ class WeightPaths(Config):
     def _one_or_two(cls, value: tuple[str | tuple[str, ...], ...]) -> tuple[str | tuple[str, ...], ...]:
         if len(value) > 2:
             raise ValueError(
-                f"lists {len(value)} models; give one, or [high, low]; shards of one model go into an inner list: [[…]]"
+                f"lists {len(value)} models; give one, or [high, low]; shards of one model go into an inner "
+                "list: [[…]]"
             )
         if any(not entry for entry in value):
             raise ValueError("has an empty entry")
@@ -100,7 +106,10 @@ class Numbers(ClipPolicy):
     )
     preset: Preset = Field(
         default="wan",
-        description="whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too; lightx2v-4step and the others after it: for a few-step LoRA (default: wan)",
+        description=(
+            "whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too; "
+            "lightx2v-4step and the others after it: for a few-step LoRA (default: wan)"
+        ),
     )
     solver: Solver = Field(default="unipc", description="how noise becomes a clip (default: by preset)")
     steps: int = Field(default=50, gt=0, le=1000, description="denoising steps (default: 50)")
@@ -114,7 +123,10 @@ class Numbers(ClipPolicy):
         default=None,
         min_length=1,
         max_length=1000,
-        description="timesteps of the steps, falling, at most 1000, in place of steps and shift; solver euler or renoise",
+        description=(
+            "timesteps of the steps, falling, at most 1000, in place of steps and shift; solver euler or "
+            "renoise"
+        ),
     )
     guidance_scale: float = Field(
         default=5.0, ge=0, le=1000, description="1 = without the negative prompt (default: 5)"
@@ -130,7 +142,10 @@ class Numbers(ClipPolicy):
     )
     context_scale: float | tuple[float, ...] = Field(
         default=1.0,
-        description="weight of the VACE branch: one number, or one for each of its blocks; on the command line 1,0.8,0.5 (default: 1)",
+        description=(
+            "weight of the VACE branch: one number, or one for each of its blocks; on the command line "
+            "1,0.8,0.5 (default: 1)"
+        ),
     )
     diffsynth_noise: bool = Field(
         default=False,
@@ -138,7 +153,9 @@ class Numbers(ClipPolicy):
     )
     diffsynth_references: bool = Field(
         default=False,
-        description="stretch references to the video's size, as DiffSynth-Studio's VACE examples do (default: false)",
+        description=(
+            "stretch references to the video's size, as DiffSynth-Studio's VACE examples do (default: false)"
+        ),
     )
     videoxfun_sigmas: bool = Field(
         default=False,
@@ -199,7 +216,10 @@ class Sources(Config):
     prompt: str | None = Field(default=None, description="what to generate; required")
     task: str | dict[str, Any] | None = Field(
         default=None,
-        description='makes src_video, src_mask and references of plain sources: a task of `vace prepare`, or {"type": task} and its options',
+        description=(
+            "makes src_video, src_mask and references of plain sources: a task of `vace prepare`, or "
+            '{"type": task} and its options'
+        ),
     )
     negative_prompt: str | None = Field(
         default=None, description="what to avoid; an empty text is honoured (default: Wan's)"
@@ -218,7 +238,9 @@ class Sources(Config):
     last_frame_path: str | None = Field(default=None, description="image or clip that the video ends with")
     outpaint: tuple[float, float, float, float] | None = Field(
         default=None,
-        description="left, top, right, bottom: how far the frame grows beyond video_path, in parts of its size",
+        description=(
+            "left, top, right, bottom: how far the frame grows beyond video_path, in parts of its size"
+        ),
     )
 
     @field_validator("name")
@@ -262,7 +284,10 @@ class RequestConfig(Numbers, Sources):
 
     loras: tuple[LoraUse, ...] = Field(
         default=(),
-        description="LoRAs, each an object with path, strength and on (high, low, both); on the command line PATH or PATH=STRENGTH",
+        description=(
+            "LoRAs, each an object with path, strength and on (high, low, both); on the command line PATH "
+            "or PATH=STRENGTH"
+        ),
     )
 
     @model_validator(mode="before")
@@ -343,7 +368,8 @@ class RunConfig(Config):
     def _shared_or_not(self) -> RunConfig:
         if self.data_parallel and self.sharing:
             raise ValueError(
-                f"data_parallel lets each process make videos of its own, but {' and '.join(self.sharing)} would let processes share one; "
+                f"data_parallel lets each process make videos of its own, but {' and '.join(self.sharing)} "
+                "would let processes share one; "
                 "keep one way"
             )
         return self
@@ -397,7 +423,10 @@ def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
 
 
 def _preset(said: Mapping[str, Any], experts: int) -> dict[str, Any]:
-    """Solver, grid and shift of the preset: of the official code, of DiffSynth, of diffusers (which leans by size)."""
+    """Solver, grid and shift of the preset.
+
+    Of the official code, of DiffSynth, of diffusers (which leans by size).
+    """
     name = said.get("preset", "wan")
     if name in FEW_STEPS:
         return dict(FEW_STEPS[name][0])

@@ -45,7 +45,10 @@ PredictFn = Callable[[Tensor, Tensor], Prediction]  # latents, timestep [1]
 def denoise_loop(
     predict: PredictFn, solver: Solver, latents: Tensor, hooks: Sequence[StepHook], timings: Timings
 ) -> Tensor:
-    """Noise [1, 16, R+F, h, w] → latents. Each hook is called after each step, in order, outside of the time measured."""
+    """Noise [1, 16, R+F, h, w] → latents.
+
+    Each hook is called after each step, in order, outside of the time measured.
+    """
     for index, timestep in enumerate(solver.timesteps):
         with timings.step():
             prediction = predict(latents, solver.timesteps[index : index + 1])
@@ -65,7 +68,10 @@ def denoise_loop(
 
 
 class Predictor:
-    """The guided velocity of one video: chooses the expert of a timestep, and passes both prompts through it."""
+    """The guided velocity of one video.
+
+    Chooses the expert of a timestep, and passes both prompts through it.
+    """
 
     def __init__(
         self,

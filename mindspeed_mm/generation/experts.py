@@ -35,11 +35,9 @@ class Experts:
         `dtype`: of matrix products, where it is not that of the weights at hand (fp32 masters in training).
         """
         if len(models) not in (1, 2):
-            raise WeightsError(f"{len(models)} transformers; expected one, or [high, low]")
+            raise WeightsError(f"got {len(models)} transformers", expected="one, or [high, low]")
         if any(model.config != models[0].config for model in models):
-            raise WeightsError(
-                "the two experts have different sizes; they must be the two halves of one model"
-            )
+            raise WeightsError("the two experts have different sizes", expected="the two halves of one model")
         self.models = tuple(models)
         self.mode: Offload = "none" if placed else _affordable(models, accelerator, offload)
         self._offloaders = (
@@ -74,9 +72,12 @@ class Experts:
         return self.models[index], 1.0 if timestep < sampling.guidance_end else scale
 
     def fits_batched_cfg(self, tokens: int) -> bool:
-        """Whether one pass over both prompts fits beside the weights; otherwise they go through one after the other.
+        """Whether one pass over both prompts fits beside the weights.
 
-        Judged by sizes alone: the same run in training and afterwards, with and without offload, gives the same bits.
+        Otherwise they go through one after the other.
+
+        Judged by sizes alone: the same run in training and afterwards, with and without offload, gives the
+        same bits.
         """
         count = sum(weight.numel() for model in self.models for weight in model.parameters())
         activations = 2 * TOKEN_BYTES * tokens * self.config.trunk.hidden_size
@@ -103,7 +104,10 @@ def _affordable(models: Sequence[nn.Module], accelerator: Accelerator, offload: 
     if offload != "none" or len(models) == 1 or accelerator.kind == "cpu" or needed + WORKSPACE <= total:
         return offload
     LOGGER.info(
-        "the two experts take %.0f GB of the device's %.0f: only the active one is kept there (offload model)",
+        (
+            "the two experts take %.0f GB of the device's %.0f: only the active one is kept there (offload "
+            "model)"
+        ),
         needed / 1e9,
         total / 1e9,
     )
@@ -111,7 +115,10 @@ def _affordable(models: Sequence[nn.Module], accelerator: Accelerator, offload: 
 
 
 class OffloadedModule:
-    """A module whose weights live on the host and are copied to the device. They are read only: nothing is copied back."""
+    """A module whose weights live on the host and are copied to the device.
+
+    They are read only: nothing is copied back.
+    """
 
     def __init__(self, module: nn.Module, device: torch.device, *, pin: bool = False) -> None:
         self.device = device
@@ -136,7 +143,10 @@ class OffloadedModule:
 
 
 class BlockOffloader:
-    """A transformer whose blocks are on the device one after another; the next one is copied while the last one computes."""
+    """A transformer whose blocks are on the device one after another.
+
+    The next one is copied while the last one computes.
+    """
 
     def __init__(self, model: VaceTransformer, device: torch.device) -> None:
         blocks = execution_order(model)

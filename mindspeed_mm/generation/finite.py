@@ -1,4 +1,4 @@
-"""Stop at the first latent or pixel that is NaN or infinite, and name the setting or the weights that likely made it.
+"""Stop at the first latent or pixel that is NaN or infinite, and name the likely setting or weights.
 
 The check itself is one reduction a step. Everything else here runs only once it has failed.
 """
@@ -26,8 +26,9 @@ def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
     """Before the first step. Raises NonFiniteError naming the model that made what is not finite."""
     if not is_finite(vace_context):
         raise NonFiniteError(
-            "the encoded inputs (vace_context) are not finite before denoising: the VAE overflows or is damaged; "
-            "set vae_dtype to fp32, or fetch the VAE again"
+            "the encoded inputs (vace_context) are not finite before denoising: the VAE overflows or is "
+            "damaged",
+            fix="set vae_dtype to fp32, or fetch the VAE again",
         )
     if not all(
         is_finite(rows)
@@ -35,8 +36,8 @@ def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
         if rows is not None
     ):
         raise NonFiniteError(
-            "the embedded prompt is not finite before denoising: the text encoder overflows or is damaged; "
-            "set dtype to fp32, or fetch the text encoder again"
+            "the embedded prompt is not finite before denoising: the text encoder overflows or is damaged",
+            fix="set dtype to fp32, or fetch the text encoder again",
         )
 
 
@@ -66,7 +67,10 @@ def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteErro
     elif bad:
         cause = f"the VAE's weights contain NaN or Inf ({bad}); fetch the VAE again"
     elif float(latents.abs().max()) > _TALL:
-        cause = f"the latents reach {float(latents.abs().max()):.3g}, where about 1 is usual; lower guidance_scale or shift"
+        cause = (
+            f"the latents reach {float(latents.abs().max()):.3g}, where about 1 is usual; lower "
+            "guidance_scale or shift"
+        )
     else:
         cause = "the VAE overflows; set vae_dtype to fp32"
     return NonFiniteError(
@@ -78,11 +82,17 @@ def _cause(sampling: SamplingConfig, step: Step) -> str:
     model, tallest = step.prediction.model, float(step.before.abs().max())
     bad = nonfinite_weights(model)
     if bad:
-        return f"the transformer's weights contain NaN or Inf ({bad}); load an earlier checkpoint or fetch them again"
+        return (
+            f"the transformer's weights contain NaN or Inf ({bad}); load an earlier checkpoint or fetch "
+            "them again"
+        )
     if extreme := _extreme(sampling):
         return f"{' and '.join(extreme)}: likely too far from the usual; use a value near the preset's"
     if is_finite(step.prediction.velocity):
-        return f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas; use a shift near the preset's"
+        return (
+            f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas; use a shift near "
+            "the preset's"
+        )
     if all(is_finite(output) for output in step.prediction.outputs):
         return f"guidance_scale {sampling.guidance_scale:g} overflows the guided velocity; lower it"
     if tallest > _TALL:
@@ -91,7 +101,10 @@ def _cause(sampling: SamplingConfig, step: Step) -> str:
             f"lower guidance_scale {sampling.guidance_scale:g} or shift {sampling.shift:g}"
         )
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return f"the transformer itself answers with NaN or Inf in {dtype}; set dtype to fp32, or lower context_scale"
+    return (
+        f"the transformer itself answers with NaN or Inf in {dtype}; set dtype to fp32, or lower "
+        "context_scale"
+    )
 
 
 def _extreme(sampling: SamplingConfig) -> list[str]:

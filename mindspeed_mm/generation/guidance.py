@@ -1,4 +1,7 @@
-"""Classifier-free guidance: which prompts go through the model at a step, and how its velocities are combined."""
+"""Classifier-free guidance.
+
+Which prompts go through the model at a step, and how its velocities are combined.
+"""
 
 from __future__ import annotations
 

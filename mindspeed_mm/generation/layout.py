@@ -1,4 +1,7 @@
-"""How processes share one video: guidance on two halves of them, tokens within a half. Arithmetic, no torch."""
+"""How processes share one video: guidance on two halves of them, tokens within a half.
+
+Arithmetic, no torch.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,11 @@ def choose_layout(
 ) -> Layout:
     """Lay `world` processes out. Raises ConfigError naming the sizes that work.
 
-    `auto` puts guidance on two halves when some video has guidance and the number is even: halves talk once a step.
+    `auto` puts guidance on two halves when some video has guidance and the number is even: halves talk once a
+    step.
     """
     if cfg_parallel == "on" and world % 2:
-        raise ConfigError(f"cfg_parallel on needs an even number of processes, there are {world}")
+        raise ConfigError(f"got {world}", where="cfg_parallel", expected="an even number of processes")
     wanted = {"on": (2,), "off": (1,), "auto": (2, 1) if guided and world % 2 == 0 else (1,)}[cfg_parallel]
     layouts = [Layout(context or world // halves, halves) for halves in wanted]
     for layout in layouts:
@@ -44,6 +48,7 @@ def choose_layout(
     sizes = sorted({n * halves for n in fitting for halves in wanted})
     requested = f" with context_parallel_size {context}" if context else ""
     raise ConfigError(
-        f"{world} process(es){requested} and cfg_parallel {cfg_parallel} cannot share {num_heads} attention heads; "
-        f"start one of {', '.join(map(str, sizes))} processes (torchrun --nproc-per-node)"
+        f"{world} process(es){requested} and cfg_parallel {cfg_parallel} cannot share {num_heads} attention "
+        "heads",
+        fix=f"start one of {', '.join(map(str, sizes))} processes (torchrun --nproc-per-node)",
     )

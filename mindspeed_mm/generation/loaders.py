@@ -23,14 +23,21 @@ _EXPERTS = ("high_noise_model", "low_noise_model")
 
 
 def resolve_model_dir(folder: str | Path) -> WeightPaths:
-    """The parts of an official folder (1.3B, 14B, A14B) or of a diffusers one. Raises WeightsError naming what is missing."""
+    """The parts of an official folder (1.3B, 14B, A14B) or of a diffusers one.
+
+    Raises WeightsError naming what is missing.
+    """
     root = Path(folder)
     if not root.is_dir():
-        raise WeightsError(f"{root}: no such folder; give a model folder, or its parts (WeightPaths)")
+        raise WeightsError(
+            "no such folder", where=root, fix="give a model folder, or its parts (WeightPaths)"
+        )
     transformer = _diffusers_transformers(root) or _official_transformers(root)
     if not transformer:
         raise WeightsError(
-            f"{root}: wanted diffusion_pytorch_model*.safetensors, transformer/, or {' and '.join(_EXPERTS)}; found none of them"
+            "folder contains no transformer",
+            where=root,
+            expected=f"diffusion_pytorch_model*.safetensors, transformer/, or {' and '.join(_EXPERTS)}",
         )
     return WeightPaths(transformer=transformer, vae=str(root), text_encoder=str(root))
 
@@ -56,7 +63,9 @@ def load_experts(
     shard: bool = False,
     quantize: QuantFormat | None = None,
 ) -> Experts:
-    """All transformers on the host, then where `offload` says; or sharded over the processes of `parallel`. Raises WeightsError.
+    """All transformers on the host, then where `offload` says; or sharded over the processes of `parallel`.
+
+    Raises WeightsError.
 
     `quantize`: the format in which the linear layers of the blocks are held.
     """
@@ -79,10 +88,13 @@ def load_experts(
 
 
 def inspect_experts(paths: WeightPaths) -> VaceConfig:
-    """Read the headers of all transformers and say what was found. Returns their sizes. Raises WeightsError."""
+    """Read the headers of all transformers and say what was found. Returns their sizes.
+
+    Raises WeightsError.
+    """
     sources = [open_weights(_one_or_many(shards)) for shards in paths.experts]
     if any(source.config != sources[0].config for source in sources):
-        raise WeightsError("the two experts have different sizes; they must be the two halves of one model")
+        raise WeightsError("the two experts have different sizes", expected="the two halves of one model")
     return sources[0].config
 
 

@@ -1,7 +1,10 @@
-"""LoRAs of one video: added to each weight while its module computes, so that the weights themselves never change.
+"""LoRAs of one video.
 
-A video is that of the merged weights: every sum is fp32 and rounded once to the weight's dtype, as in `merge_lora`. It works
-wherever the weights are (offloaded, sharded over processes), and what is switched off is gone.
+Added to each weight while its module computes, so that the weights themselves never change.
+
+A video is that of the merged weights: every sum is fp32 and rounded once to the weight's dtype, as in
+`merge_lora`. It works wherever the weights are (offloaded, sharded over processes), and what is switched off
+is gone.
 """
 
 from __future__ import annotations
@@ -96,7 +99,8 @@ class _Patch:
 def applied(experts: Experts, uses: Sequence[LoraUse]) -> Iterator[Clock]:
     """The models with these LoRAs inside the block; afterwards they are what they were, to the bit.
 
-    `Clock.advance` must be called after each step. Raises ConfigError, and WeightsError for a LoRA that does not fit.
+    `Clock.advance` must be called after each step. Raises ConfigError, and WeightsError for a LoRA that does
+    not fit.
     """
     clock = Clock()
     handles: list[Any] = []
@@ -127,7 +131,10 @@ def applied(experts: Experts, uses: Sequence[LoraUse]) -> Iterator[Clock]:
 def open_loras(
     config: VaceConfig, uses: Sequence[LoraUse], experts: int
 ) -> list[list[tuple[LoraUse, Adapter]]]:
-    """The LoRAs of each model, read to their headers. Raises ConfigError, and WeightsError for one that does not fit."""
+    """The LoRAs of each model, read to their headers.
+
+    Raises ConfigError, and WeightsError for one that does not fit.
+    """
     shapes = layout(config)
     found: list[list[tuple[LoraUse, Adapter]]] = [[] for _ in range(experts)]
     for number, use in enumerate(uses):

@@ -1,4 +1,4 @@
-"""ModelStore: the models of a generation, loaded when they are first needed and kept off the device when they are idle."""
+"""ModelStore: the models of a generation, loaded when first needed and off the device when idle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from mindspeed_mm.models.wan.vae import WanVae
 
 
 class ModelStore:
-    """Transformers, VAE and text encoder of one process, the prompts embedded so far, and what the current video costs."""
+    """Transformers, VAE and text encoder of one process.
+
+    Also the prompts embedded so far, and what the current video costs.
+    """
 
     def __init__(
         self,
@@ -30,9 +33,12 @@ class ModelStore:
         num_experts: int | None = None,
         keep_text_encoder: bool = False,
     ) -> None:
-        """`text_encoder` loads it, and so may `experts`. `keep_text_encoder`: on the host between videos, not dropped.
+        """`text_encoder` loads it, and so may `experts`.
 
-        `num_experts`: how many `experts` will load; it decides the presets' shift (default: as many as are given, or 1).
+        `keep_text_encoder`: on the host between videos, not dropped.
+
+        `num_experts`: how many `experts` will load; it decides the presets' shift (default: as many as are
+        given, or 1).
         """
         self.num_experts = num_experts or (len(experts.models) if isinstance(experts, Experts) else 1)
         self.accelerator = accelerator
@@ -112,5 +118,8 @@ class ModelStore:
 
 
 def vae_bytes(vae: WanVae, height: int, width: int) -> int:
-    """Peak bytes of activations when whole frames of this size are decoded; an estimate that grows with a frame's area."""
+    """Peak bytes of activations when whole frames of this size are decoded.
+
+    An estimate that grows with a frame's area.
+    """
     return int(VAE_PLANES * int(vae.model.config.base_dim) * height * width * vae.model.dtype.itemsize)

@@ -1,4 +1,7 @@
-"""What becomes of a video's latents: files beside each other, the latents first; and the settings that made them."""
+"""What becomes of a video's latents.
+
+Files beside each other, the latents first; and the settings that made them.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,10 @@ def write_decoded(
     settings: Callable[[], dict[str, Any]],
     conditions: Conditions | None = None,
 ) -> None:
-    """The video as it is decoded, its sheet and its settings; a line names it and its cost. `kept`: the file of the latents."""
+    """The video as it is decoded, its sheet and its settings; a line names it and its cost.
+
+    `kept`: the file of the latents.
+    """
     with with_resume_hint(kept):
         path = write_outcome(
             folder,
@@ -106,6 +112,4 @@ def with_resume_hint(latents: Path) -> Iterator[None]:
     except MindSpeedMMError as error:
         if isinstance(error.__cause__, torch.OutOfMemoryError):
             hint += " --tiled always"
-        fix = f"{error.fix}; {hint}" if error.fix else hint
-        kind, cause = type(error), error.__cause__
-        raise kind(error.problem, where=error.where, expected=error.expected, fix=fix) from cause
+        raise error.advise(hint) from error.__cause__

@@ -79,7 +79,10 @@ class ContextParallel(SingleProcess):
         *,
         share_errors: bool = False,
     ) -> None:
-        """Inside `launch`. `mesh`: existing groups, as in training. `share_errors`: see `run_on_main_and_broadcast`."""
+        """Inside `launch`. `mesh`: existing groups, as in training.
+
+        `share_errors`: see `run_on_main_and_broadcast`.
+        """
         parallel = ParallelConfig(context_parallel_size=layout.context, distributed_timeout_minutes=120)
         self.accelerator = accelerator
         self.mesh = build_mesh(parallel, accelerator) if mesh is None else mesh
@@ -100,7 +103,10 @@ class ContextParallel(SingleProcess):
         return apply_cfg(conditional, unconditional, scale)
 
     def is_shared(self, error: MindSpeedMMError) -> bool:
-        """Whether all processes of this video have raised `error`: latents, and so NonFiniteError, are the same on all."""
+        """Whether all processes of this video have raised `error`.
+
+        Latents, and so NonFiniteError, are the same on all.
+        """
         return error is self._shared or isinstance(error, NonFiniteError)
 
     def check(self, fn: Callable[[], None]) -> None:
@@ -116,8 +122,8 @@ class ContextParallel(SingleProcess):
     def run_on_main_and_broadcast(self, fn: Callable[[], T]) -> T:
         """What `fn` returns on the main process, on all of them; tensors must be on the host.
 
-        NonFiniteError, and with `share_errors` any error of ours, is raised on every process, so that a caller may go on.
-        Any other error ends all; the main one reports it.
+        NonFiniteError, and with `share_errors` any error of ours, is raised on every process, so that a
+        caller may go on. Any other error ends all; the main one reports it.
         """
         value: T | None = None
         failed: MindSpeedMMError | None = None

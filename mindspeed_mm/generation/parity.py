@@ -1,11 +1,13 @@
-"""Where published projects differ from this one on purpose. Each function repeats one of them; all are off by default.
+"""Where published projects differ from this one on purpose.
+
+Each function repeats one of them; all are off by default.
 
 | key | project | what it repeats |
 |-|-|-|
 | diffsynth_noise | DiffSynth-Studio | with R references, the last R latent frames of the noise stand first |
-| diffsynth_references | DiffSynth-Studio's VACE examples | references are stretched to the video's size: `data.resize.stretched_reference` |
+| diffsynth_references | DiffSynth-Studio's VACE | references stretched: `data.resize.stretched_reference` |
 | videoxfun_sigmas | VideoX-Fun's sampler "Flow" | Euler on sigmas that are shifted twice at their low end |
-| wan_frames | Wan2.1's VACE (`keep_last=True`) | frames are spread over the whole clip: `data.frames.spread_to_last` |
+| wan_frames | Wan2.1's VACE (`keep_last=True`) | frames spread over the clip: `data.frames.spread_to_last` |
 """
 
 from __future__ import annotations

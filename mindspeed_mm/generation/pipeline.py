@@ -49,7 +49,10 @@ OnStep = Callable[[int, int], None]  # steps done, steps in all
 
 
 class VacePipeline:
-    """Models, and calls that make videos with them. The stages are functions of `models`: see `generation.stages`."""
+    """Models, and calls that make videos with them.
+
+    The stages are functions of `models`: see `generation.stages`.
+    """
 
     def __init__(self, models: ModelStore) -> None:
         self.models = models
@@ -66,8 +69,10 @@ class VacePipeline:
         tiled: Tiled = "auto",
         quantize: QuantFormat | None = None,
     ) -> VacePipeline:
-        """From a model folder (official or diffusers), or from parts. `device`: cpu, cuda or npu; None = what is there.
-        `quantize`: int8 or fp8 for the linear layers of the transformer's blocks.
+        """From a model folder (official or diffusers), or from parts.
+
+        `device`: cpu, cuda or npu; None = what is there. `quantize`: int8 or fp8 for the linear layers of the
+        transformer's blocks.
 
         The transformer and the text encoder are read when they are first needed. Raises WeightsError.
         """
@@ -125,8 +130,9 @@ class VacePipeline:
     ) -> GenerationResult:
         """One video of a prompt and settings, or of a GenerationRequest, which holds both.
 
-        What is None comes from the preset; the names are those of the inference JSON. Inputs may be paths, Pillow images,
-        arrays or tensors (see `Inputs`). Raises ConfigError, DataError, NonFiniteError, WeightsError.
+        What is None comes from the preset; the names are those of the inference JSON. Inputs may be paths,
+        Pillow images, arrays or tensors (see `Inputs`). Raises ConfigError, DataError, NonFiniteError,
+        WeightsError.
         """
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}
         hooks = () if on_step is None else [lambda step: on_step(step.index + 1, step.total)]

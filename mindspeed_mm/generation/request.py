@@ -1,4 +1,7 @@
-"""GenerationRequest: one video, every number decided. Calls, the inference JSON and validation videos all build it. No torch."""
+"""GenerationRequest: one video, every number decided.
+
+Calls, the inference JSON and validation videos all build it. No torch.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,9 @@ class GenerationRequest:
         noise: Tensor | None = None,
         task: TaskRequest | None = None,
     ) -> GenerationRequest:
-        """Texts and numbers of `config`, what it leaves open from its preset; `inputs` are those it names, found and opened.
+        """Texts and numbers of `config`, what it leaves open from its preset.
+
+        `inputs` are those it names, found and opened.
 
         `experts`: 1 or 2 transformers.
         """

@@ -1,4 +1,7 @@
-"""What goes through a generation and what comes out of it: embedded prompts, seconds, the video with its settings."""
+"""What goes through a generation and what comes out of it.
+
+Embedded prompts, seconds, the video with its settings.
+"""
 
 from __future__ import annotations
 

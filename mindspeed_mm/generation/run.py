@@ -52,10 +52,13 @@ def generate(
     hooks: Sequence[StepHook] = (),
     progress: bool = False,
 ) -> T | None:
-    """What `finish` returns for the latents [16, R+F, h, w], references first, on the main process; None on the others.
+    """What `finish` returns for the latents [16, R+F, h, w], references first, on the main process.
 
-    All processes of `parallel` call this together; `on_conditions` and `finish` run on the main one. `encoded` keeps what was
-    encoded, by name, for the next call. Raises ConfigError, DataError, WeightsError, and NonFiniteError on every process.
+    None on the others.
+
+    All processes of `parallel` call this together; `on_conditions` and `finish` run on the main one.
+    `encoded` keeps what was encoded, by name, for the next call. Raises ConfigError, DataError, WeightsError,
+    and NonFiniteError on every process.
     """
     models.start_measuring()
     encoded = {} if encoded is None else encoded
@@ -124,7 +127,10 @@ def _encode(
 def share_prompts(
     models: ModelStore, requests: Sequence[GenerationRequest], parallel: SingleProcess = SINGLE
 ) -> dict[str, Tensor]:
-    """All prompts of `requests` → [L, text_dim] on every process; the main one encodes them, all in one go."""
+    """All prompts of `requests` → [L, text_dim] on every process.
+
+    The main one encodes them, all in one go.
+    """
     texts = [text for request in requests for text in request.prompts]
     if any(text not in models.cached_prompts for text in texts):
         with explain_oom(""):

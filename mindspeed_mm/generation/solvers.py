@@ -41,12 +41,18 @@ class Solver:
         return len(self.timesteps)
 
     def step(self, velocity: Tensor, index: int, sample: Tensor) -> Tensor:
-        """The sample after denoising step `index`; steps are taken in order. Both tensors [B, 16, R+F, h, w] fp32."""
+        """The sample after denoising step `index`; steps are taken in order.
+
+        Both tensors [B, 16, R+F, h, w] fp32.
+        """
         return self._scheduler.step(velocity, self.timesteps[index], sample, return_dict=False)[0]
 
 
 class Renoise:
-    """The sampler of consistency models: predict the clean sample x0 = x − σ·v, and add new noise: σ′·ε + (1 − σ′)·x0."""
+    """The sampler of consistency models.
+
+    Predict the clean sample x0 = x − σ·v, and add new noise: σ′·ε + (1 − σ′)·x0.
+    """
 
     def __init__(self, sigmas: Tensor, timesteps: Tensor, seed: int) -> None:
         self.sigmas, self.timesteps, self.seed = sigmas, timesteps, seed
@@ -55,7 +61,10 @@ class Renoise:
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
     ) -> tuple[Tensor, ...]:
-        """The sample one denoising step later, first in a tuple. The noise depends on the seed and the step's number."""
+        """The sample one denoising step later, first in a tuple.
+
+        The noise depends on the seed and the step's number.
+        """
         sigma, after = (float(value) for value in self.sigmas[self._index : self._index + 2])
         clean = sample - sigma * model_output
         self._index += 1
@@ -66,7 +75,10 @@ class Renoise:
 
 
 def step_noise(shape: Sequence[int], seed: int, step: int) -> Tensor:
-    """fp32 standard normal numbers of (seed, step) from a CPU generator; step 0 has the noise of `make_noise`."""
+    """fp32 standard normal numbers of (seed, step) from a CPU generator.
+
+    Step 0 has the noise of `make_noise`.
+    """
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
     number = seed if step == 0 else int.from_bytes(digest[:7], "big")
     return torch.randn(*shape, generator=torch.Generator().manual_seed(number))
@@ -88,7 +100,8 @@ def timestep_table(sampling: SamplingConfig) -> Tensor:
 def _sigmas(sampling: SamplingConfig) -> Tensor:
     """fp64 [N]: the shifted grid of the solver.
 
-    The published samplers make their grids with numpy, whose last bits are not torch's: whole timesteps would differ by one.
+    The published samplers make their grids with numpy, whose last bits are not torch's: whole timesteps would
+    differ by one.
     """
     n = sampling.steps
     if sampling.timesteps is not None:
@@ -114,7 +127,10 @@ def _grid(start: float, end: float, steps: int) -> Tensor:
 
 
 def make_noise(shape: Sequence[int], seed: int) -> Tensor:
-    """fp32 [16, R+F, h, w] of standard normal numbers from a CPU generator: one seed, one video, on every device."""
+    """fp32 [16, R+F, h, w] of standard normal numbers from a CPU generator.
+
+    One seed, one video, on every device.
+    """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, 16, *shape, generator=generator)[0]
 
@@ -122,7 +138,8 @@ def make_noise(shape: Sequence[int], seed: int) -> Tensor:
 def make_scheduler(solver: str, sigmas: Tensor, timesteps: Tensor) -> Stepper:
     """diffusers' scheduler standing at its first step, with exactly these sigmas [N+1] and timesteps [N].
 
-    Its own shift stays 1 and its tables are replaced after set_timesteps: passing `sigmas=` would shift a second time.
+    Its own shift stays 1 and its tables are replaced after set_timesteps: passing `sigmas=` would shift a
+    second time.
     """
     scheduler = _scheduler(solver)
     scheduler.set_timesteps(len(timesteps))
@@ -149,4 +166,4 @@ def _scheduler(solver: str) -> Any:
         return diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **flow)
     if solver == "euler":
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    raise ConfigError(f"solver {solver!r} is not one of unipc, dpm++, euler, renoise")
+    raise ConfigError(f"got {solver!r}", where="solver", expected="one of unipc, dpm++, euler, renoise")

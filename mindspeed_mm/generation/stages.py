@@ -33,7 +33,10 @@ _SMALLER = (
 
 
 def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tensor]:
-    """Each prompt → [L, text_dim] on the host. The new ones are encoded and cached, and the text encoder is dropped."""
+    """Each prompt → [L, text_dim] on the host.
+
+    The new ones are encoded and cached, and the text encoder is dropped.
+    """
     prompts = list(dict.fromkeys(prompts))
     new = [prompt for prompt in prompts if prompt not in models.cached_prompts]
     if new:
@@ -45,7 +48,10 @@ def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tens
 
 
 def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
-    """The pixels that the model gets. Raises ConfigError for inputs that contradict each other, DataError for what does not fit."""
+    """The pixels that the model gets.
+
+    Raises ConfigError for inputs that contradict each other, DataError for what does not fit.
+    """
     size, stretch = (sampling.height, sampling.width), sampling.diffsynth_references
     return pixels.to_tensors(pixels.load_conditions(inputs, sampling, size, stretch=stretch))
 
@@ -78,13 +84,16 @@ def denoise(
     guide: GuidanceFn = guided_velocity,
     hooks: Sequence[StepHook] = (),
 ) -> Tensor:
-    """Latents [16, R+F, h, w] fp32 on the device, references first. `noise` [16, R+F, h, w] replaces the seed's.
+    """Latents [16, R+F, h, w] fp32 on the device, references first.
 
-    `num_refs` matters to `diffsynth_noise` alone. Raises NonFiniteError after the first step that leaves a latent NaN or infinite.
+    `noise` [16, R+F, h, w] replaces the seed's.
+
+    `num_refs` matters to `diffsynth_noise` alone. Raises NonFiniteError after the first step that leaves a
+    latent NaN or infinite.
     """
     experts, device = models.experts, models.accelerator.device
     if problem := scale_problem(experts.config, sampling):
-        raise ConfigError(problem)
+        raise problem
     if noise is None:
         noise = make_noise(vace_context.shape[1:], sampling.seed)
         noise = rotated_noise(noise, num_refs) if sampling.diffsynth_noise else noise
@@ -119,17 +128,21 @@ def decode(models: ModelStore, latents: Tensor, num_refs: int = 0) -> Iterator[F
         yield frames
 
 
-def scale_problem(config: VaceConfig, sampling: SamplingConfig) -> str | None:
-    """What is wrong with a `context_scale` that lists another number of blocks than the branch has; None = nothing."""
+def scale_problem(config: VaceConfig, sampling: SamplingConfig) -> ConfigError | None:
+    """The error of a `context_scale` that does not fit the branch's number of blocks; None if it fits."""
     scale, blocks = sampling.context_scale, len(config.vace_layers)
     if isinstance(scale, tuple) and len(scale) != blocks:
-        return f"context_scale has {len(scale)} numbers; give one, or one for each of {blocks} branch blocks"
+        expected = f"one, or one for each of {blocks} branch blocks"
+        return ConfigError(f"got {len(scale)} numbers", where="context_scale", expected=expected)
     return None
 
 
 @contextmanager
 def explain_oom(where: str, when: str = "before decoding", fix: str = _SMALLER) -> Iterator[None]:
-    """Turn out of memory in the block into a DataError that says what helps; torch's own error is its cause."""
+    """Turn out of memory in the block into a DataError that says what helps.
+
+    torch's own error is its cause.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:

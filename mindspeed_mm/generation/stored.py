@@ -1,4 +1,7 @@
-"""latents.safetensors: what denoising left, and the settings that made it. Nothing in the file is taken on trust."""
+"""latents.safetensors: what denoising left, and the settings that made it.
+
+Nothing in the file is taken on trust.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from mindspeed_mm.outputs import name_problem
 
 FILE_NAME = "latents.safetensors"
 _DTYPES = ("F32", "BF16", "F16")
+_EXPECTED = "a latents.safetensors of an earlier run"
 _REQUIRED = {"height", "width", "num_frames", "fps"}  # of `sampling`; the others have defaults
 
 
@@ -67,7 +71,10 @@ class StoredLatents(NamedTuple):
 
 
 def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: dict[str, Any]) -> Path:
-    """latents.safetensors in `folder`: [16, R+F, h, w] fp32, with the settings that made them. Returns its path."""
+    """latents.safetensors in `folder`: [16, R+F, h, w] fp32, with the settings that made them.
+
+    Returns its path.
+    """
     path = folder / FILE_NAME
     said = {"num_refs": str(num_refs), "settings": format_json(settings)}
     with explain_disk(path):
@@ -76,7 +83,10 @@ def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: dict[s
 
 
 def read_latents(path: Path, *, verify: bool = True) -> StoredLatents:
-    """A latents.safetensors of an earlier run. Raises WeightsError where file, settings and tensor do not fit each other."""
+    """A latents.safetensors of an earlier run.
+
+    Raises WeightsError where file, settings and tensor do not fit each other.
+    """
     try:
         header = read_header(path, verify=verify)
         settings = _read_settings(path, header.get("__metadata__", {}))
@@ -94,10 +104,10 @@ def read_latents(path: Path, *, verify: bool = True) -> StoredLatents:
 def _read_settings(path: Path, metadata: dict[str, str]) -> LatentsSettings:
     missing = [key for key in ("num_refs", "settings") if not isinstance(metadata.get(key), str)]
     if missing:
-        raise DataError(f"not a latents.safetensors of an earlier run: metadata {', '.join(missing)} missing")
+        raise DataError(f"has no {' or '.join(missing)} in its metadata", expected=_EXPECTED)
     values = parse_json(metadata["settings"], "settings", DataError)
     if not isinstance(values, dict):
-        raise DataError(f"not a latents.safetensors of an earlier run: settings is {json_type(values)}")
+        raise DataError(f"its settings are {json_type(values)}", expected=_EXPECTED)
     refs = metadata["num_refs"]
     if not (refs.isascii() and refs.isdigit() and len(refs) < 10) or values.get("num_refs", int(refs)) != int(
         refs
@@ -111,7 +121,7 @@ def _read_settings(path: Path, metadata: dict[str, str]) -> LatentsSettings:
 
 def _check_tensor(path: Path, entry: Any, settings: LatentsSettings) -> None:
     if not isinstance(entry, dict):
-        raise DataError("not a latents.safetensors of an earlier run: it holds no tensor latents")
+        raise DataError("contains no tensor latents", expected=_EXPECTED)
     if entry.get("dtype") not in _DTYPES:
         raise DataError(f"latents are {entry.get('dtype')}", expected=f"one of {', '.join(_DTYPES)}")
     if list(entry["shape"]) != list(settings.shape):

@@ -1,4 +1,7 @@
-"""The `task` of a request: src_video, src_mask and references made of a plain clip or image before generation. No torch."""
+"""The `task` of a request.
+
+src_video, src_mask and references made of a plain clip or image before generation. No torch.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ from mindspeed_mm.generation.request import TaskRequest
 def request_task(value: Any, inputs: Inputs, where: str) -> tuple[TaskRequest, Inputs]:
     """`inpainting`, or `{"type": "inpainting", "mode": …}`, and what is left of the inputs.
 
-    The task takes video_path, mask_path and, where it needs images, the images. Raises ConfigError for a task, an option,
-    a source or a network that is not there.
+    The task takes video_path, mask_path and, where it needs images, the images. Raises ConfigError for a
+    task, an option, a source or a network that is not there.
     """
     values = {"type": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
     if not isinstance(values.get("type"), str):
@@ -58,7 +61,10 @@ def request_task(value: Any, inputs: Inputs, where: str) -> tuple[TaskRequest, I
 
 
 def prepare_task(request: TaskRequest, inputs: Inputs, folder: Path) -> tuple[Inputs, list[str]]:
-    """Make the task's files in `folder`. Returns the inputs that they are, and remarks. Raises DataError, ConfigError."""
+    """Make the task's files in `folder`. Returns the inputs that they are, and remarks.
+
+    Raises DataError, ConfigError.
+    """
     task = TASKS.get(request.name)
     options = task.parse({**json.loads(request.options), **task.fixed}, f"task {task.name}")
     prepared = task.prepare(Sources.open(request.videos, request.images), options)

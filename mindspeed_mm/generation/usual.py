@@ -15,7 +15,10 @@ _FRAMES = 81
 
 
 def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -> list[str]:
-    """One line for each kind of size or length that is far from what these weights know; [] for weights not published."""
+    """One line for each kind of size or length that is far from what these weights know.
+
+    [] for weights not published.
+    """
     known = _LARGEST.get(preset_name(config) or "")
     if known is None:
         return []
@@ -28,7 +31,8 @@ def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -
         if not _FRAMES // 3 <= sampling.num_frames <= 1.5 * _FRAMES and sampling.num_frames > 1:
             kinds.setdefault(f"{sampling.num_frames} frames are far from {_FRAMES}", []).append(name)
     return [
-        f"{len(names)} of {len(videos)} videos ({', '.join(names[:3])}{', …' if names[3:] else ''}): {kind}, which these "
+        f"{len(names)} of {len(videos)} videos ({', '.join(names[:3])}{', …' if names[3:] else ''}): "
+        f"{kind}, which these "
         "weights were trained on; expect repeated or distorted content"
         for kind, names in kinds.items()
     ]

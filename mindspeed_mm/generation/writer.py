@@ -1,4 +1,6 @@
-"""What a run leaves behind: NAME.mp4, NAME.png (sheet), NAME.json (every setting), and NAME/ with conditions and latents.
+"""What a run leaves behind.
+
+NAME.mp4, NAME.png (sheet), NAME.json (every setting), and NAME/ with conditions and latents.
 
 Each file appears whole or not at all.
 """
@@ -136,7 +138,8 @@ def _facts(settings: Settings) -> list[str]:
     if s["guidance_scale_2"] != s["guidance_scale"]:
         guidance += f" / {s['guidance_scale_2']:g}"
     facts = [
-        f"{s['width']}x{s['height']} · {s['num_frames']} frames · {s['fps']:g} fps · {s['solver']}, {s['steps']} steps, "
+        f"{s['width']}x{s['height']} · {s['num_frames']} frames · {s['fps']:g} fps · {s['solver']}, "
+        f"{s['steps']} steps, "
         f"shift {s['shift']:g} · {guidance} · context scale {_scale(s['context_scale'])} · seed {s['seed']}"
     ]
     seconds = settings.get("seconds", {})

@@ -1,10 +1,14 @@
-"""Which dialect a set of weight names is in, and what they are called inside. LoRA files are recognised and refused."""
+"""Which dialect a set of weight names is in, and what they are called inside.
+
+LoRA files are recognised and refused.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -31,11 +35,14 @@ class Naming:
     ours: Mapping[str, str]  # official name → the name in the file
 
 
-def understand(names: Iterable[str], where: object, key_maps: Mapping[str, KeyMap] = KEY_MAPS) -> Naming:
-    """Find prefix and dialect, and translate. Raises WeightsError on LoRA files, foreign names and duplicates."""
+def understand(names: Iterable[str], where: str | Path, key_maps: Mapping[str, KeyMap] = KEY_MAPS) -> Naming:
+    """Find prefix and dialect, and translate.
+
+    Raises WeightsError on LoRA files, foreign names and duplicates.
+    """
     raw = list(names)
     if not raw:
-        raise WeightsError(f"{where}: holds no weights")
+        raise WeightsError("contains no weights", where=where)
     _refuse_lora(raw, where)
     bare = {name: bare_name(name) for name in raw}
     dialect = _nearest(list(bare.values()), key_maps)
@@ -46,31 +53,41 @@ def understand(names: Iterable[str], where: object, key_maps: Mapping[str, KeyMa
         what = f"looks like {dialect} names ({known} of {len(raw)})" if known else "no dialect of this model"
         if model := foreign_model(bare[name] for name in foreign):
             raise WeightsError(
-                f"{where}: expected a Wan or VACE transformer, got {model}: {listed(foreign)}; name the file of the transformer"
+                f"got {model}: {listed(foreign)}",
+                where=where,
+                expected="a Wan or VACE transformer",
+                fix="give the transformer's file",
             )
         raise WeightsError(
-            f"{where}: {what}; foreign: {listed(foreign)}; known dialects: {', '.join(key_maps)}"
+            f"{what}; unknown names: {listed(foreign)}", where=where, expected=f"one of {', '.join(key_maps)}"
         )
     ours: dict[str, str] = {}
     for name, short in bare.items():
         official = key_map.to_ours(short)
         if official in ours:
             raise WeightsError(
-                f"{where}: {name!r} and {ours[official]!r} are the same weight {official!r}; keep one"
+                f"{name!r} and {ours[official]!r} are the same weight {official!r}",
+                where=where,
+                fix="keep one",
             )
         ours[official] = name
     return Naming(dialect, ours)
 
 
 def bare_name(name: str) -> str:
-    """A name without what repackaging, wrappers and torch.compile add, e.g. `model.diffusion_model.` or `_orig_mod.`."""
+    """A name without what repackaging, wrappers and torch.compile add, e.g.
+
+    `model.diffusion_model.` or `_orig_mod.`.
+    """
     name = _WRAPPER.sub("", name)
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
         name = name[len(prefix) :]
     return name
 
 
-def without_prefix(state: Mapping[str, Tensor], landmarks: Iterable[str], where: object) -> dict[str, Tensor]:
+def without_prefix(
+    state: Mapping[str, Tensor], landmarks: Iterable[str], where: str | Path
+) -> dict[str, Tensor]:
     """Weights by their bare names, as repackaged files and wrapped modules hold them.
 
     Args:
@@ -105,10 +122,13 @@ def _nearest(names: list[str], key_maps: Mapping[str, KeyMap]) -> str:
     return max(scores, key=lambda dialect: scores[dialect])
 
 
-def _refuse_lora(names: list[str], where: object) -> None:
+def _refuse_lora(names: list[str], where: str | Path) -> None:
     lora = [name for name in names if _LORA.search(name)]
     if lora:
         raise WeightsError(
-            f"{where}: is a LoRA ({len(lora)} adapter weights, e.g. {lora[0]}), not a whole model; "
-            "merge it into its base first, with mm-convert VACEConverter merge_lora, and give the merged weights"
+            f"is a LoRA ({len(lora)} adapter weights, e.g. {lora[0]}), not a whole model",
+            where=where,
+            fix=(
+                "merge it into its base with mm-convert VACEConverter merge_lora, and give the merged weights"
+            ),
         )

@@ -1,4 +1,7 @@
-"""From the path a user gives to the files of one model, by what is there: an MM, DCP, diffusers or original folder, or a file."""
+"""From the path a user gives to the files of one model, by what is there.
+
+An MM, DCP, diffusers or original folder, or a file.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _NOT_THE_TRANSFORMER = re.compile(r"(?i)vae|t5|umt5|clip")
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one model. `what` says in words what was found; `homes` are folders where its config.json may lie."""
+    """The files of one model.
+
+    `what` says in words what was found; `homes` are folders where its config.json may lie.
+    """
 
     kind: Kind
     paths: tuple[Path, ...]  # one file, shards, pipeline stages in order, or one DCP folder
@@ -32,9 +38,12 @@ class Files:
 
 
 def find_files(path: Path, *, original: bool = False) -> Files:
-    """The one model at `path`. With `original`, an MM checkpoint that stands beside original files is passed over.
+    """The one model at `path`.
 
-    Raises WeightsError when there is none, more than one, or a part is missing; for two experts it names both folders.
+    With `original`, an MM checkpoint that stands beside original files is passed over.
+
+    Raises WeightsError when there is none, more than one, or a part is missing; for two experts it names both
+    folders.
     """
     if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         return _one_file(path)
@@ -45,12 +54,15 @@ def find_files(path: Path, *, original: bool = False) -> Files:
     if plain is None:
         if mm is not None:
             return mm
-        raise WeightsError(f"{path}: holds no weights that are known here; {_present(path)}")
+        raise WeightsError(f"contains no known weights; {_present(path)}", where=path)
     return plain
 
 
 def shards(paths: Sequence[Path]) -> Files:
-    """The files that a user listed as the shards of one model. Raises WeightsError unless they are safetensors files."""
+    """The files that a user listed as the shards of one model.
+
+    Raises WeightsError unless they are safetensors files.
+    """
     for path in paths:
         regular_file(path, WeightsError)
     return Files("safetensors", tuple(paths), f"{len(paths)} safetensors shards", (paths[0].parent,))
@@ -65,7 +77,9 @@ def _one_file(path: Path) -> Files:
         return Files("safetensors", (path,), "one safetensors file", (path.parent,))
     if path.suffix in _TORCH_ENDINGS or start[:2] == b"PK":
         return Files("torch", (path,), "one torch file", (path.parent, path.parent.parent))
-    raise WeightsError(f"{path}: is no file of weights; give a .safetensors, .pt or .pth file, or a folder")
+    raise WeightsError(
+        "is not a weights file", where=path, fix="give a .safetensors, .pt or .pth file, or a folder"
+    )
 
 
 def _megatron(path: Path) -> Files | None:
@@ -77,7 +91,9 @@ def _megatron(path: Path) -> Files | None:
         stages = "" if len(files) == 1 else f" in {len(files)} pipeline stages"
         return Files("mm", tuple(files), f"an MM folder{stages}", (path, path.parent))
     if any(path.glob("*.distcp")):
-        raise WeightsError(f"{path}: has no .metadata; the save was not finished, use an earlier iteration")
+        raise WeightsError(
+            "has no .metadata; the save did not finish", where=path, fix="use an earlier iteration"
+        )
     folder = latest_folder(path)
     if folder is None and (path / RELEASE).is_dir():
         folder = path / RELEASE
@@ -85,14 +101,16 @@ def _megatron(path: Path) -> Files | None:
         iterations = saved_iterations(path)
         if len(iterations) > 1:
             raise WeightsError(
-                f"{path}: has {len(iterations)} iterations and no tracker file; name one iter_ folder"
+                f"has {len(iterations)} iterations and no tracker file",
+                where=path,
+                fix="name one iter_ folder",
             )
         folder = path / f"iter_{iterations[0]:07d}" if iterations else None
     if folder is None:
         return None
     inner = _megatron(folder)
     if inner is None:
-        raise WeightsError(f"{folder}: is empty; the save or conversion was not finished")
+        raise WeightsError("is empty; the save or conversion did not finish", where=folder)
     also = (
         f"{path}: read {folder.name}/; the original weights beside it were not read"
         if _has_weights(path)
@@ -108,19 +126,25 @@ def _plain_folder(path: Path) -> Files | None:
     for pair in EXPERTS:
         if all((path / name).is_dir() for name in pair):
             raise WeightsError(
-                f"{path}: holds two models, the experts of A14B; give one of {path / pair[0]} and {path / pair[1]}"
+                "contains two models, the experts of A14B",
+                where=path,
+                fix=f"give one of {path / pair[0]} and {path / pair[1]}",
             )
     if (path / "transformer").is_dir():
         inner = _plain_folder(path / "transformer")
         if inner is None:
-            raise WeightsError(f"{path / 'transformer'}: holds no weights; {_present(path / 'transformer')}")
+            raise WeightsError(
+                f"contains no weights; {_present(path / 'transformer')}", where=path / "transformer"
+            )
         return Files(
             inner.kind, inner.paths, f"a diffusers folder, its transformer/ ({inner.what})", inner.homes
         )
     indices = sorted(path.glob("*.safetensors.index.json"))
     if len(indices) > 1:
         raise WeightsError(
-            f"{path}: has {len(indices)} index files ({indices[0].name}, {indices[1].name}, …); name one"
+            f"has {len(indices)} index files ({indices[0].name}, {indices[1].name}, …)",
+            where=path,
+            fix="name one",
         )
     if indices:
         return _indexed(indices[0])
@@ -138,8 +162,9 @@ def _indexed(index: Path) -> Files:
         regular_file(index.parent / missing[0], WeightsError)  # names the target that is gone
     if missing:
         raise WeightsError(
-            f"{index.parent}: lacks {len(missing)} of {len(names)} shards ({missing[0]}{', …' if missing[1:] else ''}); "
-            "download them too"
+            f"lacks {len(missing)} of {len(names)} shards ({missing[0]}{', …' if missing[1:] else ''})",
+            where=index.parent,
+            fix="download them, too",
         )
     paths = tuple(index.parent / name for name in names)
     return Files("safetensors", paths, f"a folder of {len(paths)} safetensors shards", (index.parent,))
@@ -150,7 +175,7 @@ def shard_names(index: Path) -> list[str]:
     weight_map = read_json_object(index, WeightsError).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise WeightsError(f"{index}: is damaged: no weight_map of file names in it; copy it again")
+        raise WeightsError("is damaged: it has no weight_map of file names", where=index, fix="copy it again")
     return sorted(set(names))
 
 
@@ -159,7 +184,9 @@ def _unindexed(folder: Path, found: list[Path]) -> Files:
     first = matches[0]
     if first is not None and all(m is not None and (m[1], m[3]) == (first[1], first[3]) for m in matches):
         if len(found) != int(first[3]):
-            raise WeightsError(f"{folder}: has {len(found)} of {int(first[3])} shards; download the rest")
+            raise WeightsError(
+                f"has {len(found)} of {int(first[3])} shards", where=folder, fix="download the rest"
+            )
         if first[4] == "safetensors":
             return Files(
                 "safetensors", tuple(found), f"a folder of {len(found)} safetensors shards", (folder,)
@@ -167,7 +194,9 @@ def _unindexed(folder: Path, found: list[Path]) -> Files:
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:4])
         raise WeightsError(
-            f"{folder}: holds {len(found)} files of weights and no index ({names}); name one of them"
+            f"contains {len(found)} files of weights and no index ({names})",
+            where=folder,
+            fix="name one of them",
         )
     inner = _one_file(found[0])
     return Files(inner.kind, inner.paths, f"a folder with {found[0].name}", inner.homes)

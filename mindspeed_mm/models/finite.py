@@ -1,4 +1,7 @@
-"""Whether weights, latents and pixels hold only finite numbers: one reduction a tensor, on the device where it lies."""
+"""Whether weights, latents and pixels hold only finite numbers.
+
+One reduction a tensor, on the device where it lies.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ _SHOWN = 5
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite. One such element makes the sum so; a sum that overflows is looked into."""
+    """Whether no element is NaN or infinite.
+
+    One such element makes the sum so; a sum that overflows is looked into.
+    """
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     if tensor.dtype.itemsize == 1:  # fp8 has no arithmetic of its own
@@ -64,7 +70,10 @@ def check_weights(where: object, weights: Mapping[str, Tensor]) -> None:
 
 
 def nonfinite_weights(module: nn.Module) -> str:
-    """The weights of `module` that are not finite, in words; of a sharded module this rank's parts. Empty = all are."""
+    """The weights of `module` that are not finite, in words; of a sharded module this rank's parts.
+
+    Empty = all are.
+    """
     parts = ((name, _local(weight)) for name, weight in module.named_parameters())
     return _listed([name for name, weight in parts if not is_finite(weight)])
 

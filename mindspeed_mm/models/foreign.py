@@ -1,4 +1,4 @@
-"""Other people's models by their weight names and shapes, so that an error says what a file is and not only what it is not."""
+"""Foreign models by weight names and shapes, so that an error says what a file is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping
 _BY_NAME = (  # the first pattern that a name matches decides; the more special ones come first
     (r"(encoder\.downsamples|decoder\.upsamples)\.\d+\.(down|up)samples\.", "the VAE of Wan2.2-TI2V-5B"),
     (r"(encoder\.downsamples|decoder\.upsamples|encoder\.down_blocks|decoder\.up_blocks)\.", "a VAE"),
-    (r"pos_embedding\.embedding\.weight|relative_attention_bias|token_embedding\.weight|^shared\.weight", "a T5 text encoder"),
+    (
+        r"pos_embedding\.embedding\.weight|relative_attention_bias|token_embedding\.weight|^shared\.weight",
+        "a T5 text encoder",
+    ),
     (r"^(visual|textual|vision_model|text_model)\.", "a CLIP model"),
     (r"audio_injector|audio_proj|casual_audio_encoder", "a speech-to-video (S2V) model"),
     (r"face_adapter|motion_encoder|pose_patch_embedding", "Wan2.2-Animate"),
@@ -19,7 +22,7 @@ _BY_NAME = (  # the first pattern that a name matches decides; the more special 
     (r"^(double_blocks|single_blocks|joint_blocks)\.", "a transformer of the HunyuanVideo or FLUX kind"),
     (r"^transformer_blocks\.", "a diffusers transformer of another model (CogVideoX, LTX, FLUX, …)"),
     (r"^(input_blocks|down_blocks|mid_block|conv_in)\b", "a U-Net of Stable Diffusion"),
-)  # fmt: skip
+)
 _BY_CHANNELS = {  # (in_dim, out_dim) of a trunk
     (36, 16): "an image-to-video (I2V) or inpainting trunk",
     (48, 16): "a Fun-Control trunk of VideoX-Fun",

@@ -37,7 +37,7 @@ def _json(path: Path) -> Any:
     try:
         return read_json(path, WeightsError) if path.is_symlink() or path.exists() else None
     except WeightsError as error:
-        raise WeightsError(f"{error}; correct or remove it") from None
+        raise error.advise("correct or remove it") from None
 
 
 def _find_predictor(values: Any) -> Mapping[str, Any] | None:

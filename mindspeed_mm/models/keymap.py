@@ -13,7 +13,10 @@ FIELDS = {"i": r"\d+", "p": r"weight|bias", "qkv": r"[qkv]"}
 
 @dataclass(frozen=True)
 class Rename:
-    """`blocks.{i}.self_attn.q.{p}` ⇄ `blocks.{i}.attn1.to_q.{p}`: {i} an index, {p} weight or bias, {qkv} one letter."""
+    """`blocks.{i}.self_attn.q.{p}` ⇄ `blocks.{i}.attn1.to_q.{p}`.
+
+    {i} is an index, {p} weight or bias, {qkv} one letter.
+    """
 
     ours: str
     theirs: str

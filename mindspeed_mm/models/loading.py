@@ -1,4 +1,7 @@
-"""Weights of the VAE and the text encoder: from files, memory-mapped, into modules built on the meta device."""
+"""Weights of the VAE and the text encoder.
+
+From files, memory-mapped, into modules built on the meta device.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """The tensors of one model, from all of its .safetensors / .pth / .pt / .bin files; pages come in when they are used.
+    """The tensors of one model, from all of its .safetensors / .pth / .pt / .bin files.
 
-    Raises WeightsError when a file is missing, damaged, holds anything but tensors, or repeats another's name.
+    Pages come in when they are used.
+
+    Raises WeightsError when a file is missing, damaged, holds anything but tensors, or repeats another's
+    name.
     """
     state: dict[str, Tensor] = {}
     for path in paths:
@@ -57,15 +63,20 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
             if w.dtype not in NUMBERS
         ]
         if wrong:
-            raise WeightsError(f"{path}: has weights that are not floating-point numbers: {listed(wrong)}")
+            raise WeightsError(
+                f"has weights that are not floating-point numbers: {listed(wrong)}", where=path
+            )
         if twice := state.keys() & found.keys():
-            raise WeightsError(f"{path}: {min(twice)} is in another file, too; keep one of them")
+            raise WeightsError(f"{min(twice)} is also in another file", where=path, fix="keep one of them")
         state |= _read_all(found)
     return state
 
 
 def _read_all(found: Mapping[str, TensorFile]) -> dict[str, Tensor]:
-    """Every tensor, mapped. Checksums are verified on a few cores at once, which is all that takes time here."""
+    """Every tensor, mapped.
+
+    Checksums are verified on a few cores at once, which is all that takes time here.
+    """
     pool = ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1))
     try:
         # a thread does not inherit whether checksums are verified
@@ -90,7 +101,9 @@ def shard_paths(
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:
-    """Give `module`, built on the meta device, exactly the weights of `state`, copied only where their dtype differs.
+    """Give `module`, built on the meta device, exactly the weights of `state`.
+
+    They are copied only where their dtype differs.
 
     Raises WeightsError that names what is missing, left over or of another shape, or holds NaN or Inf.
     """
@@ -105,7 +118,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: to
         said = "; ".join(
             f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in complaints.items() if names
         )
-        raise WeightsError(f"{source}: does not fit {type(module).__name__}: {said}")
+        raise WeightsError(f"does not fit {type(module).__name__}: {said}", where=source)
     cast = {id(weight): weight.to(dtype) for weight in state.values()}  # a tensor of two names stays one
     check_weights(source, {name: cast[id(weight)] for name, weight in state.items()})
     module.load_state_dict({name: cast[id(weight)] for name, weight in state.items()}, assign=True)
@@ -118,7 +131,7 @@ def refuse_conflicts(
     weights: Path,
     arithmetic: Mapping[str, Any],
 ) -> None:
-    """Raises WeightsError where the JSON beside the weights says other `sizes` than they have, or another `arithmetic`."""
+    """Raises WeightsError if the JSON beside the weights gives other `sizes` or another `arithmetic`."""
     odd = [
         f"{name} is {said[name]!r:.40} there and {value!r:.40} in the weights"
         for name, value in sizes.items()
@@ -126,7 +139,9 @@ def refuse_conflicts(
     ]
     if odd:
         raise WeightsError(
-            f"{config}: contradicts {weights}: {'; '.join(odd)}; correct or remove the file of the other model"
+            f"contradicts {weights}: {'; '.join(odd)}",
+            where=config,
+            fix="correct or remove the file of the other model",
         )
     for name, value in arithmetic.items():
         if said.get(name) is not None and said[name] != value:
@@ -155,5 +170,5 @@ def _read_torch(path: Path) -> Mapping[str, TensorFile]:
         if isinstance(found.get(key), dict):
             found = found[key]
     if other := [name for name, weight in found.items() if not isinstance(weight, TensorFile)]:
-        raise WeightsError(f"{path}: wanted a flat dictionary of tensors, found {other[0]!r} in it")
+        raise WeightsError(f"got {other[0]!r} in it", where=path, expected="a flat dictionary of tensors")
     return cast(Mapping[str, TensorFile], found)

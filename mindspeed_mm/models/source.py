@@ -1,4 +1,7 @@
-"""A model's weights that have not been read yet, under the official names; and how a VACE branch starts from a trunk."""
+"""A model's weights that have not been read yet, under the official names.
+
+Also how a VACE branch starts from a trunk.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +60,14 @@ class WeightsSource:
 
     @cached_property
     def config(self) -> VaceConfig:
-        """Sizes, from the shapes and what config.json adds. Raises WeightsError when heads or vace_layers are unknown."""
+        """Sizes, from the shapes and what config.json adds.
+
+        Raises WeightsError when heads or vace_layers are unknown.
+        """
         try:
             return infer_config(self.shapes, self.hints)
         except WeightsError as error:
-            raise WeightsError(f"{self.path}: {error}") from None
+            raise error.at(self.path) from None
 
     @property
     def layers(self) -> tuple[int, tuple[int, ...]]:
@@ -69,16 +75,17 @@ class WeightsSource:
         try:
             return infer_layers(self.shapes, self.hints)
         except WeightsError as error:
-            raise WeightsError(f"{self.path}: {error}") from None
+            raise error.at(self.path) from None
 
     def refuse_other_settings(self, settings: Mapping[str, Any], where: str) -> None:
-        """Raises ConfigError where `settings` (sizes by their field names) are not what the file beside the weights says."""
+        """Raises ConfigError if `settings` (sizes by field name) contradict the file beside the weights."""
         if self.hints_from is None:
             return
         if conflicts := setting_conflicts(settings, self.hints):
             raise ConfigError(
-                f"{where} contradicts {self.hints_from}, which belongs to the weights: {'; '.join(conflicts)}; "
-                "write the same in both, or name the weights of the model that you mean"
+                f"contradicts {self.hints_from}, which belongs to the weights: {'; '.join(conflicts)}",
+                where=where,
+                fix="write the same in both, or name the weights of the model that you mean",
             )
 
     @property
@@ -92,13 +99,19 @@ class WeightsSource:
         return f"{found}, completed from {self.base.path}" if self.base else found
 
     def read(self, name: str) -> Tensor:
-        """One weight on the CPU in its file's dtype, mapped where the format allows. Raises WeightsError if there is none."""
+        """One weight on the CPU in its file's dtype, mapped where the format allows.
+
+        Raises WeightsError if there is none.
+        """
         if name not in self.tensors:
-            raise WeightsError(f"{self.path}: has no weight {name!r}")
+            raise WeightsError(f"has no weight {name!r}", where=self.path)
         return self.tensors[name].read()
 
     def fingerprint(self) -> str:
-        """Hash of names, shapes, dtypes and the first 64 KiB of each tensor in the files: the same in every dialect."""
+        """Hash of names, shapes, dtypes and the first 64 KiB of each tensor in the files.
+
+        The same in every dialect.
+        """
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
@@ -125,21 +138,25 @@ def differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
 def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> WeightsSource:
     """A T2V trunk plus a branch that changes nothing yet, to start VACE from.
 
-    Branch block n is trunk block vace_layers[n]; vace_patch_embedding is [W, W, 0 …] over its input channels with the
-    trunk's bias; before_proj and after_proj are zero. Raises WeightsError if the trunk's sizes are not `config`'s.
+    Branch block n is trunk block vace_layers[n]; vace_patch_embedding is [W, W, 0 …] over its input channels
+    with the trunk's bias; before_proj and after_proj are zero. Raises WeightsError if the trunk's sizes are
+    not `config`'s.
     """
     if source.has_branch:
-        raise WeightsError(f"{source.path}: has a VACE branch already; leave init_from_trunk out")
+        raise WeightsError("already has a VACE branch", where=source.path, fix="leave init_from_trunk out")
     wanted = layout(config)
     problems = differences(
         source.shapes, {name: shape for name, shape in wanted.items() if not _in_branch(name)}
     )
     if problems:
-        raise WeightsError(f"{source.path}: is not the trunk of the configured model: {problems}")
+        raise WeightsError(f"is not the trunk of the configured model: {problems}", where=source.path)
     if config.vace_in_dim < 2 * config.trunk.in_dim:
         raise WeightsError(
-            f"vace_in_dim {config.vace_in_dim} is too narrow to start from a trunk with in_dim {config.trunk.in_dim}; "
-            f"{2 * config.trunk.in_dim} is the least"
+            f"got {config.vace_in_dim}",
+            where="vace_in_dim",
+            expected=(
+                f"at least {2 * config.trunk.in_dim}, to start from a trunk with in_dim {config.trunk.in_dim}"
+            ),
         )
     branch = {
         name: _starting_weight(source.tensors, name, shape, config.vace_layers)
@@ -177,7 +194,10 @@ def _starting_weight(
 
 
 def _widen(patch: TensorFile, size: torch.Size) -> Tensor:
-    """[D, C, …] → [W, W, 0 …] of `size` [D, vace_in_dim, …]: inactive and reactive are read as latents, the mask not at all."""
+    """[D, C, …] → [W, W, 0 …] of `size` [D, vace_in_dim, …].
+
+    Inactive and reactive are read as latents, the mask not at all.
+    """
     weight, channels = patch.read(), patch.shape[1]
     wide = torch.zeros(size, dtype=patch.dtype)
     wide[:, :channels] = weight

@@ -1,4 +1,7 @@
-"""What the rest of the package must know about a model, as one line of data. Code is named, and imported when used."""
+"""What the rest of the package must know about a model, as one line of data.
+
+Code is named, and imported when used.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ class ModelSpec:
     linears: str = (
         ""  # "module:callable", linears(predictor.model) → {name: (out, in)} of linear layers, without torch
     )
-    cost: str = ""  # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → LoopParts.cost; "" reports no throughput
+    # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → LoopParts.cost; "" reports
+    # no throughput
+    cost: str = ""
 
 
 MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")

@@ -1,4 +1,7 @@
-"""What a training run starts from: its weights, read lazily, and where a checkpoint of what trains finds the rest."""
+"""What a training run starts from.
+
+Its weights, read lazily, and where a checkpoint of what trains finds the rest.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ class Named(Protocol):
 
 
 def start_of(predictor: Named) -> Start:
-    """By the model's own `ModelSpec.start`, else from `from_pretrained` in any dialect of its key maps. Raises WeightsError."""
+    """By the model's own `ModelSpec.start`, else from `from_pretrained` in any dialect of its key maps.
+
+    Raises WeightsError.
+    """
     spec = MODELS.get(predictor.model_id)
     if spec.start:
         start: Start = resolve(spec.start)(predictor)

@@ -1,7 +1,7 @@
 """Open the weights of a transformer in any known dialect, and fill a model on the meta device with them.
 
-`open_weights` finds the files, understands the names, completes what a run saved without its frozen part, and refuses what
-is missing or foreign, all before any value is read.
+`open_weights` finds the files, understands the names, completes what a run saved without its frozen part, and
+refuses what is missing or foreign, all before any value is read.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def open_weights(
 ) -> WeightsSource:
     """The weights at a folder, a file, or a list of shards, of any dialect.
 
-    `base_path` replaces the place that a checkpoint of the trained part remembers for its frozen part. `original` passes
-    over an MM checkpoint that stands beside original files. Raises WeightsError in one line when a key is missing, foreign,
-    double or of the wrong shape, when a file is damaged, and for LoRA files.
+    `base_path` replaces the place that a checkpoint of the trained part remembers for its frozen part.
+    `original` passes over an MM checkpoint that stands beside original files. Raises WeightsError in one line
+    when a key is missing, foreign, double or of the wrong shape, when a file is damaged, and for LoRA files.
     """
     if isinstance(path, str | Path):
         return _open(_find(Path(path), original), base_path, seen=())
@@ -88,7 +88,8 @@ def open_weights(
 def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
     """The weights of any model at a folder or file, under the names that `key_maps` translates to.
 
-    Nothing is known of its layout: whether all weights are there, the model that they fill tells. Raises WeightsError.
+    Nothing is known of its layout: whether all weights are there, the model that they fill tells. Raises
+    WeightsError.
     """
     return _open(find_files(Path(path)), None, seen=(), key_maps=key_maps)
 
@@ -98,8 +99,8 @@ def open_adapter(
 ) -> Adapter:
     """The LoRA of a training checkpoint, or of a LoRA file as `open_lora` reads it. Raises WeightsError.
 
-    Without `shapes`, a file is read for the published model that it fits. Of a checkpoint without its base, what trained
-    whole beside the LoRA is part of it.
+    Without `shapes`, a file is read for the published model that it fits. Of a checkpoint without its base,
+    what trained whole beside the LoRA is part of it.
     """
     files = _checkpoint(Path(path))
     if files is None:
@@ -147,7 +148,7 @@ def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
     for source in sources:
         if twice := tensors.keys() & source.tensors.keys():
             raise WeightsError(
-                f"{source.path}: {listed(sorted(twice))} is also in another listed part; keep one"
+                f"{listed(sorted(twice))} is also in another listed part", where=source.path, fix="keep one"
             )
         tensors |= source.tensors
     whole = next((source for source in sources if not source.has_branch), sources[0])
@@ -173,7 +174,9 @@ def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
         if name.split(".")[0] in BRANCH and tensor is not filled_in.get(name)
     }
     if not branch:
-        raise WeightsError(f"{path}: holds no VACE branch; vace_dit.vace_pretrained must name one")
+        raise WeightsError(
+            "contains no VACE branch", where=path, fix="set vace_dit.vace_pretrained to weights with one"
+        )
     rest = {name: tensor for name, tensor in trunk.tensors.items() if name.split(".")[0] not in BRANCH}
     what = f"{trunk.what}, branch of {other.path}"
     hints, hints_path = {**trunk.hints, **other.hints}, other.hints_from or trunk.hints_from
@@ -185,19 +188,18 @@ def load_weights(
 ) -> M:
     """Give a model on the meta device its weights: `dtype` (None keeps the file's), FP32_MODULES in fp32.
 
-    Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError listing what is
-    missing, unexpected and of another shape, or what holds NaN or Inf.
+    Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError
+    listing what is missing, unexpected and of another shape, or what holds NaN or Inf.
     """
     in_8_bits = quantized_layers(model)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     problems = differences(source.shapes, wanted)
     if problems:
-        hint = (
-            ""
-            if source.has_branch
-            else "; it has no VACE branch, set predictor.vace_dit.init_from_trunk to start one"
+        raise WeightsError(
+            f"does not fit the model ({source.dialect} names): {problems}",
+            where=source.path,
+            fix="" if source.has_branch else "set predictor.vace_dit.init_from_trunk to start a VACE branch",
         )
-        raise WeightsError(f"{source.path} ({source.dialect} names) does not fit the model: {problems}{hint}")
     state = {}
     finite = FiniteWeights(source.path)
     for name in wanted:
@@ -249,7 +251,9 @@ def _open(
     dialect, tensors, stage_layers, pairs, extras = _read(files, where, key_maps)
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
-        raise WeightsError(f"{where}: has weights that are not float32, bfloat16 or float16: {listed(odd)}")
+        raise WeightsError(
+            f"has weights that are not float32, bfloat16 or float16: {listed(odd)}", where=where
+        )
     hints, hints_path = saved_hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
     source = WeightsSource(
         where.absolute(), dialect, files.what, tensors, hints, hints_path, stage_layers=stage_layers
@@ -265,7 +269,7 @@ def _open(
 def _read(
     files: Files, where: Path, key_maps: Mapping[str, KeyMap]
 ) -> tuple[str, dict[str, TensorFile], tuple[int, ...], dict[str, Pair], Mapping[str, Any]]:
-    """Dialect, official name → tensor, trunk blocks of each stage, what a LoRA adds, and the plain values beside."""
+    """Dialect, official name → tensor, trunk blocks of each stage, a LoRA's additions, and plain values."""
     extras: Mapping[str, Any] = {}
     if files.kind == "safetensors":
         stages: list[Mapping[str, Any]] = [read_safetensors(files.paths).tensors]
@@ -287,7 +291,10 @@ def _read(
 
 
 def _stages(states: Sequence[Mapping[str, Any]], where: Path) -> list[Mapping[str, Any]]:
-    """The weights of each flat pipeline stage. Chunk v of rank p is flat stage v·pp + p; most checkpoints are one stage."""
+    """The weights of each flat pipeline stage.
+
+    Chunk v of rank p is flat stage v·pp + p; most checkpoints are one stage.
+    """
     chunks = 0
     while all(f"model{chunks}" in state for state in states):
         chunks += 1
@@ -301,7 +308,10 @@ def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile]:
-    """Nested dicts → dotted names. Raises WeightsError for what is neither a tensor nor an empty extra state."""
+    """Nested dicts → dotted names.
+
+    Raises WeightsError for what is neither a tensor nor an empty extra state.
+    """
     found: dict[str, TensorFile] = {}
     for key, value in values.items() if isinstance(values, dict) else ():
         name = f"{prefix}{key}"
@@ -310,7 +320,7 @@ def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile
         elif isinstance(value, dict):
             found |= _weights(value, where, f"{name}.")
         elif not name.endswith("_extra_state"):
-            raise WeightsError(f"{where}: {name} is {kind_of(value)}; expected a state dict of tensors")
+            raise WeightsError(f"{name} is {kind_of(value)}", where=where, expected="a state dict of tensors")
     return found
 
 
@@ -321,7 +331,10 @@ def _complete(
     seen: tuple[Path, ...],
     key_maps: Mapping[str, KeyMap],
 ) -> WeightsSource:
-    """Add the frozen part that a checkpoint of what trains leaves out. Raises WeightsError if it moved or changed."""
+    """Add the frozen part that a checkpoint of what trains leaves out.
+
+    Raises WeightsError if it moved or changed.
+    """
     if not isinstance(base, dict) and base_path is None:
         return source
     recorded = base if isinstance(base, dict) else {}
@@ -331,15 +344,15 @@ def _complete(
         stat_path(place, WeightsError)
     except WeightsError as error:
         raise WeightsError(
-            f"{source.path}: holds only what was trained, and not its base: {error}; {hint}"
+            f"contains only what was trained, and not its base: {error}", where=source.path, fix=hint
         ) from None
     if place in seen or len(seen) > 8:
-        raise WeightsError(f"{source.path}: its base {place} leads back to itself; {hint}")
+        raise WeightsError(f"its base {place} leads back to itself", where=source.path, fix=hint)
     whole = _open(find_files(place), None, (*seen, place), key_maps)
     fingerprint = recorded.get("fingerprint")
     if fingerprint and whole.fingerprint() != fingerprint:
         raise WeightsError(
-            f"{source.path}: {place} is not the base it was trained on, its values differ; {hint}"
+            f"{place} is not the base it was trained on: the values differ", where=source.path, fix=hint
         )
     _refuse_another_base(source, whole)
     whole = fuse_again(whole, recorded.get("loras"), source.path, open_adapter)
@@ -350,14 +363,15 @@ def _complete(
 
 
 def _refuse_another_base(source: WeightsSource, whole: WeightsSource) -> None:
-    """Raises WeightsError where the trained part was trained as another model than its base is, as with other heads."""
+    """Raises WeightsError if the part was trained on a model of other settings than its base."""
     if whole.hints_from is None or source.hints_from is None:
         return
     mine = {name: value for name, value in source.hints.items() if name not in _OF_THE_BRANCH}
     if conflicts := setting_conflicts(mine, whole.hints):
         raise WeightsError(
-            f"{source.path}: {source.hints_from} contradicts {whole.hints_from} of its base: {'; '.join(conflicts)}; "
-            "correct the one that is wrong"
+            f"{source.hints_from} contradicts {whole.hints_from} of its base: {'; '.join(conflicts)}",
+            where=source.path,
+            fix="correct the wrong one",
         )
 
 
@@ -365,9 +379,13 @@ def _check(source: WeightsSource) -> None:
     """Every weight of the model is there once, and nothing else. Raises WeightsError."""
     if source.has_branch and not any(name.startswith("blocks.") for name in source.tensors):
         raise WeightsError(
-            f"{source.path}: is a VACE module alone, without the trunk; name the trunk's weights too: --cfg.base_path "
-            "(mm-convert), predictor.from_pretrained beside predictor.vace_dit.vace_pretrained (training), or a list of both "
-            "in model.transformer (generation)"
+            "is a VACE module alone, without the trunk",
+            where=source.path,
+            fix=(
+                "name the trunk's weights, too: --cfg.base_path (mm-convert), predictor.from_pretrained "
+                "beside predictor.vace_dit.vace_pretrained (training), or a list of both in "
+                "model.transformer (generation)"
+            ),
         )
     patch = source.shapes.get("patch_embedding.weight", ())
     head = source.shapes.get("head.head.weight", ())
@@ -377,8 +395,10 @@ def _check(source: WeightsSource) -> None:
         and (model := foreign_trunk(patch[1], head[0] // max(1, math.prod(patch[2:]))))
     ):
         raise WeightsError(
-            f"{source.path}: expected a text-to-video or VACE transformer with in_dim 16, got {model} (in_dim {patch[1]}); "
-            "take Wan2.1-T2V, Wan2.2-T2V or a VACE model"
+            f"got {model} (in_dim {patch[1]})",
+            where=source.path,
+            expected="a text-to-video or VACE transformer with in_dim 16",
+            fix="use Wan2.1-T2V, Wan2.2-T2V or a VACE model",
         )
     try:
         problems = differences(source.shapes, layout_of_shapes(source.shapes))
@@ -386,10 +406,10 @@ def _check(source: WeightsSource) -> None:
         problems = str(error)
     if problems:
         stage = parse_rank(source.path.parent.name)
-        hint = (
-            "" if stage is None else f"; it is pipeline stage {stage} alone, give {source.path.parent.parent}"
-        )
+        alone = "" if stage is None else f"; it is pipeline stage {stage} alone"
         raise WeightsError(
-            f"{source.path}: read as {source.dialect} names ({source.what}), but {problems}{hint}"
+            f"read as {source.dialect} names ({source.what}), but {problems}{alone}",
+            where=source.path,
+            fix="" if stage is None else f"give {source.path.parent.parent}",
         )
     check_hints(source.shapes, source.hints, source.hints_from or source.path)

@@ -1,4 +1,7 @@
-"""Scaled dot-product attention behind one seam: q, k, v in, output out. The device's fused kernel, or the plain formula."""
+"""Scaled dot-product attention behind one seam: q, k, v in, output out.
+
+The device's fused kernel, or the plain formula.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, S, N, K], k and v [
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[B, S, N, K] ×3 → [B, S, N, K], not causal, scale 1/√K, no mask, by the fused kernel of the tensors' device."""
+    """[B, S, N, K] ×3 → [B, S, N, K] by the device's fused kernel.
+
+    Not causal, scale 1/√K, no mask.
+    """
     if npu.holds(q):
         return npu.attend(q, k, v)
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
@@ -29,10 +35,12 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, copies: int, attend_rows: Attend = attend) -> Tensor:
-    """Attention to rows of which the last stands `copies` times, as equal padding rows do; k and v hold it once.
+    """Attention to rows of which the last stands `copies` times, as equal padding rows do.
 
-    On a CPU its weight is multiplied instead of its row, which there saves most of the work of a short caption;
-    other devices keep their unmasked flash kernels, and another `attend_rows` gets all the rows.
+    k and v hold it once.
+
+    On a CPU its weight is multiplied instead of its row, which there saves most of the work of a short
+    caption; other devices keep their unmasked flash kernels, and another `attend_rows` gets all the rows.
     """
     if copies == 1:
         return attend_rows(q, k, v)

@@ -30,7 +30,7 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _CpuRmsNorm(torch.autograd.Function):
-    """torch's own is composed of small ops on a CPU, and its backward takes five times as long as this one."""
+    """torch's own runs small ops on a CPU, and its backward takes five times as long as this one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

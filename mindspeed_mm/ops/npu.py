@@ -39,7 +39,10 @@ def can_rotate(x: Tensor) -> bool:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent pairs of x [B, S, N, K] by npu_rotary_mul: cos, sin [S, K/2] stand twice, once for each of a pair."""
+    """Rotate adjacent pairs of x [B, S, N, K] by npu_rotary_mul.
+
+    cos, sin [S, K/2] stand twice, once for each of a pair.
+    """
     import torch_npu
 
     pairs = [torch.repeat_interleave(table, 2, dim=-1)[None, :, None, :] for table in (cos, sin)]

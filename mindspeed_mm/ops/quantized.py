@@ -1,7 +1,7 @@
 """Frozen linear layers whose weights are held in 8 bits, with a scale for each output channel.
 
-Products run in the dtype of the activations: the weights are expanded for one product and dropped. fp8 values are stored as
-uint8: collectives of gloo know no float8, and sharding moves bytes.
+Products run in the dtype of the activations: the weights are expanded for one product and dropped. fp8 values
+are stored as uint8: collectives of gloo know no float8, and sharding moves bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _FP8 = torch.float8_e4m3fn
 
 @torch.no_grad()
 def quantize_rows(weight: Tensor, form: QuantFormat) -> tuple[Tensor, Tensor]:
-    """A weight [out, in] → its 8-bit values [out, in] and fp32 scales [out]: the largest of a row fills the range.
+    """A weight [out, in] → its 8-bit values [out, in] and fp32 scales [out].
+
+    The largest value of a row fills the range.
 
     NaN or Inf in a row make its scale so.
     """
@@ -90,7 +92,10 @@ def product_dtype(layer: nn.Linear) -> torch.dtype:
 
 
 class AnyLinear(nn.Linear):
-    """A linear layer whose weights may be 8-bit ones. `weight` and `bias` are those of the layer it replaces."""
+    """A linear layer whose weights may be 8-bit ones.
+
+    `weight` and `bias` are those of the layer it replaces.
+    """
 
     def __init__(self, base: nn.Linear) -> None:
         with torch.device("meta"):
@@ -112,7 +117,10 @@ def hold_in_8_bits(layer: AnyLinear, form: QuantFormat) -> None:
 
 
 def fill_scale(layer: nn.Linear, weight: Tensor) -> Tensor:
-    """Set the scales of a layer by its whole weight [out, in]; → the 8-bit values, of which a rank keeps its part."""
+    """Set the scales of a layer by its whole weight [out, in].
+
+    → the 8-bit values, of which a rank keeps its part.
+    """
     stored, scale = quantize_rows(weight, format_of(layer))
     layer.get_buffer(SCALE).copy_(scale)
     return stored

@@ -1,4 +1,7 @@
-"""Rotary position embedding over three axes, as real cos and sin tables: adjacent channels of a head are one pair."""
+"""Rotary position embedding over three axes, as real cos and sin tables.
+
+Adjacent channels of a head are one pair.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,23 @@ def rope_tables(
 ) -> tuple[Tensor, Tensor]:
     """cos and sin, fp32 [S, K/2], of the tokens of a (time, height, width) grid in (f, h, w) order.
 
-    `dims` are the channels of a head that each axis gets; the angle of pair j is position·10000^(-2j/dim), in fp64.
-    Raises DataError when an axis is longer than the 1024 positions that the model knows.
+    `dims` are the channels of a head that each axis gets; the angle of pair j is position·10000^(-2j/dim), in
+    fp64. Raises DataError when an axis is longer than the 1024 positions that the model knows.
     """
     if max(grid) > MAX_POSITIONS:
         raise DataError(
-            f"token grid {grid} is longer than {MAX_POSITIONS} on one axis; use a shorter or smaller clip"
+            f"token grid {grid} is longer than {MAX_POSITIONS} on one axis",
+            fix="use a shorter or smaller clip",
         )
     angles = [_axis_angles(length, dim) for length, dim in zip(grid, dims, strict=True)]
     return _spread(angles, grid, torch.cos, device), _spread(angles, grid, torch.sin, device)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair of adjacent channels of x [B, S, N, K] by its token's angle; cos, sin [S, K/2]. In x's dtype."""
+    """Rotate each pair of adjacent channels of x [B, S, N, K] by its token's angle; cos, sin [S, K/2].
+
+    In x's dtype.
+    """
     if npu.holds(x) and npu.can_rotate(x):
         return npu.apply_rope(x, cos, sin)
     if (
@@ -52,7 +59,10 @@ def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Turn(torch.autograd.Function):
-    """A product of complex numbers. Its backward turns the other way and keeps nothing of its own: all blocks share the tables."""
+    """A product of complex numbers.
+
+    Its backward turns the other way and keeps nothing of its own: all blocks share the tables.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

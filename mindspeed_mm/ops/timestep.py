@@ -15,7 +15,7 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     """
     if timestep.dtype in (torch.bfloat16, torch.float16):
         raise DataError(
-            f"timestep is {timestep.dtype}, which merges neighbouring timesteps; pass it as float32"
+            f"timestep is {timestep.dtype}, which merges neighbouring timesteps", fix="pass it as float32"
         )
     device = timestep.device
     exact = device if device.type in ("cpu", "cuda", "meta") else torch.device("cpu")  # where fp64 is at home

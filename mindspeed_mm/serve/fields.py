@@ -88,10 +88,11 @@ def _parsed(values: Mapping[str, Any]) -> RequestConfig:
     try:
         return parse(RequestConfig, values, "request")
     except ConfigError as error:
-        text = error.problem.removeprefix("request:")
-        name, _, problem = text.partition(": ")
-        known = name.split(".")[0].split("[")[0] in FIELDS
-        raise (ConfigError(problem, where=name) if known else ConfigError(text)) from None
+        if error.where:
+            where = error.where.removeprefix("request:").removeprefix("request")
+            raise ConfigError(error.problem, where=where, expected=error.expected, fix=error.fix) from None
+        name, _, problem = error.problem.removeprefix("request:").partition(": ")  # of several, the first's
+        raise ConfigError(problem, where=name) from None
 
 
 def _check_task(task: Any) -> None:

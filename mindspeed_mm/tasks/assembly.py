@@ -146,9 +146,12 @@ def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> Trai
 
 
 def check_features(dataset: Any, job: PretrainJob) -> None:
-    """Look at the header of every feature, each rank at its share. Raises the first DataError of any rank on all of them.
+    """Look at the header of every feature, each rank at its share.
 
-    A dataset of another package is looked at where it has `check` and `check_null_prompt` as FeatureDataset has.
+    Raises the first DataError of any rank on all of them.
+
+    A dataset of another package is looked at where it has `check` and `check_null_prompt` as FeatureDataset
+    has.
     """
     look = getattr(dataset, "check", None)
     if look is None:
@@ -192,7 +195,7 @@ def build_evaluation(
         )
     source = resolve(DATASETS.get(kind).build)(config)
     if not len(source):
-        raise DataError(f"{validation.data_path}: the validation set is empty")
+        raise DataError("validation set is empty", where=validation.data_path)
     check_features(source, job)
     return partial(
         held_out_loss,
@@ -213,19 +216,28 @@ def build_evaluation(
 def build_videos(
     job: PretrainJob, model: nn.Module, mesh: Mesh, accelerator: Accelerator
 ) -> Callable[[int], None] | None:
-    """What the model generates at each evaluation, under SAVE/validation, if the data JSON names an inference JSON."""
+    """What the model generates at each evaluation, if the data JSON names an inference JSON.
+
+    Under SAVE/validation.
+    """
     validation = getattr(job.data.dataset_param, "validation", None)
     inference = getattr(validation, "prompts", None)
     if inference is None:
         return None
     if job.model.diffusion.role is not None:
         raise ConfigError(
-            f"dataset_param.validation.prompts: this is the {job.model.diffusion.role}-noise expert, and one of two experts "
-            "makes no video alone; leave prompts out (data_path still measures the held-out loss) and generate with "
-            "[high, low] afterwards"
+            f"this is the {job.model.diffusion.role}-noise expert, and one of two experts makes no video "
+            "alone",
+            where="dataset_param.validation.prompts",
+            fix=(
+                "leave prompts out (data_path still measures the held-out loss) and generate with [high, "
+                "low] afterwards"
+            ),
         )
     if job.training.checkpoint.save is None:
-        raise ConfigError("dataset_param.validation.prompts makes videos, and --save says where; give --save")
+        raise ConfigError(
+            "makes videos, which need a folder", where="dataset_param.validation.prompts", fix="give --save"
+        )
     from mindspeed_mm.tasks.validation_videos import ValidationVideos  # pulls in the VAE and the text encoder
 
     return ValidationVideos(
@@ -261,7 +273,10 @@ def task_settings(job: PretrainJob, loader: TrainLoader | RawBatches) -> Mapping
 
 
 def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
-    """(R+F, h, w, text rows) → tokens and operations of one sample; zeros where the model's spec tells no cost."""
+    """(R+F, h, w, text rows) → tokens and operations of one sample.
+
+    Zeros where the model's spec tells no cost.
+    """
     spec = MODELS.get(job.predictor.model_id)
     if not spec.cost:
         return lambda size: (0, Flops(0.0, 0.0))

@@ -1,4 +1,4 @@
-"""`vace data import`: a dataset in another project's layout → the guide's data.json, and the data.txt that names it. No torch."""
+"""`vace data import`: a dataset in another project's layout → data.json and data.txt. No torch."""
 
 from __future__ import annotations
 

@@ -80,7 +80,10 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def make_detector(threshold: float) -> Callable[[int, Frame], list[int]]:
-    """PySceneDetect's adaptive detector: (number, RGB frame) → the frames at which a scene begins. Raises ConfigError."""
+    """PySceneDetect's adaptive detector: (number, RGB frame) → the frames at which a scene begins.
+
+    Raises ConfigError.
+    """
     try:
         detectors = import_module("scenedetect.detectors")
     except ImportError:
@@ -132,7 +135,10 @@ def _parts(start: int, stop: int, most: int | None) -> Iterator[Piece]:
 
 
 def write_pieces(clip: Clip, pieces: Sequence[Piece], out: Path) -> Iterator[dict[str, Any]]:
-    """name-000.mp4, … and the caption that the file has in name.txt beside each. Gives the rows of the list."""
+    """name-000.mp4, … and the caption that the file has in name.txt beside each.
+
+    Gives the rows of the list.
+    """
     caption = clip.path.with_suffix(".txt")
     text = read_text(caption, DataError) if caption.is_file() else None
     frames, place = clip.frames(), 0

@@ -39,7 +39,9 @@ class EvalFlags(Config):
 
     data: str | None = Field(
         default=None,
-        description="dataset with the true clips (data.json, .jsonl, .csv, data.txt), or the folder of VACE-Benchmark",
+        description=(
+            "dataset with the true clips (data.json, .jsonl, .csv, data.txt), or the folder of VACE-Benchmark"
+        ),
     )
     task: str | None = Field(
         default=None, description="task of videos whose settings name none, for example canny"
@@ -50,7 +52,9 @@ class EvalFlags(Config):
     )
     encoder: str | None = Field(
         default=None,
-        description="folder of a CLIP or DINO model of transformers: compare references and frames by it, too",
+        description=(
+            "folder of a CLIP or DINO model of transformers: compare references and frames by it, too"
+        ),
     )
     annotators: str | None = Field(
         default=None, description="folder of the networks for depth and pose (default: that of the settings)"
@@ -110,7 +114,10 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def _check(folders: Sequence[Path], flags: EvalFlags, prog: str) -> list[str]:
-    """The folders exist, once each, and two are given where two are needed. Returns what the table calls them."""
+    """The folders exist, once each, and two are given where two are needed.
+
+    Returns what the table calls them.
+    """
     if not folders:
         raise ConfigError(
             "got no folder", where=prog, expected="RESULTS, the output_path of a generation run"

@@ -31,7 +31,10 @@ logger = get_logger(__name__)
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Check the whole job and the list of clips first; torch is imported only when there is something to run."""
+    """Check the whole job and the list of clips first.
+
+    torch is imported only when there is something to run.
+    """
     job = ExtractJob.from_argv(argv, prog=prog)
     if job.files.print_config:
         logger.info(job.to_json())
@@ -65,7 +68,10 @@ def check_clips(job: ExtractJob) -> Manifest | None:
 
 
 def scan(job: ExtractJob) -> Manifest | None:
-    """The rows of the built-in dataset. Raises DataError when more are malformed than --skip-bad-samples allows."""
+    """The rows of the built-in dataset.
+
+    Raises DataError when more are malformed than --skip-bad-samples allows.
+    """
     config = job.raw_clips
     if config is None:
         return None
@@ -84,7 +90,10 @@ def scan(job: ExtractJob) -> Manifest | None:
 
 
 def look(job: ExtractJob, manifest: Manifest) -> None:
-    """Open every clip that is new or has changed. Raises DataError when more are unusable than --skip-bad-samples allows."""
+    """Open every clip that is new or has changed.
+
+    Raises DataError when more are unusable than --skip-bad-samples allows.
+    """
     if job.raw_clips is None:
         return
     report = check_manifest(
@@ -107,13 +116,13 @@ def _demand(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) ->
         if not job.extract.no_check_clips:
             logger.warning(message)
         return
-    listed = ""
+    fix = "correct them"
     if rank() == 0:
         with suppress(OSError):  # the message below matters more
             write_failures(Path(job.save_path), [(problem.row, str(problem)) for problem in problems])
-            listed = f" ({Path(job.save_path) / FAILURES})"
-    hint = "" if bad == manifest.rows else f", or go on without them: --skip-bad-samples {bad}"
-    raise DataError(f"{message}; correct them{listed}{hint}")
+            fix += f" ({Path(job.save_path) / FAILURES})"
+    fix += "" if bad == manifest.rows else f", or skip them: --skip-bad-samples {bad}"
+    raise DataError(message, fix=fix)
 
 
 def run(job: ExtractJob, manifest: Manifest | None, accelerator: Accelerator) -> None:

@@ -92,15 +92,19 @@ def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
     missing = [name for name in ("records", "settings", "load") if not hasattr(dataset, name)]
     if missing:
         raise ConfigError(
-            f"{job.files.mm_data}:dataset_param.dataset_type: {job.data.dataset_type!r} has no {', '.join(missing)}; "
-            "feature extraction needs them (docs/extend/dataset.md)"
+            f"{job.data.dataset_type!r} has no {', '.join(missing)}, which feature extraction needs "
+            "(docs/extend/dataset.md)",
+            where=f"{job.files.mm_data}:dataset_param.dataset_type",
         )
     found: RawDataset = dataset
     return found
 
 
 def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelerator) -> Extraction:
-    """Open VAE and text encoder; they go to the device with the first clip and the first caption that need them."""
+    """Open VAE and text encoder.
+
+    They go to the device with the first clip and the first caption that need them.
+    """
     accelerator.activate()
     ae, text = job.model.ae, job.model.text_encoder
     vae = load_vae(ae.from_pretrained, dtype=DTYPES[ae.dtype], tiling=ae.enable_tiling)
@@ -135,7 +139,10 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
 
 
 class WaitingVae:
-    """A VAE that goes to the device with its first clip; a run that finds all done needs no more than its fingerprint."""
+    """A VAE that goes to the device with its first clip.
+
+    A run that finds all done needs no more than its fingerprint.
+    """
 
     def __init__(self, vae: WanVae, device: torch.device) -> None:
         self._vae, self._placed = vae, False
@@ -203,7 +210,7 @@ def extract(
             if len(outcome.failed) > allowed:
                 with suppress(OSError):  # the error below matters more
                     write_failures(extraction.save_path, failures(outcome.failed, manifest))
-                raise DataError(_too_many(outcome.failed, job.extract.skip_bad_samples))
+                raise _too_many(outcome.failed, job.extract.skip_bad_samples)
         stopped = stop_signal()
     if stopped and world.size > 1:
         _say_stopped(stopped, outcome, len(share))
@@ -215,7 +222,7 @@ def extract(
         write_failures(extraction.save_path, failures(total.failed, manifest))
         _report(total, listed, left_out, time.perf_counter() - started, extraction)
         if len(total.failed) > allowed:
-            raise DataError(_too_many(total.failed, job.extract.skip_bad_samples))
+            raise _too_many(total.failed, job.extract.skip_bad_samples)
     if stopped:
         _say_stopped(stopped, outcome, len(share))
         raise Stopped(stopped, said=True)
@@ -228,7 +235,11 @@ def clip_progress(share: int, world: World) -> Progress:
 
 
 def deal(records: Sequence[SampleRecord], world: World) -> list[SampleRecord]:
-    """This rank's rows. A row that stands twice goes to one rank, which encodes it once: two would write one file, each its own address."""
+    """This rank's rows.
+
+    A row that stands twice goes to one rank, which encodes it once: two would write one file, each its own
+    address.
+    """
     homes: dict[object, int] = {}
     for record in records:
         homes.setdefault(replace(record, address="", row=0), len(homes))
@@ -305,9 +316,9 @@ def failures(failed: Sequence[Failed], manifest: Manifest | None) -> list[tuple[
     return before + [(row.record.row, row.reason) for row in failed]
 
 
-def _too_many(failed: Sequence[Failed], allowed: int) -> str:
-    shown = "; ".join(row.reason for row in failed[:20])
-    return f"{shown}. To go on without them: --skip-bad-samples {max(len(failed), allowed + 1)}"
+def _too_many(failed: Sequence[Failed], allowed: int) -> DataError:
+    reasons = "; ".join(row.reason for row in failed[:20])
+    return DataError(reasons, fix=f"to skip them: --skip-bad-samples {max(len(failed), allowed + 1)}")
 
 
 def _report(total: Outcome, listed: int, left_out: int, seconds: float, extraction: Extraction) -> None:
@@ -321,8 +332,10 @@ def _report(total: Outcome, listed: int, left_out: int, seconds: float, extracti
         + (f", the others in {extraction.save_path / FAILURES}" if left_out or total.failed else "")
     )
     logger.info(
-        f"rank 0 spent {spent.read:.1f} s waiting for clips, {spent.vae:.1f} s in the VAE, {spent.text:.1f} s in the text "
-        f"encoder, {spent.write:.1f} s waiting for writes; {extraction.vae.encoded} of {extraction.vae.requested} streams "
+        f"rank 0 spent {spent.read:.1f} s waiting for clips, {spent.vae:.1f} s in the VAE, {spent.text:.1f} "
+        "s in the text "
+        f"encoder, {spent.write:.1f} s waiting for writes; {extraction.vae.encoded} of "
+        f"{extraction.vae.requested} streams "
         "had to be encoded"
     )
     for row in total.failed[:20]:

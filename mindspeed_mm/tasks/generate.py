@@ -14,7 +14,8 @@ from mindspeed_mm.tasks.summary import generation_table
 
 LOGGER = get_logger(__name__)
 NOT_CHECKED = (
-    "not checked: whether the weights exist, and whether output_path can be written; add --check-inputs on the machine "
+    "not checked: whether the weights exist, and whether output_path can be written; add --check-inputs on "
+    "the machine "
     "of the run."
 )
 

@@ -1,4 +1,7 @@
-"""The part of the generate command that needs torch: check every input, embed every prompt, then make video after video."""
+"""The part of the generate command that needs torch.
+
+Check every input, embed every prompt, then make video after video.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(job: GenerateJob, accelerator: Accelerator) -> None:
-    """All videos of a job: by this process, by all of torchrun's together, or (`data_parallel`) some by each."""
+    """All videos of a job.
+
+    By this process, by all of torchrun's together, or (`data_parallel`) some by each.
+    """
     if job.run.from_latents is not None:
         if rank() == 0:
             warn_ignored_options(job.run, world_size())
@@ -74,12 +80,17 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
 
 
 def barrier_or_raise() -> None:
-    """Wait for all: torchrun takes a machine that ends minutes before the others for a lost one. Raises LaunchError."""
+    """Wait for all: torchrun takes a machine that ends minutes before the others for a lost one.
+
+    Raises LaunchError.
+    """
     try:
         dist.barrier()
     except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
         raise LaunchError(
-            f"process {rank()} made its videos, but another failed; look for the first error in the log"
+            "made its videos, but another rank failed",
+            where=f"rank {rank()}",
+            fix="look for the first error in the log",
         ) from error
 
 
@@ -145,7 +156,10 @@ def open_models(
     *,
     keep_text_encoder: bool = False,
 ) -> ModelStore:
-    """The VAE now; the text encoder and the transformer (or `experts`) when needed. Only the main process has the first two."""
+    """The VAE now; the text encoder and the transformer (or `experts`) when needed.
+
+    Only the main process has the first two.
+    """
     dtype, run = DTYPES[job.run.dtype], job.run
     return ModelStore(
         experts
@@ -169,7 +183,9 @@ def open_models(
 
 
 def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
-    """Check that the disk takes all of the job's videos, and read every source of `videos` once before anything is loaded.
+    """Check that the disk takes all of the job's videos, and read every source of `videos` once.
+
+    Nothing is loaded before.
 
     So the last video's bad mask does not cost the first one's hour. Raises DataError.
     """
@@ -184,7 +200,10 @@ def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
 
 
 def check_weights(job: GenerateJob) -> VaceConfig:
-    """Look into the transformer files before the text encoder is read. Returns their sizes. Raises WeightsError, ConfigError."""
+    """Look into the transformer files before the text encoder is read. Returns their sizes.
+
+    Raises WeightsError, ConfigError.
+    """
     config = inspect_experts(job.model)
     if rank() == 0:
         for line in unusual_requests(config, {video.name: video.sampling for video in job.videos}):
@@ -193,10 +212,11 @@ def check_weights(job: GenerateJob) -> VaceConfig:
         open_loras(config, loras, len(job.model.experts))
     for video in job.videos:
         if problem := scale_problem(config, video.sampling):
-            raise DataError(f"{video.name}: {problem}")
+            raise problem.as_kind(DataError).at(video.name)
         if not config.vace_layers and (video.inputs.given or video.task is not None):
             raise DataError(
-                f"{video.name}: these weights have no VACE branch, so they cannot look at a video, mask or image"
+                "these weights have no VACE branch, so they cannot use a video, mask or image",
+                where=video.name,
             )
     return config
 

@@ -74,7 +74,10 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
-    """The estimate of a job. Raises ConfigError for an unknown device, or a clip that the model cannot take."""
+    """The estimate of a job.
+
+    Raises ConfigError for an unknown device, or a clip that the model cannot take.
+    """
     dtype = job.predictor.dtype
     device = read_calibration(dtype) if flags.device == "here" else find_device(flags.device)
     if flags.mfu:
@@ -142,17 +145,29 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
         rows.append(("host", f"{memory.host / GIB:8.2f} GiB  for each process"))
     rows += [("to fit" if not number else "", line) for number, line in enumerate(_changes(plan))]
     rows.append(
-        ("step", f"{time.total:.2f} s = products {time.products:.2f} + attention {time.attention:.2f} + communication "
-         f"{time.communication:.2f} + data {time.data:.2f}; {time.hidden:.2f} of communication hidden")
-    )  # fmt: skip
+        (
+            "step",
+            f"{time.total:.2f} s = products {time.products:.2f} + attention {time.attention:.2f} + "
+            "communication "
+            f"{time.communication:.2f} + data {time.data:.2f}; {time.hidden:.2f} of communication hidden",
+        )
+    )
     rows.append(
-        ("assumed", f"{device.products:.0%} of {_peak(plan, job):g} TFLOP/s in products, {device.attention:.0%} in attention, up to "
-         f"{HIDDEN:.0%} of computing hides gathers; features are read ahead")
-    )  # fmt: skip
+        (
+            "assumed",
+            f"{device.products:.0%} of {_peak(plan, job):g} TFLOP/s in products, {device.attention:.0%} in "
+            "attention, up to "
+            f"{HIDDEN:.0%} of computing hides gathers; features are read ahead",
+        )
+    )
     rows.append(
         (
             "speed",
-            f"{plan.samples / time.total:.3g} samples/s, {plan.samples / time.total / plan.run.ranks:.3g} a device",
+            (
+                f"{plan.samples / time.total:.3g} samples/s, "
+                f"{plan.samples / time.total / plan.run.ranks:.3g} a "
+                "device"
+            ),
         )
     )
     rows.append(("devices", _scaling(plan)))
@@ -163,7 +178,10 @@ def _scaling(plan: Plan) -> str:
     """Some of 1 to 1024 devices, each with as much work as now."""
     every = [one for one in plan.counts if one.devices in (1, 8, 64, 512, 1024)]
     return "; ".join(
-        f"{one.devices}: {one.memory.total / GIB:.0f} GiB{'' if one.fits else ' (does not fit)'}, {one.samples_per_second:.3g}/s"
+        (
+            f"{one.devices}: {one.memory.total / GIB:.0f} GiB{'' if one.fits else ' (does not fit)'}, "
+            f"{one.samples_per_second:.3g}/s"
+        )
         for one in every
     )
 

@@ -44,7 +44,9 @@ class GenerationPlanFlags(Config):
 
     device: str = Field(
         default="H100",
-        description="H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B, Ascend 910C, or here: as calibrated",
+        description=(
+            "H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B, Ascend 910C, or here: as calibrated"
+        ),
     )
     devices: int = Field(default=1, gt=0, le=65536, description="how many of them")
     mfu: float | None = Field(
@@ -96,7 +98,10 @@ def main(argv: Sequence[str], prog: str) -> None:
 
 
 def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
-    """The estimate of a job. Raises ConfigError for an unknown device, or a model whose sizes nothing tells."""
+    """The estimate of a job.
+
+    Raises ConfigError for an unknown device, or a model whose sizes nothing tells.
+    """
     if job.run.from_latents is not None:
         raise ConfigError("only decodes", where="from_latents", fix="leave it out to plan a generation")
     device = read_calibration(job.run.dtype) if flags.device == "here" else find_device(flags.device)
@@ -122,7 +127,10 @@ def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
 
 
 def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
-    """The sizes of a job's transformer: by its files, or where they are missing by the model's name in its path."""
+    """The sizes of a job's transformer.
+
+    By its files, or where they are missing by the model's name in its path.
+    """
     if not job.not_found:
         from mindspeed_mm.generation.loaders import inspect_experts
 
@@ -184,7 +192,10 @@ def run_of(
 
 
 def text_parameters(path: Path) -> float:
-    """Of the text encoder: by the size of its file, whose name says bf16 or not; without a file, of umT5-XXL."""
+    """Of the text encoder: by the size of its file, whose name says bf16 or not.
+
+    Without a file, of umT5-XXL.
+    """
     if not path.is_file():
         return TEXT_PARAMETERS
     return path.stat().st_size / (2 if "bf16" in path.name else 4)
@@ -197,7 +208,8 @@ def table(plan: GenerationPlan) -> Rows:
     ahead = " (conditions and guidance together)" if run.is_batched and run.passes > 1 else ""
     rows = [
         ("device", f"{run.ranks} x {device.name}, {device.memory:g} GiB each"),
-        ("model", f"{experts}{plan.model}: {run.model.trunk.num_layers} layers of {run.model.trunk.hidden_size}, "
+        ("model", f"{experts}{plan.model}: {run.model.trunk.num_layers} layers of "
+        f"{run.model.trunk.hidden_size}, "
          f"{plan.dtype}, offload {run.mode}"),
         ("video", f"{plan.name}: {run.frames} frames of {run.height}x{run.width}, {run.tokens} tokens"),
     ]  # fmt: skip

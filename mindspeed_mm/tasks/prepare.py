@@ -1,4 +1,7 @@
-"""`vace prepare`: src_video, src_mask and references of a task, from one clip or image, or from a dataset and a recipe."""
+"""`vace prepare`: src_video, src_mask and references of a task.
+
+From one clip or image, or from a dataset and a recipe.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A dataset of plain clips → a dataset of VACE samples, on many processes, resumable. No torch in this process.
+"""A dataset of plain clips → a dataset of VACE samples, on many processes, resumable.
+
+No torch in this process.
 
 out/data.json               rows that feature extraction reads
 out/rows/000017-0-NAME/     video, src_video, src_mask, references, prepare.json of one sample
@@ -85,7 +87,10 @@ class Plan:
 
 
 def plan_samples(data: str | Path, recipe: Recipe) -> Plan:
-    """Read the dataset and draw a task for each of its samples. Raises DataError when the list cannot be read."""
+    """Read the dataset and draw a task for each of its samples.
+
+    Raises DataError when the list cannot be read.
+    """
     manifest = scan_manifest(data)
     plan = Plan([], notes=list(manifest.notes))
     plan.notes += recipe.ignored("vace prepare")
@@ -140,7 +145,10 @@ def prepare_dataset(plan: Plan, out: Path, *, num_workers: int, timeout: float) 
     if failures:
         first = failures[0]
         raise DataError(
-            f"{len(failures)} of {len(failures) + len(finished)} samples failed, the first: {first['reason']}",
+            (
+                f"{len(failures)} of {len(failures) + len(finished)} samples failed, the first: "
+                f"{first['reason']}"
+            ),
             where=out / FAILURES,
             fix="correct them and run the same command again; finished rows are kept",
         )
@@ -231,7 +239,10 @@ def _finished(sample: Sample, rows: Path) -> dict[str, Any] | None:
 
 
 def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
-    """Make one sample's folder, all of it or nothing; what its prepare.json says. Raises DataError and ConfigError."""
+    """Make one sample's folder, all of it or nothing; what its prepare.json says.
+
+    Raises DataError and ConfigError.
+    """
     if multiprocessing.parent_process() is not None:
         opencv().setNumThreads(1)  # the other cores have processes of their own
     record, task, folder = sample.record, sample.draw.task, rows / sample.name
@@ -275,7 +286,10 @@ def _with_mask(sample: Sample) -> Any:
 
 
 def _linked(path: Path, place: Path) -> str:
-    """A second name for a file, without a copy; a link to it where the file system has no such names, and for folders."""
+    """A second name for a file, without a copy.
+
+    A link to it where the file system has no such names, and for folders.
+    """
     try:
         os.link(path.resolve(), place)
     except OSError:

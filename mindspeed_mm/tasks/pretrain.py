@@ -72,7 +72,11 @@ def join_and_run(job: PretrainJob) -> None:
     if rank() == 0:
         accelerator.hint_slow_bf16(
             job.fsdp2.param_dtype == "bf16",
-            "set predictor.dtype of the model JSON and param_dtype of fsdp2_config.yaml to fp32, and leave --bf16 out",
+            (
+                "set predictor.dtype of the model JSON and param_dtype of fsdp2_config.yaml to fp32, and "
+                "leave "
+                "--bf16 out"
+            ),
         )
     requested = job.parallel.distributed_backend
     backend = "gloo" if requested == "gloo" else None

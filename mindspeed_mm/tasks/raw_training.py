@@ -1,4 +1,4 @@
-"""The parts of a training job on raw clips: clips checked once, VAE and text encoder on the device, readers."""
+"""Parts of training on raw clips: clips checked once, VAE and text encoder on the device, readers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ Grid = tuple[int, int, int]  # frames, height, width
 def build_raw_batches(
     job: PretrainJob, clips: VaceDatasetConfig, mesh: Mesh, accelerator: Accelerator
 ) -> RawBatches:
-    """This rank's micro-batches, encoded as they come. Raises DataError listing the rows that cannot be used."""
+    """This rank's micro-batches, encoded as they come.
+
+    Raises DataError listing the rows that cannot be used.
+    """
     batch, model = job.training.batch, cast(RawModelConfig, job.model)
     records, grids = usable_clips(job, clips)
     stream = Stream(

@@ -1,4 +1,7 @@
-"""What a run says of itself before it starts: a table of about a dozen lines. The whole job is in job.json. No torch."""
+"""What a run says of itself before it starts: a table of about a dozen lines. The whole job is in job.json.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ def write_job(folder: Path, text: str) -> None:
     try:
         write_text(folder / JOB_FILE, text + "\n")
     except OSError as error:
-        raise DataError(f"{folder / JOB_FILE}: cannot be written: {error.strerror}; make room") from None
+        raise DataError(
+            f"cannot be written: {error.strerror}", where=folder / JOB_FILE, fix="free space"
+        ) from None
 
 
 def training_table(job: PretrainJob) -> Rows:
@@ -39,17 +44,51 @@ def training_table(job: PretrainJob) -> Rows:
     return [
         ("model", describe_model(job.model.predictor, job.model.transforms)),
         ("weights", ", ".join(getattr(job.model.predictor, "weight_paths", {}).values()) or "random"),
-        ("data", f"{getattr(source, 'data_path', job.files.mm_data)}" + (f"; held out: {validation.data_path}" if validation else "")),
-        ("batch", f"{size} = {batch.micro_batch_size} x {job.dp_size} ranks x {_count(pieces, 'micro-batch', 'micro-batches')}"),
+        (
+            "data",
+            f"{getattr(source, 'data_path', job.files.mm_data)}"
+            + (f"; held out: {validation.data_path}" if validation else ""),
+        ),
+        (
+            "batch",
+            (
+                f"{size} = {batch.micro_batch_size} x {job.dp_size} ranks x "
+                f"{_count(pieces, 'micro-batch', 'micro-batches')}"
+            ),
+        ),
         ("iterations", f"{iters}, seed {batch.seed}"),
-        ("optimizer", f"{optimizer.optimizer}, lr {optimizer.lr:g} {optimizer.lr_decay_style}, weight decay {optimizer.weight_decay:g}"),
-        ("parallelism", f"{_count(job.world_size, 'rank', 'ranks')}, context parallel {job.parallel.context_parallel_size}, "
-         f"sharding {fsdp.sharding_size if fsdp.sharding_size is not None else 'over all'}"),
-        ("memory", f"{fsdp.param_dtype} products, recompute {job.parallel.recompute_granularity or 'by fsdp2_config.yaml'}"
-         + (", offload to the CPU" if fsdp.offload_to_cpu else "")),
+        (
+            "optimizer",
+            (
+                f"{optimizer.optimizer}, lr {optimizer.lr:g} {optimizer.lr_decay_style}, weight decay "
+                f"{optimizer.weight_decay:g}"
+            ),
+        ),
+        (
+            "parallelism",
+            f"{_count(job.world_size, 'rank', 'ranks')}, context parallel "
+            f"{job.parallel.context_parallel_size}, "
+            f"sharding {fsdp.sharding_size if fsdp.sharding_size is not None else 'over all'}",
+        ),
+        (
+            "memory",
+            (
+                f"{fsdp.param_dtype} products, recompute "
+                f"{job.parallel.recompute_granularity or 'by fsdp2_config.yaml'}"
+            )
+            + (", offload to the CPU" if fsdp.offload_to_cpu else ""),
+        ),
         ("starts from", checkpoint.load or "iteration 0"),
-        ("output", f"{checkpoint.save or 'nothing is saved'}" + (f", every {checkpoint.save_interval} iterations" if checkpoint.save and checkpoint.save_interval else "")),
-    ]  # fmt: skip
+        (
+            "output",
+            f"{checkpoint.save or 'nothing is saved'}"
+            + (
+                f", every {checkpoint.save_interval} iterations"
+                if checkpoint.save and checkpoint.save_interval
+                else ""
+            ),
+        ),
+    ]
 
 
 def extraction_table(job: ExtractJob) -> Rows:
@@ -84,7 +123,14 @@ def generation_table(job: GenerateJob) -> Rows:
     rows.append(
         ("size", _distinct(f"{s.width}x{s.height}, {s.num_frames} frames at {s.fps:g} fps" for s in said))
     )
-    rows.append(("sampling", _distinct(f"{s.solver}, {s.steps} steps, shift {s.shift:g}, guidance {s.guidance_scale:g}" for s in said)))  # fmt: skip
+    rows.append(
+        (
+            "sampling",
+            _distinct(
+                f"{s.solver}, {s.steps} steps, shift {s.shift:g}, guidance {s.guidance_scale:g}" for s in said
+            ),
+        )
+    )
     rows.append(("seed", _distinct(str(s.seed) for s in said)))
     shared = "each makes videos of its own" if run.data_parallel else "they share each video"
     rows.append(("processes", "1" if world_size() == 1 else f"{world_size()}, {shared}"))
@@ -98,7 +144,10 @@ def describe_model(predictor: Any, transforms: Sequence[Any] = ()) -> str:
     if not isinstance(predictor, PredictorConfig):
         return str(getattr(predictor, "model_id", type(predictor).__name__))
     config = predictor.model
-    sizes = f"{config.trunk.num_layers} layers of {config.trunk.hidden_size}, {len(config.vace_layers)} VACE blocks"
+    sizes = (
+        f"{config.trunk.num_layers} layers of {config.trunk.hidden_size}, {len(config.vace_layers)} VACE "
+        "blocks"
+    )
     name = preset_name(config)
     parts = {"both": "branch and trunk", "all": "branch and trunk"}
     loras = [

@@ -1,4 +1,4 @@
-"""Videos of the model in training, made by the same code as `Wan-VACE-Inference.py`: same seeds, same files, same bits."""
+"""Videos of the model in training, made by the code of `Wan-VACE-Inference.py`: same seeds, same bits."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ LOGGER = get_logger(__name__)
 
 
 class ValidationVideos:
-    """The videos of one inference JSON, made again at each evaluation. Its `model.transformer` is the one in training.
+    """The videos of one inference JSON, made again at each evaluation.
 
-    Sources and prompts are encoded once; between evaluations the VAE is on the host and the text encoder is dropped.
+    Its `model.transformer` is the one in training.
+
+    Sources and prompts are encoded once; between evaluations the VAE is on the host and the text encoder is
+    dropped.
     """
 
     def __init__(
@@ -35,13 +38,17 @@ class ValidationVideos:
         """Raises the errors of a generation run for a JSON that cannot be honoured."""
         if not isinstance(model, VaceTransformer):
             raise ConfigError(
-                f"{inference}: validation videos need a VACE model, this is a {type(model).__name__}"
+                f"got a {type(model).__name__}",
+                where=inference,
+                expected="a VACE model, to make validation videos",
             )
         job = GenerateJob.from_file(inference, transformer_at_hand=True)
         self.job = job.model_copy(update={"run": job.run.model_copy(update={"output_path": str(folder)})})
         if len(self.job.model.experts) != 1:
             raise ConfigError(
-                f"{inference}:model.transformer: one of two experts makes no video alone; leave validation.prompts out"
+                "one of two experts makes no video alone",
+                where=f"{inference}:model.transformer",
+                fix="leave validation.prompts out",
             )
         self.model, self.mesh, self.accelerator, self.folder = model, mesh, accelerator, folder
         self.parallel = (

@@ -9,7 +9,10 @@ _TIME = re.compile(r"elapsed time per iteration[^:]*: *([0-9.]+)")
 
 
 def elapsed_line(log: Path, global_batch_size: int, *, expected: bool = True) -> str:
-    """The mean of the log's iteration times, from the 101st to the 200th where there are that many; "" on another node."""
+    """The mean of the log's iteration times, from the 101st to the 200th where there are that many.
+
+    "" on another node.
+    """
     times = [float(found) for found in _TIME.findall(log.read_text(encoding="utf-8", errors="replace"))][:200]
     if not times:
         return f"no iteration was logged; see {log}" if expected else ""

@@ -1,4 +1,7 @@
-"""Writes docs/reference/flags.md from the fields that the flags are made of: `python -m mindspeed_mm.tools.flag_reference`."""
+"""Writes docs/reference/flags.md from the fields that the flags are made of.
+
+`python -m mindspeed_mm.tools.flag_reference`.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS
 
 HEAD = """# Flags of `pretrain_vace.py`
 
-Written by `python -m mindspeed_mm.tools.flag_reference docs/reference/flags.md` from the code; do not edit by hand.
+Written by `python -m mindspeed_mm.tools.flag_reference docs/reference/flags.md` from the code; do not edit by
+hand.
 
-A flag has one of three fates: it is **honoured** (the tables below), **accepted and unused** (the table after them; the log
-says so once, with the reason), or **refused**: any other flag ends the command with one line that names the nearest flag,
-or, for those of the last table, what to do.
-Abbreviations are refused too. Defaults are Megatron core 0.12's; the scripts under `examples/vace/` carry the recipe.
+A flag has one of three fates: it is **honoured** (the tables below), **accepted and unused** (the table after
+them; the log says so once, with the reason), or **refused**: any other flag ends the command with one line
+that names the nearest flag, or, for those of the last table, what to do.
+Abbreviations are refused too. Defaults are Megatron core 0.12's; the scripts under `examples/vace/` carry the
+recipe.
 
 Refused values: `--tensor-model-parallel-size`, `--pipeline-model-parallel-size` and
 `--virtual-pipeline-model-parallel-size` other than 1 (use `--use-torch-fsdp2` for memory and

@@ -1,4 +1,6 @@
-"""mm-inspect: look at a dataset or at features as the model will see them. Checks the whole dataset, and draws one sample.
+"""mm-inspect: look at a dataset or at features as the model will see them.
+
+Checks the whole dataset, and draws one sample.
 
 mm-inspect data.txt
 mm-inspect data.json --tokenizer Wan2.1-VACE-1.3B/google/umt5-xxl
@@ -76,7 +78,9 @@ class InspectConfig(OverrideConfig):
     decode_frames: int | None = Field(
         default=None,
         gt=0,
-        description="how many frames of a feature --vae decodes, from its first (default: 17 on a CPU, all elsewhere)",
+        description=(
+            "how many frames of a feature --vae decodes, from its first (default: 17 on a CPU, all elsewhere)"
+        ),
     )
     skip_bad_samples: int = Field(
         default=1_000_000_000, ge=0, description="fail when more rows than this cannot be used"
@@ -120,7 +124,10 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def _check_list(path: Path, config: InspectConfig) -> None:
-    """Say what would be drawn. Raises ConfigError or DataError for a data JSON or list that cannot be read."""
+    """Say what would be drawn.
+
+    Raises ConfigError or DataError for a data JSON or list that cannot be read.
+    """
     if not _is_feature(path):
         source = _source(path, config)
         if source.features is None:
@@ -128,7 +135,8 @@ def _check_list(path: Path, config: InspectConfig) -> None:
             if manifest.problems:
                 logger.warning(list_problems(manifest.problems, manifest.rows))
             logger.info(
-                f"{len(manifest.records)} of {manifest.rows} clips of {source.rows.data_path} are listed correctly"
+                f"{len(manifest.records)} of {manifest.rows} clips of {source.rows.data_path} are listed "
+                "correctly"
             )
     logger.info(f"{config.out} would be drawn from {path}")
 
@@ -140,12 +148,14 @@ def _is_feature(path: Path) -> bool:
 def _found(path: Path) -> Path:
     """The file meant by a folder."""
     if not os.path.exists(path):
-        raise DataError(f"{path}: no such file (working directory {Path.cwd()})")
+        raise DataError(f"no such file (working directory {Path.cwd()})", where=path)
     if path.is_dir():
         names = ("data.jsonl", "data.txt", "data.json", "metadata.csv")
         found = next((path / name for name in names if (path / name).is_file()), None)
         if found is None:
-            raise DataError(f"{path}: a folder without {', '.join(names)}; name the file to look at")
+            raise DataError(
+                f"folder contains no {', '.join(names)}", where=path, fix="name the file to inspect"
+            )
         return found
     return path
 
@@ -177,7 +187,9 @@ def _source(path: Path, config: InspectConfig) -> _Source:
         dataset = parse_data_config(values, config.data_config).dataset_param
         if not isinstance(dataset, VaceDatasetConfig):
             raise ConfigError(
-                f"{config.data_config}: dataset_type is not 'vace'; --data-config wants that of raw clips"
+                "dataset_type is not 'vace'",
+                where=config.data_config,
+                fix="give --data-config a data JSON of raw clips",
             )
         video, tokenizer = dataset.preprocess_parameters, dataset.tokenizer_config
     if path.suffix == ".json" and _is_config(path):
@@ -186,10 +198,16 @@ def _source(path: Path, config: InspectConfig) -> _Source:
             return _Source(dataset.basic_parameters, dataset.preprocess_parameters, dataset.tokenizer_config)
         if isinstance(dataset, FeatureDatasetConfig):
             return _Source(DataSource(data_path=dataset.basic_parameters.data_path), features=dataset)
-        raise ConfigError(f"{path}: mm-inspect knows the dataset types 'vace' and 'feature'")
+        raise ConfigError(
+            "is unknown to mm-inspect",
+            where=f"{path}:dataset_param.dataset_type",
+            expected="'vace' or 'feature'",
+        )
     if config.set and config.data_config is None:
         raise ConfigError(
-            f"--set {config.set[0][:80]}: {path} is no data JSON; give one with --data-config FILE"
+            f"{path} is not a data JSON",
+            where=f"--set {config.set[0][:80]}",
+            fix="give one with --data-config FILE",
         )
     rows = DataSource(data_path=str(path))
     if (
@@ -230,14 +248,17 @@ def _record(source: _Source, config: InspectConfig) -> SampleRecord:
         about = [problem for problem in manifest.problems if problem.row == config.index]
         if about:
             raise DataError(list_problems(about, 1))
-        raise ConfigError(f"--index {config.index}: {path} has rows 0..{manifest.rows - 1}")
+        raise ConfigError(f"{path} has rows 0..{manifest.rows - 1}", where=f"--index {config.index}")
     return record
 
 
 def _report_long_captions(
     records: Sequence[SampleRecord], settings: TokenizerConfig, folder: str | None
 ) -> None:
-    """Count the captions that are longer than the model reads. A data JSON may name a folder not fetched yet."""
+    """Count the captions that are longer than the model reads.
+
+    A data JSON may name a folder not fetched yet.
+    """
     if folder is None:
         folder = settings.from_pretrained
         if folder is None or not Path(folder).is_dir():
@@ -264,7 +285,7 @@ def _feature_file(config: FeatureDatasetConfig, index: int) -> Path:
     dataset = FeatureDataset(config)
     if index >= len(dataset):
         raise ConfigError(
-            f"--index {index}: {config.basic_parameters.data_path} has rows 0..{len(dataset) - 1}"
+            f"{config.basic_parameters.data_path} has rows 0..{len(dataset) - 1}", where=f"--index {index}"
         )
     return dataset.path(index)
 
@@ -288,7 +309,7 @@ def _draw_feature(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
 def _check_out(path: str) -> None:
     """Raises ConfigError when the sheet could not be written, before anything is read or drawn."""
     if Path(path).suffix.lower() not in _KINDS:
-        raise ConfigError(f"--out {path}: write a .png, .jpg or .webp")
+        raise ConfigError("is not an image name", where=f"--out {path}", expected=".png, .jpg or .webp")
     check_file(path, "--out")
 
 

@@ -1,4 +1,7 @@
-"""Writes docs/reference/json.md from the schemas of the files: `python -m mindspeed_mm.tools.json_reference docs/reference/json.md`."""
+"""Writes docs/reference/json.md from the schemas of the files.
+
+`python -m mindspeed_mm.tools.json_reference docs/reference/json.md`.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,12 @@ from mindspeed_mm.tools.config import ToolsConfig
 
 HEAD = """# Keys of the JSON and YAML files
 
-Written by `python -m mindspeed_mm.tools.json_reference docs/reference/json.md` from the code; do not edit by hand.
+Written by `python -m mindspeed_mm.tools.json_reference docs/reference/json.md` from the code; do not edit by
+hand.
 
-A key is **honoured** (the tables), **accepted and unused** (listed below a table; the log says so once, with the reason),
-or **refused**: one line with the file, the address of the key and the nearest known one. Relative paths start from the
-working directory.
+A key is **honoured** (the tables), **accepted and unused** (listed below a table; the log says so once, with
+the reason), or **refused**: one line with the file, the address of the key and the nearest known one.
+Relative paths start from the working directory.
 
 | file | for |
 |-|-|
@@ -54,12 +58,16 @@ Part = tuple[str, type[Config]]  # the address in the file ("" = the top), what 
 FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
     (
         "feature_extract/data.json",
-        "raw clips: which, and how they are cut (`--mm-data` of feature extraction; [guide](../guide/data.md))",
+        (
+            "raw clips: which, and how they are cut (`--mm-data` of feature extraction; "
+            "[guide](../guide/data.md))"
+        ),
         (("dataset_param", VaceDatasetConfig), ("dataloader_param", LoaderConfig)),
     ),
     (
         "data.json, data.jsonl",
-        "the rows of a dataset of raw clips; paths start from its folder, and a key that resembles none of these is left "
+        "the rows of a dataset of raw clips; paths start from its folder, and a key that resembles none of "
+        "these is left "
         "alone, with a line ([guide](../guide/data.md))",
         (("[]", ClipRow),),
     ),

@@ -1,4 +1,6 @@
-"""Start a script on every device of this machine: what torchrun does for one static group, with one line for an error.
+"""Start a script on every device of this machine.
+
+What torchrun does for one static group, with one line for an error.
 
     python -m mindspeed_mm.tools.launch --nproc_per_node 8 --name train SCRIPT ARG...
 
@@ -154,7 +156,10 @@ class Launcher:
     # Where ranks meet
 
     def _listen(self) -> socket.socket | None:
-        """The socket that rank 0 serves the rendezvous on: of one node on loopback, where no other machine reaches it."""
+        """The socket that rank 0 serves the rendezvous on.
+
+        Of one node on loopback, where no other machine reaches it.
+        """
         options = self.options
         if options.node_rank:
             return None
@@ -209,7 +214,8 @@ class Launcher:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[] if socket_of_rank is None else [socket_of_rank],
-                start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
+                # a terminal's Ctrl-C reaches this process alone, which passes it on once
+                start_new_session=True,
             )
             rank = options.node_rank * options.nproc_per_node + local_rank
             self._ranks[rank] = process
@@ -322,7 +328,10 @@ class Launcher:
 
 
 def _stop_signal(code: int) -> int:
-    """The stop signal that a process ended by, with the exit code for it or before it could say so; 0 for any other end."""
+    """The stop signal that a process ended by, with the exit code for it or before it could say so.
+
+    0 for any other end.
+    """
     return next((number for number in STOP_SIGNALS if code in (128 + number, -number)), 0)
 
 

@@ -19,7 +19,10 @@ _GIB = 2.0**30
 
 
 def draw_plan(path: Path, title: str, counts: Sequence[AtCount], capacity: float) -> None:
-    """Write a PNG: a bar for each number of devices, a colour for each term, a line at the device's memory. Raises ConfigError."""
+    """Write a PNG: a bar for each number of devices, a colour for each term, a line at the device's memory.
+
+    Raises ConfigError.
+    """
     image = Image.new("RGB", _SIZE, "white")
     draw = ImageDraw.Draw(image)
     font, small = ImageFont.load_default(16), ImageFont.load_default(13)

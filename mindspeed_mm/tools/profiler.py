@@ -1,4 +1,7 @@
-"""Traces of a few iterations, as tools.json and --profile ask for: torch's profiler, or the NPU's where it is."""
+"""Traces of a few iterations, as tools.json and --profile ask for.
+
+torch's profiler, or the NPU's where it is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`vace init FOLDER`: the scripts and JSON files of this repository in a folder of the user's, where they run as the guide says. No torch."""
+"""`vace init FOLDER`: this repository's scripts and JSON files in a folder of the user's.
+
+They run there as the guide says. No torch.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     create(folder, models)
     shown = display_path(folder)
     LOGGER.info(
-        f"{shown}: scripts and settings of {', '.join(models)}. Go on there: cd {shown}, then examples/vace/README.md"
+        f"{shown}: scripts and settings of {', '.join(models)}. Go on there: cd {shown}, then "
+        "examples/vace/README.md"
     )
 
 
@@ -132,7 +136,10 @@ def _left_out(models: Sequence[str]) -> Callable[[str, list[str]], set[str]]:
 
 
 def _trim_guide(guide: Path) -> None:
-    """Leave out what a project has not: links to pages of the repository become text, and the quickstart goes."""
+    """Leave out what a project does not have.
+
+    Links to pages of the repository become text, and the quickstart goes.
+    """
 
     def text_or_link(link: re.Match[str]) -> str:
         return link[0] if link[2].startswith(("http", "#")) or (guide.parent / link[2]).exists() else link[1]

@@ -1,4 +1,7 @@
-"""What the screen shows of a launched run: every line but errors, and of errors one line, the first failing rank's."""
+"""What the screen shows of a launched run.
+
+Every line but errors, and of errors one line, the first failing rank's.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _ERROR = re.compile(r"\[rank (\d+)\] [A-Za-z.]*Error: ")
-_FOLLOWS = re.compile(r" lost the others in |, but another failed; ")
+_FOLLOWS = re.compile(r" lost the other ranks in |, but another rank failed; ")
 _BROKEN = re.compile(r"gloo/transport|NCCL|HCCL|[Cc]onnection (closed|reset|was closed)|Broken pipe|TCPStore")
 _PREFIX = re.compile(r"^\[rank\d+\]:\s?")  # of torch's own hook
 _NOISE = re.compile(
@@ -40,7 +43,10 @@ class _Block:
 
 
 class Screen:
-    """`show` prints a line. Call `line` for what ranks print, `ended` for their exit codes and `tick` now and then."""
+    """`show` prints a line.
+
+    Call `line` for what ranks print, `ended` for their exit codes and `tick` now and then.
+    """
 
     def __init__(
         self, show: Callable[[str], None], log: str, clock: Callable[[], float] = time.monotonic
@@ -132,7 +138,10 @@ class Screen:
 
 
 def _is_exception(line: str) -> bool:
-    """Whether a line of a traceback is its last: `ValueError: …`, `torch.OutOfMemoryError: …`, `KeyboardInterrupt`."""
+    """Whether a line of a traceback is its last.
+
+    `ValueError: …`, `torch.OutOfMemoryError: …`, `KeyboardInterrupt`.
+    """
     return bool(re.match(r"[A-Za-z_][\w.]*(: |$)", line)) and not line.startswith("Traceback")
 
 

@@ -42,7 +42,9 @@ _REACTIVE = "what is generated; grey elsewhere"
 _MASK = "white = generate, black = keep"
 _SMALL = (
     256 * 448
-)  # pixels of a frame up to which clips are decoded together: narrow layers are faster so, wide ones need the memory
+    # pixels of a frame up to which clips are decoded together: narrow layers are faster so, wide ones need
+    # the memory
+)
 
 
 def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
@@ -84,8 +86,10 @@ def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
 def feature_sheet(
     path: Path, vae: Decoder | None = None, *, decode_frames: int | None = None, verify: bool = True
 ) -> Image.Image:
-    """A feature file. With the VAE its latents are decoded, the first `decode_frames` frames of them (None = all); without, three
-    of their directions are shown as colours. Every strip shows the same moments.
+    """A feature file.
+
+    With the VAE its latents are decoded, the first `decode_frames` frames of them (None = all); without,
+    three of their directions are shown as colours. Every strip shows the same moments.
     """
     record, info = read_feature(path, verify=verify), read_info(path, verify=verify)
     refs, context = record.num_refs, record.vace_context.float()
@@ -174,7 +178,10 @@ def _sample_facts(record: SampleRecord, sample: TensorSample) -> list[str]:
     tokens = token_count(frames, height, width, len(sample.src_ref_images))
     facts = [
         f"{record.video}  ·  {info.num_frames} frames, {clock}{info.width}x{info.height}",
-        f"taken: {frames} frames ({sample.frame_policy}) at {sample.fps:.4g} fps, {width}x{height}, {tokens} tokens",
+        (
+            f"taken: {frames} frames ({sample.frame_policy}) at {sample.fps:.4g} fps, {width}x{height}, "
+            f"{tokens} tokens"
+        ),
     ]
     if sample.src_video is None and sample.src_mask is None:
         facts.append("no src_video and no mask: inactive and reactive are mid-grey, everything is generated")
@@ -207,7 +214,8 @@ def _feature_facts(path: Path, record: FeatureRecord, known: Mapping[str, str]) 
         facts.append(known["source"])
     if known.get("frames"):
         facts.append(
-            f"{known['frames']} frames ({known.get('frame_policy') or 'exact'}) at {known.get('fps', '?')} fps, "
+            f"{known['frames']} frames ({known.get('frame_policy') or 'exact'}) at {known.get('fps', '?')} "
+            "fps, "
             f"{known.get('width', '?')}x{known.get('height', '?')}, {frames * height * width // 4} tokens"
         )
     return [

@@ -1,7 +1,7 @@
 """From a model JSON to a sharded model with weights, without a whole copy on any rank.
 
-Meta device → transforms, which freeze and choose dtypes → context parallel, recompute, compile → shard → fill local shards from
-memory-mapped files.
+Meta device → transforms, which freeze and choose dtypes → context parallel, recompute, compile → shard → fill
+local shards from memory-mapped files.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def build_model(
 ) -> nn.Module:
     """The model, sharded and filled from `source`; without one, random weights that depend on `seed` alone.
 
-    `transforms` are entries of the model JSON's list. What trains is fp32 (its master); what is frozen is `predictor.dtype` and has no gradient.
-    Raises ConfigError, or WeightsError listing every missing and left-over key.
+    `transforms` are entries of the model JSON's list. What trains is fp32 (its master); what is frozen is
+    `predictor.dtype` and has no gradient. Raises ConfigError, or WeightsError listing every missing and
+    left-over key.
     """
     check_dtypes(predictor, fsdp)
     spec = MODELS.get(predictor.model_id)
@@ -98,8 +99,8 @@ def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
     """Raises ConfigError when the two files disagree on the dtype of matrix products."""
     if predictor.dtype != fsdp.param_dtype:
         raise ConfigError(
-            f"predictor.dtype is {predictor.dtype} but fsdp2_config.yaml:param_dtype is {fsdp.param_dtype}; "
-            "write the same in both"
+            f"predictor.dtype is {predictor.dtype} but fsdp2_config.yaml:param_dtype is {fsdp.param_dtype}",
+            fix="write the same in both",
         )
 
 
@@ -107,7 +108,10 @@ def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
 def fill(
     model: nn.Module, source: Source | None, seed: int, transforms: Sequence[ModuleTransform] = ()
 ) -> None:
-    """Copy each rank's slice of each weight. Raises WeightsError when names or shapes differ, or for NaN or Inf in a slice."""
+    """Copy each rank's slice of each weight.
+
+    Raises WeightsError when names or shapes differ, or for NaN or Inf in a slice.
+    """
     if source is None:
         logger.warning("no predictor.from_pretrained: training starts from random weights")
     else:
@@ -163,4 +167,4 @@ def _check_keys(model: nn.Module, source: Source, transforms: Sequence[ModuleTra
     ]
     if problems:
         where = getattr(source, "path", "weights")
-        raise WeightsError(f"{where} does not fit predictor's sizes: {'; '.join(problems)}")
+        raise WeightsError(f"does not fit predictor's sizes: {'; '.join(problems)}", where=where)

@@ -1,4 +1,6 @@
-"""Checkpoints: torch.distributed.checkpoint folders in MM names, written under another name and renamed, tracker last.
+"""Checkpoints: torch.distributed.checkpoint folders in MM names.
+
+They are written under another name and renamed, the tracker last.
 
 SAVE/latest_checkpointed_iteration.txt · SAVE/iter_0000010/{.metadata, __R_N.distcp, job.json}
 """
@@ -76,7 +78,10 @@ class Checkpointer:
         self.pending_at = 0
 
     def save(self, state: TrainState) -> None:
-        """Write one checkpoint; with --async-save only start to. Raises WeightsError; what was saved before stays."""
+        """Write one checkpoint; with --async-save only start to.
+
+        Raises WeightsError; what was saved before stays.
+        """
         self.wait()
         root = Path(self.config.save or "")
         self._on_first_rank(root, lambda: self._prepare(root, state.iteration))
@@ -102,12 +107,18 @@ class Checkpointer:
         self._on_first_rank(root, lambda: self._finish(root, self.pending_at))
 
     def poll(self) -> None:
-        """Between iterations: publish a background save that all ranks have finished. Cheap when there is none."""
+        """Between iterations: publish a background save that all ranks have finished.
+
+        Cheap when there is none.
+        """
         if self.pending is not None and _all_true(self.pending.done()):
             self.wait()
 
     def load(self, state: TrainState) -> bool:
-        """Bring `state` to --load's checkpoint; → whether there was one. Raises WeightsError when it cannot be used."""
+        """Bring `state` to --load's checkpoint; → whether there was one.
+
+        Raises WeightsError when it cannot be used.
+        """
         if self.config.load is not None:
             root = Path(self.config.load)
             # a run that saves there is about to give these folders their names
@@ -173,8 +184,9 @@ class Checkpointer:
             if dist.get_rank() == 0:
                 shutil.rmtree(_temporary(root, iteration), ignore_errors=True)
             raise WeightsError(
-                f"{iteration_folder(root, iteration)}: could not be written: {reason_of(error)}; "
-                "earlier checkpoints are as they were; free space or choose another --save, then resume with --load"
+                f"could not be written: {reason_of(error)}; earlier checkpoints are unchanged",
+                where=iteration_folder(root, iteration),
+                fix="free space or choose another --save, then resume with --load",
             ) from error
 
     def _finish(self, root: Path, iteration: int) -> None:
@@ -195,15 +207,15 @@ class Checkpointer:
 
     def _on_first_rank(self, root: Path, work: Any) -> None:
         """Rank 0 does it, all wait; a failure is everybody's. Raises WeightsError."""
-        answer: list[str | None] = [None]
+        answer: list[str] = [""]
         if dist.get_rank() == 0:
             try:
                 work()
             except OSError as error:
-                answer = [f"{root}: {error.strerror or error}; free space or choose another --save"]
+                answer = [f"cannot be written: {error.strerror or error}"]
         dist.broadcast_object_list(answer, src=0)
-        if answer[0] is not None:
-            raise WeightsError(answer[0])
+        if answer[0]:
+            raise WeightsError(answer[0], where=root, fix="free space or choose another --save")
 
 
 def _detach(value: Any) -> Any:

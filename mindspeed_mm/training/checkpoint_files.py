@@ -1,4 +1,7 @@
-"""How torch.distributed.checkpoint reads and writes our folders: no pickle of a file is run, and checksums go with the pieces."""
+"""How torch.distributed.checkpoint reads and writes our folders.
+
+No pickle of a file is run, and checksums go with the pieces.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ class TensorPlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> NoReturn:
         """Raises WeightsError."""
         raise WeightsError(
-            f"{read_item.storage_index.fqn}: expected a tensor, got pickled bytes, which are never run"
+            "got pickled bytes, which are never run", where=read_item.storage_index.fqn, expected="a tensor"
         )
 
 
@@ -65,7 +68,7 @@ class IndexReader(FileSystemReader):
         for item in plan.items:
             name = item.storage_index.fqn
             if item.type == LoadItemType.BYTE_IO:
-                raise WeightsError(f"{self._folder}: {name} holds pickled bytes where a tensor belongs")
+                raise WeightsError("got pickled bytes", where=f"{self._folder}: {name}", expected="a tensor")
             place = index.storage_data[item.storage_index]
             found = load_piece(self._folder, place, name, self._checksums)
             target = planner.resolve_tensor(item).detach()
@@ -76,7 +79,9 @@ class IndexReader(FileSystemReader):
             )
             if piece is None or target.size() != piece.size():
                 raise WeightsError(
-                    f"{self._folder / place.relative_path}: {name} is not what the index says; copy it again"
+                    f"{name} differs from the index",
+                    where=self._folder / place.relative_path,
+                    fix="copy it again",
                 )
             target.copy_(piece)
             planner.commit_tensor(item, target)
@@ -93,7 +98,10 @@ class ChecksumWriter(FileSystemWriter):
         self._folder, self._iteration = folder, iteration
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's pieces. Their checksums travel with the results to the rank that writes the index."""
+        """Write this rank's pieces.
+
+        Their checksums travel with the results to the rank that writes the index.
+        """
         results = super().write_data(plan, planner).wait()
         done: Future[list[WriteResult]] = Future()
         done.set_result(_with_checksums(self._folder, results))

@@ -1,4 +1,7 @@
-"""Which checkpoint `--load` means. A run never starts over beside checkpoints that it could go on from, unless a flag says so."""
+"""Which checkpoint `--load` means.
+
+A run never starts over beside checkpoints that it could go on from, unless a flag says so.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ logger = get_logger(__name__)
 
 
 def folder_to_load(config: CheckpointConfig) -> Path | None:
-    """The folder to load; None to start at iteration 0. Raises WeightsError when it is missing or incomplete."""
+    """The folder to load; None to start at iteration 0.
+
+    Raises WeightsError when it is missing or incomplete.
+    """
     if config.load is None:
         return None
     root = Path(config.load)
     if config.ignore_existing_checkpoints:
         logger.warning(
-            f"--load {root}: checkpoints not loaded: {_list(complete_iterations(root))}; starting at iteration 0"
+            f"--load {root}: checkpoints not loaded: {_list(complete_iterations(root))}; starting at "
+            "iteration 0"
         )
         return None
     if (root / ".metadata").is_file():
@@ -41,7 +48,10 @@ def folder_to_load(config: CheckpointConfig) -> Path | None:
 
 
 def check_save_folder(config: CheckpointConfig) -> None:
-    """A run that does not go on from --save's checkpoints would write its own over them. Raises WeightsError."""
+    """A run that does not go on from --save's checkpoints would write its own over them.
+
+    Raises WeightsError.
+    """
     if config.save is None or config.ignore_existing_checkpoints:
         return
     root = Path(config.save)
@@ -67,7 +77,10 @@ def _check_empty(root: Path, config: CheckpointConfig) -> None:
         raise WeightsError(
             f"{TRACKER} is missing, but there are complete checkpoints: {_list(have)}",
             where=f"--load {root}",
-            fix=f"go on from one with --ckpt-step {have[-1]}, or start at iteration 0 with --ignore-existing-checkpoints",
+            fix=(
+                f"go on from one with --ckpt-step {have[-1]}, or start at iteration 0 with "
+                "--ignore-existing-checkpoints"
+            ),
         )
     same = config.save is not None and Path(config.save).resolve() == root.resolve()
     if not same or config.exit_on_missing_checkpoint:

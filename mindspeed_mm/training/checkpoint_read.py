@@ -1,4 +1,7 @@
-"""Fill a training state from one checkpoint folder. The index bounds what is allocated, and every value is checked before use."""
+"""Fill a training state from one checkpoint folder.
+
+The index bounds what is allocated, and every value is checked before use.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ QUANTIZED = "quantized"  # entry: how the frozen weights were rounded, which are
 
 @dataclass(frozen=True)
 class BaseReference:
-    """Where the weights are that a trainable-only checkpoint leaves out. Goes into the checkpoint as a plain dict."""
+    """Where the weights are that a trainable-only checkpoint leaves out.
+
+    Goes into the checkpoint as a plain dict.
+    """
 
     path: str
     fingerprint: str
@@ -71,7 +77,10 @@ def load_checkpoint(
     key_map: KeyMap,
     base: BaseReference | None,
 ) -> None:
-    """Fill `state` from one DCP folder, on any number of ranks. Raises WeightsError naming what does not fit."""
+    """Fill `state` from one DCP folder, on any number of ranks.
+
+    Raises WeightsError naming what does not fit.
+    """
     saved = read_dcp(folder)
     found_base = saved.get("base")
     _check_base(folder, found_base, base, config.finetune)
@@ -147,19 +156,27 @@ def _fill(
             set_rng_state(accelerator, generators)
         except (RuntimeError, TypeError) as error:
             raise WeightsError(
-                f"{values.folder}: rng: the random generator refuses its state ({error}); add --no-load-rng"
+                f"the random generator refuses its state ({error})",
+                where=f"{values.folder}: rng",
+                fix="add --no-load-rng",
             ) from None
 
 
 class _Values:
-    """The entries of one checkpoint, and what they may be. Every method raises WeightsError that names the entry."""
+    """The entries of one checkpoint, and what they may be.
+
+    Every method raises WeightsError that names the entry.
+    """
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         self.folder, self.entries = folder, metadata.state_dict_metadata
 
     def error(self, name: str, expected: str, found: object) -> WeightsError:
         return WeightsError(
-            f"{self.folder}: {name}: expected {expected}, got {_brief(found)}; load another iteration, or copy this one again"
+            f"got {_brief(found)}",
+            where=f"{self.folder}: {name}",
+            expected=expected,
+            fix="load another iteration, or copy this one again",
         )
 
     def tensor(self, name: str) -> TensorStorageMetadata | None:
@@ -251,16 +268,20 @@ def _check_base(folder: Path, found: Any, base: BaseReference | None, finetune: 
     path = display_path(str(found.get("path")))
     if base is None:
         raise WeightsError(
-            f"{folder}: holds what trains only; set predictor.from_pretrained to the rest: {path}"
+            "contains only what was trained",
+            where=folder,
+            fix=f"set predictor.from_pretrained to the rest: {path}",
         )
     if found.get("fingerprint") != base.fingerprint:
         problem = (
-            f"{folder}: was trained upon {path} (fingerprint {str(found.get('fingerprint'))[:12]}), but "
-            f"predictor.from_pretrained {base.path} is other weights ({base.fingerprint[:12]})"
+            f"was trained on {path} (fingerprint {str(found.get('fingerprint'))[:12]}), but "
+            f"predictor.from_pretrained {base.path} has other weights ({base.fingerprint[:12]})"
         )
         if not finetune:
-            raise WeightsError(f"{problem}; name the same weights, or start over with --finetune")
-        logger.warning(problem)
+            raise WeightsError(
+                problem, where=folder, fix="name the same weights, or start over with --finetune"
+            )
+        logger.warning(f"{folder}: {problem}")
     if not same_fused(found.get("loras"), base.loras):
         problem = "other LoRAs were fused into its base than the transforms of the model JSON fuse"
         if not finetune:
@@ -275,12 +296,17 @@ def _check_config(folder: Path, saved: Any, model: nn.Module) -> None:
         return
     if not isinstance(saved, str):
         raise WeightsError(
-            f"{folder}: config: expected JSON, got {kind_of(saved)}; copy the checkpoint again"
+            f"got {kind_of(saved)}",
+            where=f"{folder}: config",
+            expected="JSON",
+            fix="copy the checkpoint again",
         )
     hints = read_hints(parse_json(saved, f"{folder}: config", WeightsError))
     if conflicts := setting_conflicts(read_hints(config.model_dump(mode="json")), hints):
         raise WeightsError(
-            f"{folder}: was trained with other settings than the model JSON's: {'; '.join(conflicts)}; set them alike"
+            f"was trained with settings that differ from the model JSON: {'; '.join(conflicts)}",
+            where=folder,
+            fix="make them equal",
         )
 
 
@@ -301,7 +327,11 @@ def _check_lora(folder: Path, saved: object, model: nn.Module) -> None:
         )
     if odd := sorted(scales.keys() ^ before.keys()):
         raise WeightsError(
-            f"its LoRA is on {len(before)} layers and the job's on {len(scales)}; {odd[0]} is on one side only",
+            (
+                f"its LoRA is on {len(before)} layers and the job's on {len(scales)}; {odd[0]} is on one "
+                "side "
+                "only"
+            ),
             where=folder,
             fix="set match and on as they were",
         )
@@ -315,7 +345,10 @@ def _check_lora(folder: Path, saved: object, model: nn.Module) -> None:
 
 
 def _check_quantized(folder: Path, saved: object, model: nn.Module, finetune: bool) -> None:
-    """Training goes on upon the same rounded weights: they are read from the base and rounded again, to the bit."""
+    """Training continues on the same rounded weights.
+
+    They are read from the base and rounded again, to the bit.
+    """
     before, now = saved or "", describe_quantized(model)
     if before == now:
         return
@@ -351,10 +384,11 @@ def _check_weights(values: _Values, names: Mapping[nn.Parameter, str], *, partia
         advice = "check the model JSON's sizes and predictor.trainable"
         if partial and not foreign:
             advice = (
-                "it holds what trained only: set predictor.trainable to what it was, or to train more of the model "
+                "it holds what trained only: set predictor.trainable to what it was, or to train more of "
+                "the model "
                 f"set predictor.from_pretrained to {values.folder} and leave --load out"
             )
-        raise WeightsError(f"{values.folder}: {text}; {advice}")
+        raise WeightsError(text, where=values.folder, fix=advice)
     for parameter, name in names.items():
         entry = values.tensor(f"model.{name}")
         if entry is not None and not parameter.is_floating_point():
@@ -367,9 +401,10 @@ def _check_weights(values: _Values, names: Mapping[nn.Parameter, str], *, partia
             entry.size != parameter.shape or not entry.properties.dtype.is_floating_point
         ):
             raise WeightsError(
-                f"{values.folder}: model.{name}: expected a floating-point weight of {list(parameter.shape)}, got "
-                f"{entry.properties.dtype} {list(entry.size)}; "
-                + ("set rank as it was" if name.endswith((DOWN, UP)) else "check the model JSON's sizes")
+                f"got {entry.properties.dtype} {list(entry.size)}",
+                where=f"{values.folder}: model.{name}",
+                expected=f"a floating-point weight of {list(parameter.shape)}",
+                fix="set rank as it was" if name.endswith((DOWN, UP)) else "check the model JSON's sizes",
             )
 
 
@@ -394,8 +429,10 @@ def _optimizer_places(values: _Values, names: Mapping[nn.Parameter, str]) -> dic
             else:
                 expected = f"one of {', '.join(('step', *_MOMENTS))}, moments of {list(parameter.shape)}"
                 raise WeightsError(
-                    f"{values.folder}: {entry_name}: expected {expected}, got {dtype} {list(size)}; "
-                    "add --no-load-optim to start with new moments"
+                    f"got {dtype} {list(size)}",
+                    where=f"{values.folder}: {entry_name}",
+                    expected=expected,
+                    fix="add --no-load-optim to start with new moments",
                 )
             places.setdefault(name, {})[key] = place.detach()
     content: dict[str, Any] = {}
@@ -412,8 +449,10 @@ def _rng_places(values: _Values, rank: str, current: Mapping[str, Tensor]) -> di
     for kind, place in places.items():
         if kind in current and place.shape != current[kind].shape:
             raise WeightsError(
-                f"{values.folder}: rng.{rank}.{kind}: expected {current[kind].numel()} bytes, got {place.numel()}; "
-                "add --no-load-rng"
+                f"got {place.numel()}",
+                where=f"{values.folder}: rng.{rank}.{kind}",
+                expected=f"{current[kind].numel()} bytes",
+                fix="add --no-load-rng",
             )
     return {"rng": {rank: places}} if "cpu" in places else {}
 

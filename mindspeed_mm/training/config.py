@@ -1,4 +1,6 @@
-"""What Megatron calls its arguments: optimizer, batches, checkpoints, logging, exits, profiler. Each field is a flag.
+"""What Megatron calls its arguments: optimizer, batches, checkpoints, logging, exits, profiler.
+
+Each field is a flag.
 
 Defaults are Megatron core 0.12's; the recipe is in the scripts under examples/vace/.
 """
@@ -42,7 +44,9 @@ class OptimizerConfig(Config):
     )
     optimizer: Literal["adam", "muon"] = Field(
         default="adam",
-        description="adam (AdamW), or muon: the matrices of hidden layers step by Muon, all else by AdamW; lr and weight decay "
+        description="adam (AdamW), or muon: the matrices of hidden layers step by Muon, all else by AdamW; "
+        "lr and "
+        "weight decay "
         "serve both",
     )
     muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: decay of its one moment")
@@ -66,7 +70,8 @@ class OptimizerConfig(Config):
     def _muon_goes_with_torchs_adamw(self) -> OptimizerConfig:
         if self.optimizer == "muon" and self.optimizer_selection not in ("fused_torch_adamw", "torch"):
             raise ValueError(
-                f"--optimizer muon goes with torch's AdamW; leave --optimizer-selection {self.optimizer_selection} out"
+                "--optimizer muon goes with torch's AdamW; leave --optimizer-selection "
+                f"{self.optimizer_selection} out"
             )
         return self
 
@@ -138,7 +143,8 @@ class CheckpointConfig(Config):
     )
     ignore_existing_checkpoints: bool = Field(
         default=False,
-        description="start at iteration 0 although --load or --save holds checkpoints; each stays until this run "
+        description="start at iteration 0 although --load or --save holds checkpoints; each stays until this "
+        "run "
         "saves the same iteration",
     )
     exit_on_missing_checkpoint: bool = Field(
@@ -216,7 +222,10 @@ class ExitConfig(Config):
     )
     exit_signal_handler: bool = Field(
         default=False,
-        description="on SIGINT, SIGTERM and SIGHUP finish the iteration, save and stop; always so, with this flag or without",
+        description=(
+            "on SIGINT, SIGTERM and SIGHUP finish the iteration, save and stop; always so, with this flag "
+            "or without"
+        ),
     )
     check_for_nan_in_loss_and_grad: bool = Field(
         default=False,

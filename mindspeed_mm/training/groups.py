@@ -17,7 +17,7 @@ QUARTERS = 4
 
 @dataclass(frozen=True)
 class LossGroups:
-    """The groups that losses are reported for: the tasks, then four parts of the schedule that are drawn equally often."""
+    """The groups of reported losses: the tasks, then four quarters of the schedule."""
 
     tasks: tuple[str, ...]
     ends: tuple[float, ...]  # timesteps between the quarters, rising
@@ -38,7 +38,7 @@ class LossGroups:
         return [f"task/{task}" for task in self.tasks] + [f"timestep/{quarter}" for quarter in quarters]
 
     def totals(self, work: LocalWork) -> Tensor:
-        """[2 · groups] fp32 on the device: the sums of this rank's unweighted losses, then how many they are."""
+        """[2 · groups] fp32 on the device: sums of this rank's unweighted losses, then their number."""
         losses = torch.cat(work.sample_losses).float()
         timesteps = torch.cat(work.timesteps)
         of_task = [[task == name for task in work.tasks] for name in self.tasks]

@@ -19,9 +19,12 @@ logger = get_logger(__name__)
 
 
 class FiniteGuard:
-    """Counts iterations whose loss or gradient is not finite; they are skipped, and too many in a row end the run.
+    """Counts iterations whose loss or gradient is not finite.
 
-    `skips` is kept up to date in place; a checkpoint holds it, so that a run which is started again counts on.
+    They are skipped, and too many in a row end the run.
+
+    `skips` is kept up to date in place; a checkpoint holds it, so that a run which is started again counts
+    on.
     """
 
     def __init__(self, config: ExitConfig, skips: Skips) -> None:
@@ -31,7 +34,10 @@ class FiniteGuard:
     def see(
         self, iteration: int, loss: float, grad_norm: float, stepped: bool, notes: list[SampleNote]
     ) -> None:
-        """Count one iteration; every rank must call this. Raises TrainingError naming samples and timesteps."""
+        """Count one iteration; every rank must call this.
+
+        Raises TrainingError naming samples and timesteps.
+        """
         self._skips.in_a_row = 0 if stepped else self._skips.in_a_row + 1
         if stepped:
             return
@@ -47,7 +53,8 @@ class FiniteGuard:
         )
         if self._skips.in_a_row > self._allowed:
             raise TrainingError(
-                f"{text}; {self._skips.in_a_row} in a row are not finite: lower --lr, or look at these samples"
+                f"{text}; {self._skips.in_a_row} in a row are not finite",
+                fix="lower --lr, or inspect these samples",
             )
         logger.info(f"{text}; {self._skips.total} of this run so far")
 
@@ -63,7 +70,10 @@ def _everywhere(notes: list[SampleNote]) -> list[SampleNote]:
 
 
 class ExitWatch:
-    """--exit-interval, --exit-duration-in-mins and signals. `local` goes into the iteration's exchange; `reason` decides."""
+    """--exit-interval, --exit-duration-in-mins and signals.
+
+    `local` goes into the iteration's exchange; `reason` decides.
+    """
 
     def __init__(self, config: ExitConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock, self._start = config, clock, clock()

@@ -85,7 +85,10 @@ class TrainLoop:
         self._any_failed = False  # the same on every rank
 
     def run(self) -> None:
-        """Train. Saves at --save-interval, at the end, and before an early stop. Raises Stopped after that of a signal."""
+        """Train. Saves at --save-interval, at the end, and before an early stop.
+
+        Raises Stopped after that of a signal.
+        """
         watch = ExitWatch(self.config.exit)
         with handling_signals(), deferred():
             self._run(watch)
@@ -124,9 +127,10 @@ class TrainLoop:
             if not _LOST.search(str(error)):
                 raise
             raise LaunchError(
-                f"rank {rank()} of {world_size()} lost the others in iteration {state.iteration + 1}, phase "
-                f"{self.timers.current}: {str(error).strip().splitlines()[0]}; look for the first error in the log, or "
-                "raise --distributed-timeout-minutes"
+                f"lost the other ranks in iteration {state.iteration + 1}, phase {self.timers.current}: "
+                f"{str(error).strip().splitlines()[0]}",
+                where=f"rank {rank()} of {world_size()}",
+                fix="look for the first error in the log, or raise --distributed-timeout-minutes",
             ) from error
         finally:
             bar.close()
@@ -134,7 +138,10 @@ class TrainLoop:
                 writer.close()
 
     def iterate(self, local_flags: list[float]) -> tuple[StepReport, list[float]]:
-        """One iteration. → its report, and the ranks' mean of `local_flags`. Raises TrainingError when it must not go on."""
+        """One iteration. → its report, and the ranks' mean of `local_flags`.
+
+        Raises TrainingError when it must not go on.
+        """
         parts, start = self.parts, time.perf_counter()
         parts.accelerator.reset_peak_memory()
         batches = self._take()
@@ -244,8 +251,9 @@ class TrainLoop:
     def _take(self) -> list[Batch]:
         """The micro-batches of this iteration. Raises the first rank's error on all ranks.
 
-        A rank that raised alone would leave the others in a collective until it times out. Whether any rank failed is
-        known from the exchange of the iteration before; only the first iteration pays for an exchange of its own.
+        A rank that raised alone would leave the others in a collective until it times out. Whether any rank
+        failed is known from the exchange of the iteration before; only the first iteration pays for an
+        exchange of its own.
         """
         if self._any_failed:
             raise_on_all_ranks(self._raise_failed)
@@ -280,7 +288,10 @@ class TrainLoop:
             self._any_failed = world_size() == 1
 
     def _cost(self, work: LocalWork) -> list[float]:
-        """Tokens, model TFLOP and hardware TFLOP of this rank; context-parallel ranks share a sample's cost."""
+        """Tokens, model TFLOP and hardware TFLOP of this rank.
+
+        Context-parallel ranks share a sample's cost.
+        """
         costs = [self.parts.cost(size) for size in work.sizes]
         return [
             float(sum(tokens for tokens, _ in costs)),
@@ -299,8 +310,9 @@ def _dead_worker(error: RuntimeError, iteration: int) -> DataError | None:
     if "DataLoader worker" not in str(error):
         return None
     return DataError(
-        f"a data worker of rank {rank()} died in iteration {iteration}: {str(error).strip().splitlines()[0]} "
-        "If memory ran out (`dmesg`), lower --num-workers"
+        f"a data worker died in iteration {iteration}: {str(error).strip().splitlines()[0]}",
+        where=f"rank {rank()}",
+        fix="lower --num-workers if memory ran out (`dmesg`)",
     )
 
 

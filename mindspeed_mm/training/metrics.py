@@ -1,4 +1,7 @@
-"""What a run reports: the log line's interval means, metrics.jsonl, TensorBoard, Weights & Biases, loss spikes."""
+"""What a run reports.
+
+The log line's interval means, metrics.jsonl, TensorBoard, Weights & Biases, loss spikes.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,10 @@ class Writer(Protocol):
 
 
 class _WholePieces:
-    """A file that grows by whole pieces, each written at once: when one finds no room, what stood there before stays."""
+    """A file that grows by whole pieces, each written at once.
+
+    When one finds no room, what stood there before stays.
+    """
 
     def __init__(self, path: Path, flag: str) -> None:
         """`flag`: the one that names the place, for errors."""
@@ -142,21 +148,33 @@ class _WholePieces:
             yield
         except OSError as error:
             raise TrainingError(
-                f"{self._path}: cannot be written: {error.strerror or error}; free space or choose another {self._flag}, "
-                "then go on from the last checkpoint with --load"
+                f"cannot be written: {error.strerror or error}",
+                where=self._path,
+                fix=(
+                    f"free space or choose another {self._flag}, then continue from the last checkpoint with "
+                    "--load"
+                ),
             ) from error
 
 
 class JsonLines:
-    """metrics.jsonl: one object for each iteration. A number that is not finite is written as null, for strict readers."""
+    """metrics.jsonl: one object for each iteration.
+
+    A number that is not finite is written as null, for strict readers.
+    """
 
     def __init__(self, path: Path, resumed: int = 0) -> None:
-        """Go on after iteration `resumed`: what a run wrote after its last checkpoint is written once more, and once only."""
+        """Continue after iteration `resumed`.
+
+        What a run wrote after its last checkpoint is written once more, and only once.
+        """
         try:
             _forget_after(path, resumed)
         except OSError as error:
             raise TrainingError(
-                f"{path}: cannot be read or written: {error.strerror or error}; choose another --save"
+                f"cannot be read or written: {error.strerror or error}",
+                where=path,
+                fix="choose another --save",
             ) from None
         self._file = _WholePieces(path, "--save")
 
@@ -171,7 +189,10 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard. Its own writer would write in a thread, whose errors end nothing and fill the screen."""
+    """Scalars for TensorBoard.
+
+    Its own writer would write in a thread, whose errors end nothing and fill the screen.
+    """
 
     def __init__(self, folder: str, interval: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -204,7 +225,7 @@ class Wandb:
             wandb = import_module("wandb")
         except ImportError:
             raise ConfigError(
-                "--wandb-project needs the package wandb; install it or leave the flag out"
+                "needs the package wandb", where="--wandb-project", fix="install it, or leave the flag out"
             ) from None
         self._run = wandb.init(
             project=config.wandb_project,
@@ -223,7 +244,10 @@ class Wandb:
 
 
 def _forget_after(path: Path, iteration: int) -> None:
-    """Drop the lines of later iterations, and one that was cut off. A file of another run, from before iteration 1, is set aside."""
+    """Drop the lines of later iterations, and one that was cut off.
+
+    A file of another run, from before iteration 1, is set aside.
+    """
     if not path.is_file():
         return
     content = path.read_bytes()
@@ -253,7 +277,10 @@ def _iteration_of(line: bytes) -> int | None:
 
 
 def open_writers(config: LogConfig, save: str | None, job: dict[str, Any], resumed: int = 0) -> list[Writer]:
-    """The writers of the logging rank, of a run that goes on after iteration `resumed`. metrics.jsonl needs --save."""
+    """The writers of the logging rank, of a run that continues after iteration `resumed`.
+
+    metrics.jsonl needs --save.
+    """
     writers: list[Writer] = []
     if save:
         writers.append(JsonLines(Path(save) / "metrics.jsonl", resumed))
@@ -273,7 +300,10 @@ def flat(report: StepReport, speed: dict[str, float]) -> dict[str, float]:
 
 
 def cost_line(report: StepReport) -> str:
-    """What the samples of the next iteration took, beside the whole of this one; "" where they are read from features."""
+    """What the samples of the next iteration took, beside the whole of this one.
+
+    "" where they are read from features.
+    """
     if not report.costs:
         return ""
     parts = " | ".join(f"{name}: {1000 * seconds:.1f}" for name, seconds in report.costs.items())
@@ -285,7 +315,10 @@ def cost_line(report: StepReport) -> str:
 
 
 class SpikeWatch:
-    """Reports samples whose loss is far above what is usual at their timestep. Timesteps are compared in ten bands."""
+    """Reports samples whose loss is far above what is usual at their timestep.
+
+    Timesteps are compared in ten bands.
+    """
 
     BANDS = 10
     WARM = 20  # samples of a band before its mean means something
@@ -298,7 +331,10 @@ class SpikeWatch:
         self._means = {} if means is None else means
 
     def see(self, notes: list[SampleNote]) -> list[str]:
-        """Count the samples of one iteration; a sentence for each that is `factor` times its band's running mean."""
+        """Count the samples of one iteration.
+
+        A sentence for each that is `factor` times its band's running mean.
+        """
         said = []
         for note in notes:
             if not math.isfinite(note.loss):
@@ -307,7 +343,8 @@ class SpikeWatch:
             count, mean = self._means.get(band, (0, 0.0))
             if count >= self.WARM and note.loss > self._factor * mean:
                 said.append(
-                    f"loss spike: {note.loss:.4f} is {note.loss / mean:.1f} times the usual {mean:.4f} near timestep "
+                    f"loss spike: {note.loss:.4f} is {note.loss / mean:.1f} times the usual {mean:.4f} near "
+                    "timestep "
                     f"{note.timestep:.1f}: sample {note.sample_index} ({note.key})"
                 )
             keep = max(0.02, 1 / (count + 1))

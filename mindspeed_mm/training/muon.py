@@ -1,7 +1,8 @@
 """Muon: matrices step along their momentum made orthogonal; what is no matrix steps by AdamW.
 
-Jordan et al. 2024, with the step size of Liu et al. 2025: the root mean square of an update is that of an AdamW update, so
-learning rate and weight decay of an AdamW recipe serve. It keeps one moment where AdamW keeps two.
+Jordan et al. 2024, with the step size of Liu et al. 2025: the root mean square of an update is that of an
+AdamW update, so learning rate and weight decay of an AdamW recipe serve. It keeps one moment where AdamW
+keeps two.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ ELEMENTS_AT_ONCE = 2**26  # that one rank orthogonalises together: 128 MB of bf1
 
 
 class Muon(torch.optim.AdamW):
-    """Muon in groups with `momentum`, AdamW in the others. Sharded parameters (DTensors) need no copy of the whole model:
-    the ranks exchange slices of many matrices for a few whole ones each."""
+    """Muon in groups with `momentum`, AdamW in the others.
+
+    Sharded parameters (DTensors) need no copy of the whole model: the ranks exchange slices of many matrices
+    for a few whole ones each.
+    """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody asks for the loss again
@@ -45,7 +49,10 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's: the gradient, drawn to its running mean. The state has AdamW's names, for loading and saving."""
+        """Nesterov's: the gradient, drawn to its running mean.
+
+        The state has AdamW's names, for loading and saving.
+        """
         assert matrix.grad is not None
         state = self.state[matrix]
         if not state:
@@ -57,9 +64,12 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """This rank's slices of `matrices` (one shape; all plain or all DTensors of one mesh), each made orthogonal as a whole.
+    """This rank's slices of `matrices`, each made orthogonal as a whole.
 
-    Exchanged and computed in bf16, as published; on a CPU in fp32. Offloaded slices go to the mesh's device and stay there.
+    They have one shape; all are plain, or all are DTensors of one mesh.
+
+    Exchanged and computed in bf16, as published; on a CPU in fp32. Offloaded slices go to the mesh's device
+    and stay there.
     """
     first = matrices[0]
     device = first.device_mesh.device_type if isinstance(first, DTensor) else first.device.type
@@ -79,7 +89,7 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """[n, rows, columns] → the same with singular values about 1 and singular vectors as they were, in their dtype."""
+    """[n, rows, columns] → the same with singular values about 1, the same singular vectors and dtype."""
     if not matrices.numel():  # a rank without a matrix
         return matrices
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -93,7 +103,10 @@ def newton_schulz(matrices: Tensor) -> Tensor:
 
 
 def _portions(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Of one shape and one sharding. A rank gets at most ELEMENTS_AT_ONCE of whole matrices, and holds four times that in slices."""
+    """Of one shape and one sharding.
+
+    A rank gets at most ELEMENTS_AT_ONCE of whole matrices, and holds four times that in slices.
+    """
     alike: dict[tuple[object, ...], list[nn.Parameter]] = {}
     for parameter in parameters:
         where = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else ()

@@ -1,4 +1,4 @@
-"""AdamW or Muon over what trains, Megatron's weight-decay rule, and gradient clipping over sharded gradients."""
+"""AdamW or Muon over what trains, Megatron's weight-decay rule, and clipping of sharded gradients."""
 
 from __future__ import annotations
 
@@ -28,19 +28,24 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Megatron's rule for Muon: matrices, but not those of embeddings (text, time, patches), of the last layer or of a LoRA."""
+    """Megatron's rule for Muon.
+
+    Matrices, but not those of embeddings (text, time, patches), of the last layer or of a LoRA.
+    """
     return parameter.ndim == 2 and not NOT_HIDDEN.search(name)
 
 
 def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """What trains, in one group that decays and one that does not. `wd_mult` is what megatron.core's schedule reads.
+    """What trains, in one group that decays and one that does not.
+
+    `wd_mult` is what megatron.core's schedule reads.
 
     Under `optimizer: muon` hidden matrices are a group of their own, which decays.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
         raise ConfigError(
-            "predictor.trainable leaves nothing to train: the model has no parameter with a gradient"
+            "leaves nothing to train: the model has no parameter with a gradient", where="predictor.trainable"
         )
     hidden, decayed, rest = [], [], []
     for name, parameter in named:
@@ -64,7 +69,10 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW by `optimizer_selection`, or Muon. Raises ConfigError when the requested package is not installed."""
+    """AdamW by `optimizer_selection`, or Muon.
+
+    Raises ConfigError when the requested package is not installed.
+    """
     settings: dict[str, Any] = {
         "lr": config.lr,
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -86,7 +94,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), as Megatron does; returns the norm before. 0 = measure only.
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), as Megatron does; returns the norm before.
+
+    0 = measure only.
 
     Sharded gradients (DTensors) count once over all their ranks. A norm that is not finite scales nothing.
     """
@@ -123,6 +133,7 @@ def _foreign(module: str, name: str, selection: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, OSError) as error:
         raise ConfigError(
-            f"--optimizer-selection {selection} needs {module}.{name}, which is not here ({error}); "
-            "install it or use fused_torch_adamw"
+            f"needs {module}.{name}, which cannot be imported ({error})",
+            where=f"--optimizer-selection {selection}",
+            fix="install it, or use fused_torch_adamw",
         ) from None

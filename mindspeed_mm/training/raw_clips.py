@@ -1,4 +1,7 @@
-"""Training on raw clips: other processes read and draw, this one encodes on the device. The order is the loader's."""
+"""Training on raw clips: other processes read and draw, this one encodes on the device.
+
+The order is the loader's.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ class MakePixels:
 
 
 class Costs:
-    """Seconds since `take`. On an accelerator events are recorded in the queue, so measuring stalls nothing."""
+    """Seconds since `take`.
+
+    On an accelerator events are recorded in the queue, so measuring stalls nothing.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -91,7 +97,7 @@ class Costs:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def take(self) -> dict[str, float]:
-        """Seconds in the readers, of waiting for them, in the VAE and in the text encoder; counts from 0 again."""
+        """Seconds in the readers, of waiting for them, in VAE and text encoder; counts from 0 again."""
         for name, start, end in self._events:
             end.synchronize()
             self.add(name, start.elapsed_time(end) / 1000)
@@ -173,7 +179,10 @@ class RawBatches:
         self.tasks = stream.tasks
 
     def batches(self, consumed_samples: int = 0) -> Generator[Batch, None, None]:
-        """Micro-batches from `consumed_samples` on. Raises DataError with the address of a row that cannot be used."""
+        """Micro-batches from `consumed_samples` on.
+
+        Raises DataError with the address of a row that cannot be used.
+        """
         given = 0
         with self._readers(self.num_workers) as ahead:
             rows = ahead.map(self._plans(consumed_samples))
@@ -205,7 +214,10 @@ class RawBatches:
         counts = sorted({len(pixels.src_ref_images) for pixels in made.pixels})
         if len(counts) > 1:
             raise DataError(
-                f"a micro-batch of task {planned[0].task} has samples with {counts[0]} and {counts[-1]} references",
+                (
+                    f"a micro-batch of task {planned[0].task} has samples with {counts[0]} and {counts[-1]} "
+                    "references"
+                ),
                 where=planned[0].record.address,
                 fix="set --micro-batch-size 1",
             )

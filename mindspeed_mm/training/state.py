@@ -25,7 +25,10 @@ class Skips:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """One checkpoint. The order of samples is a function of (seed, epoch): its state is `consumed_samples`."""
+    """One checkpoint.
+
+    The order of samples is a function of (seed, epoch): its state is `consumed_samples`.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -49,7 +52,7 @@ def unpack(tensor: Tensor, where: str) -> Any:
         text = bytes(tensor.tolist()).decode()
     except UnicodeDecodeError:
         raise WeightsError(
-            f"{where}: expected JSON, got bytes that are not UTF-8; load another iteration"
+            "got bytes that are not UTF-8", where=where, expected="JSON", fix="load another iteration"
         ) from None
     return parse_json(text, where, WeightsError)
 
@@ -83,16 +86,18 @@ def load_optimizer_state(
     missing = [names[parameter] for parameter in ordered if names[parameter] not in state]
     if state and missing:
         raise WeightsError(
-            f"the checkpoint has no optimizer state for {len(missing)} weights that train now ({', '.join(missing[:4])}); "
-            "train the same part as before, or give --no-load-optim"
+            f"the checkpoint has no optimizer state for {len(missing)} trainable weights "
+            f"({', '.join(missing[:4])})",
+            fix="train the same part as before, or add --no-load-optim",
         )
     for group in packed["param_groups"]:
         is_muons = "momentum" in group  # such a group has no second moment
         for name in (names[ordered[place]] for place in group["params"]):
             if name in state and ("exp_avg_sq" in state[name]) == is_muons:
                 raise WeightsError(
-                    f"the checkpoint's moments of {name} are of another optimizer ({', '.join(state[name])}); "
-                    "give --optimizer as before, or --no-load-optim"
+                    f"the checkpoint's moments of {name} belong to another optimizer "
+                    f"({', '.join(state[name])})",
+                    fix="give --optimizer as before, or add --no-load-optim",
                 )
     packed["state"] = {
         place: dict(state[names[parameter]])

@@ -84,7 +84,10 @@ def accumulate(
     device: torch.device,
     timers: PhaseTimers,
 ) -> LocalWork:
-    """Forward and backward of the micro-batches; gradients are means over them, and over ranks after the last one."""
+    """Forward and backward of the micro-batches.
+
+    Gradients are means over them, and over ranks after the last one.
+    """
     work = LocalWork()
     for number, on_host in enumerate(batches, 1):
         with timers.phase("data"):
@@ -110,7 +113,9 @@ def accumulate(
 def mean_over_ranks(
     values: list[float], losses: list[Tensor], device: torch.device, more: Tensor | None = None
 ) -> tuple[float, list[float]]:
-    """(mean loss, mean of each value, then of each of `more`) over micro-batches and all ranks, in one small exchange.
+    """(mean loss, mean of each value, then of each of `more`) over micro-batches and all ranks.
+
+    One small exchange.
 
     Context-parallel ranks repeat one another's numbers, which leaves means as they are.
     """
@@ -126,7 +131,9 @@ def mean_over_ranks(
 def update(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, clip_grad: float
 ) -> tuple[float, bool]:
-    """Clip and step unless loss or gradient is not finite. → (gradient norm before clipping, whether it stepped).
+    """Clip and step unless loss or gradient is not finite.
+
+    → (gradient norm before clipping, whether it stepped).
 
     Both numbers are the same on every rank, so all ranks step or none does.
     """
@@ -134,5 +141,6 @@ def update(
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         optimizer.step()
-    optimizer.zero_grad()  # each in its own way: apex's takes no argument, the NPU's must keep its gradients' memory
+    # each in its own way: apex's takes no argument, the NPU's must keep its gradients' memory
+    optimizer.zero_grad()
     return norm, finite

@@ -1,4 +1,7 @@
-"""Seconds by phase of an iteration. On an accelerator events are recorded in the queue, so measuring stalls nothing."""
+"""Seconds by phase of an iteration.
+
+On an accelerator events are recorded in the queue, so measuring stalls nothing.
+"""
 
 from __future__ import annotations
 

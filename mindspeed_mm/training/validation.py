@@ -1,4 +1,7 @@
-"""Held-out loss at fixed timesteps with fixed noise: the same question at every evaluation, on any number of ranks."""
+"""Held-out loss at fixed timesteps with fixed noise.
+
+Every evaluation measures the same, on any number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,12 @@ def held_out_loss(
     dp_rank: int = 0,
     dp_size: int = 1,
 ) -> dict[str, float]:
-    """Mean squared error, unweighted, of the first `most` held-out records at each quantile's timestep, and their mean.
+    """Unweighted mean squared error of the first `most` held-out records.
 
-    Every rank runs the model equally often, as sharded models need; a rank with nothing left repeats and does not count.
+    At each quantile's timestep, and their mean.
+
+    Every rank runs the model equally often, as sharded models need; a rank with nothing left repeats and does
+    not count.
     """
     places = quantile_places(schedule, quantiles)
     records = range(min(len(source), most))

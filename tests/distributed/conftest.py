@@ -1,4 +1,7 @@
-"""Four gloo ranks, started once for all tests of this folder; a test runs a function on the first n of them."""
+"""Four gloo ranks, started once for all tests of this folder.
+
+A test runs a function on the first n of them.
+"""
 
 import contextlib
 import multiprocessing as mp
@@ -39,7 +42,10 @@ class World:
         return [answer for _, answer in answers]
 
     def run_to_death(self, size, job, *args, **settings):
-        """Like `run`, for a job that kills its processes. → their exit codes; this world is of no use after it."""
+        """Like `run`, for a job that kills its processes. → their exit codes.
+
+        This world is of no use after it.
+        """
         with contextlib.suppress(AssertionError, EOFError, OSError):
             self.run(size, job, *args, **settings)
         for process in self.processes:

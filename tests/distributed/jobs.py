@@ -188,7 +188,10 @@ class Run:
 def train_to(
     run: Run, end: int, save_at: tuple[int, ...] = (), die_in_save_at: int | None = None
 ) -> dict[str, Any]:
-    """Load what is there, train to iteration `end`, saving at some. → losses by iteration, weights, moments."""
+    """Load what is there, train to iteration `end`, saving at some.
+
+    → losses by iteration, weights, moments.
+    """
     torch.manual_seed(5)
     state, mesh, points = run.start()
     points.load(state)
@@ -224,7 +227,7 @@ def train_to(
 
 
 def die_between_renames(run: Run) -> None:
-    """Save the loaded iteration once more, killed when the old folder is out of the way and the new one not yet there."""
+    """Save the loaded iteration once more, killed between moving the old folder away and the new one in."""
     state, _, points = run.start()
     points.load(state)
     rename = Path.rename

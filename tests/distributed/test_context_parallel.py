@@ -67,7 +67,5 @@ def refused():
 
 def test_size_that_does_not_divide_heads_is_refused(world):
     message = world.run(3, refused)[0]
-    assert (
-        "--context-parallel-size 3 does not divide the model's 4 attention heads; use one of 1, 2, 4"
-        in message
-    )
+    assert "--context-parallel-size" in message
+    assert "1, 2, 4" in message

@@ -19,6 +19,7 @@ from mindspeed_mm.generation.parallel import SINGLE, ContextParallel
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.generation.stored import read_latents
+from tests.support.errors import raises
 from tests.support.lora_files import lora_matrices, write_lora
 from tests.tiny import tiny_inputs, tiny_transformer, write_official
 
@@ -190,5 +191,5 @@ def test_processes_are_laid_out(world_size, heads, guided, cfg, context, wanted)
     ("world_size", "cfg", "context"), [(5, "auto", None), (16, "on", None), (3, "on", None), (8, "on", 2)]
 )
 def test_a_layout_that_cannot_be_says_what_can(world_size, cfg, context):
-    with pytest.raises(ConfigError, match="process"):
+    with raises(ConfigError, "process"):
         choose_layout(world_size, 12, guided=True, cfg_parallel=cfg, context=context)

@@ -90,7 +90,10 @@ def test_two_processes_make_the_video_of_one(config, alone, name, flags):
 
 @pytest.mark.slow
 def test_processes_that_do_not_share_make_a_video_each(config, alone):
-    """Three tasks for two processes: the first one has two of them, and the files are those of one process."""
+    """Three tasks for two processes.
+
+    The first one has two of them, and the files are those of one process.
+    """
     out, prompts = config.parent / "each", config.parent / "prompts.jsonl"
     names = ("video1", "other", "third")
     tasks = [
@@ -120,7 +123,7 @@ def test_processes_that_do_not_share_make_a_video_each(config, alone):
 
 @pytest.mark.slow
 def test_videos_that_were_finished_stay_when_a_process_fails(config):
-    """The second process makes the second and the fourth video, and cannot write the latents of the latter."""
+    """The second process makes the second and fourth video, and cannot write the latents of the latter."""
     out, prompts = config.parent / "stopped", config.parent / "four.jsonl"
     names = ("one", "two", "three", "four")
     prompts.write_text("\n".join(json.dumps({"name": name, "prompt": name}) for name in names))
@@ -176,7 +179,10 @@ def test_bad_input_is_one_line_and_leaves_no_files(config, flags, message):
 
 
 def with_nan(official: Path) -> Path:
-    """The transformer of a folder, with NaN in the last rows of one weight: not in every rank's part of it."""
+    """The transformer of a folder, with NaN in the last rows of one weight.
+
+    They are not in every rank's part of it.
+    """
     (source,) = official.glob("diffusion_pytorch_model*.safetensors")
     folder = official.parent / "nan"
     folder.mkdir(exist_ok=True)

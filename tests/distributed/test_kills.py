@@ -1,4 +1,7 @@
-"""Whatever ends a process of a run ends the run: within ten seconds nothing of it is left, and one line says why."""
+"""Whatever ends a process of a run ends the run.
+
+Within ten seconds nothing of it is left, and one line says why.
+"""
 
 from __future__ import annotations
 

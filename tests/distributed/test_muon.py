@@ -44,7 +44,7 @@ def test_losses_and_weights_are_those_of_one_process(world, reference, ranks, se
 
 
 def uneven(mesh_shape: tuple[int, int], shape: tuple[int, int], count: int) -> list[tuple[int, float]]:
-    """→ for each portion of `count` sharded matrices, its length and how far this rank's rows are from one process's."""
+    """→ by portion of `count` sharded matrices: its length and the distance from one process's rows."""
     mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("copies", "shards"))
     places = [Replicate(), Shard(0)]
     matrices = [
@@ -89,7 +89,8 @@ def test_copies_share_the_work_without_gathering_all_slices():
             muon.orthogonalised(matrices)
     finally:
         dist.destroy_process_group()
-    # there, back, and to the other copy: 8 of 16 matrices, so 8 slices of 4 numbers (a CPU gathers where others exchange)
+    # there, back, and to the other copy: 8 of 16 matrices, so 8 slices of 4 numbers (a CPU gathers where
+    # others exchange)
     assert [numbers for name, numbers in sent if "all_" in name] == [32, 32, 32]
 
 

@@ -1,4 +1,7 @@
-"""Training on raw clips: the numbers of extracted features, whatever the ranks and stops; tasks drawn by the recipe."""
+"""Training on raw clips.
+
+The numbers of extracted features, whatever the ranks and stops; tasks drawn by the recipe.
+"""
 
 from __future__ import annotations
 

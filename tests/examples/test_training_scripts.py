@@ -121,7 +121,7 @@ def test_the_a14b_script_asks_for_the_expert() -> None:
     [
         (["--lerning-rate=1"], "unknown argument '--lerning-rate'"),
         (["--mm-model=/no/such.json"], "/no/such.json: no such file"),
-        ([], "data_path: ./vace_features/data.jsonl is not there"),
+        ([], "data_path: ./vace_features/data.jsonl not found"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_one(tmp_path: Path, flags: list[str], wanted: str) -> None:

@@ -1,4 +1,7 @@
-"""`python -m tests.fuzz 2000 [SEED]`: many cases at once; prints every fault, as a line for regressions.json, and a count."""
+"""`python -m tests.fuzz 2000 [SEED]`: many cases at once.
+
+Prints every fault, as a line for regressions.json, and a count.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ def main() -> None:
     faults = Counter(verdict.kind for verdict in verdicts if verdict.fault)
     slow = max(verdicts, key=lambda verdict: verdict.seconds)
     sys.stdout.write(
-        f"{len(verdicts)} cases: {dict(kinds)}; faults: {dict(faults)}; slowest {slow.seconds} s: {slow.case}\n"
+        f"{len(verdicts)} cases: {dict(kinds)}; faults: {dict(faults)}; slowest {slow.seconds} s: "
+        f"{slow.case}\n"
     )
 
 

@@ -22,7 +22,10 @@ _FLAG_ENTRIES = ("check training", "check clips", "check generation", "hf_to_mm"
 
 @dataclass(frozen=True)
 class Case:
-    """One damaged input: a command, the file (or the command line) that is damaged, how, and the seed of the damage."""
+    """One damaged input.
+
+    A command, the file (or the command line) that is damaged, how, and the seed of the damage.
+    """
 
     entry: str
     target: str
@@ -109,7 +112,10 @@ def mutator_of(name: str) -> Mutator:
 
 
 def may_differ(case: Case) -> bool:
-    """Whether a result other than the sound file's can be what the damaged file says. Else: refused, or the same result."""
+    """Whether a result other than the sound file's can be what the damaged file says.
+
+    Else: refused, or the same result.
+    """
     if case.target == ARGV:
         return case.mutator != "flag_unknown"
     suffix, mutator = Path(case.target).suffix, case.mutator

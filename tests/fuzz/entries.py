@@ -1,4 +1,7 @@
-"""The commands under attack: what each is called with, which files decide its result, and what that result is."""
+"""The commands under attack.
+
+What each is called with, which files decide its result, and what that result is.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,10 @@ def _features() -> Digest:
 
 
 def _videos() -> Digest:
-    """Latents, and what the frames look like: of small ones x264 writes other bytes now and then (its mbtree)."""
+    """Latents, and what the frames look like.
+
+    Of small ones x264 writes other bytes now and then (its mbtree).
+    """
     found: Digest = {path.name: _means(path) for path in sorted(Path("made").glob("*.mp4"))}
     return found | {
         str(path): _tensors(load_file(path)) for path in sorted(Path("made").glob("*/latents.safetensors"))
@@ -99,13 +105,24 @@ _CODERS = (f"models/{VAE_FILE}", f"models/{TEXT_FILE}", f"models/{TOKENIZER_FOLD
 _TRUNK = ("weights/config.json", f"weights/{_WEIGHTS}")
 _RECIPE = ("feature_data.json", "pretrain_model.json", "fsdp2_config.yaml", "tools.json")
 _FEATURES = ("features/data.jsonl", "features/features/*.safetensors")
-_POINT = tuple(f"save/{name}" for name in ("latest_checkpointed_iteration.txt", "iter_0000002/.metadata",
-                                           "iter_0000002/__0_0.distcp", "iter_0000002/job.json"))  # fmt: skip
+_POINT = tuple(
+    f"save/{name}"
+    for name in (
+        "latest_checkpointed_iteration.txt",
+        "iter_0000002/.metadata",
+        "iter_0000002/__0_0.distcp",
+        "iter_0000002/job.json",
+    )
+)
 _TRAIN = _with(TRAIN, "--save=made", "--train-iters=2")
 
 ENTRIES = {
-    "check training": Entry("pretrain", (*_TRAIN, "--dry-run", "--check-inputs"), (*_RECIPE, *_FEATURES, *_TRUNK), _nothing),
-    "train": Entry("pretrain", _TRAIN, (*_RECIPE, *_FEATURES, "features/null_prompt.safetensors", *_TRUNK), _losses),
+    "check training": Entry(
+        "pretrain", (*_TRAIN, "--dry-run", "--check-inputs"), (*_RECIPE, *_FEATURES, *_TRUNK), _nothing
+    ),
+    "train": Entry(
+        "pretrain", _TRAIN, (*_RECIPE, *_FEATURES, ("features/null_prompt.safetensors"), *_TRUNK), _losses
+    ),
     "train on .pt": Entry(
         "pretrain",
         _with(_TRAIN, "--mm-data=published_data.json"),
@@ -115,7 +132,10 @@ ENTRIES = {
     "resume": Entry("pretrain", _with(_TRAIN, "--load=save", "--train-iters=4"), _POINT, _losses),
     "check clips": Entry("extract", (*_with(EXTRACT, "--save-path=made"), "--dry-run"), _CLIPS, _nothing),
     "extract": Entry(
-        "extract", _with(EXTRACT, "--save-path=made"), ("data.json", "model.json", "tools.json", *_CLIPS, *_CODERS), _features
+        "extract",
+        _with(EXTRACT, ("--save-path=made")),
+        ("data.json", "model.json", "tools.json", *_CLIPS, *_CODERS),
+        _features,
     ),
     "check generation": Entry("generate", ("inference.json", "--dry-run"), ("inference.json",), _nothing),
     "generate": Entry(
@@ -138,23 +158,52 @@ ENTRIES = {
     ),
     "hf_to_mm": Entry("convert", _with(CONVERT, "--cfg.target_path=made"), _TRUNK, _weights),
     "hf_to_mm shards": Entry(
-        "convert", _with(CONVERT, "--cfg.target_path=made", "--cfg.source_path=shards"),
-        ("shards/*.json", "shards/*-00002-of-00003.safetensors"), _weights,
+        "convert",
+        _with(CONVERT, "--cfg.target_path=made", "--cfg.source_path=shards"),
+        ("shards/*.json", "shards/*-00002-of-00003.safetensors"),
+        _weights,
     ),
     "mm_to_hf": Entry(
-        "convert", ("VACEConverter", "mm_to_hf", "--cfg.source_path=mm", "--cfg.target_path=made"),
-        ("mm/latest_checkpointed_iteration.txt", "mm/release/mp_rank_00/model_optim_rng.pt", "mm/release/mp_rank_00/*.json"),
+        "convert",
+        ("VACEConverter", "mm_to_hf", "--cfg.source_path=mm", "--cfg.target_path=made"),
+        (
+            "mm/latest_checkpointed_iteration.txt",
+            ("mm/release/mp_rank_00/model_optim_rng.pt"),
+            "mm/release/mp_rank_00/*.json",
+        ),
         _weights,
     ),
     "checkpoint to hf": Entry(
-        "convert", ("VACEConverter", "mm_to_hf", "--cfg.source_path=save", "--cfg.base_path=weights", "--cfg.target_path=made"), (*_POINT, *_TRUNK), _weights
+        "convert",
+        (
+            "VACEConverter",
+            "mm_to_hf",
+            "--cfg.source_path=save",
+            ("--cfg.base_path=weights"),
+            "--cfg.target_path=made",
+        ),
+        (*_POINT, *_TRUNK),
+        _weights,
     ),
-    "inspect clips": Entry("inspect", ("data.json", "--out=made.png", "--workers=0", "--skip-bad-samples=0"), ("data.json", *_CLIPS), _sheet),
-    "inspect rows": Entry("inspect", ("clips/rows.jsonl", "--out=made.png", "--workers=0", "--index=1", "--skip-bad-samples=0"), ("clips/rows.jsonl",), _sheet),
+    "inspect clips": Entry(
+        "inspect",
+        ("data.json", "--out=made.png", "--workers=0", ("--skip-bad-samples=0")),
+        ("data.json", *_CLIPS),
+        _sheet,
+    ),
+    "inspect rows": Entry(
+        "inspect",
+        ("clips/rows.jsonl", "--out=made.png", "--workers=0", "--index=1", ("--skip-bad-samples=0")),
+        ("clips/rows.jsonl",),
+        _sheet,
+    ),
     "inspect features": Entry(
-        "inspect", ("features/data.jsonl", "--out=made.png", "--index=0", f"--vae=models/{VAE_FILE}"), _FEATURES, _sheet
+        "inspect",
+        ("features/data.jsonl", "--out=made.png", "--index=0", (f"--vae=models/{VAE_FILE}")),
+        _FEATURES,
+        _sheet,
     ),
-}  # fmt: skip
+}
 
 
 def expand(entry: Entry, root: Path) -> list[str]:

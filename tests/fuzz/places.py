@@ -11,7 +11,10 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" 
 
 
 def remove(path: Path) -> None:
-    """Take a file's place away. The copies of the world share their files: nothing may be written through `path`."""
+    """Take a file's place away.
+
+    The copies of the world share their files: nothing may be written through `path`.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

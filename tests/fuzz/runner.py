@@ -22,7 +22,8 @@ _OURS = re.compile(r"(\[rank [^\]]*\] )?(Config|Data|Weights|Launch|Training|Non
 # Words of Python and of libraries: a reason of our own is missing.
 _FOREIGN = re.compile(
     r"\b(Attribute|Type|Key|Index|Value|Runtime|Recursion|UnicodeDecode|UnicodeEncode|Assertion|Overflow|OS|Memory|Name)Error\b"
-    r"|Traceback|errors\.pydantic|weights_only|Weights only|NoneType|object has no|object is not|not supported between"
+    r"|Traceback|errors\.pydantic|weights_only|Weights only|NoneType|object has no|object is not"
+    r"|not supported between"
     r"|<class '|<built-in|\[Errno|enforce fail|PytorchStreamReader|at 0x[0-9a-f]{6}"
 )
 _DECODER = re.compile(r"^\[?\S+ @ 0x|^\[\d\d:\d\d:\d\d\]|^\s*Last message repeated")  # FFmpeg's own lines
@@ -72,7 +73,10 @@ class Servers:
         return answer
 
     def run(self, cases: Iterable[Case]) -> list[Verdict]:
-        """All cases, as many at a time as there are servers. One that took too long is tried again: the machine may be busy."""
+        """All cases, as many at a time as there are servers.
+
+        One that took too long is tried again: the machine may be busy.
+        """
         with ThreadPoolExecutor(len(self._processes)) as pool:
             return list(pool.map(self._judged, cases))
 
@@ -91,7 +95,10 @@ class Servers:
 
 
 def judge(case: Case, answer: dict[str, Any], sound: dict[str, Any]) -> Verdict:
-    """Our one line and exit code 1, or the result of the sound file, or what the damaged file says: else a fault."""
+    """Our one line and exit code 1, or the result of the sound file, or what the damaged file says.
+
+    Anything else is a fault.
+    """
     code, result = answer["code"], answer["result"]
     lines = [line for line in answer["errors"].splitlines() if line.strip() and not _DECODER.match(line)]
     said = lines[-1] if lines else ""

@@ -1,4 +1,6 @@
-"""A process that has everything imported, and forks one child for each case: quick, and no case sees another's state.
+"""A process that has everything imported, and forks one child for each case.
+
+Quick, and no case sees another's state.
 
 One case a line on stdin, one JSON answer a line on stdout.
 """
@@ -121,7 +123,10 @@ def _leave(code: int) -> NoReturn:
 
 
 def _wait(child: int, seconds: float) -> tuple[int, resource.struct_rusage]:
-    """→ exit code (a signal's number, negative) and what it used. One that stands still, or takes too long, is killed."""
+    """→ exit code (a signal's number, negative) and what it used.
+
+    One that stands still, or takes too long, is killed.
+    """
     deadline = time.monotonic() + seconds
     pause, ticks, moved = 0.002, -9, time.monotonic()
     while True:
@@ -187,7 +192,15 @@ def _case(folder: Path, case: list[Any] | str, report: Path, errors: Path) -> No
 def known_flags(command: str) -> list[str]:
     """Every flag of a command."""
     if command == "convert":
-        return ["--cfg.source_path", "--cfg.target_path", "--cfg.dtype", "--cfg.verify", "--cfg.target_parallel_config.pp_layers", "--cfg", "--config"]  # fmt: skip
+        return [
+            "--cfg.source_path",
+            "--cfg.target_path",
+            "--cfg.dtype",
+            "--cfg.verify",
+            "--cfg.target_parallel_config.pp_layers",
+            "--cfg",
+            "--config",
+        ]
     if command == "pretrain":
         from mindspeed_mm.tasks.jobs.pretrain import job_parser as parser
     elif command == "extract":

@@ -137,7 +137,10 @@ def _edit_key(rng: Random, path: Path, edit: Any) -> None:
 
 
 def _load(path: Path) -> tuple[Any, Any]:
-    """The values of a file, and how they are written back. JSON is YAML, so that a YAML file is written as JSON."""
+    """The values of a file, and how they are written back.
+
+    JSON is YAML, so that a YAML file is written as JSON.
+    """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
         return [

@@ -1,4 +1,7 @@
-"""Weights and features: headers that lie, values that are no numbers, names and shapes of another model, pickles with code."""
+"""Weights and features.
+
+Headers that lie, values that are no numbers, names and shapes of another model, pickles with code.
+"""
 
 from __future__ import annotations
 
@@ -192,8 +195,23 @@ def pickle_ops(rng: Random, path: Path) -> None:
 
 def pickle_document(rng: Random, path: Path) -> None:
     """A sound file with something else in it."""
-    values: Any = rng.choice([None, [], {}, 3, "text", {"model": None}, {"model": {}}, {"model": [1]}, {1: torch.ones(2)},
-                              {"a": {"b": torch.ones(2)}}, [torch.ones(2)], torch.ones(2), {"a": "b"}])  # fmt: skip
+    values: Any = rng.choice(
+        [
+            None,
+            [],
+            {},
+            3,
+            "text",
+            {("model"): None},
+            {"model": {}},
+            {"model": [1]},
+            {1: torch.ones(2)},
+            {"a": {"b": torch.ones(2)}},
+            [torch.ones(2)],
+            torch.ones(2),
+            {"a": "b"},
+        ]
+    )
     remove(path)
     torch.save(values, path, _use_new_zipfile_serialization=rng.random() < 0.8)
 

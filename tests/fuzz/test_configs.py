@@ -21,7 +21,9 @@ from tests.fuzz.world import EXTRACT, TRAIN, write_configs
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.integers(-3, 3) | st.floats() | st.text(max_size=20)
-    | st.sampled_from([1 << 31, 1 << 63, 10**30, -(10**30), 1e308, 5e-324, "0", "1e3", "a.b", "blocks.{0-99999999999}"])
+    | st.sampled_from([1 << 31, 1 << 63, 10**30, -(10**30), 1e308, 5e-324, "0", "1e3", "a.b", (
+        "blocks.{0-99999999999}"
+    )])
 )  # fmt: skip
 VALUES = st.recursive(
     SCALARS,

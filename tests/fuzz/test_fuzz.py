@@ -1,6 +1,9 @@
-"""Damaged inputs through the real commands: each ends in one line of ours, or gives the same result as the sound input.
+"""Damaged inputs through the real commands.
 
-FUZZ_CASES=5000 FUZZ_SEED=7 runs more and others; `python -m tests.fuzz 5000 7` prints every fault of such a run.
+Each ends in one line of ours, or gives the same result as the sound input.
+
+FUZZ_CASES=5000 FUZZ_SEED=7 runs more and others; `python -m tests.fuzz 5000 7` prints every fault of such a
+run.
 """
 
 from __future__ import annotations

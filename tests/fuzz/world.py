@@ -1,4 +1,7 @@
-"""Every kind of file that the commands read, tiny, in one folder; all paths in it are relative to that folder."""
+"""Every kind of file that the commands read, tiny, in one folder.
+
+All paths in it are relative to that folder.
+"""
 
 from __future__ import annotations
 
@@ -66,13 +69,18 @@ INFERENCE = {
     "seed": 3,
     "dtype": "fp32",
     "tiled": "never",
-    "tasks": [{"name": "both", "video_path": "clips/control.mp4", "mask_path": "clips/mask.png", "timing": "frames",
+    "tasks": [{"name": "both", "video_path": (
+        "clips/control.mp4"
+    ), "mask_path": "clips/mask.png", "timing": "frames",
                "image_paths": ["clips/ref.png"]}],
 }  # fmt: skip
 
 
 def make_world(root: Path) -> None:
-    """Fill `root`, which becomes the working directory. What a command needs of another's results, that command makes."""
+    """Fill `root`, which becomes the working directory.
+
+    What a command needs of another's results, that command makes.
+    """
     root.mkdir(parents=True)
     os.chdir(root)
     Path("zero").symlink_to("/dev/zero")

@@ -1,4 +1,7 @@
-"""What an error advises exists: the flags, commands, files and JSON keys that messages name. Read from the source with ast."""
+"""What an error advises exists: the flags, commands, files and JSON keys that messages name.
+
+Read from the source with ast.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +171,7 @@ def json_keys() -> set[str]:
 
 
 def wrong(text: str, commands: list[str]) -> list[str]:
-    """What a text names that does not exist in each of `commands`, or in the one that the text names beside it."""
+    """What a text names that does not exist in each of `commands`, or in the one named beside it."""
     flags = set.intersection(*(parsers()[command] for command in commands))
     flags |= OTHERS.union(*(parsers()[command] for command, label in LABELS.items() if label in text))
     flags |= {flag for flag in {*UNUSED, *REFUSED} if "train" in commands}

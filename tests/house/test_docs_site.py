@@ -1,4 +1,7 @@
-"""The documents as a site: both navigations name every page, the site builds without a warning, and its links hold."""
+"""The documents as a site.
+
+Both navigations name every page, the site builds without a warning, and its links hold.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the published VACE examples say, by key and flag: each of their files and argument lists is understood here."""
+"""What the published VACE examples say, by key and flag.
+
+Each of their files and argument lists is understood here.
+"""
 
 from __future__ import annotations
 
@@ -170,7 +173,9 @@ recompute_modules:
   - predictor.wan_dit.blocks.{*}
   - predictor.vace_dit.vace_blocks.{*}
 """,
-    "minimal": "sharding_size: 8\nreshard_after_forward: True\nparam_dtype: bf16\ncast_forward_inputs: True\n",
+    "minimal": (
+        "sharding_size: 8\nreshard_after_forward: True\nparam_dtype: bf16\ncast_forward_inputs: True\n"
+    ),
 }
 COMMON_ARGS = [
     "--tensor-model-parallel-size",

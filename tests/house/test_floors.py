@@ -1,4 +1,7 @@
-"""A module imports only from floors below (docs/concepts/architecture.md): read with ast, nothing is imported."""
+"""A module imports only from floors below (docs/concepts/architecture.md).
+
+Read with ast, nothing is imported.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ SIBLINGS = {
     "evaluation",
 }  # on their floor none imports another
 FLOORS = {
-    "errors": 0, "checksum": 0, "files": 0, "registry": 0, "log": 0, "locks": 0, "processes": 0, "progress": 0,
+    "errors": 0, "checksum": 0, "files": 0, "registry": 0, "log": 0, "locks": 0, (
+        "processes"
+    ): 0, "progress": 0,
     "outputs": 0,
     "config": 1,
     "accelerator": 2, "ops": 2, "flow": 2,
@@ -79,7 +84,7 @@ def imports(source: str) -> list[tuple[int, str, int]]:
 
 
 def references(source: str) -> list[tuple[int, str]]:
-    """(line, module) of every string such as "mindspeed_mm.models.wan.vace:VaceTransformer": an import made later."""
+    """(line, module) of every string such as "mindspeed_mm.models.wan.vace:VaceTransformer"."""
     named = re.compile(r"((?:mindspeed_mm|checkpoint|megatron\.mm)(?:\.\w+)+):\w+")
     return [
         (node.lineno, match[1])

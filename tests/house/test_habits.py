@@ -1,4 +1,7 @@
-"""Habits that a reader cannot be trusted to see every time: no print, no global, no machine's paths, no unsafe torch.load."""
+"""Habits that a reader cannot be trusted to see every time.
+
+No print, no global, no machine's paths, no unsafe torch.load.
+"""
 
 from __future__ import annotations
 

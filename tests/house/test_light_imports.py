@@ -1,4 +1,7 @@
-"""`--help`, a typo and a missing file answer at once: no command imports torch (or megatron.core) for them."""
+"""`--help`, a typo and a missing file answer at once.
+
+No command imports torch (or megatron.core) for them.
+"""
 
 from __future__ import annotations
 

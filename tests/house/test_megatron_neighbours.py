@@ -14,7 +14,8 @@ import pytest
 pytestmark = pytest.mark.medium
 
 ROOT = Path(__file__).resolve().parents[2]
-# What MindSpeed's adaptor does on import, as far as it matters: it looks for megatron.training, and patches it by name.
+# What MindSpeed's adaptor does on import, as far as it matters: it looks for megatron.training, and patches
+# it by name.
 ADAPTOR = """
 import sys
 from importlib.util import find_spec
@@ -89,7 +90,7 @@ def test_use_mindspeed_without_package_is_one_line(tmp_path: Path) -> None:
 
 
 def test_megatron_lm_can_be_copied_over_a_checkout(stand_ins: Path, tmp_path: Path) -> None:
-    """`cp -r Megatron-LM/megatron .`: core and training then stand beside mm, and nothing of ours is overwritten."""
+    """`cp -r Megatron-LM/megatron .` puts core and training beside mm and overwrites nothing of ours."""
     checkout = tmp_path / "checkout"
     shutil.copytree(
         ROOT / "mindspeed_mm", checkout / "mindspeed_mm", ignore=shutil.ignore_patterns("__pycache__")

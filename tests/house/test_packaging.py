@@ -120,7 +120,12 @@ def test_a_wheel_holds_no_megatron_init_and_all_our_packages(tmp_path: Path) -> 
         [
             sys.executable,
             "-c",
-            "import setuptools, json, sys; setuptools.setup = lambda **k: sys.stdout.write(json.dumps(k['packages'])); exec(open('setup.py').read().replace('from setuptools import find_namespace_packages, find_packages, setup', 'from setuptools import find_namespace_packages, find_packages\\nsetup = setuptools.setup'))",
+            (
+                "import setuptools, json, sys; setuptools.setup = lambda **k: "
+                "sys.stdout.write(json.dumps(k['packages'])); exec(open('setup.py').read().replace('from "
+                "setuptools import find_namespace_packages, find_packages, setup', 'from setuptools import "
+                "find_namespace_packages, find_packages\\nsetup = setuptools.setup'))"
+            ),
         ],
         cwd=ROOT,
         capture_output=True,

@@ -1,6 +1,9 @@
-"""Every command in a page is understood by the program that it names. Blocks run in bash, with recorders in place of the programs.
+"""Every command in a page is understood by the program that it names.
 
-What takes no minutes runs for real elsewhere: the guide (tests/examples/test_guide.py), convert.md, serve.md, the quickstart.
+Blocks run in bash, with recorders in place of the programs.
+
+What takes no minutes runs for real elsewhere: the guide (tests/examples/test_guide.py), convert.md, serve.md,
+the quickstart.
 """
 
 from __future__ import annotations

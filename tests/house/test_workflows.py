@@ -1,4 +1,7 @@
-"""Workflow files of a public forge: their scripts exist, they run what .ci/run runs, and name no other host."""
+"""Workflow files of a public forge.
+
+Their scripts exist, they run what .ci/run runs, and name no other host.
+"""
 
 from __future__ import annotations
 

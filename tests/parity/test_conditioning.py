@@ -116,7 +116,10 @@ def test_references_keep_their_order(vae, pipeline, pixels, mask):
 
 
 def test_each_reference_is_encoded_alone(vae, pixels):
-    """Published extractors encode all references as one clip: two of them become one latent frame that holds the first only."""
+    """Published extractors encode all references as one clip.
+
+    Two of them become one latent frame that holds the first only.
+    """
     plain = PlainVae(vae)
     references = [load_reference(picture(seed, H, W), H, W) for seed in (5, 6, 7)]
     latents = encode_latents(plain, to_tensor(pixels), references)

@@ -1,4 +1,7 @@
-"""A whole generation is that of diffusers' WanVACEPipeline: same weights, pixels, noise and sigmas, latents within 1e-4."""
+"""A whole generation is that of diffusers' WanVACEPipeline.
+
+Same weights, pixels, noise and sigmas, latents within 1e-4.
+"""
 
 from __future__ import annotations
 

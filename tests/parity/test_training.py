@@ -1,4 +1,7 @@
-"""A training step is what a plain fp32 loop over diffusers' model does: same loss, same gradients, same weights after."""
+"""A training step is what a plain fp32 loop over diffusers' model does.
+
+Same loss, same gradients, same weights after.
+"""
 
 from __future__ import annotations
 
@@ -130,5 +133,6 @@ def test_three_iterations_leave_the_weights_of_the_plain_loop():
     assert [values["loss"] for _, values in recorder.rows] == pytest.approx(losses, rel=2e-4)
     ours = model.state_dict()
     for name, parameter in oracle.named_parameters():
-        # AdamW moves each weight by about lr whatever its gradient's size: where a gradient is rounding noise, so is the move
+        # AdamW moves each weight by about lr whatever its gradient's size: where a gradient is rounding
+        # noise, so is the move
         torch.testing.assert_close(ours[NAMES.to_ours(name)], parameter.detach(), atol=2e-4, rtol=1e-3)

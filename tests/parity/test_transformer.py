@@ -1,4 +1,7 @@
-"""The transformer computes what diffusers' WanVACETransformer3DModel computes, forward and backward, on the same weights."""
+"""The transformer computes what diffusers' WanVACETransformer3DModel computes.
+
+Forward and backward, on the same weights.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text encoder read from an official file computes what transformers' UMT5EncoderModel computes on the same weights."""
+"""The text encoder of an official file computes what transformers' UMT5EncoderModel computes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""Peak memory of one rank of a training run, on any machine: our own model under FakeTensorMode with a fake process group.
+"""Peak memory of one rank of a training run, on any machine.
 
-Nothing is computed and no memory is filled: torch's FSDPMemTracker counts what tensors would hold. A run that is too deep to
-trace in seconds is traced at two small depths, and the line through them is followed to the real one.
+Our own model under FakeTensorMode with a fake process group.
+
+Nothing is computed and no memory is filled: torch's FSDPMemTracker counts what tensors would hold. A run that
+is too deep to trace in seconds is traced at two small depths, and the line through them is followed to the
+real one.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ def depth(case: Traced, every: int, branch: int) -> Traced:
 
 
 def peak(case: Traced) -> dict[str, float]:
-    """Bytes at the peak of a second step (the optimizer's state exists), by torch's own kinds, and their `Total`."""
+    """Bytes at the peak of a second step (with optimizer state), by torch's own kinds, and their `Total`."""
     with world(case.ranks):
         return _peak(case)
 
@@ -107,7 +110,10 @@ def _peak(case: Traced) -> dict[str, float]:
 
 @contextmanager
 def unfilled() -> Iterator[None]:
-    """Weights get memory and no values. torch cannot swap a plain parameter under FakeTensorMode, so those are replaced."""
+    """Weights get memory and no values.
+
+    torch cannot swap a plain parameter under FakeTensorMode, so those are replaced.
+    """
     fill, to_empty = build.fill, nn.Module.to_empty
 
     def replace_plain(model: nn.Module, *, device: Any, recurse: bool = True) -> nn.Module:

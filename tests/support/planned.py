@@ -105,7 +105,10 @@ class Case:
 
 
 def measured_memory(case: Case) -> float:
-    """Bytes of tensors at the peak of a third step on this rank: what stays, and the highest level of torch's allocation events."""
+    """Bytes of tensors at the peak of a third step on this rank.
+
+    What stays, and the highest level of torch's allocation events.
+    """
     groups.destroy()
     run, accelerator = case.traced, Accelerator.detect("cpu")
     mesh = build_mesh(run.parallel, accelerator, run.fsdp)

@@ -1,4 +1,7 @@
-"""Synthetic scenes for annotators and tasks: a textured disc that moves over a textured background, with its true masks."""
+"""Synthetic scenes for annotators and tasks.
+
+A textured disc that moves over a textured background, with its true masks.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ def texture(height: int, width: int, seed: int, low: int, high: int) -> np.ndarr
 def moving_disc(
     count: int = 9, height: int = 96, width: int = 128, radius: int = 16, step: float = 3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames [T, H, W, 3], and the disc's masks [T, H, W] of 0 and 255. It moves `step` pixels right each frame."""
+    """Frames [T, H, W, 3], and the disc's masks [T, H, W] of 0 and 255.
+
+    It moves `step` pixels right each frame.
+    """
     background = texture(height, width, 0, 20, 90)
     subject = texture(height, width, 1, 60, 255)
     subject[..., 1:] //= 3  # reddish

@@ -142,7 +142,10 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_ground_floor_needs_only_the_standard_library() -> None:
-    source = "import mindspeed_mm.errors, mindspeed_mm.registry, mindspeed_mm.log, sys; sys.stdout.write(' '.join(sys.modules))"
+    source = (
+        "import mindspeed_mm.errors, mindspeed_mm.registry, mindspeed_mm.log, sys; sys.stdout.write(' "
+        "'.join(sys.modules))"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,7 @@
-"""One reader for every text and JSON file: encodings, ends of lines, nesting, numbers, keys, and what is no file at all."""
+"""One reader for every text and JSON file.
+
+Encodings, ends of lines, nesting, numbers, keys, and what is no file at all.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from mindspeed_mm.files import (
     write_json_lines,
     write_text,
 )
+from tests.support.errors import raises
 
 AWKWARD = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven 彩色"
 
@@ -65,7 +69,7 @@ def test_utf16_and_utf32_are_named(encoding: str, tmp_path: Path) -> None:
     ],
 )
 def test_other_encodings_are_named_with_their_line(text: str, encoding: str, name: str) -> None:
-    with pytest.raises(DataError, match=rf"data\.txt:2: .*{name}"):
+    with raises(DataError, "data.txt:2", name):
         decode_text(b"first\n" + text.encode(encoding), "data.txt", DataError)
 
 
@@ -80,7 +84,7 @@ def test_lines_end_at_line_feeds_only() -> None:
 
 def test_json_lines_keep_their_numbers() -> None:
     assert list(json_lines('{"a": 1}\r\n\n"b"\n', "f", DataError)) == [(1, {"a": 1}), (3, "b")]
-    with pytest.raises(DataError, match=r"^f:3:2: not valid JSON"):
+    with raises(DataError, "JSON", where="f:3:2"):
         list(json_lines("1\n2\n{a\n", "f", DataError))
 
 
@@ -125,12 +129,12 @@ def test_sound_json_reads_as_the_standard_library_does(text: str) -> None:
 
 
 def test_a_list_in_place_of_an_object_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="expected a JSON object, got a list"):
+    with raises(WeightsError, "a JSON object", "a list"):
         read_json_object(written(tmp_path, b"[1]"), WeightsError)
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="at most 10 bytes"):
+    with raises(ConfigError, "at most 10 bytes"):
         read_text(written(tmp_path, b"x" * 11), max_bytes=10)
 
 
@@ -175,7 +179,7 @@ def test_a_dangling_link_names_its_target(tmp_path: Path) -> None:
 def test_a_git_lfs_pointer_is_named_with_its_size(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 34700000000\n")
-    with pytest.raises(WeightsError, match=r"Git LFS pointer of a file of 34\.7 GB"):
+    with raises(WeightsError, "Git LFS pointer", "34.7 GB"):
         regular_file(path, WeightsError)
 
 

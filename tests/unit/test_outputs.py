@@ -1,4 +1,7 @@
-"""Output locations: what cannot be written is one line before work begins, and a check leaves nothing behind."""
+"""Output locations.
+
+What cannot be written is one line before work begins, and a check leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -66,17 +69,17 @@ def test_read_only_folder_is_named(place, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(outputs.os, "mkdir", refuse)
-    with pytest.raises(ConfigError, match="folder: cannot be written to: Permission denied"):
+    with raises(ConfigError, "--save", "folder", "Permission denied"):
         check_folder(place / "folder/new", "--save")
     check_folder(place / "folder/new", "--save", probe=False)
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [("folder", "a folder"), ("/dev/null", "regular"), ("x" * 252 + ".png", "256")]
+    ("path", "fact"), [("folder", "a folder"), ("/dev/null", "regular"), ("x" * 252 + ".png", 256)]
 )
-def test_file_that_cannot_be_written_is_named(place, monkeypatch, path, words):
+def test_file_that_cannot_be_written_is_named(place, monkeypatch, path, fact):
     monkeypatch.chdir(place)
-    with pytest.raises(ConfigError, match=words):
+    with raises(ConfigError, fact):
         check_file(path, "--out")
 
 

@@ -25,7 +25,8 @@ def script(body: str, **environment: str) -> subprocess.Popen[str]:
     """A command with `main` = `body`, in a session of its own."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     source = (
-        "import os, signal, sys, time\nfrom mindspeed_mm import processes\nfrom mindspeed_mm.log import one_line_errors\n"
+        "import os, signal, sys, time\nfrom mindspeed_mm import processes\nfrom mindspeed_mm.log import "
+        "one_line_errors\n"
         f"@one_line_errors\ndef main():\n{lines}\nmain()\n"
     )
     return subprocess.Popen(
@@ -151,7 +152,8 @@ def test_a_rank_ends_with_its_launcher() -> None:
         "import subprocess\n"
         "code = 'from mindspeed_mm.processes import handling_signals; import time\\nwith handling_signals(): "
         "print(1, flush=True); time.sleep(60)'\n"
-        "child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, start_new_session=True, "
+        "child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, "
+        "start_new_session=True, "
         "env={**os.environ, 'MINDSPEED_MM_LAUNCHER': str(os.getpid())})\n"
         "child.stdout.readline()\nprint(child.pid)\ntime.sleep(60)"
     )
@@ -166,7 +168,8 @@ def test_forked_helper_ignores_signals_until_its_parent_ends() -> None:
     body = (
         "import multiprocessing\n"
         "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\nchild.start()\n"
-        "os.kill(child.pid, signal.SIGTERM)\ntime.sleep(0.2)\nprint(child.pid, child.is_alive())\ntime.sleep(60)"
+        "os.kill(child.pid, signal.SIGTERM)\ntime.sleep(0.2)\nprint(child.pid, "
+        "child.is_alive())\ntime.sleep(60)"
     )
     process = script(body)
     pid, lives = first_line(process).split()

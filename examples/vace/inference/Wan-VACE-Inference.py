@@ -1,4 +1,7 @@
-"""Generate videos with VACE: python Wan-VACE-Inference.py CONFIG.json [--key value…]; --help lists every key."""
+"""Generate videos with VACE.
+
+python Wan-VACE-Inference.py CONFIG.json [--key value…]; --help lists every key.
+"""
 
 import sys
 from pathlib import Path

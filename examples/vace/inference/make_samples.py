@@ -1,4 +1,6 @@
-"""Render the sample inputs of the inference JSONs into samples/: a depth clip, the clip itself, a mask and a reference image.
+"""Render the sample inputs of the inference JSONs into samples/.
+
+A depth clip, the clip itself, a mask and a reference image.
 
 A ball bounces through a room past a box; every pixel is computed here, so the files belong to nobody else.
     python examples/vace/inference/make_samples.py

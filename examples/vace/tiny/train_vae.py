@@ -275,7 +275,9 @@ def run_phase(vae: AutoencoderKLWan, phase: Phase, scale: float, latents_std: Se
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if phase.batch % ranks:
         raise ConfigError(
-            f"phase {phase.name!r}: {ranks} processes cannot share {phase.batch} clips; start 1, 2 or 4"
+            f"{ranks} processes cannot share {phase.batch} clips",
+            where=f"phase {phase.name!r}",
+            fix="start 1, 2 or 4",
         )
     share, device = phase.batch // ranks, next(vae.parameters()).device
     seed = zlib.crc32(phase.name.encode())

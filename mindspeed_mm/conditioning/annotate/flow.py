@@ -1,4 +1,7 @@
-"""Optical flow (DIS) as the colours of Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011)."""
+"""Optical flow (DIS) in colours.
+
+The colours are those of Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011).
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ def flows(frames: Frames) -> Iterator[Flow]:
 def flow_frames(frames: Frames, *, official: bool = False) -> Iterator[Frame]:
     """A clip's flow in colours, one frame for each of its frames: the first flow comes twice.
 
-    One radius, the longest vector of the clip, scales all frames. `official`: each frame is scaled by its own longest
-    vector, so brightness flickers. A clip of one frame has no flow: nothing is yielded.
+    One radius, the longest vector of the clip, scales all frames. `official`: each frame is scaled by its own
+    longest vector, so brightness flickers. A clip of one frame has no flow: nothing is yielded.
     """
     with Spool() as spool:
         longest = 0.0
@@ -54,7 +57,10 @@ def longest_vector(flow: Flow) -> float:
 
 
 def colour_flow(flow: Flow, radius: float) -> Frame:
-    """Hue is the direction, saturation the length in parts of `radius`: white does not move. [H, W, 2] → [H, W, 3]."""
+    """Hue is the direction, saturation the length in parts of `radius`: white does not move.
+
+    [H, W, 2] → [H, W, 3].
+    """
     length, angle = opencv().cartToPolar(flow[..., 0], flow[..., 1])
     table = _hues()
     hue = table[np.rint(angle * np.float32((len(table) - 1) / (2 * np.pi))).astype(np.int32)]
@@ -68,7 +74,10 @@ def colour_flow(flow: Flow, radius: float) -> Frame:
 
 @functools.cache
 def _hues() -> NDArray[np.float32]:
-    """The wheel from direction 0 to 2 pi, between its colours in steps so small that none is off by more than a level."""
+    """The wheel from direction 0 to 2 pi.
+
+    Steps between its colours are so small that none is off by more than a level.
+    """
     wheel = colour_wheel() / 255
     place = np.arange((len(wheel) - 1) * _STEPS + 1) / _STEPS
     low = np.floor(place).astype(np.int64)

@@ -9,7 +9,10 @@ from mindspeed_mm.conditioning.annotate.opencv import Frame, as_rgb, opencv
 
 
 def gray(frame: Frame, *, official: bool = False) -> Frame:
-    """Luma in three channels. `official`: with the weights of R and B exchanged, as the published tool has them."""
+    """Luma in three channels.
+
+    `official`: with the weights of R and B exchanged, as the published tool has them.
+    """
     return as_rgb(_luma(frame, official=official))
 
 
@@ -35,7 +38,8 @@ def xdog(
 ) -> Frame:
     """The extended difference of Gaussians as black strokes on white.
 
-    With D = G(sigma) - tau * G(k * sigma) of the luma in [0, 1]: white where D >= epsilon, else 1 + tanh(phi * (D - epsilon)).
+    With D = G(sigma) - tau * G(k * sigma) of the luma in [0, 1]: white where D >= epsilon, else 1 + tanh(phi
+    * (D - epsilon)).
     """
     cv2 = opencv()
     luma = _luma(frame).astype(np.float32) / 255
@@ -47,7 +51,10 @@ def xdog(
 
 
 def scribble(frame: Frame) -> Frame:
-    """Black strokes on white, as the weights know scribbles: those of a coarse `xdog`, short specks removed."""
+    """Black strokes on white, as the weights know scribbles.
+
+    Those of a coarse `xdog`, short specks removed.
+    """
     cv2 = opencv()
     strokes = np.where(xdog(frame, sigma=1.4)[..., 0] < 128, 255, 0).astype(np.uint8)
     count, labels, facts, _ = cv2.connectedComponentsWithStats(strokes, connectivity=8)

@@ -32,7 +32,10 @@ class MaskAugment:
     def draw(
         cls, mode: MaskShape | Literal["random"], generator: np.random.Generator, ratio: float = 0.3
     ) -> MaskAugment:
-        """The draw for a clip. `random` picks one of the shapes; each side grows by U(0, ratio) of the box."""
+        """The draw for a clip.
+
+        `random` picks one of the shapes; each side grows by U(0, ratio) of the box.
+        """
         shape = SHAPES[int(generator.integers(len(SHAPES)))] if mode == "random" else mode
         drawn = tuple(float(value) for value in generator.uniform(0, ratio, 4))
         left, top, right, bottom = drawn if shape.endswith("_expand") else (0.0, 0.0, 0.0, 0.0)
@@ -77,7 +80,8 @@ def _grown(mask: Mask, sides: tuple[float, float, float, float]) -> Mask:
         min(int(part * size), free // 2) for part, size, free in zip(sides, extent, margin, strict=True)
     )
     cv2 = opencv()
-    # A pixel becomes white when a white one is within reach, so the kernel looks to the other side of the growth.
+    # A pixel becomes white when a white one is within reach, so the kernel looks to the other side of the
+    # growth.
     kernel = np.ones((top + bottom + 1, left + right + 1), np.uint8)
     return np.asarray(
         cv2.dilate(mask, kernel, anchor=(right, bottom), borderType=cv2.BORDER_CONSTANT, borderValue=0)

@@ -16,9 +16,9 @@ _SHARE = 0.5  # a colour that a pixel has for more of the clip than this is back
 def motion_masks(frames: Frames, *, threshold: float = 16, clean: int = 5) -> Iterator[Mask]:
     """White where a frame differs from the clip's background, one mask for each frame.
 
-    The clip is read twice: once to learn the background from some of its frames in random order, once to compare, so the
-    first frames are judged as well as the last ones. `threshold` is MOG2's squared Mahalanobis distance; specks narrower
-    than `clean` pixels are removed.
+    The clip is read twice: once to learn the background from some of its frames in random order, once to
+    compare, so the first frames are judged as well as the last ones. `threshold` is MOG2's squared
+    Mahalanobis distance; specks narrower than `clean` pixels are removed.
     """
     cv2 = opencv()
     model = cv2.createBackgroundSubtractorMOG2(varThreshold=threshold, detectShadows=False)

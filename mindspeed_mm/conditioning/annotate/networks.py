@@ -1,4 +1,7 @@
-"""Annotators that need a network, each in a local ONNX file: `ANNOTATORS`. Another package adds one by an entry point."""
+"""Annotators that need a network, each in a local ONNX file: `ANNOTATORS`.
+
+Another package adds one by an entry point.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ class Networks:
                     raise ConfigError(
                         "no such file",
                         where=display_path(path),
-                        fix=f"get {annotator.get}; save it under this name, or name its folder with --annotators",
+                        fix=(
+                            f"get {annotator.get}; save it under this name, or name its folder with "
+                            "--annotators"
+                        ),
                     )
             self.used.update({path.name: _digest(path) for path in paths})
             self._opened[kind] = resolve(annotator.entry)(*map(Network, paths))

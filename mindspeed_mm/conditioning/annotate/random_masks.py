@@ -1,4 +1,7 @@
-"""Masks that are drawn for a clip: boxes, strokes, blobs, frames, noise. White = generate. Each mask follows from its generator."""
+"""Masks that are drawn for a clip: boxes, strokes, blobs, frames, noise. White = generate.
+
+Each mask follows from its generator.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,10 @@ def show_box(box: Box) -> str:
 
 
 def box_mask(box: Box, height: int, width: int, where: str = "bbox") -> Mask:
-    """White inside `box`: rows int(top) to int(bottom) - 1, columns int(left) to int(right) - 1, clipped to the frame."""
+    """White inside `box`, clipped to the frame.
+
+    Rows int(top) to int(bottom) - 1, columns int(left) to int(right) - 1.
+    """
     left, top, right, bottom = clip_box(box, height, width, where)
     mask = np.zeros((height, width), np.uint8)
     mask[top:bottom, left:right] = 255

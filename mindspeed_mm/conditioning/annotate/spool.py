@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 
 class Spool:
-    """Arrays of one shape and dtype, written in order and read back in order. A context manager; the file has no name."""
+    """Arrays of one shape and dtype, written in order and read back in order.
+
+    A context manager; the file has no name.
+    """
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)

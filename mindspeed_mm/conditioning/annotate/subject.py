@@ -1,4 +1,7 @@
-"""Where the subject of a clip is: salient regions, GrabCut in a box, and a box that is followed through the clip."""
+"""Where the subject of a clip is.
+
+Salient regions, GrabCut in a box, and a box that is followed through the clip.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ def saliency(frame: Frame) -> NDArray[np.float32]:
 
 
 def salient_mask(frame: Frame) -> Mask:
-    """The most salient subject: Otsu's threshold, the box of the large regions, refined by GrabCut. May be empty.
+    """The most salient subject: Otsu's threshold, the box of the large regions, refined by GrabCut.
+
+    May be empty.
 
     The spectrum answers to a subject's outline, so its regions are taken together.
     """
@@ -52,7 +57,8 @@ def salient_mask(frame: Frame) -> Mask:
 def grabcut(frame: Frame, box: Box, seed: Mask | None = None, iterations: int = 4) -> Mask:
     """The subject inside `box` (Rother et al., 2004), or the whole box where the cut fails.
 
-    `seed` says what is probably subject; without it, everything in the box is. Only the box and a margin are looked at.
+    `seed` says what is probably subject; without it, everything in the box is. Only the box and a margin are
+    looked at.
     """
     cv2 = opencv()
     height, width = frame.shape[:2]
@@ -85,7 +91,9 @@ def grabcut(frame: Frame, box: Box, seed: Mask | None = None, iterations: int = 
 
 
 def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels]]:
-    """Each frame with the box in it: `box` in the first one, then where the CSRT tracker finds it, clipped to the frame.
+    """Each frame with the box in it.
+
+    `box` in the first one, then where the CSRT tracker finds it, clipped to the frame.
 
     Where the tracker loses the subject, the last box holds.
     """
@@ -120,7 +128,9 @@ def track_box_masks(
 
 
 def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: bool = True) -> Iterator[tuple[Frame, Mask]]:
-    """Each frame with the mask moved and scaled along the tracked box; `refine` fits it to the frame by GrabCut.
+    """Each frame with the mask moved and scaled along the tracked box.
+
+    `refine` fits it to the frame by GrabCut.
 
     The first mask is `mask` itself. An empty mask stays empty.
     """

@@ -74,7 +74,9 @@ def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
 
 
 def split_modes(text: str) -> tuple[SubjectMode, ReferenceMode]:
-    """`bboxtrack,salient` → the clip's and the images' mode; one mode is for the clip, images are then `salient`.
+    """`bboxtrack,salient` → the clip's and the images' mode.
+
+    One mode is for the clip, images are then `salient`.
 
     Raises ConfigError.
     """
@@ -262,8 +264,10 @@ def compose(
 ) -> tuple[Frame, Mask]:
     """One frame of two pairs (f1, m1), (f2, m2), with m in {0, 1}:
 
-    - an extension with anything (its frames stay, whichever comes first): f2 * m1 + f1 * (1 - m1), mask m1 * m2
-    - a repaint with a control: the control inside the hole: f_control * m + f_repaint * (1 - m), mask m = m_repaint
+    - an extension with anything (its frames stay, whichever comes first): f2 * m1 + f1 * (1 - m1), mask m1 *
+      m2
+    - a repaint with a control: the control inside the hole: f_control * m + f_repaint * (1 - m), mask m =
+      m_repaint
     - two repaints, two controls: f1 * (1 - m2) + f2 * m2, mask m1 * (1 - m2) + m2
     """
     first, second = mask_1 > 127, mask_2 > 127

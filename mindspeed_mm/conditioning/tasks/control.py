@@ -53,7 +53,7 @@ def still(image: Frame, networks: Networks | None = None) -> Prepared:
 
 
 def _each(name: str, summary: str, annotate: Callable[[TaskOptions], Annotate]) -> None:
-    """Register a task whose frames depend on nothing but their own, for clips and, as image_NAME, for images."""
+    """Register a task whose frames depend on nothing else, for clips and, as image_NAME, for images."""
 
     @task(
         name, summary=summary, needs=("clip",), options=TaskOptions, family="control", trains=name != "plain"
@@ -134,7 +134,10 @@ def depth_frames(
     *,
     official: bool = False,
 ) -> Iterator[Frame]:
-    """Disparities as gray: floor(255 * (d - low) / (high - low)), with the bounds of the clip (`official`: of the frame)."""
+    """Disparities as gray.
+
+    floor(255 * (d - low) / (high - low)), with the bounds of the clip (`official`: of the frame).
+    """
     with Spool() as spool:
         low, high = np.inf, -np.inf
         for frame in frames():

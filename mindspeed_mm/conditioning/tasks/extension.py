@@ -63,7 +63,8 @@ def _clip_ref(sources: Sources, options: ClipRefOptions) -> Prepared:
     notes = []
     if last.size != first.size:
         notes.append(
-            f"{last.path}: fitted from {last.size[1]}x{last.size[0]} into {first.size[1]}x{first.size[0]}, on white"
+            f"{last.path}: fitted from {last.size[1]}x{last.size[0]} into {first.size[1]}x{first.size[0]}, "
+            "on white"
         )
     if abs(last.fps - first.fps) > 0.01:
         notes.append(f"{last.path}: has {last.fps:g} fps, the first clip's {first.fps:g} fps is used")
@@ -174,7 +175,10 @@ task(
 for _mode, _needs in (("firstframe", "image"), ("lastframe", "image"), ("firstlastframe", "2 images")):
     task(
         _mode,
-        summary=f"extend from {'the first and the last frame' if _needs != 'image' else f'the {_mode[:-5]} frame'}",
+        summary=(
+            "extend from "
+            f"{'the first and the last frame' if _needs != 'image' else f'the {_mode[:-5]} frame'}"
+        ),
         needs=(_needs,),
         options=FrameRefOptions,
         family="extension",
@@ -190,7 +194,9 @@ task(
 for _mode, _needs in (("firstclip", "clip"), ("lastclip", "clip"), ("firstlastclip", "2 clips")):
     task(
         _mode,
-        summary=f"extend from {'the first and the last clip' if _needs != 'clip' else f'the {_mode[:-4]} clip'}",
+        summary=(
+            f"extend from {'the first and the last clip' if _needs != 'clip' else f'the {_mode[:-4]} clip'}"
+        ),
         needs=(_needs,),
         options=ClipRefOptions,
         family="extension",

@@ -1,4 +1,7 @@
-"""Options that several tasks share. Texts of the command line, such as `10,20,110,220`, are accepted for lists."""
+"""Options that several tasks share.
+
+Texts of the command line, such as `10,20,110,220`, are accepted for lists.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,10 @@ class Canvas:
 
 
 def grow(height: int, width: int, options: GrowOptions) -> Canvas:
-    """Each direction adds int(ratio * side); what rounds a side up is added where the picture grows, else right and below."""
+    """Each direction adds int(ratio * side).
+
+    What rounds a side up is added where the picture grows, else right and below.
+    """
     left, columns = _grow_side(width, "left", "right", options)
     top, rows = _grow_side(height, "up", "down", options)
     return Canvas(rows, columns, top, left)

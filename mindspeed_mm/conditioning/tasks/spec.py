@@ -1,4 +1,6 @@
-"""What a task is: typed options, what it needs, and the function that makes src_video, src_mask and references.
+"""What a task is.
+
+Typed options, what it needs, and the function that makes src_video, src_mask and references.
 
     @task("canny", "Canny edges control the video", needs=("clip",), options=TaskOptions)
     def canny(sources: Sources, options: TaskOptions) -> Prepared: ...
@@ -129,7 +131,10 @@ class Task:
     trains: bool = False  # from a plain clip, which is also what the model learns to make
 
     def parse(self, values: Mapping[str, Any], where: str) -> Any:
-        """Plain values as the task's options. Raises ConfigError for an option that the task does not have."""
+        """Plain values as the task's options.
+
+        Raises ConfigError for an option that the task does not have.
+        """
         known = self.options.model_fields
         for key, value in values.items():
             if key not in known:
@@ -147,7 +152,10 @@ class Task:
         return parse(self.options, {**values, **self.fixed}, where)
 
     def prepare(self, sources: Sources, options: Any) -> Prepared:
-        """Make the inputs. Raises DataError for sources that do not fit, ConfigError for options that do not."""
+        """Make the inputs.
+
+        Raises DataError for sources that do not fit, ConfigError for options that do not.
+        """
         self._check(sources)
         return self.run(sources, options)
 

@@ -1,4 +1,7 @@
-"""Where the subject of a clip or image is, for every mode: one place for inpainting, layouts and references."""
+"""Where the subject of a clip or image is, for every mode.
+
+One place for inpainting, layouts and references.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +148,9 @@ def image_mask(
     networks: Networks,
     where: str,
 ) -> Mask:
-    """The subject of one image. A tracking mode finds in an image what it would find in the first frame of a clip.
+    """The subject of one image.
+
+    A tracking mode finds in an image what it would find in the first frame of a clip.
 
     Raises DataError for an empty subject, ConfigError for a missing box or mask.
     """
@@ -199,7 +204,8 @@ def _note_box(box: Box, size: tuple[int, int], notes: list[str]) -> None:
 def _note_size(reader: VideoReader, size: tuple[int, int], notes: list[str]) -> None:
     if (reader.height, reader.width) != size:
         notes.append(
-            f"{reader.path}: mask resized from {reader.width}x{reader.height} to {size[1]}x{size[0]}, nearest pixel"
+            f"{reader.path}: mask resized from {reader.width}x{reader.height} to {size[1]}x{size[0]}, "
+            "nearest pixel"
         )
 
 

@@ -1,4 +1,7 @@
-"""Training samples of plain clips that need no annotator: drawn masks, and crops of the clip as references."""
+"""Training samples of plain clips that need no annotator.
+
+Drawn masks, and crops of the clip as references.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,10 @@ def reference_random(sources: Sources, options: ReferenceCropOptions) -> Prepare
 
 
 def clip_crops(clip: Clip, count: int, generator: np.random.Generator) -> tuple[Frame, ...]:
-    """Square crops of random frames at .5 to 1 of the shorter side, each on white at .5 to 1 of a canvas of the frame's size."""
+    """Square crops of random frames at .5 to 1 of the shorter side.
+
+    Each lies on white at .5 to 1 of a canvas of the frame's size.
+    """
     return tuple(_crop(clip, generator) for _ in range(count))
 
 

@@ -15,8 +15,12 @@ from mindspeed_mm.evaluation.spec import METRICS, Metric
 
 __all__ = ["METRICS", "all_metrics"]
 _ORDER = (
-    "truth_psnr", "truth_ssim", "kept_psnr", "kept_ssim", "given_frame_psnr", "seam", "gray_error", "line_f1", "depth_error",
-    "pose_f1", "flow_error", "layout_iou", "reference_colour", "reference_shape", "flicker", "warp_error", "latent_jump",
+    "truth_psnr", "truth_ssim", "kept_psnr", "kept_ssim", (
+        "given_frame_psnr"
+    ), "seam", "gray_error", "line_f1", "depth_error",
+    "pose_f1", "flow_error", "layout_iou", (
+        "reference_colour"
+    ), "reference_shape", "flicker", "warp_error", "latent_jump",
     "colour_drift", "motion",
 )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""Does the video follow its control clip? The task's own annotator runs on the video, and both controls are compared."""
+"""Does the video follow its control clip?
+
+The task's own annotator runs on the video, and both controls are compared.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _POSES = ("pose", "pose_body")
 
 
 def extracted(sample: Sample) -> Pixels:
-    """The control clip that the sample's task makes of the output. Raises ConfigError for a network that is missing."""
+    """The control clip that the sample's task makes of the output.
+
+    Raises ConfigError for a network that is missing.
+    """
     from mindspeed_mm.data.forms import ArrayReader
 
     task = TASKS.get(sample.task)
@@ -80,7 +86,10 @@ def depth_error(sample: Sample) -> float | None:
 
 
 def overlap_f1(found: Where, control: Where, tolerance: int) -> float | None:
-    """F1 of two sets of pixels, each pixel matched within `tolerance`. None for a control without a pixel; 0 for no match."""
+    """F1 of two sets of pixels, each pixel matched within `tolerance`.
+
+    None for a control without a pixel; 0 for no match.
+    """
     if not control.any():
         return None
     kernel = np.ones((2 * tolerance + 1,) * 2, np.uint8)

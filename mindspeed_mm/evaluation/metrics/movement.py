@@ -20,7 +20,10 @@ _DRAWN = 200  # an outline is darker than this in some channel; the canvas is wh
 
 @metric("flow_error", unit="px", better="lower", summary="optical flow against the control's; task flow")
 def flow_error(sample: Sample) -> float | None:
-    """Mean end-point error. Colours do not say how long the longest vector was: the length that fits best is taken."""
+    """Mean end-point error.
+
+    Colours do not say how long the longest vector was: the length that fits best is taken.
+    """
     control = sample.src_video
     if control is None or sample.task != "flow" or len(control) < 2:
         return None

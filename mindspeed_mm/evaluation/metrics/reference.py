@@ -19,7 +19,7 @@ _SIDE = 64  # of the pictures whose outlines are compared
 
 @metric("reference_colour", better="higher", summary="share of the reference's colours that frames have, too")
 def reference_colour(sample: Sample) -> float | None:
-    """Intersection of the colour histograms inside the reference's palette; mean over references and frames."""
+    """Intersection of the colour histograms inside the reference's palette, by reference and frame."""
     values = [
         _colour_share(_histogram(picture[subject(picture)]), frame)
         for picture in sample.references
@@ -34,7 +34,10 @@ def reference_colour(sample: Sample) -> float | None:
     summary="outlines of the reference against those of its colours in the frames",
 )
 def reference_shape(sample: Sample) -> float | None:
-    """Cosine of the histograms of oriented gradients; mean over references and frames, 0 where no colour of it is."""
+    """Cosine of the histograms of oriented gradients.
+
+    Mean over references and frames, 0 where no colour of it is.
+    """
     found = []
     for picture in sample.references:
         where = subject(picture)

@@ -1,4 +1,7 @@
-"""How a video goes from frame to frame: flicker, motion, what motion does not explain, jumps between latent frames."""
+"""How a video goes from frame to frame.
+
+Flicker, motion, what motion does not explain, jumps between latent frames.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""CRC-32 of what a file of weights holds: the ones that zip files carry, and ours in `checksums.json` of a checkpoint.
+"""CRC-32 of what a file of weights holds.
 
-Verified while values are read, unless `MINDSPEED_MM_VERIFY_CHECKSUMS=0` or `verifying(False)` says otherwise. They find
-damage and mixed-up files. They do not stop an attacker, who can write them, too.
+The ones that zip files carry, and ours in `checksums.json` of a checkpoint.
+
+Verified while values are read, unless `MINDSPEED_MM_VERIFY_CHECKSUMS=0` or `verifying(False)` says otherwise.
+They find damage and mixed-up files. They do not stop an attacker, who can write them, too.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ _POLICY: ContextVar[_Policy | None] = ContextVar("verify_checksums", default=Non
 
 @contextmanager
 def verifying(enabled: bool, part: int = 0, parts: int = 1) -> Iterator[None]:
-    """Whether checksums are verified in this block; `part` of `parts` when processes of one machine share the work."""
+    """Whether checksums are verified in this block.
+
+    `part` of `parts` when processes of one machine share the work.
+    """
     token = _POLICY.set(_Policy(enabled, part, parts))
     try:
         yield
@@ -84,7 +89,10 @@ def zip_records(file: BinaryIO) -> list[Record]:
 
 
 def stored_sizes(path: Path) -> dict[int, int]:
-    """Where the bytes of each uncompressed file in a zip begin → how many they are. Raises zipfile.BadZipFile, OSError."""
+    """Where the bytes of each uncompressed file in a zip begin → how many they are.
+
+    Raises zipfile.BadZipFile, OSError.
+    """
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         entries = [entry for entry in archive.infolist() if entry.compress_type == zipfile.ZIP_STORED]
         return {_start(file, entry): entry.file_size for entry in entries}
@@ -117,7 +125,10 @@ class RecordCheck:
     def __init__(
         self, path: Path, start: int, size: int, expected: str | None, name: str, number: int
     ) -> None:
-        """`expected`: the CRC-32 in hexadecimal digits, None where it is not known; `number` of the stretch in its file."""
+        """`expected`: the CRC-32 in hexadecimal digits, None where it is not known.
+
+        `number` of the stretch in its file.
+        """
         self._path, self._start, self._size, self._name = path, start, size, name
         self._expected, self._number, self._done = expected, number, expected is None
 
@@ -135,8 +146,9 @@ class RecordCheck:
                 found = f"{crc_of(file, self._start, self._size):08x}"
         if found != self._expected:
             raise WeightsError(
-                f"{self._path}: is damaged: {self._name} has checksum {found}, expected {self._expected}; "
-                f"copy the file again, {SKIP}"
+                f"is damaged: {self._name} has checksum {found}, not {self._expected}",
+                where=self._path,
+                fix=f"copy the file again, {SKIP}",
             )
         self._done = True
 
@@ -145,7 +157,10 @@ class ZipFileChecks:
     """Verifies the records of one .pt or .pth when they are first read."""
 
     def __init__(self, path: Path) -> None:
-        """Verifies the pickle and its small neighbours at once. Raises WeightsError, or BadZipFile for a damaged directory."""
+        """Verifies the pickle and its small neighbours at once.
+
+        Raises WeightsError, or BadZipFile for a damaged directory.
+        """
         with open(path, "rb") as file:
             records = zip_records(file)
         self._starts = [record.start for record in records]
@@ -170,7 +185,10 @@ class ZipFileChecks:
 
 
 def fill_in_checksums(file: BinaryIO, checksums: Mapping[int, int]) -> None:
-    """Write the CRC-32 of the records at these offsets, which torch left 0, into the zip's directory and behind them."""
+    """Write the CRC-32 that torch left 0 for the records at these offsets.
+
+    It goes into the zip's directory and behind them.
+    """
     file.flush()
     with zipfile.ZipFile(file) as archive:
         position, entries = archive.start_dir, archive.infolist()
@@ -203,7 +221,10 @@ def crc_of(file: BinaryIO, start: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class FileSums:
-    """One file of a checkpoint: its size, and the CRC-32 of the piece at each offset (of the whole file at 0)."""
+    """One file of a checkpoint.
+
+    Its size, and the CRC-32 of the piece at each offset (of the whole file at 0).
+    """
 
     size: int
     pieces: Mapping[int, int]
@@ -228,47 +249,52 @@ class Checksums:
     files: Mapping[str, FileSums]
 
     def check_file(self, path: Path, content: bytes) -> None:
-        """Raises WeightsError unless `content` is what the whole small file at `path` held when it was saved."""
+        """Raises WeightsError unless `content` is what the small file at `path` held when it was saved."""
         known = self.files.get(path.name)
         if known is not None and (len(content) != known.size or crc32(content) != known.pieces.get(0)):
-            raise WeightsError(f"{path}: {self._what_is_wrong(path)}")
+            raise self._explain(path)
 
     def check_size(self, path: Path, size: int) -> None:
         """Raises WeightsError unless the file at `path` has the `size` in bytes that it was saved with."""
         known = self.files.get(path.name)
         if known is None:
-            raise WeightsError(f"{path}: {self._what_is_wrong(path)}")
+            raise self._explain(path)
         if size != known.size:
-            raise WeightsError(f"{path}: {self._what_is_wrong(path)} ({size} bytes, expected {known.size})")
+            raise self._explain(path, f" ({size} bytes, not {known.size})")
 
     def check_piece(self, path: Path, offset: int, piece: bytes, name: str) -> None:
         """Raises WeightsError unless `piece` is what was saved at `offset` of the file at `path`."""
         if crc32(piece) != self.files[path.name].pieces.get(offset):
-            raise WeightsError(f"{path}: {self._what_is_wrong(path)} (in {name})")
+            raise self._explain(path, f" (in {name})")
 
-    def _what_is_wrong(self, path: Path) -> str:
+    def _explain(self, path: Path, detail: str = "") -> WeightsError:
         for other in sorted(self.folder.parent.glob(f"*/{FILE}")):
             if other.parent.name != self.folder.name and not other.parent.name.startswith("."):
                 known = _parse(other, other.parent)
                 if known is not None and path.name in known.files and known.files[path.name].fits(path):
-                    return (
-                        f"belongs to iteration {known.iteration}, expected {self.iteration}; "
-                        f"copy this file of {self.folder.name} again"
+                    return WeightsError(
+                        f"belongs to iteration {known.iteration}, not {self.iteration}{detail}",
+                        where=path,
+                        fix=f"copy this file of {self.folder.name} again",
                     )
-        return (
-            f"is damaged or of another checkpoint, its checksum is not the one in {FILE}; "
-            f"copy {self.folder.name} again, {SKIP}"
+        return WeightsError(
+            f"is damaged or of another checkpoint: its checksum is not the one in {FILE}{detail}",
+            where=path,
+            fix=f"copy {self.folder.name} again, {SKIP}",
         )
 
 
 def read_checksums(folder: Path) -> Checksums | None:
-    """What checksums.json of a checkpoint says; None where there is none or nothing is verified. Raises WeightsError."""
+    """What checksums.json of a checkpoint says; None where there is none or nothing is verified.
+
+    Raises WeightsError.
+    """
     path = folder / FILE
     if not verifies() or not os.path.lexists(path):
         return None
     found = _parse(path, folder)
     if found is None:
-        raise WeightsError(f"{path}: is damaged; copy it again, {SKIP}")
+        raise WeightsError("is damaged", where=path, fix=f"copy it again, {SKIP}")
     return found
 
 

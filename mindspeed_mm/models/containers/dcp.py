@@ -1,4 +1,4 @@
-"""Read a torch.distributed.checkpoint folder one tensor at a time, and run nothing that its pickled index may carry."""
+"""Read a torch.distributed.checkpoint folder tensor by tensor, without running its pickled index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ Piece = tuple[tuple[int, ...], torch.Size, _StorageInfo]  # offset in the tensor
 
 
 def read_dcp(folder: Path) -> dict[str, Any]:
-    """The saved (nested) state dict, with a TensorFile in place of every tensor. Raises WeightsError on damage or forgery."""
+    """The saved (nested) state dict, with a TensorFile in place of every tensor.
+
+    Raises WeightsError on damage or forgery.
+    """
     metadata, checksums = read_index_and_checksums(folder)
     paths = metadata.planner_data or {}
     places: dict[str, list[tuple[tuple[int, ...], _StorageInfo]]] = {}
@@ -35,7 +38,7 @@ def read_dcp(folder: Path) -> dict[str, Any]:
             _insert(state, paths.get(name) or _guess_path(name), value)
         except (TypeError, AttributeError):
             raise WeightsError(
-                f"{folder / INDEX}: {name} is a value and a group; copy the checkpoint again"
+                f"{name} is both a value and a group", where=folder / INDEX, fix="copy the checkpoint again"
             ) from None
     _check_iteration(folder, state.get("iteration"))
     return state
@@ -47,13 +50,18 @@ def _check_iteration(folder: Path, saved: Any) -> None:
     if isinstance(expected, int) and isinstance(saved, TensorFile) and saved.shape.numel() == 1:
         if saved.dtype.is_floating_point:
             raise WeightsError(
-                f"{folder}: iteration: expected a whole number, got {saved.dtype}; copy the folder again"
+                f"got {saved.dtype}",
+                where=f"{folder}: iteration",
+                expected="a whole number",
+                fix="copy the folder again",
             )
         found = int(saved.read())
         if found != expected:
             raise WeightsError(
-                f"{folder}: holds iteration {found}, expected {expected}; copy the iteration folder again, "
-                "or give it the name of its iteration"
+                f"got {found}",
+                where=folder,
+                expected=f"iteration {expected}",
+                fix="copy the iteration folder again, or name it after its iteration",
             )
 
 
@@ -88,7 +96,7 @@ def _reader(
             piece = load_piece(folder, place, name, checksums)
             if not isinstance(piece, Tensor) or piece.shape != size or piece.dtype != dtype:
                 raise WeightsError(
-                    f"{folder / place.relative_path}: {name} is not what the index says; copy it again"
+                    f"{name} differs from the index", where=folder / place.relative_path, fix="copy it again"
                 )
             if whole is None:
                 return piece
@@ -99,14 +107,17 @@ def _reader(
 
 
 def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksums | None) -> Any:
-    """What is stored at one place: tensors and plain values only. Raises WeightsError on damage or anything else."""
+    """What is stored at one place: tensors and plain values only.
+
+    Raises WeightsError on damage or anything else.
+    """
     path = check_place(folder, place, checksums)
     try:
         with open(path, "rb") as file:
             file.seek(place.offset)
             content = file.read(place.length)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise WeightsError(f"cannot be read: {error.strerror or error}", where=path) from None
     if checksums is not None:
         checksums.check_piece(path, place.offset, content, name)
     try:
@@ -114,10 +125,14 @@ def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksum
         value = None if damaged else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
         raise WeightsError(
-            f"{path}: {name} cannot be read safely: {why_not_loaded(error)}; copy it again, from the same iteration"
+            f"{name} cannot be read safely: {why_not_loaded(error)}",
+            where=path,
+            fix="copy it again, from the same iteration",
         ) from None
     if damaged:
-        raise WeightsError(f"{path}: {name} is damaged: its checksum is wrong; copy the file again, {SKIP}")
+        raise WeightsError(
+            f"{name} is damaged: its checksum is wrong", where=path, fix=f"copy the file again, {SKIP}"
+        )
     return value
 
 
@@ -125,12 +140,12 @@ def check_place(folder: Path, place: _StorageInfo, checksums: Checksums | None) 
     """The file of one piece. Raises WeightsError when it is missing, cut off or of another checkpoint."""
     path = folder / place.relative_path
     if not path.is_file():
-        raise WeightsError(f"{path}: is missing; copy the whole iteration folder")
+        raise WeightsError("is missing", where=path, fix="copy the whole iteration folder")
     size = path.stat().st_size
     if checksums is not None:
         checksums.check_size(path, size)
     if place.offset + place.length > size:
-        raise WeightsError(f"{path}: is cut off; copy the iteration folder again")
+        raise WeightsError("is cut off", where=path, fix="copy the iteration folder again")
     return path
 
 

@@ -1,6 +1,9 @@
-"""Read the pickled index (`.metadata`) of a torch.distributed.checkpoint folder. Nothing in it is called or imported.
+"""Read the pickled index (`.metadata`) of a torch.distributed.checkpoint folder.
 
-The pickle becomes a tree of plain values, every value is checked, and torch's objects are built from what was checked.
+Nothing in it is called or imported.
+
+The pickle becomes a tree of plain values, every value is checked, and torch's objects are built from what was
+checked.
 """
 
 from __future__ import annotations
@@ -89,7 +92,7 @@ _Base: Any = pickle._Unpickler  # the one in Python, whose instructions can be r
 
 
 class _Parser(_Base):  # type: ignore[misc]
-    """An unpickler whose every instruction only builds tuples, lists, dicts, strings, integers, `_Name` and `_Call`."""
+    """An unpickler that only builds tuples, lists, dicts, strings, integers, `_Name` and `_Call`."""
 
     def find_class(self, module: str, name: str) -> _Name:
         known = name in _NAMES.get(module, ()) or (module.partition(".")[0] == "pathlib" and name in _PATHS)
@@ -142,24 +145,31 @@ def read_index_and_checksums(folder: Path) -> tuple[Metadata, Checksums | None]:
     path = folder / INDEX
     try:
         if not os.path.lexists(path):
-            raise WeightsError(f"{path}: no such file; the save was not finished, use an earlier iteration")
+            raise WeightsError(
+                "no such file; the save did not finish", where=path, fix="use an earlier iteration"
+            )
         content = regular_file(path, WeightsError).read_bytes()
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise WeightsError(f"cannot be read: {error.strerror or error}", where=path) from None
     checksums = read_checksums(folder)
     if checksums is not None:
         checksums.check_file(path, content)
     try:
         index = _metadata(_parse(content))
     except _Problem as problem:
-        raise WeightsError(f"{path}: cannot be read safely: {problem}; copy the checkpoint again") from None
+        raise WeightsError(
+            f"cannot be read safely: {problem}", where=path, fix="copy the checkpoint again"
+        ) from None
     if checksums is None:
         _check_sizes(folder, index)
     return index, checksums
 
 
 def _check_sizes(folder: Path, index: Metadata) -> None:
-    """Raises WeightsError for a file that does not end where its last piece does: it is cut off, or of another save."""
+    """Raises WeightsError for a file that does not end where its last piece does.
+
+    It is cut off, or of another save.
+    """
     ends: dict[str, int] = {}
     for place in index.storage_data.values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
@@ -306,7 +316,8 @@ def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, 
             )
             if needed > stored.length:
                 raise _Problem(
-                    f"{name}: a piece {list(chunk.sizes)} takes {needed} bytes, but {stored.length} are stored"
+                    f"{name}: a piece {list(chunk.sizes)} takes {needed} bytes, but {stored.length} are "
+                    "stored"
                 )
         if not _fills(entry.size, entry.chunks):
             raise _Problem(f"{name} is {list(entry.size)}, and its pieces do not fill it once")

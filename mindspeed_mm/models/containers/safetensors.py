@@ -1,4 +1,7 @@
-"""Read and write .safetensors one tensor at a time. The format: 8 bytes header length, JSON header, then the values."""
+"""Read and write .safetensors one tensor at a time.
+
+The format: 8 bytes header length, JSON header, then the values.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +39,19 @@ _CRC = "crc32."  # before a name in __metadata__: the CRC-32 of its bytes, in 8 
 
 
 def read_safetensors(paths: Iterable[Path]) -> Container:
-    """All tensors of one or more files. Raises WeightsError when a file is damaged or two hold the same name."""
+    """All tensors of one or more files.
+
+    Raises WeightsError when a file is damaged or two hold the same name.
+    """
     tensors: dict[str, TensorFile] = {}
     home: dict[str, Path] = {}
     for path in paths:
         for name, tensor in _read_one(path).items():
             if name in tensors:
                 raise WeightsError(
-                    f"{path}: weight {name!r} is also in {home[name]}; give the shards of one model only"
+                    f"weight {name!r} is also in {home[name]}",
+                    where=path,
+                    fix="give the shards of one model only",
                 )
             tensors[name], home[name] = tensor, path
     return Container(tensors)
@@ -56,7 +64,9 @@ def write_safetensors(
     written: Callable[[int], object] = lambda nbytes: None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Stream `tensors` into a new file, in the order given. `written` is called with the bytes of each. Memory: one tensor.
+    """Stream `tensors` into a new file, in the order given. `written` is called with the bytes of each.
+
+    Memory: one tensor.
 
     `metadata` goes into the header beside the checksums.
     """
@@ -103,7 +113,7 @@ def _read_one(path: Path) -> dict[str, TensorFile]:
         dtype, shape, span = _entry(path, name, entry)
         if span[1] - span[0] != shape.numel() * dtype.itemsize or start + span[1] > end:
             raise WeightsError(
-                f"{path}: is damaged: weight {name!r} does not fit its place; copy the file again"
+                f"is damaged: weight {name!r} does not fit its place", where=path, fix="copy the file again"
             )
         spans.append(span)
         check = RecordCheck(
@@ -136,7 +146,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, torch.Size, 
     except (TypeError, KeyError):
         sound = False
     if not sound or not isinstance(dtype, str) or dtype not in DTYPES:
-        raise WeightsError(f"{path}: weight {name!r} has an entry that cannot be read: {str(entry)[:100]}")
+        raise WeightsError(
+            f"weight {name!r} has an entry that cannot be read: {str(entry)[:100]}", where=path
+        )
     return DTYPES[dtype], torch.Size(shape), (span[0], span[1])
 
 
@@ -144,9 +156,11 @@ def _check_no_gaps(path: Path, spans: list[tuple[int, int]], size: int) -> None:
     position = 0
     for begin, end in spans:
         if begin != position:
-            raise WeightsError(f"{path}: is damaged: its values overlap or leave a gap; copy the file again")
+            raise WeightsError(
+                "is damaged: its values overlap or leave a gap", where=path, fix="copy the file again"
+            )
         position = end
     if position != size:
         raise WeightsError(
-            f"{path}: is damaged: {size} bytes of values, {position} expected; copy the file again"
+            f"is damaged: {size} bytes of values, not {position}", where=path, fix="copy the file again"
         )

@@ -1,4 +1,7 @@
-"""One tensor in a file: where its bytes lie, and how to map them into memory. Every container of weights becomes a dict of these."""
+"""One tensor in a file: where its bytes lie, and how to map them into memory.
+
+Every container of weights becomes a dict of these.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ HEAD_BYTES = 64 * 1024  # of each tensor go into a fingerprint
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A tensor that has not been read yet. `read` gives a CPU tensor of that shape and dtype, its own on every call."""
+    """A tensor that has not been read yet.
+
+    `read` gives a CPU tensor of that shape and dtype, its own on every call.
+    """
 
     shape: torch.Size
     dtype: torch.dtype
@@ -46,9 +52,12 @@ class Container:
 
 
 def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A tensor over the bytes at `offset`, copied on write: pages are read when touched, and the file never changes.
+    """A tensor over the bytes at `offset`, copied on write.
 
-    Every call maps again, so two tensors of one weight are independent. Raises WeightsError when the file got shorter.
+    Pages are read when touched, and the file never changes.
+
+    Every call maps again, so two tensors of one weight are independent. Raises WeightsError when the file got
+    shorter.
     """
     if shape.numel() == 0:
         return torch.empty(shape, dtype=dtype)
@@ -59,7 +68,7 @@ def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Te
             window = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{path}: cannot be mapped ({error}); the file changed while it was read"
+            f"cannot be mapped ({error}); the file changed while it was read", where=path
         ) from None
     return torch.frombuffer(window, dtype=dtype, count=shape.numel(), offset=offset - start).view(shape)
 
@@ -81,7 +90,10 @@ def first_line(error: BaseException) -> str:
 
 
 def why_not_loaded(error: BaseException) -> str:
-    """Why torch.load refused a file, in our words: its own speak of PyTorch releases and of switches to turn off."""
+    """Why torch.load refused a file, in our words.
+
+    Its own speak of PyTorch releases and of switches to turn off.
+    """
     text = str(error)
     if any(word in text for word in ("Unsupported", "weights_only", "Weights only")):
         return "it holds more than tensors and plain values, and code from a file is never run"

@@ -1,4 +1,4 @@
-"""Read and write .pt and .pth state dicts one tensor at a time, with `weights_only`: no code in a file is ever run."""
+"""Read and write .pt and .pth state dicts tensor by tensor, with `weights_only`: no code is run."""
 
 from __future__ import annotations
 
@@ -35,10 +35,13 @@ SEPARATOR = "\x00"  # joins the keys of nested dicts; no key holds it
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """The dict in a file, with a TensorFile in place of every tensor. Raises WeightsError when it cannot be loaded safely."""
+    """The dict in a file, with a TensorFile in place of every tensor.
+
+    Raises WeightsError when it cannot be loaded safely.
+    """
     state = _load(path)
     if not isinstance(state, dict):
-        raise WeightsError(f"{path}: expected a dict of weights, got {kind_of(state)}")
+        raise WeightsError(f"got {kind_of(state)}", where=path, expected="a dict of weights")
     records = _Records(path)
     return {key: _describe(path, value, 0, records) for key, value in state.items() if isinstance(key, str)}
 
@@ -49,8 +52,9 @@ def write_torch(
     """Stream a (nested) dict with TensorFiles as its tensors into a new file. Memory: one tensor.
     Raises OSError when the disk is full.
 
-    A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole, and their
-    checksums into the zip's directory, as torch.save does. A torch without that ability holds the whole model instead, and the log says so.
+    A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole,
+    and their checksums into the zip's directory, as torch.save does. A torch without that ability holds the
+    whole model instead, and the log says so.
     """
     if not knows_offsets():
         logger.info(f"torch {torch.__version__} cannot stream into a .pt: the whole model is held in memory")
@@ -88,7 +92,7 @@ def _save(state: Any, path: Path) -> None:
 
 @functools.cache
 def knows_offsets() -> bool:
-    """Whether this torch tells where in a .pt the bytes of a tensor lie (2.13 does; how far back is not known)."""
+    """Whether this torch tells where in a .pt the bytes of a tensor lie (2.13 does)."""
     with io.BytesIO() as file:
         torch.save(torch.zeros(1), file)
         file.seek(0)
@@ -105,8 +109,10 @@ def _counted(tensor: TensorFile, written: Callable[[int], object]) -> Tensor:
 
 
 def _load(path: Path) -> Any:
-    """The file's contents. Its tensors are fake ones that know their offset; mapped ones where torch does not tell that;
-    real ones for files older than the zip format.
+    """The file's contents.
+
+    Its tensors are fake ones that know their offset; mapped ones where torch does not tell that; real ones
+    for files older than the zip format.
     """
     if path.exists() or path.is_symlink():
         regular_file(path, WeightsError)
@@ -114,10 +120,10 @@ def _load(path: Path) -> Any:
         return _torch_load(path)
     except FileNotFoundError:
         raise WeightsError(
-            f"{path}: no such file; a part of the checkpoint is missing, copy it too"
+            "no such file; a part of the checkpoint is missing", where=path, fix="copy it, too"
         ) from None
     except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
-        raise WeightsError(f"{path}: {_why_not(path, error)}") from None
+        raise WeightsError(_why_not(path, error), where=path) from None
 
 
 def _torch_load(path: Path) -> Any:
@@ -126,7 +132,8 @@ def _torch_load(path: Path) -> Any:
         if not zipfile.is_zipfile(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             logger.info(
-                f"{path}: in the format of torch before 1.6, which cannot be mapped: all of it is held in memory; "
+                f"{path}: in the format of torch before 1.6, which cannot be mapped: all of it is held in "
+                "memory; "
                 "torch.load and torch.save it once to spare that"
             )
             return state
@@ -146,7 +153,10 @@ def _why_not(path: Path, error: Exception) -> str:
 
 
 class _Records:
-    """What the zip's own directory says of its records: the pickle in it is another's word for where values are."""
+    """What the zip's own directory says of its records.
+
+    The pickle in it is another's word for where values are.
+    """
 
     def __init__(self, path: Path) -> None:
         """Verifies the small records. Raises WeightsError for a damaged directory."""
@@ -162,7 +172,7 @@ class _Records:
             self.checks = ZipFileChecks(path) if verifies() else None
         except (zipfile.BadZipFile, ValueError, OSError) as error:
             raise WeightsError(
-                f"{path}: is damaged: its zip directory cannot be read ({first_line(error)})"
+                f"is damaged: its zip directory cannot be read ({first_line(error)})", where=path
             ) from None
         if self.checks is not None and not knows_offsets():
             self.checks.check_all()
@@ -171,7 +181,11 @@ class _Records:
         """Raises WeightsError unless `size` bytes at `start` are exactly one record."""
         if self.sizes is not None and size and self.sizes.get(start) != size:
             raise WeightsError(
-                f"is damaged: its pickle says {size} bytes at {start}, where the file has no record of that size",
+                (
+                    f"is damaged: its pickle says {size} bytes at {start}, where the file has no record of "
+                    "that "
+                    "size"
+                ),
                 where=self.path,
                 fix="copy the file again, or write it with torch.save",
             )
@@ -194,7 +208,9 @@ def _tensor_file(path: Path, tensor: Tensor, records: _Records) -> TensorFile:
             fix="save the model after its weights are loaded",
         )
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise WeightsError(f"{path}: holds a {tensor.layout} or quantized tensor; expected plain tensors")
+        raise WeightsError(
+            f"contains a {tensor.layout} or quantized tensor", where=path, expected="plain tensors"
+        )
     storage: Any = tensor.untyped_storage()
     offset = getattr(storage, "_checkpoint_offset", None)
     if offset is None:
@@ -208,7 +224,9 @@ def _tensor_file(path: Path, tensor: Tensor, records: _Records) -> TensorFile:
         shape.numel() * dtype.itemsize > os.path.getsize(path)
         or first + extent * dtype.itemsize > storage.nbytes()
     ):
-        raise WeightsError(f"{path}: is damaged: a tensor reaches beyond its values; copy the file again")
+        raise WeightsError(
+            "is damaged: a tensor reaches beyond its values", where=path, fix="copy the file again"
+        )
 
     def read() -> Tensor:
         flat = mapped(path, start, torch.Size([shape.numel() if is_contiguous else extent]), dtype)

@@ -15,7 +15,10 @@ _OF_A_LORA = (DOWN.removesuffix(".weight"), UP.removesuffix(".weight"))
 
 
 class ModuleTransform(ABC):
-    """One change, such as an adapter. Base weights keep their names, so any checkpoint of the base still loads."""
+    """One change, such as an adapter.
+
+    Base weights keep their names, so any checkpoint of the base still loads.
+    """
 
     is_adapter: ClassVar[bool] = False  # what it trains is all that trains; without one, `trainable` decides
     comes_last: ClassVar[bool] = False  # after what freezes, at any place in the list
@@ -41,7 +44,10 @@ class ModuleTransform(ABC):
         raise NotImplementedError(f"{type(self).__name__} adds no weights")
 
     def merge(self, model: nn.Module) -> None:  # noqa: B027  # most have nothing to fold
-        """Fold what it added into the base weights, where it can: the model then computes the same without it."""
+        """Fold what it added into the base weights, where it can.
+
+        The model then computes the same without it.
+        """
 
 
 def base_linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -1,4 +1,7 @@
-"""`transforms` of a model JSON: what is changed in a model between building it and loading its weights. No torch."""
+"""`transforms` of a model JSON: what is changed in a model between building it and loading its weights.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ class FuseLoraConfig(Config):
 
 
 class QuantizeConfig(Config):
-    """Frozen linear layers in 8 bits: half the memory of bf16. Weights are rounded as they are read, and never saved."""
+    """Frozen linear layers in 8 bits: half the memory of bf16.
+
+    Weights are rounded as they are read, and never saved.
+    """
 
     type: Literal["quantize"] = "quantize"
     format: QuantFormat = Field(

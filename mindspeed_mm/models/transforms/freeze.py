@@ -14,7 +14,10 @@ from mindspeed_mm.models.transforms.base import ModuleTransform
 
 @dataclass(frozen=True)
 class Freeze(ModuleTransform):
-    """fp32 for what trains and for `fp32_modules`; the rest frozen, in `dtype`. Comes after all other transforms."""
+    """fp32 for what trains and for `fp32_modules`; the rest frozen, in `dtype`.
+
+    Comes after all other transforms.
+    """
 
     is_trained: Callable[[str], bool]  # by the weight's name
     dtype: torch.dtype

@@ -72,7 +72,10 @@ def build_lora(config: LoraConfig, spec: ModelSpec, trainable: str) -> Lora:
 
 @dataclass(frozen=True)
 class Lora(ModuleTransform):
-    """Gives the matching layers of the branch, the trunk or both a LoRA; all other weights are left to be frozen."""
+    """Gives the matching layers of the branch, the trunk or both a LoRA.
+
+    All other weights are left to be frozen.
+    """
 
     config: LoraConfig
     spec: ModelSpec
@@ -82,7 +85,10 @@ class Lora(ModuleTransform):
     is_adapter: ClassVar[bool] = True
 
     def apply(self, model: nn.Module) -> None:
-        """Replace the matching layers. Raises ConfigError as `lora_targets`, or for a layer that has a LoRA already."""
+        """Replace the matching layers.
+
+        Raises ConfigError as `lora_targets`, or for a layer that has a LoRA already.
+        """
         where = "transforms: lora"
         modules = [name for name, _ in model.named_modules() if name]
         linears = {name: tuple(layer.weight.shape) for name, layer in base_linears(model).items()}
@@ -141,7 +147,10 @@ class Lora(ModuleTransform):
         return name.endswith((DOWN, UP))
 
     def initial_weight(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """`init_from`'s; else A uniform in ±1/√in as in peft, drawn by name, and B zero: training starts from the base."""
+        """`init_from`'s.
+
+        Else A uniform in ±1/√in as in peft, drawn by name, and B zero: training starts from the base.
+        """
         if name in self.starts:
             tensor, factor = self.starts[name]
             return tensor.read().float().view(shape) * factor

@@ -1,4 +1,7 @@
-"""Patterns of module names: endings at a dot, with `*` for any text; and which layers a LoRA goes on. No torch."""
+"""Patterns of module names: endings at a dot, with `*` for any text; and which layers a LoRA goes on.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def trains(name: str, trainable: str, branch: Collection[str]) -> bool:
 def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> list[str]:
     """The names that end in one of `patterns` at a dot, in their own order; `*` stands for any text.
 
-    `q` matches `blocks.0.self_attn.q` but not `norm_q`. Raises ConfigError for a pattern that matches nothing.
+    `q` matches `blocks.0.self_attn.q` but not `norm_q`. Raises ConfigError for a pattern that matches
+    nothing.
     """
     known = list(names)
     hits = {pattern: {name for name in known if ends_in(name, pattern)} for pattern in patterns}
@@ -56,7 +60,8 @@ def lora_targets(
 ) -> list[str]:
     """The layers that get this LoRA, by name. `linears` are the model's linear layers with (out, in).
 
-    Raises ConfigError for a pattern without a layer, an empty part, a rank above a layer's own, or a layer that also trains whole.
+    Raises ConfigError for a pattern without a layer, an empty part, a rank above a layer's own, or a layer
+    that also trains whole.
     """
     if not (config.match or spec.adapted):
         raise ConfigError("missing; the model names no usual layers", where=f"{where}.match")
@@ -100,8 +105,8 @@ def quantize_targets(
 ) -> list[str]:
     """The layers that are held in 8 bits, by name. `is_trained` judges a weight by its name.
 
-    Without `match`, layers that train are passed over. Raises ConfigError for a pattern that matches none of the block's
-    linear layers, or one that trains; and when nothing is left.
+    Without `match`, layers that train are passed over. Raises ConfigError for a pattern that matches none of
+    the block's linear layers, or one that trains; and when nothing is left.
     """
     usual = [name for name in linears if any(ends_in(name, ending) for ending in spec.adapted)]
     found = matching(config.match, usual, f"{where}.match") if config.match else usual

@@ -21,7 +21,8 @@ def plan_transforms(
 ) -> tuple[ModuleTransform, ...]:
     """Those of `configs` in their order, then what freezes the rest, then those that change what is frozen.
 
-    Without an adapter, `trainable: branch | trunk | all` decides what trains; an adapter trains what it says and nothing else does.
+    Without an adapter, `trainable: branch | trunk | all` decides what trains; an adapter trains what it says
+    and nothing else does.
     """
     chosen: list[ModuleTransform] = [
         resolve(TRANSFORMS.get(str(getattr(config, "type", ""))).build)(config, spec, trainable)

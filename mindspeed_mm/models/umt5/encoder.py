@@ -1,4 +1,7 @@
-"""The text encoder: transformers' UMT5EncoderModel and its tokenizer, from any file that people have of them."""
+"""The text encoder.
+
+transformers' UMT5EncoderModel and its tokenizer, from any file that people have of them.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """One [L_i, text_dim] for each prompt, on the device: its valid tokens, </s> included, at most text_len."""
+        """One [L_i, text_dim] for each prompt, on the device.
+
+        Its valid tokens, </s> included, at most text_len.
+        """
         encoded: list[Tensor] = []
         for start in range(0, len(prompts), _AT_ONCE):
             ids, mask = self.tokenizer(prompts[start : start + _AT_ONCE])
@@ -79,10 +85,10 @@ def load_text_encoder(
     device: torch.device | str = "cpu",
     text_len: int = 512,
 ) -> TextEncoder:
-    """The text encoder in `path`: the official .pth, a safetensors file, a `text_encoder` folder, or a model folder.
+    """The text encoder in `path`: the official .pth, a safetensors file, `text_encoder/`, or a model folder.
 
-    Without `tokenizer_path` the tokenizer is looked for beside the weights. Raises WeightsError when either is missing,
-    damaged or something else.
+    Without `tokenizer_path` the tokenizer is looked for beside the weights. Raises WeightsError when either
+    is missing, damaged or something else.
     """
     files, beside = _locate(Path(path))
     for file in files:
@@ -94,12 +100,17 @@ def load_text_encoder(
         state = {UMT5_KEY_MAP.to_theirs(name): weight for name, weight in state.items()}
     elif beside is None:
         got = foreign_model(state) or "other names"
-        raise WeightsError(f"{path}: expected the official UMT5 names or a config.json beside it, got {got}")
+        raise WeightsError(
+            f"got {got}", where=path, expected="the official UMT5 names or a config.json beside it"
+        )
     shared = state.get("shared.weight", state.get(_TIED))
     if shared is None:
         got = foreign_model(state) or f"something else (its first weights are {', '.join(sorted(state)[:3])})"
         raise WeightsError(
-            f"{path}: expected a UMT5 encoder, got {got}; name models_t5_umt5-xxl-enc-bf16.pth or text_encoder/"
+            f"got {got}",
+            where=path,
+            expected="a UMT5 encoder",
+            fix="name models_t5_umt5-xxl-enc-bf16.pth or text_encoder/",
         )
     state |= {"shared.weight": shared, _TIED: shared}
     sizes = umt5_config(
@@ -134,7 +145,7 @@ def _locate(path: Path) -> tuple[list[Path], Beside | None]:
             if files := shard_paths(folder):
                 return files, beside
             raise WeightsError(
-                f"{folder}: config.json is there, but no weights beside it; fetch the folder again"
+                "contains a config.json but no weights", where=folder, fix="download the folder again"
             )
     official = sorted(
         file for file in path.iterdir() if "t5" in file.name.lower() and file.suffix in (".pth", ".pt")
@@ -143,7 +154,9 @@ def _locate(path: Path) -> tuple[list[Path], Beside | None]:
         return official, None
     found = "none" if not official else ", ".join(file.name for file in official)
     raise WeightsError(
-        f"{path}: wanted one UMT5 encoder (models_t5_umt5-xxl-enc-bf16.pth, or text_encoder/), found {found}"
+        f"got {found}",
+        where=path,
+        expected="one UMT5 encoder (models_t5_umt5-xxl-enc-bf16.pth, or text_encoder/)",
     )
 
 

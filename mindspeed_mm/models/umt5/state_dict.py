@@ -56,7 +56,9 @@ UMT5_KEY_MAP = KeyMap(
 
 
 def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """UMT5Config's sizes, read off the shapes of an official file. Raises WeightsError when it is not such an encoder.
+    """UMT5Config's sizes, read off the shapes of an official file.
+
+    Raises WeightsError when it is not such an encoder.
 
     There are as many layers as the file holds, so that no foreign number decides how much is built.
     """
@@ -67,8 +69,8 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         feed_forward, _ = shapes["blocks.0.ffn.fc1.weight"]
     except (KeyError, ValueError) as error:
         raise WeightsError(
-            f"not a UMT5 encoder: {error} is missing or mis-shaped; give the official models_t5_umt5-xxl-enc-bf16.pth "
-            "or a folder of transformers"
+            f"not a UMT5 encoder: {error} is missing or has another shape",
+            fix="give the official models_t5_umt5-xxl-enc-bf16.pth or a folder of transformers",
         ) from None
     layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     return {
@@ -89,9 +91,14 @@ def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
         value = values.get(name)
         if value is not None and (type(value) is not int or not 0 < value < 2**31):
             raise WeightsError(
-                f"{path}: {name} is {value!r:.40}; expected a whole number above 0; fetch the file again"
+                f"got {value!r:.40}",
+                where=f"{path}: {name}",
+                expected="a whole number above 0",
+                fix="download the file again",
             )
     eps = values.get("layer_norm_epsilon")
     if eps is not None and (type(eps) is not float or not 0 < eps < 1):
-        raise WeightsError(f"{path}: layer_norm_epsilon is {eps!r:.40}; expected a number such as 1e-06")
+        raise WeightsError(
+            f"got {eps!r:.40}", where=f"{path}: layer_norm_epsilon", expected="a number such as 1e-06"
+        )
     return values

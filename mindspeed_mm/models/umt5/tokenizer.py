@@ -19,7 +19,10 @@ from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
 FILES = ("tokenizer.json", "spiece.model")  # either makes a folder a tokenizer's
-_FETCH = "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, spiece.model)"
+_FETCH = (
+    "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, "
+    "spiece.model)"
+)
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _MAX_REPORTED = 5  # prompts that are cut
 _MAX_LISTED = 10  # captions of a dataset that are cut
@@ -33,14 +36,17 @@ def clean_prompt(text: str) -> str:
 
 
 class Tokenizer:
-    """A tokenizer folder such as google/umt5-xxl. Raises WeightsError when it cannot be read, or has no vocabulary."""
+    """A tokenizer folder such as google/umt5-xxl.
+
+    Raises WeightsError when it cannot be read, or has no vocabulary.
+    """
 
     def __init__(self, folder: Path, text_len: int) -> None:
         self.folder = folder
         self.text_len = text_len
         self.reported: set[str] = set()  # prompts of which a warning said that they are cut
         if not has_vocabulary(folder):
-            raise WeightsError(f"{folder}: holds neither {' nor '.join(FILES)}; {_FETCH}")
+            raise WeightsError(f"contains neither {' nor '.join(FILES)}", where=folder, fix=_FETCH)
         for path in (*folder.glob("*.json"), *folder.glob("*.model")):
             regular_file(path, WeightsError)
             if path.suffix == ".json" and path.name != FILES[0]:  # that one is large, and read once is enough
@@ -52,7 +58,7 @@ class Tokenizer:
             self._ids: dict[str, int] = self._tokenizer.get_vocab()
         except Exception as error:  # whatever a damaged folder makes transformers raise
             raise WeightsError(
-                f"{folder}: {_why_unreadable(folder, error)}; fetch the folder again"
+                _why_unreadable(folder, error), where=folder, fix="download the folder again"
             ) from None
         self._tokenizer.padding_side = "right"
         self._name_special_tokens()
@@ -91,7 +97,7 @@ class Tokenizer:
         ]
 
     def report_long(self, captions: Iterable[tuple[str, str]]) -> None:
-        """One warning for all captions of a dataset that are cut at text_len, with their addresses and tokens.
+        """One warning for all captions that are cut at text_len, with their addresses and tokens.
 
         Args:
             captions: address and text of each, as `("data.json[17]", "a red ball bounces")`.
@@ -107,7 +113,8 @@ class Tokenizer:
         listed = ", ".join(f"{address} ({tokens})" for address, _, tokens in cut[:_MAX_LISTED])
         more = f" and {len(cut) - _MAX_LISTED} more" if len(cut) > _MAX_LISTED else ""
         logger.warning(
-            f"{len(cut)} of {len(captions)} captions have more than {self.text_len} tokens and are cut there: "
+            f"{len(cut)} of {len(captions)} captions have more than {self.text_len} tokens and are cut "
+            "there: "
             f"{listed}{more}; shorten them if their end matters"
         )
 
@@ -118,32 +125,36 @@ class Tokenizer:
                 self.reported.add(prompt)
                 last = "; further ones are not reported" if len(self.reported) == _MAX_REPORTED else ""
                 logger.warning(
-                    f"prompt {prompt[:40]!r}… has {tokens} tokens; the model reads the first {self.text_len}{last}"
+                    f"prompt {prompt[:40]!r}… has {tokens} tokens; the model reads the first "
+                    f"{self.text_len}{last}"
                 )
 
     def check_fits(self, rows: int, encoder: Path) -> None:
         """Raises WeightsError unless the vocabulary is that of an encoder whose embedding has `rows` rows.
 
-        Each token must have a row. An embedding is padded (UMT5-XXL: 256384 rows for 256300 tokens), so it may have some
-        more: at most 1024, and at most an eighth of them.
+        Each token must have a row. An embedding is padded (UMT5-XXL: 256384 rows for 256300 tokens), so it
+        may have some more: at most 1024, and at most an eighth of them.
         """
         tokens = len(set(self._ids.values()))
         if not (len(self) <= rows and tokens >= rows - min(_PADDING, rows // 8)):
             raise WeightsError(
-                f"has {tokens} tokens with ids up to {len(self) - 1}, but the embedding of {encoder} has {rows} rows: "
+                f"has {tokens} tokens with ids up to {len(self) - 1}, but the embedding of {encoder} has "
+                f"{rows} rows: "
                 "this is the tokenizer of another text encoder",
                 where=self.folder,
                 fix=_FETCH,
             )
 
     def _name_special_tokens(self) -> None:
-        """A tokenizer.json without tokenizer_config.json does not say which tokens pad, end and stand for unknown ones."""
+        """A tokenizer.json alone does not name its padding, end and unknown tokens."""
         for role, token in _SPECIAL.items():
             if getattr(self._tokenizer, role) is None and token in self._ids:
                 setattr(self._tokenizer, role, token)
         if self._tokenizer.pad_token is None:
             raise WeightsError(
-                f"{self.folder}: names no padding token and has no {_SPECIAL['pad_token']} in its vocabulary; {_FETCH}"
+                f"names no padding token, and {_SPECIAL['pad_token']} is not in its vocabulary",
+                where=self.folder,
+                fix=_FETCH,
             )
 
     def _check_known(self, prompt: str, ids: Sequence[int]) -> None:
@@ -151,8 +162,10 @@ class Tokenizer:
         silent = {*self._tokenizer.all_special_ids, self._ids.get("\u2581")}  # says nothing by itself
         if prompt and unknown in ids and all(token in silent for token in ids):
             raise DataError(
-                f"prompt {prompt!r:.80}: every token is {self._tokenizer.unk_token}: the vocabulary of {self.folder} "
-                f"({len(self)} tokens) knows none of it; write it in other words, or {_FETCH}"
+                f"every token is {self._tokenizer.unk_token}: the vocabulary of {self.folder} ({len(self)} "
+                "tokens) knows none of it",
+                where=f"prompt {prompt!r:.80}",
+                fix=f"rephrase it, or {_FETCH}",
             )
 
     @property
@@ -163,7 +176,10 @@ class Tokenizer:
 
 
 def _why_unreadable(folder: Path, error: Exception) -> str:
-    """A reason that names the file at fault, where that can be seen. Raises WeightsError for one that is not JSON."""
+    """A reason that names the file at fault, where that can be seen.
+
+    Raises WeightsError for one that is not JSON.
+    """
     if (folder / FILES[0]).is_file():
         read_json_object(folder / FILES[0], WeightsError)
     said = " ".join(str(error).split())[:200] if isinstance(error, OSError | ValueError) else ""
@@ -175,12 +191,18 @@ def _why_unreadable(folder: Path, error: Exception) -> str:
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether a folder is a tokenizer's. A link counts though its target be gone: reading it names the target."""
+    """Whether a folder is a tokenizer's.
+
+    A link counts though its target be gone: reading it names the target.
+    """
     return any(os.path.lexists(folder / name) for name in FILES)
 
 
 def find_tokenizer(weights: Path) -> Path:
-    """The tokenizer folder that belongs to a text encoder's file or folder. Raises WeightsError when there is none."""
+    """The tokenizer folder that belongs to a text encoder's file or folder.
+
+    Raises WeightsError when there is none.
+    """
     home = weights if weights.is_dir() else weights.parent
     tried = [home, home / "tokenizer", home / "google" / "umt5-xxl", home.parent / "tokenizer"]
     for folder in tried:
@@ -189,6 +211,7 @@ def find_tokenizer(weights: Path) -> Path:
         if folder.is_symlink():
             stat_path(folder, WeightsError)
     raise WeightsError(
-        f"{weights}: no tokenizer beside it (looked for {FILES[0]} in {', '.join(map(str, tried))}); "
-        "set tokenizer_config.from_pretrained"
+        f"no tokenizer beside it (looked for {FILES[0]} in {', '.join(map(str, tried))})",
+        where=weights,
+        fix="set tokenizer_config.from_pretrained",
     )

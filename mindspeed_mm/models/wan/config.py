@@ -1,4 +1,7 @@
-"""Sizes of the Wan trunk and the VACE branch, their presets, and the `predictor` part of a model JSON. No torch."""
+"""Sizes of the Wan trunk and the VACE branch, their presets, and the `predictor` part of a model JSON.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,10 @@ _OLD_KEYS: Mapping[str, str] = {  # of published files, in trunk and branch alik
 
 
 class VaceDitConfig(Config):
-    """`predictor.vace_dit`: the branch. What it shares with the trunk may be left out; if repeated it must agree."""
+    """`predictor.vace_dit`: the branch.
+
+    What it shares with the trunk may be left out; if repeated it must agree.
+    """
 
     vace_layers: tuple[int, ...] = Field(description="trunk block that each branch block feeds")
     in_dim: int = Field(default=96, gt=0, description="channels of vace_context")
@@ -188,7 +194,8 @@ class PredictorConfig(WanConfig):
             repeated = getattr(self.vace_dit, name)
             if repeated is not None and repeated != getattr(self, name):
                 raise ValueError(
-                    f"vace_dit.{name} is {repeated} but predictor.{name} is {getattr(self, name)}; leave it out of vace_dit"
+                    f"vace_dit.{name} is {repeated} but predictor.{name} is {getattr(self, name)}; leave it "
+                    "out of vace_dit"
                 )
         VaceConfig(
             trunk=WanConfig(**self._trunk_fields()), vace_layers=self.vace_dit.vace_layers

@@ -1,4 +1,7 @@
-"""How many floating-point operations a training step needs. Formulas: docs/guide/pretrain.md, chapter Throughput."""
+"""How many floating-point operations a training step needs.
+
+Formulas: docs/guide/pretrain.md, chapter Throughput.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from mindspeed_mm.models.wan.config import PredictorConfig, VaceConfig
 
 Trainable = Literal["branch", "trunk", "all"]
 
-# dense peak of matrix products, TFLOP/s, from the makers' data sheets: (16-bit, fp32 as torch computes it by default)
+# dense peak of matrix products, TFLOP/s, from the makers' data sheets: (16-bit, fp32 as torch computes it by
+# default)
 PEAK_TFLOPS = {
     "H200": (989.0, 67.0),
     "H100": (989.0, 67.0),
@@ -38,7 +42,10 @@ def tokens_of(grid: tuple[int, ...], config: VaceConfig) -> int:
 
 
 def block_forward(config: VaceConfig, tokens: int, text: int | None = None) -> tuple[float, float, float]:
-    """One block's forward: (products with weights on tokens, products with weights on text, attention itself)."""
+    """One block's forward.
+
+    (products with weights on tokens, products with weights on text, attention itself).
+    """
     d, ffn, rows = config.trunk.hidden_size, config.trunk.ffn_dim, text_rows(config, text)
     on_tokens = 2.0 * tokens * d * (6 * d + 2 * ffn)  # self q k v o, cross q o, two ffn layers
     on_text = 2.0 * rows * d * 2 * d  # cross k v
@@ -47,7 +54,10 @@ def block_forward(config: VaceConfig, tokens: int, text: int | None = None) -> t
 
 
 def text_rows(config: VaceConfig, text: int | None) -> int:
-    """Rows of a prompt that are computed: its own, and one for all padding rows together, since those are equal."""
+    """Rows of a prompt that are computed.
+
+    Its own, and one for all padding rows together, since those are equal.
+    """
     return config.trunk.text_len if text is None else min(text + 1, config.trunk.text_len)
 
 
@@ -60,13 +70,13 @@ def step_flops(
     text: int | None = None,
     lora: Mapping[str, int] | None = None,
 ) -> Flops:
-    """Forward and backward of one sample of `tokens` tokens and `text` prompt rows (None: as many as there can be).
+    """Forward and backward of one sample of `tokens` tokens and `text` prompt rows (None: the maximum).
 
-    `recomputed` is the share of blocks that run forward twice. A trained product costs twice its forward again (gradient
-    of input and of weight), a frozen one that gradients pass through once, an embedding of inputs its weight's gradient
-    only; attention costs twice, cross attention to a frozen text once. What no gradient reaches costs nothing: with
-    `branch`, trunk block 0 and all embeddings of the trunk. `lora` is the number of its weights by layer: all else is frozen
-    then, and `trainable` does not matter.
+    `recomputed` is the share of blocks that run forward twice. A trained product costs twice its forward
+    again (gradient of input and of weight), a frozen one that gradients pass through once, an embedding of
+    inputs its weight's gradient only; attention costs twice, cross attention to a frozen text once. What no
+    gradient reaches costs nothing: with `branch`, trunk block 0 and all embeddings of the trunk. `lora` is
+    the number of its weights by layer: all else is frozen then, and `trainable` does not matter.
     """
     trunk, blocks, branch, rows = (
         config.trunk,
@@ -115,8 +125,8 @@ def recomputed_share(
 ) -> float:
     """The share of all blocks' forward operations that run twice under `plan`: module name → its mode.
 
-    `selective` keeps what attention answers. A trunk block that no gradient reaches (block 0 when the branch trains) is
-    never run again. Modules inside blocks count by their own operations.
+    `selective` keeps what attention answers. A trunk block that no gradient reaches (block 0 when the branch
+    trains) is never run again. Modules inside blocks count by their own operations.
     """
     on_tokens, on_text, attention = block_forward(config, tokens, text)
     whole = on_tokens + on_text + attention
@@ -143,7 +153,10 @@ def recomputed_share(
 def vace_cost(
     predictor: PredictorConfig, plan: Mapping[str, str], lora: Mapping[str, int] | None = None
 ) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
-    """(R+F, h, w, text rows) → tokens and operations of one sample of VACE, under a recompute plan, with a LoRA of these weights by layer."""
+    """(R+F, h, w, text rows) → tokens and operations of one sample of VACE.
+
+    Under a recompute plan, with a LoRA of these weights by layer.
+    """
     sizes, trainable = predictor.model, predictor.trainable
     if lora:  # what gradients do not reach never runs again
         parts = {name.split(".")[0] for name in lora}
@@ -163,7 +176,10 @@ def vace_cost(
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:
-    """The device's peak for matrix products in `dtype` (bf16 or fp32); None for a device that is not in the table."""
+    """The device's peak for matrix products in `dtype` (bf16 or fp32).
+
+    None for a device that is not in the table.
+    """
     for name, (half, single) in PEAK_TFLOPS.items():
         if name.lower() in device_name.lower():
             return single if dtype == "fp32" else half

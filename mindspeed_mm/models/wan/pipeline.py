@@ -1,7 +1,8 @@
 """VACE in pipeline stages: runs of trunk blocks, each with the branch blocks that feed it.
 
-Trunk tokens x and branch tokens c travel from stage to stage. What every block reads beside them (text, time, rotary tables) is
-computed on every rank from the rank's own copy of three small modules, so no text is sent. Weights keep their names.
+Trunk tokens x and branch tokens c travel from stage to stage. What every block reads beside them (text, time,
+rotary tables) is computed on every rank from the rank's own copy of three small modules, so no text is sent.
+Weights keep their names.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class VaceReader(nn.Module):
             self.add_module(name, model.get_submodule(name))
 
     def forward(self, timestep: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """timestep [B] fp32 and prompt_embeds [B, L, text_dim] → time [B, D], its steps [B, 6, D] fp32, text rows."""
+        """timestep [B] fp32, prompt_embeds [B, L, text_dim] → time [B, D], steps [B, 6, D], text rows."""
         trunk = self.config.trunk
         time = self.get_submodule("time_embedding")(sinusoid(timestep, trunk.freq_dim))
         steps = self.get_submodule("time_projection")(time).unflatten(1, (6, -1)).float()
@@ -74,7 +75,7 @@ class VaceStage(nn.Module):
         self._inputs = iter(inputs)
 
     def forward(self, *tokens: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Tokens [B, S, D] of the stage before, none for the first → tokens for the next, or the last's velocity.
+        """Tokens [B, S, D] of the stage before (the first: none) → those of the next, or the velocity.
 
         Trunk tokens come alone once no branch block follows.
         """
@@ -108,7 +109,7 @@ class VaceStage(nn.Module):
 
 
 def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int]) -> Split:
-    """`model`, on the meta device and frozen as it will be → the stages `mine`, of all whose sizes are `layers`.
+    """`model`, on the meta device and frozen as it will be → the stages `mine` of those sized `layers`.
 
     Raises ConfigError when the sizes do not fit the model.
     """
@@ -139,7 +140,10 @@ def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int
 
 
 def _gradients(model: VaceTransformer) -> list[tuple[bool, bool]]:
-    """Behind each trunk block: whether gradients flow back through trunk tokens, and through branch tokens."""
+    """Behind each trunk block.
+
+    Whether gradients flow back through trunk tokens, and through branch tokens.
+    """
     config: VaceConfig = model.config
     feeders = {layer: n for n, layer in enumerate(config.vace_layers)}
     beside = any(_trains(model.get_submodule(name)) for name in SHARED)

@@ -1,6 +1,10 @@
-"""Sizes ⇄ weights: the names and shapes that a VaceConfig implies, the sizes that shapes imply, and config.json both ways. No torch.
+"""Sizes ⇄ weights.
 
-The shapes decide; config.json must confirm them, and adds what no shape tells: heads, text_len, eps, vace_layers.
+The names and shapes that a VaceConfig implies, the sizes that shapes imply, and config.json both ways. No
+torch.
+
+The shapes decide; config.json must confirm them, and adds what no shape tells: heads, text_len, eps,
+vace_layers.
 """
 
 from __future__ import annotations
@@ -126,7 +130,7 @@ def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     vace_in_dim = sizes.pop("vace_in_dim", 96)
     if blocks > sizes["num_layers"]:
         raise WeightsError(
-            f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks; trunk blocks are missing"
+            f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks: trunk blocks are missing"
         )
     trunk = WanConfig.model_construct(**sizes)
     return layout(
@@ -151,12 +155,15 @@ def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceC
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise WeightsError(
-            f"sizes do not fit together: {problem}; correct the config.json beside the weights"
+            f"sizes do not fit together: {problem}", fix="correct the config.json beside the weights"
         ) from None
 
 
 def infer_layers(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """num_layers and vace_layers, which stages need and for which the heads do not matter. Raises WeightsError like infer_config."""
+    """num_layers and vace_layers, which stages need and for which the heads do not matter.
+
+    Raises WeightsError like infer_config.
+    """
     sizes = sizes_of_shapes(shapes)
     blocks, num_layers = sizes["branch_blocks"], sizes["num_layers"]
     check_hints(shapes, hints)
@@ -165,7 +172,7 @@ def infer_layers(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> tuple
 
 
 def check_hints(shapes: Mapping[str, Shape], hints: Mapping[str, Any], where: str | Path = "") -> None:
-    """Raises WeightsError where a config.json (`hints`, read from `where`) does not describe tensors of these shapes."""
+    """Raises WeightsError if a config.json (`hints`, from `where`) does not fit tensors of these shapes."""
     if found := _contradictions(shapes, hints):
         raise WeightsError(
             f"contradicts the tensors: {'; '.join(found)}",
@@ -215,7 +222,10 @@ def _brief(value: object) -> str:
 
 
 def setting_conflicts(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
-    """Where `settings` (fields of WanConfig and VaceConfig) and a config.json differ: `num_heads is 12 … and 6 …`."""
+    """Where `settings` (fields of WanConfig and VaceConfig) and a config.json differ.
+
+    `num_heads is 12 … and 6 …`.
+    """
     return [
         f"{name} is {_plain(settings[name])}, not {_plain(hints[name])}"
         for name in _NAMES
@@ -227,9 +237,12 @@ def setting_conflicts(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> 
 
 
 def read_hints(values: object) -> dict[str, Any]:
-    """A config.json (original, diffusers, or a VaceConfig of ours) as our field names; {} when it is none of them.
+    """A config.json (original, diffusers, or a VaceConfig of ours) as our field names.
 
-    The official VaceWanModel.save_pretrained writes values one key too early (dim 16, eps 40): they are put right.
+    {} when it is none of them.
+
+    The official VaceWanModel.save_pretrained writes values one key too early (dim 16, eps 40): they are put
+    right.
     """
     if not isinstance(values, Mapping) or "architectures" in values:  # which transformers writes
         return {}
@@ -331,9 +344,9 @@ def _block(shapes: dict[str, Shape], name: str, trunk: WanConfig) -> None:
 
 def _shape(shapes: Mapping[str, Shape], name: str, dims: int) -> Shape:
     if name not in shapes:
-        raise WeightsError(f"{name} is missing; this is no complete Wan or VACE transformer")
+        raise WeightsError(f"{name} is missing", expected="a complete Wan or VACE transformer")
     if len(shapes[name]) != dims:
-        raise WeightsError(f"{name} has shape {list(shapes[name])}; {dims} dimensions are expected")
+        raise WeightsError(f"{name} has shape {list(shapes[name])}", expected=f"{dims} dimensions")
     return tuple(shapes[name])
 
 
@@ -348,8 +361,9 @@ def _count(shapes: Mapping[str, Shape], stem: str) -> int:
 def _heads(width: int) -> int:
     if width % HEAD_WIDTH:
         raise WeightsError(
-            f"the number of heads is unknown: no usable config.json beside the weights, and width {width} is no "
-            f"multiple of {HEAD_WIDTH}; put a config.json with num_heads beside them"
+            "the number of heads is unknown: there is no usable config.json beside the weights, and width "
+            f"{width} is not a multiple of {HEAD_WIDTH}",
+            fix="put a config.json with num_heads beside them",
         )
     return width // HEAD_WIDTH
 
@@ -360,8 +374,8 @@ def _spread(blocks: int, layers: int) -> tuple[int, ...]:
         return ()
     if layers % blocks:
         raise WeightsError(
-            f"vace_layers are unknown: {blocks} branch blocks on {layers} layers and no usable config.json; "
-            "put a config.json with vace_layers beside the weights"
+            f"vace_layers are unknown: {blocks} branch blocks on {layers} layers and no usable config.json",
+            fix="put a config.json with vace_layers beside the weights",
         )
     return tuple(range(0, layers, layers // blocks))
 

@@ -1,7 +1,10 @@
-"""Pipeline stages of an MM checkpoint: which stage holds which weight under which name, and back to one model.
+"""Pipeline stages of an MM checkpoint.
 
-Trunk layers go to the stages in order and are numbered from 0 in each; branch block j goes where the trunk layer
-`vace_layers[j]` is that it feeds, numbered from 0 too. What stands before the blocks is on the first stage, the head on the last.
+Which stage holds which weight under which name, and back to one model.
+
+Trunk layers go to the stages in order and are numbered from 0 in each; branch block j goes where the trunk
+layer `vace_layers[j]` is that it feeds, numbered from 0 too. What stands before the blocks is on the first
+stage, the head on the last.
 """
 
 from __future__ import annotations
@@ -18,13 +21,18 @@ _BLOCK = re.compile(r"(blocks|vace_blocks)\.(\d+)\.(.+)")
 
 
 def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
-    """Sizes of the flat stages, and how many virtual chunks each rank has. Raises ConfigError when lists differ in length."""
+    """Sizes of the flat stages, and how many virtual chunks each rank has.
+
+    Raises ConfigError when lists differ in length.
+    """
     chunks = [list(chunk) for chunk in pp_layers if not isinstance(chunk, int)]
     if not chunks:
         return [size for size in pp_layers if isinstance(size, int)], 1
     if len({len(chunk) for chunk in chunks}) != 1 or len(chunks) != len(pp_layers):
         raise ConfigError(
-            f"pp_layers {[list(c) for c in chunks]}: every virtual chunk needs one size for each stage"
+            f"got {[list(c) for c in chunks]}",
+            where="pp_layers",
+            expected="one size for each stage in every virtual chunk",
         )
     return [size for chunk in chunks for size in chunk], len(chunks)
 
@@ -43,15 +51,22 @@ def count_layers(names: Iterable[str]) -> int:
 def check_layers(layers: Sequence[int], num_layers: int) -> None:
     """Raises ConfigError unless every stage has at least one layer and they sum to the model's."""
     if not layers or any(size < 1 for size in layers):
-        raise ConfigError(f"pp_layers {list(layers)}: every stage needs at least one layer")
+        raise ConfigError(
+            f"got {list(layers)}", where="pp_layers", expected="at least one layer in each stage"
+        )
     if sum(layers) != num_layers:
         raise ConfigError(
-            f"pp_layers {list(layers)} sum to {sum(layers)}, the model has {num_layers} layers; make them agree"
+            f"{list(layers)} sum to {sum(layers)}, but the model has {num_layers} layers",
+            where="pp_layers",
+            fix="make them agree",
         )
 
 
 def place(name: str, layers: Sequence[int], vace_layers: Sequence[int]) -> tuple[int, str]:
-    """An official name → the flat stage that holds it, and its name there (official too, blocks numbered from 0)."""
+    """An official name → the flat stage that holds it, and its name there.
+
+    That name is official too, with blocks numbered from 0.
+    """
     if match := _BLOCK.fullmatch(name):
         stem, index, rest = match[1], int(match[2]), match[3]
         trunk_layer = index if stem == "blocks" else vace_layers[index]
@@ -63,7 +78,10 @@ def place(name: str, layers: Sequence[int], vace_layers: Sequence[int]) -> tuple
 
 
 def split(weights: Mapping[str, T], layers: Sequence[int], vace_layers: Sequence[int]) -> list[dict[str, T]]:
-    """One model → its flat stages. Every weight lands in exactly one. Raises WeightsError if two get one name."""
+    """One model → its flat stages. Every weight lands in exactly one.
+
+    Raises WeightsError if two get one name.
+    """
     stages: list[dict[str, T]] = [{} for _ in layers]
     for name, weight in weights.items():
         stage, local = place(name, layers, vace_layers)
@@ -74,7 +92,10 @@ def split(weights: Mapping[str, T], layers: Sequence[int], vace_layers: Sequence
 
 
 def merge(stages: Sequence[Mapping[str, T]]) -> dict[str, T]:
-    """Flat stages in order → one model: the inverse of `split`. Raises WeightsError when a weight stands on two stages."""
+    """Flat stages in order → one model: the inverse of `split`.
+
+    Raises WeightsError when a weight stands on two stages.
+    """
     weights: dict[str, T] = {}
     offset = {"blocks": 0, "vace_blocks": 0}
     for number, stage in enumerate(stages):
@@ -82,7 +103,7 @@ def merge(stages: Sequence[Mapping[str, T]]) -> dict[str, T]:
             match = _BLOCK.fullmatch(local)
             name = f"{match[1]}.{int(match[2]) + offset[match[1]]}.{match[3]}" if match else local
             if name in weights:
-                raise WeightsError(f"{name} stands on stage {number} and on an earlier one")
+                raise WeightsError(f"{name} is on stage {number} and on an earlier one")
             weights[name] = weight
         for stem in offset:
             offset[stem] += len({m[2] for name in stage if (m := _BLOCK.fullmatch(name)) and m[1] == stem})
@@ -94,4 +115,4 @@ def _stage_of(layer: int, layers: Sequence[int]) -> int:
         if layer < size:
             return stage
         layer -= size
-    raise WeightsError(f"no stage of pp_layers {list(layers)} holds layer {layer + sum(layers)}")
+    raise WeightsError(f"no stage of {list(layers)} holds layer {layer + sum(layers)}", where="pp_layers")

@@ -1,7 +1,10 @@
-"""What one weight is called in each dialect: the official files (ours inside), diffusers and MM. One table, read both ways.
+"""What one weight is called in each dialect: the official files (ours inside), diffusers and MM.
 
-Traps it keeps apart: diffusers' top-level `proj_out` is the head while `vace_blocks.n.proj_out` is after_proj, and diffusers'
-`norm2` is the official `norm3`. Trunk or branch is decided by the name's first part, never by a substring.
+One table, read both ways.
+
+Traps it keeps apart: diffusers' top-level `proj_out` is the head while `vace_blocks.n.proj_out` is
+after_proj, and diffusers' `norm2` is the official `norm3`. Trunk or branch is decided by the name's first
+part, never by a substring.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Wan transformer block and its parts. Parameter names are the official checkpoint's.
 
-A matrix product runs in the dtype of its weight; norms, modulation, gates and the residual sum are fp32 arithmetic.
-Legend: B batch · S tokens · D hidden · N heads · K head width.
+A matrix product runs in the dtype of its weight; norms, modulation, gates and the residual sum are fp32
+arithmetic. Legend: B batch · S tokens · D hidden · N heads · K head width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class Rope(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Embedded caption. Zero padding gives equal rows, so the last row is computed once and stands `copies` times."""
+    """Embedded caption.
+
+    Zero padding gives equal rows, so the last row is computed once and stands `copies` times.
+    """
 
     rows: Tensor  # [B, L, D]
     copies: int  # ≥ 1
@@ -42,7 +45,10 @@ class Linear(nn.Linear):
 
 
 class PatchEmbedding(nn.Conv3d):
-    """[B, C, F, h, w] → tokens [B, S, D]. The convolution's stride is its kernel, so it is one matrix product."""
+    """[B, C, F, h, w] → tokens [B, S, D].
+
+    The convolution's stride is its kernel, so it is one matrix product.
+    """
 
     def __init__(self, channels: int, width: int, patch: tuple[int, int, int]) -> None:
         super().__init__(channels, width, kernel_size=patch, stride=patch)
@@ -106,7 +112,10 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Every token attends to every caption row, padding rows included: the published weights were trained so."""
+    """Every token attends to every caption row, padding rows included.
+
+    The published weights were trained so.
+    """
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
         """[B, S, D] → [B, S, D]; one sample and P captions → [P, S, D]."""
@@ -138,7 +147,8 @@ class WanBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor, text: Text, rope: Rope) -> Tensor:
         """x [B, S, D] and time [B, 6, D] fp32 → [B, S, D] in x's dtype.
 
-        One sample may meet P captions: what comes before them is computed once, and [P, S, D] goes on from there.
+        One sample may meet P captions: what comes before them is computed once, and [P, S, D] goes on from
+        there.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + time).chunk(6, dim=1)
         x = gated_sum(x, gate1, self.self_attn(modulated_norm(x, shift1, scale1, self.eps), rope))

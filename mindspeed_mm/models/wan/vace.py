@@ -50,7 +50,10 @@ class Reading(NamedTuple):
 
 
 class VaceBlock(WanBlock):
-    """A Wan block of the branch, with the projection that makes its hint; the first also takes in the trunk's tokens."""
+    """A Wan block of the branch, with the projection that makes its hint.
+
+    The first also takes in the trunk's tokens.
+    """
 
     def __init__(self, config: WanConfig, *, first: bool) -> None:
         super().__init__(config)
@@ -61,7 +64,7 @@ class VaceBlock(WanBlock):
     def forward(  # type: ignore[override]  # the branch carries one tensor more than the trunk
         self, c: Tensor, trunk: Tensor, time: Tensor, text: Text, rope: Rope
     ) -> tuple[Tensor, Tensor]:
-        """Branch tokens c and trunk tokens (right after patch embedding), both [B, S, D] → next c, hint [B, S, D]."""
+        """Branch tokens c and embedded trunk tokens, both [B, S, D] → next c, hint [B, S, D]."""
         if self.before_proj is not None:
             c = (self.before_proj(c) + trunk).to(trunk.dtype)
         c = super().forward(c, time, text, rope)
@@ -71,7 +74,8 @@ class VaceBlock(WanBlock):
 class VaceTransformer(nn.Module):
     """Velocity of noisy latents, conditioned on caption and vace_context.
 
-    Set from outside: `residual_dtype`, `tokens` (a TokenLayout), and `self_attn.attend`, `cross_attn.attend` of each block.
+    Set from outside: `residual_dtype`, `tokens` (a TokenLayout), and `self_attn.attend`, `cross_attn.attend`
+    of each block.
     """
 
     def __init__(self, config: VaceConfig) -> None:
@@ -104,12 +108,15 @@ class VaceTransformer(nn.Module):
         *,
         context_scale: float | Sequence[float] | Tensor = 1.0,
     ) -> Tensor:
-        """latents [B, 16, R+F, h, w], timestep [B] fp32 (1000·sigma), prompt_embeds [B, L, text_dim] with L ≤ text_len,
-        vace_context [B, 96, R+F, h, w] or None for the trunk alone → velocity fp32 [B, 16, R+F, h, w].
+        """The velocity of noisy latents.
 
-        `context_scale` is one number, or one for each branch block (a sequence or a tensor). One sample may come with P
-        captions at once, prompt_embeds [P, L, text_dim] → [P, 16, R+F, h, w]: what trunk and branch do before they read the
-        caption is done once. Raises DataError when the shapes do not fit.
+        latents [B, 16, R+F, h, w], timestep [B] fp32 (1000·sigma), prompt_embeds [B, L, text_dim] with L ≤
+        text_len, vace_context [B, 96, R+F, h, w] or None for the trunk alone → velocity fp32 [B, 16, R+F, h,
+        w].
+
+        `context_scale` is one number, or one for each branch block (a sequence or a tensor). One sample may
+        come with P captions at once, prompt_embeds [P, L, text_dim] → [P, 16, R+F, h, w]: what trunk and
+        branch do before they read the caption is done once. Raises DataError when the shapes do not fit.
         """
         check_inputs(self.config, latents, timestep, prompt_embeds, vace_context)
         trunk = self.config.trunk
@@ -141,8 +148,11 @@ def run_blocks(
     c: Tensor,
     read: Reading,
 ) -> tuple[Tensor, Tensor]:
-    """Blocks of the trunk by their number; each branch block runs right before the trunk block that it feeds, so one hint
-    is alive at a time. `feeders` gives the branch block, and its number, of a trunk block. → trunk and branch tokens."""
+    """Blocks of the trunk by their number.
+
+    Each branch block runs right before the trunk block that it feeds, so one hint is alive at a time.
+    `feeders` gives the branch block, and its number, of a trunk block. → trunk and branch tokens.
+    """
     start = x
     for i, block in blocks:
         if i not in feeders:
@@ -188,7 +198,9 @@ def hint_scales(config: VaceConfig, context_scale: float | Sequence[float] | Ten
     scales = tuple(context_scale) if isinstance(context_scale, Sequence) else (float(context_scale),) * count
     if len(scales) != count:
         raise DataError(
-            f"context_scale has {len(scales)} numbers; give one, or one for each of {count} branch blocks"
+            f"got {len(scales)} numbers",
+            where="context_scale",
+            expected=f"one, or one for each of {count} branch blocks",
         )
     return scales
 
@@ -205,26 +217,33 @@ def check_inputs(
         or any(n % p for n, p in zip(shape[2:], trunk.patch_size, strict=True))
     ):
         raise DataError(
-            f"latents are {list(shape)}; wanted [B, {trunk.in_dim}, F, h, w] in multiples of patch {trunk.patch_size}"
+            f"got {list(shape)}",
+            where="latents",
+            expected=f"[B, {trunk.in_dim}, F, h, w] in multiples of patch {trunk.patch_size}",
         )
     if tuple(timestep.shape) != (shape[0],):
-        raise DataError(f"timestep is {list(timestep.shape)}; wanted one for each of the {shape[0]} samples")
+        raise DataError(
+            f"got {list(timestep.shape)}",
+            where="timestep",
+            expected=f"one for each of the {shape[0]} samples",
+        )
     text = tuple(prompt_embeds.shape)
     fits = len(text) == 3 and text[1] <= trunk.text_len and text[2] == trunk.text_dim
     if not fits or shape[0] not in (1, text[0]):
         raise DataError(
-            f"prompt_embeds are {list(text)}; wanted [{shape[0]}, up to {trunk.text_len}, {trunk.text_dim}]"
+            f"got {list(text)}",
+            where="prompt_embeds",
+            expected=f"[{shape[0]}, up to {trunk.text_len}, {trunk.text_dim}]",
         )
     if vace_context is None:
         return
     wanted = (shape[0], config.vace_in_dim, *shape[2:])
     if not config.vace_layers or tuple(vace_context.shape) != wanted:
         found = list(vace_context.shape)
-        raise DataError(
-            f"vace_context is {found}; wanted {list(wanted)}, the grid of the latents"
-            if config.vace_layers
-            else f"vace_context is {found}, but this model has no branch (vace_layers is empty)"
-        )
+        expected = f"{list(wanted)}, the grid of the latents"
+        if not config.vace_layers:
+            expected = "none, as this model has no branch (vace_layers is empty)"
+        raise DataError(f"got {found}", where="vace_context", expected=expected)
 
 
 def build_on_meta(config: VaceConfig) -> VaceTransformer:

@@ -1,4 +1,4 @@
-"""The Wan VAE: diffusers' AutoencoderKLWan with latents normalised in fp32, from any file that people have of it."""
+"""The Wan VAE: diffusers' AutoencoderKLWan with latents normalised in fp32, from every kind of file."""
 
 from __future__ import annotations
 
@@ -63,11 +63,17 @@ class WanVae:
     def enable_tiling(
         self, size: tuple[int, int] | None = None, stride: tuple[int, int] | None = None
     ) -> None:
-        """Compute in overlapping tiles of `size` pixels (height, width), `stride` apart: less memory, other rounding."""
+        """Compute in overlapping tiles of `size` pixels (height, width), `stride` apart.
+
+        Less memory, other rounding.
+        """
         if not hasattr(self.model, "use_tiling"):
             raise WeightsError(
-                f"the VAE of diffusers {diffusers.__version__} cannot work in tiles; "
-                "install a newer diffusers (constraints.txt names one), a smaller size, or set tiled to never"
+                f"the VAE of diffusers {diffusers.__version__} cannot work in tiles",
+                fix=(
+                    "install a newer diffusers (constraints.txt names one), use a smaller size, or set tiled "
+                    "to never"
+                ),
             )
         height, width = size or (None, None)
         stride_height, stride_width = stride or (None, None)
@@ -85,13 +91,17 @@ class WanVae:
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """[B, 3, T, H, W] in [-1, 1] → [B, 16, F, h, w] fp32, the mode. Frames beyond 4k+1 are dropped, as upstream.
+        """[B, 3, T, H, W] in [-1, 1] → [B, 16, F, h, w] fp32, the mode.
+
+        Frames beyond 4k+1 are dropped, as upstream.
 
         Raises DataError when height or width is not a multiple of 8.
         """
         if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] % STRIDE[1] or video.shape[4] % STRIDE[2]:
             raise DataError(
-                f"video is {list(video.shape)}; wanted [B, 3, T, H, W] with H and W multiples of 8"
+                f"got {list(video.shape)}",
+                where="video",
+                expected="[B, 3, T, H, W] with H and W multiples of 8",
             )
         mean: Tensor = self.model.encode(video.to(self.device, self.dtype)).latent_dist.mode().float()
         return (mean - self._mean.to(mean.device)) / self._std.to(mean.device)
@@ -104,10 +114,12 @@ class WanVae:
 
     @torch.no_grad()
     def decode_frames(self, latents: Tensor) -> Iterator[Tensor]:
-        """[16, F, h, w] → the frames of `decode` as they are made: [3, 1, H, W] first, then [3, 4, H, W] each.
+        """[16, F, h, w] → the frames of `decode` as they are made.
 
-        With tiling the whole clip is decoded before its first frame can be given out: `_feat_map` of all tiles would be
-        larger than the clip.
+        [3, 1, H, W] first, then [3, 4, H, W] each.
+
+        With tiling the whole clip is decoded before its first frame can be given out: `_feat_map` of all
+        tiles would be larger than the clip.
         """
         if self._tiles(latents):
             yield from _chunks(self.decode(latents[None])[0])
@@ -127,7 +139,9 @@ class WanVae:
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         if latents.ndim != 5 or latents.shape[1] != self.z_dim:
-            raise DataError(f"latents are {list(latents.shape)}; wanted [B, {self.z_dim}, F, h, w]")
+            raise DataError(
+                f"got {list(latents.shape)}", where="latents", expected=f"[B, {self.z_dim}, F, h, w]"
+            )
         wide = latents.to(self.device, torch.float32)
         return (wide * self._std.to(wide.device) + self._mean.to(wide.device)).to(self.dtype)
 
@@ -140,10 +154,13 @@ class WanVae:
 
 
 def prefer_onednn(model: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Let the causal convolutions run in oneDNN on a CPU; returns the model. It can no longer be trained there.
+    """Let the causal convolutions run in oneDNN on a CPU; returns the model.
 
-    torch judges an input by batch, channels, frames and rows alone, and gives short clips of one sample, as this VAE makes
-    them, to a plain loop: up to ten times slower for few channels. The same sums in another order.
+    It can no longer be trained there.
+
+    torch judges an input by batch, channels, frames and rows alone, and gives short clips of one sample, as
+    this VAE makes them, to a plain loop: up to ten times slower for few channels. The same sums in another
+    order.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
@@ -169,17 +186,20 @@ def load_vae(
     device: torch.device | str = "cpu",
     tiling: bool = False,
 ) -> WanVae:
-    """The VAE in `path`: the official .pth, a safetensors file, a diffusers `vae` folder, or a model folder with either.
+    """The VAE in `path`: the official .pth, a safetensors file, a `vae` folder, or a model folder.
 
-    A VAE that is not Wan's own says its `latents_mean` and `latents_std` in the folder's config.json, or in a .json
-    of the same name beside the .pth. Raises WeightsError when there is none, or when it is damaged or something else.
+    A VAE that is not Wan's own says its `latents_mean` and `latents_std` in the folder's config.json, or in a
+    .json of the same name beside the .pth. Raises WeightsError when there is none, or when it is damaged or
+    something else.
     """
     files, settings, beside = _locate(Path(path))
     state = without_prefix(read_tensors(files), ("encoder.conv1.weight", "encoder.conv_in.weight"), path)
     if is_wan22_vae({name: tuple(weight.shape) for name, weight in state.items()}):
         raise WeightsError(
-            f"{path}: expected the VAE of Wan2.1 (16 latent channels), got that of Wan2.2-TI2V-5B (48); VACE models, "
-            "A14B's too, use Wan2.1_VAE.pth"
+            "got that of Wan2.2-TI2V-5B (48)",
+            where=path,
+            expected="the VAE of Wan2.1 (16 latent channels)",
+            fix="use Wan2.1_VAE.pth for VACE models, A14B included",
         )
     if "encoder.conv1.weight" in state:
         sizes = vae_config({name: tuple(weight.shape) for name, weight in state.items()})
@@ -189,7 +209,9 @@ def load_vae(
         sizes = vae_config(encoder_shapes({name: tuple(weight.shape) for name, weight in state.items()}))
     else:
         got = foreign_model(state) or f"something else (its first weights are {', '.join(sorted(state)[:3])})"
-        raise WeightsError(f"{path}: expected a Wan VAE, got {got}; name Wan2.1_VAE.pth or a vae folder")
+        raise WeightsError(
+            f"got {got}", where=path, expected="a Wan VAE", fix="name Wan2.1_VAE.pth or a vae folder"
+        )
     refuse_conflicts(settings, sizes, beside, files[0], {**ARITHMETIC, "decoder_base_dim": sizes["base_dim"]})
     settings = {**sizes, **{name: settings[name] for name in _STATISTICS if name in settings}}
     _check_statistics(settings, beside)
@@ -218,7 +240,7 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
             if files := shard_paths(folder):
                 return files, read_json(config), config
             raise WeightsError(
-                f"{folder}: config.json is there, but no weights beside it; fetch the folder again"
+                "contains a config.json but no weights", where=folder, fix="download the folder again"
             )
     official = sorted(
         file for file in path.iterdir() if "vae" in file.name.lower() and file.suffix in (".pth", ".pt")
@@ -227,7 +249,7 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
         return _locate(official[0])
     found = "none" if not official else ", ".join(file.name for file in official)
     raise WeightsError(
-        f"{path}: wanted one VAE (Wan2.1_VAE.pth, or a vae folder of diffusers), found {found}"
+        f"got {found}", where=path, expected="one VAE (Wan2.1_VAE.pth, or a vae folder of diffusers)"
     )
 
 
@@ -249,7 +271,9 @@ def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
             )
         if len(values) != settings.get("z_dim", len(values)):
             raise WeightsError(
-                f"{beside}: {name} has {len(values)} numbers for {settings['z_dim']} latent channels"
+                f"got {len(values)} numbers",
+                where=f"{beside}: {name}",
+                expected=f"one for each of {settings['z_dim']} latent channels",
             )
 
 

@@ -31,14 +31,17 @@ _SAME_IN_BOTH = ("norm.gamma", "to_qkv.{p}", "proj.{p}")
 
 
 def vae_key_map(levels: int, res_blocks: int) -> KeyMap:
-    """Official names (ours) ⇄ diffusers' (theirs), of a VAE with `levels` resolutions of `res_blocks` blocks each."""
+    """Official names (ours) ⇄ diffusers' (theirs), of a VAE of `levels` levels, `res_blocks` blocks each."""
     return KeyMap("diffusers", [*_ends(), *_encoder(), *_decoder(levels, res_blocks)])
 
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """AutoencoderKLWan's sizes, read off the shapes of an official file. Raises WeightsError when it is not such a VAE.
+    """AutoencoderKLWan's sizes, read off the shapes of an official file.
 
-    There are as many levels and blocks as the file holds, so that no foreign number decides how much is built.
+    Raises WeightsError when it is not such a VAE.
+
+    There are as many levels and blocks as the file holds, so that no foreign number decides how much is
+    built.
     """
     try:
         base, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
@@ -55,7 +58,7 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
                 blocks += 1
     except (KeyError, IndexError) as error:
         raise WeightsError(
-            f"not a Wan VAE: {error} is missing; give the official Wan2.1_VAE.pth or a diffusers folder"
+            f"not a Wan VAE: {error} is missing", fix="give the official Wan2.1_VAE.pth or a diffusers folder"
         ) from None
     return {
         "base_dim": base,
@@ -67,7 +70,10 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def encoder_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """What `vae_config` looks at, of a diffusers file: the names that are the same for any number of levels."""
+    """What `vae_config` looks at, of a diffusers file.
+
+    The names that are the same for any number of levels.
+    """
     return {_FLAT.to_ours(name): shape for name, shape in shapes.items() if _FLAT.knows(name)}
 
 

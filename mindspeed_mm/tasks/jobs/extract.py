@@ -166,7 +166,9 @@ class ExtractJob(Config):
         overrides = Overrides.parse(parse(OverrideConfig, given[OverrideConfig], prog).set, OVERRIDDEN)
         for name in ("mm_data", "mm_model"):
             if getattr(files, name) is None:
-                raise ConfigError(f"{prog}: {flag_name(name)} FILE is missing; it is required")
+                raise ConfigError(
+                    f"{flag_name(name)} is missing", where=prog, fix="give the path of a JSON file"
+                )
         extract = parse(ExtractConfig, given[ExtractConfig], prog)
         leftover = parse(TrainingFlags, given[TrainingFlags], prog)
         notes += [
@@ -176,7 +178,9 @@ class ExtractJob(Config):
         data = parse_data_config(overrides.apply(read_json(data_path), "data"), data_path, notes)
         if data.dataset_type == "feature":
             raise ConfigError(
-                f"{files.mm_data}:dataset_param.dataset_type: 'feature' is extracted already; name raw clips"
+                "'feature' names extracted features",
+                where=f"{files.mm_data}:dataset_param.dataset_type",
+                fix="give raw clips",
             )
         model = parse(ExtractModelConfig, overrides.apply(read_json(model_path), "model"), model_path, notes)
         tools_values = overrides.apply(read_json(files.mm_tool) if files.mm_tool else {}, "tools")
@@ -187,7 +191,7 @@ class ExtractJob(Config):
         )
 
     def check_inputs(self) -> None:
-        """Raises WeightsError when VAE, text encoder or tokenizer are missing, or a FIFO or device stands for a file."""
+        """Raises WeightsError if VAE, text encoder or tokenizer are missing, or are a FIFO or device."""
         check_encoders(
             self.model.ae,
             self.model.text_encoder,
@@ -197,7 +201,7 @@ class ExtractJob(Config):
         )
 
     def check_outputs(self) -> None:
-        """Raises ConfigError or LaunchError when the first rank cannot write the features, or another run writes there."""
+        """Raises ConfigError or LaunchError if rank 0 cannot write the features, or another run does."""
         if rank() == 0:
             by_flag = self.extract.save_path is not None
             check_folder(
@@ -236,7 +240,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 def check_encoders(
     ae: AeConfig, text: TextEncoderConfig, tokenizer: str | None, *, mm_model: str, mm_data: str
 ) -> None:
-    """Raises WeightsError when VAE, text encoder or tokenizer are missing, or a FIFO or device stands for a file."""
+    """Raises WeightsError if VAE, text encoder or tokenizer are missing, or are a FIFO or device."""
     places = {
         f"{mm_model}:ae.from_pretrained": ae.from_pretrained,
         f"{mm_model}:text_encoder.from_pretrained": text.from_pretrained,

@@ -95,15 +95,19 @@ class GenerateJob(Config):
         transformer_at_hand: bool = False,
         needs_weights: bool = True,
     ) -> GenerateJob:
-        """The job of one inference JSON; `flags` replace what the JSON or its tasks say, `weights` its `model`.
+        """The job of one inference JSON.
 
-        `transformer_at_hand`: the caller brings the transformer; the JSON's need not exist. Without `needs_weights`,
-        those that are missing are listed in `not_found`.
+        `flags` replace what the JSON or its tasks say, `weights` its `model`.
+
+        `transformer_at_hand`: the caller brings the transformer; the JSON's need not exist. Without
+        `needs_weights`, those that are missing are listed in `not_found`.
         """
         values = read_json(path)
         if not isinstance(values, dict):
             raise ConfigError(
-                f"{path}: expected a JSON object with keys model, prompt, output_path …; got {json_type(values)}"
+                f"got {json_type(values)}",
+                where=path,
+                expected="a JSON object with keys model, prompt, output_path …",
             )
         return cls.from_values(
             (overrides or Overrides()).apply(values),
@@ -125,7 +129,10 @@ class GenerateJob(Config):
         transformer_at_hand: bool = False,
         needs_weights: bool = True,
     ) -> GenerateJob:
-        """The job of an inference JSON's content. `path` is named in errors, and relative paths may start in its folder."""
+        """The job of an inference JSON's content.
+
+        `path` is named in errors, and relative paths may start in its folder.
+        """
         keys = {key for key, value in values.items() if value is not None}
         values = _overlaid(values, flags or {}, weights or {})
         notes: list[str] = []
@@ -136,7 +143,7 @@ class GenerateJob(Config):
         return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand, missing=missing)
 
     def check_outputs(self) -> None:
-        """Raises ConfigError or LaunchError when the first rank cannot write the videos, or another run writes there.
+        """Raises ConfigError or LaunchError if the first rank cannot write the videos, or another run does.
 
         A plain --dry-run leaves open what only the machine of the run knows: whether the folder can be made.
         """
@@ -160,7 +167,10 @@ def _dashed(word: str) -> str:
 
 
 def job_parser(prog: str = PROG, *, config: str = "config") -> FlagParser:
-    """Every flag of Wan-VACE-Inference.py and of `vace generate`. `config`: the name of the JSON's argument."""
+    """Every flag of Wan-VACE-Inference.py and of `vace generate`.
+
+    `config`: the name of the JSON's argument.
+    """
     parser = FlagParser(prog, "Generate videos with VACE. Each key of the JSON is a flag too.")
     parser.add_argument(
         config, metavar="CONFIG.json", help="examples/vace/inference/inference_wan2.1_1.3b.json, for one"
@@ -198,7 +208,9 @@ def _overlaid(values: dict[str, Any], flags: dict[str, Any], weights: dict[str, 
 
 
 def _as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> dict[str, Any]:
-    """MindSpeed-MM's videos, for preset mindspeed and for a JSON of its own: control, reference, and both where both are given.
+    """MindSpeed-MM's videos, for preset mindspeed and for a JSON of its own.
+
+    Control, reference, and both where both are given.
 
     `keys`: those of the file, without flags.
     """
@@ -232,8 +244,12 @@ def _suggest_mindspeed(values: dict[str, Any], keys: set[str], where: str) -> No
         return
     if others := sorted(keys - _MINDSPEED_KEYS):
         raise ConfigError(
-            f"{where}:prompt: missing; give prompt or --prompt, or for the videos of MindSpeed-MM's inference JSONs "
-            f"--preset mindspeed (not taken as one of them, as it has {', '.join(others)})"
+            "missing",
+            where=f"{where}:prompt",
+            fix=(
+                "give prompt or --prompt, or for the videos of MindSpeed-MM's inference JSONs --preset "
+                f"mindspeed (this file is not one of them, as it has {', '.join(others)})"
+            ),
         )
 
 
@@ -282,7 +298,8 @@ def _built(
         name = video.sampling.preset
         if name in FEW_STEPS and not video.loras and config.from_latents is None:
             notes.append(
-                f"{video.name}: preset {name} without loras: right only for weights that a few-step LoRA is merged into; "
+                f"{video.name}: preset {name} without loras: right only for weights that a few-step LoRA is "
+                "merged into; "
                 f"it is made for {FEW_STEPS[name][1]}"
             )
     return GenerateJob(
@@ -300,7 +317,7 @@ def _tasks(
     """Each video's own keys, and the address that errors name it by."""
     if config.prompts_file is not None:
         if config.tasks is not None:
-            raise ConfigError(f"{where}: tasks and prompts_file are both given; keep one of them")
+            raise ConfigError("tasks and prompts_file are both given", where=where, fix="keep one of them")
         return _prompts(Path(finder.find("prompts_file", config.prompts_file)))
     if config.tasks is not None:
         return list(values["tasks"]), [f"{where}:tasks[{index}]" for index in range(len(config.tasks))]
@@ -317,19 +334,24 @@ def _prompts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         where.append(f"{path.name}:{number}")
         tasks.append(_task_line(text, path.name, number) if path.suffix == ".jsonl" else {"prompt": text})
     if not tasks:
-        raise ConfigError(f"{path}: holds no prompt; write one a line")
+        raise ConfigError("contains no prompt", where=path, fix="write one per line")
     return tasks, where
 
 
 def _task_line(text: str, name: str, number: int) -> dict[str, Any]:
     task = parse_json(text, name, line=number)
     if not isinstance(task, dict):
-        raise ConfigError(f'{name}:{number}: expected an object such as {{"prompt": "…"}}, got {text[:40]!r}')
+        raise ConfigError(
+            f"got {text[:40]!r}", where=f"{name}:{number}", expected='an object such as {"prompt": "…"}'
+        )
     return task
 
 
 def _inherited(top: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
-    """The task's keys over those of the top. Images are one thing under two names; a name belongs to one video."""
+    """The task's keys over those of the top.
+
+    Images are one thing under two names; a name belongs to one video.
+    """
     taken = dict(top)
     if {"image_path", "image_paths"} & task.keys():
         taken.pop("image_path", None)
@@ -357,14 +379,14 @@ class _Finder:
                 try:
                     return str(regular_file(base / path, ConfigError, or_folder=True))
                 except ConfigError as error:
-                    raise ConfigError(f"{self.where}:{key}: {error}") from None
+                    raise error.at(f"{self.where}:{key}") from None
         if self.missing is not None:
             self.missing.append(f"{key} {path}")
             return path
         looked = " and ".join(dict.fromkeys(str(base) for base in self.bases))
         raise ConfigError(
-            f"{self.where}:{key}: {display_path(path)}: no such file or folder"
-            + ("" if Path(path).is_absolute() else f" in {looked}")
+            "no such file or folder" + ("" if Path(path).is_absolute() else f" in {looked}"),
+            where=f"{self.where}:{key}: {display_path(path)}",
         )
 
 
@@ -395,11 +417,14 @@ def _video(
 ) -> GenerationRequest:
     if not (config.prompt or "").strip() and not decoding:
         raise ConfigError(
-            f'{finder.where}:prompt: missing; say what to generate: "prompt": "…" here or in each of tasks, or --prompt'
+            "missing",
+            where=f"{finder.where}:prompt",
+            fix='say what to generate: "prompt": "…" here or in each of tasks, or --prompt',
         )
     if experts == 1 and "guidance_scale_2" in config.model_fields_set:
         raise ConfigError(
-            f"{finder.where}:guidance_scale_2: is of the low-noise expert, but model.transformer names one model"
+            "belongs to the low-noise expert, but model.transformer names one model",
+            where=f"{finder.where}:guidance_scale_2",
         )
     inputs, task = _inputs(config, finder), None
     loras = tuple(
@@ -437,16 +462,20 @@ def _inputs(config: RequestConfig, finder: _Finder) -> Inputs:
 
 
 def _distinct(videos: list[GenerationRequest], where: str) -> None:
-    """Raises ConfigError when two videos would write one file or folder: NAME, NAME.mp4, NAME.png, NAME.json."""
+    """Raises ConfigError when two videos would write one file or folder.
+
+    NAME, NAME.mp4, NAME.png, NAME.json.
+    """
     names = Counter(video.name for video in videos)
     for name, count in names.items():
         if count > 1:
             raise ConfigError(
-                f"{where}: {count} videos are called {name!r}; give each task a name of its own"
+                f"{count} videos are named {name!r}", where=where, fix="give each task its own name"
             )
         for suffix in OUTPUT_SUFFIXES:
             if f"{name}{suffix}" in names:
                 raise ConfigError(
-                    f"{where}: the folder of video {name + suffix!r} and a file of video {name!r} would have one name; "
-                    "rename one of them"
+                    f"the folder of video {name + suffix!r} and a file of video {name!r} would have one name",
+                    where=where,
+                    fix="rename one of them",
                 )

@@ -1,4 +1,7 @@
-"""PlanJob: the run of a training job as the planner's formulas take it, and what it is planned for. No torch."""
+"""PlanJob: the run of a training job as the planner's formulas take it, and what it is planned for.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ class PlanFlags(Config):
 
     device: str = Field(
         default="H100",
-        description="H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B, Ascend 910C, or here: as calibrated",
+        description=(
+            "H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B, Ascend 910C, or here: as calibrated"
+        ),
     )
     devices: int = Field(default=8, gt=0, le=65536, description="how many of them")
     frames: int | None = Field(
@@ -111,7 +116,10 @@ def _training_words(words: Sequence[str]) -> Iterator[str]:
 
 
 def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False) -> TrainingRun:
-    """What of a job decides its memory. Raises ConfigError for a model whose sizes the planner does not know."""
+    """What of a job decides its memory.
+
+    Raises ConfigError for a model whose sizes the planner does not know.
+    """
     predictor, fsdp, batch = job.predictor, job.fsdp2, job.training.batch
     if not isinstance(predictor, PredictorConfig):
         raise ConfigError(
@@ -185,7 +193,10 @@ def quantized_layers(job: PretrainJob) -> frozenset[str] | None:
 
 
 def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
-    """The largest sample by the flags, else by the rows of data.jsonl that name their shapes, else 81 frames of 480x832."""
+    """The largest sample.
+
+    By the flags, else by the rows of data.jsonl that name their shapes, else 81 frames of 480x832.
+    """
     if not (flags.frames or flags.height or flags.width):
         source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
         path = Path(getattr(source, "data_path", "") or "")
@@ -207,7 +218,10 @@ def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
 
 
 def estimate(job: PretrainJob) -> str:
-    """The memory of one device in a line, for the end of a dry run; "" for a job that the planner does not know."""
+    """The memory of one device in a line, for the end of a dry run.
+
+    "" for a job that the planner does not know.
+    """
     try:
         clip = largest_clip(job, PlanFlags())
         memory = training_memory(run_of(job, clip.grid))
@@ -221,7 +235,10 @@ def estimate(job: PretrainJob) -> str:
 
 
 def _shapes(path: Path) -> Iterator[tuple[int, int, int]]:
-    """The shapes in a list of features. Raises DataError for a line that is no JSON object, or a shape that is none."""
+    """The shapes in a list of features.
+
+    Raises DataError for a line that is no JSON object, or a shape that is none.
+    """
     text = read_text(path, DataError, max_bytes=LIST_BYTES)
     for number, row in json_lines(text, str(path), DataError):
         if isinstance(row, dict) and row.get("shape") is not None:

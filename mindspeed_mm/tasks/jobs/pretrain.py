@@ -1,4 +1,4 @@
-"""PretrainJob: a whole training run, frozen and cross-checked before torch is imported or a device touched."""
+"""PretrainJob: a whole training run, frozen and cross-checked before torch or a device is touched."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _model_config(
     predictor = values.get("predictor") if isinstance(values, Mapping) else None
     model_id = predictor.get("model_id", "vace") if isinstance(predictor, Mapping) else "vace"
     if model_id not in MODELS:
-        raise ConfigError(f"{where}:predictor.model_id: {_message(model_id)}")
+        raise ConfigError(_message(model_id), where=f"{where}:predictor.model_id")
     spec = MODELS.get(model_id)
     if "transforms" in values:
         values = {
@@ -144,7 +144,8 @@ def _base_of(data: DataConfig, model: Any, files: FileConfig) -> type[ModelConfi
         raise ConfigError(
             "'vace' are raw clips",
             where=f"{files.mm_data}:dataset_param.dataset_type",
-            fix="extract their features first (examples/vace/feature_extract/feature_extraction.sh) and give dataset_type "
+            fix="extract their features first (examples/vace/feature_extract/feature_extraction.sh) and give "
+            "dataset_type "
             f"'feature', or add {' and '.join(missing)} to {files.mm_model} to encode them while training",
         )
     return RawModelConfig
@@ -173,13 +174,16 @@ class PretrainJob(Config):
 
     @classmethod
     def from_argv(cls, argv: Sequence[str], ranks: int | None = None, prog: str = PROG) -> PretrainJob:
-        """Flags and the files they name → a job for `ranks` processes (default: torchrun's). Raises ConfigError."""
+        """Flags and the files they name → a job for `ranks` processes (default: torchrun's).
+
+        Raises ConfigError.
+        """
         given, notes = parse_arguments(job_parser(prog), argv, SCHEMAS)
         part = {schema: parse(schema, values, prog) for schema, values in given.items()}
         files = cast(FileConfig, part[FileConfig])
         if files.mm_model is None or files.mm_data is None:
             missing = "--mm-model" if files.mm_model is None else "--mm-data"
-            raise ConfigError(f"{prog}: {missing} is missing; give the path of a JSON file")
+            raise ConfigError(f"{missing} is missing", where=prog, fix="give the path of a JSON file")
         overrides = Overrides.parse(cast(OverrideConfig, part[OverrideConfig]).set, OVERRIDDEN)
         parallel = cast(ParallelConfig, part[ParallelConfig])
         model = overrides.apply(read_json(files.mm_model), "model")
@@ -223,7 +227,7 @@ class PretrainJob(Config):
         """The same job with its sizes filled in. Raises ConfigError for parts that contradict one another."""
         batch, optimizer = self.training.batch, self.training.optimizer
         if optimizer.lr is None:
-            raise ConfigError(f"{prog}: --lr is missing; the recipe of examples/vace is 5e-5")
+            raise ConfigError("--lr is missing", where=prog, fix="give it; examples/vace uses 5e-5")
         _check_dtype(self.predictor, self.fsdp2, self.files)
         check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
         _check_sharding(self.fsdp2, self.world_size)
@@ -240,11 +244,11 @@ class PretrainJob(Config):
             )
         size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
         if batch.train_iters is None and batch.train_samples is None:
-            raise ConfigError(f"{prog}: --train-iters is missing; give it or --train-samples")
+            raise ConfigError("--train-iters is missing", where=prog, fix="give it or --train-samples")
         iters = batch.train_iters or cast(int, batch.train_samples) // size
         if iters == 0:
             raise ConfigError(
-                f"--train-samples {batch.train_samples} is less than one global batch of {size}"
+                f"{batch.train_samples} is less than one global batch of {size}", where="--train-samples"
             )
         schedule_steps(optimizer, iters, size)
         batch = batch.model_copy(update={"global_batch_size": size, "train_iters": iters})
@@ -262,8 +266,9 @@ class PretrainJob(Config):
         data_path = getattr(source, "data_path", None)
         if data_path and not os.path.exists(data_path):
             raise DataError(
-                f"{self.files.mm_data}:dataset_param.basic_parameters.data_path: {data_path} is not there; "
-                "run feature extraction, or name the data.jsonl that it wrote"
+                f"{data_path} not found",
+                where=f"{self.files.mm_data}:dataset_param.basic_parameters.data_path",
+                fix="run feature extraction, or name the data.jsonl that it wrote",
             )
         if self.raw_clips is not None:
             self._check_raw_inputs(self.raw_clips)
@@ -271,15 +276,16 @@ class PretrainJob(Config):
         for key, weights in self.predictor.weight_paths.items():
             if not os.path.exists(weights):
                 raise WeightsError(
-                    f"{self.files.mm_model}:predictor.{key}: {weights} is not there; name a folder or file with "
-                    "weights (mm-convert writes one)"
+                    f"{weights} not found",
+                    where=f"{self.files.mm_model}:predictor.{key}",
+                    fix="set it to an existing folder or file of weights (mm-convert writes one)",
                 )
             find_files(
                 Path(weights)
             )  # a folder that holds none, or two models, is named before any rank starts
 
     def _check_raw_inputs(self, clips: VaceDatasetConfig) -> None:
-        """Raises for a recipe, VAE, text encoder or tokenizer that is missing or wrong, and for rows that are."""
+        """Raises for a recipe, VAE, text encoder, tokenizer or row that is missing or wrong."""
         model = cast(RawModelConfig, self.model)
         check_encoders(
             model.ae,
@@ -297,7 +303,7 @@ class PretrainJob(Config):
         read_manifest(clips.basic_parameters.data_path, clips.basic_parameters.data_folder)
 
     def check_outputs(self) -> None:
-        """Raises ConfigError, LaunchError or WeightsError when the first rank cannot write where the flags say.
+        """Raises ConfigError, LaunchError or WeightsError if the first rank cannot write to the flags' paths.
 
         Another run may write there, or its checkpoints be there that this one does not load.
 
@@ -357,7 +363,9 @@ def job_parser(prog: str = PROG) -> FlagParser:
 def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
     if isinstance(fsdp2.sharding_size, int) and ranks % fsdp2.sharding_size:
         raise ConfigError(
-            f"fsdp2 sharding_size {fsdp2.sharding_size} does not divide the {ranks} rank(s); write auto, or a divisor"
+            f"{fsdp2.sharding_size} does not divide the {ranks} rank(s)",
+            where="fsdp2_config.yaml:sharding_size",
+            fix="write auto, or a divisor",
         )
     check_reshard(fsdp2, fsdp2.sharding_size if isinstance(fsdp2.sharding_size, int) else ranks)
 
@@ -371,10 +379,12 @@ def _check_patterns(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:
 def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConfig) -> None:
     if predictor.dtype != fsdp2.param_dtype:
         raise ConfigError(
-            f"predictor.dtype is {predictor.dtype} but fsdp2 param_dtype is {fsdp2.param_dtype}; "
-            "write the same in the model JSON and in the FSDP2 YAML"
+            f"predictor.dtype is {predictor.dtype} but fsdp2 param_dtype is {fsdp2.param_dtype}",
+            fix="write the same in the model JSON and in the FSDP2 YAML",
         )
     if files.bf16 and predictor.dtype != "bf16":
         raise ConfigError(
-            f"--bf16 contradicts predictor.dtype {predictor.dtype}; leave the flag out, or write bf16"
+            f"contradicts predictor.dtype {predictor.dtype}",
+            where="--bf16",
+            fix="leave the flag out, or write bf16",
         )

@@ -47,7 +47,10 @@ class LoraFlags(Config):
     )
 
     def apply(self, values: Any, prog: str) -> Any:
-        """The values of a model JSON with these keys in its transforms. Raises ConfigError where it has no LoRA."""
+        """The values of a model JSON with these keys in its transforms.
+
+        Raises ConfigError where it has no LoRA.
+        """
         if not isinstance(values, Mapping):
             return values
         given = {
@@ -87,7 +90,10 @@ def _is_type(item: object, name: str) -> bool:
 
 
 def for_expert(transforms: Sequence[Config], role: Expert | None) -> tuple[Config, ...]:
-    """The transforms with `expert` filled in: of a file that holds two LoRAs, the one for the expert that trains."""
+    """The transforms with `expert` filled in.
+
+    Of a file that holds two LoRAs, the one for the expert that trains.
+    """
     return tuple(
         config.model_copy(update={"expert": role})
         if isinstance(config, LoraConfig | FuseLoraConfig) and config.expert is None
@@ -99,7 +105,10 @@ def for_expert(transforms: Sequence[Config], role: Expert | None) -> tuple[Confi
 def check_transforms(
     transforms: Sequence[Config], predictor: PredictorConfig, spec: ModelSpec, model_json: str
 ) -> None:
-    """What needs no torch: every LoRA has layers of its own, and there are weights to change. Raises ConfigError."""
+    """What needs no torch: every LoRA has layers of its own, and there are weights to change.
+
+    Raises ConfigError.
+    """
     if not transforms:
         return
     adapts = any(not isinstance(config, QuantizeConfig) for config in transforms)
@@ -141,7 +150,10 @@ def _check_quantize(
     model_json: str,
     where: str,
 ) -> None:
-    """8-bit weights are never saved, so what a checkpoint leaves out must be in one place. Raises ConfigError."""
+    """8-bit weights are never saved, so what a checkpoint leaves out must be in one place.
+
+    Raises ConfigError.
+    """
     if predictor.from_pretrained is None:
         raise ConfigError(
             "quantize has no weights to round", where=where, fix="set predictor.from_pretrained"
@@ -153,7 +165,10 @@ def _check_quantize(
         raise ConfigError(
             "no one place holds the weights that are held in 8 bits, so no checkpoint can name it",
             where=f"{model_json}:predictor.vace_dit.vace_pretrained",
-            fix="write trunk and branch into one folder with mm-convert, and name it as predictor.from_pretrained",
+            fix=(
+                "write trunk and branch into one folder with mm-convert, and name it as "
+                "predictor.from_pretrained"
+            ),
         )
 
     def is_trained(name: str) -> bool:

@@ -1,4 +1,7 @@
-"""The guide's door to feature extraction: torchrun … mindspeed_mm/tools/feature_extraction/get_vace_feature.py --mm-data …"""
+"""The guide's door to feature extraction.
+
+torchrun … mindspeed_mm/tools/feature_extraction/get_vace_feature.py --mm-data …
+"""
 
 import sys
 from pathlib import Path

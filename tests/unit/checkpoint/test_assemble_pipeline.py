@@ -84,5 +84,5 @@ def test_every_part_is_read_back(
     monkeypatch.setattr(SAVERS[part], "save_pretrained", lossy)
     with pytest.raises(SystemExit):
         main(argv)
-    assert f"{part}: reads back with other values" in capsys.readouterr().err
+    assert f"{part}: reads back with different values" in capsys.readouterr().err
     assert not (tmp_path / "pipe").exists()

@@ -1,4 +1,7 @@
-"""mm-convert as a user types it: every path there and back is exact, and what cannot be done is one line and exit code 1."""
+"""mm-convert as a user types it.
+
+Every path there and back is exact, and what cannot be done is one line and exit code 1.
+"""
 
 from __future__ import annotations
 
@@ -372,7 +375,8 @@ def test_a_yaml_file_gives_the_settings_and_flags_override_it(
     tmp_path: Path, original: Path, weights: Weights
 ) -> None:
     (tmp_path / "c.yaml").write_text(
-        f"source_path: {original}\ntarget_path: /nowhere/at/all\ntarget_parallel_config:\n  pp_layers: [2, 2]\n"
+        f"source_path: {original}\ntarget_path: /nowhere/at/all\ntarget_parallel_config:\n  pp_layers: [2, "
+        "2]\n"
     )
     main(
         [
@@ -416,7 +420,8 @@ def test_help_and_typos_answer_without_torch() -> None:
     ]
     program = (
         "import json, sys\nfrom checkpoint.cli import main\nfor words in json.loads(sys.argv[1]):\n"
-        "    try:\n        main(words)\n    except SystemExit as ended:\n        print('CODE', ended.code, flush=True)\n"
+        "    try:\n        main(words)\n    except SystemExit as ended:\n        print('CODE', ended.code, "
+        "flush=True)\n"
         "    assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
     )
     done = subprocess.run(

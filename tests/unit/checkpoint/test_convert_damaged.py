@@ -1,4 +1,7 @@
-"""mm-convert on checkpoints that hypothesis damages: one line and exit code 1, no target, nothing of theirs run; or the right weights."""
+"""mm-convert on checkpoints that hypothesis damages.
+
+One line and exit code 1, no target, nothing of theirs run; or the right weights.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files_end_at_100_kb() -> Iterator[None]:
-    """What a full disk does to a writer, without filling one: write() fails with an errno. Readers are not touched."""
+    """What a full disk does to a writer, without filling one: write() fails with an errno.
+
+    Readers are not touched.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     yield

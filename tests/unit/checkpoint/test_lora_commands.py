@@ -1,4 +1,7 @@
-"""LoRAs as mm-convert writes them: read again in every dialect, loaded by peft and diffusers, merged into a base."""
+"""LoRAs as mm-convert writes them.
+
+Read again in every dialect, loaded by peft and diffusers, merged into a base.
+"""
 
 from __future__ import annotations
 
@@ -237,5 +240,5 @@ def test_bad_strengths_are_refused(tmp_path: Path, base: Path, strengths: object
 
 
 def test_a_lora_as_base_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="merge_lora"):
+    with raises(WeightsError, "merge_lora"):
         open_weights(write_lora("kohya", tmp_path, lora_matrices()))

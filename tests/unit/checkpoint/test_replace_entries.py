@@ -1,4 +1,7 @@
-"""A replacement that is cut off anywhere leaves the old target, at once or with the next run; never neither."""
+"""A replacement that is cut off anywhere leaves the old target, at once or with the next run.
+
+There is never neither.
+"""
 
 from __future__ import annotations
 

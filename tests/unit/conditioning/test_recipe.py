@@ -1,4 +1,4 @@
-"""Recipes: draws depend on seed and row alone, and what cannot be drawn is refused when the recipe is read."""
+"""Recipes: draws depend on seed and row alone; what cannot be drawn is refused on reading."""
 
 from __future__ import annotations
 

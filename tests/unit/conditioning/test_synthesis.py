@@ -1,4 +1,7 @@
-"""Conditions drawn at extraction: equal for equal seeds, exact gray, part of the feature; plain data stays as it was."""
+"""Conditions drawn at extraction.
+
+Equal for equal seeds, exact gray, part of the feature; plain data stays as it was.
+"""
 
 from __future__ import annotations
 

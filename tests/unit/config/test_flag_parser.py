@@ -10,6 +10,7 @@ from pydantic import Field
 from mindspeed_mm.config.flags import FlagParser, add_flags, flag_name, given
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.errors import ConfigError
+from tests.support.errors import raises
 
 
 class Optimizer(Config):
@@ -50,17 +51,17 @@ def test_a_flag_that_is_not_given_leaves_the_schema_s_default(parser: FlagParser
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "facts"),
     [
-        (["--adam-bta1", "1"], r"unknown argument '--adam-bta1' \(did you mean '--adam-beta1'\?\)"),
-        (["--adam", "1"], "unknown argument '--adam'"),  # no abbreviations
-        (["--adam-beta1", "much"], "argument --adam-beta1: invalid float value: 'much'"),
-        (["--style", "linear"], "argument --style: invalid choice: 'linear'"),
-        (["--train-iters"], "argument --train-iters: expected one argument"),
+        (["--adam-bta1", "1"], ("'--adam-bta1'", "'--adam-beta1'")),
+        (["--adam", "1"], ("'--adam'",)),  # no abbreviations
+        (["--adam-beta1", "much"], ("--adam-beta1", "float", "much")),
+        (["--style", "linear"], ("--style", "linear")),
+        (["--train-iters"], ("--train-iters", "one argument")),
     ],
 )
-def test_a_wrong_flag_is_a_config_error(argv: list[str], message: str, parser: FlagParser) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_wrong_flag_is_a_config_error(argv: list[str], facts: tuple[str, ...], parser: FlagParser) -> None:
+    with raises(ConfigError, *facts):
         parser.parse_strict(argv)
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
+from tests.support.errors import raises
 
 
 class Inner(Config):
@@ -58,7 +59,7 @@ def test_an_error_has_the_address_of_the_key(values: object, message: str) -> No
 
 
 def test_an_address_that_leads_into_a_file_goes_on_with_dots() -> None:
-    with pytest.raises(ConfigError, match=r"^/a:b/f\.json:data\.num_head: unknown key"):
+    with raises(ConfigError, "/a:b/f.json:data.num_head"):
         parse(Inner, {"num_head": 1}, "/a:b/f.json:data")
 
 
@@ -70,7 +71,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 @pytest.mark.parametrize("values", [[], "text", 7, None])
 def test_something_else_than_an_object_is_an_error_with_the_file(values: object) -> None:
-    with pytest.raises(ConfigError, match=r"^f\.json: "):
+    with raises(ConfigError, "f.json"):
         parse(Outer, values, "f.json")
 
 
@@ -92,5 +93,5 @@ def test_whatever_is_written_it_parses_or_is_one_of_our_errors(values: dict[str,
     if known and values.get("num_heads", 1) > 0 and "dtype" not in values:
         assert parse(Inner, values, "f.json").num_heads == values.get("num_heads", 4)
     else:
-        with pytest.raises(ConfigError, match=r"f\.json:"):
+        with raises(ConfigError, "f.json"):
             parse(Inner, values, "f.json")

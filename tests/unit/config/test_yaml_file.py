@@ -9,6 +9,7 @@ import pytest
 
 from mindspeed_mm.config.yaml_file import read_yaml
 from mindspeed_mm.errors import ConfigError
+from tests.support.errors import raises
 
 
 def read(tmp_path: Path, text: str) -> Any:
@@ -23,7 +24,9 @@ def test_scalars_are_those_of_json(tmp_path: Path) -> None:
         "\ufeffa: 1:30\nb: 2024-13-45\nc: 2024-01-02\nd: 1e-4\ne: -1.5\nf: 8\ng: true\nh: 0\ni: null\n",
     )
     assert values == {
-        "a": "1:30", "b": "2024-13-45", "c": "2024-01-02", "d": 1e-4, "e": -1.5, "f": 8, "g": True, "h": 0, "i": None
+        "a": "1:30", "b": (
+            "2024-13-45"
+        ), "c": "2024-01-02", "d": 1e-4, "e": -1.5, "f": 8, "g": True, "h": 0, "i": None
     }  # fmt: skip
 
 
@@ -61,5 +64,5 @@ def test_what_json_would_not_hold_is_one_line(text: str, facts: str, tmp_path: P
 def test_a_bomb_of_aliases_is_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
-    with pytest.raises(ConfigError, match="aliases"):
+    with raises(ConfigError, "aliases"):
         read(tmp_path, "\n".join(lines))

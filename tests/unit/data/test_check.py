@@ -1,4 +1,7 @@
-"""The check before extraction: bad clips of every kind in one list, a hanging one included, and the table of what is good."""
+"""The check before extraction.
+
+Bad clips of every kind in one list, a hanging one included, and the table of what is good.
+"""
 
 import json
 import logging
@@ -16,6 +19,7 @@ from mindspeed_mm.data.manifest import scan_manifest
 from mindspeed_mm.data.transforms import load_sample
 from mindspeed_mm.errors import DataError
 from tests.clips import turn, write_clip, write_streamable, write_variable
+from tests.support.errors import raises
 
 CONFIG = VideoConfig(num_frames=9, max_hxw=96 * 128)
 
@@ -73,10 +77,8 @@ def test_every_image_of_a_mask_folder_is_looked_at(tmp_path):
         check_dataset(dataset(tmp_path, rows), CONFIG, workers=1)
     said = str(error.value)
     assert said.startswith("2 of 3 ")
-    assert re.search(r"\[1\]\.src_video_mask: .*3\.png: cannot be read as an image", said)
-    assert re.search(
-        r"\[2\]\.src_video_mask: .*4\.png: 32x48 pixels, but the first image of the folder has 64x48", said
-    )
+    assert re.search(r"\[1\]\.src_video_mask: .*3\.png: ", said)
+    assert re.search(r"\[2\]\.src_video_mask: .*4\.png: .*32x48.*64x48", said)
 
 
 def test_every_kind_of_bad_clip_is_found_and_the_rest_is_counted(mixed, tmp_path, caplog, monkeypatch):
@@ -85,16 +87,16 @@ def test_every_kind_of_bad_clip_is_found_and_the_rest_is_counted(mixed, tmp_path
     report = check_dataset(mixed, CONFIG, skip_bad_samples=6, report_path=tmp_path / "bad.json", workers=2)
     assert [record.row for record in report.records] == [0, 1, 2, 3, 4]
     problems = [str(problem) for problem in report.problems]
-    for place, words in (
+    for place, fact in (
         ("[5].video", "cut off"),
-        ("[6].video", "cannot be opened as a video"),
-        ("[6].src_ref_images[0]", "cannot be read as an image"),
-        ("[7].video", "a text, not a video"),
+        ("[6].video", "video"),
+        ("[6].src_ref_images[0]", "image"),
+        ("[7].video", "text"),
         ("[8].video", "no such file"),
-        ("[9].src_video", "src_video has 6 frames, video 12; cut both to one length"),
-        ("[10].cap", "the caption is empty"),
+        ("[9].src_video", "src_video has 6 frames, video 12"),
+        ("[10].cap", "empty"),
     ):
-        assert any(f"data.json{place}: " in problem and words in problem for problem in problems), place
+        assert any(f"data.json{place}: " in problem and fact in problem for problem in problems), place
     assert len(problems) == 7
     written = json.loads((tmp_path / "bad.json").read_text())
     assert written["usable"] == 5
@@ -114,9 +116,7 @@ def test_every_kind_of_bad_clip_is_found_and_the_rest_is_counted(mixed, tmp_path
 
 
 def test_one_bad_row_more_than_allowed_stops_with_the_list(mixed):
-    with pytest.raises(
-        DataError, match=r"6 of 11 rows cannot be used: data\.json\[5\]\.video: .*--skip-bad-samples N"
-    ):
+    with raises(DataError, "6 of 11 rows", "data.json[5].video", "--skip-bad-samples"):
         check_dataset(mixed, CONFIG, skip_bad_samples=5, workers=0)
 
 
@@ -140,7 +140,7 @@ def test_a_pipe_in_place_of_a_clip_costs_its_row(tmp_path):
 
 def test_dataset_without_a_good_row_is_refused(tmp_path):
     path = dataset(tmp_path, [{"video": "gone.mp4"}])
-    with pytest.raises(DataError, match="1 of 1 rows cannot be used"):
+    with raises(DataError, "1 of 1 rows"):
         check_dataset(path, CONFIG, skip_bad_samples=9, workers=0)
 
 

@@ -1,4 +1,7 @@
-"""Remarks that the check, generation and sheets share: square pixels, late starts, animations, ignored files; masks of 0 and 1."""
+"""Remarks that the check, generation and sheets share.
+
+Square pixels, late starts, animations, ignored files; masks of 0 and 1.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""What the check and the readers remark about a clip: alpha, interlaced frames, HDR; and how moving masks are read."""
+"""What the check and the readers remark about a clip.
+
+Alpha, interlaced frames, HDR; and how moving masks are read.
+"""
 
 import numpy as np
 import pytest
@@ -80,7 +83,7 @@ def write_moving(path, make):
 
 
 def assert_follows(path, trait):
-    """The mask is white where `HALF` is, frame by frame, and the check, the reader and the key agree about it."""
+    """The mask is white where `HALF` is, frame by frame; the check, the reader and the key agree on it."""
     clip, info = open_video(path, mask=True), probe_mask(path)
     read = brightness(clip.read(range(clip.num_frames)))
     assert np.array_equal(read, [np.roll(HALF, shift, 1) * 255 for shift in SHIFTS])

@@ -1,4 +1,7 @@
-"""Datasets by name: features as extraction lists them, published lists, raw clips, another package's dataset."""
+"""Datasets by name.
+
+Features as extraction lists them, published lists, raw clips, another package's dataset.
+"""
 
 import json
 import os
@@ -85,23 +88,23 @@ def test_errors_name_the_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "fact"),
     [
-        ("", "lists no features"),
-        ('{"video": "a.mp4", "cap": "x"}\n', "is a clip, not a feature"),
-        ('{"feature": "a.pt"}\n', "names no feature file"),
-        ("{oops\n", "not valid JSON"),
-        ('{"file": "a.pt", "shape": 7}\n', r"data\.jsonl\[0\]\.shape"),
-        ('{"file": "a.pt", "shape": [1, null, 2]}\n', r"data\.jsonl\[0\]\.shape"),
-        ('{"file": "a.pt", "shape": [1, 2, true]}\n', r"data\.jsonl\[0\]\.shape"),
-        ('{"file": "a.pt", "shape": [1, 2, 9223372036854775808]}\n', r"data\.jsonl\[0\]\.shape"),
-        ('{"file": "a.pt", "num_refs": -1}\n', r"data\.jsonl\[0\]\.num_refs"),
-        ('{"file": "a.pt", "num_refs": "1"}\n', r"data\.jsonl\[0\]\.num_refs"),
+        ("", "no features"),
+        ('{"video": "a.mp4", "cap": "x"}\n', "a clip"),
+        ('{"feature": "a.pt"}\n', "no feature file"),
+        ("{oops\n", "data.jsonl:1:2"),
+        ('{"file": "a.pt", "shape": 7}\n', "data.jsonl[0].shape"),
+        ('{"file": "a.pt", "shape": [1, null, 2]}\n', "data.jsonl[0].shape"),
+        ('{"file": "a.pt", "shape": [1, 2, true]}\n', "data.jsonl[0].shape"),
+        ('{"file": "a.pt", "shape": [1, 2, 9223372036854775808]}\n', "data.jsonl[0].shape"),
+        ('{"file": "a.pt", "num_refs": -1}\n', "data.jsonl[0].num_refs"),
+        ('{"file": "a.pt", "num_refs": "1"}\n', "data.jsonl[0].num_refs"),
     ],
 )
-def test_a_list_that_is_none_is_refused(tmp_path, text, words):
+def test_a_list_that_is_none_is_refused(tmp_path, text, fact):
     (tmp_path / "data.jsonl").write_text(text)
-    with pytest.raises(DataError, match=words):
+    with raises(DataError, fact):
         FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "data.jsonl")}))
 
 
@@ -134,7 +137,7 @@ def test_other_dataset_is_one_line_and_a_typo_names_the_nearest(tmp_path):
     )
     try:
         assert "mine" in DATASETS
-        with pytest.raises(ConfigError, match="did you mean 'feature'"):
+        with raises(ConfigError, "feature"):
             DATASETS.get("featur")
     finally:
         del DATASETS._entries["mine"]
@@ -199,7 +202,7 @@ def test_flag_and_key_leave_checksums_out(tmp_path):
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(DataError, match=r"data\.jsonl\[0\]: .* is damaged"):
+    with raises(DataError, "data.jsonl[0]"):
         listed(tmp_path, rows)[0]
     source = {"data_path": str(tmp_path / "data.jsonl")}
     config = FeatureDatasetConfig(basic_parameters=source, verify_checksums=False)
@@ -216,11 +219,11 @@ def test_a_caption_with_a_line_separator_does_not_split_a_row(tmp_path):
 
 def test_a_csv_of_clips_is_no_list_of_features(tmp_path):
     (tmp_path / "metadata.csv").write_text("video,prompt\n")
-    with pytest.raises(DataError, match="extract features"):
+    with raises(DataError, "extract"):
         FeatureDataset(FeatureDatasetConfig(basic_parameters={"data_path": str(tmp_path / "metadata.csv")}))
 
 
 @pytest.mark.parametrize("file", ["a\0b.safetensors", "x" * 300 + ".safetensors"])
 def test_a_feature_path_that_cannot_exist_names_its_row(tmp_path, file):
-    with pytest.raises(DataError, match=r"data\.jsonl\[0\]"):
+    with raises(DataError, "data.jsonl[0]"):
         listed(tmp_path, [{"file": file, "shape": [2, 4, 6], "num_refs": 0}])[0]

@@ -13,6 +13,7 @@ from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.transforms import cut
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import ConfigError, DataError
+from tests.support.errors import raises
 
 
 def test_sixteen_bit_depth_does_not_depend_on_the_frame(tmp_path):
@@ -25,7 +26,7 @@ def test_float_images_run_from_zero_to_one(tmp_path):
     Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tmp_path / "a.tiff")
     assert read_image(tmp_path / "a.tiff")[0, 0, 0] == 128
     Image.fromarray(np.full((16, 16), 7.5, np.float32)).save(tmp_path / "b.tiff")
-    with pytest.raises(DataError, match=r"b\.tiff: .*7\.5.*0 to 1"):
+    with raises(DataError, "b.tiff", "7.5", 0, 1):
         read_image(tmp_path / "b.tiff")
 
 
@@ -102,7 +103,7 @@ def test_a_16_bit_mask_of_8_bit_values_is_refused(tmp_path, half, highest):
     Image.fromarray(half.astype(np.uint16) * highest).save(tmp_path / "1.png")
     for path in (tmp_path / "1.png", tmp_path):
         read = open_video(path, mask=True).read([0])
-        with pytest.raises(DataError, match=rf"value is {highest} of 65535.*0 and 65535.*8 bits"):
+        with raises(DataError, highest, 65535, 0, 8):
             cut(read[..., 0], path)
 
 
@@ -121,17 +122,17 @@ def test_a_flipped_bit_in_a_png_is_found(tmp_path):
     data = bytearray((tmp_path / "mask.png").read_bytes())
     data[data.index(b"IDAT") + 7] ^= 4  # Pillow alone gives other pixels
     (tmp_path / "mask.png").write_bytes(data)
-    with pytest.raises(DataError, match=r"mask\.png: cannot be read as an image"):
+    with raises(DataError, "mask.png"):
         read_mask(tmp_path / "mask.png")
 
 
 def test_an_image_above_the_limit_is_refused_before_decoding(tmp_path, monkeypatch):
     Image.new("1", (13000, 13000)).save(tmp_path / "huge.png")
     assert (tmp_path / "huge.png").stat().st_size < 100_000
-    with pytest.raises(DataError, match=r"huge\.png: 13000x13000 .*MINDSPEED_MM_MAX_PIXELS"):
+    with raises(DataError, "huge.png", "13000x13000", "MINDSPEED_MM_MAX_PIXELS"):
         read_image(tmp_path / "huge.png")
     monkeypatch.setenv("MINDSPEED_MM_MAX_PIXELS", "many")
-    with pytest.raises(ConfigError, match="MINDSPEED_MM_MAX_PIXELS='many'"):
+    with raises(ConfigError, "many", where="MINDSPEED_MM_MAX_PIXELS"):
         read_image(tmp_path / "huge.png")
 
 
@@ -157,7 +158,7 @@ def test_a_heic_image_names_what_reads_it(tmp_path):
     try:
         import pillow_heif  # noqa: F401
     except ImportError:
-        with pytest.raises(DataError, match=r"photo\.heic: a HEIC image.*pip install pillow-heif"):
+        with raises(DataError, "photo.heic", "HEIC"):
             read_image(tmp_path / "photo.heic")
 
 
@@ -165,7 +166,7 @@ def test_a_heic_image_names_what_reads_it(tmp_path):
 def test_a_fifo_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     for look in (open_video, probe, read_image):
-        with pytest.raises(DataError, match=r"a\.mp4"):
+        with raises(DataError, "a.mp4"):
             look(tmp_path / "a.mp4")
 
 
@@ -174,7 +175,7 @@ def test_errors_while_decoding_name_the_file(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[:400])
     with (
-        pytest.raises(DataError, match=r"a\.png: cannot be read as an image"),
+        raises(DataError, "a.png"),
         open_image(tmp_path / "a.png") as image,
     ):
         image.load()

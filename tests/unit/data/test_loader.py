@@ -13,6 +13,7 @@ from mindspeed_mm.data.loader import Collate, RankSampler, SampleOrder, TrainLoa
 from mindspeed_mm.data.sample import Batch, FeatureRecord
 from mindspeed_mm.errors import DataError
 from tests.loops import random_records
+from tests.support.errors import raises
 
 SHAPES = ["wide"] * 5 + ["tall"] * 3 + ["square"]
 
@@ -83,7 +84,7 @@ def test_a_sampler_goes_on_where_the_consumed_samples_say():
 
 def test_resume_position_must_divide_by_micro_batch():
     order = SampleOrder(SHAPES, micro_batch_size=2, seed=1)
-    with pytest.raises(DataError, match="3 consumed samples are no multiple of the micro-batch size 2"):
+    with raises(DataError, 3, 2):
         RankSampler(order, dp_rank=0, dp_size=1, consumed_samples=3)
 
 
@@ -97,7 +98,7 @@ def test_far_group_is_found_at_once(micro):
 
 
 def test_an_empty_dataset_is_an_error():
-    with pytest.raises(DataError, match="empty"):
+    with raises(DataError, "empty"):
         SampleOrder([], micro_batch_size=1, seed=0)
 
 
@@ -132,7 +133,7 @@ def test_caption_dropout_uses_the_stored_null_prompt_at_its_rate():
 
 
 def test_caption_dropout_without_a_null_prompt_says_what_to_do():
-    with pytest.raises(DataError, match=r"null_prompt\.safetensors"):
+    with raises(DataError, "null_prompt.safetensors"):
         Collate(seed=1, caption_dropout=0.1)
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from mindspeed_mm.data.manifest import read_manifest, scan_manifest
 from mindspeed_mm.errors import DataError
+from tests.support.errors import raises
 
 
 @pytest.fixture
@@ -102,15 +104,25 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
         ({**FULL, "cap": ["x", " "]}, "data.json[0].cap: the caption is empty"),
         ({**FULL, "cap": []}, "data.json[0].cap: the caption is empty"),
         ({**FULL, "cap": "\u200b\ufeff\u2060\x07"}, "data.json[0].cap: the caption is empty"),
-        ({**FULL, "src_ref_images": ["r.png"] * 100_000}, "src_ref_images: found 100000 images, expected at most 256"),
+        ({**FULL, "src_ref_images": ["r.png"] * 100_000}, (
+            "src_ref_images: found 100000 images, expected at most 256"
+        )),
         ({**FULL, "video": "v" * 300 + ".mp4"}, "too long for the file system"),
         ({**FULL, "video": "v\0.mp4"}, "NUL"),
-        ({**FULL, "cap": {"en": "x"}}, "data.json[0].cap: found {'en': 'x'}, wanted a text or a list of texts"),
-        ({**FULL, "src_ref_images": ["r.png", 3]}, "data.json[0].src_ref_images: found ['r.png', 3], wanted a list of paths"),
+        ({**FULL, "cap": {"en": "x"}}, (
+            "data.json[0].cap: found {'en': 'x'}, wanted a text or a list of texts"
+        )),
+        ({**FULL, "src_ref_images": ["r.png", 3]}, (
+            "data.json[0].src_ref_images: found ['r.png', 3], wanted a list of paths"
+        )),
         ({**FULL, "src_ref_images": ["r.png", "no.png"]}, "data.json[0].src_ref_images[1]: "),
-        ({**FULL, "src_ref_images": ["../r.png"]}, "data.json[0].src_ref_images[0]: ../r.png lies outside the dataset's folder"),
+        ({**FULL, "src_ref_images": ["../r.png"]}, (
+            "data.json[0].src_ref_images[0]: ../r.png lies outside the dataset's folder"
+        )),
         ({**FULL, "src_video": "/etc/hosts"}, "data.json[0].src_video: /etc/hosts lies outside"),
-        ({**FULL, "src_mask": "m.png"}, "data.json[0].src_mask: unknown key (did you mean 'src_video_mask'?)"),
+        ({**FULL, "src_mask": "m.png"}, (
+            "data.json[0].src_mask: unknown key (did you mean 'src_video_mask'?)"
+        )),
         ({**FULL, "mask": "m.png"}, "data.json[0].mask: unknown key (did you mean 'src_video_mask'?)"),
         ({**FULL, "SRC_VIDEO": "a.mp4"}, "data.json[0].SRC_VIDEO: unknown key (did you mean 'src_video'?)"),
         ({**FULL, "caption": "x"}, "data.json[0].caption: unknown key (did you mean 'cap'?)"),
@@ -135,7 +147,7 @@ def test_all_problems_are_listed_together_even_those_of_one_row(dataset):
     found = scan_manifest(dataset([*rows, FULL]))
     assert [problem.row for problem in found.problems] == [0, 0, 0, *range(1, 31)]
     assert len(found.records) == 1
-    with pytest.raises(DataError, match=r"^31 of 32 rows cannot be used: .*; and 13 more$"):
+    with raises(DataError, "31 of 32 rows", 13):
         read_manifest(dataset([*rows, FULL]))
 
 
@@ -146,25 +158,25 @@ def test_keys_of_other_tools_are_noted_once(dataset):
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "facts"),
     [
-        ("only/a/folder\n", r"data\.txt:1: found 'only/a/folder', wanted `folder,path/to/data\.json`"),
-        ("# nothing\n", "the dataset has no rows"),
-        ("/nowhere,data.json", r"data\.txt:1: /nowhere: no such folder"),
+        ("only/a/folder\n", ("data.txt:1", "'only/a/folder'", "`folder,path/to/data.json`")),
+        ("# nothing\n", ("data.txt", "no rows")),
+        ("/nowhere,data.json", ("data.txt:1", "/nowhere")),
     ],
 )
-def test_a_list_that_cannot_be_read_says_where(tmp_path, text, problem):
+def test_a_list_that_cannot_be_read_says_where(tmp_path, text, facts):
     (tmp_path / "data.txt").write_text(text)
-    with pytest.raises(DataError, match=problem):
+    with raises(DataError, *facts):
         read_manifest(tmp_path / "data.txt")
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"), [("[{]", r"data\.json:1:3: not valid JSON"), ('{"a": 1}\n{', r"data\.json:2:2: not valid JSON"), ("", "no rows")]
-)  # fmt: skip
-def test_json_errors_have_line_and_column(tmp_path, text, problem):
+    ("text", "fact"), [("[{]", "data.json:1:3"), ('{"a": 1}\n{', "data.json:2:2"), ("", "no rows")]
+)
+def test_json_errors_have_line_and_column(tmp_path, text, fact):
     (tmp_path / "data.json").write_text(text)
-    with pytest.raises(DataError, match=problem):
+    with raises(DataError, fact):
         read_manifest(tmp_path / "data.json")
 
 
@@ -181,7 +193,7 @@ def test_a_caption_keeps_characters_that_end_lines_elsewhere(dataset):
 @pytest.mark.parametrize("data", ["data.txt", "data.json", "data.jsonl", "data.csv"])
 def test_another_encoding_is_named_in_every_list(tmp_path, data):
     (tmp_path / data).write_text("folder,data.json\n", encoding="utf-16")
-    with pytest.raises(DataError, match="UTF-16"):
+    with raises(DataError, "UTF-16"):
         read_manifest(tmp_path / data)
 
 
@@ -248,7 +260,7 @@ def test_a_table_with_our_keys_and_several_references_reads(tmp_path, delimiter)
 def test_a_table_of_another_name_says_so(tmp_path, name, header):
     path = tmp_path / name
     path.write_text(header + "v.mp4,x\n", encoding="utf-8", newline="")
-    with pytest.raises(DataError, match=rf"{name}: holds CSV.*\.csv"):
+    with raises(DataError, name, "CSV", f"{Path(name).stem}.csv"):
         scan_manifest(path)
 
 
@@ -264,16 +276,16 @@ def test_a_folder_called_video_is_no_table(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
-        (DIFFSYNTH + "v.mp4,a cat, a dog,,,,\n", r"t\.csv:2: expected 5 cells"),
-        (DIFFSYNTH + 'v.mp4,"a cat\n', r"t\.csv:2: not valid CSV"),
-        ("video,video\nv,w\n", r"t\.csv:1: column 'video' occurs twice"),
-        ("video,prompt,cap\nv,w,x\n", r"t\.csv:2: columns"),
-        ("video,cap,src_ref_images\nv,w,[\n", r"t\.csv:2:src_ref_images:1:2: not valid JSON"),
-        ("video,caption\nv.mp4,x\n", r"t\.csv\[0\]\.caption: unknown key"),
+        (DIFFSYNTH + "v.mp4,a cat, a dog,,,,\n", "5 cells"),
+        (DIFFSYNTH + 'v.mp4,"a cat\n', "t.csv:2"),
+        ("video,video\nv,w\n", "column 'video'"),
+        ("video,prompt,cap\nv,w,x\n", "columns"),
+        ("video,cap,src_ref_images\nv,w,[\n", "t.csv:2:src_ref_images:1:2"),
+        ("video,caption\nv.mp4,x\n", "t.csv[0].caption"),
         ("video,cap\n", "no rows"),
     ],
 )
 def test_a_broken_table_is_one_line_with_its_place(tmp_path, text, fact):
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(DataError, match=fact):
+    with raises(DataError, fact):
         read_manifest(tmp_path / "t.csv")

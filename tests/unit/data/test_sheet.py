@@ -1,4 +1,7 @@
-"""Contact sheets: everything is on them, nothing runs into anything else, and no character makes them fail."""
+"""Contact sheets.
+
+Everything is on them, nothing runs into anything else, and no character makes them fail.
+"""
 
 import logging
 
@@ -42,7 +45,10 @@ def test_pictures_share_columns_across_strips():
 
 
 def _starts(sheet, y):
-    """Whether a row of pictures begins at line y: paper above, the black first bar of frame 0 below its frame."""
+    """Whether a row of pictures begins at line y.
+
+    Paper above, the black first bar of frame 0 below its frame.
+    """
     x = MARGIN + SIDE + 10
     framed = tuple(sheet[y - 1, x]) == PAPER_RGB != tuple(sheet[y, x])
     return framed and sheet[y + 3 : y + 20, x].max() < 20

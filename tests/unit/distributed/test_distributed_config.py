@@ -14,6 +14,7 @@ from mindspeed_mm.distributed.config import (
 )
 from mindspeed_mm.distributed.patterns import absent_units, match
 from mindspeed_mm.errors import ConfigError
+from tests.support.errors import raises
 
 NAMES = [
     *(f"blocks.{i}" for i in range(10)),
@@ -52,9 +53,7 @@ def test_the_published_file_parses_and_says_what_it_does_not_use(tmp_path):
 def test_a_misspelt_key_is_refused_with_its_address(tmp_path):
     path = tmp_path / "fsdp2_config.yaml"
     path.write_text("reshard_after_foward: true\n")
-    with pytest.raises(
-        ConfigError, match=r"fsdp2_config.yaml:reshard_after_foward: unknown key \(did you mean"
-    ):
+    with raises(ConfigError, "fsdp2_config.yaml:reshard_after_foward"):
         Fsdp2Config.read(path)
 
 
@@ -62,9 +61,7 @@ def test_a_misspelt_key_is_refused_with_its_address(tmp_path):
 def test_a_switch_is_no_sharding_size(tmp_path, word):
     path = tmp_path / "fsdp2_config.yaml"
     path.write_text(f"sharding_size: {word}\n")
-    with pytest.raises(
-        ConfigError, match=r"fsdp2_config.yaml:sharding_size: .*write auto, null or a number of ranks"
-    ):
+    with raises(ConfigError, "fsdp2_config.yaml:sharding_size"):
         Fsdp2Config.read(path)
 
 
@@ -86,18 +83,15 @@ def test_patterns_name_modules(pattern, found):
 
 @pytest.mark.parametrize("pattern", ["block.{*}", "blocks.{12}", "blocks", "vace_blocks.{*}.ffn"])
 def test_a_pattern_that_matches_nothing_is_an_error(pattern):
-    with pytest.raises(ConfigError, match="matches no module"):
+    with raises(ConfigError, pattern, where="fsdp2_config.yaml:recompute_modules"):
         match(pattern, NAMES, "fsdp2_config.yaml:recompute_modules")
 
 
 def test_what_there_is_stands_in_the_error():
     names = [*NAMES, "text_embedding", "text_embedding.0", "text_embedding.2"]
-    with pytest.raises(ConfigError) as error:
+    facts = ("'blocks.{12}'", "blocks.{0-9}, vace_blocks.{0-2}, head, text_embedding.{0-2}")
+    with raises(ConfigError, *facts, where="fsdp2_config.yaml:recompute_modules"):
         match("blocks.{12}", names, "fsdp2_config.yaml:recompute_modules")
-    assert str(error.value) == (
-        "fsdp2_config.yaml:recompute_modules: pattern 'blocks.{12}' matches no module; "
-        "there are blocks.{0-9}, vace_blocks.{0-2}, head, text_embedding.{0-2}"
-    )
 
 
 def test_pattern_of_an_absent_part_matches_nothing():
@@ -108,40 +102,41 @@ def test_pattern_of_an_absent_part_matches_nothing():
     for pattern in ("vace_blocks.{*}", "predictor.vace_dit.vace_blocks.{0-3}", "vace_blocks.{*}.ffn"):
         assert match(pattern, trunk, "here", absent=absent) == []
     for pattern in ("block.{*}", "blocks.{12}", "vace_block.{*}"):
-        with pytest.raises(ConfigError, match="matches no module"):
+        with raises(ConfigError, pattern, where="here"):
             match(pattern, trunk, "here", absent=absent)
 
 
 def test_a_malformed_set_is_an_error():
-    with pytest.raises(ConfigError, match=r"\{0:3\} is not \*, an index up to 9999, or a list such as 0-3,7"):
+    with raises(ConfigError, "{0:3}", 9999, "0-3,7"):
         match("blocks.{0:3}", NAMES, "here")
 
 
 @pytest.mark.parametrize("flag", ["tensor", "pipeline", "virtual_pipeline"])
 def test_tensor_and_pipeline_parallel_are_refused_with_advice(flag):
     values = {f"{flag}_model_parallel_size": 2}
-    with pytest.raises(
-        ConfigError, match="use --use-torch-fsdp2 for memory, --context-parallel-size for long clips"
-    ):
+    with raises(ConfigError, "--use-torch-fsdp2", "--context-parallel-size"):
         parse(ParallelConfig, values, "pretrain_vace.py")
     assert parse(ParallelConfig, {f"{flag}_model_parallel_size": 1}, "pretrain_vace.py")
 
 
 def test_a_recompute_method_without_its_number_is_refused():
-    with pytest.raises(ConfigError, match="needs --recompute-num-layers"):
+    with raises(ConfigError, "--recompute-num-layers"):
         parse(ParallelConfig, {"recompute_granularity": "full", "recompute_method": "block"}, "flags")
 
 
 def test_sizes_are_checked_before_any_rank_starts():
     check_context_parallel(12, 4)
-    with pytest.raises(ConfigError, match="use one of 1, 2, 3, 4, 6, 12"):
+    with raises(ConfigError, "1, 2, 3, 4, 6, 12"):
         check_context_parallel(12, 8)
     assert data_parallel_size(ParallelConfig(context_parallel_size=2), 8) == 4
-    with pytest.raises(ConfigError, match="start a multiple of 4 ranks"):
+    with raises(ConfigError, "multiple of 4"):
         data_parallel_size(ParallelConfig(context_parallel_size=4), 6)
 
 
 def test_reading_the_settings_leaves_torch_alone():
-    code = "import sys, mindspeed_mm.distributed.config, mindspeed_mm.distributed.patterns; print('torch' in sys.modules)"
+    code = (
+        "import sys, mindspeed_mm.distributed.config, mindspeed_mm.distributed.patterns; print('torch' in "
+        "sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

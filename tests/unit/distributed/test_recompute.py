@@ -1,4 +1,7 @@
-"""What a recomputed block keeps: run on a CPU, where "the host" is the device itself and a kept input is a copy."""
+"""What a recomputed block keeps.
+
+Run on a CPU, where "the host" is the device itself and a kept input is a copy.
+"""
 
 import gc
 import weakref

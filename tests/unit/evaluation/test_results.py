@@ -1,4 +1,7 @@
-"""Results on the disk: which videos are found, with which inputs, task and true clip; eval.json, comparison and page."""
+"""Results on the disk.
+
+Which videos are found, with which inputs, task and true clip; eval.json, comparison and page.
+"""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_a_folder_of_diffusers_makes_the_same_video(tmp_path):
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    with pytest.raises(WeightsError, match="wanted diffusion_pytorch_model"):
+    with raises(WeightsError, "diffusion_pytorch_model"):
         VacePipeline.from_pretrained(tmp_path, device="cpu")
 
 
@@ -322,15 +322,14 @@ def test_vae_tiles_when_frames_do_not_fit(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("values", "error", "message"),
+    ("values", "kind", "facts"),
     [
-        ({"height": 40}, ConfigError, "multiple of 16"),
-        ({"num_frames": 6}, ConfigError, "4k.1"),
-        ({"context_scale": (1.0, 1.0, 1.0)}, ConfigError, "context_scale has 3 numbers; .* 2 branch blocks"),
-        ({"src_mask": CLIP[:3]}, DataError, "src_mask"),
+        ({"height": 40}, ConfigError, ("height", "multiple of 16")),
+        ({"num_frames": 6}, ConfigError, ("num_frames", "4k+1")),
+        ({"context_scale": (1.0, 1.0, 1.0)}, ConfigError, ("context_scale", "3 numbers", "2 branch")),
+        ({"src_mask": CLIP[:3]}, DataError, ("src_mask",)),
     ],
 )
-def test_a_bad_request_is_one_line(vae, values, error, message):
-    with pytest.raises(error, match=message) as caught:
+def test_a_bad_request_is_one_line(vae, values, kind, facts):
+    with raises(kind, *facts):
         latents(pipeline(vae), **values)
-    assert "\n" not in str(caught.value)

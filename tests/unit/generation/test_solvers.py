@@ -68,7 +68,7 @@ def test_high_noise_expert_takes_its_published_share(steps, high):
 @pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 30])
 def test_a_straight_flow_is_followed_to_its_end(solver, steps):
-    """When the velocity is that of one point, every solver must arrive at the point, however few the steps."""
+    """When the velocity is that of one point, every solver arrives at the point, however few the steps."""
     settings = sampling(solver=solver, steps=steps, shift=5.0)
     solver_ = Solver(settings)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,7 @@
-"""latents.safetensors with settings or tensors that no run wrote: one line that names the key, and nothing is decoded."""
+"""latents.safetensors with settings or tensors that no run wrote.
+
+One line that names the key, and nothing is decoded.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Generation gives the bits that it gave before: calls, the command and validation videos against stored latents.
+"""Generation gives the bits that it gave before.
 
-Another CPU or torch may round differently; there the latents agree within a tolerance. After an intended change of
-numbers, store them again: `python -m tests.unit.generation.test_stored_latents`.
+Calls, the command and validation videos against stored latents.
+
+Another CPU or torch may round differently; there the latents agree within a tolerance. After an intended
+change of numbers, store them again: `python -m tests.unit.generation.test_stored_latents`.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def machine() -> dict[str, str]:
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     return {
         "torch": torch.__version__,
-        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {' '.join(sorted(names))}".strip(),
+        "cpu": (
+            f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {' '.join(sorted(names))}"
+        ).strip(),
     }
 
 
@@ -123,7 +127,7 @@ def by_command(folder: Path, *flags: str) -> dict[str, torch.Tensor]:
 
 
 def by_validation(folder: Path) -> list[dict[str, torch.Tensor]]:
-    """Latents of each of TASKS at two evaluations of a model in training, whose weights are those of the command."""
+    """Latents of each of TASKS at two evaluations of a model in training, with the command's weights."""
     model = tiny_transformer().train()
     mesh = SimpleNamespace(world_size=1, cp_size=1)
     videos = ValidationVideos(

@@ -53,7 +53,7 @@ def test_a_folder_of_5000_digits_is_no_iteration() -> None:
 
 def test_a_tracker_that_is_no_text_is_an_error(tmp_path: Path) -> None:
     (tmp_path / TRACKER).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(WeightsError, match="UTF-16"):
+    with raises(WeightsError, "UTF-16"):
         read_tracker(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_a_tracker_that_names_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     write_tracker(tmp_path, 10)
-    with pytest.raises(WeightsError, match="iter_0000010 is not there"):
+    with raises(WeightsError, "iter_0000010"):
         latest_folder(tmp_path)
 
 
@@ -100,23 +100,21 @@ def test_stages_come_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "complaint"),
+    ("names", "fact"),
     [
-        (("mp_rank_00_000", "mp_rank_00_002"), "without a gap"),
-        (("mp_rank_00_001",), "without a gap"),
+        (("mp_rank_00_000", "mp_rank_00_002"), "0, 1, 2"),
+        (("mp_rank_00_001",), "0, 1, 2"),
         (("mp_rank_00", "mp_rank_01"), "tensor-parallel"),
-        (("mp_rank_00", "mp_rank_00_000"), "out of date"),
+        (("mp_rank_00", "mp_rank_00_000"), "mp_rank_00_NNN"),
     ],
 )
-def test_incomplete_or_mixed_ranks_are_an_error(
-    tmp_path: Path, names: tuple[str, ...], complaint: str
-) -> None:
+def test_incomplete_or_mixed_ranks_are_an_error(tmp_path: Path, names: tuple[str, ...], fact: str) -> None:
     _ranks(tmp_path, *names)
-    with pytest.raises(WeightsError, match=complaint):
+    with raises(WeightsError, fact):
         stage_files(tmp_path)
 
 
 def test_a_rank_without_its_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mp_rank_00").mkdir()
-    with pytest.raises(WeightsError, match="is missing"):
+    with raises(WeightsError, "mp_rank_00"):
         stage_files(tmp_path)

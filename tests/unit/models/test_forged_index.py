@@ -1,4 +1,7 @@
-"""A checkpoint whose index is an attack: it changes a class of torch, and hides an entry that torch would unpickle and run."""
+"""A checkpoint whose index is an attack.
+
+It changes a class of torch, and hides an entry that torch would unpickle and run.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.dcp_index import read_index
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.checkpoint_files import IndexReader, TensorPlanner
+from tests.support.errors import raises
 from tests.unit.models.test_weights_damaged import Bomb, words_of
 
 pytestmark = pytest.mark.medium
@@ -36,7 +40,10 @@ CLASS = b"ctorch.distributed.checkpoint.metadata\nMetadataIndex\n"
 
 
 def always_equal() -> bytes:
-    """BUILD with a slot state on the class itself: `MetadataIndex.__eq__ = str`, which is true of anything."""
+    """BUILD with a slot state on the class itself.
+
+    `MetadataIndex.__eq__ = str`, which is true of anything.
+    """
     return CLASS + b"N}" + words_of("__eq__") + b"cbuiltins\nstr\n" + b"s\x86b0"
 
 
@@ -93,7 +100,7 @@ def test_a_forged_index_runs_nothing_and_changes_no_class(forged: tuple[Path, Pa
         dcp.load(state, storage_reader=IndexReader(folder), planner=TensorPlanner(), no_dist=True)
 
     for read in (lambda: read_index(folder), lambda: read_dcp(folder), lambda: open_weights(folder)):
-        with pytest.raises(WeightsError, match=r"iter_0000007/.metadata") as caught:
+        with raises(WeightsError, "iter_0000007/.metadata") as caught:
             read()
         assert "\n" not in str(caught.value)
     with pytest.raises(BaseException, match="cannot be read safely"):
@@ -122,7 +129,7 @@ def test_a_byte_entry_in_place_of_a_tensor_is_not_loaded(tmp_path: Path) -> None
     state = {"model": {"a": torch.zeros(6)}, "iteration": 0}
     with pytest.raises(BaseException, match="iteration"):
         dcp.load(state, storage_reader=IndexReader(folder), planner=TensorPlanner(), no_dist=True)
-    with pytest.raises(WeightsError, match="never run"):
+    with raises(WeightsError, "never run"):
         read_dcp(folder)
     assert not trace.exists()
 
@@ -162,7 +169,7 @@ def test_an_index_with_wrong_types_or_bounds_is_one_line(tmp_path: Path, kind: s
     index: Metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
     FORGERIES[kind](index)  # type: ignore[no-untyped-call]
     (tmp_path / ".metadata").write_bytes(pickle.dumps(index))
-    with pytest.raises(WeightsError, match="cannot be read safely") as caught:
+    with raises(WeightsError, ".metadata") as caught:
         read_dcp(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""A tokenizer without its vocabulary, or of another encoder, and a config.json of another model are refused with the facts."""
+"""A tokenizer without its vocabulary or of another encoder, and another model's config.json, are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tokenizer(official, tmp_path):
 
 def test_folder_without_a_vocabulary_names_what_to_fetch(official, tokenizer):
     (tokenizer / "tokenizer.json").unlink()
-    with pytest.raises(WeightsError, match=r"neither tokenizer\.json nor spiece\.model; fetch .*umt5-xxl"):
+    with raises(WeightsError, "tokenizer.json", "spiece.model", "umt5-xxl"):
         load_text_encoder(official, tokenizer)
 
 
@@ -59,7 +59,7 @@ def test_a_dangling_link_beside_the_encoder_is_named(official, tmp_path, name):
     file = shutil.copy(official / TEXT_FILE, tmp_path / TEXT_FILE)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).symlink_to("/gone/blob")
-    with pytest.raises(WeightsError, match=rf"{name}: a link to /gone/blob, which does not exist"):
+    with raises(WeightsError, name, "/gone/blob"):
         load_text_encoder(file)
 
 
@@ -93,7 +93,7 @@ def test_vocabulary_without_a_padding_token_is_one_line(tokenizer):
     (tokenizer / "tokenizer_config.json").unlink()
     text = (tokenizer / "tokenizer.json").read_text().replace("<pad>", "<nop>")
     (tokenizer / "tokenizer.json").write_text(text)
-    with pytest.raises(WeightsError, match=r"padding token.*<pad>"):
+    with raises(WeightsError, "padding token", "<pad>"):
         Tokenizer(tokenizer, 16)
 
 
@@ -134,13 +134,13 @@ def test_loading_compares_vocabulary_and_embedding(official, tmp_path):
 
     small = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)], extra_ids=0)
     small.save_pretrained(str(tmp_path))
-    with pytest.raises(WeightsError, match=r"4 tokens.*120 rows"):
+    with raises(WeightsError, "4 tokens", "120 rows"):
         load_text_encoder(official, tmp_path)
 
 
 def test_prompt_of_unknown_tokens_alone_is_refused(official):
     encoder = load_text_encoder(official)
-    with pytest.raises(DataError, match=r"'猫 猫'.*<unk>.*120 tokens"):
+    with raises(DataError, "猫 猫", "<unk>", "120 tokens"):
         encoder.encode(["a cat", "猫 猫"])
     assert len(encoder.encode(["猫 a", ""])) == 2
 
@@ -156,17 +156,17 @@ def transformers_folder(folder, changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
-        ({"layer_norm_epsilon": float("nan")}, r"1:\d+: .*NaN"),
-        ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small'"),
-        ({"num_layers": 1.5}, r"num_layers is 1\.5"),
-        ({"d_model": -1}, "d_model is -1"),
-        ({"num_heads": True}, "num_heads is True"),
+        ({"layer_norm_epsilon": float("nan")}, ("NaN",)),
+        ({"layer_norm_epsilon": "small"}, ("layer_norm_epsilon", "small")),
+        ({"num_layers": 1.5}, ("num_layers", 1.5)),
+        ({"d_model": -1}, ("d_model", -1)),
+        ({"num_heads": True}, ("num_heads", True)),
     ],
 )
-def test_impossible_number_of_the_text_encoder_is_named(official, tmp_path, changes, message):
-    with pytest.raises(WeightsError, match=rf"config\.json:.*{message}"):
+def test_impossible_number_of_the_text_encoder_is_named(official, tmp_path, changes, facts):
+    with raises(WeightsError, "config.json", *facts):
         load_text_encoder(transformers_folder(tmp_path, changes), official / TOKENIZER_FOLDER)
 
 
@@ -175,28 +175,28 @@ def test_config_beside_the_official_text_encoder_must_agree(official, tmp_path, 
     transformers_folder(tmp_path, {key: value})
     (tmp_path / "model.safetensors").unlink()
     file = shutil.copy(official / TEXT_FILE, tmp_path / TEXT_FILE)
-    with pytest.raises(WeightsError, match=rf"config\.json: contradicts .*{TEXT_FILE}: {key} is {value:g}"):
+    with raises(WeightsError, "config.json", TEXT_FILE, key, value):
         load_text_encoder(file, official / TOKENIZER_FOLDER)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
-        ({"base_dim": 16}, "contradicts .*base_dim is 16 there and 8 in the weights"),
-        ({"latents_std": [float("nan")] * 16}, "finite number, got NaN"),
-        ({"latents_std": [0] * 16}, r"latents_std: .* above 0"),
-        ({"latents_mean": "zero"}, "latents_mean: expected .*, got zero"),
-        ({"latents_mean": None}, "latents_mean: expected .*, got null"),
-        ({"latents_std": None}, "latents_std: expected .*, got null"),
-        ({"latents_mean": [0.0] * 4}, "latents_mean has 4 numbers for 16"),
+        ({"base_dim": 16}, ("base_dim", 16, 8)),
+        ({"latents_std": [float("nan")] * 16}, ("NaN",)),
+        ({"latents_std": [0] * 16}, ("latents_std", 0)),
+        ({"latents_mean": "zero"}, ("latents_mean", "zero")),
+        ({"latents_mean": None}, ("latents_mean", "null")),
+        ({"latents_std": None}, ("latents_std", "null")),
+        ({"latents_mean": [0.0] * 4}, ("latents_mean", 4, 16)),
     ],
 )
-def test_json_beside_the_vae_must_agree(tmp_path, changes, message):
+def test_json_beside_the_vae_must_agree(tmp_path, changes, facts):
     write_vae(tmp_path / VAE_FILE, tiny_vae())
     beside = (tmp_path / VAE_FILE).with_suffix(".json")
     values = json.loads(beside.read_text()) if beside.exists() else {}
     beside.write_text(json.dumps({**values, **changes}))
-    with pytest.raises(WeightsError, match=message) as caught:
+    with raises(WeightsError, beside, *facts) as caught:
         load_vae(tmp_path / VAE_FILE)
     assert str(beside) in str(caught.value)
 

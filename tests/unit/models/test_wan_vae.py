@@ -15,6 +15,7 @@ from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
 from tests.layouts import published_layout
+from tests.support.errors import raises
 from tests.tiny import VAE_FILE, tiny_vae, write_vae
 
 pytestmark = pytest.mark.medium
@@ -136,18 +137,18 @@ def test_old_diffusers_without_tiles_still_decodes(official):
     vae.model.__dict__.pop("use_tiling", None)  # as with diffusers 0.33
     assert not vae.tiled
     torch.testing.assert_close(torch.cat(list(vae.decode_frames(latents)), dim=1), expected)
-    with pytest.raises(WeightsError, match="cannot work in tiles; install a newer diffusers"):
+    with raises(WeightsError, "diffusers"):
         vae.enable_tiling()
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5, 20, 16), (1, 4, 5, 16, 16), (3, 5, 16, 16)])
 def test_pixels_that_do_not_fit_are_named(vae, shape):
-    with pytest.raises(DataError, match="multiples of 8"):
+    with raises(DataError, "multiples of 8"):
         vae.encode(torch.zeros(shape))
 
 
 def test_latents_that_do_not_fit_are_named(vae):
-    with pytest.raises(DataError, match=r"wanted \[B, 16, F, h, w\]"):
+    with raises(DataError, "[B, 16, F, h, w]"):
         vae.decode(torch.zeros(1, 15, 1, 2, 2))
 
 
@@ -168,11 +169,11 @@ def test_a_missing_weight_and_a_foreign_one_are_named(official, tmp_path):
     state = torch.load(official, weights_only=True)
     state["decoder.conv1.bias_"] = state.pop("decoder.conv1.bias")
     torch.save(state, tmp_path / VAE_FILE)
-    with pytest.raises(WeightsError, match=r"decoder\.conv1\.bias_"):
+    with raises(WeightsError, "decoder.conv1.bias_"):
         load_vae(tmp_path / VAE_FILE)
     del state["decoder.conv1.bias_"]
     torch.save(state, tmp_path / VAE_FILE)
-    with pytest.raises(WeightsError, match=r"1 missing: decoder\.conv_in\.bias"):
+    with raises(WeightsError, "1 missing", "decoder.conv_in.bias"):
         load_vae(tmp_path / VAE_FILE)
 
 
@@ -180,7 +181,7 @@ def test_a_weight_of_another_shape_is_named(official, tmp_path):
     state = torch.load(official, weights_only=True)
     state["decoder.head.2.bias"] = torch.zeros(7)
     torch.save(state, tmp_path / VAE_FILE)
-    with pytest.raises(WeightsError, match=r"1 mis-shaped: decoder\.conv_out\.bias"):
+    with raises(WeightsError, "1 mis-shaped", "decoder.conv_out.bias"):
         load_vae(tmp_path / VAE_FILE)
 
 
@@ -196,7 +197,7 @@ class Bomb:
 
 def test_code_in_a_pickle_is_not_run(tmp_path):
     torch.save({"encoder.conv1.weight": Bomb(tmp_path / "boom")}, tmp_path / VAE_FILE)
-    with pytest.raises(WeightsError, match="never run"):
+    with raises(WeightsError, "never run"):
         load_vae(tmp_path / VAE_FILE)
     assert not (tmp_path / "boom").exists()
 
@@ -215,23 +216,23 @@ def test_a_damaged_file_is_one_line(official, tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("files", "fact"),
     [
-        ({}, "wanted one VAE"),
-        ({"Wan2.1_VAE.pth": b"", "my_vae.pth": b""}, r"found Wan2\.1_VAE\.pth, my_vae\.pth"),
-        ({"config.json": b'{"_class_name": "AutoencoderKLWan"}'}, "no weights beside it"),
-        ({"config.json": b"{"}, "not valid JSON"),
+        ({}, "one VAE"),
+        ({"Wan2.1_VAE.pth": b"", "my_vae.pth": b""}, "Wan2.1_VAE.pth, my_vae.pth"),
+        ({"config.json": b'{"_class_name": "AutoencoderKLWan"}'}, "no weights"),
+        ({"config.json": b"{"}, "config.json:1:2"),
     ],
 )
-def test_a_folder_without_one_vae_is_named(tmp_path, files, message):
+def test_a_folder_without_one_vae_is_named(tmp_path, files, fact):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=message):
+    with raises(WeightsError, fact):
         load_vae(tmp_path)
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(WeightsError, match="no such file"):
+    with raises(WeightsError, "no such file"):
         load_vae(tmp_path / "nothing")
 
 
@@ -239,5 +240,5 @@ def test_a_config_that_is_no_vae_config_is_named(tmp_path):
     tiny_vae().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "dim_mult": "wide"}))
-    with pytest.raises(WeightsError, match=r"dim_mult is 'wide' there and \[1, 2, 4, 4\]"):
+    with raises(WeightsError, "dim_mult", "wide", "[1, 2, 4, 4]"):
         load_vae(tmp_path)

@@ -1,4 +1,7 @@
-"""Damaged and hostile checkpoints: one line of WeightsError, never another exception, and no code of theirs is run."""
+"""Damaged and hostile checkpoints.
+
+One line of WeightsError, never another exception, and no code of theirs is run.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +179,7 @@ def test_a_header_with_one_name_twice_is_an_error(tmp_path: Path) -> None:
     entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     text = f"{{{entry},{entry}}}".encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    with pytest.raises(WeightsError, match="twice"):
+    with raises(WeightsError, "twice"):
         open_weights(tmp_path / "x.safetensors")
 
 
@@ -184,7 +187,7 @@ def test_overlapping_values_are_an_error(tmp_path: Path) -> None:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     text = json.dumps({"a": entry, "b": entry}).encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    with pytest.raises(WeightsError, match="overlap"):
+    with raises(WeightsError, "overlap"):
         open_weights(tmp_path / "x.safetensors")
 
 
@@ -267,7 +270,7 @@ def test_index_of_early_python_3_11_reads_enums_only(tmp_path: Path, monkeypatch
     metadata: Any = pickle.loads(index.read_bytes())
     metadata.planner_data["x"] = Reaches()
     index.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(WeightsError, match="cannot be read safely"):
+    with raises(WeightsError, "cannot be read safely"):
         read_dcp(folder)
 
 
@@ -304,7 +307,7 @@ def test_index_with_new_enum_members_is_refused(tmp_path: Path) -> None:
         metadata += words_of(field) + b"}s"
     (tmp_path / ".metadata").write_bytes(b"\x80\x02" + enum + state + b"b0" + step + b"0" + metadata + b"b.")
     for read in (read_dcp, lambda folder: IndexReader(folder).read_metadata()):
-        with pytest.raises(WeightsError, match="cannot be read safely"):
+        with raises(WeightsError, "cannot be read safely"):
             read(tmp_path)
     assert not trace.exists()
 
@@ -329,7 +332,7 @@ def test_a_metadata_that_points_outside_its_folder_is_refused(tmp_path: Path) ->
     for place in metadata.storage_data.values():
         place.relative_path = "../dcp/__0_0.distcp"
     index.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(WeightsError, match="outside its folder"):
+    with raises(WeightsError, "outside its folder"):
         open_weights(folder)
 
 
@@ -347,14 +350,14 @@ def test_a_distcp_of_another_size_than_its_index_is_named(tmp_path: Path, change
 def test_a_save_that_was_not_finished_is_an_error(tmp_path: Path) -> None:
     folder, index = write_dcp_index(tmp_path)
     index.unlink()
-    with pytest.raises(WeightsError, match="was not finished"):
+    with raises(WeightsError, ".metadata"):
         open_weights(folder)
 
 
 def test_a_missing_distcp_file_is_named(tmp_path: Path) -> None:
     folder, _ = write_dcp_data(tmp_path)
     (folder / "__0_0.distcp").unlink()
-    with pytest.raises(WeightsError, match=r"__0_0.distcp: is missing"):
+    with raises(WeightsError, "__0_0.distcp"):
         open_weights(folder)
 
 

@@ -271,9 +271,7 @@ def test_a_base_that_moved_is_named(tmp_path: Path, weights: Weights) -> None:
     base = official(tmp_path / "base", weights)
     run = trained_only(tmp_path / "run", weights, base)
     base.rename(tmp_path / "moved")
-    with pytest.raises(
-        WeightsError, match=r"not its base: .*no such file.*--cfg.base_path.*predictor.from_pretrained"
-    ):
+    with raises(WeightsError, "--cfg.base_path", "predictor.from_pretrained"):
         open_weights(run)
     assert_trained(run, weights, tmp_path / "moved")
 
@@ -281,7 +279,7 @@ def test_a_base_that_moved_is_named(tmp_path: Path, weights: Weights) -> None:
 def test_another_base_is_refused(tmp_path: Path, weights: Weights) -> None:
     run = trained_only(tmp_path / "run", weights, official(tmp_path / "base", weights))
     other = official(tmp_path / "other", {**weights, "head.head.bias": weights["head.head.bias"] + 1})
-    with pytest.raises(WeightsError, match="not the base it was trained on"):
+    with raises(WeightsError, "base"):
         open_weights(run, base_path=other)
 
 
@@ -293,15 +291,13 @@ def test_a_base_in_another_dialect_is_the_same_base(tmp_path: Path, weights: Wei
 def test_a_base_that_leads_back_to_itself_is_an_error(tmp_path: Path, weights: Weights) -> None:
     path = tmp_path / "loop.pt"
     torch.save({"model": {MM("head.head.bias"): torch.ones(2)}, "base": {"path": str(path)}}, path)
-    with pytest.raises(WeightsError, match="leads back to itself"):
+    with raises(WeightsError, "base"):
         open_weights(path)
 
 
 def test_a_branch_without_a_base_is_an_error(tmp_path: Path, weights: Weights) -> None:
     branch = {name: tensor for name, tensor in weights.items() if name.startswith("vace_")}
-    with pytest.raises(
-        WeightsError, match=r"is a VACE module alone.*--cfg.base_path.*vace_pretrained.*model.transformer"
-    ):
+    with raises(WeightsError, "VACE", "--cfg.base_path", "vace_pretrained", "model.transformer"):
         open_weights(save({"model": mm(branch)}, tmp_path / "branch.pt"))
 
 

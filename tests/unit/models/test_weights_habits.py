@@ -1,4 +1,7 @@
-"""Files as people have them: modules beside a trunk, wrapped names, pruned caches, pointers, models of other kinds."""
+"""Files as people have them.
+
+Modules beside a trunk, wrapped names, pruned caches, pointers, models of other kinds.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +122,7 @@ def test_hf_to_mm_completes_a_module(pair: tuple[Path, Path], tmp_path: Path, ca
 def test_an_lfs_pointer_of_a_transformer_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(POINTER)
-    with pytest.raises(WeightsError, match=r"Git LFS pointer of a file of 34\.7 GB"):
+    with raises(WeightsError, "Git LFS pointer", "34.7 GB"):
         open_weights(tmp_path / (name if "." in name.partition("/")[0] else "folder"))
 
 
@@ -131,14 +134,14 @@ def test_an_lfs_pointer_of_another_part_is_named(tmp_path: Path, name: str) -> N
     reader: Callable[[], object] = partial(Tokenizer, tmp_path, 512)
     if name.endswith(".pth"):
         reader = partial(load_vae if "VAE" in name else load_text_encoder, tmp_path)
-    with pytest.raises(WeightsError, match=rf"{name}: .*Git LFS pointer of a file of 34\.7 GB"):
+    with raises(WeightsError, name, "Git LFS pointer", "34.7 GB"):
         reader()
 
 
 @pytest.mark.parametrize("name", [FILE, "diffusion_pytorch_model.pth", "Wan2.1_VAE.pth"])
 def test_a_dangling_link_is_named_with_its_target(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("../../blobs/4d7a")
-    with pytest.raises(WeightsError, match=rf"{name}: a link to \.\./\.\./blobs/4d7a, which does not exist"):
+    with raises(WeightsError, name, "../../blobs/4d7a"):
         load_vae(tmp_path) if "VAE" in name else open_weights(tmp_path)
 
 
@@ -148,21 +151,21 @@ def test_a_dangling_link_to_a_folder_is_named(tmp_path: Path, weights: Weights, 
         (tmp_path / "transformer").mkdir()
         save_file(weights, tmp_path / "transformer" / FILE)
     (tmp_path / name).symlink_to("/gone/blob")
-    with pytest.raises(WeightsError, match=rf"{name}: a link to /gone/blob, which does not exist"):
+    with raises(WeightsError, name, "/gone/blob"):
         open_weights(tmp_path)
 
 
 def test_dangling_links_inside_transformer_are_named(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "model-a").symlink_to("/gone/blob")
-    with pytest.raises(WeightsError, match=r"model-a: a link to /gone/blob"):
+    with raises(WeightsError, "model-a", "/gone/blob"):
         open_weights(tmp_path)
 
 
 def test_a_dangling_link_of_a_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / f"{FILE}.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
     (tmp_path / "1.safetensors").symlink_to("gone")
-    with pytest.raises(WeightsError, match=r"1\.safetensors: a link to gone"):
+    with raises(WeightsError, "1.safetensors", "gone"):
         open_weights(tmp_path)
 
 
@@ -177,7 +180,7 @@ def test_a_dangling_link_of_a_shard_is_named(tmp_path: Path) -> None:
 )
 def test_another_model_is_named(tmp_path: Path, names: list[str], what: str) -> None:
     save_file({name: torch.ones(1) for name in names}, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match=f"expected a Wan or VACE transformer, got .*{what}"):
+    with raises(WeightsError, "VACE", what):
         open_weights(tmp_path / "x.safetensors")
 
 
@@ -186,16 +189,16 @@ def test_an_i2v_trunk_is_named(tmp_path: Path, weights: Weights) -> None:
     patch = trunk["patch_embedding.weight"]
     trunk["patch_embedding.weight"] = torch.zeros(patch.shape[0], 36, *patch.shape[2:])
     save_file(trunk, tmp_path / FILE)
-    with pytest.raises(WeightsError, match=r"I2V.*in_dim 36"):
+    with raises(WeightsError, "I2V", "in_dim", 36):
         open_weights(tmp_path)
     save_file({**trunk, "img_emb.proj.0.bias": torch.ones(1)}, tmp_path / FILE)
-    with pytest.raises(WeightsError, match=r"image-to-video \(I2V\) model"):
+    with raises(WeightsError, "I2V"):
         open_weights(tmp_path)
 
 
 def test_the_vae_of_wan22_is_named(tmp_path: Path) -> None:
     torch.save({"encoder.conv1.weight": torch.zeros(2, 12, 3, 3, 3)}, tmp_path / "Wan2.2_VAE.pth")
-    with pytest.raises(WeightsError, match=r"Wan2\.2-TI2V-5B.*Wan2\.1_VAE\.pth"):
+    with raises(WeightsError, "Wan2.2-TI2V-5B", "Wan2.1_VAE.pth"):
         load_vae(tmp_path)
 
 

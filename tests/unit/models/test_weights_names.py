@@ -92,7 +92,10 @@ def test_config_json_comes_back_in_both_spellings(config: VaceConfig) -> None:
 
 
 def test_config_of_the_official_save_is_read() -> None:
-    """VaceWanModel passes positions to a constructor that leaves five names out of its config: dim 16, eps 40."""
+    """VaceWanModel passes positions to a constructor that leaves five names out of its config.
+
+    That gives dim 16, eps 40.
+    """
 
     class WanModel(ModelMixin, ConfigMixin):  # signatures of the official wan/modules/{model,vace_model}.py
         ignore_for_config: ClassVar = ["patch_size", "cross_attn_norm", "qk_norm", "text_dim", "window_size"]
@@ -175,5 +178,5 @@ def test_config_of_a_text_encoder_is_not_used() -> None:
 
 
 def test_without_heads_a_narrow_model_is_an_error() -> None:
-    with pytest.raises(WeightsError, match="num_heads"):
+    with raises(WeightsError, "num_heads"):
         infer_config(layout(TINY), {})

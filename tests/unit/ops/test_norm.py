@@ -1,4 +1,4 @@
-"""RMS norm: the fused version is the formula, in value and gradient, for every mix of dtypes that the model has."""
+"""RMS norm: the fused version is the formula, in value and gradient, for every mix of dtypes in the model."""
 
 from __future__ import annotations
 

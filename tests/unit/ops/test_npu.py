@@ -1,5 +1,8 @@
-"""The NPU's fused ops are called as torch_npu declares them: a stand-in binds every call to the declared signature,
-keeps to the documented limits, and computes the result by the plain formula in the layout that the call asks for."""
+"""The NPU's fused ops are called as torch_npu declares them.
+
+A stand-in binds every call to the declared signature, keeps to the documented limits, and computes the result
+by the plain formula in the layout that the call asks for.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ LAYOUTS = {"BSND": "b s n k", "BNSD": "b n s k", "SBH": "s b (n k)", "BSH": "b s
 
 
 def signature_of(schema: str) -> inspect.Signature:
-    """`op(Tensor x, float scale=1., *, int? n=None) -> …` as a Python signature; the annotation is the kind wanted."""
+    """`op(Tensor x, float scale=1., *, int? n=None) -> …` as a Python signature.
+
+    The annotation is the kind wanted.
+    """
     parameters, keyword_only = [], False
     for part in re.search(r"\((.*?)\) ->", schema)[1].split(", "):
         if part == "*":

@@ -9,6 +9,7 @@ import torch
 
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.ops.rope import apply_rope, apply_rope_reference, rope_tables
+from tests.support.errors import raises
 
 CPU = torch.device("cpu")
 
@@ -61,5 +62,5 @@ def test_scores_depend_on_the_distance_of_positions_only():
 
 
 def test_a_grid_beyond_the_models_positions_is_refused():
-    with pytest.raises(DataError, match=r"1025, 2, 2.* longer than 1024"):
+    with raises(DataError, "1025, 2, 2", 1024):
         rope_tables((1025, 2, 2), (44, 42, 42), CPU)

@@ -1,4 +1,7 @@
-"""The planner's formula against torch's FSDPMemTracker: our model under FakeTensorMode, a fake process group, no memory filled."""
+"""The planner's formula against torch's FSDPMemTracker.
+
+Our model under FakeTensorMode, a fake process group, no memory filled.
+"""
 
 from __future__ import annotations
 

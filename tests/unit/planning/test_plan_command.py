@@ -73,7 +73,10 @@ def test_plan_as_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_needs_no_torch() -> None:
-    code = f"import sys; from mindspeed_mm.cli.main import main; main(['plan', *{files('1.3B')!r}]); assert 'torch' not in sys.modules"
+    code = (
+        f"import sys; from mindspeed_mm.cli.main import main; main(['plan', *{files('1.3B')!r}]); assert "
+        "'torch' not in sys.modules"
+    )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
     assert ran.returncode == 0, ran.stderr

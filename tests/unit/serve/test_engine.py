@@ -1,4 +1,7 @@
-"""The engine with stand-ins for workers: what it does when one ends, fails to load, or the queue cannot be written."""
+"""The engine with stand-ins for workers.
+
+What it does when one ends, fails to load, or the queue cannot be written.
+"""
 
 from __future__ import annotations
 

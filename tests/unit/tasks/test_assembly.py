@@ -16,6 +16,7 @@ from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import run
 from tests.runs import arguments, make_run
+from tests.support.errors import raises
 from tests.tiny import TINY, tiny_transformer, write_transformer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -55,9 +56,7 @@ def test_a_trunk_without_branch_trains_with_the_shipped_yaml(tmp_path: Path) -> 
 def test_training_without_a_branch_is_refused_early(tmp_path: Path) -> None:
     environment = make_run(tmp_path)
     edit(environment, vace_dit=dit(vace_layers=[]))
-    with pytest.raises(
-        ConfigError, match=r"predictor: trainable is branch but .* is empty: there is none; write trunk"
-    ):
+    with raises(ConfigError, "trainable", "branch", "trunk"):
         PretrainJob.from_argv(arguments(environment), ranks=1)
 
 
@@ -84,29 +83,29 @@ def test_vace_pretrained_with_no_branch_in_it_is_named(tmp_path: Path) -> None:
     trunk = TINY.model_copy(update={"vace_layers": ()})
     write_transformer(tmp_path / "trunk", tiny_transformer(0, trunk), torch.float32)
     edit(environment, vace_dit=dit(vace_pretrained=str(tmp_path / "trunk")))
-    with pytest.raises(WeightsError, match=r"trunk: holds no VACE branch"):
+    with raises(WeightsError, "VACE branch", where=tmp_path / "trunk"):
         train(environment)
 
 
 @pytest.mark.parametrize(
-    ("predictor", "said"),
+    ("predictor", "fact"),
     [
-        ({"vace_dit": dit(vace_pretrained="/w", init_from_trunk=True)}, "both give the branch"),
-        (
-            {"vace_dit": dit(vace_pretrained="/w"), "from_pretrained": None},
-            "name the trunk in from_pretrained",
-        ),
+        ({"vace_dit": dit(vace_pretrained="/w", init_from_trunk=True)}, "init_from_trunk"),
+        ({"vace_dit": dit(vace_pretrained="/w"), "from_pretrained": None}, "from_pretrained"),
     ],
 )
-def test_contradicting_sources_of_the_branch_are_refused(tmp_path: Path, predictor: dict, said: str) -> None:
+def test_contradicting_sources_of_the_branch_are_refused(tmp_path: Path, predictor: dict, fact: str) -> None:
     environment = make_run(tmp_path)
     edit(environment, **predictor)
-    with pytest.raises(ConfigError, match=said):
+    with raises(ConfigError, fact):
         PretrainJob.from_argv(arguments(environment), ranks=1)
 
 
 def test_hfu_counts_the_blocks_that_run_twice(tmp_path: Path) -> None:
-    """Hardware operations lie above the mathematics' by what is recomputed: nothing, one block of each kind, all."""
+    """Hardware operations lie above the mathematics' by what is recomputed.
+
+    Nothing, one block of each kind, all.
+    """
     extra = []
     for flags in (
         [],

@@ -1,4 +1,4 @@
-"""ExtractJob: published files parse, what is wrong is named in one line, and nothing of this imports torch."""
+"""ExtractJob: published files parse, errors are one line with a name, and nothing imports torch."""
 
 import copy
 import json
@@ -199,47 +199,47 @@ def test_save_path_as_a_flag_wins(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "address", "value", "words"),
+    ("file", "address", "value", "facts"),
     [
         (
             "model",
             "ae.from_pretrian",
             "x",
-            r"model\.json:ae\.from_pretrian: unknown key \(did you mean 'from_pretrained'\?\)",
+            ("model.json:ae.from_pretrian", "from_pretrained"),
         ),
-        ("model", "ae.do_sample", True, r"model\.json:ae\.do_sample: .*False"),
-        ("model", "ae.norm_latents", False, r"ae\.norm_latents"),
-        ("model", "text_encoder.dtype", "fp16", r"text_encoder\.dtype: .*'bf16' or 'fp32'"),
-        ("data", "dataset_param.preprocess_parameters.num_frames", 16, r"num_frames: must be 4k\+1"),
-        ("data", "dataset_param.dataset_type", "vaec", "did you mean 'vace'"),
-        ("tool", "sorafeature.savepath", "x", r"tool\.json:sorafeature\.savepath: unknown key"),
+        ("model", "ae.do_sample", True, ("model.json:ae.do_sample", False)),
+        ("model", "ae.norm_latents", False, ("ae.norm_latents",)),
+        ("model", "text_encoder.dtype", "fp16", ("text_encoder.dtype", "bf16", "fp32")),
+        ("data", "dataset_param.preprocess_parameters.num_frames", 16, ("num_frames", "4k+1")),
+        ("data", "dataset_param.dataset_type", "vaec", ("'vace'",)),
+        ("tool", "sorafeature.savepath", "x", ("tool.json:sorafeature.savepath",)),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named_with_its_address(tmp_path, file, address, value, words):
+def test_what_is_wrong_in_a_file_is_named_with_its_address(tmp_path, file, address, value, facts):
     files = {"data": PUBLISHED_DATA, "model": PUBLISHED_MODEL, "tools": PUBLISHED_TOOLS}
     name = "tools" if file == "tool" else file
     files[name] = changed(files[name], address, value)
-    with pytest.raises(ConfigError, match=words):
+    with raises(ConfigError, *facts):
         ExtractJob.from_argv(flags(tmp_path, **files))
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "fact"),
     [
-        (["--skip-bad-sample", "3"], "did you mean '--skip-bad-samples'"),
-        (["--tensor-model-parallel-size", "2"], "tensor-model-parallel-size"),
+        (["--skip-bad-sample", "3"], "--skip-bad-samples"),
+        (["--tensor-model-parallel-size", "2"], "--tensor-model-parallel-size"),
         (["--num-workers", "-1"], "num_workers"),
         (["--sample-timeout", "0"], "sample_timeout"),
     ],
 )
-def test_wrong_flags_are_named(tmp_path, more, words):
-    with pytest.raises(ConfigError, match=words):
+def test_wrong_flags_are_named(tmp_path, more, fact):
+    with raises(ConfigError, fact):
         ExtractJob.from_argv([*flags(tmp_path), *more])
 
 
 def test_features_cannot_be_extracted_again(tmp_path):
     data = {"dataset_param": {"dataset_type": "feature", "basic_parameters": {"data_path": "x/data.jsonl"}}}
-    with pytest.raises(ConfigError, match="'feature' is extracted already"):
+    with raises(ConfigError, "dataset_type", "feature"):
         ExtractJob.from_argv(flags(tmp_path, data=data))
 
 

@@ -1,4 +1,7 @@
-"""The inference JSON: who wins over whom, where paths are looked for, and one line for everything that is wrong."""
+"""The inference JSON.
+
+Who wins over whom, where paths are looked for, and one line for everything that is wrong.
+"""
 
 import json
 import os
@@ -8,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.errors import ConfigError, MindSpeedMMError
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.medium
 
@@ -118,39 +122,39 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "flags", "message"),
+    ("values", "flags", "facts"),
     [
-        ({"prompt": "drop"}, [], 'inference.json:prompt: missing; .*"prompt"'),
-        ({"promt": "x"}, [], "inference.json[:.]promt: unknown key .*'prompt'"),
-        ({"height": 470}, [], "height: must be a multiple of 16; nearest: 464"),
-        ({"num_frames": 80}, [], "num_frames: must be 4k.1.*nearest: 81"),
-        ({}, ["--sed", "3"], "unknown argument '--sed' .did you mean '--seed'"),
-        ({}, ["--steps", "many"], "steps"),
-        ({"video_path": "b.mp4"}, [], "inference.json:video_path: b.mp4: no such file or folder in "),
-        ({"mask_path": "m.mp4"}, [], "mask_path: .*give video_path"),
-        ({"guidance_scale_2": 2}, [], "guidance_scale_2: is of the low-noise expert"),
-        ({"image_path": "r.png", "image_paths": ["s.png"]}, [], "image_path and image_paths"),
-        ({"image_paths": ["r.png"] * 257}, [], "image_paths: expected .*256"),
-        ({"cfg_parallel": "on"}, ["--data-parallel"], "data_parallel lets each .* but cfg_parallel would"),
-        ({"data_parallel": True, "context_parallel_size": 2}, [], "but context_parallel_size would"),
-        ({"data_parallel": True}, ["--shard-weights"], "but shard_weights would"),
-        ({"tasks": [{"name": "a"}, {"name": "a"}]}, [], "2 videos are called 'a'"),
-        ({"tasks": [{"promt": "a"}]}, [], r"tasks\[0\].promt: unknown key"),
-        ({"tasks": []}, [], "tasks"),
-        ({"name": "../x"}, [], "name"),
+        ({"prompt": "drop"}, [], ("inference.json:prompt", '"prompt"')),
+        ({"promt": "x"}, [], ("inference.json:promt", "'prompt'")),
+        ({"height": 470}, [], ("height", 16, 464)),
+        ({"num_frames": 80}, [], ("num_frames", "4k+1", 81)),
+        ({}, ["--sed", "3"], ("'--sed'", "'--seed'")),
+        ({}, ["--steps", "many"], ("--steps", "many")),
+        ({"video_path": "b.mp4"}, [], ("inference.json:video_path: b.mp4",)),
+        ({"mask_path": "m.mp4"}, [], ("mask_path", "video_path")),
+        ({"guidance_scale_2": 2}, [], ("guidance_scale_2", "low-noise")),
+        ({"image_path": "r.png", "image_paths": ["s.png"]}, [], ("image_path", "image_paths")),
+        ({"image_paths": ["r.png"] * 257}, [], ("image_paths", 256, 257)),
+        ({"cfg_parallel": "on"}, ["--data-parallel"], ("data_parallel", "cfg_parallel")),
+        ({"data_parallel": True, "context_parallel_size": 2}, [], ("data_parallel", "context_parallel_size")),
+        ({"data_parallel": True}, ["--shard-weights"], ("data_parallel", "shard_weights")),
+        ({"tasks": [{"name": "a"}, {"name": "a"}]}, [], ("2 videos", "'a'")),
+        ({"tasks": [{"promt": "a"}]}, [], ("tasks[0].promt",)),
+        ({"tasks": []}, [], ("tasks",)),
+        ({"name": "../x"}, [], ("name",)),
         (
             {"first_frame_path": "r.png", "video_path": "a.mp4"},
             [],
-            "video_path: contradicts first_frame_path",
+            ("video_path", "first_frame_path"),
         ),
-        ({"outpaint": [0.5, 0, 0, 0]}, [], "outpaint: .*give video_path"),
-        ({"outpaint": [0, 0, 0, 0], "video_path": "a.mp4"}, [], "outpaint"),
+        ({"outpaint": [0.5, 0, 0, 0]}, [], ("outpaint", "video_path")),
+        ({"outpaint": [0, 0, 0, 0], "video_path": "a.mp4"}, [], ("outpaint",)),
         (
             {"model": {"transformer": "gone", "vae": "vae.pth", "text_encoder": "t5.pth"}},
             [],
-            r"model.transformer\[0\]: gone",
+            ("model.transformer[0]: gone",),
         ),
-        ({"model": {"transformer": ["a", "b", "c"], "vae": "v", "text_encoder": "t"}}, [], "lists 3 models"),
+        ({"model": {"transformer": ["a", "b", "c"], "vae": "v", "text_encoder": "t"}}, [], ("3 models",)),
         (
             {
                 "model": {
@@ -160,19 +164,19 @@ def test_a_prompts_file_makes_a_video_of_each_line(config, tmp_path):
                 }
             },
             [],
-            r"model.transformer: names the low-noise expert first; wanted \[high, low\]",
+            ("model.transformer", "low-noise", "[high, low]"),
         ),
-        ({"solver": "ddim"}, [], "solver"),
-        ({"preset": "wann"}, [], "preset"),
-        ({"seed": -1}, [], "seed"),
-        ({"seed": 1 << 63}, [], "inference.json:seed: .*less than 9223372036854775808"),
-        ({}, ["--context-scale", "nan"], "inference.json:context_scale.*finite"),
-        ({}, ["--context-scale", "1,much"], "argument --context-scale: invalid numbers value: '1,much'"),
-        ({}, ["--guidance-scale", "inf"], "inference.json:guidance_scale: .*finite"),
+        ({"solver": "ddim"}, [], ("solver",)),
+        ({"preset": "wann"}, [], ("preset",)),
+        ({"seed": -1}, [], ("seed",)),
+        ({"seed": 1 << 63}, [], ("inference.json:seed", 9223372036854775808)),
+        ({}, ["--context-scale", "nan"], ("inference.json:context_scale", "finite")),
+        ({}, ["--context-scale", "1,much"], ("--context-scale", "1,much")),
+        ({}, ["--guidance-scale", "inf"], ("inference.json:guidance_scale", "finite")),
     ],
 )
-def test_what_is_wrong_is_named_in_one_line(config, values, flags, message):
-    with pytest.raises(MindSpeedMMError, match=message) as caught:
+def test_what_is_wrong_is_named_in_one_line(config, values, flags, facts):
+    with raises(ConfigError, *facts) as caught:
         job(config(**values), *flags)
     assert "\n" not in str(caught.value)
 
@@ -257,9 +261,7 @@ def test_a_json_of_mindspeed_mm_makes_its_videos(config, inputs, names):
 @pytest.mark.parametrize("foreign", [{"tiled": True}, {"seed": 3}, {"negative_prompt": "dark"}])
 def test_a_foreign_key_in_a_mindspeed_json_names_the_preset(config, foreign):
     path = config(prompt="drop", video_path="a.mp4", image_path="r.png", **foreign)
-    with pytest.raises(
-        MindSpeedMMError, match=rf"inference\.json:prompt: .*--preset mindspeed.*{next(iter(foreign))}"
-    ):
+    with raises(ConfigError, "--preset mindspeed", *foreign, where=f"{path}:prompt"):
         job(path)
     assert len(job(path, "--preset", "mindspeed").videos) == 3
     assert len(job(path, "--prompt", "a cat").videos) == 1
@@ -277,13 +279,13 @@ def test_preset_mindspeed_takes_a_prompt_and_other_numbers(config):
 
 def test_a_fifo_as_an_input_ends_at_once_with_its_key(config, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(MindSpeedMMError, match=r"inference\.json:video_path: .*FIFO"):
+    with raises(ConfigError, "inference.json:video_path", "FIFO"):
         job(config(video_path="pipe"))
 
 
 @pytest.mark.parametrize("path", ["a\0.mp4", "x" * 5000])
 def test_an_impossible_path_is_one_line_with_its_key(config, path):
-    with pytest.raises(MindSpeedMMError, match=r"inference\.json:video_path: ") as caught:
+    with raises(ConfigError, "inference.json:video_path") as caught:
         job(config(video_path=path))
     assert len(str(caught.value)) < 1000
 

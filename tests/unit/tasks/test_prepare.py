@@ -1,4 +1,4 @@
-"""`vace prepare`: files of true size and rate, lossless masks, the published tool's flags, bad input in one line."""
+"""`vace prepare`: files of true size and rate, lossless masks, the published flags, one-line errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`vace prepare --data`: what it makes is what extraction reads; nothing is made twice, lost or half written."""
+"""`vace prepare --data`: what it makes is what extraction reads.
+
+Nothing is made twice, lost or half written.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,10 @@ def prepare(data: Path, out: Path, *more: str, listing: str = "data.json") -> No
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """All but pictures of H.264 frames: x264 reads memory that it never wrote, and the last bits follow from that."""
+    """All but pictures of H.264 frames.
+
+    x264 reads memory that it never wrote, and the last bits follow from that.
+    """
     found = [path for path in sorted(out.rglob("*")) if path.is_file()]
     return {
         str(p.relative_to(out)): p.read_bytes()

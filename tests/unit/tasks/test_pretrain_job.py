@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_mm.errors import ConfigError, MindSpeedMMError
+from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import main
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.medium
 
@@ -91,104 +92,211 @@ def test_train_samples_become_iterations():
 
 
 BAD_FLAGS = [
-    (["--tensorboard-dir", "s3://bucket/runs"], 1, "s3://bucket/runs is an address"),
-    (["--lr=abc"], 1, "argument --lr: invalid float value: 'abc'"),
-    (["--lerning-rate=1"], 1, "unknown argument '--lerning-rate'"),
-    (["--adam-beta1=1.5"], 1, "pretrain_vace.py:adam_beta1"),
-    (["--global-batch-size=12"], 8, "--global-batch-size 12 must be a multiple"),
-    (["--context-parallel-size=5"], 8, "8 rank(s) cannot be split into groups of --context-parallel-size 5"),
+    (["--tensorboard-dir", "s3://bucket/runs"], 1, ("s3://bucket/runs",)),
+    (
+        ["--lr=abc"],
+        1,
+        (
+            "--lr",
+            "float",
+            "abc",
+        ),
+    ),
+    (["--lerning-rate=1"], 1, ("--lerning-rate",)),
+    (["--adam-beta1=1.5"], 1, ("pretrain_vace.py:adam_beta1",)),
+    (
+        ["--global-batch-size=12"],
+        8,
+        (
+            "--global-batch-size",
+            12,
+            8,
+        ),
+    ),
+    (
+        ["--context-parallel-size=5"],
+        8,
+        (
+            "--context-parallel-size",
+            "8 rank(s)",
+            5,
+        ),
+    ),
     (
         ["--context-parallel-size=16"],
         16,
-        "does not divide the model's 40 attention heads; use one of 1, 2, 4, 5, 8",
+        (
+            "--context-parallel-size",
+            "40 attention heads",
+            "1, 2, 4, 5, 8",
+        ),
     ),
-    (["--tensor-model-parallel-size=2"], 8, "--tensor-model-parallel-size 2 is not supported"),
-    (["--pipeline-model-parallel-size=4"], 8, "--pipeline-model-parallel-size 4 is not supported"),
-    (["--lr-warmup-iters=10"], 1, "--lr-warmup-iters 10 must be less"),
-    (["--min-lr=1"], 1, "min_lr 1 is above lr"),
-    (["--train-samples=5"], 1, "say the same thing"),
-    (["--mm-model=/no/such.json"], 1, "/no/such.json: no such file"),
-    (["--fsdp2-config-path=/no/such.yaml"], 1, "/no/such.yaml: no such file"),
+    (["--tensor-model-parallel-size=2"], 8, ("--tensor-model-parallel-size 2",)),
+    (["--pipeline-model-parallel-size=4"], 8, ("--pipeline-model-parallel-size 4",)),
+    (["--lr-warmup-iters=10"], 1, ("--lr-warmup-iters 10",)),
+    (
+        ["--min-lr=1"],
+        1,
+        (
+            "min_lr",
+            "lr",
+        ),
+    ),
+    (
+        ["--train-samples=5"],
+        1,
+        (
+            "--train-samples",
+            "--train-iters",
+        ),
+    ),
+    (["--mm-model=/no/such.json"], 1, ("/no/such.json",)),
+    (["--fsdp2-config-path=/no/such.yaml"], 1, ("/no/such.yaml",)),
 ]
 
 
-@pytest.mark.parametrize(("flags", "ranks", "wanted"), BAD_FLAGS)
-def test_a_bad_flag_is_one_line(flags, ranks, wanted):
-    with pytest.raises(ConfigError) as error:
+@pytest.mark.parametrize(("flags", "ranks", "facts"), BAD_FLAGS)
+def test_a_bad_flag_is_one_line(flags, ranks, facts):
+    with raises(ConfigError, *facts):
         PretrainJob.from_argv([*argv(), *flags], ranks=ranks)
-    assert wanted in str(error.value)
 
 
 BAD_JSON = [
     (
         {"predictor.num_head": 40},
-        "pretrain_model.json:predictor.num_head: unknown key (did you mean 'num_heads'?)",
+        (
+            "pretrain_model.json:predictor.num_head",
+            "'num_heads'",
+        ),
     ),
     (
         {"predictor.vace_dit.vace_layer": [0]},
-        "pretrain_model.json:predictor.vace_dit.vace_layer: unknown key",
+        ("pretrain_model.json:predictor.vace_dit.vace_layer",),
     ),
-    ({"diffusion.shfit": 3}, "pretrain_model.json:diffusion.shfit: unknown key (did you mean 'shift'?)"),
-    ({"predictor.num_heads": 7}, "hidden_size 5120 over num_heads 7"),
-    ({"predictor.dtype": "fp32"}, "predictor.dtype is fp32 but fsdp2 param_dtype is bf16"),
+    (
+        {"diffusion.shfit": 3},
+        (
+            "pretrain_model.json:diffusion.shfit",
+            "'shift'",
+        ),
+    ),
+    (
+        {"predictor.num_heads": 7},
+        (
+            "hidden_size 5120",
+            "num_heads 7",
+        ),
+    ),
+    (
+        {"predictor.dtype": "fp32"},
+        (
+            "predictor.dtype",
+            "fp32",
+            "param_dtype",
+            "bf16",
+        ),
+    ),
     (
         {"predictor.model_id": "vacee"},
-        "pretrain_model.json:predictor.model_id: unknown model 'vacee' (did you mean 'vace'?)",
+        (
+            "pretrain_model.json:predictor.model_id",
+            "'vacee'",
+            "'vace'",
+        ),
     ),
-    ({"caption_dropout": 2}, "pretrain_model.json:caption_dropout"),
-    ({"captoin_dropout": 0.1}, "(did you mean 'caption_dropout'?)"),
-    ({"predictor": 5}, "pretrain_model.json:predictor"),
+    ({"caption_dropout": 2}, ("pretrain_model.json:caption_dropout",)),
+    ({"captoin_dropout": 0.1}, ("'caption_dropout'",)),
+    ({"predictor": 5}, ("pretrain_model.json:predictor",)),
 ]
 
 
-@pytest.mark.parametrize(("change", "wanted"), BAD_JSON)
-def test_a_bad_model_json_is_one_line_with_its_address(tmp_path, change, wanted):
-    with pytest.raises(ConfigError) as error:
+@pytest.mark.parametrize(("change", "facts"), BAD_JSON)
+def test_a_bad_model_json_is_one_line_with_its_address(tmp_path, change, facts):
+    with raises(ConfigError, *facts):
         PretrainJob.from_argv([*argv(), edited(tmp_path, change)], ranks=1)
-    assert wanted in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_list_where_an_object_should_stand_is_one_line(tmp_path):
     (tmp_path / "m.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"m\.json"):
+    with raises(ConfigError, "m.json"):
         PretrainJob.from_argv([*argv(), f"--mm-model={tmp_path / 'm.json'}"], ranks=1)
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "facts"),
     [
-        ("shardingsize: 8\n", "fsdp2.yaml:shardingsize: unknown key (did you mean 'sharding_size'?)"),
-        ("sharding_size: 3\n", "sharding_size 3 does not divide the 8 rank(s)"),
-        ("reshard_after_forward: 3\n", "reshard_after_forward 3 does not divide the 8 rank(s)"),
-        ("reshard_after_forward: 0\n", "reshard_after_forward 0 must be true, false or a number of ranks"),
+        (
+            "shardingsize: 8\n",
+            (
+                "fsdp2.yaml:shardingsize",
+                "'sharding_size'",
+            ),
+        ),
+        (
+            "sharding_size: 3\n",
+            (
+                "sharding_size",
+                3,
+                "8 rank(s)",
+            ),
+        ),
+        (
+            "reshard_after_forward: 3\n",
+            (
+                "reshard_after_forward",
+                3,
+                "8 rank(s)",
+            ),
+        ),
+        ("reshard_after_forward: 0\n", ("reshard_after_forward 0",)),
         (
             "sharding_size: 2\nreshard_after_forward: 4\n",
-            "4 does not divide the 2 rank(s) that share the weights; use true, false or one of 1, 2",
+            (
+                "reshard_after_forward",
+                4,
+                "2 rank(s)",
+                "1, 2",
+            ),
         ),
         (
             "sub_modules_to_wrap: ['predictor.wan_dit.block.{*}']\n",
-            "sub_modules_to_wrap: pattern 'predictor.wan_dit.block.{*}' matches no module (did you mean 'blocks.{*}'?); there are",
+            (
+                "sub_modules_to_wrap",
+                "'predictor.wan_dit.block.{*}'",
+                "'blocks.{*}'",
+            ),
         ),
         (
             "recompute_modules: ['vace_blocks.{8}']\n",
-            "recompute_modules: pattern 'vace_blocks.{8}' matches no module",
+            (
+                "recompute_modules",
+                "'vace_blocks.{8}'",
+            ),
         ),
-        ("recompute_modules: {'blocks.{*}.mlp': full}\n", "'blocks.{*}.mlp' matches no module"),
+        ("recompute_modules: {'blocks.{*}.mlp': full}\n", ("'blocks.{*}.mlp'",)),
         (
             "ignored_modules: [heads]\n",
-            "ignored_modules: pattern 'heads' matches no module (did you mean 'head'?)",
+            (
+                "ignored_modules",
+                "'heads'",
+                "'head'",
+            ),
         ),
-        ("a: [1\n", "not valid YAML"),
-        ("- 1\n- 2\n", "fsdp2.yaml"),
+        (
+            "a: [1\n",
+            (
+                "fsdp2.yaml",
+                "YAML",
+            ),
+        ),
+        ("- 1\n- 2\n", ("fsdp2.yaml",)),
     ],
 )
-def test_a_bad_yaml_is_one_line_with_its_address(tmp_path, text, wanted):
+def test_a_bad_yaml_is_one_line_with_its_address(tmp_path, text, facts):
     path = tmp_path / "fsdp2.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError) as error:
+    with raises(ConfigError, *facts):
         PretrainJob.from_argv([*argv(), f"--fsdp2-config-path={path}"], ranks=8)
-    assert wanted in str(error.value)
 
 
 def test_a_trunk_alone_takes_the_yaml_of_a_model_with_a_branch(tmp_path):
@@ -205,7 +313,7 @@ def test_weights_can_stay_cut_over_a_divisor_of_the_ranks(tmp_path, value):
 
 def test_broken_json_names_line_and_column(tmp_path):
     (tmp_path / "m.json").write_text('{\n  "task": "vace",,\n}')
-    with pytest.raises(ConfigError, match=r"m\.json:2:\d+: not valid JSON"):
+    with raises(ConfigError, "m.json:2", "JSON"):
         PretrainJob.from_argv([*argv(), f"--mm-model={tmp_path / 'm.json'}"], ranks=1)
 
 
@@ -213,17 +321,17 @@ def test_raw_clips_are_no_training_data(tmp_path):
     (tmp_path / "data.json").write_text(
         json.dumps({"dataset_param": {"dataset_type": "vace", "basic_parameters": {"data_path": "data.txt"}}})
     )
-    with pytest.raises(ConfigError, match="extract their features first"):
+    with raises(ConfigError, "vace", "dataset_type", "feature"):
         PretrainJob.from_argv([*argv(), f"--mm-data={tmp_path / 'data.json'}"], ranks=1)
 
 
 def test_missing_inputs_are_found_before_the_launch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MindSpeedMMError, match=r"data_path: \./vace_features/data\.jsonl is not there"):
+    with raises(DataError, "data_path", "./vace_features/data.jsonl"):
         PretrainJob.from_argv(argv(), ranks=1).check_inputs()
     (tmp_path / "vace_features").mkdir()
     (tmp_path / "vace_features/data.jsonl").touch()
-    with pytest.raises(MindSpeedMMError, match=r"from_pretrained: \./weights/.* is not there"):
+    with raises(WeightsError, "from_pretrained", "./weights"):
         PretrainJob.from_argv(argv(), ranks=1).check_inputs()
 
 
@@ -233,7 +341,8 @@ def test_the_command_ends_with_one_line_and_exit_code_one(capsys, monkeypatch):
         main([*argv(), "--lr-decay-stile=constant"])
     assert stop.value.code == 1
     assert capsys.readouterr().err == (
-        "ConfigError: pretrain_vace.py: unknown argument '--lr-decay-stile' (did you mean '--lr-decay-style'?)\n"
+        "ConfigError: pretrain_vace.py: unknown argument '--lr-decay-stile' (did you mean "
+        "'--lr-decay-style'?)\n"
     )
 
 
@@ -248,5 +357,5 @@ def test_set_replaces_keys_of_every_file():
 
 
 def test_set_of_an_unknown_key_names_file_and_nearest_key():
-    with pytest.raises(ConfigError, match=r"pretrain_model.json:predictor.num_head: .*'num_heads'"):
+    with raises(ConfigError, "pretrain_model.json:predictor.num_head", "num_heads"):
         PretrainJob.from_argv(argv("14B", "pretrain_model.json", "--set=model.predictor.num_head=20"))

@@ -1,4 +1,7 @@
-"""`transforms` and the LoRA flags of a training job are checked before torch is imported; each mistake has its address."""
+"""`transforms` and the LoRA flags of a training job are checked before torch is imported.
+
+Each mistake has its address.
+"""
 
 from __future__ import annotations
 

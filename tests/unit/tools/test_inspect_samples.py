@@ -1,4 +1,4 @@
-"""mm-inspect: every kind of path, a sheet for each, one line on what is wrong, and no torch before it is needed."""
+"""mm-inspect: every kind of path, a sheet for each, one line per error, and no torch before it is needed."""
 
 import json
 import subprocess

@@ -43,5 +43,8 @@ def test_json_page_lists_every_key():
 
 
 def test_the_page_is_written_without_torch():
-    code = "import sys; from mindspeed_mm.tools.json_reference import reference; reference(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from mindspeed_mm.tools.json_reference import reference; reference(); sys.exit('torch' "
+        "in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

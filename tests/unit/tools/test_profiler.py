@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from mindspeed_mm.config.schema import parse
@@ -10,6 +9,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.config import ProfileConfig
+from tests.support.errors import raises
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,5 @@ def test_the_flag_records_without_the_file(tmp_path):
 
 def test_dynamic_profile_is_refused_only_when_on(tmp_path):
     assert tools(tmp_path, enable=False, profile_type="dynamic")
-    with pytest.raises(
-        ConfigError, match=r"tools.json:profile: profile_type dynamic does not exist here; write static"
-    ):
+    with raises(ConfigError, "tools.json:profile", "profile_type"):
         parse(ToolsConfig, {"profile": {"enable": True, "profile_type": "dynamic"}}, "tools.json")

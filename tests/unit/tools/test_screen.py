@@ -39,15 +39,15 @@ def screen() -> tuple[Screen, list[str], Clock]:
         (["[rank 1] WeightsError: b", "[rank 0] WeightsError: a"], ["[rank 0] WeightsError: a"]),
         (
             [
-                "[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3",
+                "[rank 0] LaunchError: rank 0 of 2: lost the other ranks in iteration 3",
                 "[rank 1] DataError: clip 7",
             ],
             ["[rank 1] DataError: clip 7"],
         ),
-        (["[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3"], None),
+        (["[rank 0] LaunchError: rank 0 of 2: lost the other ranks in iteration 3"], None),
         (
             [
-                "[rank 0] LaunchError: process 0 made its videos, but another failed; look",
+                "[rank 0] LaunchError: rank 0: made its videos, but another rank failed; look",
                 "[rank 1] DataError: b",
             ],
             ["[rank 1] DataError: b"],
@@ -79,7 +79,7 @@ def test_a_traceback_that_ends_a_rank_is_its_last_line(prefix: str) -> None:
     view, shown, _ = screen()
     for line in TRACEBACK:
         view.line(1, prefix + line)
-    view.line(0, "[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3")
+    view.line(0, "[rank 0] LaunchError: rank 0 of 2: lost the other ranks in iteration 3")
     view.ended(1, 1)
     view.ended(0, 1)
     view.tick(final=True)
@@ -101,7 +101,7 @@ def test_a_traceback_of_a_rank_that_goes_on_is_shown() -> None:
 @pytest.mark.parametrize(("number", "hint"), [(signal.SIGKILL, "dmesg"), (signal.SIGSEGV, "run.log")])
 def test_a_killed_rank_is_one_line(number: signal.Signals, hint: str) -> None:
     view, shown, _ = screen()
-    view.line(0, "[rank 0] LaunchError: rank 0 of 2 lost the others in iteration 3")
+    view.line(0, "[rank 0] LaunchError: rank 0 of 2: lost the other ranks in iteration 3")
     view.ended(3, -number)
     view.ended(0, 1)
     view.tick(final=True)
@@ -158,7 +158,7 @@ def test_a_stopped_run_shows_no_traceback_and_no_loss() -> None:
     view.stopping = True
     for line in (
         *TRACEBACK,
-        "[rank 1] LaunchError: rank 1 of 2 lost the others in iteration 3",
+        "[rank 1] LaunchError: rank 1 of 2: lost the other ranks in iteration 3",
         "[W1128 a.cpp:1] b",
     ):
         view.line(1, line)

@@ -12,6 +12,7 @@ from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.training.build import check_dtypes, fill, initial_weight
 from tests.distributed.jobs import FromModule, predictor
+from tests.support.errors import raises
 from tests.tiny import TINY, tiny_transformer
 
 VACE = MODELS.get("vace")
@@ -41,14 +42,12 @@ def test_frozen_parts_are_bf16_but_time_path_and_head():
 
 def test_a_model_without_branch_cannot_train_one():
     trunk_only = TINY.model_copy(update={"vace_layers": ()})
-    with pytest.raises(ConfigError, match="leaves nothing to train"):
+    with raises(ConfigError, "branch", "predictor.trainable"):
         freeze(build_on_meta(trunk_only))
 
 
 def test_two_files_that_disagree_on_the_dtype_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"predictor\.dtype is bf16 but fsdp2_config\.yaml:param_dtype is fp32"
-    ):
+    with raises(ConfigError, "predictor.dtype", "bf16", "fsdp2_config.yaml:param_dtype", "fp32"):
         check_dtypes(predictor(dtype="bf16"), Fsdp2Config(param_dtype="fp32"))
 
 

@@ -1,4 +1,7 @@
-"""The stream of raw clips: draws follow from (seed, sample index) alone; stages, shifts and weights act where they say."""
+"""The stream of raw clips.
+
+Draws follow from (seed, sample index) alone; stages, shifts and weights act where they say.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +216,12 @@ def test_losses_are_reported_by_task_and_timestep():
         assert {"loss/task/gray", "loss/task/depth"} <= set(row)
         assert 1 <= len(quarters) <= 4
     names = {key for _, row in recorder.rows for key in row if key.startswith("loss/timestep/")}
-    assert names <= {"loss/timestep/0-625", "loss/timestep/625-833", "loss/timestep/833-938", "loss/timestep/938-1000"}  # fmt: skip
+    assert names <= {
+        "loss/timestep/0-625",
+        "loss/timestep/625-833",
+        "loss/timestep/833-938",
+        ("loss/timestep/938-1000"),
+    }
 
 
 def test_loss_groups_add_up_to_the_samples():

@@ -22,7 +22,7 @@ import torch
 
 from mindspeed_mm.data.config import LoaderConfig
 from mindspeed_mm.data.loader import Collate, TrainLoader
-from mindspeed_mm.errors import DataError, LaunchError, MindSpeedMMError, TrainingError
+from mindspeed_mm.errors import ConfigError, DataError, LaunchError, TrainingError
 from mindspeed_mm.processes import Stopped
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.guard import ExitWatch
@@ -37,7 +37,8 @@ pytestmark = pytest.mark.medium
 
 LINE = re.compile(
     r" \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] iteration {8}1/ {7}2 \| consumed samples: {12}2 \| "
-    r"elapsed time per iteration \(ms\): \d+\.\d \| learning rate: 1\.000000E-03 \| global batch size: {5}2 \| "
+    r"elapsed time per iteration \(ms\): \d+\.\d \| learning rate: 1\.000000E-03 \| "
+    r"global batch size: {5}2 \| "
     r"loss: \d\.\d{6}E[+-]\d\d \| loss scale: 1\.0 \| grad norm: \d+\.\d{3} \| "
     r"number of skipped iterations: {3}0 \| number of nan iterations: {3}0 \|"
 )
@@ -83,7 +84,8 @@ def test_log_line_is_megatrons(lines, tmp_path):
     log = tmp_path / "train.log"
     log.write_text("\n".join(lines) + "\n")
     guide = (
-        "grep 'elapsed time per iteration' \"$1\" | awk -F ':' '{print$5}' | awk -F '|' '{print$1}' | head -n 200 | "
+        "grep 'elapsed time per iteration' \"$1\" | awk -F ':' '{print$5}' | awk -F '|' '{print$1}' | head "
+        "-n 200 | "
         "tail -n 100 | awk '{sum+=$1} END {if (NR != 0) printf(\"%.1f\",sum/NR)}'"
     )
     piped = subprocess.run(
@@ -144,9 +146,7 @@ def test_full_disk_leaves_whole_metric_records(tmp_path, name, capfd, monkeypatc
     # what a full disk does to a writer: part of a record fits
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 80, hard))
     try:
-        with pytest.raises(
-            TrainingError, match=f"{path.name}: cannot be written: .*; free space or choose another {flag}"
-        ) as error:
+        with raises(TrainingError, path.name, flag) as error:
             TrainLoop(
                 config, loop_parts(tiny_transformer(), config, writers=[writer])
             ).run()  # closes it, too
@@ -159,7 +159,7 @@ def test_full_disk_leaves_whole_metric_records(tmp_path, name, capfd, monkeypatc
 
 def test_metrics_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match="cannot be written"):
+    with raises(TrainingError, "metrics.jsonl"):
         JsonLines(tmp_path / "file" / "metrics.jsonl")
 
 
@@ -176,7 +176,8 @@ def test_the_same_seed_trains_the_same_and_another_does_not():
 def test_accumulated_micro_batches_equal_one_big_batch():
     def trained(micro: int) -> tuple[list[float], torch.Tensor]:
         config = training(batch={"micro_batch_size": micro, "global_batch_size": 4, "train_iters": 2})
-        # noise is drawn for a place in the stream: unshuffled, both sizes see the same samples at the same places
+        # noise is drawn for a place in the stream: unshuffled, both sizes see the same samples at the same
+        # places
         unshuffled = LoaderConfig(shuffle=False)
         loader = TrainLoader(random_records(4), unshuffled, Collate(seed=7), micro_batch_size=micro, seed=7)
         recorder = Recorder()
@@ -190,7 +191,8 @@ def test_accumulated_micro_batches_equal_one_big_batch():
     assert numbers == pytest.approx(
         wanted_numbers, rel=1e-5
     )  # Adam alone would not see a gradient of another scale
-    # two updates of 1e-3 each; Adam divides by the gradient's size, which lifts the rounding of the smallest ones
+    # two updates of 1e-3 each; Adam divides by the gradient's size, which lifts the rounding of the smallest
+    # ones
     torch.testing.assert_close(weights, wanted, atol=5e-5, rtol=0)
 
 
@@ -263,7 +265,7 @@ def test_too_many_in_a_row_stop_the_run_naming_the_samples():
     records = random_records(2)
     for record in records:
         record.latents.fill_(math.inf)
-    with pytest.raises(MindSpeedMMError, match=r"clip[01].*3 in a row are not finite"):
+    with raises(TrainingError, "3 in a row"):
         TrainLoop(config, loop_parts(tiny_transformer(), config, records)).run()
 
 
@@ -274,14 +276,14 @@ def test_a_run_that_starts_again_counts_on():
     records[0].latents.fill_(math.nan)
     parts = loop_parts(tiny_transformer(), config, records)
     parts.state.skips.in_a_row = 2  # as a checkpoint may say
-    with pytest.raises(MindSpeedMMError, match="3 in a row"):
+    with raises(TrainingError, "3 in a row"):
         TrainLoop(config, parts).run()
     assert parts.state.skips.total == 1
 
 
 def test_check_for_nan_stops_at_the_first():
     config = training(batch={"train_iters": 9}, exit={"check_for_nan_in_loss_and_grad": True})
-    with pytest.raises(MindSpeedMMError, match="1 in a row"):
+    with raises(TrainingError, "1 in a row"):
         TrainLoop(config, loop_parts(tiny_transformer(), config, poisoned(0))).run()
 
 
@@ -343,9 +345,7 @@ def test_wandb_gets_every_iteration_and_held_out_loss(monkeypatch, tmp_path):
 
 def test_wandb_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not there
-    with pytest.raises(
-        MindSpeedMMError, match="--wandb-project needs the package wandb; install it or leave"
-    ):
+    with raises(ConfigError, "wandb", where="--wandb-project"):
         open_writers(training(log={"wandb_project": "vace"}).log, None, {})
 
 
@@ -411,9 +411,7 @@ def test_a_rank_that_loses_the_others_says_where_it_was():
         raise RuntimeError("[gloo] Timed out waiting 60000ms for recv operation to complete")
 
     config = training(eval={"eval_interval": 2})
-    with pytest.raises(
-        LaunchError, match=r"rank 0 of 1 lost the others in iteration 3, phase \w+: .*Timed out"
-    ):
+    with raises(LaunchError, "iteration 3", "Timed out", where="rank 0 of 1"):
         TrainLoop(config, loop_parts(tiny_transformer(), config, evaluate=evaluate)).run()
 
 
@@ -424,7 +422,8 @@ def test_throughput_is_said_and_the_time_stays_the_fifth_field(lines):
     assert re.fullmatch(r" \d+\.\d ", said.split(":")[4].split("|")[0])
     speed = next(line for line in lines if line.startswith(" speed of iteration 1"))
     assert re.fullmatch(
-        r" speed of iteration 1 \| tokens/s: \d+\.\d \| TFLOP/s per device: \d+\.\d \| MFU: [\d.]+ % \| HFU: [\d.]+ % \|",
+        r" speed of iteration 1 \| tokens/s: \d+\.\d \| TFLOP/s per device: \d+\.\d \| "
+        r"MFU: [\d.]+ % \| HFU: [\d.]+ % \|",
         speed,
     )
     assert any(line.startswith(" times of iteration 1 (ms) | data:") for line in lines)

@@ -1,4 +1,7 @@
-"""ONNX plug-ins run on tiny networks built by hand: what goes in, what comes out, and the sha256 of the file."""
+"""ONNX plug-ins run on tiny networks built by hand.
+
+What goes in, what comes out, and the sha256 of the file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The annotators that need no network, against OpenCV itself, closed formulas and scenes whose truth is known."""
+"""Annotators without a network, against OpenCV, closed formulas and scenes whose truth is known."""
 
 from __future__ import annotations
 

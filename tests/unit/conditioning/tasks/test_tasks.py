@@ -74,7 +74,7 @@ GRAY = 128
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """clip.mkv (the disc, lossless), other.mkv (smaller, 24 fps), image.png, tall.png, mask.png, masks.mkv, empty.png."""
+    """clip.mkv (the disc, lossless), other.mkv (smaller, 24 fps), images, masks.mkv and empty.png."""
     folder = tmp_path_factory.mktemp("sources")
     write_video(folder / "clip.mkv", FRAMES, 16, lossless=True)
     write_video(folder / "other.mkv", FRAMES[:4, ::2, ::2], 24, lossless=True)

@@ -193,7 +193,9 @@ REFUSED = {
     "glora": ({f"{Q}.a1.weight": torch.ones(1)}, ["GLoRA"]),
     "set-weight": ({f"{Q}.set_weight": torch.ones(1)}, ["set_weight"]),
     "flux": ({"transformer.double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 2)}, ["Flux"]),
-    "flux-diffusers": ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 2)}, ["Flux"]),
+    "flux-diffusers": ({(
+        "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"
+    ): torch.ones(2, 2)}, ["Flux"]),
     "sdxl": ({"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.ones(2, 2)}, ["Stable Diffusion"]),
     "text-encoder": ({"lora_te1_text_model_x.lora_down.weight": torch.ones(2, 2)}, ["text encoder"]),
     "i2v": ({"diffusion_model.blocks.0.cross_attn.k_img.lora_down.weight": torch.ones(2, 2)}, ["I2V"]),

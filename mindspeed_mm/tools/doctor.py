@@ -1,6 +1,9 @@
-"""`vace doctor`: whether this machine is ready, one line for each thing with what to do. Nothing is changed or kept.
+"""`vace doctor`: whether this machine is ready, one line for each thing with what to do.
 
-What a run needs and cannot check itself before it is under way: packages, devices, process groups, disks, limits.
+Nothing is changed or kept.
+
+What a run needs and cannot check itself before it is under way: packages, devices, process groups, disks,
+limits.
 """
 
 from __future__ import annotations

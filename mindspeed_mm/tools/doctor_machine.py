@@ -102,7 +102,7 @@ def check_space(folder: Path) -> Iterator[Finding]:
 
 
 def check_speed(folder: Path) -> Iterator[Finding]:
-    """How fast files of the folder's disk are written and read, past the cache as far as the system allows."""
+    """How fast files of the folder's disk are written and read, past the cache where the system allows it."""
     block = np.random.default_rng(0).bytes(1 << 20)
     try:
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)

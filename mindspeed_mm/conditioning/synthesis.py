@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_mm.conditioning.annotate.opencv import opencv
 from mindspeed_mm.conditioning.recipe import Draw, Recipe, draws
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources, count_bounds
@@ -91,6 +92,7 @@ def load_synthesized(record: SampleRecord, config: VideoConfig) -> PixelSample:
 
 
 def _with_conditions(pixels: PixelSample, record: SampleRecord, drawn: Synthesis) -> PixelSample:
+    opencv().setNumThreads(1)  # the other cores have processes of their own
     task = TASKS.get(drawn.task)
     values = json.loads(drawn.options)
     if "annotators" in task.options.model_fields:

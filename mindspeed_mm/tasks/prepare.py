@@ -175,9 +175,9 @@ def task_table() -> str:
     lines = []
     for entry in all_tasks():
         needs = [*entry.needs, *([f"{entry.network} network"] if entry.network else [])]
-        lines.append(f"{entry.name:<22}{', '.join(needs) or '-':<24}{entry.summary}")
+        lines.append(f"{entry.name:<22}{', '.join(needs) or '-':<30}{entry.summary}")
         names = [name for name in entry.options.model_fields if name not in entry.fixed]
-        lines.append(f"{'':<46}{' '.join(map(flag_name, names))}")
+        lines.append(f"{'':<52}{' '.join(map(flag_name, names))}")
     return "\n".join(lines)
 
 

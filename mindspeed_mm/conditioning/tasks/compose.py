@@ -18,8 +18,11 @@ from mindspeed_mm.conditioning.tasks.extension import extended
 from mindspeed_mm.conditioning.tasks.inpaint import inpainted
 from mindspeed_mm.conditioning.tasks.options import (
     Boxes,
+    Caption,
     ExtendOptions,
+    Label,
     MaskOptions,
+    NamedSubject,
     Paths,
     ReferenceMode,
     ReferenceOptions,
@@ -38,7 +41,7 @@ Kind = Literal["repaint", "extension", "control"]
 _ALSO: Mapping[str, Kind] = {"layout": "control"}
 
 
-class SwapOptions(MaskOptions):
+class SwapOptions(MaskOptions, NamedSubject):
     """Where the subject of the clip is, and those of the images."""
 
     mode: str = Field(
@@ -48,8 +51,8 @@ class SwapOptions(MaskOptions):
     )
     bbox: Boxes = Field(default=(), description="left,top,right,bottom in the clip")
     mask: str | None = Field(default=None, description="image or video, white = generate")
-    label: str = Field(default="", max_length=200, description="name of the subject")
-    caption: str = Field(default="", max_length=2000, description="description of the subject")
+    label: Label = ""
+    caption: Caption = ""
     image_bbox: Boxes = Field(default=(), description="left,top,right,bottom, one for each image")
     image_mask: Paths = Field(default=(), description="mask image for each image, white = subject")
 
@@ -68,7 +71,7 @@ def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
     clip_mode, image_mode = split_modes(options.mode)
     values = options.model_dump(exclude={"mode", "image_bbox", "image_mask"})
     painted = inpainted(sources.clip, SubjectOptions(mode=clip_mode, **values), networks)
-    text = options.label or options.caption
+    text = options.text(image_mode)
     found, notes = subjects(sources, image_mode, options.image_bbox, options.image_mask, text, networks)
     return _joined(painted, found, notes, networks)
 
@@ -105,7 +108,7 @@ def animate_anything(sources: Sources, options: ReferenceOptions) -> Prepared:
     base = TaskOptions(seed=options.seed, annotators=options.annotators, compat=options.compat)
     posed = TASKS.get("pose").run(Sources(clips=sources.clips), base)
     networks = Networks(Path(options.annotators), dict(posed.networks))
-    text = options.label or options.caption
+    text = options.text(options.mode)
     found, notes = subjects(sources, options.mode, options.bbox, options.mask, text, networks)
     return _joined(posed, found, notes, networks)
 
@@ -114,7 +117,7 @@ def _joined(made: Prepared, references: tuple[Frame, ...], notes: list[str], net
     return replace(made, references=references, notes=(*made.notes, *notes), networks=networks.used)
 
 
-class ExpandOptions(GrowOptions):
+class ExpandOptions(GrowOptions, NamedSubject):
     """How the first image grows and the clip goes on."""
 
     mode: str = Field(
@@ -124,8 +127,8 @@ class ExpandOptions(GrowOptions):
     )
     bbox: Boxes = Field(default=(), description="left,top,right,bottom, one for each further image")
     mask: Paths = Field(default=(), description="mask image for each further image, white = subject")
-    label: str = Field(default="", max_length=200, description="name of the subject")
-    caption: str = Field(default="", max_length=2000, description="description of the subject")
+    label: Label = ""
+    caption: Caption = ""
     expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
 
 
@@ -161,8 +164,8 @@ def expand_anything(sources: Sources, options: ExpandOptions) -> Prepared:
             yield frame, border if place == at else mask
 
     networks = Networks(Path(options.annotators))
-    text = options.label or options.caption
     mode: Any = image_mode or "plain"
+    text = options.text(mode)
     found, notes = subjects(sources, mode, options.bbox, options.mask, text, networks, first=1)
     made = Prepared(steps=steps, num_frames=total, size=size)
     return _joined(made, found, notes, networks)

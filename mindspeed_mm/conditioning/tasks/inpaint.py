@@ -24,7 +24,7 @@ def inpainting(sources: Sources, options: SubjectOptions) -> Prepared:
 
 def inpainted(clip: Clip, options: SubjectOptions, networks: Networks) -> Prepared:
     """`inpainting` with networks that are open."""
-    check_mode(options.mode, options.label or options.caption, networks)
+    check_mode(options.mode, options.text(options.mode), networks)
     notes: list[str] = []
     masked = subject_masks(clip, options, networks, notes)
 
@@ -53,7 +53,7 @@ def image_inpainting(sources: Sources, options: SubjectOptions) -> Prepared:
     """One frame."""
     networks, image = Networks(Path(options.annotators)), sources.images[0]
     box = options.bbox[0] if options.bbox else None
-    text = options.label or options.caption
+    text = options.text(options.mode)
     check_mode(options.mode, text, networks)
     found = image_mask(image, options.mode, box, options.mask, text, networks, f"mode {options.mode}")
     draw = MaskAugment.draw(

@@ -66,7 +66,7 @@ def layout_bbox(sources: Sources, options: LayoutOptions) -> Prepared:
 def layout_track(sources: Sources, options: SubjectOptions) -> Prepared:
     """Outlines on white."""
     networks = Networks(Path(options.annotators))
-    check_mode(options.mode, options.label or options.caption, networks)
+    check_mode(options.mode, options.text(options.mode), networks)
     notes: list[str] = []
     masked = subject_masks(sources.clip, options, networks, notes)
     colour = label_colour(options.label)

@@ -68,6 +68,19 @@ def _paths(value: Any) -> Any:
 
 Boxes = Annotated[tuple[Box, ...], BeforeValidator(_boxes)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_paths)]
+Label = Annotated[str, Field(max_length=200, description="name of the subject")]
+Caption = Annotated[str, Field(max_length=2000, description="description of the subject")]
+
+
+class NamedSubject:
+    """Options with `label` and `caption`: the modes of these names need one."""
+
+    label: str
+    caption: str
+
+    def text(self, mode: str) -> str:
+        """What names the subject: mode `caption` takes the caption first, any other mode the label."""
+        return (self.caption or self.label) if mode == "caption" else (self.label or self.caption)
 
 
 class TaskOptions(Config):
@@ -97,24 +110,24 @@ class MaskOptions(TaskOptions):
     refine: bool = Field(default=True, description="fit tracked boxes and masks to the frame (GrabCut)")
 
 
-class SubjectOptions(MaskOptions):
+class SubjectOptions(MaskOptions, NamedSubject):
     """Where the subject of a clip is."""
 
     mode: SubjectMode = Field(description="how the subject is given or found")
     bbox: Boxes = Field(default=(), description="left,top,right,bottom in pixels of the source")
     mask: str | None = Field(default=None, description="image or video, white = generate")
-    label: str = Field(default="", max_length=200, description="name of the subject")
-    caption: str = Field(default="", max_length=2000, description="description of the subject")
+    label: Label = ""
+    caption: Caption = ""
 
 
-class ReferenceOptions(TaskOptions):
+class ReferenceOptions(TaskOptions, NamedSubject):
     """How the subject of each image is cut out."""
 
     mode: ReferenceMode = Field(default="plain", description="how the subject is given or found")
     bbox: Boxes = Field(default=(), description="left,top,right,bottom, one for each image")
     mask: Paths = Field(default=(), description="mask image for each image, white = subject")
-    label: str = Field(default="", max_length=200, description="name of the subject")
-    caption: str = Field(default="", max_length=2000, description="description of the subject")
+    label: Label = ""
+    caption: Caption = ""
 
 
 class ExtendOptions(TaskOptions):

@@ -78,7 +78,7 @@ def image_reference(sources: Sources, options: ReferenceOptions) -> Prepared:
     """References only."""
     networks = Networks(Path(options.annotators))
     found, notes = subjects(
-        sources, options.mode, options.bbox, options.mask, options.label or options.caption, networks
+        sources, options.mode, options.bbox, options.mask, options.text(options.mode), networks
     )
     return Prepared(references=found, notes=tuple(notes), networks=networks.used)
 

@@ -94,7 +94,7 @@ def _tracked(
 
 
 def _grounded(clip: Clip, options: SubjectOptions, networks: Networks) -> Iterator[tuple[Frame, Mask]]:
-    first = ground(next(clip.frames()), options.label or options.caption, options.mode, networks)
+    first = ground(next(clip.frames()), options.text(options.mode), options.mode, networks)
     yield from _tracked(clip, first, options, networks)
 
 

@@ -576,3 +576,12 @@ def test_odd_sizes_stay(tmp_path: Path) -> None:
     assert read(prepare(tmp_path, "gray", "odd"))[0].shape == (3, 95, 127, 3)
     assert open_video(tmp_path / "odd.mkv").width == 127
     assert cv2.__version__
+
+
+def test_the_mode_decides_which_text_names_the_subject() -> None:
+    for name in ("inpainting", "image_reference", "swap_anything", "expand_anything"):
+        task = TASKS.get(name)
+        mode = {"mode": "label"} if name in ("inpainting", "image_reference") else {}
+        both = task.parse({"label": "a cat", "caption": "a cat on a mat", **mode}, name)
+        assert (both.text("label"), both.text("caption")) == ("a cat", "a cat on a mat")
+        assert task.parse({"label": "a cat", **mode}, name).text("caption") == "a cat"

@@ -2,7 +2,7 @@
 
 python benchmarks/tasks.py                          # every task that needs no network, 832 x 480, 17 frames
 python benchmarks/tasks.py --clips 50 --workers 2   # vace prepare on a dataset of so many clips, too
-python benchmarks/tasks.py --samples 8              # samples of synthesis.md's recipe as training makes them, too
+python benchmarks/tasks.py --samples 8              # training samples, too
 """
 
 from __future__ import annotations

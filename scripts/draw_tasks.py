@@ -1,9 +1,11 @@
-"""Draws docs/images/tasks/NAME.png for every VACE task: the rows are the source, src_video and src_mask, references stand at the right.
+"""Draws docs/images/tasks/NAME.png for every VACE task.
+
+The rows are the source, src_video and src_mask; references stand at the right.
 
     python scripts/draw_tasks.py docs/images/tasks [TASK …]
 
-The clip is drawn here: a figure that walks over hills. Tasks that need a network get what the scene knows: its depth,
-skeleton and face. So the pictures need no download, and show what the task makes of a good network's answer.
+The clip is drawn here: a figure that walks over hills. Tasks that need a network get what the scene knows:
+its depth, skeleton and face. So the pictures need no download, and show what a good network's answer becomes.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ COUNT, HEIGHT, WIDTH = 17, 144, 208
 BETWEEN = (188, 194, 204)  # colour between the tiles
 TILE = (104, 72)  # width, height
 GAP, COLOURS = 3, 48
+ONE_IMAGE = ("image_reference", "expand_anything", "swap_anything", "animate_anything")
 
 
 def joints(number: int) -> dict[str, tuple[float, float]]:
@@ -37,10 +40,18 @@ def joints(number: int) -> dict[str, tuple[float, float]]:
     swing = 13 * np.sin(phase)
     bob = 2 * abs(np.cos(phase))
     return {
-        "nose": (x + 3, 33 - bob), "neck": (x, 47 - bob), "hip": (x, 84 - bob),
-        "left_hand": (x + swing, 78), "right_hand": (x - swing, 78), "left_elbow": (x + swing / 2 - 3, 64), "right_elbow": (x - swing / 2 - 3, 64),
-        "left_knee": (x - swing / 2 + 3, 103), "right_knee": (x + swing / 2 + 3, 103), "left_foot": (x - swing, 123), "right_foot": (x + swing, 123),
-    }  # fmt: skip
+        "nose": (x + 3, 33 - bob),
+        "neck": (x, 47 - bob),
+        "hip": (x, 84 - bob),
+        "left_hand": (x + swing, 78),
+        "right_hand": (x - swing, 78),
+        "left_elbow": (x + swing / 2 - 3, 64),
+        "right_elbow": (x - swing / 2 - 3, 64),
+        "left_knee": (x - swing / 2 + 3, 103),
+        "right_knee": (x + swing / 2 + 3, 103),
+        "left_foot": (x - swing, 123),
+        "right_foot": (x + swing, 123),
+    }
 
 
 def scene(number: int) -> tuple[Pixels, NDArray[np.float32], Pixels]:
@@ -63,12 +74,16 @@ def scene(number: int) -> tuple[Pixels, NDArray[np.float32], Pixels]:
     place, figure = joints(number), np.zeros((HEIGHT, WIDTH), np.uint8)
     clean = np.ascontiguousarray(frame.clip(0, 255).astype(np.uint8))
     parts = (
-        ("neck", "left_elbow", 7, (150, 40, 40)), ("left_elbow", "left_hand", 6, (224, 172, 138)),
-        ("hip", "left_knee", 9, (40, 50, 90)), ("left_knee", "left_foot", 8, (40, 50, 90)),
-        ("hip", "right_knee", 9, (52, 64, 116)), ("right_knee", "right_foot", 8, (52, 64, 116)),
+        ("neck", "left_elbow", 7, (150, 40, 40)),
+        ("left_elbow", "left_hand", 6, (224, 172, 138)),
+        ("hip", "left_knee", 9, (40, 50, 90)),
+        ("left_knee", "left_foot", 8, (40, 50, 90)),
+        ("hip", "right_knee", 9, (52, 64, 116)),
+        ("right_knee", "right_foot", 8, (52, 64, 116)),
         ("neck", "hip", 19, (196, 52, 48)),
-        ("neck", "right_elbow", 7, (214, 70, 60)), ("right_elbow", "right_hand", 6, (236, 188, 152)),
-    )  # fmt: skip
+        ("neck", "right_elbow", 7, (214, 70, 60)),
+        ("right_elbow", "right_hand", 6, (236, 188, 152)),
+    )
     for start, end, width, colour in parts:
         ends = [tuple(round(v) for v in place[name]) for name in (start, end)]
         for canvas, value in ((clean, colour), (figure, 255)):
@@ -146,9 +161,13 @@ def options_of(task: Task, scenes: Scenes, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "mode" in fields and "mode" not in task.fixed:
         found["mode"] = {
-            "frameref": "firstlastframe", "clipref": "firstlastclip", "framerefext": "firstlast",
-            "expand_anything": "salient", "swap_anything": "masktrack,salient", "image_inpainting": "mask",
-        }.get(task.name, "salient" if task.family == "reference" or "anything" in task.name else "masktrack")  # fmt: skip
+            "frameref": "firstlastframe",
+            "clipref": "firstlastclip",
+            "framerefext": "firstlast",
+            "expand_anything": "salient",
+            "swap_anything": "masktrack,salient",
+            "image_inpainting": "mask",
+        }.get(task.name, "salient" if task.family == "reference" or "anything" in task.name else "masktrack")
     mode = str(task.fixed.get("mode", found.get("mode", "")))
     if "mask" in fields and "mask" in mode:
         found["mask"] = str(
@@ -160,6 +179,8 @@ def options_of(task: Task, scenes: Scenes, folder: Path) -> dict[str, Any]:
         found[mode] = "walker"
     if task.name in ("layout_bbox", "move_anything"):
         found |= {"bbox": [[20, 40, 80, 120], [120, 30, 190, 110]], "label": "walker"}
+    if "track" in mode:
+        found["refine"] = False  # the limbs of the figure are as thin as its background's lines
     sizes = {"num_frames": 17, "height": HEIGHT, "width": WIDTH} if task.name == "layout_bbox" else {}
     found |= sizes
     if "expand_num" in fields:
@@ -194,7 +215,7 @@ def picture_of(task: Task, scenes: Scenes, folder: Path) -> Image.Image:
         min(2, count_bounds(task.needs, "clip")[1])
     ]
     most = count_bounds(task.needs, "image")[1]
-    images = tuple(scenes.frames[[0, -1]][: min(most, 1 if task.name in ("image_reference", "expand_anything", "swap_anything", "animate_anything") else 2)])  # fmt: skip
+    images = tuple(scenes.frames[[0, -1]][: min(most, 1 if task.name in ONE_IMAGE else 2)])
     options = task.parse(options_of(task, scenes, folder), task.name)
     sources = Sources(clips=clips, images=images, names=tuple("ab"[: len(images)]))
     prepared = task.prepare(sources, options)

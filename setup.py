@@ -64,6 +64,7 @@ setup(
             "requests>=2.31",  # of vace generate --server
         ],
         "ui": ["gradio>=5.0"],
+        "gguf": ["gguf>=0.17"],
         "heic": ["pillow-heif>=0.18"],
         "annotate": ["onnxruntime>=1.18"],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # scripts/build_docs.sh
@@ -78,6 +79,7 @@ setup(
             "mindspeed-mm-vace[docs]",
             "onnx>=1.16",  # tests of annotators export networks of a few weights
             "openai>=2.0; python_version >= '3.11'",  # a client of /v1/videos that others wrote
+            "mindspeed-mm-vace[gguf]",
             "peft>=0.17",  # oracle of LoRA layers and files
             "ruff>=0.6",
             "mypy>=1.11",

@@ -78,6 +78,10 @@ class ToMmConfig(ConvertConfig):
 class FromMmConfig(ConvertConfig):
     """MM or DCP folder → original or diffusers weights."""
 
+    form: Literal["whole", "module"] = Field(
+        default="whole",
+        description="the whole model, or one .safetensors file of the VACE branch alone, as ComfyUI takes it",
+    )
     base_path: str | None = Field(
         default=None,
         description="weights that a checkpoint of the trained part is completed from, if they moved",
@@ -114,6 +118,28 @@ class LoraToConfig(ChecksumConfig):
     )
 
 
+class ExtractLoraConfig(ChecksumConfig):
+    """Two checkpoints of one model → the LoRA that turns one into the other, nearly."""
+
+    source_path: str = Field(
+        min_length=1, description="fine-tuned weights, any dialect, or a training checkpoint"
+    )
+    base_path: str = Field(min_length=1, description="the weights that they started from")
+    target_path: str = Field(min_length=1, description=".safetensors file, or a folder for form peft")
+    rank: int = Field(
+        default=32, gt=0, le=4096, description="rank of each layer; more keeps more of the difference"
+    )
+    on: Literal["branch", "trunk", "both"] = Field(default="both", description="part that is compared")
+    form: Literal["comfyui", "peft", "diffusers"] = Field(
+        default="comfyui",
+        description="program to write for; comfyui alone holds what has no low rank, such as biases",
+    )
+    dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="dtype of the written matrices")
+    report: str | None = Field(
+        default=None, description="JSON file to write, with the error of each layer and of all"
+    )
+
+
 class MergeLoraConfig(ConvertConfig):
     """Base weights and LoRAs → merged weights."""
 
@@ -128,8 +154,9 @@ class MergeLoraConfig(ConvertConfig):
     expert: Literal["high", "low"] | None = Field(
         default=None, description="expert of A14B that the base is, where a LoRA file holds both"
     )
-    form: Literal["source", "official", "diffusers", "mm"] = Field(
-        default="source", description="names to write; by default those of the base"
+    form: Literal["source", "official", "diffusers", "mm", "module"] = Field(
+        default="source",
+        description="names to write; by default those of the base; module: the VACE branch alone, as ComfyUI takes it",
     )
     base_path: str | None = Field(
         default=None,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint.config import ConvertConfig, DcpToTorchConfig, LoraToConfig
+from checkpoint.config import ConvertConfig, DcpToTorchConfig, ExtractLoraConfig, LoraToConfig
 from checkpoint.layout import check_space, replace_entries, replace_file, staging, writing
 from checkpoint.stages import mm_files
 from megatron.mm.layout import RELEASE, read_tracker, write_tracker
@@ -28,10 +28,11 @@ from mindspeed_mm.models.containers.tensors import HEAD_BYTES, TensorFile
 from mindspeed_mm.models.containers.torch_file import write_torch
 from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.source import WeightsSource, differences
+from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.sizes import diffusers_json, infer_config, official_json
 from mindspeed_mm.models.wan.stages import Layers
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.models.weights import open_weights
+from mindspeed_mm.models.weights import open_part, open_weights
 from mindspeed_mm.processes import deferred
 from mindspeed_mm.progress import Progress, size_text
 
@@ -44,6 +45,7 @@ METHOD_OF = {
     "mm": "mm_to_hf, mm_to_hf_diffusers or resplit",
 }
 Written = Callable[[int], object]
+AnyConfig = ConvertConfig | DcpToTorchConfig | LoraToConfig | ExtractLoraConfig
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def log_conversion(
     sources: Sequence[tuple[str, str]],
     target: Target,
     tensors: Collection[TensorFile],
-    cfg: ConvertConfig | DcpToTorchConfig | LoraToConfig,
+    cfg: AnyConfig,
 ) -> None:
     """The table of a conversion, before it writes."""
     nbytes = sum(tensor.nbytes for tensor in tensors)
@@ -217,11 +219,43 @@ def _shown(target: Target) -> Path:
     return target.folder / target.name if target.name else target.folder
 
 
+def write_module(source: WeightsSource, cfg: ConvertConfig, method: str) -> None:
+    """The VACE branch alone, in one file of official names: what ComfyUI users exchange. Raises WeightsError.
+
+    ComfyUI sees no config: it takes heads of 128 channels, and a hint every layers // blocks trunk blocks.
+    """
+    path = Path(cfg.target_path)
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise WeightsError(f"got {path.name}", where=path, expected="a name in .safetensors as target_path")
+    if not source.has_branch:
+        raise WeightsError("has no VACE branch to write", where=source.path, fix="leave form module out")
+    trunk, layers = source.config.trunk, source.config.vace_layers
+    usual = tuple(range(0, trunk.num_layers, trunk.num_layers // len(layers)))
+    if trunk.hidden_size != 128 * trunk.num_heads or layers != usual:
+        raise WeightsError(
+            f"a module file cannot say {trunk.num_heads} heads of {trunk.hidden_size // trunk.num_heads} channels and "
+            f"hints at {list(layers)}: its reader takes heads of 128 and hints at {list(usual)}",
+            where=source.path,
+            fix="write the whole model",
+        )
+    branch = {name: tensor for name, tensor in source.tensors.items() if name.split(".")[0] in BRANCH}
+    source = replace(source, tensors=branch)
+    target = Target(path.parent, path.name, {}, {path.name: by_alignment(branch)}, {})
+
+    def check(written: Path, seen: Written) -> None:
+        read_back(written, source, cfg.verify == "bits", seen, opener=open_part)
+
+    log_conversion(
+        method, [("source", source.description)], target, target.safetensors[path.name].values(), cfg
+    )
+    put(target, list(branch.values()), check, cfg, method)
+
+
 def put(
     target: Target,
     tensors: Sequence[TensorFile],
     check: Callable[[Path, Written], None],
-    cfg: ConvertConfig | DcpToTorchConfig | LoraToConfig,
+    cfg: AnyConfig,
     method: str,
 ) -> None:
     """Write `target`, which holds `tensors`, `check` what was written, and move it into place.
@@ -313,10 +347,17 @@ def _at(folder: Path, name: str) -> Path:
     return path
 
 
-def read_back(path: Path, source: WeightsSource, bits: bool, seen: Written = lambda nbytes: None) -> None:
+def read_back(
+    path: Path,
+    source: WeightsSource,
+    bits: bool,
+    seen: Written = lambda nbytes: None,
+    *,
+    opener: Callable[[Path], WeightsSource] = open_weights,
+) -> None:
     """Raises WeightsError unless `path` holds exactly the weights of `source`."""
     with verifying(bits):  # where only heads are read, checksums would read all
-        written = open_weights(path)
+        written = opener(path)
         problems = differences(written.shapes, source.shapes)
         if problems or written.dtypes != source.dtypes:
             raise WeightsError(

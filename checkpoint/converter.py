@@ -41,6 +41,9 @@ CONVERTERS.add(
             "lora_to_peft": vace.lora_to_peft,
             "lora_to_comfyui": vace.lora_to_comfyui,
             "lora_to_diffusers": vace.lora_to_diffusers,
+            "lora_to_hf": vace.lora_to_hf,
+            "lora_to_comfy": vace.lora_to_comfyui,
+            "extract_lora": vace.extract_lora,
         }
     ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from checkpoint.config import LoraToConfig, MergeLoraConfig
+from checkpoint.config import ExtractLoraConfig, LoraToConfig, MergeLoraConfig
 from checkpoint.convert import (
     DTYPES,
     Target,
@@ -21,6 +21,7 @@ from checkpoint.convert import (
     log_conversion,
     mm_target,
     put,
+    write_module,
 )
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.files import format_json
@@ -44,6 +45,7 @@ from mindspeed_mm.models.weights import open_adapter, open_weights
 
 logger = get_logger(__name__)
 PEFT_WEIGHTS = "adapter_model.safetensors"
+ToLora = LoraToConfig | ExtractLoraConfig
 
 
 def merge(cfg: MergeLoraConfig) -> None:
@@ -56,6 +58,9 @@ def merge(cfg: MergeLoraConfig) -> None:
     base = open_weights(cfg.source_path, base_path=cfg.base_path)
     found = [open_adapter(path, base.shapes, expert=cfg.expert) for path in paths]
     source = cast(merged(base, list(zip(found, strengths, strict=True))), cfg.dtype)
+    if cfg.form == "module":
+        write_module(source, cfg, "merge_lora")
+        return
     form = base.dialect if cfg.form == "source" else cfg.form
     if form == "mm":
         target = mm_target(source, cfg, cfg.target_parallel_config.pp_layers)
@@ -69,25 +74,44 @@ def merge(cfg: MergeLoraConfig) -> None:
     convert(source, target, cfg, "merge_lora", [("source", base.description), *loras])
 
 
+def write_hf(cfg: LoraToConfig) -> None:
+    """As the target's name says: a .safetensors file for diffusers, else a folder of peft."""
+    (write_diffusers if Path(cfg.target_path).suffix == ".safetensors" else write_peft)(cfg)
+
+
+def write_adapter(adapter: Adapter, cfg: ExtractLoraConfig) -> None:
+    """A LoRA that is no file yet, in `cfg.form`. Raises WeightsError; the target stays."""
+    if cfg.form == "peft":
+        target = _folder(cfg, adapter, cfg.base_path)
+    elif cfg.form == "diffusers":
+        target = _diffusers_file(cfg, adapter)
+    else:
+        target = _file(cfg, comfyui_tensors(adapter))
+    _put(target, adapter, cfg, "extract_lora")
+
+
 def write_peft(cfg: LoraToConfig) -> None:
     """A folder with adapter_config.json and adapter_model.safetensors.
 
     Raises WeightsError; the target stays.
     """
     adapter = _open(cfg)
+    _put(_folder(cfg, adapter, cfg.base_path or adapter.base), adapter, cfg, "lora_to_peft")
+
+
+def _folder(cfg: ToLora, adapter: Adapter, base: str | None) -> Target:
     folder = Path(cfg.target_path)
     if folder.is_file() or folder.suffix in (".safetensors", ".pt", ".pth"):
         raise WeightsError("got a file", where=folder, expected="a folder as target_path")
-    target = Target(
+    return Target(
         folder,
         "",
         {},
         {PEFT_WEIGHTS: by_alignment(peft_tensors(adapter))},
-        {CONFIG: json_text(peft_config(adapter, cfg.base_path or adapter.base))},
+        {CONFIG: json_text(peft_config(adapter, base))},
         owned=(CONFIG, PEFT_WEIGHTS),
         last=CONFIG,
     )
-    _put(target, adapter, cfg, "lora_to_peft")
 
 
 def write_comfyui(cfg: LoraToConfig) -> None:
@@ -111,9 +135,13 @@ def write_diffusers(cfg: LoraToConfig) -> None:
     Raises WeightsError; the target stays.
     """
     adapter = fold_scales(_open(cfg))
+    _put(_diffusers_file(cfg, adapter), adapter, cfg, "lora_to_diffusers")
+
+
+def _diffusers_file(cfg: ToLora, adapter: Adapter) -> Target:
     target = _file(cfg, diffusers_tensors(adapter))
     text = format_json(diffusers_metadata(adapter))
-    _put(replace(target, metadata={"lora_adapter_metadata": text}), adapter, cfg, "lora_to_diffusers")
+    return replace(target, metadata={"lora_adapter_metadata": text})
 
 
 def _open(cfg: LoraToConfig) -> Adapter:
@@ -122,14 +150,14 @@ def _open(cfg: LoraToConfig) -> Adapter:
     return cast_adapter(adapter, DTYPES[cfg.dtype]) if cfg.dtype in DTYPES else adapter
 
 
-def _file(cfg: LoraToConfig, tensors: Mapping[str, TensorFile]) -> Target:
+def _file(cfg: ToLora, tensors: Mapping[str, TensorFile]) -> Target:
     path = Path(cfg.target_path)
     if path.suffix != ".safetensors" or path.is_dir():
         raise WeightsError(f"got {path.name}", where=path, expected="a name in .safetensors as target_path")
     return Target(path.parent, path.name, {}, {path.name: by_alignment(tensors)}, {})
 
 
-def _put(target: Target, adapter: Adapter, cfg: LoraToConfig, method: str) -> None:
+def _put(target: Target, adapter: Adapter, cfg: ToLora, method: str) -> None:
     tensors = [tensor for part in target.safetensors.values() for tensor in part.values()]
 
     def check(path: Path, seen: Written) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from checkpoint.config import (
     DcpToTorchConfig,
+    ExtractLoraConfig,
     FromMmConfig,
     LoraToConfig,
     MergeLoraConfig,
@@ -13,6 +14,7 @@ from checkpoint.config import (
     ResplitConfig,
     ToMmConfig,
 )
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.outputs import check_file, check_folder
@@ -68,10 +70,13 @@ def mm_to_hf(cfg: FromMmConfig) -> None:
         cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
     """
     check_target(cfg.target_path)
-    from checkpoint.convert import convert, hf_target, open_source
+    from checkpoint.convert import convert, hf_target, open_source, write_module
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("mm",), method="mm_to_hf", base_path=cfg.base_path)
+        if cfg.form == "module":
+            write_module(source, cfg, "mm_to_hf")
+            return
         convert(source, hf_target(source, cfg, "official", cfg.max_shard_gb), cfg, "mm_to_hf")
 
 
@@ -82,6 +87,10 @@ def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
         cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
     """
     check_target(cfg.target_path)
+    if cfg.form == "module":
+        raise ConfigError(
+            "a module file has official names", where="mm_to_hf_diffusers: form", fix="use mm_to_hf"
+        )
     from checkpoint.convert import convert, hf_target, open_source
 
     with verifying(cfg.verify_checksums):
@@ -181,3 +190,29 @@ def lora_to_diffusers(cfg: LoraToConfig) -> None:
 
     with verifying(cfg.verify_checksums):
         write_diffusers(cfg)
+
+
+def lora_to_hf(cfg: LoraToConfig) -> None:
+    """A LoRA of any dialect, or of a training checkpoint, to a folder of peft, or to a .safetensors file for diffusers.
+
+    Args:
+        cfg: source, target, whose name decides, dtype, base of an unpublished model.
+    """
+    check_target(cfg.target_path)
+    from checkpoint.lora import write_hf
+
+    with verifying(cfg.verify_checksums):
+        write_hf(cfg)
+
+
+def extract_lora(cfg: ExtractLoraConfig) -> None:
+    """The difference of two checkpoints of one model as a LoRA; the error of each layer is said.
+
+    Args:
+        cfg: fine-tuned weights as source, base, target, rank, part, program.
+    """
+    check_target(cfg.target_path)
+    from checkpoint.extract import extract
+
+    with verifying(cfg.verify_checksums):
+        extract(cfg)

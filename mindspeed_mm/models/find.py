@@ -16,7 +16,7 @@ from megatron.mm.layout import RELEASE, latest_folder, parse_iteration, saved_it
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import read_json_object, regular_file, stat_path
 
-Kind = Literal["safetensors", "torch", "mm", "dcp"]
+Kind = Literal["safetensors", "torch", "gguf", "mm", "dcp"]
 EXPERTS = (("high_noise_model", "low_noise_model"), ("transformer", "transformer_2"))
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin|pt|pth)")
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
@@ -75,10 +75,12 @@ def _one_file(path: Path) -> Files:
         start = file.read(9)
     if path.suffix == ".safetensors" or (start[8:9] == b"{" and path.suffix not in _TORCH_ENDINGS):
         return Files("safetensors", (path,), "one safetensors file", (path.parent,))
+    if start[:4] == b"GGUF":
+        return Files("gguf", (path,), "one GGUF file", (path.parent,))
     if path.suffix in _TORCH_ENDINGS or start[:2] == b"PK":
         return Files("torch", (path,), "one torch file", (path.parent, path.parent.parent))
     raise WeightsError(
-        "is not a weights file", where=path, fix="give a .safetensors, .pt or .pth file, or a folder"
+        "is not a weights file", where=path, fix="give a .safetensors, .gguf, .pt or .pth file, or a folder"
     )
 
 
@@ -148,7 +150,7 @@ def _plain_folder(path: Path) -> Files | None:
         )
     if indices:
         return _indexed(indices[0])
-    for ending in ("safetensors", "pth", "pt", "bin"):
+    for ending in ("safetensors", "pth", "pt", "bin", "gguf"):
         found = sorted(p for p in path.glob(f"*.{ending}") if not _NOT_THE_TRANSFORMER.search(p.name))
         if found:
             return _unindexed(path, found)

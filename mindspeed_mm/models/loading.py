@@ -19,16 +19,18 @@ from torch import Tensor, nn
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import read_json_object
+from mindspeed_mm.models.containers.rounded import FP8, expand
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.find import shard_names
 from mindspeed_mm.models.finite import check_weights
+from mindspeed_mm.models.parts import Part, part_of
 
 _THREADS = 4  # that verify checksums
 _SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
-NUMBERS = (*FLOATS, torch.float8_e4m3fn, torch.float8_e5m2)
+NUMBERS = (*FLOATS, *FP8)
 NOT_BUILT = (
     ArithmeticError,
     AssertionError,
@@ -46,10 +48,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_json_object(path, WeightsError)
 
 
-def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
+def read_tensors(paths: Iterable[Path], part: Part = "vae") -> dict[str, Tensor]:
     """The tensors of one model, from all of its .safetensors / .pth / .pt / .bin files.
 
-    Pages come in when they are used.
+    Pages come in when they are used. Of a file that holds several models, those of `part`. Scaled 8-bit
+    weights are expanded to bf16.
 
     Raises WeightsError when a file is missing, damaged, holds anything but tensors, or repeats another's
     name.
@@ -57,6 +60,7 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path in paths:
         found = read_safetensors([path]).tensors if path.suffix == ".safetensors" else _read_torch(path)
+        found = expand(part_of(found, part, path), path, plain=False)
         wrong = [
             f"{name} {str(w.dtype).removeprefix('torch.')}"
             for name, w in found.items()

@@ -20,6 +20,8 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import stat_path
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.dcp import read_dcp
+from mindspeed_mm.models.containers.gguf_file import read_gguf
+from mindspeed_mm.models.containers.rounded import expand
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile, kind_of
 from mindspeed_mm.models.containers.torch_file import read_torch
@@ -33,6 +35,7 @@ from mindspeed_mm.models.lora.adapter import Adapter, Pair, merged
 from mindspeed_mm.models.lora.fused import fuse_again
 from mindspeed_mm.models.lora.read import CONFIG, Expert, open_lora, open_published_lora
 from mindspeed_mm.models.lora.saved import ENTRY, split_lora
+from mindspeed_mm.models.parts import part_of
 from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
 from mindspeed_mm.models.transforms.quantize import quantize_blocks
 from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
@@ -49,6 +52,7 @@ __all__ = [
     "load_weights",
     "open_adapter",
     "open_named",
+    "open_part",
     "open_weights",
     "with_branch_of",
 ]
@@ -83,6 +87,11 @@ def open_weights(
     if all(SHARD.fullmatch(part.name) and part.suffix == ".safetensors" for part in paths):
         return _open(shards(paths), base_path, seen=())
     return _join([_find(part, original) for part in paths], base_path)
+
+
+def open_part(path: PathLike) -> WeightsSource:
+    """The weights at a folder or file of any dialect, which may be a part of a model. Raises WeightsError."""
+    return _open(_find(Path(path)), None, seen=(), partial=True)
 
 
 def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
@@ -131,7 +140,7 @@ def _checkpoint(path: Path) -> Files | None:
         return None  # what reads LoRA files names the problem
     if files.kind == "torch" and len(files.paths) == 1 and ENTRY not in read_torch(files.paths[0]):
         return None
-    return None if files.kind == "safetensors" else files
+    return None if files.kind in ("safetensors", "gguf") else files
 
 
 def _find(path: Path, original: bool = False) -> Files:
@@ -273,9 +282,12 @@ def _read(
     extras: Mapping[str, Any] = {}
     if files.kind == "safetensors":
         stages: list[Mapping[str, Any]] = [read_safetensors(files.paths).tensors]
+    elif files.kind == "gguf":
+        stages = [read_gguf(files.paths[0]).tensors]
     else:
         states = [read_dcp(path) if files.kind == "dcp" else read_torch(path) for path in files.paths]
         stages, extras = _stages(states, where), states[0]
+    stages = [expand(part_of(stage, "transformer", where), where) for stage in stages]
     split = [split_lora(stage, extras, where, key_maps["mm"]) for stage in stages] if extras else []
     pairs = {name: pair for _, found in split for name, pair in found.items()}
     stages = [rest for rest, _ in split] or stages

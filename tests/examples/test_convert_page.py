@@ -16,15 +16,16 @@ import torch.distributed.checkpoint as dcp
 from megatron.mm.layout import write_tracker
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.models.weights import open_weights
+from mindspeed_mm.models.weights import open_part, open_weights
+from tests.support.rounded_files import write_fp8_scaled
 from tests.tiny import TEXT_FILE, TINY, TOKENIZER_FOLDER, VAE_FILE, write_official
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "docs/guide/convert.md", ROOT / "docs/zh/guide/convert.md")
 BLOCK = re.compile(r"^```(shell|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-DEEP = VaceConfig(  # as many blocks as the 1.3B, so that the page's stages fit
-    trunk=TINY.trunk.model_copy(update={"num_layers": 30, "hidden_size": 24, "ffn_dim": 24, "num_heads": 2}),
+DEEP = VaceConfig(  # as many blocks as the 1.3B, so that the page's stages fit, and heads of 128
+    trunk=TINY.trunk.model_copy(update={"num_layers": 30, "hidden_size": 128, "ffn_dim": 24, "num_heads": 1}),
     vace_layers=tuple(range(0, 30, 2)),
 )
 
@@ -52,6 +53,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(official / name, a14b)
     shutil.copytree(official / TOKENIZER_FOLDER, a14b / TOKENIZER_FOLDER)
     write_run(folder / "save/vace", official)
+    source = open_weights(official)
+    weights = {name: source.read(name) for name in source.tensors}
+    write_fp8_scaled(folder / "wan2.1_vace_14B_fp8_scaled.safetensors", weights)
     return folder
 
 
@@ -82,6 +86,10 @@ def test_every_block_of_the_page_runs_as_it_stands(home: Path) -> None:
     assert torch.equal(trained.read(name), official.read(name) + 1)
     assert torch.equal(trained.read("head.head.weight"), official.read("head.head.weight"))
     assert open_weights(home / "out/vace.safetensors").fingerprint() == trained.fingerprint()
+    module = open_part(home / "vace_module.safetensors")
+    assert all(torch.equal(module.read(n), trained.read(n)) for n in module.tensors)
+    assert all(n.startswith("vace_") for n in module.tensors)
+    assert open_weights(home / "ckpt/mm/14B").dtypes["blocks.0.self_attn.q.weight"] == torch.bfloat16
     assert (home / "out/pipeline/transformer_2/config.json").is_file()
 
 

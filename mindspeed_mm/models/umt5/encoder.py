@@ -29,7 +29,13 @@ from mindspeed_mm.models.loading import (
     refuse_conflicts,
     shard_paths,
 )
-from mindspeed_mm.models.umt5.state_dict import ARITHMETIC, UMT5_KEY_MAP, checked_settings, umt5_config
+from mindspeed_mm.models.umt5.state_dict import (
+    ARITHMETIC,
+    UMT5_KEY_MAP,
+    checked_settings,
+    is_umt5,
+    umt5_config,
+)
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
 
 _TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight
@@ -87,6 +93,8 @@ def load_text_encoder(
 ) -> TextEncoder:
     """The text encoder in `path`: the official .pth, a safetensors file, `text_encoder/`, or a model folder.
 
+    The file may be ComfyUI's, or one that holds all models.
+
     Without `tokenizer_path` the tokenizer is looked for beside the weights. Raises WeightsError when either
     is missing, damaged or something else.
     """
@@ -95,10 +103,12 @@ def load_text_encoder(
         regular_file(file, WeightsError)
     said = {} if beside is None else checked_settings(beside.values, beside.path)
     tokenizer = Tokenizer(Path(tokenizer_path) if tokenizer_path else find_tokenizer(files[0]), text_len)
-    state = without_prefix(read_tensors(files), ("token_embedding.weight", "shared.weight", _TIED), path)
+    state = without_prefix(
+        read_tensors(files, "text encoder"), ("token_embedding.weight", "shared.weight", _TIED), path
+    )
     if "token_embedding.weight" in state:
         state = {UMT5_KEY_MAP.to_theirs(name): weight for name, weight in state.items()}
-    elif beside is None:
+    elif beside is None and not is_umt5(state):
         got = foreign_model(state) or "other names"
         raise WeightsError(
             f"got {got}", where=path, expected="the official UMT5 names or a config.json beside it"

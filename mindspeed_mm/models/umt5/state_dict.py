@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +102,10 @@ def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"got {eps!r:.40}", where=f"{path}: layer_norm_epsilon", expected="a number such as 1e-06"
         )
     return values
+
+
+def is_umt5(names: Collection[str]) -> bool:
+    """Whether these names of transformers are those of UMT5: of all T5 models, it alone has a position bias in each layer."""
+    stem = f"{_LAYER}.0.SelfAttention.relative_attention_bias.weight"
+    layers = {name.split(".")[2] for name in names if name.startswith("encoder.block.")}
+    return len(layers) > 1 and all(stem.format(i=layer) in names for layer in layers)

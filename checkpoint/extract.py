@@ -1,0 +1,119 @@
+"""A LoRA from two checkpoints: the difference of each linear layer, cut to a low rank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoint.config import ExtractLoraConfig
+from checkpoint.convert import DTYPES
+from checkpoint.lora import write_adapter
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import format_json, write_text
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.lora.adapter import Adapter, Pair
+from mindspeed_mm.models.source import WeightsSource, differences
+from mindspeed_mm.models.weights import open_weights
+from mindspeed_mm.progress import Progress
+
+logger = get_logger(__name__)
+_EXACT = 1024  # the smaller side of a matrix whose singular values are computed exactly
+_MORE = 16  # columns of the randomized range beyond the rank
+_WORST = 5  # layers in the log
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One layer's difference, and what the rank leaves out of it."""
+
+    name: str
+    rank: int
+    size: float  # Frobenius norm of the difference
+    lost: float  # of what is left out
+
+    @property
+    def error(self) -> float:
+        """The share of the difference that is lost, 0 to 1."""
+        return self.lost / self.size if self.size else 0.0
+
+
+def extract(cfg: ExtractLoraConfig) -> None:
+    """Write the LoRA, and say what it loses. Raises WeightsError when the checkpoints are of different models, or equal."""
+    base = open_weights(cfg.base_path)
+    tuned = open_weights(cfg.source_path, base_path=None)
+    logger.info(f"{tuned.description}; minus {base.description}")
+    _check(base, tuned)
+    adapter, cuts = difference(base, tuned, cfg)
+    total = Cut(
+        "all", cfg.rank, math.hypot(*(cut.size for cut in cuts)), math.hypot(*(cut.lost for cut in cuts))
+    )
+    for cut in sorted(cuts, key=lambda cut: -cut.error)[:_WORST]:
+        logger.info(f"{cut.name}: rank {cut.rank} loses {cut.error:.2%} of the difference")
+    more = f"; {len(adapter.diffs)} other weights are kept whole" if adapter.diffs else ""
+    logger.info(f"{len(cuts)} layers: rank {cfg.rank} loses {total.error:.2%} of the difference in all{more}")
+    write_adapter(adapter, cfg)
+    if cfg.report is not None and not cfg.dry_run:
+        rows = {cut.name: {"rank": cut.rank, "norm": cut.size, "error": cut.error} for cut in cuts}
+        write_text(Path(cfg.report), format_json({"total": total.error, "layers": rows}, indent=2) + "\n")
+
+
+def difference(
+    base: WeightsSource, tuned: WeightsSource, cfg: ExtractLoraConfig
+) -> tuple[Adapter, list[Cut]]:
+    """`tuned` minus `base` as a LoRA, in `cfg.dtype`, with one `Cut` for each of its layers."""
+    dtype = DTYPES[cfg.dtype]
+    pairs: dict[str, Pair] = {}
+    diffs: dict[str, TensorFile] = {}
+    cuts: list[Cut] = []
+    with Progress("comparing", sum(tensor.nbytes for tensor in base.tensors.values()), "B") as progress:
+        for name, tensor in base.tensors.items():
+            in_part = cfg.on == "both" or name.startswith("vace_") == (cfg.on == "branch")
+            delta = tuned.read(name).float() - tensor.read().float() if in_part else torch.zeros(())
+            progress.step(tensor.nbytes)
+            if not bool(torch.isfinite(delta).all()):
+                raise WeightsError(f"{name} is NaN or infinite in one of them", where=tuned.path)
+            if not bool(delta.any()):
+                continue
+            if delta.ndim != 2 or min(delta.shape) <= 2:
+                diffs[name] = _held(delta.to(dtype))
+                continue
+            up, down = low_rank(delta, cfg.rank)
+            up, down = up.to(dtype), down.to(dtype)
+            lost = torch.linalg.norm(delta - up.float() @ down.float()).item()
+            cuts.append(Cut(name, len(down), torch.linalg.norm(delta).item(), lost))
+            pairs[name] = Pair(_held(down), _held(up))
+    if not pairs and not diffs:
+        raise WeightsError(
+            f"is equal to {base.path} in the {cfg.on}", where=tuned.path, fix="name another checkpoint"
+        )
+    return Adapter(tuned.path, "extracted", pairs, diffs), cuts
+
+
+def low_rank(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """[out, in] → up [out, r], down [r, in] with the nearest product of rank r; both hold √σ, so neither is large."""
+    rank = min(rank, *delta.shape)
+    if min(delta.shape) <= _EXACT:
+        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        v = vh.T
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(delta, q=min(rank + _MORE, *delta.shape), niter=4)
+    root = s[:rank].clamp(min=0).sqrt()
+    return u[:, :rank] * root, (v[:, :rank] * root).T.contiguous()
+
+
+def _check(base: WeightsSource, tuned: WeightsSource) -> None:
+    if problems := differences(tuned.shapes, base.shapes):
+        raise WeightsError(f"is not of the same model as {base.path}: {problems}", where=tuned.path)
+
+
+def _held(tensor: Tensor) -> TensorFile:
+    values = tensor.contiguous()
+    return TensorFile(values.shape, values.dtype, partial(torch.clone, values))

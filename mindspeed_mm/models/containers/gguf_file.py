@@ -1,0 +1,70 @@
+"""GGUF files of image and video models, through the `gguf` package: an extra, imported when such a file is read."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.tensors import Container, TensorFile, first_line
+
+_ORIGINAL = "comfy.gguf.orig_shape."  # before a name: the shape of a tensor that GGUF, with its 4 dimensions, could not hold
+_MOST_DIMENSIONS = 8
+
+
+def read_gguf(path: Path) -> Container:
+    """All tensors, quantised ones as bf16. Raises WeightsError without the package, and for a damaged file."""
+    try:
+        import gguf
+    except ImportError:
+        raise WeightsError(
+            "GGUF needs the package gguf", where=path, fix="pip install 'mindspeed-mm-vace[gguf]'"
+        ) from None
+    try:
+        reader = gguf.GGUFReader(path)
+        exact = {"F32": torch.float32, "F16": torch.float16}
+        tensors = {}
+        for entry in reader.tensors:
+            kind = entry.tensor_type.name
+            shape = _shape(reader, entry)
+            read = partial(_read, path, entry.name, entry.data, entry.tensor_type, shape, exact.get(kind))
+            tensors[entry.name] = TensorFile(shape, exact.get(kind, torch.bfloat16), read)
+    except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"cannot be read as GGUF ({first_line(error)})", where=path, fix="fetch the file again"
+        ) from None
+    return Container(tensors)
+
+
+def _shape(reader: Any, entry: Any) -> torch.Size:
+    """GGUF writes the fastest dimension first."""
+    found = tuple(reversed([int(size) for size in entry.shape]))
+    field = reader.get_field(_ORIGINAL + entry.name)
+    if field is None:
+        return torch.Size(found)
+    original = torch.Size(int(field.parts[part][0]) for part in field.data)
+    if len(original) > _MOST_DIMENSIONS or original.numel() != torch.Size(found).numel():
+        raise ValueError(f"{entry.name} {list(found)} cannot have the shape {list(original)}")
+    return original
+
+
+def _read(
+    path: Path, name: str, data: Any, kind: Any, shape: torch.Size, dtype: torch.dtype | None
+) -> Tensor:
+    import gguf
+
+    if dtype is not None:
+        return torch.from_numpy(data.copy()).view(shape)
+    try:
+        values = gguf.quants.dequantize(data, kind)
+    except (NotImplementedError, ValueError) as error:
+        raise WeightsError(
+            f"{name} is {kind.name}, which the package gguf does not expand ({first_line(error)})",
+            where=path,
+            fix="take a Q4, Q5, Q6 or Q8 file, or update the package",
+        ) from None
+    return torch.from_numpy(values).view(shape).to(torch.bfloat16)

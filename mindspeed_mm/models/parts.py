@@ -1,0 +1,39 @@
+"""Checkpoints that hold transformer, VAE and text encoder in one file, as ComfyUI saves them: which tensors are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from mindspeed_mm.log import get_logger, once
+from mindspeed_mm.models.containers.tensors import TensorFile
+
+logger = get_logger(__name__)
+Part = Literal["transformer", "vae", "text encoder"]
+_PREFIXES: Mapping[Part, tuple[str, ...]] = {
+    "transformer": ("model.diffusion_model.",),
+    "vae": ("vae.", "first_stage_model."),
+    "text encoder": ("text_encoders.", "cond_stage_model."),
+}
+_NO_WEIGHTS = ("spiece_model", "logit_scale")  # beside a text encoder: its tokenizer, and a number of CLIP's
+
+
+def part_of(tensors: Mapping[str, TensorFile], part: Part, where: object) -> dict[str, TensorFile]:
+    """The tensors of one part of an all-in-one checkpoint, under their names there; any other file's as they are.
+
+    What belongs to no part stays with the transformer, whose reader names it.
+    """
+    owners = {name: _owner(name) for name in tensors}
+    kept = dict(tensors)
+    if len({owner for owner in owners.values() if owner}) > 1 and part in owners.values():
+        own = (part, None) if part == "transformer" else (part,)
+        kept = {name: tensor for name, tensor in tensors.items() if owners[name] in own}
+        text = f"{where}: several models in one file; reads the {part}, {len(kept)} of {len(tensors)} tensors"
+        logger.info(text, extra=once())
+    if part == "text encoder":
+        kept = {name: tensor for name, tensor in kept.items() if name.rpartition(".")[2] not in _NO_WEIGHTS}
+    return kept
+
+
+def _owner(name: str) -> Part | None:
+    return next((part for part, prefixes in _PREFIXES.items() if name.startswith(prefixes)), None)

@@ -1,0 +1,179 @@
+"""Files in 8 bits and fewer, and several models in one file, are read as the bf16 weights that they stand for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.loading import read_tensors
+from mindspeed_mm.models.umt5.encoder import load_text_encoder
+from mindspeed_mm.models.wan.vae import load_vae
+from mindspeed_mm.models.weights import load_transformer, open_weights
+from tests.support.errors import raises
+from tests.support.rounded_files import E4M3, FORMS, write_comfy_quant, write_fp8_scaled, write_gguf
+from tests.tiny import (
+    TEXT_FILE,
+    TINY,
+    TOKENIZER_FOLDER,
+    VAE_FILE,
+    official_config,
+    tiny_transformer,
+    tiny_umt5,
+    tiny_vae,
+    write_tokenizer,
+    write_umt5,
+    write_vae,
+)
+
+STATE = {name: weight.detach() for name, weight in tiny_transformer().state_dict().items()}
+
+
+def sizes(folder: Path) -> None:
+    """Heads of the tiny model are not 128 wide, so its config.json must say them."""
+    (folder / "config.json").write_text(json.dumps(official_config(TINY)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_8_bit_files_are_read_as_what_they_stand_for(tmp_path: Path, form: str) -> None:
+    if form.endswith("gguf"):
+        pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+    sizes(tmp_path)
+    rounded = FORMS[form](tmp_path / form, STATE)
+    source = open_weights(tmp_path / form)
+    assert set(source.tensors) == set(STATE)
+    for name, expected in rounded.items():
+        found = source.read(name)
+        assert found.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=0)
+    load_transformer(tmp_path / form, dtype=torch.bfloat16)
+
+
+def test_a_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(64))
+    with raises(WeightsError, "GGUF", where=tmp_path / "a.gguf"):
+        open_weights(tmp_path / "a.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with raises(WeightsError, "pip install 'mindspeed-mm-vace[gguf]'", where=tmp_path / "a.gguf"):
+        open_weights(tmp_path / "a.gguf")
+
+
+def test_a_cut_gguf_is_damaged(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+    path = tmp_path / "q8.gguf"
+    write_gguf(path, STATE)
+    path.write_bytes(path.read_bytes()[:-4096])
+    with raises(WeightsError, where=path):
+        open_weights(path)
+
+
+def broken(path: Path, **changes: torch.Tensor | None) -> Path:
+    """A fp8_scaled file with some keys replaced, or left out."""
+    write_fp8_scaled(path, STATE)
+    weights = {**load_file(path), **changes}
+    save_file({name: weight for name, weight in weights.items() if weight is not None}, path)
+    return path
+
+
+STEM = "blocks.0.self_attn.q"
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({f"{STEM}.weight": None}, [STEM]),
+        ({f"{STEM}.scale_weight": torch.ones(3)}, [STEM, 3]),
+        ({f"{STEM}.weight_scale_2": torch.ones(1)}, ["weight_scale_2"]),
+        ({f"{STEM}.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)}, ["nvfp4"]),
+        ({f"{STEM}.comfy_quant": torch.tensor(list(b"nonsense"), dtype=torch.uint8)}, []),
+    ],
+)
+def test_forms_that_are_not_known_are_refused_by_name(
+    tmp_path: Path, changes: dict[str, torch.Tensor], facts: list[object]
+) -> None:
+    with raises(WeightsError, *facts):
+        open_weights(broken(tmp_path / "a.safetensors", **changes))
+
+
+def all_in_one(folder: Path) -> Path:
+    """Transformer (fp8_scaled), VAE and text encoder (fp8_scaled, with its tokenizer's model) under ComfyUI's prefixes."""
+    sizes(folder)
+    write_fp8_scaled(folder / "t.safetensors", STATE, prefix="model.diffusion_model.")
+    write_vae(folder / VAE_FILE, tiny_vae())
+    found = load_file(folder / "t.safetensors")
+    vae = torch.load(folder / VAE_FILE, weights_only=True)
+    found |= {f"vae.{name}": weight.contiguous() for name, weight in vae.items()}
+    found |= comfy_umt5("text_encoders.umt5xxl.transformer.")
+    found["text_encoders.umt5xxl.logit_scale"] = torch.tensor(1.0)
+    save_file(found, folder / "all.safetensors")
+    (folder / "t.safetensors").unlink()
+    (folder / VAE_FILE).unlink()
+    return folder / "all.safetensors"
+
+
+def comfy_umt5(prefix: str = "") -> dict[str, torch.Tensor]:
+    """Comfy-Org's umt5_xxl_fp8_e4m3fn_scaled: names of transformers, no config.json, the tokenizer as a tensor."""
+    found = {f"{prefix}scaled_fp8": torch.empty(0, dtype=E4M3)}
+    for name, weight in tiny_umt5(0, TINY.trunk.text_dim).state_dict().items():
+        if name == "encoder.embed_tokens.weight":
+            continue
+        if ".SelfAttention.q." in name:
+            scale = weight.abs().max() / 448
+            stem = prefix + name.removesuffix(".weight")
+            found |= {f"{stem}.weight": (weight / scale).to(E4M3), f"{stem}.scale_weight": scale}
+        else:
+            found[prefix + name] = weight.half()
+    found[f"{prefix}spiece_model"] = torch.arange(50, dtype=torch.uint8)
+    return found
+
+
+def test_each_part_of_one_file_is_read(tmp_path: Path) -> None:
+    path = all_in_one(tmp_path)
+    write_tokenizer(tmp_path / TOKENIZER_FOLDER)
+    source = open_weights(path)
+    assert set(source.tensors) == set(STATE)
+    vae = load_vae(path)
+    write_vae(tmp_path / "vae_alone.pth", tiny_vae())
+    alone = load_vae(tmp_path / "vae_alone.pth")
+    assert all(
+        torch.equal(a, b) for a, b in zip(vae.model.parameters(), alone.model.parameters(), strict=True)
+    )
+    text = load_text_encoder(path, tmp_path / TOKENIZER_FOLDER, dtype=torch.float32)
+    write_umt5(tmp_path / TEXT_FILE, tiny_umt5(0, TINY.trunk.text_dim), torch.float32)
+    exact = load_text_encoder(tmp_path / TEXT_FILE, tmp_path / TOKENIZER_FOLDER, dtype=torch.float32)
+    (found,), (expected,) = text.encode(["a red ball"]), exact.encode(["a red ball"])
+    assert ((found - expected).norm() / expected.norm()).item() < 0.05
+
+
+def test_comfyuis_text_encoder_needs_no_config(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / TOKENIZER_FOLDER)
+    save_file(comfy_umt5(), tmp_path / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
+    load_text_encoder(tmp_path / "umt5_xxl_fp8_e4m3fn_scaled.safetensors", tmp_path / TOKENIZER_FOLDER)
+    plain_t5 = {n: w for n, w in comfy_umt5().items() if "block.1.layer.0.SelfAttention.relative" not in n}
+    save_file(plain_t5, tmp_path / "t5.safetensors")
+    with raises(WeightsError, "UMT5"):
+        load_text_encoder(tmp_path / "t5.safetensors", tmp_path / TOKENIZER_FOLDER)
+
+
+def test_plain_fp8_of_other_models_keeps_its_dtype(tmp_path: Path) -> None:
+    """Its dtype is part of a text encoder's fingerprint, which names features."""
+    save_file({"a": torch.ones(2).to(E4M3)}, tmp_path / "a.safetensors")
+    assert read_tensors([tmp_path / "a.safetensors"])["a"].dtype == E4M3
+
+
+def test_files_in_8_bits_convert(tmp_path: Path) -> None:
+    from checkpoint.config import ToMmConfig
+    from checkpoint.vace import hf_to_mm
+
+    sizes(tmp_path)
+    rounded = write_comfy_quant(tmp_path / "a.safetensors", STATE)
+    hf_to_mm(ToMmConfig(source_path=str(tmp_path / "a.safetensors"), target_path=str(tmp_path / "mm")))
+    found = open_weights(tmp_path / "mm")
+    name = "blocks.0.ffn.0.weight"
+    torch.testing.assert_close(found.read(name).float(), rounded[name], rtol=2**-8, atol=0)

@@ -29,6 +29,7 @@ Preset = Literal[
     "lightx2v-8step",
     "causvid",
     "fusionix",
+    "self-forcing",
     "vace-3phase",
 ]
 Tiled = Literal["auto", "always", "never"]
@@ -393,14 +394,27 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
     if values.get("timesteps") is not None:
         _follow_timesteps(values, said)
     sampling = SamplingConfig(**values)
+    bounds = phase_bounds(sampling, experts)
     for number, lora in enumerate(request.loras):
-        if len(lora.strengths) not in (1, sampling.steps):
+        if lora.by_phase and len(lora.strengths) > len(bounds) + 1:
+            raise ConfigError(
+                f"{len(lora.strengths)} numbers for {len(bounds) + 1} phases",
+                where=f"loras[{number}].strength",
+                fix="give at most one for each; phases end at guidance_end and, with two experts, at boundary",
+            )
+        if not lora.by_phase and len(lora.strengths) not in (1, sampling.steps):
             raise ConfigError(
                 f"{len(lora.strengths)} numbers for {sampling.steps} steps",
                 where=f"loras[{number}].strength",
                 fix="give one number, or one for each step",
             )
     return sampling
+
+
+def phase_bounds(sampling: SamplingConfig, experts: int) -> tuple[float, ...]:
+    """The timesteps below which the next phase begins, falling: where guidance ends, and where the experts take turns."""
+    found = {sampling.guidance_end} if sampling.guidance_end else set()
+    return tuple(sorted(found | ({1000 * sampling.boundary} if experts == 2 else set()), reverse=True))
 
 
 def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:

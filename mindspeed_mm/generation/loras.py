@@ -1,10 +1,9 @@
-"""LoRAs of one video.
+"""LoRAs of one video: merged for as long as it takes, or added to each weight while its module computes.
 
-Added to each weight while its module computes, so that the weights themselves never change.
-
-A video is that of the merged weights: every sum is fp32 and rounded once to the weight's dtype, as in
-`merge_lora`. It works wherever the weights are (offloaded, sharded over processes), and what is switched off
-is gone.
+A video is that of the merged weights either way: every sum is fp32 and rounded once to the weight's dtype, as
+in `merge_lora`. Adding works wherever the weights are (offloaded, sharded over processes, in 8 bits) and with
+a strength for each step. Merging costs nothing at a step, and needs room on the host for the weights as they
+were.
 """
 
 from __future__ import annotations
@@ -16,11 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from mindspeed_mm.accelerator import free_host_memory
 from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.generation.config import SamplingConfig, phase_bounds
 from mindspeed_mm.generation.denoise import Step
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import LoraUse
+from mindspeed_mm.generation.solvers import timestep_table
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.lora.adapter import Adapter
 from mindspeed_mm.models.lora.read import Expert
@@ -35,9 +38,15 @@ _EXPERTS: tuple[Expert, Expert] = ("high", "low")
 
 @dataclass
 class Clock:
-    """The denoising step that is being taken, from 0."""
+    """The denoising step that is being taken, from 0, and its phase."""
 
+    phases: Sequence[int] = ()  # of each step
     step: int = 0
+
+    @property
+    def phase(self) -> int:
+        """From 0."""
+        return self.phases[min(self.step, len(self.phases) - 1)] if self.phases else 0
 
     def advance(self, step: Step) -> None:
         """A hook of the loop: the next step begins."""
@@ -55,9 +64,9 @@ class _Update:
     diff: Tensor | None = None
     whole: Tensor | None = None
 
-    def of(self, weight: Tensor, step: int) -> Tensor | None:
+    def of(self, weight: Tensor, clock: Clock) -> Tensor | None:
         """Its fp32 part of the sum at a step; None where its strength is 0."""
-        strength = self.use.at(step)
+        strength = self.use.at(clock.step, clock.phase)
         if not strength:
             return None
         total = torch.zeros_like(weight)
@@ -76,7 +85,8 @@ class _Patch:
 
     clock: Clock
     updates: Mapping[str, list[_Update]]  # name within the module → updates
-    kept: list[tuple[Any, Tensor]] = field(default_factory=list)
+    to_host: bool = False  # where the former weights wait
+    kept: list[tuple[Any, Tensor, torch.device]] = field(default_factory=list)
 
     def enter(self, module: nn.Module, _args: Any) -> None:
         for name, updates in self.updates.items():
@@ -84,48 +94,90 @@ class _Patch:
             exact, dtype = weight.data.float(), weight.dtype
             if name == "weight" and isinstance(module, nn.Linear):  # whose weight may be an 8-bit one
                 exact, dtype = exact_weight(module), product_dtype(module)
-            parts = [part for update in updates if (part := update.of(exact, self.clock.step)) is not None]
+            parts = [part for update in updates if (part := update.of(exact, self.clock)) is not None]
             if parts:
-                self.kept.append((weight, weight.data))
+                former = weight.data.to("cpu") if self.to_host else weight.data
+                self.kept.append((weight, former, weight.device))
                 weight.data = (exact + sum(parts[1:], parts[0])).to(dtype)
 
     def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         while self.kept:
-            weight, data = self.kept.pop()
-            weight.data = data
+            weight, data, device = self.kept.pop()
+            weight.data = data.to(device)
 
 
 @contextmanager
-def applied(experts: Experts, uses: Sequence[LoraUse]) -> Iterator[Clock]:
+def applied(
+    experts: Experts, uses: Sequence[LoraUse], sampling: SamplingConfig | None = None
+) -> Iterator[Clock]:
     """The models with these LoRAs inside the block; afterwards they are what they were, to the bit.
 
     `Clock.advance` must be called after each step. Raises ConfigError, and WeightsError for a LoRA that does
     not fit.
     """
-    clock = Clock()
+    clock = Clock(_phases(sampling, len(experts.models)))
     handles: list[Any] = []
     patches: list[_Patch] = []
     try:
         opened = open_loras(experts.config, uses, len(experts.models)) if any_strength(uses) else []
-        for model, adapters in zip(experts.models, opened, strict=False):
-            modules: dict[str, dict[str, list[_Update]]] = {}
-            for use, adapter in adapters:
-                for name in adapter.names:
-                    module, _, last = name.rpartition(".")
-                    update = _load(use, adapter, name, experts.device)
-                    modules.setdefault(module, {}).setdefault(last, []).append(update)
-            for module, updates in modules.items():
-                patch = _Patch(clock, updates)
-                patches.append(patch)
-                owner = model.get_submodule(module)
-                handles.append(owner.register_forward_pre_hook(patch.enter))
-                handles.append(owner.register_forward_hook(patch.leave, prepend=True))
+        changes = [
+            (owner, updates)
+            for model, adapters in zip(experts.models, opened, strict=False)
+            for owner, updates in _updates(model, adapters, experts.device).items()
+        ]
+        merges = bool(changes) and _can_merge(experts, uses, changes)
+        for owner, updates in changes:
+            patch = _Patch(clock, updates, to_host=merges and experts.device.type != "cpu")
+            patches.append(patch)
+            if merges:
+                patch.enter(owner, None)
+                continue
+            handles.append(owner.register_forward_pre_hook(patch.enter))
+            handles.append(owner.register_forward_hook(patch.leave, prepend=True))
         yield clock
     finally:
         for handle in handles:
             handle.remove()
-        for patch in patches:  # of a forward that an error ended
+        for patch in patches:  # merged ones, and those of a forward that an error ended
             patch.leave(nn.Identity(), None, None)
+
+
+_Changes = Mapping[str, list[_Update]]
+
+
+def _updates(
+    model: nn.Module, adapters: Sequence[tuple[LoraUse, Adapter]], device: torch.device
+) -> dict[nn.Module, _Changes]:
+    """Module → name within it → what changes it."""
+    found: dict[nn.Module, dict[str, list[_Update]]] = {}
+    for use, adapter in adapters:
+        for name in adapter.names:
+            module, _, last = name.rpartition(".")
+            update = _load(use, adapter, name, device)
+            found.setdefault(model.get_submodule(module), {}).setdefault(last, []).append(update)
+    return dict(found)
+
+
+def _can_merge(
+    experts: Experts, uses: Sequence[LoraUse], changes: Sequence[tuple[nn.Module, _Changes]]
+) -> bool:
+    """Whether every strength is one number, the weights lie whole on the device, and the host has room for what they were."""
+    weights = [getattr(owner, name) for owner, updates in changes for name in updates]
+    is_whole = experts.mode == "none" and not any(
+        isinstance(weight, DTensor) or not weight.is_floating_point() for weight in weights
+    )
+    needed = sum(weight.numel() * weight.element_size() for weight in weights)
+    merges = is_whole and all(len(use.strengths) == 1 for use in uses) and needed <= free_host_memory() // 2
+    how = "merged for this video" if merges else "added in every pass"
+    logger.info(f"LoRAs are {how}: {len(weights)} weights, {needed / 1e9:.2f} GB", extra=once())
+    return merges
+
+
+def _phases(sampling: SamplingConfig | None, experts: int) -> list[int]:
+    if sampling is None:
+        return []
+    bounds = phase_bounds(sampling, experts)
+    return [sum(float(timestep) < bound for bound in bounds) for timestep in timestep_table(sampling)]
 
 
 def open_loras(

@@ -18,38 +18,56 @@ class LoraUse(Config):
     path: str = Field(
         min_length=1, description="file or folder of any dialect, or a checkpoint that trains one"
     )
-    strength: float | tuple[float, ...] = Field(
-        default=1.0, description="what it is multiplied by: one number, or one for each denoising step"
+    strength: float | tuple[float, ...] | str = Field(
+        default=1.0,
+        description="what it is multiplied by: one number, one for each denoising step, or 0;1 for each phase: phases end at "
+        "guidance_end and, with two experts, at boundary",
     )
     on: Which = Field(default="both", description="expert of A14B that gets it")
 
     @model_validator(mode="before")
     @classmethod
     def _as_object(cls, value: Any) -> Any:
-        """`style.safetensors` and `style.safetensors=0.7`, as on the command line."""
+        """`style.safetensors`, `style.safetensors=0.7`, `…=1,1,0.5` and `…=0;1`, as on the command line."""
         if not isinstance(value, str):
             return value
         path, equals, number = value.rpartition("=")
         try:
-            return {"path": path, "strength": float(number)} if equals else {"path": value}
+            if not equals:
+                return {"path": value}
+            numbers = tuple(float(part) for part in number.replace(";", ",").split(","))
+            strength = number if ";" in number else numbers if len(numbers) > 1 else numbers[0]
+            return {"path": path, "strength": strength}
         except ValueError:
             return {"path": value}
 
     @model_validator(mode="after")
     def _bounded(self) -> LoraUse:
-        for strength in self.strengths:
+        try:
+            found = self.strengths
+        except ValueError:
+            raise ValueError("strength: expected a number, a list, or numbers with ; between them") from None
+        for strength in found:
             if not abs(strength) <= 1000:
                 raise ValueError(f"strength: expected numbers from -1000 to 1000, got {strength:g}")
         return self
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """All numbers of `strength`."""
+        """All numbers of `strength`. Raises ValueError for a text that has none."""
+        if isinstance(self.strength, str):
+            return tuple(float(part) for part in self.strength.split(";"))
         return self.strength if isinstance(self.strength, tuple) else (self.strength,)
 
-    def at(self, step: int) -> float:
-        """The strength at a denoising step, from 0."""
-        return self.strengths[min(step, len(self.strengths) - 1)]
+    @property
+    def by_phase(self) -> bool:
+        """Whether there is one number for each phase, the last for all that follow."""
+        return isinstance(self.strength, str)
+
+    def at(self, step: int, phase: int = 0) -> float:
+        """The strength at a denoising step of a phase, both from 0."""
+        numbers = self.strengths
+        return numbers[min(phase if self.by_phase else step, len(numbers) - 1)]
 
 
 _LIGHTX2V = "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank64.safetensors"
@@ -73,6 +91,10 @@ FEW_STEPS: Mapping[str, tuple[Mapping[str, Any], str]] = {
         {"solver": "unipc", "steps": 8, "shift": 2.0, "guidance_scale": 1.0},
         "Wan2.1_T2V_14B_FusionX_LoRA.safetensors",
     ),
+    "self-forcing": (
+        {"solver": "euler", "steps": 4, "shift": 3.0, "guidance_scale": 1.0},
+        "a self-forcing LoRA or checkpoint of 14B",
+    ),
     "vace-3phase": (
         {
             "solver": "euler",
@@ -83,6 +105,6 @@ FEW_STEPS: Mapping[str, tuple[Mapping[str, Any], str]] = {
             "guidance_end": 965.0,
             "boundary": 0.8,
         },
-        "a 4-step LoRA for each expert of A14B; the high-noise one with strength [0, 1, 1, 1, 1, 1, 1, 1]",
+        "a 4-step LoRA for each expert of A14B; the high-noise one with strength 0;1",
     ),
 }

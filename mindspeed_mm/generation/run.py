@@ -77,7 +77,7 @@ def generate(
             shown=shown,
         ) as bar,
         explain_oom(request.name),
-        applied(models.experts, request.loras) as clock,
+        applied(models.experts, request.loras, request.sampling) as clock,
     ):
         latents = denoise(
             models,

@@ -33,6 +33,7 @@ def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
     for name in ("inference.json", "changed.json"):
         tasks += read_json(heldout / name)["tasks"]
     strips = []
+    has_changed = False
     for kind in TITLES:
         matched = [
             (match, task)
@@ -46,16 +47,20 @@ def draw(heldout: Path, columns: dict[str, Path]) -> Image.Image:
         changed = [
             other
             for match, other in matched
-            if match["colour"] and other["name"].startswith(task["name"] + "_")
+            if match["colour"]
+            and other["name"].startswith(task["name"] + "_")
+            and (list(columns.values())[-1] / f"{other['name']}.mp4").is_file()
         ]
+        has_changed = has_changed or bool(changed)
         strips.append(_strip(TITLES[kind], task, changed[0] if changed else None, columns))
     return draw_sheet(
         "The tiny world: what was given, and what came out",
         strips,
         facts=[
-            "Held-out scenes. Two frames of each clip: the first and a late one. Right: the same request in another colour."
+            "Held-out scenes. Two frames of each clip: the first and a late one."
+            + (" Right: the same request in another colour." if has_changed else "")
         ],
-        columns=2 * (len(columns) + 2),
+        columns=2 * (len(columns) + 1 + has_changed),
     )
 
 

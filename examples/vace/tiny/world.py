@@ -40,6 +40,7 @@ COLOURS = {
 SHAPES = ("circle", "bar", "triangle", "cross")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 TONES = {"dark": (34, 96), "light": (150, 222)}  # the two ends of the grey gradient
+LOOKS = ("flat", "rim")
 GREY = 128  # what a masked pixel of src_video holds: nothing of the answer
 
 
@@ -56,6 +57,7 @@ class Scene:
     across: float  # where the path lies at right angles to the motion, -1 … 1
     start: float  # where along the path the shape starts, 0 … 1
     travel: float  # how far it goes
+    look: str = "flat"  # rim: the outer part of the shape is white
 
     @property
     def caption(self) -> str:
@@ -143,6 +145,9 @@ def render(scene: Scene, frames: int = FRAMES, height: int = SIDE, width: int = 
     """The clip, uint8 [T, H, W, 3]."""
     alpha = coverage(scene, frames, height, width)[..., None]
     colour = np.array(COLOURS[scene.colour], dtype=np.float32)
+    if scene.look == "rim":
+        inner = _shrunk(_shrunk(alpha[..., 0]))[..., None]
+        colour = colour * inner + 255 * (1 - inner)
     return np.rint(background(scene, height, width) * (1 - alpha) + colour * alpha).astype(np.uint8)
 
 
@@ -203,6 +208,7 @@ class Clip:
     frames: int = FRAMES
     references: int = 0
     split: str = "train"
+    look: str = "flat"
 
     @property
     def name(self) -> str:
@@ -212,7 +218,7 @@ class Clip:
 
 def write_clip(folder: Path, clip: Clip, scene: Scene | None = None) -> dict[str, object]:
     """Write the files of one clip under `folder`; the row of data.json that names them."""
-    scene = scene or make_scene(clip.split, clip.index)
+    scene = scene or replace(make_scene(clip.split, clip.index), look=clip.look)
     video = render(scene, clip.frames, clip.height, clip.width)
     src_video, src_mask = condition(scene, clip.kind, video, clip.index)
     row: dict[str, object] = {"video": f"videos/{clip.name}.mp4", "cap": scene.caption}
@@ -283,6 +289,7 @@ def main() -> None:
         action="store_true",
         help="also eight clips that differ in every way a real dataset does",
     )
+    parser.add_argument("--look", choices=LOOKS, default="flat", help="how every shape is painted")
     given = parser.parse_args()
     clips = [
         Clip(index=index, kind=kind, split=given.split)
@@ -292,7 +299,7 @@ def main() -> None:
     if given.mix or given.quickstart:
         mixed = mixed_clips(dict(item.split("=") for item in given.mix or []), given.split)
         clips = [*quickstart_clips(), *mixed] if given.quickstart else mixed
-    write_dataset(given.folder, clips)
+    write_dataset(given.folder, [replace(clip, look=given.look) for clip in clips])
 
 
 if __name__ == "__main__":

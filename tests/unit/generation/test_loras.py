@@ -8,11 +8,15 @@ from safetensors.torch import save_file
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
+from mindspeed_mm.generation import loras as applying
+from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.pipeline import VacePipeline
-from mindspeed_mm.generation.solvers import Solver, step_noise
+from mindspeed_mm.generation.request import Inputs
+from mindspeed_mm.generation.solvers import Solver, make_noise, step_noise
+from mindspeed_mm.generation.stages import encode_conditions, load_conditions
 from mindspeed_mm.models.lora.adapter import merged
 from mindspeed_mm.models.weights import load_transformer, open_adapter, open_weights
 from tests.support.errors import raises
@@ -66,8 +70,10 @@ def differences(path):
     return path
 
 
+@pytest.mark.parametrize("room", [0, 1 << 40], ids=["no room to merge", "room"])
 @pytest.mark.parametrize("offload", ["none", "block"])
-def test_unmerged_loras_equal_the_merged_weights(tmp_path, vae, offload):
+def test_loras_equal_the_merged_weights(tmp_path, vae, offload, room, monkeypatch):
+    monkeypatch.setattr(applying, "free_host_memory", lambda: room)
     lora = write_lora("kohya", tmp_path, lora_matrices())
     more = differences(tmp_path / "more.safetensors")
     pipe = pipeline(vae, tiny_transformer(), offload=offload)
@@ -124,6 +130,7 @@ def test_a_lora_that_does_not_fit_leaves_the_models_alone(tmp_path, vae):
         ("lightx2v-4step", [1000, 937.5, 833.3333, 625]),
         ("lightx2v-8step", [1000, 972.2222, 937.5, 892.8571, 833.3333, 750, 625, 416.6667]),
         ("causvid", [999, 934, 862, 756, 603, 410, 250, 140, 74]),
+        ("self-forcing", [1000, 900, 750, 500]),
         ("vace-3phase", [1000, 954.5455, 900, 833.3333, 750, 642.8571, 500, 300]),
     ],
 )
@@ -195,3 +202,77 @@ def test_loras_apply_over_weights_in_8_bits(tmp_path, vae, form):
     assert torch.allclose(found, latents(exact, loras=[str(lora)]), atol=0.1)
     assert not torch.allclose(found, before, atol=0.2)
     assert torch.equal(latents(pipe), before)
+
+
+def test_merging_follows_memory_and_strengths(tmp_path, vae, monkeypatch):
+    lora = write_lora("kohya", tmp_path, lora_matrices())
+    model = tiny_transformer()
+    experts, weight = Experts([model], CPU), model.blocks[0].self_attn.q.weight
+    before = weight.data
+    for room, strength, offload, merges in (
+        (1 << 40, 1.0, "none", True),
+        (0, 1.0, "none", False),
+        (1 << 40, (1.0, 0.5), "none", False),
+        (1 << 40, 1.0, "block", False),
+    ):
+        monkeypatch.setattr(applying, "free_host_memory", lambda room=room: room)
+        experts.mode = offload
+        with applying.applied(experts, [LoraUse(path=str(lora), strength=strength)]):
+            assert torch.equal(weight.data, before) != merges
+        assert weight.data is before or torch.equal(weight.data, before)
+
+
+def test_a_strength_for_each_phase_is_that_of_its_steps(tmp_path, vae):
+    lora = str(write_lora("peft", tmp_path, lora_matrices()))
+    pipe = pipeline(vae, tiny_transformer(1), tiny_transformer(2))
+    preset = {"preset": "vace-3phase"}
+    found = latents(pipe, **preset, steps=8, loras=[{"path": lora, "strength": "0;1;0.5"}])
+    each = [0, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
+    expected = latents(pipe, **preset, steps=8, loras=[{"path": lora, "strength": each}])
+    assert torch.equal(found, expected)
+    last = latents(pipe, **preset, steps=8, loras=[f"{lora}=0;1"])
+    assert torch.equal(
+        last, latents(pipe, **preset, steps=8, loras=[{"path": lora, "strength": [0] + [1] * 7}])
+    )
+
+
+def test_strengths_of_the_command_line():
+    assert LoraUse.model_validate("a.safetensors=1,1,0.5").strength == (1.0, 1.0, 0.5)
+    assert LoraUse.model_validate("a.safetensors=0;1").strengths == (0.0, 1.0)
+    assert LoraUse.model_validate("a=b.safetensors").path == "a=b.safetensors"
+    with raises(ConfigError, 2, 1, where="loras[0].strength"):
+        resolve_sampling(RequestConfig(loras=[LoraUse(path="a", strength="0;1")]), experts=1)
+    with pytest.raises(ValueError, match="strength"):
+        LoraUse(path="a", strength="0;x")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["lightx2v-4step", "causvid"])
+def test_few_steps_by_hand_are_the_pipelines_latents(tmp_path, vae, preset):
+    """The published schedules written out: Euler and re-noise, around the merged model."""
+    lora = write_lora("comfyui-alpha", tmp_path, lora_matrices())
+    found = pipeline(vae, tiny_transformer())(
+        "a", height=32, width=32, num_frames=5, preset=preset, seed=7, loras=[str(lora)]
+    ).latents
+    model = merged_model(tmp_path, 0, (lora, 1.0))
+    levels = {
+        "lightx2v-4step": [5 * s / (1 + 4 * s) for s in (1, 0.75, 0.5, 0.25)],
+        "causvid": [t / 1000 for t in (999, 934, 862, 756, 603, 410, 250, 140, 74)],
+    }[preset]
+    x = make_noise((2, 4, 4), 7)[None]
+    gray = pipeline(vae, model)
+    context = encode_conditions(
+        gray.models, conditions_of_size(), SamplingConfig(height=32, width=32, num_frames=5)
+    )
+    for index, (sigma, after) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), start=1):
+        v = model(x, torch.tensor([1000 * sigma]), ROWS[None], context[None])
+        if preset == "causvid":
+            clean = x - sigma * v
+            x = after * step_noise(x.shape, 7, index) + (1 - after) * clean if after else clean
+        else:
+            x = x + (after - sigma) * v
+    torch.testing.assert_close(found, x[0], atol=2e-4, rtol=0)
+
+
+def conditions_of_size():
+    return load_conditions(Inputs(), SamplingConfig(height=32, width=32, num_frames=5))

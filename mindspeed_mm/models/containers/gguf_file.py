@@ -22,7 +22,7 @@ def read_gguf(path: Path) -> Container:
         import gguf
     except ImportError:
         raise WeightsError(
-            "GGUF needs the package gguf", where=path, fix="pip install 'mindspeed-mm-vace[gguf]'"
+            "GGUF needs the package gguf", where=path, fix="pip install gguf"
         ) from None
     try:
         reader = gguf.GGUFReader(path)

@@ -156,7 +156,7 @@ class MergeLoraConfig(ConvertConfig):
     )
     form: Literal["source", "official", "diffusers", "mm", "module"] = Field(
         default="source",
-        description="names to write; by default those of the base; module: the VACE branch alone, as ComfyUI takes it",
+        description="names to write; default: those of the base; module: the VACE branch alone, for ComfyUI",
     )
     base_path: str | None = Field(
         default=None,

@@ -44,7 +44,10 @@ class Cut:
 
 
 def extract(cfg: ExtractLoraConfig) -> None:
-    """Write the LoRA, and say what it loses. Raises WeightsError when the checkpoints are of different models, or equal."""
+    """Write the LoRA, and say what it loses.
+
+    Raises WeightsError when the checkpoints are of different models, or equal.
+    """
     base = open_weights(cfg.base_path)
     tuned = open_weights(cfg.source_path, base_path=None)
     logger.info(f"{tuned.description}; minus {base.description}")
@@ -96,7 +99,7 @@ def difference(
 
 
 def low_rank(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """[out, in] → up [out, r], down [r, in] with the nearest product of rank r; both hold √σ, so neither is large."""
+    """[out, in] → up [out, r], down [r, in] with the nearest product of rank r; both hold √σ."""
     rank = min(rank, *delta.shape)
     if min(delta.shape) <= _EXACT:
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)

@@ -193,7 +193,7 @@ def lora_to_diffusers(cfg: LoraToConfig) -> None:
 
 
 def lora_to_hf(cfg: LoraToConfig) -> None:
-    """A LoRA of any dialect, or of a training checkpoint, to a folder of peft, or to a .safetensors file for diffusers.
+    """A LoRA of any dialect, or of a training checkpoint, to a folder of peft, or a file for diffusers.
 
     Args:
         cfg: source, target, whose name decides, dtype, base of an unpublished model.

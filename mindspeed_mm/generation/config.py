@@ -400,7 +400,7 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
             raise ConfigError(
                 f"{len(lora.strengths)} numbers for {len(bounds) + 1} phases",
                 where=f"loras[{number}].strength",
-                fix="give at most one for each; phases end at guidance_end and, with two experts, at boundary",
+                fix="give at most one for each; phases end at guidance_end and, of two experts, at boundary",
             )
         if not lora.by_phase and len(lora.strengths) not in (1, sampling.steps):
             raise ConfigError(
@@ -412,7 +412,7 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
 
 
 def phase_bounds(sampling: SamplingConfig, experts: int) -> tuple[float, ...]:
-    """The timesteps below which the next phase begins, falling: where guidance ends, and where the experts take turns."""
+    """The timesteps below which the next phase begins: where guidance ends, where experts take turns."""
     found = {sampling.guidance_end} if sampling.guidance_end else set()
     return tuple(sorted(found | ({1000 * sampling.boundary} if experts == 2 else set()), reverse=True))
 

@@ -161,7 +161,7 @@ def _updates(
 def _can_merge(
     experts: Experts, uses: Sequence[LoraUse], changes: Sequence[tuple[nn.Module, _Changes]]
 ) -> bool:
-    """Whether every strength is one number, the weights lie whole on the device, and the host has room for what they were."""
+    """Whether every strength is one number, the weights are whole, and the host has room for the old ones."""
     weights = [getattr(owner, name) for owner, updates in changes for name in updates]
     is_whole = experts.mode == "none" and not any(
         isinstance(weight, DTensor) or not weight.is_floating_point() for weight in weights

@@ -20,8 +20,8 @@ class LoraUse(Config):
     )
     strength: float | tuple[float, ...] | str = Field(
         default=1.0,
-        description="what it is multiplied by: one number, one for each denoising step, or 0;1 for each phase: phases end at "
-        "guidance_end and, with two experts, at boundary",
+        description="what it is multiplied by: one number, one for each denoising step, or 0;1 for "
+        "each phase: phases end at guidance_end and, with two experts, at boundary",
     )
     on: Which = Field(default="both", description="expert of A14B that gets it")
 

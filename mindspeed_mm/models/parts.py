@@ -1,4 +1,4 @@
-"""Checkpoints that hold transformer, VAE and text encoder in one file, as ComfyUI saves them: which tensors are whose."""
+"""Which tensors are whose in a file of transformer, VAE and text encoder, as ComfyUI saves one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_WEIGHTS = ("spiece_model", "logit_scale")  # beside a text encoder: its toke
 
 
 def part_of(tensors: Mapping[str, TensorFile], part: Part, where: object) -> dict[str, TensorFile]:
-    """The tensors of one part of an all-in-one checkpoint, under their names there; any other file's as they are.
+    """The tensors of one part of an all-in-one checkpoint, under their names there; else all of them.
 
     What belongs to no part stays with the transformer, whose reader names it.
     """

@@ -1,4 +1,4 @@
-"""Writers of tiny files in 8 bits and fewer, each as its program writes it, and what each of them rounds to."""
+"""Writers of tiny files in 8 bits, each as its program writes it, and what each of them rounds to."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_comfy_quant(path: Path, weights: Weights) -> Weights:
 
 
 def write_gguf(path: Path, weights: Weights) -> Weights:
-    """city96's conversions: Q8_0 matrices, F32 small ones, BF16 others, five dimensions flattened with their shape beside."""
+    """city96's conversions: Q8_0 or BF16 matrices, others F32, five dimensions flattened."""
     import gguf
 
     writer = gguf.GGUFWriter(str(path), "wan")

@@ -1,4 +1,4 @@
-"""GGUF files of image and video models, through the `gguf` package: an extra, imported when such a file is read."""
+"""GGUF files of image and video models, through the `gguf` package, which is an extra."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from torch import Tensor
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.tensors import Container, TensorFile, first_line
 
-_ORIGINAL = "comfy.gguf.orig_shape."  # before a name: the shape of a tensor that GGUF, with its 4 dimensions, could not hold
+_ORIGINAL = "comfy.gguf.orig_shape."  # before a name: its shape, where that has more dimensions than GGUF's 4
 _MOST_DIMENSIONS = 8
 
 
 def read_gguf(path: Path) -> Container:
-    """All tensors, quantised ones as bf16. Raises WeightsError without the package, and for a damaged file."""
+    """All tensors, quantised ones as bf16. Raises WeightsError without the package, or for damage."""
     try:
         import gguf
     except ImportError:
-        raise WeightsError(
-            "GGUF needs the package gguf", where=path, fix="pip install gguf"
-        ) from None
+        raise WeightsError("GGUF needs the package gguf", where=path, fix="pip install gguf") from None
     try:
         reader = gguf.GGUFReader(path)
         exact = {"F32": torch.float32, "F16": torch.float16}

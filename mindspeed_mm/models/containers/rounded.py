@@ -1,7 +1,8 @@
-"""Weights that a file holds in 8 bits, expanded to bf16 as they are read: plain fp8, fp8 with a scale, ComfyUI's `comfy_quant`.
+"""Weights that a file holds in 8 bits, expanded to bf16 as they are read.
 
-X.weight is stored beside X.scale_weight (`fp8_scaled` files, marked by an empty `scaled_fp8`), or beside X.weight_scale with an
-X.comfy_quant of JSON. Scales of activations (`scale_input`, `input_scale`) are for products in fp8, and are not needed here.
+Plain fp8; X.weight beside X.scale_weight (`fp8_scaled` files, marked by an empty `scaled_fp8`); X.weight
+beside X.weight_scale, with an X.comfy_quant of JSON. Scales of activations (`scale_input`, `input_scale`) are for
+products in fp8, and are not needed here.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _MOST_JSON = 4096  # bytes of a comfy_quant
 def expand(tensors: Mapping[str, TensorFile], where: object, *, plain: bool = True) -> dict[str, TensorFile]:
     """`tensors` with every 8-bit weight as a bf16 one, and without scales and marks.
 
-    `plain`: fp8 weights without a scale, too. Raises WeightsError for a format that is not known, a scale without a weight, or one of another
-    shape.
+    `plain`: fp8 weights without a scale, too. Raises WeightsError for a format that is not known, a
+    scale without a weight, or one of another shape.
     """
     if odd := next((name for name in tensors if _UNKNOWN.search(name)), None):
         raise WeightsError(

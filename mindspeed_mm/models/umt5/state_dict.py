@@ -105,7 +105,7 @@ def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def is_umt5(names: Collection[str]) -> bool:
-    """Whether these names of transformers are those of UMT5: of all T5 models, it alone has a position bias in each layer."""
+    """Whether these are UMT5's names in transformers: of all T5s, it has a position bias in each layer."""
     stem = f"{_LAYER}.0.SelfAttention.relative_attention_bias.weight"
     layers = {name.split(".")[2] for name in names if name.startswith("encoder.block.")}
     return len(layers) > 1 and all(stem.format(i=layer) in names for layer in layers)

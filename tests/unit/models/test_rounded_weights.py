@@ -1,4 +1,4 @@
-"""Files in 8 bits and fewer, and several models in one file, are read as the bf16 weights that they stand for."""
+"""Files in 8 bits, and several models in one file, are read as the bf16 weights that they stand for."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_forms_that_are_not_known_are_refused_by_name(
 
 
 def all_in_one(folder: Path) -> Path:
-    """Transformer (fp8_scaled), VAE and text encoder (fp8_scaled, with its tokenizer's model) under ComfyUI's prefixes."""
+    """Transformer, VAE and text encoder under ComfyUI's prefixes, two of them fp8_scaled."""
     sizes(folder)
     write_fp8_scaled(folder / "t.safetensors", STATE, prefix="model.diffusion_model.")
     write_vae(folder / VAE_FILE, tiny_vae())
@@ -118,7 +118,7 @@ def all_in_one(folder: Path) -> Path:
 
 
 def comfy_umt5(prefix: str = "") -> dict[str, torch.Tensor]:
-    """Comfy-Org's umt5_xxl_fp8_e4m3fn_scaled: names of transformers, no config.json, the tokenizer as a tensor."""
+    """Comfy-Org's umt5_xxl_fp8_e4m3fn_scaled: names of transformers, the tokenizer as a tensor."""
     found = {f"{prefix}scaled_fp8": torch.empty(0, dtype=E4M3)}
     for name, weight in tiny_umt5(0, TINY.trunk.text_dim).state_dict().items():
         if name == "encoder.embed_tokens.weight":

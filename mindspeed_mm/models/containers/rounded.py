@@ -1,8 +1,8 @@
 """Weights that a file holds in 8 bits, expanded to bf16 as they are read.
 
 Plain fp8; X.weight beside X.scale_weight (`fp8_scaled` files, marked by an empty `scaled_fp8`); X.weight
-beside X.weight_scale, with an X.comfy_quant of JSON. Scales of activations (`scale_input`, `input_scale`) are for
-products in fp8, and are not needed here.
+beside X.weight_scale, with an X.comfy_quant of JSON. Scales of activations (`scale_input`, `input_scale`) are
+for products in fp8, and are not needed here.
 """
 
 from __future__ import annotations

@@ -114,6 +114,21 @@ def test_the_readme_has_both_commands(readme: str) -> None:
     assert "bash tests/run.sh" in blocks
 
 
+def test_both_readmes_have_the_same_content() -> None:
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md"))
+    assert FENCE.findall(english) == FENCE.findall(chinese)
+    for kind in (
+        r"!\[[^\]]*\]\((.*?)\)",
+        r"^\| \[(mindspeed_mm/[\w/.]+)\]",
+        r"\d+ GiB, [\d.]+ s",
+        r"(`[^`]*benchmarks/[^`]*`) \|",
+    ):
+        found = re.findall(kind, english, re.MULTILINE)
+        assert found
+        assert found == re.findall(kind, chinese, re.MULTILINE), kind
+    assert english.count("\n## ") == chinese.count("\n## ")
+
+
 def test_a_wheel_holds_no_megatron_init_and_all_our_packages(tmp_path: Path) -> None:
     """Built from a copy of the tree's names alone: what setup.py would install."""
     listed = subprocess.run(

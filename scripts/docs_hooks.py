@@ -19,6 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("examples/vace/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/results/*")
@@ -29,7 +30,8 @@ log = logging.getLogger("mkdocs.docs_hooks")
 
 @event_priority(50)
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Without jieba, which splits Chinese into words where it is installed, search goes by characters."""
+    """Anchors as forges make them, Chinese ones too; Chinese search by characters where jieba is not installed."""
+    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
     if _is_chinese(config) and not find_spec("jieba"):
         config.plugins["material/search"].config["separator"] = (
             r"[\s\-]+|(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])"
@@ -98,7 +100,8 @@ def _rewritten(link: re.Match[str], page: Page, config: MkDocsConfig, files: Fil
         up = posixpath.relpath(".", page.url or ".") + ("/.." if _is_chinese(config) else "/zh")
         url = File(place, config.docs_dir, config.site_dir, config.use_directory_urls).url
         return f"{image}[{text}]({posixpath.join(up, url)}{hash_sign}{anchor})"
-    if files.get_file_from_path(place):
+    is_page = path.startswith("docs/") or any(Path(path).match(pattern) for pattern in OUTSIDE)
+    if is_page and files.get_file_from_path(place):
         relative = posixpath.relpath(place, posixpath.dirname(page.file.src_uri))
         return f"{image}[{text}]({relative}{hash_sign}{anchor})"
     return text

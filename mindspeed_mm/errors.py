@@ -1,12 +1,12 @@
 """Everything this package raises on bad input, in one tree.
 
-MindSpeedMMError
-├── ConfigError    a flag, JSON or YAML value: unknown, misspelt, out of range, contradicting another
-├── DataError      a dataset, clip, mask, caption or feature file
-├── WeightsError   a checkpoint: missing, damaged, of another model, in another dialect
-├── LaunchError    ranks, devices, process groups, a folder that another run writes to
-├── TrainingError  a run that must stop: too many iterations in a row were not finite, no room for metrics
-└── NonFiniteError a video whose latents or pixels are NaN or infinite
+    MindSpeedMMError
+    ├── ConfigError    a flag, JSON or YAML value: unknown, misspelt, out of range, contradicting another
+    ├── DataError      a dataset, clip, mask, caption or feature file
+    ├── WeightsError   a checkpoint: missing, damaged, of another model, in another dialect
+    ├── LaunchError    ranks, devices, process groups, a folder that another run writes to
+    ├── TrainingError  a run that must stop: too many iterations in a row were not finite, no room for metrics
+    └── NonFiniteError a video whose latents or pixels are NaN or infinite
 
 An error is data: where, what is wrong, what was expected and what to do. `str(error)` puts them into one
 line:

@@ -30,7 +30,7 @@ log = logging.getLogger("mkdocs.docs_hooks")
 
 @event_priority(50)
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Anchors as forges make them, Chinese ones too; Chinese search by characters where jieba is not installed."""
+    """Anchors as forges make them; Chinese search by characters where jieba is not installed."""
     config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
     if _is_chinese(config) and not find_spec("jieba"):
         config.plugins["material/search"].config["separator"] = (

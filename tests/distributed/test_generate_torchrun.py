@@ -1,4 +1,4 @@
-"""The generate command as people start it on many devices: `torchrun … Wan-VACE-Inference.py`."""
+"""The generate command on several processes: two tests start `torchrun … Wan-VACE-Inference.py`, the others its ranks alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.tasks.generate import main
+from tests.support.ranks import run_ranks
 from tests.tiny import write_official
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,10 +58,26 @@ def torchrun(*arguments):
     )
 
 
+def ranks(config, out, *flags):
+    """What torchrun starts, without torchrun: ranks that have imported everything already."""
+    printed = config.parent / "printed" / out.name
+    return run_ranks("mindspeed_mm.tasks.generate", [config, *flags, "--output-path", out], printed)
+
+
 @pytest.fixture(scope="module")
 def alone(config):
     main([str(config)])
     return read_latents(config.parent / "alone" / "video1" / "latents.safetensors")[0]
+
+
+@pytest.mark.slow
+def test_torchrun_makes_the_video_of_one_process(config, alone):
+    out = config.parent / "torchrun"
+    ran = torchrun(config, "--cfg-parallel", "on", "--output-path", out)
+    assert ran.returncode == 0, ran.stderr
+    latents = read_latents(out / "video1" / "latents.safetensors")[0]
+    torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
+    assert len(re.findall(r"^\[1/1\] video1", ran.stdout, re.MULTILINE)) == 1  # said by one process
 
 
 @pytest.mark.slow
@@ -74,8 +91,8 @@ def alone(config):
 )
 def test_two_processes_make_the_video_of_one(config, alone, name, flags):
     out = config.parent / name
-    ran = torchrun(config, *flags, "--output-path", out)
-    assert ran.returncode == 0, ran.stderr
+    ran = ranks(config, out, *flags)
+    assert ran.returncodes == [0, 0], ran.stderr
     together = read_latents(out / "video1" / "latents.safetensors")[0]
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -101,8 +118,8 @@ def test_processes_that_do_not_share_make_a_video_each(config, alone):
     ]
     prompts.write_text("\n".join(map(json.dumps, tasks)))
     flags = ["--prompts-file", prompts]
-    ran = torchrun(config, *flags, "--data-parallel", "--output-path", out)
-    assert ran.returncode == 0, ran.stderr
+    ran = ranks(config, out, *flags, "--data-parallel")
+    assert ran.returncodes == [0, 0], ran.stderr
     assert sorted(re.findall(r"^(\[\d/3\]) (\w+)", ran.stdout, re.MULTILINE)) == [
         (f"[{number}/3]", name) for number, name in enumerate(names, start=1)
     ]
@@ -128,9 +145,9 @@ def test_videos_that_were_finished_stay_when_a_process_fails(config):
     names = ("one", "two", "three", "four")
     prompts.write_text("\n".join(json.dumps({"name": name, "prompt": name}) for name in names))
     (out / "four" / "latents.safetensors").mkdir(parents=True)  # in the way
-    ran = torchrun(config, "--prompts-file", prompts, "--data-parallel", "--output-path", out)
-    assert ran.returncode == 1
-    assert re.search(r"Error: .*stopped/four", ran.stderr)  # in torchrun's report
+    ran = ranks(config, out, "--prompts-file", prompts, "--data-parallel")
+    assert ran.returncodes == [1, 1]
+    assert re.search(r"^\[rank 1\] .*Error: .*stopped/four", ran.stderr, re.MULTILINE)
     assert "mindspeed_mm/" not in ran.stderr  # no traceback of ours
     left = {path.name for path in out.iterdir()}
     assert {"two", "two.json", "two.mp4", "two.png", "four"} <= left
@@ -140,23 +157,22 @@ def test_videos_that_were_finished_stay_when_a_process_fails(config):
 
 @pytest.mark.slow
 def test_more_processes_than_videos_say_so(config):
-    ran = torchrun(config, "--data-parallel", "--output-path", config.parent / "spare")
-    assert ran.returncode == 0, ran.stderr
+    ran = ranks(config, config.parent / "spare", "--data-parallel")
+    assert ran.returncodes == [0, 0], ran.stderr
     assert "process 1 has no video to make: there are 1" in ran.stdout
     assert (config.parent / "spare" / "video1.mp4").is_file()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--transformer", "VAE"], "WeightsError: .*expected a Wan or VACE transformer, got a VAE"),
-        (["--vae", "JSON"], "WeightsError: .*inference.json: "),
-        (["--stepz", "3"], "ConfigError: .*did you mean '--steps'"),
-        (["--data-parallel", "--prompts-file", "TASKS"], "DataError: second: .*a text, not a video"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_no_files(config, flags, message):
+BAD_INPUT = [
+    (["--transformer", "VAE"], "WeightsError: .*expected a Wan or VACE transformer, got a VAE"),
+    (["--vae", "JSON"], "WeightsError: .*inference.json: "),
+    (["--stepz", "3"], "ConfigError: .*did you mean '--steps'"),
+    (["--data-parallel", "--prompts-file", "TASKS"], "DataError: second: .*a text, not a video"),
+]
+
+
+def with_paths(config, flags):
+    """The flags, with the files that they name."""
     tasks = [
         {"prompt": "one", "name": "first"},
         {"prompt": "two", "name": "second", "video_path": str(config)},
@@ -167,14 +183,30 @@ def test_bad_input_is_one_line_and_leaves_no_files(config, flags, message):
         "JSON": str(config),
         "TASKS": str(config.parent / "tasks.jsonl"),
     }
+    return [paths.get(flag, flag) for flag in flags]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "message"), BAD_INPUT)
+def test_bad_input_is_one_line_and_leaves_no_files(config, flags, message):
     out = config.parent / "refused"
-    ran = torchrun(config, *(paths.get(flag, flag) for flag in flags), "--output-path", out)
-    assert ran.returncode == 1
-    assert re.search(
-        rf"(\[rank 0\]|traceback :) {message}", ran.stderr
-    )  # rank 0 itself, or torchrun's report
-    assert len(re.findall(r"^\[rank \d+\] ", ran.stderr, re.MULTILINE)) <= 1
+    ran = ranks(config, out, *with_paths(config, flags))
+    assert ran.returncodes == [1, 1]
+    assert re.search(rf"^\[rank \d\] {message}", ran.stderr, re.MULTILINE)
     assert "mindspeed_mm/" not in ran.stderr  # no traceback of ours
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_torchrun_reports_bad_input_in_one_line(config):
+    """Of ranks that fail alike the first prints; torchrun's report has the others' line."""
+    flags, message = BAD_INPUT[3]
+    out = config.parent / "refused"
+    ran = torchrun(config, *with_paths(config, flags), "--output-path", out)
+    assert ran.returncode == 1
+    assert re.search(rf"(\[rank 0\]|traceback :) {message}", ran.stderr)
+    assert len(re.findall(r"^\[rank \d+\] ", ran.stderr, re.MULTILINE)) <= 1
+    assert "mindspeed_mm/" not in ran.stderr
     assert not out.exists()
 
 
@@ -197,8 +229,8 @@ def with_nan(official: Path) -> Path:
 @pytest.mark.parametrize("flags", [["--shard-weights"], ["--cfg-parallel", "on"], ["--data-parallel"]])
 def test_nan_in_one_ranks_weights_ends_all_ranks(config, flags):
     out = config.parent / "nan-out"
-    ran = torchrun(config, *flags, "--transformer", with_nan(config.parent / "tiny"), "--output-path", out)
-    assert ran.returncode == 1
+    ran = ranks(config, out, *flags, "--transformer", with_nan(config.parent / "tiny"))
+    assert ran.returncodes == [1, 1]
     assert re.search(
         r"WeightsError: .*nan.*: 1 weight contains NaN or Inf: blocks\.0\.ffn\.0\.weight", ran.stderr
     )

@@ -111,7 +111,7 @@ def test_training_names_features_that_are_not_there(tmp_path: Path, edited) -> N
 
 def test_training_names_weights_that_are_not_there(tmp_path: Path, edited, one_feature: Path) -> None:
     data = edited("feature_data.json", "./outputs/quickstart/features", str(one_feature))
-    model = edited("pretrain_model.json", "./outputs/quickstart/weights/t2v-mm/", f"{tmp_path}/nowhere")
+    model = edited("pretrain_model.json", "./examples/vace/tiny/weights/t2v/", f"{tmp_path}/nowhere")
     line = refused(TRAIN, train_settings(tmp_path, MM_DATA=data, MM_MODEL=model))
     assert f"{tmp_path}/nowhere" in line
 
@@ -119,7 +119,7 @@ def test_training_names_weights_that_are_not_there(tmp_path: Path, edited, one_f
 def test_training_names_a_folder_that_holds_no_weights(tmp_path: Path, edited, one_feature: Path) -> None:
     (tmp_path / "empty").mkdir()
     data = edited("feature_data.json", "./outputs/quickstart/features", str(one_feature))
-    model = edited("pretrain_model.json", "./outputs/quickstart/weights/t2v-mm/", f"{tmp_path}/empty")
+    model = edited("pretrain_model.json", "./examples/vace/tiny/weights/t2v/", f"{tmp_path}/empty")
     line = refused(TRAIN, train_settings(tmp_path, MM_DATA=data, MM_MODEL=model))
     assert f"{tmp_path}/empty" in line
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from checkpoint.cli import main as convert
 from examples.vace.tiny.checkpoints import write_official
 from examples.vace.tiny.world import Clip, write_dataset
+from mindspeed_mm.tasks.generate import main as generate
 from tests.runs import ended, free_port
 from tests.tiny import model_json
 
@@ -82,22 +85,29 @@ def run(block: str, checkout: Path) -> None:
     assert ran.returncode == 0, f"{block}\n{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
 
 
-AGAIN = """
-TRAIN_ITERS=1 SAVE_PATH=./again/{name} bash examples/vace/1.3B/pretrain_fsdp.sh --save-full-model
-mkdir -p ./again/{name}_torch/release/mp_rank_00
-echo release >./again/{name}_torch/latest_checkpointed_iteration.txt
-python -m torch.distributed.checkpoint.format_utils dcp_to_torch \\
-    ./again/{name}/iter_0000001 ./again/{name}_torch/release/mp_rank_00/model_optim_rng.pt
-mm-convert VACEConverter mm_to_hf --cfg.source_path ./again/{name} --cfg.target_path ./again/{name}_hf
-for form in {name} {name}_torch {name}_hf; do
-    python examples/vace/inference/Wan-VACE-Inference.py examples/vace/inference/inference_wan2.1_1.3b.json \\
-        --transformer ./again/$form --output-path ./again/results/$form
-done
-"""
+def train_again(name: str, checkout: Path) -> None:
+    """Train from the weights in pretrain_model.json; every form of the result generates one video, as `again/results/NAME…`.
+
+    The commands that the blocks ran already are called here in this process.
+    """
+    again = checkout / "again"
+    run(
+        f"TRAIN_ITERS=1 SAVE_PATH=./again/{name} bash examples/vace/1.3B/pretrain_fsdp.sh --save-full-model",
+        checkout,
+    )
+    release = again / f"{name}_torch/release/mp_rank_00"
+    release.mkdir(parents=True)
+    (release.parents[1] / "latest_checkpointed_iteration.txt").write_text("release\n")
+    dcp_to_torch_save(again / name / "iter_0000001", release / "model_optim_rng.pt")
+    paths = ["--cfg.source_path", f"./again/{name}", "--cfg.target_path", f"./again/{name}_hf"]
+    convert(["VACEConverter", "mm_to_hf", *paths])
+    config = "examples/vace/inference/inference_wan2.1_1.3b.json"
+    for form in (name, f"{name}_torch", f"{name}_hf"):
+        generate([config, "--transformer", f"./again/{form}", "--output-path", f"./again/results/{form}"])
 
 
 @pytest.mark.slow
-def test_guide_commands_run_and_their_weights_train(checkout: Path) -> None:
+def test_guide_commands_run_and_their_weights_train(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = BLOCK.findall((ROOT / "examples/vace/README.md").read_text(encoding="utf-8"))
     assert len(blocks) >= 8
     for block in blocks:
@@ -106,11 +116,13 @@ def test_guide_commands_run_and_their_weights_train(checkout: Path) -> None:
     assert (checkout / "results" / "video1.mp4").is_file()
 
     # what came out trains again, and what that gives generates in every form: the second time checkpoints hold all weights
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
     for name, source in (
         ("from_dcp_to_torch", "./dcp_to_torch"),
         ("from_mm_to_hf", "./converted_weights/Wan-AI/Wan2.1-VACE-1.3B/post_train.pt"),
     ):
         edit(checkout / "examples/vace/1.3B/pretrain_model.json", {"predictor/from_pretrained": source})
-        run(AGAIN.format(name=name), checkout)
+        train_again(name, checkout)
         videos = [checkout / f"again/results/{name}{form}/video1.mp4" for form in ("", "_torch", "_hf")]
         assert len({path.read_bytes() for path in videos}) == 1, "one model, one video"

@@ -1,4 +1,4 @@
-"""Write held-out scenes, data.json, and two inference JSONs: inference.json asks for each scene, changed.json for other colours.
+"""Write held-out scenes, data.json, and inference JSONs: inference.json for each scene, changed.json for other colours, all.json.
 
     python examples/vace/tiny/heldout.py OUT --base examples/vace/tiny/inference.json --count 4
     python examples/vace/inference/Wan-VACE-Inference.py OUT/inference.json --output_path OUT/results
@@ -29,7 +29,7 @@ def heldout_indices(count: int) -> list[int]:
 
 
 def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> None:
-    """Clips under `folder`, their data.json, and inference.json and changed.json: the base JSON with one task a request."""
+    """Clips under `folder`, their data.json, and inference.json, changed.json and all.json: the base JSON with one task a request."""
     rows: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
@@ -52,7 +52,8 @@ def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> No
                 changed.append(_task(folder, name, other.caption, row))
     (folder / "data.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     settings = read_json(base)
-    for name, requests in (("inference.json", tasks), ("changed.json", changed)):
+    files = {"inference.json": tasks, "changed.json": changed, "all.json": [*changed, *tasks]}
+    for name, requests in files.items():
         (folder / name).write_text(json.dumps({**settings, "tasks": requests}, indent=1), encoding="utf-8")
 
 

@@ -4,19 +4,20 @@ A test runs a function on the first n of them.
 """
 
 import contextlib
-import multiprocessing as mp
 import os
 import socket
 import traceback
 
 import pytest
 
+from tests.support.ranks import warm_processes
+
 
 class World:
     """Processes that stay up between tests; each job has a process group of its own."""
 
     def __init__(self, size=4):
-        context = mp.get_context("spawn")
+        context = warm_processes()
         self.pipes = []
         self.processes = []
         for _ in range(size):

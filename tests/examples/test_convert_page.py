@@ -74,10 +74,12 @@ def run_here(block: str) -> bool:
     for words in lines:
         arguments, _, file = " ".join(map(shlex.quote, words[1:])).partition(" '>' ")
         with open(file or os.devnull, "w", encoding="utf-8") as out, redirect_stdout(out):
+            code: str | int | None = 0
             try:
                 main(shlex.split(arguments))
-            except SystemExit as ended:
-                assert not ended.code, words  # --print_config ends so
+            except SystemExit as ended:  # --print_config ends so
+                code = ended.code
+        assert not code, words
     return True
 
 

@@ -93,7 +93,7 @@ def test_sigterm_ends_ranks_after_their_clip(tmp_path: Path, whole_group: bool) 
     # No two clips are alike, and each of them is work: the signal must come long before the last one is done.
     clips = [
         write_video(folder / f"{n}.mp4", numbered(9, 192, 192 + 16 * (n % 3), first=5 * n), 16)
-        for n in range(40)
+        for n in range(24)
     ]
     rows = [{"video": clip.name, "cap": f"clip {number}"} for number, clip in enumerate(clips)]
     (folder / "data.json").write_text(json.dumps(rows))
@@ -113,13 +113,15 @@ def test_sigterm_ends_ranks_after_their_clip(tmp_path: Path, whole_group: bool) 
     assert "Traceback" not in said
     assert not alive(job)
     survivors = features(tmp_path)
-    assert 0 < len(survivors) < 40
+    assert 0 < len(survivors) < 24
     assert not list((tmp_path / "out/features").glob(".*.tmp"))
+    if whole_group:  # what is left is the same
+        return
     code, said = ended(start(tmp_path, ranks=2))
     assert code == 0, said
-    assert f"extracted {40 - len(survivors)} clips" in said
+    assert f"extracted {24 - len(survivors)} clips" in said
     assert {name: features(tmp_path)[name] for name in survivors} == survivors
-    assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 40
+    assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 24
 
 
 def features_or_none(root: Path) -> dict[str, int]:

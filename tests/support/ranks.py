@@ -1,4 +1,4 @@
-"""Ranks of a command that start at once: children of a server process that has imported the command already."""
+"""Processes that start at once: children of a server process that has imported what they need."""
 
 from __future__ import annotations
 
@@ -9,11 +9,25 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from tests.runs import free_port
 
-_PRELOAD = ["mindspeed_mm.tasks.generate_videos", "mindspeed_mm.tasks.extraction"]
+_IMPORTED = (
+    "checkpoint.convert",
+    "mindspeed_mm.tasks.assembly",
+    "mindspeed_mm.tasks.extraction",
+    "mindspeed_mm.tasks.generate_videos",
+    "tests.distributed.jobs",
+)
+
+
+def warm_processes() -> ForkServerContext:
+    """`multiprocessing` whose processes need no time to import: they are forked from a process that runs no threads."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    return context
 
 
 @dataclass(frozen=True)
@@ -33,8 +47,7 @@ def run_ranks(
     Nobody ends a rank when another fails: what ends them all must be the command itself. Ranks that still run after `seconds`
     are killed. `folder` takes what they print.
     """
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = warm_processes()
     folder.mkdir(parents=True, exist_ok=True)
     shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": free_port(), "MINDSPEED_MM_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}

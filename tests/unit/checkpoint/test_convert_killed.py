@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoint import convert, layout
 from checkpoint.cli import main
 from checkpoint.layout import staging
 from mindspeed_mm.errors import LaunchError, WeightsError
@@ -22,29 +26,33 @@ from mindspeed_mm.locks import LOCK_FILE, Holder
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
+from tests.support.ranks import warm_processes
 from tests.tiny import tiny_transformer, write_transformer
 
-# Slows the writing of every tensor down and says so, so that a kill can strike at any moment of it.
-SLOW = """
-import sys, time
-import checkpoint.convert as convert
-import checkpoint.layout as layout
-def slowly(function):
-    def call(*args, **kwargs):
-        print("step", flush=True)
-        time.sleep(0.02)
-        return function(*args, **kwargs)
-    return call
-convert.write_tracker = slowly(convert.write_tracker)
-layout.os.rename = slowly(layout.os.rename)
-layout.os.replace = slowly(layout.os.replace)
-original = convert.Progress.step
-pause = slowly(lambda: None)
-convert.Progress.step = lambda bar, n: (pause() if bar.done % 7 == 0 else None, original(bar, n))[1]
-from checkpoint.cli import main
-print("ready", flush=True)
-main(sys.argv[1:])
-"""
+
+def convert_slowly(argv: list[str], steps: Connection) -> None:
+    """In a process of its own: every write takes a while and is reported, so that a kill can strike at any moment of it."""
+
+    def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            steps.send("step")
+            time.sleep(0.02)
+            return function(*args, **kwargs)
+
+        return call
+
+    def step(bar: Any, count: int) -> None:
+        if bar.done % 7 == 0:
+            slowly(lambda: None)()
+        counted(bar, count)
+
+    counted = convert.Progress.step
+    convert.write_tracker = slowly(convert.write_tracker)
+    layout.os.rename = slowly(layout.os.rename)
+    layout.os.replace = slowly(layout.os.replace)
+    convert.Progress.step = step
+    steps.send("ready")
+    main(argv)
 
 
 def command(method: str, source: Path, target: Path, *more: str) -> list[str]:
@@ -88,22 +96,21 @@ def test_killed_at_any_moment_the_target_is_old_new_or_absent(
             main(command("hf_to_mm", tmp_path / name, tmp_path / f"{name}_mm"))
             sources[name] = tmp_path / f"{name}_mm"
     more = ["--cfg.max_shard_gb", "0.0003"] if target == "hf" else []
-    chance = random.Random(0)
+    chance, context = random.Random(0), warm_processes()
     seen = []
     for attempt in range(3):
         main(command(method, sources["old"], tmp_path / target, *more))
-        process = subprocess.Popen(
-            [sys.executable, "-c", SLOW, *command(method, sources["new"], tmp_path / target, *more)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
+        ours, theirs = context.Pipe(duplex=False)
+        argv = command(method, sources["new"], tmp_path / target, *more)
+        process = context.Process(target=convert_slowly, args=(argv, theirs))
+        process.start()
+        theirs.close()
         steps = chance.randrange(0, 36) if attempt else 0  # about 26 are written before anything is moved
-        while steps >= 0 and process.stdout.readline():
-            steps -= 1
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        with suppress(EOFError):
+            while steps >= 0 and ours.recv():
+                steps -= 1
+        process.kill()
+        process.join()
         seen.append(state_of(tmp_path / target, known))
     assert seen[0] == "old"
     main(command(method, sources["new"], tmp_path / target, *more))

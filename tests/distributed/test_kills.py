@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def inference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "number", "code"), [(2, signal.SIGINT, -2), (2, signal.SIGTERM, 143), (0, signal.SIGHUP, 129)]
+    ("ranks", "number", "code"), [(2, signal.SIGINT, -2), (0, signal.SIGTERM, 143), (0, signal.SIGHUP, 129)]
 )
 def test_generation_stops_and_leaves_nothing(
     tmp_path: Path, inference: Path, ranks: int, number: signal.Signals, code: int
@@ -160,13 +161,24 @@ def test_generation_ends_with_any_of_its_processes(
         assert said in line
 
 
-@pytest.mark.parametrize("kill", [the_launcher, a_rank, a_reader])
-def test_extraction_ends_with_any_of_its_processes(tmp_path: Path, kill: Callable[[Started], None]) -> None:
-    make_job(tmp_path, max_hxw=36864)
-    folder = tmp_path / "clips datası"
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An extraction job of many clips, each of them work."""
+    root = tmp_path_factory.mktemp("extraction")
+    make_job(root, max_hxw=36864)
+    folder = root / "clips datası"
     clips = [write_video(folder / f"{n}.mp4", numbered(9, 192, 192, first=5 * n), 16) for n in range(60)]
     rows = [{"video": clip.name, "cap": f"clip {number}"} for number, clip in enumerate(clips)]
     (folder / "data.json").write_text(json.dumps(rows))
+    return root
+
+
+@pytest.mark.parametrize("kill", [the_launcher, a_rank, a_reader])
+def test_extraction_ends_with_any_of_its_processes(
+    tmp_path: Path, footage: Path, kill: Callable[[Started], None]
+) -> None:
+    for name in ("data.json", "model.json"):
+        shutil.copy(footage / name, tmp_path)
     run = extract(tmp_path)
     tree = run.tree
     kill(run)

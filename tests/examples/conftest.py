@@ -37,7 +37,7 @@ def quickstart() -> Quickstart:
         env={**os.environ, **FEWER},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=2400,
     )
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
     return Quickstart(interrupted, ran.stdout, OUT)

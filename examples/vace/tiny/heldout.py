@@ -1,4 +1,4 @@
-"""Write held-out scenes, data.json, and inference JSONs: inference.json for each scene, changed.json for other colours, all.json.
+"""Write held-out scenes, data.json, and the requests: inference.json, changed.json (other colours), all.json (both).
 
     python examples/vace/tiny/heldout.py OUT --base examples/vace/tiny/inference.json --count 4
     python examples/vace/inference/Wan-VACE-Inference.py OUT/inference.json --output_path OUT/results
@@ -29,7 +29,7 @@ def heldout_indices(count: int) -> list[int]:
 
 
 def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> None:
-    """Clips under `folder`, their data.json, and inference.json, changed.json and all.json: the base JSON with one task a request."""
+    """Clips under `folder`, their data.json, and three inference JSONs: the base JSON with one task a request."""
     rows: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []

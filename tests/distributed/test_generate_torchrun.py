@@ -1,4 +1,4 @@
-"""The generate command on several processes: two tests start `torchrun … Wan-VACE-Inference.py`, the others its ranks alone."""
+"""Generation on several processes: twice through `torchrun … Wan-VACE-Inference.py`, else the ranks alone."""
 
 from __future__ import annotations
 

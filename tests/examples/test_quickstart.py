@@ -86,15 +86,16 @@ def test_every_step_shows_its_progress(quickstart: Quickstart) -> None:
 
 
 def test_the_commands_that_it_ends_with_are_sound(
-    quickstart: Quickstart, monkeypatch: pytest.MonkeyPatch
+    quickstart: Quickstart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     _, _, after = quickstart.printed.partition("\nNext, in this folder:\n")
     lines = [line.strip() for line in after.splitlines() if line.startswith("  vace ")]
     assert [line.split()[1] for line in lines] == ["generate", "serve", "prepare", "init"]
     for line in lines:
-        words = shlex.split(line, comments=True)[1:]
-        vace([*words, *([] if "--list" in words else ["--dry-run"])])
+        words = shlex.split(line.replace("my_project", str(tmp_path / "new")), comments=True)[1:]
+        vace([*words, *(["--dry-run"] if words[0] in ("generate", "serve") else [])])
+    assert (tmp_path / "new").is_dir()
 
 
 def test_training_teaches_the_branch_to_look_at_its_inputs(quickstart: Quickstart) -> None:

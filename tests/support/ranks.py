@@ -24,7 +24,7 @@ _IMPORTED = (
 
 
 def warm_processes() -> ForkServerContext:
-    """`multiprocessing` whose processes need no time to import: they are forked from a process that runs no threads."""
+    """`multiprocessing` whose processes need no time to import: they are forked from one without threads."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
     return context
@@ -44,8 +44,8 @@ def run_ranks(
 ) -> Ran:
     """`main(argv)` of the module `command` on every rank, with the variables that torchrun sets.
 
-    Nobody ends a rank when another fails: what ends them all must be the command itself. Ranks that still run after `seconds`
-    are killed. `folder` takes what they print.
+    Nobody ends a rank when another fails: what ends them all must be the command itself. Ranks that still
+    run after `seconds` are killed. `folder` takes what they print.
     """
     context = warm_processes()
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from tests.tiny import tiny_transformer, write_transformer
 
 
 def convert_slowly(argv: list[str], steps: Connection) -> None:
-    """In a process of its own: every write takes a while and is reported, so that a kill can strike at any moment of it."""
+    """In a process of its own: writes are slow and reported, so that a kill can strike at any moment."""
 
     def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

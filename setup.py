@@ -51,6 +51,7 @@ setup(
     package_data={
         "mindspeed_mm": ["py.typed"],
         "mindspeed_mm.tools": ["*.json"],
+        "mindspeed_mm.ui": ["*.js", "*.css"],
         "mindspeed_mm.starter": ["**/*"],
     },
     install_requires=REQUIRES,
@@ -63,7 +64,7 @@ setup(
             "prometheus-client>=0.20",
             "requests>=2.31",  # of vace generate --server
         ],
-        "ui": ["gradio>=5.0"],
+        "ui": ["mindspeed-mm-vace[serve]", "gradio>=6.20"],
         "gguf": ["gguf>=0.17"],
         "heic": ["pillow-heif>=0.18"],
         "annotate": ["onnxruntime>=1.18"],
@@ -76,6 +77,8 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "mindspeed-mm-vace[serve,annotate]",
+            "mindspeed-mm-vace[ui]",
+            "playwright>=1.50",  # drives Debian's chromium through the page
             "mindspeed-mm-vace[docs]",
             "onnx>=1.16",  # tests of annotators export networks of a few weights
             "openai>=2.0; python_version >= '3.11'",  # a client of /v1/videos that others wrote

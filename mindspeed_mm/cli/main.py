@@ -26,6 +26,7 @@ VERBS: Mapping[str, str] = {
     "generate": "videos from a JSON with weights, prompts and inputs",
     "eval": "scores of generated videos, and comparisons of runs",
     "serve": "an HTTP API over a model that stays loaded",
+    "ui": "a page in the browser over the same API",
 }
 HELP = """\
 usage: vace VERB [--key value]... [--config FILE]... [--set a.b=value]...

@@ -295,6 +295,7 @@ def write_video(
     *,
     lossless: bool = False,
     quality: int = 17,
+    comment: str = "",
 ) -> Path:
     """Write RGB frames [T, H, W, 3] (or an iterable of [H, W, 3]) at exactly `fps`.
 
@@ -303,6 +304,7 @@ def write_video(
     .mp4 and .mov are H.264, lossless: RGB H.264 with nothing lost; .mkv is H.264, lossless: FFV1. `quality`
     is H.264's CRF: 0 best, 17 hardly visible, 51 worst. Sizes are made even by repeating the last row or
     column (not when lossless).
+    `comment` becomes the file's comment, which players show and `read_comment` reads.
     """
     import av
 
@@ -316,10 +318,24 @@ def write_video(
             atomic_path(path) as draft,
             av.open(str(draft), "w", format=container_format, options=_EXACT) as container,
         ):
+            if comment:
+                container.metadata["comment"] = comment
             _encode(container, iter(frames), fps, _codec(container_format, lossless), quality)
     except av.error.FFmpegError as error:
         raise DataError(f"cannot be written: {short(error)}", where=path) from None
     return path
+
+
+def read_comment(path: str | Path) -> str:
+    """The comment of a video file; "" when it has none. Raises DataError for a file that is no video."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            found = {name.lower(): text for name, text in container.metadata.items()}
+            return found.get("comment", "")
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"cannot be read: {short(error)}", where=path, expected="a video file") from None
 
 
 def _codec(container_format: str, lossless: bool) -> tuple[str, str]:

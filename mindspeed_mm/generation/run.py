@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
 
 from mindspeed_mm.data.conditions import Conditions
-from mindspeed_mm.errors import DataError
+from mindspeed_mm.generation.conditions import conditions_of
 from mindspeed_mm.generation.denoise import StepHook
 from mindspeed_mm.generation.loras import applied
 from mindspeed_mm.generation.models import ModelStore
@@ -23,9 +21,7 @@ from mindspeed_mm.generation.stages import (
     encode_conditions,
     encode_prompts,
     explain_oom,
-    load_conditions,
 )
-from mindspeed_mm.generation.tasks import prepare_task
 from mindspeed_mm.progress import Progress
 
 T = TypeVar("T")
@@ -138,16 +134,3 @@ def share_prompts(
                 parallel.run_on_main_and_broadcast(lambda: encode_prompts(models, texts))
             )
     return {text: models.cached_prompts[text] for text in texts}
-
-
-def conditions_of(request: GenerationRequest) -> Conditions:
-    """The pixels that the model gets. Raises DataError beginning with the video's name."""
-    try:
-        if request.task is None:
-            return load_conditions(request.inputs, request.sampling)
-        with tempfile.TemporaryDirectory() as folder:
-            inputs, notes = prepare_task(request.task, request.inputs, Path(folder))
-            found = load_conditions(inputs, request.sampling)
-        return replace(found, notes=(*notes, *(note.replace(f"{folder}/", "") for note in found.notes)))
-    except DataError as error:
-        raise (error.at(request.name) if request.name else error) from None

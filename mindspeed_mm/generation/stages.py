@@ -10,9 +10,7 @@ from torch import Tensor
 
 from mindspeed_mm.conditioning.text import encode_prompt
 from mindspeed_mm.conditioning.vace import encode_vace_context
-from mindspeed_mm.data import conditions as pixels
 from mindspeed_mm.data.conditions import Conditions
-from mindspeed_mm.data.sample import Inputs
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.denoise import Predictor, StepHook, denoise_loop
@@ -45,15 +43,6 @@ def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tens
             models.cached_prompts.update(zip(new, (each.cpu() for each in rows), strict=True))
         models.free_text_encoder()
     return {prompt: models.cached_prompts[prompt] for prompt in prompts}
-
-
-def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
-    """The pixels that the model gets.
-
-    Raises ConfigError for inputs that contradict each other, DataError for what does not fit.
-    """
-    size, stretch = (sampling.height, sampling.width), sampling.diffsynth_references
-    return pixels.to_tensors(pixels.load_conditions(inputs, sampling, size, stretch=stretch))
 
 
 @torch.no_grad()

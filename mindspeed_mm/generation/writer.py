@@ -27,6 +27,7 @@ from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path, write_json
 from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.embedded import embedded
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Settings = dict[str, Any]
@@ -69,7 +70,7 @@ def write_outcome(
     kept: dict[int, Frames] = {}
     wanted = set(spread(num_frames, _COLUMNS))
     with explain_disk(path):
-        write_video(path, _watched(chunks, kept, wanted), fps)
+        write_video(path, _watched(chunks, kept, wanted), fps, comment=embedded(settings()))
     said = settings()
     sheet = draw_result(name, [kept[index] for index in sorted(kept)], sorted(kept), conditions, said)
     with explain_disk(folder / f"{name}.png") as picture, atomic_path(picture) as draft:

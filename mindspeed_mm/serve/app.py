@@ -21,7 +21,7 @@ from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.serve.body import Given, Uploads, read_body, read_overlap, take_source
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.engine import Engine
-from mindspeed_mm.serve.fields import read_fields
+from mindspeed_mm.serve.fields import FIELDS, read_fields
 from mindspeed_mm.serve.folders import JobFolders, build_job, discard, in_api_words, link_inputs
 from mindspeed_mm.serve.guard import Guard
 from mindspeed_mm.serve.jobs import Job, JobStore, make_id
@@ -89,6 +89,14 @@ class Service:
         path = self.folders.result(video_id)
         if not path.is_file():
             raise ApiError(404, "not_found", "the video's file is gone", where="id")
+        return path
+
+    def source(self, video_id: str) -> Path:
+        """The clip that was uploaded as a job's src_video. Raises ApiError when there is none."""
+        files = self.folders.inputs(video_id, self.find(video_id).request["files"])
+        path = next(iter(files.get("src_video", ())), None)
+        if path is None or not path.is_file():
+            raise ApiError(404, "not_found", "the video has no src_video", where="id")
         return path
 
     def check_ready(self) -> None:
@@ -337,18 +345,25 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         summary="The video, or pictures of it",
     )
     def content(
-        video_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
+        video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "sheet", "source"] = "video"
     ) -> FileResponse:
+        if variant == "source":
+            return FileResponse(service.source(video_id), filename=f"{video_id}_source.mp4")
         path = service.finished(video_id)
         if variant == "video":
             return FileResponse(path, media_type="video/mp4", filename=f"{video_id}.mp4")
         if variant == "thumbnail":
             return FileResponse(thumbnail(path), media_type="image/webp")
+        if variant == "sheet":
+            return FileResponse(service.folders.result(video_id, ".png"), media_type="image/png")
         return FileResponse(spritesheet(path), media_type="image/jpeg")
 
     @app.get("/v1/models", summary="What this server makes videos with")
     def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": service.model, "object": "model", "owned_by": "local"}]}
+        shown = {"id": service.model, "object": "model", "owned_by": "local"}
+        defaults = {name: value for name, value in service.base.items() if name in FIELDS}
+        experts = len(service.base["model"]["transformer"])
+        return {"object": "list", "data": [{**shown, "defaults": defaults, "experts": experts}]}
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:

@@ -35,18 +35,22 @@ _PATIENCE = 3600.0  # seconds that a full queue or a loading model is waited for
 class Client:
     """The routes of a server that a job needs."""
 
-    def __init__(self, server: str) -> None:
-        """Raises ConfigError for what is no address."""
+    def __init__(self, server: str, token: str | None = None, patience: float = _PATIENCE) -> None:
+        """`token`: that of VACE_TOKEN without one. `patience`: seconds that a full queue or a loading model is waited for.
+
+        Raises ConfigError for what is no address.
+        """
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).netloc:
             raise ConfigError(f"got {server!r:.100}", where="--server", expected="http://host:port")
         self.base = server.rstrip("/")
         self.session = requests.Session()
-        if token := os.environ.get(TOKEN, "").strip():
+        self.patience = patience
+        if token := token or os.environ.get(TOKEN, "").strip():
             self.session.headers["authorization"] = f"Bearer {token}"
 
     def create(self, fields: Mapping[str, str], files: Mapping[str, list[Path]]) -> dict[str, Any]:
         """Queue a video; waits for a loading model and a full queue. Raises ConfigError, LaunchError."""
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + self.patience
         while True:
             with ExitStack() as stack:
                 # without any file, requests would not send a form of parts
@@ -83,9 +87,27 @@ class Client:
         """Cancel a video."""
         self._send("DELETE", f"/v1/videos/{video_id}")
 
-    def download(self, video_id: str, path: Path) -> None:
-        """The mp4, whole or not at all."""
-        answer = self._checked(self._send("GET", f"/v1/videos/{video_id}/content", stream=True))
+    def list(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest videos."""
+        found: list[dict[str, Any]] = self._checked(self._send("GET", f"/v1/videos?limit={limit}")).json()[
+            "data"
+        ]
+        return found
+
+    def model(self) -> dict[str, Any]:
+        """The served model: its name, the defaults of requests, and how many experts it has."""
+        found: dict[str, Any] = self._checked(self._send("GET", "/v1/models")).json()["data"][0]
+        return found
+
+    def is_ready(self) -> bool:
+        """Whether the models are loaded."""
+        return self._send("GET", "/ready").status_code == 200
+
+    def download(self, video_id: str, path: Path, variant: str = "video") -> None:
+        """The mp4, or another variant, whole or not at all."""
+        answer = self._checked(
+            self._send("GET", f"/v1/videos/{video_id}/content?variant={variant}", stream=True)
+        )
         with answer, atomic_path(path) as draft, draft.open("wb") as written:
             for block in answer.iter_content(1 << 20):
                 written.write(block)

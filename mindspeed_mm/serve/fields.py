@@ -30,7 +30,7 @@ COMPUTED: Mapping[str, str] = {
     "seconds": "length; num_frames is the nearest 4k+1",
     "extra_params": "an object with more of these fields",
 }
-_TASK_TEXTS = frozenset({"type", "mode", "label", "caption", "process_type_1", "process_type_2"})
+SAFE_TASK_TEXTS = frozenset({"type", "mode", "label", "caption", "process_type_1", "process_type_2"})
 _SAFE_TEXT = re.compile(
     r"left|right|up|down|true|false|[0-9.,:-]*|(?:left|right|up|down)(?:,(?:left|right|up|down))*"
 )
@@ -99,7 +99,7 @@ def _check_task(task: Any) -> None:
     """Refuse options of a task that could be paths: every text, but for the few that name no file."""
     values = {} if not isinstance(task, dict) else task
     for name, value in values.items():
-        if name not in _TASK_TEXTS and _holds_text(value):
+        if name not in SAFE_TASK_TEXTS and _holds_text(value):
             fix = "upload src_mask" if name == "mask" else "leave it out"
             raise ConfigError("could be a path, which a request cannot name", where=f"task.{name}", fix=fix)
 

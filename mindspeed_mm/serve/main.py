@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.overrides import Overrides
@@ -22,6 +22,9 @@ from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.fields import FIELDS
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
+
+if TYPE_CHECKING:
+    import uvicorn
 
 LOGGER = get_logger(__name__)
 PROG = "vace serve"
@@ -133,6 +136,18 @@ def read_model(
 
 def serve(settings: ServeConfig, token: str | None, base: Mapping[str, Any]) -> None:
     """Listen until a signal. Raises LaunchError for a port that is in use."""
+    server, listening, address = open_server(settings, token, base)
+    LOGGER.info(
+        f"{settings.model_name or model_name(base)} at {address}  (API: /docs, queue: "
+        f"{Path(settings.data_dir).absolute()}); Ctrl-C stops, and the queue waits"
+    )
+    server.run(sockets=[listening])
+
+
+def open_server(
+    settings: ServeConfig, token: str | None, base: Mapping[str, Any]
+) -> tuple[uvicorn.Server, socket.socket, str]:
+    """A server that is to be run, its socket, which listens, and its address. Raises LaunchError for a port that is in use."""
     import uvicorn
 
     from mindspeed_mm.serve.app import Service, build_app
@@ -154,16 +169,17 @@ def serve(settings: ServeConfig, token: str | None, base: Mapping[str, Any]) -> 
     engine = Engine(store, folders, settings, worker)
     name = settings.model_name or model_name(base)
     listening = listen(settings)
-    host, port = listening.getsockname()[:2]
     app = build_app(Service(settings, store, folders, engine, name, base), token)
-    shown = f"[{host}]" if ":" in host else host
-    LOGGER.info(
-        f"{name} at http://{shown}:{port}  (API: /docs, queue: {data_dir}); Ctrl-C stops, and the queue waits"
-    )
     config = uvicorn.Config(
         app, log_level="warning", server_header=False, timeout_keep_alive=30, limit_concurrency=256
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config), listening, address_of(listening)
+
+
+def address_of(listening: socket.socket) -> str:
+    """`http://host:port` of a socket that listens."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(settings: ServeConfig) -> socket.socket:

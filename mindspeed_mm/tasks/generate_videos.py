@@ -17,6 +17,7 @@ import torch.distributed as dist
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, LaunchError
+from mindspeed_mm.generation.conditions import conditions_of
 from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig, SamplingConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import choose_layout
@@ -26,7 +27,7 @@ from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import VideoFiles, write_decoded
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest, Inputs, TaskRequest
-from mindspeed_mm.generation.run import conditions_of, generate, share_prompts
+from mindspeed_mm.generation.run import generate, share_prompts
 from mindspeed_mm.generation.stages import scale_problem
 from mindspeed_mm.generation.stored import LatentsSettings, read_latents
 from mindspeed_mm.generation.usual import unusual_requests

@@ -104,11 +104,11 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         logger.info(format_json({"path": str(path), **config.model_dump(mode="json")}, indent=2))
         return
     _check_out(config.out)
-    path = _found(path)
+    path = found(path)
     if config.dry_run:
         _check_list(path, config)
         return
-    image, what = _draw(path, config)
+    image, what = draw(path, config)
     _save(image, Path(config.out))
     logger.info("%s: %s", config.out, what)
 
@@ -145,22 +145,23 @@ def _is_feature(path: Path) -> bool:
     return path.suffix in (".safetensors", ".pt")
 
 
-def _found(path: Path) -> Path:
+def found(path: Path) -> Path:
     """The file meant by a folder."""
     if not os.path.exists(path):
         raise DataError(f"no such file (working directory {Path.cwd()})", where=path)
     if path.is_dir():
         names = ("data.jsonl", "data.txt", "data.json", "metadata.csv")
-        found = next((path / name for name in names if (path / name).is_file()), None)
-        if found is None:
+        listed = next((path / name for name in names if (path / name).is_file()), None)
+        if listed is None:
             raise DataError(
                 f"folder contains no {', '.join(names)}", where=path, fix="name the file to inspect"
             )
-        return found
+        return listed
     return path
 
 
-def _draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
+def draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
+    """The contact sheet of a file that `found` gave, and what it shows. Raises ConfigError, DataError."""
     if _is_feature(path):
         return _draw_feature(path, config)
     source = _source(path, config)

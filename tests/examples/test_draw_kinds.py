@@ -9,7 +9,7 @@ from pathlib import Path
 import draw_kinds
 import pytest
 
-from mindspeed_mm.generation.run import conditions_of
+from mindspeed_mm.generation.conditions import conditions_of
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -31,6 +31,7 @@ from mindspeed_mm.tasks.data_split import split_parser
 from mindspeed_mm.tasks.jobs import extract, pretrain
 from mindspeed_mm.tasks.jobs.plan import plan_parser
 from mindspeed_mm.tools import doctor, inspect_samples, project
+from mindspeed_mm.ui import main as ui
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*(?:\.\w+)*")
@@ -70,6 +71,7 @@ def parsers() -> dict[str, set[str]]:
         "import": import_parser(),
         "split": split_parser(),
         "serve": serve.job_parser(),
+        "ui": ui.job_parser(),
         "plan": plan_parser(),
         "eval": evaluate.job_parser(),
         "init": project.job_parser(),
@@ -120,6 +122,7 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tools/inspect": ["inspect"],
         "mindspeed_mm/serve/client": ["generate"],
         "mindspeed_mm/serve/": ["serve"],
+        "mindspeed_mm/ui/": ["ui"],
         "mindspeed_mm/tools/project": ["init"],
         "mindspeed_mm/tools/doctor": ["doctor", "train"],
         "mindspeed_mm/planning/": ["plan"],

@@ -33,7 +33,7 @@ FLOORS = {
     "conditioning": 4,
     "training": 5, "generation": 5, "planning": 5, "evaluation": 5,
     "tasks": 6, "tools": 6,
-    "serve": 7,
+    "serve": 7, "ui": 7,
     "cli": 8,
 }  # fmt: skip
 

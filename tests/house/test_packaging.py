@@ -32,7 +32,7 @@ def requirements() -> list[Requirement]:
     found = [Requirement(text) for text in [*ast.literal_eval(named.value), *extras["dev"]]]
     ours = [requirement for requirement in found if requirement.name == "mindspeed-mm-vace"]
     included = [Requirement(text) for each in ours for extra in each.extras for text in extras[extra]]
-    return [*(requirement for requirement in found if requirement not in ours), *included]
+    return [requirement for requirement in [*found, *included] if requirement.name != "mindspeed-mm-vace"]
 
 
 def pins() -> list[Requirement]:

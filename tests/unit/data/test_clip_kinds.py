@@ -16,9 +16,9 @@ from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.transforms import load_mask, load_pixels
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.generation.conditions import load_conditions
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.request import Inputs
-from mindspeed_mm.generation.stages import load_conditions
 from tests.clips import numbered, write_as, write_clip
 from tests.support.errors import raises
 

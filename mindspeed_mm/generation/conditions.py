@@ -1,0 +1,39 @@
+"""The pixels that the model gets.
+
+Apart from the stages, so that who only looks at them loads no model code.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import mindspeed_mm.data.conditions as pixels
+from mindspeed_mm.data.conditions import Conditions
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.request import GenerationRequest, Inputs
+from mindspeed_mm.generation.tasks import prepare_task
+
+
+def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
+    """The pixels that the model gets.
+
+    Raises ConfigError for inputs that contradict each other, DataError for what does not fit.
+    """
+    size, stretch = (sampling.height, sampling.width), sampling.diffsynth_references
+    return pixels.to_tensors(pixels.load_conditions(inputs, sampling, size, stretch=stretch))
+
+
+def conditions_of(request: GenerationRequest) -> Conditions:
+    """The pixels that the model gets. Raises DataError beginning with the video's name."""
+    try:
+        if request.task is None:
+            return load_conditions(request.inputs, request.sampling)
+        with tempfile.TemporaryDirectory() as folder:
+            inputs, notes = prepare_task(request.task, request.inputs, Path(folder))
+            found = load_conditions(inputs, request.sampling)
+        return replace(found, notes=(*notes, *(note.replace(f"{folder}/", "") for note in found.notes)))
+    except DataError as error:
+        raise (error.at(request.name) if request.name else error) from None

@@ -1,0 +1,65 @@
+"""A run's curves from its metrics.jsonl. No torch, no gradio."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import regular_file
+
+Curve = list[tuple[int, float]]  # iteration, value
+_POINTS = 2000  # of a curve: more than a screen is wide
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Every number that a run wrote, by its name.
+
+    A line that is cut off or damaged is left out. Raises DataError.
+    """
+    curves: dict[str, Curve] = {}
+    try:
+        with regular_file(path, DataError).open("rb") as lines:
+            for line in lines:
+                for name, iteration, value in _numbers(line):
+                    curves.setdefault(name, []).append((iteration, value))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=path) from None
+    if not curves:
+        raise DataError("holds no metrics", where=path, expected="the metrics.jsonl of a training run")
+    return curves
+
+
+def _numbers(line: bytes) -> list[tuple[str, int, float]]:
+    try:
+        row = json.loads(line)
+        iteration = row.pop("iteration")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    if type(iteration) is not int:
+        return []
+    return [
+        (name, iteration, float(value))
+        for name, value in row.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    ]
+
+
+def smoothed(curve: Curve, share: float) -> Curve:
+    """An exponential mean that forgets `1 - share` a point, without the bias of its start."""
+    if share <= 0:
+        return curve
+    found, mean, weight = [], 0.0, 0.0
+    for iteration, value in curve:
+        mean, weight = share * mean + (1 - share) * value, share * weight + (1 - share)
+        found.append((iteration, mean / weight))
+    return found
+
+
+def thinned(curve: Curve, most: int = _POINTS) -> Curve:
+    """At most `most` points, evenly, the last among them."""
+    if len(curve) <= most:
+        return curve
+    step = len(curve) / most
+    return [curve[min(len(curve) - 1, math.ceil((place + 1) * step) - 1)] for place in range(most)]

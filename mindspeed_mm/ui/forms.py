@@ -1,0 +1,164 @@
+"""What the page asks for each task: derived from the registry, so that a new task appears by itself.
+
+No torch, no gradio.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic.fields import FieldInfo
+
+from mindspeed_mm.conditioning.tasks.catalog import all_tasks
+from mindspeed_mm.conditioning.tasks.options import Boxes, TaskOptions
+from mindspeed_mm.conditioning.tasks.spec import Task, count_bounds
+from mindspeed_mm.serve.fields import SAFE_TASK_TEXTS
+
+Kind = Literal["choice", "words", "switch", "number", "text", "boxes"]
+FAMILIES = ("text", "repaint", "control", "extension", "reference", "own")
+PAINTED = frozenset({"mask", "masktrack", "bbox", "bboxtrack"})  # modes that start from a painted region
+_FIRST = ("inpainting", "sides", "own", "canny", "frameref")  # the usual task of each family comes first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a task, as a widget shows it."""
+
+    name: str
+    kind: Kind
+    description: str = ""
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    whole: bool = False
+    default: Any = None
+
+    @property
+    def key(self) -> str:
+        """Options of one key share a widget."""
+        return f"{self.name}:{self.kind}:{self.whole:d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The inputs of one task, or of a request without one."""
+
+    name: str
+    family: str
+    summary: str = ""
+    task: Task | None = None
+    video: bool = False
+    images: tuple[int, int] = (0, 99)  # the least and the most; references where the task needs none
+    needs_images: bool = False  # they are what the task starts from
+    paints: bool = False  # a region may be painted
+    mask_file: bool = False
+    ends: bool = False  # first and last frames
+    sides: bool = False  # how far each side grows
+    options: tuple[Option, ...] = ()
+
+    def asks_paint(self, mode: str) -> bool:
+        """Whether a region is painted under this mode."""
+        return self.paints and mode.partition(",")[0].strip() in PAINTED
+
+    def shown(self, option: Option, mode: str) -> bool:
+        """Whether an option belongs to the mode: `label`, `caption`, `bbox` are for modes of that name."""
+        modes = next((other.choices for other in self.options if other.name == "mode"), ())
+        if any(choice.startswith(option.name) for choice in modes):
+            return mode.startswith(option.name)
+        return True
+
+
+@lru_cache(maxsize=1)
+def forms() -> Mapping[str, Form]:
+    """Every form by its name, the usual ones of each family first."""
+    found = [
+        Form(name="text", family="text", images=(0, 0)),
+        Form(name="sides", family="repaint", video=True, sides=True),
+        Form(name="ends", family="extension", ends=True),
+        Form(name="own", family="own", video=True, mask_file=True),
+    ]
+    tasks = [task for task in all_tasks() if _is_servable(task)]
+    open_ones = {task.run for task in tasks if not task.fixed}
+    found += [_form(task) for task in tasks if not (task.fixed and task.run in open_ones)]
+    rank = {name: place for place, name in enumerate(_FIRST)}
+    found.sort(key=lambda form: rank.get(form.name, 99))
+    return {form.name: form for form in found}
+
+
+def options_of(task: Task) -> tuple[Option, ...]:
+    """The options that are typed in: not those of every task, no paths, and none that the name decides."""
+    hidden = {*TaskOptions.model_fields, *task.fixed}
+    found = (_option(name, field) for name, field in task.options.model_fields.items() if name not in hidden)
+    return tuple(option for option in found if option is not None)
+
+
+def _form(task: Task) -> Form:
+    low, high = count_bounds(task.needs, "image")
+    names = task.options.model_fields
+    return Form(
+        name=task.name,
+        family=task.family,
+        summary=task.summary,
+        task=task,
+        video=count_bounds(task.needs, "clip")[1] > 0,
+        images=(low, high) if high else (0, 99),
+        needs_images=high > 0,
+        paints="mask" in names and "mode" in names,
+        options=options_of(task),
+    )
+
+
+def _is_servable(task: Task) -> bool:
+    """Whether a request can say all that the task needs: it uploads one clip, and names no path."""
+    if count_bounds(task.needs, "clip")[1] > 1:
+        return False
+    shown = {option.name for option in options_of(task)}
+    required = {name for name, field in task.options.model_fields.items() if field.is_required()}
+    return required <= {*shown, *task.fixed}
+
+
+def _option(name: str, field: FieldInfo) -> Option | None:
+    annotation: Any = field.annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(arg for arg in get_args(annotation) if arg is not type(None))
+    bounds = [item for item in field.metadata if isinstance(item, (Ge, Gt, Le))]
+    low = next(
+        (
+            float(item.ge if isinstance(item, Ge) else item.gt)
+            for item in bounds
+            if isinstance(item, (Ge, Gt))
+        ),
+        None,
+    )  # type: ignore[arg-type]
+    high = next((float(item.le) for item in bounds if isinstance(item, Le)), None)  # type: ignore[arg-type]
+    default = None if field.is_required() else field.default
+    say = {"name": name, "description": field.description or "", "low": low, "high": high}
+    if get_origin(annotation) is Literal:
+        choices = tuple(map(str, get_args(annotation)))
+        usual = default or ("masktrack" if "masktrack" in choices else choices[0])
+        return Option(**say, kind="choice", choices=choices, default=usual)
+    if get_origin(annotation) is tuple and (words := _words(annotation)):
+        return Option(**say, kind="words", choices=words, default=list(default or ()))
+    if _is_boxes(field):
+        return Option(**say, kind="boxes", default="")
+    if annotation is bool:
+        return Option(**say, kind="switch", default=default)
+    if annotation in (int, float):
+        return Option(**say, kind="number", whole=annotation is int, default=default)
+    if annotation is str and name in SAFE_TASK_TEXTS:
+        return Option(**say, kind="text", default=default or "")
+    return None
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    inner = get_args(annotation)[0]
+    return tuple(map(str, get_args(inner))) if get_origin(inner) is Literal else ()
+
+
+def _is_boxes(field: FieldInfo) -> bool:
+    return field.annotation == get_args(Boxes)[0] if get_origin(Boxes) is Annotated else False

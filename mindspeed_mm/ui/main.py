@@ -1,0 +1,175 @@
+"""argv → page. gradio is imported only when the arguments are sound."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.config.flags import FlagParser, add_flags, given
+from mindspeed_mm.config.overrides import Overrides
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import format_json, read_json_object
+from mindspeed_mm.locks import lock_folder
+from mindspeed_mm.log import get_logger, one_line_errors
+from mindspeed_mm.outputs import check_folder
+from mindspeed_mm.serve.config import ServeConfig
+from mindspeed_mm.serve.main import address_of, listen, open_server, read_model, read_token
+from mindspeed_mm.ui.config import UiConfig
+
+LOGGER = get_logger(__name__)
+PROG = "vace ui"
+_NEEDED = ("gradio", "fastapi", "uvicorn", "multipart", "prometheus_client", "requests")
+_PACKAGE = Path(__file__).resolve().parents[1]
+_TINY = "tiny/inference.json"
+
+
+def job_parser(prog: str = PROG) -> FlagParser:
+    """Every flag of `vace ui`."""
+    parser = FlagParser(prog, "A page in the browser: edit clips, inspect datasets, follow runs.")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG.json",
+        nargs="?",
+        help="inference JSON of the page's own server (default: the tiny weights that come with the package)",
+    )
+    parser.add_argument("--model", metavar="FOLDER", help="model folder, instead of CONFIG.json")
+    parser.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="replace a nested key of the JSON"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
+    add_flags(parser, UiConfig, "the page")
+    return parser
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
+    """The command. Returns when a signal stops the page."""
+    namespace = job_parser(prog).parse_strict(sys.argv[1:] if argv is None else argv)
+    settings = parse(UiConfig, given(namespace, UiConfig), prog)
+    outer = ServeConfig(
+        host=settings.host,
+        port=settings.port,
+        token_file=settings.token_file,
+        allowed_hosts=settings.allowed_hosts,
+        max_upload_mb=settings.max_upload_mb,
+    )
+    password = read_token(outer)
+    folder = Path(settings.data_dir).absolute()
+    inner = ServeConfig(
+        port=0, data_dir=str(folder), devices=settings.devices, max_upload_mb=settings.max_upload_mb
+    )
+    base: dict[str, Any] = {}
+    is_tiny = settings.server is None and namespace.config is None and namespace.model is None
+    if settings.server is None:
+        config, overrides = namespace.config, Overrides.parse(namespace.set or ())
+        base = (
+            _read_tiny(inner, overrides) if is_tiny else read_model(config, namespace.model, overrides, inner)
+        )
+    elif namespace.config or namespace.model or namespace.set:
+        raise ConfigError(
+            "contradicts CONFIG.json, --model and --set, which are for the page's own server",
+            where="--server",
+        )
+    if not Path(settings.root).is_dir():
+        raise ConfigError("no such folder", where=f"--root {settings.root}")
+    check_folder(settings.data_dir, "data_dir")
+    if namespace.print_config:
+        shown = {"page": settings.model_dump(mode="json"), "jobs": base, "token": password is not None}
+        LOGGER.info(format_json(shown, indent=2))
+        return
+    lacking = [name for name in _NEEDED if find_spec(name) is None]
+    if lacking:
+        raise ConfigError(
+            f"{', '.join(lacking)}: not installed", where=prog, fix="run pip install 'mindspeed-mm-vace[ui]'"
+        )
+    if namespace.dry_run:
+        LOGGER.info("the page's settings and weights are in order")
+        return
+    with lock_folder(folder, choose="data_dir"):
+        if settings.server is not None:
+            run(settings, outer, password, settings.server, None, is_tiny=False)
+            return
+        token = secrets.token_urlsafe(32)  # other users of this machine cannot call the page's own server
+        with own_server(inner, token, base) as address:
+            run(settings, outer, password, address, token, is_tiny=is_tiny)
+
+
+def _read_tiny(settings: ServeConfig, overrides: Overrides) -> dict[str, Any]:
+    """`read_model` of the tiny weights in this checkout, or in the package."""
+    places = [_PACKAGE.parent / "examples/vace", _PACKAGE / "starter"]
+    place = next((place for place in places if (place / _TINY).is_file()), None)
+    if place is None:
+        raise ConfigError(
+            "the tiny weights are not here",
+            where=PROG,
+            fix="give CONFIG.json, --model FOLDER or --server URL",
+        )
+    model = read_json_object(place / _TINY)["model"]
+    weights = place / "tiny/weights"
+
+    def here(text: str) -> str:
+        return str(weights / text.partition("tiny/weights/")[2])
+
+    found = {
+        name: [here(item) for item in value] if isinstance(value, list) else here(value)
+        for name, value in model.items()
+    }
+    own = Overrides.parse([f"model={format_json(found)}"])
+    return read_model(str(place / _TINY), None, Overrides((*own.items, *overrides.items)), settings)
+
+
+@contextmanager
+def own_server(settings: ServeConfig, token: str, base: dict[str, Any]) -> Iterator[str]:
+    """`vace serve` in a thread of this process, on a free port of loopback; its address.
+
+    Its workers end with the block.
+    """
+    server, listening, address = open_server(settings, token, base)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="server", daemon=True)
+    thread.start()
+    try:
+        yield address
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def run(
+    settings: UiConfig,
+    outer: ServeConfig,
+    password: str | None,
+    server: str,
+    token: str | None,
+    *,
+    is_tiny: bool,
+) -> None:
+    """Show the page until a signal. Raises LaunchError for a port that is in use."""
+    folder = Path(settings.data_dir).absolute()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    import uvicorn
+
+    from mindspeed_mm.serve.client import Client
+    from mindspeed_mm.ui.app import build_app
+    from mindspeed_mm.ui.sample import write_sample
+    from mindspeed_mm.ui.service import Service
+
+    client = Client(server, token, patience=0.0)
+    service = Service(client, folder, Path(settings.root), sample=None)
+    if is_tiny:
+        service.sample = write_sample(service.work)
+    app = build_app(settings, outer, password, service)
+    listening = listen(outer)
+    LOGGER.info(f"the page is at {address_of(listening)}  (videos: {folder}); Ctrl-C stops it")
+    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
+    uvicorn.Server(config).run(sockets=[listening])

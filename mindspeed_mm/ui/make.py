@@ -1,0 +1,216 @@
+"""The inputs of a video: the task first, then what it needs. Widgets only; what they do is in actions.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, get_args
+
+import gradio as gr
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame
+from mindspeed_mm.generation.config import Numbers
+from mindspeed_mm.ui.forms import FAMILIES, Form, Option, forms
+from mindspeed_mm.ui.mask import frame_url, paintable, painted_mask
+from mindspeed_mm.ui.request import NUMBERS, Filled
+from mindspeed_mm.ui.service import Service
+from mindspeed_mm.ui.text import Words
+
+_CHOICES = {"preset", "solver", "short_clip"}
+_WHOLE = {"width", "height", "num_frames", "steps", "seed"}
+_MAIN = ("width", "height", "num_frames", "steps", "seed")
+Data = Mapping[Any, Any]
+
+
+@dataclass(frozen=True)
+class Widgets:
+    """The inputs of the tab, by what they mean."""
+
+    family: gr.Radio
+    form: gr.Dropdown
+    parts: dict[str, Any]
+    numbers: dict[str, Any]
+    options: dict[str, Any]  # Option.key → widget
+    groups: dict[str, Any]  # what is shown or hidden as one
+
+    @property
+    def all(self) -> set[Any]:
+        """Every input: what a handler gets."""
+        widgets = (*self.parts.values(), *self.numbers.values(), *self.options.values())
+        return {self.family, self.form, *widgets}
+
+    def read(self, data: Data) -> Filled:
+        """What the user filled in."""
+        part = {name: data[widget] for name, widget in self.parts.items()}
+        form = forms()[data[self.form]]
+        options = {option.name: data[self.options[option.key]] for option in form.options}
+        images = part["images"] or []
+        return Filled(
+            form=form.name,
+            prompt=part["prompt"] or "",
+            negative_prompt=(part["negative"] or "").strip() or None,
+            numbers={name: data[widget] for name, widget in self.numbers.items()},
+            options=options,
+            sides=(part["left"], part["top"], part["right"], part["bottom"]),
+            video=_path(part["video"]),
+            mask=_path(part["mask_file"]),
+            images=tuple(Path(str(item)) for item in images),
+            first=_path(part["first"]),
+            last=_path(part["last"]),
+            painted=painted_mask(part["painted"]),
+            frame=int(part["frame"] or 0),
+            grow=float(part["grow"] or 0),
+        )
+
+
+def painter(words: Words, frame: Frame) -> str:
+    """HTML that painter.js makes a canvas of: the frame, and the tools."""
+    image = paintable(frame)
+    height, width = image.shape[:2]
+    tools = "".join(
+        f'<button type="button" data-tool="{name}" aria-pressed="{str(name == "brush").lower()}">'
+        f"{escape(words(name))}</button>"
+        for name in ("brush", "eraser", "undo", "clear")
+    )
+    return (
+        f'<div class="painter"><div class="painter-tools">{tools}<label>{escape(words("brush_size"))} '
+        f'<input type="range" min="6" max="160" value="56"></label></div>'
+        f'<div class="painter-area" style="aspect-ratio:{width}/{height}">'
+        f'<img alt="" src="{frame_url(image)}">'
+        f'<canvas width="{width}" height="{height}"></canvas></div></div>'
+    )
+
+
+def _path(value: Any) -> Path | None:
+    return None if not value else Path(str(value))
+
+
+def build_inputs(words: Words, service: Service) -> Widgets:
+    """Lay the inputs out. Their visibility follows the task."""
+    first = forms()["inpainting"]
+    parts: dict[str, Any] = {}
+    family = gr.Radio(
+        choices=[(words(f"family_{name}"), name) for name in FAMILIES],
+        value=first.family,
+        label=words("goal"),
+        elem_id="family",
+    )
+    form = gr.Dropdown(
+        choices=form_choices(words, first.family), value=first.name, label=words("task"), elem_id="task"
+    )
+    with gr.Row(equal_height=True):
+        parts["video"] = gr.Video(
+            label=words("video"), sources=["upload"], elem_id="video", height=260, min_width=240
+        )
+        parts["mask_file"] = gr.File(
+            label=words("mask_file"),
+            file_types=["video", "image"],
+            visible=False,
+            height=260,
+            elem_id="mask-file",
+        )
+        parts["images"] = gr.File(
+            label=words("images"), file_types=["image"], file_count="multiple", height=260, elem_id="images",
+            min_width=200,
+        )  # fmt: skip
+        parts["first"] = gr.File(label=words("first"), visible=False, height=160, elem_id="first")
+        parts["last"] = gr.File(label=words("last"), visible=False, height=160, elem_id="last")
+    with gr.Group(visible=False) as paint:
+        gr.Markdown(f"**{words('paint')}** · {words('paint_hint')}", padding=True)
+        parts["painter"] = gr.HTML(padding=True, elem_id="painter")
+        parts["painted"] = gr.Textbox(elem_id="painted", elem_classes="hidden-box", show_label=False)
+        with gr.Row():
+            parts["frame"] = gr.Slider(0, 16, 0, step=1, label=words("frame"), elem_id="frame")
+            parts["grow"] = gr.Slider(-20, 20, 0, step=1, label=words("grow"), elem_id="grow")
+    with gr.Row(visible=False) as sides:
+        for side in ("left", "top", "right", "bottom"):
+            parts[side] = gr.Slider(
+                0, 100, 25, step=1, label=words(f"side_{side}"), min_width=140, elem_id=f"side-{side}"
+            )
+    options = _option_widgets(words, first)
+    parts["prompt"] = gr.Textbox(label=words("prompt"), lines=2, elem_id="prompt")
+    with gr.Accordion(words("advanced"), open=False, elem_id="advanced"):
+        numbers = _number_widgets(words, service.defaults())
+        parts["negative"] = gr.Textbox(label=words("negative"), lines=2, elem_id="negative")
+    return Widgets(family, form, parts, numbers, options, {"paint": paint, "sides": sides})
+
+
+def form_choices(words: Words, family: str) -> list[tuple[str, str]]:
+    """The tasks of a family, as (what is shown, name)."""
+    found = []
+    for form in forms().values():
+        if form.family == family:
+            summary = words.task(form.name, form.summary)
+            needs = form.task.network if form.task else ""
+            more = f" ({words('needs_network', {'name': needs})})" if needs else ""
+            found.append(
+                (f"{summary}{more}" if form.task is None else f"{form.name} — {summary}{more}", form.name)
+            )
+    return found
+
+
+def _option_widgets(words: Words, first: Form) -> dict[str, Any]:
+    """One widget for each kind of option that any task has."""
+    widgets: dict[str, Any] = {}
+    known: dict[str, Option] = {}
+    for form in forms().values():
+        for option in form.options:
+            known.setdefault(option.key, option)
+    known = dict(sorted(known.items(), key=lambda item: item[1].name != "mode"))  # it decides about others
+    of_first = {option.key: option for option in first.options}
+    mode = str(next(option.default for option in first.options if option.name == "mode"))
+    with gr.Row():
+        for key, option in known.items():
+            usual = of_first.get(key, option)
+            visible = key in of_first and first.shown(usual, mode)
+            widgets[key] = _widget(usual, words, visible=visible)
+    return widgets
+
+
+def _widget(option: Option, words: Words, *, visible: bool) -> Any:
+    say: dict[str, Any] = {
+        "label": option.name,
+        "info": words.option(option.name, option.description),
+        "visible": visible,
+        "min_width": 220,
+        "elem_id": f"option-{option.name}-{option.kind}",
+    }
+    if option.kind == "choice":
+        return gr.Dropdown(choices=list(option.choices), value=option.default, **say)
+    if option.kind == "words":
+        return gr.CheckboxGroup(choices=list(option.choices), value=option.default, **say)
+    if option.kind == "switch":
+        return gr.Checkbox(value=bool(option.default), **say)
+    if option.kind == "number":
+        return gr.Number(value=option.default, precision=0 if option.whole else None, **say)
+    return gr.Textbox(value=option.default, **say)
+
+
+def _number_widgets(words: Words, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    schema = Numbers.model_fields
+    with gr.Row():
+        for name in NUMBERS:
+            label = words(f"number_{name}")
+            value, place = defaults.get(name), {"min_width": 130, "elem_id": f"number-{name}"}
+            if name in _CHOICES:
+                known = [(words("by_preset") if name != "preset" else "wan", "")]
+                choices = known + [
+                    (text, text) for text in _literals(schema[name].annotation) if text != "wan"
+                ]
+                found[name] = gr.Dropdown(choices=choices, value=value or "", label=label, **place)
+            else:
+                if name in _MAIN and value is None:
+                    value = schema[name].default
+                if not isinstance(value, (int, float)):
+                    value = None
+                found[name] = gr.Number(
+                    value=value, label=label, precision=0 if name in _WHOLE else None, **place
+                )
+    return found
+
+
+def _literals(annotation: Any) -> tuple[str, ...]:
+    return tuple(str(text) for text in get_args(annotation))

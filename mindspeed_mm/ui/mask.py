@@ -1,0 +1,158 @@
+"""A region painted on one frame: its mask, followed through the clip in both directions, grown or shrunk.
+
+No torch, no gradio.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, Mask, as_rgb, opencv
+from mindspeed_mm.conditioning.annotate.shapes import mask_box
+from mindspeed_mm.conditioning.annotate.spool import Spool
+from mindspeed_mm.conditioning.annotate.subject import track_mask
+from mindspeed_mm.conditioning.tasks.spec import Clip
+from mindspeed_mm.data.video import write_video
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import atomic_path
+
+_SIDE = (512, 768)  # the longer side of what is painted on: browsers lag beyond, hands are too coarse below
+_ALPHA = 100  # of 255: a fainter pixel is the edge of a stroke
+_LONGEST = 8_000_000  # characters of a painting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painting:
+    """What was painted, and how it goes on through the clip."""
+
+    mask: Mask  # in the painting's size
+    frame: int = 0
+    follow: bool = True
+    refine: bool = True
+    grow: float = 0.0  # percent of the frame's shorter side; below 0 it shrinks
+
+
+def paintable(frame: Frame) -> Frame:
+    """A frame in a size that one can paint on."""
+    longest = max(frame.shape[:2])
+    scale = min(_SIDE[1], max(_SIDE[0], longest)) / longest
+    size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
+    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(frame).resize(size, method))
+
+
+def painted_mask(text: str | None) -> Mask | None:
+    """255 where there is paint in what painter.js sent, a PNG with alpha as a data URL; None without any.
+
+    Raises DataError.
+    """
+    if not text:
+        return None
+    head, _, data = text.partition(",")
+    if head != "data:image/png;base64" or len(data) > _LONGEST:
+        raise DataError("is no painting", where="mask", expected="a PNG as the page sends it")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]) as image:
+            if max(image.size) > 2 * _SIDE[1]:
+                raise ValueError(image.size)
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    except (ValueError, OSError, SyntaxError, binascii.Error) as error:
+        raise DataError(
+            f"is no painting: {error}", where="mask", expected="a PNG as the page sends it"
+        ) from None
+    return np.where(alpha > _ALPHA, 255, 0).astype(np.uint8) if (alpha > _ALPHA).any() else None
+
+
+def frame_url(frame: Frame) -> str:
+    """A frame as a data URL."""
+    written = io.BytesIO()
+    Image.fromarray(frame).save(written, format="PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+
+
+def fitted(mask: Mask, size: tuple[int, int]) -> Mask:
+    """The mask in a clip's size (height, width)."""
+    image = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.BOX)
+    return np.where(np.asarray(image) > 127, 255, 0).astype(np.uint8)
+
+
+def resized_edge(mask: Mask, percent: float) -> Mask:
+    """The mask grown, or below 0 shrunk, by a percentage of its frame's shorter side.
+
+    One that would vanish stays as it is.
+    """
+    reach = round(abs(percent) / 100 * min(mask.shape))
+    if not reach:
+        return mask
+    cv2 = opencv()
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    changed = np.asarray(cv2.dilate(mask, kernel) if percent > 0 else cv2.erode(mask, kernel))
+    return changed if changed.any() else mask
+
+
+def clip_masks(clip: Clip, painting: Painting) -> Iterator[Mask]:
+    """One mask [H, W] for each frame. Raises DataError for a frame that the clip lacks."""
+    mask, at = fitted(painting.mask, clip.size), painting.frame
+    if not 0 <= at < clip.num_frames:
+        raise DataError(f"got {at}", where="frame", expected=f"0 to {clip.num_frames - 1}")
+    if not mask.any():
+        raise DataError("is too small", where="mask", fix="paint a larger region")
+    if not painting.follow:
+        still = resized_edge(mask, painting.grow)
+        yield from (still for _ in range(clip.num_frames))
+        return
+    before = (clip.reader.read([place])[0] for place in range(at, -1, -1))
+    after = (clip.reader.read([place])[0] for place in range(at, clip.num_frames))
+    with Spool() as earlier:
+        for _, found in track_mask(before, mask, refine=painting.refine):
+            earlier.add(found)
+        known = list(earlier)[:0:-1]  # the painted frame comes first of what follows
+    for found in known:
+        yield resized_edge(found, painting.grow)
+    for _, found in track_mask(after, mask, refine=painting.refine):
+        yield resized_edge(found, painting.grow)
+
+
+def write_clip_masks(video: Path, painting: Painting, folder: Path) -> Path:
+    """The masks of a clip as a lossless clip in `folder`; made once for the same painting.
+
+    Raises DataError.
+    """
+    said = (
+        f"{video}:{painting.frame}:{painting.follow}:{painting.refine}:{painting.grow}:{painting.mask.shape}"
+    )
+    digest = hashlib.sha256(said.encode() + painting.mask.tobytes()).hexdigest()[:24]
+    path = folder / f"mask_{digest}.mkv"
+    if not path.exists():
+        clip = Clip.open(video)
+        write_video(path, (as_rgb(mask) for mask in clip_masks(clip, painting)), clip.fps, lossless=True)
+    return path
+
+
+def write_image_mask(size: tuple[int, int], painting: Painting, folder: Path) -> Path:
+    """The mask of an image of a size (height, width)."""
+    mask = resized_edge(fitted(painting.mask, size), painting.grow)
+    path = folder / f"mask_{hashlib.sha256(mask.tobytes()).hexdigest()[:24]}.png"
+    with atomic_path(path) as draft:
+        Image.fromarray(mask).save(draft, format="PNG")
+    return path
+
+
+def painted_box(mask: Mask, size: tuple[int, int]) -> str:
+    """`left,top,right,bottom` of the painted region, in pixels of the clip.
+
+    Raises DataError when it is too small.
+    """
+    box = mask_box(fitted(mask, size))
+    if box is None:
+        raise DataError("is too small", where="mask", fix="paint a larger region")
+    return ",".join(str(int(value)) for value in box)

@@ -1,0 +1,57 @@
+"""Settings that the user saved under a name: one JSON a name. No torch, no gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.config.schema import parse
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import read_json_object, write_json
+from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.outputs import name_problem
+
+
+class Presets:
+    """A folder of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """In their order."""
+        return sorted(path.stem for path in self.folder.glob("*.json"))
+
+    def save(self, name: str, fields: Mapping[str, Any]) -> str:
+        """Keep `fields` under a name, which may replace another's.
+
+        Raises ConfigError for what is no name of a file.
+        """
+        name = name.strip()
+        if (
+            not name
+            or name.startswith(".")
+            or {"/", "\\"} & set(name)
+            or (problem := name_problem(name, ".json"))
+        ):
+            raise ConfigError(problem if name else "is missing", where="name", fix="choose a short name")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"{name}.json", dict(fields))
+        return name
+
+    def load(self, name: str) -> dict[str, Any]:
+        """The fields. Raises ConfigError."""
+        if name not in self.names():
+            raise ConfigError("no settings of that name", where=f"{name:.60}")
+        values = read_json_object(self.folder / f"{name}.json")
+        given = values.pop("inputs", ())
+        return {
+            **parse(RequestConfig, values, name).model_dump(mode="json", exclude_unset=True),
+            "inputs": given,
+        }
+
+    def delete(self, name: str) -> None:
+        """Forget one."""
+        if name in self.names():
+            (self.folder / f"{name}.json").unlink(missing_ok=True)

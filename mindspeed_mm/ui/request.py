@@ -1,0 +1,213 @@
+"""What the page holds → the fields and files of one request, and back. No torch, no gradio."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.conditioning.annotate.opencv import Mask
+from mindspeed_mm.conditioning.tasks.spec import Clip
+from mindspeed_mm.data.images import read_image
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.serve.fields import read_fields
+from mindspeed_mm.serve.uploads import SLOTS
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from mindspeed_mm.ui.forms import Form, forms
+from mindspeed_mm.ui.mask import Painting, painted_box, write_clip_masks, write_image_mask
+
+NUMBERS = (
+    "width",
+    "height",
+    "num_frames",
+    "fps",
+    "steps",
+    "seed",
+    "guidance_scale",
+    "shift",
+    "context_scale",
+    "preset",
+    "solver",
+    "short_clip",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """The page as the user filled it in."""
+
+    form: str
+    prompt: str = ""
+    negative_prompt: str | None = None  # None: the server's
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # by name
+    sides: tuple[float, float, float, float] = (0, 0, 0, 0)  # left, top, right, bottom, in percent
+    video: Path | None = None
+    mask: Path | None = None
+    images: tuple[Path, ...] = ()
+    first: Path | None = None
+    last: Path | None = None
+    painted: Mask | None = None
+    frame: int = 0
+    grow: float = 0.0
+
+    def settings(self) -> dict[str, Any]:
+        """All but the sources, in the words of the inference JSON."""
+        form = forms()[self.form]
+        said: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+        said |= self.numbers
+        if form.task is not None:
+            said["task"] = {"type": form.task.name, **_options(form, self)}
+        if form.sides and any(self.sides):
+            said["outpaint"] = [side / 100 for side in self.sides]
+        said["inputs"] = ["video"] if form.video else ["first_frame"] if form.ends else []
+        return {name: value for name, value in said.items() if value not in (None, "")}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is sent."""
+
+    fields: dict[str, Any]
+    files: dict[str, list[Path]]
+
+    def texts(self) -> dict[str, str]:
+        """The fields as a form sends them."""
+        return {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in self.fields.items()
+        }
+
+
+def build(filled: Filled, folder: Path) -> Request:
+    """The request; a painted region becomes a mask or a box, whose file goes to `folder`.
+
+    Raises ConfigError, DataError.
+    """
+    form = forms()[filled.form]
+    _check_sources(form, filled)
+    fields: dict[str, Any] = {"prompt": filled.prompt}
+    fields |= {name: value for name, value in filled.numbers.items() if value not in (None, "")}
+    if filled.negative_prompt is not None:
+        fields["negative_prompt"] = filled.negative_prompt
+    files: dict[str, list[Path]] = {}
+    if form.video and filled.video:
+        files["src_video"] = [filled.video]
+    if form.mask_file and filled.mask:
+        files["src_mask"] = [filled.mask]
+    if form.images[1] and filled.images:
+        files["src_ref_images"] = list(filled.images)
+    if form.ends:
+        files |= {
+            slot: [path]
+            for slot, path in (("first_frame", filled.first), ("last_frame", filled.last))
+            if path
+        }
+    if form.sides:
+        fields["outpaint"] = [side / 100 for side in filled.sides]
+    if form.task is not None:
+        options = _options(form, filled)
+        if form.asks_paint(str(options.get("mode", ""))):
+            options = _painted(form, filled, options, files, folder)
+        fields["task"] = {"type": form.task.name, **options}
+    return Request(fields, files)
+
+
+def _check_sources(form: Form, filled: Filled) -> None:
+    if not filled.prompt.strip():
+        raise ConfigError("is missing", where="prompt", fix="say what the video shows")
+    if form.video and filled.video is None:
+        raise ConfigError("is missing", where="src_video", fix="give a clip")
+    if form.needs_images and len(filled.images) < form.images[0]:
+        raise ConfigError(f"got {len(filled.images)}", where="images", expected=f"at least {form.images[0]}")
+    if form.ends and filled.first is None and filled.last is None:
+        raise ConfigError("are missing", where="first and last frame", fix="give one of them")
+    if form.sides and not any(filled.sides):
+        raise ConfigError("are all 0", where="sides", fix="let one side grow")
+
+
+def _options(form: Form, filled: Filled) -> dict[str, Any]:
+    """The options that differ from what the task does without them, and those that it needs."""
+    assert form.task is not None
+    mode = str(filled.options.get("mode", ""))
+    found = {}
+    for option in form.options:
+        value = filled.options.get(option.name)
+        required = form.task.options.model_fields[option.name].is_required()
+        if value in (None, "") or not form.shown(option, mode):
+            continue
+        if required or value != option.default:
+            found[option.name] = value
+    return found
+
+
+def _painted(
+    form: Form, filled: Filled, options: dict[str, Any], files: dict[str, list[Path]], folder: Path
+) -> dict[str, Any]:
+    """The options, with the painted region in place of a mask or box that the mode needs."""
+    mode, comma, rest = str(options["mode"]).partition(",")
+    if mode.startswith("bbox") and options.get("bbox"):
+        return options
+    if filled.painted is None:
+        raise ConfigError("is empty", where="mask", fix="paint the region that is generated")
+    clip = Clip.open(filled.video) if form.video and filled.video else None
+    size = clip.size if clip else read_image(filled.images[0]).shape[:2]
+    if mode.startswith("bbox"):
+        return {**options, "bbox": painted_box(filled.painted, size)}
+    painting = Painting(
+        mask=filled.painted,
+        frame=filled.frame,
+        follow=mode == "masktrack",
+        refine=bool(filled.options.get("refine", True)),
+        grow=filled.grow,
+    )
+    if clip and filled.video:
+        path = write_clip_masks(filled.video, painting, folder)
+    else:
+        path = write_image_mask(size, replace(painting, frame=0), folder)
+    files["src_mask"] = [path]
+    return {**options, "mode": f"mask{comma}{rest}"}
+
+
+def plan(request: Request, model: Mapping[str, Any], folder: Path) -> GenerationRequest:
+    """The request as the server will understand it, checked by its rules.
+
+    `model`: what /v1/models says. Raises ConfigError.
+    """
+    fields = read_fields(
+        request.fields, str(model["id"]), form=False, fps=model.get("defaults", {}).get("fps")
+    )
+    weights = {"transformer": ["-"] * int(model.get("experts", 1)), "vae": "-", "text_encoder": "-"}
+    values: dict[str, Any] = {
+        "model": weights,
+        "output_path": str(folder),
+        **model.get("defaults", {}),
+        **fields,
+    }
+    for slot, paths in request.files.items():
+        texts = [str(path) for path in paths]
+        values[SLOTS[slot].key] = texts if SLOTS[slot].several else texts[0]
+    return GenerateJob.from_values(
+        {**values, "name": "video"}, folder / "request.json", needs_weights=False
+    ).videos[0]
+
+
+def form_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The form that settings (of a video, or saved ones) belong to, and the task's options."""
+    task = settings.get("task")
+    if task is None:
+        given = settings.get("inputs") or ()
+        ends = {"first_frame", "last_frame"} & set(given)
+        return ("sides" if settings.get("outpaint") else "ends" if ends else "own" if given else "text"), {}
+    values = {"type": task} if isinstance(task, str) else dict(task)
+    name = str(values.pop("type"))
+    known = forms()
+    if name in known:
+        return name, values
+    for form in known.values():  # a name that fixes an option of another
+        if form.task is not None and name.startswith(f"{form.name}_"):
+            return form.name, {**values, "mode": name.removeprefix(f"{form.name}_")}
+    raise ConfigError(f"the page has no form for {name!r}", where="task")

@@ -1,0 +1,70 @@
+"""What every page works with: the server, local copies of its files, saved settings. No gradio."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.serve.client import Client
+from mindspeed_mm.ui.presets import Presets
+from mindspeed_mm.ui.request import Request
+from mindspeed_mm.ui.videos import Files
+
+_LISTED = 50  # videos of the history
+
+
+class Service:
+    """One server and one folder, shared by all pages."""
+
+    def __init__(self, client: Client, folder: Path, root: Path, *, sample: Path | None = None) -> None:
+        """`sample`: a clip to try the model with."""
+        self.client, self.folder, self.root, self.sample = client, folder, root, sample
+        self.work = folder / "page"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.files = Files(client, self.work)
+        self.presets = Presets(folder / "presets")
+        self._model: dict[str, Any] | None = None
+        self._listed: tuple[float, list[dict[str, Any]]] = (0.0, [])
+
+    def model(self) -> dict[str, Any]:
+        """What the server serves, and the defaults of its requests. Raises LaunchError, ConfigError."""
+        if self._model is None:
+            self._model = self.client.model()
+        return self._model
+
+    def defaults(self) -> dict[str, Any]:
+        """The defaults, or {} while the server does not answer."""
+        try:
+            return dict(self.model().get("defaults") or {})
+        except MindSpeedMMError:
+            return {}
+
+    def videos(self) -> list[dict[str, Any]]:
+        """The newest ones; pages that look within half a second share an answer.
+
+        Raises LaunchError, ConfigError.
+        """
+        when, known = self._listed
+        if time.monotonic() - when > 0.5:
+            known = self.client.list(_LISTED)
+            self._listed = (time.monotonic(), known)
+        return known
+
+    def send(self, request: Request) -> str:
+        """Queue a video; its id. Raises ConfigError, LaunchError."""
+        made = self.client.create(request.texts(), request.files)
+        self._listed = (0.0, [])
+        return str(made["id"])
+
+    def delete(self, video_id: str) -> None:
+        """Cancel a video, or delete it."""
+        self.client.delete(video_id)
+        self.files.forget(video_id)
+        self._listed = (0.0, [])
+
+    def scratch(self) -> Path:
+        """A folder for what is planned and not sent."""
+        return Path(tempfile.gettempdir())

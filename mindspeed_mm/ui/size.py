@@ -1,0 +1,26 @@
+"""Which size and length of video suits a source clip. No torch, no gradio."""
+
+from __future__ import annotations
+
+import math
+
+_STEP = 16  # pixels: one token of the model
+
+
+def fit(
+    size: tuple[int, int],
+    frames: int,
+    area: int,
+    most_frames: int,
+    sides: tuple[float, float, float, float] = (0,) * 4,
+) -> tuple[int, int, int]:
+    """(width, height, frames) for a source (height, width) that grows by `sides` percent.
+
+    About `area` pixels, sides multiples of 16; 4k+1 frames, at most those of the source and `most_frames`.
+    """
+    left, top, right, bottom = sides
+    wide, high = size[1] * (1 + (left + right) / 100), size[0] * (1 + (top + bottom) / 100)
+    scale = math.sqrt(area / (wide * high))
+    width, height = (max(_STEP, round(side * scale / _STEP) * _STEP) for side in (wide, high))
+    count = min(frames, most_frames)
+    return width, height, max(1, (count - 1) // 4 * 4 + 1)

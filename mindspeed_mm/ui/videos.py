@@ -1,0 +1,87 @@
+"""The server's videos as the page shows them: rows of the queue, thumbnails, files for the players.
+
+No torch, no gradio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.serve.client import Client
+from mindspeed_mm.ui.text import Words
+
+SHOWN = 5  # rows of the queue
+Video = Mapping[str, Any]  # as /v1/videos says it
+_SHORT = 60
+
+
+def waiting(videos: Sequence[Video]) -> list[Video]:
+    """Those in the queue, in the order in which they are made."""
+    found = [video for video in videos if video["status"] in ("queued", "in_progress")]
+    return sorted(
+        found, key=lambda video: (video["status"] != "in_progress", video.get("queue_position") or 0)
+    )
+
+
+def finished(videos: Sequence[Video]) -> list[Video]:
+    """Completed ones, newest first."""
+    return [video for video in videos if video["status"] == "completed"]
+
+
+def row(video: Video, words: Words) -> str:
+    """One row of the queue as HTML."""
+    percent = int(video["progress"])
+    if video["status"] == "queued":
+        state = words("status_queued", {"count": int(video.get("queue_position") or 0)})
+    elif video["status"] == "failed":
+        state = words("status_failed", {"why": (video.get("error") or {}).get("message", "")})
+    else:
+        state = words("status_in_progress", {"percent": percent})
+        if video.get("eta_seconds") is not None:
+            state += " · " + words("eta", {"seconds": int(video["eta_seconds"])})
+    size = f"{video['size']}, {video['seconds']} s"
+    return (
+        f'<div class="job {escape(str(video["status"]))}">'
+        f'<div class="job-text">{escape(short(video["prompt"]))}</div>'
+        f'<div class="job-bar"><div style="width:{percent}%"></div></div>'
+        f'<div class="job-state">{escape(state)} · {escape(size)}</div></div>'
+    )
+
+
+def short(text: str) -> str:
+    """A prompt on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"
+
+
+def notice(text: str, *, bad: bool = False) -> str:
+    """A remark as HTML; nothing for no text."""
+    return f'<div class="notice{" bad" if bad else ""}" role="status">{escape(text)}</div>' if text else ""
+
+
+class Files:
+    """Local copies of the server's files: a browser asks the page, not the server."""
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        self.client, self.folder = client, folder
+
+    def get(self, video_id: str, variant: str, suffix: str) -> Path | None:
+        """The file; None when the server has none. An id is the server's, so it may name a file here."""
+        path = self.folder / f"{video_id}_{variant}{suffix}"
+        if not path.exists():
+            try:
+                self.client.download(video_id, path, variant)
+            except MindSpeedMMError:
+                return None
+        return path
+
+    def forget(self, video_id: str) -> None:
+        """Delete the copies of one video."""
+        for path in self.folder.glob(f"{video_id}_*"):
+            with suppress(OSError):
+                path.unlink()

@@ -33,7 +33,7 @@ FILLED = re.compile(r"…|'[^']*'|\S*\d\S*|: |; |, got |\(|\)|\bexpected\b|, ")
 FOREIGN = (  # other programs' messages, and those that are put together word by word
     *("import torch", "MASTER_PORT=", "libhccl.so", "libascend_hal.so", "--tensorboard-dir"),
     *(
-        "… holds neither tokenizer.json",
+        "… contains neither tokenizer.json",
         "steps: got 4, but preset",
         "…distcp: expected … bytes",
         "iteration 7 skipped",

@@ -33,12 +33,12 @@ class Mean:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def mean_of(values: Sequence[float], seed: int = 0) -> Mean:
+def mean_of(values: Sequence[float], seed: int = 0, rounds: int = ROUNDS) -> Mean:
     """The mean of at least one value, with its percentile bootstrap interval."""
     array = np.asarray(values, np.float64)
     if len(array) < LEAST:
         return Mean(float(array.mean()), None, None, len(array))
-    low, high = np.quantile(_resampled(array, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(_resampled(array, seed, rounds), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Mean(float(array.mean()), float(low), float(high), len(array))
 
 
@@ -47,12 +47,12 @@ def paired(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Me
     return mean_of(np.asarray(second, np.float64) - np.asarray(first, np.float64), seed)  # type: ignore[arg-type]
 
 
-def _resampled(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Means of ROUNDS samples drawn with replacement, a part at a time."""
+def _resampled(values: NDArray[np.float64], seed: int, rounds: int) -> NDArray[np.float64]:
+    """Means of so many samples drawn with replacement, a part at a time."""
     generator = np.random.default_rng(seed)
-    rounds = max(1, 4_000_000 // len(values))
+    at_once = max(1, 4_000_000 // len(values))
     found = []
-    for start in range(0, ROUNDS, rounds):
-        count = min(rounds, ROUNDS - start)
+    for start in range(0, rounds, at_once):
+        count = min(at_once, rounds - start)
         found.append(values[generator.integers(len(values), size=(count, len(values)))].mean(1))
     return np.concatenate(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from mindspeed_mm.distributed.patterns import recompute_plan
 from mindspeed_mm.distributed.rng import seed_everything
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.evaluation.stats import mean_of
 from mindspeed_mm.files import write_text
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger, rank, world_size
@@ -41,6 +42,7 @@ from mindspeed_mm.tasks.raw_training import build_raw_batches
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.checkpoint import Checkpointer
+from mindspeed_mm.training.checkpoint_folder import Best, read_best
 from mindspeed_mm.training.checkpoint_read import BaseReference
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.metrics import Writer, open_writers
@@ -102,6 +104,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
         accelerator=accelerator,
         peak_tflops=training.log.peak_tflops or peak_tflops(accelerator.device_name(), job.predictor.dtype),
         videos=build_videos(job, model, mesh, accelerator),
+        best=best_so_far(job, state.iteration),
         tasks=loader.tasks,
         costs=loader.costs.take if isinstance(loader, RawBatches) else None,
     )
@@ -210,12 +213,28 @@ def build_evaluation(
         device=accelerator.device,
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp_size,
+        interval=interval_of,
     )
+
+
+def interval_of(losses: Sequence[float]) -> tuple[float, float] | None:
+    """The interval of a mean over held-out records; None for too few of them."""
+    found = mean_of(losses, rounds=2000)
+    return None if found.low is None or found.high is None else (found.low, found.high)
+
+
+def best_so_far(job: PretrainJob, iteration: int) -> Best | None:
+    """The best checkpoint in --save, where this run goes on from it or from a later one."""
+    checkpoint = job.training.checkpoint
+    if not (checkpoint.save_best and checkpoint.save):
+        return None
+    found = read_best(Path(checkpoint.save))
+    return found if found is not None and found.iteration <= iteration else None
 
 
 def build_videos(
     job: PretrainJob, model: nn.Module, mesh: Mesh, accelerator: Accelerator
-) -> Callable[[int], None] | None:
+) -> Callable[[int], dict[str, float]] | None:
     """What the model generates at each evaluation, if the data JSON names an inference JSON.
 
     Under SAVE/validation.
@@ -223,6 +242,12 @@ def build_videos(
     validation = getattr(job.data.dataset_param, "validation", None)
     inference = getattr(validation, "prompts", None)
     if inference is None:
+        if job.training.eval.eval_videos:
+            raise ConfigError(
+                "has no videos to score",
+                where="--eval-videos",
+                fix="name an inference JSON as dataset_param.validation.prompts",
+            )
         return None
     if job.model.diffusion.role is not None:
         raise ConfigError(
@@ -241,7 +266,12 @@ def build_videos(
     from mindspeed_mm.tasks.validation_videos import ValidationVideos  # pulls in the VAE and the text encoder
 
     return ValidationVideos(
-        Path(inference), model, mesh, accelerator, Path(job.training.checkpoint.save) / "validation"
+        Path(inference),
+        model,
+        mesh,
+        accelerator,
+        Path(job.training.checkpoint.save) / "validation",
+        score=job.training.eval.eval_videos,
     )
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.errors import ConfigError, NonFiniteError
+from mindspeed_mm.evaluation.metrics.catalog import all_metrics
+from mindspeed_mm.evaluation.report import ALL, FILE_NAME, score_folder, write_report
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import VideoFiles
 from mindspeed_mm.generation.parallel import ContextParallel, SingleProcess
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.run import Encoded, generate, share_prompts
 from mindspeed_mm.log import get_logger, rank
 from mindspeed_mm.models.wan.vace import VaceTransformer
@@ -33,9 +38,16 @@ class ValidationVideos:
     """
 
     def __init__(
-        self, inference: Path, model: nn.Module, mesh: Mesh, accelerator: Accelerator, folder: Path
+        self,
+        inference: Path,
+        model: nn.Module,
+        mesh: Mesh,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        score: bool = False,
     ) -> None:
-        """Raises the errors of a generation run for a JSON that cannot be honoured."""
+        """`score`: measure the videos, too. Raises the errors of a generation run for a JSON that cannot be honoured."""
         if not isinstance(model, VaceTransformer):
             raise ConfigError(
                 f"got a {type(model).__name__}",
@@ -50,6 +62,7 @@ class ValidationVideos:
                 where=f"{inference}:model.transformer",
                 fix="leave validation.prompts out",
             )
+        self.score = score
         self.model, self.mesh, self.accelerator, self.folder = model, mesh, accelerator, folder
         self.parallel = (
             ContextParallel(Layout(mesh.cp_size, 1), accelerator, mesh)
@@ -60,8 +73,8 @@ class ValidationVideos:
         self._models: ModelStore | None = None
         self._encoded: dict[str, Encoded] = {}
 
-    def __call__(self, iteration: int) -> None:
-        """Write all videos of `iteration` to FOLDER/iter_0000010. Called on every rank."""
+    def __call__(self, iteration: int) -> dict[str, float]:
+        """Write all videos of `iteration` to FOLDER/iter_0000010; → their scores. Called on every rank."""
         was_training = self.model.training
         self.model.eval()
         models = self._open_models()
@@ -70,7 +83,7 @@ class ValidationVideos:
         files = VideoFiles(models, folder, run_settings(self.job.model_copy(update={"run": run})))
         for video in self.job.videos:
             try:
-                generate(models, video, files.write, parallel=self.parallel, encoded=self._encoded)
+                generate(models, video, self._finish(files), parallel=self.parallel, encoded=self._encoded)
             except NonFiniteError as error:  # on every rank; the training's own guard judges its loss
                 if rank() == 0:
                     LOGGER.warning(
@@ -83,6 +96,15 @@ class ValidationVideos:
             models.vae.to("cpu")
         self.accelerator.empty_cache()
         self.model.train(was_training)
+        return self.parallel.run_on_main_and_broadcast(lambda: _scores(folder)) if self.score else {}
+
+    def _finish(self, files: VideoFiles) -> Callable[[GenerationRequest, Conditions, Tensor], None]:
+        def finish(request: GenerationRequest, conditions: Conditions, latents: Tensor) -> None:
+            if self.score:  # beside the video, as vace eval reads them
+                files.write_conditions(request, conditions)
+            files.write(request, conditions, latents)
+
+        return finish
 
     def _open_models(self) -> ModelStore:
         """Opened at the first evaluation; later the VAE only moves back to the device."""
@@ -94,3 +116,17 @@ class ValidationVideos:
         elif self.parallel.is_main:
             self._models.vae.to(self.accelerator.device)
         return self._models
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """The means of all tasks, and of each where there are several; {} when no video is there. Writes eval.json."""
+    if not any(folder.glob("*.mp4")):
+        return {}
+    report = score_folder(folder, all_metrics())
+    write_report(report, folder / FILE_NAME)
+    means = report.means()
+    found: dict[str, float] = {}
+    for task, row in means.items():
+        prefix = "" if task == ALL or len(means) == 1 else f"{task}/"
+        found |= {f"validation/videos/{prefix}{name}": mean.mean for name, mean in row.items()}
+    return found

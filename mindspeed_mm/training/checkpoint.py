@@ -45,7 +45,7 @@ from mindspeed_mm.models.transforms.quantize import describe_quantized
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, reason_of
-from mindspeed_mm.training.checkpoint_folder import folder_to_load
+from mindspeed_mm.training.checkpoint_folder import BEST, Best, folder_to_load, read_best, write_best
 from mindspeed_mm.training.checkpoint_read import QUANTIZED, BaseReference, load_checkpoint, mm_names
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.state import (
@@ -76,11 +76,15 @@ class Checkpointer:
         self.group = dist.new_group(backend="gloo") if config.async_save else None
         self.pending: Future[Any] | None = None
         self.pending_at = 0
+        self.pending_best: Best | None = None
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, best: Best | None = None) -> None:
         """Write one checkpoint; with --async-save only start to.
 
         Raises WeightsError; what was saved before stays.
+
+        `best`: it has the lowest held-out loss so far. It is kept; the best one before is removed unless there was
+        another reason to save it.
         """
         self.wait()
         root = Path(self.config.save or "")
@@ -89,13 +93,13 @@ class Checkpointer:
         if self.group is None:
             writer = ChecksumWriter(temporary, state.iteration)
             self._write(root, state.iteration, lambda: save(content, storage_writer=writer))
-            self._on_first_rank(root, lambda: self._finish(root, state.iteration))
+            self._on_first_rank(root, lambda: self._finish(root, state.iteration, best))
             return
         staged = _detach(content) if self.accelerator.kind == "cpu" else content
         writer = ChecksumWriter(temporary, state.iteration)
         future = async_save(staged, storage_writer=writer, process_group=self.group)
         self.pending = future if isinstance(future, Future) else future.upload_completion
-        self.pending_at = state.iteration
+        self.pending_at, self.pending_best = state.iteration, best
 
     def wait(self) -> None:
         """Finish the save in the background, if there is one. Call it before the process ends."""
@@ -104,7 +108,7 @@ class Checkpointer:
         pending, self.pending = self.pending, None
         root = Path(self.config.save or "")
         self._write(root, self.pending_at, pending.result)
-        self._on_first_rank(root, lambda: self._finish(root, self.pending_at))
+        self._on_first_rank(root, lambda: self._finish(root, self.pending_at, self.pending_best))
 
     def poll(self) -> None:
         """Between iterations: publish a background save that all ranks have finished.
@@ -189,7 +193,7 @@ class Checkpointer:
                 fix="free space or choose another --save, then resume with --load",
             ) from error
 
-    def _finish(self, root: Path, iteration: int) -> None:
+    def _finish(self, root: Path, iteration: int, best: Best | None) -> None:
         target = iteration_folder(root, iteration)
         replaced = root / f"{REPLACED}{target.name}"
         if target.exists():
@@ -199,9 +203,18 @@ class Checkpointer:
         _temporary(root, iteration).rename(target)
         write_tracker(root, iteration)
         shutil.rmtree(replaced, ignore_errors=True)
+        before = read_best(root)
+        if best is not None:
+            write_best(root, best)
+            if before is not None and before.alone and before.iteration < iteration:
+                shutil.rmtree(iteration_folder(root, before.iteration))
+            logger.info(
+                f"lowest held-out loss so far: {best.loss:.6E}; {root / BEST} names iteration {iteration}"
+            )
+        kept = best or before
         interval = self.config.save_retain_interval
         for old in saved_iterations(root) if interval else ():
-            if interval and old % interval and old < iteration:
+            if interval and old % interval and old < iteration and (kept is None or old != kept.iteration):
                 shutil.rmtree(iteration_folder(root, old))
         logger.info(f"saved {target}")
 

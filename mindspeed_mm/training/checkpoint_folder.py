@@ -8,12 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from megatron.mm.layout import TRACKER, complete_iterations, is_complete, iteration_folder, read_tracker
-from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.files import read_json_object, write_json
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.training.config import CheckpointConfig
 
 logger = get_logger(__name__)
+BEST = "best.json"  # beside the tracker file: which checkpoint had the lowest held-out loss
+
+
+class Best(Config):
+    """What BEST holds."""
+
+    iteration: int = Field(gt=0)
+    loss: float
+    alone: bool = False  # nothing but its loss was a reason to save it
+
+
+def read_best(root: Path) -> Best | None:
+    """The best checkpoint of a folder of them; None where nothing says which, or its folder is gone. Raises WeightsError."""
+    path = root / BEST
+    if not path.is_file():
+        return None
+    try:
+        found = parse(Best, read_json_object(path, WeightsError), str(path))
+    except ConfigError as error:
+        raise WeightsError(error.problem, where=path, fix="remove it") from None
+    return found if is_complete(iteration_folder(root, found.iteration)) else None
+
+
+def write_best(root: Path, best: Best) -> None:
+    """Name the best checkpoint. Raises OSError."""
+    write_json(root / BEST, best.model_dump(mode="json"))
 
 
 def folder_to_load(config: CheckpointConfig) -> Path | None:

@@ -155,6 +155,10 @@ class CheckpointConfig(Config):
     save_retain_interval: int | None = Field(
         default=None, gt=0, description="keep only checkpoints at multiples of this, and the newest"
     )
+    save_best: bool = Field(
+        default=False,
+        description="save after an evaluation with the lowest held-out loss so far, keep that checkpoint, and name it in best.json",
+    )
     save_full_model: bool = Field(
         default=False, description="write frozen weights too, not only a reference to them"
     )
@@ -206,6 +210,10 @@ class EvalConfig(Config):
 
     eval_interval: int = Field(default=1000, gt=0, description="iterations between evaluations")
     eval_iters: int = Field(default=100, ge=0, description="most global batches of one evaluation; 0 = never")
+    eval_videos: bool = Field(
+        default=False,
+        description="score the videos of validation.prompts as vace eval does, into metrics.jsonl and TensorBoard",
+    )
     eval_quantiles: int = Field(
         default=4, gt=0, le=100000, description="timestep places at which each held-out clip is noised"
     )

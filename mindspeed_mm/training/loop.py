@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from megatron.mm.log_line import memory_line
@@ -18,6 +19,7 @@ from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.wan.flops import Flops
 from mindspeed_mm.processes import Stopped, deferred, handling_signals
 from mindspeed_mm.progress import Progress
+from mindspeed_mm.training.checkpoint_folder import Best
 from mindspeed_mm.training.config import TrainingConfig
 from mindspeed_mm.training.groups import GroupMeans, LossGroups
 from mindspeed_mm.training.guard import ExitWatch, FiniteGuard
@@ -25,6 +27,7 @@ from mindspeed_mm.training.metrics import Interval, SpikeWatch, StepReport, Writ
 from mindspeed_mm.training.state import TrainState
 from mindspeed_mm.training.step import LocalWork, StepSettings, accumulate, mean_over_ranks, update
 from mindspeed_mm.training.timers import PHASES, PhaseTimers
+from mindspeed_mm.training.validation import held_out_lines
 
 logger = get_logger(__name__)
 _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|watchdog|broken pipe", re.IGNORECASE)
@@ -33,7 +36,7 @@ _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|watchdog|brok
 class Saver(Protocol):
     """What the loop needs of a Checkpointer."""
 
-    def save(self, state: TrainState, /) -> None: ...
+    def save(self, state: TrainState, /, best: Best | None = None) -> None: ...
 
     def poll(self) -> None: ...
 
@@ -58,8 +61,11 @@ class LoopParts:
     observe: Callable[[int], None]  # called with each finished iteration: the profiler
     accelerator: Accelerator
     peak_tflops: float | None = None
-    videos: Callable[[int], None] | None = None  # called with the iteration, writes what the model generates
+    videos: Callable[[int], dict[str, float]] | None = (
+        None  # called with the iteration; → scores of what it wrote
+    )
     tasks: tuple[str, ...] = ()  # those whose loss is reported, the same on every rank
+    best: Best | None = None  # of the run so far
     costs: Callable[[], dict[str, float]] | None = (
         None  # seconds that making the samples took, since the last call
     )
@@ -107,12 +113,15 @@ class TrainLoop:
                 self.say(report)
                 bar.step(note=f"loss={report.loss:.4f}")
                 reason = watch.reason(report.iteration, anywhere)
+                best = None
+                due = self._due(self.config.checkpoint.save_interval, report.iteration)
                 if self._due(self.config.eval.eval_interval, report.iteration):
-                    self.evaluate(report.iteration)
+                    loss = self.evaluate(report.iteration)
+                    best = self._best_now(loss, alone=not (due or reason))
                     if self.parts.videos is not None:
-                        self.parts.videos(report.iteration)
-                if reason or self._due(self.config.checkpoint.save_interval, report.iteration):
-                    saved = self.save()
+                        self._write(report.iteration, self.parts.videos(report.iteration))
+                if reason or due or best is not None:
+                    saved = self.save(best)
                 if reason:
                     logger.info(f"exiting after iteration {report.iteration}: {reason}")
                     break
@@ -231,21 +240,33 @@ class TrainLoop:
         self.lines += 1
         self.interval, self.group_means = Interval(), GroupMeans(self.groups)
 
-    def evaluate(self, iteration: int) -> None:
-        """Held-out loss, when there is a held-out set."""
+    def evaluate(self, iteration: int) -> float | None:
+        """Held-out loss, when there is a held-out set; → the mean over all of it."""
         if self.parts.evaluate is None or not self.config.eval.eval_iters:
-            return
+            return None
         values = self.parts.evaluate()
-        text = " | ".join(
-            f"{name.removeprefix('validation/')}: {value:.6E}" for name, value in values.items()
-        )
-        logger.info(f" validation loss at iteration {iteration} | {text} |")
+        whole, by_task = held_out_lines(values)
+        logger.info(f" validation loss at iteration {iteration} | {whole} |")
+        if by_task:
+            logger.info(f" validation loss of each task at iteration {iteration} | {by_task} |")
         self._write(iteration, values)
+        return values.get("validation/loss")
 
-    def save(self) -> int:
+    def _best_now(self, loss: float | None, *, alone: bool) -> Best | None:
+        """What --save-best keeps: the lowest held-out loss so far. `alone`: no other reason to save now."""
+        if loss is None or not self.config.checkpoint.save_best or not math.isfinite(loss):
+            return None
+        before = self.parts.best
+        if before is not None and loss >= before.loss:
+            return None
+        found = Best(iteration=self.parts.state.iteration, loss=loss, alone=alone)
+        self.parts = replace(self.parts, best=found)
+        return found
+
+    def save(self, best: Best | None = None) -> int:
         """Write a checkpoint if there is a place for it. → the iteration."""
         if self.parts.checkpoints is not None:
-            self.parts.checkpoints.save(self.parts.state)
+            self.parts.checkpoints.save(self.parts.state, best)
         return self.parts.state.iteration
 
     def _take(self) -> list[Batch]:

@@ -1,10 +1,12 @@
 """Held-out loss at fixed timesteps with fixed noise.
 
 Every evaluation measures the same, on any number of ranks.
+Beside the mean of all records at each timestep: that of each task, and intervals for the choice of records.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -15,6 +17,11 @@ from mindspeed_mm.data.loader import Collate, FeatureSource
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.flow.matching import sample_flow_at, sample_losses
 from mindspeed_mm.flow.schedule import Schedule
+
+Interval = Callable[
+    [Sequence[float]], tuple[float, float] | None
+]  # losses of records → low and high of their mean
+LOW, HIGH = "/low", "/high"  # behind a name: its interval
 
 
 def quantile_places(schedule: Schedule, quantiles: int) -> list[int]:
@@ -37,6 +44,7 @@ def held_out_loss(
     device: torch.device,
     dp_rank: int = 0,
     dp_size: int = 1,
+    interval: Interval | None = None,
 ) -> dict[str, float]:
     """Unweighted mean squared error of the first `most` held-out records.
 
@@ -44,10 +52,15 @@ def held_out_loss(
 
     Every rank runs the model equally often, as sharded models need; a rank with nothing left repeats and does
     not count.
+
+    The same for the records of each task, where there are several. `interval` adds NAME/low and NAME/high.
     """
     places = quantile_places(schedule, quantiles)
     records = range(min(len(source), most))
     totals = torch.zeros(quantiles + 1, dtype=torch.float32, device=device)
+    each = torch.zeros(len(records), quantiles, dtype=torch.float32, device=device)
+    tasks: list[str] = list(getattr(source, "tasks", ()))
+    task_of = torch.full((len(records),), -1.0, device=device)
     collate = Collate(seed=seed, with_context=with_context)
     was_training = model.training
     model.eval()
@@ -57,19 +70,62 @@ def held_out_loss(
         features = raise_on_all_ranks(partial(source.__getitem__, record))
         batch = collate.stack([(features, record)])
         moved = batch.to(device)
+        if counts and batch.tasks and batch.tasks[0] in tasks:
+            task_of[record] = float(tasks.index(batch.tasks[0]))
         for q, place in enumerate(places):
             sample = sample_flow_at(moved.latents, schedule, place, batch.sample_index, seed)
             velocity: Tensor = model(sample.noisy, sample.timestep, moved.prompt_embeds, moved.vace_context)
             loss = sample_losses(velocity, sample, batch.num_refs if exclude_refs else 0)
             totals[q] += counts * loss.sum()
+            if counts:
+                each[record, q] = loss.sum()
         totals[-1] += counts
     model.train(was_training)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)
+        dist.all_reduce(
+            each, op=dist.ReduceOp.MAX
+        )  # ranks of one context-parallel group hold the same record
+        dist.all_reduce(task_of, op=dist.ReduceOp.MAX)
     *sums, count = totals.tolist()
     means = [total / count for total in sums]
-    named = {
-        f"validation/timestep_{float(schedule.timesteps[place]):.0f}": mean
-        for place, mean in zip(places, means, strict=True)
+    names = [f"timestep_{float(schedule.timesteps[place]):.0f}" for place in places]
+    found = {f"validation/{name}": mean for name, mean in zip(names, means, strict=True)}
+    found["validation/loss"] = sum(means) / len(means)
+    for number, task in enumerate(tasks if len(tasks) > 1 else ()):
+        rows = each[task_of == number]
+        if len(rows):
+            found |= _of_rows(f"validation/task/{task}/", rows, names, interval, with_means=True)
+    return {**found, **_of_rows("validation/", each, names, interval, with_means=False)}
+
+
+def _of_rows(
+    prefix: str, rows: Tensor, names: Sequence[str], interval: Interval | None, *, with_means: bool
+) -> dict[str, float]:
+    """Means of records [N, quantiles] at each timestep and over all, and their intervals."""
+    found: dict[str, float] = {}
+    columns = {**dict(zip(names, rows.T.tolist(), strict=True)), "loss": rows.mean(1).tolist()}
+    for name, losses in columns.items():
+        if with_means:
+            found[f"{prefix}{name}"] = sum(losses) / len(losses)
+        bounds = interval(losses) if interval is not None else None
+        if bounds is not None:
+            found[f"{prefix}{name}{LOW}"], found[f"{prefix}{name}{HIGH}"] = bounds
+    return found
+
+
+def held_out_lines(values: dict[str, float]) -> tuple[str, str]:
+    """What the log says: the means of all records, and the loss of each task with its interval; "" without tasks."""
+    plain = {
+        name.removeprefix("validation/"): value
+        for name, value in values.items()
+        if name.count("/") == 1 or not name.startswith("validation/")
     }
-    return {**named, "validation/loss": sum(means) / len(means)}
+    tasks = []
+    for name, value in values.items():
+        if name.startswith("validation/task/") and name.endswith("/loss"):
+            bounds = [values.get(name + end) for end in (LOW, HIGH)]
+            said = "" if None in bounds else f" [{bounds[0]:.3E}, {bounds[1]:.3E}]"
+            tasks.append(f"{name.split('/')[2]}: {value:.6E}{said}")
+    whole = " | ".join(f"{name}: {value:.6E}" for name, value in plain.items())
+    return whole, " | ".join(tasks)

@@ -66,7 +66,7 @@ class Saves:
         self.at: list[int] = []
         self.waited = False
 
-    def save(self, state):
+    def save(self, state, best=None):
         self.at.append(state.iteration)
 
     def poll(self):

@@ -47,7 +47,10 @@ class ValidationVideos:
         *,
         score: bool = False,
     ) -> None:
-        """`score`: measure the videos, too. Raises the errors of a generation run for a JSON that cannot be honoured."""
+        """`score`: measure the videos, too.
+
+        Raises the errors of a generation run for a JSON that cannot be honoured.
+        """
         if not isinstance(model, VaceTransformer):
             raise ConfigError(
                 f"got a {type(model).__name__}",
@@ -119,7 +122,7 @@ class ValidationVideos:
 
 
 def _scores(folder: Path) -> dict[str, float]:
-    """The means of all tasks, and of each where there are several; {} when no video is there. Writes eval.json."""
+    """The means of all tasks, and of each where there are several; {} without a video. Writes eval.json."""
     if not any(folder.glob("*.mp4")):
         return {}
     report = score_folder(folder, all_metrics())

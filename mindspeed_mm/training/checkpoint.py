@@ -83,8 +83,8 @@ class Checkpointer:
 
         Raises WeightsError; what was saved before stays.
 
-        `best`: it has the lowest held-out loss so far. It is kept; the best one before is removed unless there was
-        another reason to save it.
+        `best`: it has the lowest held-out loss so far. It is kept; the best one before is removed
+        unless there was another reason to save it.
         """
         self.wait()
         root = Path(self.config.save or "")

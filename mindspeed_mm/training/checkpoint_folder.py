@@ -30,7 +30,10 @@ class Best(Config):
 
 
 def read_best(root: Path) -> Best | None:
-    """The best checkpoint of a folder of them; None where nothing says which, or its folder is gone. Raises WeightsError."""
+    """The best checkpoint of a folder of them; None where nothing says which, or its folder is gone.
+
+    Raises WeightsError.
+    """
     path = root / BEST
     if not path.is_file():
         return None

@@ -157,7 +157,8 @@ class CheckpointConfig(Config):
     )
     save_best: bool = Field(
         default=False,
-        description="save after an evaluation with the lowest held-out loss so far, keep that checkpoint, and name it in best.json",
+        description="save after an evaluation with the lowest held-out loss so far, keep that checkpoint, and name "
+        "it in best.json",
     )
     save_full_model: bool = Field(
         default=False, description="write frozen weights too, not only a reference to them"
@@ -212,7 +213,8 @@ class EvalConfig(Config):
     eval_iters: int = Field(default=100, ge=0, description="most global batches of one evaluation; 0 = never")
     eval_videos: bool = Field(
         default=False,
-        description="score the videos of validation.prompts as vace eval does, into metrics.jsonl and TensorBoard",
+        description="score the videos of validation.prompts as vace eval does, into metrics.jsonl and "
+        "TensorBoard",
     )
     eval_quantiles: int = Field(
         default=4, gt=0, le=100000, description="timestep places at which each held-out clip is noised"

@@ -157,8 +157,8 @@ class CheckpointConfig(Config):
     )
     save_best: bool = Field(
         default=False,
-        description="save after an evaluation with the lowest held-out loss so far, keep that checkpoint, and name "
-        "it in best.json",
+        description="save after an evaluation with the lowest held-out loss so far, keep that "
+        "checkpoint, and name it in best.json",
     )
     save_full_model: bool = Field(
         default=False, description="write frozen weights too, not only a reference to them"

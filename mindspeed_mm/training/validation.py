@@ -115,7 +115,7 @@ def _of_rows(
 
 
 def held_out_lines(values: dict[str, float]) -> tuple[str, str]:
-    """What the log says: the means of all records, and each task's loss with its interval; "" without tasks."""
+    """What the log says: the means of all records; and each task's loss, or ""."""
     plain = {
         name.removeprefix("validation/"): value
         for name, value in values.items()

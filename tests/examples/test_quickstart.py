@@ -91,10 +91,10 @@ def test_the_commands_that_it_ends_with_are_sound(
     monkeypatch.chdir(ROOT)
     _, _, after = quickstart.printed.partition("\nNext, in this folder:\n")
     lines = [line.strip() for line in after.splitlines() if line.startswith("  vace ")]
-    assert [line.split()[1] for line in lines] == ["generate", "serve", "prepare", "init"]
+    assert [line.split()[1] for line in lines] == ["generate", "ui", "serve", "prepare", "init"]
     for line in lines:
         words = shlex.split(line.replace("my_project", str(tmp_path / "new")), comments=True)[1:]
-        vace([*words, *(["--dry-run"] if words[0] in ("generate", "serve") else [])])
+        vace([*words, *(["--dry-run"] if words[0] in ("generate", "ui", "serve") else [])])
     assert (tmp_path / "new").is_dir()
 
 

@@ -113,7 +113,7 @@ printf '\nNext, in this folder:\n'
 if [[ $active != "$VIRTUAL_ENV" && -e $VIRTUAL_ENV/bin/activate ]]; then echo "  source $VIRTUAL_ENV/bin/activate"; fi
 cat <<NEXT
   vace generate $TINY/inference.json --prompt "a green cross moves left over a dark background"
-  vace ui                              # the same in the browser: docs/guide/ui.md
+  vace ui                              # the same in the browser; first pip install -e '.[ui]': docs/guide/ui.md
   vace serve $TINY/inference.json      # and over HTTP: docs/guide/serve.md
   vace prepare --list                  # what your own clips can become: docs/guide/prepare.md, docs/guide/data.md
   vace init my_project --model 1.3B    # scripts and settings for real weights: examples/vace/README.md

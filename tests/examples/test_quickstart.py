@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,8 @@ def test_the_commands_that_it_ends_with_are_sound(
     lines = [line.strip() for line in after.splitlines() if line.startswith("  vace ")]
     assert [line.split()[1] for line in lines] == ["generate", "ui", "serve", "prepare", "init"]
     for line in lines:
+        if line.startswith("vace ui") and find_spec("gradio") is None:
+            continue
         words = shlex.split(line.replace("my_project", str(tmp_path / "new")), comments=True)[1:]
         vace([*words, *(["--dry-run"] if words[0] in ("generate", "ui", "serve") else [])])
     assert (tmp_path / "new").is_dir()

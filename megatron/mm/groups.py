@@ -21,6 +21,7 @@ class Groups:
     data_context: Any  # both: all ranks over which gradients are averaged
     shard: Any  # the part of data_context that shares one copy of the weights
     replica: Any | None  # ranks that hold the same shard of other copies; None with one copy
+    pipeline: Any  # ranks that hold the other layers of the model, in the order of the stages
 
 
 def import_mindspeed() -> None:
@@ -42,8 +43,15 @@ def import_mindspeed() -> None:
         ) from None
 
 
-def initialize(context_parallel_size: int, copies: int, timeout_minutes: int) -> Groups:
-    """Make all groups; `copies` of the weights (1 = one copy over all ranks).
+def initialize(
+    context_parallel_size: int,
+    copies: int,
+    timeout_minutes: int,
+    *,
+    pipeline_size: int = 1,
+    virtual_size: int = 1,
+) -> Groups:
+    """Make all groups; `copies` of the weights of a stage (1 = one copy over all its ranks).
 
     Raises LaunchError when sizes do not divide.
     """
@@ -51,6 +59,8 @@ def initialize(context_parallel_size: int, copies: int, timeout_minutes: int) ->
     if not state.model_parallel_is_initialized():
         try:
             state.initialize_model_parallel(
+                pipeline_model_parallel_size=pipeline_size,
+                virtual_pipeline_model_parallel_size=virtual_size if virtual_size > 1 else None,
                 context_parallel_size=context_parallel_size,
                 num_distributed_optimizer_instances=copies,
                 distributed_timeout_minutes=timeout_minutes,
@@ -70,6 +80,7 @@ def initialize(context_parallel_size: int, copies: int, timeout_minutes: int) ->
         if copies > 1
         else whole,
         replica=_replica_group(state) if copies > 1 else None,
+        pipeline=state.get_pipeline_model_parallel_group(),
     )
 
 

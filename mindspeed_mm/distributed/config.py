@@ -15,16 +15,25 @@ from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.config.yaml_file import read_yaml
 from mindspeed_mm.errors import ConfigError
 
-_ONE_STAGE = "use --use-torch-fsdp2 for memory, --context-parallel-size for long clips"
+_NO_TP = "use --use-torch-fsdp2 or --pipeline-model-parallel-size for memory, --context-parallel-size for long clips"
 
 
 class ParallelConfig(Config):
-    """Megatron's parallel flags. Data parallel is what is left: world size / context_parallel_size."""
+    """Megatron's parallel flags. Data parallel is what is left: world size / (context · pipeline parallel)."""
 
     tensor_model_parallel_size: int = Field(default=1, ge=1, description="only 1: FSDP2 shards instead")
-    pipeline_model_parallel_size: int = Field(default=1, ge=1, description="only 1: FSDP2 shards instead")
+    pipeline_model_parallel_size: int = Field(
+        default=1, ge=1, le=1000, description="stages: parts of the layers, each on ranks of its own"
+    )
     virtual_pipeline_model_parallel_size: int | None = Field(
-        default=None, ge=1, description="only 1: no pipeline"
+        default=None,
+        ge=1,
+        le=1000,
+        description="parts of the layers that each stage's ranks hold, interleaved",
+    )
+    pipeline_schedule: Literal["1f1b", "gpipe"] = Field(
+        default="1f1b",
+        description="order of the micro-batches: 1f1b (interleaved with virtual stages) keeps few alive, gpipe keeps all",
     )
     context_parallel_size: int = Field(
         default=1, ge=1, le=65536, description="ranks that share the tokens of one sample"
@@ -58,19 +67,32 @@ class ParallelConfig(Config):
 
     @model_validator(mode="after")
     def _only_what_works(self) -> ParallelConfig:
-        sizes = {
-            "--tensor-model-parallel-size": self.tensor_model_parallel_size,
-            "--pipeline-model-parallel-size": self.pipeline_model_parallel_size,
-            "--virtual-pipeline-model-parallel-size": self.virtual_pipeline_model_parallel_size or 1,
-        }
-        for flag, size in sizes.items():
-            if size != 1:
-                raise ValueError(f"{flag} {size} is not supported; set it to 1 and {_ONE_STAGE}")
+        if self.tensor_model_parallel_size != 1:
+            size = self.tensor_model_parallel_size
+            raise ValueError(
+                f"--tensor-model-parallel-size {size} is not supported: the norms of q and k span all heads; "
+                f"set it to 1 and {_NO_TP}"
+            )
+        if self.virtual_size > 1 and self.pipeline_model_parallel_size == 1:
+            raise ValueError(
+                f"--virtual-pipeline-model-parallel-size {self.virtual_size} needs --pipeline-model-parallel-size 2 or "
+                "more; leave it out, or give both"
+            )
         if self.recompute_method == "block" and self.recompute_num_layers is None:
             raise ValueError("--recompute-method block needs --recompute-num-layers")
         if self.recompute_method is not None and self.recompute_granularity is None:
             raise ValueError("--recompute-method needs --recompute-granularity full or selective")
         return self
+
+    @property
+    def virtual_size(self) -> int:
+        """Stages of the model on each rank."""
+        return self.virtual_pipeline_model_parallel_size or 1
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the model on all ranks."""
+        return self.pipeline_model_parallel_size * self.virtual_size
 
 
 Recompute = Literal["full", "selective", "none"]
@@ -181,9 +203,34 @@ def check_reshard(config: Fsdp2Config, ranks: int) -> None:
         )
 
 
+def bubble(stages: int, virtual: int, micro_batches: int) -> float:
+    """The share of a step in which a rank of a pipeline waits: (p - 1) / (v m + p - 1)."""
+    return (stages - 1) / (virtual * micro_batches + stages - 1)
+
+
+def check_micro_batches(parallel: ParallelConfig, micro_batches: int, unit: int) -> None:
+    """Raises ConfigError for fewer micro-batches than stages; one of each rank together is `unit` samples."""
+    stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_size
+    if micro_batches >= stages:
+        return
+    share = bubble(stages, virtual, micro_batches)
+    raise ConfigError(
+        f"{micro_batches} micro-batch(es) for --pipeline-model-parallel-size {stages}: each rank would wait "
+        f"{100 * share:.0f} % of the time",
+        fix=f"raise --global-batch-size to {unit * stages} or more, or lower the number of stages",
+    )
+
+
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
-    """World size / context_parallel_size. Raises ConfigError when that leaves a remainder."""
-    size = parallel.context_parallel_size
+    """World size / (context · pipeline parallel). Raises ConfigError when that leaves a remainder."""
+    stages, context = parallel.pipeline_model_parallel_size, parallel.context_parallel_size
+    size = stages * context
+    if world_size % size and stages > 1:
+        raise ConfigError(
+            f"{world_size} rank(s) cannot be split into groups of --pipeline-model-parallel-size {stages} times "
+            f"--context-parallel-size {context}",
+            fix=f"start a multiple of {size} ranks, or lower one of them",
+        )
     if world_size % size:
         raise ConfigError(
             f"{world_size} rank(s) cannot be split into groups of {size}",

@@ -34,10 +34,12 @@ def shard_model(
     mesh: Mesh,
     *,
     fp32_modules: Iterable[str] = (),
+    whole: Sequence[str] | None = None,
 ) -> nn.Module:
     """Shard `model`, which may be on the meta device, in place.
 
-    `units` are the patterns used when the YAML names none.
+    `units` are the patterns used when the YAML names none. `whole` are all modules of the model that `model`
+    is a part of: patterns may match there alone.
 
     Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so
     that no unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are
@@ -47,13 +49,16 @@ def shard_model(
     """
     check_reshard(config, mesh.shards.size(mesh.shards.ndim - 1))
     names = [name for name, _ in model.named_modules() if name]
+    known: Sequence[str] = names if whole is None else whole
+    here = set(names)
     where = "fsdp2_config.yaml"
-    absent = absent_units(units, names)
-    ignored = _ignored_parameters(model, names, config, where, absent)
+    absent = absent_units(units, known)
+    ignored = _ignored_parameters(model, known, config, where, absent)
     wrapped = [
         name
         for pattern in (config.sub_modules_to_wrap or units)
-        for name in match(pattern, names, f"{where}:sub_modules_to_wrap", absent=absent)
+        for name in match(pattern, known, f"{where}:sub_modules_to_wrap", absent=absent)
+        if name in here
     ]
     rest = [
         name
@@ -137,7 +142,7 @@ def _whole_units(
         if all(p.dtype == dtypes[name] or not p.is_floating_point() for p in parameters)
     }
     trained = {name for name, parameters in units.items() if any(p.requires_grad for p in parameters)}
-    alone = mesh.world_size == 1 and trained <= ready
+    alone = mesh.dp_size * mesh.cp_size == 1 and trained <= ready
     return ready if alone else ready - trained
 
 
@@ -150,9 +155,10 @@ def _ignored_parameters(
     model: nn.Module, names: Sequence[str], config: Fsdp2Config, where: str, absent: Sequence[str]
 ) -> set[nn.Parameter]:
     ignored: set[nn.Parameter] = set()
+    here = dict(model.named_modules())
     for pattern in config.ignored_modules:
         for name in match(pattern, names, f"{where}:ignored_modules", absent=absent):
-            found = set(model.get_submodule(name).parameters())
+            found = set(here[name].parameters()) if name in here else set()
             if any(parameter.requires_grad for parameter in found):
                 raise ConfigError(
                     f"{name} is trainable, and its gradients would not be reduced",

@@ -1,6 +1,6 @@
 """Where this rank stands.
 
-Data and context parallel groups, and the DeviceMesh over which fully_shard shards.
+Data, context and pipeline parallel groups, and the DeviceMesh over which fully_shard shards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mindspeed_mm.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Groups and places of one rank. Weights and gradients are shared over dp·cp ranks."""
+    """Groups and places of one rank. Weights and gradients of a pipeline stage are shared over dp·cp ranks."""
 
     rank: int
     world_size: int
@@ -28,6 +28,9 @@ class Mesh:
     dp_size: int
     cp_rank: int  # which tokens of them
     cp_size: int
+    pp_rank: int  # which layers
+    pp_size: int
+    pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
     cp_group: dist.ProcessGroup
     dp_cp_group: dist.ProcessGroup
@@ -43,10 +46,17 @@ def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Co
     """Make the groups inside `launch`. Raises ConfigError when the sizes do not divide the world."""
     world = dist.get_world_size()
     data_size = data_parallel_size(parallel, world)
-    copies = copies_of_weights((fsdp or Fsdp2Config()).sharding_size, world)
+    stages = parallel.pipeline_model_parallel_size
+    copies = copies_of_weights((fsdp or Fsdp2Config()).sharding_size, world // stages)
     if parallel.use_mindspeed:
         groups.import_mindspeed()
-    made = groups.initialize(parallel.context_parallel_size, copies, parallel.distributed_timeout_minutes)
+    made = groups.initialize(
+        parallel.context_parallel_size,
+        copies,
+        parallel.distributed_timeout_minutes,
+        pipeline_size=stages,
+        virtual_size=parallel.virtual_size,
+    )
     return Mesh(
         rank=dist.get_rank(),
         world_size=world,
@@ -54,6 +64,9 @@ def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Co
         dp_size=data_size,
         cp_rank=dist.get_rank(made.context),
         cp_size=parallel.context_parallel_size,
+        pp_rank=dist.get_rank(made.pipeline),
+        pp_size=stages,
+        pp_group=made.pipeline,
         dp_group=made.data,
         cp_group=made.context,
         dp_cp_group=made.data_context,

@@ -36,6 +36,8 @@ class ModelSpec:
     linears: str = (
         ""  # "module:callable", linears(predictor.model) → {name: (out, in)} of linear layers, without torch
     )
+    # "module:callable", stages(model, layers of each, numbers of mine) → Split; "" = no pipeline
+    stages: str = ""
     # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → LoopParts.cost; "" reports
     # no throughput
     cost: str = ""
@@ -55,6 +57,7 @@ MODELS.add(
         start="mindspeed_mm.models.start:vace_start",
         modules="mindspeed_mm.models.wan.sizes:modules",
         linears="mindspeed_mm.models.wan.sizes:linears",
+        stages="mindspeed_mm.models.wan.pipeline:split_vace",
         cost="mindspeed_mm.models.wan.flops:vace_cost",
     ),
 )

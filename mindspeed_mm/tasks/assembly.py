@@ -20,6 +20,7 @@ from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.patterns import recompute_plan
+from mindspeed_mm.distributed.pipeline import whole_modules
 from mindspeed_mm.distributed.rng import seed_everything
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError, DataError
@@ -35,6 +36,7 @@ from mindspeed_mm.models.transforms.config import QuantizeConfig
 from mindspeed_mm.models.transforms.fuse import open_fused
 from mindspeed_mm.models.transforms.lora import lora_sizes
 from mindspeed_mm.models.wan.flops import Flops, peak_tflops
+from mindspeed_mm.models.wan.stages import even_layers, stage_layers
 from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
@@ -74,6 +76,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
         source=start.weights,
         seed=batch.seed,
         transforms=job.model.transforms,
+        layers=layers_of_stages(job, start.weights),
     )
     optimizer = build_optimizer(model, training.optimizer)
     scheduler = param_scheduler(
@@ -108,6 +111,19 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
         tasks=loader.tasks,
         costs=loader.costs.take if isinstance(loader, RawBatches) else None,
     )
+
+
+def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[int]:
+    """Trunk blocks of each pipeline stage: as the model JSON says, else as the weights are split, else even."""
+    count, total = job.parallel.num_stages, job.predictor.num_layers
+    if count == 1:
+        return [total]
+    if job.predictor.pipeline_num_layers is not None:
+        key = "predictor.pipeline_num_layers"
+        return stage_layers(job.predictor.pipeline_num_layers, total, count, key)
+    if weights is not None and len(weights.stage_layers) == count:
+        return list(weights.stage_layers)
+    return even_layers(total, count)
 
 
 def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
@@ -310,7 +326,7 @@ def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]
     spec = MODELS.get(job.predictor.model_id)
     if not spec.cost:
         return lambda size: (0, Flops(0.0, 0.0))
-    names = [name for name, _ in model.named_modules() if name]
+    names = whole_modules(model)
     plan = recompute_plan(names, spec.units, job.fsdp2, job.parallel)
     lora = lora_sizes(model)
     more = (lora,) if lora else ()

@@ -21,6 +21,7 @@ from mindspeed_mm.distributed.fsdp import DTYPES, shard_model
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.distributed.patterns import absent_units, match, recompute_plan
+from mindspeed_mm.distributed.pipeline import Pipeline, Whole, whole_shapes
 from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks
 from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.distributed.shards import copy_local
@@ -60,12 +61,14 @@ def build_model(
     source: Source | None,
     seed: int = 0,
     transforms: Sequence[Config] = (),
+    layers: Sequence[int] = (),
 ) -> nn.Module:
     """The model, sharded and filled from `source`; without one, random weights that depend on `seed` alone.
 
     `transforms` are entries of the model JSON's list. What trains is fp32 (its master); what is frozen is
-    `predictor.dtype` and has no gradient. Raises ConfigError, or WeightsError listing every missing and
-    left-over key.
+    `predictor.dtype` and has no gradient. `layers` are the sizes of all pipeline stages, if there are
+    any: the answer is then this rank's Pipeline. Raises ConfigError, or WeightsError listing every missing
+    and left-over key.
     """
     check_dtypes(predictor, fsdp)
     spec = MODELS.get(predictor.model_id)
@@ -87,7 +90,17 @@ def build_model(
         compile_blocks(
             model, [name for unit in spec.units for name in match(unit, names, "units", absent=absent)]
         )
-    shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)
+    if mesh.pp_size > 1:
+        whole = Whole.of(model)
+        mine = range(mesh.pp_rank, len(layers), mesh.pp_size)
+        split = resolve(spec.stages)(model, layers, mine)
+        pipeline = Pipeline(split, whole, mesh, parallel.pipeline_schedule, accelerator.device)
+        pipeline.config = model.config  # type: ignore[assignment]
+        for part in pipeline.parts():
+            shard_model(part, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules, whole=whole.modules)
+        model = pipeline
+    else:
+        shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)
     model.to_empty(device=torch.device("cpu") if fsdp.offload_to_cpu else accelerator.device)
     for layer in quantized_layers(model).values():  # small, and buffers are not offloaded
         layer.register_buffer(SCALE, layer.get_buffer(SCALE).to(accelerator.device))
@@ -149,8 +162,8 @@ def initial_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 def _check_keys(model: nn.Module, source: Source, transforms: Sequence[ModuleTransform]) -> None:
     wanted = {
-        name: parameter.shape
-        for name, parameter in model.named_parameters()
+        name: shape
+        for name, shape in whole_shapes(model).items()
         if not any(transform.adds(name) for transform in transforms)
     }
     missing = [name for name in wanted if name not in source.shapes]

@@ -32,6 +32,7 @@ from megatron.mm.layout import (
 )
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.distributed.pipeline import own_names
 from mindspeed_mm.distributed.rng import rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import format_json
@@ -140,10 +141,12 @@ class Checkpointer:
 
     def _content(self, state: TrainState) -> dict[str, Any]:
         names = mm_names(state.model, self.key_map)
+        spoken_for = {self.key_map.to_theirs(name) for name in own_names(state.model)}
         kept = {
             name: parameter.detach()
             for parameter, name in names.items()
-            if parameter.requires_grad or self.config.save_full_model or self.base is None
+            if name in spoken_for
+            and (parameter.requires_grad or self.config.save_full_model or self.base is None)
         }
         content: dict[str, Any] = {
             "model": kept,
@@ -165,7 +168,11 @@ class Checkpointer:
         content["loss_means"] = {f"rank_{dist.get_rank():05d}": pack(means)}
         if not self.config.no_save_optim:
             content["optimizer"] = {
-                "state": optimizer_state(state.optimizer, names),
+                "state": {
+                    name: moments
+                    for name, moments in optimizer_state(state.optimizer, names).items()
+                    if name in spoken_for
+                },
                 "group_steps": pack(group_steps(state.optimizer)),
             }
             content["schedule"] = pack(state.scheduler.state_dict())

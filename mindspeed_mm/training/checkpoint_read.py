@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
+from mindspeed_mm.distributed.pipeline import whole_shapes
 from mindspeed_mm.distributed.rng import rng_state, set_rng_state
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import WeightsError
@@ -90,7 +91,8 @@ def load_checkpoint(
     reader = IndexReader(folder)
     names = mm_names(state.model, key_map)
     values = _Values(folder, reader.read_metadata())
-    _check_weights(values, names, partial=isinstance(found_base, Mapping))
+    every = {key_map.to_theirs(name) for name in whole_shapes(state.model)}
+    _check_weights(values, names, every, partial=isinstance(found_base, Mapping))
     content = raise_on_all_ranks(lambda: _places(values, names, config, accelerator))
     try:
         load(content, storage_reader=reader, planner=TensorPlanner())
@@ -368,10 +370,12 @@ def _held(text: object) -> str:
     return " and ".join(f"{count} layers in {form}" for form, count in found.items())
 
 
-def _check_weights(values: _Values, names: Mapping[nn.Parameter, str], *, partial: bool) -> None:
+def _check_weights(
+    values: _Values, names: Mapping[nn.Parameter, str], every: set[str], *, partial: bool
+) -> None:
     saved = {key.removeprefix("model.") for key in values.entries if key.startswith("model.")}
     trained = {name for parameter, name in names.items() if parameter.requires_grad}
-    missing, foreign = sorted(trained - saved), sorted(saved - set(names.values()))
+    missing, foreign = sorted(trained - saved), sorted(saved - every)
     if missing or foreign:
         text = "; ".join(
             f"{title}: {', '.join(found[:4])}{' …' if len(found) > 4 else ''}"

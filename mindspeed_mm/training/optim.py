@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mindspeed_mm.distributed.pipeline import Pipeline
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.config import OptimizerConfig
@@ -43,7 +44,7 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
     Under `optimizer: muon` hidden matrices are a group of their own, which decays.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not named:
+    if not named and not isinstance(model, Pipeline):  # a stage may have nothing that trains
         raise ConfigError(
             "leaves nothing to train: the model has no parameter with a gradient", where="predictor.trainable"
         )
@@ -65,7 +66,7 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
         {"params": decayed, "weight_decay": config.weight_decay, "wd_mult": 1.0},
         {"params": rest, "weight_decay": 0.0, "wd_mult": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]] or groups[1:2]
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -80,7 +81,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         "weight_decay": config.weight_decay,
     }
     groups = param_groups(model, config)
-    device = next(iter(groups[0]["params"])).device
+    device = next(model.parameters()).device
     fused = config.optimizer_selection == "fused_torch_adamw" and device.type in _fused_devices()
     if config.optimizer == "muon":
         return Muon(groups, fused=fused or None, **settings)
@@ -93,15 +94,18 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return torch.optim.AdamW(groups, fused=fused or None, **settings)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float, pipeline: Pipeline | None = None
+) -> float:
     """Scale all gradients by min(1, max_norm / (norm + 1e-6)), as Megatron does; returns the norm before.
 
     0 = measure only.
 
-    Sharded gradients (DTensors) count once over all their ranks. A norm that is not finite scales nothing.
+    Sharded gradients (DTensors) count once over all their ranks, and so do those of all stages of
+    `pipeline`. A norm that is not finite scales nothing.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = gradient_norm(gradients)
+    norm = gradient_norm(gradients) if pipeline is None else pipeline.norm(gradient_norm)
     coefficient = max_norm / (norm + 1e-6)
     if max_norm > 0 and coefficient < 1:
         for gradient in gradients:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from mindspeed_mm.data.sample import Batch
 from mindspeed_mm.distributed.fsdp import last_micro_batch
-from mindspeed_mm.flow.matching import sample_flow, sample_losses
+from mindspeed_mm.distributed.pipeline import Pipeline
+from mindspeed_mm.flow.matching import FlowSample, sample_flow, sample_losses
 from mindspeed_mm.flow.schedule import Schedule
+from mindspeed_mm.ops.stages import MicroBatch
 from mindspeed_mm.training.optim import clip_gradients
 from mindspeed_mm.training.timers import PhaseTimers
 
@@ -88,25 +90,78 @@ def accumulate(
 
     Gradients are means over them, and over ranks after the last one.
     """
+    if isinstance(model, Pipeline):
+        return accumulate_stages(model, batches, schedule, settings, device, timers)
     work = LocalWork()
     for number, on_host in enumerate(batches, 1):
         with timers.phase("data"):
             batch = on_host.to(device)
         last_micro_batch(model, number == len(batches))
         with timers.phase("forward"):
-            own = [settings.tasks.get(task) for task in batch.tasks] if settings.tasks else []
-            schedules = [schedule if one is None else one.schedule for one in own] or schedule
-            sample = sample_flow(batch.latents, schedules, on_host.sample_index, settings.seed)
+            sample = draw(batch, on_host, schedule, settings)
             velocity = model(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
-            losses = sample_losses(velocity, sample, batch.num_refs if settings.exclude_refs else 0)
-            weights = sample.weight
-            if own:
-                factors = [1.0 if one is None else one.loss_weight for one in own]
-                weights = weights * torch.tensor(factors, device=weights.device)
-            loss = (weights * losses).mean()
+            loss, losses = weighted_loss(velocity, sample, batch, settings)
         with timers.phase("backward"):
             (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
         work.add(on_host, loss, losses, sample.timestep)
+    return work
+
+
+def draw(batch: Batch, on_host: Batch, schedule: Schedule, settings: StepSettings) -> FlowSample:
+    """Noise and timesteps of a micro-batch, from the schedule of each sample's task."""
+    own = [settings.tasks.get(task) for task in batch.tasks] if settings.tasks else []
+    schedules = [schedule if one is None else one.schedule for one in own] or schedule
+    return sample_flow(batch.latents, schedules, on_host.sample_index, settings.seed)
+
+
+def weighted_loss(
+    velocity: Tensor, sample: FlowSample, batch: Batch, settings: StepSettings
+) -> tuple[Tensor, Tensor]:
+    """→ the loss that backward starts from, and the unweighted loss [B] of each sample."""
+    losses = sample_losses(velocity, sample, batch.num_refs if settings.exclude_refs else 0)
+    weights = sample.weight
+    if settings.tasks:
+        own = [settings.tasks.get(task) for task in batch.tasks]
+        factors = [1.0 if one is None else one.loss_weight for one in own]
+        weights = weights * torch.tensor(factors, device=weights.device)
+    return (weights * losses).mean(), losses
+
+
+def accumulate_stages(
+    pipeline: Pipeline,
+    batches: Sequence[Batch],
+    schedule: Schedule,
+    settings: StepSettings,
+    device: torch.device,
+    timers: PhaseTimers,
+) -> LocalWork:
+    """As `accumulate`, over the stages of a pipeline.
+
+    The last stage's rank computes the losses; every rank returns them.
+    """
+    with timers.phase("data"):
+        moved = [batch.to(device) for batch in batches]
+    samples = [
+        draw(here, on_host, schedule, settings) for here, on_host in zip(moved, batches, strict=True)
+    ]
+    inputs = [
+        MicroBatch(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
+        for sample, batch in zip(samples, moved, strict=True)
+    ]
+    # of each micro-batch: its loss, then those of its samples
+    found = torch.zeros(len(inputs), 1 + len(batches[0].keys), device=device)
+
+    def loss(velocity: Tensor, number: int) -> Tensor:
+        mean, losses = weighted_loss(velocity, samples[number], moved[number], settings)
+        found[number] = torch.cat([mean.detach().view(1), losses.detach()])
+        return mean / len(inputs)
+
+    with timers.phase("forward"):  # and backward: a schedule mixes them
+        pipeline.forward_backward(inputs, loss)
+        pipeline.from_last(found)
+    work = LocalWork()
+    for batch, row, sample in zip(batches, found, samples, strict=True):
+        work.add(batch, row[0], row[1:], sample.timestep)
     return work
 
 
@@ -137,7 +192,8 @@ def update(
 
     Both numbers are the same on every rank, so all ranks step or none does.
     """
-    norm = clip_gradients([p for p in model.parameters() if p.requires_grad], clip_grad)
+    pipeline = model if isinstance(model, Pipeline) else None
+    norm = clip_gradients([p for p in model.parameters() if p.requires_grad], clip_grad, pipeline)
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         optimizer.step()

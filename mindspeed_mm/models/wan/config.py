@@ -133,7 +133,7 @@ class VaceDitConfig(Config):
     num_layers: int | None = None
     UNUSED: ClassVar[Mapping[str, str]] = {
         **_OLD_KEYS,
-        "pipeline_num_layers": "only one pipeline stage is supported here",
+        "pipeline_num_layers": "a branch block is on the stage of the trunk block that it feeds",
         "model_type": "VACE is text-to-video inside",
         "qk_norm": _FIXED,
         "qk_norm_type": _FIXED,
@@ -165,7 +165,8 @@ class PredictorConfig(WanConfig):
     qk_norm_type: Literal["rmsnorm"] = "rmsnorm"
     cross_attn_norm: Literal[True] = True
     pipeline_num_layers: Any = Field(
-        default=None, description="layers of each pipeline stage; only one stage is supported here"
+        default=None,
+        description="layers of each pipeline stage; with virtual stages, a list of them for each chunk",
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         **_OLD_KEYS,

@@ -43,6 +43,28 @@ def even_layers(num_layers: int, count: int) -> list[int]:
     return [short + (number < longer) for number in range(count)]
 
 
+def stage_layers(sizes: object, num_layers: int, count: int, where: str) -> list[int]:
+    """`pipeline_num_layers` of a model JSON → the sizes of `count` flat stages. Raises ConfigError at `where`."""
+    lists = sizes if isinstance(sizes, list | tuple) else [None]
+    parts = [item for part in lists for item in (part if isinstance(part, list | tuple) else [part])]
+    if not parts or not all(type(item) is int for item in parts):
+        raise ConfigError(
+            f"got {sizes!r:.60}", where=where, expected="a list of numbers, such as [10, 10, 10, 10]"
+        )
+    try:
+        layers, _ = flat_layers(lists)
+        check_layers(layers, num_layers)
+    except ConfigError as error:
+        raise error.at(where) from None
+    if len(layers) != count:
+        raise ConfigError(
+            f"{layers} are {len(layers)} stages, the flags give {count}",
+            where=where,
+            fix="make them agree, or leave the key out for even stages",
+        )
+    return layers
+
+
 def count_layers(names: Iterable[str]) -> int:
     """How many trunk blocks the weights `names` of one stage belong to."""
     return len({match[2] for name in names if (match := _BLOCK.fullmatch(name)) and match[1] == "blocks"})

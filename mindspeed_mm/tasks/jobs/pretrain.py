@@ -22,6 +22,7 @@ from mindspeed_mm.distributed.config import (
     Fsdp2Config,
     ParallelConfig,
     check_context_parallel,
+    check_micro_batches,
     check_reshard,
     data_parallel_size,
 )
@@ -35,6 +36,7 @@ from mindspeed_mm.models.find import find_files
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.config import QuantizeConfig, parse_transforms
 from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.models.wan.stages import stage_layers
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.extract import AeConfig, TextEncoderConfig, check_encoders
@@ -230,7 +232,8 @@ class PretrainJob(Config):
             raise ConfigError("--lr is missing", where=prog, fix="give it; examples/vace uses 5e-5")
         _check_dtype(self.predictor, self.fsdp2, self.files)
         check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
-        _check_sharding(self.fsdp2, self.world_size)
+        dp_size = self.dp_size  # says first when the ranks cannot be divided
+        _check_sharding(self.fsdp2, self.world_size // self.parallel.pipeline_model_parallel_size)
         _check_patterns(self.predictor, self.fsdp2)
         spec = MODELS.get(self.predictor.model_id)
         check_transforms(self.model.transforms, self.predictor, spec, str(self.files.mm_model))
@@ -242,7 +245,10 @@ class PretrainJob(Config):
                 where=f"{prog}: --save-full-model",
                 fix="leave it out; mm-convert mm_to_hf writes the whole model afterwards",
             )
-        size = check_batch(batch.micro_batch_size, batch.global_batch_size, self.dp_size)
+        size = check_batch(batch.micro_batch_size, batch.global_batch_size, dp_size)
+        unit = batch.micro_batch_size * dp_size
+        check_micro_batches(self.parallel, size // unit, unit)
+        _check_stages(self)
         if batch.train_iters is None and batch.train_samples is None:
             raise ConfigError("--train-iters is missing", where=prog, fix="give it or --train-samples")
         iters = batch.train_iters or cast(int, batch.train_samples) // size
@@ -368,6 +374,42 @@ def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
             fix="write auto, or a divisor",
         )
     check_reshard(fsdp2, fsdp2.sharding_size if isinstance(fsdp2.sharding_size, int) else ranks)
+
+
+def _check_stages(job: PretrainJob) -> None:
+    """Raises ConfigError where the model JSON's stages do not fit the flags, or a part does not work in stages."""
+    parallel, predictor = job.parallel, job.predictor
+    if parallel.pipeline_model_parallel_size == 1:
+        return
+    where = f"{job.files.mm_model}:predictor.pipeline_num_layers"
+    if not MODELS.get(predictor.model_id).stages:
+        raise ConfigError(
+            f"model {predictor.model_id} cannot be split into pipeline stages",
+            where=f"{job.files.mm_model}:predictor.model_id",
+            fix="set --pipeline-model-parallel-size to 1",
+        )
+    if job.model.transforms:
+        raise ConfigError(
+            "LoRA and weights in 8 bits do not work with pipeline stages yet",
+            where=f"{job.files.mm_model}:transforms",
+            fix="set --pipeline-model-parallel-size to 1 and shard with --use-torch-fsdp2",
+        )
+    if parallel.num_stages > predictor.num_layers:
+        raise ConfigError(
+            f"--pipeline-model-parallel-size {parallel.pipeline_model_parallel_size} times "
+            f"--virtual-pipeline-model-parallel-size {parallel.virtual_size} is {parallel.num_stages} stages, the model has "
+            f"{predictor.num_layers} layers",
+            fix="lower one of them",
+        )
+    if predictor.pipeline_num_layers is not None:
+        stage_layers(predictor.pipeline_num_layers, predictor.num_layers, parallel.num_stages, where)
+    validation = getattr(job.data.dataset_param, "validation", None)
+    if getattr(validation, "prompts", None) is not None:
+        raise ConfigError(
+            "makes no videos with pipeline stages",
+            where=f"{job.files.mm_data}:dataset_param.validation.prompts",
+            fix="leave it out (data_path still measures the held-out loss), or set --pipeline-model-parallel-size to 1",
+        )
 
 
 def _check_patterns(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:

@@ -1,0 +1,275 @@
+"""Pipeline parallel: each rank holds a part of the layers, micro-batches pass from stage to stage.
+
+The schedules are torch.distributed.pipelining's. Every rank reads the same micro-batches, so only tokens and their gradients are
+sent. Flat stage v·pp + p is virtual chunk v of rank p, as in Megatron.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleLoopedBFS,
+)
+from torch.distributed.tensor import DTensor
+
+from mindspeed_mm.distributed.fsdp import last_micro_batch
+from mindspeed_mm.distributed.mesh import Mesh
+from mindspeed_mm.ops.stages import MicroBatch, Split
+
+Loss = Callable[[Tensor, int], Tensor]  # velocity and number of a micro-batch → what backward starts from
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The model of all ranks together, as it was on the meta device."""
+
+    shapes: dict[str, torch.Size]  # of every weight
+    modules: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Whole:
+        """Of a model that is not split yet."""
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        return cls(shapes, tuple(name for name, _ in model.named_modules() if name))
+
+
+class _Stage(PipelineStage):
+    """A stage that reduces its gradients over ranks after the last group of micro-batches only, as FSDP2 expects."""
+
+    reduces = True
+
+    def perform_reduce_grad(self, grad_scale_factor: int) -> None:
+        if self.reduces:
+            super().perform_reduce_grad(grad_scale_factor)
+
+    def _post_metadata_inference_cleanup(self) -> None:
+        """Nothing to clean up, for shapes are given: torch's own drops the gradients of the group before."""
+
+
+class Pipeline(nn.Module):
+    """This rank's stages of a model. Called like the whole model, it answers the velocity on every rank, without gradients.
+
+    Its weights have the names that they have in the whole model.
+    """
+
+    def __init__(
+        self, split: Split, whole: Whole, mesh: Mesh, schedule: Literal["1f1b", "gpipe"], device: torch.device
+    ) -> None:
+        super().__init__()
+        group = mesh.pp_group
+        self.reader = split.reader
+        self.stages = nn.ModuleDict({str(number): stage for number, stage in split.stages.items()})
+        self.split, self.whole, self.schedule, self.device = split, whole, schedule, device
+        self.group, self.data_group = group, mesh.dp_group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._last = (split.count - 1) % self.size  # the rank of the last stage
+        self._ready: tuple[object, Any] = (None, None)  # the shape used last, and its schedule
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """This rank's weights by their names in the whole model."""
+        for part in self.parts():
+            yield from part.named_parameters(prefix, recurse, remove_duplicate)
+
+    def parts(self) -> Iterator[nn.Module]:
+        """What is sharded as one: the copy of what every rank has, and each stage."""
+        yield self.reader
+        yield from self.stages.values()
+
+    def is_copy(self, name: str) -> bool:
+        """Whether the first rank of the pipeline has the weight `name` too, and speaks for it."""
+        return self.rank > 0 and name.split(".")[0] in self.split.shared
+
+    @torch.no_grad()
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        prompt_embeds: Tensor,
+        vace_context: Tensor | None,
+        *,
+        context_scale: float | Sequence[float] | Tensor = 1.0,
+    ) -> Tensor:
+        """One micro-batch through all stages → velocity fp32, on every rank."""
+        batch = MicroBatch(latents, timestep, prompt_embeds, vace_context, context_scale)
+        batch = replace(batch, read=tuple(self.reader(timestep, prompt_embeds)))
+        answer: tuple[Tensor, ...] = ()
+        for number in range(self.split.count):
+            if number % self.size != self.rank:
+                continue
+            tokens: tuple[Tensor, ...] = ()
+            if number:
+                tokens = tuple(_empty(t, self.device) for t in self.split.leaving(number - 1, batch))
+                for token in tokens:
+                    dist.recv(token, group=self.group, group_src=(number - 1) % self.size)
+            stage: Any = self.stages[str(number)]
+            stage.feed([batch])
+            out = stage(*tokens)
+            answer = out if isinstance(out, tuple) else (out,)
+            if number < self.split.count - 1:
+                for token in answer:
+                    dist.send(token, group=self.group, group_dst=(number + 1) % self.size)
+        shape = self.split.leaving(self.split.count - 1, batch)[0]
+        velocity = answer[0].contiguous() if self.rank == self._last else _empty(shape, self.device)
+        dist.broadcast(velocity, group=self.group, group_src=self._last)
+        return velocity
+
+    def forward_backward(self, batches: Sequence[MicroBatch], loss: Loss) -> None:
+        """Forward and backward of all micro-batches. `loss` is called on the last stage's rank, with the number in `batches`.
+
+        Gradients are sums over the micro-batches; those of what every rank has a copy of are summed over the pipeline, too.
+        """
+        groups = list(self._groups(batches))
+        for place, numbers in enumerate(groups, 1):
+            self._run([batches[number] for number in numbers], numbers, loss, last=place == len(groups))
+        self._sum_copies()
+
+    def norm(self, of: Callable[[list[Tensor]], float]) -> float:
+        """The global norm of all stages' gradients; `of` measures those of this rank's stages. Equal on all ranks."""
+        named = self.named_parameters()
+        mine = of([p.grad for name, p in named if p.grad is not None and not self.is_copy(name)])
+        return math.sqrt(sum(value**2 for value in self._gather(mine)))
+
+    def from_last(self, values: Tensor) -> Tensor:
+        """What the last stage's rank has in `values`, on every rank of the pipeline."""
+        dist.broadcast(values, group=self.group, group_src=self._last)
+        return values
+
+    def _groups(self, batches: Sequence[MicroBatch]) -> Iterator[list[int]]:
+        """Numbers of micro-batches that a schedule runs together: of one shape, and as many as it takes.
+
+        All data-parallel ranks form the same groups, since FSDP2 gathers weights in the order of the schedule. Each rank sorts
+        by shape; micro-batches at the same place then form a group if they agree with the first of it on every rank.
+        """
+        order = sorted(range(len(batches)), key=lambda number: batches[number].shape)
+        shapes = [zlib.crc32(repr(batches[number].shape).encode()) for number in order]
+        mine = torch.tensor(shapes, dtype=torch.int64, device=self.device)
+        every = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.data_group))]
+        dist.all_gather(every, mine, group=self.data_group)
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, column in zip(order, torch.stack(every, 1).tolist(), strict=True):
+            alike[tuple(column)].append(number)
+        for numbers in alike.values():
+            whole = len(numbers)
+            if len(self.stages) > 1 and whole > self.size:  # interleaving takes whole rounds
+                whole -= whole % self.size
+            yield numbers[:whole]
+            if numbers[whole:]:
+                yield numbers[whole:]
+
+    def _run(self, batches: list[MicroBatch], numbers: list[int], loss: Loss, *, last: bool) -> None:
+        answers = [tuple(self.reader(batch.timestep, batch.prompt_embeds)) for batch in batches]
+        # leaves: several stages of this rank read them, and each has a backward of its own
+        leaves = [tuple(t.detach().requires_grad_(t.requires_grad) for t in answer) for answer in answers]
+        inputs = [replace(batch, read=read) for batch, read in zip(batches, leaves, strict=True)]
+        for stage in self.stages.values():
+            feeding: Any = stage
+            feeding.feed(inputs)
+        schedule, stages, calls = self._schedule(inputs[0], len(inputs))
+        for made in stages:
+            made.reduces = last
+        calls[:] = [lambda velocity, place: loss(velocity, numbers[place])]
+        schedule.step(target=torch.arange(len(inputs)), return_outputs=False)
+        for place, (answer, read) in enumerate(zip(answers, leaves, strict=True)):
+            last_micro_batch(self.reader, last and place == len(answers) - 1)
+            pairs = [(a, r.grad) for a, r in zip(answer, read, strict=True) if r.grad is not None]
+            if pairs:
+                torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
+
+    def _schedule(self, batch: MicroBatch, count: int) -> tuple[Any, list[_Stage], list[Loss]]:
+        """The schedule for micro-batches of this shape; only the one used last is kept, for it holds buffers."""
+        key = (batch.shape, count)
+        if self._ready[0] == key:
+            found: tuple[Any, list[_Stage], list[Loss]] = self._ready[1]
+            return found
+        self._ready = (None, None)
+        stages = [self._stage(int(number), stage, batch) for number, stage in self.stages.items()]
+        calls: list[Loss] = []
+        settings: dict[str, Any] = {
+            "loss_fn": lambda velocity, place: calls[0](velocity, int(place)),
+            "scale_grads": False,
+        }
+        made: Any
+        if len(stages) > 1:
+            interleaved = self.schedule == "1f1b" and count >= self.size
+            made = (ScheduleInterleaved1F1B if interleaved else ScheduleLoopedBFS)(stages, count, **settings)
+        else:
+            steady = self.schedule == "1f1b" and count >= self.size
+            made = (Schedule1F1B if steady else ScheduleGPipe)(stages[0], count, **settings)
+        self._ready = (key, (made, stages, calls))
+        return made, stages, calls
+
+    def _stage(self, number: int, stage: nn.Module, batch: MicroBatch) -> _Stage:
+        arriving = self.split.leaving(number - 1, batch) if number else ()
+        leaving = self.split.leaving(number, batch)
+        # PipelineStage moves its module to the device, which would undo FSDP2's offload to the host.
+        stage.to = lambda *_: stage  # type: ignore[method-assign, assignment]
+        try:
+            return _Stage(
+                stage,
+                number,
+                self.split.count,
+                self.device,
+                input_args=arriving,
+                output_args=leaving,
+                group=self.group,
+            )
+        finally:
+            del stage.to
+
+    @torch.no_grad()
+    def _sum_copies(self) -> None:
+        """Every rank's blocks contribute to the gradients of what every rank has a copy of."""
+        gradients = []
+        for parameter in self.reader.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                grad = parameter.grad
+                gradients.append(grad.to_local() if isinstance(grad, DTensor) else grad)
+        for gradient in gradients:
+            dist.all_reduce(gradient, group=self.group)
+
+    def _gather(self, value: float) -> list[float]:
+        mine = torch.tensor([value], dtype=torch.float32, device=self.device)
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(found, mine, group=self.group)
+        return [float(other) for other in found]
+
+
+def whole_modules(model: nn.Module) -> list[str]:
+    """Names of all modules, of those on other ranks too."""
+    if isinstance(model, Pipeline):
+        return list(model.whole.modules)
+    return [name for name, _ in model.named_modules() if name]
+
+
+def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Every weight's name and shape, of those on other ranks too."""
+    if isinstance(model, Pipeline):
+        return model.whole.shapes
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def own_names(model: nn.Module) -> list[str]:
+    """Names of the weights that this rank saves; copies of another rank's are not among them."""
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if not (isinstance(model, Pipeline) and model.is_copy(name))]
+
+
+def _empty(like: Tensor, device: torch.device) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=device)

@@ -15,11 +15,11 @@ from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.config.yaml_file import read_yaml
 from mindspeed_mm.errors import ConfigError
 
-_NO_TP = "use --use-torch-fsdp2 or --pipeline-model-parallel-size for memory, --context-parallel-size for long clips"
+_NO_TP = "use --use-torch-fsdp2 or pipeline stages for memory, --context-parallel-size for long clips"
 
 
 class ParallelConfig(Config):
-    """Megatron's parallel flags. Data parallel is what is left: world size / (context · pipeline parallel)."""
+    """Megatron's parallel flags. Data parallel is what is left: world size / (context · pipeline)."""
 
     tensor_model_parallel_size: int = Field(default=1, ge=1, description="only 1: FSDP2 shards instead")
     pipeline_model_parallel_size: int = Field(
@@ -33,7 +33,7 @@ class ParallelConfig(Config):
     )
     pipeline_schedule: Literal["1f1b", "gpipe"] = Field(
         default="1f1b",
-        description="order of the micro-batches: 1f1b (interleaved with virtual stages) keeps few alive, gpipe keeps all",
+        description="1f1b (interleaved with virtual stages) keeps few micro-batches in memory, gpipe all",
     )
     context_parallel_size: int = Field(
         default=1, ge=1, le=65536, description="ranks that share the tokens of one sample"
@@ -75,8 +75,8 @@ class ParallelConfig(Config):
             )
         if self.virtual_size > 1 and self.pipeline_model_parallel_size == 1:
             raise ValueError(
-                f"--virtual-pipeline-model-parallel-size {self.virtual_size} needs --pipeline-model-parallel-size 2 or "
-                "more; leave it out, or give both"
+                f"--virtual-pipeline-model-parallel-size {self.virtual_size} needs "
+                "--pipeline-model-parallel-size 2 or more; leave it out, or give both"
             )
         if self.recompute_method == "block" and self.recompute_num_layers is None:
             raise ValueError("--recompute-method block needs --recompute-num-layers")
@@ -227,8 +227,9 @@ def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     size = stages * context
     if world_size % size and stages > 1:
         raise ConfigError(
-            f"{world_size} rank(s) cannot be split into groups of --pipeline-model-parallel-size {stages} times "
+            f"{world_size} rank(s) cannot be split into groups of {stages} stages times "
             f"--context-parallel-size {context}",
+            where="--pipeline-model-parallel-size",
             fix=f"start a multiple of {size} ranks, or lower one of them",
         )
     if world_size % size:

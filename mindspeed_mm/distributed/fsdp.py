@@ -34,12 +34,12 @@ def shard_model(
     mesh: Mesh,
     *,
     fp32_modules: Iterable[str] = (),
-    whole: Sequence[str] | None = None,
+    every: Sequence[str] | None = None,
 ) -> nn.Module:
     """Shard `model`, which may be on the meta device, in place.
 
-    `units` are the patterns used when the YAML names none. `whole` are all modules of the model that `model`
-    is a part of: patterns may match there alone.
+    `units` are the patterns used when the YAML names none. `every` names all modules of the model that
+    `model` is a part of: patterns may match there alone.
 
     Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so
     that no unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are
@@ -49,7 +49,7 @@ def shard_model(
     """
     check_reshard(config, mesh.shards.size(mesh.shards.ndim - 1))
     names = [name for name, _ in model.named_modules() if name]
-    known: Sequence[str] = names if whole is None else whole
+    known: Sequence[str] = names if every is None else every
     here = set(names)
     where = "fsdp2_config.yaml"
     absent = absent_units(units, known)

@@ -20,7 +20,7 @@ from mindspeed_mm.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Groups and places of one rank. Weights and gradients of a pipeline stage are shared over dp·cp ranks."""
+    """Groups and places of one rank. dp·cp ranks share the weights and gradients of a pipeline stage."""
 
     rank: int
     world_size: int

@@ -1,7 +1,7 @@
 """Pipeline parallel: each rank holds a part of the layers, micro-batches pass from stage to stage.
 
-The schedules are torch.distributed.pipelining's. Every rank reads the same micro-batches, so only tokens and their gradients are
-sent. Flat stage v·pp + p is virtual chunk v of rank p, as in Megatron.
+The schedules are torch.distributed.pipelining's. Every rank reads the same micro-batches, so only tokens and
+their gradients are sent. Flat stage v·pp + p is virtual chunk v of rank p, as in Megatron.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Whole:
 
 
 class _Stage(PipelineStage):
-    """A stage that reduces its gradients over ranks after the last group of micro-batches only, as FSDP2 expects."""
+    """A stage whose gradients are reduced over ranks after the last group of micro-batches only."""
 
     reduces = True
 
@@ -60,7 +60,7 @@ class _Stage(PipelineStage):
 
 
 class Pipeline(nn.Module):
-    """This rank's stages of a model. Called like the whole model, it answers the velocity on every rank, without gradients.
+    """This rank's stages of a model. Called like the model, it returns the velocity on every rank, no gradients.
 
     Its weights have the names that they have in the whole model.
     """
@@ -129,9 +129,10 @@ class Pipeline(nn.Module):
         return velocity
 
     def forward_backward(self, batches: Sequence[MicroBatch], loss: Loss) -> None:
-        """Forward and backward of all micro-batches. `loss` is called on the last stage's rank, with the number in `batches`.
+        """Forward and backward of all micro-batches.
 
-        Gradients are sums over the micro-batches; those of what every rank has a copy of are summed over the pipeline, too.
+        `loss` is called on the last stage's rank, with the number in `batches`. Gradients are sums over the
+        micro-batches; those of what every rank has a copy of are summed over the pipeline, too.
         """
         groups = list(self._groups(batches))
         for place, numbers in enumerate(groups, 1):
@@ -139,7 +140,7 @@ class Pipeline(nn.Module):
         self._sum_copies()
 
     def norm(self, of: Callable[[list[Tensor]], float]) -> float:
-        """The global norm of all stages' gradients; `of` measures those of this rank's stages. Equal on all ranks."""
+        """The global norm of all stages' gradients, on all ranks; `of` measures those of this rank's stages."""
         named = self.named_parameters()
         mine = of([p.grad for name, p in named if p.grad is not None and not self.is_copy(name)])
         return math.sqrt(sum(value**2 for value in self._gather(mine)))
@@ -152,8 +153,8 @@ class Pipeline(nn.Module):
     def _groups(self, batches: Sequence[MicroBatch]) -> Iterator[list[int]]:
         """Numbers of micro-batches that a schedule runs together: of one shape, and as many as it takes.
 
-        All data-parallel ranks form the same groups, since FSDP2 gathers weights in the order of the schedule. Each rank sorts
-        by shape; micro-batches at the same place then form a group if they agree with the first of it on every rank.
+        All data-parallel ranks form the same groups, since FSDP2 gathers weights in the order of the schedule.
+        Each rank sorts by shape; places whose shapes are alike on every rank then form a group.
         """
         order = sorted(range(len(batches)), key=lambda number: batches[number].shape)
         shapes = [zlib.crc32(repr(batches[number].shape).encode()) for number in order]
@@ -191,13 +192,13 @@ class Pipeline(nn.Module):
                 torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
 
     def _schedule(self, batch: MicroBatch, count: int) -> tuple[Any, list[_Stage], list[Loss]]:
-        """The schedule for micro-batches of this shape; only the one used last is kept, for it holds buffers."""
+        """The schedule for micro-batches of this shape; only the last one is kept, since it holds buffers."""
         key = (batch.shape, count)
         if self._ready[0] == key:
             found: tuple[Any, list[_Stage], list[Loss]] = self._ready[1]
             return found
         self._ready = (None, None)
-        stages = [self._stage(int(number), stage, batch) for number, stage in self.stages.items()]
+        stages: list[Any] = [self._stage(int(number), stage, batch) for number, stage in self.stages.items()]
         calls: list[Loss] = []
         settings: dict[str, Any] = {
             "loss_fn": lambda velocity, place: calls[0](velocity, int(place)),
@@ -217,7 +218,7 @@ class Pipeline(nn.Module):
         arriving = self.split.leaving(number - 1, batch) if number else ()
         leaving = self.split.leaving(number, batch)
         # PipelineStage moves its module to the device, which would undo FSDP2's offload to the host.
-        stage.to = lambda *_: stage  # type: ignore[method-assign, assignment]
+        stage.to = lambda *_: stage  # type: ignore[method-assign]
         try:
             return _Stage(
                 stage,

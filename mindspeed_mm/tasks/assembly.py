@@ -114,7 +114,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
 
 
 def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[int]:
-    """Trunk blocks of each pipeline stage: as the model JSON says, else as the weights are split, else even."""
+    """Trunk blocks of each stage: as the model JSON says, else as the weights are split, else even."""
     count, total = job.parallel.num_stages, job.predictor.num_layers
     if count == 1:
         return [total]

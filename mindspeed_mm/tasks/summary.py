@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mindspeed_mm.distributed.config import bubble
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_text
 from mindspeed_mm.log import world_size
@@ -66,7 +67,7 @@ def training_table(job: PretrainJob) -> Rows:
         ),
         (
             "parallelism",
-            f"{_count(job.world_size, 'rank', 'ranks')}, context parallel "
+            f"{_count(job.world_size, 'rank', 'ranks')}, {_stages(job)}context parallel "
             f"{job.parallel.context_parallel_size}, "
             f"sharding {fsdp.sharding_size if fsdp.sharding_size is not None else 'over all'}",
         ),
@@ -170,6 +171,17 @@ def _parts(shards: Sequence[str]) -> list[str]:
 def _distinct(texts: Iterable[str]) -> str:
     found = list(dict.fromkeys(texts))
     return " | ".join(found[:3]) + (f" | … ({len(found)} kinds)" if found[3:] else "")
+
+
+def _stages(job: PretrainJob) -> str:
+    """Pipeline stages and the share of a step that they wait, where there are any."""
+    parallel, batch = job.parallel, job.training.batch
+    stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_size
+    if stages == 1:
+        return ""
+    count = (batch.global_batch_size or job.dp_size) // (batch.micro_batch_size * job.dp_size)
+    each = f" of {virtual} chunks" if virtual > 1 else ""
+    return f"{stages} pipeline stages{each} (bubble {100 * bubble(stages, virtual, count):.0f} %), "
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -26,9 +26,8 @@ that names the nearest flag, or, for those of the last table, what to do.
 Abbreviations are refused too. Defaults are Megatron core 0.12's; the scripts under `examples/vace/` carry the
 recipe.
 
-Refused values: `--tensor-model-parallel-size`, `--pipeline-model-parallel-size` and
-`--virtual-pipeline-model-parallel-size` other than 1 (use `--use-torch-fsdp2` for memory and
-`--context-parallel-size` for long clips).
+Refused values: `--tensor-model-parallel-size` other than 1 (use `--use-torch-fsdp2` or pipeline stages for
+memory and `--context-parallel-size` for long clips).
 """
 
 

@@ -95,9 +95,9 @@ def build_model(
         mine = range(mesh.pp_rank, len(layers), mesh.pp_size)
         split = resolve(spec.stages)(model, layers, mine)
         pipeline = Pipeline(split, whole, mesh, parallel.pipeline_schedule, accelerator.device)
-        pipeline.config = model.config  # type: ignore[assignment]
+        pipeline.config = model.config
         for part in pipeline.parts():
-            shard_model(part, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules, whole=whole.modules)
+            shard_model(part, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules, every=whole.modules)
         model = pipeline
     else:
         shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)

@@ -141,9 +141,7 @@ def accumulate_stages(
     """
     with timers.phase("data"):
         moved = [batch.to(device) for batch in batches]
-    samples = [
-        draw(here, on_host, schedule, settings) for here, on_host in zip(moved, batches, strict=True)
-    ]
+    samples = [draw(here, on_host, schedule, settings) for here, on_host in zip(moved, batches, strict=True)]
     inputs = [
         MicroBatch(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
         for sample, batch in zip(samples, moved, strict=True)

@@ -1,4 +1,4 @@
-"""Training in pipeline stages gives the numbers of training without them, and checkpoints that any layout reads."""
+"""Training in pipeline stages gives the numbers of one rank; any layout reads its checkpoints."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoint.cli import main as convert
 from mindspeed_mm.models.weights import open_weights
 from tests.runs import arguments, make_run, train_job, write_json
 
@@ -13,71 +14,114 @@ PP2 = {"pipeline_model_parallel_size": 2}
 
 
 @pytest.fixture(scope="module")
-def environments(tmp_path_factory):
-    found = {}
-    for trainable in ("branch", "trunk", "all"):
-        run = make_run(tmp_path_factory.mktemp(trainable), predictor={"trainable": trainable})
-        data = json.loads(Path(run["MM_DATA"]).read_text())
-        found[trainable] = {**run, "MM_DATA": str(write_json(Path(run["MM_DATA"]), data))}
-    return found
+def environment(tmp_path_factory):
+    """→ the environment of a job by what it trains."""
+    made = {}
+
+    def make(trainable, **predictor):
+        key = (trainable, str(predictor))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(trainable)
+            made[key] = make_run(folder, predictor={"trainable": trainable, **predictor})
+        return made[key]
+
+    return make
 
 
 def trained(world, environment, folder, ranks, **flags):
     """→ the rows of the metrics, and the weights that were saved."""
-    given = {"train_iters": 3, "save": folder, "eval_interval": 3, **flags}
+    given = {"train_iters": 3, "save": str(folder), "eval_interval": 3, **flags}
     rows = world.run(ranks, train_job, arguments(environment, "--save-full-model", **given))[-1]
     source = open_weights(Path(folder) / f"iter_{given['train_iters']:07d}")
     return rows, {name: source.read(name).clone() for name in source.tensors}
 
 
-def assert_alike(found, wanted):
+@pytest.fixture(scope="module")
+def alone(world, environment, tmp_path_factory):
+    """→ what one rank without stages makes of a job."""
+    made = {}
+
+    def run(trainable):
+        if trainable not in made:
+            folder = tmp_path_factory.mktemp("alone")
+            made[trainable] = trained(world, environment(trainable), folder, 1)
+        return made[trainable]
+
+    return run
+
+
+def assert_alike(found, expected):
     for key in ("loss", "grad_norm", "validation/loss", "tokens"):
-        values = [[row[key] for row in rows if key in row] for rows in (found[0], wanted[0])]
-        assert values[0] == pytest.approx(values[1], rel=1e-5), key
+        values = [[row[key] for row in rows if key in row] for rows in (found[0], expected[0])]
         assert values[1], key
-    for name, weight in wanted[1].items():
+        assert values[0] == pytest.approx(values[1], rel=1e-5), key
+    for name, weight in expected[1].items():
         torch.testing.assert_close(found[1][name], weight, rtol=0, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("trainable", ["branch", "trunk", "all"])
-@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
-def test_two_stages_equal_one(world, environments, tmp_path, trainable, schedule):
-    alone = trained(world, environments[trainable], str(tmp_path / "1"), 1)
-    staged = trained(world, environments[trainable], str(tmp_path / "2"), 2, pipeline_schedule=schedule, **PP2)
-    assert_alike(staged, alone)
-
-
 @pytest.mark.parametrize(
-    ("ranks", "flags"),
+    ("trainable", "ranks", "flags"),
     [
-        (2, {"virtual_pipeline_model_parallel_size": 2}),
-        (4, {}),
-        (4, {"context_parallel_size": 2}),
+        ("branch", 2, {}),
+        ("trunk", 2, {}),
+        ("all", 2, {}),
+        ("all", 2, {"pipeline_schedule": "gpipe"}),
+        ("all", 2, {"virtual_pipeline_model_parallel_size": 2}),
+        ("all", 4, {}),
+        ("all", 4, {"context_parallel_size": 2}),
     ],
-    ids=["virtual", "data", "context"],
+    ids=["branch", "trunk", "all", "gpipe", "virtual", "data", "context"],
 )
-def test_stages_go_with_other_parallelism(world, environments, tmp_path, ranks, flags):
-    alone = trained(world, environments["all"], str(tmp_path / "1"), 1)
-    staged = trained(world, environments["all"], str(tmp_path / "2"), ranks, **PP2, **flags)
-    assert_alike(staged, alone)
+def test_stages_give_the_numbers_of_one_rank(world, environment, alone, tmp_path, trainable, ranks, flags):
+    staged = trained(world, environment(trainable), tmp_path, ranks, **PP2, **flags)
+    assert_alike(staged, alone(trainable))
 
 
-def test_a_run_in_stages_goes_on_exactly(world, environments, tmp_path):
-    at_once = trained(world, environments["all"], str(tmp_path / "once"), 2, **PP2)
-    half = str(tmp_path / "half")
-    trained(world, environments["all"], half, 2, train_iters=2, lr_decay_iters=3, **PP2)
-    rows, weights = trained(world, environments["all"], half, 2, load=half, **PP2)
-    assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in at_once[0] if "loss" in row]
-    for name, weight in at_once[1].items():
+def test_uneven_stages_of_the_model_json_give_the_same(world, environment, alone, tmp_path):
+    staged = trained(world, environment("all", pipeline_num_layers=[1, 3]), tmp_path, 2, **PP2)
+    assert_alike(staged, alone("all"))
+
+
+def test_run_in_stages_resumes_exactly(world, environment, tmp_path):
+    once = trained(world, environment("all"), tmp_path / "once", 2, **PP2)
+    half = tmp_path / "half"
+    trained(world, environment("all"), half, 2, train_iters=2, lr_decay_iters=3, **PP2)
+    rows, weights = trained(world, environment("all"), half, 2, load=str(half), **PP2)
+    assert [row["loss"] for row in rows if "loss" in row] == [row["loss"] for row in once[0] if "loss" in row]
+    for name, weight in once[1].items():
         assert torch.equal(weights[name], weight), name
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_checkpoint_moves_between_layouts_to_the_bit(world, environments, tmp_path, before, after):
+def test_checkpoint_moves_between_layouts_to_the_bit(world, environment, tmp_path, before, after):
     stages = {1: {}, 2: PP2}
-    first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    _, saved = trained(world, environments["all"], first, before, **stages[before])
-    moved = {"load": first, "lr": 1e-30, "weight_decay": 0.0, "train_iters": 4}
-    _, again = trained(world, environments["all"], second, after, **moved, **stages[after])
+    first, second = tmp_path / "first", tmp_path / "second"
+    _, saved = trained(world, environment("all"), first, before, **stages[before])
+    moved = {"load": str(first), "lr": 1e-30, "weight_decay": 0.0, "train_iters": 4}
+    _, again = trained(world, environment("all"), second, after, **moved, **stages[after])
     for name, weight in saved.items():
         assert torch.equal(again[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("layers", "flags"),
+    [("[3,1]", {}), ("[[1,1],[1,1]]", {"virtual_pipeline_model_parallel_size": 2})],
+    ids=["pp", "vpp"],
+)
+def test_converted_stages_train_and_convert_back(world, environment, alone, tmp_path, layers, flags):
+    plain = environment("all")
+    split = tmp_path / "split"
+    weights = str(Path(plain["MM_MODEL"]).parent / "weights")
+    paths = ["--cfg.source_path", weights, "--cfg.target_path", str(split)]
+    convert(["VACEConverter", "hf_to_mm", *paths, "--pp_layers", layers])
+    model = json.loads(Path(plain["MM_MODEL"]).read_text())
+    model["predictor"]["from_pretrained"] = str(split)
+    staged = {**plain, "MM_MODEL": str(write_json(tmp_path / "model.json", model))}
+    found = trained(world, staged, tmp_path / "save", 2, **PP2, **flags)
+    assert_alike(found, alone("all"))
+    back = tmp_path / "back"
+    paths = ["--cfg.source_path", str(tmp_path / "save"), "--cfg.target_path", str(back)]
+    convert(["VACEConverter", "mm_to_hf", *paths])
+    source = open_weights(back)
+    for name, weight in found[1].items():
+        assert torch.equal(source.read(name), weight), name

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mindspeed_mm.errors import ConfigError, WeightsError
 
@@ -44,8 +44,8 @@ def even_layers(num_layers: int, count: int) -> list[int]:
 
 
 def stage_layers(sizes: object, num_layers: int, count: int, where: str) -> list[int]:
-    """`pipeline_num_layers` of a model JSON → the sizes of `count` flat stages. Raises ConfigError at `where`."""
-    lists = sizes if isinstance(sizes, list | tuple) else [None]
+    """`pipeline_num_layers` of a model JSON → sizes of `count` flat stages. Raises ConfigError at `where`."""
+    lists: Any = sizes if isinstance(sizes, list | tuple) else [None]
     parts = [item for part in lists for item in (part if isinstance(part, list | tuple) else [part])]
     if not parts or not all(type(item) is int for item in parts):
         raise ConfigError(

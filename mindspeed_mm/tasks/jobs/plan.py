@@ -128,6 +128,12 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
     spec = MODELS.get(predictor.model_id)
     if not spec.modules:
         raise ConfigError(f"no plan for model_id {predictor.model_id!r}", where="predictor.model_id")
+    if job.parallel.pipeline_model_parallel_size > 1:
+        raise ConfigError(
+            "no plan for pipeline stages",
+            where="--pipeline-model-parallel-size",
+            fix="set it to 1 to see one stage's share of the ranks under FSDP2 alone",
+        )
     sizes = predictor.model
     names = resolve(spec.modules)(sizes)
     shards = fsdp.sharding_size if isinstance(fsdp.sharding_size, int) else job.world_size

@@ -377,7 +377,7 @@ def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
 
 
 def _check_stages(job: PretrainJob) -> None:
-    """Raises ConfigError where the model JSON's stages do not fit the flags, or a part does not work in stages."""
+    """Raises ConfigError where stages do not fit the model JSON, or a part of the job does not work in them."""
     parallel, predictor = job.parallel, job.predictor
     if parallel.pipeline_model_parallel_size == 1:
         return
@@ -396,10 +396,9 @@ def _check_stages(job: PretrainJob) -> None:
         )
     if parallel.num_stages > predictor.num_layers:
         raise ConfigError(
-            f"--pipeline-model-parallel-size {parallel.pipeline_model_parallel_size} times "
-            f"--virtual-pipeline-model-parallel-size {parallel.virtual_size} is {parallel.num_stages} stages, the model has "
-            f"{predictor.num_layers} layers",
-            fix="lower one of them",
+            f"{parallel.num_stages} stages for a model of {predictor.num_layers} layers",
+            where="--pipeline-model-parallel-size",
+            fix="lower it, or --virtual-pipeline-model-parallel-size",
         )
     if predictor.pipeline_num_layers is not None:
         stage_layers(predictor.pipeline_num_layers, predictor.num_layers, parallel.num_stages, where)
@@ -408,7 +407,7 @@ def _check_stages(job: PretrainJob) -> None:
         raise ConfigError(
             "makes no videos with pipeline stages",
             where=f"{job.files.mm_data}:dataset_param.validation.prompts",
-            fix="leave it out (data_path still measures the held-out loss), or set --pipeline-model-parallel-size to 1",
+            fix="leave it out (data_path still measures held-out loss), or train without pipeline stages",
         )
 
 

@@ -10,6 +10,7 @@ from mindspeed_mm.distributed.config import (
     Fsdp2Config,
     ParallelConfig,
     check_context_parallel,
+    check_micro_batches,
     data_parallel_size,
 )
 from mindspeed_mm.distributed.patterns import absent_units, match
@@ -111,12 +112,33 @@ def test_a_malformed_set_is_an_error():
         match("blocks.{0:3}", NAMES, "here")
 
 
-@pytest.mark.parametrize("flag", ["tensor", "pipeline", "virtual_pipeline"])
-def test_tensor_and_pipeline_parallel_are_refused_with_advice(flag):
-    values = {f"{flag}_model_parallel_size": 2}
+def test_tensor_parallel_is_refused_with_advice():
     with raises(ConfigError, "--use-torch-fsdp2", "--context-parallel-size"):
-        parse(ParallelConfig, values, "pretrain_vace.py")
-    assert parse(ParallelConfig, {f"{flag}_model_parallel_size": 1}, "pretrain_vace.py")
+        parse(ParallelConfig, {"tensor_model_parallel_size": 2}, "pretrain_vace.py")
+    assert parse(ParallelConfig, {"tensor_model_parallel_size": 1}, "pretrain_vace.py")
+
+
+def test_virtual_stages_need_stages():
+    with raises(ConfigError, "--virtual-pipeline-model-parallel-size", "--pipeline-model-parallel-size 2"):
+        parse(ParallelConfig, {"virtual_pipeline_model_parallel_size": 2}, "pretrain_vace.py")
+    both = {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_size": 4}
+    assert parse(ParallelConfig, both, "pretrain_vace.py").num_stages == 8
+
+
+def test_ranks_divide_into_stages_and_context():
+    parallel = ParallelConfig(pipeline_model_parallel_size=2, context_parallel_size=2)
+    assert data_parallel_size(parallel, 8) == 2
+    with raises(ConfigError, "multiple of 4", where="--pipeline-model-parallel-size"):
+        data_parallel_size(parallel, 6)
+
+
+@pytest.mark.parametrize(("virtual", "share"), [(None, 75), (4, 43)])
+def test_too_few_micro_batches_name_the_bubble(virtual, share):
+    # Megatron-LM (arXiv 2104.04473): a rank waits (p - 1) / (v m + p - 1) of a step
+    parallel = ParallelConfig(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=virtual)
+    with raises(ConfigError, f"{share} %", "--global-batch-size to 8"):
+        check_micro_batches(parallel, 1, 2)
+    check_micro_batches(parallel, 4, 2)
 
 
 def test_a_recompute_method_without_its_number_is_refused():

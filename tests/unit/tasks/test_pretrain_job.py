@@ -132,7 +132,7 @@ BAD_FLAGS = [
         ),
     ),
     (["--tensor-model-parallel-size=2"], 8, ("--tensor-model-parallel-size 2",)),
-    (["--pipeline-model-parallel-size=4"], 8, ("--pipeline-model-parallel-size 4",)),
+    (["--pipeline-model-parallel-size=3"], 8, ("--pipeline-model-parallel-size", "multiple of 3")),
     (["--lr-warmup-iters=10"], 1, ("--lr-warmup-iters 10",)),
     (
         ["--min-lr=1"],

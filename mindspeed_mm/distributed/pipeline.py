@@ -60,9 +60,9 @@ class _Stage(PipelineStage):
 
 
 class Pipeline(nn.Module):
-    """This rank's stages of a model. Called like the model, it returns the velocity on every rank, no gradients.
+    """This rank's stages of a model. Called like the model, it returns the velocity on every rank.
 
-    Its weights have the names that they have in the whole model.
+    A call makes no gradients. Its weights have the names that they have in the whole model.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Pipeline(nn.Module):
         self._sum_copies()
 
     def norm(self, of: Callable[[list[Tensor]], float]) -> float:
-        """The global norm of all stages' gradients, on all ranks; `of` measures those of this rank's stages."""
+        """The global norm of all stages' gradients, on all ranks; `of` measures those of this rank."""
         named = self.named_parameters()
         mine = of([p.grad for name, p in named if p.grad is not None and not self.is_copy(name)])
         return math.sqrt(sum(value**2 for value in self._gather(mine)))
@@ -153,7 +153,7 @@ class Pipeline(nn.Module):
     def _groups(self, batches: Sequence[MicroBatch]) -> Iterator[list[int]]:
         """Numbers of micro-batches that a schedule runs together: of one shape, and as many as it takes.
 
-        All data-parallel ranks form the same groups, since FSDP2 gathers weights in the order of the schedule.
+        All data-parallel ranks form the same groups: FSDP2 gathers weights in the order of the schedule.
         Each rank sorts by shape; places whose shapes are alike on every rank then form a group.
         """
         order = sorted(range(len(batches)), key=lambda number: batches[number].shape)

@@ -57,6 +57,7 @@ HONOURED = [
     "--tensor-model-parallel-size",
     "--pipeline-model-parallel-size",
     "--virtual-pipeline-model-parallel-size",
+    "--pipeline-schedule",
     "--context-parallel-size",
     "--context-parallel-algo",
     "--use-torch-fsdp2",

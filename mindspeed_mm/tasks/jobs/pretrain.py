@@ -377,7 +377,7 @@ def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
 
 
 def _check_stages(job: PretrainJob) -> None:
-    """Raises ConfigError where stages do not fit the model JSON, or a part of the job does not work in them."""
+    """Raises ConfigError where stages do not fit the model JSON, or the job has parts that know no stages."""
     parallel, predictor = job.parallel, job.predictor
     if parallel.pipeline_model_parallel_size == 1:
         return

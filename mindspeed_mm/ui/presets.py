@@ -29,12 +29,8 @@ class Presets:
         Raises ConfigError for what is no name of a file.
         """
         name = name.strip()
-        if (
-            not name
-            or name.startswith(".")
-            or {"/", "\\"} & set(name)
-            or (problem := name_problem(name, ".json"))
-        ):
+        problem = name_problem(name, ".json") or ("begins with a dot" if name.startswith(".") else "")
+        if problem:
             raise ConfigError(problem if name else "is missing", where="name", fix="choose a short name")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{name}.json", dict(fields))

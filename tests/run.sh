@@ -9,5 +9,11 @@ cd "$root"
 source scripts/environment.sh
 environment_ready
 
+# The browser tests of vace ui need chromium; without it they skip and say so.
+if [[ -n ${CI:-} ]] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [[ $(id -u) == 0 ]]; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk; } >/dev/null 2>&1 ||
+        echo "tests: chromium could not be installed: the browser tests skip" >&2
+fi
+
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

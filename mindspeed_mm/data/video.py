@@ -333,7 +333,7 @@ def read_comment(path: str | Path) -> str:
     try:
         with av.open(str(path)) as container:
             found = {name.lower(): text for name, text in container.metadata.items()}
-            return found.get("comment", "")
+            return str(found.get("comment", ""))
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(f"cannot be read: {short(error)}", where=path, expected="a video file") from None
 

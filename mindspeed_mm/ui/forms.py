@@ -126,18 +126,11 @@ def _option(name: str, field: FieldInfo) -> Option | None:
     annotation: Any = field.annotation
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(arg for arg in get_args(annotation) if arg is not type(None))
-    bounds = [item for item in field.metadata if isinstance(item, (Ge, Gt, Le))]
-    low = next(
-        (
-            float(item.ge if isinstance(item, Ge) else item.gt)
-            for item in bounds
-            if isinstance(item, (Ge, Gt))
-        ),
-        None,
-    )  # type: ignore[arg-type]
-    high = next((float(item.le) for item in bounds if isinstance(item, Le)), None)  # type: ignore[arg-type]
+    bounds: dict[type, Any] = {type(item): item for item in field.metadata}
+    low = bounds[Ge].ge if Ge in bounds else bounds[Gt].gt if Gt in bounds else None
+    high = bounds[Le].le if Le in bounds else None
     default = None if field.is_required() else field.default
-    say = {"name": name, "description": field.description or "", "low": low, "high": high}
+    say: dict[str, Any] = {"name": name, "description": field.description or "", "low": low, "high": high}
     if get_origin(annotation) is Literal:
         choices = tuple(map(str, get_args(annotation)))
         usual = default or ("masktrack" if "masktrack" in choices else choices[0])

@@ -78,7 +78,8 @@ def test_ci_runs_exactly_the_command_of_the_readme() -> None:
         line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")
     ]
     assert commands[-1] == "bash tests/run.sh"
-    assert all(line.startswith(("set ", "cd ")) for line in commands[:-1])
+    # the lines before it may prepare the machine, and run no part of the tests
+    assert not [line for line in commands[:-1] if "tests/" in line or "pytest" in line]
 
 
 def documents() -> list[Path]:

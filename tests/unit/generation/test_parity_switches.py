@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from mindspeed_mm.data.frames import choose, spread_to_last
 from mindspeed_mm.data.resize import stretched_reference
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.conditions import load_conditions
-from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, resolve_sampling
+from mindspeed_mm.generation.config import Preset, RequestConfig, SamplingConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.generation.loras_config import FEW_STEPS
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.request import Inputs
 from mindspeed_mm.generation.result import PromptEmbeds
@@ -35,6 +38,18 @@ CPU = Accelerator.detect("cpu")
 def test_switches_are_off_by_default():
     sampling = resolve_sampling(RequestConfig(), experts=1)
     assert [getattr(sampling, name) for name in SWITCHES] == [False] * 4
+
+
+@pytest.mark.parametrize("page", ["docs/reference/parity.md", "docs/zh/reference/parity.md"])
+def test_the_page_has_every_switch(page):
+    text = (Path(__file__).resolve().parents[3] / page).read_text(encoding="utf-8")
+    presets = set(get_args(Preset)) - {"wan", *FEW_STEPS}
+    assert presets == {"diffsynth", "diffusers", "mindspeed"}
+    flags = [
+        *(f"`--preset {name}`" for name in presets),
+        *(f"`--{name.replace('_', '-')}`" for name in SWITCHES),
+    ]
+    assert [flag for flag in flags if flag not in text] == []
 
 
 # ---- DiffSynth

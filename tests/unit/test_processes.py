@@ -141,6 +141,22 @@ ctypes.CDLL(None).read(end, ctypes.create_string_buffer(1), 1)"""
     assert "stopped by SIGTERM" in process.communicate()[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_command_skips_the_teardown(number: signal.Signals) -> None:
+    body = """import atexit
+class Slow:
+    def __del__(self): os.write(1, b'teardown ')
+sys.slow = Slow()
+atexit.register(os.write, 1, b'exit handler')
+print('ready')
+time.sleep(60)"""
+    process = script(body)
+    first_line(process)
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[0] == "exit handler"
+    assert process.returncode == 128 + number
+
+
 def test_limits_of_two_stops_fit_into_ten_seconds() -> None:
     # one rank leaves C code, then the other hears of it and does the same
     assert 2 * (processes._UNWIND + processes._TICK) < 10

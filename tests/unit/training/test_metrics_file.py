@@ -65,7 +65,7 @@ def test_metrics_of_an_earlier_run_are_set_aside_not_lost(tmp_path: Path) -> Non
 @pytest.mark.timeout(10)
 def test_metrics_that_are_a_fifo_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
-    with raises(TrainingError, "regular file", where=""):
+    with raises(TrainingError, "regular file", where=tmp_path / "metrics.jsonl"):
         JsonLines(tmp_path / "metrics.jsonl")
 
 

@@ -176,7 +176,7 @@ def test_a_broken_clip_ends_training_with_its_row(records, tmp_path: Path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     bad = SampleRecord(video=broken, captions=("a",), address="data.json[9]", row=0)
-    with raises(DataError, "broken.mp4", where="data.json[9]"):
+    with raises(DataError, where=f"data.json[9]: {broken}"):
         take(raw_batches(stream_of([bad], None)), 1)
 
 

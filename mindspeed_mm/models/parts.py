@@ -10,8 +10,9 @@ from mindspeed_mm.models.containers.tensors import TensorFile
 
 logger = get_logger(__name__)
 Part = Literal["transformer", "vae", "text encoder"]
+_COMFYUI = "diffusion_model."
 _PREFIXES: Mapping[Part, tuple[str, ...]] = {
-    "transformer": ("model.diffusion_model.",),
+    "transformer": (f"model.{_COMFYUI}",),
     "vae": ("vae.", "first_stage_model."),
     "text encoder": ("text_encoders.", "cond_stage_model."),
 }

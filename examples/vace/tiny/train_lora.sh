@@ -2,7 +2,7 @@
 # A LoRA of the tiny world's VACE learns a new look: shapes with a white rim, which the shipped weights never saw.
 # Clips → features → a LoRA of trunk and branch → the same requests without and with it, side by side in lora.png.
 # About a minute of training on two CPU cores. Every step is the command that serves the big models. It can be run again.
-#   RANKS=2 TRAIN_ITERS=120 bash examples/vace/tiny/train_lora.sh
+#   RANKS=2 TRAIN_ITERS=160 bash examples/vace/tiny/train_lora.sh
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
@@ -13,7 +13,7 @@ environment_ready
 TINY=examples/vace/tiny
 OUT=outputs/tiny_lora
 RANKS=${NPUS_PER_NODE:-2}
-ITERATIONS=${TRAIN_ITERS:-120}
+ITERATIONS=${TRAIN_ITERS:-160}
 CLIPS=${CLIPS:-12}  # of each kind
 SCENES=${SCENES:-1} # held-out scenes of each kind
 for name in RANKS ITERATIONS CLIPS SCENES; do whole "$name" 1; done
@@ -32,7 +32,7 @@ python $TINY/world.py $OUT/world --split look --look rim --mix \
 env NPUS_PER_NODE="$RANKS" NUM_WORKERS=1 LOG_DIR=$OUT/logs MM_DATA=$OUT/data.json MM_MODEL=$TINY/model.json MM_TOOL=$OUT/tools.json \
     bash examples/vace/feature_extract/feature_extraction.sh
 
-env NPUS_PER_NODE="$RANKS" LOG_DIR=$OUT/logs MBS=$((16 / RANKS)) NUM_WORKERS=0 LR=1e-2 \
+env NPUS_PER_NODE="$RANKS" LOG_DIR=$OUT/logs MBS=$((16 / RANKS)) NUM_WORKERS=0 LR=4e-3 \
     MM_DATA=$OUT/feature_data.json MM_MODEL=$OUT/pretrain_model.json FSDP2_CONFIG=$TINY/fsdp2_config.yaml \
     LORA_ON=both LORA_RANK=16 SAVE_PATH=$OUT/save TRAIN_ITERS="$ITERATIONS" SAVE_INTERVAL="$ITERATIONS" LOG_INTERVAL=10 \
     bash examples/vace/1.3B/pretrain_lora.sh --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 10 --adam-eps 1e-8 \

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.generation import loras as applying
+from mindspeed_mm.generation.conditions import load_conditions
 from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, resolve_sampling
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import LoraUse
@@ -16,7 +17,7 @@ from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.request import Inputs
 from mindspeed_mm.generation.solvers import Solver, make_noise, step_noise
-from mindspeed_mm.generation.stages import encode_conditions, load_conditions
+from mindspeed_mm.generation.stages import encode_conditions
 from mindspeed_mm.models.lora.adapter import merged
 from mindspeed_mm.models.weights import load_transformer, open_adapter, open_weights
 from tests.support.errors import raises

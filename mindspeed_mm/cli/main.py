@@ -38,7 +38,7 @@ verbs, in the order of a project
 for every verb
   --config FILE    a JSON or YAML that the verb reads; its keys tell which one
   --set a.b=value  replace a nested key of such a file; flags win over it
-  --dry-run        check everything and stop; --print-config: print the settings and stop
+  --dry-run        check everything and stop; --print-config prints the settings
   --nproc N        one process for each of N devices (extract, train, generate)
   --help           the flags that are usually set; --help-all: every flag
 """

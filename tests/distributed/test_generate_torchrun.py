@@ -167,7 +167,7 @@ BAD_INPUT = [
     (["--transformer", "VAE"], "WeightsError: .*expected a Wan or VACE transformer, got a VAE"),
     (["--vae", "JSON"], "WeightsError: .*inference.json: "),
     (["--stepz", "3"], "ConfigError: .*did you mean '--steps'"),
-    (["--data-parallel", "--prompts-file", "TASKS"], "DataError: second: .*a text, not a video"),
+    (["--data-parallel", "--prompts-file", "TASKS"], "DataError: second: .*text, not a video"),
 ]
 
 

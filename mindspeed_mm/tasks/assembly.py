@@ -115,9 +115,10 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> LoopParts:
 
 def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[int]:
     """Trunk blocks of each stage: as the model JSON says, else as the weights are split, else even."""
-    count, total = job.parallel.num_stages, job.predictor.num_layers
+    count = job.parallel.num_stages
     if count == 1:
-        return [total]
+        return []  # a model of another package may have no layers
+    total = job.predictor.num_layers
     if job.predictor.pipeline_num_layers is not None:
         key = "predictor.pipeline_num_layers"
         return stage_layers(job.predictor.pipeline_num_layers, total, count, key)

@@ -40,7 +40,7 @@ from mindspeed_mm.locks import is_in_use, sweep
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.keymap import KeyMap
-from mindspeed_mm.models.lora.saved import ENTRY
+from mindspeed_mm.models.lora.saved import ENTRY, theirs_of
 from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.transforms.quantize import describe_quantized
 from mindspeed_mm.models.weights import open_weights
@@ -141,7 +141,7 @@ class Checkpointer:
 
     def _content(self, state: TrainState) -> dict[str, Any]:
         names = mm_names(state.model, self.key_map)
-        spoken_for = {self.key_map.to_theirs(name) for name in own_names(state.model)}
+        spoken_for = {theirs_of(self.key_map, name) for name in own_names(state.model)}
         kept = {
             name: parameter.detach()
             for parameter, name in names.items()
@@ -153,7 +153,7 @@ class Checkpointer:
             "iteration": torch.tensor(state.iteration),
             "sampler": {"consumed_samples": torch.tensor(state.consumed_samples)},
         }
-        if len(kept) < len(names) and self.base is not None:
+        if len(kept) < len(spoken_for) and self.base is not None:
             content["base"] = self.base.entry()
         if isinstance(config := getattr(state.model, "config", None), Config):
             content["config"] = (

@@ -91,7 +91,7 @@ def load_checkpoint(
     reader = IndexReader(folder)
     names = mm_names(state.model, key_map)
     values = _Values(folder, reader.read_metadata())
-    every = {key_map.to_theirs(name) for name in whole_shapes(state.model)}
+    every = {theirs_of(key_map, name) for name in whole_shapes(state.model)}
     _check_weights(values, names, every, partial=isinstance(found_base, Mapping))
     content = raise_on_all_ranks(lambda: _places(values, names, config, accelerator))
     try:

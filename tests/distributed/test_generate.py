@@ -191,5 +191,5 @@ def test_processes_are_laid_out(world_size, heads, guided, cfg, context, wanted)
     ("world_size", "cfg", "context"), [(5, "auto", None), (16, "on", None), (3, "on", None), (8, "on", 2)]
 )
 def test_a_layout_that_cannot_be_says_what_can(world_size, cfg, context):
-    with raises(ConfigError, "process"):
+    with raises(ConfigError, world_size):
         choose_layout(world_size, 12, guided=True, cfg_parallel=cfg, context=context)

@@ -240,7 +240,7 @@ def test_virtual_stages_are_megatrons(tmp_path: Path, original: Path, weights: W
 @pytest.mark.parametrize(
     ("layers", "complaint"),
     [
-        ("[7,8,8,7]", "sum to 30, the model has 4"),
+        ("[7,8,8,7]", "sum to 30, but the model has 4"),
         ("[4,0]", "at least one layer"),
         ("[[1,1],[2]]", "one size for each"),
     ],

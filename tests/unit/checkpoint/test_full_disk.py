@@ -103,7 +103,7 @@ def test_too_little_space_is_said_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 4, 4))
     error = error_of(argv(home, name, tmp_path / "new" / name), capsys)
-    assert re.search(r"needs [\d.]+ [kM]B, the disk has \d+ B free", error)
+    assert re.search(r"needs [\d.]+ [kM]B, but only \d+ B are free", error)
     assert not list(tmp_path.iterdir())
 
 

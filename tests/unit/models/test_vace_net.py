@@ -292,12 +292,16 @@ def test_blocks_compile_into_one_graph(batch):
         ({"timestep": torch.tensor(3.0)}, ("1 samples",)),
         ({"prompt_embeds": torch.zeros(1, 17, 32)}, ("[1, up to 16, 32]",)),
         ({"prompt_embeds": torch.zeros(1, 5, 33)}, ("[1, up to 16, 32]",)),
-        ({**tiny_inputs(batch=2), "prompt_embeds": torch.zeros(3, 5, 32)}, ("[2, up to 16, 32]",)),
+        (
+            {**tiny_inputs(batch=2), "prompt_embeds": torch.zeros(3, 5, 32)},
+            ("[2, up to 16, 32]",),
+        ),
         ({"context_scale": (1.0,)}, ("1 numbers", 2)),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(change, facts):
-    with raises(DataError, *facts, where=next(reversed(change))):
+    where = "prompt_embeds" if "prompt_embeds" in change else next(iter(change))
+    with raises(DataError, *facts, where=where):
         tiny_transformer()(**{**tiny_inputs(), **change})
 
 

@@ -247,7 +247,10 @@ def test_the_mask_of_a_feature_is_unfolded_to_what_went_in(feature):
         (["nowhere.txt"], "nowhere.txt: no such file"),
         (["{d}/rows.json", "--index", "9"], "--index 9: {d}/rows.json has rows 0..3"),
         (["{d}/rows.json", "--index", "3"], "rows.json[3].video: {d}/no.mp4: no such file"),
-        (["{d}/rows.json", "--index", "0", "--out", "x.gif"], "--out x.gif: write a .png, .jpg or .webp"),
+        (
+            ["{d}/rows.json", "--index", "0", "--out", "x.gif"],
+            "--out x.gif: is not an image name; expected .png, .jpg or .webp",
+        ),
         (["{d}/rows.json", "--indx", "0"], "unknown argument '--indx' (did you mean '--index'?)"),
         (["{d}/v.mp4"], "v.mp4: expected text, got a binary"),
         (["{d}/rows.json", "--workers", "0", "--skip-bad-samples", "0"], "1 of 4 rows cannot be used"),

@@ -32,6 +32,8 @@ from mindspeed_mm.tools import inspect_samples
 from tests.house.test_advice import FLAG, OTHERS, REFUSED, UNUSED, parsers
 from tests.house.test_packaging import FENCE, ROOT, documents, setup_arguments
 
+pytestmark = pytest.mark.medium
+
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 OF_OTHER_PROGRAMS = {"--no-deps", "--python-version", "--only-binary"}  # pip

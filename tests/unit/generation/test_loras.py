@@ -24,6 +24,8 @@ from tests.support.errors import raises
 from tests.support.lora_files import lora_matrices, write_lora
 from tests.tiny import TINY, tiny_transformer, tiny_vae, write_transformer
 
+pytestmark = pytest.mark.medium
+
 CPU = Accelerator.detect("cpu")
 SMALL = {"height": 32, "width": 32, "num_frames": 1, "steps": 2}
 ROWS = torch.randn(7, TINY.trunk.text_dim, generator=torch.Generator().manual_seed(1))

@@ -161,16 +161,9 @@ class Pipeline(nn.Module):
         mine = torch.tensor(shapes, dtype=torch.int64, device=self.device)
         every = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.data_group))]
         dist.all_gather(every, mine, group=self.data_group)
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for number, column in zip(order, torch.stack(every, 1).tolist(), strict=True):
-            alike[tuple(column)].append(number)
-        for numbers in alike.values():
-            whole = len(numbers)
-            if len(self.stages) > 1 and whole > self.size:  # interleaving takes whole rounds
-                whole -= whole % self.size
-            yield numbers[:whole]
-            if numbers[whole:]:
-                yield numbers[whole:]
+        rounds = self.size if len(self.stages) > 1 else 1
+        for places in group_places(torch.stack(every).tolist(), rounds):
+            yield [order[place] for place in places]
 
     def _run(self, batches: list[MicroBatch], numbers: list[int], loss: Loss, *, last: bool) -> None:
         answers = [tuple(self.reader(batch.timestep, batch.prompt_embeds)) for batch in batches]
@@ -250,6 +243,22 @@ class Pipeline(nn.Module):
         found = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(found, mine, group=self.group)
         return [float(other) for other in found]
+
+
+def group_places(shapes: Sequence[Sequence[int]], rounds: int) -> Iterator[list[int]]:
+    """Places of micro-batches that a schedule runs together: the same on every rank.
+
+    `shapes` names the shape at each place, for each rank. Interleaved schedules take multiples of `rounds`;
+    what is left over is a group of its own.
+    """
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for place, column in enumerate(zip(*shapes, strict=True)):
+        alike[column].append(place)
+    for places in alike.values():
+        whole = len(places) - len(places) % rounds if len(places) > rounds else len(places)
+        yield places[:whole]
+        if places[whole:]:
+            yield places[whole:]
 
 
 def whole_modules(model: nn.Module) -> list[str]:

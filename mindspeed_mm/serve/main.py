@@ -39,12 +39,14 @@ _SHORTEST_TOKEN = 16
 def job_parser(prog: str = PROG) -> FlagParser:
     """Every flag of `vace serve`."""
     parser = FlagParser(prog, "Serve a model over HTTP: the /v1/videos API.")
-    parser.add_argument(
-        "config",
-        metavar="CONFIG.json",
-        nargs="?",
-        help="inference JSON: the weights, how they run, and defaults for requests",
-    )
+    add_model_flags(parser, "inference JSON: the weights, how they run, and defaults for requests")
+    add_flags(parser, ServeConfig, "the server")
+    return parser
+
+
+def add_model_flags(parser: FlagParser, config_help: str) -> None:
+    """Which model a server loads, and the flags of a check: for every command that starts one."""
+    parser.add_argument("config", metavar="CONFIG.json", nargs="?", help=config_help)
     parser.add_argument("--model", metavar="FOLDER", help="model folder, instead of CONFIG.json")
     parser.add_argument(
         "--set",
@@ -54,8 +56,6 @@ def job_parser(prog: str = PROG) -> FlagParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything and stop")
     parser.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
-    add_flags(parser, ServeConfig, "the server")
-    return parser
 
 
 @one_line_errors

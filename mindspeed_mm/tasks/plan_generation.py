@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
-from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.config.schema import parse
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path, format_json
 from mindspeed_mm.generation.layout import choose_layout
@@ -31,27 +31,18 @@ from mindspeed_mm.planning.generation import (
     generation_time,
 )
 from mindspeed_mm.tasks.jobs.generate import GenerateJob, job_parser
+from mindspeed_mm.tasks.jobs.plan import BYTES, DeviceFlags
 from mindspeed_mm.tasks.summary import Rows
 
 logger = get_logger(__name__)
 GIB = 2.0**30
 FLAG = "--generate"
-_BYTES = {"bf16": 2, "fp32": 4}
 
 
-class GenerationPlanFlags(Config):
+class GenerationPlanFlags(DeviceFlags):
     """What a generation run is planned for."""
 
-    device: str = Field(
-        default="H100",
-        description=(
-            "H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B, Ascend 910C, or here: as calibrated"
-        ),
-    )
     devices: int = Field(default=1, gt=0, le=65536, description="how many of them")
-    mfu: float | None = Field(
-        default=None, gt=0, le=1, description="share of the peak that products and attention reach"
-    )
 
 
 @dataclass(frozen=True)
@@ -177,8 +168,8 @@ def run_of(
         passes=2.0 if guided else 1.0,
         branch=(any(scale) if isinstance(scale, tuple) else scale != 0) and bool(model.vace_layers),
         encodes=2 if given_clip else 1,
-        product=_BYTES[run.dtype],
-        vae=_BYTES[run.vae_dtype],
+        product=BYTES[run.dtype],
+        vae=BYTES[run.vae_dtype],
         text=text_parameters(Path(job.model.text_encoder)),
         offload=run.offload,
         tiled=run.tiled,

@@ -39,7 +39,6 @@ def training_table(job: PretrainJob) -> Rows:
     training, batch, optimizer = job.training, job.training.batch, job.training.optimizer
     checkpoint, fsdp = training.checkpoint, job.fsdp2
     size, iters = batch.global_batch_size or 0, batch.train_iters or 0
-    pieces = max(1, size // (batch.micro_batch_size * job.dp_size))
     source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
     validation: Any = getattr(job.data.dataset_param, "validation", None)
     return [
@@ -54,7 +53,7 @@ def training_table(job: PretrainJob) -> Rows:
             "batch",
             (
                 f"{size} = {batch.micro_batch_size} x {job.dp_size} ranks x "
-                f"{_count(pieces, 'micro-batch', 'micro-batches')}"
+                f"{_count(job.micro_batches, 'micro-batch', 'micro-batches')}"
             ),
         ),
         ("iterations", f"{iters}, seed {batch.seed}"),
@@ -175,13 +174,14 @@ def _distinct(texts: Iterable[str]) -> str:
 
 def _stages(job: PretrainJob) -> str:
     """Pipeline stages and the share of a step that they wait, where there are any."""
-    parallel, batch = job.parallel, job.training.batch
+    parallel = job.parallel
     stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_size
     if stages == 1:
         return ""
-    count = (batch.global_batch_size or job.dp_size) // (batch.micro_batch_size * job.dp_size)
     each = f" of {virtual} chunks" if virtual > 1 else ""
-    return f"{stages} pipeline stages{each} (bubble {100 * bubble(stages, virtual, count):.0f} %), "
+    return (
+        f"{stages} pipeline stages{each} (bubble {100 * bubble(stages, virtual, job.micro_batches):.0f} %), "
+    )
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -21,7 +21,7 @@ from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.serve.config import ServeConfig
-from mindspeed_mm.serve.main import address_of, listen, open_server, read_model, read_token
+from mindspeed_mm.serve.main import add_model_flags, address_of, listen, open_server, read_model, read_token
 from mindspeed_mm.ui.config import UiConfig
 
 LOGGER = get_logger(__name__)
@@ -34,18 +34,10 @@ _TINY = "tiny/inference.json"
 def job_parser(prog: str = PROG) -> FlagParser:
     """Every flag of `vace ui`."""
     parser = FlagParser(prog, "A page in the browser: edit clips, inspect datasets, follow runs.")
-    parser.add_argument(
-        "config",
-        metavar="CONFIG.json",
-        nargs="?",
-        help="inference JSON of the page's own server (default: the tiny weights that come with the package)",
+    add_model_flags(
+        parser,
+        "inference JSON of the page's own server (default: the tiny weights that come with the package)",
     )
-    parser.add_argument("--model", metavar="FOLDER", help="model folder, instead of CONFIG.json")
-    parser.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="replace a nested key of the JSON"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check everything and stop")
-    parser.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
     add_flags(parser, UiConfig, "the page")
     return parser
 

@@ -29,11 +29,11 @@ from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS, PretrainJob
 
 PROG = "vace plan"
-_BYTES = {"bf16": 2, "fp32": 4}
+BYTES = {"bf16": 2, "fp32": 4}
 
 
-class PlanFlags(Config):
-    """What a job is planned for."""
+class DeviceFlags(Config):
+    """The kind of device that a run is planned for."""
 
     device: str = Field(
         default="H100",
@@ -41,6 +41,14 @@ class PlanFlags(Config):
             "H100, H200, A100, B200, RTX 4090, RTX 5090, Ascend 910B, Ascend 910C, or here: as calibrated"
         ),
     )
+    mfu: float | None = Field(
+        default=None, gt=0, le=1, description="share of the peak that products and attention reach"
+    )
+
+
+class PlanFlags(DeviceFlags):
+    """What a job is planned for."""
+
     devices: int = Field(default=8, gt=0, le=65536, description="how many of them")
     frames: int | None = Field(
         default=None, gt=0, le=4097, description="frames of a clip (default: the data's longest, or 81)"
@@ -57,9 +65,6 @@ class PlanFlags(Config):
     )
     calibrate: bool = Field(
         default=False, description="measure this device in a minute, for --device here, and stop"
-    )
-    mfu: float | None = Field(
-        default=None, gt=0, le=1, description="share of the peak that products and attention reach"
     )
 
 
@@ -137,7 +142,6 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
     sizes = predictor.model
     names = resolve(spec.modules)(sizes)
     shards = fsdp.sharding_size if isinstance(fsdp.sharding_size, int) else job.world_size
-    size = batch.global_batch_size or job.dp_size
     return TrainingRun(
         model=sizes,
         grid=grid,
@@ -145,13 +149,13 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
         lora=lora_layers(job),
         quantized=quantized_layers(job),
         batch=batch.micro_batch_size,
-        micro_batches=max(1, size // (batch.micro_batch_size * job.dp_size)),
+        micro_batches=job.micro_batches,
         ranks=job.world_size,
         shards=shards,
         context_parallel=job.parallel.context_parallel_size,
-        product=_BYTES[predictor.dtype],
-        residual=_BYTES[predictor.residual_dtype],
-        reduce=_BYTES[fsdp.reduce_dtype],
+        product=BYTES[predictor.dtype],
+        residual=BYTES[predictor.residual_dtype],
+        reduce=BYTES[fsdp.reduce_dtype],
         recompute=recompute_plan(names, spec.units, fsdp, job.parallel),
         optimizer=job.training.optimizer.optimizer,
         fused=job.training.optimizer.optimizer_selection != "torch",

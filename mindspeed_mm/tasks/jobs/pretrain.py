@@ -356,6 +356,12 @@ class PretrainJob(Config):
         """Ranks that see different samples."""
         return data_parallel_size(self.parallel, self.world_size)
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches that each rank accumulates in an iteration; 1 without a global batch size."""
+        unit = self.training.batch.micro_batch_size * self.dp_size
+        return (self.training.batch.global_batch_size or unit) // unit
+
     def to_json(self) -> str:
         """What job.json holds."""
         return format_json(self.model_dump(mode="json"), indent=2)

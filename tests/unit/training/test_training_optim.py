@@ -116,7 +116,7 @@ class ApexLike(torch.optim.AdamW):
 class NpuLike(torch.optim.AdamW):
     """As torch_npu.optim.NpuFusedAdamW is called.
 
-    Gradients lie in one piece of memory, so they cannot become None.
+    Gradients are views of one buffer, so they cannot become None.
     """
 
     def zero_grad(self, set_to_none=False):

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.data.config import ClipPolicy
+from mindspeed_mm.data.images import read_image
 from mindspeed_mm.data.sample import Inputs
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import DataError
@@ -118,14 +118,14 @@ def _given(
     if result.has_inputs:
         clips = [_read(path) if (path := result.folder / name).is_file() else None for name in _INPUTS]
         mask = None if clips[1] is None else clips[1][..., 0] > 127
-        return clips[0], mask, tuple(map(_picture, _references(result.folder)))
+        return clips[0], mask, tuple(map(read_image, _references(result.folder)))
     paths, known = result.inputs, case or DataCase(name="")
     inputs = Inputs(
         src_video=paths.get("video") or known.src_video,
         src_mask=paths.get("mask") or known.src_mask,
         src_ref_images=tuple(paths.get("images") or known.references),
     )
-    pictures = tuple(_picture(Path(str(path))) for path in inputs.src_ref_images)
+    pictures = tuple(read_image(Path(str(path))) for path in inputs.src_ref_images)
     if inputs.src_video is None:
         return None, None, pictures
     return (*_resized(result, inputs, output), pictures)
@@ -168,13 +168,6 @@ def _references(folder: Path) -> list[Path]:
         int(match[1]): path for path in folder.iterdir() if (match := _REFERENCE.fullmatch(path.name))
     }
     return [numbered[number] for number in sorted(numbered)]
-
-
-def _picture(path: Path) -> Pixels:
-    try:
-        return np.asarray(Image.open(path).convert("RGB"))
-    except OSError as error:
-        raise DataError(f"cannot be read as an image: {error}", where=display_path(path)) from None
 
 
 def _read(path: Path) -> Pixels:

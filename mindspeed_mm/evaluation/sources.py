@@ -11,7 +11,7 @@ from typing import Any
 
 from mindspeed_mm.data.manifest import read_manifest
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import display_path, stat_path
+from mindspeed_mm.files import display_path, read_text, stat_path
 
 _LABELS = {
     "layout": "layout_bbox"
@@ -91,7 +91,7 @@ def benchmark_cases(folder: Path) -> list[DataCase]:
             DataCase(
                 name=label,
                 task=_LABELS.get(label, label),
-                prompts=(prompt.read_text(encoding="utf-8").strip(),) if prompt.is_file() else (),
+                prompts=(read_text(prompt, DataError).strip(),) if prompt.is_file() else (),
                 src_video=by_name.get("src_video.mp4"),
                 src_mask=by_name.get("src_mask.mp4"),
                 references=tuple(path for path in files if "ref_image" in path.name.lower()),

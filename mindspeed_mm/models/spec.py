@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspeed_mm.config.schema import Config
-from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES, PredictorConfig
+from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, PredictorConfig
 from mindspeed_mm.registry import Registry
 
 
@@ -52,7 +52,7 @@ MODELS.add(
         key_maps="mindspeed_mm.models.wan.state_dict:KEY_MAPS",
         units=("blocks.{*}", "vace_blocks.{*}"),
         branch=BRANCH,
-        adapted=("q", "k", "v", "o", "ffn.0", "ffn.2"),
+        adapted=ADAPTED,
         fp32_modules=FP32_MODULES,
         start="mindspeed_mm.models.start:vace_start",
         modules="mindspeed_mm.models.wan.sizes:modules",

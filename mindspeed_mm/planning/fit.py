@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from mindspeed_mm.models.wan.config import ADAPTED
 from mindspeed_mm.models.wan.sizes import layout
 from mindspeed_mm.planning.devices import Device
 from mindspeed_mm.planning.memory import TrainingRun, training_memory
@@ -15,7 +16,6 @@ _AT_ONCE = 3  # changes
 _OTHER_RESULT = ("--lora-", "--quantize", "predictor.residual_dtype")
 Setting = tuple[str, Mapping[str, object]]  # what one writes, and the fields of a run that it changes
 Measure = Callable[[Mapping[str, object]], tuple[float, float]]
-_LORA = ("q", "k", "v", "o", "ffn.0", "ffn.2")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,6 @@ def usual_lora(run: TrainingRun, rank: int) -> dict[str, int]:
         name.removesuffix(".weight"): rank
         for name, shape in layout(run.model).items()
         if len(shape) == 2
-        and name.removesuffix(".weight").endswith(tuple(f".{layer}" for layer in _LORA))
+        and name.removesuffix(".weight").endswith(tuple(f".{layer}" for layer in ADAPTED))
         and name.startswith(("vace_blocks.",) if branch else ("blocks.", "vace_blocks."))
     }

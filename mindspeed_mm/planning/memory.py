@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES, VaceConfig
+from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, VaceConfig
 from mindspeed_mm.models.wan.flops import text_rows, tokens_of
 from mindspeed_mm.models.wan.sizes import Shape, layout
 from mindspeed_mm.planning.block import BlockBytes, BlockKind, block_bytes
@@ -22,7 +22,7 @@ TERMS = (
     "weights", "masters", "gradients", "moments", "gathered units", "model inputs", "block inputs", "inside a block", "slack",
 )  # fmt: skip
 Terms = dict[str, float]
-_ROUNDED = tuple(f".{layer}.weight" for layer in ("q", "k", "v", "o", "ffn.0", "ffn.2"))
+_ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)
 
 
 @dataclass(frozen=True, kw_only=True)

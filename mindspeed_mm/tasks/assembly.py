@@ -137,14 +137,19 @@ def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator:
     return Checkpointer(job.training.checkpoint, accelerator, key_map, base=base, job_json=job.to_json())
 
 
+def open_dataset(kind: str, config: Any, job: PretrainJob) -> Any:
+    """A dataset of the job, held out or not; checksums as --no-verify-checksums says."""
+    if job.training.checkpoint.no_verify_checksums and hasattr(config, "verify_checksums"):
+        config = config.model_copy(update={"verify_checksums": False})
+    return resolve(DATASETS.get(kind).build)(config)
+
+
 def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> TrainLoader | RawBatches:
     """This rank's micro-batches. Raises DataError for features that do not fit the model."""
     if job.raw_clips is not None:
         return build_raw_batches(job, job.raw_clips, mesh, accelerator)
-    config, batch = job.data.dataset_param, job.training.batch
-    if job.training.checkpoint.no_verify_checksums and hasattr(config, "verify_checksums"):
-        config = config.model_copy(update={"verify_checksums": False})
-    dataset = resolve(DATASETS.get(job.data.dataset_type).build)(config)
+    batch = job.training.batch
+    dataset = open_dataset(job.data.dataset_type, job.data.dataset_param, job)
     check_features(dataset, job)
     collate = Collate(
         seed=batch.seed,
@@ -213,7 +218,7 @@ def build_evaluation(
         config = job.data.dataset_param.model_copy(
             update={"basic_parameters": validation, "validation": None}
         )
-    source = resolve(DATASETS.get(kind).build)(config)
+    source = open_dataset(kind, config, job)
     if not len(source):
         raise DataError("validation set is empty", where=validation.data_path)
     check_features(source, job)

@@ -117,9 +117,10 @@ class TrainLoop:
                 due = self._due(self.config.checkpoint.save_interval, report.iteration)
                 if self._due(self.config.eval.eval_interval, report.iteration):
                     loss = self.evaluate(report.iteration)
-                    best = self._best_now(loss, alone=not (due or reason))
-                    if self.parts.videos is not None:
-                        self._write(report.iteration, self.parts.videos(report.iteration))
+                    last = report.iteration >= self.train_iters
+                    best = self._best_now(loss, alone=not (due or reason or last))
+                    if self.parts.videos is not None and (scores := self.parts.videos(report.iteration)):
+                        self._write(report.iteration, scores)
                 if reason or due or best is not None:
                     saved = self.save(best)
                 if reason:

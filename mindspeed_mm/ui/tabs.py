@@ -16,7 +16,7 @@ from mindspeed_mm.ui.videos import notice
 
 _DATA = frozenset({"data.jsonl", "data.txt", "data.json", "metadata.csv"})
 _METRICS = frozenset({"metrics.jsonl"})
-_USUAL = ("loss", "held_out_loss", "validation_loss")
+_USUAL = ("loss", "validation/loss")
 _WAIT = 10.0  # seconds between two looks at a run
 
 
@@ -104,7 +104,7 @@ def build_curves(words: Words, service: Service) -> None:
             return gr.update(visible=False), gr.skip(), notice(str(error), bad=True)
         known = sorted(curves)
         taken = [name for name in chosen or () if name in curves]
-        taken = taken or [name for name in _USUAL if name in curves][:2] or known[:1]
+        taken = taken or [name for name in _USUAL if name in curves] or known[:1]
         rows = [
             (iteration, value, name)
             for name in taken

@@ -31,7 +31,6 @@ from mindspeed_mm.models.containers.tensors import (
 )
 
 logger = get_logger(__name__)
-SEPARATOR = "\x00"  # joins the keys of nested dicts; no key holds it
 
 
 def read_torch(path: Path) -> dict[str, Any]:

@@ -91,6 +91,7 @@ PRESETS: Mapping[str, VaceConfig] = {
 }
 
 BRANCH = ("vace_blocks", "vace_patch_embedding")  # first parts of the names of the branch's weights
+ADAPTED = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # endings of the layers that get a LoRA or 8 bits by default
 FP32_MODULES = (
     "time_embedding",
     "time_projection",

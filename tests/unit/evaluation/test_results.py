@@ -240,3 +240,10 @@ def test_bad_arguments_are_one_line(
     assert ended.value.code == 1
     assert len(printed.strip().splitlines()) == 1
     assert all(fact in printed for fact in facts)
+
+
+def test_transparent_reference_is_white_as_for_the_model(tmp_path: Path) -> None:
+    write_run(tmp_path, 4, "a")
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a/src_ref_image_0.png")
+    sample = read_sample(find_results(tmp_path)[0], None)
+    assert (sample.references[0] == 255).all()

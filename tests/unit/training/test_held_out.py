@@ -158,6 +158,13 @@ def test_best_checkpoint_outlives_the_retain_interval(tmp_path: Path) -> None:
     assert read_best(folder) == Best(iteration=2, loss=0.3, alone=False)
 
 
+@pytest.mark.usefixtures("group")
+def test_best_checkpoint_at_the_end_of_a_run_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "save"
+    run_with_losses(folder, [0.5, 0.3])
+    assert read_best(folder) == Best(iteration=2, loss=0.3, alone=False)
+
+
 def test_best_of_a_folder_that_is_gone_is_none(tmp_path: Path) -> None:
     assert read_best(tmp_path) is None
     (tmp_path / BEST).write_text(json.dumps({"iteration": 3, "loss": 0.5}))
@@ -201,3 +208,10 @@ def test_scores_of_videos_reach_the_writers() -> None:
     )
     TrainLoop(config, parts).run()
     assert (2, {"validation/videos/seam": 2.0}) in recorder.rows
+
+
+def test_videos_without_scores_write_no_record() -> None:
+    recorder, config = Recorder(), training(batch={"train_iters": 2}, eval={"eval_interval": 2})
+    parts = loop_parts(tiny_transformer(), config, writers=[recorder], videos=lambda iteration: {})
+    TrainLoop(config, parts).run()
+    assert all(values for _, values in recorder.rows)

@@ -44,8 +44,8 @@ from mindspeed_mm.tasks.raw_training import build_raw_batches
 from mindspeed_mm.tools.profiler import build_observer
 from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.checkpoint import Checkpointer
+from mindspeed_mm.training.checkpoint_checks import BaseReference
 from mindspeed_mm.training.checkpoint_folder import Best, read_best
-from mindspeed_mm.training.checkpoint_read import BaseReference
 from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.metrics import Writer, open_writers
 from mindspeed_mm.training.optim import build_optimizer

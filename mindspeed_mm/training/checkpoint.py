@@ -45,9 +45,10 @@ from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.transforms.quantize import describe_quantized
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.checkpoint_checks import QUANTIZED, BaseReference
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, reason_of
 from mindspeed_mm.training.checkpoint_folder import BEST, Best, folder_to_load, read_best, write_best
-from mindspeed_mm.training.checkpoint_read import QUANTIZED, BaseReference, load_checkpoint, mm_names
+from mindspeed_mm.training.checkpoint_read import load_checkpoint, mm_names
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.state import (
     TrainState,

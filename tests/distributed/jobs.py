@@ -22,7 +22,7 @@ from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceDitConfi
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.checkpoint import Checkpointer
-from mindspeed_mm.training.checkpoint_read import BaseReference
+from mindspeed_mm.training.checkpoint_checks import BaseReference
 from mindspeed_mm.training.config import CheckpointConfig, OptimizerConfig
 from mindspeed_mm.training.optim import build_optimizer
 from mindspeed_mm.training.state import TrainState

@@ -1,0 +1,187 @@
+"""Whether a checkpoint goes with the job: its base, settings, LoRA, rounding and weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import display_path, parse_json
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.tensors import kind_of
+from mindspeed_mm.models.lora.fused import same_fused
+from mindspeed_mm.models.lora.saved import DOWN, UP, read_scales
+from mindspeed_mm.models.transforms.lora import lora_scales
+from mindspeed_mm.models.transforms.quantize import describe_quantized
+from mindspeed_mm.models.wan.sizes import read_hints, setting_conflicts
+from mindspeed_mm.training.checkpoint_values import Values, brief
+
+logger = get_logger(__name__)
+QUANTIZED = "quantized"  # entry: how the frozen weights were rounded, which are not saved
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """Where the weights are that a trainable-only checkpoint leaves out.
+
+    Goes into the checkpoint as a plain dict.
+    """
+
+    path: str
+    fingerprint: str
+    dialect: str
+    loras: str = ""  # what was added to them before training, as `write_fused` writes it
+
+    def entry(self) -> dict[str, str]:
+        """As a checkpoint holds it."""
+        return {key: value for key, value in asdict(self).items() if value}
+
+
+def check_base(folder: Path, found: Any, base: BaseReference | None, finetune: bool) -> None:
+    """A checkpoint of what trains goes with the weights that it was trained upon."""
+    if not isinstance(found, Mapping):
+        return
+    path = display_path(str(found.get("path")))
+    if base is None:
+        raise WeightsError(
+            "contains only what was trained",
+            where=folder,
+            fix=f"set predictor.from_pretrained to the rest: {path}",
+        )
+    if found.get("fingerprint") != base.fingerprint:
+        problem = (
+            f"was trained on {path} (fingerprint {str(found.get('fingerprint'))[:12]}), but "
+            f"predictor.from_pretrained {base.path} has other weights ({base.fingerprint[:12]})"
+        )
+        if not finetune:
+            raise WeightsError(
+                problem, where=folder, fix="name the same weights, or start over with --finetune"
+            )
+        logger.warning(f"{folder}: {problem}")
+    if not same_fused(found.get("loras"), base.loras):
+        problem = "other LoRAs were fused into its base than the transforms of the model JSON fuse"
+        if not finetune:
+            raise WeightsError(problem, where=folder, fix="name the same, or start over with --finetune")
+        logger.warning(f"{folder}: {problem}")
+
+
+def check_config(folder: Path, saved: Any, model: nn.Module) -> None:
+    """The checkpoint's own settings and the job's agree; shapes do not tell the number of heads or eps."""
+    config = getattr(model, "config", None)
+    if saved is None or not isinstance(config, Config):
+        return
+    if not isinstance(saved, str):
+        raise WeightsError(
+            f"got {kind_of(saved)}",
+            where=f"{folder}: config",
+            expected="JSON",
+            fix="copy the checkpoint again",
+        )
+    hints = read_hints(parse_json(saved, f"{folder}: config", WeightsError))
+    if conflicts := setting_conflicts(read_hints(config.model_dump(mode="json")), hints):
+        raise WeightsError(
+            f"was trained with settings that differ from the model JSON: {'; '.join(conflicts)}",
+            where=folder,
+            fix="make them equal",
+        )
+
+
+def check_lora(folder: Path, saved: object, model: nn.Module) -> None:
+    """A checkpoint of a LoRA goes on as the same LoRA: the same layers, and on each the same scale."""
+    scales = lora_scales(model)
+    before = read_scales(saved, folder) if saved is not None else {}
+    upon = f"name {folder} as predictor.from_pretrained and leave --load out"
+    if before and not scales:
+        raise WeightsError(
+            f"holds a LoRA of {len(before)} layers, the job trains none",
+            where=folder,
+            fix=f"set --lora-rank and the rest as they were, or to train something else upon it {upon}",
+        )
+    if scales and not before:
+        raise WeightsError(
+            "holds no LoRA, and the job trains one", where=folder, fix=f"to train a LoRA upon it {upon}"
+        )
+    if odd := sorted(scales.keys() ^ before.keys()):
+        raise WeightsError(
+            f"its LoRA is on {len(before)} layers and the job's on {len(scales)}; {odd[0]} is on one side only",
+            where=folder,
+            fix="set match and on as they were",
+        )
+    for name in sorted(scales):
+        if not math.isclose(scales[name], before[name]):
+            raise WeightsError(
+                f"its LoRA has scale {before[name]:g} in {name}, the job has {scales[name]:g}",
+                where=folder,
+                fix="set rank, alpha and rslora as they were",
+            )
+
+
+def check_quantized(folder: Path, saved: object, model: nn.Module, finetune: bool) -> None:
+    """Training continues on the same rounded weights.
+
+    They are read from the base and rounded again, to the bit.
+    """
+    before, now = saved or "", describe_quantized(model)
+    if before == now:
+        return
+    problem = f"was trained upon {_held(before)}, the job has {_held(now)}"
+    if not finetune:
+        fix = "set quantize as it was, or start over with --finetune"
+        raise WeightsError(problem, where=folder, fix=fix)
+    logger.warning(f"{folder}: {problem}")
+
+
+def _held(text: object) -> str:
+    if not text:
+        return "no weights in 8 bits"
+    found = parse_json(text, QUANTIZED, WeightsError) if isinstance(text, str) else None
+    if not isinstance(found, dict):
+        return f"{brief(text)}"
+    return " and ".join(f"{count} layers in {form}" for form, count in found.items())
+
+
+def check_weights(
+    values: Values, names: Mapping[nn.Parameter, str], every: set[str], *, partial: bool
+) -> None:
+    saved = {key.removeprefix("model.") for key in values.entries if key.startswith("model.")}
+    trained = {name for parameter, name in names.items() if parameter.requires_grad}
+    missing, foreign = sorted(trained - saved), sorted(saved - every)
+    if missing or foreign:
+        text = "; ".join(
+            f"{title}: {', '.join(found[:4])}{' …' if len(found) > 4 else ''}"
+            for title, found in (
+                ("lacks weights that train here", missing),
+                ("holds weights of another model", foreign),
+            )
+            if found
+        )
+        advice = "check the model JSON's sizes and predictor.trainable"
+        if partial and not foreign:
+            advice = (
+                "it holds what trained only: set predictor.trainable to what it was, or to train more of "
+                f"the model set predictor.from_pretrained to {values.folder} and leave --load out"
+            )
+        raise WeightsError(text, where=values.folder, fix=advice)
+    for parameter, name in names.items():
+        entry = values.tensor(f"model.{name}")
+        if entry is not None and not parameter.is_floating_point():
+            raise WeightsError(
+                f"holds {name}, which the job holds in 8 bits",
+                where=values.folder,
+                fix=f"name {values.folder} as predictor.from_pretrained, and leave --load out",
+            )
+        if entry is not None and (
+            entry.size != parameter.shape or not entry.properties.dtype.is_floating_point
+        ):
+            raise WeightsError(
+                f"got {entry.properties.dtype} {list(entry.size)}",
+                where=f"{values.folder}: model.{name}",
+                expected=f"a floating-point weight of {list(parameter.shape)}",
+                fix="set rank as it was" if name.endswith((DOWN, UP)) else "check the model JSON's sizes",
+            )

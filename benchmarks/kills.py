@@ -80,11 +80,11 @@ def make_jobs(world: Path, out: Path) -> list[Job]:
     common = {"NPUS_PER_NODE": "2", "LOG_DIR": str(out / "logs"), "MINDSPEED_MM_DEVICE": "cpu"}
     recipe = {
         "MM_DATA": "feature_data.json",
-        "MM_MODEL": ("pretrain_model.json"),
+        "MM_MODEL": "pretrain_model.json",
         "FSDP2_CONFIG": "fsdp2_config.yaml",
         "NUM_WORKERS": "1",
         "TRAIN_ITERS": str(STEPS),
-        ("SAVE_INTERVAL"): "10",
+        "SAVE_INTERVAL": "10",
         "SAVE_PATH": str(out / "training"),
         "LR": "1e-3",
     }
@@ -196,7 +196,13 @@ def _made(folder: Path) -> Digest:
 
 
 def _converted(folder: Path) -> Digest:
-    return {"weights": weights(folder)} if (folder / "latest_checkpointed_iteration.txt").exists() else {}
+    for _ in range(100):
+        if not (folder / "latest_checkpointed_iteration.txt").exists():
+            return {}
+        with suppress(FileNotFoundError):  # the converter puts a new folder in its place just now
+            return {"weights": weights(folder)}
+        time.sleep(0.02)
+    raise FileNotFoundError(folder)
 
 
 def prepare(world: Path) -> None:

@@ -14,10 +14,8 @@ class TargetParallelConfig(Config):
 
     pp_layers: list[int] | list[list[int]] = Field(
         default=[],
-        description="layers of each pipeline stage, e.g. '[7,8,8,7]'; a list of lists has one list for each "
-        "virtual "
-        "chunk; "
-        "[] = one file",
+        description="layers of each pipeline stage, e.g. '[7,8,8,7]'; a list of lists has one list for "
+        "each virtual chunk; [] = one file",
     )
 
 

@@ -74,8 +74,7 @@ class Accelerator:
         if used and self.kind == "cpu" and not _has_bf16_instructions():
             logger.warning(
                 f"bf16 on this CPU ({torch.backends.cpu.get_cpu_capability()}, without AVX-512 or AMX) can "
-                "be ten times slower "
-                f"than fp32; {advice}"
+                f"be ten times slower than fp32; {advice}"
             )
 
     def activate(self) -> None:

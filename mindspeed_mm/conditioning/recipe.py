@@ -99,9 +99,8 @@ class Recipe(Config):
         ends = [stage.until for stage in self.stages[:-1]]
         if None in ends or any(a >= b for a, b in pairwise(filter(None, [*ends, *self._last_end()]))):
             raise ValueError(
-                f"stages end at {', '.join(str(stage.until) for stage in self.stages)}; expected `until` to "
-                "rise, "
-                "and null in the last stage only"
+                f"stages end at {', '.join(str(stage.until) for stage in self.stages)}; expected `until` "
+                "to rise, and null in the last stage only"
             )
         for number, stage in enumerate(self.stages):
             for name in stage.weights:

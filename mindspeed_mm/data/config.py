@@ -32,9 +32,8 @@ class ClipRow(Config):
     )
     src_video_mask: str | None = Field(
         default=None,
-        description="where: white = generate, black = keep; a clip, a folder of images, or one image for all "
-        "frames. Without "
-        "src_video it masks video itself; null = everything is generated",
+        description="where: white = generate, black = keep; a clip, a folder of images, or one image for "
+        "all frames. Without src_video it masks video itself; null = everything is generated",
     )
 
 
@@ -102,8 +101,7 @@ def _check_step(stream: str, step: Transform) -> None:
     if step.trans_type not in known:
         raise ValueError(
             f"{step.trans_type} would change {stream} pixels apart from src_video, mask and references, "
-            "which must stay "
-            f"aligned; leave it out (done here: {', '.join(known)})"
+            f"which must stay aligned; leave it out (done here: {', '.join(known)})"
         )
     for name, value in step.param.items():
         wanted = known[step.trans_type].get(name)

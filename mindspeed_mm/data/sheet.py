@@ -64,8 +64,7 @@ def draw_sheet(
     if lacking:
         logger.warning(
             "no font here has %s; such characters are spelled out. Install one that has (Debian: "
-            "fonts-noto-cjk or "
-            "fonts-wqy-microhei), or name its file in MINDSPEED_MM_FONT",
+            "fonts-noto-cjk or fonts-wqy-microhei), or name its file in MINDSPEED_MM_FONT",
             lacking[:12].encode("utf-8", "replace").decode() + ("…" if len(lacking) > 12 else ""),
         )
     sheet = _Sheet(width, columns, strips)

@@ -90,10 +90,9 @@ class ScheduleConfig(Config):
             return None
         return (
             f"diffusion.{key} {fraction} splits the experts at sigma {self.sigma(theirs):.3f}, "
-            "diffusion.boundary at "
-            f"{self.boundary}; boundary decides, in training as in generation ({abs(ours - theirs)} places "
-            "of the "
-            "schedule would train the wrong expert); say diffusion.expert and diffusion.boundary instead"
+            f"diffusion.boundary at {self.boundary}; boundary decides, in training as in generation "
+            f"({abs(ours - theirs)} places of the schedule would train the wrong expert); say "
+            "diffusion.expert and diffusion.boundary instead"
         )
 
     @property

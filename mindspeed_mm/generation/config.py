@@ -370,8 +370,7 @@ class RunConfig(Config):
         if self.data_parallel and self.sharing:
             raise ValueError(
                 f"data_parallel lets each process make videos of its own, but {' and '.join(self.sharing)} "
-                "would let processes share one; "
-                "keep one way"
+                "would let processes share one; keep one way"
             )
         return self
 

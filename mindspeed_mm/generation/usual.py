@@ -32,7 +32,6 @@ def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -
             kinds.setdefault(f"{sampling.num_frames} frames are far from {_FRAMES}", []).append(name)
     return [
         f"{len(names)} of {len(videos)} videos ({', '.join(names[:3])}{', …' if names[3:] else ''}): "
-        f"{kind}, which these "
-        "weights were trained on; expect repeated or distorted content"
+        f"{kind}, which these weights were trained on; expect repeated or distorted content"
         for kind, names in kinds.items()
     ]

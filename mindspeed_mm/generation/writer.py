@@ -140,8 +140,8 @@ def _facts(settings: Settings) -> list[str]:
         guidance += f" / {s['guidance_scale_2']:g}"
     facts = [
         f"{s['width']}x{s['height']} · {s['num_frames']} frames · {s['fps']:g} fps · {s['solver']}, "
-        f"{s['steps']} steps, "
-        f"shift {s['shift']:g} · {guidance} · context scale {_scale(s['context_scale'])} · seed {s['seed']}"
+        f"{s['steps']} steps, shift {s['shift']:g} · {guidance} · context scale "
+        f"{_scale(s['context_scale'])} · seed {s['seed']}"
     ]
     seconds = settings.get("seconds", {})
     cost = " · ".join(f"{word} {seconds[phase]:.3g} s" for phase, word in _PHASES.items() if phase in seconds)

@@ -332,11 +332,9 @@ def _report(total: Outcome, listed: int, left_out: int, seconds: float, extracti
         + (f", the others in {extraction.save_path / FAILURES}" if left_out or total.failed else "")
     )
     logger.info(
-        f"rank 0 spent {spent.read:.1f} s waiting for clips, {spent.vae:.1f} s in the VAE, {spent.text:.1f} "
-        "s in the text "
-        f"encoder, {spent.write:.1f} s waiting for writes; {extraction.vae.encoded} of "
-        f"{extraction.vae.requested} streams "
-        "had to be encoded"
+        f"rank 0 spent {spent.read:.1f} s waiting for clips, {spent.vae:.1f} s in the VAE, "
+        f"{spent.text:.1f} s in the text encoder, {spent.write:.1f} s waiting for writes; "
+        f"{extraction.vae.encoded} of {extraction.vae.requested} streams had to be encoded"
     )
     for row in total.failed[:20]:
         logger.info(f"  failed: {row.reason}")

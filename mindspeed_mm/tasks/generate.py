@@ -15,8 +15,7 @@ from mindspeed_mm.tasks.summary import generation_table
 LOGGER = get_logger(__name__)
 NOT_CHECKED = (
     "not checked: whether the weights exist, and whether output_path can be written; add --check-inputs on "
-    "the machine "
-    "of the run."
+    "the machine of the run."
 )
 
 

@@ -148,16 +148,15 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
         (
             "step",
             f"{time.total:.2f} s = products {time.products:.2f} + attention {time.attention:.2f} + "
-            "communication "
-            f"{time.communication:.2f} + data {time.data:.2f}; {time.hidden:.2f} of communication hidden",
+            f"communication {time.communication:.2f} + data {time.data:.2f}; {time.hidden:.2f} of "
+            "communication hidden",
         )
     )
     rows.append(
         (
             "assumed",
             f"{device.products:.0%} of {_peak(plan, job):g} TFLOP/s in products, {device.attention:.0%} in "
-            "attention, up to "
-            f"{HIDDEN:.0%} of computing hides gathers; features are read ahead",
+            f"attention, up to {HIDDEN:.0%} of computing hides gathers; features are read ahead",
         )
     )
     rows.append(

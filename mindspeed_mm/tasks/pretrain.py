@@ -74,8 +74,7 @@ def join_and_run(job: PretrainJob) -> None:
             job.fsdp2.param_dtype == "bf16",
             (
                 "set predictor.dtype of the model JSON and param_dtype of fsdp2_config.yaml to fp32, and "
-                "leave "
-                "--bf16 out"
+                "leave --bf16 out"
             ),
         )
     requested = job.parallel.distributed_backend

@@ -67,8 +67,7 @@ FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
     (
         "data.json, data.jsonl",
         "the rows of a dataset of raw clips; paths start from its folder, and a key that resembles none of "
-        "these is left "
-        "alone, with a line ([guide](../guide/data.md))",
+        "these is left alone, with a line ([guide](../guide/data.md))",
         (("[]", ClipRow),),
     ),
     (

@@ -215,8 +215,8 @@ def _feature_facts(path: Path, record: FeatureRecord, known: Mapping[str, str]) 
     if known.get("frames"):
         facts.append(
             f"{known['frames']} frames ({known.get('frame_policy') or 'exact'}) at {known.get('fps', '?')} "
-            "fps, "
-            f"{known.get('width', '?')}x{known.get('height', '?')}, {frames * height * width // 4} tokens"
+            f"fps, {known.get('width', '?')}x{known.get('height', '?')}, {frames * height * width // 4} "
+            "tokens"
         )
     return [
         *facts,

@@ -109,7 +109,7 @@ def check_lora(folder: Path, saved: object, model: nn.Module) -> None:
         )
     if odd := sorted(scales.keys() ^ before.keys()):
         raise WeightsError(
-            f"its LoRA is on {len(before)} layers and the job's on {len(scales)}; {odd[0]} is on one side only",
+            f"its LoRA is on {len(before)} layers, the job's on {len(scales)}; {odd[0]} is on one side only",
             where=folder,
             fix="set match and on as they were",
         )

@@ -45,9 +45,7 @@ class OptimizerConfig(Config):
     optimizer: Literal["adam", "muon"] = Field(
         default="adam",
         description="adam (AdamW), or muon: the matrices of hidden layers step by Muon, all else by AdamW; "
-        "lr and "
-        "weight decay "
-        "serve both",
+        "lr and weight decay serve both",
     )
     muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: decay of its one moment")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
@@ -143,9 +141,8 @@ class CheckpointConfig(Config):
     )
     ignore_existing_checkpoints: bool = Field(
         default=False,
-        description="start at iteration 0 although --load or --save holds checkpoints; each stays until this "
-        "run "
-        "saves the same iteration",
+        description="start at iteration 0 although --load or --save holds checkpoints; each stays until "
+        "this run saves the same iteration",
     )
     exit_on_missing_checkpoint: bool = Field(
         default=False, description="stop when --load holds no checkpoint, even if it is the folder of --save"

@@ -343,9 +343,8 @@ class SpikeWatch:
             count, mean = self._means.get(band, (0, 0.0))
             if count >= self.WARM and note.loss > self._factor * mean:
                 said.append(
-                    f"loss spike: {note.loss:.4f} is {note.loss / mean:.1f} times the usual {mean:.4f} near "
-                    "timestep "
-                    f"{note.timestep:.1f}: sample {note.sample_index} ({note.key})"
+                    f"loss spike: {note.loss:.4f} is {note.loss / mean:.1f} times the usual {mean:.4f} "
+                    f"near timestep {note.timestep:.1f}: sample {note.sample_index} ({note.key})"
                 )
             keep = max(0.02, 1 / (count + 1))
             self._means[band] = (count + 1, mean + keep * (note.loss - mean))

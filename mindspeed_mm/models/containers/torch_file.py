@@ -132,8 +132,7 @@ def _torch_load(path: Path) -> Any:
             state = torch.load(path, map_location="cpu", weights_only=True)
             logger.info(
                 f"{path}: in the format of torch before 1.6, which cannot be mapped: all of it is held in "
-                "memory; "
-                "torch.load and torch.save it once to spare that"
+                "memory; torch.load and torch.save it once to spare that"
             )
             return state
         if not knows_offsets():
@@ -182,8 +181,7 @@ class _Records:
             raise WeightsError(
                 (
                     f"is damaged: its pickle says {size} bytes at {start}, where the file has no record of "
-                    "that "
-                    "size"
+                    "that size"
                 ),
                 where=self.path,
                 fix="copy the file again, or write it with torch.save",

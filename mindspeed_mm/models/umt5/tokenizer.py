@@ -114,8 +114,7 @@ class Tokenizer:
         more = f" and {len(cut) - _MAX_LISTED} more" if len(cut) > _MAX_LISTED else ""
         logger.warning(
             f"{len(cut)} of {len(captions)} captions have more than {self.text_len} tokens and are cut "
-            "there: "
-            f"{listed}{more}; shorten them if their end matters"
+            f"there: {listed}{more}; shorten them if their end matters"
         )
 
     def _report_cuts(self, cleaned: Sequence[str]) -> None:
@@ -139,8 +138,7 @@ class Tokenizer:
         if not (len(self) <= rows and tokens >= rows - min(_PADDING, rows // 8)):
             raise WeightsError(
                 f"has {tokens} tokens with ids up to {len(self) - 1}, but the embedding of {encoder} has "
-                f"{rows} rows: "
-                "this is the tokenizer of another text encoder",
+                f"{rows} rows: this is the tokenizer of another text encoder",
                 where=self.folder,
                 fix=_FETCH,
             )

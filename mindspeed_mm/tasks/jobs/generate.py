@@ -298,9 +298,8 @@ def _built(
         name = video.sampling.preset
         if name in FEW_STEPS and not video.loras and config.from_latents is None:
             notes.append(
-                f"{video.name}: preset {name} without loras: right only for weights that a few-step LoRA is "
-                "merged into; "
-                f"it is made for {FEW_STEPS[name][1]}"
+                f"{video.name}: preset {name} without loras: right only for weights that a few-step LoRA "
+                f"is merged into; it is made for {FEW_STEPS[name][1]}"
             )
     return GenerateJob(
         model=model,

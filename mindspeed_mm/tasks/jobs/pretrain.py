@@ -146,9 +146,9 @@ def _base_of(data: DataConfig, model: Any, files: FileConfig) -> type[ModelConfi
         raise ConfigError(
             "'vace' are raw clips",
             where=f"{files.mm_data}:dataset_param.dataset_type",
-            fix="extract their features first (examples/vace/feature_extract/feature_extraction.sh) and give "
-            "dataset_type "
-            f"'feature', or add {' and '.join(missing)} to {files.mm_model} to encode them while training",
+            fix="extract their features first (examples/vace/feature_extract/feature_extraction.sh) and "
+            f"give dataset_type 'feature', or add {' and '.join(missing)} to {files.mm_model} to encode "
+            "them while training",
         )
     return RawModelConfig
 

@@ -28,13 +28,13 @@ PUBLISHED = {
             "max_width": 832,
             "max_hxw": 399360,
             "train_fps": 24,
-            ("speed_factor"): 1.0,
+            "speed_factor": 1.0,
             "cfg": 0.0,
             "keep_last": False,
             "zero_start": True,
             "vae_stride": [4, 8, 8],
             "vae_patch_size": [1, 2, 2],
-            ("force_resolution"): False,
+            "force_resolution": False,
             "train_pipeline": {
                 "video": [
                     {
@@ -58,7 +58,7 @@ PUBLISHED = {
         "enable_text_preprocessing": True,
         "text_preprocess_methods": [{"method": "basic_clean"}, {"method": "whitespace_clean"}],
         "tokenizer_config": {
-            ("autotokenizer_name"): "AutoTokenizer",
+            "autotokenizer_name": "AutoTokenizer",
             "hub_backend": "hf",
             "from_pretrained": "./t",
             "model_max_length": 512,
@@ -67,14 +67,14 @@ PUBLISHED = {
     },
     "dataloader_param": {
         "dataloader_mode": "sampler",
-        "sampler_type": ("stateful_distributed_sampler"),
+        "sampler_type": "stateful_distributed_sampler",
         "shuffle": False,
         "drop_last": True,
         "pin_memory": True,
         "group_frame": False,
         "group_resolution": False,
         "group_data": True,
-        ("initial_global_step_for_sampler"): 0,
+        "initial_global_step_for_sampler": 0,
     },
 }
 

@@ -242,8 +242,7 @@ def test_small_disk_is_refused_and_leaves_nothing(config, tmp_path, capsys):
             "decode",
             (
                 "out of memory while decoding; the latents are safe: run again with --from-latents .* "
-                "--tiled "
-                "always"
+                "--tiled always"
             ),
         ),
     ],

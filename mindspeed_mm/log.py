@@ -15,6 +15,7 @@ from mindspeed_mm.errors import ConfigError, LaunchError, MindSpeedMMError, prin
 from mindspeed_mm.processes import LAUNCHER, Stopped, die_at_exit, handling_signals
 
 _LONGEST = 4000  # characters of a line
+_MAX_DIGITS = 9  # of a number of ranks
 P = ParamSpec("P")
 R = TypeVar("R")
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # what torchrun reads to report the first failing rank
@@ -44,9 +45,9 @@ def launch_number(name: str, least: int) -> int:
     Raises LaunchError for anything below it.
     """
     text = os.environ.get(name, str(least))
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) >= least):
         raise LaunchError(
-            f"got {text!r} in the environment",
+            f"got {text!r:.40} in the environment",
             where=name,
             expected=f"a whole number, at least {least}",
             fix="unset it, or start with torchrun",

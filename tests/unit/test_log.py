@@ -60,7 +60,14 @@ def test_outside_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WORLD_SIZE", "abc"), ("WORLD_SIZE", "0"), ("RANK", ""), ("RANK", "-1"), ("LOCAL_RANK", "x")],
+    [
+        ("WORLD_SIZE", "abc"),
+        ("WORLD_SIZE", "0"),
+        ("RANK", ""),
+        ("RANK", "-1"),
+        ("LOCAL_RANK", "x"),
+        ("RANK", "9" * 5000),
+    ],
 )
 def test_a_launch_number_that_is_none_is_one_line(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -77,7 +84,7 @@ def test_a_launch_number_that_is_none_is_one_line(
         start()
     said = capsys.readouterr().err
     assert f"LaunchError: {name}: " in said
-    assert repr(value) in said
+    assert repr(value)[:40] in said
     assert said.count("\n") == 1
 
 

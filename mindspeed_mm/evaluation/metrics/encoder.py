@@ -27,11 +27,13 @@ class Encoder:
         from transformers import AutoModel, AutoProcessor
 
         try:
-            self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
-            self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+            safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            self._model = AutoModel.from_pretrained(folder, **safe).eval().to(device)
+            self._processor = AutoProcessor.from_pretrained(folder, **safe)
+        except Exception as error:  # whatever a damaged folder makes transformers raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise WeightsError(
-                f"cannot be opened as a model of transformers: {str(error).splitlines()[0]}",
+                f"cannot be opened as a model of transformers: {reason}",
                 where=display_path(folder),
                 fix="name the folder of a CLIP or DINO model with its preprocessor_config.json",
             ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,34 @@ def test_likeness_is_the_cosine_of_class_tokens(folder: Path) -> None:
     cosines = torch.nn.functional.cosine_similarity(tokens[:1], tokens)
     assert metric.measure(sample) == pytest.approx(float(cosines.mean()), abs=1e-5)
     assert metric.measure(Sample(name="a", output=FRAMES)) is None
+
+
+def write_pickle(folder: Path, trace: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(f"cos\nsystem\n(S'touch {trace}'\ntR.".encode())
+
+
+def write_code(folder: Path, trace: Path) -> None:
+    (folder / "theirs.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    kinds = {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": kinds}))
+
+
+def cut_weights(folder: Path, trace: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [write_pickle, write_code, cut_weights])
+def test_folder_of_another_runs_nothing_and_is_one_line(
+    folder: Path, damage: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = folder.parent / f"{folder.name}-trace"
+    monkeypatch.setattr("builtins.input", lambda *question: "y")  # transformers asks whether to run code
+    damage(folder, trace)
+    with raises(WeightsError, where=folder):
+        Encoder(folder)
+    assert not trace.exists()
 
 
 def test_folder_without_a_model_is_one_line(tmp_path: Path) -> None:

@@ -8,25 +8,16 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mindspeed_mm.errors import LaunchError
 from mindspeed_mm.log import get_logger, local_rank
+from mindspeed_mm.processes import total_memory
 
 logger = get_logger(__name__)
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
-
-
-def free_host_memory() -> int:
-    """Bytes that programs can get without swapping; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return 0
 
 
 @dataclass(frozen=True)
@@ -115,9 +106,9 @@ class Accelerator:
             kernel.write("5")  # proc(5): resets VmHWM to VmRSS
 
     def total_memory(self) -> int:
-        """Bytes of memory of the device (on a CPU: of the machine)."""
+        """Bytes of memory of the device (on a CPU: of the machine, or of its container)."""
         if self.kind == "cpu":
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return total_memory()
         return int(self._module().get_device_properties(self.device).total_memory)
 
     def empty_cache(self) -> None:

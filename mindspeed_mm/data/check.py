@@ -5,7 +5,6 @@ What cannot be used and why, and what the rest will become. No torch.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_json
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.processes import usable_cores
 from mindspeed_mm.progress import Progress
 
 logger = get_logger(__name__)
@@ -142,7 +142,7 @@ def check_manifest(
     """
     if not isinstance(manifest, Manifest):
         manifest = Manifest(tuple(manifest), (), (), len(manifest))
-    workers = min(_cores(), len(manifest.records)) if workers is None else workers
+    workers = min(usable_cores(), len(manifest.records)) if workers is None else workers
     index = ClipIndex(memory)
     looks = _recall(manifest.records, index)
     known = [look for look in looks if look.is_known]
@@ -176,11 +176,6 @@ def _notes_on(facts: Sequence[ClipFacts]) -> list[str]:
     if masked and all(fact.blank_mask == "everywhere" for fact in masked):
         return ["every mask is white everywhere: nothing of src_video is kept; black = keep"]
     return []
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _recall(records: Sequence[SampleRecord], index: ClipIndex) -> list[Look]:

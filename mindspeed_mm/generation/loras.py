@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mindspeed_mm.accelerator import free_host_memory
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.generation.config import SamplingConfig, phase_bounds
 from mindspeed_mm.generation.denoise import Step
@@ -31,6 +30,7 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.sizes import layout
 from mindspeed_mm.models.weights import open_adapter
 from mindspeed_mm.ops.quantized import exact_weight, product_dtype
+from mindspeed_mm.processes import free_memory
 
 logger = get_logger(__name__)
 _EXPERTS: tuple[Expert, Expert] = ("high", "low")
@@ -167,7 +167,7 @@ def _can_merge(
         isinstance(weight, DTensor) or not weight.is_floating_point() for weight in weights
     )
     needed = sum(weight.numel() * weight.element_size() for weight in weights)
-    merges = is_whole and all(len(use.strengths) == 1 for use in uses) and needed <= free_host_memory() // 2
+    merges = is_whole and all(len(use.strengths) == 1 for use in uses) and needed <= free_memory() // 2
     how = "merged for this video" if merges else "added in every pass"
     logger.info(f"LoRAs are {how}: {len(weights)} weights, {needed / 1e9:.2f} GB", extra=once())
     return merges

@@ -6,7 +6,6 @@ From one clip or image, or from a dataset and a recipe.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from mindspeed_mm.files import format_json, regular_file
 from mindspeed_mm.locks import check_unlocked, lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_folder
+from mindspeed_mm.processes import usable_cores
 
 logger = get_logger(__name__)
 PROG = "vace prepare"
@@ -124,8 +124,7 @@ def _prepare_dataset(config: PrepareConfig, options: Mapping[str, Any], prog: st
     logger.info(plan.describe())
     if config.dry_run:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = cores if config.num_workers is None else config.num_workers
+    workers = usable_cores() if config.num_workers is None else config.num_workers
     files = prepare_dataset(plan, Path(config.out), num_workers=workers, timeout=config.sample_timeout)
     logger.info(f"{plan.describe()} -> {', '.join(map(str, files))}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindspeed_mm.processes import free_memory, usable_cores
 from mindspeed_mm.tools.doctor import Finding
 
 DISTRIBUTION = "mindspeed-mm-vace"
@@ -70,14 +71,13 @@ def check_limits() -> Iterator[Finding]:
 
 def check_memory() -> Iterator[Finding]:
     """Memory that is available here, by the machine and by its control group; cores."""
-    available = _available()
-    if available is not None:
+    available = free_memory()
+    if available:
         fix = "close other programs, or use fewer workers and processes" if available < MEMORY else ""
         yield Finding("memory", "warn" if fix else "ok", f"{_size(available)} available", fix)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS")
     said = f", OMP_NUM_THREADS {threads}" if threads else ""
-    yield Finding("cores", "ok", f"{cores}{said}")
+    yield Finding("cores", "ok", f"{usable_cores()}{said}")
 
 
 def check_clock(folder: Path) -> Iterator[Finding]:
@@ -149,21 +149,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _available() -> int | None:
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(1024 * int(line.split()[1]))
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            found.append(max(int(limit) - used, 0))
-    except (OSError, ValueError):
-        pass
-    return min(found, default=None)
 
 
 def _size(count: float) -> str:

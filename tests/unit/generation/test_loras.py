@@ -76,7 +76,7 @@ def differences(path):
 @pytest.mark.parametrize("room", [0, 1 << 40], ids=["no room to merge", "room"])
 @pytest.mark.parametrize("offload", ["none", "block"])
 def test_loras_equal_the_merged_weights(tmp_path, vae, offload, room, monkeypatch):
-    monkeypatch.setattr(applying, "free_host_memory", lambda: room)
+    monkeypatch.setattr(applying, "free_memory", lambda: room)
     lora = write_lora("kohya", tmp_path, lora_matrices())
     more = differences(tmp_path / "more.safetensors")
     pipe = pipeline(vae, tiny_transformer(), offload=offload)
@@ -218,7 +218,7 @@ def test_merging_follows_memory_and_strengths(tmp_path, vae, monkeypatch):
         (1 << 40, (1.0, 0.5), "none", False),
         (1 << 40, 1.0, "block", False),
     ):
-        monkeypatch.setattr(applying, "free_host_memory", lambda room=room: room)
+        monkeypatch.setattr(applying, "free_memory", lambda room=room: room)
         experts.mode = offload
         with applying.applied(experts, [LoraUse(path=str(lora), strength=strength)]):
             assert torch.equal(weight.data, before) != merges

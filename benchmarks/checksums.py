@@ -23,13 +23,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from mindspeed_mm.data.packed import read_packed, write_packed
+from mindspeed_mm.data.features import read_feature, write_feature
+from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.loading import fill, read_tensors
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
+
+_TOKENS = 200  # of the feature's prompt
+_SHORT = 10  # rounds of what takes milliseconds, for each of the others
 
 
 def main() -> None:
@@ -74,24 +79,58 @@ def measure(
         with verifying(on):
             dcp.load(target, storage_reader=IndexReader(place), planner=TensorPlanner(), no_dist=True)
 
-    def read(on: bool) -> None:
-        """As the text encoder is loaded: fp32 or bf16 in the file, bf16 in the model."""
-        with torch.device("meta"):
-            model = nn.ParameterDict(
-                {name: nn.Parameter(torch.empty_like(value)) for name, value in weights.items()}
-            )
-        with verifying(on):
-            fill(model, read_tensors([folder / "x.pth"]), folder / "x.pth", torch.bfloat16)
+    def read(dtype: torch.dtype) -> Callable[[bool], None]:
+        """As VAE and text encoder are loaded: converted, or mapped where the file has the model's dtype."""
 
-    feature = folder / "feature.safetensors"  # of 81 frames at 832x480: latents and context, in bf16
-    write_packed(feature, {"latents": torch.randn(112, 21, 60, 104, dtype=torch.bfloat16)}, {})
+        def work(on: bool) -> None:
+            with torch.device("meta"):
+                model = nn.ParameterDict(
+                    {name: nn.Parameter(torch.empty_like(value)) for name, value in weights.items()}
+                )
+            with verifying(on):
+                fill(model, read_tensors([folder / "x.pth"]), folder / "x.pth", dtype)
 
-    def read_feature(on: bool) -> None:
-        read_packed(feature, ["latents"], verify=on)["latents"].clone()
+        return work
+
+    feature = folder / "feature.safetensors"
+    write_feature(feature, _record(), {})
+    published = folder / "feature.pt"
+    torch.save({**load_file(feature), "prompt_mask": torch.ones(_TOKENS)}, published)
+
+    def read_one(path: Path) -> Callable[[bool], None]:
+        """As a training's batch is made: checked for what no feature has, and stacked."""
+
+        def work(on: bool) -> None:
+            found = read_feature(path, verify=on)
+            torch.stack([found.latents]), torch.stack([found.vace_context])
+
+        return work
 
     save(True)
-    found = {"save": save, "load": load, "load .pth into a model": read, "read a feature": read_feature}
-    return {name: compare(work, rounds, clock) for name, work in found.items()}
+    found = {
+        "save": save,
+        "load": load,
+        "load .pth, converted": read(torch.bfloat16),
+        "load .pth, mapped": read(torch.float32),
+        "read a feature": read_one(feature),
+        "read a .pt feature": read_one(published),
+    }
+    return {
+        name: compare(work, rounds * (_SHORT if "feature" in name else 1), clock)
+        for name, work in found.items()
+    }
+
+
+def _record() -> FeatureRecord:
+    """Of 81 frames at 832x480: latents and context in bf16, 29 MB, and a prompt."""
+    latents = torch.randn(112, 21, 60, 104)
+    return FeatureRecord(
+        latents=latents[:16],
+        vace_context=latents[16:],
+        prompt_embeds=(torch.randn(_TOKENS, 4096),),
+        num_refs=0,
+        key="",
+    )
 
 
 def compare(work: Callable[[bool], None], rounds: int, clock: Callable[[], float]) -> dict[str, float]:

@@ -307,7 +307,7 @@ def write_finite(
 
     def checked(value: Any, name: str) -> Any:
         if isinstance(value, TensorFile):
-            return replace(value, read=partial(_read_checked, value, name, finite))
+            return replace(value, read=partial(_read_checked, value, name, finite), raw=None)
         if isinstance(value, Mapping):
             return {
                 key: checked(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items()

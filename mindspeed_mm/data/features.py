@@ -57,7 +57,7 @@ def read_feature(path: Path, *, verify: bool = True) -> FeatureRecord:
     damaged, holds something else, or has values that are no latents or embeddings: NaN, infinite, or beyond
     `published.MAX_VALUE`.
     """
-    record = read_published(path) if path.suffix == ".pt" else _read_safetensors(path, verify)
+    record = read_published(path, verify=verify) if path.suffix == ".pt" else _read_safetensors(path, verify)
     prompts = {_numbered("prompt_ids", i): prompt for i, prompt in enumerate(record.prompt_embeds)}
     tensors = {"video": record.latents, "vace_context": record.vace_context, **prompts}
     for name, tensor in tensors.items():
@@ -90,7 +90,7 @@ def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
     Raises DataError when a tensor is missing, or has a dtype or shape that no feature has.
     """
     if path.suffix == ".pt":
-        record = read_feature(path)
+        record = read_feature(path, verify=verify)
         return FeatureInfo(
             shape=(record.latents.shape[1], record.latents.shape[2], record.latents.shape[3]),
             num_refs=record.num_refs,

@@ -5,7 +5,7 @@ The published `.pt`, whose pickle runs no code, and the judgement of values.
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mindspeed_mm.checksum import damaged_record
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import regular_file
@@ -59,14 +60,16 @@ def count_references(context: Tensor) -> int:
     return next((index for index, zero in enumerate(empty) if not zero), len(empty))
 
 
-def read_published(path: Path) -> FeatureRecord:
+def read_published(path: Path, *, verify: bool = True) -> FeatureRecord:
     """A `.pt` of the published extractor.
+
+    `verify` compares the records of the file with their CRC-32, where it has some.
 
     `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes.
 
     Shapes and values are not judged, beyond what the mask says of the prompt. Raises DataError.
     """
-    values = _load(path)
+    values = _load(path, verify)
     missing = [name for name in _NAMES if not isinstance(values, dict) or name not in values]
     if missing:
         raise DataError(
@@ -84,13 +87,15 @@ def read_published(path: Path) -> FeatureRecord:
     )
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, verify: bool) -> Any:
     regular_file(path, DataError)
     try:
-        _check_records(path)
+        content = io.BytesIO(path.read_bytes())
+        _check_records(path, content, verify)
+        content.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what a foreign file was written with
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(content, map_location="cpu", weights_only=True)
     except DataError:
         raise
     except Exception:  # torch raises many kinds for a damaged or foreign pickle
@@ -101,22 +106,22 @@ def _load(path: Path) -> Any:
         ) from None
 
 
-def _check_records(path: Path) -> None:
+def _check_records(path: Path, content: io.BytesIO, verify: bool) -> None:
     """Compares the zip's CRCs, which torch does not.
 
     Refuses records that unpack to more than the file has.
     """
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(content):
         return
-    with zipfile.ZipFile(path) as file:
-        if sum(record.file_size for record in file.infolist()) > os.stat(path).st_size:
+    with zipfile.ZipFile(content) as file:
+        if sum(record.file_size for record in file.infolist()) > content.getbuffer().nbytes:
             raise DataError("has compressed records", where=path, expected="a file that torch.save wrote")
-        if (damaged := file.testzip()) is not None:
-            raise DataError(
-                f"{damaged} in it does not match its checksum",
-                where=path,
-                fix="copy or extract the file again",
-            )
+    if verify and (damaged := damaged_record(content.getbuffer(), content)) is not None:
+        raise DataError(
+            f"{damaged} in it does not match its checksum",
+            where=path,
+            fix="copy or extract the file again",
+        )
 
 
 def _one(path: Path, name: str, value: Any, dims: int) -> Tensor:

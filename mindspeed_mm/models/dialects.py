@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TypeVar
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.foreign import foreign_model
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
+W = TypeVar("W")
 PREFIXES = (
     *("model.", "diffusion_model.", "module.", "predictor.", "transformer.", "pipe.", "dit.", "vace."),
     *("net.", "base_model."),
@@ -85,9 +85,7 @@ def bare_name(name: str) -> str:
     return name
 
 
-def without_prefix(
-    state: Mapping[str, Tensor], landmarks: Iterable[str], where: str | Path
-) -> dict[str, Tensor]:
+def without_prefix(state: Mapping[str, W], landmarks: Iterable[str], where: str | Path) -> dict[str, W]:
     """Weights by their bare names, as repackaged files and wrapped modules hold them.
 
     Args:

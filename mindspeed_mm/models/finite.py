@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.tensors import TensorFile
 
 _SHOWN = 5
 
@@ -45,8 +46,24 @@ class FiniteWeights:
 
     def check(self, name: str, weight: Tensor) -> None:
         """Look at one weight, or this rank's part of it."""
-        if found := count_nonfinite(weight):
-            self._bad[name] = f"{name} ({found} of {weight.numel()} values)"
+        self.note(name, count_nonfinite(weight), weight.numel())
+
+    def note(self, name: str, bad: int, values: int) -> None:
+        """That `bad` of the `values` of one weight are not finite."""
+        if bad:
+            self._bad[name] = f"{name} ({bad} of {values} values)"
+
+    def read(self, name: str, tensor: TensorFile, dtype: torch.dtype) -> Tensor:
+        """A weight of a file in `dtype`, checked while it is read."""
+        bad = 0
+
+        def look(part: Tensor) -> None:
+            nonlocal bad
+            bad += count_nonfinite(part)
+
+        found = tensor.read_as(dtype, look)
+        self.note(name, bad, found.numel())
+        return found
 
     @property
     def problem(self) -> str:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,15 +19,13 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import read_json_object
 from mindspeed_mm.models.containers.rounded import FP8, expand
 from mindspeed_mm.models.containers.safetensors import read_safetensors
-from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
+from mindspeed_mm.models.containers.tensors import FLOATS, HEAD_BYTES, TensorFile, raw_bytes
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.find import shard_names
-from mindspeed_mm.models.finite import check_weights
+from mindspeed_mm.models.finite import FiniteWeights
 from mindspeed_mm.models.parts import Part, part_of
 
-_THREADS = 4  # that verify checksums
-_SAMPLE = 64 * 1024  # bytes of each tensor that enter a fingerprint
 NUMBERS = (*FLOATS, *FP8)
 NOT_BUILT = (
     ArithmeticError,
@@ -48,16 +44,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_json_object(path, WeightsError)
 
 
-def read_tensors(paths: Iterable[Path], part: Part = "vae") -> dict[str, Tensor]:
-    """The tensors of one model, from all of its .safetensors / .pth / .pt / .bin files.
+def read_tensors(paths: Iterable[Path], part: Part = "vae") -> dict[str, TensorFile]:
+    """The tensors of one model, from all of its .safetensors / .pth / .pt / .bin files, to be read by `fill`.
 
-    Pages come in when they are used. Of a file that holds several models, those of `part`. Scaled 8-bit
-    weights are expanded to bf16.
+    Of a file that holds several models, those of `part`. Scaled 8-bit weights are expanded to bf16.
 
     Raises WeightsError when a file is missing, damaged, holds anything but tensors, or repeats another's
     name.
     """
-    state: dict[str, Tensor] = {}
+    state: dict[str, TensorFile] = {}
     for path in paths:
         found = read_safetensors([path]).tensors if path.suffix == ".safetensors" else _read_torch(path)
         found = expand(part_of(found, part, path), path, plain=False)
@@ -72,22 +67,8 @@ def read_tensors(paths: Iterable[Path], part: Part = "vae") -> dict[str, Tensor]
             )
         if twice := state.keys() & found.keys():
             raise WeightsError(f"{min(twice)} is also in another file", where=path, fix="keep one of them")
-        state |= _read_all(found)
+        state |= {name: _expanded_once(tensor) for name, tensor in found.items()}
     return state
-
-
-def _read_all(found: Mapping[str, TensorFile]) -> dict[str, Tensor]:
-    """Every tensor, mapped.
-
-    Checksums are verified on a few cores at once, which is all that takes time here.
-    """
-    pool = ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1))
-    try:
-        # a thread does not inherit whether checksums are verified
-        reads = [pool.submit(copy_context().run, tensor.read) for tensor in found.values()]
-        return {name: read.result() for name, read in zip(found, reads, strict=True)}
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def shard_paths(
@@ -104,12 +85,11 @@ def shard_paths(
     return []
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:
+def fill(module: nn.Module, state: Mapping[str, TensorFile], source: Path, dtype: torch.dtype) -> None:
     """Give `module`, built on the meta device, exactly the weights of `state`.
 
-    They are copied only where their dtype differs.
-
-    Raises WeightsError that names what is missing, left over or of another shape, or holds NaN or Inf.
+    They are verified, and copied where their dtype differs; else they stay mapped. Raises WeightsError that
+    names what is missing, left over or of another shape, damaged, or holds NaN or Inf.
     """
     wanted = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in state.items()}
@@ -123,9 +103,12 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, dtype: to
             f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in complaints.items() if names
         )
         raise WeightsError(f"does not fit {type(module).__name__}: {said}", where=source)
-    cast = {id(weight): weight.to(dtype) for weight in state.values()}  # a tensor of two names stays one
-    check_weights(source, {name: cast[id(weight)] for name, weight in state.items()})
-    module.load_state_dict({name: cast[id(weight)] for name, weight in state.items()}, assign=True)
+    finite, weights = FiniteWeights(source), dict[int, Tensor]()
+    for name, tensor in state.items():
+        if id(tensor) not in weights:  # a tensor of two names stays one
+            weights[id(tensor)] = finite.read(name, tensor, dtype)
+    finite.demand()
+    module.load_state_dict({name: weights[id(tensor)] for name, tensor in state.items()}, assign=True)
 
 
 def refuse_conflicts(
@@ -157,15 +140,26 @@ def refuse_conflicts(
             )
 
 
-def fingerprint(state: Mapping[str, Tensor], extra: object = None) -> str:
+def fingerprint(state: Mapping[str, Tensor | TensorFile], extra: object = None) -> str:
     """A hash of names, shapes, dtypes and 64 KiB of each tensor, and of `extra` (anything JSON can say)."""
     digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
     for name in sorted(state):
-        weight = state[name].detach()
+        weight = state[name]
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        count = _SAMPLE // weight.element_size()
-        digest.update(weight.flatten()[:count].contiguous().view(torch.uint8).numpy().tobytes())
+        if isinstance(weight, TensorFile):
+            digest.update(weight.head_bytes())
+        else:
+            head = weight.detach().flatten()[: HEAD_BYTES // weight.element_size()]
+            digest.update(raw_bytes(head.contiguous()))
     return digest.hexdigest()[:32]
+
+
+def _expanded_once(tensor: TensorFile) -> TensorFile:
+    """One that takes computing is computed now, and once: it is read for the model and for a fingerprint."""
+    if tensor.raw is not None:
+        return tensor
+    values = tensor.read()
+    return replace(tensor, read=lambda: values)
 
 
 def _read_torch(path: Path) -> Mapping[str, TensorFile]:

@@ -219,7 +219,11 @@ def load_weights(
             finite.check(name, scale)
             continue
         target = torch.float32 if dtype is not None and name.split(".")[0] in FP32_MODULES else dtype
-        state[name] = source.read(name).to(device=device, dtype=target)
+        tensor = source.tensors[name]
+        if torch.device(device).type == "cpu":
+            state[name] = finite.read(name, tensor, target or tensor.dtype)
+            continue
+        state[name] = tensor.read().to(device=device, dtype=target)
         finite.check(name, state[name])
     finite.demand()
     model.load_state_dict(state, assign=True)

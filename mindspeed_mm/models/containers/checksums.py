@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from mindspeed_mm.checksum import crc32
+from mindspeed_mm.checksum import crc32, record_start, zip_records
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import read_text
 from mindspeed_mm.log import get_logger
@@ -65,60 +65,6 @@ def is_mine(number: int) -> bool:
     return verifies() and number % policy.parts == policy.part
 
 
-class Record(NamedTuple):
-    """One stored file of a zip: where its bytes are, and their CRC-32."""
-
-    start: int
-    size: int
-    crc: int
-    name: str
-
-
-def zip_records(file: BinaryIO) -> list[Record]:
-    """The records of a zip that carry a CRC-32, by place; torch writes 0 where it computed none.
-
-    Raises zipfile.BadZipFile for a damaged directory.
-    """
-    with zipfile.ZipFile(file) as archive:
-        entries = [
-            entry for entry in archive.infolist() if entry.CRC and entry.compress_type == zipfile.ZIP_STORED
-        ]
-        return sorted(
-            Record(_start(file, e), e.file_size, e.CRC, e.filename.rpartition("/")[2]) for e in entries
-        )
-
-
-def stored_sizes(path: Path) -> dict[int, int]:
-    """Where the bytes of each uncompressed file in a zip begin → how many they are.
-
-    Raises zipfile.BadZipFile, OSError.
-    """
-    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-        entries = [entry for entry in archive.infolist() if entry.compress_type == zipfile.ZIP_STORED]
-        return {_start(file, entry): entry.file_size for entry in entries}
-
-
-def _start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a record begin: behind its own header, whose two texts have lengths of their own."""
-    file.seek(entry.header_offset + 26)
-    lengths = file.read(4)
-    return (
-        entry.header_offset
-        + 30
-        + int.from_bytes(lengths[:2], "little")
-        + int.from_bytes(lengths[2:], "little")
-    )
-
-
-def damaged_record(piece: bytes, file: BinaryIO) -> str | None:
-    """The first record of the zip `piece` (and `file` over it) whose bytes are not what its CRC-32 says."""
-    view = memoryview(piece)
-    for start, size, crc, name in zip_records(file):
-        if crc32(view[start : start + size]) != crc:
-            return name
-    return None
-
-
 class RecordCheck:
     """Verifies one stretch of a file, once, when it is first read."""
 
@@ -132,6 +78,11 @@ class RecordCheck:
         self._path, self._start, self._size, self._name = path, start, size, name
         self._expected, self._number, self._done = expected, number, expected is None
 
+    @property
+    def is_due(self) -> bool:
+        """Whether this process has to verify the stretch, and has not yet."""
+        return not self._done and is_mine(self._number)
+
     def run(self, values: memoryview | None = None, *, always: bool = False) -> None:
         """Verify, if this process is the one that does; `always` in every process. Raises WeightsError.
 
@@ -140,13 +91,16 @@ class RecordCheck:
         if self._done or not (verifies() if always else is_mine(self._number)):
             return
         if values is not None and values.nbytes == self._size:
-            found = f"{crc32(values):08x}"
-        else:
-            with open(self._path, "rb") as file:
-                found = f"{crc_of(file, self._start, self._size):08x}"
-        if found != self._expected:
+            self.compare(crc32(values))
+            return
+        with open(self._path, "rb") as file:
+            self.compare(crc_of(file, self._start, self._size))
+
+    def compare(self, crc: int) -> None:
+        """The CRC-32 of the stretch, where the caller has read all of it. Raises WeightsError."""
+        if f"{crc:08x}" != self._expected:
             raise WeightsError(
-                f"is damaged: {self._name} has checksum {found}, not {self._expected}",
+                f"is damaged: {self._name} has checksum {crc:08x}, not {self._expected}",
                 where=self._path,
                 fix=f"copy the file again, {SKIP}",
             )
@@ -172,11 +126,10 @@ class ZipFileChecks:
             if record.size < 1 << 20 and not record.name.isdigit():
                 check.run(always=True)
 
-    def check(self, offset: int, values: memoryview) -> None:
-        """Verify the record that holds the byte at `offset`, which may be `values`. Raises WeightsError."""
+    def find(self, offset: int) -> RecordCheck | None:
+        """That of the record that holds the byte at `offset`."""
         number = bisect.bisect_right(self._starts, offset) - 1
-        if number >= 0:
-            self._checks[number].run(values)
+        return self._checks[number] if number >= 0 else None
 
     def check_all(self) -> None:
         """Verify every record. Raises WeightsError."""
@@ -194,7 +147,7 @@ def fill_in_checksums(file: BinaryIO, checksums: Mapping[int, int]) -> None:
         position, entries = archive.start_dir, archive.infolist()
         for entry in entries:
             file.seek(position)
-            head, start = file.read(46), _start(file, entry)
+            head, start = file.read(46), record_start(file, entry)
             if start in checksums:
                 crc = checksums[start].to_bytes(4, "little")
                 file.seek(position + 16)

@@ -13,8 +13,9 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
 from megatron.mm.layout import parse_iteration
+from mindspeed_mm.checksum import damaged_record
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.models.containers.checksums import SKIP, Checksums, damaged_record, verifies
+from mindspeed_mm.models.containers.checksums import SKIP, Checksums, verifies
 from mindspeed_mm.models.containers.dcp_index import INDEX, read_index_and_checksums
 from mindspeed_mm.models.containers.tensors import TensorFile, why_not_loaded
 

@@ -119,20 +119,20 @@ def _read_one(path: Path) -> dict[str, TensorFile]:
         check = RecordCheck(
             path, start + span[0], span[1] - span[0], sums.get(f"{_CRC}{name}"), name, len(tensors)
         )
-        tensors[name] = TensorFile(shape, dtype, _reader(path, start + span[0], shape, dtype, check))
+        tensors[name] = _tensor_file(path, start + span[0], shape, dtype, check)
     _check_no_gaps(path, sorted(spans), end - start)
     return tensors
 
 
-def _reader(
+def _tensor_file(
     path: Path, offset: int, shape: torch.Size, dtype: torch.dtype, check: RecordCheck
-) -> Callable[[], Tensor]:
+) -> TensorFile:
     def read() -> Tensor:
         tensor = mapped(path, offset, shape, dtype)
         check.run(raw_bytes(tensor))
         return tensor
 
-    return read
+    return TensorFile(shape, dtype, read, raw=lambda: (mapped(path, offset, shape, dtype), check))
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, torch.Size, tuple[int, int]]:

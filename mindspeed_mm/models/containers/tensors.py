@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.checksums import RecordCheck
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HEAD_BYTES = 64 * 1024  # of each tensor go into a fingerprint
+_BLOCK_BYTES = 1 << 19  # stay in a core's cache while they are verified, converted and looked at
+Look = Callable[[Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,40 @@ class TensorFile:
     dtype: torch.dtype
     read: Callable[[], Tensor] = field(repr=False)
     derived: bool = False  # computed from other weights, in no file
+    # its values mapped and not verified, and what verifies all of them; None where they are more than mapped
+    raw: Callable[[], tuple[Tensor, RecordCheck | None]] | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Size of its values in bytes."""
         return self.shape.numel() * self.dtype.itemsize
+
+    def read_as(self, dtype: torch.dtype, look: Look = lambda part: None) -> Tensor:
+        """What `read` gives, in another dtype. `look` is shown all of it, part by part.
+
+        The file's bytes pass through the processor once: each block is verified, converted and looked at
+        while the cache holds it. Raises WeightsError.
+        """
+        if self.raw is None:
+            found = self.read().to(dtype)
+            look(found)
+            return found
+        values, check = self.raw()
+        found = values if values.dtype == dtype else torch.empty(self.shape, dtype=dtype)
+        due = check if check is not None and check.is_due else None
+        source, target, size, crc = values.view(-1), found.view(-1), values.element_size(), 0
+        raw = raw_bytes(values) if due else memoryview(b"")
+        step = _BLOCK_BYTES // size
+        for start in range(0, len(source), step):
+            if due:
+                crc = crc32(raw[start * size : (start + step) * size], crc)
+            part = target[start : start + step]
+            if found is not values:
+                part.copy_(source[start : start + step])
+            look(part)
+        if due:
+            due.compare(crc)
+        return found
 
     def head_bytes(self) -> memoryview:
         """Its first 64 KiB, for a fingerprint."""

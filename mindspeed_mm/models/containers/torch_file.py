@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mindspeed_mm.checksum import crc32
+from mindspeed_mm.checksum import crc32, stored_sizes
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import regular_file
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.models.containers.checksums import ZipFileChecks, fill_in_checksums, stored_sizes, verifies
+from mindspeed_mm.models.containers.checksums import ZipFileChecks, fill_in_checksums, verifies
 from mindspeed_mm.models.containers.tensors import (
     TensorFile,
     first_line,
@@ -225,13 +225,17 @@ def _tensor_file(path: Path, tensor: Tensor, records: _Records) -> TensorFile:
             "is damaged: a tensor reaches beyond its values", where=path, fix="copy the file again"
         )
 
+    check = None if checks is None else checks.find(offset)
+
     def read() -> Tensor:
         flat = mapped(path, start, torch.Size([shape.numel() if is_contiguous else extent]), dtype)
-        if checks is not None:
-            checks.check(offset, raw_bytes(flat))
+        if check is not None:
+            check.run(raw_bytes(flat))
         return flat.view(shape) if is_contiguous else flat.as_strided(shape, stride).contiguous()
 
-    return TensorFile(shape, dtype, read)
+    if not is_contiguous or shape.numel() * dtype.itemsize != storage.nbytes():
+        return TensorFile(shape, dtype, read)
+    return TensorFile(shape, dtype, read, raw=lambda: (mapped(path, start, shape, dtype), check))
 
 
 def _map_tensors(value: Any, make: Callable[[TensorFile], Tensor]) -> Any:

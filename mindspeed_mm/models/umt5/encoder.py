@@ -128,7 +128,7 @@ def load_text_encoder(
     )
     if beside is not None:
         refuse_conflicts(said, sizes, beside.path, files[0], ARITHMETIC)
-    tokenizer.check_fits(len(shared), files[0])
+    tokenizer.check_fits(shared.shape[0], files[0])
     model = _build(sizes, files[0])
     fill(model, state, Path(path), dtype)
     model.encoder.set_input_embeddings(model.shared)

@@ -280,6 +280,30 @@ def test_a_damaged_pt_is_refused(tmp_path, damage):
         read_feature(path)
 
 
+def test_pt_checksums_are_skipped_on_request(tmp_path):
+    source = published(tmp_path / "x.pt")
+    raw = bytearray((tmp_path / "x.pt").read_bytes())
+    place = raw.index(source.vace_context.numpy().tobytes())
+    raw[place + 5] ^= 1
+    (tmp_path / "x.pt").write_bytes(raw)
+    with raises(DataError, "checksum", where=tmp_path / "x.pt"):
+        read_feature(tmp_path / "x.pt")
+    with raises(DataError, "checksum", where=tmp_path / "x.pt"):
+        read_info(tmp_path / "x.pt")
+    read_feature(tmp_path / "x.pt", verify=False)
+    read_info(tmp_path / "x.pt", verify=False)
+
+
+def test_pt_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        source = published(tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    found = read_feature(tmp_path / "x.pt")
+    assert torch.equal(found.vace_context, source.vace_context)
+
+
 def test_a_feature_with_nan_is_refused(tmp_path):
     latents = torch.zeros(16, 3, 4, 6)
     latents[0, 1, 2, 3] = float("nan")

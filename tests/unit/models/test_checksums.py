@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers import checksums
 from mindspeed_mm.models.containers.checksums import FILE, VARIABLE, verifying
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors, write_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch, write_torch
-from mindspeed_mm.models.loading import read_tensors
+from mindspeed_mm.models.loading import fill, read_tensors
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
 from tests.support.errors import raises
 
@@ -168,21 +169,72 @@ def test_damage_in_a_file_of_weights_is_found(
     assert found["a"].read().shape == (40, 40)
 
 
+def module_of(tensors: dict[str, Tensor]) -> nn.Module:
+    with torch.device("meta"):
+        return nn.ParameterDict({name: nn.Parameter(torch.empty_like(t)) for name, t in tensors.items()})
+
+
+def filled(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    module = module_of(tensors)
+    fill(module, read_tensors([path]), path, dtype)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
-def test_threads_that_verify_find_damage_and_obey_the_policy(tmp_path: Path, name: str) -> None:
+def test_filling_a_model_finds_damage_and_obeys_the_policy(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
     tensors, path = {letter: torch.randn(40, 40) for letter in "abcdefgh"}, tmp_path / name
     if name == "x.pth":
         torch.save(tensors, path)
     else:
         saved_as_safetensors(path, tensors)
-    found = read_tensors([path])
-    assert list(found) == list(tensors)
-    assert all(torch.equal(found[letter], tensors[letter]) for letter in tensors)
-    damage(path, tensors["g"], flip)
+    found = filled(path, tensors, dtype)
+    assert all(torch.equal(found[letter], tensors[letter].to(dtype)) for letter in tensors)
+    damage(path, tensors["g"], zero)
     with raises(WeightsError, VARIABLE, name):
-        read_tensors([path])
+        filled(path, tensors, dtype)
     with verifying(False):
-        assert not torch.equal(read_tensors([path])["g"], tensors["g"])
+        assert not torch.equal(filled(path, tensors, dtype)["g"], tensors["g"].to(dtype))
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_a_weight_is_verified_converted_and_seen_in_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A second pass over weights that no cache holds costs as much as the first."""
+    whole, path = torch.randn(3 * (1 << 18) + 5), tmp_path / name
+    saved_by_torch(path, {"a": whole}) if name == "x.pth" else saved_as_safetensors(path, {"a": whole})
+    tensor = tensors_in(path)["a"]
+    monkeypatch.setattr(checksums, "crc_of", lambda *args: pytest.fail("the file is read again"))
+    parts: list[Tensor] = []
+    found = tensor.read_as(torch.bfloat16, parts.append)
+    assert torch.equal(found, whole.to(torch.bfloat16))
+    assert torch.equal(torch.cat(parts), found)
+    assert len(parts) == 7
+    monkeypatch.setattr(checksums, "crc32", lambda *args: pytest.fail("verified twice"))
+    assert torch.equal(tensor.read(), whole)
+
+
+def test_a_part_of_a_record_is_read_as_another_dtype(tmp_path: Path) -> None:
+    whole, path = torch.randn(40, 40), tmp_path / "x.pth"
+    torch.save({"model": {"part": whole[3:7], "turned": whole.T}}, path)
+    found = tensors_in(path)
+    assert torch.equal(found["part"].read_as(torch.float64), whole[3:7].double())
+    assert torch.equal(found["turned"].read_as(torch.float32), whole.T)
+    damage(path, whole, flip)
+    with raises(WeightsError, VARIABLE, "x.pth"):
+        tensors_in(path)["part"].read_as(torch.float64)
+
+
+def test_weights_that_are_computed_are_computed_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    e4m3 = torch.ones(4, 4).to(torch.float8_e4m3fn)
+    save_file({"a.weight": e4m3, "a.scale_weight": torch.tensor(2.0)}, path)
+    tensor = read_tensors([path])["a.weight"]
+    assert tensor.read() is tensor.read()
+    assert torch.equal(tensor.read_as(torch.float32), torch.full((4, 4), 2.0))
 
 
 def test_what_we_write_passes_other_readers_checks(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
@@ -77,6 +78,7 @@ def resolve(chosen: dict[str, str], python: str, machine: str) -> list[dict[str,
             "--dry-run",
             "--no-deps",
             "--ignore-installed",
+            "--ignore-requires-python",  # pip compares it with the Python it runs on; `conflicts` judges it
         ]
         command += [
             "--only-binary=:all:",
@@ -99,8 +101,10 @@ def resolve(chosen: dict[str, str], python: str, machine: str) -> list[dict[str,
 def conflicts(
     metadata: list[dict[str, Any]], chosen: dict[str, str], python: str, machine: str
 ) -> Iterator[str]:
-    """What a pinned package requires and the pins do not give."""
+    """What a pinned package requires and the pins or the Python do not give."""
     for item in metadata:
+        if not SpecifierSet(item.get("requires_python") or "").contains(f"{python}.20"):
+            yield f"{item['name']} requires Python {item['requires_python']}"
         for text in item.get("requires_dist", []):
             need = Requirement(text)
             name = canonicalize_name(need.name)

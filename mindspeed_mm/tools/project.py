@@ -32,6 +32,7 @@ _SHARED = (
     "common.sh",
     "numbers.sh",
     "lora.sh",
+    "pretrain.sh",
     "fsdp2_config.yaml",
     "README.md",
     "feature_extract",

@@ -1,59 +1,10 @@
 #!/bin/bash
-# Trains the high-noise expert of Wan2.2-VACE-A14B. Every setting can be edited here or given by environment; more flags may follow the command.
+# Trains the high-noise expert of Wan2.2-VACE-A14B. The recipe is examples/vace/pretrain.sh; every setting there can be given by environment.
 #   SAVE_PATH=./save NPUS_PER_NODE=8 bash examples/vace/A14B_wan2.2/pretrain_fsdp_high.sh [--train-iters 100 …]
 set -euo pipefail
-source "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/common.sh"
-
-HERE=$REPOSITORY/examples/vace/A14B_wan2.2
-MM_DATA=${MM_DATA:-$HERE/feature_data.json}
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 MM_MODEL=${MM_MODEL:-$HERE/pretrain_model_high.json}
-MM_TOOL=${MM_TOOL:-$PACKAGE/tools/tools.json}
-FSDP2_CONFIG=${FSDP2_CONFIG:-$REPOSITORY/examples/vace/fsdp2_config.yaml}
 SAVE_PATH=${SAVE_PATH:-./save/vace_A14B_high} # where checkpoints, metrics.jsonl and job.json go
-LOAD=${LOAD:-}                     # a SAVE_PATH to go on from
-
-GPT_ARGS=(
-    --tensor-model-parallel-size "$TP"
-    --pipeline-model-parallel-size "$PP"
-    --virtual-pipeline-model-parallel-size "$VP"
-    --context-parallel-size "$CP"
-    --context-parallel-algo ulysses_cp_algo
-    --micro-batch-size "$MBS"
-    --global-batch-size "$GBS"
-    --num-workers "${NUM_WORKERS:-8}"
-    --seed "${SEED:-1234}"
-    --lr "${LR:-5e-5}"
-    --min-lr "${MIN_LR:-${LR:-5e-5}}"
-    --adam-beta1 0.9
-    --adam-beta2 0.95
-    --adam-eps 1e-5
-    --lr-decay-style constant
-    --weight-decay 0.1
-    --lr-warmup-init 0
-    --lr-warmup-iters 0
-    --clip-grad 1.0
-    --train-iters "${TRAIN_ITERS:-5000}"
-    --use-torch-fsdp2
-    --fsdp2-config-path "$FSDP2_CONFIG"
-    --ckpt-format torch_dcp
-    --distributed-timeout-minutes "${DISTRIBUTED_TIMEOUT_MINUTES:-20}"
-)
-
-MM_ARGS=(
-    --mm-data "$MM_DATA"
-    --mm-model "$MM_MODEL"
-    --mm-tool "$MM_TOOL"
-)
-
-OUTPUT_ARGS=(
-    --log-interval "${LOG_INTERVAL:-1}"
-    --log-throughput
-    --save-interval "${SAVE_INTERVAL:-1000}"
-    --eval-interval "${EVAL_INTERVAL:-1000}"
-    --eval-iters "${EVAL_ITERS:-10}"
-    --save "$SAVE_PATH"
-    --exit-signal-handler
-)
-if [[ -n $LOAD ]]; then OUTPUT_ARGS+=(--load "$LOAD"); fi
+source "$HERE/../pretrain.sh" # GPT_ARGS, MM_ARGS, OUTPUT_ARGS
 
 train "${GPT_ARGS[@]}" "${MM_ARGS[@]}" "${OUTPUT_ARGS[@]}" "$@"

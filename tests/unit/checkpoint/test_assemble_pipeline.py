@@ -13,6 +13,8 @@ from checkpoint.cli import main
 from mindspeed_mm.progress import Progress
 from tests.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
 
+pytestmark = pytest.mark.medium
+
 SAVERS = {"vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel, "tokenizer": PreTrainedTokenizerBase}
 
 

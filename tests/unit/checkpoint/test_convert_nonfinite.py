@@ -15,6 +15,8 @@ from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
 from tests.tiny import tiny_transformer, write_transformer
 
+pytestmark = pytest.mark.medium
+
 NAME = "blocks.1.ffn.0.weight"
 
 

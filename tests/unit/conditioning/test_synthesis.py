@@ -28,6 +28,8 @@ from tests.extract_job import make_job
 from tests.support.errors import raises
 from tests.support.scenes import moving_disc, write_scene
 
+pytestmark = pytest.mark.medium
+
 FRAMES, _ = moving_disc(9, 48, 64, 8, 2)
 RECIPE = {
     "seed": 3,

@@ -6,6 +6,8 @@ import pytest
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.video import open_video
 
+pytestmark = pytest.mark.medium
+
 av = pytest.importorskip("av")
 
 

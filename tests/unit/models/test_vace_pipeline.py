@@ -16,6 +16,8 @@ from mindspeed_mm.ops.stages import MicroBatch, Split
 from tests.support.errors import raises
 from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
 
+pytestmark = pytest.mark.medium
+
 
 def run_stages(split: Split, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """All stages of a model in one process."""

@@ -12,6 +12,8 @@ import pytest
 from tests.support.fake_memory import peak
 from tests.support.planned import Case
 
+pytestmark = pytest.mark.medium
+
 CASES = [
     pytest.param(Case("mid", "full", "branch", shards=4), id="full"),
     pytest.param(Case("14B", "none", "branch", shards=8, cp=4), id="none, cp"),

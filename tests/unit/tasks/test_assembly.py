@@ -19,6 +19,8 @@ from tests.runs import arguments, make_run
 from tests.support.errors import raises
 from tests.tiny import TINY, tiny_transformer, write_transformer
 
+pytestmark = pytest.mark.medium
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHIPPED = Path(__file__).resolve().parents[3] / "examples/vace/fsdp2_config.yaml"
 

@@ -27,6 +27,8 @@ from mindspeed_mm.tasks.extract import main as extract
 from tests.extract_job import make_job
 from tests.support.scenes import moving_disc, texture
 
+pytestmark = pytest.mark.medium
+
 RECIPE = """
 seed: 5
 variants: 2

@@ -6,12 +6,15 @@ import json
 import logging
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.config import resolve_sampling
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
 from tests.tiny import tiny_transformer, write_official
+
+pytestmark = pytest.mark.medium
 
 
 def test_nan_validation_video_is_a_warning_and_no_file(tmp_path, caplog, monkeypatch):

@@ -29,6 +29,8 @@ from tests.loops import CPU, Recorder, Records, loop_parts, random_records, trai
 from tests.support.errors import raises
 from tests.tiny import tiny_transformer, write_official
 
+pytestmark = pytest.mark.medium
+
 
 class TaskRecords(Records):
     """Features that name their task."""

@@ -32,6 +32,8 @@ from tests.support.errors import raises
 from tests.support.scenes import write_scene
 from tests.tiny import TINY, tiny_transformer
 
+pytestmark = pytest.mark.medium
+
 VALUES = {
     "seed": 3,
     "tasks": {

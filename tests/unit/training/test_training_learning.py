@@ -17,6 +17,8 @@ from mindspeed_mm.training.validation import held_out_loss, quantile_places
 from tests.loops import loop_parts, random_records, training
 from tests.tiny import TINY, tiny_transformer
 
+pytestmark = pytest.mark.medium
+
 
 class Zero(torch.nn.Module):
     """Predicts no velocity at all."""

@@ -25,6 +25,8 @@ from mindspeed_mm.ui.size import fit
 from mindspeed_mm.ui.text import OPTIONS_ZH, TASKS_ZH, WORDS, Words
 from tests.support.errors import raises
 
+pytestmark = pytest.mark.medium
+
 MODEL = {"id": "tiny", "experts": 1, "defaults": {"width": 64, "height": 64, "num_frames": 17, "fps": 16}}
 
 

@@ -112,7 +112,7 @@ def check_dataset(
     """
     manifest = scan_manifest(data_path, data_folder)
     report = check_manifest(manifest, config, workers=workers, timeout=timeout)
-    for line in report.summary().splitlines():
+    for line in report.summary().split("\n"):
         logger.info(line)
     if report_path is not None and report.problems:
         report.write(report_path)

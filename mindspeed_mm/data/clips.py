@@ -95,8 +95,11 @@ def _refuse_still(path: Path, container: Any) -> None:
     name = container.format.name.removesuffix("_pipe")
     if name in _STILL_FORMATS:
         kind = {"image2": "", "jpeg": "JPEG "}.get(name, f"{name.upper()} ")
+        article = "an" if kind in ("", "APNG ") else "a"
         raise DataError(
-            f"is a {kind}image with a video's suffix", where=display_path(path), fix="rename it to what it is"
+            f"is {article} {kind}image with a video's suffix",
+            where=display_path(path),
+            fix="rename it to what it is",
         )
 
 

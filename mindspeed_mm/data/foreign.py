@@ -28,7 +28,10 @@ COLUMNS = {  # names of other projects → those of a data.json
     "object_file_path": "src_ref_images",
 }
 LISTS = ("data.json", "data.jsonl", "metadata.csv", "metadata.json", "metadata.jsonl", "metadata.tsv")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"),
+    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv"),
+)
 _SIGNS = ({"video", "prompt"}, {"file_path", "text"})  # any of these makes a row another project's
 _FOLDERS = {"cropped": "src_video", "mask": "src_video_mask"}
 _MOST_CAPTION = 1 << 20  # bytes

@@ -15,7 +15,7 @@ import numpy as np
 
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.data.config import ClipPolicy
-from mindspeed_mm.data.images import read_image
+from mindspeed_mm.data.images import brightness, read_image
 from mindspeed_mm.data.sample import Inputs
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import DataError
@@ -116,9 +116,12 @@ def _given(
     They are beside the video, else at the paths of its settings or of the data.
     """
     if result.has_inputs:
-        clips = [_read(path) if (path := result.folder / name).is_file() else None for name in _INPUTS]
-        mask = None if clips[1] is None else clips[1][..., 0] > 127
-        return clips[0], mask, tuple(map(read_image, _references(result.folder)))
+        video, mask = (path if (path := result.folder / name).is_file() else None for name in _INPUTS)
+        return (
+            None if video is None else _read(video),
+            None if mask is None else brightness(_read(mask, mask=True)) > 127,
+            tuple(map(read_image, _references(result.folder))),
+        )
     paths, known = result.inputs, case or DataCase(name="")
     inputs = Inputs(
         src_video=paths.get("video") or known.src_video,
@@ -170,6 +173,6 @@ def _references(folder: Path) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
-def _read(path: Path) -> Pixels:
-    reader = open_video(path)
+def _read(path: Path, *, mask: bool = False) -> Pixels:
+    reader = open_video(path, mask=mask)
     return reader.read(range(reader.num_frames))

@@ -43,8 +43,12 @@ from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Pic
 from mindspeed_mm.generation.result import GenerationResult
 from mindspeed_mm.generation.run import generate
 from mindspeed_mm.generation.stages import decode, explain_oom
+from mindspeed_mm.generation.usual import unusual_requests
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.ops.quantized import QuantFormat
 
+LOGGER = get_logger(__name__)
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
 
@@ -54,8 +58,9 @@ class VacePipeline:
     The stages are functions of `models`: see `generation.stages`.
     """
 
-    def __init__(self, models: ModelStore) -> None:
-        self.models = models
+    def __init__(self, models: ModelStore, config: VaceConfig | None = None) -> None:
+        """`config`: the transformer's sizes, to warn of requests far from what such weights know."""
+        self.models, self.config = models, config
 
     @classmethod
     def from_pretrained(
@@ -78,16 +83,16 @@ class VacePipeline:
         """
         paths = weights if isinstance(weights, WeightPaths) else resolve_model_dir(weights)
         accelerator = Accelerator.detect(device)
-        text_len = inspect_experts(paths).trunk.text_len
+        config = inspect_experts(paths)
         models = ModelStore(
             lambda: load_experts(paths, dtype, accelerator, offload, quantize=quantize),
             load_vae(paths, vae_dtype, accelerator),
-            lambda: load_text_encoder(paths, dtype, accelerator, text_len),
+            lambda: load_text_encoder(paths, dtype, accelerator, config.trunk.text_len),
             accelerator=accelerator,
             tiled=tiled,
             num_experts=len(paths.experts),
         )
-        return cls(models)
+        return cls(models, config)
 
     def __call__(
         self,
@@ -173,6 +178,9 @@ class VacePipeline:
 
         Raises ConfigError, DataError, NonFiniteError, WeightsError.
         """
+        if self.config is not None:
+            for line in unusual_requests(self.config, {request.name or "video": request.sampling}):
+                LOGGER.warning(line)
         result = generate(self.models, request, self._result, hooks=hooks)
         assert result is not None  # one process is the main one
         return result

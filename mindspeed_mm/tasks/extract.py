@@ -46,7 +46,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     job.check_inputs()
     job.check_outputs()
     if job.files.dry_run:
-        check_clips(job)
+        report_long_captions(job, check_clips(job))
         return
     with lock_folder(Path(job.save_path), choose="--save-path"):
         manifest = check_clips(job)
@@ -65,6 +65,18 @@ def check_clips(job: ExtractJob) -> Manifest | None:
     if manifest is not None and rank() == 0 and not job.extract.no_check_clips:
         look(job, manifest)
     return manifest
+
+
+def report_long_captions(job: ExtractJob, manifest: Manifest | None) -> None:
+    """Count the captions that will be cut, as the run does. Raises WeightsError without a tokenizer."""
+    if manifest is None or rank() != 0:
+        return
+    from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
+
+    folder = job.tokenizer_path or find_tokenizer(Path(job.model.text_encoder.from_pretrained))
+    Tokenizer(Path(folder), job.text_len).report_long(
+        (record.address, caption) for record in manifest.records for caption in record.captions
+    )
 
 
 def scan(job: ExtractJob) -> Manifest | None:
@@ -102,7 +114,7 @@ def look(job: ExtractJob, manifest: Manifest) -> None:
         timeout=job.extract.sample_timeout,
         memory=Path(job.save_path) / STATE_FOLDER,
     )
-    for line in report.summary().splitlines():
+    for line in report.summary().split("\n"):
         logger.info(line)
     _demand(job, manifest, report.problems)
 

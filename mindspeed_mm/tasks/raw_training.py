@@ -105,7 +105,7 @@ def usable_clips(job: PretrainJob, clips: VaceDatasetConfig) -> tuple[list[Sampl
                 workers=None if job.training.batch.num_workers else 0,
                 memory=Path(save) / STATE_FOLDER if save else None,
             )
-            for line in report.summary().splitlines():
+            for line in report.summary().split("\n"):
                 logger.info(line)
             report.demand(0)
             found[0] = [(fact.frames, *fact.size) for fact in report.facts]

@@ -21,6 +21,7 @@ import mindspeed_mm
 from checkpoint.converter import CONVERTERS
 from megatron.mm.arguments import REFUSED, UNUSED
 from mindspeed_mm.cli.generate import parser as generate_parser
+from mindspeed_mm.cli.main import VERBS
 from mindspeed_mm.cli.ranks import RankConfig
 from mindspeed_mm.config.flags import flag_name
 from mindspeed_mm.config.schema import Config
@@ -37,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*(?:\.\w+)*")
 PATH = re.compile(r"\b(?:examples|docs|scripts|tests)/[\w./-]*\w|\b[\w-]+\.sh\b")
 COMMAND = re.compile(r"(?<![\w-])mm-[a-z]+\b")
+VARIABLE = re.compile(r"\b(?:MINDSPEED_MM|NPUS_PER|MASTER|NODE|DISTRIBUTED|NUM|LOG|SAVE)_[A-Z_]*[A-Z]\b")
+VERB = re.compile(r"(?:^|`|run |: |with )vace ([a-z]+)\b")
 KEY = re.compile(
     r"\b(?:predictor|vace_dit|dataset_param|basic_parameters|tokenizer_config|ae|diffusion|model)(?:\.[a-z_]+)+"
 )
@@ -182,6 +185,13 @@ def json_keys() -> set[str]:
     return found
 
 
+@cache
+def variables() -> str:
+    """The pages of variables, and the scripts that read them."""
+    scripts = [*(ROOT / "examples/vace").rglob("*.sh"), *(ROOT / "docs").glob("reference/env.md")]
+    return "\n".join(path.read_text(encoding="utf-8") for path in scripts)
+
+
 def wrong(text: str, commands: list[str]) -> list[str]:
     """What a text names that does not exist in each of `commands`, or in the one named beside it."""
     flags = set.intersection(*(parsers()[command] for command in commands))
@@ -192,6 +202,8 @@ def wrong(text: str, commands: list[str]) -> list[str]:
     ]  # cut by a brace
     bad += [f"{path}: no such file" for path in PATH.findall(text) if not exists(path)]
     bad += [f"{name}: no such command" for name in COMMAND.findall(text) if name not in LABELS.values()]
+    bad += [f"{name}: nothing reads it" for name in VARIABLE.findall(text) if name not in variables()]
+    bad += [f"vace {verb}: no such verb" for verb in VERB.findall(text) if verb not in VERBS]
     keys = json_keys() | {"json"}
     bad += [
         f"{key}: no such key"
@@ -236,6 +248,8 @@ def test_advice_for_refused_flags_exists() -> None:
         ("see docs/gone.md", "train"),
         ("run mm-fetch", "train"),
         ("set predictor.init_from_trunks", "train"),
+        ("raise MINDSPEED_MM_MAX_PIXEL_COUNT", "train"),
+        ("run vace fetch", "train"),
     ],
 )
 def test_wrong_advice_is_found(text: str, command: str) -> None:

@@ -53,6 +53,14 @@ def test_both_languages_list_the_same_messages() -> None:
     assert english == chinese
 
 
+def test_no_message_is_listed_twice() -> None:
+    """A message that is reworded takes the place of the old one."""
+    words = [
+        " ".join(re.findall(r"[a-z_-]{2,}", code.lower())) for cell in messages(PAGES[0]) for code in cell
+    ]
+    assert not [text for text in set(words) if text and words.count(text) > 1]
+
+
 @pytest.mark.parametrize("fragment", REAL_FILES)
 def test_messages_about_files_are_explained(fragment: str) -> None:
     assert all(fragment in str(messages(page)) for page in PAGES)

@@ -50,6 +50,7 @@ class Networks:
                             "--annotators"
                         ),
                     )
+                regular_file(path, ConfigError)
             self.used.update({path.name: _digest(path) for path in paths})
             self._opened[kind] = resolve(annotator.entry)(*map(Network, paths))
         return self._opened[kind]
@@ -65,7 +66,6 @@ class Network:
             raise ConfigError(
                 "onnxruntime is not installed", where=display_path(path), fix="pip install onnxruntime"
             ) from None
-        regular_file(path, ConfigError)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4
         settings.intra_op_num_threads = (

@@ -32,9 +32,17 @@ from mindspeed_mm.conditioning.tasks.options import (
 )
 from mindspeed_mm.conditioning.tasks.outpaint import GrowOptions, grow
 from mindspeed_mm.conditioning.tasks.reference import subjects
-from mindspeed_mm.conditioning.tasks.spec import TASKS, Clip, Prepared, Sources, Step, task
+from mindspeed_mm.conditioning.tasks.spec import (
+    TASKS,
+    Clip,
+    Prepared,
+    Sources,
+    Step,
+    open_task_mask,
+    task,
+)
 from mindspeed_mm.data.images import brightness
-from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.errors import ConfigError, DataError
 
 Kind = Literal["repaint", "extension", "control"]
@@ -242,8 +250,8 @@ def composition(sources: Sources, options: ComposeOptions) -> Prepared:
         for (frame_1, mask_1), (frame_2, mask_2) in zip(first.read(), second.read(), strict=True):
             yield compose(frame_1, mask_1, frame_2, mask_2, kinds)
 
-    clip = first.clip
-    return Prepared(steps=steps, num_frames=clip.num_frames, size=clip.size, fps=clip.fps)
+    clip, notes = first.clip, tuple(dict.fromkeys([*first.notes, *second.notes]))
+    return Prepared(steps=steps, num_frames=clip.num_frames, size=clip.size, fps=clip.fps, notes=notes)
 
 
 def kind_of(name: str) -> Kind:
@@ -298,7 +306,8 @@ class _Pair:
 
     def __init__(self, video: str, mask: str | None) -> None:
         self.clip = Clip.open(video)
-        self._mask = None if mask is None else open_video(Path(mask), mask=True)
+        self.notes = [f"a clip with {remark}" for remark in remarks_on(self.clip.reader.traits)]
+        self._mask = None if mask is None else open_task_mask(mask, self.notes)
 
     def check(self, name: str) -> None:
         """Raise DataError for a mask of another size or length."""

@@ -17,7 +17,9 @@ from typing import Any, Literal, TypeVar
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, Mask
 from mindspeed_mm.config.schema import Config, parse
-from mindspeed_mm.data.images import UNTIMED_FPS, read_image
+from mindspeed_mm.data.images import UNTIMED_FPS, blank_mask, image_traits, read_image, refuse_zero_one
+from mindspeed_mm.data.probe import mask_levels
+from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.video import VideoReader, open_video
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import display_path
@@ -83,6 +85,7 @@ class Sources:
     clips: tuple[Clip, ...] = ()
     images: tuple[Frame, ...] = ()
     names: tuple[str, ...] = ()  # of the images, for messages
+    image_remarks: tuple[str, ...] = ()  # what is not honoured of their files
 
     @classmethod
     def open(cls, videos: Sequence[str | Path] = (), images: Sequence[str | Path] = ()) -> Sources:
@@ -91,12 +94,34 @@ class Sources:
             clips=tuple(map(Clip.open, videos)),
             images=tuple(map(read_image, images)),
             names=tuple(display_path(path) for path in images),
+            image_remarks=tuple(remark for path in images for remark in remarks_on(image_traits(Path(path)))),
         )
 
     @property
     def clip(self) -> Clip:
         """The one clip of the task."""
         return self.clips[0]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not honoured of the files, or guessed; each once. Without paths, so that they count."""
+        of_clips = (remark for clip in self.clips for remark in remarks_on(clip.reader.traits))
+        found = [f"a clip with {remark}" for remark in of_clips]
+        return tuple(dict.fromkeys([*found, *(f"an image with {remark}" for remark in self.image_remarks)]))
+
+
+def open_task_mask(path: str | Path, notes: list[str]) -> VideoReader:
+    """A mask, and notes on what is not honoured of it, and on one that says nothing.
+
+    Raises DataError for what is no mask, or was written as 0 and 1.
+    """
+    reader = open_video(Path(path), mask=True)
+    levels = mask_levels(reader)
+    refuse_zero_one(Path(path), levels[1])
+    notes.extend(f"a mask with {remark}" for remark in remarks_on(reader.traits))
+    if blank := blank_mask(levels, soft=False):
+        notes.append(f"a mask that is white {blank}; white = the region, black = the rest")
+    return reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +182,8 @@ class Task:
         Raises DataError for sources that do not fit, ConfigError for options that do not.
         """
         self._check(sources)
-        return self.run(sources, options)
+        made = self.run(sources, options)
+        return replace(made, notes=(*sources.remarks, *made.notes))
 
     def _check(self, sources: Sources) -> None:
         for kind, count, flag in (

@@ -6,7 +6,6 @@ One place for inpainting, layouts and references.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -22,9 +21,9 @@ from mindspeed_mm.conditioning.annotate.subject import (
     track_mask,
 )
 from mindspeed_mm.conditioning.tasks.options import ReferenceMode, SubjectOptions
-from mindspeed_mm.conditioning.tasks.spec import Clip
+from mindspeed_mm.conditioning.tasks.spec import Clip, open_task_mask
 from mindspeed_mm.data.images import brightness
-from mindspeed_mm.data.video import VideoReader, open_video
+from mindspeed_mm.data.video import VideoReader
 from mindspeed_mm.errors import ConfigError, DataError
 
 MaskedFrames = Callable[[], Iterator[tuple[Frame, Mask]]]
@@ -49,7 +48,7 @@ def _found_masks(clip: Clip, options: SubjectOptions, networks: Networks, notes:
     if mode in ("label", "caption"):
         return lambda: _grounded(clip, options, networks)
     if mode in ("mask", "masktrack"):
-        reader = _open_mask(options.mask, where)
+        reader = _open_mask(options.mask, where, notes)
         _note_size(reader, clip.size, notes)
         if mode == "mask":
             _check_length(reader, clip)
@@ -160,7 +159,7 @@ def image_mask(
     if mode in ("label", "caption"):
         box, mode = ground(image, text, mode, networks), "bboxtrack"
     if mode in ("mask", "masktrack"):
-        reader = _open_mask(mask, where)
+        reader = _open_mask(mask, where, [])
         found = _resized(brightness(reader.read([0]))[0], (height, width))
     elif mode in ("bbox", "bboxtrack"):
         given = _one_box(() if box is None else (box,), where)
@@ -177,10 +176,10 @@ def image_mask(
     return found
 
 
-def _open_mask(path: str | None, where: str) -> VideoReader:
+def _open_mask(path: str | None, where: str, notes: list[str]) -> VideoReader:
     if path is None:
         raise ConfigError("needs a mask", where=where, fix="give --mask FILE, white = the subject")
-    return open_video(Path(path), mask=True)
+    return open_task_mask(path, notes)
 
 
 def _one_box(boxes: Sequence[Box], where: str) -> Box:

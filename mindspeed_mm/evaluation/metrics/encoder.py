@@ -14,7 +14,9 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import Metric
 from mindspeed_mm.files import display_path
+from mindspeed_mm.log import get_logger
 
+logger = get_logger(__name__)
 _FRAMES = 16  # of a video, spread over it
 _AT_ONCE = 16
 
@@ -60,9 +62,18 @@ class Encoder:
         """A vector of length 1: [1, D]."""
         import torch
 
+        self._report_cut(prompt)
         values = self._processor(text=[prompt], return_tensors="pt", padding=True, truncation=True)
         with torch.no_grad():
             return _vectors(_pooled(self._model.get_text_features(**values.to(self.device))))
+
+    def _report_cut(self, prompt: str) -> None:
+        tokenizer = getattr(self._processor, "tokenizer", self._processor)
+        longest = tokenizer.model_max_length
+        if len(tokenizer(prompt, verbose=False).input_ids) > longest:
+            logger.warning(
+                f"encoder_prompt: the encoder reads {longest} tokens; longer prompts are cut there"
+            )
 
     def _of_images(self, values: Any) -> Any:
         if self.reads_text:

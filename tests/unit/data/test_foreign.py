@@ -103,6 +103,15 @@ def test_folders_of_clips_and_texts_are_read(folder: Path, tmp_path: Path) -> No
         read_manifest(folder)
 
 
+def test_a_folder_of_other_containers_is_read(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    for name in ("a.ts", "b.MPG", "c.flv"):
+        (folder / name).touch()
+        (folder / name).with_suffix(".txt").write_text(name)
+    assert [record.video.name for record in read_manifest(folder)] == ["a.ts", "b.MPG", "c.flv"]
+
+
 def test_four_folders_are_read(folder: Path, clip: Path) -> None:
     for name in ("orig", "cropped", "mask", "prompt"):
         (folder / name).mkdir()

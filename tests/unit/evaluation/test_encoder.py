@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +72,25 @@ def test_folder_of_another_runs_nothing_and_is_one_line(
     with raises(WeightsError, where=folder):
         Encoder(folder)
     assert not trace.exists()
+
+
+def test_a_prompt_that_the_encoder_cuts_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
+    encoder = object.__new__(Encoder)
+
+    class Words:
+        model_max_length = 4
+
+        def __call__(self, text: str, **_: object) -> Any:
+            return SimpleNamespace(input_ids=text.split())
+
+    encoder._processor = SimpleNamespace(tokenizer=Words())
+    encoder._report_cut("a red ball")
+    assert not caplog.records
+    encoder._report_cut("a red ball bounces high")
+    assert "4 tokens" in caplog.text
 
 
 def test_folder_without_a_model_is_one_line(tmp_path: Path) -> None:

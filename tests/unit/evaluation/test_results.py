@@ -84,6 +84,15 @@ def test_our_results_come_with_what_the_model_was_given(runs: Path) -> None:
     np.testing.assert_array_equal(sample.truth, CLIP)
 
 
+def test_a_mask_is_read_as_the_model_reads_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 4, "a")
+    write_clip(tmp_path / "run/a/src_mask.mp4", MASK * np.array([1, 0, 0], np.uint8))  # red is black
+    sample = read_sample(find_results(tmp_path / "run")[0])
+    assert sample is not None
+    assert sample.src_mask is not None
+    assert not sample.src_mask.any()
+
+
 def test_another_caption_has_no_true_clip(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "good", tmp_path / "run")
     settings = read_json_object(tmp_path / "run/a.json")

@@ -1,6 +1,7 @@
 """The pipeline as a Python user meets it, on tiny models."""
 
 import json
+import logging
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.solvers import make_noise
 from mindspeed_mm.generation.stages import decode, denoise
+from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
 from tests.support.errors import raises
@@ -71,6 +73,15 @@ def test_from_pretrained_reads_a_folder_and_saves(tmp_path):
     assert {"text", "load", "vae_encode", "denoise", "vae_decode", "step"} <= result.settings[
         "seconds"
     ].keys()
+
+
+def test_a_call_far_from_what_the_weights_know_is_named(vae, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
+    pipe = pipeline(vae)
+    pipe.config = PRESETS["Wan2.1-VACE-1.3B"]
+    latents(pipe, steps=1)
+    assert "32x48 is far from 480x832" in caplog.messages[0]
+    assert "5 frames are far from 81" in caplog.messages[1]
 
 
 def test_the_text_encoder_is_gone_before_denoising_begins(tmp_path, monkeypatch):

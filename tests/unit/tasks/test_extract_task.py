@@ -124,6 +124,16 @@ def test_job_is_saved_and_a_second_run_does_nothing(root, capsys):
     assert {path: path.stat().st_mtime_ns for path in (root / "out/features").iterdir()} == before
 
 
+def test_dry_run_counts_the_captions_that_are_cut(tmp_path, capsys):
+    argv = make_job(tmp_path)
+    rows = [{"video": "plain.mp4", "cap": "a red ball bounces " * 9}, {"video": "plain.mp4", "cap": "a ball"}]
+    (tmp_path / "clips datası/data.json").write_text(json.dumps(rows))
+    main([*argv, "--dry-run"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "captions" in line]
+    assert line.startswith("1 of 2 captions have more than 16 tokens")
+    assert "data.json[0]" in line
+
+
 def test_models_move_to_the_device_only_to_encode(root, monkeypatch, tmp_path):
     def refuse(self, device):
         raise AssertionError("a whole model was moved")

@@ -28,7 +28,7 @@ def heldout_indices(count: int) -> list[int]:
     return [next(n for n in numbers if world.make_scene("heldout", n).shape == shape) for shape in shapes]
 
 
-def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> None:
+def write_requests(folder: Path, base: Path, count: int, kinds: list[str], colour: str | None = None) -> None:
     """Clips under `folder`, their data.json, and three inference JSONs: the base JSON with one task a request."""
     rows: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
@@ -38,7 +38,7 @@ def write_requests(folder: Path, base: Path, count: int, kinds: list[str]) -> No
         kinds
     ):  # each kind begins one scene later, so that few scenes show many shapes
         for index in indices[number : number + count]:
-            scene = world.make_scene("heldout", index)
+            scene = world.make_scene("heldout", index, colour)
             clip = world.Clip(index=index, kind=kind, split="heldout")
             row = world.write_clip(folder, clip, scene)
             rows.append(row)
@@ -78,8 +78,9 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=4, help="scenes of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--colour", choices=world.PAINTS, help="of every shape (default: each scene's own)")
     given = parser.parse_args()
-    write_requests(given.folder, given.base, given.count, given.kinds)
+    write_requests(given.folder, given.base, given.count, given.kinds, given.colour)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,13 +46,16 @@ class Score:
     first_frame_psnr: float | None = None
 
 
-def score_clip(path: Path) -> Score | None:
-    """The score of one mp4, or None when its name is not that of a held-out request."""
+def score_clip(path: Path, colour: str | None = None) -> Score | None:
+    """The score of one mp4, or None when its name is not that of a held-out request.
+
+    `colour`: what heldout.py painted every scene in.
+    """
     match = NAME.fullmatch(path.stem)
     if match is None:
         return None
     index, kind = int(match["index"]), match["kind"]
-    scene = world.make_scene("heldout", index)
+    scene = world.make_scene("heldout", index, colour)
     output = _read(path)
     truth = world.render(scene, *output.shape[:3])
     inside = world.coverage(scene, *output.shape[:3]) > 0.5
@@ -71,7 +74,7 @@ def score_clip(path: Path) -> Score | None:
         name=path.stem,
         kind=kind,
         changed=changed,
-        colour_obeyed=nearest_colour(output, coloured) == requested,
+        colour_obeyed=nearest_colour(output, coloured, world.PAINTS if colour else world.COLOURS) == requested,
         shape_obeyed=nearest_shape(coloured) == scene.shape,
         iou=float((coloured & inside).sum() / max(1, (coloured | inside).sum())),
         masked_psnr=masked,
@@ -82,15 +85,17 @@ def score_clip(path: Path) -> Score | None:
 
 def is_coloured(frames: world.Pixels, colour: str) -> NDArray[np.bool_]:
     """[T, H, W] which pixels are more than half as colourful as `colour`: greys have no chroma, an outline's pixels part of it."""
-    return _chroma(frames) > _chroma(np.array(world.COLOURS[colour])) / 2
+    return _chroma(frames) > _chroma(np.array(world.PAINTS[colour])) / 2
 
 
-def nearest_colour(frames: world.Pixels, where: NDArray[np.bool_]) -> str | None:
-    """The world's colour nearest to the median of the pixels in `where`; None when nothing is coloured."""
+def nearest_colour(
+    frames: world.Pixels, where: NDArray[np.bool_], among: Mapping[str, tuple[int, ...]] = world.COLOURS
+) -> str | None:
+    """The colour nearest to the median of the pixels in `where`; None when nothing is coloured."""
     if where.sum() < 20:
         return None
     middle = np.median(frames[where].astype(np.float64), axis=0)
-    return min(world.COLOURS, key=lambda name: float(np.square(middle - np.array(world.COLOURS[name])).sum()))
+    return min(among, key=lambda name: float(np.square(middle - np.array(among[name])).sum()))
 
 
 def nearest_shape(where: NDArray[np.bool_]) -> str | None:
@@ -179,9 +184,9 @@ def table(columns: dict[str, Sequence[Score]]) -> str:
     return "\n".join(lines)
 
 
-def score_folder(folder: Path) -> list[Score]:
+def score_folder(folder: Path, colour: str | None = None) -> list[Score]:
     """Scores of all held-out requests in a folder of results, by name."""
-    return [score for path in sorted(folder.rglob("*.mp4")) if (score := score_clip(path)) is not None]
+    return [s for path in sorted(folder.rglob("*.mp4")) if (s := score_clip(path, colour)) is not None]
 
 
 def _read(path: Path) -> world.Pixels:
@@ -203,8 +208,10 @@ def main() -> None:
     parser.add_argument(
         "folders", type=Path, nargs="+", help="folders of results; their names head the columns"
     )
+    parser.add_argument("--colour", choices=world.PAINTS, help="what heldout.py painted every shape in")
     given = parser.parse_args()
-    sys.stdout.write(table({folder.name: score_folder(folder) for folder in given.folders}) + "\n")
+    found = {folder.name: score_folder(folder, given.colour) for folder in given.folders}
+    sys.stdout.write(table(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,10 +37,11 @@ COLOURS = {
     "yellow": (244, 208, 44),
     "purple": (186, 44, 200),
 }
+NEW_COLOURS = {"orange": (244, 124, 24)}  # in no scene by itself: for a LoRA to learn
+PAINTS = {**COLOURS, **NEW_COLOURS}
 SHAPES = ("circle", "bar", "triangle", "cross")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 TONES = {"dark": (34, 96), "light": (150, 222)}  # the two ends of the grey gradient
-LOOKS = ("flat", "rim")
 GREY = 128  # what a masked pixel of src_video holds: nothing of the answer
 
 
@@ -57,7 +58,6 @@ class Scene:
     across: float  # where the path lies at right angles to the motion, -1 … 1
     start: float  # where along the path the shape starts, 0 … 1
     travel: float  # how far it goes
-    look: str = "flat"  # rim: the outer part of the shape is white
 
     @property
     def caption(self) -> str:
@@ -71,14 +71,14 @@ class Scene:
 
     def recoloured(self) -> Scene:
         """The same scene in the next colour of the list: for a caption changed on purpose."""
-        names = list(COLOURS)
+        names = list(PAINTS if self.colour in NEW_COLOURS else COLOURS)
         return replace(self, colour=names[(names.index(self.colour) + 2) % len(names)])
 
 
-def make_scene(split: str, index: int) -> Scene:
-    """The scene number `index` of a split ("train", "heldout", …)."""
+def make_scene(split: str, index: int, colour: str | None = None) -> Scene:
+    """The scene number `index` of a split ("train", "heldout", …), in its own colour or in the given one."""
     rng = np.random.default_rng([index, *split.encode()])
-    return Scene(
+    scene = Scene(
         colour=str(rng.choice(list(COLOURS))),
         shape=str(rng.choice(SHAPES)),
         direction=str(rng.choice(list(DIRECTIONS))),
@@ -89,6 +89,7 @@ def make_scene(split: str, index: int) -> Scene:
         start=float(rng.uniform(0.0, 0.25)),
         travel=float(rng.uniform(0.55, 0.75)),
     )
+    return replace(scene, colour=colour or scene.colour)
 
 
 def centres(scene: Scene, frames: int, height: int, width: int) -> NDArray[np.float32]:
@@ -144,10 +145,7 @@ def background(scene: Scene, height: int = SIDE, width: int = SIDE) -> NDArray[n
 def render(scene: Scene, frames: int = FRAMES, height: int = SIDE, width: int = SIDE) -> Pixels:
     """The clip, uint8 [T, H, W, 3]."""
     alpha = coverage(scene, frames, height, width)[..., None]
-    colour = np.array(COLOURS[scene.colour], dtype=np.float32)
-    if scene.look == "rim":
-        inner = _shrunk(_shrunk(alpha[..., 0]))[..., None]
-        colour = colour * inner + 255 * (1 - inner)
+    colour = np.array(PAINTS[scene.colour], dtype=np.float32)
     return np.rint(background(scene, height, width) * (1 - alpha) + colour * alpha).astype(np.uint8)
 
 
@@ -155,7 +153,7 @@ def reference_image(scene: Scene, side: int = SIDE) -> Pixels:
     """[side, side, 3] the shape alone, large, on white."""
     still = replace(scene, radius=0.36, across=0.0, start=0.5, travel=0.0, direction="right")
     alpha = coverage(still, 1, side, side)[0][..., None]
-    return np.rint(255 * (1 - alpha) + np.array(COLOURS[scene.colour]) * alpha).astype(np.uint8)
+    return np.rint(255 * (1 - alpha) + np.array(PAINTS[scene.colour]) * alpha).astype(np.uint8)
 
 
 def condition(scene: Scene, kind: str, video: Pixels, index: int) -> tuple[Pixels | None, Pixels | None]:
@@ -208,7 +206,7 @@ class Clip:
     frames: int = FRAMES
     references: int = 0
     split: str = "train"
-    look: str = "flat"
+    colour: str | None = None  # None: the scene's own
 
     @property
     def name(self) -> str:
@@ -218,7 +216,7 @@ class Clip:
 
 def write_clip(folder: Path, clip: Clip, scene: Scene | None = None) -> dict[str, object]:
     """Write the files of one clip under `folder`; the row of data.json that names them."""
-    scene = scene or replace(make_scene(clip.split, clip.index), look=clip.look)
+    scene = scene or make_scene(clip.split, clip.index, clip.colour)
     video = render(scene, clip.frames, clip.height, clip.width)
     src_video, src_mask = condition(scene, clip.kind, video, clip.index)
     row: dict[str, object] = {"video": f"videos/{clip.name}.mp4", "cap": scene.caption}
@@ -289,7 +287,7 @@ def main() -> None:
         action="store_true",
         help="also eight clips that differ in every way a real dataset does",
     )
-    parser.add_argument("--look", choices=LOOKS, default="flat", help="how every shape is painted")
+    parser.add_argument("--colour", choices=PAINTS, help="of every shape (default: each scene's own)")
     given = parser.parse_args()
     clips = [
         Clip(index=index, kind=kind, split=given.split)
@@ -299,7 +297,7 @@ def main() -> None:
     if given.mix or given.quickstart:
         mixed = mixed_clips(dict(item.split("=") for item in given.mix or []), given.split)
         clips = [*quickstart_clips(), *mixed] if given.quickstart else mixed
-    write_dataset(given.folder, [replace(clip, look=given.look) for clip in clips])
+    write_dataset(given.folder, [replace(clip, colour=given.colour) for clip in clips])
 
 
 if __name__ == "__main__":

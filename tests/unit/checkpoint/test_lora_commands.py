@@ -14,6 +14,7 @@ from diffusers import WanVACETransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from checkpoint.cli import main
 from checkpoint.config import LoraToConfig, MergeLoraConfig
 from checkpoint.lora import merge, write_comfyui, write_diffusers, write_peft
 from mindspeed_mm.errors import ConfigError, WeightsError
@@ -23,6 +24,7 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_adapter, open_weights
 from tests.support.errors import raises
 from tests.support.lora_files import ALPHA, DIALECTS, RANK, deltas, lora_matrices, write_lora
+from tests.support.lora_files_bad import LFS_POINTER, REFUSED
 from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
 
 pytestmark = pytest.mark.medium
@@ -242,3 +244,26 @@ def test_bad_strengths_are_refused(tmp_path: Path, base: Path, strengths: object
 def test_a_lora_as_base_names_the_command(tmp_path: Path) -> None:
     with raises(WeightsError, "merge_lora"):
         open_weights(write_lora("kohya", tmp_path, lora_matrices()))
+
+
+@pytest.mark.parametrize("method", ["merge_lora", "lora_to_comfy", "lora_to_hf"])
+def test_a_bad_lora_is_one_line_of_every_command(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    out = tmp_path / "out.safetensors"
+    bad: dict[str, tuple[Path, list[object]]] = {"lfs": (tmp_path / "lfs.safetensors", ["LFS"])}
+    bad["lfs"][0].write_text(LFS_POINTER)
+    for name, (keys, facts) in REFUSED.items():
+        bad[name] = (tmp_path / f"{name}.safetensors", list(facts))
+        save_file(keys, bad[name][0])
+    for path, facts in bad.values():
+        argv = ["--cfg.source_path", str(path), "--cfg.base_path", str(base)]
+        if method == "merge_lora":
+            argv = ["--cfg.source_path", str(base), "--cfg.loras", str(path)]
+        with pytest.raises(SystemExit) as caught:
+            main(["VACEConverter", method, *argv, "--cfg.target_path", str(out)])
+        line = capsys.readouterr().err
+        assert caught.value.code == 1
+        assert line.count("\n") == 1, line
+        assert all(str(fact) in line for fact in [path.name, *facts]), line
+    assert not out.exists()

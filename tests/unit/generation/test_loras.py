@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoint.config import LoraToConfig
+from checkpoint.lora import write_comfyui, write_diffusers, write_peft
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.generation import loras as applying
@@ -21,7 +23,7 @@ from mindspeed_mm.generation.stages import encode_conditions
 from mindspeed_mm.models.lora.adapter import merged
 from mindspeed_mm.models.weights import load_transformer, open_adapter, open_weights
 from tests.support.errors import raises
-from tests.support.lora_files import lora_matrices, write_lora
+from tests.support.lora_files import DIALECTS, lora_matrices, write_lora
 from tests.tiny import TINY, tiny_transformer, tiny_vae, write_transformer
 
 pytestmark = pytest.mark.medium
@@ -56,6 +58,23 @@ def merged_model(tmp_path, seed, *loras):
     model = tiny_transformer(seed)
     model.load_state_dict({name: found.read(name) for name in found.tensors})
     return model.eval()
+
+
+@pytest.mark.parametrize("merges", [True, False], ids=["merged", "added in every pass"])
+def test_every_dialect_generates_the_same_latents(tmp_path, vae, merges, monkeypatch):
+    monkeypatch.setattr(applying, "free_host_memory", lambda: (1 << 40) if merges else 0)
+    pipe, matrices = pipeline(vae, tiny_transformer()), lora_matrices()
+    expected = latents(pipe, loras=[str(write_lora("kohya", tmp_path, matrices))])
+    written = [write_lora(dialect, tmp_path, matrices) for dialect in DIALECTS]
+    base = tmp_path / "base"
+    write_transformer(base, tiny_transformer(), torch.float32)
+    for name, write in (("folder", write_peft), ("a.safetensors", write_comfyui), ("b.safetensors", write_diffusers)):
+        cfg = {"source_path": str(written[0]), "target_path": str(tmp_path / name), "base_path": str(base)}
+        write(LoraToConfig(**cfg))
+        written.append(tmp_path / name)
+    assert not torch.allclose(expected, latents(pipe), atol=1e-2)
+    for path in written:
+        torch.testing.assert_close(latents(pipe, loras=[str(path)]), expected, atol=1e-5, rtol=0)
 
 
 def differences(path):

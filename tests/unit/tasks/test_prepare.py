@@ -18,7 +18,10 @@ FRAMES, MASKS = moving_disc()
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of clip.mkv; beside it are one.mkv, a frame of it, and short.mkv, five."""
     path = tmp_path_factory.mktemp("prepare") / "clip.mkv"
+    for name, count in (("one", 1), ("short", 5)):
+        write_video(path.with_name(f"{name}.mkv"), FRAMES[:count], 24, lossless=True)
     return str(write_video(path, FRAMES, 24, lossless=True))
 
 
@@ -65,15 +68,44 @@ def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
         (["--task", "depth"], ["depth.onnx", "--annotators"]),
         (["--task", "gray", "--direction", "left"], ["direction"]),
         ([], ["--task"]),
+        (["--task", "inpainting", "--mode", "caption", "--caption", "a disc"], ["caption", "ground"]),
+        (["--task", "inpainting", "--mode", "mask", "--mask", "short.mkv"], ["short.mkv", "5", "9"]),
+        (["--task", "framerefext", "--ref_num", "12"], ["clip.mkv", "9", "12"]),
+        (["--task", "flow", "--video", "one.mkv"], ["one.mkv", "1", "2"]),
+        (
+            ["--task", "composition", "--process_type_1", "gray", "--process_type_2", "depth"]
+            + ["--video_1", "clip.mkv", "--video_2", "short.mkv"],
+            ["short.mkv", "9", "5"],
+        ),
+        (["--task", "outpainting", "--direction", "sideways"], ["direction", "sideways"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], facts: list[str]
+    clip: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    facts: list[str],
 ) -> None:
+    monkeypatch.chdir(Path(clip).parent)
+    video = [] if {"--video", "--video_1"} & {*argv} else ["--video", clip]
     with pytest.raises(SystemExit) as caught:
-        main(["prepare", *argv, "--video", clip, "--out", str(tmp_path / "out")])
+        main(["prepare", *argv, *video, "--out", str(tmp_path / "out")])
     assert caught.value.code == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert all(fact in line for fact in facts), line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mask_of_another_size_is_resized_and_reported(
+    clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = write_video(tmp_path / "half.mkv", np.repeat(MASKS[:, ::2, ::2, None], 3, -1), 24, lossless=True)
+    argv = ["prepare", "--task", "inpainting", "--mode", "mask", "--mask", str(mask), "--video", clip]
+    main([*argv, "--out", str(tmp_path / "out")])
+    (note,) = json.loads((tmp_path / "out/prepare.json").read_text())["notes"]
+    assert "64x48" in note
+    assert "128x96" in note
+    assert note in " ".join("".join(capsys.readouterr()).split())

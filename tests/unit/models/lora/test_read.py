@@ -19,10 +19,10 @@ from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.sizes import layout
 from tests.support.errors import raises
 from tests.support.lora_files import DIALECTS, deltas, lora_matrices, write_lora, write_peft
+from tests.support.lora_files_bad import LFS_POINTER, REFUSED, Q, pair
 from tests.tiny import tiny_transformer
 
 SHAPES = {name: tuple(w.shape) for name, w in tiny_transformer().state_dict().items()}
-Q = "blocks.0.self_attn.q"
 
 
 def source() -> WeightsSource:
@@ -30,11 +30,6 @@ def source() -> WeightsSource:
         name: TensorFile(w.shape, w.dtype, w.clone) for name, w in tiny_transformer().state_dict().items()
     }
     return WeightsSource(Path("base"), "official", "a base", tensors)
-
-
-def pair(out: int | None = None, width: int | None = None, rank: int = 2) -> tuple[Tensor, Tensor]:
-    full = SHAPES[f"{Q}.weight"]
-    return torch.ones(rank, width or full[1]), torch.ones(out or full[0], rank)
 
 
 def save(tmp_path: Path, keys: dict[str, Tensor]) -> Path:
@@ -159,56 +154,6 @@ def test_every_layer_of_the_published_models_has_a_name(tmp_path: Path, preset: 
             assert table.find(f"diffusion_model.{module}.alpha").weight == weight
 
 
-REFUSED = {
-    "up-missing": ({f"{Q}.lora_A.weight": pair()[0]}, [f"{Q}.lora_A.weight", "lora_B"]),
-    "down-missing": ({f"{Q}.lora_up.weight": pair()[1]}, [f"{Q}.lora_up.weight", "lora_down"]),
-    "alpha-alone": ({f"{Q}.alpha": torch.tensor(1.0)}, [f"{Q}.alpha"]),
-    "ranks": ({f"{Q}.lora_A.weight": pair()[0], f"{Q}.lora_B.weight": pair(rank=3)[1]}, ["ranks", 2, 3]),
-    "width": (
-        {f"{Q}.lora_A.weight": pair(width=1536)[0], f"{Q}.lora_B.weight": pair(out=1536)[1]},
-        [f"{Q}.weight", 1536, "1.3B"],
-    ),
-    "alpha-0": (
-        {
-            f"{Q}.lora_A.weight": pair()[0],
-            f"{Q}.lora_B.weight": pair()[1],
-            f"{Q}.alpha": torch.tensor(0.0),
-        },
-        [f"{Q}.alpha", 0],
-    ),
-    "twice": (
-        {
-            f"{Q}.lora_A.weight": pair()[0],
-            f"{Q}.lora_B.weight": pair()[1],
-            f"model.{Q}.lora_A.weight": pair()[0],
-        },
-        ["twice", f"model.{Q}.lora_A.weight"],
-    ),
-    "dora": ({f"{Q}.dora_scale": torch.ones(1)}, ["DoRA"]),
-    "peft-dora": ({f"{Q}.lora_magnitude_vector.weight": torch.ones(1)}, ["DoRA"]),
-    "loha": ({f"{Q}.hada_w1_a": torch.ones(1)}, ["LoHa"]),
-    "lokr": ({f"{Q}.lokr_w1": torch.ones(1)}, ["LoKr"]),
-    "oft": ({f"{Q}.oft_blocks": torch.ones(1)}, ["OFT"]),
-    "boft": ({f"{Q}.boft_R": torch.ones(1)}, ["BOFT"]),
-    "glora": ({f"{Q}.a1.weight": torch.ones(1)}, ["GLoRA"]),
-    "set-weight": ({f"{Q}.set_weight": torch.ones(1)}, ["set_weight"]),
-    "flux": ({"transformer.double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 2)}, ["Flux"]),
-    "flux-diffusers": ({(
-        "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"
-    ): torch.ones(2, 2)}, ["Flux"]),
-    "sdxl": ({"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.ones(2, 2)}, ["Stable Diffusion"]),
-    "text-encoder": ({"lora_te1_text_model_x.lora_down.weight": torch.ones(2, 2)}, ["text encoder"]),
-    "i2v": ({"diffusion_model.blocks.0.cross_attn.k_img.lora_down.weight": torch.ones(2, 2)}, ["I2V"]),
-    "more-blocks": ({"blocks.29.ffn.0.lora_A.weight": torch.ones(2, 2)}, ["blocks", 30]),
-    "whole-model": ({f"{Q}.weight": torch.ones(2, 2)}, ["no LoRA"]),
-    "nothing-known": ({"hello.lora_A.weight": torch.ones(2, 2)}, ["hello.lora_A.weight", "1 of its 1"]),
-    "integers": (
-        {f"{Q}.lora_A.weight": pair()[0].to(torch.int8), f"{Q}.lora_B.weight": pair()[1]},
-        ["int8"],
-    ),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_lora_of_this_model_is_refused(tmp_path: Path, name: str) -> None:
     keys, facts = REFUSED[name]
@@ -252,7 +197,7 @@ def test_a_peft_config_that_means_more_is_refused(tmp_path: Path, change: dict, 
 
 def test_an_lfs_pointer_is_named(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345678\n")
+    path.write_text(LFS_POINTER)
     with raises(WeightsError, "LFS"):
         open_lora(path, SHAPES)
 

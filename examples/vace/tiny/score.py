@@ -74,7 +74,8 @@ def score_clip(path: Path, colour: str | None = None) -> Score | None:
         name=path.stem,
         kind=kind,
         changed=changed,
-        colour_obeyed=nearest_colour(output, coloured, world.PAINTS if colour else world.COLOURS) == requested,
+        colour_obeyed=nearest_colour(output, coloured, world.PAINTS if colour else world.COLOURS)
+        == requested,
         shape_obeyed=nearest_shape(coloured) == scene.shape,
         iou=float((coloured & inside).sum() / max(1, (coloured | inside).sum())),
         masked_psnr=masked,

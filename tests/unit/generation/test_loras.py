@@ -68,7 +68,11 @@ def test_every_dialect_generates_the_same_latents(tmp_path, vae, merges, monkeyp
     written = [write_lora(dialect, tmp_path, matrices) for dialect in DIALECTS]
     base = tmp_path / "base"
     write_transformer(base, tiny_transformer(), torch.float32)
-    for name, write in (("folder", write_peft), ("a.safetensors", write_comfyui), ("b.safetensors", write_diffusers)):
+    for name, write in (
+        ("folder", write_peft),
+        ("a.safetensors", write_comfyui),
+        ("b.safetensors", write_diffusers),
+    ):
         cfg = {"source_path": str(written[0]), "target_path": str(tmp_path / name), "base_path": str(base)}
         write(LoraToConfig(**cfg))
         written.append(tmp_path / name)

@@ -17,7 +17,7 @@ from tests.support.scenes import moving_disc
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-from tests.support.networks import write_networks  # noqa: E402
+from tests.support.networks import write_networks
 
 pytestmark = pytest.mark.medium
 FRAMES, MASKS = moving_disc()
@@ -27,10 +27,7 @@ CLIP, IMAGE, TWO = "--video clip.mkv", "--image image.png", "--image image.png,o
 GROWN = f"--expand_num {MORE}"
 # name → its flags, and how many frames of src_video come out: 0 for references alone
 RUNS = {
-    **{
-        name: (CLIP, COUNT)
-        for name in "plain gray scribble flow depth depthv2 pose pose_body framerefext".split()
-    },
+    **dict.fromkeys(["plain", "gray", "scribble", "flow", "depth", "depthv2", "pose", "pose_body", "framerefext"], (CLIP, COUNT)),
     "frameref": (f"{IMAGE} {GROWN}", MORE + 1),
     "firstframe": (f"{IMAGE} {GROWN}", MORE + 1),
     "lastframe": (f"{IMAGE} {GROWN}", MORE + 1),
@@ -50,7 +47,7 @@ RUNS = {
     "outpainting_inner": (f"{CLIP} --direction left,right", COUNT),
     "layout_bbox": (f"--bbox {BOX} 60,30,95,66 --num_frames 9 --height {HEIGHT} --width {WIDTH}", COUNT),
     "layout_track": (f"{CLIP} --mode bboxtrack --bbox {BOX}", COUNT),
-    **{f"image_{name}": (IMAGE, 1) for name in "plain depth gray pose scribble".split()},
+    **{f"image_{name}": (IMAGE, 1) for name in ["plain", "depth", "gray", "pose", "scribble"]},
     "image_face": (IMAGE, 0),
     "image_salient": (IMAGE, 0),
     "image_reference": (f"{IMAGE} --mode bboxtrack --bbox {BOX}", 0),
@@ -101,7 +98,7 @@ def test_every_official_name_runs_from_the_command_line(
     assert ("src_video" in found) == bool(frames)
     for stem in found.keys() & {"src_video", "src_mask"}:
         assert open_video(found[stem]).num_frames == frames
-    if "src_video" not in found or name.endswith(("_anything", "_reference")) and "move" not in name:
+    if "src_video" not in found or (name.endswith(("_anything", "_reference")) and "move" not in name):
         assert "reference_0" in found
 
 

@@ -17,7 +17,7 @@ from tests.support.errors import raises
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-from tests.support.networks import save_face, save_pose, save_red, save_segment  # noqa: E402
+from tests.support.networks import save_face, save_pose, save_red, save_segment
 
 RED = np.zeros((48, 64, 3), np.uint8)
 RED[12:36, 16:48, 0] = 255

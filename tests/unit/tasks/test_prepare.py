@@ -73,8 +73,10 @@ def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
         (["--task", "framerefext", "--ref_num", "12"], ["clip.mkv", "9", "12"]),
         (["--task", "flow", "--video", "one.mkv"], ["one.mkv", "1", "2"]),
         (
-            ["--task", "composition", "--process_type_1", "gray", "--process_type_2", "depth"]
-            + ["--video_1", "clip.mkv", "--video_2", "short.mkv"],
+            [
+                *("--task", "composition", "--process_type_1", "gray", "--process_type_2", "depth"),
+                *("--video_1", "clip.mkv", "--video_2", "short.mkv"),
+            ],
             ["short.mkv", "9", "5"],
         ),
         (["--task", "outpainting", "--direction", "sideways"], ["direction", "sideways"]),

@@ -25,9 +25,11 @@ HEIGHT, WIDTH, COUNT, MORE = 96, 128, 9, 6
 BOX = "15,30,50,66"
 CLIP, IMAGE, TWO = "--video clip.mkv", "--image image.png", "--image image.png,other.png"
 GROWN = f"--expand_num {MORE}"
+CONTROLS = ("plain", "gray", "scribble", "flow", "depth", "depthv2", "pose", "pose_body")
 # name → its flags, and how many frames of src_video come out: 0 for references alone
 RUNS = {
-    **dict.fromkeys(["plain", "gray", "scribble", "flow", "depth", "depthv2", "pose", "pose_body", "framerefext"], (CLIP, COUNT)),
+    **dict.fromkeys(CONTROLS, (CLIP, COUNT)),
+    "framerefext": (CLIP, COUNT),
     "frameref": (f"{IMAGE} {GROWN}", MORE + 1),
     "firstframe": (f"{IMAGE} {GROWN}", MORE + 1),
     "lastframe": (f"{IMAGE} {GROWN}", MORE + 1),
@@ -54,7 +56,8 @@ RUNS = {
     "image_inpainting": (f"{IMAGE} --mode bbox --bbox {BOX}", 1),
     "image_outpainting": (f"{IMAGE} --direction up", 1),
     "composition": (
-        "--process_type_1 inpainting --video_1 clip.mkv --mask_1 masks.mkv --process_type_2 gray --video_2 clip.mkv",
+        "--process_type_1 inpainting --video_1 clip.mkv --mask_1 masks.mkv "
+        "--process_type_2 gray --video_2 clip.mkv",
         COUNT,
     ),
     "reference_anything": (f"{TWO} --mode salient", 0),

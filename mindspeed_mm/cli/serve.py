@@ -18,7 +18,7 @@ COMMAND = Command(
     run=partial(main, prog=PROG),
     files=(ConfigFile("", "inference JSON (or without --config)"),),
     common={
-        "weights": ("model", "model-name"),
+        "weights": ("model", "model-name", "loras-dir"),
         "listen": ("host", "port", "token-file", "allowed-hosts", "cors-origins"),
         "storage": ("data-dir", "keep-hours"),
         "devices": ("devices",),

@@ -114,5 +114,8 @@ def _kind(annotation: Any) -> dict[str, Any]:
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation), "type": type(get_args(annotation)[0])}
     if get_origin(annotation) is tuple:
-        return {"nargs": "+", **_kind(get_args(annotation)[0])}
+        inner = get_args(annotation)[0]
+        if get_origin(inner) is tuple:
+            return {"type": parse_value, "metavar": "JSON"}
+        return {"nargs": "+", **_kind(inner)}
     return {"type": annotation if annotation in (int, float) else str}

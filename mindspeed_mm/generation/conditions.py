@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mindspeed_mm.data.conditions as pixels
-from mindspeed_mm.data.conditions import Conditions
+from mindspeed_mm.data.conditions import Conditions, ReadConditions
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
@@ -22,18 +22,27 @@ def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
 
     Raises ConfigError for inputs that contradict each other, DataError for what does not fit.
     """
-    size, stretch = (sampling.height, sampling.width), sampling.diffsynth_references
-    return pixels.to_tensors(pixels.load_conditions(inputs, sampling, size, stretch=stretch))
+    return pixels.to_tensors(_read(inputs, sampling))
 
 
 def conditions_of(request: GenerationRequest) -> Conditions:
     """The pixels that the model gets. Raises DataError beginning with the video's name."""
+    return pixels.to_tensors(read_conditions(request))
+
+
+def read_conditions(request: GenerationRequest) -> ReadConditions:
+    """The same, clips as bytes where they come from files: a quarter of the memory. Raises DataError."""
     try:
         if request.task is None:
-            return load_conditions(request.inputs, request.sampling)
+            return _read(request.inputs, request.sampling)
         with tempfile.TemporaryDirectory() as folder:
             inputs, notes = prepare_task(request.task, request.inputs, Path(folder))
-            found = load_conditions(inputs, request.sampling)
+            found = _read(inputs, request.sampling)
         return replace(found, notes=(*notes, *(note.replace(f"{folder}/", "") for note in found.notes)))
     except DataError as error:
         raise (error.at(request.name) if request.name else error) from None
+
+
+def _read(inputs: Inputs, sampling: SamplingConfig) -> ReadConditions:
+    size, stretch = (sampling.height, sampling.width), sampling.diffsynth_references
+    return pixels.load_conditions(inputs, sampling, size, stretch=stretch)

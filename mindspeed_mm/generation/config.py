@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.config.schema import Config
-from mindspeed_mm.data.config import MAX_REFERENCES, ClipPolicy
+from mindspeed_mm.data.config import MAX_REFERENCES
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import parse_json
 from mindspeed_mm.generation.loras_config import FEW_STEPS, LoraUse
+from mindspeed_mm.generation.windows_config import WindowKeys
 from mindspeed_mm.outputs import name_problem, text_problem
 
 OUTPUT_SUFFIXES = (".mp4", ".png", ".json")  # of the files NAME.mp4 …, beside the folder NAME
@@ -97,7 +98,7 @@ class WeightPaths(Config):
         return tuple((entry,) if isinstance(entry, str) else entry for entry in self.transformer)
 
 
-class Numbers(ClipPolicy):
+class Numbers(WindowKeys):
     """The numbers of one video and their bounds."""
 
     height: int = Field(default=480, gt=0, le=16384, description="pixels, a multiple of 16 (default: 480)")
@@ -225,6 +226,13 @@ class Sources(Config):
     negative_prompt: str | None = Field(
         default=None, description="what to avoid; an empty text is honoured (default: Wan's)"
     )
+    window_prompts: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "a prompt for each window of a long video; the last holds for all that follow (default: prompt)"
+        ),
+    )
     video_path: str | None = Field(
         default=None, description="clip that is edited or that controls (src_video)"
     )
@@ -262,6 +270,14 @@ class Sources(Config):
     def _can_be_written(cls, value: str | None) -> str | None:
         if value is not None and (problem := text_problem(value)):
             raise ValueError(f"{problem}; write the whole character")
+        return value
+
+    @field_validator("window_prompts")
+    @classmethod
+    def _can_all_be_written(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for number, text in enumerate(value or ()):
+            if problem := "is empty" if not text.strip() else text_problem(text):
+                raise ValueError(f"number {number + 1} {problem}")
         return value
 
     @field_validator("outpaint")
@@ -393,6 +409,7 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
     if values.get("timesteps") is not None:
         _follow_timesteps(values, said)
     sampling = SamplingConfig(**values)
+    _check_windows(request, sampling)
     bounds = phase_bounds(sampling, experts)
     for number, lora in enumerate(request.loras):
         if lora.by_phase and len(lora.strengths) > len(bounds) + 1:
@@ -408,6 +425,22 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
                 fix="give one number, or one for each step",
             )
     return sampling
+
+
+def _check_windows(request: RequestConfig, sampling: SamplingConfig) -> None:
+    """Raises ConfigError for more prompts or lists of references than there are windows."""
+    count = len(sampling.windows)
+    for key, given in (
+        ("window_prompts", request.window_prompts),
+        ("window_references", sampling.window_references),
+    ):
+        if given is not None and (len(given) > count or sampling.window is None):
+            lacks = ", because window is missing" if sampling.window is None else ""
+            raise ConfigError(
+                f"{len(given)} for {count} window{'s' * (count != 1)}{lacks}",
+                where=key,
+                fix="set window to 81" if lacks else "leave the others out, or raise num_frames",
+            )
 
 
 def phase_bounds(sampling: SamplingConfig, experts: int) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ def embedded(settings: Mapping[str, Any]) -> str:
     """The comment for a video made with `settings` (NAME.json)."""
     sampling = {name: value for name, value in settings.get("sampling", {}).items() if name != "grid"}
     said: dict[str, Any] = {"vace": VERSION, "prompt": settings.get("prompt", "")}
-    said |= {name: settings[name] for name in ("negative_prompt",) if name in settings}
+    said |= {name: settings[name] for name in ("negative_prompt", "window_prompts") if name in settings}
     task = settings.get("task")
     if isinstance(task, Mapping):
         options = {

@@ -5,34 +5,39 @@ Files beside each other, the latents first; and the settings that made them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.request import GenerationRequest
-from mindspeed_mm.generation.stages import decode, explain_oom
+from mindspeed_mm.generation.result import Made
+from mindspeed_mm.generation.stages import explain_oom
 from mindspeed_mm.generation.stored import write_latents
-from mindspeed_mm.generation.writer import versions, write_conditions, write_outcome
+from mindspeed_mm.generation.windows.store import WindowStore, identity
+from mindspeed_mm.generation.writer import Frames, versions, write_conditions, write_outcome
 from mindspeed_mm.log import get_logger, on_every_rank
 
 LOGGER = get_logger(__name__)
 
 
-def describe(models: ModelStore, request: GenerationRequest, conditions: Conditions) -> dict[str, Any]:
+def describe(models: ModelStore, made: Made) -> dict[str, Any]:
     """Everything that makes this video again, and what it cost; plain values. On a process with a VAE."""
+    request, conditions, report = made.request, made.conditions, made.report()
+    prompts = list(request.window_prompts)
     return {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "sampling": request.sampling.model_dump(mode="json"),
         **({"loras": [lora.model_dump(mode="json") for lora in request.loras]} if request.loras else {}),
+        **({"window_prompts": prompts} if prompts else {}),
+        **({"windows": report} if report else {}),
         "notes": list(conditions.notes),
         "num_refs": len(conditions.src_ref_images),
         "tiled": models.vae.tiled,
@@ -56,29 +61,40 @@ class VideoFiles:
             LOGGER.info("  %s: %s", request.name, note, extra=on_every_rank())
         write_conditions(self.folder / request.name, conditions, request.sampling.fps)
 
-    def write(self, request: GenerationRequest, conditions: Conditions, latents: Tensor) -> None:
+    def write(self, made: Made) -> None:
         """The latents, then the video as it is decoded, its sheet and its settings."""
+        request = made.request
 
         def settings() -> dict[str, Any]:
-            known = describe(self.models, request, conditions)
-            made = {} if request.task is None else {"task": request.task.to_json()}
-            return {"name": request.name, **known, "inputs": request.inputs.to_json(), **made, **self.run}
+            known = describe(self.models, made)
+            task = {} if request.task is None else {"task": request.task.to_json()}
+            return {"name": request.name, **known, "inputs": request.inputs.to_json(), **task, **self.run}
 
-        name, num_refs = request.name, len(conditions.src_ref_images)
-        kept = write_latents(self.folder / name, latents, num_refs, settings())
+        kept = None
+        if made.latents is not None:
+            kept = write_latents(self.folder / request.name, made.latents, made.num_refs, settings())
         write_decoded(
-            self.models, name, latents, num_refs, request.sampling, self.folder, kept, settings, conditions
+            request.name, made.chunks(), request.sampling, self.folder, kept, settings, made.conditions
         )
+
+    def store(self, request: GenerationRequest) -> WindowStore | None:
+        """Where the windows of a long video are kept for the next run."""
+        run, model = self.run.get("run"), self.run.get("model")
+        if not request.sampling.is_windowed or run is None or model is None:
+            return None
+        parts = [*model["transformer"], model["vae"], model["text_encoder"]]
+        paths = [path for part in parts for path in ([part] if isinstance(part, str) else part)]
+        loras = [lora.path for lora in request.loras]
+        precision = {key: run[key] for key in ("dtype", "vae_dtype", "quantize")}
+        return WindowStore(self.folder / request.name, identity([*paths, *loras], precision))
 
 
 def write_decoded(
-    models: ModelStore,
     name: str,
-    latents: Tensor,
-    num_refs: int,
+    chunks: Iterable[Frames],
     sampling: SamplingConfig,
     folder: Path,
-    kept: Path,
+    kept: Path | None,
     settings: Callable[[], dict[str, Any]],
     conditions: Conditions | None = None,
 ) -> None:
@@ -86,11 +102,11 @@ def write_decoded(
 
     `kept`: the file of the latents.
     """
-    with with_resume_hint(kept):
+    with nullcontext() if kept is None else with_resume_hint(kept):
         path = write_outcome(
             folder,
             name,
-            decode(models, latents, num_refs),
+            chunks,
             num_frames=sampling.num_frames,
             fps=sampling.fps,
             conditions=conditions,
@@ -99,6 +115,17 @@ def write_decoded(
     said = settings()
     cost = ", ".join(f"{phase} {seconds:g} s" for phase, seconds in said["seconds"].items())
     memory = said["peak_memory_gb"]
+    if windows := said.get("windows"):
+        psnr = windows["min_seam_psnr"]
+        LOGGER.info(
+            "  %s: %d windows; largest drift %.2f in Lab, largest change at a seam %.2f of the usual%s",
+            name,
+            len(windows["windows"]),
+            windows["max_lab_drift"],
+            windows["max_seam_jump"],
+            "" if psnr is None else f", least PSNR of shared frames {psnr:.1f} dB",
+            extra=on_every_rank(),
+        )
     LOGGER.info("  %s (%s; peak memory %.2f GB)", path, cost, memory, extra=on_every_rank())
 
 

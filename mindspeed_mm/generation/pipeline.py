@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
-from mindspeed_mm.data.conditions import Conditions
+from mindspeed_mm.data.conditions import to_tensors
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import (
     Offload,
@@ -40,10 +40,11 @@ from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import describe
 from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Picture
-from mindspeed_mm.generation.result import GenerationResult
+from mindspeed_mm.generation.result import GenerationResult, Made
 from mindspeed_mm.generation.run import generate
-from mindspeed_mm.generation.stages import decode, explain_oom
+from mindspeed_mm.generation.stages import explain_oom
 from mindspeed_mm.generation.usual import unusual_requests
+from mindspeed_mm.generation.windows_config import WindowColors, WindowMode
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.ops.quantized import QuantFormat
@@ -126,6 +127,14 @@ class VacePipeline:
         fit: Literal["crop", "reject"] | None = None,
         timing: Literal["seconds", "frames"] | None = None,
         soft_mask: bool | None = None,
+        window: int | None = None,
+        window_mode: WindowMode | None = None,
+        window_overlap: int | None = None,
+        window_discard: int | None = None,
+        window_colors: WindowColors | None = None,
+        window_prompts: Sequence[str] | None = None,
+        window_references: Sequence[Sequence[int]] | None = None,
+        paste_back: int | None = None,
         diffsynth_noise: bool | None = None,
         diffsynth_references: bool | None = None,
         videoxfun_sigmas: bool | None = None,
@@ -156,6 +165,10 @@ class VacePipeline:
                 use if isinstance(use, LoraUse) else dict(use) if isinstance(use, Mapping) else str(use)
                 for use in loras
             ]
+        if window_prompts is not None:
+            given["window_prompts"] = tuple(window_prompts)
+        if window_references is not None:
+            given["window_references"] = tuple(map(tuple, window_references))
         if isinstance(context_scale, Sequence):
             given["context_scale"] = tuple(context_scale)
         values = {name: value for name, value in given.items() if name in RequestConfig.model_fields}
@@ -185,16 +198,13 @@ class VacePipeline:
         assert result is not None  # one process is the main one
         return result
 
-    def _result(
-        self, request: GenerationRequest, conditions: Conditions, latents: Tensor
-    ) -> GenerationResult:
-        num_refs = len(conditions.src_ref_images)
-        with explain_oom(request.name, "while decoding", "set tiled to always"):
-            frames = np.concatenate(list(decode(self.models, latents, num_refs)))
+    def _result(self, made: Made) -> GenerationResult:
+        with explain_oom(made.request.name, "while decoding", "set tiled to always"):
+            frames = np.concatenate(list(made.chunks()))
         return GenerationResult(
             frames=frames,
-            latents=latents,
-            num_refs=num_refs,
-            conditions=conditions,
-            settings=describe(self.models, request, conditions),
+            latents=made.latents,
+            num_refs=made.num_refs,
+            conditions=to_tensors(made.conditions),
+            settings=describe(self.models, made),
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_mm.data.sample import Clip, Inputs, Picture
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import NEGATIVE_PROMPT, RequestConfig, SamplingConfig, resolve_sampling
 from mindspeed_mm.generation.loras_config import LoraUse
 
@@ -56,6 +57,7 @@ class GenerationRequest:
     noise: Tensor | None = None  # [16, R+F, h, w] in place of the seed's
     loras: tuple[LoraUse, ...] = ()
     task: TaskRequest | None = None  # what makes src_video, src_mask and references before generation
+    window_prompts: tuple[str, ...] = ()  # of the windows of a long video; the last holds for all that follow
 
     @classmethod
     def resolve(
@@ -74,21 +76,36 @@ class GenerationRequest:
 
         `experts`: 1 or 2 transformers.
         """
+        sampling = resolve_sampling(config, experts=experts)
+        if task is None:
+            _check_kept(sampling, inputs)
+            _check_references(sampling, len(inputs.src_ref_images))
+        if noise is not None and sampling.is_windowed and sampling.window_mode == "extend":
+            raise ConfigError(
+                "is of one window", where="noise", fix="give seed, or window_mode context_windows"
+            )
         return cls(
             prompt=config.prompt or "",
             negative_prompt=NEGATIVE_PROMPT if config.negative_prompt is None else config.negative_prompt,
             inputs=inputs,
-            sampling=resolve_sampling(config, experts=experts),
+            sampling=sampling,
             name=name,
             noise=noise,
             loras=config.loras,
             task=task,
+            window_prompts=config.window_prompts or (),
         )
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The texts that guidance uses."""
-        return (self.prompt, self.negative_prompt) if self.sampling.needs_guidance else (self.prompt,)
+        """The texts that guidance uses: of each window, and the negative one last."""
+        own = self.window_prompts if self.sampling.is_windowed and self.window_prompts else (self.prompt,)
+        return (*own, self.negative_prompt) if self.sampling.needs_guidance else own
+
+    def prompt_of(self, window: int) -> str:
+        """The prompt of a window of a long video."""
+        prompts = self.window_prompts or (self.prompt,)
+        return prompts[min(window, len(prompts) - 1)]
 
     def to_json(self) -> dict[str, Any]:
         """As job.json says it."""
@@ -100,4 +117,27 @@ class GenerationRequest:
             "sampling": self.sampling.model_dump(mode="json"),
             **({"loras": [lora.model_dump(mode="json") for lora in self.loras]} if self.loras else {}),
             **({} if self.task is None else {"task": self.task.to_json()}),
+            **({"window_prompts": list(self.window_prompts)} if self.window_prompts else {}),
         }
+
+
+def _check_kept(sampling: SamplingConfig, inputs: Inputs) -> None:
+    """Raises ConfigError for paste_back where nothing is kept."""
+    keeps = inputs.src_mask is not None or inputs.has_ends or inputs.outpaint is not None
+    if sampling.paste_back is not None and not keeps:
+        raise ConfigError(
+            "copies what a mask keeps, and there is no mask",
+            where="paste_back",
+            fix="give a mask, or leave it out",
+        )
+
+
+def _check_references(sampling: SamplingConfig, count: int) -> None:
+    """Raises ConfigError for a window whose reference is not given."""
+    for number, row in enumerate(sampling.window_references or ()):
+        if missing := [reference for reference in row if reference >= count]:
+            raise ConfigError(
+                f"names reference {missing[0]}, but there are {count}",
+                where=f"window_references[{number}]",
+                expected=f"numbers from 0 to {count - 1}" if count else "no numbers without references",
+            )

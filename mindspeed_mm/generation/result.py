@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.conditions import Conditions
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.stored import write_latents
 from mindspeed_mm.generation.writer import Frames, write_conditions, write_outcome
 
@@ -70,11 +71,23 @@ class Timings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Made:
+    """A video that is generated, before anything of it is written. On the main process."""
+
+    request: GenerationRequest
+    conditions: Conditions
+    num_refs: int
+    latents: Tensor | None  # [16, R+F, h, w], references first; None of a video of several latents
+    chunks: Callable[[], Iterator[Frames]]  # the frames [t, H, W, 3], a few at a time
+    report: Callable[[], dict[str, Any]]  # drift and seams of windows, once the frames have passed
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationResult:
     """A video and all that is known of it."""
 
     frames: Frames  # uint8 [T, H, W, 3]
-    latents: Tensor  # [16, R+F, h, w] fp32 on the CPU, references first
+    latents: Tensor | None  # [16, R+F, h, w] fp32 on the CPU, references first; None of window_mode extend
     num_refs: int
     conditions: Conditions  # what the model was shown
     settings: dict[str, Any]  # every argument, seed, versions, seconds, memory
@@ -84,7 +97,8 @@ class GenerationResult:
         base = Path(path).with_suffix("") if Path(path).suffix == ".mp4" else Path(path)
         fps = float(self.settings["sampling"]["fps"])
         write_conditions(base, self.conditions, fps)
-        write_latents(base, self.latents, self.num_refs, self.settings)
+        if self.latents is not None:
+            write_latents(base, self.latents, self.num_refs, self.settings)
         return write_outcome(
             base.parent,
             base.name,

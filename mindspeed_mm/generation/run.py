@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor
 
 from mindspeed_mm.data.conditions import Conditions
-from mindspeed_mm.generation.conditions import conditions_of
-from mindspeed_mm.generation.denoise import StepHook
+from mindspeed_mm.generation.conditions import conditions_of, read_conditions
+from mindspeed_mm.generation.denoise import Step, StepHook
 from mindspeed_mm.generation.loras import applied
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest
-from mindspeed_mm.generation.result import PromptEmbeds
+from mindspeed_mm.generation.result import Made, PromptEmbeds
 from mindspeed_mm.generation.stages import (
+    decode,
     denoise,
     encode_conditions,
     encode_prompts,
     explain_oom,
 )
+from mindspeed_mm.generation.windows.extend import extend
+from mindspeed_mm.generation.windows.finish import finished_chunks
+from mindspeed_mm.generation.windows.store import WindowStore
+from mindspeed_mm.generation.writer import Frames
 from mindspeed_mm.progress import Progress
 
 T = TypeVar("T")
@@ -34,74 +40,155 @@ class Encoded:
 
     conditions: Conditions | None  # the pixels behind vace_context, on the main process alone
     vace_context: Tensor  # [96, R+F, h, w] on the host
-    prompts: PromptEmbeds
+    prompts: tuple[PromptEmbeds, ...]  # one, or that of each context window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all parts of a generation share."""
+
+    models: ModelStore
+    parallel: SingleProcess
+    hooks: Sequence[StepHook]
+    progress: bool
 
 
 def generate(
     models: ModelStore,
     request: GenerationRequest,
-    finish: Callable[[GenerationRequest, Conditions, Tensor], T],
+    finish: Callable[[Made], T],
     *,
     parallel: SingleProcess = SINGLE,
     on_conditions: OnConditions | None = None,
     encoded: dict[str, Encoded] | None = None,
     hooks: Sequence[StepHook] = (),
     progress: bool = False,
+    store: WindowStore | None = None,
 ) -> T | None:
-    """What `finish` returns for the latents [16, R+F, h, w], references first, on the main process.
-
-    None on the others.
+    """What `finish` returns for the video, on the main process; None on the others.
 
     All processes of `parallel` call this together; `on_conditions` and `finish` run on the main one.
-    `encoded` keeps what was encoded, by name, for the next call. Raises ConfigError, DataError, WeightsError,
-    and NonFiniteError on every process.
+    `encoded` keeps what was encoded, by name, for the next call, and `store` the windows of a long video, for
+    a run after this one. Raises ConfigError, DataError, WeightsError, and NonFiniteError on every process.
     """
     models.start_measuring()
+    run = Run(models=models, parallel=parallel, hooks=hooks, progress=progress)
+    if request.sampling.is_windowed and request.sampling.window_mode == "extend":
+        return _generate_windows(run, request, finish, on_conditions, store)
     encoded = {} if encoded is None else encoded
     if request.name not in encoded:
-        encoded[request.name] = _encode(models, request, parallel, on_conditions)
+        conditions = parallel.run_on_main(lambda: conditions_of(request))
+        encoded[request.name] = _encode(run, request, conditions, on_conditions)
     source = encoded[request.name]
-    with explain_oom(request.name):
-        _ = models.experts  # read before the bar starts, whose ETA knows denoising steps alone
-    shown = None if progress else False
-    with (
-        Progress(
-            f"{request.name}: denoising".removeprefix(": "),
-            request.sampling.steps,
-            "step",
-            lines=5,
-            shown=shown,
-        ) as bar,
-        explain_oom(request.name),
-        applied(models.experts, request.loras, request.sampling) as clock,
-    ):
-        latents = denoise(
-            models,
-            source.vace_context,
-            source.prompts,
-            request.sampling,
-            num_refs=len(request.inputs.src_ref_images),
-            noise=request.noise,
-            guide=parallel.guide,
-            hooks=(clock.advance, lambda _: bar.step(), *hooks),
-        ).cpu()
+    latents = _denoise(run, request, source)
 
     def finish_on_main() -> T:
         assert source.conditions is not None
-        return finish(request, source.conditions, latents)
+        num_refs = len(source.conditions.src_ref_images)
+        chunks, report = finished_chunks(
+            lambda: decode(models, latents, num_refs), request.sampling, source.conditions
+        )
+        return finish(
+            Made(
+                request=request,
+                conditions=source.conditions,
+                num_refs=num_refs,
+                latents=latents,
+                chunks=chunks,
+                report=report,
+            )
+        )
 
     return parallel.run_on_main(finish_on_main)
 
 
-def _encode(
-    models: ModelStore,
+def _generate_windows(
+    run: Run,
     request: GenerationRequest,
-    parallel: SingleProcess,
+    finish: Callable[[Made], T],
     on_conditions: OnConditions | None,
+    store: WindowStore | None,
+) -> T | None:
+    """A long video, each window of which continues the one before."""
+    models, parallel = run.models, run.parallel
+
+    def read() -> Conditions:
+        whole = read_conditions(request)
+        if on_conditions is not None:
+            on_conditions(request, whole)
+        return whole
+
+    whole = parallel.run_on_main(read)
+    share_prompts(models, [request], parallel)
+    steps, count = request.sampling.steps, len(request.sampling.windows)
+
+    def make(index: int, part: GenerationRequest, given: Conditions | None) -> Tensor:
+        def shifted(step: Step, hook: StepHook) -> None:
+            hook(replace(step, index=index * steps + step.index, total=count * steps))
+
+        name = f"{request.name}: window {index + 1} of {count}".removeprefix(": ")
+        hooks = [partial(shifted, hook=hook) for hook in run.hooks]
+        part = replace(part, name=name)
+        one = replace(run, hooks=hooks)
+        return _denoise(one, part, _encode(one, part, given, None))
+
+    def decode_part(latents: Tensor, num_refs: int) -> list[Frames]:
+        with explain_oom(request.name, "while decoding", "set tiled to always, or take a smaller window"):
+            return list(decode(models, latents, num_refs))
+
+    extended = extend(request, whole, make, decode_part, parallel=parallel, store=store)
+
+    def finish_on_main() -> T:
+        assert whole is not None
+        assert extended is not None
+        return finish(
+            Made(
+                request=request,
+                conditions=whole,
+                num_refs=len(whole.src_ref_images),
+                latents=None,
+                chunks=lambda: iter([extended.frames]),
+                report=lambda: extended.report,
+            )
+        )
+
+    return parallel.run_on_main(finish_on_main)
+
+
+def _denoise(run: Run, request: GenerationRequest, source: Encoded) -> Tensor:
+    """Latents [16, R+F, h, w] on the host, references first; a bar shows the steps."""
+    models, sampling = run.models, request.sampling
+    with explain_oom(request.name):
+        _ = models.experts  # read before the bar starts, whose ETA knows denoising steps alone
+    with (
+        Progress(
+            f"{request.name}: denoising".removeprefix(": "),
+            sampling.steps,
+            "step",
+            lines=5,
+            shown=None if run.progress else False,
+        ) as bar,
+        explain_oom(request.name),
+        applied(models.experts, request.loras, sampling) as clock,
+    ):
+        return denoise(
+            models,
+            source.vace_context,
+            source.prompts,
+            sampling,
+            num_refs=source.vace_context.shape[1] - (sampling.num_frames + 3) // 4,
+            noise=request.noise,
+            guide=run.parallel.guide,
+            hooks=(clock.advance, lambda _: bar.step(), *run.hooks),
+        ).cpu()
+
+
+def _encode(
+    run: Run, request: GenerationRequest, conditions: Conditions | None, on_conditions: OnConditions | None
 ) -> Encoded:
-    """Sources and prompts, read and encoded on the main process."""
-    conditions = parallel.run_on_main(lambda: conditions_of(request))
-    prompts = share_prompts(models, [request], parallel)
+    """Pixels and prompts, encoded on the main process."""
+    models, parallel = run.models, run.parallel
+    rows = share_prompts(models, [request], parallel)
 
     def encode() -> Tensor:
         assert conditions is not None
@@ -110,13 +197,19 @@ def _encode(
         with explain_oom(request.name):
             return encode_conditions(models, conditions, request.sampling).cpu()
 
-    rows = [prompts[prompt] for prompt in request.prompts]
     return Encoded(
         conditions=conditions,
         vace_context=parallel.run_on_main_and_broadcast(encode),
-        prompts=PromptEmbeds(
-            prompt_embeds=rows[0], negative_prompt_embeds=rows[1] if len(rows) == 2 else None
-        ),
+        prompts=_prompts_of(request, rows),
+    )
+
+
+def _prompts_of(request: GenerationRequest, rows: Mapping[str, Tensor]) -> tuple[PromptEmbeds, ...]:
+    """The embedded prompts of each window that is denoised."""
+    negative = rows[request.negative_prompt] if request.sampling.needs_guidance else None
+    return tuple(
+        PromptEmbeds(prompt_embeds=rows[request.prompt_of(window.index)], negative_prompt_embeds=negative)
+        for window in request.sampling.windows
     )
 
 

@@ -13,13 +13,14 @@ from mindspeed_mm.conditioning.vace import encode_vace_context
 from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.config import SamplingConfig
-from mindspeed_mm.generation.denoise import Predictor, StepHook, denoise_loop
+from mindspeed_mm.generation.denoise import PredictFn, Predictor, StepHook, denoise_loop
 from mindspeed_mm.generation.finite import check_inputs, explain_pixels, finite_check
 from mindspeed_mm.generation.guidance import GuidanceFn, guided_velocity
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parity import rotated_noise
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.solvers import Solver, make_noise
+from mindspeed_mm.generation.windows.context import make_parts, of_windows
 from mindspeed_mm.generation.writer import Frames, picture_frames
 from mindspeed_mm.models.finite import is_finite
 from mindspeed_mm.models.wan.config import VaceConfig
@@ -65,7 +66,7 @@ def encode_conditions(models: ModelStore, conditions: Conditions, sampling: Samp
 def denoise(
     models: ModelStore,
     vace_context: Tensor,
-    prompts: PromptEmbeds,
+    prompts: Sequence[PromptEmbeds],
     sampling: SamplingConfig,
     *,
     num_refs: int = 0,
@@ -77,8 +78,8 @@ def denoise(
 
     `noise` [16, R+F, h, w] replaces the seed's.
 
-    `num_refs` matters to `diffsynth_noise` alone. Raises NonFiniteError after the first step that leaves a
-    latent NaN or infinite.
+    `prompts`: one, or one for each context window. `num_refs` matters to these and to `diffsynth_noise`.
+    Raises NonFiniteError after the first step that leaves a latent NaN or infinite.
     """
     experts, device = models.experts, models.accelerator.device
     if problem := scale_problem(experts.config, sampling):
@@ -86,9 +87,17 @@ def denoise(
     if noise is None:
         noise = make_noise(vace_context.shape[1:], sampling.seed)
         noise = rotated_noise(noise, num_refs) if sampling.diffsynth_noise else noise
-    context, batched = vace_context[None].to(device), prompts.batched(device)
-    check_inputs(context, batched)
-    predict = Predictor(experts, context, batched, sampling, guide)
+    context, batched = vace_context[None].to(device), [each.batched(device) for each in prompts]
+    for each in batched:
+        check_inputs(context, each)
+    if sampling.is_windowed:
+        predict: PredictFn = of_windows(
+            lambda index, part: Predictor(experts, part, batched[index], sampling, guide),
+            context,
+            make_parts(sampling, num_refs),
+        )
+    else:
+        predict = Predictor(experts, context, batched[0], sampling, guide)
     hooks = (finite_check(sampling), *hooks)
     try:
         return denoise_loop(predict, Solver(sampling), noise[None].to(device), hooks, models.timings)[0]

@@ -28,8 +28,10 @@ def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -
         aspect = max(sampling.height, sampling.width) / min(sampling.height, sampling.width)
         if not 0.5 * _SMALL <= area <= 1.25 * known[1] or aspect > _WIDEST:
             kinds.setdefault(f"{sampling.height}x{sampling.width} is far from {known[0]}", []).append(name)
-        if not _FRAMES // 3 <= sampling.num_frames <= 1.5 * _FRAMES and sampling.num_frames > 1:
-            kinds.setdefault(f"{sampling.num_frames} frames are far from {_FRAMES}", []).append(name)
+        frames = sampling.frames_at_once
+        if not _FRAMES // 3 <= frames <= 1.5 * _FRAMES and frames > 1:
+            longer = f"; set window to {_FRAMES}" if frames > _FRAMES else ""
+            kinds.setdefault(f"{frames} frames are far from {_FRAMES}{longer}", []).append(name)
     return [
         f"{len(names)} of {len(videos)} videos ({', '.join(names[:3])}{', …' if names[3:] else ''}): "
         f"{kind}, which these weights were trained on; expect repeated or distorted content"

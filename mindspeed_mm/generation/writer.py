@@ -47,9 +47,10 @@ def write_conditions(folder: Path, conditions: Conditions, fps: float) -> None:
     """What the model is shown: src_video.mp4, src_mask.mp4, reference_0.png … in `folder`."""
     with explain_disk(folder):
         if conditions.src_video is not None:
-            write_video(folder / "src_video.mp4", picture_frames(conditions.src_video), fps)
+            write_video(folder / "src_video.mp4", clip_bytes(conditions.src_video), fps)
         if conditions.src_mask is not None:
-            write_video(folder / "src_mask.mp4", mask_frames(conditions.src_mask), fps)
+            masks = mask_bytes(conditions.src_mask)
+            write_video(folder / "src_mask.mp4", (np.stack([mask] * 3, axis=-1) for mask in masks), fps)
         for number, reference in enumerate(conditions.src_ref_images):
             with atomic_path(folder / f"reference_{number}.png") as draft:
                 Image.fromarray(picture_frames(reference)[0]).save(draft, format="PNG")
@@ -122,11 +123,10 @@ def condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Str
         )
     if conditions.src_video is not None:
         note = "what is edited" if conditions.src_mask is not None else "what controls"
-        strips.append(
-            Strip(name="src_video", pictures=list(picture_frames(conditions.src_video[:, chosen])), note=note)
-        )
+        pictures = list(clip_bytes(conditions.src_video, chosen))
+        strips.append(Strip(name="src_video", pictures=pictures, note=note))
     if conditions.src_mask is not None:
-        masks = list(mask_frames(conditions.src_mask[:, chosen]))
+        masks = [np.stack([mask] * 3, axis=-1) for mask in mask_bytes(conditions.src_mask, chosen)]
         strips.append(
             Strip(name="src_mask", pictures=masks, note="white = generate, black = keep", crisp=True)
         )
@@ -160,9 +160,18 @@ def picture_frames(pixels: Tensor) -> Frames:
     return frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
-def mask_frames(mask: Tensor) -> Frames:
-    """[1, T, H, W] in [0, 1] → uint8 [T, H, W, 3], white = generate."""
-    return picture_frames(mask.expand(3, -1, -1, -1) * 2 - 1)
+def clip_bytes(clip: Tensor | Frames, chosen: Sequence[int] | None = None) -> Frames:
+    """A clip of `Conditions` or `ReadConditions`, or its `chosen` frames, as uint8 [T, H, W, 3]."""
+    if isinstance(clip, Tensor):
+        return picture_frames(clip if chosen is None else clip[:, list(chosen)])
+    return clip if chosen is None else clip[list(chosen)]
+
+
+def mask_bytes(mask: Tensor | Frames, chosen: Sequence[int] | None = None) -> Frames:
+    """The same of a mask: uint8 [T, H, W], white = generate."""
+    if isinstance(mask, Tensor):
+        return clip_bytes(mask.expand(3, -1, -1, -1) * 2 - 1, chosen)[..., 0]
+    return mask if chosen is None else mask[list(chosen)]
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ from mindspeed_mm.serve.fields import FIELDS, read_fields
 from mindspeed_mm.serve.folders import JobFolders, build_job, discard, in_api_words, link_inputs
 from mindspeed_mm.serve.guard import Guard
 from mindspeed_mm.serve.jobs import Job, JobStore, make_id
+from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.metrics import exposition
 from mindspeed_mm.serve.problem import ApiError, describe_error, error_body
 from mindspeed_mm.serve.results import keep_tail, spritesheet, thumbnail
@@ -61,7 +62,12 @@ class Service:
 
     def read(self, given: Mapping[str, Any], *, form: bool) -> dict[str, Any]:
         """A request's fields, checked."""
-        return read_fields(given, self.model, form=form, fps=self.base.get("fps"))
+        return read_fields(given, self.model, form=form, fps=self.base.get("fps"), loras=self.loras)
+
+    @property
+    def loras(self) -> Loras:
+        """Those that a request may name."""
+        return Loras(self.settings.loras_dir)
 
     def show(self, job: Job) -> Video:
         """The job as clients see it."""
@@ -112,7 +118,7 @@ class Service:
         draft = self.folders.draft(job_id)
         try:
             files = prepare(draft / "inputs")
-            planned = build_job(draft, self.base, fields, files)
+            planned = build_job(draft, self.base, fields, files, self.loras)
             self._check_size(planned.videos[0].sampling.model_dump())
             folder = self.folders.commit(draft, job_id)
         except MindSpeedMMError as error:
@@ -361,9 +367,10 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", summary="What this server makes videos with")
     def models() -> dict[str, Any]:
         shown = {"id": service.model, "object": "model", "owned_by": "local"}
-        defaults = {name: value for name, value in service.base.items() if name in FIELDS}
+        defaults = {name: value for name, value in service.base.items() if name in FIELDS and name != "loras"}
         experts = len(service.base["model"]["transformer"])
-        return {"object": "list", "data": [{**shown, "defaults": defaults, "experts": experts}]}
+        more = {"defaults": defaults, "experts": experts, "loras": service.loras.names()}
+        return {"object": "list", "data": [{**shown, **more}]}
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:

@@ -6,14 +6,14 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
-from mindspeed_mm.errors import ConfigError, DataError, LaunchError
+from mindspeed_mm.errors import ConfigError, DataError, LaunchError, MindSpeedMMError
 from mindspeed_mm.files import atomic_path, write_json
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.locks import lock_folder
@@ -84,8 +84,10 @@ class Client:
             _sleep(2)
 
     def delete(self, video_id: str) -> None:
-        """Cancel a video."""
-        self._send("DELETE", f"/v1/videos/{video_id}")
+        """Cancel a video, and delete it; one that is gone already is no error. Raises ConfigError, LaunchError."""
+        answer = self._send("DELETE", f"/v1/videos/{video_id}")
+        if answer.status_code != 404:
+            self._checked(answer)
 
     def list(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest videos."""
@@ -98,10 +100,6 @@ class Client:
         """The served model: its name, the defaults of requests, and how many experts it has."""
         found: dict[str, Any] = self._checked(self._send("GET", "/v1/models")).json()["data"][0]
         return found
-
-    def is_ready(self) -> bool:
-        """Whether the models are loaded."""
-        return self._send("GET", "/ready").status_code == 200
 
     def download(self, video_id: str, path: Path, variant: str = "video") -> None:
         """The mp4, or another variant, whole or not at all."""
@@ -182,7 +180,8 @@ def cancelling(client: Client) -> Iterator[dict[str, GenerationRequest]]:
         yield waiting
     except (Stopped, DataError, ConfigError):
         for video_id in waiting:
-            client.delete(video_id)
+            with suppress(MindSpeedMMError):  # what ended the block is what the user must see
+                client.delete(video_id)
         raise
 
 
@@ -200,20 +199,24 @@ def wait_for(client: Client, video_id: str, name: str) -> dict[str, Any]:
 
 
 def fields_of(video: GenerationRequest, experts: int) -> dict[str, str]:
-    """The form fields of a request: every number, so that the server's defaults do not matter."""
-    if video.task is not None or video.loras:
-        key = "task" if video.task is not None else "loras"
-        fix = (
-            "make its inputs with vace prepare first"
-            if key == "task"
-            else "start the server with these loras"
+    """The form fields of a request: every number, so that the server's defaults do not matter.
+
+    LoRAs are sent by the names of their files, which the server must have in its `--loras-dir`.
+    """
+    if video.task is not None:
+        raise ConfigError(
+            "cannot be sent to a server",
+            where=f"{video.name}: task",
+            fix="make its inputs with vace prepare first",
         )
-        raise ConfigError("cannot be sent to a server", where=f"{video.name}: {key}", fix=fix)
+    loras = [{**lora.model_dump(mode="json"), "path": Path(lora.path).name} for lora in video.loras]
     values = {
         **video.sampling.model_dump(mode="json"),
         "prompt": video.prompt,
         "negative_prompt": video.negative_prompt,
         "outpaint": video.inputs.outpaint,
+        "window_prompts": list(video.window_prompts) or None,
+        "loras": loras or None,
     }
     left_out = {"guidance_scale_2"} if experts == 1 else set()
     if video.sampling.solver != "euler":

@@ -30,6 +30,9 @@ class ServeConfig(Config):
     model_name: str | None = Field(
         default=None, description="what `model` is called in requests (default: the folder's name)"
     )
+    loras_dir: str | None = Field(
+        default=None, description="folder of the LoRAs that requests may name (default: none)"
+    )
     devices: int = Field(default=1, ge=1, le=1024, description="processes of this machine, one a device")
     max_queue: int = Field(default=100, ge=1, le=1_000_000, description="videos that may wait; more get 429")
     max_upload_mb: int = Field(default=512, ge=1, le=1 << 20, description="size of one request's uploads")

@@ -11,9 +11,10 @@ from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
 from mindspeed_mm.registry import did_you_mean
+from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.uploads import SLOTS
 
-_OURS_ALONE = frozenset({"name", "loras"})  # output names are the server's; LoRAs are paths
+_OURS_ALONE = frozenset({"name"})  # output names are the server's
 FIELDS = tuple(
     name
     for name in RequestConfig.model_fields
@@ -34,15 +35,22 @@ SAFE_TASK_TEXTS = frozenset({"type", "mode", "label", "caption", "process_type_1
 _SAFE_TEXT = re.compile(
     r"left|right|up|down|true|false|[0-9.,:-]*|(?:left|right|up|down)(?:,(?:left|right|up|down))*"
 )
-_LONGEST = 20_000  # characters of both prompts; what the text encoder reads is far shorter
+_LONGEST = 20_000  # characters of all prompts; what the text encoder reads is far shorter
 _TEXTS = frozenset({"prompt", "negative_prompt"})
 _SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 
 
 def read_fields(
-    given: Mapping[str, Any], model: str, *, form: bool, fps: float | None = None
+    given: Mapping[str, Any],
+    model: str,
+    *,
+    form: bool,
+    fps: float | None = None,
+    loras: Loras | None = None,
 ) -> dict[str, Any]:
-    """A client's fields in the words of the inference JSON, checked. `form`: all values are texts. `fps`: the server's, of `seconds`.
+    """A client's fields in the words of the inference JSON, checked.
+
+    `form`: all values are texts. `fps`: the server's, of `seconds`. `loras`: those that a request may name.
 
     Raises ConfigError for an unknown field, with the nearest known one, and for a value out of its bounds.
     """
@@ -78,7 +86,10 @@ def read_fields(
         raise ConfigError("is missing", where="prompt", fix="say what the video shows")
     request = _parsed(values)
     _check_task(request.task)
-    if len(request.prompt or "") + len(request.negative_prompt or "") > _LONGEST:
+    if request.loras:
+        (loras or Loras(None)).check([lora.model_dump() for lora in request.loras])
+    texts = (request.prompt, request.negative_prompt, *(request.window_prompts or ()))
+    if sum(len(text or "") for text in texts) > _LONGEST:
         raise ConfigError("is too long", where="prompt", expected=f"at most {_LONGEST} characters")
     return request.model_dump(mode="json", exclude_unset=True)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.files import write_json
+from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.uploads import SLOTS
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
@@ -84,13 +85,19 @@ def link_inputs(sources: Mapping[str, Sequence[Path]], folder: Path) -> dict[str
 
 
 def build_job(
-    folder: Path, base: Mapping[str, Any], fields: Mapping[str, Any], files: Mapping[str, Sequence[str]]
+    folder: Path,
+    base: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    files: Mapping[str, Sequence[str]],
+    loras: Loras,
 ) -> GenerateJob:
     """The generation job of a video, by the generate command's own rules; its inference JSON is `folder`/request.json.
 
     Raises ConfigError for what contradicts itself.
     """
     values: dict[str, Any] = {**base, **fields, "name": NAME, "output_path": str(folder)}
+    if "loras" in fields:
+        values["loras"] = loras.found(fields["loras"])
     for slot, names in files.items():
         key = SLOTS[slot].key
         paths = [str(folder / "inputs" / name) for name in names]

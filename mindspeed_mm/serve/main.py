@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.overrides import Overrides
@@ -32,7 +32,7 @@ TOKEN = "VACE_TOKEN"
 _RUN_KEYS = tuple(
     name for name in RunConfig.model_fields if name not in ("output_path", "prompts_file", "from_latents")
 )
-_NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+_NEEDED = {"serve": ("fastapi", "uvicorn", "multipart", "prometheus_client"), "ui": ("gradio", "requests")}
 _SHORTEST_TOKEN = 16
 
 
@@ -66,24 +66,29 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     token = read_token(settings)
     values = read_model(namespace.config, namespace.model, Overrides.parse(namespace.set or ()), settings)
     check_folder(settings.data_dir, "data_dir")
+    if settings.loras_dir is not None and not Path(settings.loras_dir).is_dir():
+        raise ConfigError("no such folder", where=f"--loras-dir {settings.loras_dir}")
     if namespace.print_config:
         shown = {"server": settings.model_dump(mode="json"), "jobs": values, "token": token is not None}
         import json
 
         LOGGER.info(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    lacking = [name for name in _NEEDED if find_spec(name) is None]
-    if lacking:
-        raise ConfigError(
-            f"{', '.join(lacking)}: not installed",
-            where=prog,
-            fix="run pip install -e '.[serve]'",
-        )
+    check_installed(prog, "serve")
     if namespace.dry_run:
         LOGGER.info("the server's settings and weights are in order")
         return
     with lock_folder(Path(settings.data_dir), choose="data_dir"):
         serve(settings, token, values)
+
+
+def check_installed(prog: str, *extras: Literal["serve", "ui"]) -> None:
+    """Raises ConfigError naming the packages that are missing, and the last of `extras`, which has all."""
+    lacking = [name for extra in extras for name in _NEEDED[extra] if find_spec(name) is None]
+    if lacking:
+        raise ConfigError(
+            f"{', '.join(lacking)}: not installed", where=prog, fix=f"run pip install -e '.[{extras[-1]}]'"
+        )
 
 
 def read_token(settings: ServeConfig) -> str | None:
@@ -165,6 +170,7 @@ def open_server(
         "template": str(template),
         "base": dict(base),
         "job_timeout": settings.job_timeout,
+        "loras_dir": settings.loras_dir and str(Path(settings.loras_dir).absolute()),
     }
     engine = Engine(store, folders, settings, worker)
     name = settings.model_name or model_name(base)

@@ -29,6 +29,7 @@ from mindspeed_mm.processes import check_stop
 from mindspeed_mm.serve.engine import late_error
 from mindspeed_mm.serve.folders import JobFolders, build_job, in_api_words
 from mindspeed_mm.serve.jobs import Job, JobStore
+from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.problem import describe_error
 from mindspeed_mm.tasks.generate_videos import check_weights, open_models, run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
@@ -62,8 +63,10 @@ class Worker:
         *,
         name: str,
         timeout: float,
+        loras: Loras,
     ) -> None:
         """`base`: what every job's inference JSON begins with."""
+        self.loras = loras
         self.store, self.folders, self.base, self.models = store, folders, base, models
         self.parallel, self.name, self.timeout = parallel, name, timeout
         self.noted = 0.0
@@ -114,7 +117,7 @@ class Worker:
         folder = self.folders.of(job.id)
 
         def build() -> GenerateJob:
-            planned = build_job(folder, self.base, job.request["fields"], job.request["files"])
+            planned = build_job(folder, self.base, job.request["fields"], job.request["files"], self.loras)
             check_weights(planned)
             return planned
 
@@ -126,6 +129,7 @@ class Worker:
             files.write,
             parallel=self.parallel,
             on_conditions=files.write_conditions,
+            store=files.store(planned.videos[0]),
             hooks=[lambda step: self._note(job, step)],
         )
 
@@ -177,7 +181,14 @@ def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, nam
             models.free_text_encoder()
         store.set_worker(name, "ready")
         Worker(
-            store, folders, settings["base"], models, parallel, name=name, timeout=settings["job_timeout"]
+            store,
+            folders,
+            settings["base"],
+            models,
+            parallel,
+            name=name,
+            timeout=settings["job_timeout"],
+            loras=Loras(settings["loras_dir"]),
         ).run()
 
     if world_size() == 1:

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         from mindspeed_mm.tasks.generate_videos import run
 
         if rank() == 0:
-            sweep([folder, *(folder / video.name for video in job.videos)])
+            folders = [folder / video.name for video in job.videos]
+            sweep([folder, *folders, *(part for each in folders for part in each.glob("window_*"))])
         accelerator = Accelerator.detect()
         accelerator.hint_slow_bf16(job.run.dtype == "bf16", "set dtype to fp32 (--dtype fp32)")
         run(job, accelerator)

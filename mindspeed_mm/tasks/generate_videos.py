@@ -17,7 +17,7 @@ import torch.distributed as dist
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, LaunchError
-from mindspeed_mm.generation.conditions import conditions_of
+from mindspeed_mm.generation.conditions import read_conditions
 from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig, SamplingConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import choose_layout
@@ -28,7 +28,7 @@ from mindspeed_mm.generation.outputs import VideoFiles, write_decoded
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest, Inputs, TaskRequest
 from mindspeed_mm.generation.run import generate, share_prompts
-from mindspeed_mm.generation.stages import scale_problem
+from mindspeed_mm.generation.stages import decode, scale_problem
 from mindspeed_mm.generation.stored import LatentsSettings, read_latents
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.generation.writer import bytes_of, check_space, versions
@@ -145,6 +145,7 @@ def work(
             parallel=parallel,
             on_conditions=files.write_conditions,
             progress=True,
+            store=files.store(video),
         )
 
 
@@ -196,7 +197,7 @@ def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
     for video in videos:
         key = (video.inputs, video.sampling, video.task)
         if key not in seen:
-            conditions_of(video)
+            read_conditions(video)
             seen.add(key)
 
 
@@ -252,7 +253,10 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
             "versions": versions(),
         }
 
-    write_decoded(models, stored.name, latents, num_refs, stored.sampling, folder, path, described)
+    if stored.sampling.paste_back is not None:
+        LOGGER.warning("%s: paste_back is left out, for the source is not in the file", stored.name)
+    chunks = decode(models, latents, num_refs)
+    write_decoded(stored.name, chunks, stored.sampling, folder, path, described)
 
 
 def warn_overridden_by_latents(job: GenerateJob, stored: LatentsSettings) -> None:

@@ -160,7 +160,7 @@ def run_of(
     return GenerationRun(
         model=model,
         experts=len(job.model.experts),
-        frames=sampling.num_frames,
+        frames=sampling.frames_at_once,
         height=sampling.height,
         width=sampling.width,
         refs=len(video.inputs.src_ref_images),
@@ -177,7 +177,7 @@ def run_of(
         ranks=ranks,
         context_parallel=layout.context,
         halves=layout.halves,
-        videos=len(job.videos),
+        videos=sum(len(video.sampling.windows) for video in job.videos),
         capacity=device.memory * GIB,
     )
 

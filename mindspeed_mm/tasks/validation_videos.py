@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.errors import ConfigError, NonFiniteError
 from mindspeed_mm.evaluation.metrics.catalog import all_metrics
@@ -18,7 +17,7 @@ from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import VideoFiles
 from mindspeed_mm.generation.parallel import ContextParallel, SingleProcess
-from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.generation.result import Made
 from mindspeed_mm.generation.run import Encoded, generate, share_prompts
 from mindspeed_mm.log import get_logger, rank
 from mindspeed_mm.models.wan.vace import VaceTransformer
@@ -101,11 +100,11 @@ class ValidationVideos:
         self.model.train(was_training)
         return self.parallel.run_on_main_and_broadcast(lambda: _scores(folder)) if self.score else {}
 
-    def _finish(self, files: VideoFiles) -> Callable[[GenerationRequest, Conditions, Tensor], None]:
-        def finish(request: GenerationRequest, conditions: Conditions, latents: Tensor) -> None:
+    def _finish(self, files: VideoFiles) -> Callable[[Made], None]:
+        def finish(made: Made) -> None:
             if self.score:  # beside the video, as vace eval reads them
-                files.write_conditions(request, conditions)
-            files.write(request, conditions, latents)
+                files.write_conditions(made.request, made.conditions)
+            files.write(made)
 
         return finish
 

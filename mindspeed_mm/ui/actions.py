@@ -17,7 +17,7 @@ from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.config import Numbers
 from mindspeed_mm.generation.embedded import read_embedded
 from mindspeed_mm.ui.forms import Form, Option, forms
-from mindspeed_mm.ui.make import Data, Widgets, form_choices, painter
+from mindspeed_mm.ui.make import Data, Widgets, form_choices, grower, painter
 from mindspeed_mm.ui.preview import draw_conditions
 from mindspeed_mm.ui.request import build, form_of, plan
 from mindspeed_mm.ui.sample import PROMPT
@@ -173,7 +173,9 @@ class Actions:
         }
 
     def _canvas(self, clip: Clip, frame: int) -> Updates:
-        return {self.widgets.parts["painter"]: painter(self.words, clip.reader.read([frame])[0])}
+        pixels = clip.reader.read([frame])[0]
+        part = self.widgets.parts
+        return {part["painter"]: painter(self.words, pixels), part["grower"]: grower(pixels)}
 
     def _sized(self, clip: Clip, data: Data) -> Updates:
         known = {
@@ -243,6 +245,11 @@ class Actions:
         for number, widget in self.widgets.numbers.items():
             value = settings.get(number)
             updates[widget] = value if isinstance(value, (int, float, str)) else None
+        updates[part["window_prompts"]] = "\n".join(settings.get("window_prompts") or ())
+        updates[part["window_references"]] = "\n".join(
+            ", ".join(str(number + 1) for number in row) or "-"
+            for row in settings.get("window_references") or ()
+        )
         if settings.get("outpaint"):
             for side, share in zip(("left", "top", "right", "bottom"), settings["outpaint"], strict=True):
                 updates[part[side]] = round(100 * share)

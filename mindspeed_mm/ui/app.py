@@ -21,7 +21,8 @@ from mindspeed_mm.ui.service import Service
 
 def build_app(settings: UiConfig, outer: ServeConfig, password: str | None, service: Service) -> PageGuard:
     """`/en/` and `/zh/`; `/` leads to `settings.lang`."""
-    script = Path(__file__).with_name("painter.js").read_text(encoding="utf-8")
+    here = Path(__file__).parent
+    script = "\n".join((here / name).read_text(encoding="utf-8") for name in ("painter.js", "grower.js"))
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     app = FastAPI(title="vace ui", openapi_url=None, docs_url=None, redoc_url=None)
 

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,19 @@ from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.serve.config import ServeConfig
-from mindspeed_mm.serve.main import add_model_flags, address_of, listen, open_server, read_model, read_token
+from mindspeed_mm.serve.main import (
+    add_model_flags,
+    address_of,
+    check_installed,
+    listen,
+    open_server,
+    read_model,
+    read_token,
+)
 from mindspeed_mm.ui.config import UiConfig
 
 LOGGER = get_logger(__name__)
 PROG = "vace ui"
-_NEEDED = ("gradio", "fastapi", "uvicorn", "multipart", "prometheus_client", "requests")
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TINY = "tiny/inference.json"
 
@@ -78,11 +84,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         shown = {"page": settings.model_dump(mode="json"), "jobs": base, "token": password is not None}
         LOGGER.info(format_json(shown, indent=2))
         return
-    lacking = [name for name in _NEEDED if find_spec(name) is None]
-    if lacking:
-        raise ConfigError(
-            f"{', '.join(lacking)}: not installed", where=prog, fix="run pip install 'mindspeed-mm-vace[ui]'"
-        )
+    check_installed(prog, "serve", "ui")
     if namespace.dry_run:
         LOGGER.info("the page's settings and weights are in order")
         return

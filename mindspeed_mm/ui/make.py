@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,12 +14,12 @@ from mindspeed_mm.conditioning.annotate.opencv import Frame
 from mindspeed_mm.generation.config import Numbers
 from mindspeed_mm.ui.forms import FAMILIES, Form, Option, forms
 from mindspeed_mm.ui.mask import frame_url, paintable, painted_mask
-from mindspeed_mm.ui.request import NUMBERS, Filled
+from mindspeed_mm.ui.request import NUMBERS, WINDOWS, Filled, lines_of
 from mindspeed_mm.ui.service import Service
 from mindspeed_mm.ui.text import Words
 
-_CHOICES = {"preset", "solver", "short_clip"}
-_WHOLE = {"width", "height", "num_frames", "steps", "seed"}
+_CHOICES = {"preset", "solver", "short_clip", "window_mode", "window_colors"}
+_WHOLE = {"width", "height", "num_frames", "steps", "seed", "window", "window_overlap", "paste_back"}
 _MAIN = ("width", "height", "num_frames", "steps", "seed")
 Data = Mapping[Any, Any]
 
@@ -62,6 +62,8 @@ class Widgets:
             painted=painted_mask(part["painted"]),
             frame=int(part["frame"] or 0),
             grow=float(part["grow"] or 0),
+            window_prompts=lines_of(part["window_prompts"]),
+            window_references=lines_of(part["window_references"]),
         )
 
 
@@ -80,6 +82,21 @@ def painter(words: Words, frame: Frame) -> str:
         f'<div class="painter-area" style="aspect-ratio:{width}/{height}">'
         f'<img alt="" src="{frame_url(image)}">'
         f'<canvas width="{width}" height="{height}"></canvas></div></div>'
+    )
+
+
+def grower(frame: Frame) -> str:
+    """HTML that grower.js makes a frame of, which is dragged around the picture."""
+    image = paintable(frame)
+    height, width = image.shape[:2]
+    corners = ("left top", "right top", "left bottom", "right bottom")
+    handles = "".join(
+        f'<span data-sides="{sides}"></span>' for sides in ("left", "top", "right", "bottom", *corners)
+    )
+    return (
+        f'<div class="grower"><div class="grower-area" style="aspect-ratio:{width}/{height}">'
+        f'<img alt="" src="{frame_url(image)}"><div class="grower-frame">{handles}</div></div>'
+        '<div class="grower-text"></div></div>'
     )
 
 
@@ -124,16 +141,25 @@ def build_inputs(words: Words, service: Service) -> Widgets:
         with gr.Row():
             parts["frame"] = gr.Slider(0, 16, 0, step=1, label=words("frame"), elem_id="frame")
             parts["grow"] = gr.Slider(-20, 20, 0, step=1, label=words("grow"), elem_id="grow")
-    with gr.Row(visible=False) as sides:
-        for side in ("left", "top", "right", "bottom"):
-            parts[side] = gr.Slider(
-                0, 100, 25, step=1, label=words(f"side_{side}"), min_width=140, elem_id=f"side-{side}"
-            )
+    with gr.Group(visible=False) as sides:
+        parts["grower"] = gr.HTML(padding=True, elem_id="grower")
+        with gr.Row():
+            for side in ("left", "top", "right", "bottom"):
+                parts[side] = gr.Slider(
+                    0, 100, 25, step=1, label=words(f"side_{side}"), min_width=140, elem_id=f"side-{side}"
+                )
     options = _option_widgets(words, first)
     parts["prompt"] = gr.Textbox(label=words("prompt"), lines=2, elem_id="prompt")
     with gr.Accordion(words("advanced"), open=False, elem_id="advanced"):
-        numbers = _number_widgets(words, service.defaults())
+        numbers = _number_widgets(words, service.defaults(), NUMBERS)
         parts["negative"] = gr.Textbox(label=words("negative"), lines=2, elem_id="negative")
+    with gr.Accordion(words("long"), open=False, elem_id="long"):
+        gr.Markdown(words("long_hint"))
+        numbers |= _number_widgets(words, service.defaults(), WINDOWS)
+        for name in ("window_prompts", "window_references"):
+            parts[name] = gr.Textbox(
+                label=words(name), info=words(f"{name}_hint"), lines=3, elem_id=name.replace("_", "-")
+            )
     return Widgets(family, form, parts, numbers, options, {"paint": paint, "sides": sides})
 
 
@@ -188,15 +214,16 @@ def _widget(option: Option, words: Words, *, visible: bool) -> Any:
     return gr.Textbox(value=option.default, **say)
 
 
-def _number_widgets(words: Words, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _number_widgets(words: Words, defaults: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     schema = Numbers.model_fields
     with gr.Row():
-        for name in NUMBERS:
+        for name in names:
             label = words(f"number_{name}")
             value, place = defaults.get(name), {"min_width": 130, "elem_id": f"number-{name}"}
             if name in _CHOICES:
-                known = [(words("by_preset") if name != "preset" else "wan", "")]
+                usual = "usual" if name in WINDOWS else "by_preset"
+                known = [("wan" if name == "preset" else words(usual), "")]
                 choices = known + [
                     (text, text) for text in _literals(schema[name].annotation) if text != "wan"
                 ]

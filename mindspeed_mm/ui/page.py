@@ -104,7 +104,7 @@ def _wire(
             widget.input(actions.choose_mode, every, shown, **quiet)
     part["video"].change(actions.take_video, every, shown, **quiet)
     part["images"].change(actions.take_images, every, [part["painter"], widgets.groups["paint"]], **quiet)
-    part["frame"].release(actions.take_frame, every, [part["painter"]], **quiet)
+    part["frame"].release(actions.take_frame, every, [part["painter"], part["grower"]], **quiet)
     for side in ("left", "top", "right", "bottom"):
         part[side].release(actions.take_sides, every, shown, **quiet)
     sample.click(actions.take_sample, None, [part["video"], part["prompt"]], **quiet)

@@ -46,8 +46,3 @@ class Presets:
             **parse(RequestConfig, values, name).model_dump(mode="json", exclude_unset=True),
             "inputs": given,
         }
-
-    def delete(self, name: str) -> None:
-        """Forget one."""
-        if name in self.names():
-            (self.folder / f"{name}.json").unlink(missing_ok=True)

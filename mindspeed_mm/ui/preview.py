@@ -21,10 +21,10 @@ def draw_conditions(request: GenerationRequest) -> tuple[Image.Image | None, tup
     Raises DataError.
     """
     from mindspeed_mm.data.sheet import draw_sheet, spread
-    from mindspeed_mm.generation.conditions import conditions_of
+    from mindspeed_mm.generation.conditions import read_conditions
     from mindspeed_mm.generation.writer import condition_strips
 
-    conditions = conditions_of(request)
+    conditions = read_conditions(request)
     strips = condition_strips(conditions, spread(request.sampling.num_frames, _COLUMNS))
     if not strips:
         return None, conditions.notes

@@ -33,6 +33,7 @@ NUMBERS = (
     "solver",
     "short_clip",
 )
+WINDOWS = ("window", "window_overlap", "window_mode", "window_colors", "paste_back")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +54,23 @@ class Filled:
     painted: Mask | None = None
     frame: int = 0
     grow: float = 0.0
+    window_prompts: tuple[str, ...] = ()
+    window_references: tuple[str, ...] = ()  # numbers from 1; "-" for none
+
+    def windows(self) -> dict[str, Any]:
+        """Prompts and references of the windows, in the words of the inference JSON. Raises ConfigError."""
+        found: dict[str, Any] = {}
+        if self.window_prompts:
+            found["window_prompts"] = list(self.window_prompts)
+        if self.window_references:
+            found["window_references"] = [_reference_numbers(line) for line in self.window_references]
+        return found
 
     def settings(self) -> dict[str, Any]:
         """All but the sources, in the words of the inference JSON."""
         form = forms()[self.form]
         said: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
-        said |= self.numbers
+        said |= {**self.numbers, **self.windows()}
         if form.task is not None:
             said["task"] = {"type": form.task.name, **_options(form, self)}
         if form.sides and any(self.sides):
@@ -91,6 +103,7 @@ def build(filled: Filled, folder: Path) -> Request:
     _check_sources(form, filled)
     fields: dict[str, Any] = {"prompt": filled.prompt}
     fields |= {name: value for name, value in filled.numbers.items() if value not in (None, "")}
+    fields |= filled.windows()
     if filled.negative_prompt is not None:
         fields["negative_prompt"] = filled.negative_prompt
     files: dict[str, list[Path]] = {}
@@ -114,6 +127,23 @@ def build(filled: Filled, folder: Path) -> Request:
             options = _painted(form, filled, options, files, folder)
         fields["task"] = {"type": form.task.name, **options}
     return Request(fields, files)
+
+
+def lines_of(text: str | None) -> tuple[str, ...]:
+    """The lines of a box that are not empty."""
+    return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
+
+
+def _reference_numbers(line: str) -> list[int]:
+    """`1, 3` → [0, 2], and `-` → []. Raises ConfigError."""
+    words = line.replace(",", " ").split()
+    if words == ["-"]:
+        return []
+    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
+        raise ConfigError(
+            f"got {line!r:.40}", where="window_references", expected="numbers of the images, as 1, 2, or -"
+        )
+    return [int(word) - 1 for word in words]
 
 
 def _check_sources(form: Form, filled: Filled) -> None:

@@ -61,7 +61,7 @@ def latents_of(layout=None, shard=False, experts=1, loras=(), quantize=None):
         return denoise(
             store,
             inputs["vace_context"][0],
-            prompts,
+            [prompts],
             sampling,
             guide=parallel.guide,
             hooks=[clock.advance],

@@ -45,7 +45,7 @@ def latents_of(models, **numbers):
     """`numbers` are set behind the config's back, which refuses such ones."""
     sampling = resolve_sampling(RequestConfig(**SMALL), experts=1).model_copy(update=numbers)
     context = torch.randn(96, 2, 4, 6, generator=torch.Generator().manual_seed(2))
-    return denoise(models, context, PROMPTS, sampling)
+    return denoise(models, context, [PROMPTS], sampling)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_nan_prompt_names_the_text_encoder():
     sampling = resolve_sampling(RequestConfig(**SMALL), experts=1)
     prompts = PromptEmbeds(prompt_embeds=ROWS * float("nan"), negative_prompt_embeds=ROWS)
     with raises(NonFiniteError, "text encoder"):
-        denoise(models, torch.zeros(96, 2, 4, 6), prompts, sampling)
+        denoise(models, torch.zeros(96, 2, 4, 6), [prompts], sampling)
     with raises(NonFiniteError, "VAE"):
-        denoise(models, torch.full((96, 2, 4, 6), torch.inf), PROMPTS, sampling)
+        denoise(models, torch.full((96, 2, 4, 6), torch.inf), [PROMPTS], sampling)
 
 
 def test_finite_video_is_not_changed_by_the_check():

@@ -68,7 +68,7 @@ def test_diffsynth_noise_puts_the_last_frames_first():
 
     def latents(noise=None, **more):
         sampling = resolve_sampling(RequestConfig(**request, **more), experts=1)
-        return denoise(models, context, prompts, sampling, num_refs=2, noise=noise)
+        return denoise(models, context, [prompts], sampling, num_refs=2, noise=noise)
 
     assert torch.equal(latents(diffsynth_noise=True), latents(rotated))
     assert torch.equal(latents(), latents(noise))

@@ -162,7 +162,7 @@ def test_pipeline_takes_a_request_and_nothing_beside_it(vae):
         pipe(request, seed=1, src_ref_images=[IMAGE])
 
 
-@pytest.mark.parametrize(("module", "stage"), [(run_module, "denoise"), (pipeline_module, "decode")])
+@pytest.mark.parametrize(("module", "stage"), [(run_module, "denoise"), (run_module, "decode")])
 def test_out_of_memory_in_a_call_says_what_helps(vae, monkeypatch, module, stage):
     full = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -261,7 +261,7 @@ def test_hooks_see_each_step_and_may_end_the_video(vae):
         denoise(
             pipe.models,
             context,
-            PromptEmbeds(prompt_embeds=ROWS, negative_prompt_embeds=None),
+            [PromptEmbeds(prompt_embeds=ROWS, negative_prompt_embeds=None)],
             sampling,
             hooks=[cancel],
         )

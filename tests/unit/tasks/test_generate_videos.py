@@ -238,7 +238,7 @@ def test_small_disk_is_refused_and_leaves_nothing(config, tmp_path, capsys):
         (generation_run, "encode_prompts", "out of memory before decoding"),
         (generation_run, "encode_conditions", "video1: out of memory before decoding"),
         (
-            outputs,
+            generation_run,
             "decode",
             (
                 "out of memory while decoding; the latents are safe: run again with --from-latents .* "

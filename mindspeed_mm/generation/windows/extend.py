@@ -1,0 +1,185 @@
+"""A long video window by window: each one continues the last frames of the one before.
+
+Those frames go into the next window's src_video as they are, and its mask keeps them: VACE's own extension.
+A control clip, a mask and given frames are cut along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mindspeed_mm.data.conditions import Conditions, ReadConditions, to_tensors
+from mindspeed_mm.data.resize import to_tensor
+from mindspeed_mm.generation.parallel import SingleProcess
+from mindspeed_mm.generation.request import GenerationRequest, Inputs
+from mindspeed_mm.generation.windows.compose import Composition, Frames
+from mindspeed_mm.generation.windows.context import references_of
+from mindspeed_mm.generation.windows.store import WindowStore
+from mindspeed_mm.generation.windows_config import Window, WindowKeys
+from mindspeed_mm.generation.writer import clip_bytes, mask_bytes
+
+# One window: its number, its request, its pixels on the main process → latents [16, R+F, h, w] on the host.
+MakeWindow = Callable[[int, GenerationRequest, "Conditions | None"], Tensor]
+DecodeWindow = Callable[[Tensor, int], Iterable[Frames]]  # latents, references → chunks of frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extended:
+    """A long video."""
+
+    frames: Frames  # uint8 [T, H, W, 3]
+    report: dict[str, Any]
+
+
+def extend(
+    request: GenerationRequest,
+    whole: ReadConditions | None,
+    make: MakeWindow,
+    decode: DecodeWindow,
+    *,
+    parallel: SingleProcess,
+    store: WindowStore | None = None,
+) -> Extended | None:
+    """All windows, one after another; None on all processes but the main one.
+
+    `whole`: the pixels of the whole video, on the main process. All processes call this together. `store`
+    keeps the latents of each window, and gives them back to the next run.
+    """
+    run = _Run(request, whole, decode, store)
+    for window in request.sampling.windows:
+        run.window = window
+        parallel.run_on_main(run.prepare)
+        if parallel.run_on_main_and_broadcast(run.is_missing):
+            run.latents = make(window.index, window_request(request, window), run.given)
+            parallel.run_on_main(run.keep)
+        parallel.run_on_main(run.take)
+    return parallel.run_on_main(run.finish)
+
+
+class _Run:
+    """The window at hand, and the video so far. Its methods run on the main process."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        whole: ReadConditions | None,
+        decode: DecodeWindow,
+        store: WindowStore | None,
+    ) -> None:
+        self.request, self.whole, self.decode, self.store = request, whole, decode, store
+        self.video: Composition | None = None
+        self.window = request.sampling.windows[0]
+        self.given: Conditions | None = None
+        self.latents: Tensor | None = None
+        self.key = ""
+
+    def prepare(self) -> None:
+        """The pixels of the window, and its latents if they were kept."""
+        assert self.whole is not None
+        if self.video is None:
+            self.video = _composition(self.request, self.whole)
+        lead = self.video.lead(self.window)
+        self.given = window_conditions(self.whole, lead, self.window, self.request.sampling)
+        self.latents = None
+        if self.store is not None:
+            pixels = (self.given.src_video, self.given.src_mask, *self.given.src_ref_images)
+            self.key = self.store.key(window_request(self.request, self.window), pixels)
+            self.latents = self.store.read(self.window.index, self.key)
+
+    def is_missing(self) -> bool:
+        """Whether the window must be made."""
+        return self.latents is None
+
+    def keep(self) -> None:
+        """Write the latents."""
+        assert self.latents is not None
+        assert self.given is not None
+        if self.store is not None:
+            part = window_request(self.request, self.window)
+            num_refs = len(self.given.src_ref_images)
+            self.store.write(self.window.index, self.key, part, self.latents, num_refs)
+
+    def take(self) -> None:
+        """Decode the latents, and add the frames to the video."""
+        assert self.latents is not None
+        assert self.given is not None
+        assert self.video is not None
+        num_refs = len(self.given.src_ref_images)
+        self.video.add(self.window, np.concatenate(list(self.decode(self.latents, num_refs))))
+
+    def finish(self) -> Extended:
+        """The video and its report."""
+        assert self.video is not None
+        report = self.video.report()
+        for row in report["windows"]:
+            row["seed"] = window_seed(self.request.sampling.seed, row["window"])
+            row["prompt"] = self.request.prompt_of(row["window"])
+        return Extended(frames=self.video.frames, report=report)
+
+
+def window_request(request: GenerationRequest, window: Window) -> GenerationRequest:
+    """The request of one window: its prompt, its noise, and as many frames as it has."""
+    defaults = {name: field.default for name, field in WindowKeys.model_fields.items() if "window" in name}
+    update = {
+        **defaults,
+        "num_frames": window.stop - window.start,
+        "seed": window_seed(request.sampling.seed, window.index),
+        "paste_back": None,
+    }
+    return replace(
+        request,
+        prompt=request.prompt_of(window.index),
+        sampling=request.sampling.model_copy(update=update),
+        inputs=Inputs(),
+        window_prompts=(),
+        task=None,
+    )
+
+
+def window_seed(seed: int, index: int) -> int:
+    """The seed of a window; the first one has the request's own."""
+    if not index:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/window {index}".encode()).digest()[:7], "big")
+
+
+def window_conditions(whole: ReadConditions, lead: Frames, window: Window, keys: WindowKeys) -> Conditions:
+    """The pixels of one window: its part of the whole, with `lead` [lead, H, W, 3] kept in front."""
+    chosen = references_of(keys, window, len(whole.src_ref_images))
+    part = to_tensors(
+        ReadConditions(
+            src_video=_cut(whole.src_video, window),
+            src_mask=_cut(whole.src_mask, window),
+            src_ref_images=tuple(whole.src_ref_images[number] for number in chosen),
+        )
+    )
+    if not window.lead:
+        return part
+    shape = (window.stop - window.start, *lead.shape[1:3])
+    pixels = torch.zeros(3, *shape) if part.src_video is None else part.src_video.clone()
+    mask = torch.ones(1, *shape) if part.src_mask is None else part.src_mask.clone()
+    pixels[:, : window.lead] = to_tensor(lead)
+    mask[:, : window.lead] = 0
+    return replace(part, src_video=pixels, src_mask=mask)
+
+
+def _composition(request: GenerationRequest, whole: ReadConditions) -> Composition:
+    sampling = request.sampling
+    mask = None if whole.src_mask is None else mask_bytes(whole.src_mask)
+    pastes = sampling.paste_back is not None and mask is not None
+    video = clip_bytes(whole.src_video) if pastes and whole.src_video is not None else None
+    return Composition(sampling, (sampling.height, sampling.width), video, mask)
+
+
+def _cut(pixels: Any, window: Window) -> Any:
+    """A part of bytes [T, …] or of a tensor [C, T, …]."""
+    if pixels is None:
+        return None
+    return pixels[:, window.frames] if isinstance(pixels, Tensor) else pixels[window.frames]

@@ -1,0 +1,93 @@
+"""What windows cost in quality: colour drift, and how well one continues another. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.generation.windows.colors import to_lab
+from mindspeed_mm.generation.windows_config import Window, WindowKeys
+
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
+_FLOOR = 0.25  # of 255 levels: a still picture changes by no less
+_MOST_PSNR = 99.0  # of equal pictures
+
+
+def psnr(first: Frames, second: Frames) -> float:
+    """Of two pictures or clips of bytes, in dB; 99 for equal ones."""
+    total = 0.0
+    for one, other in zip(first, second, strict=True):
+        total += float(np.square(one.astype(np.float64) - other).sum())
+    if not total:
+        return _MOST_PSNR
+    return min(_MOST_PSNR, 10 * math.log10(255**2 * first.size / total))
+
+
+class Watch:
+    """Measures the frames of the finished video as they pass."""
+
+    def __init__(self) -> None:
+        self.colors: list[NDArray[np.float64]] = []  # mean Lab of each frame, [3]
+        self.changes: list[float] = []  # mean difference to the frame before, in levels
+        self._last: Frames | None = None
+
+    def watched(self, chunks: Iterable[Frames]) -> Iterator[Frames]:
+        """The same chunks [t, H, W, 3]; begins again with each call."""
+        self.colors, self.changes, self._last = [], [], None
+        for chunk in chunks:
+            for frame in chunk:
+                self.colors.append(to_lab(frame).reshape(-1, 3).astype(np.float64).mean(0))
+                if self._last is not None:
+                    change = np.abs(frame.astype(np.int16) - self._last.astype(np.int16)).mean()
+                    self.changes.append(float(change))
+                self._last = frame
+            yield chunk
+
+
+def report(keys: WindowKeys, watch: Watch, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The report of a video; `parts`: what is known of each window.
+
+    `lab_drift` is the distance of a window's mean Lab from that of the first, `seam_jump` the largest change
+    between two frames where windows meet, in medians of the changes elsewhere, and `seam_psnr` compares the
+    two versions of the frames that windows share.
+    """
+    windows = keys.windows
+    seams = [_seam(window) for window in windows]
+    within = [
+        change for index, change in enumerate(watch.changes) if not any(index in seam for seam in seams)
+    ]
+    usual = max(_FLOOR, float(np.median(within)) if within else 0.0)
+    first = np.mean(watch.colors[windows[0].frames], axis=0)
+    rows = []
+    for window, seam, part in zip(windows, seams, parts, strict=True):
+        color = np.mean(watch.colors[window.frames], axis=0)
+        jump = max((watch.changes[index] for index in seam), default=None)
+        rows.append(
+            {
+                "window": window.index,
+                "frames": [window.start, window.stop - 1],
+                "shared": window.lead,
+                **part,
+                "lab_drift": round(float(np.linalg.norm(color - first)), 3),
+                "seam_jump": None if jump is None else round(jump / usual, 3),
+            }
+        )
+    known = [row["seam_psnr"] for row in rows if row.get("seam_psnr") is not None]
+    return {
+        "mode": keys.window_mode,
+        "max_lab_drift": max(row["lab_drift"] for row in rows),
+        "max_seam_jump": max(
+            (row["seam_jump"] for row in rows if row["seam_jump"] is not None), default=None
+        ),
+        "min_seam_psnr": min(known, default=None),
+        "windows": rows,
+    }
+
+
+def _seam(window: Window) -> range:
+    """Which of the changes between frames lie where a window meets the one before."""
+    return range(window.start - 1, window.start + window.lead) if window.index else range(0)

@@ -1,0 +1,78 @@
+"""The latents of finished windows on the disk, so that a run that was stopped goes on with the next one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.files import format_json
+from mindspeed_mm.generation.request import GenerationRequest
+from mindspeed_mm.generation.stored import FILE_NAME, read_latents, write_latents
+from mindspeed_mm.log import get_logger, on_every_rank
+
+LOGGER = get_logger(__name__)
+_KEY = "window_key"
+
+
+class WindowStore:
+    """`FOLDER/window_00/latents.safetensors` …, each with the key of everything that it was made from."""
+
+    def __init__(self, folder: Path, made_by: str) -> None:
+        """`made_by`: what decides the latents beside the request: weights and precision."""
+        self.folder, self.made_by = folder, made_by
+
+    def path(self, index: int) -> Path:
+        """The file of a window; `from_latents` reads it, too."""
+        return self.folder / f"window_{index:02d}" / FILE_NAME
+
+    def key(self, request: GenerationRequest, pixels: Sequence[Tensor | None]) -> str:
+        """Of a window's request and the pixels that it is given: other ones give another key."""
+        digest = hashlib.sha256(self.made_by.encode())
+        digest.update(format_json({**request.to_json(), "name": ""}).encode())
+        for tensor in pixels:
+            digest.update(b"-" if tensor is None else repr(tuple(tensor.shape)).encode())
+            if tensor is not None:
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def read(self, index: int, key: str) -> Tensor | None:
+        """The latents [16, R+F, h, w] of a window, if they were made from the same; else None."""
+        path = self.path(index)
+        if not path.is_file():
+            return None
+        try:
+            latents, _, settings = read_latents(path)
+        except MindSpeedMMError as error:
+            LOGGER.warning("%s; the window is made again", error, extra=on_every_rank())
+            return None
+        if (settings.model_extra or {}).get(_KEY) != key:
+            return None
+        LOGGER.info("  window %d: taken from %s", index + 1, path, extra=on_every_rank())
+        return latents
+
+    def write(self, index: int, key: str, request: GenerationRequest, latents: Tensor, num_refs: int) -> None:
+        """Keep the latents of a window. Raises DataError for a disk that takes no more."""
+        settings: dict[str, Any] = {
+            "name": f"{self.folder.name}_window_{index:02d}",
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "sampling": request.sampling.model_dump(mode="json"),
+            _KEY: key,
+        }
+        write_latents(self.path(index).parent, latents, num_refs, settings)
+
+
+def identity(paths: Sequence[str | Path], settings: dict[str, Any]) -> str:
+    """Weights by the names, sizes and times of their files, and `settings`, as one text."""
+    files: list[tuple[str, int, int]] = []
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                state = file.stat()
+                files.append((str(file.absolute()), state.st_size, state.st_mtime_ns))
+    return format_json({"files": files, **settings})

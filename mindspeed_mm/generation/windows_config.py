@@ -1,0 +1,173 @@
+"""Videos longer than what the model makes at once: the keys, and where the windows lie. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mindspeed_mm.data.config import ClipPolicy
+
+WindowMode = Literal["extend", "context_windows"]
+WindowColors = Literal["first", "none"]
+_USUAL_OVERLAP = 13
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames `start` to `stop` of the video. The first `lead` of them are those of the window before."""
+
+    index: int
+    start: int
+    stop: int
+    lead: int
+
+    @property
+    def frames(self) -> slice:
+        """Its frames, of the whole video."""
+        return slice(self.start, self.stop)
+
+    @property
+    def latents(self) -> range:
+        """Its latent frames, of the whole video; its lead-in is three frames longer, but for the first."""
+        first = self.start // 4
+        return range(first, first + (self.stop - self.start + 3) // 4)
+
+
+class WindowKeys(ClipPolicy):
+    """Windows of a long video, and what becomes of the pixels that a mask keeps."""
+
+    window: int | None = Field(
+        default=None,
+        ge=5,
+        le=10001,
+        description=(
+            "frames that the model makes at once, 4k+1; a longer video is made of overlapping windows "
+            "(default: all frames at once)"
+        ),
+    )
+    window_mode: WindowMode = Field(
+        default="extend",
+        description=(
+            "extend: each window continues the last frames of the one before; context_windows: all windows "
+            "in every denoising step, blended"
+        ),
+    )
+    window_overlap: int | None = Field(
+        default=None,
+        gt=0,
+        description="frames that two windows share, 4k+1 (default: 13, or a third of a short window)",
+    )
+    window_discard: int = Field(
+        default=0,
+        ge=0,
+        description="last frames of a window that are dropped before the next continues, a multiple of 4",
+    )
+    window_colors: WindowColors = Field(
+        default="first",
+        description=(
+            "first: give each window the colours (mean and deviation in Lab) of the first one; none: leave them"
+        ),
+    )
+    window_references: tuple[tuple[int, ...], ...] | None = Field(
+        default=None,
+        description=(
+            "references of each window, as lists of their numbers from 0; the last list holds for all that "
+            "follow (default: all references)"
+        ),
+    )
+    paste_back: int | None = Field(
+        default=None,
+        ge=0,
+        le=1024,
+        description=(
+            "copy the pixels that the mask keeps from the source, and adapt so many generated pixels beside "
+            "them (default: pixels as the model makes them)"
+        ),
+    )
+
+    @field_validator("window", "window_overlap")
+    @classmethod
+    def _fits_the_vae(cls, value: int | None) -> int | None:
+        if value is not None and value % 4 != 1:
+            raise ValueError(f"must be 4k+1; nearest: {value // 4 * 4 + 1}")
+        return value
+
+    @field_validator("window_discard")
+    @classmethod
+    def _is_whole_latents(cls, value: int) -> int:
+        if value % 4:
+            raise ValueError(f"must be a multiple of 4; nearest: {round(value / 4) * 4}")
+        return value
+
+    @field_validator("window_references")
+    @classmethod
+    def _are_numbers(cls, value: tuple[tuple[int, ...], ...] | None) -> tuple[tuple[int, ...], ...] | None:
+        if value is not None and not (value and all(number >= 0 for row in value for number in row)):
+            raise ValueError("must be lists of numbers from 0, one list for each window")
+        return value
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> WindowKeys:
+        said = [
+            name
+            for name, field in WindowKeys.model_fields.items()
+            if name.startswith("window_") and getattr(self, name) != field.default
+        ]
+        if self.window is None:
+            if said:
+                raise ValueError(f"{', '.join(said)}: window is missing; set window to 81, or leave it out")
+            return self
+        if self.overlap + self.window_discard >= self.window:
+            more = f" and window_discard {self.window_discard}" if self.window_discard else ""
+            fix = f"lower window_overlap to {usual_overlap(self.window)}" + (
+                more and " or window_discard to 0"
+            )
+            raise ValueError(
+                f"window_overlap {self.overlap}{more} leave nothing of a window of {self.window} frames; "
+                f"{fix}"
+            )
+        only_extend = [name for name in said if name in ("window_discard", "window_colors")]
+        if self.window_mode == "context_windows" and only_extend:
+            raise ValueError(f"{', '.join(only_extend)}: for window_mode extend; leave it out")
+        return self
+
+    @property
+    def overlap(self) -> int:
+        """Frames that two windows share; 0 without windows."""
+        return self.window_overlap or (usual_overlap(self.window) if self.window else 0)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether the video is longer than a window."""
+        return self.window is not None and self.num_frames > self.window
+
+    @property
+    def frames_at_once(self) -> int:
+        """Frames that go through the transformer together."""
+        return self.num_frames if self.window is None else min(self.num_frames, self.window)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Where the windows lie; one that holds everything for a video that is not longer."""
+        length, discard = self.frames_at_once, self.window_discard
+        step = length - self.overlap - discard if self.is_windowed else length
+        return tuple(_spans(self.num_frames, length, step, discard))
+
+
+def usual_overlap(window: int) -> int:
+    """13 frames, or the largest 4k+1 that is at most a third of a window."""
+    return min(_USUAL_OVERLAP, max(1, (window // 3 - 1) // 4 * 4 + 1))
+
+
+def _spans(total: int, length: int, step: int, discard: int) -> Iterator[Window]:
+    """Windows `step` frames apart. The last one ends with the video, and so shares more frames."""
+    made = start = index = 0
+    while True:
+        start = min(start, total - length)
+        yield Window(index, start, start + length, made - start if index else 0)
+        if start + length == total:
+            return
+        made, start, index = start + length - discard, start + step, index + 1

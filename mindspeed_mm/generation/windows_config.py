@@ -68,7 +68,7 @@ class WindowKeys(ClipPolicy):
     window_colors: WindowColors = Field(
         default="first",
         description=(
-            "first: give each window the colours (mean and deviation in Lab) of the first one; none: leave them"
+            "first: each window gets the colours of the first (mean and deviation in Lab); none: leave them"
         ),
     )
     window_references: tuple[tuple[int, ...], ...] | None = Field(

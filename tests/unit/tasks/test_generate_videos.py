@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.data.video import open_video, write_video
-from mindspeed_mm.generation import outputs, writer
 from mindspeed_mm.generation import run as generation_run
+from mindspeed_mm.generation import writer
 from mindspeed_mm.generation.config import RunConfig
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.log import setup_logging

@@ -64,7 +64,8 @@ def make_run(
     listing = write_features(root / "features of a run", random_records(clips, ((3, 4, 6), (2, 6, 4))))
     basic = {"data_path": str(listing), "data_folder": str(listing.parent)}
     data = {"dataset_param": {"dataset_type": "feature", "basic_parameters": basic, "validation": basic}}
-    sizes = predictor_json(from_pretrained=str(root / "weights"), **{"dtype": dtype, **(predictor or {})})
+    given = {"from_pretrained": str(root / "weights"), "dtype": dtype, **(predictor or {})}
+    sizes = predictor_json(**given)
     yaml = root / "fsdp2.yaml"
     yaml.write_text(
         "sharding_size: auto\nsub_modules_to_wrap: ['blocks.{*}', 'vace_blocks.{*}']\nparam_dtype: "

@@ -21,6 +21,8 @@ class Groups:
     data_context: Any  # both: all ranks over which gradients are averaged
     shard: Any  # the part of data_context that shares one copy of the weights
     replica: Any | None  # ranks that hold the same shard of other copies; None with one copy
+    ulysses: Any  # the part of context whose ranks exchange heads for tokens
+    ring: Any | None  # ranks of context between which keys and values pass; None where Ulysses covers it
     pipeline: Any  # ranks that hold the other layers of the model, in the order of the stages
 
 
@@ -50,18 +52,28 @@ def initialize(
     *,
     pipeline_size: int = 1,
     virtual_size: int = 1,
+    ulysses_size: int | None = None,
 ) -> Groups:
     """Make all groups; `copies` of the weights of a stage (1 = one copy over all its ranks).
+
+    `ulysses_size` neighbours of a context group exchange heads, with rings between them (None = all of it).
 
     Raises LaunchError when sizes do not divide.
     """
     state = core("parallel_state")
+    has_rings = ulysses_size not in (None, context_parallel_size)
     if not state.model_parallel_is_initialized():
         try:
             state.initialize_model_parallel(
                 pipeline_model_parallel_size=pipeline_size,
                 virtual_pipeline_model_parallel_size=virtual_size if virtual_size > 1 else None,
                 context_parallel_size=context_parallel_size,
+                hierarchical_context_parallel_sizes=[
+                    ulysses_size,
+                    context_parallel_size // (ulysses_size or 1),
+                ]
+                if has_rings
+                else None,
                 num_distributed_optimizer_instances=copies,
                 distributed_timeout_minutes=timeout_minutes,
                 create_gloo_process_groups=False,
@@ -72,14 +84,18 @@ def initialize(
                 f"{error}"
             ) from None
     whole = state.get_data_parallel_group(with_context_parallel=True)
+    context = state.get_context_parallel_group()
+    inner, ring = state.get_hierarchical_context_parallel_groups() if has_rings else (context, None)
     return Groups(
         data=state.get_data_parallel_group(),
-        context=state.get_context_parallel_group(),
+        context=context,
         data_context=whole,
         shard=state.get_data_parallel_group(with_context_parallel=True, partial_data_parallel=True)
         if copies > 1
         else whole,
         replica=_replica_group(state) if copies > 1 else None,
+        ulysses=inner,
+        ring=ring,
         pipeline=state.get_pipeline_model_parallel_group(),
     )
 

@@ -38,9 +38,13 @@ class ParallelConfig(Config):
     context_parallel_size: int = Field(
         default=1, ge=1, le=65536, description="ranks that share the tokens of one sample"
     )
-    context_parallel_algo: Literal["ulysses_cp_algo"] = Field(
+    context_parallel_algo: Literal["ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo"] = Field(
         default="ulysses_cp_algo",
-        description="how the tokens are shared: attention over all tokens, heads divided",
+        description="how the tokens are shared: heads are divided (Ulysses), keys and values pass around a "
+        "ring (megatron), or both: Ulysses between neighbours, rings between those (hybrid)",
+    )
+    ulysses_degree_in_cp: int | None = Field(
+        default=None, ge=1, le=65536, description="with hybrid_cp_algo: ranks that divide the heads"
     )
     use_torch_fsdp2: bool = Field(
         default=False, description="shard with torch's fully_shard (always on here)"
@@ -70,19 +74,33 @@ class ParallelConfig(Config):
         if self.tensor_model_parallel_size != 1:
             size = self.tensor_model_parallel_size
             raise ValueError(
-                f"--tensor-model-parallel-size {size} is not supported: the norms of q and k span all heads; "
-                f"set it to 1 and {_NO_TP}"
+                f"--tensor-model-parallel-size {size} is not supported: with the tokens of a video it sends "
+                f"more than FSDP2; set it to 1 and {_NO_TP}"
             )
         if self.virtual_size > 1 and self.pipeline_model_parallel_size == 1:
             raise ValueError(
                 f"--virtual-pipeline-model-parallel-size {self.virtual_size} needs "
                 "--pipeline-model-parallel-size 2 or more; leave it out, or give both"
             )
+        if (self.context_parallel_algo == "hybrid_cp_algo") != (self.ulysses_degree_in_cp is not None):
+            raise ValueError("--context-parallel-algo hybrid_cp_algo and --ulysses-degree-in-cp go together")
+        if self.context_parallel_size % self.ulysses_size:
+            raise ValueError(
+                f"--ulysses-degree-in-cp {self.ulysses_size} does not divide --context-parallel-size "
+                f"{self.context_parallel_size}"
+            )
         if self.recompute_method == "block" and self.recompute_num_layers is None:
             raise ValueError("--recompute-method block needs --recompute-num-layers")
         if self.recompute_method is not None and self.recompute_granularity is None:
             raise ValueError("--recompute-method needs --recompute-granularity full or selective")
         return self
+
+    @property
+    def ulysses_size(self) -> int:
+        """Ranks of a context-parallel group that divide the heads; the others form rings."""
+        if self.context_parallel_algo == "megatron_cp_algo":
+            return 1
+        return self.ulysses_degree_in_cp or self.context_parallel_size
 
     @property
     def virtual_size(self) -> int:
@@ -177,14 +195,15 @@ class Fsdp2Config(Config):
         return cls() if path is None else parse(cls, read_yaml(path) or {}, Path(path).name, notes)
 
 
-def check_context_parallel(num_heads: int, size: int) -> None:
-    """Ulysses divides heads over ranks. Raises ConfigError naming the sizes that fit."""
-    if num_heads % size:
+def check_context_parallel(num_heads: int, ulysses: int, flag: str = "--context-parallel-size") -> None:
+    """Ulysses divides heads over `ulysses` ranks. Raises ConfigError naming the sizes that fit."""
+    if num_heads % ulysses:
         allowed = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+        fix = f"use one of {', '.join(map(str, allowed))}"
+        if flag == "--context-parallel-size":
+            fix += ", or --context-parallel-algo hybrid_cp_algo with --ulysses-degree-in-cp"
         raise ConfigError(
-            f"{size} does not divide the model's {num_heads} attention heads",
-            where="--context-parallel-size",
-            fix=f"use one of {', '.join(map(str, allowed))}",
+            f"{ulysses} does not divide the model's {num_heads} attention heads", where=flag, fix=fix
         )
 
 

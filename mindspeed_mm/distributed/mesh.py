@@ -33,6 +33,8 @@ class Mesh:
     pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
     cp_group: dist.ProcessGroup
+    ulysses_group: dist.ProcessGroup  # the part of cp_group whose ranks exchange heads
+    ring_group: dist.ProcessGroup | None  # ranks of cp_group between which keys and values pass
     dp_cp_group: dist.ProcessGroup
     shards: DeviceMesh  # [shard], or [replicate, shard] with more than one copy of the weights
 
@@ -56,6 +58,7 @@ def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Co
         parallel.distributed_timeout_minutes,
         pipeline_size=stages,
         virtual_size=parallel.virtual_size,
+        ulysses_size=parallel.ulysses_size,
     )
     return Mesh(
         rank=dist.get_rank(),
@@ -69,6 +72,8 @@ def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Co
         pp_group=made.pipeline,
         dp_group=made.data,
         cp_group=made.context,
+        ulysses_group=made.ulysses,
+        ring_group=made.ring,
         dp_cp_group=made.data_context,
         shards=device_mesh(made, accelerator.kind),
     )

@@ -6,6 +6,7 @@ their gradients are sent. Flat stage vÂ·pp + p is virtual chunk v of rank p, as 
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from collections import defaultdict
@@ -34,16 +35,14 @@ Loss = Callable[[Tensor, int], Tensor]  # velocity and number of a micro-batch â
 
 @dataclass(frozen=True)
 class Whole:
-    """The model of all ranks together, as it was on the meta device."""
+    """The model of all ranks together, on the meta device. No part of the model of a rank."""
 
-    shapes: dict[str, torch.Size]  # of every weight
-    modules: tuple[str, ...]
+    model: nn.Module
 
     @classmethod
     def of(cls, model: nn.Module) -> Whole:
-        """Of a model that is not split yet."""
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        return cls(shapes, tuple(name for name, _ in model.named_modules() if name))
+        """Of a model on the meta device, which is not split yet and has no process groups."""
+        return cls(copy.deepcopy(model))
 
 
 class _Stage(PipelineStage):
@@ -62,7 +61,7 @@ class _Stage(PipelineStage):
 class Pipeline(nn.Module):
     """This rank's stages of a model. Called like the model, it returns the velocity on every rank.
 
-    A call makes no gradients. Its weights have the names that they have in the whole model.
+    A call makes no gradients. Its modules and weights have the names that they have in the whole model.
     """
 
     def __init__(
@@ -78,12 +77,15 @@ class Pipeline(nn.Module):
         self._last = (split.count - 1) % self.size  # the rank of the last stage
         self._ready: tuple[object, Any] = (None, None)  # the shape used last, and its schedule
 
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """This rank's weights by their names in the whole model."""
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """This rank's modules by their names in the whole model, and so its weights."""
+        yield prefix, self
         for part in self.parts():
-            yield from part.named_parameters(prefix, recurse, remove_duplicate)
+            for name, child in part.named_children():
+                full = f"{prefix}.{name}" if prefix else name
+                yield from child.named_modules(memo, full, remove_duplicate)
 
     def parts(self) -> Iterator[nn.Module]:
         """What is sharded as one: the copy of what every rank has, and each stage."""
@@ -261,18 +263,14 @@ def group_places(shapes: Sequence[Sequence[int]], rounds: int) -> Iterator[list[
             yield places[whole:]
 
 
-def whole_modules(model: nn.Module) -> list[str]:
-    """Names of all modules, of those on other ranks too."""
-    if isinstance(model, Pipeline):
-        return list(model.whole.modules)
-    return [name for name, _ in model.named_modules() if name]
+def whole_model(model: nn.Module) -> nn.Module:
+    """The model with what other ranks hold: its names, shapes and what trains. Of a pipeline, no values."""
+    return model.whole.model if isinstance(model, Pipeline) else model
 
 
 def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
     """Every weight's name and shape, of those on other ranks too."""
-    if isinstance(model, Pipeline):
-        return model.whole.shapes
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+    return {name: parameter.shape for name, parameter in whole_model(model).named_parameters()}
 
 
 def own_names(model: nn.Module) -> list[str]:

@@ -3,7 +3,8 @@
 Each rank holds a part of the tokens; for attention, all tokens of a part of the heads.
 
 https://arxiv.org/abs/2309.14509. Padding makes any token count divisible; it is cut off between the two
-all-to-alls, so attention sees the real tokens only and needs no mask.
+all-to-alls, so attention sees the real tokens only and needs no mask. Beyond the heads, keys and values pass
+around rings between groups that exchange heads (distributed/ring.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindspeed_mm.distributed.config import check_context_parallel
+from mindspeed_mm.distributed.ring import ring_attend
 from mindspeed_mm.ops.attention import Attend
 
 
@@ -63,20 +65,54 @@ class UlyssesAttend:
         return _exchange(_pad(out, 1, q.shape[1] * self.tokens.size), 1, 2, group)
 
 
-def apply_context_parallel(model: nn.Module, group: dist.ProcessGroup) -> SharedTokens | None:
+class HybridAttend:
+    """An Attend over all tokens: Ulysses inside a group of neighbours, a ring between such groups.
+
+    A place of the ring has the tokens of its neighbours, in rank order; padding is at the end of the last.
+    """
+
+    def __init__(self, tokens: SharedTokens, ulysses: dist.ProcessGroup, ring: dist.ProcessGroup) -> None:
+        self.tokens, self.ulysses, self.ring = tokens, ulysses, ring
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [B, S/cp, N, K] → [B, S/cp, N, K]."""
+        size = q.shape[1] * dist.get_world_size(self.ulysses)  # tokens of a place, padding among them
+        places = range(0, size * dist.get_world_size(self.ring), size)
+        lengths = [min(max(self.tokens.length - first, 0), size) for first in places]
+        mixed = torch.stack((q, k, v))
+        if size > q.shape[1]:
+            mixed = _exchange(mixed, 3, 2, self.ulysses)  # 3 B S/ring N/ulysses K
+        q, k, v = mixed.unbind(0)
+        out = ring_attend(q[:, : lengths[dist.get_rank(self.ring)]], k, v, lengths, self.ring)
+        out = _pad(out, 1, size)
+        return _exchange(out, 1, 2, self.ulysses) if dist.get_world_size(self.ulysses) > 1 else out
+
+
+def apply_context_parallel(
+    model: nn.Module,
+    group: dist.ProcessGroup,
+    *,
+    ulysses: dist.ProcessGroup | None = None,
+    ring: dist.ProcessGroup | None = None,
+) -> SharedTokens | None:
     """Share the tokens of `model` (a VaceTransformer) over `group`; None and no change when it has one rank.
 
+    `ulysses` and `ring` are the parts of `group` in its two directions, where the heads do not cover it.
     Only self-attention needs other ranks: cross-attention reads the caption, which every rank has.
     Raises ConfigError when the heads do not divide.
     """
     if dist.get_world_size(group) == 1:
         return None
     tokens = SharedTokens(group)
+    ulysses = ulysses or group
     blocks = [*model.get_submodule("blocks").children(), *model.get_submodule("vace_blocks").children()]
     for block in blocks:
         attention: Any = block.self_attn
-        check_context_parallel(attention.num_heads, tokens.size)
-        attention.attend = UlyssesAttend(tokens, attention.attend)
+        check_context_parallel(attention.num_heads, dist.get_world_size(ulysses))
+        if ring is not None:
+            attention.attend = HybridAttend(tokens, ulysses, ring)
+        else:
+            attention.attend = UlyssesAttend(tokens, attention.attend)
     model.tokens = tokens  # type: ignore[assignment]
     return tokens
 

@@ -29,10 +29,12 @@ class Experts:
         *,
         placed: bool = False,
         dtype: torch.dtype | None = None,
+        count: int | None = None,
     ) -> None:
         """`placed`: the models are in place (sharded, or in training) and are never moved.
 
         `dtype`: of matrix products, where it is not that of the weights at hand (fp32 masters in training).
+        `count`: of all weights, where this process holds some of them (pipeline stages).
         """
         if len(models) not in (1, 2):
             raise WeightsError(f"got {len(models)} transformers", expected="one, or [high, low]")
@@ -45,6 +47,7 @@ class Experts:
         )
         self._active: int | None = None
         self._accelerator = accelerator
+        self._count = count or sum(weight.numel() for model in models for weight in model.parameters())
         self._dtype = dtype or next(models[0].blocks.parameters()).dtype
         if self.mode == "none":
             for offloader in self._offloaders:
@@ -79,9 +82,8 @@ class Experts:
         Judged by sizes alone: the same run in training and afterwards, with and without offload, gives the
         same bits.
         """
-        count = sum(weight.numel() for model in self.models for weight in model.parameters())
         activations = 2 * TOKEN_BYTES * tokens * self.config.trunk.hidden_size
-        return count * self._dtype.itemsize + activations <= 0.8 * self._accelerator.total_memory()
+        return self._count * self._dtype.itemsize + activations <= 0.8 * self._accelerator.total_memory()
 
     def offload(self) -> None:
         """Free the device of the active model, unless models stay there."""

@@ -20,7 +20,7 @@ from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.distributed.patterns import recompute_plan
-from mindspeed_mm.distributed.pipeline import whole_modules
+from mindspeed_mm.distributed.pipeline import whole_model
 from mindspeed_mm.distributed.rng import seed_everything
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError, DataError
@@ -332,9 +332,10 @@ def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]
     spec = MODELS.get(job.predictor.model_id)
     if not spec.cost:
         return lambda size: (0, Flops(0.0, 0.0))
-    names = whole_modules(model)
+    whole = whole_model(model)
+    names = [name for name, _ in whole.named_modules() if name]
     plan = recompute_plan(names, spec.units, job.fsdp2, job.parallel)
-    lora = lora_sizes(model)
+    lora = lora_sizes(whole)
     more = (lora,) if lora else ()
     cost: Callable[[tuple[int, ...]], tuple[int, Flops]] = resolve(spec.cost)(job.predictor, plan, *more)
     return cost

@@ -67,7 +67,7 @@ def training_table(job: PretrainJob) -> Rows:
         (
             "parallelism",
             f"{_count(job.world_size, 'rank', 'ranks')}, {_stages(job)}context parallel "
-            f"{job.parallel.context_parallel_size}, "
+            f"{job.parallel.context_parallel_size}{_rings(job)}, "
             f"sharding {fsdp.sharding_size if fsdp.sharding_size is not None else 'over all'}",
         ),
         (
@@ -170,6 +170,12 @@ def _parts(shards: Sequence[str]) -> list[str]:
 def _distinct(texts: Iterable[str]) -> str:
     found = list(dict.fromkeys(texts))
     return " | ".join(found[:3]) + (f" | … ({len(found)} kinds)" if found[3:] else "")
+
+
+def _rings(job: PretrainJob) -> str:
+    """Rings between the ranks that divide the heads, where there are any."""
+    size = job.parallel.context_parallel_size // job.parallel.ulysses_size
+    return f" (rings of {size})" if size > 1 else ""
 
 
 def _stages(job: PretrainJob) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.mesh import Mesh
+from mindspeed_mm.distributed.pipeline import Pipeline, whole_model
 from mindspeed_mm.errors import ConfigError, NonFiniteError
 from mindspeed_mm.evaluation.metrics.catalog import all_metrics
 from mindspeed_mm.evaluation.report import ALL, FILE_NAME, score_folder, write_report
@@ -50,9 +52,10 @@ class ValidationVideos:
 
         Raises the errors of a generation run for a JSON that cannot be honoured.
         """
-        if not isinstance(model, VaceTransformer):
+        whole = whole_model(model)
+        if not isinstance(whole, VaceTransformer):
             raise ConfigError(
-                f"got a {type(model).__name__}",
+                f"got a {type(whole).__name__}",
                 where=inference,
                 expected="a VACE model, to make validation videos",
             )
@@ -64,8 +67,16 @@ class ValidationVideos:
                 where=f"{inference}:model.transformer",
                 fix="leave validation.prompts out",
             )
+        if isinstance(model, Pipeline) and any(video.loras for video in self.job.videos):
+            raise ConfigError(
+                "LoRAs cannot be added to a model in pipeline stages",
+                where=f"{inference}:loras",
+                fix="leave loras out, or train without pipeline stages",
+            )
         self.score = score
-        self.model, self.mesh, self.accelerator, self.folder = model, mesh, accelerator, folder
+        self.model = cast(VaceTransformer, model)  # or a pipeline of its stages, which is called like it
+        self.mesh, self.accelerator, self.folder = mesh, accelerator, folder
+        self.count = sum(weight.numel() for weight in whole.parameters())
         self.parallel = (
             ContextParallel(Layout(mesh.cp_size, 1), accelerator, mesh)
             if mesh.world_size > 1
@@ -111,7 +122,13 @@ class ValidationVideos:
     def _open_models(self) -> ModelStore:
         """Opened at the first evaluation; later the VAE only moves back to the device."""
         if self._models is None:
-            experts = Experts([self.model], self.accelerator, placed=True, dtype=DTYPES[self.job.run.dtype])
+            experts = Experts(
+                [self.model],
+                self.accelerator,
+                placed=True,
+                dtype=DTYPES[self.job.run.dtype],
+                count=self.count,
+            )
             text_len = self.model.config.trunk.text_len
             self._models = open_models(self.job, self.accelerator, text_len, self.parallel, experts)
             share_prompts(self._models, self.job.videos, self.parallel)

@@ -80,7 +80,8 @@ def build_model(
         transform.apply(model)
         if isinstance(source, WeightsSource):
             source = transform.change_source(source)
-    apply_context_parallel(model, mesh.cp_group)
+    whole = Whole.of(model) if mesh.pp_size > 1 else None
+    apply_context_parallel(model, mesh.cp_group, ulysses=mesh.ulysses_group, ring=mesh.ring_group)
     names = [name for name, _ in model.named_modules() if name]
     recomputed = recompute_plan(names, spec.units, fsdp, parallel)
     to_host = fsdp.offload_block_inputs and accelerator.kind != "cpu"  # a CPU's memory is the host's
@@ -90,14 +91,13 @@ def build_model(
         compile_blocks(
             model, [name for unit in spec.units for name in match(unit, names, "units", absent=absent)]
         )
-    if mesh.pp_size > 1:
-        whole = Whole.of(model)
+    if whole is not None:
         mine = range(mesh.pp_rank, len(layers), mesh.pp_size)
         split = resolve(spec.stages)(model, layers, mine)
         pipeline = Pipeline(split, whole, mesh, parallel.pipeline_schedule, accelerator.device)
         pipeline.config = model.config
         for part in pipeline.parts():
-            shard_model(part, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules, every=whole.modules)
+            shard_model(part, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules, every=names)
         model = pipeline
     else:
         shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)

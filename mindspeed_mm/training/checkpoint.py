@@ -32,7 +32,7 @@ from megatron.mm.layout import (
 )
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import Config
-from mindspeed_mm.distributed.pipeline import own_names
+from mindspeed_mm.distributed.pipeline import own_names, whole_model
 from mindspeed_mm.distributed.rng import rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import format_json
@@ -160,9 +160,9 @@ class Checkpointer:
             content["config"] = (
                 config.model_dump_json()
             )  # no shape tells the number of heads of an unusual model
-        if scales := lora_scales(state.model):
+        if scales := lora_scales(whole_model(state.model)):
             content[ENTRY] = format_json({"type": "lora", "scales": scales})
-        if rounded := describe_quantized(state.model):
+        if rounded := describe_quantized(whole_model(state.model)):
             content[QUANTIZED] = rounded
         content["skips"] = pack(asdict(state.skips))
         means = sorted((band, *mean) for band, mean in state.loss_means.items())

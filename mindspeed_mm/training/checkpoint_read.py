@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
-from mindspeed_mm.distributed.pipeline import whole_shapes
+from mindspeed_mm.distributed.pipeline import whole_model, whole_shapes
 from mindspeed_mm.distributed.rng import rng_state, set_rng_state
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import WeightsError
@@ -64,8 +64,8 @@ def load_checkpoint(
     found_base = saved.get("base")
     check_base(folder, found_base, base, config.finetune)
     check_config(folder, saved.get("config"), state.model)
-    check_lora(folder, saved.get(ENTRY), state.model)
-    check_quantized(folder, saved.get(QUANTIZED), state.model, config.finetune)
+    check_lora(folder, saved.get(ENTRY), whole_model(state.model))
+    check_quantized(folder, saved.get(QUANTIZED), whole_model(state.model), config.finetune)
     reader = IndexReader(folder)
     names = mm_names(state.model, key_map)
     values = Values(folder, reader.read_metadata())

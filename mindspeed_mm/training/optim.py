@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mindspeed_mm.distributed.pipeline import Pipeline
+from mindspeed_mm.distributed.pipeline import Pipeline, whole_model
 from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.config import OptimizerConfig
@@ -41,32 +41,38 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
 
     `wd_mult` is what megatron.core's schedule reads.
 
-    Under `optimizer: muon` hidden matrices are a group of their own, which decays.
+    Under `optimizer: muon` hidden matrices are a group of their own, which decays. All ranks of a pipeline
+    have the same groups, so that their checkpoints agree; those of a stage may be empty.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not named and not isinstance(model, Pipeline):  # a stage may have nothing that trains
-        raise ConfigError(
-            "leaves nothing to train: the model has no parameter with a gradient", where="predictor.trainable"
-        )
-    hidden, decayed, rest = [], [], []
-    for name, parameter in named:
-        if config.optimizer == "muon" and is_hidden_matrix(name, parameter):
-            hidden.append(parameter)
-        elif config.weight_decay_all or decays(name, parameter):
-            decayed.append(parameter)
-        else:
-            rest.append(parameter)
-    groups: list[dict[str, Any]] = [
-        {
-            "params": hidden,
+    settings: dict[str, dict[str, Any]] = {
+        "hidden": {
             "weight_decay": config.weight_decay,
             "wd_mult": 1.0,
             "momentum": config.muon_momentum,
         },
-        {"params": decayed, "weight_decay": config.weight_decay, "wd_mult": 1.0},
-        {"params": rest, "weight_decay": 0.0, "wd_mult": 0.0},
-    ]
-    return [group for group in groups if group["params"]] or groups[1:2]
+        "decayed": {"weight_decay": config.weight_decay, "wd_mult": 1.0},
+        "rest": {"weight_decay": 0.0, "wd_mult": 0.0},
+    }
+    present = {
+        _group_of(name, parameter, config)
+        for name, parameter in whole_model(model).named_parameters()
+        if parameter.requires_grad
+    }
+    if not present:
+        raise ConfigError(
+            "leaves nothing to train: the model has no parameter with a gradient", where="predictor.trainable"
+        )
+    members: dict[str, list[nn.Parameter]] = {kind: [] for kind in settings if kind in present}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[_group_of(name, parameter, config)].append(parameter)
+    return [{"params": found, **settings[kind]} for kind, found in members.items()]
+
+
+def _group_of(name: str, parameter: Tensor, config: OptimizerConfig) -> str:
+    if config.optimizer == "muon" and is_hidden_matrix(name, parameter):
+        return "hidden"
+    return "decayed" if config.weight_decay_all or decays(name, parameter) else "rest"
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

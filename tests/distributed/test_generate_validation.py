@@ -13,11 +13,22 @@ from tests.tiny import write_official
 
 
 @pytest.mark.parametrize(
-    ("dtype", "ranks", "lora"),
-    [("fp32", 1, ()), ("bf16", 2, ()), ("fp32", 2, ("--lora-rank=4", "--lora-on=both"))],
-    ids=["fp32", "bf16", "lora"],
+    ("dtype", "ranks", "lora", "stages"),
+    [
+        ("fp32", 1, (), ()),
+        ("bf16", 2, (), ()),
+        ("fp32", 2, ("--lora-rank=4", "--lora-on=both"), ()),
+        ("fp32", 2, (), ("--pipeline-model-parallel-size=2",)),
+        (
+            "fp32",
+            4,
+            (),
+            ("--pipeline-model-parallel-size=2", "--virtual-pipeline-model-parallel-size=2"),
+        ),
+    ],
+    ids=["fp32", "bf16", "lora", "stages", "virtual"],
 )
-def test_validation_equals_generation_from_the_checkpoint(world, tmp_path, dtype, ranks, lora):
+def test_validation_equals_generation_from_the_checkpoint(world, tmp_path, dtype, ranks, lora, stages):
     write_official(tmp_path / "tiny")
     environment = make_run(tmp_path / "run", dtype=dtype)
     inference = tmp_path / "inference.json"
@@ -39,7 +50,7 @@ def test_validation_equals_generation_from_the_checkpoint(world, tmp_path, dtype
         "lr": 1e-2,
         "load": environment["SAVE_PATH"],
     }
-    world.run(ranks, train_job, [*arguments(environment, *bf16, *lora, **flags)])
+    world.run(ranks, train_job, [*arguments(environment, *bf16, *lora, *stages, **flags)])
 
     save = tmp_path / "run" / "save"
     made = {}

@@ -60,6 +60,7 @@ HONOURED = [
     "--pipeline-schedule",
     "--context-parallel-size",
     "--context-parallel-algo",
+    "--ulysses-degree-in-cp",
     "--use-torch-fsdp2",
     "--fsdp2-config-path",
     "--distributed-backend",

@@ -83,11 +83,14 @@ class VaceStage(nn.Module):
         read = self._reading(batch)
         if self.is_first:
             tokens = self._embed(batch)
-        feeders = {layer: (n, self.vace_blocks[str(n)]) for layer, n in self._feeders.items()}
+        feeders = {}
+        if batch.vace_context is not None:  # else the trunk runs alone
+            feeders = {layer: (n, self.vace_blocks[str(n)]) for layer, n in self._feeders.items()}
         blocks = ((int(i), block) for i, block in self.blocks.items())
         x, c = run_blocks(blocks, feeders, tokens[0], tokens[-1], read)
         if not self.is_last:
-            return (x.contiguous(), c.contiguous()) if self._sends_branch else (x.contiguous(),)
+            both = self._sends_branch and batch.vace_context is not None
+            return (x.contiguous(), c.contiguous()) if both else (x.contiguous(),)
         patch = self.config.trunk.patch_size
         cells = self.head(x, read.time.float())
         return fold(cells, token_grid(batch.latents.shape, patch), patch, self._tokens)
@@ -120,19 +123,20 @@ def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int
     grads = _gradients(model)
 
     def leaving(stage: int, batch: MicroBatch) -> tuple[Tensor, ...]:
-        """Meta tensors like those that `stage` sends, or like the velocity of the last."""
+        """Meta tensors like those that `stage` sends, or like the velocity of the last.
+
+        One sample with P captions has P rows of tokens from the first block on.
+        """
         shape = batch.latents.shape
+        rows = max(shape[0], batch.prompt_embeds.shape[0])
         if stage == len(layers) - 1:
-            return (
-                torch.empty((shape[0], config.trunk.out_dim, *shape[2:]), device="meta").requires_grad_(),
-            )
+            return (torch.empty((rows, config.trunk.out_dim, *shape[2:]), device="meta").requires_grad_(),)
         grid = token_grid(shape, config.trunk.patch_size)
         count = model.tokens.split(torch.empty(grid[0] * grid[1] * grid[2], device="meta"), 0).shape[0]
-        x = torch.empty(
-            (shape[0], count, config.trunk.hidden_size), dtype=model.residual_dtype, device="meta"
-        )
+        x = torch.empty((rows, count, config.trunk.hidden_size), dtype=model.residual_dtype, device="meta")
         trunk_has, branch_has = grads[bounds[stage + 1] - 1]
-        sends_branch = bool(config.vace_layers) and config.vace_layers[-1] >= bounds[stage + 1]
+        has_branch = bool(config.vace_layers) and batch.vace_context is not None
+        sends_branch = has_branch and config.vace_layers[-1] >= bounds[stage + 1]
         flags = (trunk_has, branch_has) if sends_branch else (trunk_has,)
         return tuple(x.clone().requires_grad_(flag) for flag in flags)
 

@@ -231,7 +231,9 @@ class PretrainJob(Config):
         if optimizer.lr is None:
             raise ConfigError("--lr is missing", where=prog, fix="give it; examples/vace uses 5e-5")
         _check_dtype(self.predictor, self.fsdp2, self.files)
-        check_context_parallel(self.predictor.num_heads, self.parallel.context_parallel_size)
+        is_hybrid = self.parallel.context_parallel_algo == "hybrid_cp_algo"
+        flag = "--ulysses-degree-in-cp" if is_hybrid else "--context-parallel-size"
+        check_context_parallel(self.predictor.num_heads, self.parallel.ulysses_size, flag)
         dp_size = self.dp_size  # says first when the ranks cannot be divided
         _check_sharding(self.fsdp2, self.world_size // self.parallel.pipeline_model_parallel_size)
         _check_patterns(self.predictor, self.fsdp2)
@@ -383,7 +385,7 @@ def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
 
 
 def _check_stages(job: PretrainJob) -> None:
-    """Raises ConfigError where stages do not fit the model JSON, or the job has parts that know no stages."""
+    """Raises ConfigError where stages do not fit the model JSON."""
     parallel, predictor = job.parallel, job.predictor
     if parallel.pipeline_model_parallel_size == 1:
         return
@@ -394,12 +396,6 @@ def _check_stages(job: PretrainJob) -> None:
             where=f"{job.files.mm_model}:predictor.model_id",
             fix="set --pipeline-model-parallel-size to 1",
         )
-    if job.model.transforms:
-        raise ConfigError(
-            "LoRA and weights in 8 bits do not work with pipeline stages yet",
-            where=f"{job.files.mm_model}:transforms",
-            fix="set --pipeline-model-parallel-size to 1 and shard with --use-torch-fsdp2",
-        )
     if parallel.num_stages > predictor.num_layers:
         raise ConfigError(
             f"{parallel.num_stages} stages for a model of {predictor.num_layers} layers",
@@ -408,13 +404,6 @@ def _check_stages(job: PretrainJob) -> None:
         )
     if predictor.pipeline_num_layers is not None:
         stage_layers(predictor.pipeline_num_layers, predictor.num_layers, parallel.num_stages, where)
-    validation = getattr(job.data.dataset_param, "validation", None)
-    if getattr(validation, "prompts", None) is not None:
-        raise ConfigError(
-            "makes no videos with pipeline stages",
-            where=f"{job.files.mm_data}:dataset_param.validation.prompts",
-            fix="leave it out (data_path still measures held-out loss), or train without pipeline stages",
-        )
 
 
 def _check_patterns(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:

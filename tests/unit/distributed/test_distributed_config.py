@@ -125,6 +125,31 @@ def test_virtual_stages_need_stages():
     assert parse(ParallelConfig, both, "pretrain_vace.py").num_stages == 8
 
 
+@pytest.mark.parametrize(
+    ("given", "ulysses"),
+    [
+        ({}, 8),
+        ({"context_parallel_algo": "megatron_cp_algo"}, 1),
+        ({"context_parallel_algo": "hybrid_cp_algo", "ulysses_degree_in_cp": 4}, 4),
+    ],
+)
+def test_the_algorithm_says_how_many_ranks_divide_heads(given, ulysses):
+    assert ParallelConfig(context_parallel_size=8, **given).ulysses_size == ulysses
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"context_parallel_algo": "hybrid_cp_algo"},
+        {"ulysses_degree_in_cp": 2},
+        {"context_parallel_algo": "hybrid_cp_algo", "ulysses_degree_in_cp": 3},
+    ],
+)
+def test_a_ring_between_groups_needs_a_size_that_divides(given):
+    with raises(ConfigError, "--ulysses-degree-in-cp"):
+        parse(ParallelConfig, {"context_parallel_size": 4, **given}, "pretrain_vace.py")
+
+
 def test_ranks_divide_into_stages_and_context():
     parallel = ParallelConfig(pipeline_model_parallel_size=2, context_parallel_size=2)
     assert data_parallel_size(parallel, 8) == 2
@@ -148,8 +173,10 @@ def test_a_recompute_method_without_its_number_is_refused():
 
 def test_sizes_are_checked_before_any_rank_starts():
     check_context_parallel(12, 4)
-    with raises(ConfigError, "1, 2, 3, 4, 6, 12"):
+    with raises(ConfigError, "1, 2, 3, 4, 6, 12", "hybrid_cp_algo", where="--context-parallel-size"):
         check_context_parallel(12, 8)
+    with raises(ConfigError, "1, 2, 3, 4, 6, 12", where="--ulysses-degree-in-cp"):
+        check_context_parallel(12, 8, "--ulysses-degree-in-cp")
     assert data_parallel_size(ParallelConfig(context_parallel_size=2), 8) == 4
     with raises(ConfigError, "multiple of 4"):
         data_parallel_size(ParallelConfig(context_parallel_size=4), 6)

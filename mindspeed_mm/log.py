@@ -153,7 +153,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             # Ranks of one machine mostly fail alike: under torchrun the first prints, and torchrun reports
             # the rest. Compared as text, because these variables may be what is wrong.
             if not _leave_to_torchrun(line) or os.environ.get("LOCAL_RANK", "0") == "0":
-                where = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+                where = f"[rank {os.environ['RANK'][:_MAX_DIGITS]}] " if "RANK" in os.environ else ""
                 sys.stderr.write(f"{where}{line}\n")
                 sys.stderr.flush()
             raise SystemExit(1) from None

@@ -49,9 +49,8 @@ def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
         TypeError,
         ValueError,
     ) as problem:  # PyYAML's, on odd tags
-        raise error(
-            f"not valid YAML: a value does not fit its type ({str(problem)[:80]})", where=where
-        ) from None
+        reason = "a number has too many digits" if "digits" in str(problem) else str(problem)[:80]
+        raise error(f"not valid YAML: a value does not fit its type ({reason})", where=where) from None
     if reason := plain_problem(values):
         raise error(reason, where=where)
     return values

@@ -132,7 +132,7 @@ class CheckpointConfig(Config):
 
     save: str | None = Field(default=None, description="folder for checkpoints, metrics and job.json")
     save_interval: int | None = Field(default=None, gt=0, description="iterations between checkpoints")
-    load: str | None = Field(default=None, description="folder of checkpoints to go on from")
+    load: str | None = Field(default=None, min_length=1, description="folder of checkpoints to go on from")
     ckpt_step: int | None = Field(
         default=None, gt=0, description="iteration to load (default: the tracker file's)"
     )

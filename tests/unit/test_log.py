@@ -86,6 +86,7 @@ def test_a_launch_number_that_is_none_is_one_line(
     assert f"LaunchError: {name}: " in said
     assert repr(value)[:40] in said
     assert said.count("\n") == 1
+    assert len(said) < 300
 
 
 @pytest.mark.usefixtures("_restored")

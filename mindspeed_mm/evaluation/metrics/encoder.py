@@ -15,6 +15,7 @@ from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import Metric
 from mindspeed_mm.files import display_path
 from mindspeed_mm.log import get_logger
+from mindspeed_mm.models.containers.tensors import why_not_loaded
 
 logger = get_logger(__name__)
 _FRAMES = 16  # of a video, spread over it
@@ -33,7 +34,8 @@ class Encoder:
             self._model = AutoModel.from_pretrained(folder, **safe).eval().to(device)
             self._processor = AutoProcessor.from_pretrained(folder, **safe)
         except Exception as error:  # whatever a damaged folder makes transformers raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            is_code = "trust_remote_code" in str(error)
+            reason = "it needs code of its own, which is never run" if is_code else why_not_loaded(error)
             raise WeightsError(
                 f"cannot be opened as a model of transformers: {reason}",
                 where=display_path(folder),

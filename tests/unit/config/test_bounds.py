@@ -15,7 +15,7 @@ from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.generation.config import InferenceConfig, RequestConfig, SamplingConfig
 from mindspeed_mm.models.wan.config import WAN_14B, WanConfig
 from mindspeed_mm.tasks.jobs.extract import ExtractConfig
-from mindspeed_mm.training.config import BatchConfig, LogConfig, OptimizerConfig
+from mindspeed_mm.training.config import BatchConfig, CheckpointConfig, LogConfig, OptimizerConfig
 from tests.support.errors import raises
 
 NAN, INF = float("nan"), float("inf")
@@ -63,6 +63,7 @@ NAN, INF = float("nan"), float("inf")
         (OptimizerConfig, "lr", INF),
         (OptimizerConfig, "lr", True),
         (LogConfig, "log_interval", 10**30),
+        (CheckpointConfig, "load", ""),
         (ExtractConfig, "num_workers", 10**6),
         (ParallelConfig, "distributed_timeout_minutes", 10**12),
         (Fsdp2Config, "num_to_forward_prefetch", 10**9),

@@ -42,7 +42,7 @@ def test_anchors_and_merge_keys_stay_readable(tmp_path: Path) -> None:
         ("a: 1\nb: 2\na: 3\n", ":3: not valid YAML: key 'a' occurs twice"),
         ("a: .inf\n", "finite"),
         ("a: .nan\n", "finite"),
-        ("a: " + "9" * 5000 + "\n", "not valid YAML"),
+        ("a: " + "9" * 5000 + "\n", "too many digits"),
         ("[" * 5000 + "]" * 5000, "nested"),
         ("&a [*a]\n", "expand"),
         ("a: !!timestamp 2024-13-45\n", "not valid YAML"),

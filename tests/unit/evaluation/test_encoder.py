@@ -69,8 +69,10 @@ def test_folder_of_another_runs_nothing_and_is_one_line(
     trace = folder.parent / f"{folder.name}-trace"
     monkeypatch.setattr("builtins.input", lambda *question: "y")  # transformers asks whether to run code
     damage(folder, trace)
-    with raises(WeightsError, where=folder):
+    with raises(WeightsError, where=folder) as caught:
         Encoder(folder)
+    assert "weights_only" not in str(caught.value)
+    assert "trust_remote_code" not in str(caught.value)
     assert not trace.exists()
 
 

@@ -85,7 +85,10 @@ class Server:
     def workers(self) -> list[int]:
         """Process ids."""
         found = subprocess.run(
-            ["pgrep", "-f", f"serve.worker {self.data_dir}"], capture_output=True, text=True, check=False
+            ["pgrep", "-f", f"serve.start_worker {self.data_dir}"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return [int(word) for word in found.stdout.split()]
 

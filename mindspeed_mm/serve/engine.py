@@ -121,7 +121,7 @@ class Engine:
             }
             ranks = [{**shared, "RANK": str(index), "LOCAL_RANK": str(index)} for index in range(count)]
         self._name = f"{os.getpid()}.{self.restarts}"
-        command = [sys.executable, "-m", "mindspeed_mm.serve.worker", str(path), self._name]
+        command = [sys.executable, "-m", "mindspeed_mm.serve.start_worker", str(path), self._name]
         self._processes = [
             subprocess.Popen(command, env={**environment, **place}, stdin=subprocess.DEVNULL)
             for place in ranks

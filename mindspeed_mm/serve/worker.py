@@ -5,14 +5,11 @@ Several processes share each video (context and CFG parallel), or with `data_par
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
@@ -153,7 +150,7 @@ class Worker:
 
 @one_line_errors
 def main(argv: list[str]) -> None:
-    """`python -m mindspeed_mm.serve.worker SETTINGS.json NAME`, started by the server, in torchrun's environment for several."""
+    """SETTINGS.json NAME: started by the server (`start_worker`), in torchrun's environment for several."""
     settings = read_json_object(argv[0])
     name = f"{argv[1]}.{rank()}"
     data_dir = Path(settings["data_dir"])
@@ -207,8 +204,3 @@ def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, nam
         )
         with launch(accelerator, _TIMEOUT):
             work(ContextParallel(layout, accelerator, share_errors=True))
-
-
-if __name__ == "__main__":
-    torch.set_grad_enabled(False)
-    main(sys.argv[1:])

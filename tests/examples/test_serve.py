@@ -66,7 +66,7 @@ class Running:
     def workers(self) -> list[int]:
         """The process ids of the workers."""
         found = subprocess.run(
-            ["pgrep", "-f", f"serve.worker {self.data_dir}"], capture_output=True, text=True
+            ["pgrep", "-f", f"serve.start_worker {self.data_dir}"], capture_output=True, text=True
         )
         return [int(word) for word in found.stdout.split()]
 

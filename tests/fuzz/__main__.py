@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz 2000 [SEED]`: many cases at once.
+"""`python -m tests.fuzz 2000 [SEED [ENTRY…]]`: many cases at once, of all commands or of some.
 
 Prints every fault, as a line for regressions.json, and a count.
 """
@@ -21,7 +21,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         servers = Servers(Path(folder), int(os.environ.get("FUZZ_SERVERS", "2")))
         try:
-            verdicts = servers.run(draw(Path(folder) / "world", count, seed))
+            verdicts = servers.run(draw(Path(folder) / "world", count, seed, only=sys.argv[3:]))
         finally:
             servers.close()
     for verdict in verdicts:

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mindspeed_mm.data.video import open_video
-from tests.fuzz.world import CONVERT, EXTRACT, TRAIN
+from tests.fuzz.world import CONVERT, EXTRACT, HAS_GGUF, TRAIN
 from tests.tiny import TEXT_FILE, TOKENIZER_FOLDER, VAE_FILE
 
 Digest = dict[str, str | list[float]]
@@ -43,7 +43,7 @@ def _tensors(values: dict[str, torch.Tensor]) -> str:
     for name in sorted(values):
         tensor = values[name].contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return found.hexdigest()
 
 
@@ -84,6 +84,23 @@ def _weights() -> Digest:
     for path in sorted(Path("made").rglob("*.pt")):
         found[str(path)] = _tensors(torch.load(path, weights_only=True)["model"])
     return found
+
+
+def _prepared() -> Digest:
+    """The list, and what the frames look like."""
+    found: Digest = {"list": Path("made/data.json").read_text()}
+    for path in sorted(Path("made/rows").rglob("src_*.m??")):
+        found[str(path)] = _means(path)
+    return found
+
+
+def _imported() -> Digest:
+    return {"list": Path("made/data.json").read_text()}
+
+
+def _scores() -> Digest:
+    report = json.loads(Path("videos/eval.json").read_text())
+    return {"scores": json.dumps([row["scores"] for row in report["samples"]], sort_keys=True)}
 
 
 def _sheet() -> Digest:
@@ -185,6 +202,57 @@ ENTRIES = {
         (*_POINT, *_TRUNK),
         _weights,
     ),
+    "dcp_to_torch": Entry(
+        "convert",
+        ("VACEConverter", "dcp_to_torch", "--cfg.source_path=save", "--cfg.target_path=made"),
+        _POINT,
+        _weights,
+    ),
+    "hf_to_mm fp8": Entry(
+        "convert",
+        _with(CONVERT, "--cfg.target_path=made", "--cfg.source_path=rounded/fp8_scaled.safetensors"),
+        ("rounded/config.json", "rounded/fp8_scaled.safetensors"),
+        _weights,
+    ),
+    "hf_to_mm comfy_quant": Entry(
+        "convert",
+        _with(CONVERT, "--cfg.target_path=made", "--cfg.source_path=rounded/comfy_quant.safetensors"),
+        ("rounded/comfy_quant.safetensors",),
+        _weights,
+    ),
+    "lora_to_comfyui": Entry(
+        "convert",
+        (
+            "VACEConverter",
+            "lora_to_comfyui",
+            "--cfg.source_path=loras/diffusers-metadata.safetensors",
+            "--cfg.base_path=weights",
+            "--cfg.target_path=made/lora.safetensors",
+        ),
+        ("loras/diffusers-metadata.safetensors",),
+        _weights,
+    ),
+    "generate with LoRAs": Entry(
+        "generate",
+        ("lora_inference.json", "--output-path=made"),
+        ("lora_inference.json", "loras/kohya.safetensors", "loras/peft/*"),
+        _videos,
+    ),
+    "train on clips": Entry(
+        "pretrain",
+        _with(_TRAIN, "--mm-data=raw_data.json", "--mm-model=raw_model.json"),
+        ("raw_data.json", "raw_model.json", "recipe.yaml", *_CLIPS, *_CODERS),
+        _losses,
+    ),
+    "plan": Entry("plan", (*_with(_TRAIN), "--devices=1"), ("feature_data.json", *_RECIPE[1:]), _nothing),
+    "prepare": Entry(
+        "prepare",
+        ("--data=clips/data.json", "--recipe=recipe.yaml", "--out=made", "--num-workers=0"),
+        ("recipe.yaml", "clips/data.json", "clips/*.mp4", "clips/*.png"),
+        _prepared,
+    ),
+    "import": Entry("import", ("import", "clips/table.csv", "--out=made"), ("clips/table.csv",), _imported),
+    "eval": Entry("eval", ("videos",), ("videos/both.json", "videos/both.mp4"), _scores),
     "inspect clips": Entry(
         "inspect",
         ("data.json", "--out=made.png", "--workers=0", ("--skip-bad-samples=0")),
@@ -204,6 +272,14 @@ ENTRIES = {
         _sheet,
     ),
 }
+
+if HAS_GGUF:
+    ENTRIES["hf_to_mm gguf"] = Entry(
+        "convert",
+        _with(CONVERT, "--cfg.target_path=made", "--cfg.source_path=rounded/q8.gguf"),
+        ("rounded/q8.gguf",),
+        _weights,
+    )
 
 
 def expand(entry: Entry, root: Path) -> list[str]:

@@ -21,6 +21,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
+from mindspeed_mm.registry import resolve
+
 CPU_SECONDS = 20
 WALL_SECONDS = 90.0
 STILL_SECONDS = 8.0  # without any CPU time: it waits for something that never comes
@@ -31,6 +33,17 @@ MODULES = {
     "generate": "mindspeed_mm.tasks.generate",
     "convert": "checkpoint.cli",
     "inspect": "mindspeed_mm.tools.inspect_samples",
+    "plan": "mindspeed_mm.tasks.plan",
+    "prepare": "mindspeed_mm.tasks.prepare",
+    "import": "mindspeed_mm.tasks.data_import",
+    "eval": "mindspeed_mm.tasks.evaluate",
+}
+_PARSERS = {
+    "pretrain": "mindspeed_mm.tasks.jobs.pretrain:job_parser",
+    "extract": "mindspeed_mm.tasks.jobs.extract:job_parser",
+    "generate": "mindspeed_mm.tasks.jobs.generate:job_parser",
+    "plan": "mindspeed_mm.tasks.jobs.plan:plan_parser",
+    "import": "mindspeed_mm.tasks.data_import:import_parser",
 }
 _ALSO = (
     *("mindspeed_mm.tasks.assembly", "mindspeed_mm.tasks.extraction", "mindspeed_mm.tasks.generate_videos"),
@@ -201,13 +214,7 @@ def known_flags(command: str) -> list[str]:
             "--cfg",
             "--config",
         ]
-    if command == "pretrain":
-        from mindspeed_mm.tasks.jobs.pretrain import job_parser as parser
-    elif command == "extract":
-        from mindspeed_mm.tasks.jobs.extract import job_parser as parser
-    elif command == "generate":
-        from mindspeed_mm.tasks.jobs.generate import job_parser as parser
-    else:
+    if command not in _PARSERS:
         return [
             "--index",
             "--out",
@@ -217,8 +224,13 @@ def known_flags(command: str) -> list[str]:
             "--skip-bad-samples",
             "--workers",
         ]
-    options = [option for action in parser()._actions for option in action.option_strings]
-    return [option for option in options if option.startswith("--") and option not in ("--help", "--version")]
+    parser: Any = resolve(_PARSERS[command])()
+    options = [option for action in parser._actions for option in action.option_strings]
+    return [
+        option
+        for option in options
+        if option.startswith("--") and option not in ("--help", "--version", "--calibrate")
+    ]
 
 
 if __name__ == "__main__":

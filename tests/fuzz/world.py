@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from mindspeed_mm.tasks.generate import main as generate
 from mindspeed_mm.tasks.pretrain import main as pretrain
 from tests.clips import numbered, write_clip
 from tests.runs import predictor_json, write_json
+from tests.support.lora_files import lora_matrices, write_lora
+from tests.support.rounded_files import write_comfy_quant, write_fp8_scaled, write_gguf
 from tests.tiny import (
     TEXT_FILE,
     TOKENIZER_FOLDER,
@@ -44,6 +47,20 @@ ROWS = [
         "src_video_mask": "mask.png",
     },
 ]
+RECIPE = {
+    "seed": 3,
+    "variants": 2,
+    "tasks": {
+        "inpainting_random": {"weight": 2, "options": {"references": {"integers": [0, 1]}}},
+        "framerefext": {"shift": 2, "options": {"mode": {"choice": ["first", "last"]}}},
+        "flat": {"task": "gray", "clips": ["*.mp4"], "loss_weight": 0.5},
+    },
+}
+TABLE = """video,prompt,vace_video,vace_video_mask,vace_reference_image
+wide.mp4,a red ball,control.mp4,masks,
+plain.mp4,"a cat, asleep",,mask.png,ref.png
+"""
+HAS_GGUF = find_spec("gguf") is not None
 CONVERT = ("VACEConverter", "hf_to_mm", "--cfg.source_path=weights", "--cfg.target_path=mm")
 EXTRACT = ("--mm-data=data.json", "--mm-model=model.json", "--mm-tool=tools.json", "--num-workers=0")
 TRAIN = (
@@ -98,6 +115,8 @@ def make_world(root: Path) -> None:
     extract([*EXTRACT, "--no-check-clips"])
     _number_features(Path("features"))
     _write_published_features(Path("published"))
+    _write_loras(Path("loras"))
+    _write_rounded_weights(Path("rounded"))
     pretrain([*TRAIN, "--train-iters=2", "--save-interval=1"])
     generate(["inference.json"])
 
@@ -115,6 +134,7 @@ def _write_clips(folder: Path) -> None:
     Image.fromarray(numbered(1, 20, 30)[0]).save(folder / "ref.png")
     write_json(folder / "data.json", ROWS)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "table.csv").write_text(TABLE)
     Path("data.txt").write_text("# folder,list\nclips,clips/data.json\n")
 
 
@@ -122,7 +142,10 @@ def write_configs() -> None:
     preprocess = {"num_frames": 5, "max_hxw": 2048, "train_fps": 16}
     basic = {"data_path": "data.txt", "data_folder": None}
     source = {"basic_parameters": basic, "preprocess_parameters": preprocess}
-    write_json(Path("data.json"), {"dataset_param": {**source, "tokenizer_config": {"model_max_length": 16}}})
+    source["tokenizer_config"] = {"model_max_length": 16}
+    write_json(Path("data.json"), {"dataset_param": source})
+    write_json(Path("raw_data.json"), {"dataset_param": {**source, "synthesis": "recipe.yaml"}})
+    write_json(Path("recipe.yaml"), RECIPE)
     ae = {"from_pretrained": f"models/{VAE_FILE}", "dtype": "fp32"}
     text = {"from_pretrained": f"models/{TEXT_FILE}", "dtype": "fp32"}
     write_json(Path("model.json"), {"ae": ae, "text_encoder": text})
@@ -134,11 +157,15 @@ def write_configs() -> None:
         )
     predictor = predictor_json(from_pretrained="weights", trainable="branch")
     diffusion = {"model_id": "wan_flow_match_scheduler", "shift": 5}
-    write_json(Path("pretrain_model.json"), {"task": "vace", "diffusion": diffusion, "predictor": predictor})
+    training = {"task": "vace", "diffusion": diffusion, "predictor": predictor}
+    write_json(Path("pretrain_model.json"), training)
+    write_json(Path("raw_model.json"), {**training, "ae": ae, "text_encoder": text})
     Path("fsdp2_config.yaml").write_text(
         "sharding_size: auto\nsub_modules_to_wrap: ['blocks.{*}', 'vace_blocks.{*}']\nparam_dtype: fp32\n"
     )
     write_json(Path("inference.json"), INFERENCE)
+    loras = ["loras/kohya.safetensors", {"path": "loras/peft", "strength": 0.5}]
+    write_json(Path("lora_inference.json"), {**INFERENCE, "steps": 1, "loras": loras})
     Path("prompts.jsonl").write_text(
         '{"prompt": "a red ball", "name": "ball"}\n{"prompt": "a cat", "seed": 5}\n'
     )
@@ -153,6 +180,24 @@ def _number_features(folder: Path) -> None:
         (folder / row["file"]).rename(folder / "features" / f"{number}.safetensors")
         lines.append(json.dumps({**row, "file": f"features/{number}.safetensors"}) + "\n")
     (folder / "data.jsonl").write_text("".join(lines))
+
+
+def _write_loras(folder: Path) -> None:
+    folder.mkdir()
+    write_lora("kohya", folder, lora_matrices("vace_blocks"))
+    write_lora("peft", folder, lora_matrices("blocks", seed=4))
+    write_lora("diffusers-metadata", folder, lora_matrices(seed=5))
+
+
+def _write_rounded_weights(folder: Path) -> None:
+    """The transformer as others hold it in 8 bits."""
+    weights = load_file("weights/diffusion_pytorch_model.safetensors")
+    folder.mkdir()
+    shutil.copy("weights/config.json", folder)
+    write_fp8_scaled(folder / "fp8_scaled.safetensors", weights)
+    write_comfy_quant(folder / "comfy_quant.safetensors", weights)
+    if HAS_GGUF:
+        write_gguf(folder / "q8.gguf", weights)
 
 
 def _write_published_features(folder: Path) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +59,8 @@ def _read(
     if dtype is not None:
         return torch.from_numpy(data.copy()).view(shape)
     try:
-        values = gguf.quants.dequantize(data, kind)
+        with np.errstate(all="ignore"):  # an infinite scale: loading names the weight
+            values = gguf.quants.dequantize(data, kind)
     except (NotImplementedError, ValueError) as error:
         raise WeightsError(
             f"{name} is {kind.name}, which the package gguf does not expand ({first_line(error)})",

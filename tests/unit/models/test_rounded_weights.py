@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_a_cut_gguf_is_damaged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4096])
     with raises(WeightsError, where=path):
         open_weights(path)
+
+
+def test_a_damaged_scale_of_a_gguf_prints_nothing(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+    path = tmp_path / "q8.gguf"
+    write_gguf(path, STATE)
+    entry = next(e for e in gguf.GGUFReader(path).tensors if e.tensor_type.name == "Q8_0")
+    with open(path, "r+b") as file:
+        file.seek(int(entry.data_offset))
+        file.write(b"\x00\x7c" + bytes(32))  # an infinite scale, and 32 zeros
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = open_weights(path).tensors[str(entry.name)].read()
+    assert values.isnan().sum() == 32
 
 
 def broken(path: Path, **changes: torch.Tensor | None) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.engine import Engine
 from mindspeed_mm.serve.folders import JobFolders
 from mindspeed_mm.serve.jobs import JobStore
+from tests.runs import alive
+
+ROOT = Path(__file__).resolve().parents[3]
 
 REQUEST = {"fields": {"prompt": "a ball"}, "files": {}}
 
@@ -57,6 +61,23 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_worker_that_still_imports_ends_with_its_server(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("print(1, flush=True); import time; time.sleep(60)\n")
+    body = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'mindspeed_mm.serve.start_worker', 'x', 'y'], "
+        "stdout=subprocess.PIPE, start_new_session=True, "
+        f"env={{**os.environ, 'MINDSPEED_MM_LAUNCHER': str(os.getpid()), 'PYTHONPATH': {str(tmp_path)!r}}})\n"
+        "child.stdout.readline()\nprint(child.pid, flush=True)\ntime.sleep(60)"
+    )
+    server = subprocess.Popen([sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    worker = int(server.stdout.readline())
+    server.kill()
+    server.communicate()
+    assert not alive([worker], 10)
 
 
 def test_ready_workers_are_ended_with_the_engine(made: Callable[..., StubEngine]) -> None:

@@ -18,6 +18,8 @@ NOT_CHECKED = (
     "the machine of the run."
 )
 
+_LISTED = 4  # of the weights that were not found
+
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
@@ -33,7 +35,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     log_table(generation_table(job))
     if job.dry_run:
         if not job.check_inputs:
-            missing = f" Not found: {', '.join(job.not_found)}." if job.not_found else ""
+            more = f" and {len(job.not_found) - _LISTED} more" if len(job.not_found) > _LISTED else ""
+            missing = f" Not found: {', '.join(job.not_found[:_LISTED])}{more}." if job.not_found else ""
             LOGGER.info(f"{NOT_CHECKED}{missing}")
         return
     folder = Path(job.run.output_path)

@@ -31,6 +31,7 @@ from mindspeed_mm.data.config import (
     VideoConfig,
 )
 from mindspeed_mm.data.csv_rows import refuse_table
+from mindspeed_mm.data.foreign import list_in
 from mindspeed_mm.data.manifest import list_problems, scan_manifest
 from mindspeed_mm.data.registry import parse_data_config
 from mindspeed_mm.data.sample import SampleRecord
@@ -146,17 +147,13 @@ def _is_feature(path: Path) -> bool:
 
 
 def found(path: Path) -> Path:
-    """The file meant by a folder."""
+    """The list that a folder holds, or the folder itself, for clips with captions."""
     if not os.path.exists(path):
         raise DataError(f"no such file (working directory {Path.cwd()})", where=path)
     if path.is_dir():
-        names = ("data.jsonl", "data.txt", "data.json", "metadata.csv")
+        names = ("data.jsonl", "data.txt", "data.json")
         listed = next((path / name for name in names if (path / name).is_file()), None)
-        if listed is None:
-            raise DataError(
-                f"folder contains no {', '.join(names)}", where=path, fix="name the file to inspect"
-            )
-        return listed
+        return listed or list_in(path) or path  # a folder of clips with captions is its own list
     return path
 
 

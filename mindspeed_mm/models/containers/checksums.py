@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mindspeed_mm.checksum import crc32, record_start, zip_records
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.files import read_text
+from mindspeed_mm.files import read_text, regular_file
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
@@ -213,6 +213,7 @@ class Checksums:
         if known is None:
             raise self._explain(path)
         if size != known.size:
+            regular_file(path, WeightsError)  # a Git LFS pointer is named for what it is
             raise self._explain(path, f" ({size} bytes, not {known.size})")
 
     def check_piece(self, path: Path, offset: int, piece: bytes, name: str) -> None:

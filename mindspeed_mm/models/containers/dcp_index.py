@@ -176,6 +176,7 @@ def _check_sizes(folder: Path, index: Metadata) -> None:
     for name, end in ends.items():
         path = folder / name
         if path.is_file() and (size := path.stat().st_size) != end:  # a missing one is named when it is read
+            regular_file(path, WeightsError)  # a Git LFS pointer is named for what it is
             raise WeightsError(
                 f"got {size} bytes",
                 where=path,

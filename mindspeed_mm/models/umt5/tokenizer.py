@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import html
 import os
@@ -49,6 +50,7 @@ class Tokenizer:
             raise WeightsError(f"contains neither {' nor '.join(FILES)}", where=folder, fix=_FETCH)
         for path in (*folder.glob("*.json"), *folder.glob("*.model")):
             regular_file(path, WeightsError)
+            _refuse_bom(path)
             if path.suffix == ".json" and path.name != FILES[0]:  # that one is large, and read once is enough
                 read_json_object(path, WeightsError)
         try:
@@ -171,6 +173,17 @@ class Tokenizer:
         """A hash of its vocabulary."""
         pieces = sorted(self._ids.items())
         return hashlib.sha256(repr(pieces).encode()).hexdigest()[:32]
+
+
+def _refuse_bom(path: Path) -> None:
+    """Raises WeightsError for a byte order mark, as Notepad writes it: transformers reads no such file."""
+    with open(path, "rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            raise WeightsError(
+                "begins with a byte order mark",
+                where=path,
+                fix="save it as UTF-8 without one, or fetch it again",
+            )
 
 
 def _why_unreadable(folder: Path, error: Exception) -> str:

@@ -100,6 +100,16 @@ def test_a_distcp_of_another_iteration_is_named(copied: Path) -> None:
         read_dcp(copied)
 
 
+def test_an_lfs_pointer_of_a_distcp_is_named(copied: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 34700000000\n"
+    (copied / "__0_0.distcp").write_text(pointer)
+    with raises(WeightsError, "Git LFS pointer", "34.7 GB", where=copied / "__0_0.distcp"):
+        read_dcp(copied)
+    (copied / FILE).unlink()
+    with raises(WeightsError, "Git LFS pointer", "34.7 GB", where=copied / "__0_0.distcp"):
+        read_dcp(copied)
+
+
 def test_a_folder_under_another_iterations_name_is_refused(copied: Path) -> None:
     copied.rename(copied.with_name("iter_0000090"))
     with raises(WeightsError, 80, 90):

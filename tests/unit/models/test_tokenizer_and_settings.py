@@ -89,6 +89,14 @@ def test_damaged_tokenizer_files_are_named(tokenizer, name, text):
     assert "object has no" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_of_a_tokenizer_is_named(tokenizer, name):
+    path = tokenizer / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with raises(WeightsError, "byte order mark", where=path):
+        Tokenizer(tokenizer, 16)
+
+
 def test_vocabulary_without_a_padding_token_is_one_line(tokenizer):
     (tokenizer / "tokenizer_config.json").unlink()
     text = (tokenizer / "tokenizer.json").read_text().replace("<pad>", "<nop>")

@@ -74,7 +74,7 @@ KINDS = {
         SCENE.caption,
         {"first_frame_path": "first.png", "last_frame_path": "last.png"},
     ),
-    "extension": Kind("A clip goes on", SCENE.caption, {"first_frame_path": "beginning.mp4"}),
+    "extension": Kind("Extend a clip", SCENE.caption, {"first_frame_path": "beginning.mp4"}),
     "first_frame_reference": Kind(
         "First frame and reference image",
         SCENE.caption,

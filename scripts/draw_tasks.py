@@ -165,22 +165,24 @@ def options_of(task: Task, scenes: Scenes, folder: Path) -> dict[str, Any]:
             "clipref": "firstlastclip",
             "framerefext": "firstlast",
             "expand_anything": "salient",
-            "swap_anything": "masktrack,salient",
+            "swap_anything": "masktrack,bboxtrack",
             "image_inpainting": "mask",
-        }.get(task.name, "salient" if task.family == "reference" or "anything" in task.name else "masktrack")
+        }.get(
+            task.name, "bboxtrack" if task.family == "reference" or "anything" in task.name else "masktrack"
+        )
     mode = str(task.fixed.get("mode", found.get("mode", "")))
     if "mask" in fields and "mask" in mode:
         found["mask"] = str(
             folder / ("masks.mkv" if mode == "mask" and task.needs == ("clip",) else "mask.png")
         )
     if "bbox" in fields and "bbox" in mode:
-        found["bbox"] = [box]
+        found["bbox"] = [box, list(scenes.box(COUNT - 1))] if task.name == "reference_anything" else [box]
+    if "image_bbox" in fields:
+        found["image_bbox"] = [box]
     if mode in ("label", "caption"):
         found[mode] = "walker"
     if task.name in ("layout_bbox", "move_anything"):
         found |= {"bbox": [[20, 40, 80, 120], [120, 30, 190, 110]], "label": "walker"}
-    if "track" in mode:
-        found["refine"] = False  # the limbs of the figure are as thin as its background's lines
     sizes = {"num_frames": 17, "height": HEIGHT, "width": WIDTH} if task.name == "layout_bbox" else {}
     found |= sizes
     if "expand_num" in fields:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train the branch of the tiny world on plain clips and captions: every condition is drawn by synthesis/recipe.yaml.
-# Then generate from held-out scenes, whose canny edges `task` of the inference JSON makes, and score the results.
+# Then generate from held-out scenes, whose edges `task` of the inference JSON makes, and score the results.
 # Needs what quickstart.sh needs; writes to outputs/synthesis.
 set -euo pipefail
 
@@ -12,8 +12,8 @@ environment_ready
 TINY=examples/vace/tiny
 OUT=outputs/synthesis
 RANKS=${NPUS_PER_NODE:-2}       # processes that extract, train and generate
-ITERATIONS=${TRAIN_ITERS:-360}  # of training
-CLIPS=${CLIPS:-75}             # scenes to train on
+ITERATIONS=${TRAIN_ITERS:-480}  # of training
+CLIPS=${CLIPS:-100}            # scenes to train on
 SCENES=${SCENES:-4}             # held-out scenes of each kind
 for name in RANKS ITERATIONS CLIPS SCENES; do whole "$name" 1; done
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, Mask, opencv
-from mindspeed_mm.conditioning.annotate.shapes import box_mask, clip_box, mask_box
+from mindspeed_mm.conditioning.annotate.shapes import box_mask, clip_box, mask_box, show_box
+from mindspeed_mm.errors import DataError
 
 Pixels = tuple[int, int, int, int]  # left, top, right, bottom
 _MARGIN = 0.15  # of the box, around it: background that GrabCut learns from
+_SWING = 0.1  # of a tracked box's mean side, around it: a subject that moves leaves the box that follows it
+_THIN = 16  # a side this many times as long as the other one is more than CSRT can follow
 _LEAST = 0.05  # of the box; a smaller subject is a failed cut
 _LARGE = 0.3  # of the largest salient region; smaller ones are specks
 _SALIENT_SIDE = 256  # saliency is computed at this size: the method measures a spectrum, not detail
@@ -54,15 +57,18 @@ def salient_mask(frame: Frame) -> Mask:
     return np.zeros(frame.shape[:2], np.uint8) if box is None else grabcut(frame, box)
 
 
-def grabcut(frame: Frame, box: Box, seed: Mask | None = None, iterations: int = 4) -> Mask:
+def grabcut(frame: Frame, box: Box, seed: Mask | None = None, iterations: int = 4, *, swing: int = 0) -> Mask:
     """The subject inside `box` (Rother et al., 2004), or the whole box where the cut fails.
 
     `seed` says what is probably subject; without it, everything in the box is. Only the box and a margin are
-    looked at.
+    looked at. The subject may reach `swing` pixels out of the box.
     """
     cv2 = opencv()
     height, width = frame.shape[:2]
+    whole = box_mask(box, height, width)
     left, top, right, bottom = clip_box(box, height, width)
+    left, top = max(0, left - swing), max(0, top - swing)
+    right, bottom = min(width, right + swing), min(height, bottom + swing)
     across, down = (round(_MARGIN * size) + 2 for size in (right - left, bottom - top))
     view = (max(0, left - across), max(0, top - down), min(width, right + across), min(height, bottom + down))
     area = np.ascontiguousarray(frame[view[1] : view[3], view[0] : view[2]])
@@ -72,7 +78,6 @@ def grabcut(frame: Frame, box: Box, seed: Mask | None = None, iterations: int = 
     if seed is not None:
         inside = seed[top:bottom, left:right] > 127
         inner[...] = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
-    whole = box_mask(box, height, width)
     if not (state == cv2.GC_BGD).any() or not (state == cv2.GC_PR_FGD).any():
         return whole  # nothing to tell apart: the box fills the frame, or the seed is elsewhere
     cv2.setRNGSeed(0)  # its clusters are drawn
@@ -95,36 +100,66 @@ def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels
 
     `box` in the first one, then where the CSRT tracker finds it, clipped to the frame.
 
-    Where the tracker loses the subject, the last box holds.
+    Where the tracker loses the subject, the last box holds. Raises DataError for a box that it cannot follow.
     """
     cv2 = opencv()
     tracker = None
+    inside: tuple[float, ...] = (0, 0, 1, 1)  # the box in parts of what is followed
     last: Pixels = (0, 0, 0, 0)
     for frame in frames:
         height, width = frame.shape[:2]
         if tracker is None:
             last = clip_box(box, height, width)
+            left, top, right, bottom = _thick(last, height, width)
+            across, down = right - left, bottom - top
+            inside = (
+                (last[0] - left) / across,
+                (last[1] - top) / down,
+                (last[2] - left) / across,
+                (last[3] - top) / down,
+            )
             tracker = cv2.TrackerCSRT_create()
-            tracker.init(frame, (last[0], last[1], last[2] - last[0], last[3] - last[1]))
+            try:
+                tracker.init(frame, (left, top, across, down))
+            except cv2.error:
+                raise DataError(
+                    "cannot be followed through the clip",
+                    where=f"box {show_box(last)}",
+                    fix="give another box, or a mode without track",
+                ) from None
         else:
             found, (left, top, across, down) = tracker.update(frame)
             moved = (
-                max(0, round(left)),
-                max(0, round(top)),
-                min(width, round(left + across)),
-                min(height, round(top + down)),
+                max(0, round(left + inside[0] * across)),
+                max(0, round(top + inside[1] * down)),
+                min(width, round(left + inside[2] * across)),
+                min(height, round(top + inside[3] * down)),
             )
             last = moved if found and moved[0] < moved[2] and moved[1] < moved[3] else last
         yield frame, last
+
+
+def _thick(box: Pixels, height: int, width: int) -> Pixels:
+    """`box`, or where it is thinner than CSRT can follow, with more around it."""
+    left, top, right, bottom = box
+    least = max(4, -(-max(right - left, bottom - top) // _THIN))
+    across, down = max(0, least - (right - left)), max(0, least - (bottom - top))
+    left, top = max(0, left - across // 2), max(0, top - down // 2)
+    return left, top, min(width, right + across - across // 2), min(height, bottom + down - down // 2)
+
+
+def _swing_of(box: Pixels) -> int:
+    left, top, right, bottom = box
+    return max(2, round(_SWING * ((right - left) * (bottom - top)) ** 0.5))
 
 
 def track_box_masks(
     frames: Iterable[Frame], box: Box, *, refine: bool = True
 ) -> Iterator[tuple[Frame, Mask]]:
     """Each frame with the subject's mask: the tracked box, or with `refine` what GrabCut finds in it."""
-    for frame, (left, top, right, bottom) in track_box(frames, box):
-        found = (left, top, right, bottom)
-        yield frame, grabcut(frame, found) if refine else box_mask(found, *frame.shape[:2])
+    for frame, found in track_box(frames, box):
+        cut = grabcut(frame, found, swing=_swing_of(found)) if refine else box_mask(found, *frame.shape[:2])
+        yield frame, cut
 
 
 def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: bool = True) -> Iterator[tuple[Frame, Mask]]:
@@ -146,4 +181,9 @@ def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: bool = True) -> I
         moved[top:bottom, left:right] = cv2.resize(
             shape, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST
         )
-        yield frame, grabcut(frame, box, moved) if refine and place else moved
+        if not refine or not place:
+            yield frame, moved
+            continue
+        swing = _swing_of(box)
+        near = cv2.dilate(moved, np.ones((4 * swing + 1, 4 * swing + 1), np.uint8))
+        yield frame, grabcut(frame, box, near, swing=swing)

@@ -138,6 +138,32 @@ def test_tracked_masks_follow_the_disc(refine: bool) -> None:
     assert min(iou(a, b) for a, b in zip(found, MASKS, strict=True)) > 0.7
 
 
+@pytest.mark.parametrize(("across", "down"), [(34, 1), (1, 34), (100, 1), (4, 4)])
+def test_a_thin_box_is_tracked(across: int, down: int) -> None:
+    left, top = 10, 40
+    boxes = [found for _, found in subject.track_box(FRAMES, (left, top, left + across, top + down))]
+    assert boxes[0] == (left, top, left + across, top + down)
+    assert all(0 <= x < right <= 128 and 0 <= y < bottom <= 96 for x, y, right, bottom in boxes)
+
+
+def test_a_box_that_cannot_be_tracked_is_named() -> None:
+    frames = np.zeros((2, 2, 400, 3), np.uint8)
+    with raises(DataError, where="box 0,0,400,2"):
+        list(subject.track_box(frames, (0, 0, 400, 2)))
+
+
+def test_limbs_that_leave_the_tracked_box_are_found() -> None:
+    """A disc that grows by a third while it moves, over texture."""
+    y, x = np.mgrid[:96, :128]
+    found, true = [], []
+    for i in range(9):
+        inside = (x - 30 - 3 * i) ** 2 + (y - 48) ** 2 <= (15 + i / 2) ** 2
+        true.append(np.where(inside, 255, 0).astype(np.uint8))
+        found.append(np.where(inside[..., None], (220, 60, 40), FRAMES[0] // 3).astype(np.uint8))
+    masks = [mask for _, mask in subject.track_box_masks(found, (15, 33, 46, 64))]
+    assert min(iou(mask, truth) for mask, truth in zip(masks, true, strict=True)) > 0.8
+
+
 def test_tracking_an_empty_mask_gives_empty_masks() -> None:
     found = [mask for _, mask in subject.track_mask(FRAMES, np.zeros((96, 128), np.uint8))]
     assert len(found) == len(FRAMES)

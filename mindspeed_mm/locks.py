@@ -96,7 +96,7 @@ _FIELDS = {"host": str, "machine": str, "boot": str, "pid": int, "start": int, "
 def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
     """Hold the lock of `folder`, made if missing, for the first rank; the others pass.
 
-    Raises LaunchError when it is taken.
+    What killed runs left half written directly in it is removed. Raises LaunchError when it is taken.
 
     `choose` names the flag or key that moves the run elsewhere: `choose another {choose}`.
     """
@@ -110,6 +110,7 @@ def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
         beat = threading.Thread(target=_beat, args=(handle, over), daemon=True, name="lock heartbeat")
         beat.start()
         try:
+            sweep([folder])
             yield
         finally:
             over.set()

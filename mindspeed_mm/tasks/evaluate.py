@@ -27,6 +27,7 @@ from mindspeed_mm.evaluation.sources import EvalData
 from mindspeed_mm.evaluation.spec import Metric
 from mindspeed_mm.evaluation.text import comparison_table, score_table
 from mindspeed_mm.files import format_json, stat_path
+from mindspeed_mm.locks import sweep
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file
 
@@ -88,6 +89,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     data = EvalData.open(flags.data) if flags.data else None
     if flags.dry_run:
         return
+    sweep(folders)
     metrics += _of_encoder(flags.encoder)
     reports = [_report(folder, metrics, data, flags) for folder in folders]
     _write_page(page, names, reports)

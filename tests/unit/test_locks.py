@@ -85,7 +85,7 @@ def test_second_run_is_refused_until_the_first_is_killed(tmp_path, said):
         with lock_folder(folder, choose="--save"):
             assert time.monotonic() - started < 2
             assert read_holder(folder).pid == os.getpid()
-            assert sweep([folder]) == 1
+            assert [path.name for path in folder.iterdir()] == [LOCK_FILE]  # its temporary file is gone
     finally:
         first.kill()
         first.wait()
@@ -196,6 +196,17 @@ def test_of_several_starters_one_gets_the_lock(tmp_path, monkeypatch, has_kernel
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert codes.count(0) == 1
+
+
+def test_a_locked_folder_is_rid_of_what_killed_runs_left(tmp_path):
+    left = tmp_path / temporary_name("a.mp4").replace(f".{os.getpid()}-", f".{gone()}-")
+    mine = tmp_path / temporary_name("b.mp4")
+    for path in (left, mine, tmp_path / "c.mp4"):
+        path.touch()
+    with lock_folder(tmp_path, choose="--out"):
+        assert not left.exists()
+        assert mine.exists()
+        assert (tmp_path / "c.mp4").exists()
 
 
 def test_sweep_removes_only_what_a_dead_process_left(tmp_path):

@@ -65,6 +65,7 @@ setup(
             "requests>=2.31",  # of vace generate --server
         ],
         "ui": ["mindspeed-mm-vace[serve]", "gradio>=6.20"],
+        "ray": ["mindspeed-mm-vace[serve]", "ray[serve]>=2.60"],  # its cluster has a token by default
         "gguf": ["gguf>=0.17"],
         "heic": ["pillow-heif>=0.18"],
         "annotate": ["onnxruntime>=1.18"],

@@ -21,7 +21,7 @@ COMMAND = Command(
         "weights": ("model", "model-name", "loras-dir"),
         "listen": ("host", "port", "token-file", "allowed-hosts", "cors-origins"),
         "storage": ("data-dir", "keep-hours"),
-        "devices": ("devices",),
+        "devices": ("devices", "engine", "ray-address"),
         "limits": ("max-queue", "max-upload-mb", "max-video-pixels", "job-timeout"),
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -30,10 +31,19 @@ class ServeConfig(Config):
     model_name: str | None = Field(
         default=None, description="what `model` is called in requests (default: the folder's name)"
     )
+    engine: Literal["processes", "ray"] = Field(
+        default="processes",
+        description="workers are processes of this machine, or replicas of Ray Serve on any machines",
+    )
+    ray_address: str | None = Field(
+        default=None, description="cluster of --engine ray: auto, or host:port (default: one on this machine)"
+    )
     loras_dir: str | None = Field(
         default=None, description="folder of the LoRAs that requests may name (default: none)"
     )
-    devices: int = Field(default=1, ge=1, le=1024, description="processes of this machine, one a device")
+    devices: int = Field(
+        default=1, ge=1, le=1024, description="processes of this machine, or replicas of Ray, one a device"
+    )
     max_queue: int = Field(default=100, ge=1, le=1_000_000, description="videos that may wait; more get 429")
     max_upload_mb: int = Field(default=512, ge=1, le=1 << 20, description="size of one request's uploads")
     max_files: int = Field(default=16, ge=1, le=1000, description="files of one request")

@@ -227,14 +227,16 @@ class JobStore:
 
     # What the server calls when workers come and go
 
-    def release(self, blamed: Collection[str]) -> list[Job]:
-        """Take every job from the workers, which have ended. Jobs wait again; returns those that failed instead.
+    def release(self, blamed: Collection[str], *, only: str | None = None) -> list[Job]:
+        """Take every job from the workers, or from `only` one, which have ended.
+
+        Jobs wait again; returns those that failed instead.
 
         `blamed`: workers that died by themselves, perhaps of their job, which therefore is tried MAX_ATTEMPTS times at most.
         The attempt of any other worker, which was stopped, does not count.
         """
         failed = []
-        running = self._select("status = 'in_progress'", ())
+        running = self._select("status = 'in_progress' AND (? IS NULL OR worker = ?)", (only, only))
         with self._transaction() as database:
             for job in running:
                 counts = job.worker in blamed
@@ -250,7 +252,7 @@ class JobStore:
                     "attempts = ? WHERE id = ?",
                     (job.attempts if counts else job.attempts - 1, job.id),
                 )
-            database.execute("DELETE FROM workers")
+            database.execute("DELETE FROM workers WHERE ? IS NULL OR id = ?", (only, only))
         return failed
 
     def set_worker(self, worker: str, state: WorkerState, message: str = "") -> None:

@@ -32,7 +32,11 @@ TOKEN = "VACE_TOKEN"
 _RUN_KEYS = tuple(
     name for name in RunConfig.model_fields if name not in ("output_path", "prompts_file", "from_latents")
 )
-_NEEDED = {"serve": ("fastapi", "uvicorn", "multipart", "prometheus_client"), "ui": ("gradio", "requests")}
+_NEEDED = {
+    "serve": ("fastapi", "uvicorn", "multipart", "prometheus_client"),
+    "ui": ("gradio", "requests"),
+    "ray": ("ray",),
+}
 _SHORTEST_TOKEN = 16
 
 
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 
         LOGGER.info(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    check_installed(prog, "serve")
+    check_installed(prog, "serve", *(("ray",) if settings.engine == "ray" else ()))
     if namespace.dry_run:
         LOGGER.info("the server's settings and weights are in order")
         return
@@ -82,7 +86,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         serve(settings, token, values)
 
 
-def check_installed(prog: str, *extras: Literal["serve", "ui"]) -> None:
+def check_installed(prog: str, *extras: Literal["serve", "ui", "ray"]) -> None:
     """Raises ConfigError naming the packages that are missing, and the last of `extras`, which has all."""
     lacking = [name for extra in extras for name in _NEEDED[extra] if find_spec(name) is None]
     if lacking:
@@ -172,7 +176,12 @@ def open_server(
         "job_timeout": settings.job_timeout,
         "loras_dir": settings.loras_dir and str(Path(settings.loras_dir).absolute()),
     }
-    engine = Engine(store, folders, settings, worker)
+    if settings.engine == "ray":
+        from mindspeed_mm.serve.ray_engine import RayEngine
+
+        engine: Engine = RayEngine(store, folders, settings, worker)
+    else:
+        engine = Engine(store, folders, settings, worker)
     name = settings.model_name or model_name(base)
     listening = listen(settings)
     app = build_app(Service(settings, store, folders, engine, name, base), token)

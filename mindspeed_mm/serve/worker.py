@@ -163,6 +163,33 @@ def main(argv: list[str]) -> None:
         raise
 
 
+def open_worker(
+    settings: Mapping[str, Any],
+    store: JobStore,
+    folders: JobFolders,
+    name: str,
+    parallel: SingleProcess = SINGLE,
+) -> Worker:
+    """A worker whose models are loaded. `settings`: the worker's settings file. Raises what loading raises."""
+    template = GenerateJob.from_file(Path(settings["template"]))
+    text_len = check_weights(template).trunk.text_len
+    models = open_models(template, Accelerator.detect(), text_len, parallel, keep_text_encoder=True)
+    _ = models.experts  # now, not at the first request
+    if parallel.is_main:
+        _ = models.text_encoder
+        models.free_text_encoder()
+    return Worker(
+        store,
+        folders,
+        settings["base"],
+        models,
+        parallel,
+        name=name,
+        timeout=settings["job_timeout"],
+        loras=Loras(settings["loras_dir"]),
+    )
+
+
 def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, name: str) -> None:
     """Load the models, then work. Raises what loading raises."""
     store.set_worker(name, "loading")
@@ -171,22 +198,9 @@ def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, nam
     config = check_weights(template)
 
     def work(parallel: SingleProcess) -> None:
-        models = open_models(template, accelerator, config.trunk.text_len, parallel, keep_text_encoder=True)
-        _ = models.experts  # now, not at the first request
-        if parallel.is_main:
-            _ = models.text_encoder
-            models.free_text_encoder()
+        worker = open_worker(settings, store, folders, name, parallel)
         store.set_worker(name, "ready")
-        Worker(
-            store,
-            folders,
-            settings["base"],
-            models,
-            parallel,
-            name=name,
-            timeout=settings["job_timeout"],
-            loras=Loras(settings["loras_dir"]),
-        ).run()
+        worker.run()
 
     if world_size() == 1:
         work(SINGLE)

@@ -341,3 +341,35 @@ def test_openapi_names_every_upload_and_field(server: Server) -> None:
         "num_inference_steps",
     } <= form.keys()
     assert not {"video_path", "mask_path", "name"} & form.keys()
+
+
+def test_request_names_loras_of_the_servers_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    (folder / "style.safetensors").write_bytes(b"")
+    made = Server(tmp_path / "data", loras_dir=str(folder))
+    with made.client:
+        loras = [{"path": "style.safetensors", "strength": 0.5}]
+        video = post(made, loras=json.dumps(loras)).json()
+        assert video["request"]["loras"] == [{"path": "style.safetensors", "strength": 0.5}]
+        request = json.loads((made.folders.of(video["id"]) / "request.json").read_text())
+        assert request["loras"][0]["path"] == str(folder / "style.safetensors")
+        assert made.client.get("/v1/models").json()["data"][0]["loras"] == ["style.safetensors"]
+        for name in ("styl.safetensors", "../data/queue.sqlite3", str(folder / "style.safetensors"), ""):
+            refused = post(made, loras=json.dumps([{"path": name}]))
+            assert refused.status_code == 400
+            assert "loras" in error_of(refused)["where"]
+
+
+def test_request_names_no_lora_without_a_folder(server: Server) -> None:
+    refused = post(server, loras="style.safetensors")
+    assert refused.status_code == 400
+
+
+def test_long_video_is_a_request(server: Server) -> None:
+    fields = {"num_frames": "29", "window": "17", "window_overlap": "5"}
+    made = post(server, **fields, window_prompts='["a", "b"]').json()
+    assert made["request"]["window_prompts"] == ["a", "b"]
+    refused = post(server, **{**fields, "window_overlap": "17"})
+    assert (refused.status_code, error_of(refused)["code"]) == (400, "invalid_request")
+    assert "window_overlap" in error_of(refused)["message"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mindspeed_mm.data.images import brightness
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.conditions import conditions_of
+from mindspeed_mm.serve.client import Client
 from mindspeed_mm.ui.config import UiConfig
 from mindspeed_mm.ui.forms import FAMILIES, forms
 from mindspeed_mm.ui.mask import Painting, clip_masks, frame_url, paintable, painted_mask, resized_edge
@@ -259,3 +261,43 @@ def test_only_paths_inside_the_folder_are_opened(tmp_path: Path):
 
 def test_the_page_listens_on_loopback_by_default():
     assert UiConfig().host == "127.0.0.1"
+
+
+def test_long_video_fields_of_the_page_are_those_of_the_json(tmp_path: Path):
+    images = []
+    for name in ("a", "b"):
+        images.append(tmp_path / f"{name}.png")
+        Image.new("RGB", (32, 32)).save(images[-1])
+    filled = Filled(
+        form="own",
+        prompt="x",
+        numbers={"num_frames": 29, "window": 17, "window_mode": "", "paste_back": None},
+        images=tuple(images),
+        window_prompts=("a", "b"),
+        window_references=("1, 2", "-"),
+    )
+    settings = filled.settings()
+    assert settings["window_prompts"] == ["a", "b"]
+    assert settings["window_references"] == [[0, 1], []]
+    assert "window_mode" not in settings
+    with raises(ConfigError, where="window_references"):
+        Filled(form="text", window_references=("0",)).settings()
+
+
+class Refusing:
+    """A server that deletes nothing."""
+
+    status_code, reason = 503, "Service Unavailable"
+    headers: ClassVar[dict[str, str]] = {}
+
+    def json(self) -> dict[str, dict[str, str]]:
+        return {"error": {"message": "busy", "problem": "busy"}}
+
+
+def test_refused_deletion_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    client = Client("http://127.0.0.1:1")
+    monkeypatch.setattr(client, "_send", lambda *_: Refusing())
+    with raises(ConfigError, "busy"):
+        client.delete("video_1")
+    monkeypatch.setattr(Refusing, "status_code", 404)
+    client.delete("video_1")  # gone already

@@ -1,0 +1,182 @@
+"""A replica of `vace serve --engine ray`: models on one device of one machine, jobs from the server's queue.
+
+The queue and all files are on the server's machine; a replica gets a job with its uploads and sends back what
+it made. Nothing is shared through a file system but the weights, which each machine has at the same paths.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.files import atomic_path, write_json
+from mindspeed_mm.serve.folders import JobFolders
+from mindspeed_mm.serve.jobs import Job, JobStore, WorkerState
+
+Files = dict[str, bytes]  # path within a job's folder → content
+_BEAT = 1.0  # seconds between two signs of life
+_OURS = frozenset({"inputs", "request.json"})  # of a job's folder: what the server has already
+
+
+class Queue:
+    """The server's queue, for replicas on other machines: an actor on the server's own."""
+
+    def __init__(self, data_dir: str) -> None:
+        self.store, self.folders = JobStore(Path(data_dir)), JobFolders(Path(data_dir))
+        self.beats: dict[str, float] = {}
+
+    def beat(self, worker: str) -> None:
+        """A sign of life."""
+        self.beats[worker] = time.monotonic()
+
+    def lost(self, seconds: float) -> list[str]:
+        """The replicas that gave no sign of life for so long; each is named once."""
+        now = time.monotonic()
+        gone = [worker for worker, last in self.beats.items() if now - last > seconds]
+        for worker in gone:
+            del self.beats[worker]
+        return gone
+
+    def set_worker(self, worker: str, state: WorkerState, message: str = "") -> None:
+        """Note what a replica does."""
+        self.beat(worker)
+        self.store.set_worker(worker, state, message)
+
+    def claim(self, worker: str) -> tuple[Job, Files] | None:
+        """The next job with its uploads."""
+        self.beat(worker)
+        job = self.store.claim(worker)
+        if job is None:
+            return None
+        return job, read_files(self.folders.of(job.id) / "inputs")
+
+    def advance(self, job: Job, step: int, steps: int) -> None:
+        """Note that `step` of `steps` are done."""
+        self.store.advance(job, step, steps)
+
+    def should_continue(self, job: Job) -> bool:
+        """Whether the replica should go on."""
+        return self.store.should_continue(job)
+
+    def finish(self, job: Job, files: Files, error: Mapping[str, str] | None) -> bool:
+        """Keep what was made. False when the job is no longer this replica's."""
+        if not self.store.should_continue(job):
+            return False
+        if error is None:
+            write_files(self.folders.of(job.id), files)
+        return self.store.finish(job, error)
+
+
+class RemoteStore(JobStore):
+    """The queue as a worker sees it; files of its jobs are in a folder of this machine meanwhile."""
+
+    def __init__(self, queue: Any, folders: JobFolders) -> None:
+        """`queue`: the handle of the actor."""
+        self.queue, self.folders = queue, folders
+
+    def claim(self, worker: str) -> Job | None:
+        """The next job; its uploads are on this machine."""
+        found = self._ask("claim", worker)
+        if found is None:
+            return None
+        job: Job = found[0]
+        self.folders.remove(job.id)
+        (self.folders.of(job.id) / "inputs").mkdir(parents=True)
+        write_files(self.folders.of(job.id) / "inputs", found[1])
+        return job
+
+    def advance(self, job: Job, step: int, steps: int) -> None:
+        """Note that `step` of `steps` are done."""
+        self._ask("advance", job, step, steps)
+
+    def should_continue(self, job: Job) -> bool:
+        """Whether the worker should go on."""
+        return bool(self._ask("should_continue", job))
+
+    def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
+        """Send what was made to the server, and delete it here."""
+        files = {} if error is not None else read_files(self.folders.of(job.id), without=_OURS)
+        kept = bool(self._ask("finish", job, files, error))
+        self.folders.remove(job.id)
+        return kept
+
+    def set_worker(self, worker: str, state: WorkerState, message: str = "") -> None:
+        """Note what a worker does."""
+        self._ask("set_worker", worker, state, message)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self.queue, method).remote(*arguments))
+
+
+class Replica:
+    """The deployment: loads the models, then works until Ray ends it."""
+
+    def __init__(self, settings: Mapping[str, Any], template: Mapping[str, Any], queue: Any) -> None:
+        """`settings`: what the worker's settings file holds. Raises what loading raises."""
+        import ray
+        import torch
+
+        from mindspeed_mm.serve.worker import open_worker
+
+        torch.set_grad_enabled(False)
+        context = ray.get_runtime_context()
+        self.name = f"ray.{context.get_node_id()[:8]}.{context.get_actor_id()}"
+        self._folder = tempfile.TemporaryDirectory(prefix="vace_replica_")
+        here = Path(self._folder.name)
+        store = RemoteStore(queue, JobFolders(here))
+        store.set_worker(self.name, "loading")
+        self._over = threading.Event()
+        threading.Thread(target=self._beat, args=(queue,), daemon=True).start()
+        write_json(here / "template.json", {**template, "output_path": str(here)})
+        try:
+            settings = {**settings, "template": str(here / "template.json")}
+            self._worker = open_worker(settings, store, store.folders, self.name)
+        except Exception as error:
+            store.set_worker(self.name, "failed", " ".join(str(error).split())[:500])
+            raise
+        store.set_worker(self.name, "ready")
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def __call__(self) -> str:
+        """The name of the replica."""
+        return self.name
+
+    def check_health(self) -> None:
+        """Raises when it no longer works: Ray then starts another in its place."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the worker has ended")
+
+    def _work(self) -> None:
+        try:
+            self._worker.run()
+        finally:
+            self._over.set()  # without signs of life its job is tried again
+
+    def _beat(self, queue: Any) -> None:
+        while not self._over.wait(_BEAT):
+            with suppress(Exception):  # the server is gone, and Ray ends this replica
+                queue.beat.remote(self.name)
+
+
+def read_files(folder: Path, *, without: frozenset[str] = frozenset()) -> Files:
+    """Every file in `folder` but for the entries `without`."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {path.relative_to(folder): path for path in paths}
+    return {str(name): path.read_bytes() for name, path in names.items() if name.parts[0] not in without}
+
+
+def write_files(folder: Path, files: Files) -> None:
+    """Each file whole or not at all."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as draft:
+            draft.write_bytes(content)

@@ -56,7 +56,7 @@ class Job:
     units: int  # at the end
     digest: Callable[[Path], Digest]
     whole: Callable[[Path], Digest]  # what is complete now, and what it holds
-    resume: dict[str, str] = field(default_factory=dict)  # environment of a run that goes on
+    resume: dict[str, str] = field(default_factory=dict)  # environment of a run that resumes
 
 
 def tensors(values: dict[str, torch.Tensor]) -> int:
@@ -350,7 +350,7 @@ def _wait_for_moment(job: Job, process: subprocess.Popen[bytes], rng: random.Ran
 
 
 def _wait_for_end(kill: Kill, process: subprocess.Popen[bytes], mark: str, job: Job) -> None:
-    """Ten seconds for all processes, unless the job goes on.
+    """Ten seconds for all processes, unless the job continues.
 
     What only a reader lost, or hears no signal for, it may survive.
     """

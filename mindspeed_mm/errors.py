@@ -122,7 +122,7 @@ class LaunchError(MindSpeedMMError):
 
 
 class TrainingError(MindSpeedMMError):
-    """A run that must not go on.
+    """A run that must not continue.
 
     Too many iterations in a row were not finite, or its metrics cannot be written.
     """

@@ -27,7 +27,7 @@ from types import FrameType
 LAUNCHER = "MINDSPEED_MM_LAUNCHER"  # process id of the launcher, in the environment of its ranks
 # of the launcher's ranks: the socket that rank 0 serves the rendezvous on; empty for the others
 STORE = "MINDSPEED_MM_STORE"
-GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may go on after a signal
+GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may last after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # All processes of a run are gone within ten seconds. One may stop only after another has.
 _UNWIND = 4.0  # seconds for the main thread to leave C code, where nothing is to be finished
@@ -235,7 +235,7 @@ def is_rank() -> bool:
 
 
 def grace() -> float:
-    """Seconds that a read may go on after a signal: MINDSPEED_MM_GRACE, 60 by default."""
+    """Seconds that a read may last after a signal: MINDSPEED_MM_GRACE, 60 by default."""
     try:
         return max(0.0, float(os.environ.get(GRACE, "60")))
     except ValueError:

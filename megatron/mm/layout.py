@@ -52,7 +52,7 @@ def iteration_name(iteration: int | str) -> str:
 
 
 def iteration_folder(root: Path, iteration: int | str) -> Path:
-    """Where one iteration lies under `root`."""
+    """Where one iteration is under `root`."""
     return root / iteration_name(iteration)
 
 

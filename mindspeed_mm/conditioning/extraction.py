@@ -424,13 +424,13 @@ def _with_address(record: SampleRecord, reason: str) -> str:
 def _watchdog(record: SampleRecord, timeout: float) -> Iterator[None]:
     """End the process when the device does not come back.
 
-    Waiting in silence helps nobody, and a new run goes on from here.
+    Waiting in silence helps nobody, and a new run resumes from here.
     """
 
     def give_up() -> None:
         logger.error(
             f"{record.address}: encoding did not end within {timeout:g} s (--sample-timeout); stopping. "
-            "Start again to go on"
+            "Start again to resume"
         )
         os._exit(1)
 

@@ -83,7 +83,7 @@ class Recipe(Config):
     tasks: dict[str, RecipeTask] = Field(min_length=1, description="name → task")
     stages: tuple[RecipeStage, ...] = Field(
         default=(),
-        description="in training: weights by iteration, one stage after another; the last one goes on",
+        description="in training: weights by iteration, stage by stage; the last one lasts to the end",
     )
 
     @field_validator("tasks")

@@ -20,7 +20,7 @@ from mindspeed_mm.data.video import VideoReader, open_video
 from mindspeed_mm.errors import DataError
 
 Reader = Literal["decord", "av"]
-_ROUNDING = 1e-3  # what pixels may lie outside their range by
+_ROUNDING = 1e-3  # how far pixels may leave their range
 
 
 def as_reader(clip: Clip | VideoReader, reader: Reader = "av", *, mask: bool = False) -> VideoReader:

@@ -102,12 +102,12 @@ class Lettering:
 
 
 def spelled(text: str) -> str:
-    """`text` in characters that some font at hand has: `\\u7ea2` stands for one that none has."""
+    """`text` in characters that some installed font has: `\\u7ea2` stands for one that none has."""
     return "".join(_escape(character) if _lacking(character) else character for character in text)
 
 
 def missing(text: str) -> str:
-    """The characters of `text` that no font at hand has, each once."""
+    """The characters of `text` that no installed font has, each once."""
     return "".join(dict.fromkeys(character for character in text if _lacking(character)))
 
 
@@ -180,7 +180,7 @@ def _wide_fonts() -> tuple[Path, ...]:
 
 
 def _fonts_of_fontconfig() -> list[Path]:
-    """What fontconfig knows for Chinese, wherever it lies and whatever it is called."""
+    """What fontconfig knows for Chinese, wherever it is and whatever it is called."""
     command = shutil.which("fc-list")
     if command is None:
         return []

@@ -282,7 +282,7 @@ class _Row:
         path = self.home.folder / text
         if not self.home.holds(path):
             self._bad(
-                key, f"{text} lies outside the dataset's folder {self.home.folder}; move it there, or link it"
+                key, f"{text} is outside the dataset's folder {self.home.folder}; move it there, or link it"
             )
             return None
         self.named.append(_Named(f"{self.address}.{key}", path, self.row))

@@ -22,7 +22,7 @@ _CUT_IS_FLAGGED = frozenset({"mp4", "flv", "mpeg", "avi", "ivf"})
 _CUT_IS_SEEN = frozenset({"mp4", "flv", "avi", "ivf", "matroska", "yuv4mpegpipe"})
 # Their decoders make up what a torn slice lacks, and do not mark the frame.
 _TEARS_ARE_HIDDEN = frozenset({"hevc", "vvc"})
-_AFTER_A_SLICE = b"\x55" * 64  # a whole slice says where it ends; a torn one goes on into this
+_AFTER_A_SLICE = b"\x55" * 64  # a whole slice says where it ends; a torn one runs into this
 _REORDERED = 16  # frames of the end that the last one in the file can be played before
 ASSUMED_FPS = 25  # of a raw stream that names no rate, as FFmpeg and players assume
 
@@ -264,7 +264,7 @@ def _table(found: list[tuple[int, int | None, bool, int]], stream: Any, skipped:
 
 
 def _joined(stamps: Sequence[int], parts: Sequence[int], durations: Sequence[int]) -> list[int]:
-    """Ticks from the first frame; each part that starts over goes on where the one before ends."""
+    """Ticks from the first frame; each part that starts over continues where the one before ends."""
     ticks: list[int] = []
     shift = -stamps[0]
     for place, stamp in enumerate(stamps):

@@ -1,4 +1,4 @@
-"""A decoded frame as pixels: which way up, what lies under alpha; and what is remarkable about a clip.
+"""A decoded frame as pixels: which way up, what is under alpha; and what is remarkable about a clip.
 
 No torch.
 """

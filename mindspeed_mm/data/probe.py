@@ -252,7 +252,7 @@ def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:
 
 
 def _check_length(path: Path, stream: Any) -> None:
-    """MP4's index says where each frame lies.
+    """MP4's index says where each frame is.
 
     That is behind the end of the file when a download or a copy broke off.
     """

@@ -16,7 +16,7 @@ REMARKS: Mapping[str, str] = {
     "repeats": "time stamps that repeat or start over: frames are taken by their place",
     "lead": "a beginning without a key frame: read from the first key frame on",
     "short": "an end that is cut off, or fewer frames than its header says: what is there is read",
-    "no alpha": "an alpha channel that is not read (VP8, VP9): what lies under it is seen",
+    "no alpha": "an alpha channel that is not read (VP8, VP9): what is under it is seen",
     "interlaced": "interlaced frames: both fields of a frame are read as one picture",
     "hdr": "HDR colours (PQ or HLG): read without tone mapping, so they look flat",
     "squeezed": "pixels that are not square: the picture is squeezed",

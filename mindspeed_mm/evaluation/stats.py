@@ -48,7 +48,7 @@ def paired(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Me
 
 
 def _resampled(values: NDArray[np.float64], seed: int, rounds: int) -> NDArray[np.float64]:
-    """Means of so many samples drawn with replacement, a part at a time."""
+    """Means of samples drawn with replacement, a part at a time."""
     generator = np.random.default_rng(seed)
     at_once = max(1, 4_000_000 // len(values))
     found = []

@@ -1,6 +1,6 @@
 """The pixels that the model gets.
 
-Apart from the stages, so that who only looks at them loads no model code.
+Apart from the stages, so that code that only looks at them loads no model.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Experts:
     ) -> None:
         """`placed`: the models are in place (sharded, or in training) and are never moved.
 
-        `dtype`: of matrix products, where it is not that of the weights at hand (fp32 masters in training).
+        `dtype`: of matrix products, where it is not that of the weights given (fp32 masters in training).
         `count`: of all weights, where this process holds some of them (pipeline stages).
         """
         if len(models) not in (1, 2):

@@ -131,7 +131,7 @@ def write_decoded(
 
 @contextmanager
 def with_resume_hint(latents: Path) -> Iterator[None]:
-    """Let an error after denoising say how to go on from the latents."""
+    """Let an error after denoising say how to resume from the latents."""
     hint = f"the latents are safe: run again with --from-latents {latents}"
     try:
         with explain_oom("", "while decoding", ""):

@@ -45,7 +45,7 @@ class SingleProcess:
         fn()
 
     def is_shared(self, error: MindSpeedMMError) -> bool:
-        """Whether all processes of this video have raised `error`, so that they can go on together."""
+        """Whether all processes of this video have raised `error`, so that they can continue together."""
         return True
 
     def run_on_main_and_broadcast(self, fn: Callable[[], T]) -> T:
@@ -123,7 +123,7 @@ class ContextParallel(SingleProcess):
         """What `fn` returns on the main process, on all of them; tensors must be on the host.
 
         NonFiniteError, and with `share_errors` any error of ours, is raised on every process, so that a
-        caller may go on. Any other error ends all; the main one reports it.
+        caller may continue. Any other error ends all; the main one reports it.
         """
         value: T | None = None
         failed: MindSpeedMMError | None = None

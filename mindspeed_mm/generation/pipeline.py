@@ -50,7 +50,7 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.ops.quantized import QuantFormat
 
 LOGGER = get_logger(__name__)
-OnStep = Callable[[int, int], None]  # steps done, steps in all
+OnStep = Callable[[int, int], None]  # steps done, steps in total
 
 
 class VacePipeline:

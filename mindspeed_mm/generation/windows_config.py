@@ -1,4 +1,4 @@
-"""Videos longer than what the model makes at once: the keys, and where the windows lie. No torch."""
+"""Videos longer than what the model makes at once: the keys, and where the windows are. No torch."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class WindowKeys(ClipPolicy):
         ge=0,
         le=1024,
         description=(
-            "copy the pixels that the mask keeps from the source, and adapt so many generated pixels beside "
-            "them (default: pixels as the model makes them)"
+            "copy the pixels that the mask keeps from the source, and adapt this many generated pixels "
+            "beside them (default: pixels as the model makes them)"
         ),
     )
 
@@ -151,7 +151,7 @@ class WindowKeys(ClipPolicy):
 
     @property
     def windows(self) -> tuple[Window, ...]:
-        """Where the windows lie; one that holds everything for a video that is not longer."""
+        """Where the windows are; one that holds everything for a video that is not longer."""
         length, discard = self.frames_at_once, self.window_discard
         step = length - self.overlap - discard if self.is_windowed else length
         return tuple(_spans(self.num_frames, length, step, discard))

@@ -27,7 +27,7 @@ _NOT_THE_TRANSFORMER = re.compile(r"(?i)vae|t5|umt5|clip")
 class Files:
     """The files of one model.
 
-    `what` says in words what was found; `homes` are folders where its config.json may lie.
+    `what` says in words what was found; `homes` are folders where its config.json may be.
     """
 
     kind: Kind

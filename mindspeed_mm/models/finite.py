@@ -1,6 +1,6 @@
 """Whether weights, latents and pixels hold only finite numbers.
 
-One reduction a tensor, on the device where it lies.
+One reduction a tensor, on the tensor's own device.
 """
 
 from __future__ import annotations

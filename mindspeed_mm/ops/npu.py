@@ -11,7 +11,7 @@ MAX_ROTARY_BATCH = 1000  # batch · heads must stay below, in interleave mode
 
 
 def holds(x: Tensor) -> bool:
-    """Whether x lies on an NPU."""
+    """Whether x is on an NPU."""
     return x.device.type == "npu"
 
 

@@ -1,4 +1,4 @@
-"""Rates of the device at hand, measured in less than a minute and kept in a file that `--device here` reads."""
+"""Rates of this machine's device, measured in less than a minute and kept in a file that `--device here` reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def calibration_file() -> Path:
 
 
 def read_calibration(dtype: str) -> Device:
-    """The device at hand as measured. Raises ConfigError when nothing was, or the file is not ours."""
+    """This machine's device as measured. Raises ConfigError when nothing was, or the file is not ours."""
     path = calibration_file()
     if not path.is_file():
         raise ConfigError(

@@ -14,7 +14,7 @@ COUNTS = tuple(2**power for power in range(11))
 
 @dataclass(frozen=True)
 class AtCount:
-    """A run on so many devices."""
+    """A run on a number of devices."""
 
     devices: int
     memory: Memory

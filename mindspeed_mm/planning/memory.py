@@ -177,7 +177,7 @@ class Walk:
                 )
             is_branch = name.startswith(BRANCH)
             if is_branch:
-                streams = 1.0 + (self._trunk_goes_on(name))
+                streams = 1.0 + (self._trunk_continues(name))
             else:
                 streams = 1.0 * any(past.startswith(BRANCH) for past in done)
                 streams += 1.0 * (self._feeds(name) and self._goes_below(name))
@@ -190,7 +190,7 @@ class Walk:
         number = int(name.split(".")[1])
         return self.is_reached(f"blocks.{max(number - 1, 0)}")
 
-    def _trunk_goes_on(self, name: str) -> bool:
+    def _trunk_continues(self, name: str) -> bool:
         return self._goes_below(f"blocks.{self.run.model.vace_layers[int(name.split('.')[1])]}")
 
     def _backward_order(self) -> Iterator[str]:

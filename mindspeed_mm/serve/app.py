@@ -244,7 +244,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/videos/extensions",
         openapi_extra=body_schema(edit=True, overlap=True),
-        summary="A video that goes on from another's end",
+        summary="A video that continues another from its end",
         **make,
     )
     async def extend(request: Request) -> Video:

@@ -67,7 +67,10 @@ class ServeConfig(Config):
         description="seconds after which workers that still load are started again",
     )
     keep_hours: float | None = Field(
-        default=None, gt=0, le=1e6, description="delete a finished video after so many hours (default: never)"
+        default=None,
+        gt=0,
+        le=1e6,
+        description="delete a finished video after this many hours (default: never)",
     )
 
     @property

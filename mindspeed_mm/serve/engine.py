@@ -74,7 +74,7 @@ class Engine:
             try:
                 self._serve_once()
             except Exception:  # a full disk, a locked queue: the server must outlive it
-                LOGGER.exception("the engine goes on after an error")
+                LOGGER.exception("the engine continues after an error")
             pause = 1.0 if time.monotonic() - started > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
             if not self._over.is_set():
                 self.restarts += 1

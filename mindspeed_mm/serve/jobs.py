@@ -202,7 +202,7 @@ class JobStore:
             )
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the worker should go on: not when the job was cancelled or taken away. Costs no write."""
+        """Whether the worker should continue: not when the job was cancelled or taken away. Costs no write."""
         found = self._database().execute(
             "SELECT 1 FROM jobs WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT cancelled",
             (job.id, job.worker),

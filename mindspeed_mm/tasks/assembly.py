@@ -246,7 +246,7 @@ def interval_of(losses: Sequence[float]) -> tuple[float, float] | None:
 
 
 def best_so_far(job: PretrainJob, iteration: int) -> Best | None:
-    """The best checkpoint in --save, where this run goes on from it or from a later one."""
+    """The best checkpoint in --save, where this run resumes from it or from a later one."""
     checkpoint = job.training.checkpoint
     if not (checkpoint.save_best and checkpoint.save):
         return None

@@ -32,7 +32,7 @@ class ImportConfig(Config):
     )
     out: str = Field(default="imported", description="folder for data.json and data.txt (default: imported)")
     skip_bad_samples: int = Field(
-        default=0, ge=0, description="leave out at most so many rows that cannot be used"
+        default=0, ge=0, description="leave out at most this many rows that cannot be used"
     )
     dry_run: bool = Field(default=False, description="read the dataset and stop")
     print_config: bool = Field(default=False, description="print the settings as JSON and stop")

@@ -343,6 +343,6 @@ def _report(total: Outcome, listed: int, left_out: int, seconds: float, extracti
 def _say_stopped(number: int, outcome: Outcome, share: int) -> None:
     logger.info(
         f"stopped by {signal.Signals(number).name} after {len(outcome.finished)} of {share} clips; "
-        "start again to go on from here",
+        "start again to resume from here",
         extra=on_every_rank(),
     )

@@ -103,9 +103,7 @@ def warn_ignored_options(run: RunConfig, processes: int) -> None:
             LOGGER.warning("%s: left out, for one process decodes from_latents", ", ".join(ignored))
     elif processes > 1:
         if run.shard_weights and run.offload != "none":
-            LOGGER.info(
-                "offload %s is left out: the weights lie where shard_weights spreads them", run.offload
-            )
+            LOGGER.info("offload %s is left out: shard_weights decides where the weights are", run.offload)
     elif ignored:
         LOGGER.warning(
             "%s: for several processes, and this is one; start them with generate.sh", ", ".join(ignored)

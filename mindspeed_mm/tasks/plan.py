@@ -103,7 +103,7 @@ def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
 
 
 def measure_here() -> None:
-    """Calibrate the device at hand, and say where the rates are kept."""
+    """Calibrate this machine's device, and say where the rates are kept."""
     from mindspeed_mm.accelerator import Accelerator
 
     accelerator = Accelerator.detect()

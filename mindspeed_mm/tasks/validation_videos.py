@@ -100,7 +100,7 @@ class ValidationVideos:
             except NonFiniteError as error:  # on every rank; the training's own guard judges its loss
                 if rank() == 0:
                     LOGGER.warning(
-                        "iteration %d, validation video %s: %s; training goes on",
+                        "iteration %d, validation video %s: %s; training continues",
                         iteration,
                         video.name,
                         error,

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     create(folder, models)
     shown = display_path(folder)
     LOGGER.info(
-        f"{shown}: scripts and settings of {', '.join(models)}. Go on there: cd {shown}, then "
+        f"{shown}: scripts and settings of {', '.join(models)}. Next: cd {shown}, then "
         "examples/vace/README.md"
     )
 

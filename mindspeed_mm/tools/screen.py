@@ -35,7 +35,7 @@ class Failure:
 
 @dataclass
 class _Block:
-    """A traceback of one rank, held back until it is known whether the rank goes on."""
+    """A traceback of one rank, held back until it is known whether the rank continues."""
 
     started: float
     lines: list[str] = field(default_factory=list)

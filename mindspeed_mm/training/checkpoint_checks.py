@@ -44,7 +44,7 @@ class BaseReference:
 
 
 def check_base(folder: Path, found: Any, base: BaseReference | None, finetune: bool) -> None:
-    """A checkpoint of what trains goes with the weights that it was trained upon."""
+    """A checkpoint of what trains goes with the weights that it was trained on."""
     if not isinstance(found, Mapping):
         return
     path = display_path(str(found.get("path")))
@@ -93,7 +93,7 @@ def check_config(folder: Path, saved: Any, model: nn.Module) -> None:
 
 
 def check_lora(folder: Path, saved: object, model: nn.Module) -> None:
-    """A checkpoint of a LoRA goes on as the same LoRA: the same layers, and on each the same scale."""
+    """A checkpoint of a LoRA resumes as the same LoRA: the same layers, and on each the same scale."""
     scales = lora_scales(model)
     before = read_scales(saved, folder) if saved is not None else {}
     upon = f"name {folder} as predictor.from_pretrained and leave --load out"
@@ -101,11 +101,11 @@ def check_lora(folder: Path, saved: object, model: nn.Module) -> None:
         raise WeightsError(
             f"holds a LoRA of {len(before)} layers, the job trains none",
             where=folder,
-            fix=f"set --lora-rank and the rest as they were, or to train something else upon it {upon}",
+            fix=f"set --lora-rank and the rest as they were, or to train something else on it {upon}",
         )
     if scales and not before:
         raise WeightsError(
-            "holds no LoRA, and the job trains one", where=folder, fix=f"to train a LoRA upon it {upon}"
+            "holds no LoRA, and the job trains one", where=folder, fix=f"to train a LoRA on it {upon}"
         )
     if odd := sorted(scales.keys() ^ before.keys()):
         raise WeightsError(
@@ -130,7 +130,7 @@ def check_quantized(folder: Path, saved: object, model: nn.Module, finetune: boo
     before, now = saved or "", describe_quantized(model)
     if before == now:
         return
-    problem = f"was trained upon {_held(before)}, the job has {_held(now)}"
+    problem = f"was trained on {_held(before)}, the job has {_held(now)}"
     if not finetune:
         fix = "set quantize as it was, or start over with --finetune"
         raise WeightsError(problem, where=folder, fix=fix)

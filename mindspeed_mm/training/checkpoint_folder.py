@@ -1,6 +1,6 @@
 """Which checkpoint `--load` means.
 
-A run never starts over beside checkpoints that it could go on from, unless a flag says so.
+A run never starts over beside checkpoints that it could resume from, unless a flag says so.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def folder_to_load(config: CheckpointConfig) -> Path | None:
 
 
 def check_save_folder(config: CheckpointConfig) -> None:
-    """A run that does not go on from --save's checkpoints would write its own over them.
+    """A run that does not resume from --save's checkpoints would write its own over them.
 
     Raises WeightsError.
     """
@@ -94,9 +94,9 @@ def check_save_folder(config: CheckpointConfig) -> None:
         return
     if have := complete_iterations(root):
         starts = ", and --finetune starts at iteration 0" if config.finetune else ""
-        ways = ["choose another folder", f"go on from this one with --load {root}"]
+        ways = ["choose another folder", f"resume from this one with --load {root}"]
         if same:
-            ways[1] = "leave --finetune out to go on from them"
+            ways[1] = "leave --finetune out to resume from them"
         if loaded is None:
             ways.append("or start over in it with --ignore-existing-checkpoints")
         raise WeightsError(
@@ -111,7 +111,7 @@ def _check_empty(root: Path, config: CheckpointConfig) -> None:
             f"{TRACKER} is missing, but there are complete checkpoints: {_list(have)}",
             where=f"--load {root}",
             fix=(
-                f"go on from one with --ckpt-step {have[-1]}, or start at iteration 0 with "
+                f"resume from one with --ckpt-step {have[-1]}, or start at iteration 0 with "
                 "--ignore-existing-checkpoints"
             ),
         )

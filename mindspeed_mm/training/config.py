@@ -45,7 +45,7 @@ class OptimizerConfig(Config):
     optimizer: Literal["adam", "muon"] = Field(
         default="adam",
         description="adam (AdamW), or muon: the matrices of hidden layers step by Muon, all else by AdamW; "
-        "lr and weight decay serve both",
+        "lr and weight decay apply to both",
     )
     muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: decay of its one moment")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
@@ -132,7 +132,7 @@ class CheckpointConfig(Config):
 
     save: str | None = Field(default=None, description="folder for checkpoints, metrics and job.json")
     save_interval: int | None = Field(default=None, gt=0, description="iterations between checkpoints")
-    load: str | None = Field(default=None, min_length=1, description="folder of checkpoints to go on from")
+    load: str | None = Field(default=None, min_length=1, description="folder of checkpoints to resume from")
     ckpt_step: int | None = Field(
         default=None, gt=0, description="iteration to load (default: the tracker file's)"
     )
@@ -163,7 +163,7 @@ class CheckpointConfig(Config):
     no_load_optim: bool = Field(default=False, description="leave the checkpoint's optimizer")
     no_load_rng: bool = Field(default=False, description="leave the checkpoint's random states")
     no_save_optim: bool = Field(
-        default=False, description="write no optimizer; such a run cannot go on exactly"
+        default=False, description="write no optimizer; such a run cannot resume exactly"
     )
     no_save_rng: bool = Field(default=False, description="write no random states")
     no_verify_checksums: bool = Field(

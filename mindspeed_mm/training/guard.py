@@ -90,7 +90,7 @@ class ExitWatch:
         ]
 
     def reason(self, iteration: int, anywhere: list[float]) -> str | None:
-        """Why to stop after this iteration, the same on every rank; None to go on."""
+        """Why to stop after this iteration, the same on every rank; None to continue."""
         *signals, expired = anywhere
         for number, share in zip(STOP_SIGNALS, signals, strict=True):
             if share:

@@ -150,7 +150,7 @@ class TrainLoop:
     def iterate(self, local_flags: list[float]) -> tuple[StepReport, list[float]]:
         """One iteration. → its report, and the ranks' mean of `local_flags`.
 
-        Raises TrainingError when it must not go on.
+        Raises TrainingError when it must not continue.
         """
         parts, start = self.parts, time.perf_counter()
         parts.accelerator.reset_peak_memory()

@@ -119,7 +119,7 @@ def _portions(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]
 
 
 def _spread(parameter: nn.Parameter) -> tuple[int, int]:
-    """Over how many ranks its slices lie, and how many copies of it there are."""
+    """Over how many ranks its slices are spread, and how many copies of it there are."""
     shards = copies = 1
     if isinstance(parameter, DTensor):
         for size, place in zip(parameter.device_mesh.shape, parameter.placements, strict=True):

@@ -32,7 +32,7 @@ _LONGEST = 8_000_000  # characters of a painting
 
 @dataclass(frozen=True, kw_only=True)
 class Painting:
-    """What was painted, and how it goes on through the clip."""
+    """What was painted, and how it continues through the clip."""
 
     mask: Mask  # in the painting's size
     frame: int = 0

@@ -1,6 +1,6 @@
 """The page's words in both languages.
 
-What a task is called, and its options, come from the registry where nothing is said here.
+What a task is called, and its options, come from the registry where this file has no text.
 """
 
 from __future__ import annotations

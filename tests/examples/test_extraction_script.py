@@ -1,4 +1,4 @@
-"""feature_extraction.sh as a user runs it: it checks before it launches, can be stopped at any time, and goes on."""
+"""feature_extraction.sh as a user runs it: it checks before it launches, can be stopped at any time, and resumes."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_processes_that_share_a_video_survive_a_killed_one(tmp_path: Path) -> No
         cancelled, video = running.create(steps=1000), running.create(steps=40)
         wait_for(lambda: running.client.videos.retrieve(cancelled.id).progress > 0, "the first step")
         running.client.videos.delete(cancelled.id)
-        wait_for(lambda: running.client.videos.retrieve(video.id).progress > 0, "both go on")
+        wait_for(lambda: running.client.videos.retrieve(video.id).progress > 0, "both continue")
         os.kill(running.workers()[-1], signal.SIGKILL)
         assert running.wait(video).status == "completed"
         assert running.stop(signal.SIGINT) in (130, -signal.SIGINT)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAX_NAME = 60
 BANNED = re.compile(
     r"\b(strangers?|anew|aloud|whoever|(?:is|are) wanted|is there already|(?:un)?told|asked"
-    r"|(?:lie|lies|lay) in|stands? in)\b",
+    r"|(?:lie|lies|lay) in|stands? in|(?:go|goes|going) on)\b",
     re.IGNORECASE,
 )
 

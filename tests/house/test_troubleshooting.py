@@ -20,7 +20,7 @@ REAL_FILES = [  # messages about files as people have them
     "white everywhere",
     "(I2V)",
     "cut off: its index ends",
-    "lies outside the dataset's folder",
+    "is outside the dataset's folder",
     "holds CSV",
     "--preset mindspeed",
     "picture's size changes",

@@ -21,7 +21,7 @@ TITLES = {
     "inpaint": "Inpaint: fill the grey box",
     "silhouette": "Silhouette: paint the shape",
     "edge": "Edges: paint what they outline",
-    "extension": "Extension: go on from the first frame",
+    "extension": "Extension: continue from the first frame",
     "outpaint": "Outpaint: complete the border",
     "reference": "Reference: move the pictured object",
 }

@@ -28,7 +28,7 @@ PANELS = {
     "control_reference": "Move a picture along a clip",
     "outpaint": "Widen the frame",
     "first_last": "Fill between two frames",
-    "extension": "Go on from a clip",
+    "extension": "Continue a clip",
 }
 SHOWN, CELL, GAP, MARGIN, HEAD, FOOT = 3, 100, 6, 24, 36, 30
 PAPER, INK, FAINT, GREY = "#fcfbf9", "#202020", "#707070", 128

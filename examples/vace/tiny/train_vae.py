@@ -389,7 +389,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny world's VAE.")
     parser.add_argument("path", type=Path, help="the Wan2.1_VAE.pth to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on after the phases that the file has seen")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume after the phases that the file has seen"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every phase")
     given = parser.parse_args()
     setup_logging()

@@ -126,7 +126,7 @@ def _joined(made: Prepared, references: tuple[Frame, ...], notes: list[str], net
 
 
 class ExpandOptions(GrowOptions, NamedSubject):
-    """How the first image grows and the clip goes on."""
+    """How the first image grows, and the clip after it."""
 
     mode: str = Field(
         default="firstframe,plain",

@@ -21,7 +21,7 @@ class LayoutOptions(TaskOptions):
 
     bbox: Boxes = Field(description="two boxes left,top,right,bottom: the first and the last frame's")
     label: str = Field(default="", max_length=200, description="name of the subject; decides the colour")
-    num_frames: int = Field(default=81, ge=1, le=100_000, description="frames in all")
+    num_frames: int = Field(default=81, ge=1, le=100_000, description="frames in total")
     height: int = Field(default=480, ge=16, le=8192, description="of the canvas")
     width: int = Field(default=832, ge=16, le=8192, description="of the canvas")
 

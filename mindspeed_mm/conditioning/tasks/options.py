@@ -135,7 +135,7 @@ class ExtendOptions(TaskOptions):
 
     expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
     num_frames: int | None = Field(
-        default=None, ge=2, le=100_000, description="frames in all, in place of expand_num"
+        default=None, ge=2, le=100_000, description="frames in total, in place of expand_num"
     )
 
 

@@ -64,7 +64,7 @@ def extend(
 
 
 class _Run:
-    """The window at hand, and the video so far. Its methods run on the main process."""
+    """The current window, and the video so far. Its methods run on the main process."""
 
     def __init__(
         self,

@@ -89,5 +89,5 @@ def report(keys: WindowKeys, watch: Watch, parts: Sequence[dict[str, Any]]) -> d
 
 
 def _seam(window: Window) -> range:
-    """Which of the changes between frames lie where a window meets the one before."""
+    """Which of the changes between frames are where a window meets the one before."""
     return range(window.start - 1, window.start + window.lead) if window.index else range(0)

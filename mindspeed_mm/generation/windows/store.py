@@ -1,4 +1,4 @@
-"""The latents of finished windows on the disk, so that a run that was stopped goes on with the next one."""
+"""The latents of finished windows on the disk, so that a stopped run resumes with the next one."""
 
 from __future__ import annotations
 

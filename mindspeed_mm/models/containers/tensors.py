@@ -1,4 +1,4 @@
-"""One tensor in a file: where its bytes lie, and how to map them into memory.
+"""One tensor in a file: where its bytes are, and how to map them into memory.
 
 Every container of weights becomes a dict of these.
 """

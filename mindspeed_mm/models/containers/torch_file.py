@@ -91,7 +91,7 @@ def _save(state: Any, path: Path) -> None:
 
 @functools.cache
 def knows_offsets() -> bool:
-    """Whether this torch tells where in a .pt the bytes of a tensor lie (2.13 does)."""
+    """Whether this torch tells where in a .pt the bytes of a tensor are (2.13 does)."""
     with io.BytesIO() as file:
         torch.save(torch.zeros(1), file)
         file.seek(0)

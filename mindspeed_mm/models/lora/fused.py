@@ -1,4 +1,4 @@
-"""LoRAs that were added to a base before it was trained upon: how a checkpoint names them beside that base."""
+"""LoRAs that were added to a base before training on it: how a checkpoint names them beside that base."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class _Raw:
     )  # diffusers' metadata: `transformer.lora_alpha` …
 
     def alpha(self, key: str, key_of: Key) -> tuple[float | None, bool]:
-        """(alpha, whether it is divided by √rank) that lie beside the tensors."""
+        """(alpha, whether it is divided by √rank) stored beside the tensors."""
         module = key_of.weight.rpartition(".")[0]
         if self.config:
             return _pattern_alpha(self.config, module, _theirs(key, key_of)), bool(

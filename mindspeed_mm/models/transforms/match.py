@@ -1,4 +1,4 @@
-"""Patterns of module names: endings at a dot, with `*` for any text; and which layers a LoRA goes on.
+"""Patterns of module names: endings at a dot, with `*` for any text; and which layers a LoRA adapts.
 
 No torch.
 """

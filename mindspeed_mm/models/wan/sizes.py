@@ -381,7 +381,7 @@ def _spread(blocks: int, layers: int) -> tuple[int, ...]:
 
 
 def _of_its_kind(name: str, value: Any) -> bool:
-    """Whether a config.json may say `value` for a size; any file of that name may lie beside the weights."""
+    """Whether a config.json may say `value` for a size; any file of that name may be beside the weights."""
     if value is None:
         return True
     if name in ("patch_size", "vace_layers"):

@@ -21,7 +21,7 @@ from mindspeed_mm.ops.rope import apply_rope
 
 
 class Rope(NamedTuple):
-    """Rotary tables of the tokens at hand."""
+    """Rotary tables of the current tokens."""
 
     cos: Tensor  # [S, K/2] fp32
     sin: Tensor  # [S, K/2] fp32
@@ -147,7 +147,7 @@ class WanBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor, text: Text, rope: Rope) -> Tensor:
         """x [B, S, D] and time [B, 6, D] fp32 → [B, S, D] in x's dtype.
 
-        One sample may meet P captions: what comes before them is computed once, and [P, S, D] goes on from
+        One sample may meet P captions: what comes before them is computed once, and [P, S, D] continues from
         there.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + time).chunk(6, dim=1)

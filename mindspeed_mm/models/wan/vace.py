@@ -18,7 +18,7 @@ from mindspeed_mm.ops.timestep import sinusoid
 
 
 class TokenLayout(Protocol):
-    """How the tokens of one sample lie on the processes that share it."""
+    """How the tokens of one sample are spread over the processes that share it."""
 
     def split(self, x: Tensor, dim: int) -> Tensor:
         """All tokens along `dim` → this process's part."""

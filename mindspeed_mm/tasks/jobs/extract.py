@@ -65,7 +65,7 @@ class ExtractConfig(Config):
     skip_bad_samples: int = Field(
         default=0,
         ge=0,
-        description="go on past at most so many unusable samples; they are listed in failed.jsonl",
+        description="skip at most this many unusable samples; they are listed in failed.jsonl",
     )
     encode_batch: int | None = Field(
         default=None,

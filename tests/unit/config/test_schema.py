@@ -58,7 +58,7 @@ def test_an_error_has_the_address_of_the_key(values: object, message: str) -> No
     assert str(caught.value) == message
 
 
-def test_an_address_that_leads_into_a_file_goes_on_with_dots() -> None:
+def test_an_address_that_leads_into_a_file_has_dots_after_it() -> None:
     with raises(ConfigError, "/a:b/f.json:data.num_head"):
         parse(Inner, {"num_head": 1}, "/a:b/f.json:data")
 

@@ -74,7 +74,7 @@ def test_ranks_share_one_row_of_groups_whatever_their_number():
         )
 
 
-def test_a_sampler_goes_on_where_the_consumed_samples_say():
+def test_a_sampler_resumes_where_the_consumed_samples_say():
     order = SampleOrder(SHAPES, micro_batch_size=2, seed=1)
     whole, rest = iter(RankSampler(order, dp_rank=0, dp_size=1)), None
     first = [next(whole) for _ in range(9)]

@@ -117,9 +117,9 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
         )),
         ({**FULL, "src_ref_images": ["r.png", "no.png"]}, "data.json[0].src_ref_images[1]: "),
         ({**FULL, "src_ref_images": ["../r.png"]}, (
-            "data.json[0].src_ref_images[0]: ../r.png lies outside the dataset's folder"
+            "data.json[0].src_ref_images[0]: ../r.png is outside the dataset's folder"
         )),
-        ({**FULL, "src_video": "/etc/hosts"}, "data.json[0].src_video: /etc/hosts lies outside"),
+        ({**FULL, "src_video": "/etc/hosts"}, "data.json[0].src_video: /etc/hosts is outside"),
         ({**FULL, "src_mask": "m.png"}, (
             "data.json[0].src_mask: unknown key (did you mean 'src_video_mask'?)"
         )),

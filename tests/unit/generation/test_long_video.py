@@ -123,7 +123,7 @@ def test_kept_pixels_are_the_sources_in_every_window():
     assert not (made.frames[mask > 0] == CLIP[mask > 0]).all()
 
 
-def test_stopped_run_goes_on_with_the_next_window(tmp_path):
+def test_stopped_run_resumes_with_the_next_window(tmp_path):
     wanted, whole = request(), Fake().run(request())
     store = WindowStore(tmp_path / "video1", identity([], {}))
     with pytest.raises(KeyboardInterrupt):

@@ -102,7 +102,7 @@ def test_nothing_is_recorded_for_backward(vae):
     assert not latents.requires_grad
     assert (
         latents.clone().requires_grad_().requires_grad
-    )  # not an inference tensor either: trainers may go on with it
+    )  # not an inference tensor either: trainers may continue with it
 
 
 def test_vae_cache_is_as_large_as_800_decoded_frames():

@@ -1,6 +1,6 @@
 """The generate command on tiny weights.
 
-What it leaves behind, how it goes on after an interruption, how it fails.
+What it leaves behind, how it resumes after an interruption, how it fails.
 """
 
 import errno

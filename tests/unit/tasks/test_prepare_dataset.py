@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_run_goes_on_where_it_was(data: Path, prepared: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_where_it_was(data: Path, prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     argv = [sys.executable, "-m", "mindspeed_mm.cli", "prepare", "--data", str(data / "data.json")]
     argv += ["--recipe", str(data / "recipe.yaml"), "--out", str(out), "--num-workers", "1"]

@@ -87,7 +87,7 @@ def test_save_into_checkpoints_of_another_run_is_refused(saved: Path, load: str 
     check_save_folder(config(saved, load=load, ignore_existing_checkpoints=True))
 
 
-def test_save_where_the_run_goes_on_or_begins_is_allowed(saved: Path, tmp_path: Path) -> None:
+def test_save_where_the_run_resumes_or_begins_is_allowed(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(saved)
     for load in (saved, tmp_path / "link", saved / "iter_0000070"):
         check_save_folder(config(saved, load=str(load)))

@@ -98,7 +98,7 @@ def test_an_update_is_about_as_large_as_adamws():
     assert (linear.weight - before).square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
 
 
-def test_it_goes_on_from_its_state():
+def test_it_resumes_from_its_state():
     models = [torch.nn.Linear(5, 5) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [build_optimizer(model, OptimizerConfig(lr=0.1, optimizer="muon")) for model in models]

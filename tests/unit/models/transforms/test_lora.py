@@ -107,7 +107,7 @@ def test_lora_matrices_train_in_fp32_and_the_base_is_frozen() -> None:
         ("branch", "both", {"blocks", "vace_blocks"}),
     ],
 )
-def test_lora_goes_on_the_part_that_is_set(trainable: str, on: str | None, parts: set[str]) -> None:
+def test_lora_adapts_the_part_that_is_set(trainable: str, on: str | None, parts: set[str]) -> None:
     found = targets(adapted(LoraConfig(rank=1, on=on), trainable=trainable))
     assert {name.split(".")[0] for name in found} == parts
     per_block = 10  # q, k, v, o of two attentions and two ffn layers

@@ -54,7 +54,7 @@ def with_deltas(scale: float = 0.5) -> torch.nn.Module:
     return model
 
 
-def test_a_lora_goes_on_with_another_alpha_and_the_same_product(base: Path, tmp_path: Path) -> None:
+def test_a_lora_resumes_with_another_alpha_and_the_same_product(base: Path, tmp_path: Path) -> None:
     path = str(write_lora("kohya", tmp_path, lora_matrices()))  # rank 4, alpha 2
     model = started(base, LoraConfig(rank=4, alpha=3, rslora=True, on="both", init_from=path))
     inputs = tiny_inputs()

@@ -84,6 +84,7 @@ class VacePipeline:
         """
         paths = weights if isinstance(weights, WeightPaths) else resolve_model_dir(weights)
         accelerator = Accelerator.detect(device)
+        accelerator.hint_slow_bf16(dtype == torch.bfloat16, "pass dtype=torch.float32")
         config = inspect_experts(paths)
         models = ModelStore(
             lambda: load_experts(paths, dtype, accelerator, offload, quantize=quantize),

@@ -195,6 +195,7 @@ def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, nam
     store.set_worker(name, "loading")
     accelerator = Accelerator.detect()
     template = GenerateJob.from_file(Path(settings["template"]))
+    accelerator.hint_slow_bf16(template.run.dtype == "bf16", "set dtype of the inference JSON to fp32")
     config = check_weights(template)
 
     def work(parallel: SingleProcess) -> None:

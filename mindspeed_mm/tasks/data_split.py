@@ -15,6 +15,7 @@ from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
 from mindspeed_mm.conditioning.tasks.spec import Clip
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import format_json, read_text, write_json_lines, write_text
@@ -66,6 +67,9 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     if twice := next((stem for stem in stems if stems.count(stem) > 1), ""):
         raise DataError(f"two files are named {twice}", where=prog, fix="split them into two folders")
     check_folder(config.out, "--out")
+    for clip in clips:  # now: the pieces no longer tell
+        for remark in remarks_on(clip.reader.traits):
+            logger.info(f"{clip.path}: {remark}")
     found = {clip.path: pieces_of(clip, config) for clip in clips}
     if config.dry_run:
         for path, pieces in found.items():

@@ -247,6 +247,7 @@ def _record(source: _Source, config: InspectConfig) -> SampleRecord:
         if about:
             raise DataError(list_problems(about, 1))
         raise ConfigError(f"{path} has rows 0..{manifest.rows - 1}", where=f"--index {config.index}")
+    _report_long_captions([record], source.tokenizer, config.tokenizer)
     return record
 
 

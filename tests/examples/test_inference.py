@@ -96,6 +96,20 @@ def test_a_file_of_the_guide_makes_its_three_videos(
         assert bool(latents.isfinite().all())
 
 
+@pytest.mark.slow
+def test_the_inpainting_file_makes_its_video(
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(downloads)
+    monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
+    smaller = [part for key, value in SIZE.items() for part in (f"--{key}", str(value))]
+    main([str(INFERENCE / "inpaint_wan2.1_1.3b.json"), *smaller, "--output-path", str(tmp_path)])
+    given = {path.name for path in (tmp_path / "inpaint").iterdir()}
+    assert given == {"src_video.mp4", "src_mask.mp4", "latents.safetensors"}
+    said = json.loads((tmp_path / "inpaint.json").read_text())
+    assert not any("white nowhere" in note or "white everywhere" in note for note in said["notes"])
+
+
 def generate(*arguments: object, cwd: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """generate.sh, as a user types it."""
     settings = {"NPUS_PER_NODE": str(processes), "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.tasks import data_split
 from mindspeed_mm.tasks.data_split import main as split
+from tests.clips import write_as
 from tests.support.scenes import moving_disc, texture
 
 
@@ -43,6 +45,15 @@ def test_split_leaves_out_short_and_cuts_long_scenes(film: Path, tmp_path: Path,
     split(["split", str(film), "--out", str(tmp_path), "--max-seconds=1"])
     rows = [json.loads(line) for line in (tmp_path / "scenes.jsonl").read_text().splitlines()]
     assert [row["frames"] for row in rows] == [[0, 5], [6, 11], [18, 23], [24, 29]]
+
+
+def test_split_says_what_its_pieces_no_longer_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data_split, "make_detector", lambda threshold: lambda number, frame: [])
+    path = write_as(tmp_path / "raw.h264", "libx264", {}, 24)
+    split(["split", str(path), "--out", str(tmp_path / "out"), "--dry-run"])
+    assert f"{path}: no time stamps: frames are spaced evenly" in capsys.readouterr().out
 
 
 def test_split_without_its_package_names_the_extra(

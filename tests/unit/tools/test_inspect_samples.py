@@ -105,6 +105,8 @@ def test_captions_that_will_be_cut_are_counted(dataset, tmp_path, capsys):
     main([str(tmp_path / "config.json"), *options])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "captions have" in line]
     assert "good.json[0]" in line
+    main([str(tmp_path / "config.json"), *options, "--index", "0"])
+    assert "1 of 2 captions have more than 3 tokens" in capsys.readouterr().out  # of the row's two
     main([str(_good(dataset)), *options, "--tokenizer", str(tmp_path / "umt5")])  # 512 tokens
     assert "captions have" not in capsys.readouterr().out
 

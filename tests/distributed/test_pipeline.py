@@ -69,8 +69,9 @@ def assert_alike(found, expected):
         ("all", 2, {"virtual_pipeline_model_parallel_size": 2}),
         ("all", 4, {}),
         ("all", 4, {"context_parallel_size": 2}),
+        ("all", 4, {"context_parallel_size": 2, "context_parallel_algo": "megatron_cp_algo"}),
     ],
-    ids=["branch", "trunk", "all", "gpipe", "virtual", "data", "context"],
+    ids=["branch", "trunk", "all", "gpipe", "virtual", "data", "context", "ring"],
 )
 def test_stages_give_the_numbers_of_one_rank(world, environment, alone, tmp_path, trainable, ranks, flags):
     staged = trained(world, environment(trainable), tmp_path, ranks, **PP2, **flags)

@@ -12,6 +12,7 @@ import torch
 from torch.distributed.pipelining import PipelineStage
 
 from mindspeed_mm.distributed.pipeline import Pipeline
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.weights import open_weights
 from tests.distributed.test_pipeline import PP2, assert_alike, trained
 from tests.loops import random_records
@@ -161,3 +162,28 @@ def test_a_run_goes_on_after_the_kill_of_a_stage(world, mortal_world, environmen
     assert last[0] == last[1]
     for name, weight in once[1].items():
         assert torch.equal(weights[name], weight), name
+
+
+def refusal(argv):
+    """Inside a process group: what the job says before it trains."""
+    try:
+        train_job(argv)
+    except ConfigError as error:
+        return str(error)
+    return "trained"
+
+
+def test_loras_of_validation_videos_are_refused(world, environment, tmp_path):
+    models = {name: str(tmp_path) for name in ("transformer", "vae", "text_encoder")}
+    sizes = {"height": 32, "width": 48, "num_frames": 5, "steps": 2}
+    (tmp_path / "a.safetensors").touch()
+    loras = [{"path": str(tmp_path / "a.safetensors")}]
+    config = {"model": models, "prompt": "a red ball", "loras": loras, "output_path": "out", **sizes}
+    inference = write_json(tmp_path / "inference.json", config)
+    data = json.loads(Path(environment["MM_DATA"]).read_text())
+    data["dataset_param"]["validation"]["prompts"] = str(inference)
+    changed = {**environment, "MM_DATA": str(write_json(tmp_path / "data.json", data))}
+    (line, other) = world.run(2, refusal, arguments(changed, save=str(tmp_path / "save"), **PP2))
+    assert line == other
+    assert line.startswith(f"{inference}:loras: ")
+    assert "pipeline stages" in line

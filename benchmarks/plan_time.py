@@ -17,8 +17,8 @@ from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.models.wan.config import VaceConfig, WanConfig
 from mindspeed_mm.planning.calibrate import calibrate, read_calibration
-from mindspeed_mm.planning.memory import TrainingRun
 from mindspeed_mm.planning.time import step_time
+from mindspeed_mm.planning.units import TrainingRun
 
 logger = get_logger(__name__)
 SIZES = (

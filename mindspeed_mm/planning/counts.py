@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mindspeed_mm.planning.devices import Device
-from mindspeed_mm.planning.memory import Memory, TrainingRun, training_memory
+from mindspeed_mm.planning.memory import Memory, training_memory
 from mindspeed_mm.planning.time import step_time
+from mindspeed_mm.planning.units import TrainingRun
 
 COUNTS = tuple(2**power for power in range(11))
 

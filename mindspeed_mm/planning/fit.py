@@ -9,8 +9,9 @@ from itertools import combinations
 from mindspeed_mm.models.wan.config import ADAPTED
 from mindspeed_mm.models.wan.sizes import layout
 from mindspeed_mm.planning.devices import Device
-from mindspeed_mm.planning.memory import TrainingRun, training_memory
+from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.time import step_time
+from mindspeed_mm.planning.units import TrainingRun
 
 _AT_ONCE = 3  # changes
 _OTHER_RESULT = ("--lora-", "--quantize", "predictor.residual_dtype")

@@ -7,14 +7,13 @@ allocator's slack and the communication library's buffers are estimates of their
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, VaceConfig
+from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import text_rows, tokens_of
-from mindspeed_mm.models.wan.sizes import Shape, layout
 from mindspeed_mm.planning.block import BlockBytes, BlockKind, block_bytes
+from mindspeed_mm.planning.units import TrainingRun, Unit, all_shapes, local_size, trains, units
 
 SLACK = 0.06  # of all tensors: what the allocator holds and no tensor uses
 LIBRARY = 1.0e9  # bytes of the context and the communication library on an accelerator
@@ -22,37 +21,6 @@ TERMS = (
     "weights", "masters", "gradients", "moments", "gathered units", "model inputs", "block inputs", "inside a block", "slack",
 )  # fmt: skip
 Terms = dict[str, float]
-_ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """What decides the memory of one device."""
-
-    model: VaceConfig
-    grid: tuple[int, int, int]  # latent (R+F, h, w)
-    trainable: str = "branch"
-    lora: Mapping[str, int] = field(default_factory=dict)  # linear layer → rank; all else is frozen then
-    quantized: frozenset[str] | None = (
-        None  # linear layers in 8 bits; None: none, empty: all frozen ones of the blocks
-    )
-    text: int | None = None  # rows of a prompt; None: as many as there can be
-    batch: int = 1  # samples of a micro-batch
-    micro_batches: int = 1
-    ranks: int = 1
-    shards: int = 1  # ranks that share one copy of the weights
-    context_parallel: int = 1
-    product: int = 2  # bytes of a product's dtype
-    residual: int = 4
-    reduce: int = 4  # bytes of the dtype in which gradients are summed
-    recompute: Mapping[str, str] = field(default_factory=dict)  # module → full or selective
-    optimizer: str = "adam"
-    fused: bool = True
-    reshard: bool = True
-    prefetch: int = 0  # units gathered ahead in backward
-    offload: bool = False
-    offload_inputs: bool = False
-    on_cpu: bool = False  # a CPU computes equal caption rows once, and needs no slack
 
 
 @dataclass(frozen=True)
@@ -89,41 +57,6 @@ def training_memory(run: TrainingRun) -> Memory:
     if not run.on_cpu:
         terms["slack"] = SLACK * sum(terms.values()) + LIBRARY
     return Memory(terms, moment, host)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is gathered as one: a block, or another child of the root."""
-
-    name: str
-    whole: float  # elements, on all ranks together
-    local: float  # elements of one rank
-    trained: float  # elements of `whole` that train
-    trained_local: float
-    width: int  # bytes of a product's dtype
-    rounded: float = 0.0  # elements of `whole` in 8 bits
-    rounded_local: float = 0.0
-    scales: float = 0.0  # bytes, whole on each rank
-    expanded: float = 0.0  # bytes of its largest 8-bit weight in a product's dtype
-
-    @property
-    def bytes(self) -> float:
-        """Of all its weights as they are gathered."""
-        return (self.whole - self.rounded) * self.width + self.rounded
-
-    @property
-    def frozen_local(self) -> float:
-        """Bytes of one rank that do not train."""
-        return (
-            (self.local - self.trained_local - self.rounded_local) * self.width
-            + self.rounded_local
-            + self.scales
-        )
-
-    @property
-    def trains(self) -> bool:
-        """Whether some of it has a gradient."""
-        return self.trained > 0
 
 
 class Walk:
@@ -345,97 +278,3 @@ def _by_block(lora: Mapping[str, int]) -> dict[str, tuple[tuple[str, int], ...]]
         kind, number, inner = layer.split(".", 2)
         found[f"{kind}.{number}"] = (*found.get(f"{kind}.{number}", ()), (inner, rank))
     return found
-
-
-def all_shapes(run: TrainingRun) -> Mapping[str, Shape]:
-    """Every weight of the model, and of its LoRA."""
-    return _all_shapes(run.model, tuple(run.lora.items()))
-
-
-@lru_cache(maxsize=8)
-def _all_shapes(model: VaceConfig, lora: tuple[tuple[str, int], ...]) -> Mapping[str, Shape]:
-    shapes = layout(model)
-    for name, rank in lora:
-        rows, columns = shapes[f"{name}.weight"]
-        shapes |= {f"{name}.lora_A.weight": (rank, columns), f"{name}.lora_B.weight": (rows, rank)}
-    return shapes
-
-
-def trains(run: TrainingRun, name: str) -> bool:
-    """Whether a weight has a gradient."""
-    return _trains(name, run.trainable, bool(run.lora))
-
-
-def _trains(name: str, trainable: str, has_lora: bool) -> bool:
-    if has_lora:
-        return ".lora_" in name
-    return trainable == "all" or name.startswith(BRANCH) == (trainable == "branch")
-
-
-def local_size(shape: Shape, shards: int) -> int:
-    """Elements of one rank: FSDP2 divides the first axis, and pads it."""
-    return -(-shape[0] // shards) * math.prod(shape[1:])
-
-
-def units(run: TrainingRun) -> Sequence[Unit]:
-    """Every unit of the model with its sizes."""
-    lora = tuple(run.lora.items())
-    return _units(run.model, lora, run.trainable, run.shards, run.product, quantized_weights(run))
-
-
-def quantized_weights(run: TrainingRun) -> frozenset[str]:
-    """Names of the weights in 8 bits."""
-    if run.quantized is None:
-        return frozenset()
-    named = {f"{layer}.weight" for layer in run.quantized}
-    return frozenset(
-        name
-        for name in layout(run.model)
-        if not trains(run, name) and (name in named if named else name.endswith(_ROUNDED))
-    )
-
-
-@lru_cache(maxsize=32)
-def _units(
-    model: VaceConfig,
-    lora: tuple[tuple[str, int], ...],
-    trainable: str,
-    shards: int,
-    product: int,
-    quantized: frozenset[str],
-) -> Sequence[Unit]:
-    sizes: dict[str, list[int]] = {}
-    for name, shape in _all_shapes(model, lora).items():
-        parts = name.split(".")
-        key = ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else parts[0]
-        whole, local, has = math.prod(shape), local_size(shape, shards), _trains(name, trainable, bool(lora))
-        found = sizes.setdefault(key, [0] * 8)
-        is_rounded = name in quantized
-        counts = (whole, local, whole * has, local * has, whole * is_rounded, local * is_rounded)
-        for place, size in enumerate((*counts, 4 * shape[0] * is_rounded)):
-            found[place] += size
-        found[7] = max(found[7], whole * is_rounded * product)
-    return [
-        Unit(
-            name=key,
-            whole=whole,
-            local=local,
-            trained=trained,
-            trained_local=trained_local,
-            width=4 if key in FP32_MODULES else product,
-            rounded=rounded,
-            rounded_local=rounded_local,
-            scales=scales,
-            expanded=expanded,
-        )
-        for key, (
-            whole,
-            local,
-            trained,
-            trained_local,
-            rounded,
-            rounded_local,
-            scales,
-            expanded,
-        ) in sizes.items()
-    ]

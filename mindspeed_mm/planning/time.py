@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
-from mindspeed_mm.models.wan.flops import block_forward, recomputed_share, step_flops, tokens_of
+from mindspeed_mm.models.wan.flops import Trainable, block_forward, recomputed_share, step_flops, tokens_of
+from mindspeed_mm.models.wan.sizes import layout
 from mindspeed_mm.planning.devices import Device
-from mindspeed_mm.planning.memory import TrainingRun, units
+from mindspeed_mm.planning.units import TrainingRun, units
 
 _CALLS = 550  # operations of one block, forward and backward
 HIDDEN = 0.8  # of the computing, behind which gathers and sums over ranks can run
@@ -36,13 +37,15 @@ def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
     the all-to-alls of context parallel and traffic to the host do not.
     """
     tokens = tokens_of(run.grid, run.model)
-    part = cast(Literal["branch", "trunk", "all"], run.trainable)
-    share = recomputed_share(run.model, run.recompute, part, tokens, run.text)
-    whole = step_flops(run.model, tokens, part, share, text=run.text).hardware
-    if run.lora:  # no gradient of the frozen weights: half of their backward
-        whole -= (
-            step_flops(run.model, tokens, part, 0.0, text=run.text).model - _forward(run, tokens)
-        ) * 0.35
+    part, plan = cast(Trainable, run.trainable), run.recompute
+    lora = _lora_counts(run)
+    if lora:  # as vace_cost counts it: what gradients do not reach never runs again
+        inside = {name.split(".")[0] for name in lora}
+        part = "all" if "blocks" in inside else "branch"
+        if inside == {"blocks"}:
+            plan = {name: mode for name, mode in plan.items() if name.startswith("blocks.")}
+    share = recomputed_share(run.model, plan, part, tokens, run.text)
+    whole = step_flops(run.model, tokens, part, share, text=run.text, lora=lora).hardware
     on_tokens, on_text, attention = block_forward(run.model, tokens, run.text)
     fraction = attention / (on_tokens + on_text + attention)
     each = run.batch * run.micro_batches / run.context_parallel
@@ -87,9 +90,10 @@ def _update(run: TrainingRun, device: Device) -> float:
     return moved / (device.elementwise * 1e9) if device.elementwise else 0.0
 
 
-def _forward(run: TrainingRun, tokens: int) -> float:
-    blocks = run.model.trunk.num_layers + len(run.model.vace_layers)
-    return blocks * sum(block_forward(run.model, tokens, run.text))
+def _lora_counts(run: TrainingRun) -> dict[str, int]:
+    """Linear layer → the weights of its LoRA."""
+    shapes = layout(run.model)
+    return {name: rank * sum(shapes[f"{name}.weight"]) for name, rank in run.lora.items()}
 
 
 def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float, float]:

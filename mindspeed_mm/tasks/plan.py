@@ -15,8 +15,9 @@ from mindspeed_mm.planning.calibrate import calibrate, calibration_file, read_ca
 from mindspeed_mm.planning.counts import AtCount, at_counts
 from mindspeed_mm.planning.devices import Device, find_device
 from mindspeed_mm.planning.fit import Change, smallest_changes
-from mindspeed_mm.planning.memory import Memory, TrainingRun, training_memory
+from mindspeed_mm.planning.memory import Memory, training_memory
 from mindspeed_mm.planning.time import HIDDEN, StepTime, step_time
+from mindspeed_mm.planning.units import TrainingRun
 from mindspeed_mm.tasks import plan_generation
 from mindspeed_mm.tasks.jobs.plan import PROG, Clip, PlanFlags, largest_clip, read_job, run_of
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob

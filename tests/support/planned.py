@@ -17,7 +17,8 @@ from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.wan.config import PredictorConfig, VaceDitConfig
 from mindspeed_mm.planning.fit import usual_lora
-from mindspeed_mm.planning.memory import Memory, TrainingRun, training_memory
+from mindspeed_mm.planning.memory import Memory, training_memory
+from mindspeed_mm.planning.units import TrainingRun
 from mindspeed_mm.training.build import build_model
 from mindspeed_mm.training.optim import build_optimizer
 from tests.support.fake_memory import Traced, make_inputs, step

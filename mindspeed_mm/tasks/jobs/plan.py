@@ -24,7 +24,8 @@ from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.transforms.match import matching
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig
 from mindspeed_mm.models.wan.sizes import layout
-from mindspeed_mm.planning.memory import TrainingRun, training_memory
+from mindspeed_mm.planning.memory import training_memory
+from mindspeed_mm.planning.units import TrainingRun
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS, PretrainJob
 

@@ -74,9 +74,11 @@ def write_page(path: Path, names: Sequence[str], reports: Sequence[Report]) -> N
 def _players(
     page: Path, names: Sequence[str], reports: Sequence[Report], samples: Sequence[Scored | None]
 ) -> str:
-    known = [sample for sample in samples if sample is not None]
-    given = next((Path(sample.src_video) for sample in known if sample.src_video), None)
-    truth = next((Path(sample.truth) for sample in known if sample.truth), None)
+    known = [
+        (Path(report.folder), one) for report, one in zip(reports, samples, strict=True) if one is not None
+    ]
+    given = next((folder / sample.src_video for folder, sample in known if sample.src_video), None)
+    truth = next((Path(sample.truth) for _, sample in known if sample.truth), None)
     figures = [_figure(page, given, "given")] if given else []
     for name, report, sample in zip(names, reports, samples, strict=True):
         if sample is not None:

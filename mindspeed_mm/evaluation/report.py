@@ -6,6 +6,7 @@ They are measured, kept in eval.json, read again, and compared with another fold
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pydantic import Field
 
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.evaluation.measured import Measured, files_checksum
 from mindspeed_mm.evaluation.results import Result, find_results, read_sample
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.sources import EvalData
@@ -35,8 +37,8 @@ class Scored(Config):
     task: str
     prompt: str = ""
     video: str  # path from the results folder
-    src_video: str | None = None  # paths for the page
-    truth: str | None = None
+    src_video: str | None = None  # for the page: from the results folder
+    truth: str | None = None  # for the page: absolute
     scores: dict[str, float]
 
 
@@ -55,6 +57,7 @@ class Report(Config):
     metrics: dict[str, MetricInfo]
     samples: tuple[Scored, ...] = Field(min_length=1)
     notes: tuple[str, ...] = ()
+    measured: Measured = Measured()
 
     def values(self, task: str) -> dict[str, dict[str, float]]:
         """Metric → video → score, of one task or of ALL."""
@@ -139,7 +142,8 @@ def score_folder(
         ] = 1
     said = tuple(note if count == 1 else f"{note} ({count} videos)" for note, count in notes.items())
     infos = {metric.name: MetricInfo(unit=metric.unit, better=metric.better) for metric in metrics}
-    return Report(folder=str(folder), metrics=infos, samples=tuple(scored), notes=said)
+    measured = Measured(files=files_checksum(found), task=task)
+    return Report(folder=str(folder), metrics=infos, samples=tuple(scored), notes=said, measured=measured)
 
 
 def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None = None) -> dict[str, float]:
@@ -185,16 +189,6 @@ def read_report(path: Path) -> Report:
         ) from None
 
 
-def is_current(folder: Path) -> bool:
-    """Whether a folder's eval.json is younger than each of its videos, and knows as many."""
-    path = folder / FILE_NAME
-    if not path.is_file():
-        return False
-    found = find_results(folder)
-    written = path.stat().st_mtime
-    return all(result.video.stat().st_mtime <= written for result in found)
-
-
 def compare(first: Report, second: Report) -> list[Difference]:
     """Metric by metric over the videos of one name. Raises DataError when there are none."""
     names = {sample.name for sample in first.samples} & {sample.name for sample in second.samples}
@@ -234,8 +228,8 @@ def _scored(
         task=sample.task,
         prompt=sample.prompt,
         video=result.video.relative_to(folder).as_posix(),
-        src_video=str(source) if source.is_file() else None,
-        truth=str(truth) if truth is not None else None,
+        src_video=source.relative_to(folder).as_posix() if source.is_file() else None,
+        truth=os.path.abspath(truth) if truth is not None else None,
         scores=scores,
     )
 

@@ -49,9 +49,10 @@ class Result:
         return str(self.settings.get("prompt") or "")
 
     @property
-    def has_inputs(self) -> bool:
-        """Whether the pixels that the model was given are beside it."""
-        return any((self.folder / name).is_file() for name in _INPUTS) or bool(_references(self.folder))
+    def input_files(self) -> list[Path]:
+        """The pixels that the model was given, as far as they are beside it."""
+        clips = [path for name in _INPUTS if (path := self.folder / name).is_file()]
+        return [*clips, *_references(self.folder)]
 
 
 def find_results(folder: Path) -> list[Result]:
@@ -85,7 +86,7 @@ def read_sample(result: Result, data: EvalData | None = None, task: str = "") ->
     `task` is taken where neither settings nor data name one. Raises DataError for files that cannot be read.
     """
     case = data.find(result.name, result.inputs, result.prompt) if data is not None else None
-    if not (result.settings or result.has_inputs or case):
+    if not (result.settings or result.input_files or case):
         return None
     output = _read(result.video)
     video, mask, references = _given(result, case, output)
@@ -115,7 +116,7 @@ def _given(
 
     They are beside the video, else at the paths of its settings or of the data.
     """
-    if result.has_inputs:
+    if result.input_files:
         video, mask = (path if (path := result.folder / name).is_file() else None for name in _INPUTS)
         return (
             None if video is None else _read(video),

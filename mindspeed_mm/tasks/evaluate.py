@@ -11,6 +11,7 @@ from pydantic import Field
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
+from mindspeed_mm.evaluation.measured import Measured, absolute, files_checksum
 from mindspeed_mm.evaluation.metrics.catalog import all_metrics
 from mindspeed_mm.evaluation.page import write_page
 from mindspeed_mm.evaluation.report import (
@@ -18,11 +19,11 @@ from mindspeed_mm.evaluation.report import (
     Difference,
     Report,
     compare,
-    is_current,
     read_report,
     score_folder,
     write_report,
 )
+from mindspeed_mm.evaluation.results import find_results
 from mindspeed_mm.evaluation.sources import EvalData
 from mindspeed_mm.evaluation.spec import Metric
 from mindspeed_mm.evaluation.text import comparison_table, score_table
@@ -96,6 +97,12 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     for name, report in zip(names, reports, strict=True):
         for note in report.notes:
             logger.warning(f"{name}: {note}")
+    first, second = reports[0].measured, reports[-1].measured
+    if flags.compare and first.settings != second.settings:
+        logger.warning(
+            f"{names[0]} was scored with {first.settings}, {names[1]} with {second.settings}: "
+            "give the flags again to score both alike"
+        )
     if flags.compare:
         _say_difference(names, compare(*reports), as_json=arguments.json)
     elif arguments.json:
@@ -138,15 +145,23 @@ def _check(folders: Sequence[Path], flags: EvalFlags, prog: str) -> list[str]:
 
 def _report(folder: Path, metrics: Sequence[Metric], data: EvalData | None, flags: EvalFlags) -> Report:
     path = folder / FILE_NAME
-    if flags.compare and data is None and is_current(folder):
+    measured = Measured(
+        files=files_checksum(find_results(folder)),
+        task=flags.task or "",
+        annotators=absolute(flags.annotators),
+        encoder=absolute(flags.encoder),
+        data=absolute(flags.data),
+    )
+    if flags.compare and data is None and path.is_file():
         known = read_report(path)
-        if not flags.metrics or set(flags.metrics) <= set(known.metrics):
-            logger.info(f"read from {path}, which is younger than its videos")
-            chosen = set(flags.metrics or known.metrics)
-            kept = {name: info for name, info in known.metrics.items() if name in chosen}
+        wanted = set(flags.metrics or known.metrics)
+        if known.measured.holds(measured) and wanted <= set(known.metrics):
+            logger.info(f"read from {path}, which is of the same files")
+            kept = {name: info for name, info in known.metrics.items() if name in wanted}
             return known.model_copy(update={"metrics": kept, "folder": str(folder)})
     options = {"annotators": flags.annotators} if flags.annotators else {}
     report = score_folder(folder, metrics, data=data, task=flags.task or "", options=options, progress=True)
+    report = report.model_copy(update={"measured": measured})
     try:
         write_report(report, path)
     except OSError as error:

@@ -218,9 +218,68 @@ def test_compare_reads_scores_that_are_current(runs: Path, capfd: pytest.Capture
     assert {row["metric"] for row in found["differences"]} == set(
         FAST
     )  # truth_psnr without --data: it was kept
-    os.utime(runs / "bad/a.mp4")
+    os.utime(runs / "bad/a.mp4")  # the same bytes
     main(["eval", "--compare", str(runs / "bad"), str(runs / "good"), "--metrics", "flicker"])
-    assert str(runs / "bad/eval.json") not in capfd.readouterr().out.splitlines()[0]
+    assert str(runs / "bad/eval.json") in capfd.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize("change", ["video", "settings", "input", "one more", "one less"])
+def test_scores_of_other_files_are_not_read(
+    change: str, runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (Path(shutil.copytree(runs / name, tmp_path / name)) for name in ("bad", "good"))
+    flags = ["--compare", str(first), str(second), "--metrics", "flicker"]
+    main(["eval", *flags])
+    old = os.stat(second / "b.mp4").st_mtime - 100
+    if change == "video":
+        shutil.copy(first / "a.mp4", second / "a.mp4")
+        os.utime(second / "a.mp4", (old, old))  # older than eval.json
+    elif change == "settings":
+        settings = read_json_object(second / "a.json")
+        (second / "a.json").write_text(json.dumps({**settings, "task": {"type": "gray"}}))
+    elif change == "input":
+        shutil.copy(first / "a.mp4", second / "a/src_video.mp4")
+    elif change == "one more":
+        write_run(second, 4, "h")
+    else:
+        (second / "a.mp4").unlink()
+    capfd.readouterr()
+    main(["eval", *flags])
+    read = [line for line in capfd.readouterr().out.splitlines() if line.startswith("read from")]
+    assert [str(first) in line for line in read] == [True]
+
+
+def test_scores_under_another_flag_are_not_read(
+    runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(shutil.copytree(runs / name, tmp_path / name)) for name in ("bad", "good")]
+    flags = ["--compare", *pair, "--metrics", "flicker"]
+    said = []
+    for more in ([], ["--task", "gray"], ["--task", "gray"], [], ["--annotators", str(tmp_path)]):
+        main(["eval", *flags, *more])
+        said.append("read from" in capfd.readouterr().out)
+    assert said == [False, False, True, True, False]
+    main(["eval", pair[0], "--metrics", "flicker", "--task", "layout"])
+    capfd.readouterr()
+    main(["eval", *flags])
+    assert "--task layout" in "".join(capfd.readouterr())
+
+
+def test_page_of_read_scores_finds_its_videos(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("bad", "good"):
+        shutil.copytree(runs / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--compare", "--metrics", "flicker", "truth_psnr"]
+    main(["eval", "bad", "good", *flags, "--data", os.path.relpath(runs / "truth/data.json")])
+    monkeypatch.chdir(tmp_path / "sub")
+    main(["eval", "../bad", "../good", *flags, "--page", "page.html"])
+    page = Path("page.html").read_text()
+    sources = [part.split('"')[0] for part in page.split('<video src="')[1:]]
+    assert len(sources) == 7 * 4
+    assert all(Path(source).is_file() for source in sources)
 
 
 @pytest.mark.parametrize(

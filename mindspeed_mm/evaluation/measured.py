@@ -1,0 +1,66 @@
+"""What the scores of a folder were measured from, to know later whether they still hold. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mindspeed_mm.checksum import crc32
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.evaluation.results import Result
+from mindspeed_mm.files import display_path
+
+_AT_ONCE = 1 << 20  # bytes
+
+
+class Measured(Config):
+    """Files and settings behind scores; "" and None: none were named."""
+
+    files: str = ""  # checksum of all videos, their settings and inputs
+    task: str = ""
+    annotators: str | None = None
+    encoder: str | None = None
+    data: str | None = None
+
+    def holds(self, now: Measured) -> bool:
+        """Whether these are scores of the same files, under each setting that `now` names."""
+        named = {name: value for name, value in now if value and name != "files"}
+        return bool(self.files) and self.files == now.files and named.items() <= dict(self).items()
+
+    @property
+    def settings(self) -> str:
+        """What was named, for a message."""
+        named = [f"--{name} {value}" for name, value in self if value and name != "files"]
+        return " ".join(named) or "no setting"
+
+
+def absolute(path: str | None) -> str | None:
+    """A path that means the same from every folder."""
+    return None if path is None else os.path.realpath(path)
+
+
+def files_checksum(results: Sequence[Result]) -> str:
+    """Of the names and bytes of everything that is read to score `results`. Raises DataError."""
+    total = 0
+    for result in results:
+        for path in _files(result):
+            total = crc32(f"{result.name}/{path.name}\n".encode(), total)
+            try:
+                with path.open("rb") as file:
+                    while block := file.read(_AT_ONCE):
+                        total = crc32(block, total)
+            except OSError as error:
+                raise DataError(f"cannot be read: {error.strerror}", where=display_path(path)) from None
+    return f"{total:08x}"
+
+
+def _files(result: Result) -> Iterator[Path]:
+    yield result.video
+    given = result.inputs
+    named = [given.get("video"), given.get("mask"), *(given.get("images") or ())]
+    beside = [result.video.with_suffix(".json"), *result.input_files]
+    for path in (*beside, *(Path(name) for name in named if isinstance(name, str) and name)):
+        if path.is_file():
+            yield path

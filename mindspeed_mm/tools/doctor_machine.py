@@ -57,8 +57,12 @@ def check_packages() -> Iterator[Finding]:
 def check_limits() -> Iterator[Finding]:
     """Open files, and shared memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    least = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    fix = f"ulimit -n {least}" if soft < FILES else ""
+    fix = ""
+    if soft < FILES and (hard == resource.RLIM_INFINITY or hard >= FILES):
+        fix = f"ulimit -n {FILES}"
+    elif soft < FILES:  # a user cannot go beyond the hard limit
+        fix = f"let an administrator raise nofile to {FILES} in /etc/security/limits.conf"
+        fix += f", and until then: ulimit -n {hard}" if soft < hard else ""
     yield Finding("open files", "warn" if fix else "ok", f"{soft} at once (ulimit -n)", fix)
     shared = Path("/dev/shm")
     if shared.is_dir():
@@ -82,7 +86,13 @@ def check_memory() -> Iterator[Finding]:
 
 def check_clock(folder: Path) -> Iterator[Finding]:
     """Whether the clock of this machine is that of the folder's disk: file times decide what is newer."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".vace-doctor-") as file:
+    try:
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix=".vace-doctor-")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        found = f"{folder} takes no files: {error.strerror}"
+        yield Finding("clock", "broken", found, "name a folder that you may write to as --out")
+        return
+    with file:
         before = time.time()
         file.write(b"x")
         file.flush()
@@ -107,9 +117,8 @@ def check_speed(folder: Path) -> Iterator[Finding]:
     try:
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
     except OSError as error:
-        yield Finding(
-            "data", "warn", f"{folder} takes no files: {error.strerror}", "its speed is not measured"
-        )
+        found = f"{folder} takes no files: {error.strerror}; its speed is not measured"
+        yield Finding("data", "warn", found, "name a folder of that disk that you may write to as --data")
         return
     with file:
         start = time.perf_counter()

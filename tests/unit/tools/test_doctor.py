@@ -75,6 +75,32 @@ def test_open_files_are_judged_by_the_limit(soft: int, state: str, monkeypatch: 
     assert ("4096" in found.fix) == (state == "warn")
 
 
+@pytest.mark.parametrize(("soft", "hard"), [(1024, 1024), (256, 1024)])
+def test_open_files_beyond_the_hard_limit_need_more(
+    soft: int, hard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    fix = next(doctor_machine.check_limits()).fix
+    assert "nofile to 4096" in fix
+    assert (f"ulimit -n {hard}" in fix) == (soft < hard)
+
+
+def test_folder_that_takes_no_files_is_named_with_its_flag(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor_machine.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(doctor_machine.tempfile, "TemporaryFile", refuse)
+    out, data = one(doctor_machine.check_clock(tmp_path)), one(doctor_machine.check_speed(tmp_path))
+    assert (out.state, data.state) == ("broken", "warn")
+    for found, flag in ((out, "--out"), (data, "--data")):
+        assert str(tmp_path) in found.found
+        assert "Permission denied" in found.found
+        assert flag in found.fix
+
+
 def test_little_shared_memory_and_disk_are_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
     found = {finding.name: finding for finding in doctor_machine.check_limits()}

@@ -13,6 +13,7 @@ from torch import nn
 
 from megatron.mm.schedules import num_micro_batches, param_scheduler
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.conditioning.recipe import read_recipe
 from mindspeed_mm.data.config import FeatureDatasetConfig
 from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.registry import DATASETS
@@ -23,7 +24,7 @@ from mindspeed_mm.distributed.patterns import recompute_plan
 from mindspeed_mm.distributed.pipeline import whole_model
 from mindspeed_mm.distributed.rng import seed_everything
 from mindspeed_mm.distributed.shards import local
-from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.errors import DataError
 from mindspeed_mm.evaluation.stats import mean_of
 from mindspeed_mm.files import write_text
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
@@ -236,7 +237,18 @@ def build_evaluation(
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp_size,
         interval=interval_of,
+        called=names_of_tasks(job, getattr(source, "tasks", ())),
     )
+
+
+def names_of_tasks(job: PretrainJob, held_out: Sequence[str]) -> dict[str, str]:
+    """Held-out task → the entry of the recipe that alone draws it, whose name training reports it under."""
+    path = job.raw_clips.synthesis if job.raw_clips is not None else None
+    entries = read_recipe(path).tasks if path is not None else {}
+    of_task: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        of_task.setdefault(entry.task or name, []).append(name)
+    return {task: names[0] for task, names in of_task.items() if len(names) == 1 and names[0] not in held_out}
 
 
 def interval_of(losses: Sequence[float]) -> tuple[float, float] | None:
@@ -263,28 +275,8 @@ def build_videos(
     """
     validation = getattr(job.data.dataset_param, "validation", None)
     inference = getattr(validation, "prompts", None)
-    if inference is None:
-        if job.training.eval.eval_videos:
-            raise ConfigError(
-                "has no videos to score",
-                where="--eval-videos",
-                fix="name an inference JSON as dataset_param.validation.prompts",
-            )
+    if inference is None or job.training.checkpoint.save is None:
         return None
-    if job.model.diffusion.role is not None:
-        raise ConfigError(
-            f"this is the {job.model.diffusion.role}-noise expert, and one of two experts makes no video "
-            "alone",
-            where="dataset_param.validation.prompts",
-            fix=(
-                "leave prompts out (data_path still measures the held-out loss) and generate with [high, "
-                "low] afterwards"
-            ),
-        )
-    if job.training.checkpoint.save is None:
-        raise ConfigError(
-            "makes videos, which need a folder", where="dataset_param.validation.prompts", fix="give --save"
-        )
     from mindspeed_mm.tasks.validation_videos import ValidationVideos  # pulls in the VAE and the text encoder
 
     return ValidationVideos(

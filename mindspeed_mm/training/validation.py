@@ -6,7 +6,7 @@ Beside the mean of all records at each timestep: that of each task, and interval
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -45,6 +45,7 @@ def held_out_loss(
     dp_rank: int = 0,
     dp_size: int = 1,
     interval: Interval | None = None,
+    called: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Unweighted mean squared error of the first `most` held-out records.
 
@@ -54,6 +55,7 @@ def held_out_loss(
     not count.
 
     The same for the records of each task, where there are several. `interval` adds NAME/low and NAME/high.
+    `called`: task → the name that training reports its loss under.
     """
     places = quantile_places(schedule, quantiles)
     records = range(min(len(source), most))
@@ -95,7 +97,8 @@ def held_out_loss(
     for number, task in enumerate(tasks if len(tasks) > 1 else ()):
         rows = each[task_of == number]
         if len(rows):
-            found |= _of_rows(f"validation/task/{task}/", rows, names, interval, with_means=True)
+            name = (called or {}).get(task, task)
+            found |= _of_rows(f"validation/task/{name}/", rows, names, interval, with_means=True)
     return {**found, **_of_rows("validation/", each, names, interval, with_means=False)}
 
 
@@ -117,9 +120,7 @@ def _of_rows(
 def held_out_lines(values: dict[str, float]) -> tuple[str, str]:
     """What the log says: the means of all records; and each task's loss, or ""."""
     plain = {
-        name.removeprefix("validation/"): value
-        for name, value in values.items()
-        if name.count("/") == 1 or not name.startswith("validation/")
+        name.removeprefix("validation/"): value for name, value in values.items() if name.count("/") == 1
     }
     tasks = []
     for name, value in values.items():

@@ -39,6 +39,7 @@ from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.wan.stages import stage_layers
 from mindspeed_mm.outputs import check_folder
 from mindspeed_mm.registry import resolve
+from mindspeed_mm.tasks.jobs.evaluation import check_evaluation, check_evaluation_folder, check_prompts
 from mindspeed_mm.tasks.jobs.extract import AeConfig, TextEncoderConfig, check_encoders
 from mindspeed_mm.tasks.jobs.transforms import LoraFlags, check_lora_files, check_transforms, for_expert
 from mindspeed_mm.tools.config import ToolsConfig
@@ -251,6 +252,8 @@ class PretrainJob(Config):
         unit = batch.micro_batch_size * dp_size
         check_micro_batches(self.parallel, size // unit, unit)
         _check_stages(self)
+        check_evaluation(self)
+        check_prompts(self)
         if batch.train_iters is None and batch.train_samples is None:
             raise ConfigError("--train-iters is missing", where=prog, fix="give it or --train-samples")
         iters = batch.train_iters or cast(int, batch.train_samples) // size
@@ -317,6 +320,7 @@ class PretrainJob(Config):
 
         A plain --dry-run leaves open what only the machine of the run knows: whether the folders can be made.
         """
+        check_evaluation_folder(self)
         if rank() != 0:
             return
         is_here = not self.files.dry_run or self.files.check_inputs

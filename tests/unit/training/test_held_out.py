@@ -18,7 +18,7 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.evaluation.report import read_report
 from mindspeed_mm.evaluation.stats import mean_of
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.tasks.assembly import interval_of
+from mindspeed_mm.tasks.assembly import interval_of, names_of_tasks
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
 from mindspeed_mm.training.checkpoint import Checkpointer
 from mindspeed_mm.training.checkpoint_folder import BEST, Best, read_best
@@ -73,6 +73,29 @@ def test_held_out_loss_is_reported_for_each_task_and_timestep() -> None:
         assert sum(each) / 2 == pytest.approx(found[step])
     for name in ("validation/loss", *steps, *halves):
         assert found[f"{name}/low"] < found[name] < found[f"{name}/high"]
+
+
+def test_held_out_tasks_have_the_names_of_training(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "tasks:\n  plain: {task: gray}\n  wide: {task: outpainting_inner}\n  canny: {}\n"
+        "  small: {task: inpainting_random}\n  large: {task: inpainting_random}\n"
+    )
+    job: Any = SimpleNamespace(raw_clips=SimpleNamespace(synthesis=str(recipe)))
+    called = names_of_tasks(job, ("gray", "wide"))
+    assert {
+        task: called.get(task, task) for task in ("gray", "outpainting_inner", "inpainting_random", "x")
+    } == {
+        "gray": "plain",
+        "outpainting_inner": "outpainting_inner",  # `wide` is a held-out task itself
+        "inpainting_random": "inpainting_random",  # of two entries
+        "x": "x",
+    }
+    found = measure(by_task(4), called={TaskRecords.tasks[0]: "plain"})
+    assert {name.split("/")[2] for name in found if name.startswith("validation/task/")} == {
+        "plain",
+        TaskRecords.tasks[1],
+    }
 
 
 def test_interval_is_that_of_the_records_losses() -> None:

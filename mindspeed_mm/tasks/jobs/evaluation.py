@@ -1,0 +1,70 @@
+"""Whether a training job has what its evaluation needs: held-out features, videos, a folder. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mindspeed_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
+
+
+def check_evaluation(job: PretrainJob) -> None:
+    """Raises ConfigError for a flag or key that would evaluate nothing."""
+    validation = getattr(job.data.dataset_param, "validation", None)
+    prompts = getattr(validation, "prompts", None)
+    evaluation, where = job.training.eval, _prompts_key(job)
+    if job.training.checkpoint.save_best:
+        if validation is None:
+            raise ConfigError(
+                "has no held-out loss to compare",
+                where="--save-best",
+                fix="name held-out features as dataset_param.validation, or leave the flag out",
+            )
+        if not evaluation.eval_iters:
+            raise ConfigError(
+                "--eval-iters 0 evaluates nothing", where="--save-best", fix="raise --eval-iters"
+            )
+    if evaluation.eval_videos and prompts is None:
+        raise ConfigError(
+            "has no videos to score",
+            where="--eval-videos",
+            fix="name an inference JSON as dataset_param.validation.prompts, or leave the flag out",
+        )
+    role = job.model.diffusion.role
+    if prompts is not None and role is not None:
+        raise ConfigError(
+            f"this is the {role}-noise expert, and one of two experts makes no video alone",
+            where=where,
+            fix="leave prompts out (data_path still measures the held-out loss) and generate with "
+            "[high, low] afterwards",
+        )
+
+
+def check_evaluation_folder(job: PretrainJob) -> None:
+    """Raises ConfigError where evaluation writes files and --save names no folder."""
+    if job.training.checkpoint.save is not None:
+        return
+    validation = getattr(job.data.dataset_param, "validation", None)
+    if getattr(validation, "prompts", None) is not None:
+        raise ConfigError("makes videos, which need a folder", where=_prompts_key(job), fix="give --save")
+    if job.training.checkpoint.save_best:
+        raise ConfigError("keeps a checkpoint, which needs a folder", where="--save-best", fix="give --save")
+
+
+def check_prompts(job: PretrainJob) -> None:
+    """Raises ConfigError for raw clips whose prompts can get longer than the model takes."""
+    if job.raw_clips is None:
+        return
+    given, most = job.raw_clips.tokenizer_config.model_max_length, getattr(job.predictor, "text_len", None)
+    if most is not None and given > most:
+        raise ConfigError(
+            f"{given} tokens are more than predictor.text_len {most}",
+            where=f"{job.files.mm_data}:dataset_param.tokenizer_config.model_max_length",
+            fix=f"write {most}: longer captions are cut, and a warning names them",
+        )
+
+
+def _prompts_key(job: PretrainJob) -> str:
+    return f"{job.files.mm_data}:dataset_param.validation.prompts"

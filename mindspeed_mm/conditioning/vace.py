@@ -83,17 +83,6 @@ def mask_frames(num_frames: int) -> tuple[int, ...]:
     return tuple(int(frame) for frame in picked[0, 0])
 
 
-def encode_latents(vae: Vae | StreamEncoder, video: Tensor, src_ref_images: Sequence[Tensor] = ()) -> Tensor:
-    """[3, T, H, W] pixels to fp32 [16, R+F, h, w].
-
-    Each reference [3, 1, H, W] alone, in the order given, then the clip.
-    """
-    _check_size(*video.shape[1:])
-    encoder = stream_encoder(vae)
-    streams = [clip.to(encoder.device, torch.float32) for clip in (*src_ref_images, video)]
-    return torch.cat(encoder.encode(streams), dim=1)
-
-
 def encode_vace_context(
     vae: Vae | StreamEncoder,
     src_video: Tensor | None,

@@ -15,12 +15,6 @@ SSIM_RADIUS = 5  # of the window of 11x11
 _SIGMA, _C1, _C2 = 1.5, (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
-def psnr(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB, at most 99; of equal shapes, not empty."""
-    squared = np.square(found.astype(np.float32) - expected).mean(dtype=np.float64)
-    return psnr_of(float(squared))
-
-
 def psnr_of(squared_error: float) -> float:
     """The PSNR of a mean squared error of 8-bit levels."""
     return min(BEST_PSNR, 10 * math.log10(255**2 / max(squared_error, 1e-9)))

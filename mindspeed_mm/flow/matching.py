@@ -65,11 +65,6 @@ def sample_losses(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Te
     return error.square().mean(dim=(1, 2, 3, 4))
 
 
-def flow_loss(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Tensor:
-    """Scalar fp32: mean over rows of weight · mean squared error."""
-    return (sample.weight * sample_losses(velocity, sample, num_refs)).mean()
-
-
 def _noised(latents: Tensor, noise: Tensor, places: Tensor, schedules: Sequence[Schedule]) -> FlowSample:
     device = latents.device
     clean, noise = latents.float(), noise.to(device)

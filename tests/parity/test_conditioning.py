@@ -6,7 +6,8 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanVACEPipeline
 from PIL import Image
 
-from mindspeed_mm.conditioning.vace import encode_latents, encode_vace_context, fold_mask
+from mindspeed_mm.conditioning.vace import encode_features, encode_vace_context, fold_mask
+from mindspeed_mm.data.sample import VideoSample
 from mindspeed_mm.data.transforms import load_reference, to_tensor
 from tests.tiny import tiny_vae
 
@@ -122,7 +123,11 @@ def test_each_reference_is_encoded_alone(vae, pixels):
     """
     plain = PlainVae(vae)
     references = [load_reference(picture(seed, H, W), H, W) for seed in (5, 6, 7)]
-    latents = encode_latents(plain, to_tensor(pixels), references)
+    clip = to_tensor(pixels)
+    sample = VideoSample(
+        video=clip, src_video=None, src_mask=None, src_ref_images=tuple(references), captions=("a",), fps=16.0
+    )
+    latents, _ = encode_features(plain, sample)
     assert latents.shape == (16, 3 + 5, H // 8, W // 8)
     for place, reference in enumerate(references):
         assert torch.equal(latents[:, place : place + 1], plain.encode(reference[None])[0])

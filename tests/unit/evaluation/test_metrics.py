@@ -16,7 +16,7 @@ from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.evaluation.metrics.catalog import all_metrics
 from mindspeed_mm.evaluation.metrics.control import overlap_f1
 from mindspeed_mm.evaluation.metrics.movement import box_iou, decode_flow
-from mindspeed_mm.evaluation.pixels import psnr, ssim_map
+from mindspeed_mm.evaluation.pixels import region_psnr, ssim_map
 from mindspeed_mm.evaluation.sample import Pixels, Sample, kind_of
 from mindspeed_mm.evaluation.spec import METRICS
 from tests.support.errors import raises
@@ -50,8 +50,8 @@ def moving(count: int, step: int = 2, size: tuple[int, int] = (96, 96)) -> Pixel
 
 
 def test_psnr_of_a_known_error_is_its_formula() -> None:
-    assert psnr(flat([100]), flat([110])) == pytest.approx(20 * math.log10(255 / 10))
-    assert psnr(flat([100]), flat([100])) == 99
+    assert region_psnr([(flat([100]), flat([110]))]) == pytest.approx(20 * math.log10(255 / 10))
+    assert region_psnr([(flat([100]), flat([100]))]) == 99
 
 
 def test_ssim_of_flat_pictures_is_the_luminance_term() -> None:

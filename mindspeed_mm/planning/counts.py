@@ -24,15 +24,18 @@ class AtCount:
 
 
 def at_counts(run: TrainingRun, device: Device, dtype: str, capacity: float) -> Sequence[AtCount]:
-    """Each power of two up to 1024 that the context parallel size and the sharding divide."""
-    shards_all = run.shards == run.ranks
+    """Each power of two up to 1024 that pipeline, context parallel size and sharding divide."""
+    shards_all = run.shards == run.replicas
     found = []
     for count in COUNTS:
-        if count % run.context_parallel or (not shards_all and count % run.shards):
+        replicas, rest = divmod(count, run.pipeline)
+        if rest or not replicas or replicas % run.context_parallel:
             continue
-        changed = replace(run, ranks=count, shards=count if shards_all else run.shards)
+        if not shards_all and replicas % run.shards:
+            continue
+        changed = replace(run, ranks=count, shards=replicas if shards_all else run.shards)
         memory = training_memory(changed)
-        samples = run.batch * run.micro_batches * count / run.context_parallel
+        samples = run.batch * run.micro_batches * replicas / run.context_parallel
         speed = samples / step_time(changed, device, dtype).total
         found.append(AtCount(count, memory, memory.total <= capacity, speed))
     return found

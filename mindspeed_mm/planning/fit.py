@@ -73,8 +73,8 @@ def _single(run: TrainingRun) -> Iterator[Setting]:
         plan = dict.fromkeys(blocks, mode)
         if plan != run.recompute and set(run.recompute.values()) != {"full"}:
             yield f"recompute_modules {mode}", {"recompute": plan}
-    if run.shards < run.ranks:
-        yield "sharding_size auto", {"shards": run.ranks}
+    if run.shards < run.replicas:
+        yield "sharding_size auto", {"shards": run.replicas}
     if not run.reshard:
         yield "reshard_after_forward true", {"reshard": True}
     if run.batch > 1:
@@ -84,7 +84,9 @@ def _single(run: TrainingRun) -> Iterator[Setting]:
         yield "offload_block_inputs true", {"offload_inputs": True}
     heads = run.model.trunk.num_heads
     for size in (2, 4, 8):
-        if size > run.context_parallel and heads % size == 0 and run.ranks % size == 0:
+        ulysses = run.ulysses or size
+        fits = heads % ulysses == 0 and size % ulysses == 0 and run.replicas % size == 0
+        if size > run.context_parallel and fits:
             pieces = run.micro_batches * size // run.context_parallel
             yield f"--context-parallel-size {size}", {"context_parallel": size, "micro_batches": pieces}
     if not run.offload:

@@ -17,6 +17,7 @@ from mindspeed_mm.models.wan.sizes import layout
 from mindspeed_mm.planning.devices import Device
 from mindspeed_mm.planning.fit import Change, Setting, search
 from mindspeed_mm.planning.memory import LIBRARY, SLACK
+from mindspeed_mm.planning.units import ROUNDED
 
 GENERATION_TERMS = ("transformer", "text encoder", "VAE", "activations", "latents", "slack")
 TEXT_PARAMETERS = 5.68e9  # of umT5-XXL's encoder
@@ -42,6 +43,7 @@ class GenerationRun:
     branch: bool = True  # whether the VACE branch counts at all
     encodes: int = 2  # clips that go through the VAE
     product: int = 2  # bytes of a product's dtype
+    quantized: bool = False  # linear layers of the blocks in 8 bits
     vae: int = 4  # bytes of the VAE's dtype
     text: float = TEXT_PARAMETERS  # parameters of the text encoder
     offload: Offload = "none"
@@ -66,7 +68,7 @@ class GenerationRun:
     @property
     def weights(self) -> float:
         """Bytes of one expert."""
-        return sum(_bytes(name, shape, self.product) for name, shape in layout(self.model).items())
+        return sum(_bytes(name, shape, self) for name, shape in layout(self.model).items())
 
     @property
     def is_batched(self) -> bool:
@@ -179,7 +181,7 @@ def generation_changes(run: GenerationRun, device: Device, dtype: str, capacity:
         kind = "bf16" if changed.product == 2 else dtype
         return generation_memory(changed).total, generation_time(changed, device, kind).total
 
-    others = ("dtype", "vae_dtype", "num_frames", "height")
+    others = ("dtype", "quantize", "vae_dtype", "num_frames", "height")
     return search(list(_single(run)), measure, capacity, others)
 
 
@@ -193,6 +195,8 @@ def _single(run: GenerationRun) -> Iterator[Setting]:
         yield "shard_weights true", {"shard": True, "offload": "none"}
     if run.product == 4:
         yield "dtype bf16", {"product": 2}
+    if not run.quantized:
+        yield "quantize int8", {"quantized": True}
     if run.vae == 4:
         yield "vae_dtype bf16", {"vae": 2}
     for frames in (49, 33, 17):
@@ -235,7 +239,7 @@ def _moments(run: GenerationRun, tiled: bool) -> dict[str, dict[str, float]]:
             **empty,
             "transformer": _denoising_weights(run),
             "VAE": vae,
-            "activations": activation_bytes(run, passes),
+            "activations": activation_bytes(run, passes) + _expanded(run),
             "latents": latents,
         },
         "decoding": {
@@ -276,12 +280,19 @@ def _blocks(run: GenerationRun) -> dict[str, float]:
         parts = name.split(".")
         if parts[0] in ("blocks", "vace_blocks"):
             key = ".".join(parts[:2])
-            found[key] = found.get(key, 0.0) + _bytes(name, shape, run.product)
+            found[key] = found.get(key, 0.0) + _bytes(name, shape, run)
     return found
 
 
-def _bytes(name: str, shape: tuple[int, ...], product: int) -> float:
-    return math.prod(shape) * (4.0 if name.split(".")[0] in FP32_MODULES else product)
+def _bytes(name: str, shape: tuple[int, ...], run: GenerationRun) -> float:
+    if run.quantized and name.endswith(ROUNDED):
+        return math.prod(shape) + 4.0 * shape[0]  # and a scale for each row
+    return math.prod(shape) * (4.0 if name.split(".")[0] in FP32_MODULES else run.product)
+
+
+def _expanded(run: GenerationRun) -> float:
+    """Bytes of the largest 8-bit weight as its product reads it."""
+    return run.quantized * float(run.product * run.model.trunk.hidden_size * run.model.trunk.ffn_dim)
 
 
 def _vae_activations(run: GenerationRun, tiled: bool) -> float:

@@ -8,6 +8,7 @@ from typing import cast
 from mindspeed_mm.models.wan.flops import Trainable, block_forward, recomputed_share, step_flops, tokens_of
 from mindspeed_mm.models.wan.sizes import layout
 from mindspeed_mm.planning.devices import Device
+from mindspeed_mm.planning.stages import pipeline_ranks, rank_shares
 from mindspeed_mm.planning.units import TrainingRun, units
 
 _CALLS = 550  # operations of one block, forward and backward
@@ -23,11 +24,19 @@ class StepTime:
     communication: float
     data: float
     hidden: float  # communication behind the computing
+    imbalance: float = 0.0  # of pipeline stages: what the slowest rank computes more than the mean
+    bubble: float = 0.0  # a pipeline's rank waits while it fills and empties
+    tokens: float = 0.0  # sent from stage to stage
+
+    @property
+    def pipeline(self) -> float:
+        """What pipeline stages add."""
+        return self.imbalance + self.bubble + self.tokens
 
     @property
     def total(self) -> float:
         """Seconds of one iteration."""
-        return self.products + self.attention + self.communication + self.data
+        return self.products + self.attention + self.communication + self.data + self.pipeline
 
 
 def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
@@ -48,8 +57,8 @@ def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
     whole = step_flops(run.model, tokens, part, share, text=run.text, lora=lora).hardware
     on_tokens, on_text, attention = block_forward(run.model, tokens, run.text)
     fraction = attention / (on_tokens + on_text + attention)
-    each = run.batch * run.micro_batches / run.context_parallel
-    blocks = run.model.trunk.num_layers + len(run.model.vace_layers)
+    each = run.batch * run.micro_batches / run.context_parallel / run.pipeline
+    blocks = (run.model.trunk.num_layers + len(run.model.vace_layers)) / run.pipeline
     peak = device.peak(dtype)
     products = whole * (1 - fraction) * each / (peak * device.products)
     kernels = whole * fraction * each / (peak * device.attention)
@@ -61,13 +70,35 @@ def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
     else:
         products = max(products, calls - kernels)
     computing = products + kernels
+    imbalance, bubble, sent = _pipeline(run, device, tokens, computing)
     return StepTime(
         products=products,
         attention=kernels,
         communication=exposed + max(0.0, behind - HIDDEN * computing),
         data=0.0,
         hidden=min(behind, HIDDEN * computing),
+        imbalance=imbalance,
+        bubble=bubble,
+        tokens=sent,
     )
+
+
+def _pipeline(run: TrainingRun, device: Device, tokens: int, computing: float) -> tuple[float, float, float]:
+    """Seconds of imbalance, of the bubble and of sending tokens; `computing` is the mean of all ranks.
+
+    A rank waits for tokens and for gradients of tokens, once in each direction for each micro-batch of each
+    of its stages, and while the pipeline fills and empties.
+    """
+    shares = rank_shares(run)
+    if not shares:
+        return 0.0, 0.0, 0.0
+    slowest = max(shares) * run.pipeline * computing
+    virtual = len(run.stages) // run.pipeline
+    bubble = slowest * (run.pipeline - 1) / (virtual * run.micro_batches)
+    streams = 2 if run.model.vace_layers else 1
+    stream = tokens / run.context_parallel * run.batch * run.model.trunk.hidden_size * run.residual
+    times = 2 * (virtual * run.micro_batches + run.pipeline - 1)
+    return slowest - computing, bubble, times * streams * stream / _rate(device, run.ranks)
 
 
 def _elementwise(run: TrainingRun, device: Device, tokens: int) -> float:
@@ -86,7 +117,7 @@ def _elementwise(run: TrainingRun, device: Device, tokens: int) -> float:
 
 def _update(run: TrainingRun, device: Device) -> float:
     """Seconds of clipping and AdamW: 32 bytes of each trained weight are read or written."""
-    moved = 32 * sum(unit.trained_local for unit in units(run))
+    moved = 32 * sum(unit.trained_local for unit in units(run)) / run.pipeline
     return moved / (device.elementwise * 1e9) if device.elementwise else 0.0
 
 
@@ -98,20 +129,26 @@ def _lora_counts(run: TrainingRun) -> dict[str, int]:
 
 def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float, float]:
     """Seconds that can run behind the computing, and seconds that cannot."""
-    parts = units(run)
+    ranks = pipeline_ranks(run)
+    layers = run.model.vace_layers
+    every = units(run)
+    held = [[unit for unit in every if rank.holds(unit.name, layers)] for rank in ranks] or [list(every)]
+    parts = max(held, key=lambda found: sum(unit.bytes for unit in found))
     weights = sum(unit.bytes for unit in parts)
     trained = sum(unit.trained for unit in parts) * run.reduce
-    shards, copies = run.shards, max(run.ranks // run.shards, 1)
+    shards, copies = run.shards, max(run.replicas // run.shards, 1)
     gathers = (2 if run.reshard else 1) * run.micro_batches
     inside = _rate(device, shards)
     behind = (gathers * weights + trained) * (shards - 1) / shards / inside
-    behind += 2 * trained / shards * (copies - 1) / copies / _rate(device, run.ranks)
+    behind += 2 * trained / shards * (copies - 1) / copies / _rate(device, run.replicas)
     size = run.context_parallel
     width = run.model.trunk.hidden_size
-    blocks = run.model.trunk.num_layers + len(run.model.vace_layers)
-    forward = 4 * tokens / size * run.batch * width * run.product * blocks
-    again = 2 + any(mode == "full" for mode in run.recompute.values())
-    exposed = again * forward * run.micro_batches * (size - 1) / size / _rate(device, size)
+    blocks = (run.model.trunk.num_layers + len(run.model.vace_layers)) / run.pipeline
+    ulysses, again = run.ulysses or size, any(mode == "full" for mode in run.recompute.values())
+    stream = tokens / size * run.batch * width * run.product * blocks * run.micro_batches
+    exposed = (2 + again) * 4 * stream * (ulysses - 1) / ulysses / _rate(device, ulysses)
+    # keys and values, and their gradients on the way back
+    exposed += (3 + again) * 2 * stream * (size // ulysses - 1) / _rate(device, size)
     if run.offload:
         local = sum(unit.frozen_local + (unit.width + 2 * 4) * unit.trained_local for unit in parts)
         exposed += gathers * local / (device.host * 1e9)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, VaceConfig
 from mindspeed_mm.models.wan.sizes import Shape, layout
 
-_ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)
+ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)  # what 8 bits hold by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,12 @@ class TrainingRun:
     batch: int = 1  # samples of a micro-batch
     micro_batches: int = 1
     ranks: int = 1
-    shards: int = 1  # ranks that share one copy of the weights
+    stages: tuple[int, ...] = ()  # trunk blocks of each pipeline stage; (): no pipeline
+    pipeline: int = 1  # ranks of one pipeline; stage v * pipeline + p is on rank p
+    gpipe: bool = False  # all forwards first, in place of 1F1B
+    shards: int = 1  # ranks that share one copy of the weights, of a rank's stages
     context_parallel: int = 1
+    ulysses: int | None = None  # ranks of those that divide the heads, rings between; None: all
     product: int = 2  # bytes of a product's dtype
     residual: int = 4
     reduce: int = 4  # bytes of the dtype in which gradients are summed
@@ -41,6 +45,11 @@ class TrainingRun:
     offload: bool = False
     offload_inputs: bool = False
     on_cpu: bool = False  # a CPU computes equal caption rows once, and needs no slack
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same stages: data and context parallel together."""
+        return self.ranks // self.pipeline
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,12 @@ def _all_shapes(model: VaceConfig, lora: tuple[tuple[str, int], ...]) -> Mapping
     return shapes
 
 
+def unit_of(name: str) -> str:
+    """The unit that a weight belongs to."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else parts[0]
+
+
 def trains(run: TrainingRun, name: str) -> bool:
     """Whether a weight has a gradient."""
     return _trains(name, run.trainable, bool(run.lora))
@@ -122,7 +137,7 @@ def quantized_weights(run: TrainingRun) -> frozenset[str]:
     return frozenset(
         name
         for name in layout(run.model)
-        if not trains(run, name) and (name in named if named else name.endswith(_ROUNDED))
+        if not trains(run, name) and (name in named if named else name.endswith(ROUNDED))
     )
 
 
@@ -137,8 +152,7 @@ def _units(
 ) -> Sequence[Unit]:
     sizes: dict[str, list[int]] = {}
     for name, shape in _all_shapes(model, lora).items():
-        parts = name.split(".")
-        key = ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else parts[0]
+        key = unit_of(name)
         whole, local, has = math.prod(shape), local_size(shape, shards), _trains(name, trainable, bool(lora))
         found = sizes.setdefault(key, [0] * 8)
         is_rounded = name in quantized

@@ -1,62 +1,19 @@
-"""Memory of one device in training: a closed formula over the model's shapes. No torch, no device, milliseconds.
-
-It walks the backward pass block by block, as the program does, and takes the highest moment. What it counts are tensors; the
-allocator's slack and the communication library's buffers are estimates of their own. Formulas: docs/guide/plan.md.
-"""
+"""The backward pass of a training run, moment by moment, in bytes by term. No torch. Formulas: docs/guide/plan.md."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import text_rows, tokens_of
 from mindspeed_mm.planning.block import BlockBytes, BlockKind, block_bytes
-from mindspeed_mm.planning.units import TrainingRun, Unit, all_shapes, local_size, trains, units
+from mindspeed_mm.planning.units import TrainingRun, Unit, all_shapes, local_size, trains, unit_of, units
 
-SLACK = 0.06  # of all tensors: what the allocator holds and no tensor uses
-LIBRARY = 1.0e9  # bytes of the context and the communication library on an accelerator
 TERMS = (
     "weights", "masters", "gradients", "moments", "gathered units", "model inputs", "block inputs", "inside a block", "slack",
 )  # fmt: skip
 Terms = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes by term at the highest moment of a step."""
-
-    terms: Mapping[str, float]
-    moment: str
-    host: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """Bytes of one device."""
-        return sum(self.terms.values())
-
-    @property
-    def tensors(self) -> float:
-        """Without the slack."""
-        return self.total - self.terms["slack"]
-
-
-def training_memory(run: TrainingRun) -> Memory:
-    """The highest moment of a step after the first, when the optimizer's moments exist."""
-    walk = Walk(run)
-    moment, terms = max(walk.moments(), key=lambda found: sum(found[1].values()))
-    moved = {"masters", "gradients", "moments", "weights"} if run.offload else set()
-    host = sum(terms[name] for name in moved)
-    kept = terms["block inputs"] if run.offload_inputs else 0.0
-    terms = {name: 0.0 if name in moved else size for name, size in terms.items()}
-    if kept:
-        on_device = walk.tokens * run.residual * run.model.trunk.hidden_size  # the one that comes back
-        host += max(kept - on_device, 0.0)
-        terms["block inputs"] = min(kept, on_device)
-    if not run.on_cpu:
-        terms["slack"] = SLACK * sum(terms.values()) + LIBRARY
-    return Memory(terms, moment, host)
 
 
 class Walk:
@@ -66,14 +23,19 @@ class Walk:
         self.run = run
         self.whole_tokens = tokens_of(run.grid, run.model) * run.batch
         self.tokens = -(-tokens_of(run.grid, run.model) // run.context_parallel) * run.batch
-        self.units = {unit.name: unit for unit in units(run)}
+        self.units = {unit.name: unit for unit in units(run) if self.holds(unit.name)}
+        self.residual = float(
+            self.tokens * run.residual * run.model.trunk.hidden_size
+        )  # one stream of tokens
         self.shared = run.shards > 1 or run.offload
         self.moments_held = self._moments()
-        self.trunk_trains = any(
-            unit.trains and not unit.name.startswith(BRANCH) for unit in self.units.values()
-        )
+        self.trunk_trains = any(unit.trains and not unit.name.startswith(BRANCH) for unit in units(run))
         self.lora = _by_block(run.lora)
         self.blocks: dict[BlockKind, BlockBytes] = {}
+
+    def holds(self, name: str) -> bool:
+        """Whether this rank has a unit of the model: without stages, all of them."""
+        return True
 
     def is_reached(self, name: str) -> bool:
         """Whether gradients pass through a block: all but the trunk's first, when nothing before it trains."""
@@ -82,39 +44,40 @@ class Walk:
     def moments(self) -> Iterator[tuple[str, Terms]]:
         """Each moment that can be the highest, with its terms."""
         order = list(self._backward_order())
+        yield from self._backward(order, self._start(order))
+        yield "the optimizer's step", self._optimizer()
+
+    def _backward(
+        self, order: Sequence[str], waiting: float, *, with_head: bool = True, streams: float = 0.0
+    ) -> Iterator[tuple[str, Terms]]:
+        """Through the blocks of `order`, with `waiting` bytes beside what they keep.
+
+        `streams`: gradients of tokens that wait for a block further down.
+        """
         kept = {name: self._kept(name) for name in order}
-        start = self._start(order)
-        width = self.run.model.trunk.hidden_size
-        everything = sum(kept.values()) + start
-        residual = self.tokens * self.run.residual * width
-        done: list[str] = ["head"]
-        yield (
-            "the head's backward",
-            self._terms(done, "head", everything + residual, 12.0 * self.tokens * width),
-        )
-        streams = 0.0
+        width, residual = self.run.model.trunk.hidden_size, self.residual
+        everything = sum(kept.values()) + waiting
+        done: list[str] = ["head"] * with_head
+        if with_head:
+            yield (
+                "the head's backward",
+                self._terms(done, "head", everything + residual, 12.0 * self.tokens * width),
+            )
+        from_branch = streams > 0
         for name in order:
             everything -= kept[name]
-            own_input = residual
-            bytes_ = self._block(name)
-            beside = streams * residual
-            yield (
-                f"backward of {name}",
-                self._terms(done, name, everything + own_input + beside, self._inside(name, bytes_)),
-            )
+            now = everything + residual + streams * residual
+            inside = self._inside(name, self._block(name))
+            yield f"backward of {name}", self._terms(done, name, now, inside)
             done.append(name)
             if self.units[name].trains:
-                yield (
-                    f"summing the gradients of {name}",
-                    self._reduction(done, everything + own_input + beside),
-                )
+                yield f"summing the gradients of {name}", self._reduction(done, now)
             is_branch = name.startswith(BRANCH)
             if is_branch:
                 streams = 1.0 + (self._trunk_continues(name))
             else:
-                streams = 1.0 * any(past.startswith(BRANCH) for past in done)
+                streams = 1.0 * (from_branch or any(past.startswith(BRANCH) for past in done))
                 streams += 1.0 * (self._feeds(name) and self._goes_below(name))
-        yield "the optimizer's step", self._optimizer(order)
 
     def _feeds(self, name: str) -> bool:
         return int(name.split(".")[1]) in self.run.model.vace_layers
@@ -166,7 +129,7 @@ class Walk:
     def _kept(self, name: str) -> float:
         """What waits for the backward of a block, its input included."""
         run, found = self.run, self._block(name)
-        residual = float(self.tokens * run.residual * run.model.trunk.hidden_size)
+        residual = self.residual
         mode = run.recompute.get(name)
         own_input = residual * (run.residual == 4 or mode is not None)
         if mode == "full":
@@ -183,7 +146,7 @@ class Walk:
             forgotten += max(size - kept, 0.0)
         return own_input + self.tokens * (found.saved - forgotten) + self._text(self.units[name].trains)
 
-    def _start(self, order: list[str]) -> float:
+    def _start(self, order: Sequence[str]) -> float:
         """The tokens right after the embeddings, which the branch and the trunk's first block read."""
         run = self.run
         width = run.model.trunk.hidden_size
@@ -193,7 +156,7 @@ class Walk:
         held = any(name.startswith(BRANCH) and name in run.recompute for name in order)
         return float(count * run.residual * width) * (held and "blocks.0" not in order)
 
-    def _terms(self, done: list[str], now: str, waiting: float, inside: float) -> Terms:
+    def _terms(self, done: Sequence[str], now: str, waiting: float, inside: float) -> Terms:
         run = self.run
         terms = self._held()
         finished = sum(self.units[name].trained_local for name in done if name in self.units)
@@ -217,7 +180,7 @@ class Walk:
     def _moments(self) -> float:
         total = 0.0
         for name, shape in all_shapes(self.run).items():
-            if not trains(self.run, name):
+            if not trains(self.run, name) or unit_of(name) not in self.units:
                 continue
             hidden = len(shape) == 2 and not name.startswith(("text_embedding", "time_embedding", "head"))
             total += local_size(shape, self.run.shards) * (
@@ -225,10 +188,10 @@ class Walk:
             )
         return total
 
-    def _gathered(self, done: list[str], now: str) -> float:
+    def _gathered(self, done: Sequence[str], now: str) -> float:
         """Whole weights of this block and those gathered ahead, its gradients, and the last sum over ranks."""
         run = self.run
-        if not self.shared and run.product == 4 and run.ranks == 1:
+        if not self.shared and run.product == 4 and run.replicas == 1:
             return 4.0 * self.units[now].trained if now in self.units else 0.0
         sizes = [unit.bytes for unit in self.units.values() if self._is_wrapped(unit)]
         ahead = max((unit.bytes for unit in self.units.values() if unit.name != now), default=0.0)
@@ -242,7 +205,7 @@ class Walk:
         last = next((self.units[name] for name in reversed(done) if self.units[name].trains), None)
         return total + last.trained * run.reduce * self._is_wrapped(last) if last is not None else total
 
-    def _reduction(self, done: list[str], waiting: float) -> Terms:
+    def _reduction(self, done: Sequence[str], waiting: float) -> Terms:
         """A block's gradients in both dtypes, when its weights are gone and the next ones are there."""
         run, unit = self.run, self.units[done[-1]]
         terms = self._terms(done, done[-1], waiting, 0.0)
@@ -263,7 +226,7 @@ class Walk:
         rows = text_rows(run.model, run.text) * run.batch
         return self.whole_tokens * (4.0 * 3 * latents + 4.0 * context) + rotary + 4.0 * rows * trunk.text_dim
 
-    def _optimizer(self, order: list[str]) -> Terms:
+    def _optimizer(self) -> Terms:
         terms = self._held()
         terms["gradients"] = 4.0 * sum(unit.trained_local for unit in self.units.values())
         if not self.run.fused:

@@ -15,7 +15,7 @@ from mindspeed_mm.planning.calibrate import calibrate, calibration_file, read_ca
 from mindspeed_mm.planning.counts import AtCount, at_counts
 from mindspeed_mm.planning.devices import Device, find_device
 from mindspeed_mm.planning.fit import Change, smallest_changes
-from mindspeed_mm.planning.memory import Memory, training_memory
+from mindspeed_mm.planning.memory import Memory, memory_of_ranks, training_memory
 from mindspeed_mm.planning.time import HIDDEN, StepTime, step_time
 from mindspeed_mm.planning.units import TrainingRun
 from mindspeed_mm.tasks import plan_generation
@@ -36,6 +36,7 @@ class Plan:
     clip: Clip
     memory: Memory
     time: StepTime
+    of_ranks: Sequence[Memory]  # of a pipeline; one without stages
     samples: int  # of one iteration
     iterations: int
     changes: Sequence[Change]
@@ -96,6 +97,7 @@ def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
         clip=clip,
         memory=memory,
         time=time,
+        of_ranks=memory_of_ranks(run),
         samples=batch.global_batch_size or 1,
         iterations=batch.train_iters or 1,
         changes=changes,
@@ -149,10 +151,12 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
         (
             "step",
             f"{time.total:.2f} s = products {time.products:.2f} + attention {time.attention:.2f} + "
-            f"communication {time.communication:.2f} + data {time.data:.2f}; {time.hidden:.2f} of "
-            "communication hidden",
+            f"communication {time.communication:.2f} + data {time.data:.2f}{_of_stages(plan)}; "
+            f"{time.hidden:.2f} of communication hidden",
         )
     )
+    if plan.run.stages:
+        rows.append(("stages", _stages(plan)))
     rows.append(
         (
             "assumed",
@@ -172,6 +176,23 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
     )
     rows.append(("devices", _scaling(plan)))
     return [*rows, ("run", _whole_run(plan))]
+
+
+def _of_stages(plan: Plan) -> str:
+    return f" + stages {plan.time.pipeline:.2f}" if plan.run.stages else ""
+
+
+def _stages(plan: Plan) -> str:
+    """Sizes, memory of each rank, and what the stages cost."""
+    run, time = plan.run, plan.time
+    virtual = len(run.stages) // run.pipeline
+    chunks = [list(run.stages[part * run.pipeline : (part + 1) * run.pipeline]) for part in range(virtual)]
+    layers = chunks[0] if virtual == 1 else chunks
+    memory = ", ".join(f"{one.total / GIB:.1f}" for one in plan.of_ranks)
+    return (
+        f"{layers} layers; bubble {time.bubble:.2f} s, imbalance {time.imbalance:.2f}, tokens sent "
+        f"{time.tokens:.2f}; {memory} GiB on the ranks of a pipeline"
+    )
 
 
 def _scaling(plan: Plan) -> str:
@@ -246,6 +267,12 @@ def as_json(plan: Plan) -> dict[str, Any]:
             }
             for one in plan.counts
         ],
+        "stages": [
+            {"rank": one.rank, "memory": one.total, "moment": one.moment}
+            for one in plan.of_ranks
+            if one.rank is not None
+        ],
+        "stage_layers": list(plan.run.stages),
         "step_seconds": {**asdict(plan.time), "total": seconds},
         "samples_per_second": plan.samples / seconds,
         "hours": hours,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -170,7 +171,8 @@ def run_of(
         encodes=2 if given_clip else 1,
         product=BYTES[run.dtype],
         vae=BYTES[run.vae_dtype],
-        text=text_parameters(Path(job.model.text_encoder)),
+        text=text_parameters(job.model.text_encoder),
+        quantized=run.quantize is not None,
         offload=run.offload,
         tiled=run.tiled,
         shard=run.shard_weights and ranks > 1,
@@ -182,14 +184,16 @@ def run_of(
     )
 
 
-def text_parameters(path: Path) -> float:
-    """Of the text encoder: by the size of its file, whose name says bf16 or not.
+def text_parameters(path: str) -> float:
+    """Weights of the text encoder by the shapes in its files; without files, those of umT5-XXL.
 
-    Without a file, of umT5-XXL.
+    Raises WeightsError for files that hold none.
     """
-    if not path.is_file():
+    if not os.path.exists(path):
         return TEXT_PARAMETERS
-    return path.stat().st_size / (2 if "bf16" in path.name else 4)
+    from mindspeed_mm.models.umt5.encoder import count_weights
+
+    return float(count_weights(Path(path)))
 
 
 def table(plan: GenerationPlan) -> Rows:
@@ -201,7 +205,7 @@ def table(plan: GenerationPlan) -> Rows:
         ("device", f"{run.ranks} x {device.name}, {device.memory:g} GiB each"),
         ("model", f"{experts}{plan.model}: {run.model.trunk.num_layers} layers of "
         f"{run.model.trunk.hidden_size}, "
-         f"{plan.dtype}, offload {run.mode}"),
+         f"{plan.dtype}{', 8 bits' * run.quantized}, offload {run.mode}"),
         ("video", f"{plan.name}: {run.frames} frames of {run.height}x{run.width}, {run.tokens} tokens"),
     ]  # fmt: skip
     rows += [

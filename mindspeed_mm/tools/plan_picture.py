@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import atomic_path
 from mindspeed_mm.planning.counts import AtCount
-from mindspeed_mm.planning.memory import TERMS
+from mindspeed_mm.planning.walk import TERMS
 
 _COLOURS = ("#4e79a7", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#9c755f", "#f28e2b", "#e15759", "#bab0ac")
 _SIZE, _LEFT, _TOP, _BOTTOM, _RIGHT = (1120, 560), 70, 60, 70, 210

@@ -138,6 +138,13 @@ def load_text_encoder(
     return TextEncoder(model.to(device), tokenizer, mark)
 
 
+def count_weights(path: Path) -> int:
+    """How many numbers the text encoder in `path` has, without reading them. Raises WeightsError."""
+    found = read_tensors(_locate(path)[0], "text encoder")
+    is_twice = any(name.endswith("shared.weight") for name in found)
+    return sum(w.shape.numel() for name, w in found.items() if not (is_twice and name.endswith(_TIED)))
+
+
 @dataclass(frozen=True)
 class Beside:
     """A config.json of transformers beside the weights."""

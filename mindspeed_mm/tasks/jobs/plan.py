@@ -24,6 +24,7 @@ from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.transforms.match import matching
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig
 from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.stages import even_layers, stage_layers
 from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.units import TrainingRun
 from mindspeed_mm.registry import resolve
@@ -134,15 +135,10 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
     spec = MODELS.get(predictor.model_id)
     if not spec.modules:
         raise ConfigError(f"no plan for model_id {predictor.model_id!r}", where="predictor.model_id")
-    if job.parallel.pipeline_model_parallel_size > 1:
-        raise ConfigError(
-            "no plan for pipeline stages",
-            where="--pipeline-model-parallel-size",
-            fix="set it to 1 to see one stage's share of the ranks under FSDP2 alone",
-        )
     sizes = predictor.model
     names = resolve(spec.modules)(sizes)
-    shards = fsdp.sharding_size if isinstance(fsdp.sharding_size, int) else job.world_size
+    pipeline = job.parallel.pipeline_model_parallel_size
+    shards = fsdp.sharding_size if isinstance(fsdp.sharding_size, int) else job.world_size // pipeline
     return TrainingRun(
         model=sizes,
         grid=grid,
@@ -152,8 +148,14 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
         batch=batch.micro_batch_size,
         micro_batches=job.micro_batches,
         ranks=job.world_size,
+        stages=layers_of_stages(job),
+        pipeline=pipeline,
+        gpipe=job.parallel.pipeline_schedule == "gpipe",
         shards=shards,
         context_parallel=job.parallel.context_parallel_size,
+        ulysses=job.parallel.ulysses_size
+        if job.parallel.context_parallel_algo != "ulysses_cp_algo"
+        else None,
         product=BYTES[predictor.dtype],
         residual=BYTES[predictor.residual_dtype],
         reduce=BYTES[fsdp.reduce_dtype],
@@ -166,6 +168,17 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
         offload_inputs=fsdp.offload_block_inputs,
         on_cpu=on_cpu,
     )
+
+
+def layers_of_stages(job: PretrainJob) -> tuple[int, ...]:
+    """Trunk blocks of each stage: by the model JSON, else even; weights that are split are not opened."""
+    count = job.parallel.num_stages
+    if count == 1:
+        return ()
+    total, given = job.predictor.num_layers, job.predictor.pipeline_num_layers
+    if given is None:
+        return tuple(even_layers(total, count))
+    return tuple(stage_layers(given, total, count, "predictor.pipeline_num_layers"))
 
 
 def lora_layers(job: PretrainJob) -> dict[str, int]:

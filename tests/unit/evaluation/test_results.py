@@ -56,6 +56,11 @@ def write_run(folder: Path, noise: int, names: Sequence[str] = "abcdefg", task: 
     return folder
 
 
+def copy_of(run: Path, place: Path) -> Path:
+    """A run without scores of another test."""
+    return Path(shutil.copytree(run, place, ignore=shutil.ignore_patterns("eval.*")))
+
+
 def write_data(folder: Path, names: Sequence[str] = "abcdefg") -> Path:
     rows = [{"video": f"{name}.mp4", "cap": f"clip {name}"} for name in names]
     for name in names:
@@ -227,7 +232,7 @@ def test_compare_reads_scores_that_are_current(runs: Path, capfd: pytest.Capture
 def test_scores_of_other_files_are_not_read(
     change: str, runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = (Path(shutil.copytree(runs / name, tmp_path / name)) for name in ("bad", "good"))
+    first, second = (copy_of(runs / name, tmp_path / name) for name in ("bad", "good"))
     flags = ["--compare", str(first), str(second), "--metrics", "flicker"]
     main(["eval", *flags])
     old = os.stat(second / "b.mp4").st_mtime - 100
@@ -252,7 +257,7 @@ def test_scores_of_other_files_are_not_read(
 def test_scores_under_another_flag_are_not_read(
     runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pair = [str(shutil.copytree(runs / name, tmp_path / name)) for name in ("bad", "good")]
+    pair = [str(copy_of(runs / name, tmp_path / name)) for name in ("bad", "good")]
     flags = ["--compare", *pair, "--metrics", "flicker"]
     said = []
     for more in ([], ["--task", "gray"], ["--task", "gray"], [], ["--annotators", str(tmp_path)]):
@@ -270,7 +275,7 @@ def test_page_of_read_scores_finds_its_videos(
 ) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("bad", "good"):
-        shutil.copytree(runs / name, tmp_path / name)
+        copy_of(runs / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     flags = ["--compare", "--metrics", "flicker", "truth_psnr"]
     main(["eval", "bad", "good", *flags, "--data", os.path.relpath(runs / "truth/data.json")])

@@ -25,6 +25,7 @@ from tests.support.errors import raises
 
 ROOT = Path(__file__).resolve().parents[3]
 VACE = ROOT / "examples/vace"
+CLIP = ("--devices=8", "--frames=81", "--height=480", "--width=832")
 
 
 def files(size: str) -> list[str]:
@@ -214,6 +215,28 @@ def test_8_bits_are_offered_where_they_fit() -> None:
     (change,) = (one for one in plan.changes if one.settings == ("--quantize int8",))
     assert change.memory <= plan.capacity
     assert not change.keeps_result
+
+
+WHAT = {  # the README's words → flags
+    ("VACE branch", "VACE 分支"): (),
+    ("all", "全部"): ("--set=model.predictor.trainable=all",),
+    ("LoRA, rank 32", "LoRA, 秩 32"): ("--lora-rank=32",),
+}
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
+def test_table_of_the_readme_is_what_plan_says(readme: str) -> None:
+    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    start = next(number for number, row in enumerate(rows) if "H100" in row)
+    devices = [name.replace("昇腾", "Ascend") for name in rows[start][2:]]
+    found = rows[start + 2 : start + 8]
+    for size, part, *cells in found:
+        flags = next(flags for words, flags in WHAT.items() if part in words)
+        for device, cell in zip(devices, cells, strict=True):
+            plan = run_plan([*files(size), *CLIP, f"--device={device}", *flags])
+            said = f"{plan.memory.total / GIB:.0f} GiB, {plan.time.total:.1f} s" if plan.fits else "–"
+            assert cell == said, (readme, size, part, device)
 
 
 def run_plan(argv: list[str]) -> Plan:

@@ -10,21 +10,25 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.profiler import ProfilerActivity, profile
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.cli.main import main
 from mindspeed_mm.generation.experts import Experts
+from mindspeed_mm.models.transforms.quantize import quantize_blocks
 from mindspeed_mm.models.wan.config import PRESETS, PredictorConfig, VaceDitConfig
 from mindspeed_mm.models.wan.vace import VaceTransformer
 from mindspeed_mm.planning.devices import DEVICES
 from mindspeed_mm.planning.generation import (
+    TEXT_PARAMETERS,
     GenerationRun,
     activation_bytes,
     generation_changes,
     generation_memory,
     generation_time,
 )
+from mindspeed_mm.tasks.plan_generation import text_parameters
 
 ROOT = Path(__file__).resolve().parents[3]
 JSON = "examples/vace/inference/inference_wan2.1_14b.json"
@@ -82,6 +86,48 @@ def test_activations_are_those_of_a_real_pass(
     assert activation_bytes(run, passes) == pytest.approx(measured, rel=0.1)
 
 
+def test_weights_in_8_bits_are_those_of_the_model() -> None:
+    config = small(512).model
+    with torch.device("meta"):
+        model = VaceTransformer(config).to(torch.bfloat16)
+    for name in ("time_embedding", "time_projection", "head"):
+        getattr(model, name).float()
+    quantize_blocks(model.requires_grad_(False), "int8")
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    assert GenerationRun(model=config, quantized=True).weights == held
+
+
+def test_quantize_changes_the_plan(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    exact, held = (
+        json.loads(said(capfd, JSON, "--device=H200", "--json", *more))
+        for more in ([], ["--quantize", "int8"])
+    )
+    assert held["memory"]["transformer"] == pytest.approx(exact["memory"]["transformer"] / 2, rel=0.05)
+    assert held["memory"]["activations"] > exact["memory"]["activations"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_text_encoder_counts_by_its_shapes(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
+    weights = {"token_embedding.weight": torch.zeros(64, 8), "blocks.0.attn.q.weight": torch.zeros(8, 8)}
+    stored = {name: weight.to(dtype) for name, weight in weights.items()}
+    path = tmp_path / f"umt5{suffix}"
+    torch.save(stored, path) if suffix == ".pth" else save_file(stored, path)
+    assert text_parameters(str(path)) == 64 * 8 + 8 * 8
+
+
+def test_tied_embedding_of_a_folder_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "umt5"}')
+    table = torch.zeros(64, 8)
+    names = ("shared.weight", "encoder.embed_tokens.weight", "encoder.block.0.layer.0.SelfAttention.q.weight")
+    save_file({name: table.clone() for name in names}, tmp_path / "model.safetensors")
+    assert text_parameters(str(tmp_path)) == 2 * 64 * 8
+    assert text_parameters(str(tmp_path / "nowhere")) == TEXT_PARAMETERS
+
+
 def test_weights_are_those_of_the_model() -> None:
     config = small(512).model
     with torch.device("meta"):
@@ -121,7 +167,8 @@ def test_changes_that_fit_come_with_their_price() -> None:
     changes = generation_changes(run, DEVICES["RTX 4090"], "bf16", run.capacity)
     assert changes[0].settings == ("offload block",)
     assert changes[0].keeps_result
-    assert all(change.memory <= run.capacity and change.cost > 0.9 for change in changes)
+    assert all(change.memory <= run.capacity for change in changes)
+    assert all(change.cost > 0.9 for change in changes if change.keeps_result)
 
 
 def test_more_devices_take_less_time() -> None:

@@ -1,0 +1,70 @@
+"""Memory of one device in training: a closed formula over the model's shapes. No torch, no device, milliseconds.
+
+It walks the backward pass block by block, as the program does, and takes the highest moment. What it counts are tensors; the
+allocator's slack and the communication library's buffers are estimates of their own. Formulas: docs/guide/plan.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mindspeed_mm.planning.pipeline import PipelineWalk
+from mindspeed_mm.planning.stages import pipeline_ranks
+from mindspeed_mm.planning.units import TrainingRun
+from mindspeed_mm.planning.walk import Walk
+
+SLACK = 0.06  # of all tensors: what the allocator holds and no tensor uses
+LIBRARY = 1.0e9  # bytes of the context and the communication library on an accelerator
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by term at the highest moment of a step."""
+
+    terms: Mapping[str, float]
+    moment: str
+    host: float = 0.0
+    rank: int | None = None  # of a pipeline
+
+    @property
+    def total(self) -> float:
+        """Bytes of one device."""
+        return sum(self.terms.values())
+
+    @property
+    def tensors(self) -> float:
+        """Without the slack."""
+        return self.total - self.terms["slack"]
+
+
+def training_memory(run: TrainingRun) -> Memory:
+    """The highest moment of a step after the first, when the optimizer's moments exist.
+
+    With pipeline stages, that of the rank that needs the most.
+    """
+    of_ranks = memory_of_ranks(run)
+    return max(of_ranks, key=lambda memory: memory.total)
+
+
+def memory_of_ranks(run: TrainingRun) -> list[Memory]:
+    """Of each rank of a pipeline; one without stages."""
+    ranks = pipeline_ranks(run)
+    if not ranks:
+        return [_memory(run, Walk(run), None)]
+    return [_memory(run, PipelineWalk(run, rank), rank.rank) for rank in ranks]
+
+
+def _memory(run: TrainingRun, walk: Walk, rank: int | None) -> Memory:
+    moment, terms = max(walk.moments(), key=lambda found: sum(found[1].values()))
+    moved = {"masters", "gradients", "moments", "weights"} if run.offload else set()
+    host = sum(terms[name] for name in moved)
+    kept = terms["block inputs"] if run.offload_inputs else 0.0
+    terms = {name: 0.0 if name in moved else size for name, size in terms.items()}
+    if kept:
+        on_device = walk.residual  # the one that comes back
+        host += max(kept - on_device, 0.0)
+        terms["block inputs"] = min(kept, on_device)
+    if not run.on_cpu:
+        terms["slack"] = SLACK * sum(terms.values()) + LIBRARY
+    return Memory(terms, moment, host, rank)

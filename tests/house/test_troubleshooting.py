@@ -26,6 +26,14 @@ REAL_FILES = [  # messages about files as people have them
     "picture's size changes",
     "Git LFS pointer",
     "a link to",
+    "the model reads the first",
+    "nested more than",
+    "Wan2.2-TI2V-5B",
+    "byte order mark",
+    "UTF-16",
+    "tokens and are cut there",
+    "predictor.text_len",
+    "VACE module alone",
 ]
 
 # What a message fills in: …, quoted and numbered parts, and the joints of its fields

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 PROG = "mm-inspect"
 _CPU_FRAMES = 17  # a second of video; the whole of a large clip takes minutes
+_LISTED = 10  # captions that may be cut
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -256,16 +257,29 @@ def _report_long_captions(
 ) -> None:
     """Count the captions that are longer than the model reads.
 
-    A data JSON may name a folder not fetched yet.
+    A data JSON may name a folder not fetched yet: then those that are very long are named.
     """
+    limit = settings.model_max_length
     if folder is None:
         folder = settings.from_pretrained
         if folder is None or not Path(folder).is_dir():
+            long = [r.address for r in records for text in r.captions if _may_be_cut(text, limit)]
+            if long:
+                more = f" and {len(long) - _LISTED} more" if len(long) > _LISTED else ""
+                logger.warning(
+                    f"{len(long)} captions may have more than {limit} tokens, where they are cut: "
+                    f"{', '.join(long[:_LISTED])}{more}; --tokenizer FOLDER counts them"
+                )
             return
     from mindspeed_mm.models.umt5.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer(Path(folder), settings.model_max_length)
+    tokenizer = Tokenizer(Path(folder), limit)
     tokenizer.report_long((record.address, caption) for record in records for caption in record.captions)
+
+
+def _may_be_cut(caption: str, tokens: int) -> bool:
+    """By its length alone: UMT5's tokens have four bytes of English and of Chinese."""
+    return len(caption.encode()) > 4 * tokens
 
 
 def _draw_sample(record: SampleRecord, video: VideoConfig) -> tuple[Image.Image, str]:

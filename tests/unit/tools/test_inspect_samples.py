@@ -111,6 +111,15 @@ def test_captions_that_will_be_cut_are_counted(dataset, tmp_path, capsys):
     assert "captions have" not in capsys.readouterr().out
 
 
+def test_long_captions_are_named_without_a_tokenizer(dataset, tmp_path, capsys):
+    rows = [{"video": "v.mp4", "cap": "a red ball bounces " * count} for count in (20, 200)]
+    (dataset / "long.json").write_text(json.dumps(rows))
+    main([str(dataset / "long.json"), "--out", str(tmp_path / "s.png"), "--workers", "0"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "captions may have" in line]
+    assert line.startswith("1 captions may have more than 512 tokens")
+    assert "long.json[1]; --tokenizer" in line
+
+
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_any_row_can_be_drawn_with_the_settings_of_a_data_config(dataset, tmp_path, capsys, index):
     main([str(dataset / "config.json"), "--index", str(index), "--out", str(tmp_path / "s.jpg")])

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/pipeline.py --output benchmarks/results/2026-11-29_cpu_pipeline.md
 
 All variants live in the same two processes and step in turns: forward and backward of the same samples, the
-sum of gradients over ranks included. A rank is busy while it computes in its stages, and waits otherwise.
+sum of gradients over ranks included. A busy machine changes CPU time little, so steps of stages are replayed:
+each forward and backward takes the CPU time that it took, and starts when its rank and its inputs are ready.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,38 @@ HERE = Path(__file__).parent
 RANKS = 2
 
 
+@dataclass(frozen=True)
+class Work:
+    """A forward or backward of one micro-batch through one stage."""
+
+    forward: bool
+    stage: int
+    batch: int
+    seconds: float  # of CPU time
+
+    def reads(self, last: int) -> list[tuple[bool, int, int]]:
+        """What must be over before it starts."""
+        if self.forward:
+            return [(True, self.stage - 1, self.batch)] if self.stage else []
+        above = [(False, self.stage + 1, self.batch)] if self.stage < last else []
+        return [(True, self.stage, self.batch), *above]
+
+
+def replay(ranks: Sequence[Sequence[Work]]) -> tuple[float, float]:
+    """→ the length of a step on ranks that nothing else disturbs, and the share of it that they wait."""
+    last = max(work.stage for rank in ranks for work in rank)
+    over: dict[tuple[bool, int, int], float] = {}
+    free, left = [0.0] * len(ranks), [list(rank) for rank in ranks]
+    while any(left):
+        for rank, queue in enumerate(left):
+            while queue and all(key in over for key in queue[0].reads(last)):
+                work = queue.pop(0)
+                start = max([free[rank], *(over[key] for key in work.reads(last))])
+                free[rank] = over[work.forward, work.stage, work.batch] = start + work.seconds
+    busy = sum(work.seconds for rank in ranks for work in rank)
+    return max(free), 1 - busy / (len(ranks) * max(free))
+
+
 @dataclass
 class Variant:
     """One way to train, and its numbers on this rank."""
@@ -55,8 +88,9 @@ class Variant:
     parallel: ParallelConfig
     samples: int  # of both ranks together
     model: nn.Module | None = None
-    seconds: list[float] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
+    clock: list[float] = field(default_factory=list)  # seconds of each step
+    cpu: list[float] = field(default_factory=list)  # of this process
+    work: list[list[Work]] = field(default_factory=list)  # of this rank's stages, in order
     loss: float = 0.0
 
     @property
@@ -117,21 +151,22 @@ def step(variant: Variant, samples: Sequence[tuple[MicroBatch, Tensor]]) -> floa
 
 
 @contextmanager
-def measuring(busy: list[float]) -> Any:
-    """Adds to `busy` what each forward and backward of a stage takes."""
+def recording(done: list[Work]) -> Iterator[None]:
+    """Adds to `done` each forward and backward of a stage."""
     makes = {name: getattr(PipelineStage, name) for name in ("forward_one_chunk", "backward_one_chunk")}
 
-    def timed(make: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **more: Any) -> Any:
-            began = time.perf_counter()
-            made = make(*args, **more)
-            busy.append(time.perf_counter() - began)
+    def timed(name: str) -> Callable[..., Any]:
+        def run(stage: PipelineStage, batch: int, *args: Any, **more: Any) -> Any:
+            began = time.thread_time()
+            made = makes[name](stage, batch, *args, **more)
+            spent = time.thread_time() - began
+            done.append(Work(name.startswith("forward"), stage.stage_index, batch, spent))
             return made
 
         return run
 
-    for name, make in makes.items():
-        setattr(PipelineStage, name, timed(make))
+    for name in makes:
+        setattr(PipelineStage, name, timed(name))
     try:
         yield
     finally:
@@ -168,47 +203,41 @@ def rank_main(pipe: Any, rank: int, port: str, args: argparse.Namespace) -> None
         samples = [sample(predictor, args.latents, number) for number in range(max(args.samples))]
         for turn in range(args.steps + 1):
             for variant in everybody:
-                busy: list[float] = []
+                done: list[Work] = []
                 dist.barrier()
-                began = time.perf_counter()
-                with measuring(busy):
+                clock, cpu = time.perf_counter(), time.process_time()
+                with recording(done):
                     variant.loss = step(variant, samples)
                 dist.barrier()
                 if turn:  # the first warms up
-                    variant.seconds.append(time.perf_counter() - began)
-                    variant.busy.append(sum(busy))
+                    variant.clock.append(time.perf_counter() - clock)
+                    variant.cpu.append(time.process_time() - cpu)
+                    variant.work.append(done)
                 for parameter in models[variant.name].parameters():
                     parameter.grad = None
-        pipe.send([(variant.seconds, variant.busy, variant.loss) for variant in everybody])
+        for variant in everybody:
+            variant.model = None
+        pipe.send(everybody)
 
 
-def report(
-    args: argparse.Namespace, numbers: Sequence[Sequence[tuple[list[float], list[float], float]]]
-) -> list[str]:
-    """The table; `numbers` of each rank."""
-    everybody = variants(args.samples)
-    base: dict[int, float] = {}
+def report(args: argparse.Namespace, ranks: Sequence[Sequence[Variant]]) -> list[str]:
+    """The table, from the variants of each rank."""
     lines = [
-        "| variant | samples | s/step | of FSDP2's | bubble | by the formula | loss |",
-        "|-|-|-|-|-|-|-|",
+        "| variant | samples | clock s/step | CPU s/step | replayed s/step | bubble | by formula | loss |",
+        "|-|-|-|-|-|-|-|-|",
     ]
-    for place, variant in enumerate(everybody):
-        found = [rank[place] for rank in numbers]
-        seconds = statistics.median(found[0][0])
-        base.setdefault(variant.samples, seconds)
-        waits, share = "", ""
-        if variant.has_stages:
-            turns = zip(
-                *([1 - b / s for s, b in zip(rank[0], rank[1], strict=True)] for rank in found), strict=True
-            )
-            waits = f"{100 * statistics.median(sum(turn) / len(turn) for turn in turns):.0f} %"
-            share = f"{100 * bubble(RANKS, variant.parallel.virtual_size, variant.samples):.0f} %"
-            loss = found[-1][2]
-        else:
-            loss = sum(rank[2] for rank in found) / len(found)
-        ratio = seconds / base[variant.samples]
-        cells = [variant.name, variant.samples, f"{seconds:.2f}", f"{ratio:.2f}", waits, share, f"{loss:.6f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    for found in zip(*ranks, strict=True):
+        one = found[0]
+        cpu = max(statistics.median(variant.cpu) for variant in found)
+        replayed, wait, share, loss = "", "", "", statistics.mean(variant.loss for variant in found)
+        if one.has_stages:
+            steps = [replay(turn) for turn in zip(*(variant.work for variant in found), strict=True)]
+            replayed = f"{statistics.median(length for length, _ in steps):.2f}"
+            wait = f"{100 * statistics.median(waits for _, waits in steps):.0f} %"
+            share = f"{100 * bubble(RANKS, one.parallel.virtual_size, one.samples):.0f} %"
+            loss = found[-1].loss
+        cells = [one.name, one.samples, f"{min(one.clock):.2f}", f"{cpu:.2f}", replayed, wait, share]
+        lines.append(f"| {' | '.join(map(str, cells))} | {loss:.6f} |")
     return lines
 
 
@@ -242,9 +271,10 @@ def main(argv: Sequence[str]) -> None:
             f"- command: `{command}`",
             f"- torch {torch.__version__}, fp32, two processes of one thread, gloo, {os.cpu_count()} cores",
             f"- {Path(args.json).name}, latents {'×'.join(map(str, args.latents))}, everything trains; "
-            f"the median of {args.steps} steps in turns, by the clock",
+            f"{args.steps} steps of each in turns",
             f"- load of the machine (1 minute): {before:.1f} before, {os.getloadavg()[0]:.1f} after the run",
-            "- bubble: the share of a step in which a rank does not compute in its stages (mean of both)",
+            "- clock: the shortest step; CPU: median of the busier rank; replayed: undisturbed, without",
+            "  text, time and sending; bubble: the share of the replayed step in which a rank waits",
             "",
         ]
         Path(args.output).write_text("\n".join([*heading, table, ""]), encoding="utf-8")

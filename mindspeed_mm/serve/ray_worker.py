@@ -60,7 +60,7 @@ class Queue:
         self.store.advance(job, step, steps)
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the replica should go on."""
+        """Whether the replica should continue."""
         return self.store.should_continue(job)
 
     def finish(self, job: Job, files: Files, error: Mapping[str, str] | None) -> bool:
@@ -95,7 +95,7 @@ class RemoteStore(JobStore):
         self._ask("advance", job, step, steps)
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the worker should go on."""
+        """Whether the worker should continue."""
         return bool(self._ask("should_continue", job))
 
     def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:

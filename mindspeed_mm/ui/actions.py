@@ -17,9 +17,9 @@ from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.config import Numbers
 from mindspeed_mm.generation.embedded import read_embedded
 from mindspeed_mm.ui.forms import Form, Option, forms
-from mindspeed_mm.ui.make import Data, Widgets, form_choices, grower, painter
+from mindspeed_mm.ui.make import MAIN, Data, Widgets, form_choices, grower, painter
 from mindspeed_mm.ui.preview import draw_conditions
-from mindspeed_mm.ui.request import build, form_of, plan
+from mindspeed_mm.ui.request import build, form_of, plan, text_of
 from mindspeed_mm.ui.sample import PROMPT
 from mindspeed_mm.ui.service import Service
 from mindspeed_mm.ui.size import fit
@@ -244,7 +244,10 @@ class Actions:
         updates[part["negative"]] = settings.get("negative_prompt") or ""
         for number, widget in self.widgets.numbers.items():
             value = settings.get(number)
-            updates[widget] = value if isinstance(value, (int, float, str)) else None
+            if number in MAIN:
+                updates[widget] = gr.skip() if value is None else value
+            else:
+                updates[widget] = text_of(value)
         updates[part["window_prompts"]] = "\n".join(settings.get("window_prompts") or ())
         updates[part["window_references"]] = "\n".join(
             ", ".join(str(number + 1) for number in row) or "-"

@@ -14,13 +14,12 @@ from mindspeed_mm.conditioning.annotate.opencv import Frame
 from mindspeed_mm.generation.config import Numbers
 from mindspeed_mm.ui.forms import FAMILIES, Form, Option, forms
 from mindspeed_mm.ui.mask import frame_url, paintable, painted_mask
-from mindspeed_mm.ui.request import NUMBERS, WINDOWS, Filled, lines_of
+from mindspeed_mm.ui.request import NUMBERS, WINDOWS, Filled, lines_of, number_of, text_of
 from mindspeed_mm.ui.service import Service
 from mindspeed_mm.ui.text import Words
 
 _CHOICES = {"preset", "solver", "short_clip", "window_mode", "window_colors"}
-_WHOLE = {"width", "height", "num_frames", "steps", "seed", "window", "window_overlap", "paste_back"}
-_MAIN = ("width", "height", "num_frames", "steps", "seed")
+MAIN = ("width", "height", "num_frames", "steps", "seed")
 Data = Mapping[Any, Any]
 
 
@@ -51,7 +50,7 @@ class Widgets:
             form=form.name,
             prompt=part["prompt"] or "",
             negative_prompt=(part["negative"] or "").strip() or None,
-            numbers={name: data[widget] for name, widget in self.numbers.items()},
+            numbers={name: number_of(data[widget]) for name, widget in self.numbers.items()},
             options=options,
             sides=(part["left"], part["top"], part["right"], part["bottom"]),
             video=_path(part["video"]),
@@ -229,14 +228,16 @@ def _number_widgets(words: Words, defaults: Mapping[str, Any], names: Sequence[s
                 ]
                 found[name] = gr.Dropdown(choices=choices, value=value or "", label=label, **place)
             else:
-                if name in _MAIN and value is None:
-                    value = schema[name].default
-                if not isinstance(value, (int, float)):
-                    value = None
-                found[name] = gr.Number(
-                    value=value, label=label, precision=0 if name in _WHOLE else None, **place
-                )
+                found[name] = _number_widget(name, value, label, place)
     return found
+
+
+def _number_widget(name: str, value: Any, label: str, place: Mapping[str, Any]) -> Any:
+    """A number that is always there, or a box that may be empty: gradio's number makes 0 of nothing."""
+    if name not in MAIN:
+        return gr.Textbox(value=text_of(value), label=label, max_lines=1, **place)
+    usual = Numbers.model_fields[name].default
+    return gr.Number(value=usual if value is None else value, label=label, precision=0, **place)
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:

@@ -134,6 +134,24 @@ def lines_of(text: str | None) -> tuple[str, ...]:
     return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
 
 
+def number_of(value: Any) -> Any:
+    """What a box holds: a number, several with commas between them, or another text; None for nothing."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = [float(part) for part in value.split(",")] if value.strip() else []
+    except ValueError:
+        return value.strip()
+    numbers = [int(number) if number.is_integer() else number for number in found]
+    return numbers if len(numbers) > 1 else numbers[0] if numbers else None
+
+
+def text_of(value: Any) -> str:
+    """The same as a text."""
+    values = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
+    return ", ".join(f"{number:g}" if isinstance(number, float) else str(number) for number in values)
+
+
 def _reference_numbers(line: str) -> list[int]:
     """`1, 3` → [0, 2], and `-` → []. Raises ConfigError."""
     words = line.replace(",", " ").split()

@@ -174,3 +174,28 @@ def test_a_narrow_screen_scrolls_one_way(site: Site):
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 390
     page.close()
+
+
+def test_outpainting_is_dragged(site: Site):
+    page = site.open()
+    page.click("#sample")
+    page.wait_for_selector("#painter canvas")
+    page.locator("#task input").click()
+    page.get_by_role("option").filter(has_text="The picture grows").first.click()
+    page.wait_for_selector("#grower .grower[data-ready]")
+    area = page.locator(".grower-area").bounding_box()
+    for handle, x, y in (("left", 0.1, 0.5), ("right bottom", 2 / 3, 2 / 3)):
+        box = page.locator(f'#grower [data-sides="{handle}"]').bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(area["x"] + x * area["width"], area["y"] + y * area["height"], steps=8)
+        page.mouse.up()
+    sides = [page.locator(f"#side-{side} input[type=range]") for side in ("left", "top", "right", "bottom")]
+    assert [side.input_value() for side in sides] == ["70", "25", "0", "0"]
+    page.locator("#long button").first.click()  # boxes that are empty stay so
+    page.locator("#advanced button").first.click()
+    page.wait_for_function("document.querySelector('#number-width input').value !== '64'")
+    page.click("#preview")
+    page.wait_for_selector("#strip img")
+    assert not site.errors
+    page.close()

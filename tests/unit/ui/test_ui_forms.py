@@ -21,7 +21,7 @@ from mindspeed_mm.ui.forms import FAMILIES, forms
 from mindspeed_mm.ui.mask import Painting, clip_masks, frame_url, paintable, painted_mask, resized_edge
 from mindspeed_mm.ui.places import find, inside
 from mindspeed_mm.ui.presets import Presets
-from mindspeed_mm.ui.request import Filled, build, form_of, plan
+from mindspeed_mm.ui.request import Filled, build, form_of, number_of, plan, text_of
 from mindspeed_mm.ui.sample import PROMPT, write_sample
 from mindspeed_mm.ui.size import fit
 from mindspeed_mm.ui.text import OPTIONS_ZH, TASKS_ZH, WORDS, Words
@@ -301,3 +301,13 @@ def test_refused_deletion_is_an_error(monkeypatch: pytest.MonkeyPatch):
         client.delete("video_1")
     monkeypatch.setattr(Refusing, "status_code", 404)
     client.delete("video_1")  # gone already
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("", None), (" ", None), ("7", 7), ("0.5", 0.5), ("1, 0.8", [1, 0.8]), ("x", "x"), (3, 3)],
+)
+def test_empty_box_is_no_number(text: object, number: object):
+    assert number_of(text) == number
+    if number is not None and number != "x":
+        assert number_of(text_of(number)) == number

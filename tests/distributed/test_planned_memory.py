@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from mindspeed_mm.planning.memory import memory_of_ranks
 from tests.support.planned import Case, measured_memory
 
 GRID = (5, 24, 32)
+DEEP = {"depth": 4, "grid": GRID}
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,24 @@ GRID = (5, 24, 32)
 def test_planned_memory_is_what_ranks_allocate(world, case):  # type: ignore[no-untyped-def]
     for measured in world.run(case.ranks, measured_memory, case):
         assert case.planned().total == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case("small", "full", "branch", pp=2, micro=4, stages=(4, 4), **DEEP), id="2 stages"),
+        pytest.param(
+            Case("small", "none", "all", pp=2, micro=3, stages=(2, 6), **DEEP), id="uneven, all train"
+        ),
+        pytest.param(
+            Case("small", "selective", "branch", pp=2, micro=4, stages=(2, 2, 2, 2), **DEEP),
+            id="virtual stages",
+        ),
+        pytest.param(
+            Case("small", "full", "all", shards=2, pp=2, micro=4, stages=(4, 4), **DEEP), id="sharded stages"
+        ),
+    ],
+)
+def test_planned_memory_is_what_stages_allocate(world, case):  # type: ignore[no-untyped-def]
+    planned = [memory.total for memory in memory_of_ranks(case.run) for _ in range(case.run.replicas)]
+    assert planned == pytest.approx(world.run(case.ranks, measured_memory, case), rel=0.1)

@@ -12,7 +12,7 @@ environment_ready
 TINY=examples/vace/tiny
 OUT=outputs/synthesis
 RANKS=${NPUS_PER_NODE:-2}       # processes that extract, train and generate
-ITERATIONS=${TRAIN_ITERS:-480}  # of training
+ITERATIONS=${TRAIN_ITERS:-800}  # of training
 CLIPS=${CLIPS:-100}            # scenes to train on
 SCENES=${SCENES:-4}             # held-out scenes of each kind
 for name in RANKS ITERATIONS CLIPS SCENES; do whole "$name" 1; done

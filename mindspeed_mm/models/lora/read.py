@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import json_type, parse_json, read_json_object, read_safetensors_header, regular_file
+from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
@@ -22,7 +23,9 @@ from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.sizes import layout
 
 Expert = Literal["high", "low"]
+logger = get_logger(__name__)
 CONFIG = "adapter_config.json"
+_PEFT = "base_model.model."
 _PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # ways of starting that alter the base, too
 
@@ -218,17 +221,28 @@ def _read(path: Path) -> _Raw:
                 f"got {names}", where=path, expected="a LoRA file, a peft folder, or a folder with one file"
             )
         path = found[0]
-    regular_file(path, WeightsError)
-    if path.suffix == ".safetensors":
-        return _Raw(path, _read_file(path), settings=_metadata(path))
-    beside = path.with_name(CONFIG)
-    config = read_json_object(beside, WeightsError) if beside.exists() and path.name in _PEFT_WEIGHTS else {}
-    return _Raw(path, _read_file(path), config=config)
+    tensors, beside = _read_file(path), path.with_name(CONFIG)
+    if path.name in _PEFT_WEIGHTS and beside.exists():
+        config = read_json_object(beside, WeightsError)
+        _check_config(config, beside)
+        return _Raw(path, tensors, config=config)
+    settings = _metadata(path) if _is_safetensors(path) else {}
+    if not settings and any(key.startswith(_PEFT) for key in tensors):
+        logger.warning(f"{path}: no {CONFIG} beside it, so its alpha is unknown; scale 1", extra=once())
+    return _Raw(path, tensors, settings=settings)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its ending, or by how it begins."""
+    if path.suffix in (".safetensors", ".sft"):
+        return True
+    with open(path, "rb") as file:
+        return path.suffix not in (".pt", ".pth", ".bin", ".ckpt") and file.read(9)[8:] == b"{"
 
 
 def _read_file(path: Path) -> Mapping[str, TensorFile]:
     regular_file(path, WeightsError)
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         found: Mapping[str, Any] = read_safetensors([path]).tensors
     else:
         found = read_torch(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,30 @@ def test_peft_reads_rslora_and_alpha_patterns(tmp_path: Path) -> None:
     pairs = open_lora(path, SHAPES).pairs
     assert pairs["blocks.0.ffn.0.weight"].scale == pytest.approx(2 / 4**0.5)
     assert pairs["blocks.1.ffn.0.weight"].scale == pytest.approx(8 / 4**0.5)
+
+
+def test_a_peft_file_takes_the_config_beside_it(tmp_path: Path) -> None:
+    path = write_peft(tmp_path / "peft", lora_matrices("blocks"))
+    expected = open_lora(path, SHAPES).pairs
+    found = open_lora(path / "adapter_model.safetensors", SHAPES).pairs
+    assert {name: pair.scale for name, pair in found.items()} == dict.fromkeys(expected, 0.5)
+    (path / "adapter_config.json").write_text('{"use_dora": true}')
+    with raises(WeightsError, "use_dora"):
+        open_lora(path / "adapter_model.safetensors", SHAPES)
+
+
+def test_a_peft_file_without_its_config_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_peft(tmp_path / "peft", lora_matrices("blocks")) / "adapter_model.safetensors"
+    path.with_name("adapter_config.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert open_lora(path, SHAPES).pairs[f"{Q}.weight"].scale == 1
+    assert "adapter_config.json" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["lora.sft", "lora", "lora.zip"])
+def test_a_safetensors_file_is_read_under_any_ending(tmp_path: Path, name: str) -> None:
+    path = write_lora("comfyui", tmp_path, lora_matrices()).rename(tmp_path / name)
+    assert updates(open_lora(path, SHAPES)).keys() == deltas(lora_matrices()).keys()
 
 
 def test_what_peft_saves_is_read(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import world
 from numpy.typing import NDArray
 
 from mindspeed_mm.data.video import open_video
-from mindspeed_mm.evaluation.pixels import psnr
+from mindspeed_mm.evaluation.pixels import psnr_of
 
 SHAPE_IOU = 0.8  # from which on something is called a shape; what has none stays below 0.7
 NAME = re.compile(r"heldout_(?P<index>\d+)_(?P<kind>[a-z]+)(?:_(?P<colour>[a-z]+))?")
@@ -82,6 +82,11 @@ def score_clip(path: Path, colour: str | None = None) -> Score | None:
         kept_psnr=kept,
         first_frame_psnr=first,
     )
+
+
+def psnr(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
+    """Of pixels in dB, at most 99."""
+    return psnr_of(float(np.square(found.astype(np.float32) - expected).mean(dtype=np.float64)))
 
 
 def is_coloured(frames: world.Pixels, colour: str) -> NDArray[np.bool_]:

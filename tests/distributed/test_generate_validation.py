@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mindspeed_mm.evaluation.report import read_report
 from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.tasks.generate import main
+from mindspeed_mm.training.checkpoint_folder import read_best
 from tests.runs import arguments, make_run, train_job
 from tests.tiny import write_official
 
@@ -50,14 +52,27 @@ def test_validation_equals_generation_from_the_checkpoint(world, tmp_path, dtype
         "lr": 1e-2,
         "load": environment["SAVE_PATH"],
     }
-    world.run(ranks, train_job, [*arguments(environment, *bf16, *lora, *stages, **flags)])
+    scored = ["--eval-videos", "--save-best"]
+    rows = world.run(ranks, train_job, [*arguments(environment, *bf16, *lora, *stages, *scored, **flags)])[-1]
 
     save = tmp_path / "run" / "save"
+    losses = {row["iteration"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+    best = read_best(save)
+    assert best is not None
+    assert (best.loss, best.iteration) == min((loss, iteration) for iteration, loss in losses.items())
     made = {}
     for iteration in (1, 2):
         name = f"iter_{iteration:07d}"
         main([str(inference), "--transformer", str(save / name), "--output-path", str(tmp_path / name)])
         during = save / "validation" / name
+        (scores,) = read_report(during / "eval.json").samples
+        assert "flicker" in scores.scores
+        for metric, score in scores.scores.items():
+            assert [score] == [
+                row[f"validation/videos/{metric}"]
+                for row in rows
+                if row["iteration"] == iteration and f"validation/videos/{metric}" in row
+            ]
         latents = [
             read_latents(folder / "video1" / "latents.safetensors")[0] for folder in (during, tmp_path / name)
         ]

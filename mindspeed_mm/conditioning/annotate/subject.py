@@ -5,6 +5,7 @@ Salient regions, GrabCut in a box, and a box that is followed through the clip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -150,7 +151,7 @@ def _thick(box: Pixels, height: int, width: int) -> Pixels:
 
 def _swing_of(box: Pixels) -> int:
     left, top, right, bottom = box
-    return max(2, round(_SWING * ((right - left) * (bottom - top)) ** 0.5))
+    return max(2, round(_SWING * math.sqrt((right - left) * (bottom - top))))
 
 
 def track_box_masks(

@@ -26,8 +26,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from mindspeed_mm.log import get_logger, setup_logging
-from tests.clips import write_clip
 from tests.fuzz.world import EXTRACT, INFERENCE, TRAIN
+from tests.support.clips import write_clip
 
 LOGGER = get_logger("benchmarks.growth")
 ROOT = Path(__file__).resolve().parents[1]

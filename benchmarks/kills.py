@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.log import get_logger, setup_logging
 from mindspeed_mm.models.weights import open_weights
-from tests.runs import free_port
+from tests.support.runs import free_port
 
 LOGGER = get_logger("benchmarks.kills")
 ROOT = Path(__file__).resolve().parents[1]

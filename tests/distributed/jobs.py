@@ -26,7 +26,7 @@ from mindspeed_mm.training.checkpoint_checks import BaseReference
 from mindspeed_mm.training.config import CheckpointConfig, OptimizerConfig
 from mindspeed_mm.training.optim import build_optimizer
 from mindspeed_mm.training.state import TrainState
-from tests.tiny import TINY, tiny_inputs, tiny_transformer
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer
 
 CPU = Accelerator.detect("cpu")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.extract_job import make_job
+from tests.support.extract_job import make_job
 from tests.support.ranks import run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]

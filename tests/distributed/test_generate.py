@@ -21,7 +21,7 @@ from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.generation.stored import read_latents
 from tests.support.errors import raises
 from tests.support.lora_files import lora_matrices, write_lora
-from tests.tiny import tiny_inputs, tiny_transformer, write_official
+from tests.support.tiny import tiny_inputs, tiny_transformer, write_official
 
 CPU = Accelerator.detect("cpu")
 REQUEST = RequestConfig(

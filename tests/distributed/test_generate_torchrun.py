@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.tasks.generate import main
 from tests.support.ranks import run_ranks
-from tests.tiny import write_official
+from tests.support.tiny import write_official
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples/vace/inference/Wan-VACE-Inference.py"

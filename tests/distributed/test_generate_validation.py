@@ -10,8 +10,8 @@ from mindspeed_mm.evaluation.report import read_report
 from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.tasks.generate import main
 from mindspeed_mm.training.checkpoint_folder import read_best
-from tests.runs import arguments, make_run, train_job
-from tests.tiny import write_official
+from tests.support.runs import arguments, make_run, train_job
+from tests.support.tiny import write_official
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from mindspeed_mm.data.video import write_video
-from tests.clips import numbered
-from tests.extract_job import make_job
-from tests.runs import make_run
-from tests.runs_killed import ROOT, Started, extract, generate, gone, train
-from tests.tiny import tiny_transformer, write_official, write_transformer
+from tests.support.clips import numbered
+from tests.support.extract_job import make_job
+from tests.support.runs import make_run
+from tests.support.runs_killed import ROOT, Started, extract, generate, gone, train
+from tests.support.tiny import tiny_transformer, write_official, write_transformer
 
 pytestmark = pytest.mark.slow
 

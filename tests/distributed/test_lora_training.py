@@ -15,10 +15,10 @@ from mindspeed_mm.models.lora.adapter import merged
 from mindspeed_mm.models.lora.read import open_lora
 from mindspeed_mm.models.lora.saved import DOWN, UP
 from mindspeed_mm.models.weights import open_weights
-from tests.runs import arguments, make_run, train_job
 from tests.support.errors import raises
 from tests.support.lora_files import lora_matrices, write_lora
-from tests.tiny import tiny_transformer, write_transformer
+from tests.support.runs import arguments, make_run, train_job
+from tests.support.tiny import tiny_transformer, write_transformer
 
 LORA = ("--lora-rank=4", "--lora-alpha=8", "--lora-on=both")
 

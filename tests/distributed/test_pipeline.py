@@ -8,7 +8,7 @@ import torch
 
 from checkpoint.cli import main as convert
 from mindspeed_mm.models.weights import open_weights
-from tests.runs import arguments, make_run, train_job, write_json
+from tests.support.runs import arguments, make_run, train_job, write_json
 
 PP2 = {"pipeline_model_parallel_size": 2}
 

@@ -9,7 +9,7 @@ from mindspeed_mm.distributed.pipeline import Pipeline
 from mindspeed_mm.ops.stages import MicroBatch
 from mindspeed_mm.training.build import build_model
 from tests.distributed.jobs import CPU, FromModule, predictor, sample, whole
-from tests.tiny import tiny_transformer
+from tests.support.tiny import tiny_transformer
 
 OTHER = {"frames": 1, "height": 4, "width": 6}
 GRIDS = [None, None, OTHER, None, None, OTHER, None, None]  # of each sample; None: 45 tokens

@@ -15,8 +15,8 @@ from mindspeed_mm.distributed.pipeline import Pipeline
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.weights import open_weights
 from tests.distributed.test_pipeline import PP2, assert_alike, trained
-from tests.loops import random_records
-from tests.runs import arguments, make_run, train_job, write_features, write_json
+from tests.support.loops import random_records
+from tests.support.runs import arguments, make_run, train_job, write_features, write_json
 
 LORA = ("--lora-rank=4", "--lora-on=both")
 INT8 = (*LORA, "--quantize=int8")

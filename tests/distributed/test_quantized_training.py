@@ -21,8 +21,8 @@ from tests.distributed.test_lora_training import (
     train,
     with_transforms,
 )
-from tests.runs import arguments, make_run
 from tests.support.errors import raises
+from tests.support.runs import arguments, make_run
 
 LORA = ("--lora-rank=4", "--lora-alpha=8", "--lora-on=both")
 INT8 = (*LORA, "--quantize=int8")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mindspeed_mm.tasks.extract import main as extract
-from tests.extract_job import make_job
-from tests.runs import arguments, make_run, train_job, write_json
+from tests.support.extract_job import make_job
+from tests.support.runs import arguments, make_run, train_job, write_json
 
 RECIPE = {
     "seed": 3,

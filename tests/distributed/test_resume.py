@@ -14,7 +14,7 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
 from tests.distributed.jobs import Run, Setup, die_between_renames, files, train_to
-from tests.tiny import TINY, tiny_transformer
+from tests.support.tiny import TINY, tiny_transformer
 
 
 def same(a, b):

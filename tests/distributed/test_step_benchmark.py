@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.distributed.jobs import CPU
-from tests.tiny import TINY
+from tests.support.tiny import TINY
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

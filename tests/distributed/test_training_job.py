@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from mindspeed_mm.errors import MindSpeedMMError, TrainingError, WeightsError
-from tests.runs import arguments, make_run, train_job, write_json
+from tests.support.runs import arguments, make_run, train_job, write_json
 
 
 def losses(rows):
@@ -79,7 +79,7 @@ def seen_samples(argv):
     from mindspeed_mm.flow.matching import sample_flow
     from mindspeed_mm.tasks.assembly import assemble
     from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
-    from tests.loops import CPU
+    from tests.support.loops import CPU
 
     parts = assemble(PretrainJob.from_argv(argv), CPU)
     batches = list(itertools.islice(parts.batches, 4))
@@ -105,8 +105,8 @@ def train_any_job(argv: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def test_a_bad_sample_stops_every_rank_alike_and_is_named(world, tmp_path):
-    from tests.loops import random_records
-    from tests.runs import write_features
+    from tests.support.loops import random_records
+    from tests.support.runs import write_features
 
     environment = make_run(tmp_path / "poisoned")
     records = random_records(6, ((3, 4, 6), (2, 6, 4)))

@@ -9,7 +9,7 @@ from mindspeed_mm.distributed.fsdp import fsdp_units
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.build import fill
 from tests.distributed.jobs import FromModule, Setup, gradients, optimizer, sample, step, whole
-from tests.tiny import tiny_transformer
+from tests.support.tiny import tiny_transformer
 
 BLOCKS = [f"blocks.{i}" for i in range(4)] + [f"vace_blocks.{i}" for i in range(2)]
 

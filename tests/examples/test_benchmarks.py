@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ended
+from tests.support.runs import ended
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

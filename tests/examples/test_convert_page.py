@@ -21,7 +21,7 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_part, open_weights
 from tests.support.rounded_files import write_fp8_scaled
-from tests.tiny import TEXT_FILE, TINY, TOKENIZER_FOLDER, VAE_FILE, write_official
+from tests.support.tiny import TEXT_FILE, TINY, TOKENIZER_FOLDER, VAE_FILE, write_official
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "docs/guide/convert.md", ROOT / "docs/zh/guide/convert.md")

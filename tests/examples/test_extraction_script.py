@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from mindspeed_mm.data.video import write_video
-from tests.clips import numbered
-from tests.extract_job import make_job
-from tests.runs import alive, family, free_port
+from tests.support.clips import numbered
+from tests.support.extract_job import make_job
+from tests.support.runs import alive, family, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples/vace/feature_extract/feature_extraction.sh"

@@ -15,8 +15,8 @@ from checkpoint.cli import main as convert
 from examples.vace.tiny.checkpoints import write_official
 from examples.vace.tiny.world import Clip, write_dataset
 from mindspeed_mm.tasks.generate import main as generate
-from tests.runs import ended, free_port
-from tests.tiny import model_json
+from tests.support.runs import ended, free_port
+from tests.support.tiny import model_json
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```shell\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from examples.vace.tiny.world import make_scene
 from mindspeed_mm.tasks.generate import main
-from tests.runs import ended, free_port
-from tests.tiny import TINY, TRANSFORMER_FILE, tiny_transformer, write_official, write_transformer
+from tests.support.runs import ended, free_port
+from tests.support.tiny import TINY, TRANSFORMER_FILE, tiny_transformer, write_official, write_transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 INFERENCE = ROOT / "examples/vace/inference"

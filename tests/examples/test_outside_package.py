@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from mindspeed_mm.models.keymap import KeyMap, Rename
 from mindspeed_mm.models.weights import open_named
-from tests.runs import ended, free_port
-from tests.tiny import TINY, model_json, tiny_transformer, write_transformer
+from tests.support.runs import ended, free_port
+from tests.support.tiny import TINY, model_json, tiny_transformer, write_transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY_POINTS = """

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import ended, free_port, make_run
-from tests.tiny import TRANSFORMER_FILE, write_official
+from tests.support.runs import ended, free_port, make_run
+from tests.support.tiny import TRANSFORMER_FILE, write_official
 
 ROOT = Path(__file__).resolve().parents[2]
 VACE = ROOT / "examples/vace"

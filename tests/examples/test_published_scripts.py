@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tests.house.test_flags_published import COMMON_ARGS, DATA, MODELS, TOOLS, YAMLS
-from tests.runs import ended, free_port, make_run, write_json
-from tests.tiny import TINY
+from tests.support.runs import ended, free_port, make_run, write_json
+from tests.support.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = {

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mindspeed_mm.models.containers.dcp import read_dcp
-from tests.runs import alive, ended, family, free_port, make_run
+from tests.support.runs import alive, ended, family, free_port, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 VACE = ROOT / "examples/vace"

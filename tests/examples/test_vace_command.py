@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.runs import ended, make_run
+from tests.support.runs import ended, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples/vace/tiny"

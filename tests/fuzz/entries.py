@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from mindspeed_mm.data.video import open_video
 from tests.fuzz.world import CONVERT, EXTRACT, HAS_GGUF, TRAIN
-from tests.tiny import TEXT_FILE, TOKENIZER_FOLDER, VAE_FILE
+from tests.support.tiny import TEXT_FILE, TOKENIZER_FOLDER, VAE_FILE
 
 Digest = dict[str, str | list[float]]
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -20,11 +20,11 @@ from checkpoint.cli import main as convert
 from mindspeed_mm.tasks.extract import main as extract
 from mindspeed_mm.tasks.generate import main as generate
 from mindspeed_mm.tasks.pretrain import main as pretrain
-from tests.clips import numbered, write_clip
-from tests.runs import predictor_json, write_json
+from tests.support.clips import numbered, write_clip
 from tests.support.lora_files import lora_matrices, write_lora
 from tests.support.rounded_files import write_comfy_quant, write_fp8_scaled, write_gguf
-from tests.tiny import (
+from tests.support.runs import predictor_json, write_json
+from tests.support.tiny import (
     TEXT_FILE,
     TOKENIZER_FOLDER,
     VAE_FILE,

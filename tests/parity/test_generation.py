@@ -27,7 +27,7 @@ from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
-from tests.tiny import TINY, tiny_transformer, tiny_vae
+from tests.support.tiny import TINY, tiny_transformer, tiny_vae
 
 FRAMES, HEIGHT, WIDTH = 9, 48, 64
 ORACLES = {

@@ -19,8 +19,8 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.step import accumulate
 from mindspeed_mm.training.timers import PhaseTimers
-from tests.loops import CPU, Recorder, loop_parts, random_records, training
-from tests.tiny import TINY, tiny_transformer
+from tests.support.loops import CPU, Recorder, loop_parts, random_records, training
+from tests.support.tiny import TINY, tiny_transformer
 
 NAMES = KEY_MAPS["diffusers"]
 SEED = 7

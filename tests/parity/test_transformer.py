@@ -13,7 +13,7 @@ from diffusers import WanVACETransformer3DModel
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import VaceTransformer
-from tests.tiny import TINY, tiny_inputs, tiny_transformer
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer
 
 WIDE = VaceConfig(  # head width 24, hints for the last block too
     trunk=TINY.trunk.model_copy(update={"hidden_size": 96, "num_layers": 3}), vace_layers=(0, 1, 2)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
-from tests.tiny import TEXT_FILE, TOKENIZER_FOLDER, tiny_umt5, write_tokenizer, write_umt5
+from tests.support.tiny import TEXT_FILE, TOKENIZER_FOLDER, tiny_umt5, write_tokenizer, write_umt5
 
 PROMPTS = ("A red ball bounces in the snow", "cat", "", "a dog walks on the grass, " * 80)
 

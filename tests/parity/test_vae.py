@@ -10,7 +10,7 @@ import torch
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.wan.vae import load_vae
 from tests.support.errors import raises
-from tests.tiny import VAE_FILE, tiny_vae, write_vae
+from tests.support.tiny import VAE_FILE, tiny_vae, write_vae
 
 MEAN = (
     -0.7571,

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from tests.tiny import tiny_transformer
+from tests.support.tiny import tiny_transformer
 
 RANK, ALPHA = 4, 2.0
 Matrices = Mapping[str, tuple[Tensor, Tensor]]  # official module → down, up

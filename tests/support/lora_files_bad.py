@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tests.tiny import tiny_transformer
+from tests.support.tiny import tiny_transformer
 
 SHAPES = {name: tuple(w.shape) for name, w in tiny_transformer().state_dict().items()}
 Q = "blocks.0.self_attn.q"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from tests.runs import free_port
+from tests.support.runs import free_port
 
 _IMPORTED = (
     "checkpoint.convert",

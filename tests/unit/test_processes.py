@@ -13,7 +13,7 @@ import pytest
 
 from mindspeed_mm import processes
 from mindspeed_mm.processes import Stopped, deferred, handling_signals, stop_signal
-from tests.runs import alive
+from tests.support.runs import alive
 
 pytestmark = pytest.mark.medium
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from checkpoint.cli import main
 from mindspeed_mm.progress import Progress
-from tests.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
+from tests.support.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
 
 pytestmark = pytest.mark.medium
 

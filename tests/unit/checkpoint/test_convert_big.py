@@ -23,8 +23,8 @@ from mindspeed_mm.models.wan.config import FP32_MODULES, VaceConfig, WanConfig
 from mindspeed_mm.models.wan.sizes import layout, official_json
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
-from tests.layouts import published_layout
-from tests.tiny import (
+from tests.support.layouts import published_layout
+from tests.support.tiny import (
     TEXT_FILE,
     VAE_FILE,
     tiny_transformer,

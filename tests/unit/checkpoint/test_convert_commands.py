@@ -21,7 +21,7 @@ from torch import Tensor
 from checkpoint.cli import main
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
-from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
 
 pytestmark = pytest.mark.medium
 

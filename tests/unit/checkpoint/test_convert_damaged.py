@@ -30,7 +30,7 @@ from mindspeed_mm.models.wan.sizes import official_json
 from mindspeed_mm.models.wan.stages import split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
-from tests.tiny import tiny_transformer, write_shards
+from tests.support.tiny import tiny_transformer, write_shards
 
 pytestmark = pytest.mark.medium
 

@@ -27,7 +27,7 @@ from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
 from tests.support.ranks import warm_processes
-from tests.tiny import tiny_transformer, write_transformer
+from tests.support.tiny import tiny_transformer, write_transformer
 
 
 def convert_slowly(argv: list[str], steps: Connection) -> None:

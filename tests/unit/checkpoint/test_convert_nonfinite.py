@@ -13,7 +13,7 @@ from checkpoint.vace import dcp_to_torch, hf_to_mm, mm_to_hf
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
-from tests.tiny import tiny_transformer, write_transformer
+from tests.support.tiny import tiny_transformer, write_transformer
 
 pytestmark = pytest.mark.medium
 

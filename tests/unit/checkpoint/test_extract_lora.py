@@ -19,7 +19,7 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.weights import open_adapter, open_weights
 from tests.support.errors import raises
 from tests.support.lora_files import RANK, lora_matrices, write_lora
-from tests.tiny import TINY, tiny_transformer, write_transformer
+from tests.support.tiny import TINY, tiny_transformer, write_transformer
 
 pytestmark = pytest.mark.medium
 

@@ -13,7 +13,7 @@ import torch
 
 from checkpoint.cli import main
 from mindspeed_mm.models.weights import open_weights
-from tests.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
+from tests.support.tiny import TEXT_FILE, VAE_FILE, tiny_transformer, write_official, write_transformer
 
 pytestmark = pytest.mark.medium
 

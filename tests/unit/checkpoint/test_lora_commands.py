@@ -25,7 +25,7 @@ from mindspeed_mm.models.weights import open_adapter, open_weights
 from tests.support.errors import raises
 from tests.support.lora_files import ALPHA, DIALECTS, RANK, deltas, lora_matrices, write_lora
 from tests.support.lora_files_bad import LFS_POINTER, REFUSED
-from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
 
 pytestmark = pytest.mark.medium
 

@@ -12,8 +12,8 @@ import torch
 from checkpoint.cli import main
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig
 from mindspeed_mm.models.weights import open_weights
-from tests.layouts import published_layout
-from tests.tiny import TINY, tiny_transformer, write_transformer
+from tests.support.layouts import published_layout
+from tests.support.tiny import TINY, tiny_transformer, write_transformer
 
 pytestmark = pytest.mark.medium
 

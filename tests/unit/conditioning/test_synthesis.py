@@ -24,8 +24,8 @@ from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.transforms import to_sample
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.tasks.extract import main as extract
-from tests.extract_job import make_job
 from tests.support.errors import raises
+from tests.support.extract_job import make_job
 from tests.support.scenes import moving_disc, write_scene
 
 pytestmark = pytest.mark.medium

@@ -18,7 +18,7 @@ from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.manifest import scan_manifest
 from mindspeed_mm.data.transforms import load_sample
 from mindspeed_mm.errors import DataError
-from tests.clips import turn, write_clip, write_streamable, write_variable
+from tests.support.clips import turn, write_clip, write_streamable, write_variable
 from tests.support.errors import raises
 
 CONFIG = VideoConfig(num_frames=9, max_hxw=96 * 128)

@@ -12,7 +12,7 @@ from mindspeed_mm.data.clips import open_clip
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.video import DecordReader, open_video
 from mindspeed_mm.errors import DataError
-from tests.clips import numbers_of, write_as
+from tests.support.clips import numbers_of, write_as
 from tests.support.errors import raises
 
 pytestmark = pytest.mark.medium

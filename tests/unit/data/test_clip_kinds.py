@@ -19,7 +19,7 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.conditions import load_conditions
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.request import Inputs
-from tests.clips import numbered, write_as, write_clip
+from tests.support.clips import numbered, write_as, write_clip
 from tests.support.errors import raises
 
 av = pytest.importorskip("av")

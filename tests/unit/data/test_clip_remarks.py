@@ -11,7 +11,7 @@ from mindspeed_mm.data.images import brightness
 from mindspeed_mm.data.probe import content_of, probe, probe_mask
 from mindspeed_mm.data.traits import content_in_slot, remarks_on
 from mindspeed_mm.data.video import open_video
-from tests.clips import numbered, write_as
+from tests.support.clips import numbered, write_as
 
 av = pytest.importorskip("av")
 HALF = np.zeros((64, 96), np.uint8)

@@ -21,7 +21,7 @@ from mindspeed_mm.data.probe import content_of, probe
 from mindspeed_mm.data.traits import content_in_slot
 from mindspeed_mm.data.video import AvReader, open_video
 from mindspeed_mm.errors import ConfigError, DataError
-from tests.clips import numbered, numbers_of, turn, write_as, write_clip
+from tests.support.clips import numbered, numbers_of, turn, write_as, write_clip
 from tests.support.errors import raises
 
 pytestmark = pytest.mark.medium

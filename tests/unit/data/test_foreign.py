@@ -14,7 +14,7 @@ from mindspeed_mm.cli.main import main as vace
 from mindspeed_mm.data.manifest import read_manifest, scan_manifest
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.tasks.data_import import main as import_data
-from tests.clips import write_clip
+from tests.support.clips import write_clip
 from tests.support.errors import raises
 
 

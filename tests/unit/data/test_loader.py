@@ -12,8 +12,8 @@ from mindspeed_mm.data.config import LoaderConfig
 from mindspeed_mm.data.loader import Collate, RankSampler, SampleOrder, TrainLoader
 from mindspeed_mm.data.sample import Batch, FeatureRecord
 from mindspeed_mm.errors import DataError
-from tests.loops import random_records
 from tests.support.errors import raises
+from tests.support.loops import random_records
 
 SHAPES = ["wide"] * 5 + ["tall"] * 3 + ["square"]
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mindspeed_mm.data import lettering
 from mindspeed_mm.data.lettering import Lettering, missing, spelled
 from mindspeed_mm.data.sheet import MARGIN, PAPER, SIDE, Strip, draw_sheet, spread
-from tests.clips import number_of, numbered
+from tests.support.clips import number_of, numbered
 
 pytestmark = pytest.mark.medium
 

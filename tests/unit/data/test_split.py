@@ -12,7 +12,7 @@ import pytest
 from mindspeed_mm.data.video import open_video, write_video
 from mindspeed_mm.tasks import data_split
 from mindspeed_mm.tasks.data_split import main as split
-from tests.clips import write_as
+from tests.support.clips import write_as
 from tests.support.scenes import moving_disc, texture
 
 

@@ -11,7 +11,7 @@ from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.transforms import fill, load_clip, load_mask, load_reference, load_sample, to_tensor
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import DataError
-from tests.clips import numbered, numbers_of, turn, write_clip, write_variable
+from tests.support.clips import numbered, numbers_of, turn, write_clip, write_variable
 from tests.support.errors import raises
 
 SMALL = VideoConfig(num_frames=9, max_hxw=96 * 128)

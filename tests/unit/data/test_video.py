@@ -14,7 +14,7 @@ from PIL import Image
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.video import AvReader, DecordReader, open_video, read_image, write_video
 from mindspeed_mm.errors import DataError
-from tests.clips import (
+from tests.support.clips import (
     cut_without_decoding,
     number_of,
     numbered,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks
-from tests.tiny import TINY, tiny_inputs, tiny_transformer
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer
 
 pytestmark = pytest.mark.medium
 

@@ -27,7 +27,7 @@ from mindspeed_mm.models.wan.vae import WanVae
 from mindspeed_mm.tasks.generate_videos import run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_transformer, tiny_vae
+from tests.support.tiny import TINY, tiny_transformer, tiny_vae
 
 CPU = Accelerator.detect("cpu")
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "steps": 3}

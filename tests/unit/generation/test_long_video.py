@@ -23,7 +23,7 @@ from mindspeed_mm.generation.windows.extend import extend, window_request, windo
 from mindspeed_mm.generation.windows.store import WindowStore, identity
 from mindspeed_mm.models.wan.vae import WanVae
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_transformer, tiny_vae
+from tests.support.tiny import TINY, tiny_transformer, tiny_vae
 
 pytestmark = pytest.mark.medium
 

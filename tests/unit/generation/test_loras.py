@@ -24,7 +24,7 @@ from mindspeed_mm.models.lora.adapter import merged
 from mindspeed_mm.models.weights import load_transformer, open_adapter, open_weights
 from tests.support.errors import raises
 from tests.support.lora_files import DIALECTS, lora_matrices, write_lora
-from tests.tiny import TINY, tiny_transformer, tiny_vae, write_transformer
+from tests.support.tiny import TINY, tiny_transformer, tiny_vae, write_transformer
 
 pytestmark = pytest.mark.medium
 

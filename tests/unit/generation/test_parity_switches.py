@@ -29,7 +29,7 @@ from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 from mindspeed_mm.generation.stages import denoise
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_transformer
+from tests.support.tiny import TINY, tiny_transformer
 
 SWITCHES = ("diffsynth_noise", "diffsynth_references", "videoxfun_sigmas", "wan_frames")
 CPU = Accelerator.detect("cpu")

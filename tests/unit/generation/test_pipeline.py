@@ -28,7 +28,7 @@ from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_transformer, tiny_umt5, tiny_vae, write_official, write_tokenizer
+from tests.support.tiny import TINY, tiny_transformer, tiny_umt5, tiny_vae, write_official, write_tokenizer
 
 pytestmark = pytest.mark.medium
 
@@ -158,7 +158,7 @@ def test_blocks_are_loaded_in_the_order_in_which_they_run():
     model, seen = tiny_transformer(), []
     for block in execution_order(model):
         block.register_forward_hook(lambda module, *_: seen.append(module))
-    from tests.tiny import tiny_inputs
+    from tests.support.tiny import tiny_inputs
 
     model(**tiny_inputs())
     assert seen == execution_order(model)

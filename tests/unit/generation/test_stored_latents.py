@@ -28,7 +28,7 @@ from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.tasks.generate import main
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
-from tests.tiny import tiny_transformer, write_official, write_transformer
+from tests.support.tiny import tiny_transformer, write_official, write_transformer
 
 pytestmark = pytest.mark.medium
 

@@ -7,7 +7,7 @@ import pytest
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig
-from tests.tiny import TINY
+from tests.support.tiny import TINY
 
 SMALL, LARGE = PRESETS["Wan2.1-VACE-1.3B"], PRESETS["Wan2.1-VACE-14B"]
 

@@ -15,7 +15,7 @@ from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import load_transformer
 from tests.support.errors import raises
-from tests.tiny import TEXT_FILE, TRANSFORMER_FILE, VAE_FILE, write_official
+from tests.support.tiny import TEXT_FILE, TRANSFORMER_FILE, VAE_FILE, write_official
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer
-from tests.tiny import write_tokenizer
+from tests.support.tiny import write_tokenizer
 
 SHORT, LONG = "a red ball bounces", "a red ball bounces " * 20
 

@@ -17,7 +17,7 @@ from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import load_transformer, open_weights
 from tests.support.errors import raises
 from tests.support.rounded_files import E4M3, FORMS, write_comfy_quant, write_fp8_scaled, write_gguf
-from tests.tiny import (
+from tests.support.tiny import (
     TEXT_FILE,
     TINY,
     TOKENIZER_FOLDER,

@@ -13,7 +13,7 @@ from mindspeed_mm.models.start import vace_start
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
-from tests.tiny import TINY, model_json, tiny_transformer, write_transformer
+from tests.support.tiny import TINY, model_json, tiny_transformer, write_transformer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer
 from mindspeed_mm.models.wan.vae import load_vae
 from tests.support.errors import raises
-from tests.tiny import (
+from tests.support.tiny import (
     TEXT_FILE,
     TOKENIZER_FOLDER,
     VAE_FILE,

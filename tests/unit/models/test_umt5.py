@@ -17,9 +17,9 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.umt5.state_dict import UMT5_KEY_MAP, umt5_config
 from mindspeed_mm.models.umt5.tokenizer import clean_prompt
-from tests.layouts import published_layout
 from tests.support.errors import raises
-from tests.tiny import TEXT_FILE, TOKENIZER_FOLDER, tiny_umt5, write_tokenizer, write_umt5
+from tests.support.layouts import published_layout
+from tests.support.tiny import TEXT_FILE, TOKENIZER_FOLDER, tiny_umt5, write_tokenizer, write_umt5
 
 
 @pytest.fixture(scope="module")

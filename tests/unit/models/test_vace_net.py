@@ -14,9 +14,9 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.models.wan.config import FP32_MODULES, PRESETS
 from mindspeed_mm.models.wan.sizes import modules
 from mindspeed_mm.models.wan.vace import build_on_meta
-from tests.layouts import published_layout
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_inputs, tiny_transformer
+from tests.support.layouts import published_layout
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer
 
 pytestmark = pytest.mark.medium
 

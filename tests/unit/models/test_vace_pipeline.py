@@ -14,7 +14,7 @@ from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.ops.stages import MicroBatch, Split
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
 
 pytestmark = pytest.mark.medium
 

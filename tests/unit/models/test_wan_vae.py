@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.wan.vae_state_dict import vae_config, vae_key_map
-from tests.layouts import published_layout
 from tests.support.errors import raises
-from tests.tiny import VAE_FILE, tiny_vae, write_vae
+from tests.support.layouts import published_layout
+from tests.support.tiny import VAE_FILE, tiny_vae, write_vae
 
 pytestmark = pytest.mark.medium
 

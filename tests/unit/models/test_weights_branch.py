@@ -13,7 +13,7 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.models.weights import init_branch_from_trunk, load_weights, open_weights
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer
 
 T2V = TINY.model_copy(update={"vace_layers": ()})
 

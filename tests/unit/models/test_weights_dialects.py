@@ -22,7 +22,7 @@ from mindspeed_mm.models.wan.stages import split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import load_transformer, open_weights
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_transformer, write_shards, write_transformer
+from tests.support.tiny import TINY, tiny_transformer, write_shards, write_transformer
 
 pytestmark = pytest.mark.medium
 

@@ -24,7 +24,7 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
-from tests.tiny import (
+from tests.support.tiny import (
     TEXT_FILE,
     TINY,
     VAE_FILE,

@@ -23,9 +23,9 @@ from mindspeed_mm.models.wan.sizes import (
 )
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vace import build_on_meta
-from tests.layouts import published_layout
 from tests.support.errors import raises
-from tests.tiny import TINY
+from tests.support.layouts import published_layout
+from tests.support.tiny import TINY
 
 PUBLISHED = ("Wan2.1-VACE-1.3B", "Wan2.1-VACE-14B")
 

@@ -22,7 +22,7 @@ from mindspeed_mm.ops import npu
 from mindspeed_mm.ops.attention import attend, attend_padded, attend_reference
 from mindspeed_mm.ops.norm import rms_norm, rms_norm_reference
 from mindspeed_mm.ops.rope import apply_rope, apply_rope_reference, rope_tables
-from tests.tiny import tiny_inputs, tiny_transformer
+from tests.support.tiny import tiny_inputs, tiny_transformer
 
 TABLE = json.loads((Path(__file__).parents[2] / "data" / "torch_npu_ops.json").read_text())
 KINDS = {"Tensor": torch.Tensor, "int": int, "float": float, "str": str, "bool": bool}

@@ -24,7 +24,7 @@ from mindspeed_mm.planning.memory import memory_of_ranks, training_memory
 from mindspeed_mm.planning.stages import block_costs, pipeline_ranks, rank_shares, waiting
 from mindspeed_mm.planning.time import step_time
 from mindspeed_mm.planning.units import TrainingRun, unit_of, units
-from tests.tiny import TINY
+from tests.support.tiny import TINY
 
 VACE = Path(__file__).resolve().parents[3] / "examples/vace"
 GIB = 2.0**30

@@ -18,7 +18,7 @@ from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.engine import Engine
 from mindspeed_mm.serve.folders import JobFolders
 from mindspeed_mm.serve.jobs import JobStore
-from tests.runs import alive
+from tests.support.runs import alive
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -15,9 +15,9 @@ from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import run
-from tests.runs import arguments, make_run
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_transformer, write_transformer
+from tests.support.runs import arguments, make_run
+from tests.support.tiny import TINY, tiny_transformer, write_transformer
 
 pytestmark = pytest.mark.medium
 

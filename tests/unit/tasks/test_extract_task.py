@@ -29,10 +29,10 @@ from mindspeed_mm.processes import Stopped
 from mindspeed_mm.tasks.extract import main
 from mindspeed_mm.tasks.extraction import Outcome, World, clip_progress, deal, extract
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
-from tests.clips import turn, write_clip, write_variable
-from tests.extract_job import make_job, spoil
-from tests.extract_world import CellVae, make_extraction, write_rows
-from tests.tiny import TEXT_FILE, VAE_FILE
+from tests.support.clips import turn, write_clip, write_variable
+from tests.support.extract_job import make_job, spoil
+from tests.support.extract_world import CellVae, make_extraction, write_rows
+from tests.support.tiny import TEXT_FILE, VAE_FILE
 
 pytestmark = pytest.mark.medium
 

@@ -29,7 +29,7 @@ from mindspeed_mm.tasks import generate_videos
 from mindspeed_mm.tasks.generate import main
 from mindspeed_mm.tasks.generate_videos import warn_ignored_options
 from tests.support.scenes import write_scene
-from tests.tiny import TINY, tiny_transformer, write_official, write_transformer
+from tests.support.tiny import TINY, tiny_transformer, write_official, write_transformer
 
 pytestmark = pytest.mark.medium
 

@@ -17,8 +17,8 @@ from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import run
 from mindspeed_mm.training.checkpoint import Checkpointer
-from tests.runs import arguments, make_run
 from tests.support.errors import raises
+from tests.support.runs import arguments, make_run
 
 
 def train(environment, **flags):

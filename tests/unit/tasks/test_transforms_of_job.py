@@ -16,7 +16,7 @@ from mindspeed_mm.models.wan.sizes import linears
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.jobs.transforms import check_lora_files
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_transformer
+from tests.support.tiny import TINY, tiny_transformer
 from tests.unit.tasks.test_pretrain_job import VACE, argv
 
 

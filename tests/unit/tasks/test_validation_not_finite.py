@@ -12,7 +12,7 @@ import torch
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.config import resolve_sampling
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
-from tests.tiny import tiny_transformer, write_official
+from tests.support.tiny import tiny_transformer, write_official
 
 pytestmark = pytest.mark.medium
 

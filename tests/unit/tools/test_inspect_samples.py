@@ -20,8 +20,8 @@ from mindspeed_mm.models.wan.vae import WanVae
 from mindspeed_mm.tools import sheets
 from mindspeed_mm.tools.inspect_samples import main
 from mindspeed_mm.tools.sheets import feature_sheet, sample_sheet
-from tests.clips import numbered, write_clip
-from tests.tiny import tiny_vae, write_tokenizer, write_vae
+from tests.support.clips import numbered, write_clip
+from tests.support.tiny import tiny_vae, write_tokenizer, write_vae
 
 pytestmark = pytest.mark.medium
 

@@ -13,7 +13,7 @@ from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.training.build import check_dtypes, fill, initial_weight
 from tests.distributed.jobs import FromModule, predictor
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_transformer
+from tests.support.tiny import TINY, tiny_transformer
 
 VACE = MODELS.get("vace")
 

@@ -25,9 +25,9 @@ from mindspeed_mm.training.checkpoint_folder import BEST, Best, read_best
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.validation import held_out_lines, held_out_loss
-from tests.loops import CPU, Recorder, Records, loop_parts, random_records, training
 from tests.support.errors import raises
-from tests.tiny import tiny_transformer, write_official
+from tests.support.loops import CPU, Recorder, Records, loop_parts, random_records, training
+from tests.support.tiny import tiny_transformer, write_official
 
 pytestmark = pytest.mark.medium
 

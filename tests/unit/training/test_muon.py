@@ -9,7 +9,7 @@ from mindspeed_mm.training.config import OptimizerConfig
 from mindspeed_mm.training.muon import COEFFICIENTS, Muon, newton_schulz
 from mindspeed_mm.training.optim import build_optimizer, param_groups
 from mindspeed_mm.training.step import update
-from tests.tiny import tiny_transformer
+from tests.support.tiny import tiny_transformer
 from tests.unit.training.test_training_optim import names_in
 
 

@@ -27,10 +27,10 @@ from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.raw_clips import RawBatches, Stream
 from mindspeed_mm.training.step import LocalWork, StepSettings, TaskSettings, accumulate
 from mindspeed_mm.training.timers import PhaseTimers
-from tests.loops import Recorder, Records, loop_parts, random_records, training
 from tests.support.errors import raises
+from tests.support.loops import Recorder, Records, loop_parts, random_records, training
 from tests.support.scenes import write_scene
-from tests.tiny import TINY, tiny_transformer
+from tests.support.tiny import TINY, tiny_transformer
 
 pytestmark = pytest.mark.medium
 

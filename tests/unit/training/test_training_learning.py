@@ -14,8 +14,8 @@ from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import block_forward, peak_tflops, recomputed_share, step_flops
 from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.validation import held_out_loss, quantile_places
-from tests.loops import loop_parts, random_records, training
-from tests.tiny import TINY, tiny_transformer
+from tests.support.loops import loop_parts, random_records, training
+from tests.support.tiny import TINY, tiny_transformer
 
 pytestmark = pytest.mark.medium
 

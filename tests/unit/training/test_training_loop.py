@@ -29,9 +29,9 @@ from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.metrics import JsonLines, SpikeWatch, TensorBoard, open_writers
 from mindspeed_mm.training.step import SampleNote
-from tests.loops import Recorder, loop_parts, random_records, training
 from tests.support.errors import raises
-from tests.tiny import tiny_transformer
+from tests.support.loops import Recorder, loop_parts, random_records, training
+from tests.support.tiny import tiny_transformer
 
 pytestmark = pytest.mark.medium
 

@@ -11,7 +11,7 @@ from mindspeed_mm.training.config import OptimizerConfig
 from mindspeed_mm.training.optim import build_optimizer, clip_gradients, decays, param_groups
 from mindspeed_mm.training.step import update
 from tests.support.errors import raises
-from tests.tiny import tiny_transformer
+from tests.support.tiny import tiny_transformer
 
 
 def names_in(model: torch.nn.Module, group: dict) -> set[str]:

@@ -19,7 +19,7 @@ from mindspeed_mm.generation.conditions import conditions_of
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.tasks import request_task
-from tests.clips import write_as, write_clip
+from tests.support.clips import write_as, write_clip
 from tests.support.errors import raises
 
 SIZE = (48, 64)

@@ -21,7 +21,7 @@ from mindspeed_mm.models.wan.sizes import layout
 from tests.support.errors import raises
 from tests.support.lora_files import DIALECTS, deltas, lora_matrices, write_lora, write_peft
 from tests.support.lora_files_bad import LFS_POINTER, REFUSED, Q, pair
-from tests.tiny import tiny_transformer
+from tests.support.tiny import tiny_transformer
 
 SHAPES = {name: tuple(w.shape) for name, w in tiny_transformer().state_dict().items()}
 

@@ -13,7 +13,7 @@ from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.training.build import fill
 from tests.distributed.jobs import FromModule
 from tests.support.errors import raises
-from tests.tiny import TINY, tiny_inputs, tiny_transformer
+from tests.support.tiny import TINY, tiny_inputs, tiny_transformer
 
 VACE = MODELS.get("vace")
 

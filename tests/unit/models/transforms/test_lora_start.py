@@ -22,7 +22,7 @@ from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
 from tests.support.errors import raises
 from tests.support.lora_files import deltas, lora_matrices, write_lora
-from tests.tiny import tiny_inputs, tiny_transformer, write_transformer
+from tests.support.tiny import tiny_inputs, tiny_transformer, write_transformer
 
 VACE = MODELS.get("vace")
 GUIDE = Path(__file__).resolve().parents[4] / "docs/guide/lora.md"

@@ -20,7 +20,7 @@ from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
 from tests.support.errors import raises
-from tests.tiny import tiny_transformer, write_transformer
+from tests.support.tiny import tiny_transformer, write_transformer
 
 
 class DropConfig(Config):

@@ -20,7 +20,7 @@ from mindspeed_mm.ops.quantized import quantized_layers
 from mindspeed_mm.training.build import fill
 from tests.distributed.jobs import FromModule
 from tests.support.errors import raises
-from tests.tiny import tiny_inputs, tiny_transformer
+from tests.support.tiny import tiny_inputs, tiny_transformer
 
 VACE = MODELS.get("vace")
 WORLD = Path(__file__).resolve().parents[4] / "examples/vace/tiny/weights/vace"

@@ -20,7 +20,7 @@ from mindspeed_mm.training.loop import LoopParts
 from mindspeed_mm.training.optim import build_optimizer
 from mindspeed_mm.training.state import TrainState
 from mindspeed_mm.training.step import StepSettings
-from tests.tiny import TINY
+from tests.support.tiny import TINY
 
 CPU = Accelerator(kind="cpu", device=torch.device("cpu"), backend="gloo")
 

@@ -17,8 +17,8 @@ import torch
 
 from mindspeed_mm.data.features import write_feature, write_null_prompt
 from mindspeed_mm.models.wan.config import VaceConfig
-from tests.loops import Records, random_records
-from tests.tiny import TINY, tiny_transformer, write_transformer
+from tests.support.loops import Records, random_records
+from tests.support.tiny import TINY, tiny_transformer, write_transformer
 
 
 def predictor_json(config: VaceConfig = TINY, **changes: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def train_job(argv: Sequence[str]) -> list[dict[str, Any]]:
     """Inside a process group: run the job of `argv` on this rank. → the rows of its metrics.jsonl."""
     from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
     from mindspeed_mm.tasks.pretrain import run
-    from tests.loops import CPU
+    from tests.support.loops import CPU
 
     job = PretrainJob.from_argv(argv)
     run(job, CPU)

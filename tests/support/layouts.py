@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-LAYOUTS = Path(__file__).parent / "data" / "published_layouts.json"
+LAYOUTS = Path(__file__).parents[1] / "data" / "published_layouts.json"
 
 
 def published_layout(model: str) -> dict[str, tuple[int, ...]]:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.runs import alive
+from tests.support.runs import alive
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 VACE = ROOT / "examples/vace"
 
 

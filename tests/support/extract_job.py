@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from mindspeed_mm.data.video import write_video
-from tests.clips import numbered, write_clip
-from tests.tiny import (
+from tests.support.clips import numbered, write_clip
+from tests.support.tiny import (
     TEXT_FILE,
     TOKENIZER_FOLDER,
     VAE_FILE,

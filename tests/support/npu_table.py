@@ -1,6 +1,6 @@
 """Makes tests/data/torch_npu_ops.json.
 
-`python tests/npu_table.py torch_npu-*.whl` reads the ops we call out of the wheels.
+`python tests/support/npu_table.py torch_npu-*.whl` reads the ops we call out of the wheels.
 
 The wheels import only where CANN is installed, so nothing of them is run: the schema file that registers the
 ops is read as text, and the Python functions that shape their results (`@impl(m, "npu_…")`) are read by ast
@@ -20,7 +20,7 @@ from typing import Any
 OPS = ("npu_fusion_attention", "npu_rms_norm", "npu_rotary_mul")
 SCHEMAS = "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml"
 SHAPES = "torch_npu/op_plugin/meta/_meta_registrations.py"
-TABLE = Path(__file__).parent / "data" / "torch_npu_ops.json"
+TABLE = Path(__file__).parents[1] / "data" / "torch_npu_ops.json"
 
 
 def read_wheel(path: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import parse_json
-from mindspeed_mm.models.containers.tensors import TensorFile
+from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALES = (".scale_weight", ".weight_scale")
@@ -31,21 +31,22 @@ _FORMATS = {
     "int8_tensorwise": torch.int8,
 }
 _MOST_JSON = 4096  # bytes of a comfy_quant
+_FIX = "take a bf16, fp8, fp8_scaled or GGUF file of the same model"
 
 
 def expand(tensors: Mapping[str, TensorFile], where: object, *, plain: bool = True) -> dict[str, TensorFile]:
     """`tensors` with every 8-bit weight as a bf16 one, and without scales and marks.
 
     `plain`: fp8 weights without a scale, too. Raises WeightsError for a format that is not known, a
-    scale without a weight, or one of another shape.
+    scale without a weight, a second one, or one of another shape or type.
     """
     if odd := next((name for name in tensors if _UNKNOWN.search(name)), None):
         raise WeightsError(
             f"is quantised in a form that is not read here: {odd}",
             where=str(where),
-            fix="take a bf16, fp8, fp8_scaled or GGUF file of the same model",
+            fix=_FIX,
         )
-    scales = {_stem(name, _SCALES): tensor for name, tensor in tensors.items() if name.endswith(_SCALES)}
+    scales = _scales(tensors, where)
     formats = {
         name.removesuffix(_CONFIG): _format(name, tensor, where)
         for name, tensor in tensors.items()
@@ -66,6 +67,31 @@ def expand(tensors: Mapping[str, TensorFile], where: object, *, plain: bool = Tr
         else:
             found[name] = tensor
     return found
+
+
+def _scales(tensors: Mapping[str, TensorFile], where: object) -> dict[str, TensorFile]:
+    """Stem → its scale."""
+    found: dict[str, str] = {}
+    for name in tensors:
+        if not name.endswith(_SCALES):
+            continue
+        stem = _stem(name, _SCALES)
+        if stem in found:
+            raise WeightsError(
+                f"has two scales of {stem}.weight: {found[stem]}, {name}", where=str(where), fix=_FIX
+            )
+        found[stem], dtype = name, tensors[name].dtype
+        if dtype not in FLOATS:
+            is_e8m0 = dtype == torch.uint8 or "e8m0" in str(dtype)  # exponents of two, as bytes
+            kind = "MXFP8 (e8m0) scales" if is_e8m0 else f"scales of {_short(dtype)}"
+            raise WeightsError(
+                f"got {kind}: {name}", where=str(where), expected="scales in F32, F16 or BF16", fix=_FIX
+            )
+    return {stem: tensors[name] for stem, name in found.items()}
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _stem(name: str, endings: Iterable[str]) -> str:
@@ -93,10 +119,17 @@ def _scaled(
     name: str, tensor: TensorFile, scale: TensorFile, form: torch.dtype | None, where: object
 ) -> TensorFile:
     dtype = form or tensor.dtype
-    if dtype.itemsize != 1 or tensor.dtype.itemsize != 1:
-        if dtype == tensor.dtype and dtype.is_floating_point:  # left exact beside layers that are not
-            return TensorFile(tensor.shape, dtype, partial(_expanded, tensor, scale, dtype, dtype))
-        raise WeightsError(f"{name} is {tensor.dtype} and has a scale", where=str(where))
+    if form is None and dtype in FLOATS:  # left exact beside layers that are not
+        return TensorFile(tensor.shape, dtype, partial(_expanded, tensor, scale, dtype, dtype))
+    is_known = tensor.dtype == dtype and (form is not None or dtype in FP8)
+    if not is_known and not (form in FP8 and tensor.dtype == torch.uint8):  # fp8 as bytes
+        named = f", its {_CONFIG[1:]} names {_short(form)}" if form else f" and no {_CONFIG[1:]}"
+        raise WeightsError(
+            f"got {_short(tensor.dtype)}: {name} has a scale{named}",
+            where=str(where),
+            expected="scaled weights in fp8, or in int8 with a comfy_quant",
+            fix=_FIX,
+        )
     blocks = len(scale.shape) == len(tensor.shape) == 2 and all(
         part and whole % part == 0 for whole, part in zip(tensor.shape, scale.shape, strict=True)
     )

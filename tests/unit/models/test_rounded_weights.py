@@ -99,6 +99,10 @@ def broken(path: Path, **changes: torch.Tensor | None) -> Path:
 STEM = "blocks.0.self_attn.q"
 
 
+def quant(form: str) -> torch.Tensor:
+    return torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
@@ -107,6 +111,14 @@ STEM = "blocks.0.self_attn.q"
         ({f"{STEM}.weight_scale_2": torch.ones(1)}, ["weight_scale_2"]),
         ({f"{STEM}.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)}, ["nvfp4"]),
         ({f"{STEM}.comfy_quant": torch.tensor(list(b"nonsense"), dtype=torch.uint8)}, []),
+        ({f"{STEM}.scale_weight": torch.full((24, 1), 127, dtype=torch.uint8)}, ["MXFP8", STEM]),
+        ({f"{STEM}.scale_weight": torch.tensor([1])}, ["int64", STEM]),
+        ({f"{STEM}.weight_scale": torch.ones(1)}, [f"{STEM}.weight_scale", f"{STEM}.scale_weight"]),
+        ({f"{STEM}.weight": torch.ones(24, 24, dtype=torch.uint8)}, ["uint8", f"{STEM}.weight"]),
+        ({f"{STEM}.weight": torch.ones(24, 24, dtype=torch.int8)}, ["int8", f"{STEM}.weight"]),
+        ({f"{STEM}.weight": torch.ones(24, 24, dtype=torch.bool)}, ["bool", f"{STEM}.weight"]),
+        ({f"{STEM}.comfy_quant": quant("int8_tensorwise")}, ["float8_e4m3fn", "int8", f"{STEM}.weight"]),
+        ({f"{STEM}.comfy_quant": quant("float8_e5m2")}, ["float8_e4m3fn", "float8_e5m2", STEM]),
     ],
 )
 def test_forms_that_are_not_known_are_refused_by_name(
@@ -114,6 +126,15 @@ def test_forms_that_are_not_known_are_refused_by_name(
 ) -> None:
     with raises(WeightsError, *facts):
         open_weights(broken(tmp_path / "a.safetensors", **changes))
+
+
+def test_fp8_as_bytes_with_a_named_format_is_read(tmp_path: Path) -> None:
+    sizes(tmp_path)
+    exact = open_weights(broken(tmp_path / "fp8.safetensors")).read(f"{STEM}.weight")
+    stored = load_file(tmp_path / "fp8.safetensors")[f"{STEM}.weight"].view(torch.uint8)
+    changes = {f"{STEM}.weight": stored, f"{STEM}.comfy_quant": quant("float8_e4m3fn")}
+    path = broken(tmp_path / "bytes.safetensors", **changes)
+    assert torch.equal(open_weights(path).read(f"{STEM}.weight"), exact)
 
 
 def all_in_one(folder: Path) -> Path:

@@ -76,6 +76,30 @@ def check_names(folder: str | Path, names: Iterable[str], where: str) -> None:
         check_file(Path(folder) / name, where, probe=False)
 
 
+def check_not_read(targets: Iterable[Path], inputs: Iterable[str | Path], where: str) -> None:
+    """Whether none of the files that are about to be written is one of those that are read, links followed.
+
+    Raises ConfigError.
+    """
+    found = {key: target for target in targets if (key := _identity(target))}
+    for path in inputs if found else ():
+        if (key := _identity(path)) and (target := found.get(key)):
+            raise ConfigError(
+                f"would overwrite {display_path(target)}, which is an input",
+                where=f"{where}: {display_path(target.parent)}",
+                fix="choose another folder",
+            )
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 def name_problem(name: str, suffix: str) -> str:
     """Why `name` with `suffix` cannot be a file's name; empty when it can."""
     if problem := text_problem(name):

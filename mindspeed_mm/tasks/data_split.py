@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice, pairwise
@@ -18,10 +20,19 @@ from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.video import write_video
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import format_json, read_text, write_json_lines, write_text
+from mindspeed_mm.files import (
+    display_path,
+    format_json,
+    open_append,
+    parse_json,
+    read_text,
+    split_lines,
+    write_json_lines,
+    write_text,
+)
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
-from mindspeed_mm.outputs import check_folder
+from mindspeed_mm.outputs import check_folder, check_not_read
 from mindspeed_mm.progress import Progress
 
 logger = get_logger(__name__)
@@ -67,18 +78,27 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     if twice := next((stem for stem in stems if stems.count(stem) > 1), ""):
         raise DataError(f"two files are named {twice}", where=prog, fix="split them into two folders")
     check_folder(config.out, "--out")
+    out = Path(config.out)
+    for clip in clips:  # before hours of decoding; how many pieces each has is not known yet
+        check_pieces(clip, 1, out, clips)
     for clip in clips:  # now: the pieces no longer tell
         for remark in remarks_on(clip.reader.traits):
             logger.info(f"{clip.path}: {remark}")
     found = {clip.path: pieces_of(clip, config) for clip in clips}
+    for clip in clips:
+        check_pieces(clip, len(found[clip.path]), out, clips)
     if config.dry_run:
         for path, pieces in found.items():
             ends = ", ".join(f"{piece.start}-{piece.stop - 1}" for piece in pieces)
             logger.info(f"{path}: {len(pieces)} scenes, frames {ends or 'none'}")
         return
-    out = Path(config.out)
     with lock_folder(out, choose="--out"):
-        rows = [row for clip in clips for row in write_pieces(clip, found[clip.path], out)]
+        rows: list[dict[str, Any]] = []
+        # Listed one by one: a killed run leaves no piece that the next one refuses to replace.
+        with open_append(out / LISTING, buffering=0) as listing:
+            for row in (row for clip in clips for row in write_pieces(clip, found[clip.path], out)):
+                rows.append(row)
+                listing.write(f"{format_json(row)}\n".encode())
         write_json_lines(out / LISTING, rows)
     logger.info(f"{len(rows)} scenes of {len(clips)} files -> {out}")
 
@@ -138,6 +158,41 @@ def _parts(start: int, stop: int, most: int | None) -> Iterator[Piece]:
     yield from (Piece(a, b) for a, b in pairwise(ends))
 
 
+def check_pieces(clip: Clip, count: int, out: Path, sources: Sequence[Clip]) -> None:
+    """Whether the pieces of a clip replace nothing but pieces of an earlier run. Raises ConfigError."""
+    pieces = [piece_path(clip, number, out) for number in range(count)]
+    check_not_read(pieces, (source.path for source in sources), "--out")
+    has_caption = clip.path.with_suffix(".txt").is_file()
+    captions = [piece.with_suffix(".txt") for piece in pieces if has_caption]
+    existing = [path for path in (*pieces, *captions) if os.path.lexists(path)]
+    ours = listed_pieces(out / LISTING) if existing else set()
+    if others := [path for path in existing if path.stem not in ours]:
+        raise ConfigError(
+            f"would overwrite {display_path(others[0])}, which {LISTING} does not list"
+            + (f", and {len(others) - 1} more" if len(others) > 1 else ""),
+            where=f"--out: {out}",
+            fix="choose another folder, or move the file",
+        )
+
+
+def piece_path(clip: Clip, number: int, out: Path) -> Path:
+    """name-000.mp4"""
+    return out / f"{clip.path.stem}-{number:03d}.mp4"
+
+
+def listed_pieces(path: Path) -> set[str]:
+    """The stems of the pieces in a list of an earlier run; a torn line is ignored. Raises DataError."""
+    if not path.is_file():
+        return set()
+    found = set()
+    for line in split_lines(read_text(path, DataError)):
+        with suppress(DataError):
+            row = parse_json(line, str(path), DataError)
+            name = row.get("file") if isinstance(row, dict) else None
+            found |= {Path(name).stem} if isinstance(name, str) else set()
+    return found
+
+
 def write_pieces(clip: Clip, pieces: Sequence[Piece], out: Path) -> Iterator[dict[str, Any]]:
     """name-000.mp4, … and the caption that the file has in name.txt beside each.
 
@@ -147,7 +202,7 @@ def write_pieces(clip: Clip, pieces: Sequence[Piece], out: Path) -> Iterator[dic
     text = read_text(caption, DataError) if caption.is_file() else None
     frames, place = clip.frames(), 0
     for number, piece in enumerate(pieces):
-        path = out / f"{clip.path.stem}-{number:03d}.mp4"
+        path = piece_path(clip, number, out)
         for _ in islice(frames, piece.start - place):
             pass
         write_video(path, islice(frames, piece.stop - piece.start), clip.fps)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.errors import DataError
 from mindspeed_mm.tasks import data_split
 from mindspeed_mm.tasks.data_split import main as split
-from tests.support.clips import write_as
+from tests.support.clips import write_as, write_clip
 from tests.support.scenes import moving_disc, texture
 
 
@@ -54,6 +55,79 @@ def test_split_says_what_its_pieces_no_longer_tell(
     path = write_as(tmp_path / "raw.h264", "libx264", {}, 24)
     split(["split", str(path), "--out", str(tmp_path / "out"), "--dry-run"])
     assert f"{path}: no time stamps: frames are spaced evenly" in capsys.readouterr().out
+
+
+def cut_after_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two scenes, without the package that finds them."""
+    monkeypatch.setattr(
+        data_split, "make_detector", lambda threshold: lambda number, frame: [3] if number == 3 else []
+    )
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        split(argv)
+    line = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert line.count("\n") == 1
+    return line
+
+
+def test_split_refuses_to_overwrite_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut_after_three(monkeypatch)
+    for name in ("a", "a-001"):
+        write_clip(tmp_path / f"{name}.mp4", 8, height=32, width=32)
+    (tmp_path / "scenes.jsonl").write_text('{"file": "a-001.mp4"}\n')  # even a piece of an earlier run
+    before = (tmp_path / "a-001.mp4").read_bytes()
+    sources = [str(tmp_path / f"{name}.mp4") for name in ("a", "a-001")]
+    line = refused(["split", *sources, "--out", str(tmp_path), "--min-seconds=0"], capsys)
+    assert "--out" in line
+    assert "a-001.mp4" in line
+    assert (tmp_path / "a-001.mp4").read_bytes() == before
+    assert not (tmp_path / "a-000.mp4").exists()
+
+
+@pytest.mark.parametrize("name", ["a-000.mp4", "a-001.mp4", "a-001.txt"])
+def test_split_replaces_only_pieces_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    cut_after_three(monkeypatch)
+    source = write_clip(tmp_path / "a.mp4", 8, height=32, width=32)
+    source.with_suffix(".txt").write_text("a clip")
+    out = tmp_path / "out"
+    argv = ["split", str(source), "--out", str(out), "--min-seconds=0"]
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert name in refused(argv, capsys)
+    assert [path.name for path in out.iterdir()] == [name]
+    (out / name).unlink()
+    split(argv)
+    split(argv)
+    pieces = ["a-000.mp4", "a-000.txt", "a-001.mp4", "a-001.txt"]
+    assert sorted(path.name for path in out.iterdir()) == [*pieces, "scenes.jsonl"]
+
+
+def test_split_lists_the_pieces_of_a_run_that_ends_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut_after_three(monkeypatch)
+    source = write_clip(tmp_path / "a.mp4", 8, height=32, width=32)
+    argv = ["split", str(source), "--out", str(tmp_path / "out"), "--min-seconds=0"]
+    write = data_split.write_video
+
+    def full(path: Path, *more: object) -> None:
+        if path.name == "a-001.mp4":
+            raise DataError("no room", where=path)
+        write(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_split, "write_video", full)
+        assert "no room" in refused(argv, capsys)
+    split(argv)
+    rows = (tmp_path / "out/scenes.jsonl").read_text().splitlines()
+    assert [json.loads(row)["frames"] for row in rows] == [[0, 2], [3, 7]]
 
 
 def test_split_without_its_package_names_the_extra(

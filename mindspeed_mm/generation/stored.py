@@ -16,11 +16,12 @@ from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.files import format_json, json_type, parse_json
 from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.windows_config import LATENTS_FILE
 from mindspeed_mm.generation.writer import explain_disk
 from mindspeed_mm.models.wan.vae import STRIDE
 from mindspeed_mm.outputs import name_problem
 
-FILE_NAME = "latents.safetensors"
+FILE_NAME = LATENTS_FILE
 _DTYPES = ("F32", "BF16", "F16")
 _EXPECTED = "a latents.safetensors of an earlier run"
 _REQUIRED = {"height", "width", "num_frames", "fps"}  # of `sampling`; the others have defaults
@@ -57,9 +58,14 @@ class LatentsSettings(Config):
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of the latents: [16, R+F, h, w]."""
-        sampling, (time, rows, columns) = self.sampling, STRIDE
-        frames = self.num_refs + (sampling.num_frames - 1) // time + 1
-        return 16, frames, sampling.height // rows, sampling.width // columns
+        return latent_shape(self.sampling, self.num_refs)
+
+
+def latent_shape(sampling: SamplingConfig, num_refs: int) -> tuple[int, int, int, int]:
+    """Of a video's latents: [16, R+F, h, w]."""
+    time, rows, columns = STRIDE
+    frames = num_refs + (sampling.num_frames - 1) // time + 1
+    return 16, frames, sampling.height // rows, sampling.width // columns
 
 
 class StoredLatents(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,7 +13,13 @@ from mindspeed_mm.data.config import ClipPolicy
 
 WindowMode = Literal["extend", "context_windows"]
 WindowColors = Literal["first", "none"]
+LATENTS_FILE = "latents.safetensors"  # in the folder NAME, and in that of each window
 _USUAL_OVERLAP = 13
+
+
+def window_latents(folder: Path, index: int) -> Path:
+    """Where the latents of a window are kept; `folder`: NAME."""
+    return folder / f"window_{index:02d}" / LATENTS_FILE
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,12 @@ class WindowKeys(ClipPolicy):
         length, discard = self.frames_at_once, self.window_discard
         step = length - self.overlap - discard if self.is_windowed else length
         return tuple(_spans(self.num_frames, length, step, discard))
+
+    def latent_files(self, folder: Path) -> list[Path]:
+        """Where the latents are kept, of the video or of each of its windows; `folder`: NAME."""
+        if self.is_windowed and self.window_mode == "extend":
+            return [window_latents(folder, window.index) for window in self.windows]
+        return [folder / LATENTS_FILE]
 
 
 def usual_overlap(window: int) -> int:

@@ -90,8 +90,10 @@ class _Run:
         self.latents = None
         if self.store is not None:
             pixels = (self.given.src_video, self.given.src_mask, *self.given.src_ref_images)
-            self.key = self.store.key(window_request(self.request, self.window), pixels)
-            self.latents = self.store.read(self.window.index, self.key)
+            part = window_request(self.request, self.window)
+            self.key = self.store.key(part, pixels)
+            num_refs = len(self.given.src_ref_images)
+            self.latents = self.store.read(self.window.index, self.key, part, num_refs)
 
     def is_missing(self) -> bool:
         """Whether the window must be made."""

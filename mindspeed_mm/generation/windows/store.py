@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.files import format_json
 from mindspeed_mm.generation.request import GenerationRequest
-from mindspeed_mm.generation.stored import FILE_NAME, read_latents, write_latents
+from mindspeed_mm.generation.stored import latent_shape, read_latents, write_latents
+from mindspeed_mm.generation.windows_config import window_latents
 from mindspeed_mm.log import get_logger, on_every_rank
+from mindspeed_mm.models.finite import count_nonfinite
 
 LOGGER = get_logger(__name__)
 _KEY = "window_key"
@@ -28,7 +30,7 @@ class WindowStore:
 
     def path(self, index: int) -> Path:
         """The file of a window; `from_latents` reads it, too."""
-        return self.folder / f"window_{index:02d}" / FILE_NAME
+        return window_latents(self.folder, index)
 
     def key(self, request: GenerationRequest, pixels: Sequence[Tensor | None]) -> str:
         """Of a window's request and the pixels that it is given: other ones give another key."""
@@ -40,17 +42,22 @@ class WindowStore:
                 digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def read(self, index: int, key: str) -> Tensor | None:
-        """The latents [16, R+F, h, w] of a window, if they were made from the same; else None."""
+    def read(self, index: int, key: str, request: GenerationRequest, num_refs: int) -> Tensor | None:
+        """The fp32 latents [16, R+F, h, w] of a window, if they were made from the same; else None.
+
+        A warning names a file that has the key and not what belongs to it.
+        """
         path = self.path(index)
         if not path.is_file():
             return None
         try:
-            latents, _, settings = read_latents(path)
+            latents, found_refs, settings = read_latents(path)
+            if (settings.model_extra or {}).get(_KEY) != key:
+                return None
+            _check_window(latents, found_refs, latent_shape(request.sampling, num_refs), num_refs)
         except MindSpeedMMError as error:
-            LOGGER.warning("%s; the window is made again", error, extra=on_every_rank())
-            return None
-        if (settings.model_extra or {}).get(_KEY) != key:
+            named = error if error.where else error.at(path)
+            LOGGER.warning("%s; the window is made again", named, extra=on_every_rank())
             return None
         LOGGER.info("  window %d: taken from %s", index + 1, path, extra=on_every_rank())
         return latents
@@ -65,6 +72,16 @@ class WindowStore:
             _KEY: key,
         }
         write_latents(self.path(index).parent, latents, num_refs, settings)
+
+
+def _check_window(latents: Tensor, found_refs: int, shape: tuple[int, ...], num_refs: int) -> None:
+    """Raises DataError for latents that are not those of the window, or that cannot be decoded."""
+    found = f"{str(latents.dtype).removeprefix('torch.')} {list(latents.shape)} with {found_refs} references"
+    expected = f"float32 {list(shape)} with {num_refs} references"
+    if found != expected:
+        raise DataError(f"got latents of {found}", expected=expected)
+    if bad := count_nonfinite(latents):
+        raise DataError(f"{bad} of {latents.numel()} latents are NaN or Inf")
 
 
 def identity(paths: Sequence[str | Path], settings: dict[str, Any]) -> str:

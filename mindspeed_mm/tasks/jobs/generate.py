@@ -153,9 +153,12 @@ class GenerateJob(Config):
         folder = Path(self.run.output_path)
         check_folder(self.run.output_path, "output_path", probe=is_here)
         for video in self.videos if self.run.from_latents is None else ():
-            check_folder(folder / video.name, f"output_path, name {video.name!r}", probe=False)
+            where = f"output_path, name {video.name!r}"
+            check_folder(folder / video.name, where, probe=False)
             for suffix in OUTPUT_SUFFIXES:
-                check_file(folder / f"{video.name}{suffix}", f"output_path, name {video.name!r}", probe=False)
+                check_file(folder / f"{video.name}{suffix}", where, probe=False)
+            for path in video.sampling.latent_files(folder / video.name):
+                check_file(path, where, probe=is_here and path.parent.is_dir())
         if is_here:
             check_unlocked(folder, choose="output_path")
 

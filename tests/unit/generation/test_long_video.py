@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.packed import write_packed
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.conditions import read_conditions
 from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
@@ -18,6 +21,7 @@ from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
+from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.generation.windows.context import ContextWindows, Part, make_parts, window_weights
 from mindspeed_mm.generation.windows.extend import extend, window_request, window_seed
 from mindspeed_mm.generation.windows.store import WindowStore, identity
@@ -139,6 +143,39 @@ def test_stopped_run_resumes_with_the_next_window(tmp_path):
     healed = Fake()
     healed.run(wanted, store)
     assert len(healed.requests) == 3  # the second had been made again for another prompt
+
+
+@pytest.mark.parametrize(
+    ("damage", "fact"),
+    [("shape", "[16, 2, 4, 6]"), ("references", "1 references"), ("dtype", "float16"), ("values", "NaN")],
+)
+def test_window_that_does_not_fit_is_made_again(tmp_path, monkeypatch, caplog, damage, fact):
+    monkeypatch.setattr(logging.getLogger("mindspeed_mm"), "propagate", True)
+    store = WindowStore(tmp_path / "video1", identity([], {}))
+    whole = Fake().run(request(), store)
+    path = store.path(1)
+    latents, num_refs, settings = read_latents(path)
+    values = settings.model_dump(mode="json", exclude={"num_refs"})
+    if damage == "shape":
+        values["sampling"]["num_frames"], latents = 5, latents[:, :2].clone()
+    elif damage == "references":
+        values["sampling"]["num_frames"], num_refs = 5, 1
+    elif damage == "dtype":
+        latents = latents.half()
+    else:
+        latents[0, 0, 0, 0] = torch.nan
+    write_packed(path, {"latents": latents}, {"num_refs": str(num_refs), "settings": json.dumps(values)})
+    healed = Fake()
+    made = healed.run(request(), store)
+    assert [part.sampling.seed for part in healed.requests] == [window_seed(2025, 1)]
+    assert (made.frames == whole.frames).all()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
+    assert fact in warnings[0]
+    kept = Fake()
+    kept.run(request(), store)
+    assert kept.requests == []
 
 
 def test_windows_of_other_weights_are_made_again(tmp_path):

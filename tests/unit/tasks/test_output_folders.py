@@ -109,6 +109,25 @@ def test_what_is_in_the_way_of_a_video_is_named(config, tmp_path, place):
         GenerateJob.from_argv([config(), "--dry-run"]).check_outputs()
 
 
+@pytest.mark.parametrize("place", ["latents.safetensors", "window_01/latents.safetensors"])
+def test_folder_in_place_of_latents_is_named(config, tmp_path, place):
+    (tmp_path / "out/video1" / place).mkdir(parents=True)
+    long = {"num_frames": 29, "window": 17} if "window" in place else {}
+    job = GenerateJob.from_argv([config(**long), "--dry-run"])
+    with raises(ConfigError, "folder", "video1", place):
+        job.check_outputs()
+
+
+@pytest.mark.parametrize("target", ["/proc", "nowhere"])
+def test_window_that_cannot_be_written_is_named(config, tmp_path, target):
+    (tmp_path / "out/video1").mkdir(parents=True)
+    (tmp_path / "out/video1/window_01").symlink_to(target)
+    weights(tmp_path)
+    job = GenerateJob.from_argv([config(num_frames=29, window=17), "--dry-run", "--check-inputs"])
+    with raises(ConfigError, "window_01", "video1"):
+        job.check_outputs()
+
+
 def test_empty_output_path_is_refused(config):
     with raises(ConfigError, where="output_path"):
         GenerateJob.from_argv([config(), "--output-path", "", "--dry-run"]).check_outputs()

@@ -48,7 +48,7 @@ from mindspeed_mm.data.dataset import VaceDataset
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord, VideoSample
 from mindspeed_mm.data.transforms import load_sample
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae
 

@@ -187,7 +187,7 @@ def _video_files(folder: Path) -> Digest:
 
 
 def _made(folder: Path) -> Digest:
-    """Latents and frame counts: of small frames x264 writes other bytes now and then (its mbtree)."""
+    """Latents to the bit, and frame counts."""
     latents = {
         str(path.parent.name): tensors(load_file(path))
         for path in sorted(folder.glob("*/latents.safetensors"))

@@ -31,7 +31,7 @@ from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.forms import ArrayReader
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.transforms import load_pixels
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.tasks.prepare import main as prepare
 from tests.support.scenes import moving_disc
 

@@ -24,7 +24,7 @@ from mindspeed_mm.conditioning.annotate.networks import ANNOTATORS, Annotator, N
 from mindspeed_mm.conditioning.tasks.catalog import all_tasks
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources, Task, count_bounds
 from mindspeed_mm.data.forms import ArrayReader
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 
 Pixels = NDArray[np.uint8]
 COUNT, HEIGHT, WIDTH = 17, 144, 208

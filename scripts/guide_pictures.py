@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples.vace.tiny.world import COLOURS, FPS, Scene, condition, coverage, render
 from mindspeed_mm.data.manifest import read_manifest
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.tools.inspect_samples import main as inspect
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mindspeed_mm.conditioning.annotate.opencv import Frame, as_rgb
 from mindspeed_mm.conditioning.annotate.spool import Spool
 from mindspeed_mm.conditioning.tasks.spec import Prepared
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_json
 from mindspeed_mm.locks import temporary_name

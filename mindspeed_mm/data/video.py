@@ -1,4 +1,4 @@
-"""Frames out of files and into files: decord and PyAV behind one protocol, and the writer. No torch.
+"""Frames out of files: decord and PyAV behind one protocol. No torch.
 
 What a clip is decides `clips.py`; how an image is read, `images.py`.
 """
@@ -6,15 +6,14 @@ What a clip is decides `clips.py`; how an image is read, `images.py`.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_mm.data.clips import check_av_version, describe_error, open_clip
+from mindspeed_mm.data.clips import describe_error, open_clip
 from mindspeed_mm.data.image_readers import AnimationReader, ImageReader, check_range, is_animation, span
 from mindspeed_mm.data.images import (
     BLACK,
@@ -29,7 +28,7 @@ from mindspeed_mm.data.images import (
 from mindspeed_mm.data.packets import decode_frames, list_frames, size_change
 from mindspeed_mm.data.pictures import clip_traits, has_alpha, mask_trait, to_mask, to_rgb
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import atomic_path, regular_file
+from mindspeed_mm.files import regular_file
 
 __all__ = [
     "BLACK",
@@ -45,7 +44,6 @@ __all__ = [
     "open_video",
     "read_image",
     "short",
-    "write_video",
 ]
 _INDEXED = {"mp4", "matroska"}
 _SAME_COLOURS = {
@@ -59,8 +57,6 @@ _SAME_COLOURS = {
     "gray",
 }  # even sizes only
 _RESIZED_IN_BAND = {"vp8", "vp9", "av1"}  # browsers record calls so; decord scales them in silence
-_EXACT = {"fflags": "+bitexact"}  # no random identifier in Matroska: the same frames make the same file
-_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
 class VideoReader(Protocol):
@@ -286,108 +282,6 @@ class AvReader:
                 break
         self._next = -1
         return None
-
-
-def write_video(
-    path: str | Path,
-    frames: Frames | Iterable[Frames],
-    fps: float,
-    *,
-    lossless: bool = False,
-    quality: int = 17,
-    comment: str = "",
-) -> Path:
-    """Write RGB frames [T, H, W, 3] (or an iterable of [H, W, 3]) at exactly `fps`.
-
-    The file appears when it is complete.
-
-    .mp4 and .mov are H.264, lossless: RGB H.264 with nothing lost; .mkv is H.264, lossless: FFV1. `quality`
-    is H.264's CRF: 0 best, 17 hardly visible, 51 worst. Sizes are made even by repeating the last row or
-    column (not when lossless).
-    `comment` becomes the file's comment, which players show and `read_comment` reads.
-    """
-    import av
-
-    path = Path(path)
-    container_format = _CONTAINERS.get(path.suffix.lower())
-    if container_format is None:
-        raise DataError("cannot write a video of this type", where=path, fix="use .mp4, .mov or .mkv")
-    check_av_version()
-    try:
-        with (
-            atomic_path(path) as draft,
-            av.open(str(draft), "w", format=container_format, options=_EXACT) as container,
-        ):
-            if comment:
-                container.metadata["comment"] = comment
-            _encode(container, iter(frames), fps, _codec(container_format, lossless), quality)
-    except av.error.FFmpegError as error:
-        raise DataError(f"cannot be written: {short(error)}", where=path) from None
-    return path
-
-
-def read_comment(path: str | Path) -> str:
-    """The comment of a video file; "" when it has none. Raises DataError for a file that is no video."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            found = {name.lower(): text for name, text in container.metadata.items()}
-            return str(found.get("comment", ""))
-    except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"cannot be read: {short(error)}", where=path, expected="a video file") from None
-
-
-def _codec(container_format: str, lossless: bool) -> tuple[str, str]:
-    """Codec and pixel format."""
-    if not lossless:
-        return "libx264", "yuv420p"
-    return ("ffv1", "bgr0") if container_format == "matroska" else ("libx264rgb", "rgb24")
-
-
-def _encode(
-    container: Any, frames: Iterator[Frames], fps: float, codec: tuple[str, str], quality: int
-) -> None:
-    import av
-    from av.video.reformatter import VideoReformatter
-
-    stream: Any = None
-    even = codec[1] == "yuv420p"
-    converter = VideoReformatter()  # one for all frames: it keeps its tables
-    for frame in frames:
-        frame = _even(frame) if even else np.ascontiguousarray(frame)
-        if stream is None:
-            stream = container.add_stream(codec[0], rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width = frame.shape[:2]
-            stream.pix_fmt = codec[1]
-            if codec[0] != "ffv1":
-                stream.options = {"crf": str(quality if even else 0), "preset": "medium"}
-            if even:
-                _tell_colours(stream.codec_context)
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        if (
-            even
-        ):  # a chroma sample is the mean of its four pixels: the default, a wider kernel, washes out edges
-            picture = converter.reformat(picture, format=codec[1], interpolation="AREA")
-        container.mux(stream.encode(picture))
-    if stream is None:
-        raise DataError("a video needs at least one frame")
-    container.mux(stream.encode(None))
-
-
-def _tell_colours(codec: Any) -> None:
-    """Name the conversion that RGB goes through here.
-
-    Without it players guess, and guess another one for HD: colours shift.
-    """
-    codec.colorspace = 6  # BT.601's matrix, swscale's default; numbers of ITU-T H.273
-    codec.color_range = 1  # limited
-    codec.color_primaries = codec.color_trc = 1  # BT.709, as sRGB nearly is
-
-
-def _even(frame: Frames) -> Frames:
-    height, width = frame.shape[:2]
-    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def clock(times: Sequence[float], last: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.config.schema import parse
-from mindspeed_mm.data.video import read_comment
+from mindspeed_mm.data.video_writer import read_comment
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import format_json, parse_json
 from mindspeed_mm.generation.config import RequestConfig

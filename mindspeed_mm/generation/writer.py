@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path, write_json
 from mindspeed_mm.generation.config import SamplingConfig

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from mindspeed_mm.data.sheet import spread
-from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.files import atomic_path
 
 _THUMBNAIL = 320  # pixels of the longer side

@@ -18,7 +18,7 @@ from mindspeed_mm.conditioning.tasks.spec import Clip
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.traits import remarks_on
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import (
     display_path,

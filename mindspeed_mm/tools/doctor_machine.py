@@ -142,7 +142,8 @@ def check_speed(folder: Path) -> Iterator[Finding]:
 
 def check_video() -> Iterator[Finding]:
     """A few frames to an mp4 and back."""
-    from mindspeed_mm.data.video import open_video, write_video
+    from mindspeed_mm.data.video import open_video
+    from mindspeed_mm.data.video_writer import write_video
 
     frames = np.full((5, 32, 32, 3), 90, np.uint8)
     with tempfile.TemporaryDirectory() as folder:

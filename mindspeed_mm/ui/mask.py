@@ -21,7 +21,7 @@ from mindspeed_mm.conditioning.annotate.shapes import mask_box
 from mindspeed_mm.conditioning.annotate.spool import Spool
 from mindspeed_mm.conditioning.annotate.subject import track_mask
 from mindspeed_mm.conditioning.tasks.spec import Clip
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path
 

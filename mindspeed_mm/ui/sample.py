@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 
 PROMPT = "a blue circle moves right over a dark background"
 _FRAMES, _SIDE, _FPS, _RADIUS = 17, 64, 16, 17.0

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from tests.support.clips import numbered
 from tests.support.extract_job import make_job
 from tests.support.runs import make_run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from tests.support.clips import numbered
 from tests.support.extract_job import make_job
 from tests.support.runs import alive, family, free_port

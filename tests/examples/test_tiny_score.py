@@ -11,7 +11,7 @@ import score
 import world
 from heldout import heldout_indices
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 
 INDEX = 3
 SCENE = world.make_scene("heldout", INDEX)

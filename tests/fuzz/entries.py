@@ -60,10 +60,7 @@ def _features() -> Digest:
 
 
 def _videos() -> Digest:
-    """Latents, and what the frames look like.
-
-    Of small ones x264 writes other bytes now and then (its mbtree).
-    """
+    """Latents to the bit, and what the frames look like."""
     found: Digest = {path.name: _means(path) for path in sorted(Path("made").glob("*.mp4"))}
     return found | {
         str(path): _tensors(load_file(path)) for path in sorted(Path("made").glob("*/latents.safetensors"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 
 BITS = 8
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from tests.support.clips import numbered, write_clip
 from tests.support.tiny import (
     TEXT_FILE,

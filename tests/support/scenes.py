@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 
 
 def texture(height: int, width: int, seed: int, low: int, high: int) -> np.ndarray:

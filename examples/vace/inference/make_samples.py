@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 
 FOLDER = Path(__file__).resolve().parent / "samples"
 HEIGHT, WIDTH, FRAMES, FPS = 480, 832, 81, 16

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.files import read_json
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.result import GenerationResult

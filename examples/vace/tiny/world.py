@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 
 Pixels = NDArray[np.uint8]  # [T, H, W, 3]
 Coverage = NDArray[np.float32]  # [T, H, W], how much of a pixel the shape covers

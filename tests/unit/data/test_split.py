@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.tasks import data_split
 from mindspeed_mm.tasks.data_split import main as split

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.transforms import fill, load_clip, load_mask, load_reference, load_sample, to_tensor
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from tests.support.clips import numbered, numbers_of, turn, write_clip, write_variable
 from tests.support.errors import raises

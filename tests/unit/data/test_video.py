@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from mindspeed_mm.data.probe import probe
-from mindspeed_mm.data.video import AvReader, DecordReader, open_video, read_image, write_video
+from mindspeed_mm.data.video import AvReader, DecordReader, open_video, read_image
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from tests.support.clips import (
     cut_without_decoding,

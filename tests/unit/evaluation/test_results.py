@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mindspeed_mm.cli.main import main
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.evaluation.metrics.catalog import all_metrics
 from mindspeed_mm.evaluation.report import ALL, compare, read_report, score_folder

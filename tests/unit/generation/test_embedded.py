@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_mm.data.video import open_video, read_comment, write_video
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import read_comment, write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.embedded import embedded, read_embedded

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.conditions import load_conditions
 from mindspeed_mm.generation.config import SamplingConfig

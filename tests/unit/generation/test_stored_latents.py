@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.stored import read_latents
 from mindspeed_mm.tasks.generate import main

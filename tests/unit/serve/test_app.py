@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from tests.support.server import Server
 
 FRAMES = np.full((5, 64, 64, 3), 128, np.uint8)

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.generation import run as generation_run
 from mindspeed_mm.generation import writer
 from mindspeed_mm.generation.config import RunConfig

@@ -10,7 +10,8 @@ import pytest
 
 from mindspeed_mm.cli.main import main
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
-from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import write_video
 from tests.support.scenes import moving_disc
 
 FRAMES, MASKS = moving_disc()

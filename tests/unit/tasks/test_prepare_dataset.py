@@ -22,7 +22,8 @@ from PIL import Image
 from mindspeed_mm.cli.main import main
 from mindspeed_mm.data.config import FeatureDatasetConfig
 from mindspeed_mm.data.dataset import FeatureDataset
-from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.tasks.extract import main as extract
 from tests.support.extract_job import make_job
 from tests.support.scenes import moving_disc, texture

@@ -12,7 +12,8 @@ from PIL import Image
 from mindspeed_mm.cli.main import main
 from mindspeed_mm.conditioning.annotate.networks import ANNOTATORS, Annotator
 from mindspeed_mm.conditioning.annotate.opencv import Box, Frame
-from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import write_video
 from tests.support.scenes import moving_disc
 
 pytest.importorskip("onnx")

@@ -15,7 +15,7 @@ from mindspeed_mm.data.features import write_feature
 from mindspeed_mm.data.manifest import read_manifest
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.data.transforms import load_sample
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.models.wan.vae import WanVae
 from mindspeed_mm.tools import sheets
 from mindspeed_mm.tools.inspect_samples import main

@@ -13,7 +13,7 @@ from PIL import Image
 from mindspeed_mm.cli.main import main
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources
-from mindspeed_mm.data.video import write_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.conditions import conditions_of
 from mindspeed_mm.generation.config import SamplingConfig

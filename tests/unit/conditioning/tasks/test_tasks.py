@@ -14,7 +14,8 @@ from mindspeed_mm.conditioning.annotate import lines, shapes
 from mindspeed_mm.conditioning.tasks.catalog import TASKS, all_tasks
 from mindspeed_mm.conditioning.tasks.compose import compose, kind_of
 from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources
-from mindspeed_mm.data.video import open_video, write_video
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import ConfigError, DataError
 from tests.support.errors import raises
 from tests.support.scenes import iou, moving_disc

@@ -1,0 +1,133 @@
+"""Frames into video files, the same bytes for the same frames. No torch."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspeed_mm.data.clips import check_av_version
+from mindspeed_mm.data.images import Frames, short
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import atomic_path
+
+_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+_EXACT = {"fflags": "+bitexact"}  # no random identifier in Matroska: the same frames make the same file
+
+
+def write_video(
+    path: str | Path,
+    frames: Frames | Iterable[Frames],
+    fps: float,
+    *,
+    lossless: bool = False,
+    quality: int = 17,
+    comment: str = "",
+) -> Path:
+    """Write RGB frames [T, H, W, 3] (or an iterable of [H, W, 3]) at exactly `fps`.
+
+    The file appears when it is complete.
+
+    .mp4 and .mov are H.264, lossless: RGB H.264 with nothing lost; .mkv is H.264, lossless: FFV1. `quality`
+    is H.264's CRF: 0 best, 17 hardly visible, 51 worst. Sizes are made even by repeating the last row or
+    column (not when lossless).
+    `comment` becomes the file's comment, which players show and `read_comment` reads.
+    """
+    import av
+
+    path = Path(path)
+    container_format = _CONTAINERS.get(path.suffix.lower())
+    if container_format is None:
+        raise DataError("cannot write a video of this type", where=path, fix="use .mp4, .mov or .mkv")
+    check_av_version()
+    try:
+        with (
+            atomic_path(path) as draft,
+            av.open(str(draft), "w", format=container_format, options=_EXACT) as container,
+        ):
+            if comment:
+                container.metadata["comment"] = comment
+            _encode(container, iter(frames), fps, _codec(container_format, lossless), quality)
+    except av.error.FFmpegError as error:
+        raise DataError(f"cannot be written: {short(error)}", where=path) from None
+    return path
+
+
+def read_comment(path: str | Path) -> str:
+    """The comment of a video file; "" when it has none. Raises DataError for a file that is no video."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            found = {name.lower(): text for name, text in container.metadata.items()}
+            return str(found.get("comment", ""))
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"cannot be read: {short(error)}", where=path, expected="a video file") from None
+
+
+def _codec(container_format: str, lossless: bool) -> tuple[str, str]:
+    """Codec and pixel format."""
+    if not lossless:
+        return "libx264", "yuv420p"
+    return ("ffv1", "bgr0") if container_format == "matroska" else ("libx264rgb", "rgb24")
+
+
+def _encode(
+    container: Any, frames: Iterator[Frames], fps: float, codec: tuple[str, str], quality: int
+) -> None:
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    stream: Any = None
+    even = codec[1] == "yuv420p"
+    converter = VideoReformatter()  # one for all frames: it keeps its tables
+    for frame in frames:
+        frame = _even(frame) if even else np.ascontiguousarray(frame)
+        if stream is None:
+            stream = container.add_stream(codec[0], rate=Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width = frame.shape[:2]
+            stream.pix_fmt = codec[1]
+            if codec[0] != "ffv1":
+                stream.options = {"crf": str(quality if even else 0), "preset": "medium", **_repeatable()}
+            if even:
+                _tell_colours(stream.codec_context)
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        if (
+            even
+        ):  # a chroma sample is the mean of its four pixels: the default, a wider kernel, washes out edges
+            picture = converter.reformat(picture, format=codec[1], interpolation="AREA")
+        container.mux(stream.encode(picture))
+    if stream is None:
+        raise DataError("a video needs at least one frame")
+    container.mux(stream.encode(None))
+
+
+@cache
+def _repeatable() -> dict[str, str]:
+    """x264's AVX-512 code reads memory that nobody wrote, and its choices vary with it; AVX2's does not."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        flags = ""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return {"x264-params": "asm=avx2"} if is_x86 and "avx512" in flags else {}
+
+
+def _tell_colours(codec: Any) -> None:
+    """Name the conversion that RGB goes through here.
+
+    Without it players guess, and guess another one for HD: colours shift.
+    """
+    codec.colorspace = 6  # BT.601's matrix, swscale's default; numbers of ITU-T H.273
+    codec.color_range = 1  # limited
+    codec.color_primaries = codec.color_trc = 1  # BT.709, as sRGB nearly is
+
+
+def _even(frame: Frames) -> Frames:
+    height, width = frame.shape[:2]
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -32,6 +32,12 @@ def describe(prepared: Prepared) -> str:
     return ", ".join(parts)
 
 
+def file_names(prepared: Prepared, *, lossless: bool = False) -> list[str]:
+    """Every name that `write_files` may give: the clip, its mask, references, prepare.json."""
+    references = [f"reference_{number}.png" for number in range(len(prepared.references))]
+    return [*_clip_names(prepared, lossless=lossless).values(), *references, RECORD]
+
+
 def write_prepared(prepared: Prepared, folder: Path, said: Mapping[str, Any]) -> list[Path]:
     """src_video, src_mask (FFV1, lossless), reference_N.png and prepare.json in `folder`, all or none.
 
@@ -87,7 +93,8 @@ def _write_clip(prepared: Prepared, folder: Path, *, lossless: bool) -> dict[str
     """
     if prepared.steps is None:
         return {}
-    lossless = lossless or bool(prepared.size[0] % 2 or prepared.size[1] % 2)
+    names = _clip_names(prepared, lossless=lossless)
+    video, mask_path = folder / names["src_video"], folder / names["src_mask"]
     with Spool() as masks:
 
         def frames() -> Iterator[Frame]:
@@ -97,16 +104,22 @@ def _write_clip(prepared: Prepared, folder: Path, *, lossless: bool) -> dict[str
                 yield frame
 
         if prepared.num_frames == 1:
-            Image.fromarray(next(frames())).save(folder / "src_video.png")
-            names = {"src_video": "src_video.png"}
+            Image.fromarray(next(frames())).save(video)
         else:
-            path = folder / ("src_video.mkv" if lossless else "src_video.mp4")
-            names = {"src_video": write_video(path, frames(), prepared.fps, lossless=lossless).name}
+            write_video(video, frames(), prepared.fps, lossless=video.suffix == ".mkv")
         if not masks.count:
-            return names
+            return {"src_video": video.name}
         if prepared.num_frames == 1:
-            Image.fromarray(next(iter(masks))).save(folder / "src_mask.png")
-            return {**names, "src_mask": "src_mask.png"}
-        mask_path = folder / "src_mask.mkv"
-        write_video(mask_path, (as_rgb(mask) for mask in masks), prepared.fps, lossless=True)
-        return {**names, "src_mask": mask_path.name}
+            Image.fromarray(next(iter(masks))).save(mask_path)
+        else:
+            write_video(mask_path, (as_rgb(mask) for mask in masks), prepared.fps, lossless=True)
+        return names
+
+
+def _clip_names(prepared: Prepared, *, lossless: bool) -> dict[str, str]:
+    if prepared.steps is None:
+        return {}
+    if prepared.num_frames == 1:
+        return {"src_video": "src_video.png", "src_mask": "src_mask.png"}
+    odd = any(side % 2 for side in prepared.size)
+    return {"src_video": "src_video.mkv" if lossless or odd else "src_video.mp4", "src_mask": "src_mask.mkv"}

@@ -67,6 +67,13 @@ class Manifest:
     rows: int  # all rows, good or bad
 
 
+def lists_of(data_path: str | Path, data_folder: str | Path | None = None) -> list[Path]:
+    """The lists that `scan_manifest` reads, and the folders without one. Raises DataError."""
+    given = Path(data_path)
+    found = _datasets(given, None if data_folder is None else Path(data_folder))
+    return [given, given / "data.txt", *(listing for _, listing in found)]
+
+
 def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> list[SampleRecord]:
     """All rows of a dataset. Raises DataError listing every bad row (the first 20 and a count)."""
     manifest = scan_manifest(data_path, data_folder)

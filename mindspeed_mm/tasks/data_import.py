@@ -12,13 +12,13 @@ from pydantic import Field
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.foreign import list_in
-from mindspeed_mm.data.manifest import list_problems, scan_manifest
+from mindspeed_mm.data.manifest import list_problems, lists_of, scan_manifest
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import format_json, write_json, write_text
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
-from mindspeed_mm.outputs import check_folder
+from mindspeed_mm.outputs import check_file, check_folder, check_not_read
 
 logger = get_logger(__name__)
 PROG = "vace data import"
@@ -48,7 +48,15 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
         return
     home = home_of(Path(arguments.source), config.data_folder)
     check_folder(config.out, "--out")
+    out = Path(config.out)
+    targets = [out / "data.json", out / "data.txt"]
+    for target in targets:
+        check_file(target, "--out")
+    lists = lists_of(arguments.source, home)
+    check_not_read(targets, lists, "--out")
     manifest = scan_manifest(arguments.source, home)
+    if os.path.isdir(lists[-1]):  # clips, each with a caption beside it
+        check_not_read(targets, (row.video.with_suffix(".txt") for row in manifest.records), "--out")
     for note in manifest.notes:
         logger.info(note)
     bad = len({problem.row for problem in manifest.problems})
@@ -64,7 +72,6 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     if config.dry_run:
         logger.info(f"{len(rows)} rows ({counts}) would be written to {config.out}")
         return
-    out = Path(config.out)
     with lock_folder(out, choose="--out"):
         write_json(out / "data.json", rows)
         write_text(out / "data.txt", f"{home.resolve()},{(out / 'data.json').resolve()}\n")

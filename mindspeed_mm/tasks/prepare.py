@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from mindspeed_mm.conditioning.prepared import describe, write_prepared
+from mindspeed_mm.conditioning.prepared import describe, file_names, write_prepared
 from mindspeed_mm.conditioning.recipe import Recipe, parse_recipe, read_recipe
 from mindspeed_mm.conditioning.tasks.catalog import TASKS, all_tasks
 from mindspeed_mm.conditioning.tasks.spec import Sources
 from mindspeed_mm.config.flags import FlagParser, add_flags, flag_name, given
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.config.yaml_file import read_yaml
+from mindspeed_mm.data.manifest import FAILURES, lists_of
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import format_json, regular_file
 from mindspeed_mm.locks import check_unlocked, lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
-from mindspeed_mm.outputs import check_folder
+from mindspeed_mm.outputs import check_folder, check_not_read
 from mindspeed_mm.processes import usable_cores
 
 logger = get_logger(__name__)
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         regular_file(path, DataError, or_folder=True)
     check_folder(config.out, "--out")
     prepared = entry.prepare(Sources.open(videos, images), options)
+    targets = [Path(config.out) / name for name in file_names(prepared)]
+    check_not_read(targets, _inputs([*videos, *images], options, config.options), "--out")
     for note in prepared.notes:
         logger.info(note)
     if config.dry_run:
@@ -108,9 +111,20 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     logger.info(f"{entry.name}: {describe(prepared)} -> {', '.join(str(path) for path in files)}")
 
 
+def _inputs(sources: Sequence[str], options: Config, options_path: str | None) -> Iterator[str | Path]:
+    """Every file that one task reads; an option that names none does no harm."""
+    for path in sources:
+        yield path
+        if Path(path).is_dir():
+            yield from Path(path).iterdir()
+    yield from (value for value in options.model_dump().values() if isinstance(value, str))
+    if options_path is not None:
+        yield options_path
+
+
 def _prepare_dataset(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> None:
     """Every sample of the dataset that is not finished yet."""
-    from mindspeed_mm.tasks.prepare_dataset import plan_samples, prepare_dataset
+    from mindspeed_mm.tasks.prepare_dataset import LISTING, plan_samples, prepare_dataset
 
     for flag, values in (("--video", config.video), ("--image", config.image)):
         if values:
@@ -118,6 +132,9 @@ def _prepare_dataset(config: PrepareConfig, options: Mapping[str, Any], prog: st
     recipe = _recipe(config, options, prog)
     check_folder(config.out, "--out")
     check_unlocked(Path(config.out), choose="--out")
+    check_not_read(
+        [Path(config.out) / name for name in (LISTING, FAILURES)], lists_of(str(config.data)), "--out"
+    )
     plan = plan_samples(str(config.data), recipe)
     for note in plan.notes:
         logger.info(note)

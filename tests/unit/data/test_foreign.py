@@ -166,6 +166,51 @@ def test_import_writes_nothing_for_a_bad_row(
     assert len(json.loads((tmp_path / "lists/data.json").read_text())) == 2
 
 
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        import_data(["import", *argv])
+    line = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert line.count("\n") == 1
+    return line
+
+
+@pytest.mark.parametrize("source", ["data.json", ".", "link.json"])
+def test_import_refuses_to_overwrite_its_list(
+    folder: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    (folder / "data.json").write_text(json.dumps(DIFFSYNTH))
+    (folder / "link.json").symlink_to("data.json")
+    line = refused([str(folder / source), "--out", str(folder)], capsys)
+    assert "--out" in line
+    assert "data.json" in line
+    assert json.loads((folder / "data.json").read_text()) == DIFFSYNTH
+
+
+def test_import_refuses_to_overwrite_a_caption(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(clip, tmp_path / "data.mp4")
+    (tmp_path / "data.txt").write_text("a clip")
+    sub = tmp_path / "sub"
+    sub.mkdir()
+    assert "no caption" not in refused([str(tmp_path), "--out", str(tmp_path)], capsys)
+    assert (tmp_path / "data.txt").read_text() == "a clip"
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.txt"])
+def test_import_names_a_target_that_is_a_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (folder / "metadata.csv").write_text(as_csv(DIFFSYNTH))
+    target = tmp_path / "lists" / name
+    target.mkdir(parents=True)
+    line = refused([str(folder), "--out", str(tmp_path / "lists")], capsys)
+    assert f"--out: {target}: " in line
+    assert ".tmp" not in line
+    assert [path.name for path in (tmp_path / "lists").iterdir()] == [name]
+
+
 def test_data_names_its_actions(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, fact in ((["data"], "import, split"), (["data", "imprt", "x"], "did you mean 'import'?")):
         with pytest.raises(SystemExit):

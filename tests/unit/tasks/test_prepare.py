@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mindspeed_mm.cli.main import main
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
@@ -52,6 +54,38 @@ def test_odd_sizes_and_images_are_written_whole(clip: str, tmp_path: Path) -> No
     odd = write_video(tmp_path / "odd.mkv", FRAMES[:3, :95, :127], 16, lossless=True)
     main(["prepare", "--task", "gray", "--video", str(odd), "--out", str(tmp_path / "a")])
     assert open_video(tmp_path / "a/src_video.mkv").height == 95
+
+
+@pytest.mark.parametrize("which", ["video", "mask", "frames", "options"])
+def test_prepare_refuses_to_overwrite_an_input(
+    clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str
+) -> None:
+    source = shutil.copy(clip, tmp_path / "source.mkv")
+    argv = ["--task", "gray", "--video", str(source)]
+    if which == "video":
+        target = write_video(tmp_path / "src_video.mp4", FRAMES, 24)
+        argv[-1] = str(target)
+    elif which == "frames":
+        target = tmp_path / "src_video.png"
+        Image.fromarray(FRAMES[0]).save(target)
+        (tmp_path / "source.mkv").unlink()
+        argv[-1] = str(tmp_path)
+    elif which == "mask":
+        target = write_video(tmp_path / "src_mask.mkv", np.repeat(MASKS[..., None], 3, -1), 24, lossless=True)
+        argv = ["--task", "inpainting", "--mode", "mask", "--mask", str(target), "--video", str(source)]
+    else:
+        target = tmp_path / "prepare.json"
+        target.write_text("{}")
+        argv += ["--options", str(target)]
+    before = target.read_bytes()
+    with pytest.raises(SystemExit) as caught:
+        main(["prepare", *argv, "--out", str(tmp_path)])
+    line = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert line.count("\n") == 1
+    assert "--out" in line
+    assert target.name in line
+    assert target.read_bytes() == before
 
 
 def test_the_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:

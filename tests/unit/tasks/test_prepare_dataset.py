@@ -166,6 +166,19 @@ def test_a_rows_own_mask_is_that_of_mode_mask(data: Path, tmp_path: Path) -> Non
     assert (open_video(tmp_path / row["src_video_mask"]).read(range(9))[..., 0] == masks).all()
 
 
+def test_prepare_refuses_to_overwrite_its_list(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.json").write_text((data / "data.json").read_text().replace('"clip', f'"{data}/clip'))
+    before = (tmp_path / "data.json").read_text()
+    for listing in (tmp_path, tmp_path / "data.json"):
+        with pytest.raises(SystemExit) as caught:
+            main(["prepare", "--data", str(listing), "--task", "gray", "--out", str(tmp_path)])
+        assert caught.value.code == 1
+        assert "--out" in capsys.readouterr().err
+    assert (tmp_path / "data.json").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("argv", "fact"),
     [

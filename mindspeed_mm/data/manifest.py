@@ -70,8 +70,10 @@ class Manifest:
 def lists_of(data_path: str | Path, data_folder: str | Path | None = None) -> list[Path]:
     """The lists that `scan_manifest` reads, and the folders without one. Raises DataError."""
     given = Path(data_path)
-    found = _datasets(given, None if data_folder is None else Path(data_folder))
-    return [given, given / "data.txt", *(listing for _, listing in found)]
+    if os.path.isdir(given) and list_in(given) is None:
+        given = given / "data.txt"
+    found = _datasets(Path(data_path), None if data_folder is None else Path(data_folder))
+    return [given, *(listing for _, listing in found)]
 
 
 def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> list[SampleRecord]:

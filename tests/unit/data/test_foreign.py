@@ -190,12 +190,12 @@ def test_import_refuses_to_overwrite_its_list(
 def test_import_refuses_to_overwrite_a_caption(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(clip, tmp_path / "data.mp4")
-    (tmp_path / "data.txt").write_text("a clip")
-    sub = tmp_path / "sub"
-    sub.mkdir()
-    assert "no caption" not in refused([str(tmp_path), "--out", str(tmp_path)], capsys)
-    assert (tmp_path / "data.txt").read_text() == "a clip"
+    caption = tmp_path / "sub" / "data.txt"
+    caption.parent.mkdir()
+    caption.write_text("a clip")
+    shutil.copy(clip, caption.with_suffix(".mp4"))
+    assert str(caption) in refused([str(tmp_path), "--out", str(caption.parent)], capsys)
+    assert caption.read_text() == "a clip"
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.txt"])

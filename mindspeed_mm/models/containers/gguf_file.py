@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.gguf_header import check_header
 from mindspeed_mm.models.containers.tensors import Container, TensorFile, first_line
 
 _ORIGINAL = "comfy.gguf.orig_shape."  # before a name: its shape, where that has more dimensions than GGUF's 4
 _MOST_DIMENSIONS = 8
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def read_gguf(path: Path) -> Container:
@@ -24,6 +35,7 @@ def read_gguf(path: Path) -> Container:
     except ImportError:
         raise WeightsError("GGUF needs the package gguf", where=path, fix="pip install gguf") from None
     try:
+        check_header(path)
         reader = gguf.GGUFReader(path)
         exact = {"F32": torch.float32, "F16": torch.float16}
         tensors = {}
@@ -32,7 +44,7 @@ def read_gguf(path: Path) -> Container:
             shape = _shape(reader, entry)
             read = partial(_read, path, entry.name, entry.data, entry.tensor_type, shape, exact.get(kind))
             tensors[entry.name] = TensorFile(shape, exact.get(kind, torch.bfloat16), read)
-    except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise WeightsError(
             f"cannot be read as GGUF ({first_line(error)})", where=path, fix="fetch the file again"
         ) from None
@@ -46,7 +58,8 @@ def _shape(reader: Any, entry: Any) -> torch.Size:
     if field is None:
         return torch.Size(found)
     original = torch.Size(int(field.parts[part][0]) for part in field.data)
-    if len(original) > _MOST_DIMENSIONS or original.numel() != torch.Size(found).numel():
+    fits = len(original) <= _MOST_DIMENSIONS and min(original, default=0) >= 0
+    if not fits or original.numel() != torch.Size(found).numel():
         raise ValueError(f"{entry.name} {list(found)} cannot have the shape {list(original)}")
     return original
 

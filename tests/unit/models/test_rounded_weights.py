@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.gguf_file import read_gguf
 from mindspeed_mm.models.loading import read_tensors
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.wan.vae import load_vae
@@ -72,6 +74,54 @@ def test_a_cut_gguf_is_damaged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4096])
     with raises(WeightsError, where=path):
         open_weights(path)
+
+
+def gguf_bytes(value: bytes, *, values: int = 1, tensors: int = 0) -> bytes:
+    """A header of version 3 whose only metadata is `a`."""
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, values) + struct.pack("<Q", 1) + b"a" + value
+
+
+@pytest.mark.parametrize(
+    ("data", "facts"),
+    [
+        (gguf_bytes(struct.pack("<IIQ", 9, 0, 1 << 40) + bytes(250)), [1 << 40, 250]),
+        (gguf_bytes(struct.pack("<IIQ", 9, 4, 100) + bytes(399)), [100, 399]),
+        (gguf_bytes(struct.pack("<IIQ", 9, 0, 5 << 20) + bytes(5 << 20)), [5 << 20]),
+        (gguf_bytes(struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 3000 + bytes(12)), ["nested", 4]),
+        (gguf_bytes(struct.pack("<IQ", 8, 1 << 62)), ["early"]),
+        (gguf_bytes(struct.pack("<I", 77)), [77]),
+        (gguf_bytes(bytes(64), values=1 << 50), [1 << 50]),
+        (gguf_bytes(bytes(64), tensors=1 << 50), [1 << 50]),
+        (gguf_bytes(bytes(5) + struct.pack("<Q", 1 << 31) + bytes(64), tensors=1), [1 << 31]),
+        (gguf_bytes(bytes(5) + struct.pack("<QI", 0, 1 << 31) + bytes(64), tensors=1), [1 << 31]),
+    ],
+    ids=range(10),
+)
+def test_a_gguf_header_cannot_claim_too_much(tmp_path: Path, data: bytes, facts: list[object]) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+    (tmp_path / "a.gguf").write_bytes(data)
+    with raises(WeightsError, *facts, where=tmp_path / "a.gguf"):
+        open_weights(tmp_path / "a.gguf")
+
+
+def test_a_gguf_with_arrays_is_read_and_none_in_big_endian(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install -e '.[gguf]'")
+
+    def write(endian: object) -> Path:
+        writer = gguf.GGUFWriter(str(tmp_path / "a.gguf"), "wan", endianess=endian)
+        writer.add_array("words", ["a", "", "red ball"])
+        writer.add_array("numbers", list(range(1000)))
+        writer.add_float64("one", 1.0)
+        writer.add_tensor("x", torch.ones(2, 3).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tmp_path / "a.gguf"
+
+    assert torch.equal(read_gguf(write(gguf.GGUFEndian.LITTLE)).tensors["x"].read(), torch.ones(2, 3))
+    with raises(WeightsError, "big-endian", where=tmp_path / "a.gguf"):
+        read_gguf(write(gguf.GGUFEndian.BIG))
 
 
 def test_a_damaged_scale_of_a_gguf_prints_nothing(tmp_path: Path) -> None:

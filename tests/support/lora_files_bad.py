@@ -36,6 +36,18 @@ REFUSED: Mapping[str, tuple[dict[str, Tensor], Sequence[object]]] = {
         },
         [f"{Q}.alpha", 0],
     ),
+    "alpha-bool": (
+        {
+            f"{Q}.lora_A.weight": pair()[0],
+            f"{Q}.lora_B.weight": pair()[1],
+            f"{Q}.alpha": torch.tensor(True),
+        },
+        [f"{Q}.alpha", "bool"],
+    ),
+    "rank-0": (
+        {f"{Q}.lora_A.weight": pair(rank=0)[0], f"{Q}.lora_B.weight": pair(rank=0)[1]},
+        [f"{Q}.lora_A.weight", "rank 0"],
+    ),
     "twice": (
         {
             f"{Q}.lora_A.weight": pair()[0],

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import json_type, parse_json, read_json_object, read_safetensors_header, regular_file
 from mindspeed_mm.log import get_logger, once
@@ -153,6 +155,8 @@ def _pair(raw: _Raw, weight: str, kinds: Mapping[str, str], keys: Mapping[str, K
             where=raw.path,
         )
     rank = down.shape[0]
+    if not rank:
+        raise WeightsError(f"{kinds['down']} {list(down.shape)} has rank 0", where=raw.path)
     alpha, is_rslora = raw.alpha(kinds["down"], keys[kinds["down"]])
     if "alpha" in kinds:
         stored = raw.tensors[kinds["alpha"]]
@@ -160,6 +164,8 @@ def _pair(raw: _Raw, weight: str, kinds: Mapping[str, str], keys: Mapping[str, K
             raise WeightsError(
                 f"{kinds['alpha']} has shape {list(stored.shape)}", where=raw.path, expected="one number"
             )
+        if stored.dtype == torch.bool or stored.dtype.is_complex:
+            raise WeightsError(f"{kinds['alpha']} is {stored.dtype}", where=raw.path, expected="a number")
         alpha, is_rslora = float(stored.read().float().reshape(-1)[0]), False
     if alpha is None:
         return Pair(down, up, 1.0)
@@ -284,8 +290,10 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
         raise WeightsError(
             f"peft_type is {kind}, which is not supported", where=where, fix="give a plain LoRA"
         )
-    for key in ("use_dora", "fan_in_fan_out", "lora_bias"):
-        if config.get(key):
+    for key in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"):
+        if not isinstance(value := config.get(key), bool | None):
+            raise WeightsError(f"{key} is {json.dumps(value)[:60]}", where=where, expected="true or false")
+        if value and key != "use_rslora":
             raise WeightsError(f"{key} is set, which is not supported", where=where, fix="give a plain LoRA")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
@@ -294,7 +302,8 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
             where=where,
             fix="save it as a plain LoRA with peft (path_initial_model_for_weight_conversion)",
         )
-    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
+    patterns = {} if patterns is None else patterns
     if not isinstance(patterns, dict):
         raise WeightsError(f"alpha_pattern is {json_type(patterns)}", where=where, expected="an object")
     if odd := [one for one in patterns if not re.fullmatch(r"\^?(\w|-|\\?\.)+\$?", one)]:

@@ -210,6 +210,11 @@ def test_a_branch_lora_needs_a_branch(tmp_path: Path) -> None:
         ({"lora_alpha": "big"}, ["lora_alpha", "big"]),
         ({"lora_alpha": 0}, ["adapter_config.json", 0]),
         ({"alpha_pattern": {"(a+)+b": 1}}, ["alpha_pattern", "(a+)+b"]),
+        ({"alpha_pattern": []}, ["alpha_pattern", "a list"]),
+        ({"alpha_pattern": False}, ["alpha_pattern", "false"]),
+        ({"use_rslora": "false"}, ["use_rslora", "false"]),
+        ({"use_dora": "false"}, ["use_dora", '"false"']),
+        ({"lora_alpha": 10**400}, ["adapter_config.json"]),
     ],
 )
 def test_a_peft_config_that_means_more_is_refused(tmp_path: Path, change: dict, facts: list) -> None:
@@ -217,6 +222,15 @@ def test_a_peft_config_that_means_more_is_refused(tmp_path: Path, change: dict, 
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps(config | change))
     with raises(WeightsError, *facts):
+        open_lora(path, SHAPES)
+
+
+def test_diffusers_metadata_are_checked_as_pefts(tmp_path: Path) -> None:
+    down, up = pair()
+    metadata = {"lora_adapter_metadata": json.dumps({"transformer.use_rslora": "false"})}
+    path = tmp_path / "lora.safetensors"
+    save_file({f"{Q}.lora_A.weight": down, f"{Q}.lora_B.weight": up}, path, metadata)
+    with raises(WeightsError, "use_rslora", "false", where=path):
         open_lora(path, SHAPES)
 
 

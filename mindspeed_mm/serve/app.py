@@ -24,10 +24,11 @@ from mindspeed_mm.serve.engine import Engine
 from mindspeed_mm.serve.fields import FIELDS, read_fields
 from mindspeed_mm.serve.folders import JobFolders, build_job, discard, in_api_words, link_inputs
 from mindspeed_mm.serve.guard import Guard
-from mindspeed_mm.serve.jobs import Job, JobStore, make_id
+from mindspeed_mm.serve.jobs import JobStore, make_id
 from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.metrics import exposition
 from mindspeed_mm.serve.problem import ApiError, describe_error, error_body
+from mindspeed_mm.serve.queue_file import Job
 from mindspeed_mm.serve.results import keep_tail, spritesheet, thumbnail
 from mindspeed_mm.serve.schemas import Deleted, Video, VideoList, body_schema, video_of
 from mindspeed_mm.serve.uploads import keep_uploads

@@ -12,65 +12,19 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.log import get_logger
 from mindspeed_mm.serve.problem import ApiError, describe_error
+from mindspeed_mm.serve.queue_file import COLUMNS, Job, prepare, read_row, row_problem, unreadable_job
 
-Status = Literal["queued", "in_progress", "completed", "failed"]
+logger = get_logger(__name__)
+
 WorkerState = Literal["loading", "ready", "failed"]
 DATABASE = "queue.sqlite3"
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    status TEXT NOT NULL DEFAULT 'queued',
-    cancelled INTEGER NOT NULL DEFAULT 0,
-    request TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    started_at REAL,
-    completed_at REAL,
-    step INTEGER NOT NULL DEFAULT 0,
-    steps INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    worker TEXT,
-    error TEXT
-);
-CREATE INDEX IF NOT EXISTS waiting ON jobs (status, number);
-CREATE TABLE IF NOT EXISTS workers (
-    id TEXT PRIMARY KEY, state TEXT NOT NULL, message TEXT NOT NULL DEFAULT '', updated_at REAL NOT NULL
-);
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One video of the queue."""
-
-    number: int  # its place in the order of arrival
-    id: str
-    status: Status
-    cancelled: bool
-    request: Mapping[str, Any]  # what the client sent, in the words of the API
-    created_at: float  # seconds since the epoch, as the others
-    started_at: float | None
-    completed_at: float | None
-    step: int  # denoising steps taken, of `steps`
-    steps: int
-    attempts: int
-    worker: str | None
-    error: Mapping[str, str] | None
-
-    @property
-    def progress(self) -> int:
-        """Percent: decoding and writing are the last one of a video that is not completed."""
-        if self.status == "completed":
-            return 100
-        return min(99, 100 * self.step // self.steps) if self.steps else 0
 
 
 class JobStore:
@@ -82,21 +36,41 @@ class JobStore:
         self._local = threading.local()
         try:
             with self._transaction() as database:
-                version = database.execute("PRAGMA user_version").fetchone()[0]
-                if version not in (0, _SCHEMA_VERSION):
-                    raise DataError(
-                        f"is a queue of version {version}",
-                        where=self.path,
-                        expected=f"version {_SCHEMA_VERSION}",
-                        fix="choose another data_dir",
-                    )
-                for statement in _SCHEMA.split(";"):
-                    database.execute(statement)
-                database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+                prepare(database)
+                self._fail_unreadable(database)
         except sqlite3.Error as error:
             raise DataError(
                 f"cannot be used as a queue: {error}", where=self.path, fix="choose another data_dir"
             ) from None
+        except DataError as error:
+            raise error.at(self.path) from None
+
+    def _fail_unreadable(self, database: sqlite3.Connection) -> None:
+        """Let jobs whose row says nothing that can be served fail, so that the others are."""
+        rows = database.execute(f"SELECT {COLUMNS} FROM jobs ORDER BY number").fetchall()
+        failed = [unreadable_job(row, problem) for row in rows if (problem := row_problem(row))]
+        for job in failed:
+            database.execute(
+                "UPDATE jobs SET id = ?, status = ?, request = ?, created_at = ?, "
+                "started_at = NULL, completed_at = ?, step = 0, steps = 0, attempts = 0, worker = NULL, "
+                "error = ? WHERE number = ?",
+                (
+                    job.id,
+                    job.status,
+                    json.dumps(job.request),
+                    job.created_at,
+                    job.completed_at,
+                    json.dumps(job.error),
+                    job.number,
+                ),
+            )
+        if failed:
+            logger.warning(
+                "%s: %d unreadable jobs failed: %s",
+                self.path,
+                len(failed),
+                ", ".join(job.id for job in failed),
+            )
 
     def add(self, request: Mapping[str, Any], *, limit: int, new_id: str | None = None) -> Job | None:
         """Queue a video; None when `limit` are waiting already."""
@@ -300,29 +274,8 @@ class JobStore:
         database.execute("COMMIT")
 
     def _select(self, condition: str, values: tuple[Any, ...], order: str = "ORDER BY number") -> list[Job]:
-        rows = self._database().execute(
-            "SELECT number, id, status, cancelled, request, created_at, started_at, completed_at, step, steps, "
-            f"attempts, worker, error FROM jobs WHERE {condition} {order}",
-            values,
-        )
-        return [
-            Job(
-                number=row[0],
-                id=row[1],
-                status=row[2],
-                cancelled=bool(row[3]),
-                request=json.loads(row[4]),
-                created_at=row[5],
-                started_at=row[6],
-                completed_at=row[7],
-                step=row[8],
-                steps=row[9],
-                attempts=row[10],
-                worker=row[11],
-                error=None if row[12] is None else json.loads(row[12]),
-            )
-            for row in rows
-        ]
+        rows = self._database().execute(f"SELECT {COLUMNS} FROM jobs WHERE {condition} {order}", values)
+        return [read_row(row) for row in rows]
 
 
 def _died(attempts: int) -> dict[str, str]:

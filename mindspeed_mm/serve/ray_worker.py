@@ -16,7 +16,8 @@ from typing import Any
 
 from mindspeed_mm.files import atomic_path, write_json
 from mindspeed_mm.serve.folders import JobFolders
-from mindspeed_mm.serve.jobs import Job, JobStore, WorkerState
+from mindspeed_mm.serve.jobs import JobStore, WorkerState
+from mindspeed_mm.serve.queue_file import Job
 
 Files = dict[str, bytes]  # path within a job's folder → content
 _BEAT = 1.0  # seconds between two signs of life

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
 from mindspeed_mm.serve.fields import ALIASES, COMPUTED, FIELDS
-from mindspeed_mm.serve.jobs import Job, Status
+from mindspeed_mm.serve.queue_file import Job, Status
 from mindspeed_mm.serve.uploads import SLOTS
 
 

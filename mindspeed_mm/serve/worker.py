@@ -25,9 +25,10 @@ from mindspeed_mm.log import get_logger, on_every_rank, one_line_errors, rank, w
 from mindspeed_mm.processes import check_stop
 from mindspeed_mm.serve.engine import late_error
 from mindspeed_mm.serve.folders import JobFolders, build_job, in_api_words
-from mindspeed_mm.serve.jobs import Job, JobStore
+from mindspeed_mm.serve.jobs import JobStore
 from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.problem import describe_error
+from mindspeed_mm.serve.queue_file import Job
 from mindspeed_mm.tasks.generate_videos import check_weights, open_models, run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 

@@ -6,9 +6,12 @@ import multiprocessing
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.serve.jobs import DATABASE, JobStore
 from tests.support.errors import raises
+from tests.support.server import Server
 
 REQUEST = {"fields": {"prompt": "a ball"}, "files": {}}
 
@@ -121,3 +124,58 @@ def test_queue_of_a_later_version_is_refused(tmp_path: Path) -> None:
         database.execute("PRAGMA user_version = 9")
     with raises(DataError, 9, 1, where=str(tmp_path / DATABASE)):
         JobStore(tmp_path)
+
+
+def test_queue_with_overwritten_pages_is_refused(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, 100)
+    store.close()
+    path = tmp_path / DATABASE
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"x" * (len(content) - 4096)
+    path.write_bytes(content)
+    with raises(DataError, "data_dir", where=str(path)):
+        JobStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new"), [("jobs", "worker", "owner"), ("workers", "message", "text")]
+)
+def test_queue_of_other_columns_is_refused(tmp_path: Path, table: str, old: str, new: str) -> None:
+    filled(tmp_path, 1)[0].close()
+    with sqlite3.connect(tmp_path / DATABASE) as database:
+        database.execute(f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}")
+    with raises(DataError, table, old, new, "data_dir", where=str(tmp_path / DATABASE)):
+        JobStore(tmp_path)
+
+
+UNREADABLE = (
+    "request = '{'",
+    """request = '{"files": 5, "fields": [1]}'""",
+    """request = '{"files": {}, "fields": {"prompt": 5}}'""",
+    """request = '{"files": {}, "fields": {"prompt": "a", "fps": 0}}'""",
+    "request = '" + "[" * 100_000 + "'",
+    "request = x'ff'",
+    "created_at = 'soon'",
+    "created_at = 9e999",
+    "status = 'lost'",
+    "steps = -1",
+    "error = '{}'",
+    "error = '[1]'",
+)
+
+
+@pytest.mark.parametrize("change", UNREADABLE, ids=lambda change: change[:30])
+def test_unreadable_row_fails_and_others_are_served(tmp_path: Path, change: str) -> None:
+    store, ids = filled(tmp_path, 3)
+    store.close()
+    with sqlite3.connect(tmp_path / DATABASE) as database:
+        database.execute(f"UPDATE jobs SET {change} WHERE id = ?", (ids[1],))
+    server = Server(tmp_path)
+    listed = server.client.get("/v1/videos", params={"order": "asc"})
+    assert listed.status_code == 200
+    videos = {video["id"]: video for video in listed.json()["data"]}
+    assert [videos[video]["status"] for video in ids] == ["queued", "failed", "queued"]
+    assert videos[ids[1]]["error"]["code"] == "unreadable_job"
+    assert [job and job.id for job in map(server.store.claim, "abc")] == [ids[0], ids[2], None]
+    with sqlite3.connect(tmp_path / DATABASE) as database:
+        assert database.execute("SELECT status FROM jobs WHERE id = ?", (ids[1],)).fetchone() == ("failed",)

@@ -1,0 +1,190 @@
+"""What the file of a queue holds: its tables, checked when it is opened, and each row as a Job. No torch."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.serve.problem import ApiError, describe_error
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+_FIX = "restore it from a copy, or choose another data_dir"
+_LATEST = 1e11  # seconds since the epoch
+_VERSION = 1
+_TABLES = ("jobs", "workers")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL DEFAULT 'queued',
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    request TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    completed_at REAL,
+    step INTEGER NOT NULL DEFAULT 0,
+    steps INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    worker TEXT,
+    error TEXT
+);
+CREATE INDEX IF NOT EXISTS waiting ON jobs (status, number);
+CREATE TABLE IF NOT EXISTS workers (
+    id TEXT PRIMARY KEY, state TEXT NOT NULL, message TEXT NOT NULL DEFAULT '', updated_at REAL NOT NULL
+);
+"""
+Row = Sequence[Any]
+
+
+class Job(Config):
+    """One video of the queue."""
+
+    number: int  # its place in the order of arrival
+    id: str
+    status: Status
+    cancelled: bool
+    request: Mapping[str, Any]  # what the client sent, in the words of the API
+    created_at: float = Field(ge=0, le=_LATEST)  # seconds since the epoch, as the others
+    started_at: float | None = Field(ge=0, le=_LATEST)
+    completed_at: float | None = Field(ge=0, le=_LATEST)
+    step: int = Field(ge=0)  # denoising steps taken, of `steps`
+    steps: int = Field(ge=0)
+    attempts: int
+    worker: str | None
+    error: Mapping[str, str] | None
+
+    @property
+    def progress(self) -> int:
+        """Percent: decoding and writing are the last one of a video that is not completed."""
+        if self.status == "completed":
+            return 100
+        return min(99, 100 * self.step // self.steps) if self.steps else 0
+
+
+COLUMNS = ", ".join(Job.model_fields)
+
+
+class _Fields(Config):
+    """What a client sees of a request's fields, or of the server's defaults."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    fps: float = Field(default=16.0, gt=0)
+
+
+class _Request(Config):
+    """The parts of a request that the server reads before a worker checks all of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    fields: _Fields
+    files: dict[str, list[str]]
+    defaults: _Fields = _Fields()
+    source: str | None = None
+
+
+def prepare(database: sqlite3.Connection) -> None:
+    """Make the tables, or check those of an older file.
+
+    Raises DataError for another version, damaged pages and other columns, sqlite3.Error for what is no database.
+    """
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, _VERSION):
+        raise DataError(
+            f"is a queue of version {version}", expected=f"version {_VERSION}", fix="choose another data_dir"
+        )
+    found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise DataError(f"is damaged: {found}", fix=_FIX)
+    _make_tables(database)
+    with sqlite3.connect(":memory:") as fresh:
+        _make_tables(fresh)
+        for table in _TABLES:
+            _compare(table, _columns(database, table), _columns(fresh, table))
+    fresh.close()
+    database.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _make_tables(database: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";"):
+        database.execute(statement)
+
+
+def _columns(database: sqlite3.Connection, table: str) -> dict[str, str]:
+    """Column → its type, and whether it may be empty and is a key."""
+    rows = database.execute('SELECT name, type, "notnull", pk FROM pragma_table_info(?)', (table,))
+    return {row[0]: f"{row[1]} {'NOT NULL' if row[2] else ''} {'KEY' if row[3] else ''}" for row in rows}
+
+
+def _compare(table: str, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    if found != expected:
+        wrong = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+        raise DataError(
+            f"its table {table} is of another program: {', '.join(wrong)} differ",
+            expected=f"the columns {', '.join(expected)}",
+            fix=_FIX,
+        )
+
+
+def read_row(row: Row) -> Job:
+    """A row of COLUMNS; one that cannot be read is a job that failed."""
+    problem = row_problem(row)
+    return unreadable_job(row, problem) if problem else _job(row)
+
+
+def row_problem(row: Row) -> str:
+    """Why a row cannot be served; empty when it can."""
+    try:
+        job = _job(row)
+        parse(_Request, job.request, "request")
+    except (ConfigError, ValueError, TypeError, RecursionError) as error:
+        return str(error)
+    if job.error is not None and "code" not in job.error:
+        return "error has no code"
+    return ""
+
+
+def unreadable_job(row: Row, problem: str) -> Job:
+    """A row that cannot be read, as a job that failed."""
+    known, now = dict(zip(Job.model_fields, row, strict=True)), time.time()
+    created = known["created_at"]
+    error = ApiError(
+        500, "unreadable_job", f"its row in the queue cannot be read: {problem}", fix="send the request again"
+    )
+    return Job(
+        number=known["number"],
+        id=str(known["id"]),
+        status="failed",
+        cancelled=bool(known["cancelled"]),
+        request={"fields": {"prompt": ""}, "files": {}},
+        created_at=created if isinstance(created, float) and 0 <= created <= _LATEST else now,
+        started_at=None,
+        completed_at=now,
+        step=0,
+        steps=0,
+        attempts=0,
+        worker=None,
+        error=describe_error(error),
+    )
+
+
+def _job(row: Row) -> Job:
+    values = dict(zip(Job.model_fields, row, strict=True))
+    error = values["error"]
+    values |= {
+        "cancelled": bool(values["cancelled"]),
+        "request": json.loads(values["request"]),
+        "error": None if error is None else json.loads(error),
+    }
+    return parse(Job, values, "")

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, Field, field_validator
 
-from mindspeed_mm.config.schema import parse
+from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.config import ClipPolicy
 from mindspeed_mm.data.images import brightness, read_image
 from mindspeed_mm.data.sample import Inputs
 from mindspeed_mm.data.video import open_video
-from mindspeed_mm.errors import DataError
+from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.evaluation.sample import Pixels, Sample, Where, kind_of
 from mindspeed_mm.evaluation.sources import DataCase, EvalData
 from mindspeed_mm.files import display_path, read_json_object, stat_path
@@ -26,6 +27,42 @@ from mindspeed_mm.files import display_path, read_json_object, stat_path
 _OUT = "out_video.mp4"  # the published tool's name, in a folder for each video
 _INPUTS = ("src_video.mp4", "src_mask.mp4")
 _REFERENCE = re.compile(r"(?:reference|src_ref_image)_(\d+)\.(?:png|jpe?g)", re.IGNORECASE)
+
+
+class _Known(Config):
+    """Keys of NAME.json that are read here, beside others."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Sampling(_Known):
+    fps: float = Field(default=16.0, ge=0.001, le=1000)
+
+
+class _Inputs(_Known):
+    video: str | None = None
+    mask: str | None = None
+    images: tuple[str, ...] | None = None
+
+    @field_validator("video", "mask", "images")
+    @classmethod
+    def _are_paths(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if "\0" in "".join(value or ()):
+            raise ValueError("expected a path, got a text with a NUL character")
+        return value
+
+
+class _Task(_Known):
+    type: str | None = None
+
+
+class _Settings(_Known):
+    """NAME.json, as far as scores depend on it."""
+
+    prompt: str | None = None
+    sampling: _Sampling | None = None
+    inputs: _Inputs | None = None
+    task: _Task | None = None
 
 
 @dataclass(frozen=True)
@@ -156,8 +193,16 @@ def _resized(result: Result, inputs: Inputs, output: Pixels) -> tuple[Pixels, Wh
 
 
 def _settings(video: Path) -> Mapping[str, Any]:
+    """NAME.json. Raises DataError for values that no run writes."""
     path = video.with_suffix(".json")
-    return read_json_object(path, DataError) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    values = read_json_object(path, DataError)
+    try:
+        parse(_Settings, values, display_path(path))
+    except ConfigError as error:
+        raise error.as_kind(DataError) from None
+    return values
 
 
 def _sampling(result: Result) -> Mapping[str, Any]:

@@ -118,5 +118,5 @@ def _key(video: Any, mask: Any, images: Sequence[Any]) -> tuple[str, str, tuple[
     return _real(video), _real(mask), tuple(map(_real, images))
 
 
-def _real(path: Any) -> str:
-    return os.path.realpath(path) if isinstance(path, str | os.PathLike) and os.fspath(path) else ""
+def _real(path: str | Path | None) -> str:
+    return os.path.realpath(path) if path and os.fspath(path) else ""

@@ -98,6 +98,33 @@ def test_a_mask_is_read_as_the_model_reads_it(tmp_path: Path) -> None:
     assert not sample.src_mask.any()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "address"),
+    [
+        ("sampling", {"fps": "abc"}, "sampling.fps"),
+        ("sampling", {"fps": [1]}, "sampling.fps"),
+        ("sampling", {"fps": None}, "sampling.fps"),
+        ("sampling", [], "sampling"),
+        ("inputs", {"video": 5}, "inputs.video"),
+        ("inputs", {"video": {}}, "inputs.video"),
+        ("inputs", {"video": "a\0b"}, "inputs.video"),
+        ("inputs", {"mask": []}, "inputs.mask"),
+        ("inputs", {"images": 7}, "inputs.images"),
+        ("inputs", {"images": "abc"}, "inputs.images"),
+        ("inputs", {"images": ["a\0b"]}, "inputs.images"),
+        ("inputs", 3, "inputs"),
+        ("task", {"type": ["a"]}, "task.type"),
+        ("task", "gray", "task"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(tmp_path: Path, key: str, value: Any, address: str) -> None:
+    path = tmp_path / "a.json"
+    (tmp_path / "a.mp4").touch()
+    path.write_text(json.dumps({"name": "a", "prompt": "x", key: value}))
+    with raises(DataError, where=f"{path}:{address}"):
+        find_results(tmp_path)
+
+
 def test_another_caption_has_no_true_clip(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "good", tmp_path / "run")
     settings = read_json_object(tmp_path / "run/a.json")

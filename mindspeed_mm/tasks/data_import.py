@@ -15,7 +15,7 @@ from mindspeed_mm.data.foreign import list_in
 from mindspeed_mm.data.manifest import list_problems, lists_of, scan_manifest
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import format_json, write_json, write_text
+from mindspeed_mm.files import format_json, split_lines, write_json, write_text
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file, check_folder, check_not_read
@@ -52,6 +52,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     targets = [out / "data.json", out / "data.txt"]
     for target in targets:
         check_file(target, "--out")
+    line = line_of(home, targets[0])
     lists = lists_of(arguments.source, home)
     check_not_read(targets, lists, "--out")
     manifest = scan_manifest(arguments.source, home)
@@ -74,7 +75,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
         return
     with lock_folder(out, choose="--out"):
         write_json(out / "data.json", rows)
-        write_text(out / "data.txt", f"{home.resolve()},{(out / 'data.json').resolve()}\n")
+        write_text(out / "data.txt", f"{line}\n")
     logger.info(f"{len(rows)} rows ({counts}) -> {out / 'data.json'}; name {out / 'data.txt'} as data_path")
 
 
@@ -97,7 +98,7 @@ def guide_row(record: SampleRecord, home: Path) -> dict[str, Any]:
     """A row of data.json; paths start from `home`."""
 
     def path(file: Path | None) -> str | None:
-        return None if file is None else os.path.relpath(file, home)
+        return None if file is None else path_from(home, file)
 
     captions = record.captions
     return {
@@ -107,6 +108,31 @@ def guide_row(record: SampleRecord, home: Path) -> dict[str, Any]:
         "src_ref_images": [path(image) for image in record.src_ref_images] or None,
         "src_video_mask": path(record.src_mask),
     }
+
+
+def path_from(home: Path, file: Path) -> str:
+    """`file` from `home`; one that is not below it by name, from where links lead, as data.txt names it."""
+    if file.is_relative_to(home) and ".." not in file.relative_to(home).parts:
+        return str(file.relative_to(home))
+    return os.path.relpath(Path(os.path.realpath(file.parent)) / file.name, os.path.realpath(home))
+
+
+def line_of(home: Path, listing: Path) -> str:
+    """The line of data.txt. Raises ConfigError for a path that is not read back from it."""
+    parts = [str(home.resolve()), str(listing.resolve())]
+    for part, where, expected, fix in (
+        (parts[0], "SOURCE", "a path without line breaks", "rename the folder"),
+        (parts[1], "--out", "a path without commas and line breaks", "choose another folder"),
+    ):
+        whole = split_lines(part) == [part] and part.strip() == part
+        if not whole or ("," in part and part == parts[1]):
+            raise ConfigError(
+                f"got {part!r}, which data.txt cannot hold",
+                where=f"{PROG}: {where}",
+                expected=expected,
+                fix=fix,
+            )
+    return ",".join(parts)
 
 
 def import_parser(prog: str = PROG) -> FlagParser:

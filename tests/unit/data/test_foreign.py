@@ -198,6 +198,37 @@ def test_import_refuses_to_overwrite_a_caption(
     assert caption.read_text() == "a clip"
 
 
+def test_import_through_a_link_writes_paths_that_are_found(clip: Path, tmp_path: Path) -> None:
+    home = tmp_path / "real" / "deep" / "ds"
+    home.mkdir(parents=True)
+    shutil.copy(clip, home / "0.mp4")
+    (home / "1.mp4").symlink_to(clip)
+    names = [str(home / "0.mp4"), "1.mp4", "../ds/0.mp4"]
+    rows = [{"video": name, "prompt": "one"} for name in names]
+    (home / "metadata.json").write_text(json.dumps(rows))
+    (tmp_path / "link").symlink_to(home)
+    import_data(["import", str(tmp_path / "link"), "--out", str(tmp_path / "lists")])
+    written = json.loads((tmp_path / "lists/data.json").read_text())
+    assert [row["video"] for row in written] == ["0.mp4", "1.mp4", "0.mp4"]
+    assert len(read_manifest(tmp_path / "lists/data.txt")) == 3
+
+
+@pytest.mark.parametrize("name", ["o,2b", "o\n2b"])
+def test_import_refuses_an_out_that_data_txt_cannot_hold(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (folder / "metadata.csv").write_text(as_csv(DIFFSYNTH))
+    assert "--out" in refused([str(folder), "--out", str(tmp_path / name)], capsys)
+    assert not (tmp_path / name).exists()
+
+
+def test_import_reads_back_a_source_with_a_comma(folder: Path, tmp_path: Path) -> None:
+    home = folder.rename(tmp_path / "a,b")
+    (home / "metadata.csv").write_text(as_csv(DIFFSYNTH))
+    import_data(["import", str(home), "--out", str(tmp_path / "lists")])
+    assert len(read_manifest(tmp_path / "lists/data.txt")) == 2
+
+
 @pytest.mark.parametrize("name", ["data.json", "data.txt"])
 def test_import_names_a_target_that_is_a_folder(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -147,7 +147,10 @@ def score_folder(
 
 
 def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None = None) -> dict[str, float]:
-    """Metric → score, of those that apply. A network that is missing becomes a note."""
+    """Metric → score, of those that apply.
+
+    A network that is missing, and a score that is NaN or infinite, become a note.
+    """
     found = {}
     for metric in metrics:
         try:
@@ -157,8 +160,12 @@ def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None 
                 raise
             notes[f"{metric.name}: {error}"] += 1
             continue
-        if value is not None and math.isfinite(value):
+        if value is None:
+            continue
+        if math.isfinite(value):
             found[metric.name] = float(value)
+        elif notes is not None:
+            notes[f"{metric.name}: a score that is not finite is left out"] += 1
     return found
 
 

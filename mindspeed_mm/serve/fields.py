@@ -77,6 +77,8 @@ def read_fields(
         if key in values:
             raise ConfigError(f"{name} and {key} are one field", where=name, fix="send one of them")
         values[key] = parse_value(value) if is_text else value
+        if _holds_nul(values[key]):
+            raise ConfigError("holds a NUL character", where=name, fix="send text without it")
     _check_model(given.get("model"), model)
     if given.get("size") is not None:
         values.update(_read_size(given["size"], values))
@@ -124,6 +126,15 @@ def _holds_text(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(map(_holds_text, value))
 
 
+def _holds_nul(value: Any) -> bool:
+    """Whether any text of a value, or any key, has a NUL character."""
+    if isinstance(value, dict):
+        return any(map(_holds_nul, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_nul, value))
+    return isinstance(value, str) and "\0" in value
+
+
 def _check_model(name: Any, served: str) -> None:
     if name not in (None, "", served):
         raise ConfigError(f"got {name!r:.80}", where="model", expected=f"{served!r}, which this server has")
@@ -142,6 +153,8 @@ def _read_seconds(seconds: Any, values: Mapping[str, Any], fps: float) -> dict[s
     if "num_frames" in values:
         raise ConfigError("is given beside num_frames", where="seconds", fix="send one of them")
     try:
+        if isinstance(seconds, bool):  # which Python counts as 0 or 1
+            raise TypeError
         length = float(seconds)
         frames = length * float(fps if values.get("fps") is None else values["fps"])
     except (TypeError, ValueError):

@@ -118,26 +118,21 @@ def _kind_of(file: BinaryIO, name: str, slot: Slot) -> tuple[Kind, str]:
 
 def check_upload(path: Path, name: str, kind: Kind, settings: ServeConfig) -> None:
     """Whether a file can be read and is within the limits. Raises ApiError naming the slot, never our path."""
+    seconds = 0.0
     try:
         if kind == "image":
             with open_image(path) as image:
-                width, height, seconds = *image.size, 0.0
+                _check_pixels(*image.size, name, settings)
+                image.load()  # a header does not say that the pixels are there
         else:
             info = probe(path, mask=name == "src_mask")
-            width, height, seconds = info.width, info.height, info.duration
+            _check_pixels(info.width, info.height, name, settings)
+            seconds = info.duration
     except DataError as error:
         problem = error.problem.replace(f"{path}: ", "").replace(str(path), "the file")
         raise ApiError(
             400, "invalid_input", problem, where=name, expected=error.expected, fix=error.fix
         ) from None
-    if width * height > settings.max_clip_pixels:
-        raise ApiError(
-            413,
-            "too_many_pixels",
-            f"has {width}x{height} pixels",
-            where=name,
-            expected=f"at most {settings.max_clip_pixels}",
-        )
     if seconds > settings.max_clip_seconds:
         raise ApiError(
             413,
@@ -145,4 +140,16 @@ def check_upload(path: Path, name: str, kind: Kind, settings: ServeConfig) -> No
             f"lasts {seconds:.1f} s",
             where=name,
             expected=f"at most {settings.max_clip_seconds:g} s",
+        )
+
+
+def _check_pixels(width: int, height: int, name: str, settings: ServeConfig) -> None:
+    """Raises ApiError for more pixels than the server takes."""
+    if width * height > settings.max_clip_pixels:
+        raise ApiError(
+            413,
+            "too_many_pixels",
+            f"has {width}x{height} pixels",
+            where=name,
+            expected=f"at most {settings.max_clip_pixels}",
         )

@@ -26,8 +26,10 @@ class Encoder:
     """A model of transformers that gives a vector of an image, and, where it is a CLIP, of a text."""
 
     def __init__(self, folder: Path, device: Any = "cpu") -> None:
-        """Raises WeightsError for a folder that holds no such model."""
+        """Raises WeightsError for a folder that holds no such model, or weights that are NaN or infinite."""
         from transformers import AutoModel, AutoProcessor
+
+        from mindspeed_mm.models.finite import check_weights
 
         try:
             safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -41,6 +43,7 @@ class Encoder:
                 where=display_path(folder),
                 fix="name the folder of a CLIP or DINO model with its preprocessor_config.json",
             ) from None
+        check_weights(display_path(folder), self._model.state_dict())
         self.device = device
 
     @property

@@ -98,3 +98,12 @@ def test_a_prompt_that_the_encoder_cuts_is_named(
 def test_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     with raises(WeightsError, where=tmp_path):
         Encoder(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    model = Dinov2Model.from_pretrained(folder)
+    with torch.no_grad():
+        model.layernorm.weight[:3] = torch.nan
+    model.save_pretrained(folder)
+    with raises(WeightsError, "layernorm.weight", "3 of 16", where=folder):
+        Encoder(folder)

@@ -24,6 +24,7 @@ from mindspeed_mm.evaluation.report import ALL, compare, read_report, score_fold
 from mindspeed_mm.evaluation.results import find_results, read_sample
 from mindspeed_mm.evaluation.sample import Pixels
 from mindspeed_mm.evaluation.sources import EvalData
+from mindspeed_mm.evaluation.spec import Metric
 from mindspeed_mm.files import read_json_object
 from tests.support.errors import raises
 
@@ -214,6 +215,18 @@ def test_a_missing_network_is_a_note(tmp_path: Path) -> None:
     assert all(list(sample.scores) == ["flicker"] for sample in report.samples)
     assert "depth_error" in report.notes[0]
     assert "2 videos" in report.notes[0]
+
+
+def test_scores_that_are_not_finite_are_counted(tmp_path: Path) -> None:
+    write_run(tmp_path, 4, "abc")
+    lost = Metric("lost", "", "higher", "NaN", lambda sample: float("nan"))
+    rare = Metric("rare", "", "higher", "inf", lambda sample: np.inf if sample.name == "a" else None)
+    report = score_folder(tmp_path, [*all_metrics(("flicker",)), lost, rare])
+    assert all(list(sample.scores) == ["flicker"] for sample in report.samples)
+    assert len(report.notes) == 2
+    assert "lost" in report.notes[0]
+    assert "3 videos" in report.notes[0]
+    assert "rare" in report.notes[1]
 
 
 def test_command_writes_scores_and_a_page(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,20 @@ def png(width: int = 32, height: int = 32) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(data, "PNG")
     return data.getvalue()
+
+
+def png_without_pixels() -> bytes:
+    """A PNG whose checksums are right and whose pixels end early."""
+    data = b"\x89PNG\r\n\x1a\n"
+    pixels = zlib.compress(bytes(range(97)) * 32)[:40]
+    for kind, content in (
+        (b"IHDR", struct.pack(">2I5B", 32, 32, 8, 2, 0, 0, 0)),
+        (b"IDAT", pixels),
+        (b"IEND", b""),
+    ):
+        data += struct.pack(">I", len(content)) + kind + content
+        data += struct.pack(">I", zlib.crc32(kind + content))
+    return data
 
 
 def post(server: Server, path: str = "/v1/videos", files: Any = None, **fields: str) -> Any:
@@ -116,6 +132,9 @@ def test_input_reference_is_a_first_frame_or_a_clip(server: Server, tmp_path: Pa
         ({"steps": "3", "num_inference_steps": "3"}, "num_inference_steps", "steps"),
         ({"extra_params": "[]"}, "extra_params", "object"),
         ({"prompt": " "}, "prompt", "missing"),
+        ({"prompt": "a\0b"}, "prompt", "NUL"),
+        ({"negative_prompt": "\0"}, "negative_prompt", "NUL"),
+        ({"task": '{"type": "gray", "caption": "a\\u0000"}'}, "task", "NUL"),
         ({"src_video": "/etc/passwd"}, "src_video", "file"),
         ({"num_frames": "10001", "size": "16384x16384"}, "size", "fewer"),
     ],
@@ -130,6 +149,13 @@ def test_wrong_field_is_refused_by_name(
     assert list(server.folders.root.glob("*")) == []
 
 
+@pytest.mark.parametrize("value", [True, False, [1], {}])
+def test_seconds_of_another_kind_are_refused(server: Server, value: Any) -> None:
+    response = server.client.post("/v1/videos", json={"prompt": "a ball", "seconds": value})
+    assert response.status_code == 400
+    assert error_of(response)["where"] == "seconds"
+
+
 @pytest.mark.parametrize(
     ("slot", "content", "status"),
     [
@@ -141,6 +167,8 @@ def test_wrong_field_is_refused_by_name(
         ("src_video", b"", 400),
         ("src_ref_images", b"GIF89a" + b"\0" * 50, 415),
         ("src_ref_images", png()[:60], 400),
+        ("src_ref_images", png_without_pixels(), 400),
+        ("src_mask", png_without_pixels(), 400),
         ("nonsense", png(), 400),
     ],
 )

@@ -14,7 +14,16 @@ try:
 except ImportError:  # no wheel for this processor
     from zlib import crc32
 
-__all__ = ["Record", "crc32", "damaged_record", "record_start", "stored_sizes", "zip_records"]
+__all__ = ["Record", "crc32", "damaged_record", "file_crc32", "record_start", "stored_sizes", "zip_records"]
+
+
+def file_crc32(path: Path) -> int:
+    """CRC-32 of a file's bytes. Raises OSError."""
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total = crc32(block, total)
+    return total
 
 
 class Record(NamedTuple):

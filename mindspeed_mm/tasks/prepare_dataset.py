@@ -32,11 +32,12 @@ from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.sheet import Strip, draw_sheet
 from mindspeed_mm.errors import DataError, MindSpeedMMError
-from mindspeed_mm.files import atomic_path, display_path, read_json_object, write_json, write_json_lines
+from mindspeed_mm.files import atomic_path, display_path, write_json, write_json_lines
 from mindspeed_mm.locks import lock_folder, sweep, temporary_name
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.processes import check_stop
 from mindspeed_mm.progress import Progress
+from mindspeed_mm.tasks.prepared_row import read_finished, sums_of
 
 logger = get_logger(__name__)
 LISTING = "data.json"
@@ -228,13 +229,9 @@ def _made(
 
 def _finished(sample: Sample, rows: Path) -> dict[str, Any] | None:
     """What an earlier run made of the same files, task and options."""
-    path = rows / sample.name / RECORD
-    if not path.is_file():
-        return None
     try:
-        record = read_json_object(path, DataError)
-        return record if record.get("key") == sample.key() else None
-    except (DataError, OSError):
+        return read_finished(rows / sample.name, sample.key())
+    except OSError:  # of a source, which the work names
         return None
 
 
@@ -262,6 +259,10 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
         }
         made = write_files(prepared, draft, said)
         made["networks"] = dict(prepared.networks)
+        encoded = [made[slot] for slot in ("src_video", "src_mask") if made.get(slot)]
+        made["files"] = sums_of(
+            draft, [*encoded, *made["src_ref_images"]]
+        )  # links have their source in `key`
         made["video"] = _linked(record.video, draft / f"video{record.video.suffix}")
         if not made["src_ref_images"]:
             made["src_ref_images"] = [

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,17 @@ def files(out: Path) -> dict[str, bytes]:
     x264 reads memory that it never wrote, and the last bits follow from that.
     """
     found = [path for path in sorted(out.rglob("*")) if path.is_file()]
-    return {
+    contents = {
         str(p.relative_to(out)): p.read_bytes()
         for p in found
         if p.suffix != ".mp4" and "sheets" not in p.parts
     }
+    for name, content in contents.items():
+        if name.endswith("prepare.json"):
+            record = json.loads(content)
+            del record["files"]["src_video.mp4"]
+            contents[name] = json.dumps(record).encode()
+    return contents
 
 
 def same(first: Path, second: Path) -> bool:
@@ -128,6 +135,73 @@ def test_a_second_run_makes_only_what_changed(data: Path, tmp_path: Path) -> Non
     assert changed
     prepare(data, out, "--task", "gray", "--compat", "official")
     assert all(path.stat().st_mtime_ns != times[path] for path in (out / "rows").rglob("src_video.mp4"))
+
+
+@pytest.fixture(scope="module")
+def gray(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rows, finished once; each test restores what it breaks, through the command."""
+    (data / "two.json").write_text(json.dumps(json.loads((data / "data.json").read_text())[:2]))
+    out = tmp_path_factory.mktemp("gray") / "set"
+    prepare(data, out, "--task", "gray", listing="two.json")
+    return out
+
+
+def damage(row: Path, kind: str) -> None:
+    record = json.loads((row / "prepare.json").read_text())
+    clip = row / "src_video.mp4"
+    if kind == "deleted":
+        clip.unlink()
+    elif kind == "cut":
+        os.truncate(clip, clip.stat().st_size // 2)
+    elif kind == "flipped":  # with the size and time stamp of before
+        status, content = clip.stat(), bytearray(clip.read_bytes())
+        content[len(content) // 2] ^= 1
+        clip.write_bytes(content)
+        os.utime(clip, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif kind == "no link":
+        (row / record["video"]).unlink()
+    elif kind.startswith("without "):
+        del record[kind.removeprefix("without ")]
+        (row / "prepare.json").write_text(json.dumps(record))
+    else:
+        (row / "prepare.json").write_text(json.dumps({**record, **json.loads(kind)}))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("deleted", "cut", "flipped", "no link"),
+        *("without video", "without notes", "without src_ref_images"),
+        *('{"notes": 5}', '{"notes": [["a"]]}', '{"src_ref_images": 5}', '{"src_video": 5}'),
+        *('{"video": "../../../etc/passwd"}', '{"video": "/etc/passwd"}', '{"src_ref_images": [".."]}'),
+        *('{"files": 5}', '{"files": {"../../data.json": {"size": 1, "crc32": 1}}}', '{"video": ""}'),
+    ],
+)
+def test_a_damaged_row_is_made_again(data: Path, gray: Path, kind: str) -> None:
+    listing = (gray / "data.json").read_text()
+    row, other = gray / "rows/000000-0-gray", gray / "rows/000001-0-gray/prepare.json"
+    time_stamp = other.stat().st_mtime_ns
+    damage(row, kind)
+    prepare(data, gray, "--task", "gray", listing="two.json")
+    record = json.loads((row / "prepare.json").read_text())
+    clip = (row / "src_video.mp4").read_bytes()
+    assert record["files"] == {"src_video.mp4": {"size": len(clip), "crc32": zlib.crc32(clip)}}
+    assert record["video"] == "video.mkv"
+    assert record["notes"] == []
+    assert (row / "video.mkv").samefile(data / "clip0.mkv")
+    assert (gray / "data.json").read_text() == listing
+    assert other.stat().st_mtime_ns == time_stamp
+
+
+def test_rows_without_checksums_are_kept(data: Path, gray: Path) -> None:
+    row = gray / "rows/000000-0-gray"
+    damage(row, "without files")
+    before = (row / "prepare.json").stat().st_mtime_ns
+    prepare(data, gray, "--task", "gray", listing="two.json")
+    assert (row / "prepare.json").stat().st_mtime_ns == before
+    damage(row, "deleted")
+    prepare(data, gray, "--task", "gray", listing="two.json")
+    assert (row / "src_video.mp4").is_file()
 
 
 def test_failed_rows_are_listed_and_the_others_kept(

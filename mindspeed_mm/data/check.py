@@ -46,11 +46,14 @@ class CheckReport:
         """Rows with a problem."""
         return sorted({problem.row for problem in self.problems})
 
-    def demand(self, skip_bad_samples: int) -> None:
-        """Raise DataError with the problems if more than `skip_bad_samples` rows are bad or none is good."""
+    def demand(self, skip_bad_samples: int = 0, *, or_else: str = "") -> None:
+        """Raise DataError with the problems if more than `skip_bad_samples` rows are bad or none is good.
+
+        `or_else`: what the command offers besides correcting them, such as a flag that skips them.
+        """
         if len(self.bad_rows) > skip_bad_samples or not self.records:
-            fix = "correct them, or skip them: --skip-bad-samples N" if skip_bad_samples < self.rows else ""
-            raise DataError(list_problems(self.problems, self.rows), fix=fix)
+            other = f", or {or_else}" if or_else and self.records else ""
+            raise DataError(list_problems(self.problems, self.rows), fix=f"correct them{other}")
 
     def write(self, path: Path) -> None:
         """A JSON file that names every row that is left out, and why."""
@@ -103,6 +106,7 @@ def check_dataset(
     *,
     data_folder: str | Path | None = None,
     skip_bad_samples: int = 0,
+    or_else: str = "",
     report_path: Path | None = None,
     workers: int | None = None,
     timeout: float = 60.0,
@@ -116,7 +120,7 @@ def check_dataset(
         logger.info(line)
     if report_path is not None and report.problems:
         report.write(report_path)
-    report.demand(skip_bad_samples)
+    report.demand(skip_bad_samples, or_else=or_else)
     for problem in report.problems[:20]:
         logger.warning("left out: %s", problem)
     if report.problems:

@@ -107,7 +107,7 @@ def usable_clips(job: PretrainJob, clips: VaceDatasetConfig) -> tuple[list[Sampl
             )
             for line in report.summary().split("\n"):
                 logger.info(line)
-            report.demand(0)
+            report.demand(or_else="remove them from the list")
             found[0] = [(fact.frames, *fact.size) for fact in report.facts]
 
     raise_on_all_ranks(look)

@@ -237,6 +237,7 @@ def _record(source: _Source, config: InspectConfig) -> SampleRecord:
             source.video,
             data_folder=folder,
             skip_bad_samples=config.skip_bad_samples,
+            or_else="skip them: --skip-bad-samples N",
             workers=config.workers,
         )
         _report_long_captions(report.records, source.tokenizer, config.tokenizer)

@@ -274,7 +274,7 @@ def test_the_mask_of_a_feature_is_unfolded_to_what_went_in(feature):
         ),
         (["{d}/rows.json", "--indx", "0"], "unknown argument '--indx' (did you mean '--index'?)"),
         (["{d}/v.mp4"], "v.mp4: expected text, got a binary"),
-        (["{d}/rows.json", "--workers", "0", "--skip-bad-samples", "0"], "1 of 4 rows cannot be used"),
+        (["{d}/rows.json", "--workers", "0", "--skip-bad-samples", "0"], "skip them: --skip-bad-samples N"),
     ],
 )
 def test_bad_input_ends_in_one_line(dataset, capsys, arguments, problem):

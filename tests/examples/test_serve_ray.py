@@ -17,7 +17,7 @@ import requests
 
 from mindspeed_mm.data.video import open_video
 
-pytest.importorskip("ray", reason="pip install -e '.[ray]'")
+pytest.importorskip("ray.serve", reason="pip install -e '.[ray]'")
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds

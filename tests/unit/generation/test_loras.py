@@ -62,7 +62,7 @@ def merged_model(tmp_path, seed, *loras):
 
 @pytest.mark.parametrize("merges", [True, False], ids=["merged", "added in every pass"])
 def test_every_dialect_generates_the_same_latents(tmp_path, vae, merges, monkeypatch):
-    monkeypatch.setattr(applying, "free_host_memory", lambda: (1 << 40) if merges else 0)
+    monkeypatch.setattr(applying, "free_memory", lambda: (1 << 40) if merges else 0)
     pipe, matrices = pipeline(vae, tiny_transformer()), lora_matrices()
     expected = latents(pipe, loras=[str(write_lora("kohya", tmp_path, matrices))])
     written = [write_lora(dialect, tmp_path, matrices) for dialect in DIALECTS]

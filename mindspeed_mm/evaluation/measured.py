@@ -6,13 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mindspeed_mm.checksum import crc32
+from mindspeed_mm.checksum import crc32, file_crc32
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.evaluation.results import Result
 from mindspeed_mm.files import display_path
-
-_AT_ONCE = 1 << 20  # bytes
 
 
 class Measured(Config):
@@ -46,13 +44,11 @@ def files_checksum(results: Sequence[Result]) -> str:
     total = 0
     for result in results:
         for path in _files(result):
-            total = crc32(f"{result.name}/{path.name}\n".encode(), total)
             try:
-                with path.open("rb") as file:
-                    while block := file.read(_AT_ONCE):
-                        total = crc32(block, total)
+                found = file_crc32(path)
             except OSError as error:
                 raise DataError(f"cannot be read: {error.strerror}", where=display_path(path)) from None
+            total = crc32(f"{result.name}/{path.name} {found:08x}\n".encode(), total)
     return f"{total:08x}"
 
 

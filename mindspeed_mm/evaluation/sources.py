@@ -119,4 +119,4 @@ def _key(video: Any, mask: Any, images: Sequence[Any]) -> tuple[str, str, tuple[
 
 
 def _real(path: str | Path | None) -> str:
-    return os.path.realpath(path) if path and os.fspath(path) else ""
+    return os.path.realpath(path) if path else ""

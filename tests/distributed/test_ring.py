@@ -29,7 +29,7 @@ def around(size, lengths):
     mine = slice(first, first + lengths[mesh.rank])
 
     def part(tensor):
-        found = torch.full((2, padded, 3, 16), 7.0)  # what stands in the padding must not count
+        found = torch.full((2, padded, 3, 16), 7.0)  # padding must not count
         found[:, : lengths[mesh.rank]] = tensor[:, mine].detach()
         return found.requires_grad_()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from mindspeed_mm.generation.conditions import conditions_of
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from tests.support.tiny import write_shipped_request
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = re.compile(r"^### .*?\n.*?```json\n(.*?)\n```\n\n!\[[^]]*\]\(([^)]*)\)", re.MULTILINE | re.DOTALL)
@@ -29,15 +29,8 @@ def test_every_recipe_of_the_guide_is_the_one_of_its_picture(page: str) -> None:
 def job(tmp_path_factory: pytest.TempPathFactory) -> GenerateJob:
     folder = tmp_path_factory.mktemp("kinds")
     draw_kinds.write_sources(folder)
-    base = json.loads((ROOT / "examples/vace/tiny/inference.json").read_text())
-    weights = ROOT / "examples/vace/tiny/weights"
-    base["model"] = {
-        "transformer": [str(weights / "vace")],
-        "vae": str(weights),
-        "text_encoder": str(weights),
-    }
-    (folder / "base.json").write_text(json.dumps({**base, "steps": 1}))
-    return GenerateJob.from_file(draw_kinds.write_request(folder, folder / "base.json"))
+    base = write_shipped_request(folder / "base.json", steps=1)
+    return GenerateJob.from_file(draw_kinds.write_request(folder, base))
 
 
 def test_every_kind_shows_the_model_what_its_recipe_names(job: GenerateJob) -> None:

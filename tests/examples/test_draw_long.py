@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from mindspeed_mm.generation.result import GenerationResult
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from tests.support.tiny import write_shipped_request
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = re.compile(r"`max_lab_drift` ≤ ([0-9.]+), `max_seam_jump` ≤ ([0-9.]+), `min_seam_psnr` ≥ ([0-9.]+)")
@@ -21,15 +21,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GenerationResult]:
     folder = tmp_path_factory.mktemp("long")
-    base = json.loads((ROOT / "examples/vace/tiny/inference.json").read_text())
-    weights = ROOT / "examples/vace/tiny/weights"
-    base["model"] = {
-        "transformer": [str(weights / "vace")],
-        "vae": str(weights),
-        "text_encoder": str(weights),
-    }
-    (folder / "base.json").write_text(json.dumps(base))
-    return draw_long.make_all(GenerateJob.from_file(draw_long.write_request(folder, folder / "base.json")))
+    base = write_shipped_request(folder / "base.json")
+    return draw_long.make_all(GenerateJob.from_file(draw_long.write_request(folder, base)))
 
 
 @pytest.mark.parametrize("page", ["docs/guide/long_video.md", "docs/zh/guide/long_video.md"])

@@ -119,3 +119,13 @@ def write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:
         save_file({name: weights[name] for name in names[part::3]}, folder / file)
         where.update(dict.fromkeys(names[part::3], file))
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def write_shipped_request(path: Path, **keys: Any) -> Path:
+    """The inference JSON of the shipped tiny weights with absolute paths; `keys` replace its own."""
+    tiny = Path(__file__).resolve().parents[2] / "examples/vace/tiny"
+    weights = str(tiny / "weights")
+    model = {"transformer": [f"{weights}/vace"], "vae": weights, "text_encoder": weights}
+    request = json.loads((tiny / "inference.json").read_text())
+    path.write_text(json.dumps({**request, "model": model, **keys}))
+    return path

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -144,15 +146,36 @@ def test_videos_that_were_finished_stay_when_a_process_fails(config):
     out, prompts = config.parent / "stopped", config.parent / "four.jsonl"
     names = ("one", "two", "three", "four")
     prompts.write_text("\n".join(json.dumps({"name": name, "prompt": name}) for name in names))
-    (out / "four" / "latents.safetensors").mkdir(parents=True)  # in the way
+    obstacle = threading.Thread(target=_obstruct, args=(out,))
+    obstacle.start()
     ran = ranks(config, out, "--prompts-file", prompts, "--data-parallel")
-    assert ran.returncodes == [1, 1]
+    obstacle.join()
+    assert ran.returncodes == [1, 1], ran.stderr
     assert re.search(r"^\[rank 1\] .*Error: .*stopped/four", ran.stderr, re.MULTILINE)
     assert "mindspeed_mm/" not in ran.stderr  # no traceback of ours
     left = {path.name for path in out.iterdir()}
     assert {"two", "two.json", "two.mp4", "two.png", "four"} <= left
     assert not {"four.json", "four.mp4", "four.png"} & left
     assert not [name for name in left if "tmp" in name]
+
+
+def _obstruct(out):
+    """Put a folder in the way of the last video's latents once the checks are over."""
+    until = time.monotonic() + 60
+    while not ((out / "job.json").exists() or (out / "two").exists()):
+        if time.monotonic() > until:
+            return
+        time.sleep(0.002)
+    (out / "four" / "latents.safetensors").mkdir(parents=True)
+
+
+@pytest.mark.slow
+def test_a_folder_in_the_way_stops_every_process(config):
+    out = config.parent / "obstructed"
+    (out / "video1" / "latents.safetensors").mkdir(parents=True)
+    ran = ranks(config, out)
+    assert ran.returncodes == [1, 1], ran.stderr
+    assert re.search(r"^\[rank 0\] ConfigError: .*obstructed/video1/latents", ran.stderr, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -143,13 +143,13 @@ class GenerateJob(Config):
         return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand, missing=missing)
 
     def check_outputs(self) -> None:
-        """Raises ConfigError or LaunchError if the first rank cannot write the videos, or another run does.
+        """Raises ConfigError or LaunchError if the videos cannot be written, or another run writes them.
 
-        A plain --dry-run leaves open what only the machine of the run knows: whether the folder can be made.
+        Every rank judges the names, so that none waits for one that has stopped; only the first asks the disk
+        and the lock. A plain --dry-run leaves open what only the machine of the run knows: whether the folder
+        can be made.
         """
-        if rank() != 0:
-            return
-        is_here = self.check_inputs or not self.dry_run
+        is_here = rank() == 0 and (self.check_inputs or not self.dry_run)
         folder = Path(self.run.output_path)
         check_folder(self.run.output_path, "output_path", probe=is_here)
         for video in self.videos if self.run.from_latents is None else ():

@@ -1,6 +1,7 @@
 """Tests that compare with classes which only newer diffusers has are left out without them, aloud."""
 
 import os
+import re
 import signal
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -36,6 +37,7 @@ collect_ignore = [] if _HAS_WAN_VACE else _NEEDS_WAN_VACE
 
 
 _FAST_FOLDERS = ("house", "unit")
+_LEFT_OUT = re.compile(r"^pytestmark = pytest\.mark\.(medium|slow)$", re.MULTILINE)
 
 
 def pytest_report_header():
@@ -48,13 +50,15 @@ def pytest_report_header():
 
 def pytest_ignore_collect(collection_path, config):
     """The fast lane imports no test that it leaves out: their imports alone take longer than it does."""
-    if (
-        config.option.markexpr == "fast"
-        and collection_path.parent == Path(__file__).parent
-        and collection_path.is_dir()
-    ):
-        return True if collection_path.name not in _FAST_FOLDERS else None
-    return None
+    if config.option.markexpr != "fast":
+        return None
+    if collection_path.is_dir():
+        is_left_out = (
+            collection_path.parent == Path(__file__).parent and collection_path.name not in _FAST_FOLDERS
+        )
+    else:
+        is_left_out = collection_path.suffix == ".py" and _LEFT_OUT.search(collection_path.read_text("utf-8"))
+    return True if is_left_out else None
 
 
 def pytest_collection_modifyitems(items):

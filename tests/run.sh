@@ -15,5 +15,6 @@ if [[ -n ${CI:-} ]] && ! command -v chromium >/dev/null && command -v apt-get >/
         echo "tests: chromium could not be installed: the browser tests skip" >&2
 fi
 
+unset PYTHONDONTWRITEBYTECODE # else each process that a test starts compiles the package again
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -6,10 +6,10 @@ No print, no global, no machine's paths, no unsafe torch.load.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,17 +44,20 @@ def tracked(*suffixes: str) -> list[Path]:
     return [path for path in paths if path.suffix in suffixes and path.is_file()]
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in tracked(".py"):
-        relative = str(path.relative_to(ROOT))
-        if relative.startswith(CODE):
-            yield relative, ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def trees() -> list[tuple[str, ast.Module]]:
+    """Path and syntax tree of each module of the product."""
+    relative = {str(path.relative_to(ROOT)): path for path in tracked(".py")}
+    return [
+        (where, ast.parse(path.read_text(encoding="utf-8")))
+        for where, path in relative.items()
+        if where.startswith(CODE)
+    ]
 
 
-def calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield node, ast.unparse(node.func)
+@functools.cache
+def calls(tree: ast.Module) -> list[tuple[ast.Call, str]]:
+    return [(node, ast.unparse(node.func)) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
 def test_nothing_prints_and_nothing_is_global() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "megatron.core", "diffusers", "transformers", "av", "decord")
 RUN = """

@@ -29,6 +29,8 @@ from tests.support.errors import raises
 from tests.support.ranks import warm_processes
 from tests.support.tiny import tiny_transformer, write_transformer
 
+pytestmark = pytest.mark.medium
+
 
 def convert_slowly(argv: list[str], steps: Connection) -> None:
     """In a process of its own: writes are slow and reported, so that a kill can strike at any moment."""

@@ -28,6 +28,8 @@ from mindspeed_mm.evaluation.spec import Metric
 from mindspeed_mm.files import read_json_object
 from tests.support.errors import raises
 
+pytestmark = pytest.mark.medium
+
 SIDE, COUNT = 32, 5
 RNG = np.random.default_rng(5)
 CLIP = np.repeat(np.repeat(RNG.integers(40, 200, (COUNT, 8, 8, 3), dtype=np.uint8), 4, 1), 4, 2)

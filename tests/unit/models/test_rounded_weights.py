@@ -33,6 +33,8 @@ from tests.support.tiny import (
     write_vae,
 )
 
+pytestmark = pytest.mark.medium
+
 STATE = {name: weight.detach() for name, weight in tiny_transformer().state_dict().items()}
 
 

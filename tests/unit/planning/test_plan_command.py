@@ -23,6 +23,8 @@ from mindspeed_mm.tasks.jobs.plan import largest_clip, read_job, run_of
 from mindspeed_mm.tasks.plan import GIB, Plan, draw, make_plan
 from tests.support.errors import raises
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[3]
 VACE = ROOT / "examples/vace"
 CLIP = ("--devices=8", "--frames=81", "--height=480", "--width=832")

@@ -30,6 +30,8 @@ from mindspeed_mm.planning.generation import (
 )
 from mindspeed_mm.tasks.plan_generation import text_parameters
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[3]
 JSON = "examples/vace/inference/inference_wan2.1_14b.json"
 RUN = GenerationRun(model=PRESETS["Wan2.1-VACE-14B"])

@@ -16,6 +16,8 @@ from PIL import Image
 from mindspeed_mm.data.video_writer import write_video
 from tests.support.server import Server
 
+pytestmark = pytest.mark.medium
+
 FRAMES = np.full((5, 64, 64, 3), 128, np.uint8)
 
 

@@ -12,6 +12,8 @@ from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from tests.support.errors import raises
 
+pytestmark = pytest.mark.medium
+
 # the keys and values of the published examples/vace/feature_extract and tools.json
 PUBLISHED_DATA = {
     "dataset_param": {

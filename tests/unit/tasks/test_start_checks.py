@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from mindspeed_mm.accelerator import Accelerator
@@ -19,6 +20,8 @@ from mindspeed_mm.tasks.pretrain import run
 from mindspeed_mm.training.checkpoint import Checkpointer
 from tests.support.errors import raises
 from tests.support.runs import arguments, make_run
+
+pytestmark = pytest.mark.medium
 
 
 def train(environment, **flags):

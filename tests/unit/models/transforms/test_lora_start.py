@@ -24,6 +24,8 @@ from tests.support.errors import raises
 from tests.support.lora_files import deltas, lora_matrices, write_lora
 from tests.support.tiny import tiny_inputs, tiny_transformer, write_transformer
 
+pytestmark = pytest.mark.medium
+
 VACE = MODELS.get("vace")
 GUIDE = Path(__file__).resolve().parents[4] / "docs/guide/lora.md"
 

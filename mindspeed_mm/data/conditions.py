@@ -20,7 +20,7 @@ from mindspeed_mm.data import sample
 from mindspeed_mm.data.config import ClipPolicy
 from mindspeed_mm.data.forms import Reader, as_reader, exact, picture
 from mindspeed_mm.data.frames import FrameChoice, align, choose, frame_at
-from mindspeed_mm.data.images import blank_mask, image_traits
+from mindspeed_mm.data.images import blank_remark, image_traits
 from mindspeed_mm.data.resize import (
     Size,
     cut,
@@ -40,10 +40,6 @@ from mindspeed_mm.errors import DataError
 Conditions = sample.Conditions[Tensor, Tensor]
 # Clips uint8 [T, H, W, 3] and masks uint8 [T, H, W]; what is fp32 already has the form of Conditions.
 ReadConditions = sample.Conditions[Any, Tensor]
-_BLANK = {
-    "nowhere": "all of src_video is kept, nothing in it is generated; white = generate",
-    "everywhere": "nothing of src_video is kept; black = keep",
-}
 _CHANGED = {
     "trim": "its first {n} frames are used",
     "pad": "its last frame is repeated up to {n} frames",
@@ -158,8 +154,8 @@ class _Loader:
         else:
             pixels = pixels if soft else (pixels > 0.5).float()
             levels = (int(255 * float(pixels.min())), math.ceil(255 * float(pixels.max())))
-        if blank := blank_mask(levels, soft=soft):
-            self.notes.append(f"{what}: white {blank}: {_BLANK[blank]}")
+        if remark := blank_remark(levels, soft=soft):
+            self.notes.append(f"{what}: {remark}")
         return pixels
 
     def own_target(self, clip: Clip) -> Target:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from mindspeed_mm.data.png import check_rows
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import display_path, regular_file
 
@@ -25,6 +26,10 @@ IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".heic", ".heif"}
 )
 WHITE, BLACK = 255, 0
+_BLANK = {
+    "nowhere": "all of src_video is kept, nothing in it is generated; white = generate",
+    "everywhere": "nothing of src_video is kept; black = keep",
+}
 UNTIMED_FPS = 16.0  # what image folders are played at; they carry no clock
 PIXELS_VARIABLE = "MINDSPEED_MM_MAX_PIXELS"
 _DEFAULT_PIXELS = 1 << 26  # 8192 x 8192
@@ -109,6 +114,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             _reduce(file)
             check_pixels(path, *file.size)
             yield file
+            if file.format == "PNG" and _may_lack_rows(file):
+                check_rows(path)
     except (ConfigError, MemoryError):
         raise
     except DataError as error:
@@ -121,6 +128,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         ) from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more
         raise DataError(f"cannot be read as an image: {short(error)}", where=display_path(path)) from None
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether a PNG that was decoded ends in black, as Pillow paints rows that are not there."""
+    if getattr(image, "tile", None):  # not decoded
+        return False
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return bool(image.info.get("interlace")) or not np.asarray(last).any()
 
 
 def _reduce(image: Image.Image) -> None:
@@ -202,6 +217,12 @@ def blank_mask(levels: tuple[int, int], *, soft: bool) -> str:
     if high == 0 or (high <= 127 and not soft):
         return "nowhere"
     return "everywhere" if low == 255 or (low > 127 and not soft) else ""
+
+
+def blank_remark(levels: tuple[int, int], *, soft: bool) -> str:
+    """What becomes of a clip whose mask has these levels, when the mask says no more; else ''."""
+    where = blank_mask(levels, soft=soft)
+    return f"white {where}: {_BLANK[where]}" if where else ""
 
 
 def _deepest(path: Path) -> int:

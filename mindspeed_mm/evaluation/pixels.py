@@ -1,35 +1,14 @@
-"""How near two pictures are: PSNR and SSIM of uint8 pixels."""
+"""How near two pictures are: SSIM of uint8 pixels."""
 
 from __future__ import annotations
-
-import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
 
-BEST_PSNR = 99.0  # of equal pixels, whose PSNR is infinite
 SSIM_RADIUS = 5  # of the window of 11x11
 _SIGMA, _C1, _C2 = 1.5, (0.01 * 255) ** 2, (0.03 * 255) ** 2
-
-
-def psnr_of(squared_error: float) -> float:
-    """The PSNR of a mean squared error of 8-bit levels."""
-    return min(BEST_PSNR, 10 * math.log10(255**2 / max(squared_error, 1e-9)))
-
-
-def region_psnr(pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> float | None:
-    """The PSNR of all pixels of several pairs together; None when there are none."""
-    count = sum(found.size for found, _ in pairs)
-    if not count:
-        return None
-    total = sum(
-        float(np.square(found.astype(np.float32) - expected).sum(dtype=np.float64))
-        for found, expected in pairs
-    )
-    return psnr_of(total / count)
 
 
 def ssim_map(found: Frame, expected: Frame) -> NDArray[np.float64]:

@@ -118,8 +118,8 @@ def _generate_windows(
             on_conditions(request, whole)
         return whole
 
-    whole = parallel.run_on_main(read)
     share_prompts(models, [request], parallel)
+    whole = parallel.run_on_main(read)
     steps, count = request.sampling.steps, len(request.sampling.windows)
 
     def make(index: int, part: GenerationRequest, given: Conditions | None) -> Tensor:

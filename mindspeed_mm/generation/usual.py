@@ -19,21 +19,30 @@ def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -
 
     [] for weights not published.
     """
+    kinds: dict[str, list[str]] = {}
+    for name, sampling in videos.items():
+        for line in unusual(config, sampling):
+            kinds.setdefault(line, []).append(name)
+    return [
+        f"{len(names)} of {len(videos)} videos ({', '.join(names[:3])}{', …' if names[3:] else ''}): {line}"
+        for line, names in kinds.items()
+    ]
+
+
+def unusual(config: VaceConfig, sampling: SamplingConfig) -> list[str]:
+    """What is far from what these weights know about one request; [] for weights not published."""
     known = _LARGEST.get(preset_name(config) or "")
     if known is None:
         return []
-    kinds: dict[str, list[str]] = {}
-    for name, sampling in videos.items():
-        area = sampling.height * sampling.width
-        aspect = max(sampling.height, sampling.width) / min(sampling.height, sampling.width)
-        if not 0.5 * _SMALL <= area <= 1.25 * known[1] or aspect > _WIDEST:
-            kinds.setdefault(f"{sampling.height}x{sampling.width} is far from {known[0]}", []).append(name)
-        frames = sampling.frames_at_once
-        if not _FRAMES // 3 <= frames <= 1.5 * _FRAMES and frames > 1:
-            longer = f"; set window to {_FRAMES}" if frames > _FRAMES else ""
-            kinds.setdefault(f"{frames} frames are far from {_FRAMES}{longer}", []).append(name)
+    found = []
+    area = sampling.height * sampling.width
+    aspect = max(sampling.height, sampling.width) / min(sampling.height, sampling.width)
+    if not 0.5 * _SMALL <= area <= 1.25 * known[1] or aspect > _WIDEST:
+        found.append(f"{sampling.height}x{sampling.width} is far from {known[0]}")
+    frames = sampling.frames_at_once
+    if not _FRAMES // 3 <= frames <= 1.5 * _FRAMES and frames > 1:
+        longer = f"; set window to {_FRAMES}" if frames > _FRAMES else ""
+        found.append(f"{frames} frames are far from {_FRAMES}{longer}")
     return [
-        f"{len(names)} of {len(videos)} videos ({', '.join(names[:3])}{', …' if names[3:] else ''}): "
-        f"{kind}, which these weights were trained on; expect repeated or distorted content"
-        for kind, names in kinds.items()
+        f"{kind}, which these weights were trained on; expect repeated or distorted content" for kind in found
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,11 +19,19 @@ from starlette.exceptions import HTTPException
 
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.log import get_logger
 from mindspeed_mm.serve.body import Given, Uploads, read_body, read_overlap, take_source
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.engine import Engine
 from mindspeed_mm.serve.fields import FIELDS, read_fields
-from mindspeed_mm.serve.folders import JobFolders, build_job, discard, in_api_words, link_inputs
+from mindspeed_mm.serve.folders import (
+    JobFolders,
+    build_job,
+    discard,
+    in_api_words,
+    link_inputs,
+    translator,
+)
 from mindspeed_mm.serve.guard import Guard
 from mindspeed_mm.serve.jobs import JobStore, make_id
 from mindspeed_mm.serve.loras import Loras
@@ -31,8 +40,9 @@ from mindspeed_mm.serve.problem import ApiError, describe_error, error_body
 from mindspeed_mm.serve.queue_file import Job
 from mindspeed_mm.serve.results import keep_tail, spritesheet, thumbnail
 from mindspeed_mm.serve.schemas import Deleted, Video, VideoList, body_schema, video_of
-from mindspeed_mm.serve.uploads import keep_uploads
+from mindspeed_mm.serve.uploads import keep_uploads, remarks_of
 
+LOGGER = get_logger(__name__)
 Prepare = Callable[[Path], dict[str, list[str]]]  # fills a job's `inputs` folder; slot → file names
 _OVERLAP = 9  # frames of a video's end that an extension begins with
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -108,6 +118,8 @@ class Service:
 
     def check_ready(self) -> None:
         """Raise ApiError while the models are not loaded."""
+        if self.engine.damage:
+            raise ApiError(503, "queue_damaged", self.engine.damage, retry_after=60)
         state, message = self.engine.state()
         if state != "ready" and not self.engine.was_ready:
             code = "model_failed" if state == "failed" else "model_loading"
@@ -120,7 +132,11 @@ class Service:
         try:
             files = prepare(draft / "inputs")
             planned = build_job(draft, self.base, fields, files, self.loras)
-            self._check_size(planned.videos[0].sampling.model_dump())
+            video = planned.videos[0]
+            self._check_size(video.sampling.model_dump())
+            said = map(translator(draft), planned.notes)
+            soft = video.sampling.soft_mask if video.task is None else None
+            notes = [*said, *remarks_of(draft / "inputs", files, soft_mask=soft)]
             folder = self.folders.commit(draft, job_id)
         except MindSpeedMMError as error:
             discard(draft)
@@ -131,7 +147,13 @@ class Service:
         defaults = {
             key: value for key, value in self.base.items() if key in ("width", "height", "num_frames", "fps")
         }
-        request = {"fields": dict(fields), "files": files, "defaults": defaults, "source": source}
+        request = {
+            "fields": dict(fields),
+            "files": files,
+            "defaults": defaults,
+            "source": source,
+            "notes": notes,
+        }
         job = self.store.add(request, limit=self.settings.max_queue, new_id=job_id)
         if job is None:
             discard(folder)
@@ -201,6 +223,12 @@ def _add_errors(app: FastAPI) -> None:
     async def starlettes(_: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         return respond(error.status_code, {"code": code, "message": str(error.detail)})
+
+    @app.exception_handler(sqlite3.Error)
+    async def databases(_: Request, error: sqlite3.Error) -> Response:
+        LOGGER.error("the queue: %s", error)
+        message = f"the queue cannot be used: {error}"
+        return respond(503, {"code": "queue_failed", "message": message}, 10)
 
     @app.exception_handler(Exception)
     async def others(_: Request, error: Exception) -> Response:

@@ -166,6 +166,8 @@ def run(job: GenerateJob, server: str) -> None:
             del waiting[video_id]
             if state["status"] == "failed":
                 raise DataError(state["error"].get("message", "failed"), where=f"{client.base}: {video.name}")
+            for note in state.get("notes") or ():
+                LOGGER.info("  %s: %s", video.name, note)
             path = folder / f"{video.name}.mp4"
             client.download(video_id, path)
             write_json(path.with_suffix(".json"), {**video.to_json(), "server": client.base, "video": state})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ LOGGER = get_logger(__name__)
 _POLL = 0.2
 _GRACE = 15.0  # seconds between asking a worker to end and ending it
 _LONGEST_PAUSE = 60.0  # before a worker that keeps dying is started again
+_CHECK = 60.0  # seconds between two looks at all of the queue's file
 _LATE = 60.0  # seconds beyond job_timeout before a worker that hangs within a step is killed
 
 
@@ -38,6 +40,8 @@ class Engine:
         self.store, self.folders, self.settings, self.worker = store, folders, settings, worker
         self.restarts = 0
         self.was_ready = False  # since the server started
+        self.damage = ""  # of the queue's file, found while the server runs
+        self._checked = time.monotonic()
         self.failure = ""  # why the workers ended last, until all are ready again
         self._name = ""
         self._over = threading.Event()
@@ -56,6 +60,8 @@ class Engine:
 
     def state(self) -> tuple[str, str]:
         """loading, ready or failed; and a message for people."""
+        if self.damage:
+            return "failed", self.damage
         workers = self.store.workers().values()
         if not self._thread.is_alive():
             return "failed", "the engine has ended; see the server's log"
@@ -73,10 +79,14 @@ class Engine:
             started = time.monotonic()
             try:
                 self._serve_once()
+            except sqlite3.Error as error:
+                LOGGER.error("%s: %s", self.store.path, error)
             except Exception:  # a full disk, a locked queue: the server must outlive it
                 LOGGER.exception("the engine continues after an error")
             pause = 1.0 if time.monotonic() - started > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
-            if not self._over.is_set():
+            if self.check_queue(now=True):
+                self._over.wait()
+            elif not self._over.is_set():
                 self.restarts += 1
                 LOGGER.warning("a worker ended; starting all again in %.0f s", pause)
                 self._over.wait(pause)
@@ -131,7 +141,7 @@ class Engine:
         """Until a worker ends, hangs, or the server stops; cleans up meanwhile."""
         started = time.monotonic()
         while not self._over.wait(_POLL):
-            if any(process.poll() is not None for process in self._processes):
+            if self.check_queue() or any(process.poll() is not None for process in self._processes):
                 return
             if overdue := self.store.overdue(self.settings.job_timeout + _LATE):
                 for job in overdue:
@@ -143,6 +153,20 @@ class Engine:
                 return
             self.state()
             self.clean()
+
+    def check_queue(self, *, now: bool = False) -> bool:
+        """Whether the queue's file is damaged or gone: nothing more is made then, for nobody would hear of it.
+
+        All pages are read once a minute, or `now`.
+        """
+        if not self.damage and not self._over.is_set():
+            thoroughly = now or time.monotonic() - self._checked > _CHECK
+            self._checked = time.monotonic() if thoroughly else self._checked
+            self.damage = self.store.damage(thoroughly=thoroughly)
+            if self.damage:
+                fix = "restore it from a copy, or move it away, and start the server again"
+                LOGGER.error("%s; no more videos are made: %s", self.damage, fix)
+        return bool(self.damage)
 
     def clean(self) -> None:
         """Delete what was cancelled and what has been kept long enough."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.files import write_json
+from mindspeed_mm.log import get_logger
 from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.uploads import SLOTS
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
+LOGGER = get_logger(__name__)
 E = TypeVar("E", bound=MindSpeedMMError)
 NAME = "video"  # of every result: the job's folder is what tells them apart
 _ID = re.compile(r"video_[0-9a-f]{24}")
@@ -60,13 +62,22 @@ class JobFolders:
         shutil.rmtree(self.of(job_id), ignore_errors=True)
 
     def sweep(self, known: set[str]) -> int:
-        """Delete the folders of no known job: a server was killed between a draft and its row. Returns how many."""
+        """Delete the folders of no known job: a server was killed between a draft and its row. Returns how many.
+
+        A folder with a finished video stays: the queue itself was lost.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
-        removed = 0
+        removed, orphans = 0, 0
         for entry in os.scandir(self.root):
-            if entry.name not in known and (entry.name.startswith(_DRAFT) or _ID.fullmatch(entry.name)):
-                shutil.rmtree(entry.path, ignore_errors=True)
-                removed += 1
+            if entry.name in known or not (entry.name.startswith(_DRAFT) or _ID.fullmatch(entry.name)):
+                continue
+            if (Path(entry.path) / f"{NAME}.mp4").exists():
+                orphans += 1
+                continue
+            shutil.rmtree(entry.path, ignore_errors=True)
+            removed += 1
+        if orphans:
+            LOGGER.warning("%s: %d finished videos are not in the queue; they are kept", self.root, orphans)
         return removed
 
 
@@ -110,12 +121,11 @@ def build_job(
         raise in_api_words(error, folder) from None
 
 
-def in_api_words(error: E, folder: Path) -> E:
-    """The error with the names that the client knows: slots in place of the inference JSON's keys and of our paths.
-
-    Advice about flags and folders is for the people who run the server, and is left out.
-    """
-    words = {f"{path}": path.stem.rpartition("_")[0] for path in (folder / "inputs").glob("*")}
+def translator(folder: Path) -> Callable[[str], str]:
+    """A text in the names that the client knows: slots in place of the inference JSON's keys and of our paths."""
+    slots = {path: path.stem.rpartition("_")[0] for path in (folder / "inputs").glob("*")}
+    words = {f"{slot} {path}": slot for path, slot in slots.items()}  # once, not `src_video src_video`
+    words |= {f"{path}": slot for path, slot in slots.items()}
     words |= {slot.key: name for name, slot in SLOTS.items() if slot.key}
     words |= {
         "image_path": "src_ref_images",
@@ -129,6 +139,15 @@ def in_api_words(error: E, folder: Path) -> E:
             text = text.replace(ours, theirs)
         return text.removeprefix(f"{NAME}: ")
 
+    return translate
+
+
+def in_api_words(error: E, folder: Path) -> E:
+    """The error in the words of the API.
+
+    Advice about flags and folders is for the people who run the server, and is left out.
+    """
+    translate = translator(folder)
     advice = "; ".join(
         part for part in error.fix.split("; ") if "--" not in part and "output_path" not in part
     )

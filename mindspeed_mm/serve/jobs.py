@@ -10,19 +10,28 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.serve.problem import ApiError, describe_error
-from mindspeed_mm.serve.queue_file import COLUMNS, Job, prepare, read_row, row_problem, unreadable_job
+from mindspeed_mm.serve.queue_file import (
+    COLUMNS,
+    Job,
+    WorkerState,
+    check_pages,
+    identity_of,
+    prepare,
+    read_row,
+    row_problem,
+    unreadable_job,
+)
 
 logger = get_logger(__name__)
 
-WorkerState = Literal["loading", "ready", "failed"]
 DATABASE = "queue.sqlite3"
 MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
 
@@ -34,10 +43,12 @@ class JobStore:
         """Make the database in `folder`, or open it. Raises DataError for a file that is no queue of ours."""
         self.path = folder / DATABASE
         self._local = threading.local()
+        self._identity: tuple[int, int] | None = None
         try:
             with self._transaction() as database:
                 prepare(database)
                 self._fail_unreadable(database)
+            self._identity = identity_of(self.path)
         except sqlite3.Error as error:
             raise DataError(
                 f"cannot be used as a queue: {error}", where=self.path, fix="choose another data_dir"
@@ -175,6 +186,15 @@ class JobStore:
                 (step, steps, job.id, job.worker),
             )
 
+    def remark(self, job: Job, notes: Sequence[str]) -> None:
+        """Keep what the user should know about the request, in place of what was known before."""
+        request = {**job.request, "notes": list(notes)}
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE jobs SET request = ? WHERE id = ? AND worker = ? AND status = 'in_progress'",
+                (json.dumps(request), job.id, job.worker),
+            )
+
     def should_continue(self, job: Job) -> bool:
         """Whether the worker should continue: not when the job was cancelled or taken away. Costs no write."""
         found = self._database().execute(
@@ -246,6 +266,17 @@ class JobStore:
         """The jobs that have been in progress for longer than `seconds`."""
         return self._select("status = 'in_progress' AND started_at < ?", (time.time() - seconds,))
 
+    def damage(self, *, thoroughly: bool = False) -> str:
+        """What is wrong with the file, one sentence; empty when nothing is. `thoroughly`: read all of it."""
+        try:
+            if identity_of(self.path) != self._identity:
+                return f"{self.path} was deleted or replaced while the server runs"
+            if thoroughly:
+                check_pages(self.path)
+        except DataError as error:
+            return f"{self.path} {error.problem}"
+        return ""
+
     def close(self) -> None:
         """Close this thread's connection."""
         database = getattr(self._local, "database", None)
@@ -256,7 +287,9 @@ class JobStore:
     def _database(self) -> sqlite3.Connection:
         database: sqlite3.Connection | None = getattr(self._local, "database", None)
         if database is None:
-            database = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            # only the first one makes the file: another would be a second, empty queue
+            address = f"{self.path.absolute().as_uri()}?mode={'rwc' if self._identity is None else 'rw'}"
+            database = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")  # what a client has heard of outlives a power cut
             self._local.database = database

@@ -6,6 +6,8 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -15,6 +17,7 @@ from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.serve.problem import ApiError, describe_error
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
+WorkerState = Literal["loading", "ready", "failed"]
 _FIX = "restore it from a copy, or choose another data_dir"
 _LATEST = 1e11  # seconds since the epoch
 _VERSION = 1
@@ -67,6 +70,11 @@ class Job(Config):
             return 100
         return min(99, 100 * self.step // self.steps) if self.steps else 0
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the request."""
+        return list(self.request.get("notes", ()))
+
 
 COLUMNS = ", ".join(Job.model_fields)
 
@@ -90,6 +98,7 @@ class _Request(Config):
 
     fields: _Fields
     files: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
     defaults: _Fields = _Fields()
     source: str | None = None
 
@@ -104,9 +113,7 @@ def prepare(database: sqlite3.Connection) -> None:
         raise DataError(
             f"is a queue of version {version}", expected=f"version {_VERSION}", fix="choose another data_dir"
         )
-    found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise DataError(f"is damaged: {found}", fix=_FIX)
+    _check(database)
     _make_tables(database)
     with sqlite3.connect(":memory:") as fresh:
         _make_tables(fresh)
@@ -114,6 +121,37 @@ def prepare(database: sqlite3.Connection) -> None:
             _compare(table, _columns(database, table), _columns(fresh, table))
     fresh.close()
     database.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Which file is at `path`; None when there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
+
+
+def check_pages(path: Path) -> None:
+    """Raises DataError for damaged pages. By a connection of its own: others remember what they have read."""
+    with suppress(sqlite3.OperationalError):  # locked, or a full disk: no damage
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
+        try:
+            _check(database)
+            if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                raise DataError("is damaged: it was emptied", fix=_FIX)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"is damaged: {error}", fix=_FIX) from None
+        finally:
+            database.close()
+
+
+def _check(database: sqlite3.Connection) -> None:
+    found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise DataError(f"is damaged: {found}", fix=_FIX)
 
 
 def _make_tables(database: sqlite3.Connection) -> None:

@@ -89,7 +89,7 @@ class RayEngine(Engine):
         """Until the server stops: replicas that are lost, videos that take too long, files that go."""
         import ray
 
-        while not self._over.wait(_POLL):
+        while not self._over.wait(_POLL) and not self.check_queue():
             for name in ray.get(queue.lost.remote(_LOST)):
                 self.restarts += 1
                 LOGGER.warning("%s: lost; its video is tried again", name)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.files import atomic_path, write_json
 from mindspeed_mm.serve.folders import JobFolders
-from mindspeed_mm.serve.jobs import JobStore, WorkerState
-from mindspeed_mm.serve.queue_file import Job
+from mindspeed_mm.serve.jobs import JobStore
+from mindspeed_mm.serve.queue_file import Job, WorkerState
 
 Files = dict[str, bytes]  # path within a job's folder → content
 _BEAT = 1.0  # seconds between two signs of life
@@ -60,6 +60,10 @@ class Queue:
         """Note that `step` of `steps` are done."""
         self.store.advance(job, step, steps)
 
+    def remark(self, job: Job, notes: Sequence[str]) -> None:
+        """Keep what the user should know about the request."""
+        self.store.remark(job, notes)
+
     def should_continue(self, job: Job) -> bool:
         """Whether the replica should continue."""
         return self.store.should_continue(job)
@@ -73,8 +77,8 @@ class Queue:
         return self.store.finish(job, error)
 
 
-class RemoteStore(JobStore):
-    """The queue as a worker sees it; files of its jobs are in a folder of this machine meanwhile."""
+class RemoteQueue:
+    """A `WorkerQueue` on the server's machine; files of its jobs are in a folder of this machine meanwhile."""
 
     def __init__(self, queue: Any, folders: JobFolders) -> None:
         """`queue`: the handle of the actor."""
@@ -94,6 +98,10 @@ class RemoteStore(JobStore):
     def advance(self, job: Job, step: int, steps: int) -> None:
         """Note that `step` of `steps` are done."""
         self._ask("advance", job, step, steps)
+
+    def remark(self, job: Job, notes: Sequence[str]) -> None:
+        """Keep what the user should know about the request."""
+        self._ask("remark", job, list(notes))
 
     def should_continue(self, job: Job) -> bool:
         """Whether the worker should continue."""
@@ -131,7 +139,7 @@ class Replica:
         self.name = f"ray.{context.get_node_id()[:8]}.{context.get_actor_id()}"
         self._folder = tempfile.TemporaryDirectory(prefix="vace_replica_")
         here = Path(self._folder.name)
-        store = RemoteStore(queue, JobFolders(here))
+        store = RemoteQueue(queue, JobFolders(here))
         store.set_worker(self.name, "loading")
         self._over = threading.Event()
         threading.Thread(target=self._beat, args=(queue,), daemon=True).start()

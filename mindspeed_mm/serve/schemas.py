@@ -45,6 +45,10 @@ class Video(BaseModel):
     request: dict[str, Any] = Field(
         description="every field that was sent, in the words of the inference JSON"
     )
+    notes: list[str] = Field(
+        default_factory=list,
+        description="what was adapted, or is likely a mistake; notes on frames come with in_progress",
+    )
     remixed_from_video_id: str | None = None
     error: ErrorDetails | None = None
 
@@ -90,6 +94,7 @@ def video_of(job: Job, *, model: str, now: float, position: int, keep_hours: flo
         queue_position=position if job.status == "queued" else None,
         eta_seconds=eta,
         request={**fields, **job.request["files"]},
+        notes=job.notes,
         remixed_from_video_id=job.request.get("source"),
         error=None if job.error is None else ErrorDetails(**job.error),
     )

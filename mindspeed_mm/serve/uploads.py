@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from mindspeed_mm.data.images import open_image
+from mindspeed_mm.data.images import (
+    IMAGE_SUFFIXES,
+    blank_remark,
+    brightness,
+    image_traits,
+    open_image,
+    read_mask,
+)
 from mindspeed_mm.data.probe import probe
+from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.problem import ApiError
@@ -141,6 +149,28 @@ def check_upload(path: Path, name: str, kind: Kind, settings: ServeConfig) -> No
             where=name,
             expected=f"at most {settings.max_clip_seconds:g} s",
         )
+
+
+def remarks_of(folder: Path, files: Mapping[str, Sequence[str]], *, soft_mask: bool | None) -> list[str]:
+    """What is remarkable about files that were kept, by their headers and the pixels of images.
+
+    `soft_mask`: how a mask is read; None for one of a task, which means something else. What only a clip's
+    frames say is known when they are read for the video.
+    """
+    remarks = []
+    for slot, names in files.items():
+        is_mask = slot == "src_mask"
+        for path in (folder / name for name in names):
+            is_image = path.suffix in IMAGE_SUFFIXES
+            found = image_traits(path, mask=is_mask) if is_image else probe(path, mask=is_mask).traits
+            remarks += [f"{slot}: {remark}" for remark in remarks_on(found)]
+            if is_mask and is_image and soft_mask is not None:
+                values = brightness(read_mask(path)[None])
+                levels = (int(values.min()), int(values.max()))
+                remarks += [
+                    f"{slot}: {remark}" for remark in (blank_remark(levels, soft=soft_mask),) if remark
+                ]
+    return remarks
 
 
 def _check_pixels(width: int, height: int, name: str, settings: ServeConfig) -> None:

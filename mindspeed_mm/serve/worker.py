@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.files import read_json_object
@@ -20,15 +21,18 @@ from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import VideoFiles
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.run import generate
+from mindspeed_mm.generation.usual import unusual
 from mindspeed_mm.log import get_logger, on_every_rank, one_line_errors, rank, world_size
 from mindspeed_mm.processes import check_stop
 from mindspeed_mm.serve.engine import late_error
-from mindspeed_mm.serve.folders import JobFolders, build_job, in_api_words
+from mindspeed_mm.serve.folders import JobFolders, build_job, in_api_words, translator
 from mindspeed_mm.serve.jobs import JobStore
 from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.problem import describe_error
 from mindspeed_mm.serve.queue_file import Job
+from mindspeed_mm.serve.worker_queue import WorkerQueue
 from mindspeed_mm.tasks.generate_videos import check_weights, open_models, run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
@@ -53,7 +57,7 @@ class Worker:
 
     def __init__(
         self,
-        store: JobStore,
+        store: WorkerQueue,
         folders: JobFolders,
         base: Mapping[str, Any],
         models: ModelStore,
@@ -114,10 +118,23 @@ class Worker:
     def _generate(self, job: Job) -> None:
         folder = self.folders.of(job.id)
 
+        said: list[str] = []
+        text_len = 0
+
         def build() -> GenerateJob:
+            nonlocal text_len
             planned = build_job(folder, self.base, job.request["fields"], job.request["files"], self.loras)
-            check_weights(planned)
+            config = check_weights(planned)
+            text_len = config.trunk.text_len
+            said.extend((*planned.notes, *unusual(config, planned.videos[0].sampling)))
             return planned
+
+        def show(request: GenerationRequest, conditions: Conditions) -> None:
+            files.write_conditions(request, conditions)
+            notes = map(
+                translator(folder), (*said, *conditions.notes, *self._long_prompts(request, text_len))
+            )
+            self.store.remark(job, list(dict.fromkeys((*job.notes, *notes))))
 
         planned = self.parallel.run_on_main_and_broadcast(build)
         files = VideoFiles(self.models, folder, run_settings(planned))
@@ -126,10 +143,19 @@ class Worker:
             planned.videos[0],
             files.write,
             parallel=self.parallel,
-            on_conditions=files.write_conditions,
+            on_conditions=show,
             store=files.store(planned.videos[0]),
             hooks=[lambda step: self._note(job, step)],
         )
+
+    def _long_prompts(self, request: GenerationRequest, text_len: int) -> list[str]:
+        """A note on each prompt, embedded by now, of which the model reads `text_len` tokens at most."""
+        rows = ((text, self.models.cached_prompts.get(text)) for text in request.prompts)
+        return [
+            f"prompt {text[:40]!r}: fills all {text_len} tokens that the model reads; the rest is cut"
+            for text, row in rows
+            if row is not None and len(row) >= text_len
+        ]
 
     def _note(self, job: Job, step: Step) -> None:
         """Tell the queue how far the video is, and stop when nobody wants it. All processes stop at the same step."""
@@ -166,7 +192,7 @@ def main(argv: list[str]) -> None:
 
 def open_worker(
     settings: Mapping[str, Any],
-    store: JobStore,
+    store: WorkerQueue,
     folders: JobFolders,
     name: str,
     parallel: SingleProcess = SINGLE,
@@ -191,7 +217,7 @@ def open_worker(
     )
 
 
-def serve(settings: Mapping[str, Any], store: JobStore, folders: JobFolders, name: str) -> None:
+def serve(settings: Mapping[str, Any], store: WorkerQueue, folders: JobFolders, name: str) -> None:
     """Load the models, then work. Raises what loading raises."""
     store.set_worker(name, "loading")
     accelerator = Accelerator.detect()

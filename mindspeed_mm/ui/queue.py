@@ -10,7 +10,7 @@ from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.ui.actions import Actions
 from mindspeed_mm.ui.service import Service
 from mindspeed_mm.ui.text import Words
-from mindspeed_mm.ui.videos import SHOWN, Video, finished, notice, row, short, waiting
+from mindspeed_mm.ui.videos import SHOWN, Video, finished, notice, remarks, row, short, waiting
 
 _SECONDS = 1.0
 
@@ -119,7 +119,14 @@ class QueuePanel:
             )
         now = repr(
             [
-                (v["id"], v["status"], v["progress"], v.get("eta_seconds"), v.get("queue_position"))
+                (
+                    v["id"],
+                    v["status"],
+                    v["progress"],
+                    v.get("eta_seconds"),
+                    v.get("queue_position"),
+                    v.get("notes"),
+                )
                 for v in videos
             ]
         )
@@ -156,7 +163,7 @@ class QueuePanel:
         made = self.service.files.get(video["id"], "video", ".mp4")
         source = self.service.files.get(video["id"], "source", ".mp4")
         return {
-            self.title: notice(short(video["prompt"])),
+            self.title: notice(short(video["prompt"])) + remarks(video),
             self.source: gr.update(value=None if source is None else str(source), visible=source is not None),
             self.video: gr.update(value=None if made is None else str(made), visible=made is not None),
             self.buttons: gr.update(visible=True),

@@ -49,8 +49,14 @@ def row(video: Video, words: Words) -> str:
         f'<div class="job {escape(str(video["status"]))}">'
         f'<div class="job-text">{escape(short(video["prompt"]))}</div>'
         f'<div class="job-bar"><div style="width:{percent}%"></div></div>'
-        f'<div class="job-state">{escape(state)} · {escape(size)}</div></div>'
+        f'<div class="job-state">{escape(state)} · {escape(size)}</div>{remarks(video)}</div>'
     )
+
+
+def remarks(video: Video) -> str:
+    """The server's notes on a request as HTML; nothing for none."""
+    lines = "".join(f"<li>{escape(str(note))}</li>" for note in video.get("notes") or ())
+    return f'<ul class="job-notes">{lines}</ul>' if lines else ""
 
 
 def short(text: str) -> str:

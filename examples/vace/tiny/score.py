@@ -24,8 +24,8 @@ import numpy as np
 import world
 from numpy.typing import NDArray
 
+from mindspeed_mm.data.psnr import psnr_of
 from mindspeed_mm.data.video import open_video
-from mindspeed_mm.evaluation.pixels import psnr_of
 
 SHAPE_IOU = 0.8  # from which on something is called a shape; what has none stays below 0.7
 NAME = re.compile(r"heldout_(?P<index>\d+)_(?P<kind>[a-z]+)(?:_(?P<colour>[a-z]+))?")

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_mm.conditioning.annotate.opencv import opencv
-from mindspeed_mm.evaluation.pixels import SSIM_RADIUS, region_psnr, ssim_map
+from mindspeed_mm.data.psnr import region_psnr
+from mindspeed_mm.evaluation.pixels import SSIM_RADIUS, ssim_map
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindspeed_mm.evaluation.pixels import region_psnr, ssim_map
+from mindspeed_mm.data.psnr import region_psnr
+from mindspeed_mm.evaluation.pixels import ssim_map
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
 

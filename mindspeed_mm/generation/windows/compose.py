@@ -7,18 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_mm.data.psnr import region_psnr
 from mindspeed_mm.generation.windows.colors import LabStats, lab_stats, match
 from mindspeed_mm.generation.windows.paste import paste_frame
-from mindspeed_mm.generation.windows.report import Watch, psnr, report
+from mindspeed_mm.generation.windows.ramp import ramp
+from mindspeed_mm.generation.windows.report import Watch, report
 from mindspeed_mm.generation.windows_config import Window, WindowKeys
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Masks = NDArray[np.uint8]  # [T, H, W], above 127 = generated
-
-
-def fade_weights(lead: int) -> NDArray[np.float32]:
-    """fp32 [lead]: how much of each shared frame is the new window's; both versions sum to 1."""
-    return (np.arange(1, lead + 1) / (lead + 1)).astype(np.float32)
 
 
 class Composition:
@@ -52,14 +49,15 @@ class Composition:
             self._first = found
         elif self.keys.window_colors == "first" and found is not None:
             made = match(made, found, self._first)
+        likeness = region_psnr(zip(shared, made[:lead], strict=True))
         drift = None if found is None or self._first is None else found.distance(self._first)
         self.parts.append(
             {
                 "lab_drift_before_matching": None if drift is None else round(drift, 3),
-                "seam_psnr": round(psnr(shared, made[:lead]), 2) if lead else None,
+                "seam_psnr": None if likeness is None else round(likeness, 2),
             }
         )
-        weights = fade_weights(lead)[:, None, None, None]
+        weights = ramp(lead)[:, None, None, None]
         faded = shared * (1 - weights) + made[:lead] * weights
         self.frames[start : start + lead] = np.rint(faded).astype(np.uint8)
         self.frames[start + lead : start + stop] = made[lead:]

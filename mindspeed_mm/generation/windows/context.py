@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.generation.denoise import PredictFn, Prediction
+from mindspeed_mm.generation.windows.ramp import ramp
 from mindspeed_mm.generation.windows_config import Window, WindowKeys
 
 
@@ -70,17 +71,12 @@ def window_weights(windows: Sequence[Window]) -> list[Tensor]:
     for index, span in enumerate(spans):
         weights = torch.ones(len(span))
         if index and (shared := max(0, spans[index - 1].stop - span.start)):
-            weights[:shared] = ramp(shared)
+            weights[:shared] = torch.from_numpy(ramp(shared))
         if index + 1 < len(spans) and (shared := max(0, span.stop - spans[index + 1].start)):
-            weights[-shared:] = torch.minimum(weights[-shared:], 1 - ramp(shared))
+            weights[-shared:] = torch.minimum(weights[-shared:], 1 - torch.from_numpy(ramp(shared)))
         found.append(weights)
         total[span.start : span.stop] += weights
     return [weights / total[span.start : span.stop] for span, weights in zip(spans, found, strict=True)]
-
-
-def ramp(count: int) -> Tensor:
-    """fp32 [count] that rises linearly within 0 and 1."""
-    return torch.arange(1, count + 1, dtype=torch.float32) / (count + 1)
 
 
 def references_of(keys: WindowKeys, window: Window, num_refs: int) -> tuple[int, ...]:

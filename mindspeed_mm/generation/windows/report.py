@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,17 +13,6 @@ from mindspeed_mm.generation.windows_config import Window, WindowKeys
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 _FLOOR = 0.25  # of 255 levels: a still picture changes by no less
-_MOST_PSNR = 99.0  # of equal pictures
-
-
-def psnr(first: Frames, second: Frames) -> float:
-    """Of two pictures or clips of bytes, in dB; 99 for equal ones."""
-    total = 0.0
-    for one, other in zip(first, second, strict=True):
-        total += float(np.square(one.astype(np.float64) - other).sum())
-    if not total:
-        return _MOST_PSNR
-    return min(_MOST_PSNR, 10 * math.log10(255**2 * first.size / total))
 
 
 class Watch:

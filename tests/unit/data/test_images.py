@@ -14,6 +14,7 @@ from mindspeed_mm.data.transforms import cut
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import ConfigError, DataError
 from tests.support.errors import raises
+from tests.support.pngs import png_bytes
 
 
 def test_sixteen_bit_depth_does_not_depend_on_the_frame(tmp_path):
@@ -222,3 +223,24 @@ def test_sixteen_bit_rgb_keeps_its_brightness(tmp_path):
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     )
     assert np.abs(read_image(path).astype(int) - np.round(values / 257)).max() <= 1
+
+
+@pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "interlaced"])
+@pytest.mark.parametrize("side", [32, 33])
+def test_png_that_lacks_rows_is_refused(tmp_path, side, interlaced):
+    path = tmp_path / "a.png"
+    path.write_bytes(png_bytes(side, interlaced=interlaced))
+    assert (read_image(path) == (0x80, 0x80, 0x90)).all()
+    for left_out in (1, 9):
+        path.write_bytes(png_bytes(side, left_out=left_out, interlaced=interlaced))
+        for read in (read_image, read_mask, probe, lambda file: open_video(file).read([0])):
+            with raises(DataError, "early", where=path):
+                read(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_black_png_of_any_mode_has_all_its_rows(tmp_path, mode):
+    path = tmp_path / "a.png"
+    for size in ((1, 1), (9, 5), (40, 24)):
+        Image.new(mode, size).save(path)
+        read_mask(path)

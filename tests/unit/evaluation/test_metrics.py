@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from mindspeed_mm.conditioning.annotate import lines
 from mindspeed_mm.conditioning.annotate.flow import colour_flow, flow_frames
 from mindspeed_mm.conditioning.annotate.shapes import layout_frame
+from mindspeed_mm.data.psnr import region_psnr
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.evaluation.metrics.catalog import all_metrics
 from mindspeed_mm.evaluation.metrics.control import overlap_f1
 from mindspeed_mm.evaluation.metrics.movement import box_iou, decode_flow
-from mindspeed_mm.evaluation.pixels import region_psnr, ssim_map
+from mindspeed_mm.evaluation.pixels import ssim_map
 from mindspeed_mm.evaluation.sample import Pixels, Sample, kind_of
 from mindspeed_mm.evaluation.spec import METRICS
 from tests.support.errors import raises

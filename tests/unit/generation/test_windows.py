@@ -10,9 +10,10 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.windows.colors import lab_stats, match
-from mindspeed_mm.generation.windows.compose import Composition, fade_weights
+from mindspeed_mm.generation.windows.compose import Composition
 from mindspeed_mm.generation.windows.paste import feather_weights, paste_chunks, paste_frame
-from mindspeed_mm.generation.windows.report import Watch, psnr, report
+from mindspeed_mm.generation.windows.ramp import ramp
+from mindspeed_mm.generation.windows.report import Watch, report
 from tests.support.errors import raises
 
 RNG = np.random.default_rng(0)
@@ -114,9 +115,9 @@ def test_colours_of_a_region_ignore_the_rest():
     assert lab_stats(frames, np.zeros_like(region)) is None
 
 
-def test_fade_weights_sum_to_one_with_the_old_frames():
+def test_ramp_sums_to_one_with_the_old_frames():
     for lead in (1, 5, 13):
-        weights = fade_weights(lead)
+        weights = ramp(lead)
         np.testing.assert_allclose(weights + weights[::-1], 1, atol=1e-6)
         assert np.allclose(np.diff(weights), 1 / (lead + 1))
 
@@ -157,12 +158,6 @@ def test_discarded_frames_are_not_in_the_video():
     for window, made in zip(keys.windows, (first, flat(17, 100)), strict=True):
         video.add(window, made)
     assert (video.frames == 100).all()
-
-
-def test_psnr_is_that_of_the_formula():
-    one = flat(2, 100)
-    assert psnr(one, one + np.uint8(10)) == pytest.approx(10 * np.log10(255**2 / 100))
-    assert psnr(one, one) == 99
 
 
 def test_report_finds_drift_and_the_jump_at_a_seam():

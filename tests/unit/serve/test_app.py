@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import struct
-import zlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mindspeed_mm.data.video_writer import write_video
+from tests.support.pngs import png_bytes
 from tests.support.server import Server
 
 pytestmark = pytest.mark.medium
@@ -29,20 +29,6 @@ def png(width: int = 32, height: int = 32) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(data, "PNG")
     return data.getvalue()
-
-
-def png_without_pixels() -> bytes:
-    """A PNG whose checksums are right and whose pixels end early."""
-    data = b"\x89PNG\r\n\x1a\n"
-    pixels = zlib.compress(bytes(range(97)) * 32)[:40]
-    for kind, content in (
-        (b"IHDR", struct.pack(">2I5B", 32, 32, 8, 2, 0, 0, 0)),
-        (b"IDAT", pixels),
-        (b"IEND", b""),
-    ):
-        data += struct.pack(">I", len(content)) + kind + content
-        data += struct.pack(">I", zlib.crc32(kind + content))
-    return data
 
 
 def post(server: Server, path: str = "/v1/videos", files: Any = None, **fields: str) -> Any:
@@ -169,8 +155,10 @@ def test_seconds_of_another_kind_are_refused(server: Server, value: Any) -> None
         ("src_video", b"", 400),
         ("src_ref_images", b"GIF89a" + b"\0" * 50, 415),
         ("src_ref_images", png()[:60], 400),
-        ("src_ref_images", png_without_pixels(), 400),
-        ("src_mask", png_without_pixels(), 400),
+        ("src_ref_images", png_bytes(cut_at=10), 400),
+        ("src_mask", png_bytes(cut_at=10), 400),
+        ("src_ref_images", png_bytes(left_out=1), 400),
+        ("first_frame", png_bytes(left_out=9), 400),
         ("nonsense", png(), 400),
     ],
 )
@@ -403,3 +391,38 @@ def test_long_video_is_a_request(server: Server) -> None:
     refused = post(server, **{**fields, "window_overlap": "17"})
     assert (refused.status_code, error_of(refused)["code"]) == (400, "invalid_request")
     assert "window_overlap" in error_of(refused)["message"]
+
+
+def test_damaged_queue_takes_no_more_videos(server: Server) -> None:
+    server.engine.damage = "queue.sqlite3 is damaged"
+    refused = post(server)
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "queue_damaged")
+    assert "retry-after" in refused.headers
+
+
+def test_error_of_the_queue_answers_503(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def malformed(_: str) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(server.store, "get", malformed)
+    refused = server.client.get("/v1/videos/video_1")
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "queue_failed")
+    assert "retry-after" in refused.headers
+
+
+def test_request_is_remarked_on_in_the_answer(server: Server, tmp_path: Path) -> None:
+    files = [("src_video", ("c", clip(tmp_path))), ("src_mask", ("m", png_bytes(8)))]
+    black = io.BytesIO()
+    Image.new("L", (8, 8)).save(black, "PNG")
+    files[1] = ("src_mask", ("m", black.getvalue()))
+    made = post(server, files=files, short_clip="pad", preset="lightx2v-4step").json()
+    (preset, mask) = made["notes"]
+    assert preset.startswith("preset lightx2v-4step")
+    assert mask.startswith("src_mask: white nowhere")
+    assert post(server).json()["notes"] == []
+    job = server.store.claim("w")
+    server.store.remark(job, [*job.notes, "src_video: resized"])
+    seen = server.client.get(f"/v1/videos/{made['id']}").json()
+    assert seen["notes"] == [preset, mask, "src_video: resized"]
+    assert seen["request"] == made["request"]
+    assert server.client.get("/v1/videos").json()["data"][1]["notes"] == seen["notes"]

@@ -127,3 +127,35 @@ def test_job_that_hangs_fails_and_is_not_tried_again(made: Callable[..., StubEng
     wait_for(lambda: engine.restarts == 1)
     assert engine.store.get(queued.id).error["code"] == "timeout"
     assert engine.store.get(other.id).status == "queued"
+
+
+def overwrite(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"x" * (len(content) - 4096))
+
+
+def replace(path: Path) -> None:
+    path.unlink()
+    JobStore(path.parent).close()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [overwrite, replace, Path.unlink, lambda path: path.write_bytes(b"")],
+    ids=["overwritten", "replaced", "deleted", "emptied"],
+)
+def test_queue_that_is_damaged_meanwhile_ends_the_work(
+    made: Callable[..., StubEngine], monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr("mindspeed_mm.serve.engine._CHECK", 0.0)
+    engine = made()
+    engine.start()
+    wait_for(lambda: engine.state()[0] == "ready")
+    with sqlite3.connect(engine.store.path) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    harm(engine.store.path)
+    wait_for(lambda: bool(engine.damage))
+    assert engine.state() == ("failed", engine.damage)
+    assert str(engine.store.path) in engine.damage
+    wait_for(lambda: engine._processes[0].poll() is not None)
+    assert engine.restarts == 0

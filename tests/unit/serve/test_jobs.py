@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.serve.jobs import DATABASE, JobStore
+from mindspeed_mm.serve.folders import JobFolders
+from mindspeed_mm.serve.jobs import DATABASE, JobStore, make_id
 from tests.support.errors import raises
 from tests.support.server import Server
 
@@ -179,3 +180,15 @@ def test_unreadable_row_fails_and_others_are_served(tmp_path: Path, change: str)
     assert [job and job.id for job in map(server.store.claim, "abc")] == [ids[0], ids[2], None]
     with sqlite3.connect(tmp_path / DATABASE) as database:
         assert database.execute("SELECT status FROM jobs WHERE id = ?", (ids[1],)).fetchone() == ("failed",)
+
+
+def test_finished_videos_outlive_a_lost_queue(tmp_path: Path) -> None:
+    folders = JobFolders(tmp_path)
+    finished, unfinished, draft = make_id(), make_id(), folders.draft(make_id())
+    for job in (finished, unfinished):
+        (folders.of(job) / "inputs").mkdir(parents=True)
+    folders.result(finished).write_bytes(b"")
+    assert folders.sweep(set()) == 2
+    assert folders.result(finished).exists()
+    assert not folders.of(unfinished).exists()
+    assert not draft.exists()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mindspeed_mm.config.schema import Config
 
@@ -166,6 +166,14 @@ class MergeLoraConfig(ConvertConfig):
     max_shard_gb: float = Field(
         default=10.0, gt=0, description="most GB (10^9 bytes) of one file of a folder"
     )
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _without_quotes(cls, value: Any) -> Any:
+        """`[a.safetensors, b.safetensors]` as mm-convert reads it; JSON alone wants quotes."""
+        if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+            return [word.strip() for word in value[1:-1].split(",")]
+        return value
 
 
 class PipelineConfig(ChecksumConfig):

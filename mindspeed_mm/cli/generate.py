@@ -54,7 +54,7 @@ COMMAND = Command(
         ),
         "video": ("height", "width", "num-frames", "fps", "seed"),
         "sampling": ("steps", "guidance-scale", "shift", "solver", "preset", "context-scale"),
-        "weights": ("transformer", "vae", "text-encoder"),
+        "weights": ("transformer", "vae", "text-encoder", "loras", "quantize"),
         "run": ("output-path", "dtype", "offload", "tiled", "data-parallel", "server"),
     },
     launch=Launch(check="--dry-run --check-inputs"),

@@ -9,6 +9,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ def _torch_load(path: Path) -> Any:
 def _why_not(path: Path, error: Exception) -> str:
     if path.is_file() and path.stat().st_size == 0:
         return "is empty; copy the file again"
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(4) == b"GGUF":
+            return "is a GGUF file, which only a transformer may be; give a .safetensors or .pth file"
     reason = why_not_loaded(error)
     if "code from a file" in reason:
         return f"{reason.removeprefix('it ')}; save its state dict alone with torch.save and give that"

@@ -29,6 +29,7 @@ from mindspeed_mm.models.loading import (
 )
 from mindspeed_mm.models.wan.vae_state_dict import ARITHMETIC, encoder_shapes, vae_config, vae_key_map
 
+_CLASS = "AutoencoderKLWan"  # of diffusers
 _STATISTICS = ("latents_mean", "latents_std")
 STRIDE = (4, 8, 8)  # pixels of one latent cell: time, height, width
 
@@ -228,15 +229,17 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
     """Weight files, what the JSON beside them says, and its path."""
     if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         regular_file(path, WeightsError)
-        beside = [
-            path.with_suffix(".json"),
-            *([path.parent / "config.json"] if path.suffix == ".safetensors" else []),
-        ]
-        json_path = next((file for file in beside if os.path.lexists(file)), None)
-        return [path], {} if json_path is None else read_json(json_path), json_path or path
+        own, shared = path.with_suffix(".json"), path.parent / "config.json"
+        if os.path.lexists(own):
+            return [path], read_json(own), own
+        if path.suffix == ".safetensors" and os.path.lexists(shared):
+            settings = read_json(shared)
+            if not _is_of_another_model(settings):
+                return [path], settings, shared
+        return [path], {}, path
     for folder in (path, path / "vae"):
         config = folder / "config.json"
-        if os.path.lexists(config) and read_json(config).get("_class_name") == "AutoencoderKLWan":
+        if os.path.lexists(config) and read_json(config).get("_class_name") == _CLASS:
             if files := shard_paths(folder):
                 return files, read_json(config), config
             raise WeightsError(
@@ -251,6 +254,11 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
     raise WeightsError(
         f"got {found}", where=path, expected="one VAE (Wan2.1_VAE.pth, or a vae folder of diffusers)"
     )
+
+
+def _is_of_another_model(settings: Mapping[str, Any]) -> bool:
+    """Whether a config.json names a model that is no VAE: the transformer's, where one file holds both."""
+    return settings.get("_class_name", _CLASS) != _CLASS or "model_type" in settings
 
 
 def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:

@@ -121,6 +121,11 @@ def test_inspect_asks_for_the_sheet_of_mm_inspect(capsys: pytest.CaptureFixture[
             ["--cfg.dtype=bf16", "--cfg.verify_checksums=false"],
         ),
         ("dcp_to_torch", ["--dry-run"], ["--cfg.dry_run=true"]),
+        (
+            "merge_lora",
+            ["--loras", "[a.safetensors, b]", "--strengths", "[1, 0.5]"],
+            ["--cfg.loras", "[a.safetensors, b]", "--cfg.strengths", "[1, 0.5]"],
+        ),
     ],
 )
 def test_convert_passes_the_settings_of_mm_convert(

@@ -16,7 +16,7 @@ from mindspeed_mm.models.containers.gguf_file import read_gguf
 from mindspeed_mm.models.loading import read_tensors
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.wan.vae import load_vae
-from mindspeed_mm.models.weights import load_transformer, open_weights
+from mindspeed_mm.models.weights import load_transformer, open_adapter, open_weights
 from tests.support.errors import raises
 from tests.support.rounded_files import E4M3, FORMS, write_comfy_quant, write_fp8_scaled, write_gguf
 from tests.support.tiny import (
@@ -67,6 +67,15 @@ def test_a_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "gguf", None)
     with raises(WeightsError, "pip install gguf", where=tmp_path / "a.gguf"):
         open_weights(tmp_path / "a.gguf")
+
+
+def test_a_gguf_of_anything_but_a_transformer_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + bytes(64))
+    write_tokenizer(tmp_path / TOKENIZER_FOLDER)
+    for read in (load_vae, lambda p: load_text_encoder(p, tmp_path / TOKENIZER_FOLDER), open_adapter):
+        with raises(WeightsError, "GGUF", ".safetensors", where=path):
+            read(path)
 
 
 def test_a_cut_gguf_is_damaged(tmp_path: Path) -> None:
@@ -226,6 +235,8 @@ def test_each_part_of_one_file_is_read(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / TOKENIZER_FOLDER)
     source = open_weights(path)
     assert set(source.tensors) == set(STATE)
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"patch_size": [1, 2, 2]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))  # the transformer's, not the VAE's
     vae = load_vae(path)
     write_vae(tmp_path / "vae_alone.pth", tiny_vae())
     alone = load_vae(tmp_path / "vae_alone.pth")

@@ -1,11 +1,13 @@
-"""Rates of this machine's device, measured in less than a minute and kept in a file that `--device here` reads."""
+"""Rates of this machine's device, measured in less than a minute and kept in a file that `--device here` reads.
+
+Started on several ranks, it measures their all-to-all, too.
+"""
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _REPEATS = 5
 _RATES = ("half", "single", "attention_half", "attention_single", "bytes", "call")
+_LINK, _NETWORK = 450.0, 50.0  # GB/s between devices and machines where nothing was measured: an H100's
+Clock = Callable[[], float]
 
 
 def calibration_file() -> Path:
@@ -38,14 +42,19 @@ def read_calibration(dtype: str) -> Device:
     numbers = [values.get(name) for name in (*_RATES, "memory")]
     if not all(isinstance(number, int | float) and number > 0 for number in numbers):
         raise ConfigError("not a calibration", where=path, fix="run vace plan --calibrate again")
+    return device_of(values, dtype)
+
+
+def device_of(values: Mapping[str, Any], dtype: str) -> Device:
+    """What was measured, as the formulas take a device."""
     kind = "single" if dtype == "fp32" else "half"
     return Device(
         name=str(values.get("name", "here")),
         memory=values["memory"],
         half=values["half"],
         single=values["single"],
-        link=450.0,
-        network=50.0,
+        link=values.get("link") or _LINK,
+        network=values.get("network") or _NETWORK,
         host=25.0,
         machine=8,
         watts=None,
@@ -58,24 +67,51 @@ def read_calibration(dtype: str) -> Device:
 
 
 def calibrate(accelerator: Accelerator) -> dict[str, Any]:
-    """Measure, and write the file. → what it holds: TFLOP/s of products and attention, GB/s of elementwise arithmetic, GiB."""
+    """Measure on every rank, and write the file on the first. → what it holds."""
+    import torch.distributed as dist
+
+    found = {"name": accelerator.device_name() or accelerator.kind, **rates(accelerator)}
+    found |= {"kind": accelerator.kind, "memory": _memory(accelerator)}
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks > 1:
+        on_one = os.environ.get("LOCAL_WORLD_SIZE") == str(ranks)
+        found |= {"link" if on_one else "network": _link(accelerator), "ranks": ranks}
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        write_json(calibration_file(), found)
+    return found
+
+
+def rates(accelerator: Accelerator, kinds: Sequence[str] = ("half", "single")) -> dict[str, float]:
+    """TFLOP/s of products and attention in 16 bits and in fp32, GB/s of elementwise arithmetic, seconds of a call."""
     import torch
 
     on_cpu = accelerator.kind == "cpu"
     size, tokens = (1024, 1024) if on_cpu else (8192, 8192)
-    found: dict[str, Any] = {"name": accelerator.device_name() or accelerator.kind}
-    for name, dtype in (("half", torch.bfloat16), ("single", torch.float32)):
+    found: dict[str, float] = {}
+    for name in kinds:
+        dtype = {"half": torch.bfloat16, "single": torch.float32}[name]
         left = torch.randn(size, size, device=accelerator.device, dtype=dtype)
         found[name] = 2 * size**3 / _seconds(lambda left=left: left @ left, accelerator) / 1e12  # type: ignore[misc]
         found[f"attention_{name}"] = _attention(tokens, dtype, accelerator)
     many = torch.randn(1 << (24 if on_cpu else 28), device=accelerator.device)
-    found["bytes"] = 8 * many.numel() / _seconds(lambda: many * 0.5, accelerator) / 1e9
+    held = torch.empty_like(many)
+
+    def elementwise() -> None:
+        """Into fresh memory and into memory that is held, as a step writes into both."""
+        torch.mul(many * 0.5, 0.5, out=held)
+
+    found["bytes"] = 16 * many.numel() / _seconds(elementwise, accelerator) / 1e9
     few = torch.ones(8, device=accelerator.device)
     found["call"] = _seconds(lambda: [few * 0.5 for _ in range(1000)], accelerator) / 1000
-    found["kind"] = accelerator.kind
-    found["memory"] = _memory(accelerator)
-    write_json(calibration_file(), found)
     return found
+
+
+def cpu_clock(accelerator: Accelerator) -> Clock:
+    """On a CPU with one thread the time of this process alone, which other programs change little."""
+    import torch
+
+    alone = accelerator.kind == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def _attention(tokens: int, dtype: Any, accelerator: Accelerator) -> float:
@@ -101,12 +137,25 @@ def _memory(accelerator: Accelerator) -> float:
     return float(module.get_device_properties(accelerator.device).total_memory) / 2**30
 
 
-def _seconds(work: Callable[[], object], accelerator: Accelerator) -> float:
-    """The median of some runs; on a CPU with one thread its own time, which other programs change little."""
+def _link(accelerator: Accelerator) -> float:
+    """GB/s that one rank sends to the others in an all-to-all of all ranks: the least of them."""
     import torch
+    import torch.distributed as dist
 
-    alone = accelerator.kind == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
+    ranks = dist.get_world_size()
+    part = (1 << (21 if accelerator.kind == "cpu" else 26)) // ranks  # elements for each of them
+    sent = torch.ones(part * ranks, device=accelerator.device)
+    got = torch.empty_like(sent)
+    dist.barrier()
+    seconds = _seconds(lambda: dist.all_to_all_single(got, sent), accelerator, time.perf_counter)
+    found = torch.tensor([4 * part * (ranks - 1) / seconds / 1e9], device=accelerator.device)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return float(found)
+
+
+def _seconds(work: Callable[[], object], accelerator: Accelerator, clock: Clock | None = None) -> float:
+    """The least of some runs: what the device takes when nothing disturbs it."""
+    clock = clock or cpu_clock(accelerator)
     taken = []
     for _ in range(_REPEATS + 1):
         accelerator.synchronize()
@@ -114,4 +163,4 @@ def _seconds(work: Callable[[], object], accelerator: Accelerator) -> float:
         work()
         accelerator.synchronize()
         taken.append(clock() - start)
-    return statistics.median(taken[1:])
+    return min(taken[1:])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.registry import did_you_mean
@@ -61,12 +62,20 @@ def find_device(name: str) -> Device:
     plain = {_plain(known): device for known, device in DEVICES.items()}
     found = plain.get(_plain(name))
     if found is None:
+        nearest = did_you_mean(name, list(DEVICES)) or _nearest(name)
         raise ConfigError(
-            f"unknown device {name[:40]!r}{did_you_mean(name, list(DEVICES))}",
+            f"unknown device {name[:40]!r}{nearest}",
             where="--device",
             fix=f"use one of {', '.join(DEVICES)}",
         )
     return found
+
+
+def _nearest(name: str) -> str:
+    """By what tells devices apart: `4080` is near the RTX 4090, and `NVIDIA H100 80GB HBM3` is an H100."""
+    plain, short = {_plain(known): known for known in DEVICES}, _plain(name[:200])
+    found = [known for known in plain if known in short] or get_close_matches(short, list(plain), n=1)
+    return f" (did you mean {plain[found[0]]!r}?)" if found else ""
 
 
 def _plain(name: str) -> str:

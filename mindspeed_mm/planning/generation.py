@@ -52,6 +52,8 @@ class GenerationRun:
     ranks: int = 1  # that share one video
     context_parallel: int = 1
     halves: int = 1  # 2: prompt and negative prompt on two groups of ranks
+    windows: int = 1  # of a long video, each of `frames`
+    whole: int | None = None  # frames that are encoded and decoded at once; None: those of a window
     videos: int = 1
     capacity: float = math.inf  # bytes of the device
 
@@ -61,8 +63,13 @@ class GenerationRun:
         return (self.frames - 1) // 4 + 1 + self.refs, self.height // 8, self.width // 8
 
     @property
+    def encodes_again(self) -> bool:
+        """Whether conditions are encoded after the transformer is read: of more videos, or of windows in turn."""
+        return self.videos > 1 or (self.windows > 1 and self.whole is None)
+
+    @property
     def tokens(self) -> int:
-        """Of one video."""
+        """Of one video, or of one window."""
         return tokens_of(self.grid, self.model)
 
     @property
@@ -114,11 +121,17 @@ class GenerationTime:
     steps: int
     move: float  # weights between host and device, beside those of the steps
     decode: float
+    windows: int = 1  # each takes all steps
+
+    @property
+    def denoising(self) -> float:
+        """Seconds of all steps of all windows."""
+        return self.windows * self.steps * self.step
 
     @property
     def total(self) -> float:
         """Seconds of one video, without reading weights from the disk."""
-        return self.text + self.encode + self.steps * self.step + self.move + self.decode
+        return self.text + self.encode + self.denoising + self.move + self.decode
 
 
 def generation_memory(run: GenerationRun) -> GenerationMemory:
@@ -165,12 +178,13 @@ def generation_time(run: GenerationRun, device: Device, dtype: str) -> Generatio
         copied = run.weights * max(1.0, run.passes if not run.is_batched else 1.0) / (device.host * 1e9)
         step = max(step, copied) + (1 - _HOST_SHARE) * min(step, copied)
     elif run.mode == "model":
-        move = run.experts * run.weights / (device.host * 1e9)
-    pixels = run.height * run.width * run.frames
+        turns = run.windows if run.whole is None else 1
+        move = turns * run.experts * run.weights / (device.host * 1e9)
+    pixels = run.height * run.width * (run.whole or run.frames * run.windows)
     encode, decode = (pixels * VAE_FLOPS[kind] / (half * VAE_SHARE) for kind in ("encode", "decode"))
     prompts = 2 if run.passes > 1 else 1
     text = 2 * run.text * run.model.trunk.text_len * prompts / (half * device.products)
-    return GenerationTime(text, run.encodes * encode, step, run.steps, move, decode)
+    return GenerationTime(text, run.encodes * encode, step, run.steps, move, decode, run.windows)
 
 
 def generation_changes(run: GenerationRun, device: Device, dtype: str, capacity: float) -> list[Change]:
@@ -212,13 +226,15 @@ def _moments(run: GenerationRun, tiled: bool) -> dict[str, dict[str, float]]:
     empty = dict.fromkeys(GENERATION_TERMS, 0.0)
     vae = float(run.vae * VAE_PARAMETERS)
     frames, height, width = run.grid
+    whole = run.whole or run.frames
+    frames += (whole - run.frames) // 4
     # noise, latents and velocity of the passes; the context of 96 channels
     latents = 4.0 * frames * height * width * (16 * 5 + run.model.vace_in_dim)
-    pixels = 4.0 * 3 * run.frames * run.height * run.width
+    pixels = 4.0 * 3 * whole * run.height * run.width
     resident = _resident(run) if run.mode == "none" or run.shard else 0.0
     waiting = (
-        resident if run.videos > 1 else 0.0
-    )  # the first video's conditions are encoded before they are read
+        resident if run.encodes_again else 0.0
+    )  # the first conditions are encoded before they are read
     passes = 2 if run.passes > 1 and run.halves == 1 and run.is_batched else 1
     coded = _vae_activations(run, tiled)
     return {

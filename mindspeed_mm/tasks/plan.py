@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger, log_table, one_line_errors
 from mindspeed_mm.models.wan.flops import tokens_of
+from mindspeed_mm.outputs import check_file
 from mindspeed_mm.planning.calibrate import calibrate, calibration_file, read_calibration
 from mindspeed_mm.planning.counts import AtCount, at_counts
 from mindspeed_mm.planning.devices import Device, find_device
@@ -52,11 +54,29 @@ class Plan:
         """Whether the estimate is within the device's memory."""
         return self.memory.total <= self.capacity
 
+    @property
+    def epoch(self) -> float:
+        """Iterations that pass the data once; 0 where it does not say how much it is."""
+        return self.clip.rows / self.samples
+
+    def hours(self, iterations: float) -> float:
+        """Of so many iterations."""
+        return iterations * self.time.total / 3600
+
+    def kwh(self, iterations: float) -> float | None:
+        """Energy of all devices at the boards' limit; None where it is not known."""
+        watts = self.device.watts
+        return self.hours(iterations) * watts * self.run.ranks / 1000 if watts else None
+
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
     """The command: a table, or JSON."""
     if "--calibrate" in argv:
+        if len(argv) > 1:
+            raise ConfigError(
+                "takes no other flags", where="--calibrate", fix="calibrate first, then plan with --device here"
+            )
         measure_here()
         return
     if any(word.partition("=")[0] == plan_generation.FLAG for word in argv):
@@ -66,6 +86,8 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     if job.files.print_config:
         logger.info(job.to_json())
         return
+    if flags.picture is not None:
+        check_file(flags.picture, "--picture")
     plan = make_plan(job, flags)
     if flags.picture:
         draw(plan, job, Path(flags.picture))
@@ -106,11 +128,12 @@ def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
 
 
 def measure_here() -> None:
-    """Calibrate this machine's device, and say where the rates are kept."""
+    """Calibrate this machine's device, or those of torchrun's ranks, and say where the rates are kept."""
     from mindspeed_mm.accelerator import Accelerator
+    from mindspeed_mm.distributed.launch import launch
 
-    accelerator = Accelerator.detect()
-    found = calibrate(accelerator)
+    with launch(Accelerator.detect(), timedelta(minutes=5)) as accelerator:
+        found = calibrate(accelerator)
     rows = [
         ("device", f"{found['name']}, {found['memory']:.1f} GiB"),
         ("products", f"{found['half']:.4g} TFLOP/s in bf16, {found['single']:.4g} in fp32"),
@@ -119,9 +142,11 @@ def measure_here() -> None:
             f"{found['attention_half']:.4g} TFLOP/s in bf16, {found['attention_single']:.4g} in fp32",
         ),
         ("elementwise", f"{found['bytes']:.4g} GB/s, {1e6 * found['call']:.1f} µs a call"),
-        ("kept in", str(calibration_file())),
     ]
-    log_table(rows)
+    if "ranks" in found:
+        rate = found.get("link") or found["network"]
+        rows.append(("all-to-all", f"{rate:.4g} GB/s a device, of {found['ranks']}"))
+    log_table([*rows, ("kept in", str(calibration_file()))])
 
 
 def table(plan: Plan, job: PretrainJob) -> Rows:
@@ -130,7 +155,7 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
     frames, height, width = plan.clip.grid
     tokens = tokens_of(plan.clip.grid, plan.run.model)
     rows = [
-        ("device", f"{plan.run.ranks} x {device.name}, {device.memory:g} GiB each"),
+        ("device", f"{plan.run.ranks} x {device.name}, {device.memory:.4g} GiB each"),
         ("model", describe_model(job.model.predictor, job.model.transforms)),
         (
             "sample",
@@ -143,7 +168,7 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
         if size
     ]
     verdict = "fits" if plan.fits else "does not fit"
-    rows.append(("", f"{memory.total / GIB:8.2f} GiB  in all, at the {memory.moment}: {verdict}"))
+    rows.append(("", f"{memory.total / GIB:8.2f} GiB  in all, at {_article(memory.moment)}: {verdict}"))
     if memory.host:
         rows.append(("host", f"{memory.host / GIB:8.2f} GiB  for each process"))
     rows += [("to fit" if not number else "", line) for number, line in enumerate(_changes(plan))]
@@ -160,7 +185,7 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
     rows.append(
         (
             "assumed",
-            f"{device.products:.0%} of {_peak(plan, job):g} TFLOP/s in products, {device.attention:.0%} in "
+            f"{device.products:.0%} of {_peak(plan, job):.4g} TFLOP/s in products, {device.attention:.0%} in "
             f"attention, up to {HIDDEN:.0%} of computing hides gathers; features are read ahead",
         )
     )
@@ -175,7 +200,14 @@ def table(plan: Plan, job: PretrainJob) -> Rows:
         )
     )
     rows.append(("devices", _scaling(plan)))
-    return [*rows, ("run", _whole_run(plan))]
+    rows.append(("run", _whole_run(plan)))
+    if plan.epoch:
+        rows.append(("epoch", f"{plan.clip.rows} samples: at most {_cost(plan, plan.epoch)}"))
+    return rows
+
+
+def _article(moment: str) -> str:
+    return moment if moment.startswith(("the ", "summing ")) else f"the {moment}"
 
 
 def _of_stages(plan: Plan) -> str:
@@ -232,13 +264,14 @@ def _changes(plan: Plan) -> list[str]:
 
 
 def _whole_run(plan: Plan) -> str:
-    hours = plan.iterations * plan.time.total / 3600
-    energy = (
-        f", {hours * plan.device.watts * plan.run.ranks / 1000:.3g} kWh at the boards' limit"
-        if plan.device.watts
-        else ""
-    )
-    return f"{plan.iterations} iterations of {plan.samples}: {hours:.3g} hours{energy}"
+    count = "1 iteration" if plan.iterations == 1 else f"{plan.iterations} iterations"
+    return f"{count} of {plan.samples}: {_cost(plan, plan.iterations)}"
+
+
+def _cost(plan: Plan, iterations: float) -> str:
+    energy = plan.kwh(iterations)
+    said = f", {energy:.3g} kWh at the boards' limit" if energy is not None else ""
+    return f"{plan.hours(iterations):.3g} hours{said}"
 
 
 def _peak(plan: Plan, job: PretrainJob) -> float:
@@ -247,8 +280,8 @@ def _peak(plan: Plan, job: PretrainJob) -> float:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as data: bytes and seconds."""
-    seconds, watts = plan.time.total, plan.device.watts
-    hours = plan.iterations * seconds / 3600
+    seconds = plan.time.total
+    epoch = {"samples": plan.clip.rows, "hours": plan.hours(plan.epoch), "kwh": plan.kwh(plan.epoch)}
     return {
         "device": asdict(plan.device),
         "devices": plan.run.ranks,
@@ -275,6 +308,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "stage_layers": list(plan.run.stages),
         "step_seconds": {**asdict(plan.time), "total": seconds},
         "samples_per_second": plan.samples / seconds,
-        "hours": hours,
-        "kwh": hours * watts * plan.run.ranks / 1000 if watts else None,
+        "hours": plan.hours(plan.iterations),
+        "kwh": plan.kwh(plan.iterations),
+        "epoch": epoch if plan.epoch else None,
     }

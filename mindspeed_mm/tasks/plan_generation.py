@@ -57,8 +57,15 @@ class GenerationPlan:
     dtype: str
     memory: GenerationMemory
     time: GenerationTime
+    frames: int  # of the whole video
+    devices: int
     seconds: float  # of all videos
     changes: Sequence[Change]
+
+    @property
+    def kwh(self) -> float | None:
+        """Energy of all videos at the boards' limit; None where it is not known."""
+        return self.seconds / 3600 * self.devices * self.device.watts / 1000 if self.device.watts else None
 
     @property
     def fits(self) -> bool:
@@ -108,6 +115,8 @@ def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
     return GenerationPlan(
         device=device,
         name=largest,
+        frames=next(video.sampling.num_frames for video in job.videos if video.name == largest),
+        devices=flags.devices,
         run=run,
         model=name,
         dtype=dtype,
@@ -179,7 +188,9 @@ def run_of(
         ranks=ranks,
         context_parallel=layout.context,
         halves=layout.halves,
-        videos=sum(len(video.sampling.windows) for video in job.videos),
+        windows=len(sampling.windows),
+        whole=sampling.num_frames if sampling.window_mode == "context_windows" else None,
+        videos=len(job.videos),
         capacity=device.memory * GIB,
     )
 
@@ -206,7 +217,8 @@ def table(plan: GenerationPlan) -> Rows:
         ("model", f"{experts}{plan.model}: {run.model.trunk.num_layers} layers of "
         f"{run.model.trunk.hidden_size}, "
          f"{plan.dtype}{', 8 bits' * run.quantized}, offload {run.mode}"),
-        ("video", f"{plan.name}: {run.frames} frames of {run.height}x{run.width}, {run.tokens} tokens"),
+        ("video", f"{plan.name}: {plan.frames} frames of {run.height}x{run.width}, {run.tokens} tokens"
+         f"{f', in each of {run.windows} windows of {run.frames} frames' if run.windows > 1 else ''}"),
     ]  # fmt: skip
     rows += [
         ("memory" if not number else "", f"{size / GIB:8.2f} GiB  {name}")
@@ -226,13 +238,16 @@ def table(plan: GenerationPlan) -> Rows:
     rows.append(("step", f"{time.step:.2f} s, {passes}{ahead}"))
     rows.append(
         ("video", f"{time.total:.0f} s = prompts {time.text:.1f} + VAE {time.encode + time.decode:.1f} + "
-         f"{time.steps} steps {time.steps * time.step:.1f} + weights {time.move:.1f}")
+         f"{f'{run.windows} x ' if run.windows > 1 else ''}{time.steps} steps {time.denoising:.1f} + "
+         f"weights {time.move:.1f}")
     )  # fmt: skip
     rows.append(
         ("assumed", f"{device.products:.0%} of {device.peak(plan.dtype) / 1e12:g} TFLOP/s in products, "
          f"{device.attention:.0%} in attention; without reading weights from the disk")
     )  # fmt: skip
-    return [*rows, ("run", f"{run.videos} videos: {plan.seconds / 60:.1f} minutes")]
+    count = "1 video" if run.videos == 1 else f"{run.videos} videos"
+    energy = f", {plan.kwh:.3g} kWh at the boards' limit" if plan.kwh is not None else ""
+    return [*rows, ("run", f"{count}: {plan.seconds / 60:.1f} minutes{energy}")]
 
 
 def as_json(plan: GenerationPlan) -> dict[str, Any]:
@@ -242,6 +257,8 @@ def as_json(plan: GenerationPlan) -> dict[str, Any]:
         "devices": plan.run.ranks,
         "video": plan.name,
         "grid": list(plan.run.grid),
+        "frames": plan.frames,
+        "windows": plan.run.windows,
         "memory": {**plan.memory.terms, "total": plan.memory.total, "moment": plan.memory.moment},
         "moments": dict(plan.memory.moments),
         "host_memory": plan.memory.host,
@@ -253,6 +270,7 @@ def as_json(plan: GenerationPlan) -> dict[str, Any]:
         "step_seconds": plan.time.step,
         "video_seconds": {**asdict(plan.time), "total": plan.time.total},
         "run_seconds": plan.seconds,
+        "kwh": plan.kwh,
     }
 
 

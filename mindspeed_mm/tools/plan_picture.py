@@ -14,7 +14,7 @@ from mindspeed_mm.planning.counts import AtCount
 from mindspeed_mm.planning.walk import TERMS
 
 _COLOURS = ("#4e79a7", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#9c755f", "#f28e2b", "#e15759", "#bab0ac")
-_SIZE, _LEFT, _TOP, _BOTTOM, _RIGHT = (1120, 560), 70, 60, 70, 210
+_SIZE, _LEFT, _TOP, _BOTTOM, _RIGHT = (1160, 560), 70, 70, 70, 250
 _GIB = 2.0**30
 
 
@@ -32,7 +32,7 @@ def draw_plan(path: Path, title: str, counts: Sequence[AtCount], capacity: float
     def y(size: float) -> float:
         return _TOP + height * (1 - size / top)
 
-    draw.text((_LEFT, 20), title, "black", font)
+    draw.text((16, 14), title, "black", font)
     step = 10 ** math.floor(math.log10(top / _GIB / 2))
     step *= next(factor for factor in (1, 2, 5, 10) if top / _GIB / (factor * step) <= 8)
     for mark in range(int(top / _GIB / step) + 1):
@@ -60,13 +60,13 @@ def draw_plan(path: Path, title: str, counts: Sequence[AtCount], capacity: float
             (middle, _TOP + height + 26), f"{one.samples_per_second:.3g}/s", "#666666", small, anchor="ma"
         )
     draw.line((_LEFT, y(capacity), _LEFT + width, y(capacity)), "#c00000", 2)
-    draw.text((_LEFT + width + 6, y(capacity)), f"{capacity / _GIB:.0f} GiB", "#c00000", small, anchor="lm")
-    draw.text((16, _TOP - 10), "GiB a device", "black", small, anchor="ls")
+    draw.text((_LEFT + width + 6, y(capacity)), f"{capacity / _GIB:.4g} GiB", "#c00000", small, anchor="lm")
+    draw.text((16, _TOP - 12), "GiB a device", "black", small, anchor="ls")
     draw.text((_LEFT + width / 2, _SIZE[1] - 10), "devices, samples a second", "black", small, anchor="ms")
     for number, (name, colour) in enumerate(zip(reversed(TERMS), reversed(_COLOURS), strict=True)):
         level = _TOP + height - 24 * (len(TERMS) - number)
-        draw.rectangle((_LEFT + width + 40, level, _LEFT + width + 54, level + 14), colour)
-        draw.text((_LEFT + width + 62, level + 7), name, "black", small, anchor="lm")
+        draw.rectangle((_LEFT + width + 80, level, _LEFT + width + 94, level + 14), colour)
+        draw.text((_LEFT + width + 102, level + 7), name, "black", small, anchor="lm")
     try:
         with atomic_path(path) as part:
             image.save(part, "PNG")

@@ -75,6 +75,7 @@ class Clip(NamedTuple):
 
     grid: tuple[int, int, int]  # latent (R+F, h, w)
     origin: str
+    rows: int = 0  # of the data that says its shapes
 
 
 _ALIASES = {"--model": "--mm-model", "--data": "--mm-data"}
@@ -227,7 +228,7 @@ def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
         shapes = list(_shapes(path)) if path.is_file() and path.suffix == ".jsonl" else []
         if shapes:
             grid = max(shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
-            return Clip(grid, f"the largest of {len(shapes)} in {path.name}")
+            return Clip(grid, f"the largest of {len(shapes)} in {path.name}", len(shapes))
     frames, height, width = flags.frames or 81, flags.height or 480, flags.width or 832
     if (frames - 1) % 4 or height % 16 or width % 16:
         raise ConfigError(

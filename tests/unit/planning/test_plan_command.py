@@ -20,7 +20,7 @@ from mindspeed_mm.planning.fit import smallest_changes
 from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.time import step_time
 from mindspeed_mm.tasks.jobs.plan import largest_clip, read_job, run_of
-from mindspeed_mm.tasks.plan import GIB, Plan, draw, make_plan
+from mindspeed_mm.tasks.plan import GIB, Plan, as_json, draw, make_plan, table
 from tests.support.errors import raises
 
 pytestmark = pytest.mark.medium
@@ -124,9 +124,13 @@ def test_devices_are_found_in_any_spelling() -> None:
     assert all(device.link > 0 and 10 < device.memory < 300 for device in DEVICES.values())
 
 
-def test_an_unknown_device_names_the_nearest() -> None:
-    with raises(ConfigError, "H1000", "H100", "Ascend 910B", where="--device"):
-        find_device("H1000")
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("H1000", "H100"), ("4080", "RTX 4090"), ("NVIDIA H100 80GB HBM3", "H100"), ("Ascend910D", "Ascend 910C")],
+)
+def test_an_unknown_device_names_the_nearest(name: str, nearest: str) -> None:
+    with raises(ConfigError, name, f"did you mean {nearest!r}", "Ascend 910B", where="--device"):
+        find_device(name)
 
 
 def test_a_clip_that_does_not_divide_is_an_error() -> None:
@@ -151,6 +155,13 @@ def test_the_largest_clip_of_the_data_decides(tmp_path: Path) -> None:
     job, flags = read_job(argv)
 
     assert largest_clip(job, flags).grid == (13, 30, 52)
+    plan = make_plan(job, flags)
+    assert plan.hours(plan.epoch) == pytest.approx(2 / plan.samples * plan.time.total / 3600)
+    assert ("epoch", f"2 samples: at most {plan.hours(0.25):.3g} hours") in [
+        (name, text.partition(",")[0]) for name, text in table(plan, job)
+    ]
+    assert as_json(plan)["epoch"]["kwh"] == plan.kwh(0.25)
+    assert as_json(make_plan(*read_job([*argv, *CLIP])))["epoch"] is None
     listing.write_text(json.dumps({"file": "a", "shape": "big"}))
     with raises(ConfigError, "shape", where=None):
         largest_clip(job, flags)
@@ -192,6 +203,16 @@ def test_the_picture_has_a_bar_for_each_count(tmp_path: Path, capsys: pytest.Cap
         (0xF2, 0x8E, 0x2B),
         (0x4E, 0x79, 0xA7),
     } <= colours  # inside, block inputs, weights
+
+
+@pytest.mark.parametrize("place", [".", "", "/"])
+def test_a_picture_in_place_of_a_folder_is_one_line(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *files("1.3B"), f"--picture={place}"])
+    assert ended.value.code == 1
+    said = "".join(capsys.readouterr())
+    assert "--picture" in said
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -239,6 +260,14 @@ def test_table_of_the_readme_is_what_plan_says(readme: str) -> None:
             plan = run_plan([*files(size), *CLIP, f"--device={device}", *flags])
             said = f"{plan.memory.total / GIB:.0f} GiB, {plan.time.total:.1f} s" if plan.fits else "–"
             assert cell == said, (readme, size, part, device)
+
+
+def test_moments_read_as_a_sentence() -> None:
+    job, flags = read_job([*files("1.3B"), "--devices=1", "--frames=17", "--height=256", "--width=256"])
+    (said,) = (text for _, text in table(make_plan(job, flags), job) if "in all, at" in text)
+    assert "at summing the gradients of" in said or "at the " in said
+    assert "the the" not in said
+    assert "at the summing" not in said
 
 
 def run_plan(argv: list[str]) -> Plan:

@@ -182,6 +182,41 @@ def test_more_devices_take_less_time() -> None:
     assert generation_time(replace(RUN, passes=1.0), device, "bf16").step == pytest.approx(one.step / 2)
 
 
+@pytest.mark.parametrize("mode", ["extend", "context_windows"])
+def test_windows_of_a_long_video_each_take_all_steps(
+    mode: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    short, long = (
+        json.loads(said(capfd, JSON, "--device=H100", "--json", "--num-frames", count, *more))
+        for count, more in (("81", []), ("241", ["--window=81", "--window-mode", mode]))
+    )
+    assert long["windows"] == 4
+    assert long["frames"] == 241
+    assert long["step_seconds"] == short["step_seconds"]
+    before, after = short["video_seconds"], long["video_seconds"]
+    steps = before["steps"] * before["step"]
+    coded = 4 if mode == "extend" else 241 / 81
+    assert after["decode"] == pytest.approx(coded * before["decode"])
+    known = before["text"] + coded * (before["encode"] + before["decode"]) + 4 * steps
+    assert after["total"] == pytest.approx(known + after["move"])
+    assert long["run_seconds"] > 3.5 * short["run_seconds"]
+    assert (long["moments"]["decoding"] > short["moments"]["decoding"]) == (mode == "context_windows")
+    text = said(capfd, JSON, "--num-frames=241", "--window=81", "--window-mode", mode)
+    assert "4 x 50 steps" in text
+    assert "3 videos" in text
+
+
+def test_one_video_of_windows_is_one_video(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    argv = ("examples/vace/tiny/inference.json", "--prompt=x", "--num-frames=29", "--window=17")
+    text = said(capfd, *argv)
+    assert "1 video:" in text
+    assert "kWh" in text
+
+
 def said(capfd: pytest.CaptureFixture[str], *argv: str) -> Any:
     main(["plan", "--generate", *argv])
     return capfd.readouterr().out

@@ -37,7 +37,9 @@ AT_LEAST = 0.7  # seconds of each size in a round: short steps are disturbed mor
 def main() -> None:
     """Calibrate and measure, then one line for each size."""
     with launch(Accelerator.detect(), timedelta(minutes=5)) as accelerator:
-        for (width, _, _, grid), (predicted, measured) in zip(SIZES, compare(SIZES, accelerator), strict=True):
+        for (width, _, _, grid), (predicted, measured) in zip(
+            SIZES, compare(SIZES, accelerator), strict=True
+        ):
             logger.info(
                 f"D {width}, grid {grid}: predicted {predicted:.3f} s, measured {measured:.3f} s, ratio "
                 f"{predicted / measured:.2f}"
@@ -49,8 +51,8 @@ def compare(
 ) -> list[tuple[float, float]]:
     """Predicted and measured seconds of a step, by size.
 
-    Rates and steps are measured in turns, so that both meet the same machine, and the least of all turns counts: what
-    other programs do beside them makes both longer, never shorter.
+    Rates and steps are measured in turns, so that both meet the same machine. The least of all turns counts:
+    what other programs do beside them makes both longer, never shorter.
     """
     configs = [_config(size) for size in sizes]
     trainers = [

@@ -14,22 +14,30 @@ from mindspeed_mm.files import write_text
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-body {{ font: 14px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 16px;
-  color: #1b1b1b }}
-h1 {{ font-size: 20px }} h2 {{ font-size: 16px; margin: 28px 0 6px; border-bottom: 1px solid #ddd }}
+:root {{ color-scheme: light dark;
+  --faint: light-dark(#666, #a5a5a5); --line: light-dark(#ddd, #444) }}
+body {{ font: 14px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 0 16px 32px;
+  color: light-dark(#1b1b1b, #e8e8e8); background: light-dark(#fff, #1a1a1a) }}
+header {{ position: sticky; top: 0; z-index: 1; background: inherit; padding: 8px 0;
+  display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: baseline; border-bottom: 1px solid var(--line) }}
+h1 {{ font-size: 18px; margin: 0 }} h2 {{ font-size: 16px; margin: 28px 0 2px }}
+h2 small {{ font-weight: normal; color: var(--faint); margin-left: 8px }}
 table {{ border-collapse: collapse; margin: 4px 0 }}
-td, th {{ padding: 2px 12px 2px 0; text-align: left; font-weight: normal }}
-th {{ color: #666 }} td.n {{ font-variant-numeric: tabular-nums }}
-.prompt {{ color: #555; margin: 2px 0 6px }}
+td, th {{ padding: 2px 16px 2px 0; text-align: left; font-weight: normal }}
+tr + tr {{ border-top: 1px solid var(--line) }}
+th, .prompt, .hint, figcaption {{ color: var(--faint) }}
+td.n {{ font-variant-numeric: tabular-nums }}
+.prompt {{ margin: 2px 0 6px; max-width: 100ch }}
 .row {{ display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 6px }}
-figure {{ margin: 0; max-width: 100% }}
-figcaption {{ color: #666 }}
-video {{ display: block; width: 320px; max-width: 100%; background: #000; image-rendering: auto }}
-details {{ margin: 4px 0 }} summary {{ cursor: pointer }}
+figure {{ margin: 0; flex: 1 1 220px; max-width: 320px }} figure:has(img) {{ flex: 0 1 150px }}
+video, img {{ display: block; width: 100%; background: #000; border-radius: 4px }}
+video {{ cursor: pointer }}
+details {{ margin: 4px 0; overflow-x: auto }} summary {{ cursor: pointer }}
 button {{ font: inherit; padding: 3px 12px }}
 </style></head><body>
-<h1>{title}</h1>
-<p><button id="play">Play all</button> <button id="start">Back to the start</button></p>
+<header><h1>{title}</h1>
+<span><button id="play">Play all</button> <button id="start">Back to the start</button></span>
+<span class="hint">A click on a video plays its row.</span></header>
 """
 _TAIL = """<script>
 const videos = [...document.querySelectorAll('video')];
@@ -41,12 +49,27 @@ document.getElementById('play').onclick = event => {
   videos.forEach(video => playing ? video.play() : video.pause());
 };
 document.getElementById('start').onclick = () => videos.forEach(video => { video.currentTime = 0 });
-rows.forEach(row => row.querySelectorAll('video').forEach(video => {
-  video.onseeked = () => { if (video.paused) row.querySelectorAll('video').forEach(other => {
-    if (other !== video && Math.abs(other.currentTime - video.currentTime) > 0.02)
-          other.currentTime = video.currentTime;
-  }) };
-}));
+rows.forEach(row => {
+  const all = [...row.querySelectorAll('video')];
+  all.forEach(video => {
+    video.controls = false;  // they would hide what is in a small video, until one points at it
+    video.tabIndex = 0;
+    const show = shown => { if (video.controls !== shown) video.controls = shown };
+    video.onpointerenter = video.onfocus = () => show(true);
+    video.onpointerleave = video.onblur = () => show(document.activeElement === video);
+    video.onclick = event => {
+      event.preventDefault();  // the player's own answer to a click, for this video alone
+      const stopped = video.paused;
+      all.forEach(one => {
+        if (stopped) { one.currentTime = video.currentTime; one.play() } else one.pause();
+      });
+    };
+    video.onseeked = () => { if (video.paused) all.forEach(other => {
+      if (other !== video && Math.abs(other.currentTime - video.currentTime) > 0.02)
+        other.currentTime = video.currentTime;
+    }) };
+  });
+});
 </script></body></html>
 """
 
@@ -79,7 +102,9 @@ def _players(
     ]
     given = next((folder / sample.src_video for folder, sample in known if sample.src_video), None)
     truth = next((Path(sample.truth) for _, sample in known if sample.truth), None)
+    pictures = next(([folder / name for name in sample.references] for folder, sample in known), [])
     figures = [_figure(page, given, "given")] if given else []
+    figures += [_picture(page, picture) for picture in pictures]
     for name, report, sample in zip(names, reports, samples, strict=True):
         if sample is not None:
             figures.append(_figure(page, Path(report.folder) / sample.video, name))
@@ -88,11 +113,21 @@ def _players(
 
 
 def _figure(page: Path, video: Path, caption: str) -> str:
-    address = quote(Path(os.path.relpath(video, page.parent)).as_posix())
     return (
-        f'<figure><video src="{escape(address)}" controls loop muted playsinline preload="metadata"></video>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure><video src="{_address(page, video)}" controls loop muted playsinline preload="metadata">'
+        f"</video><figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def _picture(page: Path, picture: Path) -> str:
+    return (
+        f'<figure><img src="{_address(page, picture)}" alt="reference" loading="lazy">'
+        "<figcaption>reference</figcaption></figure>"
+    )
+
+
+def _address(page: Path, file: Path) -> str:
+    return escape(quote(Path(os.path.relpath(file, page.parent)).as_posix()))
 
 
 def _scores(names: Sequence[str], reports: Sequence[Report], samples: Sequence[Scored | None]) -> str:

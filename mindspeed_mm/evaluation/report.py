@@ -38,6 +38,7 @@ class Scored(Config):
     prompt: str = ""
     video: str  # path from the results folder
     src_video: str | None = None  # for the page: from the results folder
+    references: tuple[str, ...] = ()  # for the page: from the results folder
     truth: str | None = None  # for the page: absolute
     scores: dict[str, float]
 
@@ -236,6 +237,7 @@ def _scored(
         prompt=sample.prompt,
         video=result.video.relative_to(folder).as_posix(),
         src_video=source.relative_to(folder).as_posix() if source.is_file() else None,
+        references=tuple(path.relative_to(folder).as_posix() for path in result.references),
         truth=os.path.abspath(truth) if truth is not None else None,
         scores=scores,
     )

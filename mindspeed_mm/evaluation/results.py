@@ -86,6 +86,11 @@ class Result:
         return str(self.settings.get("prompt") or "")
 
     @property
+    def references(self) -> list[Path]:
+        """The reference images beside it."""
+        return _references(self.folder)
+
+    @property
     def input_files(self) -> list[Path]:
         """The pixels that the model was given, as far as they are beside it."""
         clips = [path for name in _INPUTS if (path := self.folder / name).is_file()]

@@ -232,9 +232,7 @@ def _moments(run: GenerationRun, tiled: bool) -> dict[str, dict[str, float]]:
     latents = 4.0 * frames * height * width * (16 * 5 + run.model.vace_in_dim)
     pixels = 4.0 * 3 * whole * run.height * run.width
     resident = _resident(run) if run.mode == "none" or run.shard else 0.0
-    waiting = (
-        resident if run.encodes_again else 0.0
-    )  # the first conditions are encoded before they are read
+    waiting = resident if run.encodes_again else 0.0  # the first conditions are encoded before they are read
     passes = 2 if run.passes > 1 and run.halves == 1 and run.is_batched else 1
     coded = _vae_activations(run, tiled)
     return {

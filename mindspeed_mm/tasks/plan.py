@@ -75,7 +75,9 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     if "--calibrate" in argv:
         if len(argv) > 1:
             raise ConfigError(
-                "takes no other flags", where="--calibrate", fix="calibrate first, then plan with --device here"
+                "takes no other flags",
+                where="--calibrate",
+                fix="calibrate first, then plan with --device here",
             )
         measure_here()
         return

@@ -1,4 +1,4 @@
-"""The planner's seconds of a training step against measured ones, and the all-to-all that `--calibrate` measures."""
+"""The planner's seconds of a training step against measured ones, and the all-to-all that is calibrated."""
 
 import importlib
 import os
@@ -35,7 +35,7 @@ def test_planned_seconds_are_those_of_a_step(world):
     assert ratios == pytest.approx([1.0] * len(SIZES), rel=0.15), found
 
 
-RATES = {name: 0.5 for name in ("half", "single", "attention_half", "attention_single", "bytes", "call")}
+RATES = dict.fromkeys(("half", "single", "attention_half", "attention_single", "bytes", "call"), 0.5)
 
 
 def calibrated(cache, local):

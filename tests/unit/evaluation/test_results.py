@@ -255,6 +255,16 @@ def test_command_writes_scores_and_a_page(runs: Path, capfd: pytest.CaptureFixtu
     assert "<script src" not in page
 
 
+def test_page_shows_references_that_were_given(runs: Path, tmp_path: Path) -> None:
+    run = copy_of(runs / "good", tmp_path / "a run")
+    Image.new("RGB", (SIDE, SIDE), "red").save(run / "a/reference_0.png")
+    main(["eval", str(run), "--metrics", "flicker", "--page", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img ") == 1
+    assert '<img src="a%20run/a/reference_0.png" alt="reference"' in page
+    assert read_report(run / "eval.json").samples[0].references == ("a/reference_0.png",)
+
+
 def test_compare_reads_scores_that_are_current(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--data", str(runs / "truth/data.json"), "--metrics", *FAST]
     main(["eval", str(runs / "bad"), str(runs / "good"), *flags])

@@ -126,7 +126,12 @@ def test_devices_are_found_in_any_spelling() -> None:
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("H1000", "H100"), ("4080", "RTX 4090"), ("NVIDIA H100 80GB HBM3", "H100"), ("Ascend910D", "Ascend 910C")],
+    [
+        ("H1000", "H100"),
+        ("4080", "RTX 4090"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("Ascend910D", "Ascend 910C"),
+    ],
 )
 def test_an_unknown_device_names_the_nearest(name: str, nearest: str) -> None:
     with raises(ConfigError, name, f"did you mean {nearest!r}", "Ascend 910B", where="--device"):

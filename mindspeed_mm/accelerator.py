@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from mindspeed_mm.errors import LaunchError
+from mindspeed_mm.limits import total_memory
 from mindspeed_mm.log import get_logger, local_rank
-from mindspeed_mm.processes import total_memory
 
 logger = get_logger(__name__)
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}

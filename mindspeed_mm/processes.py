@@ -1,15 +1,14 @@
-"""How a process stops: on a signal, with its parent, or because a read does not come back. What it may use.
+"""How a process stops: on a signal, with its parent, or because a read does not come back.
 
 `handling_signals` makes SIGINT, SIGTERM and SIGHUP alike: outside `deferred` they raise `Stopped` in the main
 thread, inside it they are only noted, and the code stops where it is whole. A second Ctrl-C ends the process
-at once. `usable_cores`, `free_memory` and `total_memory` heed the limits of a container.
+at once.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import math
 import multiprocessing
 import os
 import select
@@ -21,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType
 
 LAUNCHER = "MINDSPEED_MM_LAUNCHER"  # process id of the launcher, in the environment of its ranks
@@ -34,7 +32,6 @@ _UNWIND = 4.0  # seconds for the main thread to leave C code, where nothing is t
 _EXIT = 3.0  # seconds for the interpreter to clean up
 _TICK = 0.25  # seconds between looks at a process that is stopping
 _PR_SET_PDEATHSIG = 1
-_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 class Stopped(BaseException):
@@ -342,75 +339,3 @@ def _give_up(text: str, code: int) -> None:
     with suppress(OSError):
         os.write(2, f"{where}{text}\n".encode())
     os._exit(code)
-
-
-# What it may use
-
-
-def usable_cores() -> int:
-    """Cores that this process may keep busy: those it is bound to, and no more than its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for folder in _control_groups("cpu"):
-        old = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
-        quota = _numbers(folder / "cpu.max") or [number for path in old for number in _numbers(path)]
-        if len(quota) == 2 and min(quota) > 0:
-            cores = min(cores, math.ceil(quota[0] / quota[1]))
-    return max(cores, 1)
-
-
-def free_memory() -> int:
-    """Bytes of host memory that this process can get without swapping; 0 where the system does not say."""
-    found = [1024 * size for size in _field(_PROC / "meminfo", "MemAvailable:")]
-    for limit, folder in _memory_limits():
-        used = _numbers(folder / "memory.current") or _numbers(folder / "memory.usage_in_bytes")
-        # pages of files count as used, and are given back when memory is short
-        stat = folder / "memory.stat"
-        pages = _field(stat, "total_inactive_file") or _field(stat, "inactive_file") or [0]
-        found += [max(0, limit - size + pages[0]) for size in used]
-    return min(found, default=0)
-
-
-def total_memory() -> int:
-    """Bytes of host memory of the machine, or of the container where that may have less."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(limit for limit, _ in _memory_limits())])
-
-
-def _memory_limits() -> Iterator[tuple[int, Path]]:
-    for folder in _control_groups("memory"):
-        for limit in _numbers(folder / "memory.max") or _numbers(folder / "memory.limit_in_bytes"):
-            yield limit, folder
-
-
-def _control_groups(controller: str) -> Iterator[Path]:
-    """The control groups of this process, innermost first: the limits of each hold.
-
-    In a container, the path may be the host's. Then the mount itself is the container's group.
-    """
-    for line in _read(_PROC / "self/cgroup").splitlines():
-        _, names, path = (line + "::").split(":")[:3]
-        if names and controller not in names.split(","):
-            continue
-        mounts = (_CGROUPS / names, _CGROUPS / controller) if names else (_CGROUPS, _CGROUPS / "unified")
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for mount in dict.fromkeys(mounts):
-            yield from (mount.joinpath(*parts[:end]) for end in range(len(parts), -1, -1))
-
-
-def _numbers(path: Path) -> list[int]:
-    """The numbers in a small file of the kernel; none where it says `max`, or is not there."""
-    words = _read(path).split()
-    return list(map(int, words)) if all(word.removeprefix("-").isdigit() for word in words) else []
-
-
-def _field(path: Path, name: str) -> list[int]:
-    """The number behind a name, where the file has one."""
-    rows = (line.split() for line in _read(path).splitlines())
-    return [int(row[1]) for row in rows if len(row) > 1 and row[0] == name and row[1].isdigit()]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""

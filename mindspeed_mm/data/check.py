@@ -22,8 +22,8 @@ from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.threads import map_in_threads
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_json
+from mindspeed_mm.limits import usable_cores
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.processes import usable_cores
 from mindspeed_mm.progress import Progress
 
 logger = get_logger(__name__)

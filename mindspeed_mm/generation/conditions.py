@@ -12,8 +12,8 @@ from pathlib import Path
 import mindspeed_mm.data.conditions as pixels
 from mindspeed_mm.data.conditions import Conditions, ReadConditions
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.tasks import prepare_task
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.generation.config import TOKEN_BYTES, WORKSPACE, Offload, SamplingConfig
+from mindspeed_mm.generation.config import TOKEN_BYTES, WORKSPACE, Offload
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.vace import VaceTransformer

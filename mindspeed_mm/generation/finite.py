@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mindspeed_mm.errors import NonFiniteError
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.denoise import Step, StepHook
 from mindspeed_mm.generation.result import PromptEmbeds
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.models.finite import is_finite, nonfinite_weights
 
 _CUSTOMARY = {  # what published settings stay far inside of

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.generation.config import SamplingConfig, phase_bounds
 from mindspeed_mm.generation.denoise import Step
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import LoraUse
+from mindspeed_mm.generation.presets import phase_bounds
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.solvers import timestep_table
+from mindspeed_mm.limits import free_memory
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.lora.adapter import Adapter
 from mindspeed_mm.models.lora.read import Expert
@@ -30,7 +32,6 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.sizes import layout
 from mindspeed_mm.models.weights import open_adapter
 from mindspeed_mm.ops.quantized import exact_weight, product_dtype
-from mindspeed_mm.processes import free_memory
 
 logger = get_logger(__name__)
 _EXPERTS: tuple[Expert, Expert] = ("high", "low")

@@ -14,10 +14,10 @@ import torch
 
 from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import MindSpeedMMError
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import Made
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.stages import explain_oom
 from mindspeed_mm.generation.stored import write_latents
 from mindspeed_mm.generation.windows.store import WindowStore, identity

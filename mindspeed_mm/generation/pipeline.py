@@ -20,14 +20,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.data.conditions import to_tensors
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.generation.config import (
-    Offload,
-    Preset,
-    RequestConfig,
-    Solver,
-    Tiled,
-    WeightPaths,
-)
+from mindspeed_mm.generation.config import Offload, RequestConfig, Tiled, WeightPaths
 from mindspeed_mm.generation.denoise import StepHook
 from mindspeed_mm.generation.loaders import (
     inspect_experts,
@@ -42,6 +35,7 @@ from mindspeed_mm.generation.outputs import describe
 from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Picture
 from mindspeed_mm.generation.result import GenerationResult, Made
 from mindspeed_mm.generation.run import generate
+from mindspeed_mm.generation.sampling_config import Preset, Solver
 from mindspeed_mm.generation.stages import explain_oom
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.generation.windows_config import WindowColors, WindowMode

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mindspeed_mm.data.sample import Clip, Inputs, Picture
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.generation.config import NEGATIVE_PROMPT, RequestConfig, SamplingConfig, resolve_sampling
+from mindspeed_mm.generation.config import NEGATIVE_PROMPT, RequestConfig
 from mindspeed_mm.generation.loras_config import LoraUse
+from mindspeed_mm.generation.presets import resolve_sampling
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

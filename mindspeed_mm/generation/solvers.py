@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.flow.schedule import shifted
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.parity import twice_shifted_sigmas
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 
 
 class Stepper(Protocol):

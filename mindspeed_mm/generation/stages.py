@@ -12,13 +12,13 @@ from mindspeed_mm.conditioning.text import encode_prompt
 from mindspeed_mm.conditioning.vace import encode_vace_context
 from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.denoise import PredictFn, Predictor, StepHook, denoise_loop
 from mindspeed_mm.generation.finite import check_inputs, explain_pixels, finite_check
 from mindspeed_mm.generation.guidance import GuidanceFn, guided_velocity
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parity import rotated_noise
 from mindspeed_mm.generation.result import PromptEmbeds
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.solvers import Solver, make_noise
 from mindspeed_mm.generation.windows.context import make_parts, of_windows
 from mindspeed_mm.generation.writer import Frames, picture_frames

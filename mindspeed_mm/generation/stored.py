@@ -15,7 +15,7 @@ from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.data.packed import read_header, read_packed, write_packed
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.files import format_json, json_type, parse_json
-from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.windows_config import LATENTS_FILE
 from mindspeed_mm.generation.writer import explain_disk
 from mindspeed_mm.models.wan.vae import STRIDE

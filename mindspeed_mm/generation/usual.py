@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.sizes import preset_name
 

@@ -26,8 +26,8 @@ from mindspeed_mm.data.sheet import Strip, draw_sheet, spread
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path, write_json
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.embedded import embedded
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Settings = dict[str, Any]

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from mindspeed_mm.errors import MindSpeedMMError
-from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.serve.body import Given, Uploads, read_body, read_overlap, take_source
 from mindspeed_mm.serve.config import ServeConfig

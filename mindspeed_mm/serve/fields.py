@@ -9,7 +9,8 @@ from typing import Any
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
+from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.registry import did_you_mean
 from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.uploads import SLOTS

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from mindspeed_mm.generation.config import RequestConfig, SamplingConfig
+from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.serve.fields import ALIASES, COMPUTED, FIELDS
 from mindspeed_mm.serve.queue_file import Job, Status
 from mindspeed_mm.serve.uploads import SLOTS

@@ -18,7 +18,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.errors import DataError, LaunchError
 from mindspeed_mm.generation.conditions import read_conditions
-from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig, SamplingConfig
+from mindspeed_mm.generation.config import OUTPUT_SUFFIXES, RunConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.layout import choose_layout
 from mindspeed_mm.generation.loaders import inspect_experts, load_experts, load_text_encoder, load_vae
@@ -28,6 +28,7 @@ from mindspeed_mm.generation.outputs import VideoFiles, write_decoded
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, DataParallel, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest, Inputs, TaskRequest
 from mindspeed_mm.generation.run import generate, share_prompts
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.stages import decode, scale_problem
 from mindspeed_mm.generation.stored import LatentsSettings, read_latents
 from mindspeed_mm.generation.usual import unusual_requests

@@ -23,10 +23,10 @@ from mindspeed_mm.config.yaml_file import read_yaml
 from mindspeed_mm.data.manifest import FAILURES, lists_of
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import format_json, regular_file
+from mindspeed_mm.limits import usable_cores
 from mindspeed_mm.locks import check_unlocked, lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_folder, check_not_read
-from mindspeed_mm.processes import usable_cores
 
 logger = get_logger(__name__)
 PROG = "vace prepare"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_mm.processes import free_memory, usable_cores
+from mindspeed_mm.limits import free_memory, usable_cores
 from mindspeed_mm.tools.doctor import Finding
 
 DISTRIBUTION = "mindspeed-mm-vace"

@@ -14,8 +14,8 @@ import gradio as gr
 from mindspeed_mm.conditioning.tasks.spec import Clip
 from mindspeed_mm.data.images import read_image
 from mindspeed_mm.errors import MindSpeedMMError
-from mindspeed_mm.generation.config import Numbers
 from mindspeed_mm.generation.embedded import read_embedded
+from mindspeed_mm.generation.sampling_config import Numbers
 from mindspeed_mm.ui.forms import Form, Option, forms
 from mindspeed_mm.ui.make import MAIN, Data, Widgets, form_choices, grower, painter
 from mindspeed_mm.ui.preview import draw_conditions

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame
-from mindspeed_mm.generation.config import Numbers
+from mindspeed_mm.generation.sampling_config import Numbers
 from mindspeed_mm.ui.forms import FAMILIES, Form, Option, forms
 from mindspeed_mm.ui.mask import frame_url, paintable, painted_mask
 from mindspeed_mm.ui.request import NUMBERS, WINDOWS, Filled, lines_of, number_of, text_of

@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from checkpoint.cli import main as convert
-from mindspeed_mm.generation.config import RequestConfig, WeightPaths, resolve_sampling
+from mindspeed_mm.generation.config import RequestConfig, WeightPaths
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
 from mindspeed_mm.generation.stages import encode_prompts
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ SIBLINGS = {
 }  # on their floor none imports another
 FLOORS = {
     "errors": 0, "checksum": 0, "files": 0, "registry": 0, "log": 0, "locks": 0,
-    "processes": 0, "progress": 0, "outputs": 0,
+    "processes": 0, "progress": 0, "outputs": 0, "limits": 0,
     "config": 1,
     "accelerator": 2, "ops": 2, "flow": 2,
     "models": 3, "data": 3, "distributed": 3,
@@ -114,6 +115,24 @@ def violations(module: str, source: str, where: str) -> list[str]:
     return found
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def defined(path: Path) -> set[str]:
+    """The names that other modules can import from a file."""
+    found = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return found
+
+
 def our_files() -> list[Path]:
     folders = [ROOT / "mindspeed_mm", ROOT / "checkpoint", ROOT / "megatron"]
     return sorted(path for folder in folders for path in folder.rglob("*.py"))
@@ -161,6 +180,28 @@ def test_forbidden_import_is_named_with_its_line(module: str, source: str) -> No
 )
 def test_an_import_downwards_is_allowed(module: str, source: str) -> None:
     assert violations(module, source, "file.py") == []
+
+
+def test_every_imported_name_exists() -> None:
+    """An import within a function, or in a test that seldom runs, is found here."""
+    known = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in our_files()}
+    names = {module: defined(path) for module, path in known.items() if path.name != "__init__.py"}
+    folders = (ROOT / "tests", ROOT / "benchmarks", ROOT / "examples", ROOT / "scripts")
+    found = []
+    for path in [*our_files(), *(path for folder in folders for path in folder.rglob("*.py"))]:
+        for node in ast.walk(tree_of(path)):
+            if not isinstance(node, ast.ImportFrom) or node.module is None or node.level:
+                continue
+            if node.module in names:
+                missing = {alias.name for alias in node.names} - names[node.module]
+            elif node.module.startswith(("mindspeed_mm.", "checkpoint.", "megatron.mm")):
+                missing = {alias.name for alias in node.names if not is_module(f"{node.module}.{alias.name}")}
+            else:
+                continue
+            found += [
+                f"{path.relative_to(ROOT)}:{node.lineno}: no {name} in {node.module}" for name in missing
+            ]
+    assert not found, "\n" + "\n".join(found)
 
 
 def test_every_folder_has_a_floor() -> None:

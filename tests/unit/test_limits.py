@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_mm import processes
-from mindspeed_mm.processes import free_memory, total_memory, usable_cores
+from mindspeed_mm import limits
+from mindspeed_mm.limits import free_memory, total_memory, usable_cores
 
 GIB = 1 << 30
 FREE_MACHINE = f"MemTotal: {64 << 20} kB\nMemAvailable: {32 << 20} kB\n"
@@ -17,8 +17,8 @@ FREE_MACHINE = f"MemTotal: {64 << 20} kB\nMemAvailable: {32 << 20} kB\n"
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of 64 cores with 32 GiB free and no control groups; files of the test's add them."""
-    monkeypatch.setattr(processes, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(processes, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(limits, "_CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     write(tmp_path / "proc/meminfo", FREE_MACHINE)
     return tmp_path

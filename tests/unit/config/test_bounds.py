@@ -12,7 +12,8 @@ from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
 from mindspeed_mm.distributed.patterns import match
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.flow.config import ScheduleConfig
-from mindspeed_mm.generation.config import InferenceConfig, RequestConfig, SamplingConfig
+from mindspeed_mm.generation.config import InferenceConfig, RequestConfig
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.models.wan.config import WAN_14B, WanConfig
 from mindspeed_mm.tasks.jobs.extract import ExtractConfig
 from mindspeed_mm.training.config import BatchConfig, CheckpointConfig, LogConfig, OptimizerConfig

@@ -17,8 +17,8 @@ from mindspeed_mm.data.transforms import load_mask, load_pixels
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.conditions import load_conditions
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.request import Inputs
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from tests.support.clips import numbered, write_as, write_clip
 from tests.support.errors import raises
 

@@ -11,8 +11,8 @@ import pytest
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.data.video_writer import read_comment, write_video
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.embedded import embedded, read_embedded
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from tests.support.errors import raises
 
 FRAMES = np.arange(5 * 16 * 16 * 3, dtype=np.uint8).reshape(5, 16, 16, 3)

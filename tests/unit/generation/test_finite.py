@@ -13,12 +13,13 @@ import torch
 
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import NonFiniteError
-from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
+from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.finite import explain_pixels
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import VideoFiles
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.run import generate

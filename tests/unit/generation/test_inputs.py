@@ -8,8 +8,8 @@ from PIL import Image
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.generation.conditions import load_conditions
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.request import Inputs
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from tests.support.errors import raises
 
 SIZE = {"height": 32, "width": 48, "num_frames": 9}

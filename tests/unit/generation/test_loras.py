@@ -12,12 +12,14 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.generation import loras as applying
 from mindspeed_mm.generation.conditions import load_conditions
-from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, resolve_sampling
+from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import Inputs
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.solvers import Solver, make_noise, step_noise
 from mindspeed_mm.generation.stages import encode_conditions
 from mindspeed_mm.models.lora.adapter import merged

@@ -15,11 +15,12 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.generation import pipeline as pipeline_module
 from mindspeed_mm.generation import run as run_module
-from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
+from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.experts import Experts, OffloadedModule, execution_order
 from mindspeed_mm.generation.loaders import load_text_encoder, resolve_model_dir
 from mindspeed_mm.generation.models import ModelStore, vae_bytes
 from mindspeed_mm.generation.pipeline import VacePipeline
+from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.solvers import make_noise

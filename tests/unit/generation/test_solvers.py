@@ -5,7 +5,9 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from mindspeed_mm.generation.config import RequestConfig, SamplingConfig, resolve_sampling
+from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.presets import resolve_sampling
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.solvers import Solver, sigma_table, timestep_table
 
 

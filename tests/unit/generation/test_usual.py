@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mindspeed_mm.generation.config import SamplingConfig
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig
 from tests.support.tiny import TINY

@@ -7,7 +7,8 @@ import pytest
 
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.generation.config import RequestConfig, resolve_sampling
+from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.windows.colors import lab_stats, match
 from mindspeed_mm.generation.windows.compose import Composition

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.generation.config import resolve_sampling
+from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
 from tests.support.tiny import tiny_transformer, write_official
 

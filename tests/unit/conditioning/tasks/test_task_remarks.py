@@ -16,8 +16,8 @@ from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.generation.conditions import conditions_of
-from mindspeed_mm.generation.config import SamplingConfig
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
+from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.tasks import request_task
 from tests.support.clips import write_as, write_clip
 from tests.support.errors import raises

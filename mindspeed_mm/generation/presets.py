@@ -1,0 +1,106 @@
+"""From what a request says, and its preset, to every number of a video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.loras_config import FEW_STEPS
+from mindspeed_mm.generation.sampling_config import Numbers, SamplingConfig
+
+
+def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
+    """Fill what `request` leaves open from its preset. `experts` is 1 or 2."""
+    said = request.model_dump(include=set(Numbers.model_fields), exclude_unset=True)
+    flow = {"solver": "euler"} if said.get("videoxfun_sigmas") else {}
+    values = {**_preset(said, experts), **flow, **said}
+    values.setdefault("guidance_scale_2", values.get("guidance_scale", SamplingConfig().guidance_scale))
+    if values.get("timesteps") is not None:
+        _follow_timesteps(values, said)
+    sampling = SamplingConfig(**values)
+    _check_windows(request, sampling)
+    bounds = phase_bounds(sampling, experts)
+    for number, lora in enumerate(request.loras):
+        if lora.by_phase and len(lora.strengths) > len(bounds) + 1:
+            raise ConfigError(
+                f"{len(lora.strengths)} numbers for {len(bounds) + 1} phases",
+                where=f"loras[{number}].strength",
+                fix="give at most one for each; phases end at guidance_end and, of two experts, at boundary",
+            )
+        if not lora.by_phase and len(lora.strengths) not in (1, sampling.steps):
+            raise ConfigError(
+                f"{len(lora.strengths)} numbers for {sampling.steps} steps",
+                where=f"loras[{number}].strength",
+                fix="give one number, or one for each step",
+            )
+    return sampling
+
+
+def _check_windows(request: RequestConfig, sampling: SamplingConfig) -> None:
+    """Raises ConfigError for more prompts or lists of references than there are windows."""
+    count = len(sampling.windows)
+    for key, given in (
+        ("window_prompts", request.window_prompts),
+        ("window_references", sampling.window_references),
+    ):
+        if given is not None and (len(given) > count or sampling.window is None):
+            lacks = ", because window is missing" if sampling.window is None else ""
+            raise ConfigError(
+                f"{len(given)} for {count} window{'s' * (count != 1)}{lacks}",
+                where=key,
+                fix="set window to 81" if lacks else "leave the others out, or raise num_frames",
+            )
+
+
+def phase_bounds(sampling: SamplingConfig, experts: int) -> tuple[float, ...]:
+    """The timesteps below which the next phase begins: where guidance ends, where experts take turns."""
+    found = {sampling.guidance_end} if sampling.guidance_end else set()
+    return tuple(sorted(found | ({1000 * sampling.boundary} if experts == 2 else set()), reverse=True))
+
+
+def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
+    """Set steps to the number of timesteps. Raises ConfigError where another key says otherwise."""
+    count = len(values["timesteps"])
+    origin = "timesteps" if "timesteps" in said else f"preset {values['preset']}"
+    if said.get("steps", count) != count:
+        raise ConfigError(
+            f"got {said['steps']}, but {origin} has {count} timesteps", where="steps", fix="leave it out"
+        )
+    values["steps"] = count
+    if "timesteps" in said and "solver" not in said:
+        values["solver"] = "renoise" if values.get("solver") == "renoise" else "euler"
+    if values["solver"] not in ("euler", "renoise") or values.get("videoxfun_sigmas"):
+        raise ConfigError(
+            f"{origin} needs solver euler or renoise, without videoxfun_sigmas",
+            where="solver",
+            fix="leave it out",
+        )
+
+
+def _preset(said: Mapping[str, Any], experts: int) -> dict[str, Any]:
+    """Solver, grid and shift of the preset.
+
+    Of the official code, of DiffSynth, of diffusers (which leans by size).
+    """
+    name = said.get("preset", "wan")
+    if name in FEW_STEPS:
+        return dict(FEW_STEPS[name][0])
+    if name == "diffsynth":
+        return {"solver": "euler", "shift": 5.0}
+    if name == "mindspeed":
+        return {
+            "solver": "euler",
+            "shift": 5.0,
+            "seed": 1,
+            "fps": 15.0,
+            "timing": "frames",
+            "diffsynth_noise": True,
+            "diffsynth_references": True,
+        }
+    if name == "diffusers":
+        default = SamplingConfig()
+        pixels = said.get("height", default.height) * said.get("width", default.width)
+        return {"solver": "unipc", "grid": "diffusers", "shift": 3.0 if pixels <= 480 * 832 else 5.0}
+    return {"solver": "unipc", "shift": 16.0 if experts == 1 else 12.0}

@@ -32,14 +32,8 @@ from safetensors.torch import save_file
 
 from examples.vace.tiny.checkpoints import make_umt5, make_vae, randomize, write_tokenizer, write_umt5
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.conditioning.extraction import (
-    DEFAULT_BATCH,
-    Extraction,
-    ReadResult,
-    ReadTask,
-    Recipe,
-    Seconds,
-)
+from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Seconds
+from mindspeed_mm.conditioning.reading import FeatureKeys, ReadResult, ReadTask
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.writing import Finished
@@ -234,7 +228,7 @@ def build_extraction(
     return Extraction(
         vae=StreamEncoder(vae, max_batch=args.encode_batch),
         text=PromptCache(text),
-        recipe=Recipe(pixels=dataset.settings, vae={}, text={}),
+        keys=FeatureKeys(pixels=dataset.settings, vae={}, text={}),
         load=dataset.load,
         save_path=out,
         num_workers=args.num_workers,

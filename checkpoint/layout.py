@@ -17,7 +17,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.locks import LOCK_FILE, lock_folder, read_holder, sweep
+from mindspeed_mm.leftovers import sweep
+from mindspeed_mm.locks import LOCK_FILE, lock_folder, read_holder
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.progress import size_text
 

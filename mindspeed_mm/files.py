@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mindspeed_mm.errors import ConfigError, MindSpeedMMError, printable
-from mindspeed_mm.locks import temporary_name
+from mindspeed_mm.leftovers import temporary_name
 
 PathLike = str | os.PathLike[str]
 ErrorType = type[MindSpeedMMError]

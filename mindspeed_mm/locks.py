@@ -1,6 +1,4 @@
-"""One run a folder.
-
-A lock file for the folders that runs write into, and the temporary files that killed runs leave there.
+"""One run a folder: a lock file for the folders that runs write into.
 
 The lock file names host, process and command. The kernel's lock on it ends with its process; on file systems
 without such locks, and between machines, the process's start time and the file's heartbeat decide. Reading a
@@ -13,36 +11,30 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shlex
-import shutil
 import socket
 import stat
 import sys
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 from mindspeed_mm.errors import LaunchError, printable
+from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.log import get_logger, rank
+from mindspeed_mm.process_ids import boot, is_alive, machine, process_start
 
 logger = get_logger(__name__)
 LOCK_FILE = ".mindspeed-mm.lock"
 HEARTBEAT = 10.0  # seconds between two signs of life
 PATIENCE = 4.5  # heartbeats that a process on another machine may miss
 SETTLE = 0.2  # seconds until two that took a lock at once can read who has it
-FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file belongs to nobody
 _MAX_BYTES = 1 << 16  # longest lock file
-NAME_BYTES = 255  # longest file name
 _ENDING = 3  # seconds in which a killed process's files are closed
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-_TEMPORARY = re.compile(r"\..+\.(\d+)-(\d+)-([0-9a-f]{8})\.tmp")
-_FORMER = re.compile(r"\..+\.(\d+)\.tmp")  # of earlier versions
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class Holder:
         return cls(
             socket.gethostname(),
             machine(),
-            _boot(),
+            boot(),
             pid,
             process_start(pid) or 0,
             time.time(),
@@ -86,7 +78,7 @@ class Holder:
     @property
     def is_alive(self) -> bool:
         """Whether the process runs. Of a local holder only."""
-        return is_alive(self.pid, self.start) and self.boot == _boot()
+        return is_alive(self.pid, self.start) and self.boot == boot()
 
 
 _FIELDS = {"host": str, "machine": str, "boot": str, "pid": int, "start": int, "since": float, "command": str}
@@ -230,7 +222,7 @@ def _is_held(handle: int, holder: Holder | None, locked: bool | None) -> bool:
     if holder.is_local:
         return holder.is_alive
     if (
-        locked and holder.boot == _boot() and holder.boot
+        locked and holder.boot == boot() and holder.boot
     ):  # another container on the same kernel, whose lock would be known
         return False
     logger.info(f"waiting {HEARTBEAT * PATIENCE:.0f} s for a sign of life of {holder.describe()}")
@@ -319,114 +311,3 @@ def _make_folders(folder: Path, choose: str) -> list[Path]:
             f"cannot be made: {error.strerror}", where=folder, fix=f"choose another {choose}"
         ) from None
     return missing
-
-
-def temporary_name(name: str) -> str:
-    """The name under which this process writes `name` before it renames.
-
-    `.NAME.PID-START-MACHINE.tmp`, at most 255 bytes.
-    """
-    pid = os.getpid()
-    tail = f".{pid}-{process_start(pid) or 0}-{machine()}.tmp"
-    data = os.fsencode(name)
-    if len(data) + len(tail) + 1 > NAME_BYTES:  # the cut name alone may not be unique
-        kept = os.fsdecode(data[: NAME_BYTES - len(tail) - 10]).encode("utf-8", "ignore").decode()
-        name = f"{kept}{zlib.crc32(data):08x}"
-    return f".{name}{tail}"
-
-
-def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path: False) -> int:
-    """Remove what killed runs left half written directly in `folders`; how many files and folders.
-
-    Hold the lock for it.
-
-    Removed is what has a temporary name of a process that is gone, and what `more` names. Says so in one
-    line.
-    """
-    removed: list[Path] = []
-    for folder in folders:
-        with suppress(OSError), os.scandir(folder) as entries:
-            removed += [
-                Path(entry.path)
-                for entry in entries
-                if entry.name.startswith(".") and (is_abandoned(Path(entry.path)) or more(Path(entry.path)))
-            ]
-    removed = [path for path in removed if _remove(path)]
-    if removed:
-        where = ", ".join(dict.fromkeys(str(path.parent) for path in removed[:3]))
-        logger.info(f"{where}: removed {len(removed)} temporary file(s) of a run that was killed")
-    return len(removed)
-
-
-def is_abandoned(path: Path) -> bool:
-    """Whether `path` has a temporary name of a process that is gone.
-
-    Another machine's is after an hour without a change.
-    """
-    if match := _TEMPORARY.fullmatch(path.name):
-        if match[3] == machine():
-            return not is_alive(int(match[1]), int(match[2]))
-    elif not (match := _FORMER.fullmatch(path.name)) or is_alive(int(match[1])):
-        return False
-    with suppress(OSError):
-        return time.time() - path.lstat().st_mtime > FOREIGN_AGE
-    return False
-
-
-def _remove(path: Path) -> bool:
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except OSError:
-        return False
-    return True
-
-
-def is_alive(pid: int, start: int = 0) -> bool:
-    """Whether process `pid` runs and, unless `start` is 0, is the one that started then.
-
-    A zombie does not run.
-    """
-    found = process_start(pid)
-    if found is None:
-        return False
-    return start in (0, found) or found == 0
-
-
-def process_start(pid: int) -> int | None:
-    """Clock ticks from the host's start to that of process `pid`.
-
-    0 where it cannot be found out, None without the process.
-    """
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return None if state in ("Z", "X") else int(fields[18])
-    except (OSError, ValueError, IndexError):
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return 0
-
-
-@cache
-def machine() -> str:
-    """8 hex digits for the host and its process namespace: within one, a process id names one process."""
-    space = ""
-    with suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")
-    return f"{zlib.crc32(f'{socket.gethostname()} {space}'.encode()):08x}"
-
-
-@cache
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path
-from mindspeed_mm.locks import NAME_BYTES, temporary_name
+from mindspeed_mm.leftovers import NAME_BYTES, temporary_name
 
 PATH_BYTES = 4095  # longest path that a system call takes
 _ROOM = 128  # bytes for the names of files under an output folder

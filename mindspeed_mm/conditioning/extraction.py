@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mindspeed_mm.conditioning.reading import FeatureKeys, ReadResult, ReadRow, ReadTask, stored_info
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import encode_features
@@ -23,112 +23,19 @@ from mindspeed_mm.data.content import (
     STATE_FOLDER,
     ContentIndex,
     PartIndex,
-    Signature,
-    digest_of_values,
-    signature_of,
 )
 from mindspeed_mm.data.dataset import FEATURE_FOLDER
-from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_feature, read_info, read_prompts
+from mindspeed_mm.data.features import read_feature, read_info, read_prompts
 from mindspeed_mm.data.manifest import files_of
-from mindspeed_mm.data.probe import content_of
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import FeatureRecord, SampleRecord
-from mindspeed_mm.data.traits import content_in_slot
 from mindspeed_mm.data.transforms import PixelSample, to_sample
 from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger
-from mindspeed_mm.processes import reading
 
 logger = get_logger(__name__)
-_SYNTHESIS = 1  # raised when a task makes other pixels of the same options
 DEFAULT_BATCH = 3  # clips of a sample in one pass of the VAE: the video, inactive, reactive
-Contents = dict[Path, tuple[Signature, str]]  # file → its signature and hash
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a feature's key is made of, beside the contents of its files and its captions."""
-
-    pixels: Mapping[str, Any]  # settings of the dataset
-    vae: Mapping[str, Any]  # fingerprint, dtype, tiling
-    text: Mapping[str, Any]  # fingerprint, dtype, tokens
-
-    def key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
-        """The name of the row's feature: the same exactly when the feature would be the same."""
-        return digest_of_values(
-            {**self._seen(record, digests), "captions": record.captions, "text": self.text}
-        )
-
-    def latents_key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
-        """What rows share whose latents and vace_context are the same bits, whatever their captions say."""
-        return digest_of_values(self._seen(record, digests))
-
-    def prompts_key(self, record: SampleRecord) -> str:
-        """What rows share whose prompt embeddings are the same bits, whatever their clips are."""
-        return digest_of_values({"schema": SCHEMA_VERSION, "captions": record.captions, "text": self.text})
-
-    def _seen(self, record: SampleRecord, digests: Mapping[Path, str]) -> dict[str, Any]:
-        """Everything that decides the latents."""
-        drawn = record.synthesis
-        return {
-            **({} if drawn is None else {"synthesis": [_SYNTHESIS, drawn.task, drawn.options]}),
-            "schema": SCHEMA_VERSION,
-            "files": [[slot, content_in_slot(slot, digests[path])] for slot, path in files_of(record)],
-            "pixels": {
-                name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask
-            },
-            "vae": self.vae,
-        }
-
-
-@dataclass(frozen=True)
-class ReadTask:
-    """One row to read, and which of its files' contents are known already."""
-
-    record: SampleRecord
-    known: Mapping[Path, str]
-    redo: bool = False  # the feature is on disk and damaged
-
-    @property
-    def is_known(self) -> bool:
-        """Whether nothing has to be hashed."""
-        return all(path in self.known for _, path in files_of(self.record))
-
-
-@dataclass(frozen=True)
-class ReadResult:
-    """A row that was read; `pixels` is None when its feature exists."""
-
-    key: str
-    latents_key: str
-    contents: Contents
-    pixels: PixelSample | None
-
-
-@dataclass(frozen=True)
-class ReadRow:
-    """The function that reading processes run. Picklable."""
-
-    load: Callable[[SampleRecord], PixelSample]
-    recipe: Recipe
-    features: Path
-
-    def __call__(self, task: ReadTask) -> ReadResult:
-        """Hash what is not known, and decode what has no feature yet. Raises DataError."""
-        contents: Contents = {}
-        digests = dict(task.known)
-        for _, path in files_of(task.record):
-            if path not in digests:
-                signature = signature_of(path)
-                with reading(path):
-                    digests[path] = content_of(path)
-                contents[path] = (signature, digests[path])
-        key = self.recipe.key(task.record, digests)
-        done = not task.redo and _stored(self.features / f"{key}.safetensors") is not None
-        latents_key = self.recipe.latents_key(task.record, digests)
-        with reading(task.record.video):
-            return ReadResult(key, latents_key, contents, None if done else self.load(task.record))
 
 
 @dataclass(frozen=True)
@@ -164,7 +71,7 @@ class Extraction:
 
     vae: StreamEncoder
     text: PromptCache
-    recipe: Recipe
+    keys: FeatureKeys
     load: Callable[[SampleRecord], PixelSample]
     save_path: Path
     num_workers: int = 2
@@ -180,7 +87,7 @@ class Extraction:
 
     def read_ahead(self) -> ReadAhead[ReadTask, ReadResult]:
         """Processes that read this dataset; they start with the first task. A context manager."""
-        read = ReadRow(self.load, self.recipe, self.save_path / FEATURE_FOLDER)
+        read = ReadRow(self.load, self.keys, self.save_path / FEATURE_FOLDER)
         return ReadAhead(read, num_workers=self.num_workers, timeout=self.timeout)
 
     def run(
@@ -256,28 +163,28 @@ class Extraction:
         """
         if not task.is_known:
             return None
-        key = self.recipe.key(task.record, task.known)
-        info = _stored(self._path(key))
+        key = self.keys.key(task.record, task.known)
+        info = stored_info(self._path(key))
         if info is None:
             return None
-        shared = self.recipe.latents_key(task.record, task.known)
+        shared = self.keys.latents_key(task.record, task.known)
         if latents.get(shared) is None:
             latents.add(shared, key)
         if (
             self._prompt_index is not None
-            and self._prompt_index.get(self.recipe.prompts_key(task.record)) is None
+            and self._prompt_index.get(self.keys.prompts_key(task.record)) is None
         ):
-            self._prompt_index.add(self.recipe.prompts_key(task.record), key)
+            self._prompt_index.add(self.keys.prompts_key(task.record), key)
         return Finished(task.record, key, info.shape, info.num_refs, fresh=False)
 
     def _twin(self, task: ReadTask, latents: PartIndex) -> tuple[str, Path] | None:
         """The key that a row's feature will have, and a feature with its latents under other captions."""
         if not task.is_known:
             return None
-        twin = latents.get(self.recipe.latents_key(task.record, task.known))
-        if twin is None or self._path(twin) in self._damaged or _stored(self._path(twin)) is None:
+        twin = latents.get(self.keys.latents_key(task.record, task.known))
+        if twin is None or self._path(twin) in self._damaged or stored_info(self._path(twin)) is None:
             return None
-        return self.recipe.key(task.record, task.known), self._path(twin)
+        return self.keys.key(task.record, task.known), self._path(twin)
 
     def _retell(self, record: SampleRecord, key: str, twin: Path, writer: Writer) -> bool:
         """Only captions or the text encoder changed.
@@ -311,10 +218,10 @@ class Extraction:
         """
         if self._prompt_index is None:
             return self.text.encode(record.captions)
-        shared = self.recipe.prompts_key(record)
+        shared = self.keys.prompts_key(record)
         earlier = self._prompt_index.get(shared)
         self._prompt_index.add(shared, key)
-        if earlier is not None and _stored(self._path(earlier)) is not None:
+        if earlier is not None and stored_info(self._path(earlier)) is not None:
             try:
                 prompts = read_prompts(self._path(earlier))
             except DataError as error:
@@ -404,14 +311,6 @@ def _origin(record: SampleRecord) -> dict[str, str]:
         "source": str(record.video),
         "address": record.address,
     }
-
-
-def _stored(path: Path) -> FeatureInfo | None:
-    """The header of a feature that is on disk whole."""
-    try:
-        return read_info(path)
-    except DataError:
-        return None
 
 
 def _with_address(record: SampleRecord, reason: str) -> str:

@@ -16,7 +16,7 @@ from mindspeed_mm.conditioning.tasks.spec import Prepared
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import write_json
-from mindspeed_mm.locks import temporary_name
+from mindspeed_mm.leftovers import temporary_name
 
 RECORD = "prepare.json"
 

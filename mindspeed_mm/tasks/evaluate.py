@@ -28,7 +28,7 @@ from mindspeed_mm.evaluation.sources import EvalData
 from mindspeed_mm.evaluation.spec import Metric
 from mindspeed_mm.evaluation.text import comparison_table, score_table
 from mindspeed_mm.files import format_json, stat_path
-from mindspeed_mm.locks import sweep
+from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file
 

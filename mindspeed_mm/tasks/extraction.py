@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed, Recipe
+from mindspeed_mm.conditioning.extraction import DEFAULT_BATCH, Extraction, Failed
+from mindspeed_mm.conditioning.reading import FeatureKeys
 from mindspeed_mm.conditioning.recipe import read_recipe
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.synthesis import SynthesizedDataset
@@ -33,7 +34,7 @@ from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.distributed.launch import join_group
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import write_json_lines, write_text
-from mindspeed_mm.locks import sweep
+from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.log import get_logger, on_every_rank, rank, world_size
 from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
@@ -118,22 +119,22 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
         encoder.tokenizer.report_long(
             (record.address, caption) for record in dataset.records for caption in record.captions
         )
-    recipe = build_recipe(job, dataset, vae, encoder)
+    keys = feature_keys(job, dataset, vae, encoder)
     return Extraction(
         vae=StreamEncoder(
             WaitingVae(vae, accelerator.device), max_batch=job.extract.encode_batch or DEFAULT_BATCH
         ),
         text=PromptCache(WaitingText(encoder, accelerator.device)),
-        recipe=recipe,
+        keys=keys,
         load=dataset.load,
         save_path=Path(job.save_path),
         num_workers=job.extract.num_workers,
         timeout=job.extract.sample_timeout,
         rank=rank(),
         metadata={
-            "vae": json.dumps(recipe.vae, sort_keys=True),
-            "text_encoder": json.dumps(recipe.text, sort_keys=True),
-            "settings": json.dumps(recipe.pixels, sort_keys=True),
+            "vae": json.dumps(keys.vae, sort_keys=True),
+            "text_encoder": json.dumps(keys.text, sort_keys=True),
+            "settings": json.dumps(keys.pixels, sort_keys=True),
         },
     )
 
@@ -170,10 +171,10 @@ class WaitingText:
         return self._encoder.encode(prompts)
 
 
-def build_recipe(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: TextEncoder) -> Recipe:
+def feature_keys(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: TextEncoder) -> FeatureKeys:
     """Everything that decides a feature, beside its files and captions."""
     ae, text = job.model.ae, job.model.text_encoder
-    return Recipe(
+    return FeatureKeys(
         pixels=dict(dataset.settings),
         vae={"fingerprint": vae.fingerprint, "dtype": ae.dtype, "tiling": ae.enable_tiling},
         text={"fingerprint": encoder.fingerprint, "dtype": text.dtype, "tokens": job.text_len},
@@ -279,7 +280,7 @@ def _place(row: Finished | Failed) -> tuple[int, int]:
 def store_null_prompt(extraction: Extraction) -> None:
     """The embedding of the empty caption, once for each text encoder."""
     path = extraction.save_path / NULL_PROMPT_FILE
-    fingerprint = json.dumps(extraction.recipe.text, sort_keys=True)
+    fingerprint = json.dumps(extraction.keys.text, sort_keys=True)
     try:
         if read_header(path).get("__metadata__", {}).get("text_encoder") == fingerprint:
             return

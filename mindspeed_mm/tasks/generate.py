@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_mm.data.clips import check_av_version
-from mindspeed_mm.locks import lock_folder, sweep
+from mindspeed_mm.leftovers import sweep
+from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, log_table, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.generate import PROG, GenerateJob
 from mindspeed_mm.tasks.summary import generation_table

@@ -33,7 +33,8 @@ from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.sheet import Strip, draw_sheet
 from mindspeed_mm.errors import DataError, MindSpeedMMError
 from mindspeed_mm.files import atomic_path, display_path, write_json, write_json_lines
-from mindspeed_mm.locks import lock_folder, sweep, temporary_name
+from mindspeed_mm.leftovers import sweep, temporary_name
+from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.processes import check_stop
 from mindspeed_mm.progress import Progress

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron.mm.layout import is_half_written, put_back
-from mindspeed_mm.locks import lock_folder, sweep
+from mindspeed_mm.leftovers import sweep
+from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, launch_number, local_rank, log_table, one_line_errors, rank
 from mindspeed_mm.tasks.jobs.plan import estimate
 from mindspeed_mm.tasks.jobs.pretrain import PROG, PretrainJob

@@ -37,7 +37,7 @@ from mindspeed_mm.data.registry import parse_data_config
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import LIST_BYTES, atomic_path, format_json, parse_json, read_json, read_text
-from mindspeed_mm.locks import sweep
+from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file
 

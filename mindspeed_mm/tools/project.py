@@ -15,7 +15,7 @@ from pathlib import Path
 from mindspeed_mm.config.flags import FlagParser
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path
-from mindspeed_mm.locks import temporary_name
+from mindspeed_mm.leftovers import temporary_name
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_folder
 

@@ -36,7 +36,8 @@ from mindspeed_mm.distributed.pipeline import own_names, whole_model
 from mindspeed_mm.distributed.rng import rng_state
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import format_json
-from mindspeed_mm.locks import is_in_use, sweep
+from mindspeed_mm.leftovers import sweep
+from mindspeed_mm.locks import is_in_use
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.checksums import verifying
 from mindspeed_mm.models.keymap import KeyMap

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mindspeed_mm.conditioning.extraction import Extraction, Recipe
+from mindspeed_mm.conditioning.extraction import Extraction
+from mindspeed_mm.conditioning.reading import FeatureKeys
 from mindspeed_mm.conditioning.streams import StreamEncoder
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.data.sample import SampleRecord
@@ -97,7 +98,7 @@ def make_extraction(
     return Extraction(
         vae=StreamEncoder(vae or CellVae()),
         text=PromptCache(WordEncoder()),
-        recipe=Recipe(
+        keys=FeatureKeys(
             pixels={"num_frames": num_frames, "soft_mask": False},
             vae={"fingerprint": weights},
             text={"fingerprint": text},

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,15 +19,9 @@ import pytest
 
 from mindspeed_mm import locks
 from mindspeed_mm.errors import LaunchError
-from mindspeed_mm.locks import (
-    LOCK_FILE,
-    Holder,
-    check_unlocked,
-    lock_folder,
-    read_holder,
-    sweep,
-    temporary_name,
-)
+from mindspeed_mm.leftovers import sweep, temporary_name
+from mindspeed_mm.locks import LOCK_FILE, Holder, check_unlocked, lock_folder, read_holder
+from mindspeed_mm.process_ids import is_alive, machine, process_start
 from tests.support.errors import raises
 
 pytestmark = pytest.mark.medium
@@ -34,7 +29,8 @@ pytestmark = pytest.mark.medium
 HOLD = """
 import sys, time
 from pathlib import Path
-from mindspeed_mm.locks import lock_folder, temporary_name
+from mindspeed_mm.leftovers import temporary_name
+from mindspeed_mm.locks import lock_folder
 folder = Path(sys.argv[1])
 with lock_folder(folder, choose="--save"):
     (folder / temporary_name("video.mp4")).write_text("half")
@@ -79,7 +75,7 @@ def test_second_run_is_refused_until_the_first_is_killed(tmp_path, said):
         first.send_signal(signal.SIGKILL)
         with first.stdout:
             pass
-        while locks.is_alive(first.pid):  # a zombie from here on
+        while is_alive(first.pid):  # a zombie from here on
             time.sleep(0.01)
         started = time.monotonic()
         with lock_folder(folder, choose="--save"):
@@ -132,7 +128,7 @@ def no_locks(*_: object) -> None:
 
 def test_living_holder_counts_without_kernel_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.fcntl, "lockf", no_locks)
-    leave_lock(tmp_path, pid=os.getppid(), start=locks.process_start(os.getppid()))
+    leave_lock(tmp_path, pid=os.getppid(), start=process_start(os.getppid()))
     with raises(LaunchError, os.getppid()), lock_folder(tmp_path, choose="--save"):
         pass
 
@@ -182,20 +178,20 @@ def test_of_several_starters_one_gets_the_lock(tmp_path, monkeypatch, has_kernel
     if not has_kernel_locks:
         monkeypatch.setattr(locks.fcntl, "lockf", no_locks)
     leave_lock(tmp_path, pid=gone())
-    children = []
+    over, let_go = os.pipe()
     for _ in range(6):
-        child = os.fork()
-        if not child:
+        if not os.fork():
             code = 1
             try:
                 with lock_folder(tmp_path, choose="x"):
-                    time.sleep(1)
+                    select.select([over], [], [], 30)  # held until the others have given up
                     code = 0
             finally:
                 os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert codes.count(0) == 1
+    codes = [os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) for _ in range(5)]
+    os.write(let_go, b"x")
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
+    assert codes == [1, 1, 1, 1, 1, 0]
 
 
 def test_a_locked_folder_is_rid_of_what_killed_runs_left(tmp_path):
@@ -211,7 +207,7 @@ def test_a_locked_folder_is_rid_of_what_killed_runs_left(tmp_path):
 
 def test_sweep_removes_only_what_a_dead_process_left(tmp_path):
     dead = temporary_name("a.mp4").replace(f".{os.getpid()}-", f".{gone()}-")
-    other = temporary_name("b.mp4").replace(locks.machine(), "00000000")
+    other = temporary_name("b.mp4").replace(machine(), "00000000")
     former, former_new = f".c.mp4.{gone()}.tmp", f".d.mp4.{gone()}.tmp"
     mine = [temporary_name("a.mp4"), "notes.tmp", ".hidden", ".x.1.tmp.mp4", "video.mp4", other, former_new]
     for name in [*mine, dead, former]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +14,14 @@ from mindspeed_mm.config.overrides import Overrides
 from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import (
-    display_path,
     format_json,
     json_type,
     parse_json,
     read_json,
     read_text,
-    regular_file,
     split_lines,
 )
 from mindspeed_mm.generation.config import (
-    MINDSPEED_PROMPT,
     OUTPUT_SUFFIXES,
     InferenceConfig,
     RequestConfig,
@@ -33,13 +29,14 @@ from mindspeed_mm.generation.config import (
     WeightPaths,
 )
 from mindspeed_mm.generation.loras_config import FEW_STEPS
-from mindspeed_mm.generation.request import KEYS, GenerationRequest, Inputs
+from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
 from mindspeed_mm.outputs import check_file, check_folder
+from mindspeed_mm.tasks.jobs.find_inputs import PathFinder, find_inputs, find_weights
+from mindspeed_mm.tasks.jobs.mindspeed_json import as_mindspeed, suggest_mindspeed
 
 PROG = "Wan-VACE-Inference.py"
-_MINDSPEED_KEYS = {"model", "video_path", "image_path", "output_path"}  # all that its inference JSONs hold
 _REQUEST_KEYS = tuple(RequestConfig.model_fields)
 
 
@@ -136,9 +133,9 @@ class GenerateJob(Config):
         keys = {key for key, value in values.items() if value is not None}
         values = _overlaid(values, flags or {}, weights or {})
         notes: list[str] = []
-        values = _as_mindspeed(values, keys, notes)
+        values = as_mindspeed(values, keys, notes)
         config = parse(InferenceConfig, values, path.name, notes)
-        _suggest_mindspeed(values, keys, path.name)
+        suggest_mindspeed(values, keys, path.name)
         missing: list[str] | None = None if needs_weights else []
         return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand, missing=missing)
 
@@ -210,52 +207,6 @@ def _overlaid(values: dict[str, Any], flags: dict[str, Any], weights: dict[str, 
     return merged
 
 
-def _as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> dict[str, Any]:
-    """MindSpeed-MM's videos, for preset mindspeed and for a JSON of its own.
-
-    Control, reference, and both where both are given.
-
-    `keys`: those of the file, without flags.
-    """
-    is_theirs = {"model", "output_path"} < keys <= _MINDSPEED_KEYS
-    by_keys = is_theirs and not {"prompt", "prompts_file", "preset", "from_latents"} & values.keys()
-    if not by_keys and values.get("preset") != "mindspeed":
-        return values
-    made = {"preset": "mindspeed", "prompt": MINDSPEED_PROMPT, **values}
-    if values.get("tasks") is None and values.get("prompts_file") is None:
-        control, reference = {"name": "video1", "image_path": None}, {"name": "video2", "video_path": None}
-        inputs = (values.get("video_path") is not None, values.get("image_path") is not None)
-        both = [control, reference, {"name": "video3"}]
-        made["tasks"] = {(True, False): [control], (False, True): [reference], (True, True): both}.get(
-            inputs, [{}]
-        )
-    notes.append(
-        f"preset mindspeed{' (no prompt, and only the keys of MindSpeed-MM)' if by_keys else ''}: "
-        f"{len(made.get('tasks') or [{}])} video(s), seed 1, 15 fps, DiffSynth-Studio's sampling"
-        + ("" if "prompt" in values else f"; prompt {MINDSPEED_PROMPT}; give --prompt for your own")
-    )
-    return made
-
-
-def _suggest_mindspeed(values: dict[str, Any], keys: set[str], where: str) -> None:
-    """Raises ConfigError for a JSON without a prompt that is MindSpeed-MM's but for a few keys."""
-    given_here = {key for key, value in values.items() if value is not None}
-    if given_here & {"prompt", "prompts_file", "tasks", "from_latents"} or not keys & {
-        "video_path",
-        "image_path",
-    }:
-        return
-    if others := sorted(keys - _MINDSPEED_KEYS):
-        raise ConfigError(
-            "missing",
-            where=f"{where}:prompt",
-            fix=(
-                "give prompt or --prompt, or for the videos of MindSpeed-MM's inference JSONs --preset "
-                f"mindspeed (this file is not one of them, as it has {', '.join(others)})"
-            ),
-        )
-
-
 def _without(task: Any, flags: dict[str, Any], images: set[str]) -> Any:
     gone = {*flags, *(images if images & flags.keys() else ())} - {"name"}
     return {key: value for key, value in task.items() if key not in gone} if isinstance(task, dict) else task
@@ -271,16 +222,16 @@ def _built(
     missing: list[str] | None,
 ) -> GenerateJob:
     bases = (Path.cwd(), path.resolve().parent)
-    finder = _Finder(path.name, bases)
+    finder = PathFinder(path.name, bases)
     top = {key: values[key] for key in _REQUEST_KEYS if key in values}
     tasks, where = _tasks(config, values, finder, path.name)
     run = config.model_dump(include=set(RunConfig.model_fields))
     run["prompts_file"] = None
     if config.from_latents is not None:
         run["from_latents"] = finder.find("from_latents", config.from_latents)
-    model = _found_weights(
+    model = find_weights(
         config.model,
-        _Finder(path.name, bases, missing),
+        PathFinder(path.name, bases, missing),
         decoding=config.from_latents is not None,
         transformer_at_hand=transformer_at_hand,
     )
@@ -314,7 +265,7 @@ def _built(
 
 
 def _tasks(
-    config: InferenceConfig, values: dict[str, Any], finder: _Finder, where: str
+    config: InferenceConfig, values: dict[str, Any], finder: PathFinder, where: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Each video's own keys, and the address that errors name it by."""
     if config.prompts_file is not None:
@@ -361,61 +312,8 @@ def _inherited(top: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     return {**taken, **task}
 
 
-class _Finder:
-    """Where a relative path may be: in the working directory, then in the JSON's own folder."""
-
-    def __init__(self, where: str, bases: tuple[Path, ...], missing: list[str] | None = None) -> None:
-        """With a list `missing`, what does not exist is added to it and its path taken as it is."""
-        self.where = where
-        self.bases = bases
-        self.missing = missing
-
-    def at(self, where: str) -> _Finder:
-        """The same folders, another address."""
-        return _Finder(where, self.bases)
-
-    def find(self, key: str, path: str) -> str:
-        """The path as it exists. Raises ConfigError naming the key and where it was looked for."""
-        for base in self.bases:
-            if os.path.lexists(base / path):
-                try:
-                    return str(regular_file(base / path, ConfigError, or_folder=True))
-                except ConfigError as error:
-                    raise error.at(f"{self.where}:{key}") from None
-        if self.missing is not None:
-            self.missing.append(f"{key} {path}")
-            return path
-        looked = " and ".join(dict.fromkeys(str(base) for base in self.bases))
-        raise ConfigError(
-            "no such file or folder" + ("" if Path(path).is_absolute() else f" in {looked}"),
-            where=f"{self.where}:{key}: {display_path(path)}",
-        )
-
-
-def _found_weights(
-    paths: WeightPaths, finder: _Finder, *, decoding: bool, transformer_at_hand: bool
-) -> WeightPaths:
-    """Absolute paths of what is needed: to decode latents, the VAE alone."""
-    vae = finder.find("model.vae", paths.vae)
-    if decoding:
-        return paths.model_copy(update={"vae": vae})
-    if transformer_at_hand:
-        transformer = paths.experts
-    else:
-        transformer = tuple(
-            tuple(finder.find(f"model.transformer[{index}]", shard) for shard in shards)
-            for index, shards in enumerate(paths.experts)
-        )
-    return WeightPaths(
-        transformer=tuple(shards[0] if len(shards) == 1 else shards for shards in transformer),
-        vae=vae,
-        text_encoder=finder.find("model.text_encoder", paths.text_encoder),
-        tokenizer=None if paths.tokenizer is None else finder.find("model.tokenizer", paths.tokenizer),
-    )
-
-
 def _video(
-    config: RequestConfig, finder: _Finder, index: int, experts: int, *, decoding: bool
+    config: RequestConfig, finder: PathFinder, index: int, experts: int, *, decoding: bool
 ) -> GenerationRequest:
     if not (config.prompt or "").strip() and not decoding:
         raise ConfigError(
@@ -428,7 +326,7 @@ def _video(
             "belongs to the low-noise expert, but model.transformer names one model",
             where=f"{finder.where}:guidance_scale_2",
         )
-    inputs, task = _inputs(config, finder), None
+    inputs, task = find_inputs(config, finder), None
     loras = tuple(
         lora.model_copy(update={"path": finder.find(f"loras[{number}].path", lora.path)})
         for number, lora in enumerate(config.loras if not decoding else ())
@@ -449,18 +347,6 @@ def _video(
         return GenerationRequest.resolve(config, inputs, experts=experts, name=name, task=task)
     except ConfigError as error:
         raise error.at(finder.where) from None
-
-
-def _inputs(config: RequestConfig, finder: _Finder) -> Inputs:
-    paths = {name: getattr(config, key) for name, key in KEYS.items() if name != "src_ref_images"}
-    images, key = config.image_paths or (), KEYS["src_ref_images"]
-    if config.image_path is not None:
-        images, key = (config.image_path,), "image_path"
-    if config.task is None:
-        Inputs(**paths, outpaint=config.outpaint).check(finder.where, KEYS)
-    found = {name: finder.find(KEYS[name], path) for name, path in paths.items() if path is not None}
-    references = tuple(finder.find(key, image) for image in images)
-    return Inputs(src_ref_images=references, outpaint=config.outpaint, **found)
 
 
 def _distinct(videos: list[GenerationRequest], where: str) -> None:

@@ -177,7 +177,7 @@ def test_two_files_of_one_folder_are_converted_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.pt", "y.pt"])
 def test_next_conversion_removes_what_a_killed_one_left(tmp_path: Path, monkeypatch, name: str) -> None:
     said: list[str] = []
-    for module in ("checkpoint.layout", "mindspeed_mm.locks"):
+    for module in ("checkpoint.layout", "mindspeed_mm.locks", "mindspeed_mm.leftovers"):
         monkeypatch.setattr(f"{module}.logger.info", said.append)
     ended = subprocess.Popen(["true"])
     ended.wait()

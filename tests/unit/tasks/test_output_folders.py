@@ -17,7 +17,9 @@ import pytest
 from mindspeed_mm import locks
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, LaunchError
-from mindspeed_mm.locks import LOCK_FILE, Holder, process_start, temporary_name
+from mindspeed_mm.leftovers import temporary_name
+from mindspeed_mm.locks import LOCK_FILE, Holder
+from mindspeed_mm.process_ids import process_start
 from mindspeed_mm.tasks import generate
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from mindspeed_mm.tasks.jobs.generate import GenerateJob

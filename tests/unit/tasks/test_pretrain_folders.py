@@ -15,7 +15,8 @@ import pytest
 
 from megatron.mm.layout import REPLACED, WRITING
 from mindspeed_mm.errors import ConfigError, LaunchError, WeightsError
-from mindspeed_mm.locks import LOCK_FILE, Holder, process_start
+from mindspeed_mm.locks import LOCK_FILE, Holder
+from mindspeed_mm.process_ids import process_start
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import hold_folder, main
 from tests.support.errors import raises

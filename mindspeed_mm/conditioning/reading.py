@@ -1,0 +1,118 @@
+"""The part of an extraction that reading processes do: hash a row's files, decode what has no feature yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.data.content import (
+    Signature,
+    digest_of_values,
+    signature_of,
+)
+from mindspeed_mm.data.features import SCHEMA_VERSION, FeatureInfo, read_info
+from mindspeed_mm.data.manifest import files_of
+from mindspeed_mm.data.probe import content_of
+from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.data.traits import content_in_slot
+from mindspeed_mm.data.transforms import PixelSample
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.processes import reading
+
+_SYNTHESIS = 1  # raised when a task makes other pixels of the same options
+Contents = dict[Path, tuple[Signature, str]]  # file → its signature and hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureKeys:
+    """What a feature's key is made of, beside the contents of its files and its captions."""
+
+    pixels: Mapping[str, Any]  # settings of the dataset
+    vae: Mapping[str, Any]  # fingerprint, dtype, tiling
+    text: Mapping[str, Any]  # fingerprint, dtype, tokens
+
+    def key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
+        """The name of the row's feature: the same exactly when the feature would be the same."""
+        return digest_of_values(
+            {**self._seen(record, digests), "captions": record.captions, "text": self.text}
+        )
+
+    def latents_key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
+        """What rows share whose latents and vace_context are the same bits, whatever their captions say."""
+        return digest_of_values(self._seen(record, digests))
+
+    def prompts_key(self, record: SampleRecord) -> str:
+        """What rows share whose prompt embeddings are the same bits, whatever their clips are."""
+        return digest_of_values({"schema": SCHEMA_VERSION, "captions": record.captions, "text": self.text})
+
+    def _seen(self, record: SampleRecord, digests: Mapping[Path, str]) -> dict[str, Any]:
+        """Everything that decides the latents."""
+        drawn = record.synthesis
+        return {
+            **({} if drawn is None else {"synthesis": [_SYNTHESIS, drawn.task, drawn.options]}),
+            "schema": SCHEMA_VERSION,
+            "files": [[slot, content_in_slot(slot, digests[path])] for slot, path in files_of(record)],
+            "pixels": {
+                name: value for name, value in self.pixels.items() if name != "soft_mask" or record.src_mask
+            },
+            "vae": self.vae,
+        }
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """One row to read, and which of its files' contents are known already."""
+
+    record: SampleRecord
+    known: Mapping[Path, str]
+    redo: bool = False  # the feature is on disk and damaged
+
+    @property
+    def is_known(self) -> bool:
+        """Whether nothing has to be hashed."""
+        return all(path in self.known for _, path in files_of(self.record))
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """A row that was read; `pixels` is None when its feature exists."""
+
+    key: str
+    latents_key: str
+    contents: Contents
+    pixels: PixelSample | None
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """The function that reading processes run. Picklable."""
+
+    load: Callable[[SampleRecord], PixelSample]
+    keys: FeatureKeys
+    features: Path
+
+    def __call__(self, task: ReadTask) -> ReadResult:
+        """Hash what is not known, and decode what has no feature yet. Raises DataError."""
+        contents: Contents = {}
+        digests = dict(task.known)
+        for _, path in files_of(task.record):
+            if path not in digests:
+                signature = signature_of(path)
+                with reading(path):
+                    digests[path] = content_of(path)
+                contents[path] = (signature, digests[path])
+        key = self.keys.key(task.record, digests)
+        done = not task.redo and stored_info(self.features / f"{key}.safetensors") is not None
+        latents_key = self.keys.latents_key(task.record, digests)
+        with reading(task.record.video):
+            return ReadResult(key, latents_key, contents, None if done else self.load(task.record))
+
+
+def stored_info(path: Path) -> FeatureInfo | None:
+    """The header of a feature that is on disk whole."""
+    try:
+        return read_info(path)
+    except DataError:
+        return None

@@ -1,0 +1,84 @@
+"""Names of files that are being written, and the removal of what killed runs left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.process_ids import is_alive, machine, process_start
+
+logger = get_logger(__name__)
+FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file belongs to nobody
+NAME_BYTES = 255  # longest file name
+_TEMPORARY = re.compile(r"\..+\.(\d+)-(\d+)-([0-9a-f]{8})\.tmp")
+_FORMER = re.compile(r"\..+\.(\d+)\.tmp")  # of earlier versions
+
+
+def temporary_name(name: str) -> str:
+    """The name under which this process writes `name` before it renames.
+
+    `.NAME.PID-START-MACHINE.tmp`, at most 255 bytes.
+    """
+    pid = os.getpid()
+    tail = f".{pid}-{process_start(pid) or 0}-{machine()}.tmp"
+    data = os.fsencode(name)
+    if len(data) + len(tail) + 1 > NAME_BYTES:  # the cut name alone may not be unique
+        kept = os.fsdecode(data[: NAME_BYTES - len(tail) - 10]).encode("utf-8", "ignore").decode()
+        name = f"{kept}{zlib.crc32(data):08x}"
+    return f".{name}{tail}"
+
+
+def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path: False) -> int:
+    """Remove what killed runs left half written directly in `folders`; how many files and folders.
+
+    Hold the lock for it.
+
+    Removed is what has a temporary name of a process that is gone, and what `more` names. Says so in one
+    line.
+    """
+    removed: list[Path] = []
+    for folder in folders:
+        with suppress(OSError), os.scandir(folder) as entries:
+            removed += [
+                Path(entry.path)
+                for entry in entries
+                if entry.name.startswith(".") and (is_abandoned(Path(entry.path)) or more(Path(entry.path)))
+            ]
+    removed = [path for path in removed if _remove(path)]
+    if removed:
+        where = ", ".join(dict.fromkeys(str(path.parent) for path in removed[:3]))
+        logger.info(f"{where}: removed {len(removed)} temporary file(s) of a run that was killed")
+    return len(removed)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether `path` has a temporary name of a process that is gone.
+
+    Another machine's is after an hour without a change.
+    """
+    if match := _TEMPORARY.fullmatch(path.name):
+        if match[3] == machine():
+            return not is_alive(int(match[1]), int(match[2]))
+    elif not (match := _FORMER.fullmatch(path.name)) or is_alive(int(match[1])):
+        return False
+    with suppress(OSError):
+        return time.time() - path.lstat().st_mtime > FOREIGN_AGE
+    return False
+
+
+def _remove(path: Path) -> bool:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,82 @@
+"""Where the files that an inference JSON names are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.files import (
+    display_path,
+    regular_file,
+)
+from mindspeed_mm.generation.config import (
+    RequestConfig,
+    WeightPaths,
+)
+from mindspeed_mm.generation.request import KEYS, Inputs
+
+
+class PathFinder:
+    """Where a relative path may be: in the working directory, then in the JSON's own folder."""
+
+    def __init__(self, where: str, bases: tuple[Path, ...], missing: list[str] | None = None) -> None:
+        """With a list `missing`, what does not exist is added to it and its path taken as it is."""
+        self.where = where
+        self.bases = bases
+        self.missing = missing
+
+    def at(self, where: str) -> PathFinder:
+        """The same folders, another address."""
+        return PathFinder(where, self.bases)
+
+    def find(self, key: str, path: str) -> str:
+        """The path as it exists. Raises ConfigError naming the key and where it was looked for."""
+        for base in self.bases:
+            if os.path.lexists(base / path):
+                try:
+                    return str(regular_file(base / path, ConfigError, or_folder=True))
+                except ConfigError as error:
+                    raise error.at(f"{self.where}:{key}") from None
+        if self.missing is not None:
+            self.missing.append(f"{key} {path}")
+            return path
+        looked = " and ".join(dict.fromkeys(str(base) for base in self.bases))
+        raise ConfigError(
+            "no such file or folder" + ("" if Path(path).is_absolute() else f" in {looked}"),
+            where=f"{self.where}:{key}: {display_path(path)}",
+        )
+
+
+def find_weights(
+    paths: WeightPaths, finder: PathFinder, *, decoding: bool, transformer_at_hand: bool
+) -> WeightPaths:
+    """Absolute paths of what is needed: to decode latents, the VAE alone."""
+    vae = finder.find("model.vae", paths.vae)
+    if decoding:
+        return paths.model_copy(update={"vae": vae})
+    if transformer_at_hand:
+        transformer = paths.experts
+    else:
+        transformer = tuple(
+            tuple(finder.find(f"model.transformer[{index}]", shard) for shard in shards)
+            for index, shards in enumerate(paths.experts)
+        )
+    return WeightPaths(
+        transformer=tuple(shards[0] if len(shards) == 1 else shards for shards in transformer),
+        vae=vae,
+        text_encoder=finder.find("model.text_encoder", paths.text_encoder),
+        tokenizer=None if paths.tokenizer is None else finder.find("model.tokenizer", paths.tokenizer),
+    )
+
+
+def find_inputs(config: RequestConfig, finder: PathFinder) -> Inputs:
+    paths = {name: getattr(config, key) for name, key in KEYS.items() if name != "src_ref_images"}
+    images, key = config.image_paths or (), KEYS["src_ref_images"]
+    if config.image_path is not None:
+        images, key = (config.image_path,), "image_path"
+    if config.task is None:
+        Inputs(**paths, outpaint=config.outpaint).check(finder.where, KEYS)
+    found = {name: finder.find(KEYS[name], path) for name, path in paths.items() if path is not None}
+    references = tuple(finder.find(key, image) for image in images)
+    return Inputs(src_ref_images=references, outpaint=config.outpaint, **found)

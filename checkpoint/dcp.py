@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.config import DcpToTorchConfig
-from checkpoint.convert import Target, Written, check_same, log_conversion, put
+from checkpoint.convert import log_conversion
+from checkpoint.target import Target
+from checkpoint.write import Written, check_same, put
 from megatron.mm.layout import (
     RELEASE,
     WEIGHTS_FILE,

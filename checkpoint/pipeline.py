@@ -19,8 +19,10 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from checkpoint.config import ConvertConfig, PipelineConfig
-from checkpoint.convert import cast, hf_target, read_back, write_finite
+from checkpoint.convert import cast
 from checkpoint.layout import check_space, replace_entries, staging, writing
+from checkpoint.target import hf_target
+from checkpoint.write import read_back, write_finite
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger, log_table
 from mindspeed_mm.models.loading import fingerprint

@@ -38,7 +38,8 @@ def hf_to_mm(cfg: ToMmConfig) -> None:
         cfg: source, target, dtype, pipeline stages.
     """
     check_target(cfg.target_path)
-    from checkpoint.convert import convert, mm_target, open_source
+    from checkpoint.convert import convert, open_source
+    from checkpoint.target import mm_target
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("official",), method="hf_to_mm", base_path=cfg.base_path)
@@ -52,7 +53,8 @@ def hf_diffusers_to_mm(cfg: ToMmConfig) -> None:
         cfg: source, target, dtype, pipeline stages.
     """
     check_target(cfg.target_path)
-    from checkpoint.convert import convert, mm_target, open_source
+    from checkpoint.convert import convert, open_source
+    from checkpoint.target import mm_target
 
     with verifying(cfg.verify_checksums):
         source = open_source(
@@ -70,7 +72,8 @@ def mm_to_hf(cfg: FromMmConfig) -> None:
         cfg: source, target, dtype, base of a checkpoint that holds only what was trained.
     """
     check_target(cfg.target_path)
-    from checkpoint.convert import convert, hf_target, open_source, write_module
+    from checkpoint.convert import convert, open_source, write_module
+    from checkpoint.target import hf_target
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("mm",), method="mm_to_hf", base_path=cfg.base_path)
@@ -91,7 +94,8 @@ def mm_to_hf_diffusers(cfg: FromMmConfig) -> None:
         raise ConfigError(
             "a module file has official names", where="mm_to_hf_diffusers: form", fix="use mm_to_hf"
         )
-    from checkpoint.convert import convert, hf_target, open_source
+    from checkpoint.convert import convert, open_source
+    from checkpoint.target import hf_target
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("mm",), method="mm_to_hf_diffusers", base_path=cfg.base_path)
@@ -105,7 +109,8 @@ def resplit(cfg: ResplitConfig) -> None:
         cfg: source, target, dtype, pipeline stages.
     """
     check_target(cfg.target_path)
-    from checkpoint.convert import convert, mm_target, open_source
+    from checkpoint.convert import convert, open_source
+    from checkpoint.target import mm_target
 
     with verifying(cfg.verify_checksums):
         source = open_source(cfg, dialects=("mm",), method="resplit", base_path=cfg.base_path)

@@ -27,7 +27,8 @@ from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.tasks.extraction import DTYPES, WaitingText, WaitingVae
-from mindspeed_mm.tasks.jobs.pretrain import PretrainJob, RawModelConfig
+from mindspeed_mm.tasks.jobs.model_json import RawModelConfig
+from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.training.raw_clips import RawBatches, Stream
 
 logger = get_logger(__name__)

@@ -30,7 +30,7 @@ from mindspeed_mm.generation.config import InferenceConfig
 from mindspeed_mm.models.transforms.config import FuseLoraConfig, LoraConfig, QuantizeConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.tasks.jobs.extract import ExtractModelConfig
-from mindspeed_mm.tasks.jobs.pretrain import ModelConfig
+from mindspeed_mm.tasks.jobs.model_json import ModelConfig
 from mindspeed_mm.tools.config import ToolsConfig
 
 HEAD = """# Keys of the JSON and YAML files

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import cast
 
-from pydantic import Field, SerializeAsAny, create_model
+from pydantic import Field, SerializeAsAny
 
 from megatron.mm.arguments import build_parser, parse_arguments
 from megatron.mm.schedules import check_batch, schedule_steps
@@ -23,24 +23,22 @@ from mindspeed_mm.distributed.config import (
     ParallelConfig,
     check_context_parallel,
     check_micro_batches,
-    check_reshard,
     data_parallel_size,
 )
-from mindspeed_mm.distributed.patterns import check_patterns
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.files import format_json, read_json
-from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank, world_size
 from mindspeed_mm.models.find import find_files
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.transforms.config import QuantizeConfig, parse_transforms
+from mindspeed_mm.models.transforms.config import QuantizeConfig
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.wan.stages import stage_layers
 from mindspeed_mm.outputs import check_folder
-from mindspeed_mm.registry import resolve
+from mindspeed_mm.tasks.jobs.check_parallel import check_dtype, check_modules, check_sharding
 from mindspeed_mm.tasks.jobs.evaluation import check_evaluation, check_evaluation_folder, check_prompts
-from mindspeed_mm.tasks.jobs.extract import AeConfig, TextEncoderConfig, check_encoders
+from mindspeed_mm.tasks.jobs.extract import check_encoders
+from mindspeed_mm.tasks.jobs.model_json import ModelConfig, RawModelConfig, model_schema, parse_model
 from mindspeed_mm.tasks.jobs.transforms import LoraFlags, check_lora_files, check_transforms, for_expert
 from mindspeed_mm.tools.config import ToolsConfig
 from mindspeed_mm.training.checkpoint_folder import check_save_folder
@@ -57,8 +55,6 @@ from mindspeed_mm.training.config import (
 
 PROG = "pretrain_vace.py"
 OVERRIDDEN = ("model", "data", "tools", "fsdp2")  # files, as `--set` names them
-_ENCODED = "features are encoded already; training on raw clips reads it, as feature extraction does"
-_FEATURES = "training reads features, or raw clips: dataset_type of the data JSON decides"
 
 
 class FileConfig(Config):
@@ -88,78 +84,6 @@ SCHEMAS: Sequence[tuple[type[Config], str]] = (
     (ExitConfig, "exits"),
     (ProfileConfig, "profiler"),
 )
-
-
-class ModelConfig(Config):
-    """A whole model JSON. `predictor` has the schema that its model_id is registered with."""
-
-    task: Literal["vace"] = "vace"
-    diffusion: ScheduleConfig = ScheduleConfig()
-    predictor: SerializeAsAny[Config]
-    transforms: tuple[SerializeAsAny[Config], ...] = Field(
-        default=(),
-        description='changes of the model before its weights load, such as {"type": "lora", "rank": 32}',
-    )
-    caption_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of samples trained with the embedding of the empty prompt"
-    )
-    UNUSED: ClassVar[Mapping[str, str]] = {
-        "patch": "nothing is patched here",
-        "load_video_features": _FEATURES,
-        "load_text_features": _FEATURES,
-        "ae": _ENCODED,
-        "text_encoder": _ENCODED,
-        "allow_tf32": "the device's default is used",
-    }
-
-
-class RawModelConfig(ModelConfig):
-    """A model JSON for training on raw clips: it names the VAE and the text encoder, too."""
-
-    ae: AeConfig
-    text_encoder: TextEncoderConfig
-
-
-def _model_config(
-    values: Any, where: str, notes: list[str] | None, base: type[ModelConfig] = ModelConfig
-) -> ModelConfig:
-    """The values of a model JSON named `where`. Raises ConfigError with the address of what is wrong."""
-    predictor = values.get("predictor") if isinstance(values, Mapping) else None
-    model_id = predictor.get("model_id", "vace") if isinstance(predictor, Mapping) else "vace"
-    if model_id not in MODELS:
-        raise ConfigError(_message(model_id), where=f"{where}:predictor.model_id")
-    spec = MODELS.get(model_id)
-    if "transforms" in values:
-        values = {
-            **values,
-            "transforms": parse_transforms(values["transforms"], f"{where}:transforms", notes),
-        }
-    schema = create_model("ModelConfig", __base__=base, predictor=(spec.predictor, ...))
-    return parse(schema, values, where, notes)
-
-
-def _base_of(data: DataConfig, model: Any, files: FileConfig) -> type[ModelConfig]:
-    """The schema of the model JSON for these data. Raises ConfigError for raw clips without a VAE."""
-    if data.dataset_type != "vace":
-        return ModelConfig
-    missing = [key for key in ("ae", "text_encoder") if not isinstance(model, Mapping) or key not in model]
-    if missing:
-        raise ConfigError(
-            "'vace' are raw clips",
-            where=f"{files.mm_data}:dataset_param.dataset_type",
-            fix="extract their features first (examples/vace/feature_extract/feature_extraction.sh) and "
-            f"give dataset_type 'feature', or add {' and '.join(missing)} to {files.mm_model} to encode "
-            "them while training",
-        )
-    return RawModelConfig
-
-
-def _message(model_id: object) -> str:
-    try:
-        MODELS.get(str(model_id))
-    except ConfigError as error:
-        return str(error)
-    return ""
 
 
 class PretrainJob(Config):
@@ -198,7 +122,12 @@ class PretrainJob(Config):
         parsed = parse_data_config(data, files.mm_data, notes)
         job = cls(
             files=files,
-            model=_model_config(model, Path(files.mm_model).name, notes, _base_of(parsed, model, files)),
+            model=parse_model(
+                model,
+                Path(files.mm_model).name,
+                notes,
+                model_schema(parsed, model, mm_data=files.mm_data, mm_model=files.mm_model),
+            ),
             data=parsed,
             tools=parse(ToolsConfig, tools, Path(files.mm_tool or "tools.json").name, notes),
             parallel=parallel,
@@ -223,7 +152,7 @@ class PretrainJob(Config):
         model_values = values.get("model")
         is_raw = isinstance(model_values, Mapping) and model_values.get("ae") is not None
         base = RawModelConfig if is_raw else ModelConfig
-        model = _model_config(model_values, f"{path}:model", None, base)
+        model = parse_model(model_values, f"{path}:model", None, base)
         return parse(cls, {**values, "model": model}, str(path))
 
     def checked(self, notes: Sequence[str], prog: str = PROG) -> PretrainJob:
@@ -231,13 +160,13 @@ class PretrainJob(Config):
         batch, optimizer = self.training.batch, self.training.optimizer
         if optimizer.lr is None:
             raise ConfigError("--lr is missing", where=prog, fix="give it; examples/vace uses 5e-5")
-        _check_dtype(self.predictor, self.fsdp2, self.files)
+        check_dtype(self.predictor, self.fsdp2, bf16=self.files.bf16)
         is_hybrid = self.parallel.context_parallel_algo == "hybrid_cp_algo"
         flag = "--ulysses-degree-in-cp" if is_hybrid else "--context-parallel-size"
         check_context_parallel(self.predictor.num_heads, self.parallel.ulysses_size, flag)
         dp_size = self.dp_size  # says first when the ranks cannot be divided
-        _check_sharding(self.fsdp2, self.world_size // self.parallel.pipeline_model_parallel_size)
-        _check_patterns(self.predictor, self.fsdp2)
+        check_sharding(self.fsdp2, self.world_size // self.parallel.pipeline_model_parallel_size)
+        check_modules(self.predictor, self.fsdp2)
         spec = MODELS.get(self.predictor.model_id)
         check_transforms(self.model.transforms, self.predictor, spec, str(self.files.mm_model))
         if self.training.checkpoint.save_full_model and any(
@@ -378,16 +307,6 @@ def job_parser(prog: str = PROG) -> FlagParser:
     return build_parser(prog, "Pre-train or fine-tune VACE on extracted features or on raw clips.", SCHEMAS)
 
 
-def _check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
-    if isinstance(fsdp2.sharding_size, int) and ranks % fsdp2.sharding_size:
-        raise ConfigError(
-            f"{fsdp2.sharding_size} does not divide the {ranks} rank(s)",
-            where="fsdp2_config.yaml:sharding_size",
-            fix="write auto, or a divisor",
-        )
-    check_reshard(fsdp2, fsdp2.sharding_size if isinstance(fsdp2.sharding_size, int) else ranks)
-
-
 def _check_stages(job: PretrainJob) -> None:
     """Raises ConfigError where stages do not fit the model JSON."""
     parallel, predictor = job.parallel, job.predictor
@@ -408,23 +327,3 @@ def _check_stages(job: PretrainJob) -> None:
         )
     if predictor.pipeline_num_layers is not None:
         stage_layers(predictor.pipeline_num_layers, predictor.num_layers, parallel.num_stages, where)
-
-
-def _check_patterns(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:
-    spec = MODELS.get(predictor.model_id)
-    if spec.modules:
-        check_patterns(fsdp2, spec.units, resolve(spec.modules)(predictor.model))
-
-
-def _check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, files: FileConfig) -> None:
-    if predictor.dtype != fsdp2.param_dtype:
-        raise ConfigError(
-            f"predictor.dtype is {predictor.dtype} but fsdp2 param_dtype is {fsdp2.param_dtype}",
-            fix="write the same in the model JSON and in the FSDP2 YAML",
-        )
-    if files.bf16 and predictor.dtype != "bf16":
-        raise ConfigError(
-            f"contradicts predictor.dtype {predictor.dtype}",
-            where="--bf16",
-            fix="leave the flag out, or write bf16",
-        )

@@ -1,0 +1,46 @@
+"""Whether a model, its FSDP2 YAML and the ranks fit one another."""
+
+from __future__ import annotations
+
+from mindspeed_mm.distributed.config import (
+    Fsdp2Config,
+    check_reshard,
+)
+from mindspeed_mm.distributed.patterns import check_patterns
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.wan.config import PredictorConfig
+from mindspeed_mm.registry import resolve
+
+
+def check_sharding(fsdp2: Fsdp2Config, ranks: int) -> None:
+    """Raises ConfigError where the shards do not divide the ranks."""
+    if isinstance(fsdp2.sharding_size, int) and ranks % fsdp2.sharding_size:
+        raise ConfigError(
+            f"{fsdp2.sharding_size} does not divide the {ranks} rank(s)",
+            where="fsdp2_config.yaml:sharding_size",
+            fix="write auto, or a divisor",
+        )
+    check_reshard(fsdp2, fsdp2.sharding_size if isinstance(fsdp2.sharding_size, int) else ranks)
+
+
+def check_modules(predictor: PredictorConfig, fsdp2: Fsdp2Config) -> None:
+    """Raises ConfigError where a pattern of the YAML names no module of the model."""
+    spec = MODELS.get(predictor.model_id)
+    if spec.modules:
+        check_patterns(fsdp2, spec.units, resolve(spec.modules)(predictor.model))
+
+
+def check_dtype(predictor: PredictorConfig, fsdp2: Fsdp2Config, *, bf16: bool) -> None:
+    """Raises ConfigError where the model JSON, the FSDP2 YAML and --bf16 name different dtypes."""
+    if predictor.dtype != fsdp2.param_dtype:
+        raise ConfigError(
+            f"predictor.dtype is {predictor.dtype} but fsdp2 param_dtype is {fsdp2.param_dtype}",
+            fix="write the same in the model JSON and in the FSDP2 YAML",
+        )
+    if bf16 and predictor.dtype != "bf16":
+        raise ConfigError(
+            f"contradicts predictor.dtype {predictor.dtype}",
+            where="--bf16",
+            fix="leave the flag out, or write bf16",
+        )

@@ -1,0 +1,84 @@
+"""The model JSON of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, SerializeAsAny, create_model
+
+from mindspeed_mm.config.schema import Config, parse
+from mindspeed_mm.data.registry import DataConfig
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.flow.config import ScheduleConfig
+from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.transforms.config import parse_transforms
+from mindspeed_mm.tasks.jobs.extract import AeConfig, TextEncoderConfig
+
+_ENCODED = "features are encoded already; training on raw clips reads it, as feature extraction does"
+_FEATURES = "training reads features, or raw clips: dataset_type of the data JSON decides"
+
+
+class ModelConfig(Config):
+    """A whole model JSON. `predictor` has the schema that its model_id is registered with."""
+
+    task: Literal["vace"] = "vace"
+    diffusion: ScheduleConfig = ScheduleConfig()
+    predictor: SerializeAsAny[Config]
+    transforms: tuple[SerializeAsAny[Config], ...] = Field(
+        default=(),
+        description='changes of the model before its weights load, such as {"type": "lora", "rank": 32}',
+    )
+    caption_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of samples trained with the embedding of the empty prompt"
+    )
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "patch": "nothing is patched here",
+        "load_video_features": _FEATURES,
+        "load_text_features": _FEATURES,
+        "ae": _ENCODED,
+        "text_encoder": _ENCODED,
+        "allow_tf32": "the device's default is used",
+    }
+
+
+class RawModelConfig(ModelConfig):
+    """A model JSON for training on raw clips: it names the VAE and the text encoder, too."""
+
+    ae: AeConfig
+    text_encoder: TextEncoderConfig
+
+
+def parse_model(
+    values: Any, where: str, notes: list[str] | None, base: type[ModelConfig] = ModelConfig
+) -> ModelConfig:
+    """The values of a model JSON named `where`. Raises ConfigError with the address of what is wrong."""
+    predictor = values.get("predictor") if isinstance(values, Mapping) else None
+    model_id = predictor.get("model_id", "vace") if isinstance(predictor, Mapping) else "vace"
+    try:
+        spec = MODELS.get(str(model_id))
+    except ConfigError as error:
+        raise error.at(f"{where}:predictor.model_id") from None
+    if "transforms" in values:
+        values = {
+            **values,
+            "transforms": parse_transforms(values["transforms"], f"{where}:transforms", notes),
+        }
+    schema = create_model("ModelConfig", __base__=base, predictor=(spec.predictor, ...))
+    return parse(schema, values, where, notes)
+
+
+def model_schema(data: DataConfig, model: Any, *, mm_data: str, mm_model: str) -> type[ModelConfig]:
+    """The schema of the model JSON for these data. Raises ConfigError for raw clips without a VAE."""
+    if data.dataset_type != "vace":
+        return ModelConfig
+    missing = [key for key in ("ae", "text_encoder") if not isinstance(model, Mapping) or key not in model]
+    if missing:
+        raise ConfigError(
+            "'vace' are raw clips",
+            where=f"{mm_data}:dataset_param.dataset_type",
+            fix="extract their features first (examples/vace/feature_extract/feature_extraction.sh) and "
+            f"give dataset_type 'feature', or add {' and '.join(missing)} to {mm_model} to encode "
+            "them while training",
+        )
+    return RawModelConfig

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from mindspeed_mm.data.check_row import ClipFacts, Look, files_to_open, look_at
 from mindspeed_mm.data.config import VideoConfig
-from mindspeed_mm.data.manifest import Manifest, Problem, list_problems, scan_manifest
+from mindspeed_mm.data.manifest import Manifest, list_problems, scan_manifest
+from mindspeed_mm.data.manifest_row import Problem
 from mindspeed_mm.data.probe import ClipIndex
 from mindspeed_mm.data.readahead import ReadAhead
 from mindspeed_mm.data.sample import SampleRecord

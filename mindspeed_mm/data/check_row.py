@@ -14,7 +14,7 @@ from typing import TypeVar
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.frames import align, choose, target_size, token_count
 from mindspeed_mm.data.images import blank_mask, refuse_zero_one
-from mindspeed_mm.data.manifest import Problem
+from mindspeed_mm.data.manifest_row import Problem
 from mindspeed_mm.data.probe import ClipInfo, Kind, Seen
 from mindspeed_mm.data.probe import look as look_into
 from mindspeed_mm.data.sample import SampleRecord

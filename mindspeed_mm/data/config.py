@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import AliasChoices, Field, field_validator
 
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.data.published_config import TrainPipeline
 
 _ONE_SIZE = "each clip keeps its own shape; max_hxw alone bounds the size"
 _BY_TIME = "frames are chosen by time: train_fps and num_frames decide"
@@ -57,62 +58,7 @@ class FeatureRow(Config):
     )
 
 
-class Transform(Config):
-    """One entry of a published `train_pipeline`."""
-
-    trans_type: str
-    param: dict[str, Any] = Field(default_factory=dict)
-
-
-# The only steps that give what VACE's weights saw; load_sample does exactly these.
-_STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "video": {
-        "ResizeCropVideo": {"size": "auto", "interpolation_mode": "bicubic", "antialias": True},
-        "ToTensorVideo": {},
-        "norm_fun": {"mean": 0.5, "std": 0.5},
-    },
-    "image": {
-        "ToTensorVideo": {},
-        "norm_fun": {"mean": 0.5, "std": 0.5},
-        "ResizeToFill": {"size": "auto", "interpolation_mode": "bilinear", "align_corners": False},
-    },
-}
-
-
-class TrainPipeline(Config):
-    """`train_pipeline`: transforms of published files.
-
-    Accepted where it says what is done anyway, refused where it would break VACE.
-    """
-
-    video: tuple[Transform, ...] = ()
-    image: tuple[Transform, ...] = ()
-
-    @field_validator("video", "image")
-    @classmethod
-    def _says_what_is_done(cls, steps: tuple[Transform, ...], info: Any) -> tuple[Transform, ...]:
-        for step in steps:
-            _check_step(info.field_name, step)
-        return steps
-
-
-def _check_step(stream: str, step: Transform) -> None:
-    known = _STEPS[stream]
-    if step.trans_type not in known:
-        raise ValueError(
-            f"{step.trans_type} would change {stream} pixels apart from src_video, mask and references, "
-            f"which must stay aligned; leave it out (done here: {', '.join(known)})"
-        )
-    for name, value in step.param.items():
-        wanted = known[step.trans_type].get(name)
-        if value != wanted:
-            raise ValueError(
-                f"{step.trans_type}.{name} is {value!r}; VACE's weights saw {wanted!r}: write that or leave "
-                "it out"
-            )
-
-
-def _fits_the_vae(value: int) -> int:
+def _fits_vae(value: int) -> int:
     if value % 4 != 1:
         raise ValueError(
             f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {value // 4 * 4 + 1}"
@@ -151,7 +97,7 @@ class ClipPolicy(Config):
             "spread num_frames over the whole source clip, as Wan2.1's VACE does (keep_last; default: false)"
         ),
     )
-    _num_frames = field_validator("num_frames")(_fits_the_vae)
+    _num_frames = field_validator("num_frames")(_fits_vae)
 
 
 class VideoConfig(Config):
@@ -228,7 +174,7 @@ class VideoConfig(Config):
         "cfg": "caption dropout is a training setting (caption_dropout of the model JSON)",
     }
 
-    _num_frames = field_validator("num_frames")(_fits_the_vae)
+    _num_frames = field_validator("num_frames")(_fits_vae)
 
     @field_validator("vae_stride", "vae_patch_size")
     @classmethod

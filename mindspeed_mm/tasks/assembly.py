@@ -48,7 +48,7 @@ from mindspeed_mm.training.checkpoint import Checkpointer
 from mindspeed_mm.training.checkpoint_checks import BaseReference
 from mindspeed_mm.training.checkpoint_folder import Best, read_best
 from mindspeed_mm.training.loop import LoopParts
-from mindspeed_mm.training.metrics import Writer, open_writers
+from mindspeed_mm.training.metric_writers import Writer, open_writers
 from mindspeed_mm.training.optim import build_optimizer
 from mindspeed_mm.training.raw_clips import RawBatches
 from mindspeed_mm.training.state import TrainState

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING
 
 from mindspeed_mm.data.check import check_manifest
 from mindspeed_mm.data.content import STATE_FOLDER
-from mindspeed_mm.data.manifest import (
-    FAILURES,
-    Manifest,
-    Problem,
-    list_problems,
-    scan_manifest,
-    write_failures,
-)
+from mindspeed_mm.data.manifest import FAILURES, Manifest, list_problems, scan_manifest, write_failures
+from mindspeed_mm.data.manifest_row import Problem
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, log_table, one_line_errors, rank

@@ -23,7 +23,8 @@ from mindspeed_mm.training.checkpoint_folder import Best
 from mindspeed_mm.training.config import TrainingConfig
 from mindspeed_mm.training.groups import GroupMeans, LossGroups
 from mindspeed_mm.training.guard import ExitWatch, FiniteGuard
-from mindspeed_mm.training.metrics import Interval, SpikeWatch, StepReport, Writer, cost_line, flat, rates
+from mindspeed_mm.training.metric_writers import Writer, flat
+from mindspeed_mm.training.metrics import Interval, SpikeWatch, StepReport, cost_line, rates
 from mindspeed_mm.training.state import TrainState
 from mindspeed_mm.training.step import LocalWork, StepSettings, accumulate, mean_over_ranks, update
 from mindspeed_mm.training.timers import PHASES, PhaseTimers

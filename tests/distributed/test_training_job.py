@@ -120,7 +120,7 @@ def test_a_bad_sample_stops_every_rank_alike_and_is_named(world, tmp_path):
 
 def job_error(argv: Sequence[str], *, metrics: bool = True) -> str:
     """Train on this rank; its metrics cannot be written, or they can. → the error."""
-    from mindspeed_mm.training.metrics import JsonLines
+    from mindspeed_mm.training.metric_writers import JsonLines
 
     def full(self: JsonLines, iteration: int, values: dict[str, float]) -> None:
         raise TrainingError("no space left", where="metrics.jsonl")

@@ -16,10 +16,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import (
     format_json,
     json_type,
-    parse_json,
     read_json,
-    read_text,
-    split_lines,
 )
 from mindspeed_mm.generation.config import (
     OUTPUT_SUFFIXES,
@@ -35,6 +32,7 @@ from mindspeed_mm.log import rank
 from mindspeed_mm.outputs import check_file, check_folder
 from mindspeed_mm.tasks.jobs.find_inputs import PathFinder, find_inputs, find_weights
 from mindspeed_mm.tasks.jobs.mindspeed_json import as_mindspeed, suggest_mindspeed
+from mindspeed_mm.tasks.jobs.task_rows import inherited, task_rows
 
 PROG = "Wan-VACE-Inference.py"
 _REQUEST_KEYS = tuple(RequestConfig.model_fields)
@@ -224,7 +222,7 @@ def _built(
     bases = (Path.cwd(), path.resolve().parent)
     finder = PathFinder(path.name, bases)
     top = {key: values[key] for key in _REQUEST_KEYS if key in values}
-    tasks, where = _tasks(config, values, finder, path.name)
+    tasks, where = task_rows(config, values, finder, path.name)
     run = config.model_dump(include=set(RunConfig.model_fields))
     run["prompts_file"] = None
     if config.from_latents is not None:
@@ -237,7 +235,7 @@ def _built(
     )
     videos = []
     for index, (task, address) in enumerate(zip(tasks, where, strict=True)):
-        request = parse(RequestConfig, _inherited(top, task), address)
+        request = parse(RequestConfig, inherited(top, task), address)
         videos.append(
             _video(
                 request,
@@ -262,54 +260,6 @@ def _built(
         notes=tuple(notes),
         not_found=tuple(missing or ()),
     )
-
-
-def _tasks(
-    config: InferenceConfig, values: dict[str, Any], finder: PathFinder, where: str
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Each video's own keys, and the address that errors name it by."""
-    if config.prompts_file is not None:
-        if config.tasks is not None:
-            raise ConfigError("tasks and prompts_file are both given", where=where, fix="keep one of them")
-        return _prompts(Path(finder.find("prompts_file", config.prompts_file)))
-    if config.tasks is not None:
-        return list(values["tasks"]), [f"{where}:tasks[{index}]" for index in range(len(config.tasks))]
-    return [{}], [where]
-
-
-def _prompts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    tasks: list[dict[str, Any]] = []
-    where: list[str] = []
-    for number, line in enumerate(split_lines(read_text(path)), start=1):
-        text = line.strip()
-        if not text or (text.startswith("#") and path.suffix != ".jsonl"):
-            continue
-        where.append(f"{path.name}:{number}")
-        tasks.append(_task_line(text, path.name, number) if path.suffix == ".jsonl" else {"prompt": text})
-    if not tasks:
-        raise ConfigError("contains no prompt", where=path, fix="write one per line")
-    return tasks, where
-
-
-def _task_line(text: str, name: str, number: int) -> dict[str, Any]:
-    task = parse_json(text, name, line=number)
-    if not isinstance(task, dict):
-        raise ConfigError(
-            f"got {text[:40]!r}", where=f"{name}:{number}", expected='an object such as {"prompt": "…"}'
-        )
-    return task
-
-
-def _inherited(top: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
-    """The task's keys over those of the top.
-
-    Images are one thing under two names; a name belongs to one video.
-    """
-    taken = dict(top)
-    if {"image_path", "image_paths"} & task.keys():
-        taken.pop("image_path", None)
-        taken.pop("image_paths", None)
-    return {**taken, **task}
 
 
 def _video(

@@ -27,7 +27,8 @@ from mindspeed_mm.processes import Stopped
 from mindspeed_mm.training.config import ExitConfig
 from mindspeed_mm.training.guard import ExitWatch
 from mindspeed_mm.training.loop import TrainLoop
-from mindspeed_mm.training.metrics import JsonLines, SpikeWatch, TensorBoard, open_writers
+from mindspeed_mm.training.metric_writers import JsonLines, TensorBoard, open_writers
+from mindspeed_mm.training.metrics import SpikeWatch
 from mindspeed_mm.training.step import SampleNote
 from tests.support.errors import raises
 from tests.support.loops import Recorder, loop_parts, random_records, training

@@ -1,0 +1,205 @@
+"""One row of a dataset: its files found, its values checked."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mindspeed_mm.data.config import MAX_REFERENCES, ClipRow
+from mindspeed_mm.data.sample import SampleRecord
+from mindspeed_mm.data.threads import map_in_threads
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.files import (
+    json_type,
+    regular_file,
+)
+from mindspeed_mm.registry import did_you_mean
+
+KEYS = tuple(ClipRow.model_fields)
+_ALSO_CALLED = {  # names of other projects that no spelling brings near
+    other: f" (did you mean {key!r}?)"
+    for key, names in {"src_video_mask": ("mask", "src_mask"), "cap": ("caption", "prompt", "text")}.items()
+    for other in names
+}
+_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode categories
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that makes a row unusable."""
+
+    address: str  # data.json[17].src_video
+    message: str
+    row: int  # place of the row in the whole dataset; -1 when it is not about one row
+
+    def __str__(self) -> str:
+        return f"{self.address}: {self.message}"
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file that a row names."""
+
+    address: str
+    path: Path
+    row: int
+
+
+@dataclass
+class RowReader:
+    """One row while it is read; what is wrong with it goes to `problems`."""
+
+    address: str
+    row: int
+    home: DatasetFolder
+    values: Any
+    problems: list[Problem]
+    notes: dict[str, None]
+    named: list[NamedFile] = field(default_factory=list)  # every file that the row names, good or bad
+
+    def record(self) -> SampleRecord | None:
+        before = len(self.problems)
+        if isinstance(self.values, DataError):
+            self._bad("", str(self.values))
+            return None
+        if not isinstance(self.values, Mapping):
+            self._bad("", f"expected an object with {', '.join(KEYS)}; got {json_type(self.values)}")
+            return None
+        self._reject_unknown_keys()
+        captions = self._captions()
+        video = self._path("video", required=True)
+        source, mask = self._path("src_video"), self._path("src_video_mask")
+        references = self._references()
+        if len(self.problems) > before or video is None:
+            return None
+        return SampleRecord(
+            video=video,
+            captions=captions,
+            src_video=source,
+            src_mask=mask,
+            src_ref_images=references,
+            address=self.address,
+            row=self.row,
+        )
+
+    def _bad(self, key: str, message: str) -> None:
+        self.problems.append(Problem(f"{self.address}.{key}" if key else self.address, message, self.row))
+
+    def _reject_unknown_keys(self) -> None:
+        for key in self.values:
+            if key in KEYS:
+                continue
+            near = _ALSO_CALLED.get(key) or did_you_mean(str(key), list(KEYS))
+            if near:
+                self._bad(str(key), f"unknown key{near}; the keys are {', '.join(KEYS)}")
+            else:
+                self.notes.setdefault(f"key {key!r} of the dataset is not used")
+
+    def _captions(self) -> tuple[str, ...]:
+        found = self.values.get("cap")
+        captions = [found] if isinstance(found, str) else found
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            self._bad("cap", f"found {found!r:.60}, wanted a text or a list of texts")
+            return ()
+        broken = [caption for caption in captions if _SURROGATE.search(caption)]
+        if broken:
+            self._bad(
+                "cap", f"{broken[0]!r:.60} holds half of a character (a lone surrogate); write the whole one"
+            )
+        if not captions or not all(map(_has_text, captions)):
+            self._bad(
+                "cap",
+                "the caption is empty; write one (captions are dropped at training, see caption_dropout)",
+            )
+        return tuple(captions)
+
+    def _path(self, key: str, *, required: bool = False) -> Path | None:
+        found = self.values.get(key)
+        if found in (None, "") and not required:
+            return None
+        if not isinstance(found, str) or not found:
+            self._bad(key, "missing" if found in (None, "") else f"found {found!r:.60}, wanted a path")
+            return None
+        return self._inside(key, found)
+
+    def _references(self) -> tuple[Path, ...]:
+        found = self.values.get("src_ref_images")
+        if found in (None, "", []):
+            return ()
+        listed = [found] if isinstance(found, str) else found
+        if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
+            self._bad("src_ref_images", f"found {found!r:.60}, wanted a list of paths")
+            return ()
+        if len(listed) > MAX_REFERENCES:
+            self._bad("src_ref_images", f"found {len(listed)} images, expected at most {MAX_REFERENCES}")
+            return ()
+        paths = [self._inside(f"src_ref_images[{i}]", item) for i, item in enumerate(listed)]
+        return tuple(path for path in paths if path is not None)
+
+    def _inside(self, key: str, text: str) -> Path | None:
+        path = self.home.folder / text
+        if not self.home.holds(path):
+            self._bad(
+                key, f"{text} is outside the dataset's folder {self.home.folder}; move it there, or link it"
+            )
+            return None
+        self.named.append(NamedFile(f"{self.address}.{key}", path, self.row))
+        return path
+
+
+@dataclass
+class DatasetFolder:
+    """The dataset's folder, resolved once for all rows."""
+
+    folder: Path
+
+    @cached_property
+    def absolute(self) -> str:
+        return os.path.abspath(self.folder)
+
+    @cached_property
+    def real(self) -> str:
+        return _real(self.folder)
+
+    def holds(self, path: Path) -> bool:
+        """Whether `path` is the folder or below it, by its name or with links resolved."""
+        return _is_below(os.path.abspath(path), self.absolute) or _is_below(_real(path), self.real)
+
+
+def _has_text(caption: str) -> bool:
+    """Whether there is anything to see in it: white space, control and zero-width characters are nothing."""
+    return any(unicodedata.category(character) not in _INVISIBLE for character in caption)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _real(path: Path) -> str:
+    """With links resolved: a folder that is reached by a link is the same place."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # NUL: reported as a file that cannot be there
+        return os.path.abspath(path)
+
+
+def missing_files(named: Sequence[NamedFile]) -> list[Problem]:
+    """Looked up by many threads: on network storage each look takes its time."""
+    found = map_in_threads(lambda file: _why_missing(file.path), named)
+    return [Problem(file.address, why, file.row) for file, why in zip(named, found, strict=True) if why]
+
+
+def _why_missing(path: Path) -> str:
+    """Why nothing can be read at `path`, which may be a folder of images; empty when it can."""
+    try:
+        regular_file(path, DataError, or_folder=True)
+    except DataError as error:
+        return str(error)
+    return ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceConfig
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 
 PEER = "diffusers"
 Step = Callable[[], float]

@@ -15,7 +15,8 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.source import WeightsSource
-from mindspeed_mm.models.wan.sizes import diffusers_json, infer_config, official_json
+from mindspeed_mm.models.wan.config_json import diffusers_json, official_json
+from mindspeed_mm.models.wan.sizes import infer_config
 from mindspeed_mm.models.wan.stages import Layers
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from mindspeed_mm.models.wan.config import PRESETS
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.models.wan.state_dict import spellings
 
 PAGE = Path(__file__).with_name("names.md")

@@ -11,12 +11,13 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.generation.config import Offload, WeightPaths
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, SingleProcess
+from mindspeed_mm.models.load_model import load_transformer
 from mindspeed_mm.models.umt5 import encoder
 from mindspeed_mm.models.umt5.encoder import TextEncoder
 from mindspeed_mm.models.wan import vae
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.vae import WanVae
-from mindspeed_mm.models.weights import load_transformer, open_weights
+from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.ops.quantized import QuantFormat
 
 _EXPERTS = ("high_noise_model", "low_noise_model")

@@ -29,7 +29,7 @@ from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.lora.adapter import Adapter
 from mindspeed_mm.models.lora.read import Expert
 from mindspeed_mm.models.wan.config import VaceConfig
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.models.weights import open_adapter
 from mindspeed_mm.ops.quantized import exact_weight, product_dtype
 

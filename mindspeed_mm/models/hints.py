@@ -9,7 +9,7 @@ from typing import Any
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import parse_json, read_json
 from mindspeed_mm.models.find import Files
-from mindspeed_mm.models.wan.sizes import read_hints
+from mindspeed_mm.models.wan.config_json import read_hints
 
 
 def saved_hints(files: Files, saved: Any) -> tuple[dict[str, Any], Path | None]:

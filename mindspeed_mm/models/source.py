@@ -19,13 +19,9 @@ from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.wan.config import BRANCH, VaceConfig
-from mindspeed_mm.models.wan.sizes import (
-    Shape,
-    infer_config,
-    infer_layers,
-    layout,
-    setting_conflicts,
-)
+from mindspeed_mm.models.wan.config_json import setting_conflicts
+from mindspeed_mm.models.wan.shapes import Shape, layout
+from mindspeed_mm.models.wan.sizes import infer_config, infer_layers
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from mindspeed_mm.models.source import WeightsSource
+from mindspeed_mm.models.source import WeightsSource, init_branch_from_trunk
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
-from mindspeed_mm.models.weights import init_branch_from_trunk, open_named, open_weights, with_branch_of
+from mindspeed_mm.models.weights import open_named, open_weights, with_branch_of
 from mindspeed_mm.registry import resolve
 
 

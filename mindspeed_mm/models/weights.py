@@ -1,4 +1,4 @@
-"""Open the weights of a transformer in any known dialect, and fill a model on the meta device with them.
+"""Open the weights of a transformer in any known dialect.
 
 `open_weights` finds the files, understands the names, completes what a run saved without its frozen part, and
 refuses what is missing or foreign, all before any value is read.
@@ -6,19 +6,15 @@ refuses what is missing or foreign, all before any value is read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from torch import nn
-
-from megatron.mm.layout import parse_rank
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import stat_path
 from mindspeed_mm.log import get_logger, once
+from mindspeed_mm.models.check_weights import check_weights, refuse_another_base
 from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.gguf_file import read_gguf
 from mindspeed_mm.models.containers.rounded import expand
@@ -27,8 +23,6 @@ from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile, kind_of
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed, understand
 from mindspeed_mm.models.find import SHARD, Files, find_files, shards
-from mindspeed_mm.models.finite import FiniteWeights
-from mindspeed_mm.models.foreign import foreign_trunk
 from mindspeed_mm.models.hints import saved_hints
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.adapter import Adapter, Pair, merged
@@ -36,31 +30,13 @@ from mindspeed_mm.models.lora.fused import fuse_again
 from mindspeed_mm.models.lora.read import CONFIG, Expert, open_lora, open_published_lora
 from mindspeed_mm.models.lora.saved import ENTRY, split_lora
 from mindspeed_mm.models.parts import part_of
-from mindspeed_mm.models.source import WeightsSource, differences, init_branch_from_trunk
-from mindspeed_mm.models.transforms.quantize import quantize_blocks
-from mindspeed_mm.models.wan.config import BRANCH, FP32_MODULES
-from mindspeed_mm.models.wan.sizes import check_hints, layout_of_shapes, setting_conflicts
+from mindspeed_mm.models.source import WeightsSource
+from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.stages import count_layers, merge
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
-from mindspeed_mm.ops.quantized import SCALE, QuantFormat, format_of, quantize_rows, quantized_layers
-
-__all__ = [
-    "WeightsSource",
-    "init_branch_from_trunk",
-    "load_transformer",
-    "load_weights",
-    "open_adapter",
-    "open_named",
-    "open_part",
-    "open_weights",
-    "with_branch_of",
-]
 
 logger = get_logger(__name__)
-M = TypeVar("M", bound=nn.Module)
 PathLike = str | Path
-_OF_THE_BRANCH = ("vace_layers", "vace_in_dim")  # which a base may have of another kind, or not at all
 _NESTED = (
     "model",
     "state_dict",
@@ -166,7 +142,7 @@ def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
         whole, what=" and ".join(source.what for source in sources), tensors=tensors, hints=hints
     )
     joined = _complete(joined, None, base_path, (), KEY_MAPS)
-    _check(joined)
+    check_weights(joined)
     return joined
 
 
@@ -190,65 +166,6 @@ def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
     what = f"{trunk.what}, branch of {other.path}"
     hints, hints_path = {**trunk.hints, **other.hints}, other.hints_from or trunk.hints_from
     return replace(trunk, what=what, tensors={**rest, **branch}, hints=hints, hints_from=hints_path)
-
-
-def load_weights(
-    model: M, source: WeightsSource, *, dtype: torch.dtype | None, device: torch.device | str = "cpu"
-) -> M:
-    """Give a model on the meta device its weights: `dtype` (None keeps the file's), FP32_MODULES in fp32.
-
-    Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError
-    listing what is missing, unexpected and of another shape, or what holds NaN or Inf.
-    """
-    in_8_bits = quantized_layers(model)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    problems = differences(source.shapes, wanted)
-    if problems:
-        raise WeightsError(
-            f"does not fit the model ({source.dialect} names): {problems}",
-            where=source.path,
-            fix="" if source.has_branch else "set predictor.vace_dit.init_from_trunk to start a VACE branch",
-        )
-    state = {}
-    finite = FiniteWeights(source.path)
-    for name in wanted:
-        if (layer := in_8_bits.get(name)) is not None:
-            stored, scale = quantize_rows(source.read(name), format_of(layer))
-            state[name] = stored.to(device)
-            state[name.removesuffix("weight") + SCALE] = scale.to(device)
-            finite.check(name, scale)
-            continue
-        target = torch.float32 if dtype is not None and name.split(".")[0] in FP32_MODULES else dtype
-        tensor = source.tensors[name]
-        if torch.device(device).type == "cpu":
-            state[name] = finite.read(name, tensor, target or tensor.dtype)
-            continue
-        state[name] = tensor.read().to(device=device, dtype=target)
-        finite.check(name, state[name])
-    finite.demand()
-    model.load_state_dict(state, assign=True)
-    return model
-
-
-def load_transformer(
-    path: PathLike | Sequence[PathLike],
-    *,
-    dtype: torch.dtype | None,
-    device: torch.device | str = "cpu",
-    base_path: PathLike | None = None,
-    quantize: QuantFormat | None = None,
-) -> VaceTransformer:
-    """The whole model of a checkpoint, ready to evaluate; its sizes come from the checkpoint.
-
-    `quantize`: the format in which the linear layers of its blocks are held.
-    """
-    source = open_weights(path, base_path=base_path)
-    logger.info(source.description, extra=once())
-    model = build_on_meta(source.config)
-    if quantize is not None:
-        model = model.to(source.dtypes["blocks.0.modulation"] if dtype is None else dtype)
-        quantize_blocks(model.requires_grad_(False), quantize)
-    return load_weights(model, source, dtype=dtype, device=device).eval()
 
 
 def _open(
@@ -275,7 +192,7 @@ def _open(
     if pairs:
         source = merged(source, [(Adapter(where.absolute(), dialect, pairs), 1.0)])
     if key_maps is KEY_MAPS and not partial:
-        _check(source)
+        check_weights(source)
     return source
 
 
@@ -370,62 +287,9 @@ def _complete(
         raise WeightsError(
             f"{place} is not the base it was trained on: the values differ", where=source.path, fix=hint
         )
-    _refuse_another_base(source, whole)
+    refuse_another_base(source, whole)
     whole = fuse_again(whole, recorded.get("loras"), source.path, open_adapter)
     hints = {**whole.hints, **source.hints}
     hints_path = source.hints_from or whole.hints_from
     tensors = {**whole.tensors, **source.tensors}
     return replace(source, tensors=tensors, hints=hints, hints_from=hints_path, base=whole)
-
-
-def _refuse_another_base(source: WeightsSource, whole: WeightsSource) -> None:
-    """Raises WeightsError if the part was trained on a model of other settings than its base."""
-    if whole.hints_from is None or source.hints_from is None:
-        return
-    mine = {name: value for name, value in source.hints.items() if name not in _OF_THE_BRANCH}
-    if conflicts := setting_conflicts(mine, whole.hints):
-        raise WeightsError(
-            f"{source.hints_from} contradicts {whole.hints_from} of its base: {'; '.join(conflicts)}",
-            where=source.path,
-            fix="correct the wrong one",
-        )
-
-
-def _check(source: WeightsSource) -> None:
-    """Every weight of the model is there once, and nothing else. Raises WeightsError."""
-    if source.has_branch and not any(name.startswith("blocks.") for name in source.tensors):
-        raise WeightsError(
-            "is a VACE module alone, without the trunk",
-            where=source.path,
-            fix=(
-                "name the trunk's weights, too: --cfg.base_path (mm-convert), predictor.from_pretrained "
-                "beside predictor.vace_dit.vace_pretrained (training), or a list of both in "
-                "model.transformer (generation)"
-            ),
-        )
-    patch = source.shapes.get("patch_embedding.weight", ())
-    head = source.shapes.get("head.head.weight", ())
-    if (
-        len(patch) == 5
-        and len(head) == 2
-        and (model := foreign_trunk(patch[1], head[0] // max(1, math.prod(patch[2:]))))
-    ):
-        raise WeightsError(
-            f"got {model} (in_dim {patch[1]})",
-            where=source.path,
-            expected="a text-to-video or VACE transformer with in_dim 16",
-            fix="use Wan2.1-T2V, Wan2.2-T2V or a VACE model",
-        )
-    try:
-        problems = differences(source.shapes, layout_of_shapes(source.shapes))
-    except WeightsError as error:
-        problems = str(error)
-    if problems:
-        stage = parse_rank(source.path.parent.name)
-        alone = "" if stage is None else f"; it is pipeline stage {stage} alone"
-        raise WeightsError(
-            f"read as {source.dialect} names ({source.what}), but {problems}{alone}",
-            where=source.path,
-            fix="" if stage is None else f"give {source.path.parent.parent}",
-        )
-    check_hints(source.shapes, source.hints, source.hints_from or source.path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from mindspeed_mm.models.wan.config import ADAPTED
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.planning.devices import Device
 from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.time import step_time

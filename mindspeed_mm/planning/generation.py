@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from mindspeed_mm.generation.config import TOKEN_BYTES, VAE_PLANES, WORKSPACE, Offload, Tiled
 from mindspeed_mm.models.wan.config import FP32_MODULES, VaceConfig
 from mindspeed_mm.models.wan.flops import block_forward, tokens_of
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.planning.devices import Device
 from mindspeed_mm.planning.fit import Change, Setting, search
 from mindspeed_mm.planning.memory import LIBRARY, SLACK

@@ -11,7 +11,7 @@ from typing import cast
 
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import Trainable, block_forward, recomputed_share, text_rows, tokens_of
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.planning.units import TrainingRun, unit_of
 
 EVERYWHERE = ("text_embedding", "time_embedding", "time_projection")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from mindspeed_mm.models.wan.flops import Trainable, block_forward, recomputed_share, step_flops, tokens_of
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.planning.devices import Device
 from mindspeed_mm.planning.stages import pipeline_ranks, rank_shares
 from mindspeed_mm.planning.units import TrainingRun, units

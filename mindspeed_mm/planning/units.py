@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, VaceConfig
-from mindspeed_mm.models.wan.sizes import Shape, layout
+from mindspeed_mm.models.wan.shapes import Shape, layout
 
 ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)  # what 8 bits hold by default
 

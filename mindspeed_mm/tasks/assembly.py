@@ -31,6 +31,7 @@ from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.finite import check_weights
 from mindspeed_mm.models.lora.fused import write_fused
+from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.start import start_of
 from mindspeed_mm.models.transforms.config import QuantizeConfig
@@ -38,7 +39,6 @@ from mindspeed_mm.models.transforms.fuse import open_fused
 from mindspeed_mm.models.transforms.lora import lora_sizes
 from mindspeed_mm.models.wan.flops import Flops, peak_tflops
 from mindspeed_mm.models.wan.stages import even_layers, stage_layers
-from mindspeed_mm.models.weights import WeightsSource
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.raw_training import build_raw_batches

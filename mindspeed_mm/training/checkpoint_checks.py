@@ -19,7 +19,7 @@ from mindspeed_mm.models.lora.fused import same_fused
 from mindspeed_mm.models.lora.saved import DOWN, UP, read_scales
 from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.transforms.quantize import describe_quantized
-from mindspeed_mm.models.wan.sizes import read_hints, setting_conflicts
+from mindspeed_mm.models.wan.config_json import read_hints, setting_conflicts
 from mindspeed_mm.training.checkpoint_values import Values, brief
 
 logger = get_logger(__name__)

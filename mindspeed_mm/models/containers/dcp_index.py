@@ -11,11 +11,9 @@ from __future__ import annotations
 import io
 import math
 import os
-import pickle
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -32,107 +30,14 @@ from torch.distributed.checkpoint.metadata import (
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import regular_file
 from mindspeed_mm.models.containers.checksums import Checksums, read_checksums
+from mindspeed_mm.models.containers.plain_pickle import DTYPES, METADATA, Call, Name, Parser, Problem
 from mindspeed_mm.models.containers.tensors import first_line
 
 INDEX = ".metadata"
-_METADATA = "torch.distributed.checkpoint.metadata"
-_CLASSES = {
-    "Metadata",
-    "MetadataIndex",
-    "TensorStorageMetadata",
-    "BytesStorageMetadata",
-    "ChunkStorageMetadata",
-    "TensorProperties",
-    "StorageMeta",
-    "_MEM_FORMAT_ENCODING",
-}
-_DTYPES = {
-    name: dtype
-    for name in (
-        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
-        *("int64", "int32", "int16", "int8", "uint8", "bool"),
-    )
-    if isinstance(dtype := getattr(torch, name, None), torch.dtype)
-}
-_NAMES = {
-    **dict.fromkeys([_METADATA], _CLASSES),
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", *_DTYPES},
-    "builtins": {"getattr"},  # early releases of Python 3.11 pickle a member of an enum as a call of it
-}
-_PATHS = {"PosixPath", "PurePosixPath", "Path", "WindowsPath", "PureWindowsPath"}
 _LARGEST = 2**62  # of a size, an offset or a number of values
 _MAX_ODD_CHUNKS = (
     256  # of one tensor that is not cut into a grid: comparing them all takes their number squared
 )
-
-
-class _Name(NamedTuple):
-    """A class or function that the pickle names. It is never imported."""
-
-    module: str
-    name: str
-
-
-@dataclass(eq=False)
-class _Call:
-    """What the pickle wants made: a name, its arguments, and the state to give it. Nothing is made."""
-
-    name: _Name
-    args: tuple[Any, ...]
-    state: Any = None
-
-
-class _Problem(ValueError):
-    """What is wrong with an index."""
-
-
-_Base: Any = pickle._Unpickler  # the one in Python, whose instructions can be replaced
-
-
-class _Parser(_Base):  # type: ignore[misc]
-    """An unpickler that only builds tuples, lists, dicts, strings, integers, `_Name` and `_Call`."""
-
-    def find_class(self, module: str, name: str) -> _Name:
-        known = name in _NAMES.get(module, ()) or (module.partition(".")[0] == "pathlib" and name in _PATHS)
-        if not known:
-            raise _Problem(f"it names {module}.{name}, which no checkpoint index needs")
-        return _Name(module, name)
-
-    def call(self) -> None:
-        args, name = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, _Name) or not isinstance(args, tuple):
-            raise _Problem("it calls something that is no name")
-        self.append(_Call(name, args))
-
-    def build(self) -> None:
-        state, made = self.stack.pop(), self.stack[-1]
-        if not isinstance(made, _Call) or made.state is not None:
-            raise _Problem("it changes something that it did not make")
-        made.state = state
-
-    _KEPT = (
-        *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL", "STACK_GLOBAL"),
-        *("BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINUNICODE", "BINUNICODE"),
-        *("EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "EMPTY_LIST", "APPEND", "APPENDS"),
-        *(
-            "EMPTY_DICT",
-            "SETITEM",
-            "SETITEMS",
-            "MEMOIZE",
-            "BINPUT",
-            "LONG_BINPUT",
-            "BINGET",
-            "LONG_BINGET",
-            "POP",
-        ),
-    )
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **{getattr(pickle, name)[0]: _Base.dispatch[getattr(pickle, name)[0]] for name in _KEPT},
-        **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), call),
-        pickle.BUILD[0]: build,
-    }
 
 
 def read_index(folder: Path) -> Metadata:
@@ -156,7 +61,7 @@ def read_index_and_checksums(folder: Path) -> tuple[Metadata, Checksums | None]:
         checksums.check_file(path, content)
     try:
         index = _metadata(_parse(content))
-    except _Problem as problem:
+    except Problem as problem:
         raise WeightsError(
             f"cannot be read safely: {problem}", where=path, fix="copy the checkpoint again"
         ) from None
@@ -187,15 +92,15 @@ def _check_sizes(folder: Path, index: Metadata) -> None:
 
 def _parse(content: bytes) -> Any:
     try:
-        return _Parser(io.BytesIO(content)).load()
-    except _Problem:
+        return Parser(io.BytesIO(content)).load()
+    except Problem:
         raise
     except KeyError as error:
-        raise _Problem(
+        raise Problem(
             f"it holds the pickle instruction or reference {error}, which no checkpoint index needs"
         ) from None
     except Exception as error:  # a damaged pickle raises almost anything
-        raise _Problem(f"it is no whole pickle ({first_line(error)})") from None
+        raise Problem(f"it is no whole pickle ({first_line(error)})") from None
 
 
 def _metadata(tree: Any) -> Metadata:
@@ -206,7 +111,7 @@ def _metadata(tree: Any) -> Metadata:
     for key, value in places.items():
         index = _index(key)
         if index in storage:
-            raise _Problem(f"{index.fqn} at {list(index.offset or ())} has two places")
+            raise Problem(f"{index.fqn} at {list(index.offset or ())} has two places")
         storage[index] = _place(index.fqn, value)
     found = {_text(name, "a name"): _entry(name, value) for name, value in entries.items()}
     _check_complete(found, storage)
@@ -221,12 +126,12 @@ def _metadata(tree: Any) -> Metadata:
 
 
 def _entry(name: str, value: Any) -> TensorStorageMetadata | BytesStorageMetadata:
-    if isinstance(value, _Call) and value.name == _Name(_METADATA, "BytesStorageMetadata"):
+    if isinstance(value, Call) and value.name == Name(METADATA, "BytesStorageMetadata"):
         return BytesStorageMetadata()
     fields = _fields(value, "TensorStorageMetadata", name)
     size, chunks = _size(fields.get("size"), name), fields.get("chunks")
     if not isinstance(chunks, list):
-        raise _Problem(f"{name}: expected a list of chunks, got {_kind(chunks)}")
+        raise Problem(f"{name}: expected a list of chunks, got {_kind(chunks)}")
     dtype = _dtype(fields.get("properties"), name)
     return TensorStorageMetadata(
         TensorProperties(dtype=dtype), size, [_chunk(name, size, chunk) for chunk in chunks]
@@ -239,23 +144,21 @@ def _chunk(name: str, size: torch.Size, value: Any) -> ChunkStorageMetadata:
     if not len(offsets) == len(sizes) == len(size) or any(
         start + length > whole for start, length, whole in zip(offsets, sizes, size, strict=True)
     ):
-        raise _Problem(f"{name}: a chunk {list(sizes)} at {list(offsets)} does not fit into {list(size)}")
+        raise Problem(f"{name}: a chunk {list(sizes)} at {list(offsets)} does not fit into {list(size)}")
     return ChunkStorageMetadata(offsets, sizes)
 
 
 def _dtype(value: Any, name: str) -> torch.dtype:
-    is_made = (
-        isinstance(value, _Call) and value.name == _Name(_METADATA, "TensorProperties") and not value.args
-    )
+    is_made = isinstance(value, Call) and value.name == Name(METADATA, "TensorProperties") and not value.args
     state = value.state if is_made else None
     if not isinstance(state, tuple) or len(state) != 5:
-        raise _Problem(f"{name}: expected the properties of a tensor, got {_kind(value)}")
+        raise Problem(f"{name}: expected the properties of a tensor, got {_kind(value)}")
     dtype, layout, *_ = state
-    if not isinstance(dtype, _Name) or dtype.module != "torch" or dtype.name not in _DTYPES:
-        raise _Problem(f"{name}: expected a dtype, got {_kind(dtype)}")
-    if not isinstance(layout, _Call) or layout.args != ("torch.strided",):
-        raise _Problem(f"{name}: is not a plain (strided) tensor")
-    return _DTYPES[dtype.name]
+    if not isinstance(dtype, Name) or dtype.module != "torch" or dtype.name not in DTYPES:
+        raise Problem(f"{name}: expected a dtype, got {_kind(dtype)}")
+    if not isinstance(layout, Call) or layout.args != ("torch.strided",):
+        raise Problem(f"{name}: is not a plain (strided) tensor")
+    return DTYPES[dtype.name]
 
 
 def _index(value: Any) -> MetadataIndex:
@@ -272,9 +175,9 @@ def _place(name: str, value: Any) -> _StorageInfo:
     fields = _fields(value, "_StorageInfo", name, where)
     path = _text(fields.get("relative_path"), name)
     if Path(path).name != path or path in ("", ".", "..") or "\0" in path or "\\" in path:
-        raise _Problem(f"{name} is in a file outside its folder: {path!r}")
+        raise Problem(f"{name} is in a file outside its folder: {path!r}")
     if fields.get("transform_descriptors"):
-        raise _Problem(f"{path} is compressed or encrypted; save it without storage transforms")
+        raise Problem(f"{path} is compressed or encrypted; save it without storage transforms")
     return _StorageInfo(path, _int(fields.get("offset"), name), _int(fields.get("length"), name))
 
 
@@ -285,12 +188,12 @@ def _paths(value: Any, entries: Mapping[str, Any]) -> dict[str, tuple[str | int,
     paths: dict[str, tuple[str | int, ...]] = {}
     for name, path in _dict(value, "planner_data").items():
         if not isinstance(path, tuple) or not path or any(type(part) not in (str, int) for part in path):
-            raise _Problem(
+            raise Problem(
                 f"planner_data of {_text(name, 'a name')}: expected a path of names, got {_kind(path)}"
             )
         paths[_text(name, "a name")] = path
     if unknown := [name for name in paths if name not in entries]:
-        raise _Problem(f"planner_data names {unknown[0]}, which is not in the checkpoint")
+        raise Problem(f"planner_data names {unknown[0]}, which is not in the checkpoint")
     return paths
 
 
@@ -299,15 +202,15 @@ def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, 
     placed: dict[str, dict[tuple[int, ...] | None, _StorageInfo]] = {name: {} for name in entries}
     for index, place in storage.items():
         if index.fqn not in placed:
-            raise _Problem(f"{index.fqn} has a place, but is not in the checkpoint")
+            raise Problem(f"{index.fqn} has a place, but is not in the checkpoint")
         placed[index.fqn][None if index.offset is None else tuple(index.offset)] = place
     for name, entry in entries.items():
         if isinstance(entry, BytesStorageMetadata):
             if len(placed[name]) != 1:
-                raise _Problem(f"{name} is stored {len(placed[name])} times")
+                raise Problem(f"{name} is stored {len(placed[name])} times")
             continue
         if placed[name].keys() != {tuple(chunk.offsets) for chunk in entry.chunks}:
-            raise _Problem(f"{name} has {len(entry.chunks)} pieces in {len(placed[name])} places")
+            raise Problem(f"{name} has {len(entry.chunks)} pieces in {len(placed[name])} places")
         for (
             chunk
         ) in entry.chunks:  # a size is believed, and memory taken for it, only where the file has the bytes
@@ -316,12 +219,12 @@ def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, 
                 placed[name][tuple(chunk.offsets)],
             )
             if needed > stored.length:
-                raise _Problem(
+                raise Problem(
                     f"{name}: a piece {list(chunk.sizes)} takes {needed} bytes, but {stored.length} are "
                     "stored"
                 )
         if not _fills(entry.size, entry.chunks):
-            raise _Problem(f"{name} is {list(entry.size)}, and its pieces do not fill it once")
+            raise Problem(f"{name} is {list(entry.size)}, and its pieces do not fill it once")
 
 
 def _fills(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> bool:
@@ -356,15 +259,15 @@ def _overlap(a: ChunkStorageMetadata, b: ChunkStorageMetadata) -> bool:
     )
 
 
-def _fields(value: Any, name: str, where: str, module: str = _METADATA) -> Mapping[str, Any]:
-    """The state of an object of one class. Raises _Problem for anything else."""
+def _fields(value: Any, name: str, where: str, module: str = METADATA) -> Mapping[str, Any]:
+    """The state of an object of one class. Raises Problem for anything else."""
     if (
-        not isinstance(value, _Call)
-        or value.name != _Name(module, name)
+        not isinstance(value, Call)
+        or value.name != Name(module, name)
         or value.args
         or not _is_state(value.state)
     ):
-        raise _Problem(f"{where}: expected {name}, got {_kind(value)}")
+        raise Problem(f"{where}: expected {name}, got {_kind(value)}")
     fields: Mapping[str, Any] = value.state
     return fields
 
@@ -374,36 +277,36 @@ def _is_state(value: Any) -> bool:
 
 
 def _size(value: Any, name: str) -> torch.Size:
-    is_size = isinstance(value, _Call) and value.name == _Name("torch", "Size") and len(value.args) == 1
+    is_size = isinstance(value, Call) and value.name == Name("torch", "Size") and len(value.args) == 1
     numbers = value.args[0] if is_size else None
     if not isinstance(numbers, tuple) or len(numbers) > 16:
-        raise _Problem(f"{name}: expected a size, got {_kind(value)}")
+        raise Problem(f"{name}: expected a size, got {_kind(value)}")
     for number in numbers:
         _int(number, name)
     if math.prod(numbers) > _LARGEST:
-        raise _Problem(f"{name}: no tensor has the size {list(numbers)}")
+        raise Problem(f"{name}: no tensor has the size {list(numbers)}")
     return torch.Size(numbers)
 
 
 def _int(value: Any, name: str) -> int:
     if type(value) is not int or not 0 <= value <= _LARGEST:
-        raise _Problem(f"{name}: expected a whole number from 0 on, got {_kind(value)}")
+        raise Problem(f"{name}: expected a whole number from 0 on, got {_kind(value)}")
     return value
 
 
 def _text(value: Any, name: str) -> str:
     if type(value) is not str:
-        raise _Problem(f"{str(name)[:80]}: expected a string, got {_kind(value)}")
+        raise Problem(f"{str(name)[:80]}: expected a string, got {_kind(value)}")
     return value
 
 
 def _dict(value: Any, name: str) -> Mapping[Any, Any]:
     if type(value) is not dict:
-        raise _Problem(f"{name}: expected a dict, got {_kind(value)}")
+        raise Problem(f"{name}: expected a dict, got {_kind(value)}")
     return value
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, (_Call, _Name)):
-        return f"{value.name.name if isinstance(value, _Call) else value.name}"[:80]
+    if isinstance(value, (Call, Name)):
+        return f"{value.name.name if isinstance(value, Call) else value.name}"[:80]
     return f"{value}"[:40] if type(value) is int else type(value).__name__

@@ -22,7 +22,7 @@ from mindspeed_mm.models.dialects import listed
 from mindspeed_mm.models.lora.adapter import Adapter, Pair
 from mindspeed_mm.models.lora.names import Key, NameTable, family_of, is_lora_key, refuse_unsupported
 from mindspeed_mm.models.wan.config import PRESETS
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 
 Expert = Literal["high", "low"]
 logger = get_logger(__name__)

@@ -23,7 +23,7 @@ from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.transforms.match import matching
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.models.wan.stages import even_layers, stage_layers
 from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.units import TrainingRun

@@ -20,7 +20,8 @@ from mindspeed_mm.models.containers.safetensors import write_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import write_torch
 from mindspeed_mm.models.wan.config import FP32_MODULES, VaceConfig, WanConfig
-from mindspeed_mm.models.wan.sizes import layout, official_json
+from mindspeed_mm.models.wan.config_json import official_json
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
 from tests.support.layouts import published_layout

@@ -26,7 +26,7 @@ from torch import Tensor
 from checkpoint.cli import main
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.wan.config import VaceConfig, WanConfig
-from mindspeed_mm.models.wan.sizes import official_json
+from mindspeed_mm.models.wan.config_json import official_json
 from mindspeed_mm.models.wan.stages import split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights

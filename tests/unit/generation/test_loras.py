@@ -22,8 +22,9 @@ from mindspeed_mm.generation.request import Inputs
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.solvers import Solver, make_noise, step_noise
 from mindspeed_mm.generation.stages import encode_conditions
+from mindspeed_mm.models.load_model import load_transformer
 from mindspeed_mm.models.lora.adapter import merged
-from mindspeed_mm.models.weights import load_transformer, open_adapter, open_weights
+from mindspeed_mm.models.weights import open_adapter, open_weights
 from tests.support.errors import raises
 from tests.support.lora_files import DIALECTS, lora_matrices, write_lora
 from tests.support.tiny import TINY, tiny_transformer, tiny_vae, write_transformer

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.finite import check_weights, count_nonfinite, is_finite
+from mindspeed_mm.models.load_model import load_transformer
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.wan.vae import load_vae
-from mindspeed_mm.models.weights import load_transformer
 from tests.support.errors import raises
 from tests.support.tiny import TEXT_FILE, TRANSFORMER_FILE, VAE_FILE, write_official
 

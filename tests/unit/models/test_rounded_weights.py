@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.gguf_file import read_gguf
+from mindspeed_mm.models.load_model import load_transformer
 from mindspeed_mm.models.loading import read_tensors
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.wan.vae import load_vae
-from mindspeed_mm.models.weights import load_transformer, open_adapter, open_weights
+from mindspeed_mm.models.weights import open_adapter, open_weights
 from tests.support.errors import raises
 from tests.support.rounded_files import E4M3, FORMS, write_comfy_quant, write_fp8_scaled, write_gguf
 from tests.support.tiny import (

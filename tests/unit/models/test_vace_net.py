@@ -12,7 +12,7 @@ import torch
 
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.models.wan.config import FP32_MODULES, PRESETS
-from mindspeed_mm.models.wan.sizes import modules
+from mindspeed_mm.models.wan.shapes import modules
 from mindspeed_mm.models.wan.vace import build_on_meta
 from tests.support.errors import raises
 from tests.support.layouts import published_layout

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from megatron.mm.layout import write_tracker
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.models.wan.sizes import diffusers_json, official_json
+from mindspeed_mm.models.load_model import load_transformer
+from mindspeed_mm.models.wan.config_json import diffusers_json, official_json
 from mindspeed_mm.models.wan.stages import split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.models.weights import load_transformer, open_weights
+from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
 from tests.support.tiny import TINY, tiny_transformer, write_shards, write_transformer
 

@@ -19,7 +19,7 @@ from checkpoint.cli import main
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer
-from mindspeed_mm.models.wan.sizes import official_json
+from mindspeed_mm.models.wan.config_json import official_json
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import load_vae
 from mindspeed_mm.models.weights import open_weights

@@ -15,7 +15,7 @@ from mindspeed_mm.distributed.config import bubble
 from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.flops import step_flops, tokens_of
 from mindspeed_mm.models.wan.pipeline import split_vace
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from mindspeed_mm.models.wan.vace import VaceTransformer
 from mindspeed_mm.planning.counts import at_counts
 from mindspeed_mm.planning.devices import DEVICES

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.models.wan.sizes import linears
+from mindspeed_mm.models.wan.shapes import linears
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.jobs.transforms import check_lora_files
 from tests.support.errors import raises

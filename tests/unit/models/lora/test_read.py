@@ -17,7 +17,7 @@ from mindspeed_mm.models.lora.adapter import Adapter, merged
 from mindspeed_mm.models.lora.read import open_lora
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.wan.config import PRESETS
-from mindspeed_mm.models.wan.sizes import layout
+from mindspeed_mm.models.wan.shapes import layout
 from tests.support.errors import raises
 from tests.support.lora_files import DIALECTS, deltas, lora_matrices, write_lora, write_peft
 from tests.support.lora_files_bad import LFS_POINTER, REFUSED, Q, pair

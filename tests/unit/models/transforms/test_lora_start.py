@@ -17,7 +17,7 @@ from mindspeed_mm.models.transforms.fuse import FuseLora
 from mindspeed_mm.models.transforms.match import lora_targets
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import PRESETS
-from mindspeed_mm.models.wan.sizes import linears, modules
+from mindspeed_mm.models.wan.shapes import linears, modules
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.training.build import fill
 from tests.support.errors import raises

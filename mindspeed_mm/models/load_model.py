@@ -1,0 +1,81 @@
+"""Give a model on the meta device its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.log import get_logger, once
+from mindspeed_mm.models.finite import FiniteWeights
+from mindspeed_mm.models.source import WeightsSource, differences
+from mindspeed_mm.models.transforms.quantize import quantize_blocks
+from mindspeed_mm.models.wan.config import FP32_MODULES
+from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
+from mindspeed_mm.models.weights import PathLike, open_weights
+from mindspeed_mm.ops.quantized import SCALE, QuantFormat, format_of, quantize_rows, quantized_layers
+
+logger = get_logger(__name__)
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_weights(
+    model: M, source: WeightsSource, *, dtype: torch.dtype | None, device: torch.device | str = "cpu"
+) -> M:
+    """Give a model on the meta device its weights: `dtype` (None keeps the file's), FP32_MODULES in fp32.
+
+    Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError
+    listing what is missing, unexpected and of another shape, or what holds NaN or Inf.
+    """
+    in_8_bits = quantized_layers(model)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    problems = differences(source.shapes, wanted)
+    if problems:
+        raise WeightsError(
+            f"does not fit the model ({source.dialect} names): {problems}",
+            where=source.path,
+            fix="" if source.has_branch else "set predictor.vace_dit.init_from_trunk to start a VACE branch",
+        )
+    state = {}
+    finite = FiniteWeights(source.path)
+    for name in wanted:
+        if (layer := in_8_bits.get(name)) is not None:
+            stored, scale = quantize_rows(source.read(name), format_of(layer))
+            state[name] = stored.to(device)
+            state[name.removesuffix("weight") + SCALE] = scale.to(device)
+            finite.check(name, scale)
+            continue
+        target = torch.float32 if dtype is not None and name.split(".")[0] in FP32_MODULES else dtype
+        tensor = source.tensors[name]
+        if torch.device(device).type == "cpu":
+            state[name] = finite.read(name, tensor, target or tensor.dtype)
+            continue
+        state[name] = tensor.read().to(device=device, dtype=target)
+        finite.check(name, state[name])
+    finite.demand()
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def load_transformer(
+    path: PathLike | Sequence[PathLike],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str = "cpu",
+    base_path: PathLike | None = None,
+    quantize: QuantFormat | None = None,
+) -> VaceTransformer:
+    """The whole model of a checkpoint, ready to evaluate; its sizes come from the checkpoint.
+
+    `quantize`: the format in which the linear layers of its blocks are held.
+    """
+    source = open_weights(path, base_path=base_path)
+    logger.info(source.description, extra=once())
+    model = build_on_meta(source.config)
+    if quantize is not None:
+        model = model.to(source.dtypes["blocks.0.modulation"] if dtype is None else dtype)
+        quantize_blocks(model.requires_grad_(False), quantize)
+    return load_weights(model, source, dtype=dtype, device=device).eval()

@@ -8,7 +8,6 @@ that occurs twice.
 
 from __future__ import annotations
 
-import codecs
 import errno
 import json
 import math
@@ -22,26 +21,16 @@ from typing import Any, BinaryIO
 
 from mindspeed_mm.errors import ConfigError, MindSpeedMMError, printable
 from mindspeed_mm.leftovers import temporary_name
+from mindspeed_mm.text_encoding import decode_text, split_lines
 
 PathLike = str | os.PathLike[str]
 ErrorType = type[MindSpeedMMError]
 
 CONFIG_BYTES = 64 << 20  # far above any config, index or prompt list
 LIST_BYTES = 4 << 30  # of a list of clips
-HEADER_BYTES = 100_000_000  # of a safetensors file; the reference reader's limit
 MAX_DEPTH = 100  # nested lists and objects
 _MAX_DIGITS = 40  # of a whole number; 2^64 has 20
-_BOMS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),  # before UTF-16, whose mark it begins with
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
 _LFS_POINTER = b"version https://git-lfs"
-_COMMON_PAIRS = {
-    "GBK": (0xB0, 0xD7, 0xA1),
-    "Big5": (0xA4, 0xC6, 0x40),
-}  # first byte from, to; second byte from
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # other tools end a line here
 _KINDS = (
@@ -79,7 +68,7 @@ def stat_path(path: PathLike, error: ErrorType = ConfigError) -> os.stat_result:
     try:
         return os.stat(path)
     except (OSError, ValueError) as problem:
-        raise error(_path_problem(path, problem), where=display_path(path)) from None
+        raise error(path_problem(path, problem), where=display_path(path)) from None
 
 
 def display_path(path: PathLike) -> str:
@@ -87,7 +76,7 @@ def display_path(path: PathLike) -> str:
     return printable(os.fspath(path), 200)
 
 
-def _path_problem(path: PathLike, problem: Exception) -> str:
+def path_problem(path: PathLike, problem: Exception) -> str:
     text = os.fspath(path)
     if isinstance(problem, ValueError):
         return "the path contains a character that no file name can have (NUL, or half of a surrogate pair)"
@@ -122,7 +111,7 @@ def _refuse_lfs_pointer(path: Path, error: ErrorType) -> None:
         with open(path, "rb") as file:
             head = file.read(1024)
     except OSError as problem:
-        raise error(_path_problem(path, problem), where=display_path(path)) from None
+        raise error(path_problem(path, problem), where=display_path(path)) from None
     if head.startswith(_LFS_POINTER):
         size = re.search(rb"^size (\d{1,20})\s*$", head, re.MULTILINE)
         of = f" of a file of {_readable_size(int(size[1]))}" if size else ""
@@ -154,68 +143,11 @@ def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int 
                 file.read(size) if size <= max_bytes else b""
             )  # read(n) reserves n bytes, whatever the file has
     except OSError as problem:
-        raise error(_path_problem(path, problem), where=display_path(path)) from None
+        raise error(path_problem(path, problem), where=display_path(path)) from None
     if size > max_bytes:
         expected = f"at most {_readable_size(max_bytes)}"
         raise error(f"got {_readable_size(size)}", where=display_path(path), expected=expected)
     return decode_text(data, display_path(path), error)
-
-
-def decode_text(data: bytes, where: str, error: ErrorType = ConfigError) -> str:
-    """UTF-8 with or without byte order mark → text.
-
-    Raises `error` that names another encoding and where it shows.
-    """
-    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
-    if encoding is None and b"\0" in data[:4096]:
-        zeros = data[:4096].count(0)
-        encoding = "UTF-16" if zeros >= len(data[:4096]) // 4 and data[:2].count(0) == 1 else ""
-    if encoding:
-        raise error(f"looks like {encoding}", where=where, expected="UTF-8", fix="save it as UTF-8")
-    if encoding == "":
-        raise error("got a binary file", where=where, expected="text")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        line = data.count(b"\n", 0, problem.start) + 1
-        raise error(
-            f"got byte 0x{data[problem.start]:02x}, as in {_guess_encoding(data)}",
-            where=f"{where}:{line}",
-            expected="UTF-8",
-            fix="save it as UTF-8",
-        ) from None
-
-
-def _guess_encoding(data: bytes) -> str:
-    """GBK and Big5 write a character as two bytes.
-
-    The first one says whether it is a common character there.
-    """
-    shares = {name: _common_share(data[: 1 << 16], name, *bounds) for name, bounds in _COMMON_PAIRS.items()}
-    best = max(shares, key=lambda name: shares[name])  # the first one of equals
-    return best if shares[best] >= 0.7 else "Windows-1252 or Latin-1"
-
-
-def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) -> float:
-    """Which part of the characters that are no ASCII are common ones.
-
-    0 for bytes that are not of this encoding.
-    """
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(data)  # the last character may be cut
-    except UnicodeDecodeError:
-        return 0.0
-    pairs = [character.encode(encoding) for character in text if ord(character) > 127]
-    common = [
-        pair for pair in pairs if (low <= pair[0] <= high and pair[-1] >= second) or 0xA1 <= pair[0] <= 0xA3
-    ]
-    return len(common) / max(len(pairs), 1)
-
-
-def split_lines(text: str) -> list[str]:
-    r"""Lines end at `\n` and `\r\n` only: U+2028, U+0085 and form feeds are part of a caption."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines if lines[-1] else lines[:-1]
 
 
 # JSON
@@ -313,42 +245,6 @@ def format_json(values: Any, *, indent: int | None = None) -> str:
     """
     text = json.dumps(values, indent=indent, ensure_ascii=False).translate(_LINE_BREAKS)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def read_safetensors_header(path: PathLike, error: ErrorType) -> tuple[dict[str, Any], int, int]:
-    """The JSON header of a safetensors file, where its values start, and its size.
-
-    Raises `error`; copies no values.
-    """
-    where = display_path(regular_file(path, error))
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(HEADER_BYTES, size - 8):
-                raise error(
-                    f"is damaged or not a safetensors file: {size} bytes",
-                    where=where,
-                    fix="copy the file again",
-                )
-            text = file.read(length)
-    except OSError as problem:
-        raise error(_path_problem(path, problem), where=where) from None
-    try:
-        header = parse_json(text.decode(), "header", error, lone_surrogates=True)
-    except (UnicodeDecodeError, error) as problem:
-        raise error(
-            f"is damaged or not a safetensors file: {str(problem)[:100]}",
-            where=where,
-            fix="copy the file again",
-        ) from None
-    if not isinstance(header, dict):
-        raise error(
-            f"is damaged: its header is {json_type(header)}, not an object",
-            where=where,
-            fix="copy the file again",
-        )
-    return header, 8 + length, size
 
 
 def json_type(value: Any) -> str:

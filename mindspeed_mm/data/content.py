@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import open_append, parse_json, split_lines
+from mindspeed_mm.files import open_append, parse_json
+from mindspeed_mm.text_encoding import split_lines
 
 STATE_FOLDER = "state"  # in the folder of the features: what was learnt about files; may be deleted
 _BLOCK = 1 << 20

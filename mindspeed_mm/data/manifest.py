@@ -16,14 +16,8 @@ from mindspeed_mm.data.foreign import folder_rows, list_in, under_our_keys
 from mindspeed_mm.data.manifest_row import DatasetFolder, NamedFile, Problem, RowReader, missing_files
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import (
-    LIST_BYTES,
-    json_lines,
-    parse_json,
-    read_text,
-    split_lines,
-    write_json_lines,
-)
+from mindspeed_mm.files import LIST_BYTES, json_lines, parse_json, read_text, write_json_lines
+from mindspeed_mm.text_encoding import split_lines
 
 FAILURES = "failed.jsonl"
 _LISTS = (".json", ".jsonl", *csv_rows.SUFFIXES)  # anything else is a data.txt

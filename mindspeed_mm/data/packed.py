@@ -21,7 +21,8 @@ from torch import Tensor
 
 from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import atomic_path, read_safetensors_header, regular_file
+from mindspeed_mm.files import atomic_path, regular_file
+from mindspeed_mm.safetensors_header import read_safetensors_header
 
 _CRC = "crc32"
 

@@ -8,7 +8,8 @@ from megatron.mm.layout import parse_rank
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.foreign import foreign_trunk
 from mindspeed_mm.models.source import WeightsSource, differences
-from mindspeed_mm.models.wan.sizes import check_hints, layout_of_shapes, setting_conflicts
+from mindspeed_mm.models.wan.config_json import check_hints, setting_conflicts
+from mindspeed_mm.models.wan.shapes import layout_of_shapes
 
 _OF_THE_BRANCH = ("vace_layers", "vace_in_dim")  # which a base may have of another kind, or not at all
 

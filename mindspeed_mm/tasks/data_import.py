@@ -15,10 +15,11 @@ from mindspeed_mm.data.foreign import list_in
 from mindspeed_mm.data.manifest import list_problems, lists_of, scan_manifest
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import format_json, split_lines, write_json, write_text
+from mindspeed_mm.files import format_json, write_json, write_text
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file, check_folder, check_not_read
+from mindspeed_mm.text_encoding import split_lines
 
 logger = get_logger(__name__)
 PROG = "vace data import"

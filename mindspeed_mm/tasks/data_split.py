@@ -26,7 +26,6 @@ from mindspeed_mm.files import (
     open_append,
     parse_json,
     read_text,
-    split_lines,
     write_json_lines,
     write_text,
 )
@@ -34,6 +33,7 @@ from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_folder, check_not_read
 from mindspeed_mm.progress import Progress
+from mindspeed_mm.text_encoding import split_lines
 
 logger = get_logger(__name__)
 PROG = "vace data split"

@@ -27,6 +27,11 @@ CODE = (
 )
 MACHINE_PATH = re.compile(r"(?<![\w.$}/-])/(?:work|root|home|Users)/[\w.-]+")
 IN_GENERAL = ("/home/you", "/home/me")  # made-up paths in the documents
+MAX_LINES = 350
+LONG = {  # file → why it is read better in one place
+    "mindspeed_mm/serve/app.py": "every route of the HTTP API, as its one table",
+    "mindspeed_mm/tools/launch.py": "one run of several ranks, whose steps share what they watch",
+}
 CALLED_BY_TORCH = {"_policy"}  # its signature is torch's business
 
 
@@ -106,6 +111,16 @@ def test_signatures_name_their_inputs() -> None:
         if not ast.unparse(node.args.kwarg.annotation or ast.Constant("")).endswith(".kwargs")
     ]
     assert not found, "\n" + "\n".join(found)
+
+
+def test_long_files_have_a_reason() -> None:
+    """Of the library. A reason that is not needed any more is an error, too."""
+    sizes = {
+        where: len((ROOT / where).read_text(encoding="utf-8").splitlines())
+        for where, _ in trees()
+        if where.startswith(("mindspeed_mm/", "checkpoint/", "megatron/"))
+    }
+    assert {where for where, lines in sizes.items() if lines > MAX_LINES} == set(LONG)
 
 
 def test_no_path_of_one_machine_stands_in_the_product() -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.files import (
-    decode_text,
     display_path,
     format_json,
     json_lines,
@@ -24,11 +23,11 @@ from mindspeed_mm.files import (
     read_json_object,
     read_text,
     regular_file,
-    split_lines,
     write_json,
     write_json_lines,
     write_text,
 )
+from mindspeed_mm.text_encoding import decode_text, split_lines
 from tests.support.errors import raises
 
 AWKWARD = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven 彩色"

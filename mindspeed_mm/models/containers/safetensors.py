@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mindspeed_mm.checksum import crc32
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.files import read_safetensors_header
 from mindspeed_mm.models.containers.checksums import RecordCheck
 from mindspeed_mm.models.containers.tensors import Container, TensorFile, mapped, raw_bytes
+from mindspeed_mm.safetensors_header import read_safetensors_header
 
 DTYPES = {
     "F64": torch.float64,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.files import json_type, parse_json, read_json_object, read_safetensors_header, regular_file
+from mindspeed_mm.files import json_type, parse_json, read_json_object, regular_file
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
@@ -23,6 +23,7 @@ from mindspeed_mm.models.lora.adapter import Adapter, Pair
 from mindspeed_mm.models.lora.names import Key, NameTable, family_of, is_lora_key, refuse_unsupported
 from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.shapes import layout
+from mindspeed_mm.safetensors_header import read_safetensors_header
 
 Expert = Literal["high", "low"]
 logger = get_logger(__name__)

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.files import (
-    parse_json,
-    read_text,
-    split_lines,
-)
+from mindspeed_mm.files import parse_json, read_text
 from mindspeed_mm.generation.config import (
     InferenceConfig,
 )
 from mindspeed_mm.tasks.jobs.find_inputs import PathFinder
+from mindspeed_mm.text_encoding import split_lines
 
 
 def task_rows(

@@ -132,7 +132,7 @@ def test_a_failed_conversion_leaves_the_target_as_it_was(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("checkpoint.convert.write_torch", full)
+    monkeypatch.setattr("checkpoint.write.write_torch", full)
     with pytest.raises(SystemExit):
         main(command("hf_to_mm", tmp_path / "b", tmp_path / "mm"))
     assert open_weights(tmp_path / "mm").fingerprint() == before
@@ -149,7 +149,7 @@ def test_what_is_written_is_read_back(
         save_file({name: tensor.read() + 1 for name, tensor in tensors.items()}, path)
 
     main(command("hf_to_mm", tmp_path / "a", tmp_path / "mm"))
-    monkeypatch.setattr("checkpoint.convert.write_safetensors", lossy)
+    monkeypatch.setattr("checkpoint.write.write_safetensors", lossy)
     with pytest.raises(SystemExit):
         main(command("mm_to_hf", tmp_path / "mm", tmp_path / "out"))
     assert "reads back with different values" in capsys.readouterr().err

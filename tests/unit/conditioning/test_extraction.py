@@ -14,7 +14,7 @@ from mindspeed_mm.conditioning.writing import Finished
 from mindspeed_mm.data.features import read_feature, read_info
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files import read_safetensors_header
+from mindspeed_mm.safetensors_header import read_safetensors_header
 from tests.support.extract_world import CellVae, H, W, load, make_extraction, write_rows
 
 pytestmark = pytest.mark.medium

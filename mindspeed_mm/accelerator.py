@@ -49,7 +49,9 @@ class Accelerator:
             return cls(kind="cpu", device=torch.device("cpu"), backend="gloo")
         if found is None or found.type != name:
             raise LaunchError(
-                f"device {name!r} is requested, but torch {torch.__version__} finds {found or 'only the cpu'}"
+                f"device {name!r} is requested, but torch {torch.__version__} finds "
+                f"{found or 'only the cpu'}",
+                fix=f"install a torch for {name} and its driver, or set MINDSPEED_MM_DEVICE=cpu",
             )
         index = local_rank()
         if index >= torch.accelerator.device_count():

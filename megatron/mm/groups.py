@@ -80,8 +80,8 @@ def initialize(
             )
         except (RuntimeError, AssertionError) as error:
             raise LaunchError(
-                f"cannot build groups for context parallel {context_parallel_size} and {copies} copies: "
-                f"{error}"
+                f"megatron.core cannot build the process groups: {error}",
+                where=f"--context-parallel-size {context_parallel_size}, {copies} copies",
             ) from None
     whole = state.get_data_parallel_group(with_context_parallel=True)
     context = state.get_context_parallel_group()

@@ -65,7 +65,7 @@ def choose_frames(
     an empty clip.
     """
     if not times:
-        raise DataError("the clip has no frames")
+        raise DataError("the clip has no frames", fix="replace it")
     available = max(1, math.ceil(duration * fps - _SLIVER))
     grid = [i / fps for i in range(min(available, num_frames))]
     if available == num_frames:
@@ -95,7 +95,7 @@ def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, 
     has. `fps` is that of a clip without duration. Raises DataError for an empty clip.
     """
     if not times:
-        raise DataError("the clip has no frames")
+        raise DataError("the clip has no frames", fix="replace it")
     count = min(num_frames, (len(times) - 1) // 4 * 4 + 1)
     starts = np.array(times, dtype=np.float32)  # as decord gives them
     ends = np.array([*times[1:], duration], dtype=np.float32)

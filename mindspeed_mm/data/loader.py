@@ -50,7 +50,7 @@ class SampleOrder:
         self, shapes: Sequence[Hashable], *, micro_batch_size: int, seed: int, shuffle: bool = True
     ) -> None:
         if not shapes:
-            raise DataError("the dataset is empty")
+            raise DataError("the dataset is empty", expected="at least one sample")
         self.micro_batch_size, self.seed, self.shuffle = micro_batch_size, seed, shuffle
         self._streams: dict[Hashable, list[int]] = {}
         for record, shape in enumerate(shapes):

@@ -47,7 +47,7 @@ def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
     """All rows of a dataset. Raises DataError listing every bad row (the first 20 and a count)."""
     manifest = scan_manifest(data_path, data_folder)
     if manifest.problems:
-        raise DataError(list_problems(manifest.problems, manifest.rows))
+        raise DataError(list_problems(manifest.problems, manifest.rows), fix="correct them")
     return list(manifest.records)
 
 

@@ -141,26 +141,25 @@ class ReadAhead(Generic[Task, Result]):
             self._take(reader, results, again)
         for reader in busy.values():
             if reader.deadline <= time.monotonic() and not reader.pipe.poll():
-                reason = (
-                    f"not read after {self.timeout:g} s{f' ({self.flag})' * bool(self.flag)}; is the file "
-                    "damaged?"
-                )
-                self._give_up(reader, results, again, reason)
+                flag = f" ({self.flag})" * bool(self.flag)
+                error = DataError(f"not read after {self.timeout:g} s{flag}", fix="check the file for damage")
+                self._give_up(reader, results, again, error)
 
     def _take(self, reader: _Reader, results: dict[int, Any], again: deque[int]) -> None:
         try:
             answers = reader.pipe.recv()
         except (EOFError, OSError):
             reader.process.join()
-            reason = f"the process that read it died (exit code {reader.process.exitcode})"
-            self._give_up(reader, results, again, reason)
+            died = f"the process that read it died (exit code {reader.process.exitcode})"
+            error = DataError(died, fix="check the file, and lower the number of workers if memory ran out")
+            self._give_up(reader, results, again, error)
             return
         results.update(zip(reader.tickets, answers, strict=True))
         reader.tickets = ()
 
-    def _give_up(self, reader: _Reader, results: dict[int, Any], again: deque[int], reason: str) -> None:
+    def _give_up(self, reader: _Reader, results: dict[int, Any], again: deque[int], error: DataError) -> None:
         if len(reader.tickets) == 1:
-            results[reader.tickets[0]] = DataError(reason)
+            results[reader.tickets[0]] = error
         else:
             again.extend(reader.tickets)
         reader.stop()

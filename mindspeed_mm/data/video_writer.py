@@ -103,7 +103,7 @@ def _encode(
             picture = converter.reformat(picture, format=codec[1], interpolation="AREA")
         container.mux(stream.encode(picture))
     if stream is None:
-        raise DataError("a video needs at least one frame")
+        raise DataError("got none", expected="at least one frame")
     container.mux(stream.encode(None))
 
 

@@ -53,9 +53,11 @@ def finite_check(sampling: SamplingConfig) -> StepHook:
 
 def explain_step(sampling: SamplingConfig, step: Step) -> NonFiniteError:
     """Why the latents after `step` are not finite."""
-    where = f"denoising step {step.index + 1} of {step.total} (timestep {step.timestep:g})"
+    cause, fix = _cause(sampling, step)
     return NonFiniteError(
-        f"latents are not finite after {where}: {_cause(sampling, step)}; no video was written"
+        f"latents are not finite, and no video was written: {cause}",
+        where=f"denoising step {step.index + 1} of {step.total} (timestep {step.timestep:g})",
+        fix=fix,
     )
 
 
@@ -63,47 +65,44 @@ def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteErro
     """Why the frames that begin with `frame` (from 0) were decoded to NaN or Inf."""
     bad = nonfinite_weights(vae)
     if not is_finite(latents):
-        cause = "the latents are not finite; generate them again"
+        cause, fix = "the latents are not finite", "generate them again"
     elif bad:
-        cause = f"the VAE's weights contain NaN or Inf ({bad}); fetch the VAE again"
+        cause, fix = f"the VAE's weights contain NaN or Inf ({bad})", "fetch the VAE again"
     elif float(latents.abs().max()) > _TALL:
-        cause = (
-            f"the latents reach {float(latents.abs().max()):.3g}, where about 1 is usual; lower "
-            "guidance_scale or shift"
-        )
+        cause = f"the latents reach {float(latents.abs().max()):.3g}, where about 1 is usual"
+        fix = "lower guidance_scale or shift"
     else:
-        cause = "the VAE overflows; set vae_dtype to fp32"
+        cause, fix = "the VAE overflows", "set vae_dtype to fp32"
     return NonFiniteError(
-        f"decoded pixels are not finite from frame {frame} on: {cause}; no video was written"
+        f"decoded pixels are not finite, and no video was written: {cause}",
+        where=f"from frame {frame} on",
+        fix=fix,
     )
 
 
-def _cause(sampling: SamplingConfig, step: Step) -> str:
+def _cause(sampling: SamplingConfig, step: Step) -> tuple[str, str]:
+    """Why, and what to do about it."""
     model, tallest = step.prediction.model, float(step.before.abs().max())
     bad = nonfinite_weights(model)
     if bad:
-        return (
-            f"the transformer's weights contain NaN or Inf ({bad}); load an earlier checkpoint or fetch "
-            "them again"
-        )
+        cause = f"the transformer's weights contain NaN or Inf ({bad})"
+        return cause, "load an earlier checkpoint or fetch them again"
     if extreme := _extreme(sampling):
-        return f"{' and '.join(extreme)}: likely too far from the usual; use a value near the preset's"
+        return f"{' and '.join(extreme)}: likely too far from the usual", "use a value near the preset's"
     if is_finite(step.prediction.velocity):
-        return (
-            f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas; use a shift near "
-            "the preset's"
-        )
+        cause = f"shift {sampling.shift:g} leaves solver {sampling.solver} no usable sigmas"
+        return cause, "use a shift near the preset's"
     if all(is_finite(output) for output in step.prediction.outputs):
-        return f"guidance_scale {sampling.guidance_scale:g} overflows the guided velocity; lower it"
+        return f"guidance_scale {sampling.guidance_scale:g} overflows the guided velocity", "lower it"
     if tallest > _TALL:
         return (
-            f"earlier steps grew the latents to {tallest:.3g}, where about 1 is usual; "
-            f"lower guidance_scale {sampling.guidance_scale:g} or shift {sampling.shift:g}"
+            f"earlier steps grew the latents to {tallest:.3g}, where about 1 is usual",
+            f"lower guidance_scale {sampling.guidance_scale:g} or shift {sampling.shift:g}",
         )
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return (
-        f"the transformer itself answers with NaN or Inf in {dtype}; set dtype to fp32, or lower "
-        "context_scale"
+        f"the transformer itself answers with NaN or Inf in {dtype}",
+        "set dtype to fp32, or lower context_scale",
     )
 
 

@@ -57,7 +57,7 @@ class ModelStore:
     def experts(self) -> Experts:
         """The transformers; read now if they were not. Raises WeightsError."""
         if self._experts is None:
-            raise WeightsError("this pipeline has no transformer; it can only decode")
+            raise WeightsError("this pipeline has no transformer", fix="use it to decode only")
         if not isinstance(self._experts, Experts):
             with self.timings.phase("load"):
                 self._experts = self._experts()
@@ -67,7 +67,7 @@ class ModelStore:
     def vae(self) -> WanVae:
         """The VAE. Raises WeightsError on a process that has none."""
         if self._vae is None:
-            raise WeightsError("this pipeline has no VAE; it can only denoise")
+            raise WeightsError("this pipeline has no VAE", fix="use it to denoise only")
         return self._vae
 
     @property
@@ -76,7 +76,8 @@ class ModelStore:
         if self._loaded_text is None:
             if self._text_encoder is None:
                 raise WeightsError(
-                    "this pipeline has no text encoder and does not know the prompt's embedding"
+                    "this pipeline has no text encoder and does not know the prompt's embedding",
+                    fix="give prompt_embeds, or load it with a text encoder",
                 )
             self._loaded_text = self._text_encoder()
         return self._loaded_text.to(self.accelerator.device)

@@ -119,7 +119,8 @@ def _read_settings(path: Path, metadata: dict[str, str]) -> LatentsSettings:
         refs
     ):
         raise DataError(
-            f"num_refs is {refs!r:.20} in its metadata and {values.get('num_refs')!r:.20} in its settings"
+            f"num_refs is {refs!r:.20} in its metadata and {values.get('num_refs')!r:.20} in its settings",
+            expected="one number in both",
         )
     name = path.resolve().parent.name
     return parse(LatentsSettings, {"name": name, "num_refs": int(refs), **values}, "settings")

@@ -52,7 +52,9 @@ class KeyMap:
         if len(found) == 1:
             return found[0]
         raise WeightsError(
-            f"weight {name!r} {complaint if not found else f'matches {len(found)} rules: {found}'}"
+            complaint if not found else f"matches {len(found)} rules: {found}",
+            where=f"weight {name!r}",
+            expected="one" if found else "",
         )
 
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
         message = list_problems(manifest.problems, manifest.rows)
         if bad > config.skip_bad_samples or bad == manifest.rows:
             hint = "" if bad == manifest.rows else f", or leave them out: --skip-bad-samples {bad}"
-            raise DataError(f"{message}; correct them{hint}")
+            raise DataError(message, fix=f"correct them{hint}")
         logger.warning(message)
     rows = [guide_row(record, home) for record in manifest.records]
     given_keys = {key: sum(row[key] is not None for row in rows) for key in list(rows[0])[2:]}

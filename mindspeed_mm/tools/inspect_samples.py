@@ -247,7 +247,7 @@ def _record(source: _Source, config: InspectConfig) -> SampleRecord:
     if record is None:
         about = [problem for problem in manifest.problems if problem.row == config.index]
         if about:
-            raise DataError(list_problems(about, 1))
+            raise DataError(list_problems(about, 1), fix="correct it")
         raise ConfigError(f"{path} has rows 0..{manifest.rows - 1}", where=f"--index {config.index}")
     _report_long_captions([record], source.tokenizer, config.tokenizer)
     return record

@@ -75,7 +75,7 @@ def load_checkpoint(
     try:
         load(content, storage_reader=reader, planner=TensorPlanner())
     except CheckpointException as error:
-        raise WeightsError(reason_of(error)) from None
+        raise WeightsError(reason_of(error), where=folder) from None
     if not config.finetune:
         raise_on_all_ranks(lambda: _fill(state, content, values, names, accelerator))
 

@@ -81,7 +81,7 @@ def _check_window(latents: Tensor, found_refs: int, shape: tuple[int, ...], num_
     if found != expected:
         raise DataError(f"got latents of {found}", expected=expected)
     if bad := count_nonfinite(latents):
-        raise DataError(f"{bad} of {latents.numel()} latents are NaN or Inf")
+        raise DataError(f"{bad} of {latents.numel()} latents are NaN or Inf", expected="finite numbers")
 
 
 def identity(paths: Sequence[str | Path], settings: dict[str, Any]) -> str:

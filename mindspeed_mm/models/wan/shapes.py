@@ -88,7 +88,8 @@ def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     vace_in_dim = sizes.pop("vace_in_dim", 96)
     if blocks > sizes["num_layers"]:
         raise WeightsError(
-            f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks: trunk blocks are missing"
+            f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks: trunk blocks are missing",
+            fix="name all files of the model",
         )
     trunk = WanConfig.model_construct(**sizes)
     return layout(
@@ -126,5 +127,8 @@ def _count(shapes: Mapping[str, Shape], stem: str) -> int:
     indices = {int(name.split(".")[1]) for name in shapes if name.startswith(stem + ".")}
     count = max(indices) + 1 if indices else 0
     if count > len(shapes):
-        raise WeightsError(f"{stem} are numbered up to {count - 1}, but there are only {len(shapes)} weights")
+        raise WeightsError(
+            f"{stem} are numbered up to {count - 1}, but there are only {len(shapes)} weights",
+            fix="fetch the weights again",
+        )
     return count

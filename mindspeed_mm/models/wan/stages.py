@@ -108,7 +108,7 @@ def split(weights: Mapping[str, T], layers: Sequence[int], vace_layers: Sequence
     for name, weight in weights.items():
         stage, local = place(name, layers, vace_layers)
         if local in stages[stage]:
-            raise WeightsError(f"{name} and another weight are both called {local} on stage {stage}")
+            raise WeightsError(f"{name} and another weight are both called {local}", where=f"stage {stage}")
         stages[stage][local] = weight
     return stages
 
@@ -125,7 +125,11 @@ def merge(stages: Sequence[Mapping[str, T]]) -> dict[str, T]:
             match = _BLOCK.fullmatch(local)
             name = f"{match[1]}.{int(match[2]) + offset[match[1]]}.{match[3]}" if match else local
             if name in weights:
-                raise WeightsError(f"{name} is on stage {number} and on an earlier one")
+                raise WeightsError(
+                    f"{name} is on an earlier stage, too",
+                    where=f"stage {number}",
+                    fix="convert the checkpoint again",
+                )
             weights[name] = weight
         for stem in offset:
             offset[stem] += len({m[2] for name in stage if (m := _BLOCK.fullmatch(name)) and m[1] == stem})

@@ -26,7 +26,7 @@ def place(tmp_path):
 
 BAD = {
     "file": "a file",
-    "file/save": "file is a file",
+    "file/save": "file",
     "dangling": "nowhere",
     "dangling/save": "nowhere",
     "loop/save": "symbolic links",
@@ -36,8 +36,8 @@ BAD = {
     "a/" + "猫" * 86 + "/b": "258 bytes",
     "y/" * 2040: "4080 bytes",
     "y/" * 9000: "18000 bytes",
-    "/proc/save": "/proc: cannot be written to",
-    "/proc/self/a/b": "cannot be written to",
+    "/proc/save": "/proc",
+    "/proc/self/a/b": "/proc/self",
 }
 
 
@@ -45,10 +45,9 @@ BAD = {
 def test_folder_that_cannot_be_made_is_named(place, monkeypatch, path, words):
     monkeypatch.chdir(place)
     before = sorted(os.listdir(place))
-    with pytest.raises(ConfigError) as error:
+    with raises(ConfigError, words) as error:
         check_folder(path, "--save")
-    assert str(error.value).startswith("--save: ")
-    assert words in str(error.value)
+    assert error.value.where.startswith("--save")
     assert len(str(error.value)) < 400
     with pytest.raises(ConfigError):
         check_file(f"{path}/sheet.png", "--out")

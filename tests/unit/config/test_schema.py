@@ -33,29 +33,19 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "where", "fact"),
     [
-        (
-            {"name": "a", "predictor": {"num_head": 1}},
-            "f.json:predictor.num_head: unknown key (did you mean 'num_heads'?)",
-        ),
-        (
-            {"name": "a", "rows": [{}, {"dtyp": 1}]},
-            "f.json:rows[1].dtyp: unknown key (did you mean 'dtype'?)",
-        ),
-        ({"name": "a", "zzz": 1}, "f.json:zzz: unknown key"),
-        ({}, "f.json:name: missing; it is required"),
-        (
-            {"name": "a", "predictor": {"num_heads": 0}},
-            "f.json:predictor.num_heads: expected more than 0, got 0",
-        ),
-        ({"name": None}, "f.json:name: expected a text, got null"),
+        ({"name": "a", "predictor": {"num_head": 1}}, "predictor.num_head", "num_heads"),
+        ({"name": "a", "rows": [{}, {"dtyp": 1}]}, "rows[1].dtyp", "dtype"),
+        ({"name": "a", "zzz": 1}, "zzz", "unknown"),
+        ({}, "name", "missing"),
+        ({"name": "a", "predictor": {"num_heads": 0}}, "predictor.num_heads", 0),
+        ({"name": None}, "name", "null"),
     ],
 )
-def test_an_error_has_the_address_of_the_key(values: object, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_an_error_has_the_address_of_the_key(values: object, where: str, fact: object) -> None:
+    with raises(ConfigError, fact, where=f"f.json:{where}"):
         parse(Outer, values, "f.json")
-    assert str(caught.value) == message
 
 
 def test_an_address_that_leads_into_a_file_has_dots_after_it() -> None:

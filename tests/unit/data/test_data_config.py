@@ -143,51 +143,50 @@ def test_clip_policy_is_read_from_either_spelling():
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "problem"),
+    ("path", "value", "facts"),
     [
         (
             (*VIDEO, "num_frame"),
             17,
-            ("dataset_param.preprocess_parameters.num_frame: unknown key (did you mean 'num_frames'?)"),
+            ["dataset_param.preprocess_parameters.num_frame", "num_frames"],
         ),
         (
             (*VIDEO, "num_frames"),
             80,
-            ("must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: 81 (found 80)"),
+            ["num_frames", 81, 80],
         ),
-        ((*VIDEO, "vae_stride"), [8, 8, 8], "must be [4, 8, 8] for VACE"),
-        ((*VIDEO, "video_reader_type"), "Torchvision", "'DecordVideo' or 'AvVideo'"),
-        ((*VIDEO, "short_clip"), "loop", "'keep', 'pad', 'resample' or 'reject'"),
+        ((*VIDEO, "vae_stride"), [8, 8, 8], ["vae_stride", "[4, 8, 8]"]),
+        ((*VIDEO, "video_reader_type"), "Torchvision", ["DecordVideo", "AvVideo"]),
+        ((*VIDEO, "short_clip"), "loop", ["keep", "pad", "resample", "reject"]),
         (
             (*STEPS,),
             [{"trans_type": "RandomHorizontalFlipVideo"}],
-            ("RandomHorizontalFlipVideo would change video pixels apart"),
+            ["RandomHorizontalFlipVideo"],
         ),
         (
             (*STEPS, 0, "param", "interpolation_mode"),
             "nearest",
-            ("interpolation_mode is 'nearest'; VACE's weights saw 'bicubic'"),
+            ["interpolation_mode", "nearest", "bicubic"],
         ),
-        ((*STEPS, 2, "param", "mean"), 0.0, "norm_fun.mean is 0.0; VACE's weights saw 0.5"),
-        (("dataset_param", "tokenizer_config"), [{}, {}], "lists 2 tokenizers"),
+        ((*STEPS, 2, "param", "mean"), 0.0, ["norm_fun.mean", "0.0", "0.5"]),
+        (("dataset_param", "tokenizer_config"), [{}, {}], ["tokenizer_config", 2]),
         (
             ("dataset_param", "dataset_type"),
             "features",
-            ("unknown dataset 'features' (did you mean 'feature'?)"),
+            ["features", "feature"],
         ),
-        (("dataset_param", "basic_parameters"), {}, "basic_parameters.data_path: missing"),
+        (("dataset_param", "basic_parameters"), {}, ["basic_parameters.data_path"]),
         (
             ("dataloader_param", "shufle"),
             True,
-            ("dataloader_param.shufle: unknown key (did you mean 'shuffle'?)"),
+            ["dataloader_param.shufle", "shuffle"],
         ),
     ],
 )
-def test_wrong_value_is_refused_with_address_and_fix(read, path, value, problem):
-    with pytest.raises(ConfigError) as error:
+def test_wrong_value_is_refused_with_address_and_fix(read, path, value, facts):
+    with raises(ConfigError, *facts) as error:
         read(changed(path, value))
-    assert problem in str(error.value)
-    assert "data.json" in str(error.value) or "unknown dataset" in str(error.value)
+    assert value == "features" or "data.json:" in error.value.where
 
 
 def test_a_strangers_dataset_is_one_class_and_one_line(read):

@@ -94,50 +94,38 @@ def test_two_lists_of_one_name_are_told_apart_in_errors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "problem"),
+    ("row", "facts"),
     [
-        ("text", "data.json[0]: expected an object with video, cap"),
-        ({"cap": "x"}, "data.json[0].video: missing"),
-        ({**FULL, "video": 7}, "data.json[0].video: found 7, wanted a path"),
-        ({**FULL, "video": "gone.mp4"}, "gone.mp4: no such file"),
-        ({**FULL, "cap": ""}, "data.json[0].cap: the caption is empty"),
-        ({**FULL, "cap": ["x", " "]}, "data.json[0].cap: the caption is empty"),
-        ({**FULL, "cap": []}, "data.json[0].cap: the caption is empty"),
-        ({**FULL, "cap": "\u200b\ufeff\u2060\x07"}, "data.json[0].cap: the caption is empty"),
-        ({**FULL, "src_ref_images": ["r.png"] * 100_000}, (
-            "src_ref_images: found 100000 images, expected at most 256"
-        )),
-        ({**FULL, "video": "v" * 300 + ".mp4"}, "too long for the file system"),
-        ({**FULL, "video": "v\0.mp4"}, "NUL"),
-        ({**FULL, "cap": {"en": "x"}}, (
-            "data.json[0].cap: found {'en': 'x'}, wanted a text or a list of texts"
-        )),
-        ({**FULL, "src_ref_images": ["r.png", 3]}, (
-            "data.json[0].src_ref_images: found ['r.png', 3], wanted a list of paths"
-        )),
-        ({**FULL, "src_ref_images": ["r.png", "no.png"]}, "data.json[0].src_ref_images[1]: "),
-        ({**FULL, "src_ref_images": ["../r.png"]}, (
-            "data.json[0].src_ref_images[0]: ../r.png is outside the dataset's folder"
-        )),
-        ({**FULL, "src_video": "/etc/hosts"}, "data.json[0].src_video: /etc/hosts is outside"),
-        ({**FULL, "src_mask": "m.png"}, (
-            "data.json[0].src_mask: unknown key (did you mean 'src_video_mask'?)"
-        )),
-        ({**FULL, "mask": "m.png"}, "data.json[0].mask: unknown key (did you mean 'src_video_mask'?)"),
-        ({**FULL, "SRC_VIDEO": "a.mp4"}, "data.json[0].SRC_VIDEO: unknown key (did you mean 'src_video'?)"),
-        ({**FULL, "caption": "x"}, "data.json[0].caption: unknown key (did you mean 'cap'?)"),
+        ("text", ["data.json[0]", "video", "cap"]),
+        ({"cap": "x"}, ["data.json[0].video", "missing"]),
+        ({**FULL, "video": 7}, ["data.json[0].video", 7]),
+        ({**FULL, "video": "gone.mp4"}, ["data.json[0].video", "gone.mp4"]),
+        ({**FULL, "cap": ""}, ["data.json[0].cap", "empty"]),
+        ({**FULL, "cap": ["x", " "]}, ["data.json[0].cap", "empty"]),
+        ({**FULL, "cap": []}, ["data.json[0].cap", "empty"]),
+        ({**FULL, "cap": "\u200b\ufeff\u2060\x07"}, ["data.json[0].cap", "empty"]),
+        ({**FULL, "src_ref_images": ["r.png"] * 100_000}, ["data.json[0].src_ref_images", 100_000, 256]),
+        ({**FULL, "video": "v" * 300 + ".mp4"}, ["data.json[0].video", "too long"]),
+        ({**FULL, "video": "v\0.mp4"}, ["data.json[0].video", "NUL"]),
+        ({**FULL, "cap": {"en": "x"}}, ["data.json[0].cap", "en"]),
+        ({**FULL, "src_ref_images": ["r.png", 3]}, ["data.json[0].src_ref_images", 3]),
+        ({**FULL, "src_ref_images": ["r.png", "no.png"]}, ["data.json[0].src_ref_images[1]", "no.png"]),
+        ({**FULL, "src_ref_images": ["../r.png"]}, ["data.json[0].src_ref_images[0]", "../r.png"]),
+        ({**FULL, "src_video": "/etc/hosts"}, ["data.json[0].src_video", "/etc/hosts"]),
+        ({**FULL, "src_mask": "m.png"}, ["data.json[0].src_mask", "src_video_mask"]),
+        ({**FULL, "mask": "m.png"}, ["data.json[0].mask", "src_video_mask"]),
+        ({**FULL, "SRC_VIDEO": "a.mp4"}, ["data.json[0].SRC_VIDEO", "src_video"]),
+        ({**FULL, "caption": "x"}, ["data.json[0].caption", "cap"]),
     ],
 )  # fmt: skip
-def test_each_kind_of_bad_row_has_its_address_and_its_remedy(dataset, row, problem):
-    with pytest.raises(DataError) as error:
+def test_each_kind_of_bad_row_has_its_address_and_its_remedy(dataset, row, facts):
+    with raises(DataError, *facts):
         read_manifest(dataset([row]))
-    assert problem in str(error.value)
 
 
 def test_half_a_character_in_a_caption_is_refused(dataset):
-    with pytest.raises(DataError) as error:
+    with raises(DataError, "data.jsonl[0].cap", r"y\ud800"):
         read_manifest(dataset([{**FULL, "cap": ["x", "y\ud800"]}], "data.jsonl"))
-    assert "data.jsonl[0].cap: 'y\\ud800' holds half of a character" in str(error.value)
 
 
 def test_all_problems_are_listed_together_even_those_of_one_row(dataset):
@@ -147,7 +135,7 @@ def test_all_problems_are_listed_together_even_those_of_one_row(dataset):
     found = scan_manifest(dataset([*rows, FULL]))
     assert [problem.row for problem in found.problems] == [0, 0, 0, *range(1, 31)]
     assert len(found.records) == 1
-    with raises(DataError, "31 of 32 rows", 13):
+    with raises(DataError, 31, 32, 13):
         read_manifest(dataset([*rows, FULL]))
 
 

@@ -9,6 +9,7 @@ from mindspeed_mm.config.schema import parse
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.flow.schedule import build_schedule, shifted, training_sigmas
+from tests.support.errors import raises
 
 
 def test_timesteps_are_distinct_and_fall_from_1000():
@@ -90,16 +91,14 @@ def test_a_middle_range_of_the_older_keys_is_kept_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "facts"),
     [
-        ({"shfit": 5}, "m.json:shfit: unknown key (did you mean 'shift'?)"),
-        ({"expert": "low", "min_timestep_boundary": 0.0, "max_timestep_boundary": 0.358}, "those of 'high'"),
-        ({"min_timestep_boundary": 0.7, "max_timestep_boundary": 0.6}, "must be below"),
-        ({"boundary": 1.5}, "m.json:boundary"),
+        ({"shfit": 5}, ["m.json:shfit", "shift"]),
+        ({"expert": "low", "min_timestep_boundary": 0.0, "max_timestep_boundary": 0.358}, ["high"]),
+        ({"min_timestep_boundary": 0.7, "max_timestep_boundary": 0.6}, ["min_timestep_boundary", "0.7"]),
+        ({"boundary": 1.5}, ["m.json:boundary", "1.5"]),
     ],
 )
-def test_a_bad_diffusion_part_is_one_line_with_its_address(values, wanted):
-    with pytest.raises(ConfigError) as error:
+def test_a_bad_diffusion_part_is_one_line_with_its_address(values, facts):
+    with raises(ConfigError, *facts):
         parse(ScheduleConfig, json.loads(json.dumps(values)), "m.json")
-    assert wanted in str(error.value)
-    assert "\n" not in str(error.value)

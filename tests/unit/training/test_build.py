@@ -1,6 +1,5 @@
 """From a model JSON to weights: what trains, in which dtype, and from which slices."""
 
-import pytest
 import torch
 
 from mindspeed_mm.distributed.config import Fsdp2Config
@@ -56,14 +55,8 @@ def test_missing_left_over_and_misshaped_weights_are_all_named():
     source.shapes.pop("blocks.1.ffn.0.weight")
     source.shapes["blocks.9.ffn.0.weight"] = torch.Size([1])
     source.shapes["head.head.bias"] = torch.Size([7])
-    with pytest.raises(WeightsError) as caught:
+    with raises(WeightsError, "blocks.1.ffn.0.weight", "blocks.9", "head.head.bias", "[7]"):
         fill(tiny_transformer(1), source, seed=0)
-    for said in (
-        "missing 1: blocks.1.ffn.0.weight",
-        "left over 1: blocks.9",
-        "of another shape 1: head.head.bias [7]",
-    ):
-        assert said in str(caught.value)
 
 
 def test_random_weights_depend_on_name_and_seed_alone():

@@ -19,7 +19,8 @@ _HEAD = """<!doctype html>
 body {{ font: 14px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 0 16px 32px;
   color: light-dark(#1b1b1b, #e8e8e8); background: light-dark(#fff, #1a1a1a) }}
 header {{ position: sticky; top: 0; z-index: 1; background: inherit; padding: 8px 0;
-  display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: baseline; border-bottom: 1px solid var(--line) }}
+  display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: baseline;
+  border-bottom: 1px solid var(--line) }}
 h1 {{ font-size: 18px; margin: 0 }} h2 {{ font-size: 16px; margin: 28px 0 2px }}
 h2 small {{ font-weight: normal; color: var(--faint); margin-left: 8px }}
 table {{ border-collapse: collapse; margin: 4px 0 }}

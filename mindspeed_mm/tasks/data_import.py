@@ -15,7 +15,7 @@ from mindspeed_mm.data.foreign import list_in
 from mindspeed_mm.data.manifest import list_problems, lists_of, scan_manifest
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.files import format_json, write_json, write_text
+from mindspeed_mm.files import display_path, format_json, write_json, write_text
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, one_line_errors
 from mindspeed_mm.outputs import check_file, check_folder, check_not_read
@@ -54,6 +54,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     for target in targets:
         check_file(target, "--out")
     line = line_of(home, targets[0])
+    refuse_again(Path(arguments.source), targets, line)
     lists = lists_of(arguments.source, home)
     check_not_read(targets, lists, "--out")
     manifest = scan_manifest(arguments.source, home)
@@ -78,6 +79,25 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
         write_json(out / "data.json", rows)
         write_text(out / "data.txt", f"{line}\n")
     logger.info(f"{len(rows)} rows ({counts}) -> {out / 'data.json'}; name {out / 'data.txt'} as data_path")
+
+
+def refuse_again(source: Path, targets: Sequence[Path], line: str) -> None:
+    """Raise ConfigError when an import of this folder already wrote its lists into the folder itself."""
+    listing, pointer = targets
+    if not os.path.isdir(source) or not os.path.exists(listing) or not os.path.isfile(pointer):
+        return
+    found = list_in(source)
+    if found is None or not os.path.samefile(found, listing):
+        return
+    if pointer.read_text(encoding="utf-8", errors="replace").strip() == line:
+        raise ConfigError(
+            f"{display_path(listing)} is the result of an earlier import, and is read in place of the clips",
+            where=f"{PROG}: --out",
+            fix=(
+                f"name {display_path(pointer)} as data_path; to import the clips again, delete "
+                f"{display_path(listing)} and {display_path(pointer)} first"
+            ),
+        )
 
 
 def home_of(source: Path, data_folder: str | None) -> Path:

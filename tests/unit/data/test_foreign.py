@@ -187,6 +187,24 @@ def test_import_refuses_to_overwrite_its_list(
     assert json.loads((folder / "data.json").read_text()) == DIFFSYNTH
 
 
+def test_a_second_import_into_the_folder_of_the_clips_says_what_to_do(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(clip, tmp_path / "a.mp4")
+    (tmp_path / "a.txt").write_text("a clip")
+    argv = [str(tmp_path), "--out", str(tmp_path)]
+    import_data(["import", *argv])
+    (tmp_path / "data.json").write_text((tmp_path / "data.json").read_text().replace("a clip", "edited"))
+    line = refused(argv, capsys)
+    assert f"name {tmp_path / 'data.txt'} as data_path" in line
+    assert f"delete {tmp_path / 'data.json'} and {tmp_path / 'data.txt'} first" in line
+    assert "edited" in (tmp_path / "data.json").read_text()
+    (tmp_path / "data.json").unlink()
+    (tmp_path / "data.txt").unlink()
+    import_data(["import", *argv])
+    assert "a clip" in (tmp_path / "data.json").read_text()
+
+
 def test_import_refuses_to_overwrite_a_caption(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

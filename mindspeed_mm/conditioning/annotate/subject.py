@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_mm.conditioning.annotate.backdrop import backdrop_contrast
 from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, Mask, opencv
 from mindspeed_mm.conditioning.annotate.shapes import box_mask, clip_box, mask_box, show_box
 from mindspeed_mm.errors import DataError
 
 Pixels = tuple[int, int, int, int]  # left, top, right, bottom
+Refine = bool | Literal["fast"]  # fast: a large subject is cut at reduced size
 _MARGIN = 0.15  # of the box, around it: background that GrabCut learns from
 _SWING = 0.1  # of a tracked box's mean side, around it: a subject that moves leaves the box that follows it
 _THIN = 16  # a side this many times as long as the other one is more than CSRT can follow
 _LEAST = 0.05  # of the box; a smaller subject is a failed cut
+_FAST = 256 * 256  # pixels that a fast cut looks at
 _LARGE = 0.3  # of the largest salient region; smaller ones are specks
 _SALIENT_SIDE = 256  # saliency is computed at this size: the method measures a spectrum, not detail
 
@@ -44,10 +48,12 @@ def salient_mask(frame: Frame) -> Mask:
 
     May be empty.
 
-    The spectrum answers to a subject's outline, so its regions are taken together.
+    Before a plain backdrop, the subject is what differs from it. Elsewhere the spectrum says; it answers to a
+    subject's outline, so its regions are taken together.
     """
     cv2 = opencv()
-    found = (saliency(frame) * 255).astype(np.uint8)
+    differs = backdrop_contrast(frame)
+    found = ((saliency(frame) if differs is None else differs) * 255).astype(np.uint8)
     _, binary = cv2.threshold(found, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     count, labels, facts, _ = cv2.connectedComponentsWithStats(binary)
     if count < 2:
@@ -58,11 +64,20 @@ def salient_mask(frame: Frame) -> Mask:
     return np.zeros(frame.shape[:2], np.uint8) if box is None else grabcut(frame, box)
 
 
-def grabcut(frame: Frame, box: Box, seed: Mask | None = None, iterations: int = 4, *, swing: int = 0) -> Mask:
+def grabcut(
+    frame: Frame,
+    box: Box,
+    seed: Mask | None = None,
+    iterations: int = 4,
+    *,
+    swing: int = 0,
+    fast: bool = False,
+) -> Mask:
     """The subject inside `box` (Rother et al., 2004), or the whole box where the cut fails.
 
     `seed` says what is probably subject; without it, everything in the box is. Only the box and a margin are
-    looked at. The subject may reach `swing` pixels out of the box.
+    looked at. The subject may reach `swing` pixels out of the box. With `fast`, what is larger than 256x256
+    is cut at that size, and its border in full.
     """
     cv2 = opencv()
     height, width = frame.shape[:2]
@@ -81,19 +96,44 @@ def grabcut(frame: Frame, box: Box, seed: Mask | None = None, iterations: int = 
         inner[...] = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
     if not (state == cv2.GC_BGD).any() or not (state == cv2.GC_PR_FGD).any():
         return whole  # nothing to tell apart: the box fills the frame, or the seed is elsewhere
-    cv2.setRNGSeed(0)  # its clusters are drawn
-    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     try:
-        cv2.grabCut(area, state, None, background, foreground, iterations, cv2.GC_INIT_WITH_MASK)
+        if fast and state.size > _FAST:
+            state = _cut_small(area, state, iterations)
+            iterations = 1
+        cut = _cut(area, state, iterations)
     except cv2.error:
         return whole
-    cut = np.where((state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD), 255, 0).astype(np.uint8)
     cut = cv2.morphologyEx(cut, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
     if (cut > 0).sum() < _LEAST * (right - left) * (bottom - top):
         return whole
     mask = np.zeros((height, width), np.uint8)
     mask[view[1] : view[3], view[0] : view[2]] = cut
     return mask
+
+
+def _cut(area: Frame, state: NDArray[np.uint8], iterations: int) -> Mask:
+    """Raises cv2.error where subject or background has no pixel."""
+    cv2 = opencv()
+    cv2.setRNGSeed(0)  # its clusters are drawn
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(area, state, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
+    return np.where((state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD), 255, 0).astype(np.uint8)
+
+
+def _cut_small(area: Frame, state: NDArray[np.uint8], iterations: int) -> NDArray[np.uint8]:
+    """The state after a cut of about `_FAST` pixels: all but the border of the subject is settled."""
+    cv2 = opencv()
+    scale = math.sqrt(_FAST / state.size)
+    size = tuple(max(1, round(side * scale)) for side in (state.shape[1], state.shape[0]))
+    small = cv2.resize(area, size, interpolation=cv2.INTER_AREA)
+    found = _cut(small, cv2.resize(state, size, interpolation=cv2.INTER_NEAREST), iterations)
+    found = cv2.resize(found, state.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    inside = np.where(found > 127, 255, 0).astype(np.uint8)
+    reach = np.ones((2 * math.ceil(1.5 / scale) + 1,) * 2, np.uint8)
+    likely = np.where(inside > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+    settled = np.where(cv2.dilate(inside, reach) > 0, likely, cv2.GC_BGD)
+    settled = np.where(cv2.erode(inside, reach) > 0, cv2.GC_FGD, settled)
+    return np.asarray(np.where(state == cv2.GC_BGD, cv2.GC_BGD, settled), np.uint8)
 
 
 def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels]]:
@@ -155,15 +195,17 @@ def _swing_of(box: Pixels) -> int:
 
 
 def track_box_masks(
-    frames: Iterable[Frame], box: Box, *, refine: bool = True
+    frames: Iterable[Frame], box: Box, *, refine: Refine = True
 ) -> Iterator[tuple[Frame, Mask]]:
     """Each frame with the subject's mask: the tracked box, or with `refine` what GrabCut finds in it."""
     for frame, found in track_box(frames, box):
-        cut = grabcut(frame, found, swing=_swing_of(found)) if refine else box_mask(found, *frame.shape[:2])
-        yield frame, cut
+        if refine:
+            yield frame, grabcut(frame, found, swing=_swing_of(found), fast=refine == "fast")
+        else:
+            yield frame, box_mask(found, *frame.shape[:2])
 
 
-def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: bool = True) -> Iterator[tuple[Frame, Mask]]:
+def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: Refine = True) -> Iterator[tuple[Frame, Mask]]:
     """Each frame with the mask moved and scaled along the tracked box.
 
     `refine` fits it to the frame by GrabCut.
@@ -187,4 +229,4 @@ def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: bool = True) -> I
             continue
         swing = _swing_of(box)
         near = cv2.dilate(moved, np.ones((4 * swing + 1, 4 * swing + 1), np.uint8))
-        yield frame, grabcut(frame, box, near, swing=swing)
+        yield frame, grabcut(frame, box, near, swing=swing, fast=refine == "fast")

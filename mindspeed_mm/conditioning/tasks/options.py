@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from mindspeed_mm.conditioning.annotate.opencv import Box
 from mindspeed_mm.conditioning.annotate.shapes import show_box
+from mindspeed_mm.conditioning.annotate.subject import Refine
 from mindspeed_mm.config.schema import Config
 
 ANNOTATORS_FOLDER = "annotators"
@@ -107,7 +108,10 @@ class MaskOptions(TaskOptions):
     maskaug_ratio: float = Field(
         default=0.3, ge=0, le=4, description="how far a side may grow, in parts of the mask's box"
     )
-    refine: bool = Field(default=True, description="fit tracked boxes and masks to the frame (GrabCut)")
+    refine: Refine = Field(
+        default=True,
+        description="fit tracked boxes and masks to the frame (GrabCut); fast: large ones at reduced size",
+    )
 
 
 class SubjectOptions(MaskOptions, NamedSubject):

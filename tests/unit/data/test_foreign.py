@@ -187,7 +187,7 @@ def test_import_refuses_to_overwrite_its_list(
     assert json.loads((folder / "data.json").read_text()) == DIFFSYNTH
 
 
-def test_a_second_import_into_the_folder_of_the_clips_says_what_to_do(
+def test_a_second_import_beside_the_clips_says_what_to_do(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(clip, tmp_path / "a.mp4")

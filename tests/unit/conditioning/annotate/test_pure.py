@@ -6,7 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from mindspeed_mm.conditioning.annotate import flow, lines, maskaug, motion, opencv, shapes, spool, subject
+from mindspeed_mm.conditioning.annotate import (
+    backdrop,
+    flow,
+    lines,
+    maskaug,
+    motion,
+    opencv,
+    shapes,
+    spool,
+    subject,
+)
 from mindspeed_mm.errors import ConfigError, DataError
 from tests.support.errors import raises
 from tests.support.scenes import iou, moving_disc
@@ -118,6 +128,57 @@ def test_grabcut_finds_the_disc_in_its_box() -> None:
     assert iou(subject.grabcut(FRAME, box), MASKS[0]) > 0.85
     again = subject.grabcut(FRAME, box)
     assert np.array_equal(again, subject.grabcut(FRAME, box))
+
+
+def test_the_salient_subject_before_a_gradient_is_whole() -> None:
+    """The spectrum alone answers to the corners of a triangle, and to the edge of the frame."""
+    frame = np.repeat(np.linspace(150, 222, 64).astype(np.uint8)[None, :, None], 64, 0).repeat(3, -1)
+    truth = np.zeros((64, 64), np.uint8)
+    cv2.fillPoly(truth, [np.array([[28, 4], [44, 34], [12, 34]])], 255)
+    frame[truth > 0] = (244, 208, 44)
+    assert iou(subject.salient_mask(frame), truth) > 0.9
+
+
+def test_a_backdrop_with_detail_is_not_plain() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    assert backdrop.backdrop_contrast(cv2.resize(frame, (80, 60), interpolation=cv2.INTER_NEAREST)) is None
+    plain = np.full((60, 80, 3), 90, np.uint8)
+    plain[20:40, 0:30] = (200, 30, 30)  # touches the edge
+    found = backdrop.backdrop_contrast(plain)
+    assert found is not None
+    assert iou(np.where(found > 0.5, 255, 0), shapes.box_mask((0, 20, 30, 40), 60, 80)) > 0.95
+
+
+def _large_subject() -> tuple[np.ndarray, np.ndarray]:
+    """A textured star with an arm before texture, 360x540."""
+    rng = np.random.default_rng(0)
+    around = np.linspace(0, 2 * np.pi, 400)
+    radius = (0.32 + 0.05 * np.sin(5 * around) + 0.03 * np.sin(13 * around)) * 360
+    points = np.stack([270 + 1.2 * radius * np.cos(around), 180 + radius * np.sin(around)], 1)
+    mask = np.zeros((360, 540), np.uint8)
+    cv2.fillPoly(mask, [points.round().astype(np.int32)], 255)
+    cv2.rectangle(mask, (380, 175), (490, 185), 255, -1)
+    texture = cv2.GaussianBlur(rng.normal(0, 60, (360, 540, 3)), (0, 0), 5)
+    colours = np.where(mask[..., None] > 0, (200, 70, 60), (120, 120, 120)) + texture
+    frame = np.clip(colours + rng.normal(0, 5, colours.shape), 0, 255).astype(np.uint8)
+    return cv2.GaussianBlur(frame, (0, 0), 0.8), mask
+
+
+def test_a_fast_cut_of_a_large_subject_is_the_full_one() -> None:
+    frame, truth = _large_subject()
+    box = shapes.mask_box(truth)
+    assert box is not None
+    full, fast = (subject.grabcut(frame, box, swing=9, fast=fast) for fast in (False, True))
+    assert iou(full, fast) >= 0.98
+    assert iou(fast, truth) >= 0.97
+    assert not np.array_equal(full, fast)
+
+
+def test_a_fast_cut_of_a_small_subject_is_bit_equal() -> None:
+    full, fast = (
+        [mask for _, mask in subject.track_mask(FRAMES[:3], MASKS[0], refine=how)] for how in (True, "fast")
+    )
+    assert np.array_equal(full, fast)
 
 
 def test_grabcut_of_a_box_as_large_as_the_frame_is_the_box() -> None:

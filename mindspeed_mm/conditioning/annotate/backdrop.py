@@ -1,0 +1,47 @@
+"""How far each pixel differs from a plain backdrop, such as a wall, a sky or a studio's sweep."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
+
+_SIDE = 128  # of the picture that is looked at; the backdrop has no detail
+_EDGE = 0.05  # of the shorter side: what is taken for backdrop at first
+_ROUNDS = 10  # of the fit; a subject that touches the edge loses its weight
+_NEAR = 4.0  # in Lab units: pixels of a plain backdrop differ from its fit by less
+_PLAIN = 0.7  # of the edge must be that near
+_FAR = 8  # times the usual difference counts as subject for sure
+
+
+def backdrop_contrast(frame: Frame) -> NDArray[np.float32] | None:
+    """[H, W] in [0, 1], 0 on the backdrop; None where the edge of the frame is no smooth gradient.
+
+    A plane is fitted to the colours along the edge (iteratively reweighted, Lab).
+    """
+    cv2 = opencv()
+    height, width = frame.shape[:2]
+    scale = min(1.0, _SIDE / max(height, width))
+    size = (max(3, round(width * scale)), max(3, round(height * scale)))
+    lab = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2LAB)
+    lab = lab.astype(np.float64)
+    rows, columns = np.meshgrid(np.linspace(-1, 1, size[1]), np.linspace(-1, 1, size[0]), indexing="ij")
+    basis = np.stack([np.ones_like(rows), rows, columns], axis=-1)
+    depth = max(1, round(_EDGE * min(size)))
+    edge = np.ones(lab.shape[:2], bool)
+    edge[depth:-depth, depth:-depth] = False
+    places, colours = basis[edge], lab[edge]
+    weights, usual = np.ones(len(places)), _NEAR
+    plane = np.zeros((3, 3))
+    for _ in range(_ROUNDS):
+        weighted = places * weights[:, None]
+        plane = np.linalg.lstsq(weighted.T @ places, weighted.T @ colours, rcond=None)[0]
+        errors = np.linalg.norm(colours - places @ plane, axis=1)
+        usual = max(_NEAR, 1.5 * float(np.median(errors)))
+        weights = 1 / (1 + (errors / usual) ** 2) ** 2
+    if (np.linalg.norm(colours - places @ plane, axis=1) < _NEAR).mean() < _PLAIN:
+        return None
+    differs = np.linalg.norm(lab - basis @ plane, axis=2) / (_FAR * usual)
+    found = cv2.resize(np.clip(differs, 0, 1).astype(np.float32), (width, height), interpolation=1)
+    return np.asarray(found, np.float32)

@@ -13,7 +13,7 @@ TINY=examples/vace/tiny
 OUT=outputs/synthesis
 RANKS=${NPUS_PER_NODE:-2}       # processes that extract, train and generate
 ITERATIONS=${TRAIN_ITERS:-800}  # of training
-CLIPS=${CLIPS:-100}            # scenes to train on
+CLIPS=${CLIPS:-200}            # scenes to train on
 SCENES=${SCENES:-4}             # held-out scenes of each kind
 for name in RANKS ITERATIONS CLIPS SCENES; do whole "$name" 1; done
 export MINDSPEED_MM_DEVICE=${MINDSPEED_MM_DEVICE:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -22,10 +22,12 @@ from tests.distributed.test_lora_training import (
     with_transforms,
 )
 from tests.support.errors import raises
-from tests.support.runs import arguments, make_run
+from tests.support.runs import arguments, make_run, train_job
+from tests.support.tiny import TINY
 
 LORA = ("--lora-rank=4", "--lora-alpha=8", "--lora-on=both")
 INT8 = (*LORA, "--quantize=int8")
+BLOCKS = TINY.trunk.num_layers + len(TINY.vace_layers)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,29 @@ def test_8_bits_train_alike_on_several_ranks(world, environment, alone, tmp_path
     rows = train(world, environment, tmp_path, *INT8, "--no-save-optim", ranks=ranks, **flags)
     assert losses(rows) == pytest.approx(losses(alone[1]), rel=1e-5)
     assert_close(open_weights(tmp_path), open_weights(alone[0]), atol=1e-5)
+
+
+def compiled_job(argv):
+    """One block of each kind is traced as for any device, without the last stage, which needs a compiler."""
+    whole, made = torch.compile, []
+
+    def traced(function):
+        made.append(function)
+        return whole(function, backend="aot_eager") if len(made) in (1, BLOCKS) else function
+
+    torch.compile = traced
+    try:
+        return train_job(argv), len(made)
+    finally:
+        torch.compile = whole
+
+
+def test_a_compiled_lora_upon_8_bits_trains_alike(world, environment, alone, tmp_path):
+    flags = {"save": tmp_path, "train_iters": 2, "set": "fsdp2.compile=true"}
+    (found,) = world.run(1, compiled_job, arguments(environment, *INT8, "--no-save-optim", **flags))
+    rows, blocks = found
+    assert blocks == BLOCKS
+    assert losses(rows) == pytest.approx(losses(alone[1])[:2], rel=1e-5)
 
 
 @pytest.mark.parametrize(("form", "bound"), [("int8", 1e-2), ("fp8", 3e-2)])

@@ -9,8 +9,9 @@ from pathlib import Path
 from mindspeed_mm.data.clips import check_av_version
 from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.locks import lock_folder
-from mindspeed_mm.log import get_logger, log_table, one_line_errors, rank
+from mindspeed_mm.log import get_logger, log_table, one_line_errors, rank, world_size
 from mindspeed_mm.tasks.jobs.generate import PROG, GenerateJob
+from mindspeed_mm.tasks.plan_generation import estimate
 from mindspeed_mm.tasks.summary import generation_table
 
 LOGGER = get_logger(__name__)
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     job.check_outputs()
     log_table(generation_table(job))
     if job.dry_run:
+        if line := estimate(job, world_size()):
+            log_table([("estimate", line)])
         if not job.check_inputs:
             more = f" and {len(job.not_found) - _LISTED} more" if len(job.not_found) > _LISTED else ""
             missing = f" Not found: {', '.join(job.not_found[:_LISTED])}{more}." if job.not_found else ""

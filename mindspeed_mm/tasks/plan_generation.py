@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -127,6 +128,29 @@ def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
     )
 
 
+def estimate(job: GenerateJob, processes: int) -> str:
+    """The memory of one device in a line, for the end of a dry run.
+
+    By the model's name alone: no weights are opened, and no torch is imported. "" without a known name.
+    """
+    name = _size_in(job.model.experts[0][0])
+    if name is None:
+        return ""
+    roomy = Device("", math.inf, 1.0, 1.0, 1.0, 1.0, 1.0, 8, None)
+    try:
+        runs = [run_of(job, video, PRESETS[name], roomy, processes, TEXT_PARAMETERS) for video in job.videos]
+    except ConfigError:  # processes that cannot share a video: the run says so
+        return ""
+    found = [generation_memory(run) for run in runs]
+    memory = max(found, key=lambda each: each.total)
+    largest = sorted(memory.terms.items(), key=lambda term: -term[1])[:3]
+    terms = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
+    return (
+        f"up to {memory.total / GIB:.1f} GiB a device, at the {memory.moment}: {terms}, …; what fits a device "
+        "by name: vace plan --generate"
+    )
+
+
 def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
     """The sizes of a job's transformer.
 
@@ -137,13 +161,9 @@ def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
 
         return inspect_experts(job.model), Path(job.model.experts[0][0]).name
     path = job.model.experts[0][0]
-    for size, name in (
-        ("A14B", "Wan2.2-VACE-A14B"),
-        ("14B", "Wan2.1-VACE-14B"),
-        ("1.3B", "Wan2.1-VACE-1.3B"),
-    ):
-        if re.search(rf"(?<![\d.]){re.escape(size)}", path, re.IGNORECASE):
-            return PRESETS[name], f"{name}, by its name"
+    name = _size_in(path)
+    if name is not None:
+        return PRESETS[name], f"{name}, by its name"
     raise ConfigError(
         f"{display_path(path)} does not exist, and its name holds no size",
         where="model.transformer",
@@ -151,10 +171,30 @@ def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
     )
 
 
+def _size_in(path: str) -> str | None:
+    """The published model whose size a path names."""
+    for size, name in (
+        ("A14B", "Wan2.2-VACE-A14B"),
+        ("14B", "Wan2.1-VACE-14B"),
+        ("1.3B", "Wan2.1-VACE-1.3B"),
+    ):
+        if re.search(rf"(?<![\d.]){re.escape(size)}", path, re.IGNORECASE):
+            return name
+    return None
+
+
 def run_of(
-    job: GenerateJob, video: GenerationRequest, model: VaceConfig, device: Device, devices: int
+    job: GenerateJob,
+    video: GenerationRequest,
+    model: VaceConfig,
+    device: Device,
+    devices: int,
+    text: float | None = None,
 ) -> GenerationRun:
-    """What of a video decides memory and time. Raises ConfigError for devices that cannot share it."""
+    """What of a video decides memory and time; `text`: weights of the text encoder, None: by its files.
+
+    Raises ConfigError for devices that cannot share it.
+    """
     sampling, run = video.sampling, job.run
     guided = sampling.needs_guidance
     ranks = 1 if run.data_parallel else devices
@@ -180,7 +220,7 @@ def run_of(
         encodes=2 if given_clip else 1,
         product=BYTES[run.dtype],
         vae=BYTES[run.vae_dtype],
-        text=text_parameters(job.model.text_encoder),
+        text=text or text_parameters(job.model.text_encoder),
         quantized=run.quantize is not None,
         offload=run.offload,
         tiled=run.tiled,

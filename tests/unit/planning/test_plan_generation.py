@@ -207,6 +207,19 @@ def test_windows_of_a_long_video_each_take_all_steps(
     assert "3 videos" in text
 
 
+@pytest.mark.parametrize("more", [(), ("--offload=block",), ("--num-frames=49",)])
+def test_a_dry_run_ends_with_the_memory(
+    more: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the plan has it for a device with room."""
+    monkeypatch.chdir(ROOT)
+    main(["generate", JSON, "--dry-run", *more])
+    written = capfd.readouterr()
+    line = next(line for line in (written.out + written.err).splitlines() if line.startswith("estimate"))
+    plan = json.loads(said(capfd, JSON, "--device=H200", "--json", *more))
+    assert f"up to {plan['memory']['total'] / GIB:.1f} GiB a device, at the denoising" in line
+
+
 def test_one_video_of_windows_is_one_video(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

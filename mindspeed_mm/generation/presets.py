@@ -38,6 +38,15 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
     return sampling
 
 
+def departures(sampling: SamplingConfig) -> str:
+    """What a video has otherwise than its few-step preset, `steps 50 instead of 4`; "" for nothing."""
+    numbers: Mapping[str, Any] = FEW_STEPS[sampling.preset][0] if sampling.preset in FEW_STEPS else {}
+    mine = {key: getattr(sampling, key) for key in numbers}
+    return ", ".join(
+        f"{key} {mine[key]} instead of {value}" for key, value in numbers.items() if mine[key] != value
+    )
+
+
 def _check_windows(request: RequestConfig, sampling: SamplingConfig) -> None:
     """Raises ConfigError for more prompts or lists of references than there are windows."""
     count = len(sampling.windows)

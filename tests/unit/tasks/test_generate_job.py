@@ -369,3 +369,11 @@ def test_bad_loras_are_refused_with_their_address(config, loras, facts):
 def test_a_few_step_preset_without_loras_is_noted(config):
     assert "lightx2v" in job(config(preset="lightx2v-4step")).notes[0]
     assert not job(config(preset="lightx2v-4step", loras=["t.safetensors"])).notes
+
+
+def test_numbers_beside_a_few_step_preset_are_noted(config):
+    loras = ["t.safetensors"]
+    (note,) = job(config(preset="lightx2v-4step", loras=loras, steps=10, shift=3)).notes
+    assert all(fact in note for fact in ("lightx2v-4step", "steps 10", "4", "shift 3", "5")), note
+    assert not job(config(preset="lightx2v-4step", loras=loras, steps=4)).notes
+    assert not job(config(preset="wan", loras=loras, steps=10)).notes

@@ -23,6 +23,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.group = group
         self._entries: dict[str, T] = {}
+        self._aliases: dict[str, str] = {}
 
     def add(self, name: str, entry: T) -> T:
         """Add one entry. Raises ConfigError if the name is taken by another one."""
@@ -32,8 +33,12 @@ class Registry(Generic[T]):
             )
         return entry
 
+    def alias(self, short: str, name: str) -> None:
+        """Another name for an entry. It is not listed, and an entry of that name goes before it."""
+        self._aliases[short] = name
+
     def get(self, name: str) -> T:
-        """The entry called `name`: ours first, then those of installed packages.
+        """The entry called `name`: ours first, then those of installed packages, then by an alias.
 
         Raises ConfigError, naming the nearest.
         """
@@ -43,6 +48,8 @@ class Registry(Generic[T]):
             if point.name == name:
                 loaded: T = point.load()
                 return loaded
+        if name in self._aliases:
+            return self.get(self._aliases[name])
         raise ConfigError(
             f"unknown {self.kind} {name!r}{did_you_mean(name, self)}", expected=f"one of {', '.join(self)}"
         )

@@ -28,6 +28,7 @@ VERBS: Mapping[str, str] = {
     "serve": "an HTTP API over a model that stays loaded",
     "ui": "a page in the browser over the same API",
 }
+ALIASES = {"preproccess": "prepare", "vace_preproccess": "prepare"}  # the published tool's spelling
 HELP = """\
 usage: vace VERB [--key value]... [--config FILE]... [--set a.b=value]...
 
@@ -59,6 +60,7 @@ def _prepare(argv: list[str]) -> Callable[[], object]:
         sys.stdout.write(help_text())
         return lambda: None
     verb, *rest = argv
+    verb = ALIASES.get(verb, verb)
     if verb not in VERBS:
         raise ConfigError(
             f"unknown verb {verb[:40]!r}{did_you_mean(verb, list(VERBS))}",

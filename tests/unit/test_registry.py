@@ -30,6 +30,14 @@ def test_what_was_added_is_found_and_listed_in_order(shapes: Registry[int]) -> N
     assert "circle" not in shapes
 
 
+def test_an_alias_finds_its_entry_and_is_not_listed(shapes: Registry[int]) -> None:
+    shapes.alias("quad", "square")
+    assert shapes.get("quad") == 4
+    assert list(shapes) == ["square", "triangle"]
+    shapes.add("quad", 5)
+    assert shapes.get("quad") == 5
+
+
 def test_unknown_name_lists_the_nearest_and_all(shapes: Registry[int]) -> None:
     with raises(ConfigError, "'sqare'", "'square'", "square, triangle"):
         shapes.get("sqare")

@@ -16,6 +16,9 @@ from mindspeed_mm.conditioning.tasks.spec import TASKS, Task
 
 __all__ = ["TASKS", "all_tasks"]
 
+for _name in ("animate", "expand", "move", "reference", "swap"):
+    TASKS.alias(_name, f"{_name}_anything")
+
 
 def all_tasks() -> list[Task]:
     """In the order of their names."""

@@ -67,6 +67,17 @@ def _paths(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+_TRUTHS = ("true", "t", "yes", "y", "on", "1", "false", "f", "no", "n", "off", "0")  # as elsewhere
+
+
+def _refine(value: Any) -> Any:
+    word = value.lower() if isinstance(value, str) else value
+    known = word in (True, False, *_TRUTHS) or value == "fast"
+    if not known:
+        raise ValueError(f"expected true, false or fast, got {value!r:.60}")
+    return value
+
+
 Boxes = Annotated[tuple[Box, ...], BeforeValidator(_boxes)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_paths)]
 Label = Annotated[str, Field(max_length=200, description="name of the subject")]
@@ -108,7 +119,7 @@ class MaskOptions(TaskOptions):
     maskaug_ratio: float = Field(
         default=0.3, ge=0, le=4, description="how far a side may grow, in parts of the mask's box"
     )
-    refine: Refine = Field(
+    refine: Annotated[Refine, BeforeValidator(_refine)] = Field(
         default=True,
         description="fit tracked boxes and masks to the frame (GrabCut); fast: large ones at reduced size",
     )

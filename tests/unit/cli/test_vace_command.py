@@ -85,6 +85,11 @@ def test_help_all_holds_every_flag(verb: str, capsys: pytest.CaptureFixture[str]
     assert ("--config" in text) == bool(command(verb).files)
 
 
+def test_prepare_has_the_spelling_of_the_published_tool(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--task", "swap_anything", "--print-config"]
+    assert printed(capsys, main, ["preproccess", *argv]) == printed(capsys, main, ["prepare", *argv])
+
+
 def test_train_makes_the_job_of_pretrain_vace(capsys: pytest.CaptureFixture[str]) -> None:
     today = printed(capsys, pretrain.main, [*words(TRAIN), *RECIPE, "--print-config"])
     assert printed(capsys, main, ["train", *words(TRAIN), *RECIPE, "--print-config"]) == today

@@ -67,6 +67,7 @@ def test_a_control_task_comes_once_a_clip() -> None:
         ({"inpainting": {}}, ["mode"]),
         ({"inpainting": {"options": {"mod": "bbox"}}}, ["mod", "did you mean 'mode'"]),
         ({"inpainting": {"options": {"mode": {"choice": ["salient", "bbx"]}}}}, ["mode", "bbx"]),
+        ({"inpainting": {"options": {"mode": "bbox", "refine": "fats"}}}, ["refine", "fast, got 'fats'"]),
         ({"inpainting": {"options": {"mode": {"choise": ["salient"]}}}}, ["choise", "did you mean 'choice'"]),
         ({"framerefext": {"options": {"ref_num": {"integers": [4, 1]}}}}, ["ref_num.integers", "[4, 1]"]),
         ({"framerefext": {"options": {"ref_num": {"integers": [0, 1]}}}}, ["ref_num", "at least 1"]),

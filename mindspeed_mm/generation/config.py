@@ -266,10 +266,18 @@ class RunConfig(Config):
         return self
 
 
+class TaskConfig(RequestConfig):
+    """One of several videos, before it has the keys of the top: only then do its windows have to fit."""
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> TaskConfig:
+        return self
+
+
 class InferenceConfig(RunConfig, RequestConfig):
     """The whole JSON. The keys of a request at the top hold for every task."""
 
     model: WeightPaths
-    tasks: tuple[RequestConfig, ...] | None = Field(
+    tasks: tuple[TaskConfig, ...] | None = Field(
         default=None, min_length=1, description="several videos; null in a task unsets a key of the top"
     )

@@ -383,14 +383,18 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "sheet", "source"] = "video"
     ) -> FileResponse:
         if variant == "source":
-            return FileResponse(service.source(video_id), filename=f"{video_id}_source.mp4")
+            source = service.source(video_id)
+            return FileResponse(source, filename=f"{video_id}_source{source.suffix}")
         path = service.finished(video_id)
         if variant == "video":
             return FileResponse(path, media_type="video/mp4", filename=f"{video_id}.mp4")
         if variant == "thumbnail":
             return FileResponse(thumbnail(path), media_type="image/webp")
         if variant == "sheet":
-            return FileResponse(service.folders.result(video_id, ".png"), media_type="image/png")
+            sheet = service.folders.result(video_id, ".png")
+            if not sheet.is_file():
+                raise ApiError(404, "not_found", "the video's sheet is gone", where="id")
+            return FileResponse(sheet, media_type="image/png")
         return FileResponse(spritesheet(path), media_type="image/jpeg")
 
     @app.get("/v1/models", summary="What this server makes videos with")

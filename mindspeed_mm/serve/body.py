@@ -35,7 +35,11 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
     """A JSON or form body: its fields, and its files by slot, open while the block runs. Raises ApiError."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
-        text = (await read_short(request)).decode("utf-8", "replace")
+        body = await read_short(request)
+        try:
+            text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ApiJson(f"byte {error.start} is not UTF-8", where="the body", fix="send UTF-8") from None
         given = await run_in_threadpool(parse_json, text, "the body", ApiJson)
         if not isinstance(given, dict):
             raise ApiError(

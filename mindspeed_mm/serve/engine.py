@@ -165,7 +165,7 @@ class Engine:
             self.damage = self.store.damage(thoroughly=thoroughly)
             if self.damage:
                 fix = "restore it from a copy, or move it away, and start the server again"
-                LOGGER.error("%s; no more videos are made: %s", self.damage, fix)
+                LOGGER.error("%s: %s; no more videos are made: %s", self.store.path.parent, self.damage, fix)
         return bool(self.damage)
 
     def clean(self) -> None:

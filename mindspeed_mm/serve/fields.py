@@ -69,6 +69,10 @@ def read_fields(
         key = ALIASES.get(name, name)
         if name in COMPUTED:
             continue
+        if name in SLOTS:
+            raise ConfigError(
+                "is a file", where=name, fix="send a form (multipart/form-data) with the file in it"
+            )
         if key not in FIELDS:
             known = [*FIELDS, *ALIASES, *COMPUTED, *SLOTS]
             raise ConfigError(f"unknown field{did_you_mean(name, known)}", where=f"{name:.60}")

@@ -270,11 +270,11 @@ class JobStore:
         """What is wrong with the file, one sentence; empty when nothing is. `thoroughly`: read all of it."""
         try:
             if identity_of(self.path) != self._identity:
-                return f"{self.path} was deleted or replaced while the server runs"
+                return f"{DATABASE} was deleted or replaced while the server runs"
             if thoroughly:
                 check_pages(self.path)
         except DataError as error:
-            return f"{self.path} {error.problem}"
+            return f"{DATABASE} {error.problem}"
         return ""
 
     def close(self) -> None:

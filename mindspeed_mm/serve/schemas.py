@@ -115,18 +115,23 @@ def body_schema(*, edit: bool = False, overlap: bool = False) -> dict[str, Any]:
         described = "frames of its end that the new video begins with, 4k+1"
         properties["overlap_frames"] = {"type": "integer", "default": 9, "description": described}
     form = {**properties, **_uploads()}
-    example = {
-        "prompt": "a red ball bounces over a wooden floor",
-        "size": "832x480",
-        "num_frames": 81,
-        "seed": 7,
+    prompt = {"prompt": "a red ball bounces over a wooden floor"}
+    examples: dict[str, dict[str, Any]] = {
+        "short": {"value": {**prompt, "size": "832x480", "num_frames": 81, "seed": 7}},
+        "long": {
+            "value": {**prompt, "num_frames": 217, "window": 81, "window_prompts": ["it falls", "it rises"]}
+        },
     }
+    if overlap or edit:
+        made = "video_0123456789abcdef01234567"
+        examples = {name: {"value": {"video": made, **each["value"]}} for name, each in examples.items()}
+    edits = {"task": {"summary": "with an upload as src_video", "value": {**prompt, "task": "gray"}}}
     return {
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": {"schema": _object(form), "example": example},
-                "application/json": {"schema": _object(properties), "example": example},
+                "multipart/form-data": {"schema": _object(form), "examples": {**examples, **edits}},
+                "application/json": {"schema": _object(properties), "examples": examples},
             },
         }
     }

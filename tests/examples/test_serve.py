@@ -136,6 +136,21 @@ def test_input_that_cannot_be_used_fails_its_job_alone(server: Running) -> None:
     assert server.wait(server.create(steps=1)).status == "completed"
 
 
+def test_notes_say_what_becomes_of_the_inputs(server: Running) -> None:
+    source = ROOT / "examples/vace/inference/samples/room.mp4"
+    prompt = "a red ball on a table " * 20
+    made = server.client.videos.create(
+        prompt=prompt, extra_body={"steps": 1}, input_reference=source.open("rb")
+    )
+    notes = server.wait(made).notes
+    assert [note.split(": ")[0] for note in notes] == [
+        "src_video (81 frames, 16 fps)",
+        "src_video",
+        f"prompt {prompt[:40]!r}",
+    ]
+    assert str(server.data_dir) not in str(notes)
+
+
 def test_lines_of_the_guide_run(server: Running, tmp_path: Path) -> None:
     text = (ROOT / "docs/guide/serve.md").read_text(encoding="utf-8")
     blocks = [block.partition("```")[0] for block in text.split("```shell\n")[1:]]

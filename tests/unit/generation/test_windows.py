@@ -15,6 +15,7 @@ from mindspeed_mm.generation.windows.compose import Composition
 from mindspeed_mm.generation.windows.paste import feather_weights, paste_chunks, paste_frame
 from mindspeed_mm.generation.windows.ramp import ramp
 from mindspeed_mm.generation.windows.report import Watch, report
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from tests.support.errors import raises
 
 RNG = np.random.default_rng(0)
@@ -78,6 +79,19 @@ def test_usual_overlap_is_at_most_a_third(window, overlap):
 def test_a_window_that_does_not_fit_is_one_line(values, facts):
     with raises(ConfigError, *facts):
         sampling(**values)
+
+
+def test_tasks_of_a_json_have_the_window_of_its_top(tmp_path):
+    values = {
+        **{"prompt": "a", "output_path": "out", "num_frames": 13, "window": 9},
+        "model": {"transformer": "t", "vae": "v", "text_encoder": "e"},
+        "tasks": [{"window_mode": "context_windows"}, {"window_overlap": 1}, {"window": None}],
+    }
+    job = GenerateJob.from_values(values, tmp_path / "a.json", needs_weights=False)
+    assert [len(video.sampling.windows) for video in job.videos] == [2, 2, 1]
+    values["tasks"] = [{"window": None, "window_overlap": 1}]
+    with raises(ConfigError, "tasks[0]", "window_overlap", "window"):
+        GenerateJob.from_values(values, tmp_path / "a.json", needs_weights=False)
 
 
 @pytest.mark.parametrize(

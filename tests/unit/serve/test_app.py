@@ -219,10 +219,37 @@ def test_file_that_is_gone_answers_404(server: Server, tmp_path: Path) -> None:
     made = post(server).json()
     finish(server, tmp_path)
     server.folders.result(made["id"]).unlink()
-    for variant in ("video", "thumbnail"):
+    for variant in ("video", "thumbnail", "sheet"):
         gone = server.client.get(f"/v1/videos/{made['id']}/content", params={"variant": variant})
         assert gone.status_code == 404
     assert post(server, "/v1/videos/edits", video=made["id"]).status_code == 404
+
+
+def test_sheet_that_is_gone_answers_404(server: Server, tmp_path: Path) -> None:
+    made = post(server).json()
+    finish(server, tmp_path)
+    gone = server.client.get(f"/v1/videos/{made['id']}/content", params={"variant": "sheet"})
+    assert (gone.status_code, error_of(gone)["code"]) == (404, "not_found")
+
+
+def test_file_in_a_json_is_refused_by_name(server: Server) -> None:
+    refused = server.client.post("/v1/videos", json={"prompt": "a ball", "src_video": "clip.mp4"})
+    assert (refused.status_code, error_of(refused)["where"]) == (400, "src_video")
+    assert "multipart/form-data" in error_of(refused)["fix"]
+
+
+def test_json_that_is_not_utf8_is_refused(server: Server) -> None:
+    body = '{"prompt": "\u00e9"}'.encode("latin-1")
+    refused = server.client.post("/v1/videos", content=body, headers={"content-type": "application/json"})
+    assert (refused.status_code, error_of(refused)["code"]) == (400, "invalid_json")
+
+
+def test_examples_of_openapi_are_requests(server: Server) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+    content = paths["/v1/videos"]["post"]["requestBody"]["content"]["application/json"]
+    assert content["examples"].keys() == {"short", "long"}
+    for example in content["examples"].values():
+        assert server.client.post("/v1/videos", json=example["value"]).status_code == 200
 
 
 def test_deeply_nested_video_id_is_refused(server: Server) -> None:

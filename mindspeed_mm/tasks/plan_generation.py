@@ -146,8 +146,8 @@ def estimate(job: GenerateJob, processes: int) -> str:
     largest = sorted(memory.terms.items(), key=lambda term: -term[1])[:3]
     terms = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
     return (
-        f"up to {memory.total / GIB:.1f} GiB a device, at the {memory.moment}: {terms}, …; what fits a device "
-        "by name: vace plan --generate"
+        f"up to {memory.total / GIB:.1f} GiB a device, at the {memory.moment}: {terms}, …; what fits a "
+        "device by name: vace plan --generate"
     )
 
 

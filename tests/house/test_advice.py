@@ -67,6 +67,7 @@ OF_OTHER_MODULES = {
     "plan_generation": {"--generate"},
     "doctor": {"--json"},
     "doctor_machine": {"--num-workers"},
+    "page": {"--faint", "--line"},  # colours of a style sheet
 }  # flags that a module names and its own parser lacks
 FOREIGN_FILES = {"set_env.sh"}  # CANN's
 
@@ -131,7 +132,9 @@ def commands_of(path: Path) -> list[str]:
         "mindspeed_mm/tools/config": ["train"],
         "mindspeed_mm/tasks/jobs/extract": ["extract"],
         "mindspeed_mm/tasks/extract": ["extract"],
+        "mindspeed_mm/tasks/jobs/check_parallel": ["train"],
         "mindspeed_mm/tasks/jobs/generate": ["generate"],
+        "mindspeed_mm/tasks/jobs/mindspeed_json": ["generate"],
         "mindspeed_mm/tasks/generate": ["generate"],
         "mindspeed_mm/tools/inspect": ["inspect"],
         "mindspeed_mm/serve/client": ["generate"],

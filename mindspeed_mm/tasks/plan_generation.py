@@ -138,7 +138,8 @@ def estimate(job: GenerateJob, processes: int) -> str:
         return ""
     roomy = Device("", math.inf, 1.0, 1.0, 1.0, 1.0, 1.0, 8, None)
     try:
-        runs = [run_of(job, video, PRESETS[name], roomy, processes, TEXT_PARAMETERS) for video in job.videos]
+        model = PRESETS[name]
+        runs = [run_of(job, video, model, roomy, processes, TEXT_PARAMETERS) for video in job.videos]
     except ConfigError:  # processes that cannot share a video: the run says so
         return ""
     found = [generation_memory(run) for run in runs]

@@ -60,7 +60,7 @@ def setup_logging() -> None:
 
     INFO from rank 0, warnings from every rank, `on_rank` records from the ranks they name.
     """
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Stdout(sys.stdout)
     handler.setFormatter(_Lines("%(message)s"))
     handler.addFilter(_speaks)
     handler.addFilter(_Once())
@@ -68,6 +68,18 @@ def setup_logging() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     root.propagate = False
+
+
+class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
+    """A reader that has seen enough, such as `| head`, ends the lines and not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # what Python flushes at its end, too
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
 
 
 class _Lines(logging.Formatter):

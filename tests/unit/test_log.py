@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,3 +115,19 @@ def test_error_under_torchrun_is_printed_by_first_local_rank(
     report = ChildFailedError("train.py", {3: failure}).format_msg()  # torchrun's own
     assert "ConfigError: a typo" in report
     assert abs(failure.timestamp - time.time()) < 60
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_reader_that_leaves_ends_the_lines_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        setup_logging()
+        get_logger("a").info("read")
+        assert os.read(reader, 5) == b"read\n"
+        os.close(reader)
+        get_logger("a").info("read by nobody")
+        get_logger("a").info("and this")
+    assert capfd.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""What benchmarks/train_step.py compares: our model and diffusers' on one sample, trained alike."""
+"""What benchmarks/train_step.py compares: our model and other projects' on one sample, trained alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceConfig
 from mindspeed_mm.models.wan.shapes import layout
 
-PEER = "diffusers"
 Step = Callable[[], float]
 
 
@@ -144,56 +143,112 @@ def our_trainer(case: Case, variant: Variant, inputs: dict[str, Any], accelerato
     return Trainer(model, lambda: model(**_without_target(inputs)), inputs)
 
 
-def peer_trainer(case: Case, inputs: dict[str, Any], accelerator: Any) -> Trainer:
-    """diffusers' model.
+def peer_trainer(case: Case, peer: str, inputs: dict[str, Any], accelerator: Any) -> Trainer:
+    """Another project's model.
 
     The same weights train, its own gradient checkpointing, the caption padded to its full length.
     """
     import torch
     import torch.nn.functional as F
-    from diffusers import WanVACETransformer3DModel
 
     from mindspeed_mm.models.transforms.match import trains
     from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
-    trunk = case.config.trunk
     with torch.device(accelerator.device):
-        model = WanVACETransformer3DModel(
-            patch_size=trunk.patch_size,
-            num_attention_heads=trunk.num_heads,
-            attention_head_dim=trunk.head_dim,
-            in_channels=trunk.in_dim,
-            out_channels=trunk.out_dim,
-            text_dim=trunk.text_dim,
-            freq_dim=trunk.freq_dim,
-            ffn_dim=trunk.ffn_dim,
-            num_layers=trunk.num_layers,
-            vace_layers=list(case.config.vace_layers),
-            vace_in_channels=case.config.vace_in_dim,
-        )
-    names, weights = KEY_MAPS["diffusers"], RandomWeights(case.config)
+        model, call = PEERS[peer](case.config)
+    names, weights = KEY_MAPS["diffusers" if peer == "diffusers" else "official"], RandomWeights(case.config)
     half = torch.bfloat16 if case.dtype == "bf16" else torch.float32
     for theirs, parameter in model.named_parameters():
-        name = names.to_ours(theirs)
+        name = names.to_ours(theirs.removeprefix("dit.").removeprefix("vace."))
         parameter.data.copy_(weights.read(name))
         parameter.requires_grad_(trains(name, case.trainable, BRANCH))
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(half)
-    model.enable_gradient_checkpointing()
     model.train()
-    text = F.pad(inputs["prompt_embeds"], (0, 0, 0, trunk.text_len - case.text))
+    text = F.pad(inputs["prompt_embeds"], (0, 0, 0, case.config.trunk.text_len - case.text))
+    latents, text, control = (value.to(half) for value in (inputs["latents"], text, inputs["vace_context"]))
 
     def forward() -> Any:
         with torch.autocast(accelerator.kind, torch.bfloat16, enabled=case.dtype == "bf16"):
-            return model(
-                hidden_states=inputs["latents"].to(half),
-                timestep=inputs["timestep"],
-                encoder_hidden_states=text.to(half),
-                control_hidden_states=inputs["vace_context"].to(half),
-                return_dict=False,
-            )[0]
+            return call(latents, inputs["timestep"], text, control)
 
     return Trainer(model, forward, inputs)
+
+
+def _diffusers(config: VaceConfig) -> tuple[Any, Callable[..., Any]]:
+    """→ diffusers' model, and how its pipeline calls it."""
+    from diffusers import WanVACETransformer3DModel
+
+    trunk = config.trunk
+    model = WanVACETransformer3DModel(
+        patch_size=trunk.patch_size,
+        num_attention_heads=trunk.num_heads,
+        attention_head_dim=trunk.head_dim,
+        in_channels=trunk.in_dim,
+        out_channels=trunk.out_dim,
+        text_dim=trunk.text_dim,
+        freq_dim=trunk.freq_dim,
+        ffn_dim=trunk.ffn_dim,
+        num_layers=trunk.num_layers,
+        vace_layers=list(config.vace_layers),
+        vace_in_channels=config.vace_in_dim,
+    )
+    model.enable_gradient_checkpointing()
+
+    def call(latents: Any, timestep: Any, text: Any, control: Any) -> Any:
+        return model(
+            hidden_states=latents,
+            timestep=timestep,
+            encoder_hidden_states=text,
+            control_hidden_states=control,
+            return_dict=False,
+        )[0]
+
+    return model, call
+
+
+def _diffsynth(config: VaceConfig) -> tuple[Any, Callable[..., Any]]:
+    """→ DiffSynth-Studio's two models, and the function that its training calls with them."""
+    import torch
+    from diffsynth.models.wan_video_dit import WanModel
+    from diffsynth.models.wan_video_vace import VaceWanModel
+    from diffsynth.pipelines.wan_video import model_fn_wan_video
+
+    trunk = config.trunk
+    sizes = {
+        "patch_size": trunk.patch_size,
+        "has_image_input": False,
+        "dim": trunk.hidden_size,
+        "num_heads": trunk.num_heads,
+        "ffn_dim": trunk.ffn_dim,
+        "eps": trunk.eps,
+    }
+    dit = WanModel(
+        in_dim=trunk.in_dim,
+        out_dim=trunk.out_dim,
+        text_dim=trunk.text_dim,
+        freq_dim=trunk.freq_dim,
+        num_layers=trunk.num_layers,
+        **sizes,
+    )
+    vace = VaceWanModel(vace_layers=tuple(config.vace_layers), vace_in_dim=config.vace_in_dim, **sizes)
+
+    def call(latents: Any, timestep: Any, text: Any, control: Any) -> Any:
+        return model_fn_wan_video(
+            dit,
+            vace=vace,
+            latents=latents,
+            timestep=timestep,
+            context=text,
+            vace_context=control,
+            use_gradient_checkpointing=True,
+        )
+
+    return torch.nn.ModuleDict({"dit": dit, "vace": vace}), call
+
+
+PEERS = {"diffusers": _diffusers, "diffsynth": _diffsynth}  # by the name of the package
+MODULES = {"diffusers": "diffusers", "diffsynth": "diffsynth.pipelines.wan_video"}  # that each imports
 
 
 def _without_target(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Time and memory of one training step, by recompute mode and with torch.compile on or off.
 
-On request beside those of diffusers.
+On request beside those of diffusers or DiffSynth-Studio (`pip install diffsynth`).
 
     python benchmarks/train_step.py --json benchmarks/mid_size.json --latents 9 16 16 --dtype fp32 \\
         --peer diffusers
@@ -15,6 +15,7 @@ process added, at its peak in the measured steps, to what it held with everythin
 from __future__ import annotations
 
 import argparse
+import importlib
 import multiprocessing as mp
 import platform
 import shlex
@@ -29,7 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from step_trainers import PEER, Case, Step, Variant, make_inputs, our_trainer, peer_trainer
+from step_trainers import MODULES, PEERS, Case, Step, Variant, make_inputs, our_trainer, peer_trainer
 
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.errors import ConfigError
@@ -72,13 +73,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(
-    case: Case, variants: Sequence[Variant], peer: str | None, steps: int, *, in_turns: bool
+    case: Case, variants: Sequence[Variant], peers: Sequence[str], steps: int, *, in_turns: bool
 ) -> list[Measured]:
-    """All variants, then the peer, whose name is `diffusers`.
+    """All variants, then the peers, by their names.
 
     One process after the other, or all alive and stepping in turns.
     """
-    everybody: list[Variant | str] = [*variants, *([PEER] if peer else [])]
+    everybody: list[Variant | str] = [*variants, *peers]
     if not in_turns:
         return [row for who in everybody for row in _finish(_start(case, who), steps)]
     workers = [worker for who in everybody if (worker := _start(case, who)).alive()]
@@ -146,9 +147,13 @@ def _serve(pipe: Connection, case: Case, variant: Variant | str) -> None:
     with launch(Accelerator.detect(case.device)) as accelerator:
         rate = peak_tflops(accelerator.device_name(), case.dtype) or _product_rate(case, accelerator)
         inputs = make_inputs(case, torch.Generator().manual_seed(0), accelerator.device)
+        if isinstance(variant, str):
+            importlib.import_module(MODULES[variant])
         before = accelerator.memory_allocated()
         build = (
-            partial(peer_trainer, case) if isinstance(variant, str) else partial(our_trainer, case, variant)
+            partial(peer_trainer, case, variant)
+            if isinstance(variant, str)
+            else partial(our_trainer, case, variant)
         )
         trainer = build(inputs, accelerator)
         loss = trainer.step()
@@ -241,9 +246,9 @@ def _report(case: Case, rows: list[Measured], peak_tflops: float | None) -> list
             f"{row.model_tflop / row.seconds:.3f} | "
             f"{used[0]} | {used[1]} | {row.peak / 2**20:.0f} | {process} | {row.first_loss:.5f} |"
         )
-    theirs = next((row for row in rows if row.name == PEER), None)
-    if theirs is not None:
-        lines += ["", *_comparison([row for row in rows if row is not theirs], theirs)]
+    for theirs in rows:
+        if theirs.name in PEERS:
+            lines += ["", *_comparison([row for row in rows if row.name not in PEERS], theirs)]
     return lines
 
 
@@ -255,7 +260,8 @@ def _comparison(ours: list[Measured], theirs: Measured) -> list[str]:
         if rows:
             best = min(rows, key=lambda row: row.seconds)
             lines.append(
-                f"Fastest {title}: {best.name}: {theirs.seconds / best.seconds:.2f} × the speed of {PEER}, "
+                f"Fastest {title}: {best.name}: {theirs.seconds / best.seconds:.2f} × the speed of "
+                f"{theirs.name}, "
                 f"tensors {best.peak / 2**20:.0f} MB against {theirs.peak / 2**20:.0f} MB."
             )
         else:
@@ -335,7 +341,9 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument("--compile", nargs="+", choices=("on", "off"), default=["off"])
-    parser.add_argument("--peer", choices=(PEER,), help="train diffusers' model in the same run")
+    parser.add_argument(
+        "--peer", nargs="+", default=[], choices=PEERS, help="train these projects' models in the same run"
+    )
     parser.add_argument(
         "--steps", type=int, default=5, help="measured steps of each variant, after two to warm up"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.log import one_line_errors
 
 # What examples/vace/common.sh exports, where it is not set.
 ENVIRONMENT: Mapping[str, str] = {
@@ -89,5 +90,5 @@ def start_ranks(verb: str, launch: Launch, ranks: RankConfig, argv: Sequence[str
     options += [f"--log_dir={ranks.log_dir}", f"--name={verb}", f"--check={launch.check}"]
     options += [f"--rank_flags={launch.rank_flags}", *(["--show_check"] if launch.show_check else [])]
     if launch.batch:
-        options.append(f"--report_batch={launch.batch(argv, ranks.world)}")
+        options.append(f"--report_batch={one_line_errors(launch.batch)(argv, ranks.world)}")
     main([*options, str(Path(__file__).with_name("__main__.py")), verb, *argv])

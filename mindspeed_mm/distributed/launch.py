@@ -55,11 +55,18 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
         is_master=place == 0,
         timeout=timeout,
         wait_for_workers=False,
+        use_libuv=_libuv_takes_a_socket(torch.__version__),
         master_listen_fd=int(listening) if listening else None,
     )
     dist.init_process_group(
         backend, store=store, rank=place, world_size=size, timeout=timeout, device_id=device
     )
+
+
+def _libuv_takes_a_socket(version: str) -> bool:
+    """Whether this torch's newer store serves a socket that is open already; else the older store must."""
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 8)
 
 
 def raise_on_all_ranks(work: Callable[[], T]) -> T:

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from mindspeed_mm.accelerator import Accelerator
+from mindspeed_mm.config.schema import Config, parse
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.files import read_json_object
 from mindspeed_mm.generation.config import Offload, WeightPaths
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, SingleProcess
@@ -23,15 +25,26 @@ from mindspeed_mm.ops.quantized import QuantFormat
 _EXPERTS = ("high_noise_model", "low_noise_model")
 
 
-def resolve_model_dir(folder: str | Path) -> WeightPaths:
-    """The parts of an official folder (1.3B, 14B, A14B) or of a diffusers one.
+class _Named(Config):
+    """What an inference JSON says of the weights."""
 
-    Raises WeightsError naming what is missing.
+    model: WeightPaths
+
+
+def resolve_model_dir(folder: str | Path) -> WeightPaths:
+    """The parts of an official folder (1.3B, 14B, A14B), of a diffusers one, or of an inference JSON.
+
+    Raises WeightsError naming what is missing, or ConfigError about the JSON.
     """
     root = Path(folder)
+    if root.suffix == ".json" and root.is_file():
+        model = {key: value for key, value in read_json_object(root).items() if key == "model"}
+        return parse(_Named, model, str(root)).model
     if not root.is_dir():
         raise WeightsError(
-            "no such folder", where=root, fix="give a model folder, or its parts (WeightPaths)"
+            "no such folder",
+            where=root,
+            fix="give a model folder, an inference JSON, or the parts (WeightPaths)",
         )
     transformer = _diffusers_transformers(root) or _official_transformers(root)
     if not transformer:

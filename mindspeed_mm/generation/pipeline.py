@@ -69,7 +69,7 @@ class VacePipeline:
         tiled: Tiled = "auto",
         quantize: QuantFormat | None = None,
     ) -> VacePipeline:
-        """From a model folder (official or diffusers), or from parts.
+        """From a model folder (official or diffusers), the `model` of an inference JSON, or from parts.
 
         `device`: cpu, cuda or npu; None = what is there. `quantize`: int8 or fp8 for the linear layers of the
         transformer's blocks.

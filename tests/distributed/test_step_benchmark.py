@@ -19,8 +19,8 @@ def losses(who):
     trainers = importlib.import_module("step_trainers")
     case = trainers.Case(TINY, (3, 4, 6), 5, "fp32", "branch", "cpu")
     inputs = trainers.make_inputs(case, torch.Generator().manual_seed(0), CPU.device)
-    if who == trainers.PEER:
-        trainer = trainers.peer_trainer(case, inputs, CPU)
+    if who in trainers.PEERS:
+        trainer = trainers.peer_trainer(case, who, inputs, CPU)
     else:
         trainer = trainers.our_trainer(case, trainers.Variant(who, False), inputs, CPU)
     return [trainer.step() for _ in range(3)]

@@ -15,7 +15,7 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.generation import pipeline as pipeline_module
 from mindspeed_mm.generation import run as run_module
-from mindspeed_mm.generation.config import RequestConfig
+from mindspeed_mm.generation.config import RequestConfig, WeightPaths
 from mindspeed_mm.generation.experts import Experts, OffloadedModule, execution_order
 from mindspeed_mm.generation.loaders import load_text_encoder, resolve_model_dir
 from mindspeed_mm.generation.models import ModelStore, vae_bytes
@@ -144,6 +144,15 @@ def test_a_folder_of_diffusers_makes_the_same_video(tmp_path):
 def test_a_folder_without_weights_is_named(tmp_path):
     with raises(WeightsError, "diffusion_pytorch_model"):
         VacePipeline.from_pretrained(tmp_path, device="cpu")
+
+
+def test_an_inference_json_names_the_weights(tmp_path):
+    model = {"transformer": ["t"], "vae": "v", "text_encoder": "e", "tokenizer": "k"}
+    (tmp_path / "a.json").write_text(json.dumps({"model": model, "prompt": "unread", "steps": 3}))
+    assert resolve_model_dir(tmp_path / "a.json") == WeightPaths(**model)
+    (tmp_path / "b.json").write_text(json.dumps({"model": {**model, "vea": "v"}}))
+    with raises(ConfigError, "b.json:model.vea", "'vae'"):
+        resolve_model_dir(tmp_path / "b.json")
 
 
 @pytest.mark.parametrize("offload", ["model", "block"])

@@ -68,7 +68,7 @@ def write_hf(cfg: LoraToConfig) -> None:
 
 
 def write_adapter(adapter: Adapter, cfg: ExtractLoraConfig) -> None:
-    """A LoRA that is no file yet, in `cfg.form`. Raises WeightsError; the target stays."""
+    """A LoRA that is not a file yet, in `cfg.form`. Raises WeightsError; the target stays."""
     if cfg.form == "peft":
         target = _folder(cfg, adapter, cfg.base_path)
     elif cfg.form == "diffusers":

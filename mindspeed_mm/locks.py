@@ -144,11 +144,11 @@ def read_holder(folder: Path) -> Holder | None:
 
 
 def _open(path: Path, flags: int) -> int:
-    """The lock file, opened without waiting for anyone. Raises OSError, also where it is no regular file."""
+    """The lock file, opened without waiting for anyone. Raises OSError, also for a FIFO or a folder."""
     handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     return handle
 
 

@@ -54,7 +54,7 @@ def _guess_encoding(data: bytes) -> str:
 
 
 def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) -> float:
-    """Which part of the characters that are no ASCII are common ones.
+    """Which part of the characters that are not ASCII are common ones.
 
     0 for bytes that are not of this encoding.
     """

@@ -33,6 +33,14 @@ class ConfigFile:
     suffixes: tuple[str, ...] = (".json",)
 
 
+TRAINING_FILES = (
+    ConfigFile("--mm-model", "model JSON", frozenset({"predictor"})),
+    ConfigFile("--mm-data", "data JSON", frozenset({"dataset_param"})),
+    ConfigFile("--mm-tool", "tools JSON", frozenset({"sorafeature", "profile", "memory_profile"})),
+    ConfigFile("--fsdp2-config-path", "FSDP2 YAML", suffixes=(".yaml", ".yml")),
+)
+
+
 @dataclass(frozen=True)
 class Command:
     """A verb. Its parser and its `run` are those of today's command."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from mindspeed_mm.cli.command import Command, ConfigFile
+from mindspeed_mm.cli.command import TRAINING_FILES, Command
 from mindspeed_mm.config.flags import FlagParser
 from mindspeed_mm.tasks import plan_generation
 from mindspeed_mm.tasks.jobs.plan import PROG, plan_parser
@@ -28,12 +28,7 @@ COMMAND = Command(
     usage="--config FILE... | --generate CONFIG.json [--key value]...",
     parser=parser,
     run=partial(main, prog=PROG),
-    files=(
-        ConfigFile("--mm-model", "model JSON", frozenset({"predictor"})),
-        ConfigFile("--mm-data", "data JSON", frozenset({"dataset_param"})),
-        ConfigFile("--mm-tool", "tools JSON", frozenset({"sorafeature", "profile", "memory_profile"})),
-        ConfigFile("--fsdp2-config-path", "FSDP2 YAML", suffixes=(".yaml", ".yml")),
-    ),
+    files=TRAINING_FILES,
     common={
         "devices": ("device", "devices", "mfu", "calibrate"),
         "generation": ("generate",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from mindspeed_mm.cli.command import Command, ConfigFile
+from mindspeed_mm.cli.command import TRAINING_FILES, Command
 from mindspeed_mm.cli.ranks import Launch
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob, job_parser
 from mindspeed_mm.tasks.pretrain import main
@@ -27,12 +27,7 @@ COMMAND = Command(
     usage="--config FILE... --lr LR --train-iters N [--key value]...",
     parser=lambda _: job_parser(PROG),
     run=partial(main, prog=PROG),
-    files=(
-        ConfigFile("--mm-model", "model JSON", frozenset({"predictor"})),
-        ConfigFile("--mm-data", "data JSON", frozenset({"dataset_param"})),
-        ConfigFile("--mm-tool", "tools JSON", frozenset({"sorafeature", "profile", "memory_profile"})),
-        ConfigFile("--fsdp2-config-path", "FSDP2 YAML", suffixes=(".yaml", ".yml")),
-    ),
+    files=TRAINING_FILES,
     common={
         "batches": ("micro-batch-size", "global-batch-size", "train-iters", "num-workers", "seed"),
         "optimizer": ("lr", "min-lr", "lr-decay-style", "lr-warmup-iters", "weight-decay", "clip-grad"),

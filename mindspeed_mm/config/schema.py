@@ -181,7 +181,7 @@ def _dotted(location: list[Any]) -> str:
 def _known_keys(schema: type[BaseModel], location: list[Any]) -> list[str]:
     """The keys that the config at `location` knows.
 
-    [] where the path leads through something that is no config.
+    [] where the path leads through something that is not a config.
     """
     current: type[BaseModel] | None = schema
     is_key = False  # the next part is a key of a mapping, not a field

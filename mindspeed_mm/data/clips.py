@@ -1,4 +1,4 @@
-"""How a video file is opened: what is no video, and which of its streams a player plays. No torch.
+"""How a video file is opened: what is not a video, and which of its streams a player plays. No torch.
 
 The check, both readers and the feature key all ask here, in `packets.py` and `pictures.py`, so that they
 cannot disagree.
@@ -40,7 +40,7 @@ def check_av_version() -> None:
 def open_clip(path: Path) -> tuple[Any, Any]:
     """A video file's container and the stream that a player plays. The caller closes the container.
 
-    Raises DataError for what is no video; FFmpeg's own errors pass.
+    Raises DataError for what is not a video; FFmpeg's own errors pass.
     """
     import av
 
@@ -104,7 +104,7 @@ def _refuse_still(path: Path, container: Any) -> None:
 
 
 def _choose_stream(path: Path, container: Any) -> Any:
-    """The first default stream that is no cover, thumbnail or still picture."""
+    """The first default stream that is not a cover, thumbnail or still picture."""
     streams = list(container.streams.video)
     if not streams:
         raise DataError("file contains no video stream", where=display_path(path))

@@ -54,7 +54,7 @@ def read_feature(path: Path, *, verify: bool = True) -> FeatureRecord:
     """Read one feature file, ours or a published `.pt`. Tensors keep the dtype they are stored in.
 
     `verify` compares the tensors with the checksums in the file. Raises DataError when the file is missing or
-    damaged, holds something else, or has values that are no latents or embeddings: NaN, infinite, or beyond
+    damaged, holds something else, or has values that are not latents or embeddings: NaN, infinite, or beyond
     `published.MAX_VALUE`.
     """
     record = read_published(path, verify=verify) if path.suffix == ".pt" else _read_safetensors(path, verify)
@@ -211,7 +211,7 @@ def _prompt_names(path: Path, names: Mapping[str, object]) -> list[str]:
 
 
 def _num_refs(path: Path, written: str, frames: int) -> int:
-    """R, as the metadata says. Raises DataError for what is no number below `frames` (0: not known)."""
+    """R, as the metadata says. Raises DataError for what is not a number below `frames` (0: not known)."""
     digits = written.isascii() and written.isdigit() and len(written) <= _MAX_DIGITS
     if not digits or (frames and int(written) >= frames):
         raise DataError(

@@ -56,7 +56,7 @@ def picture(image: Picture) -> str | Path | Image.Image | Frames:
 def _values(clip: Tensor) -> Tensor:
     """fp32 on the CPU.
 
-    Raises DataError for values that are no pixels, bytes above all: they would all become white.
+    Raises DataError for values that are not pixels, bytes above all: they would all become white.
     """
     values = clip.detach().cpu().float()
     low = -1 if clip.shape[0] == 3 else 0

@@ -43,7 +43,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 def max_pixels() -> int:
     """The most pixels that an image or a frame may have.
 
-    Raises ConfigError for a value that is no such number.
+    Raises ConfigError for any other value.
     """
     text = os.environ.get(PIXELS_VARIABLE, "")
     if not text:
@@ -68,10 +68,10 @@ def check_pixels(path: Path, width: int, height: int) -> None:
 def read_image(path: str | Path, background: int = WHITE) -> NDArray[np.uint8]:
     """An image file as RGB [H, W, 3].
 
-    Turned upright (EXIF), 8 bits by its mode, transparent pixels laid on `background`.
+    Rotated by its EXIF data, in 8 bits by its mode, transparent pixels filled with `background`.
 
-    A JPEG above the pixel limit is reduced while it is decoded. Raises DataError for what is no image,
-    damaged or too large.
+    A JPEG above the pixel limit is reduced while it is decoded. Raises DataError for a file that is not
+    an image, is damaged or is too large.
     """
     with open_image(path) as image:
         return flatten(ImageOps.exif_transpose(image), background)
@@ -237,7 +237,7 @@ def _deepest(path: Path) -> int:
 
 
 def is_labels(image: Image.Image) -> bool:
-    """Whether a palette image holds labels: its palette has colours that are no greys."""
+    """Whether a palette image holds labels: its palette has colours that are not greys."""
     if image.mode != "P":
         return False
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)

@@ -57,7 +57,7 @@ def read_packed(
     regular_file(path, DataError)
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(part)]  # noqa: SIM118 (it is no dict)
+            names = [name for name in file.keys() if name.startswith(part)]  # noqa: SIM118 (it is not a dict)
             tensors = {name: file.get_tensor(name) for name in names}
             sums = file.metadata() or {}
     except (SafetensorError, OSError) as error:

@@ -96,7 +96,7 @@ def mask_levels(reader: VideoReader) -> tuple[int, int]:
 def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
     """Look at a video file, an image or a folder of images.
 
-    Raises DataError for what is no video, cut off, or damaged at its start.
+    Raises DataError for what is not a video, cut off, or damaged at its start.
     """
     path = regular_file(path, DataError, or_folder=True)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:

@@ -59,7 +59,7 @@ def write_video(
 
 
 def read_comment(path: str | Path) -> str:
-    """The comment of a video file; "" when it has none. Raises DataError for a file that is no video."""
+    """The comment of a video file; "" when it has none. Raises DataError for a file that is not a video."""
     import av
 
     try:

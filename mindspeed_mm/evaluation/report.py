@@ -184,7 +184,7 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Raises DataError for what is no eval.json."""
+    """Raises DataError for what is not an eval.json."""
     values = read_json_object(path, DataError)
     values.pop("tasks", None)
     try:

@@ -127,7 +127,7 @@ def _find(path: Path, original: bool = False) -> Files:
 
 
 def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
-    """Parts of one model that are no plain shards, such as a trunk's folder and the file of a VACE module."""
+    """Parts of one model that are not plain shards: a trunk's folder and the file of a VACE module."""
     sources = [_open(part, None, seen=(), partial=True) for part in parts]
     tensors: dict[str, TensorFile] = {}
     for source in sources:

@@ -105,7 +105,7 @@ async def read_short(request: Request) -> bytes:
 
 
 class ApiJson(ApiError):
-    """A body that is no JSON: what the one JSON reader raises."""
+    """A body that is not JSON: what the one JSON reader raises."""
 
     def __init__(self, problem: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
         super().__init__(400, "invalid_json", problem, where=where, expected=expected, fix=fix)

@@ -38,7 +38,7 @@ class Client:
     def __init__(self, server: str, token: str | None = None, patience: float = _PATIENCE) -> None:
         """`token`: that of VACE_TOKEN without one. `patience`: seconds that a full queue or a loading model is waited for.
 
-        Raises ConfigError for what is no address.
+        Raises ConfigError for what is not an address.
         """
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).netloc:
             raise ConfigError(f"got {server!r:.100}", where="--server", expected="http://host:port")

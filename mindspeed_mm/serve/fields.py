@@ -1,4 +1,4 @@
-"""What a client may ask for: the keys of the inference JSON that are no paths, and the names other servers use. No torch."""
+"""What a client may ask for: the keys of the inference JSON that are not paths, and the names other servers use. No torch."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class JobFolders:
         self.root = data_dir.absolute() / "videos"
 
     def of(self, job_id: str) -> Path:
-        """The folder of a job. Raises ValueError for what is no id of ours: it would be a path of a client's."""
+        """The folder of a job. Raises ValueError for what is not an id of ours: it would be a path of a client's."""
         if not _ID.fullmatch(job_id):
             raise ValueError(job_id)
         return self.root / job_id

@@ -40,7 +40,7 @@ class JobStore:
     """The queue. Each thread has a connection of its own."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the database in `folder`, or open it. Raises DataError for a file that is no queue of ours."""
+        """Make the database in `folder`, or open it. Raises DataError for a file that is not a queue of ours."""
         self.path = folder / DATABASE
         self._local = threading.local()
         self._identity: tuple[int, int] | None = None

@@ -106,7 +106,7 @@ class _Request(Config):
 def prepare(database: sqlite3.Connection) -> None:
     """Make the tables, or check those of an older file.
 
-    Raises DataError for another version, damaged pages and other columns, sqlite3.Error for what is no database.
+    Raises DataError for another version, damaged pages and other columns, sqlite3.Error for what is not a database.
     """
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _VERSION):

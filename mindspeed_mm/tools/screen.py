@@ -56,7 +56,7 @@ class Screen:
         self._failures: list[Failure] = []
         self._shown: Failure | None = None
         self._failed_at: float | None = None
-        self.stopping = False  # a signal was passed on: what is lost by it is no news
+        self.stopping = False  # a signal was passed on: what is lost by it is expected
         self.said_stopped = False
 
     @property

@@ -219,7 +219,7 @@ class EvalConfig(Config):
 
 
 class ExitConfig(Config):
-    """When to stop early, and how to treat a loss that is no number."""
+    """When to stop early, and how to treat a loss that is not a number."""
 
     exit_interval: int | None = Field(
         default=None, gt=0, description="save and stop at multiples of this iteration"

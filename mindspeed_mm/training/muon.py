@@ -1,4 +1,4 @@
-"""Muon: matrices step along their momentum made orthogonal; what is no matrix steps by AdamW.
+"""Muon: matrices step along their momentum made orthogonal; what is not a matrix steps by AdamW.
 
 Jordan et al. 2024, with the step size of Liu et al. 2025: the root mean square of an update is that of an
 AdamW update, so learning rate and weight decay of an AdamW recipe serve. It keeps one moment where AdamW

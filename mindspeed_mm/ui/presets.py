@@ -26,7 +26,7 @@ class Presets:
     def save(self, name: str, fields: Mapping[str, Any]) -> str:
         """Keep `fields` under a name, which may replace another's.
 
-        Raises ConfigError for what is no name of a file.
+        Raises ConfigError for what is not a name of a file.
         """
         name = name.strip()
         problem = name_problem(name, ".json") or ("begins with a dot" if name.startswith(".") else "")

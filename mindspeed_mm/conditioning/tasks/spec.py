@@ -113,7 +113,7 @@ class Sources:
 def open_task_mask(path: str | Path, notes: list[str]) -> VideoReader:
     """A mask, and notes on what is not honoured of it, and on one that says nothing.
 
-    Raises DataError for what is no mask, or was written as 0 and 1.
+    Raises DataError for what is not a mask, or was written as 0 and 1.
     """
     reader = open_video(Path(path), mask=True)
     levels = mask_levels(reader)

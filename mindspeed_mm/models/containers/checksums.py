@@ -269,7 +269,7 @@ def write_checksums(folder: Path, iteration: int | None, files: Mapping[str, Fil
 
 
 def _parse(path: Path, folder: Path) -> Checksums | None:
-    """None for a file that is no checksums.json."""
+    """None for a file that is not a checksums.json."""
     try:
         values: Any = json.loads(read_text(path, WeightsError))
         files = {

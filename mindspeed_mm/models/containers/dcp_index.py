@@ -100,7 +100,7 @@ def _parse(content: bytes) -> Any:
             f"it holds the pickle instruction or reference {error}, which no checkpoint index needs"
         ) from None
     except Exception as error:  # a damaged pickle raises almost anything
-        raise Problem(f"it is no whole pickle ({first_line(error)})") from None
+        raise Problem(f"it is not a whole pickle ({first_line(error)})") from None
 
 
 def _metadata(tree: Any) -> Metadata:

@@ -73,7 +73,7 @@ class Parser(_Base):  # type: ignore[misc]
     def call(self) -> None:
         args, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, Name) or not isinstance(args, tuple):
-            raise Problem("it calls something that is no name")
+            raise Problem("it calls something that is not a name")
         self.append(Call(name, args))
 
     def build(self) -> None:

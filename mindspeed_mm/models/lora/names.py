@@ -87,7 +87,7 @@ class NameTable:
                 self._modules.setdefault(weight, weight)
 
     def find(self, key: str, *, with_whole: bool = False) -> Key | None:
-        """What a key of a file means; None for one that is no key of a LoRA of this model.
+        """What a key of a file means; None for one that is not a key of a LoRA of this model.
 
         `with_whole`: a plain name of a weight is a weight that takes the place of the model's own.
         """
@@ -125,7 +125,7 @@ class NameTable:
 
 
 def refuse_unsupported(keys: Iterable[str], where: object) -> None:
-    """Raises WeightsError for forms that are no plain LoRA, by name."""
+    """Raises WeightsError for forms that are not plain LoRA, by name."""
     known = list(keys)
     for pattern, form in _UNSUPPORTED:
         if found := [key for key in known if re.search(pattern, key)]:

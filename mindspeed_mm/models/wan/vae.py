@@ -257,12 +257,12 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
 
 
 def _is_of_another_model(settings: Mapping[str, Any]) -> bool:
-    """Whether a config.json names a model that is no VAE: the transformer's, where one file holds both."""
+    """Whether a config.json names a model that is not a VAE: the transformer's, where one file holds both."""
     return settings.get("_class_name", _CLASS) != _CLASS or "model_type" in settings
 
 
 def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
-    """Raises WeightsError for a mean or deviation of the latents that is no list of usable numbers."""
+    """Raises WeightsError for a mean or deviation of the latents that is not a list of usable numbers."""
     for name in _STATISTICS:
         if name not in settings:
             continue

@@ -262,7 +262,7 @@ def estimate(job: PretrainJob) -> str:
 def _shapes(path: Path) -> Iterator[tuple[int, int, int]]:
     """The shapes in a list of features.
 
-    Raises DataError for a line that is no JSON object, or a shape that is none.
+    Raises DataError for a line that is not a JSON object, or a shape that is none.
     """
     text = read_text(path, DataError, max_bytes=LIST_BYTES)
     for number, row in json_lines(text, str(path), DataError):

@@ -110,9 +110,7 @@ def test_a_run_that_stops_goes_on_exactly_and_on_other_ranks(world, tmp_path):
 @pytest.mark.parametrize(("saved", "given"), [("adam", "muon"), ("muon", "adam")])
 def test_moments_of_the_other_optimizer_are_told(world, tmp_path, saved, given):
     world.run(2, train_to, Run(tmp_path, Setup(optimizer=saved)), 1, save_at=(1,))
-    with pytest.raises(
-        AssertionError, match=r"another optimizer .*; give --optimizer as before, or add --no-load-optim"
-    ):
+    with pytest.raises(AssertionError, match="--no-load-optim"):
         world.run(2, train_to, Run(tmp_path, Setup(optimizer=given)), 2)
     anew = world.run(2, train_to, Run(tmp_path, Setup(optimizer=given), {"no_load_optim": True}), 2)[0]
     assert min(anew["losses"]) == 1

@@ -50,7 +50,7 @@ def test_dangling_links_of_a_tokenizer_are_named(official, tokenizer):
     for path in tokenizer.iterdir():
         path.unlink()
         path.symlink_to(f"/gone/{path.name}")
-    with pytest.raises(WeightsError, match=r"tokenizer\S*\.json: a link to /gone/\S+, which does not exist"):
+    with pytest.raises(WeightsError, match=r"tokenizer\S*\.json: .*/gone/\S+\.json"):
         load_text_encoder(official, tokenizer)
 
 

@@ -61,9 +61,9 @@ def test_ignore_existing_checkpoints_starts_over(saved: Path) -> None:
 
 def test_an_incomplete_checkpoint_is_not_among_the_complete_ones(saved: Path) -> None:
     (saved / "iter_0000080/.metadata").unlink()
-    with raises(WeightsError, "iter_0000080", ".metadata", "complete checkpoints: 70;"):
+    with raises(WeightsError, "iter_0000080", ".metadata", 70):
         folder_to_load(config(saved))
-    with raises(WeightsError, "iter_0000003", "complete checkpoints: 70;"):
+    with raises(WeightsError, "iter_0000003", 70):
         folder_to_load(config(saved, ckpt_step=3))
 
 

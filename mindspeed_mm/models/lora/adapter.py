@@ -37,7 +37,8 @@ class Pair:
 
     def product(self) -> Tensor:
         """scale · up · down in fp32, flattened to [out, rest]."""
-        return self.scale * (self.up.read().float().flatten(1) @ self.down.read().float().flatten(1))
+        product = self.up.read().float().flatten(1) @ self.down.read().float().flatten(1)
+        return product.mul_(self.scale)
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,12 @@ def _sum(name: str, base: TensorFile, loras: Sequence[tuple[Adapter, float]]) ->
         if name in adapter.diffs:
             total += strength * adapter.diffs[name].read().float().view(weight.shape)
         if name in adapter.pairs:
-            total += strength * adapter.pairs[name].product().view(weight.shape)
+            total += adapter.pairs[name].product().mul_(strength).view(weight.shape)  # large: no copies
         if not bool(torch.isfinite(total).all()):
             raise WeightsError(
                 f"its update of {name} is NaN or infinite", where=adapter.path, fix="use another file or save"
             )
-    return (weight + total).to(base.dtype)
+    return total.add_(weight).to(base.dtype)
 
 
 def _span(values: Sequence[float]) -> str:

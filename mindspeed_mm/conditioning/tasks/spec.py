@@ -186,9 +186,9 @@ class Task:
         return replace(made, notes=(*sources.remarks, *made.notes))
 
     def _check(self, sources: Sources) -> None:
-        for kind, count, flag in (
-            ("clip", len(sources.clips), "--video"),
-            ("image", len(sources.images), "--image"),
+        for kind, count, flag, given_as in (
+            ("clip", len(sources.clips), "--video", "them"),
+            ("image", len(sources.images), "--image", "them as src_ref_images of the row, or"),
         ):
             least, most = count_bounds(self.needs, kind)
             if count < least or count > most:
@@ -199,11 +199,17 @@ class Task:
                     if most < 99
                     else f"at least {least}"
                 )
-                fix = f"give them with {flag}" if count < least else f"leave {flag} out" if not most else ""
+                fix = (
+                    f"give {given_as} with {flag}"
+                    if count < least
+                    else f"leave {flag} out"
+                    if not most
+                    else ""
+                )
                 raise DataError(
                     f"got {count} {kind}{'s' * (count != 1)}",
                     where=f"task {self.name}",
-                    expected=f"{expected} {kind}{'s' * (expected != '1')}",
+                    expected=f"{expected} {kind}{'s' * (least != 1 or most not in (1, 99))}",
                     fix=fix,
                 )
 

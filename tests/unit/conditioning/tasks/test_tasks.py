@@ -586,3 +586,8 @@ def test_the_mode_decides_which_text_names_the_subject() -> None:
         both = task.parse({"label": "a cat", "caption": "a cat on a mat", **mode}, name)
         assert (both.text("label"), both.text("caption")) == ("a cat", "a cat on a mat")
         assert task.parse({"label": "a cat", **mode}, name).text("caption") == "a cat"
+
+
+def test_a_missing_image_is_asked_for_by_flag_and_by_key() -> None:
+    with raises(DataError, "at least 1 image", "src_ref_images", "--image", where="task swap_anything"):
+        TASKS.get("swap").prepare(Sources(clips=(None,)), None)  # type: ignore[arg-type]

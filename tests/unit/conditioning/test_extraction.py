@@ -193,7 +193,7 @@ def test_soft_mask_concerns_only_rows_with_a_mask(tmp_path):
     row = write_rows(tmp_path, 1)[0]
     masked = replace(row, src_mask=row.video)
     digests = {row.video: "x"}
-    hard = make_extraction(tmp_path).recipe
+    hard = make_extraction(tmp_path).keys
     soft = replace(hard, pixels={**hard.pixels, "soft_mask": True})
     assert hard.key(row, digests) == soft.key(row, digests)
     assert hard.key(masked, digests) != soft.key(masked, digests)
@@ -201,7 +201,7 @@ def test_soft_mask_concerns_only_rows_with_a_mask(tmp_path):
 
 def test_the_same_file_in_another_role_is_another_feature(tmp_path):
     row = write_rows(tmp_path, 1)[0]
-    recipe = make_extraction(tmp_path).recipe
+    keys = make_extraction(tmp_path).keys
     digests = {row.video: "x"}
     roles = [
         row,
@@ -209,7 +209,7 @@ def test_the_same_file_in_another_role_is_another_feature(tmp_path):
         replace(row, src_mask=row.video),
         replace(row, src_ref_images=(row.video,)),
     ]
-    assert len({recipe.key(role, digests) for role in roles}) == 4
+    assert len({keys.key(role, digests) for role in roles}) == 4
 
 
 def test_a_torn_feature_is_made_again(tmp_path):

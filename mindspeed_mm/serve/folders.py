@@ -121,8 +121,14 @@ def build_job(
         raise in_api_words(error, folder) from None
 
 
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/)(?:[^/\s:]+/)+")  # of an absolute path; /v1/ is the API's own
+
+
 def translator(folder: Path) -> Callable[[str], str]:
-    """A text in the names that the client knows: slots in place of the inference JSON's keys and of our paths."""
+    """A text in the names that the client knows: slots in place of the inference JSON's keys and of our paths.
+
+    Of the server's other files, such as its weights, the client sees the name without the folder.
+    """
     slots = {path: path.stem.rpartition("_")[0] for path in (folder / "inputs").glob("*")}
     words = {f"{slot} {path}": slot for path, slot in slots.items()}  # once, not `src_video src_video`
     words |= {f"{path}": slot for path, slot in slots.items()}
@@ -137,7 +143,7 @@ def translator(folder: Path) -> Callable[[str], str]:
     def translate(text: str) -> str:
         for ours, theirs in words.items():
             text = text.replace(ours, theirs)
-        return text.removeprefix(f"{NAME}: ")
+        return _FOLDERS.sub("", text).removeprefix(f"{NAME}: ")
 
     return translate
 

@@ -154,14 +154,13 @@ def measure_here() -> None:
 def table(plan: Plan, job: PretrainJob) -> Rows:
     """About 15 lines."""
     device, memory, time = plan.device, plan.memory, plan.time
-    frames, height, width = plan.clip.grid
     tokens = tokens_of(plan.clip.grid, plan.run.model)
     rows = [
         ("device", f"{plan.run.ranks} x {device.name}, {device.memory:.4g} GiB each"),
         ("model", describe_model(job.model.predictor, job.model.transforms)),
         (
             "sample",
-            f"{4 * frames - 3} frames of {8 * height}x{8 * width}, {tokens} tokens ({plan.clip.origin})",
+            f"{plan.clip.size}, {tokens} tokens ({plan.clip.origin})",
         ),
     ]
     rows += [

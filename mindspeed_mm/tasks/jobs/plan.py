@@ -6,6 +6,7 @@ No torch.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +77,14 @@ class Clip(NamedTuple):
     grid: tuple[int, int, int]  # latent (R+F, h, w)
     origin: str
     rows: int = 0  # of the data that says its shapes
+    refs: int = 0  # of the grid's frames
+
+    @property
+    def size(self) -> str:
+        """Frames and pixels as a user counts them."""
+        frames, height, width = self.grid
+        more = f" with {self.refs} reference{'s' if self.refs > 1 else ''}" if self.refs else ""
+        return f"{4 * (frames - self.refs) - 3} frames of {8 * height}x{8 * width}{more}"
 
 
 _ALIASES = {"--model": "--mm-model", "--data": "--mm-data"}
@@ -227,8 +236,8 @@ def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
         path = Path(getattr(source, "data_path", "") or "")
         shapes = list(_shapes(path)) if path.is_file() and path.suffix == ".jsonl" else []
         if shapes:
-            grid = max(shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
-            return Clip(grid, f"the largest of {len(shapes)} in {path.name}", len(shapes))
+            grid, refs = max(shapes, key=lambda found: math.prod(found[0]))
+            return Clip(grid, f"the largest of {len(shapes)} in {path.name}", len(shapes), refs)
     frames, height, width = flags.frames or 81, flags.height or 480, flags.width or 832
     if (frames - 1) % 4 or height % 16 or width % 16:
         raise ConfigError(
@@ -239,7 +248,7 @@ def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
     origin = (
         "by the flags" if flags.frames or flags.height or flags.width else "assumed; the data names no shapes"
     )
-    return Clip(((frames - 1) // 4 + 1 + flags.refs, height // 8, width // 8), origin)
+    return Clip(((frames - 1) // 4 + 1 + flags.refs, height // 8, width // 8), origin, refs=flags.refs)
 
 
 def estimate(job: PretrainJob) -> str:
@@ -254,19 +263,19 @@ def estimate(job: PretrainJob) -> str:
         return ""
     largest = sorted(memory.terms.items(), key=lambda term: -term[1])[:4]
     terms = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in largest)
-    frames, height, width = clip.grid
-    size = f"{4 * frames - 3} frames of {8 * height}x{8 * width} ({clip.origin})"
-    return f"about {memory.total / 2**30:.1f} GiB a device for {size}: {terms}, …; more by vace plan"
+    total = f"about {memory.total / 2**30:.1f} GiB a device"
+    return f"{total} for {clip.size} ({clip.origin}): {terms}, …; more by vace plan"
 
 
-def _shapes(path: Path) -> Iterator[tuple[int, int, int]]:
-    """The shapes in a list of features.
+def _shapes(path: Path) -> Iterator[tuple[tuple[int, int, int], int]]:
+    """The shapes in a list of features, and how many frames of each are references.
 
     Raises DataError for a line that is not a JSON object, or a shape that is none.
     """
     text = read_text(path, DataError, max_bytes=LIST_BYTES)
     for number, row in json_lines(text, str(path), DataError):
         if isinstance(row, dict) and row.get("shape") is not None:
-            shape = parse(FeatureRow, {"file": "-", "shape": row["shape"]}, f"{path}:{number}").shape
-            if shape is not None:
-                yield shape
+            said = {"file": "-", "shape": row["shape"], "num_refs": row.get("num_refs")}
+            feature = parse(FeatureRow, said, f"{path}:{number}")
+            if feature.shape is not None:
+                yield feature.shape, feature.num_refs or 0

@@ -149,7 +149,7 @@ def test_the_largest_clip_of_the_data_decides(tmp_path: Path) -> None:
     listing = tmp_path / "data.jsonl"
     rows = [
         {"file": "a.safetensors", "shape": [5, 16, 16]},
-        {"file": "b.safetensors", "shape": [13, 30, 52]},
+        {"file": "b.safetensors", "shape": [13, 30, 52], "num_refs": 2},
         {"file": "c"},
     ]
     listing.write_text("\n".join(map(json.dumps, rows)))
@@ -160,6 +160,7 @@ def test_the_largest_clip_of_the_data_decides(tmp_path: Path) -> None:
     job, flags = read_job(argv)
 
     assert largest_clip(job, flags).grid == (13, 30, 52)
+    assert largest_clip(job, flags).size == "41 frames of 240x416 with 2 references"
     plan = make_plan(job, flags)
     assert plan.hours(plan.epoch) == pytest.approx(2 / plan.samples * plan.time.total / 3600)
     assert ("epoch", f"2 samples: at most {plan.hours(0.25):.3g} hours") in [

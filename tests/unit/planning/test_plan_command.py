@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from mindspeed_mm.planning.devices import DEVICES, find_device
 from mindspeed_mm.planning.fit import smallest_changes
 from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.time import step_time
+from mindspeed_mm.tasks import plan_generation
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.jobs.plan import largest_clip, read_job, run_of
 from mindspeed_mm.tasks.plan import GIB, Plan, as_json, draw, make_plan, table
 from tests.support.errors import raises
@@ -246,26 +249,51 @@ def test_8_bits_are_offered_where_they_fit() -> None:
     assert not change.keeps_result
 
 
-WHAT = {  # the README's words → flags
-    ("VACE branch", "VACE 分支"): (),
-    ("all", "全部"): ("--set=model.predictor.trainable=all",),
-    ("LoRA, rank 32", "LoRA, 秩 32"): ("--lora-rank=32",),
+TRAINED = {  # the README's words → flags
+    ("train the VACE branch", "训练 VACE 分支"): (),
+    ("train all", "训练全部权重"): ("--set=model.predictor.trainable=all",),
+    ("train a LoRA, rank 32", "训练 LoRA，秩 32"): ("--lora-rank=32",),
+}
+GENERATED = {
+    "1.3B": "inference_wan2.1_1.3b.json",
+    "14B": "inference_wan2.1_14b.json",
+    "A14B": "inference_wan2.2_A14b.json",
 }
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
 def test_table_of_the_readme_is_what_plan_says(readme: str) -> None:
-    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for ours in (("昇腾", "Ascend"), ("分钟", "min"), ("：", ": "), ("，", ", "), ("LoRA, ", "LoRA，")):
+        text = text.replace(*ours) if readme == "README_zh.md" else text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     start = next(number for number, row in enumerate(rows) if "H100" in row)
-    devices = [name.replace("昇腾", "Ascend") for name in rows[start][2:]]
-    found = rows[start + 2 : start + 8]
-    for size, part, *cells in found:
-        flags = next(flags for words, flags in WHAT.items() if part in words)
+    devices = rows[start][2:]
+    for sizes, part, *cells in rows[start + 2 : start + 8]:
+        flags = next(flags for words, flags in TRAINED.items() if part in words)
+        for size in re.findall(r"[\d.]+B", sizes):  # of A14B, one expert trains
+            for device, cell in zip(devices, cells, strict=True):
+                plan = run_plan([*files(size), *CLIP, f"--device={device}", *flags])
+                said = f"{plan.memory.total / GIB:.0f} GiB, {plan.time.total:.1f} s" if plan.fits else "–"
+                assert cell == said, (readme, size, part, device)
+    for size, part, *cells in rows[start + 8 : start + 11]:
+        assert part in ("generate", "生成")
+        job = GenerateJob.from_file(VACE / "inference" / GENERATED[size], needs_weights=False)
         for device, cell in zip(devices, cells, strict=True):
-            plan = run_plan([*files(size), *CLIP, f"--device={device}", *flags])
-            said = f"{plan.memory.total / GIB:.0f} GiB, {plan.time.total:.1f} s" if plan.fits else "–"
-            assert cell == said, (readme, size, part, device)
+            assert cell == generation_cell(job, device), (readme, size, part, device)
+
+
+def generation_cell(job: GenerateJob, device: str) -> str:
+    """Memory and minutes, of the cheapest change where the job does not fit as it is."""
+    plan = plan_generation.make_plan(job, plan_generation.GenerationPlanFlags(device=device))
+    if plan.fits:
+        return f"{plan.memory.total / GIB:.0f} GiB, {minutes(plan.time.total)}"
+    change = plan.changes[0]
+    return f"`{change.settings[0]}`: {change.memory / GIB:.0f} GiB, {minutes(change.cost * plan.time.total)}"
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.2g} min"
 
 
 def test_moments_read_as_a_sentence() -> None:

@@ -192,12 +192,12 @@ def test_extraction_ends_with_any_of_its_processes(
 
 SLOW = """
 import sys, time
-import checkpoint.convert as convert
-original = convert.Progress.step
+from mindspeed_mm.progress import Progress
+original = Progress.step
 def step(self, *args, **kwargs):
     sys.stdout.write("step\\n"); sys.stdout.flush(); time.sleep(0.05)
     return original(self, *args, **kwargs)
-convert.Progress.step = step
+Progress.step = step
 from checkpoint.cli import main
 main(sys.argv[1:])
 """

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoint import convert, layout
+from checkpoint import layout, write
 from checkpoint.cli import main
 from checkpoint.layout import staging
 from mindspeed_mm.errors import LaunchError, WeightsError
@@ -48,11 +48,11 @@ def convert_slowly(argv: list[str], steps: Connection) -> None:
             slowly(lambda: None)()
         counted(bar, count)
 
-    counted = convert.Progress.step
-    convert.write_tracker = slowly(convert.write_tracker)
+    counted = write.Progress.step
+    write.write_tracker = slowly(write.write_tracker)
     layout.os.rename = slowly(layout.os.rename)
     layout.os.replace = slowly(layout.os.replace)
-    convert.Progress.step = step
+    write.Progress.step = step
     steps.send("ready")
     main(argv)
 

@@ -32,7 +32,7 @@ def damaged(tmp_path: Path) -> Path:
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
-    monkeypatch.setattr("checkpoint.convert.logger.warning", said.append)
+    monkeypatch.setattr("checkpoint.write.logger.warning", said.append)
     return said
 
 

@@ -267,11 +267,11 @@ class RunConfig(Config):
 
 
 class TaskConfig(RequestConfig):
-    """One of several videos, before it has the keys of the top: only then do its windows have to fit."""
+    """One video to generate. Null = not said here."""
 
     @model_validator(mode="after")
     def _windows_fit(self) -> TaskConfig:
-        return self
+        return self  # its windows must fit only once it has the keys of the top, too
 
 
 class InferenceConfig(RunConfig, RequestConfig):

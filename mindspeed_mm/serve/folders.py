@@ -21,6 +21,7 @@ LOGGER = get_logger(__name__)
 E = TypeVar("E", bound=MindSpeedMMError)
 NAME = "video"  # of every result: the job's folder is what tells them apart
 _ID = re.compile(r"video_[0-9a-f]{24}")
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/)(?:[^/\s:]+/)+")  # of an absolute path; /v1/ is the API's own
 _DRAFT = ".draft"
 
 
@@ -119,9 +120,6 @@ def build_job(
         return GenerateJob.from_file(path)
     except MindSpeedMMError as error:
         raise in_api_words(error, folder) from None
-
-
-_FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/)(?:[^/\s:]+/)+")  # of an absolute path; /v1/ is the API's own
 
 
 def translator(folder: Path) -> Callable[[str], str]:

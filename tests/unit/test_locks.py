@@ -179,12 +179,14 @@ def test_of_several_starters_one_gets_the_lock(tmp_path, monkeypatch, has_kernel
         monkeypatch.setattr(locks.fcntl, "lockf", no_locks)
     leave_lock(tmp_path, pid=gone())
     over, let_go = os.pipe()
+    waiting = select.poll()  # select.select refuses descriptors above 1023
+    waiting.register(over, select.POLLIN)
     for _ in range(6):
         if not os.fork():
             code = 1
             try:
                 with lock_folder(tmp_path, choose="x"):
-                    select.select([over], [], [], 30)  # held until the others have given up
+                    waiting.poll(30_000)  # held until the others have given up
                     code = 0
             finally:
                 os._exit(code)

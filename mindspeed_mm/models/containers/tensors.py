@@ -5,10 +5,15 @@ Every container of weights becomes a dict of these.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
+import os
 import pickle
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from mindspeed_mm.models.containers.checksums import RecordCheck
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HEAD_BYTES = 64 * 1024  # of each tensor go into a fingerprint
 _BLOCK_BYTES = 1 << 19  # stay in a core's cache while they are verified, converted and looked at
+_MAP_FAILED = ctypes.c_void_p(-1).value
 Look = Callable[[Tensor], object]
 
 
@@ -97,13 +103,44 @@ def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Te
     start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     length = offset - start + shape.numel() * dtype.itemsize
     try:
-        with open(path, "rb") as file:
-            window = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
-    except (OSError, ValueError) as error:
+        window = _map_privately(path, start, length)
+    except OSError as error:
         raise WeightsError(
-            f"cannot be mapped ({error}); the file changed while it was read", where=path
+            f"cannot be mapped: {error.strerror}",
+            where=path,
+            fix="see whether the file changed while it was read",
         ) from None
     return torch.frombuffer(window, dtype=dtype, count=shape.numel(), offset=offset - start).view(shape)
+
+
+def _map_privately(path: Path, start: int, length: int) -> ctypes.Array[ctypes.c_char]:
+    """`length` bytes at `start`, copied on write, unmapped when the array is freed. Raises OSError.
+
+    Not `mmap.mmap`: it keeps a descriptor per mapping, and a model has more tensors than a process may have
+    files open (often 1024).
+    """
+    libc = _libc()
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size < start + length:  # touching what is not there kills the process
+            raise OSError(errno.EINVAL, "the file is shorter than its header says")
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        address = libc.mmap(None, length, access, mmap.MAP_PRIVATE, file.fileno(), start)
+    if address == _MAP_FAILED:
+        raise OSError(number := ctypes.get_errno(), os.strerror(number))
+    window = (ctypes.c_char * length).from_address(address)
+    unmap = weakref.finalize(window, libc.munmap, address, length)
+    unmap.atexit = False  # tensors may outlive the interpreter
+    return window
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    number, size, offset = ctypes.c_int, ctypes.c_size_t, ctypes.c_int64
+    libc.mmap.argtypes = [ctypes.c_void_p, size, number, number, number, offset]
+    libc.mmap.restype = ctypes.c_void_p
+    libc.munmap.argtypes = [ctypes.c_void_p, size]
+    return libc
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

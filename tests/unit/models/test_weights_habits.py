@@ -6,6 +6,7 @@ Modules beside a trunk, wrapped names, pruned caches, pointers, models of other 
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from checkpoint.cli import main
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer
 from mindspeed_mm.models.wan.config_json import official_json
@@ -237,3 +239,29 @@ def test_dangling_config_of_a_vae_is_named(tmp_path: Path) -> None:
     (tmp_path / "vae" / "config.json").symlink_to("../blobs/gone")
     with raises(WeightsError, "config.json", "blobs/gone"):
         load_vae(tmp_path)
+
+
+def test_more_tensors_than_open_files_are_mapped(tmp_path: Path) -> None:
+    save_file({f"w{i}": torch.full((3,), float(i)) for i in range(400)}, tmp_path / FILE)
+    container = read_safetensors([tmp_path / FILE])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = max(int(path.name) for path in Path("/dev/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 50, hard))
+    try:
+        read = {name: tensor.read() for name, tensor in container.tensors.items()}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert all(read[f"w{i}"].tolist() == [i, i, i] for i in range(400))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists mappings")
+def test_mapping_ends_with_its_last_tensor(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(3)}, tmp_path / FILE)
+    tensor = read_safetensors([tmp_path / FILE]).tensors["w"].read()
+    part = tensor[1:]
+    del tensor
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    part += 1
+    assert part.tolist() == [2, 2]
+    del part
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()

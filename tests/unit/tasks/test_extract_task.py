@@ -285,10 +285,11 @@ def test_bar_reaches_the_terminal_past_a_stderr_pipe(tmp_path, monkeypatch):
         for row in make_extraction(tmp_path / "out").run(write_rows(tmp_path, 2)):
             progress.step(worked=row.fresh)
     shown, deadline = "", time.monotonic() + 30
-    while (
-        "2/2" not in shown and time.monotonic() < deadline
-    ):  # a terminal passes on what it gets in its own time
-        if select.select([ours], [], [], 1)[0]:
+    waiting = select.poll()  # select.select refuses descriptors above 1023
+    waiting.register(ours, select.POLLIN)
+    # a terminal passes on what it gets in its own time
+    while "2/2" not in shown and time.monotonic() < deadline:
+        if waiting.poll(1000):
             shown += os.read(ours, 65536).decode()
     os.close(ours)
     os.close(theirs)

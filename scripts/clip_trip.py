@@ -5,7 +5,8 @@
 Runs extraction and generation of a tiny clip in this process, with the weights of examples/vace/tiny. Notes
 each function of the library when it first gets the clip as an argument: a row, a request, a path, pixels or
 latents.
-A file is entered again when the next such function is in a file that the clip had left before.
+A file is entered again when another file calls such a function in a file that the clip had left before. A
+function that goes on with the next step of its own file enters nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Trip:
 
     def __init__(self, clip: Path) -> None:
         self.clip = str(clip)
-        self.functions: dict[tuple[str, str], None] = {}  # (file, function), in order
+        self.functions: dict[tuple[str, str], str] = {}  # (file, function) → file of its caller, in order
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
@@ -55,7 +56,7 @@ class Trip:
             return
         reads_weights = LOADERS in code.co_filename and "/models/wan/" not in code.co_filename
         if any(self.carries(frame.f_locals.get(name), reads_weights) for name in names):
-            self.functions[key] = None
+            self.functions[key] = caller_of(frame)
 
     def carries(self, value: object, reads_weights: bool, depth: int = 0) -> bool:
         """Whether an argument is the clip in one of its forms."""
@@ -71,14 +72,22 @@ class Trip:
         """Print the figures; the files."""
         files = [Path(file).relative_to(ROOT).as_posix() for file, _ in self.functions]
         seen, again, last = set(), 0, ""
-        for file in files:
-            again += file in seen and file != last
+        for file, ((path, _), caller) in zip(files, self.functions.items(), strict=True):
+            again += file in seen and file != last and caller != path
             seen.add(file)
             last = file
         sys.stdout.write(f"{name}: {len(seen)} files, {len(files)} functions, entered again {again} times\n")
         for file in dict.fromkeys(files):
             sys.stdout.write(f"    {file}\n")
         return seen
+
+
+def caller_of(frame: FrameType) -> str:
+    """The nearest file of the library, or "", that the call comes from."""
+    above = frame.f_back
+    while above is not None and not above.f_code.co_filename.startswith(ROOMS):
+        above = above.f_back
+    return "" if above is None else above.f_code.co_filename
 
 
 def follow(clip: Path, run: Callable[[], None]) -> Trip:

@@ -45,6 +45,7 @@ class PathFinder:
         raise ConfigError(
             "no such file or folder" + ("" if Path(path).is_absolute() else f" in {looked}"),
             where=f"{self.where}:{key}: {display_path(path)}",
+            fix="set it to an existing file or folder",
         )
 
 

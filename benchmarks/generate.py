@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.noise import make_noise
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.sampling_config import SamplingConfig
-from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
+from mindspeed_mm.generation.solvers.solver import sigma_table, timestep_table
 from mindspeed_mm.log import get_logger, setup_logging
 from mindspeed_mm.models.wan.config import FP32_MODULES, VACE_1_3B, VACE_14B, VaceConfig, WanConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS

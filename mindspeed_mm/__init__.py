@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mindspeed_mm.evaluation.spec import METRICS
     from mindspeed_mm.generation.pipeline import VacePipeline
     from mindspeed_mm.generation.request import GenerationRequest
+    from mindspeed_mm.generation.solvers.config import SOLVERS
     from mindspeed_mm.models.spec import MODELS
     from mindspeed_mm.models.transforms.config import TRANSFORMS
 
@@ -19,6 +20,7 @@ __all__ = [
     "DATASETS",
     "METRICS",
     "MODELS",
+    "SOLVERS",
     "TASKS",
     "TRANSFORMS",
     "GenerationRequest",
@@ -32,6 +34,7 @@ _HOMES = {
     "GenerationRequest": "mindspeed_mm.generation.request",
     "METRICS": "mindspeed_mm.evaluation.spec",
     "MODELS": "mindspeed_mm.models.spec",
+    "SOLVERS": "mindspeed_mm.generation.solvers.config",
     "TASKS": "mindspeed_mm.conditioning.tasks.spec",
     "TRANSFORMS": "mindspeed_mm.models.transforms.config",
     "VacePipeline": "mindspeed_mm.generation.pipeline",

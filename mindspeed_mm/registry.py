@@ -54,11 +54,15 @@ class Registry(Generic[T]):
             f"unknown {self.kind} {name!r}{did_you_mean(name, self)}", expected=f"one of {', '.join(self)}"
         )
 
+    def names(self) -> tuple[str, ...]:
+        """Our own in the order in which they were added, then those of installed packages by name."""
+        return (*self._entries, *(name for name in self if name not in self._entries))
+
     def __iter__(self) -> Iterator[str]:
         yield from sorted({*self._entries, *(point.name for point in entry_points(group=self.group))})
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in set(self)
+        return isinstance(name, str) and (name in self._entries or name in set(self))
 
 
 def did_you_mean(word: str, known: Iterator[str] | Registry[Any] | list[str]) -> str:

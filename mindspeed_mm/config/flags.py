@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, TypeGuard, Union, get_args, get_origin
 
+from mindspeed_mm.config.names import names_of
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
@@ -97,6 +98,8 @@ def _kind_of(field: Any) -> dict[str, Any]:
         return {"action": "append", "metavar": "KEY=VALUE"}
     if field.annotation is bool and field.default is True:
         return {"action": argparse.BooleanOptionalAction}
+    if field.annotation is str and (names := names_of(field)):
+        return {"choices": names, "type": str}
     return _kind(field.annotation)
 
 

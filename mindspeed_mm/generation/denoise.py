@@ -13,7 +13,7 @@ from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.guidance import GuidanceFn
 from mindspeed_mm.generation.result import PromptEmbeds, Timings
 from mindspeed_mm.generation.sampling_config import SamplingConfig
-from mindspeed_mm.generation.solvers import Solver
+from mindspeed_mm.generation.solvers.solver import Solver
 from mindspeed_mm.models.wan.vace import VaceTransformer
 
 

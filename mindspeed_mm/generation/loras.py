@@ -23,7 +23,7 @@ from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.presets import phase_bounds
 from mindspeed_mm.generation.sampling_config import SamplingConfig
-from mindspeed_mm.generation.solvers import timestep_table
+from mindspeed_mm.generation.solvers.solver import timestep_table
 from mindspeed_mm.limits import free_memory
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.lora.adapter import Adapter

@@ -35,7 +35,7 @@ from mindspeed_mm.generation.outputs import describe
 from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Picture
 from mindspeed_mm.generation.result import GenerationResult, Made
 from mindspeed_mm.generation.run import generate
-from mindspeed_mm.generation.sampling_config import Preset, Solver
+from mindspeed_mm.generation.sampling_config import Preset
 from mindspeed_mm.generation.stages import explain_oom
 from mindspeed_mm.generation.usual import unusual_requests
 from mindspeed_mm.generation.windows_config import WindowColors, WindowMode
@@ -115,7 +115,7 @@ class VacePipeline:
         loras: Sequence[LoraUse | Mapping[str, Any] | str] | None = None,
         context_scale: float | Sequence[float] | None = None,
         seed: int | None = None,
-        solver: Solver | None = None,
+        solver: str | None = None,
         preset: Preset | None = None,
         short_clip: Literal["reject", "pad", "resample"] | None = None,
         long_clip: Literal["trim", "resample", "reject"] | None = None,
@@ -136,15 +136,22 @@ class VacePipeline:
         wan_frames: bool | None = None,
         noise: Tensor | None = None,
         on_step: OnStep | None = None,
+        hooks: Sequence[StepHook] = (),
     ) -> GenerationResult:
         """One video of a prompt and settings, or of a GenerationRequest, which holds both.
 
         What is None comes from the preset; the names are those of the inference JSON. Inputs may be paths,
-        Pillow images, arrays or tensors (see `Inputs`). Raises ConfigError, DataError, NonFiniteError,
-        WeightsError.
+        Pillow images, arrays or tensors (see `Inputs`). `hooks` are called with each denoising step.
+
+        Raises ConfigError, DataError, NonFiniteError, WeightsError.
         """
-        given = {name: value for name, value in locals().items() if name != "self" and value is not None}
-        hooks = () if on_step is None else [lambda step: on_step(step.index + 1, step.total)]
+        given = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "hooks") and value is not None
+        }
+        if on_step is not None:
+            hooks = [lambda step: on_step(step.index + 1, step.total), *hooks]
         if isinstance(prompt, GenerationRequest):
             extra = (
                 given.keys() - {"prompt", "on_step"} - ({"src_ref_images"} if src_ref_images == () else set())

@@ -9,6 +9,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.loras_config import FEW_STEPS
 from mindspeed_mm.generation.sampling_config import Numbers, SamplingConfig
+from mindspeed_mm.generation.solvers.config import SOLVERS
 
 
 def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
@@ -79,10 +80,10 @@ def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
         )
     values["steps"] = count
     if "timesteps" in said and "solver" not in said:
-        values["solver"] = "renoise" if values.get("solver") == "renoise" else "euler"
-    if values["solver"] not in ("euler", "renoise") or values.get("videoxfun_sigmas"):
+        values["solver"] = values["solver"] if SOLVERS.get(values["solver"]).free_timesteps else "euler"
+    if not SOLVERS.get(values["solver"]).free_timesteps or values.get("videoxfun_sigmas"):
         raise ConfigError(
-            f"{origin} needs solver euler or renoise, without videoxfun_sigmas",
+            f"{origin} needs a solver for free timesteps (euler, renoise), without videoxfun_sigmas",
             where="solver",
             fix="leave it out",
         )

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mindspeed_mm.generation.solvers.config import SolverName
 from mindspeed_mm.generation.windows_config import WindowKeys
 
-Solver = Literal["unipc", "dpm++", "euler", "renoise"]
 Preset = Literal[
     "wan",
     "diffsynth",
@@ -38,7 +38,7 @@ class Numbers(WindowKeys):
             "lightx2v-4step and the others after it: for a few-step LoRA (default: wan)"
         ),
     )
-    solver: Solver = Field(default="unipc", description="how noise becomes a clip (default: by preset)")
+    solver: SolverName = Field(default="unipc", description="how noise becomes a clip (default: by preset)")
     steps: int = Field(default=50, gt=0, le=1000, description="denoising steps (default: 50)")
     shift: float = Field(
         default=16.0,

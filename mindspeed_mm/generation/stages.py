@@ -16,10 +16,11 @@ from mindspeed_mm.generation.denoise import PredictFn, Predictor, StepHook, deno
 from mindspeed_mm.generation.finite import check_inputs, explain_pixels, finite_check
 from mindspeed_mm.generation.guidance import GuidanceFn, guided_velocity
 from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.noise import make_noise
 from mindspeed_mm.generation.parity import rotated_noise
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.sampling_config import SamplingConfig
-from mindspeed_mm.generation.solvers import Solver, make_noise
+from mindspeed_mm.generation.solvers.solver import Solver
 from mindspeed_mm.generation.windows.context import make_parts, of_windows
 from mindspeed_mm.generation.writer import Frames, picture_frames
 from mindspeed_mm.models.finite import is_finite

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from megatron.mm.arguments import REFUSED, UNUSED
 from mindspeed_mm.config.flags import flag_name
+from mindspeed_mm.config.names import names_of
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.tasks.jobs.pretrain import SCHEMAS
 
@@ -50,7 +51,7 @@ def reference() -> str:
 
 def _rows(schema: type[Config]) -> Iterator[str]:
     for name, field in schema.model_fields.items():
-        choices = _choices(field.annotation)
+        choices = names_of(field) or _choices(field.annotation)
         meaning = " ".join(
             filter(None, [field.description or "", f"({', '.join(choices)})" if choices else ""])
         )

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mindspeed_mm.conditioning.recipe import Recipe
+from mindspeed_mm.config.names import names_of
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.data.config import (
     ClipRow,
@@ -161,7 +162,12 @@ def _row(name: str, field: FieldInfo) -> str:
     if found := re.search(r" ?\(default: ([^()]+)\)$", meaning):  # for the command line, which has no column
         meaning = meaning[: found.start()]
         default = found[1] if field.get_default() is None or found[1] in _ELSEWHERE else default
-    return f"| `{name}` | {default} | {_type(field.annotation)} | {meaning.replace('|', '/')} |\n"
+    return f"| `{name}` | {default} | {_kind(field)} | {meaning.replace('|', '/')} |\n"
+
+
+def _kind(field: FieldInfo) -> str:
+    names = names_of(field)
+    return ", ".join(f"`{json.dumps(name)}`" for name in names) if names else _type(field.annotation)
 
 
 def _default(value: Any) -> str:

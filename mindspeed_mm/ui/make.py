@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame
+from mindspeed_mm.config.names import names_of
 from mindspeed_mm.generation.sampling_config import Numbers
 from mindspeed_mm.ui.forms import FAMILIES, Form, Option, forms
 from mindspeed_mm.ui.mask import frame_url, paintable, painted_mask
@@ -223,9 +224,7 @@ def _number_widgets(words: Words, defaults: Mapping[str, Any], names: Sequence[s
             if name in _CHOICES:
                 usual = "usual" if name in WINDOWS else "by_preset"
                 known = [("wan" if name == "preset" else words(usual), "")]
-                choices = known + [
-                    (text, text) for text in _literals(schema[name].annotation) if text != "wan"
-                ]
+                choices = known + [(text, text) for text in names_of(schema[name]) if text != "wan"]
                 found[name] = gr.Dropdown(choices=choices, value=value or "", label=label, **place)
             else:
                 found[name] = _number_widget(name, value, label, place)
@@ -238,7 +237,3 @@ def _number_widget(name: str, value: Any, label: str, place: Mapping[str, Any]) 
         return gr.Textbox(value=text_of(value), label=label, max_lines=1, **place)
     usual = Numbers.model_fields[name].default
     return gr.Number(value=usual if value is None else value, label=label, precision=0, **place)
-
-
-def _literals(annotation: Any) -> tuple[str, ...]:
-    return tuple(str(text) for text in get_args(annotation))

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from mindspeed_mm import VacePipeline
+from mindspeed_mm.data.video import open_video
+from mindspeed_mm.data.video_writer import write_video
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.generation.denoise import Step
 from mindspeed_mm.models.keymap import KeyMap, Rename
 from mindspeed_mm.models.weights import open_named
+from mindspeed_mm.serve.schemas import body_schema
+from mindspeed_mm.tasks.generate import main
+from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from mindspeed_mm.tools.json_reference import reference
+from tests.support.clips import write_clip
+from tests.support.errors import raises
 from tests.support.runs import ended, free_port
-from tests.support.tiny import TINY, model_json, tiny_transformer, write_transformer
+from tests.support.tiny import TINY, model_json, tiny_transformer, write_official, write_transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY_POINTS = """
@@ -26,6 +39,12 @@ noise = outsider.specs:DATASET
 
 [mindspeed_mm.converters]
 CountConverter = outsider.convert:CONVERTER
+
+[mindspeed_mm.solvers]
+straight = outsider.straight:SPEC
+
+[mindspeed_mm.tasks]
+mirror = outsider.mirror:TASK
 """
 SPECS = '''
 from typing import Any, Literal
@@ -204,9 +223,54 @@ def count(cfg: CountConfig) -> None:
 CONVERTER = Converter(methods={"count": count})
 '''
 
+STRAIGHT = '''
+import torch
+from mindspeed_mm.generation.solvers.config import SolverSpec
+
+SPEC = SolverSpec(build="outsider.straight:Straight", grid="outsider.straight:sigmas")
+
+
+def sigmas(sampling):
+    """Denser towards the end than the grid of euler."""
+    return torch.linspace(1, 0, sampling.steps + 1, dtype=torch.float64)[:-1] ** 2
+
+
+class Straight:
+    def __init__(self, sigmas, timesteps, seed):
+        self.sigmas, self.index = sigmas, 0
+
+    def step(self, model_output, timestep, sample, *, return_dict):
+        now, after = self.sigmas[self.index : self.index + 2].tolist()
+        self.index += 1
+        return (sample + (after - now) * model_output,)
+'''
+MIRROR = '''
+from mindspeed_mm.conditioning.tasks.options import TaskOptions
+from mindspeed_mm.conditioning.tasks.spec import Prepared, Task
+
+
+class MirrorOptions(TaskOptions):
+    """Which way."""
+
+    upside_down: bool = False
+
+
+def mirror(sources, options):
+    clip = sources.clip
+    turn = (lambda frame: frame[::-1]) if options.upside_down else (lambda frame: frame[:, ::-1])
+    steps = lambda: ((turn(frame), None) for frame in clip.frames())
+    return Prepared(steps=steps, num_frames=clip.num_frames, size=clip.size, fps=clip.fps)
+
+
+TASK = Task(
+    name="mirror", summary="the clip, mirrored", needs=("clip",), options=MirrorOptions, run=mirror, family="control"
+)
+'''
+
 
 FILES = {
     "__init__": "", "specs": SPECS, "code": CODE, "convert": CONVERT, "pebble": PEBBLE, "pebble_net": PEBBLE_NET,
+    "straight": STRAIGHT, "mirror": MIRROR,
 }  # fmt: skip
 
 
@@ -312,3 +376,86 @@ def test_missing_package_lists_available_names(weights: Path, tmp_path: Path) ->
     assert ran.stderr.count("\n") == 1, ran.stderr
     assert "unknown dataset 'noise'" in ran.stderr or "unknown model 'whisper'" in ran.stderr
     assert "expected one of feature, vace" in ran.stderr
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny VACE as one downloads it, and a clip of numbered frames."""
+    folder = write_official(tmp_path_factory.mktemp("vace"), dtype=torch.float32)
+    write_clip(folder / "clip.mp4", 9, height=32, width=48)
+    return folder
+
+
+@pytest.fixture
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package, for this process."""
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("MINDSPEED_MM_DEVICE", "cpu")
+
+
+def inference_json(path: Path, downloads: Path, **keys: object) -> Path:
+    model = {"transformer": str(downloads), "vae": str(downloads), "text_encoder": str(downloads)}
+    sizes = {"height": 32, "width": 48, "num_frames": 9, "steps": 3, "seed": 7, "dtype": "fp32"}
+    out = {"output_path": str(path.parent / path.stem), "prompt": "a red ball bounces"}
+    path.write_text(json.dumps({"model": model, **sizes, **out, **keys}))
+    return path
+
+
+def latents_of(folder: Path) -> torch.Tensor:
+    return load_file(folder / "latents.safetensors")["latents"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_outside_solver_and_task_generate_from_the_json(downloads: Path, tmp_path: Path) -> None:
+    """The solver takes the steps of euler at the timesteps of its grid, on a clip that the task turned."""
+    clip, timesteps = downloads / "clip.mp4", [1000, 1000 * (2 / 3) ** 2, 1000 / 9]
+    task = {"type": "mirror", "upside_down": True}
+    theirs = {"solver": "straight", "task": task, "video_path": str(clip), "name": "made"}
+    main([str(inference_json(tmp_path / "theirs.json", downloads, **theirs))])
+    turned = np.stack([frame[::-1] for frame in open_video(clip).read(range(9))])
+    write_video(tmp_path / "turned.mkv", turned, 16, lossless=True)
+    ours = {
+        "solver": "euler",
+        "timesteps": timesteps,
+        "steps": None,
+        "video_path": "turned.mkv",
+        "name": "made",
+    }
+    main([str(inference_json(tmp_path / "ours.json", downloads, **ours))])
+    found, expected = (latents_of(tmp_path / side / "made") for side in ("theirs", "ours"))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("installed")
+def test_outside_names_are_listed_where_ours_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert body_schema()["requestBody"]["content"]["application/json"]["schema"]["properties"]["solver"]["enum"] == [
+        "unipc", "dpm++", "euler", "renoise", "straight",
+    ]  # fmt: skip
+    assert '`"renoise"`, `"straight"`' in reference()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "{unipc,dpm++,euler,renoise,straight}" in capsys.readouterr().out
+
+
+def test_missing_solver_lists_the_installed_names(downloads: Path, tmp_path: Path) -> None:
+    path = inference_json(tmp_path / "lost.json", downloads, solver="straight")
+    with raises(ConfigError, "'unipc', 'dpm++', 'euler' or 'renoise'", "straight", where="lost.json:solver"):
+        GenerateJob.from_argv([str(path)])
+
+
+@pytest.mark.usefixtures("installed")
+def test_hooks_see_every_step_and_may_end_the_video(downloads: Path) -> None:
+    pipe = VacePipeline.from_pretrained(downloads, dtype=torch.float32)
+    seen: list[Step] = []
+    given = {"height": 32, "width": 48, "num_frames": 9, "steps": 3, "solver": "straight"}
+    result = pipe("a red ball", hooks=[seen.append], **given)
+    assert [(step.index, step.total) for step in seen] == [(0, 3), (1, 3), (2, 3)]
+    assert torch.equal(seen[-1].latents[0], result.latents)
+    assert all(torch.equal(one.latents, next_.before) for one, next_ in pairwise(seen))
+
+    def cancel(step: Step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a red ball", hooks=[seen.append, cancel], **given)
+    assert len(seen) == 4

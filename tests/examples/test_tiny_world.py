@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from checkpoint.cli import main as convert
 from mindspeed_mm.generation.config import RequestConfig, WeightPaths
+from mindspeed_mm.generation.noise import make_noise
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.presets import resolve_sampling
-from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
+from mindspeed_mm.generation.solvers.solver import sigma_table, timestep_table
 from mindspeed_mm.generation.stages import encode_prompts
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "examples/vace/tiny/weights"

@@ -22,10 +22,11 @@ from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.noise import make_noise
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
-from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
+from mindspeed_mm.generation.solvers.solver import sigma_table, timestep_table
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
 from tests.support.tiny import TINY, tiny_transformer, tiny_vae

@@ -16,11 +16,12 @@ from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.noise import make_noise, step_noise
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import Inputs
 from mindspeed_mm.generation.sampling_config import SamplingConfig
-from mindspeed_mm.generation.solvers import Solver, make_noise, step_noise
+from mindspeed_mm.generation.solvers.solver import Solver
 from mindspeed_mm.generation.stages import encode_conditions
 from mindspeed_mm.models.load_model import load_transformer
 from mindspeed_mm.models.lora.adapter import merged

@@ -24,11 +24,12 @@ from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.loras_config import FEW_STEPS
 from mindspeed_mm.generation.models import ModelStore
+from mindspeed_mm.generation.noise import make_noise
 from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import Inputs
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.sampling_config import Preset, SamplingConfig
-from mindspeed_mm.generation.solvers import make_noise, sigma_table, timestep_table
+from mindspeed_mm.generation.solvers.solver import sigma_table, timestep_table
 from mindspeed_mm.generation.stages import denoise
 from tests.support.errors import raises
 from tests.support.tiny import TINY, tiny_transformer

@@ -19,11 +19,11 @@ from mindspeed_mm.generation.config import RequestConfig, WeightPaths
 from mindspeed_mm.generation.experts import Experts, OffloadedModule, execution_order
 from mindspeed_mm.generation.loaders import load_text_encoder, resolve_model_dir
 from mindspeed_mm.generation.models import ModelStore, vae_bytes
+from mindspeed_mm.generation.noise import make_noise
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.result import PromptEmbeds
-from mindspeed_mm.generation.solvers import make_noise
 from mindspeed_mm.generation.stages import decode, denoise
 from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS

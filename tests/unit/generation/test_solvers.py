@@ -8,7 +8,8 @@ from diffusers import UniPCMultistepScheduler
 from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.sampling_config import SamplingConfig
-from mindspeed_mm.generation.solvers import Solver, sigma_table, timestep_table
+from mindspeed_mm.generation.solvers.config import SOLVERS, SolverSpec
+from mindspeed_mm.generation.solvers.solver import Solver, sigma_table, timestep_table
 
 
 def sampling(**values):
@@ -43,7 +44,7 @@ def test_tables_are_the_published_formulas(solver, grid, base, whole):
     timesteps = (1000 * sigmas).astype(int) if whole else 1000 * sigmas
     np.testing.assert_allclose(sigma_table(settings), [*sigmas, 0], atol=6e-8)
     np.testing.assert_allclose(timestep_table(settings), timesteps, rtol=1e-7)
-    scheduler = Solver(settings)._scheduler
+    scheduler = Solver(settings)._stepper
     assert torch.equal(scheduler.sigmas, sigma_table(settings))  # and diffusers' scheduler stands on them
     assert torch.equal(scheduler.timesteps, timestep_table(settings))
 
@@ -158,3 +159,17 @@ def test_euler_and_training_tables_keep_their_bits():
     u = torch.linspace(1, 0, 51, dtype=torch.float64)[:-1]
     expected = torch.cat((5 * u / (1 + 4 * u), torch.zeros(1, dtype=torch.float64))).float()
     assert torch.equal(sigma_table(sampling(solver="euler", steps=50, shift=5)), expected)
+
+
+def test_solvers_keep_their_order_in_help_and_api():
+    names = ["unipc", "dpm++", "euler", "renoise"]
+    assert list(SOLVERS.names())[:4] == names
+    assert RequestConfig.model_json_schema()["properties"]["solver"]["enum"][:4] == names
+
+
+def test_timesteps_go_to_any_solver_that_takes_them(monkeypatch):
+    heun = SolverSpec(build="mindspeed_mm.generation.solvers.euler:build", free_timesteps=True)
+    monkeypatch.setitem(SOLVERS._entries, "heun", heun)
+    found = resolve_sampling(RequestConfig(solver="heun", timesteps=(900, 400)), experts=1)
+    assert (found.solver, found.steps) == ("heun", 2)
+    assert Solver(found).timesteps.tolist() == [900, 400]

@@ -1,0 +1,45 @@
+"""Solvers by name. Code is named here, and imported when used. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from mindspeed_mm.config.names import NameIn
+from mindspeed_mm.registry import Registry
+
+
+@dataclass(frozen=True)
+class SolverSpec:
+    """One way from noise to a clip. `solver` of the inference JSON picks it."""
+
+    build: str  # "module:callable", build(sigmas [N+1], timesteps [N], seed) → Stepper at its first step
+    # "module:callable", grid(sampling) → fp64 [N] falling sigmas, shifted and without the final 0
+    grid: str = "mindspeed_mm.generation.solvers.euler:sigmas"
+    whole_timesteps: bool = False  # the model sees timesteps rounded down, as the published samplers do
+    free_timesteps: bool = False  # takes the `timesteps` of a request in place of its grid
+
+
+SOLVERS: Registry[SolverSpec] = Registry("solver", "mindspeed_mm.solvers")
+SOLVERS.add(
+    "unipc",
+    SolverSpec(
+        build="mindspeed_mm.generation.solvers.unipc:build",
+        grid="mindspeed_mm.generation.solvers.unipc:sigmas",
+        whole_timesteps=True,
+    ),
+)
+SOLVERS.add(
+    "dpm++",
+    SolverSpec(
+        build="mindspeed_mm.generation.solvers.dpm:build",
+        grid="mindspeed_mm.generation.solvers.dpm:sigmas",
+        whole_timesteps=True,
+    ),
+)
+SOLVERS.add("euler", SolverSpec(build="mindspeed_mm.generation.solvers.euler:build", free_timesteps=True))
+SOLVERS.add(
+    "renoise", SolverSpec(build="mindspeed_mm.generation.solvers.renoise:Renoise", free_timesteps=True)
+)
+
+SolverName = Annotated[str, NameIn(SOLVERS)]

@@ -1,0 +1,23 @@
+"""`dpm++`: DPM-Solver++ of second order, on the grid of the official code."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mindspeed_mm.flow.schedule import shifted
+from mindspeed_mm.generation.sampling_config import SamplingConfig
+from mindspeed_mm.generation.solvers.scheduler import FLOW, numpy_line, with_tables
+from mindspeed_mm.generation.solvers.solver import Stepper
+
+
+def sigmas(sampling: SamplingConfig) -> Tensor:
+    """fp64 [N], from 1."""
+    return shifted(numpy_line(1.0, 0.0, sampling.steps), sampling.shift)
+
+
+def build(sigmas: Tensor, timesteps: Tensor, seed: int) -> Stepper:
+    """diffusers' DPM-Solver scheduler."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **FLOW)
+    return with_tables(scheduler, sigmas, timesteps)

@@ -1,0 +1,44 @@
+"""What solvers on top of a diffusers scheduler share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mindspeed_mm.generation.solvers.solver import Stepper
+
+# Of diffusers' multistep schedulers, for a model that predicts a velocity. Their own shift stays 1.
+FLOW: Mapping[str, Any] = {
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 1.0,
+    "final_sigmas_type": "zero",
+}
+
+
+def numpy_line(start: float, end: float, steps: int) -> Tensor:
+    """fp64 [steps]: equal steps from `start`, without `end`.
+
+    The published samplers make their grids with numpy, whose last bits are not torch's: whole timesteps would
+    differ by one.
+    """
+    return torch.from_numpy(np.linspace(start, end, steps + 1)[:-1].copy())
+
+
+def with_tables(scheduler: Any, sigmas: Tensor, timesteps: Tensor) -> Stepper:
+    """A diffusers scheduler standing at its first step, with exactly these sigmas [N+1] and timesteps [N].
+
+    Its own shift must be 1. Its tables are replaced after set_timesteps: passing `sigmas=` would shift a
+    second time.
+    """
+    scheduler.set_timesteps(len(timesteps))
+    scheduler.sigmas = sigmas.clone()
+    scheduler.timesteps = timesteps.clone()
+    scheduler.num_inference_steps = len(timesteps)
+    scheduler.set_begin_index(0)  # whole timesteps may repeat; never search for one
+    stepper: Stepper = scheduler
+    return stepper

@@ -1,0 +1,66 @@
+"""The denoising steps of one video: the tables of its solver, and what takes its steps."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.generation.parity import twice_shifted_sigmas
+from mindspeed_mm.generation.sampling_config import SamplingConfig
+from mindspeed_mm.generation.solvers.config import SOLVERS
+from mindspeed_mm.registry import resolve
+
+
+class Stepper(Protocol):
+    """What `SolverSpec.build` returns: the part of a diffusers scheduler that is used here."""
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
+    ) -> tuple[Tensor, ...]:
+        """The sample one denoising step later, first in a tuple; both are [B, 16, R+F, h, w]."""
+
+
+class Solver:
+    """The denoising steps of one video. It remembers earlier velocities: make a new one for each video."""
+
+    def __init__(self, sampling: SamplingConfig) -> None:
+        self.sigmas = sigma_table(sampling)  # [N+1] fp32, the last is 0
+        self.timesteps = timestep_table(sampling)  # [N] fp32, as the model sees them
+        build = resolve(SOLVERS.get(sampling.solver).build)
+        self._stepper: Stepper = build(self.sigmas, self.timesteps, sampling.seed)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def step(self, velocity: Tensor, index: int, sample: Tensor) -> Tensor:
+        """The sample after denoising step `index`; steps are taken in order.
+
+        Both tensors [B, 16, R+F, h, w] fp32.
+        """
+        return self._stepper.step(velocity, self.timesteps[index], sample, return_dict=False)[0]
+
+
+def sigma_table(sampling: SamplingConfig) -> Tensor:
+    """fp32 [N+1]: falling sigmas, the last 0."""
+    return torch.cat((_sigmas(sampling), torch.zeros(1, dtype=torch.float64))).float()
+
+
+def timestep_table(sampling: SamplingConfig) -> Tensor:
+    """fp32 [N]: 1000·sigma; whole numbers for the multistep solvers, as the published samplers round down."""
+    if sampling.videoxfun_sigmas:
+        return _sigmas(sampling).float() * 1000
+    timesteps = _sigmas(sampling) * 1000
+    is_whole = SOLVERS.get(sampling.solver).whole_timesteps
+    return (timesteps.floor() if is_whole else timesteps).float()
+
+
+def _sigmas(sampling: SamplingConfig) -> Tensor:
+    """fp64 [N]: those of the request, or the shifted grid of the solver."""
+    if sampling.timesteps is not None:
+        return torch.tensor(sampling.timesteps, dtype=torch.float64) / 1000
+    if sampling.videoxfun_sigmas:
+        return twice_shifted_sigmas(sampling.steps, sampling.shift)
+    sigmas: Tensor = resolve(SOLVERS.get(sampling.solver).grid)(sampling)
+    return sigmas

@@ -1,6 +1,6 @@
-"""cpu, cuda or npu: detected once, in the task.
+"""Detect the accelerator (cpu, cuda or npu) once, in the task.
 
-Nothing else in the package names a device; below it only torch.devices travel.
+The rest of the package never names a device: it receives a torch.device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What this process computes on."""
+    """The device this process computes on."""
 
     kind: str  # cpu | cuda | npu
     device: torch.device  # with the local index, e.g. cuda:3
@@ -34,8 +34,8 @@ class Accelerator:
 
         `kind`, or MINDSPEED_MM_DEVICE, overrides.
 
-        Raises LaunchError when the requested device is not there or torch knows one that we have no backend
-        for.
+        Raises LaunchError when the requested device is missing, or when torch finds one without a known
+        backend.
         """
         wanted = kind or os.environ.get("MINDSPEED_MM_DEVICE")
         found = torch.accelerator.current_accelerator(check_available=True)
@@ -63,7 +63,7 @@ class Accelerator:
         return cls(kind=name, device=torch.device(name, index), backend=BACKENDS[name])
 
     def hint_slow_bf16(self, used: bool, advice: str) -> None:
-        """Log one line where bf16 is `used` on a CPU that has no instructions for it."""
+        """Log one line if bf16 is `used` on a CPU without bf16 instructions."""
         if used and self.kind == "cpu" and not _has_bf16_instructions():
             logger.warning(
                 f"bf16 on this CPU ({torch.backends.cpu.get_cpu_capability()}, without AVX-512 or AMX) can "
@@ -89,7 +89,7 @@ class Accelerator:
         )
 
     def max_memory_allocated(self) -> int:
-        """The most bytes ever held since `reset_peak_memory`; on a CPU the process's resident size."""
+        """Peak bytes held since `reset_peak_memory`; on a CPU, the peak resident size of the process."""
         return (
             int(self._module().max_memory_allocated(self.device))
             if self.kind != "cpu"
@@ -99,7 +99,8 @@ class Accelerator:
     def reset_peak_memory(self) -> None:
         """Start a new peak measurement.
 
-        On a CPU where the kernel lets a process do so; else its peak is that of its whole life.
+        On a CPU this needs a kernel that lets a process reset its peak; otherwise the peak covers the whole
+        process.
         """
         if self.kind != "cpu":
             self._module().reset_peak_memory_stats(self.device)
@@ -114,12 +115,12 @@ class Accelerator:
         return int(self._module().get_device_properties(self.device).total_memory)
 
     def empty_cache(self) -> None:
-        """Give cached blocks back to the device (no effect on a CPU)."""
+        """Release cached blocks to the device (no effect on a CPU)."""
         if self.kind != "cpu":
             self._module().empty_cache()
 
     def device_name(self) -> str:
-        """What the log calls this device."""
+        """The name of this device in the log."""
         return "cpu" if self.kind == "cpu" else str(self._module().get_device_name(self.device))
 
     def _module(self) -> Any:
@@ -139,7 +140,7 @@ def _status_bytes(field: str) -> int:
 
 
 def _has_bf16_instructions() -> bool:
-    """As oneDNN judges it, whose bf16 kernels torch uses; True where this torch does not tell."""
+    """Whether oneDNN, whose bf16 kernels torch uses, finds bf16 instructions; True if torch cannot say."""
     try:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):

@@ -1,6 +1,6 @@
-"""CRC-32, the checksum of everything that is written here, and the ones that zip files carry.
+"""CRC-32: the checksum of all files this package writes, and of the records of a zip file.
 
-ISA-L's where it is installed, which is faster than zlib's.
+Uses ISA-L if it is installed, because it is faster than zlib.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Record(NamedTuple):
 
 
 def zip_records(file: BinaryIO) -> list[Record]:
-    """The records of a zip that carry a CRC-32, by place; torch writes 0 where it computed none.
+    """The records of a zip that have a CRC-32, in file order; torch writes 0 if it computed none.
 
     Raises zipfile.BadZipFile for a damaged directory.
     """
@@ -50,7 +50,7 @@ def zip_records(file: BinaryIO) -> list[Record]:
 
 
 def stored_sizes(path: Path) -> dict[int, int]:
-    """Where the bytes of each uncompressed file in a zip begin → how many they are.
+    """Offset → size in bytes, for each uncompressed record of a zip.
 
     Raises zipfile.BadZipFile, OSError.
     """
@@ -60,7 +60,7 @@ def stored_sizes(path: Path) -> dict[int, int]:
 
 
 def record_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a record begin: behind its own header, whose two texts have lengths of their own."""
+    """Offset of a record's bytes: they follow its local header, which has two fields of variable length."""
     file.seek(entry.header_offset + 26)
     lengths = file.read(4)
     return (
@@ -72,7 +72,7 @@ def record_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
 
 
 def damaged_record(piece: bytes | memoryview, file: BinaryIO) -> str | None:
-    """The first record of the zip `piece` (and `file` over it) whose bytes are not what its CRC-32 says."""
+    """Name of the first record whose bytes do not match its CRC-32; `file` holds the bytes of `piece`."""
     view = memoryview(piece)
     for start, size, crc, name in zip_records(file):
         if crc32(view[start : start + size]) != crc:

@@ -1,4 +1,4 @@
-"""Everything this package raises on bad input, in one tree.
+"""The tree of errors that this package raises on bad input.
 
     MindSpeedMMError
     ├── ConfigError    a flag, JSON or YAML value: unknown, misspelt, out of range, contradicting another
@@ -17,8 +17,8 @@ line:
     ConfigError("got a list", where="vace.json", expected="a JSON object with the keys model and prompt")
     vace.json: expected a JSON object with the keys model and prompt, got a list
 
-Its fields may quote a file: the line shows characters that would steer a terminal as escapes, and cuts what
-is long.
+Fields may quote a file, so the line escapes control characters, which would affect the terminal, and shortens
+long text.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ _BREAKS = re.compile(r"\s*[\n\r\t\v\f\x1c-\x1f\x85\u2028\u2029]\s*")
 E = TypeVar("E", bound="MindSpeedMMError")
 
 
-def printable(text: str, most: int) -> str:
+def printable(text: str, max_chars: int) -> str:
     """Text for a message.
 
-    At most `most` characters, its middle left out, where control characters are escapes.
+    Control characters become escapes. A text of more than `max_chars` characters loses its middle.
     """
-    if len(text) > most:
-        text = _without_middle(text, most)
+    if len(text) > max_chars:
+        text = _without_middle(text, max_chars)
     if not text.isprintable():
         text = "".join(map(_visible, text))
-    return text if len(text) <= most else _without_middle(text, most)
+    return text if len(text) <= max_chars else _without_middle(text, max_chars)
 
 
-def sentence_of(text: str, most: int = _LONGEST) -> str:
-    """`printable` text where lines are joined with blanks."""
-    return printable(_BREAKS.sub(" ", text), most)
+def sentence_of(text: str, max_chars: int = _LONGEST) -> str:
+    """`printable` text on one line: line breaks become spaces."""
+    return printable(_BREAKS.sub(" ", text), max_chars)
 
 
-def _without_middle(text: str, most: int) -> str:
-    tail = most // 3
-    return f"{text[: most - tail - 1]}…{text[-tail:]}"
+def _without_middle(text: str, max_chars: int) -> str:
+    tail = max_chars // 3
+    return f"{text[: max_chars - tail - 1]}…{text[-tail:]}"
 
 
 def _visible(character: str) -> str:
@@ -63,12 +63,12 @@ def _visible(character: str) -> str:
 
 
 class MindSpeedMMError(Exception):
-    """The root. Commands print it as one line and exit with 1.
+    """The base class. Commands print it as one line and exit with 1.
 
     Args:
         problem: what is wrong. With `expected`, what was found: `got a list`.
         where: the file, key, line, flag or rank it is about.
-        expected: what would have been right, without a verb: `a multiple of 16`.
+        expected: the valid values, as a noun phrase: `a multiple of 16`.
         fix: what to do about it, in the imperative: `set num_frames to 81`.
     """
 
@@ -100,7 +100,7 @@ class MindSpeedMMError(Exception):
         return kind(self.problem, where=self.where, expected=self.expected, fix=self.fix)
 
     def advise(self: E, fix: str) -> E:
-        """The same error with one more thing to do about it."""
+        """The same error with `fix` added to its advice."""
         fix = f"{self.fix}; {fix}" if self.fix else fix
         return type(self)(self.problem, where=self.where, expected=self.expected, fix=fix)
 
@@ -129,4 +129,4 @@ class TrainingError(MindSpeedMMError):
 
 
 class NonFiniteError(MindSpeedMMError):
-    """Latents or pixels of a video are NaN or infinite: nothing of it is written."""
+    """Latents or pixels of a video are NaN or infinite; no part of the video is written."""

@@ -1,9 +1,8 @@
-"""How files are read and written: text, JSON and JSON lines; written whole or not at all. No torch.
+"""Read text, JSON and JSON lines, and write them atomically. No torch.
 
-Readers take the class of error to raise, so that a config ends in ConfigError and a dataset in DataError.
-Every error is one line with the file and, where there is one, the line and column. None of them blocks on a
-FIFO, recurses without limit or lets a value through that cannot be written back: NaN, a lone surrogate, a key
-that occurs twice.
+Readers take the class of error to raise: ConfigError for a config, DataError for a dataset.
+Every error is one line with the file and, if known, the line and column. No reader blocks on a FIFO, recurses
+without limit, or accepts a value that cannot be written back: NaN, a lone surrogate, a duplicate key.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from mindspeed_mm.text_encoding import decode_text, split_lines
 PathLike = str | os.PathLike[str]
 ErrorType = type[MindSpeedMMError]
 
-CONFIG_BYTES = 64 << 20  # far above any config, index or prompt list
-LIST_BYTES = 4 << 30  # of a list of clips
-MAX_DEPTH = 100  # nested lists and objects
-_MAX_DIGITS = 40  # of a whole number; 2^64 has 20
+CONFIG_BYTES = 64 << 20  # bytes; far above any config, index or prompt list
+LIST_BYTES = 4 << 30  # bytes of a list of clips
+MAX_DEPTH = 100  # levels of nested lists and objects
+_MAX_DIGITS = 40  # digits of an integer; 2^64 has 20
 _LFS_POINTER = b"version https://git-lfs"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # other tools end a line here
+_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # other tools read these as line ends
 _KINDS = (
     (stat.S_ISDIR, "folder"),
     (stat.S_ISFIFO, "FIFO (a pipe)"),
@@ -46,10 +45,10 @@ _KINDS = (
 
 
 def regular_file(path: PathLike, error: ErrorType = ConfigError, *, or_folder: bool = False) -> Path:
-    """`path` as a regular file (`or_folder`: or as a folder). Never blocks.
+    """Check that `path` is a regular file (with `or_folder`, or a folder). Never blocks.
 
-    Raises `error` for what is missing, a dangling link, a folder, FIFO, socket or device, a path that the
-    system cannot take, and a Git LFS pointer in place of the file.
+    Raises `error` if it is missing, a dangling link, a folder, FIFO, socket or device, an invalid path, or a
+    Git LFS pointer instead of the file.
     """
     status = stat_path(path, error)
     for is_kind, kind in _KINDS:
@@ -61,9 +60,9 @@ def regular_file(path: PathLike, error: ErrorType = ConfigError, *, or_folder: b
 
 
 def stat_path(path: PathLike, error: ErrorType = ConfigError) -> os.stat_result:
-    """The status of a file or folder, links followed.
+    """The `os.stat` result of a file or folder; follows links.
 
-    Raises `error` when there is none or its path is impossible.
+    Raises `error` if it is missing or its path is invalid.
     """
     try:
         return os.stat(path)
@@ -72,7 +71,7 @@ def stat_path(path: PathLike, error: ErrorType = ConfigError) -> os.stat_result:
 
 
 def display_path(path: PathLike) -> str:
-    """The path for a message: one line, not longer than 200 characters."""
+    """The path in a message: one line of at most 200 characters."""
     return printable(os.fspath(path), 200)
 
 
@@ -141,7 +140,7 @@ def read_text(path: PathLike, error: ErrorType = ConfigError, *, max_bytes: int 
             size = os.fstat(file.fileno()).st_size
             data = (
                 file.read(size) if size <= max_bytes else b""
-            )  # read(n) reserves n bytes, whatever the file has
+            )  # read(n) allocates n bytes, even for a shorter file
     except OSError as problem:
         raise error(path_problem(path, problem), where=display_path(path)) from None
     if size > max_bytes:
@@ -174,10 +173,10 @@ def parse_json(
     line: int | None = None,
     lone_surrogates: bool = False,
 ) -> Any:
-    """JSON → plain values, where every number is finite and no key occurs twice.
+    """Parse JSON into plain values with finite numbers and no duplicate keys.
 
-    `where` starts the message, with line and column behind it; `line` is the line of a JSON lines file.
-    `lone_surrogates`: leave them for the caller to judge. Raises `error`.
+    `where` starts the message, followed by line and column; `line` is the line of a JSON lines file.
+    `lone_surrogates` accepts them, so that the caller can report them. Raises `error`.
     """
 
     def at(position: int, reason: str, fix: str = "") -> MindSpeedMMError:
@@ -239,9 +238,9 @@ def json_lines(
 
 
 def format_json(values: Any, *, indent: int | None = None) -> str:
-    """JSON that reads back.
+    """JSON text that `parse_json` reads back.
 
-    Characters of all scripts as they are, those that end a line for other tools escaped.
+    Keeps non-ASCII characters, but escapes those that other tools read as line ends.
     """
     text = json.dumps(values, indent=indent, ensure_ascii=False).translate(_LINE_BREAKS)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -256,9 +255,9 @@ def json_type(value: Any) -> str:
 
 
 def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
-    """What makes the values unfit.
+    """Why the values cannot be stored as JSON, or "".
 
-    Nesting, a number that is not finite, half a character, a value that JSON lacks.
+    Reasons: too much nesting, a number that is not finite, a lone surrogate, a type that JSON lacks.
     """
     level, depth = [values], 0
     while level:
@@ -291,7 +290,7 @@ def plain_problem(values: Any, *, surrogates: bool = False) -> str | None:
 
 
 def open_append(path: Path, *, buffering: int = -1) -> BinaryIO:
-    """A file to add to, made where it is missing. Never waits.
+    """Open a file for appending, and create it if it is missing. Never blocks.
 
     Raises OSError, also for a FIFO, a device or a socket.
     """
@@ -299,7 +298,7 @@ def open_append(path: Path, *, buffering: int = -1) -> BinaryIO:
     try:
         handle = os.open(path, flags, 0o666)
     except OSError as error:
-        if error.errno != errno.ENXIO:  # a FIFO that nobody reads, a socket
+        if error.errno != errno.ENXIO:  # a FIFO without a reader, or a socket
             raise
         raise OSError(errno.EINVAL, "not a regular file") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -310,9 +309,9 @@ def open_append(path: Path, *, buffering: int = -1) -> BinaryIO:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to.
+    """Yield a temporary path beside `path` to write to.
 
-    When the block ends it replaces `path`, on an error it goes away.
+    The file replaces `path` when the block ends, and is removed on an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))

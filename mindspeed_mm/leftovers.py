@@ -1,4 +1,4 @@
-"""Names of files that are being written, and the removal of what killed runs left behind."""
+"""Temporary names for files being written, and removal of the files that killed runs left behind."""
 
 from __future__ import annotations
 
@@ -15,33 +15,31 @@ from mindspeed_mm.log import get_logger
 from mindspeed_mm.process_ids import is_alive, machine, process_start
 
 logger = get_logger(__name__)
-FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file belongs to nobody
+FOREIGN_AGE = 3600.0  # seconds after which another machine's temporary file counts as abandoned
 NAME_BYTES = 255  # longest file name
 _TEMPORARY = re.compile(r"\..+\.(\d+)-(\d+)-([0-9a-f]{8})\.tmp")
-_FORMER = re.compile(r"\..+\.(\d+)\.tmp")  # of earlier versions
+_FORMER = re.compile(r"\..+\.(\d+)\.tmp")  # names that earlier versions used
 
 
 def temporary_name(name: str) -> str:
-    """The name under which this process writes `name` before it renames.
+    """The temporary name under which this process writes `name`.
 
     `.NAME.PID-START-MACHINE.tmp`, at most 255 bytes.
     """
     pid = os.getpid()
     tail = f".{pid}-{process_start(pid) or 0}-{machine()}.tmp"
     data = os.fsencode(name)
-    if len(data) + len(tail) + 1 > NAME_BYTES:  # the cut name alone may not be unique
+    if len(data) + len(tail) + 1 > NAME_BYTES:  # a shortened name may not be unique
         kept = os.fsdecode(data[: NAME_BYTES - len(tail) - 10]).encode("utf-8", "ignore").decode()
         name = f"{kept}{zlib.crc32(data):08x}"
     return f".{name}{tail}"
 
 
 def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path: False) -> int:
-    """Remove what killed runs left half written directly in `folders`; how many files and folders.
+    """Remove what killed runs left incomplete directly in `folders`; returns how many files and folders.
 
-    Hold the lock for it.
-
-    Removed is what has a temporary name of a process that is gone, and what `more` names. Says so in one
-    line.
+    The caller must hold the lock. Removes temporary files of processes that have ended, and the paths that
+    `more` accepts. Logs one line.
     """
     removed: list[Path] = []
     for folder in folders:
@@ -59,9 +57,9 @@ def sweep(folders: Iterable[Path], *, more: Callable[[Path], bool] = lambda path
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether `path` has a temporary name of a process that is gone.
+    """Whether `path` is a temporary file of a process that has ended.
 
-    Another machine's is after an hour without a change.
+    The file of another machine counts as abandoned after an hour without a change.
     """
     if match := _TEMPORARY.fullmatch(path.name):
         if match[3] == machine():

@@ -1,8 +1,8 @@
-"""One run a folder: a lock file for the folders that runs write into.
+"""A lock file that lets only one run write into a folder.
 
-The lock file names host, process and command. The kernel's lock on it ends with its process; on file systems
-without such locks, and between machines, the process's start time and the file's heartbeat decide. Reading a
-folder takes no lock.
+The lock file names host, process and command. The kernel releases its lock when the process ends. On file
+systems without such locks, and between machines, the start time of the process and the heartbeat of the file
+decide. Reading a folder needs no lock.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mindspeed_mm.process_ids import boot, is_alive, machine, process_start
 
 logger = get_logger(__name__)
 LOCK_FILE = ".mindspeed-mm.lock"
-HEARTBEAT = 10.0  # seconds between two signs of life
+HEARTBEAT = 10.0  # seconds between two updates of the file time
 PATIENCE = 4.5  # heartbeats that a process on another machine may miss
-SETTLE = 0.2  # seconds until two that took a lock at once can read who has it
-_MAX_BYTES = 1 << 16  # longest lock file
-_ENDING = 3  # seconds in which a killed process's files are closed
+SETTLE = 0.2  # seconds until two processes that took a lock at once can read who has it
+_MAX_BYTES = 1 << 16  # size of the longest lock file
+_ENDING = 3  # seconds until the files of a killed process are closed
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -42,8 +42,8 @@ class Holder:
     """The process that holds a lock, as the lock file describes it."""
 
     host: str
-    machine: str  # host and process namespace: process ids mean the same only within one
-    boot: str  # changes when the host starts
+    machine: str  # host and process namespace: a process id is unique only within one
+    boot: str  # changes when the host reboots
     pid: int
     start: int  # clock ticks from the host's start to the process's; 0 = unknown
     since: float  # seconds since 1970
@@ -51,7 +51,7 @@ class Holder:
 
     @classmethod
     def this_process(cls) -> Holder:
-        """Ourselves."""
+        """The holder that describes this process."""
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "python"
         pid = os.getpid()
         return cls(
@@ -72,12 +72,12 @@ class Holder:
 
     @property
     def is_local(self) -> bool:
-        """Whether its process id means something here."""
+        """Whether its process id belongs to this machine and container."""
         return self.machine == machine()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process runs. Of a local holder only."""
+        """Whether the process runs; valid only for a local holder."""
         return is_alive(self.pid, self.start) and self.boot == boot()
 
 
@@ -86,9 +86,10 @@ _FIELDS = {"host": str, "machine": str, "boot": str, "pid": int, "start": int, "
 
 @contextmanager
 def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
-    """Hold the lock of `folder`, made if missing, for the first rank; the others pass.
+    """Hold the lock of `folder` on the first rank; other ranks continue without it.
 
-    What killed runs left half written directly in it is removed. Raises LaunchError when it is taken.
+    Creates the folder if it is missing, and removes incomplete files of killed runs directly in it. Raises
+    LaunchError if another run holds the lock.
 
     `choose` names the flag or key that moves the run elsewhere: `choose another {choose}`.
     """
@@ -109,13 +110,13 @@ def lock_folder(folder: Path, *, choose: str) -> Iterator[None]:
             beat.join()
             _release(folder, handle)
     finally:
-        for path in made:  # gone again if nothing came into them
+        for path in made:  # removed again if they are still empty
             with suppress(OSError):
                 path.rmdir()
 
 
 def check_unlocked(folder: Path, *, choose: str) -> None:
-    """Report early that a process of this machine holds the lock. Takes nothing, waits for nothing.
+    """Raise early if a process of this machine holds the lock. Does not take it, and never waits.
 
     Raises LaunchError.
     """
@@ -124,13 +125,13 @@ def check_unlocked(folder: Path, *, choose: str) -> None:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether another living process of this machine holds the lock of `folder`."""
+    """Whether another running process of this machine holds the lock of `folder`."""
     holder = read_holder(folder)
     return holder is not None and holder.is_local and holder.is_alive and holder.pid != os.getpid()
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """What the lock file of `folder` says; None without one."""
+    """The holder that the lock file of `folder` names; None without a lock file."""
     try:
         handle = _open(folder / LOCK_FILE, os.O_RDONLY)
     except OSError:
@@ -144,7 +145,7 @@ def read_holder(folder: Path) -> Holder | None:
 
 
 def _open(path: Path, flags: int) -> int:
-    """The lock file, opened without waiting for anyone. Raises OSError, also for a FIFO or a folder."""
+    """Open the lock file without blocking. Raises OSError, also for a FIFO or a folder."""
     handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -153,7 +154,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _take(folder: Path, choose: str) -> int:
-    """The open lock file, locked and written. Raises LaunchError."""
+    """Open, lock and write the lock file; returns its descriptor. Raises LaunchError."""
     path = folder / LOCK_FILE
     while True:
         try:
@@ -162,13 +163,12 @@ def _take(folder: Path, choose: str) -> int:
             raise _cannot_write(path, error, choose) from None
         try:
             locked = _try_lock(handle)
-            if not _is_at(handle, path):  # its holder ended, and removed it
+            if not _is_at(handle, path):  # the holder ended and removed it
                 os.close(handle)
                 continue
             before = _holder_in(handle, written=locked is False)
-            for _ in range(
-                _ENDING
-            ):  # threads of a killed process hold its files a moment longer than it lives
+            # The threads of a killed process may keep its files open for a moment after it ends.
+            for _ in range(_ENDING):
                 if locked is not False or before is not None:
                     break
                 locked = _try_lock(handle)
@@ -197,10 +197,10 @@ def _cannot_write(path: Path, error: OSError, choose: str) -> LaunchError:
 
 
 def _try_lock(handle: int) -> bool | None:
-    """Whether the kernel's lock is ours now; None where the file system has none.
+    """Whether this process now holds the kernel's lock; None if the file system has no locks.
 
-    A record lock, not flock: reading processes that outlive a killed parent inherit a flock, and would keep
-    the folder locked.
+    A record lock and not flock, because child processes inherit a flock: a reader that outlives its killed
+    parent would keep the folder locked.
     """
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,23 +214,22 @@ def _try_lock(handle: int) -> bool | None:
 
 
 def _is_held(handle: int, holder: Holder | None, locked: bool | None) -> bool:
-    """Whether the lock's holder lives, given the kernel's answer."""
+    """Whether the holder of the lock still runs; `locked` is the result of `_try_lock`."""
     if locked is False:
         return True
     if holder is None:
         return False
     if holder.is_local:
         return holder.is_alive
-    if (
-        locked and holder.boot == boot() and holder.boot
-    ):  # another container on the same kernel, whose lock would be known
+    # Another container on the same kernel: the kernel would know its lock.
+    if locked and holder.boot == boot() and holder.boot:
         return False
-    logger.info(f"waiting {HEARTBEAT * PATIENCE:.0f} s for a sign of life of {holder.describe()}")
+    logger.info(f"waiting {HEARTBEAT * PATIENCE:.0f} s for a heartbeat of {holder.describe()}")
     return _beats(handle)
 
 
 def _beats(handle: int) -> bool:
-    """Whether the lock file is touched while we look. No two clocks are compared."""
+    """Whether the lock file gets a heartbeat within the waiting time. Compares times of one clock only."""
     before, end = os.fstat(handle).st_mtime_ns, time.monotonic() + HEARTBEAT * PATIENCE
     while time.monotonic() < end:
         time.sleep(min(1.0, HEARTBEAT / 5))
@@ -246,7 +245,7 @@ def _beat(handle: int, over: threading.Event) -> None:
 
 
 def _holder_in(handle: int, *, written: bool) -> Holder | None:
-    """The holder in an open lock file. `written`: it is locked, so that a name appears in a moment."""
+    """The holder in an open lock file. `written`: the file is locked, so wait briefly for the name."""
     for _ in range(10):
         with suppress(ValueError):
             found = _parse(os.pread(handle, _MAX_BYTES, 0))
@@ -266,7 +265,7 @@ def _write(handle: int, holder: Holder, *, settle: bool) -> None:
 
 
 def _parse(text: bytes) -> Holder | None:
-    """The holder in the text of a lock file; None when it is empty. Raises ValueError when half is there."""
+    """The holder in the text of a lock file; None if it is empty. Raises ValueError if it is incomplete."""
     if not text.strip(b"\0 \n"):
         return None
     try:
@@ -281,7 +280,7 @@ def _parse(text: bytes) -> Holder | None:
 def _release(folder: Path, handle: int) -> None:
     path = folder / LOCK_FILE
     with suppress(OSError):
-        if _is_at(handle, path):  # removed before it is unlocked: nobody locks a file that goes away
+        if _is_at(handle, path):  # before unlocking: nobody must lock a file that disappears
             path.unlink()
     os.close(handle)
 
@@ -302,7 +301,7 @@ def _refusal(folder: Path, holder: Holder | None, choose: str) -> LaunchError:
 
 
 def _make_folders(folder: Path, choose: str) -> list[Path]:
-    """Make `folder`; those that were missing, innermost first."""
+    """Create `folder`; returns the folders that were missing, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Rank-aware logging, and the one place where an error becomes a line and an exit code."""
+"""Rank-aware logging, and the conversion of an error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import ParamSpec, TextIO, TypeVar
 from mindspeed_mm.errors import ConfigError, LaunchError, MindSpeedMMError, printable, sentence_of
 from mindspeed_mm.processes import LAUNCHER, Stopped, die_at_exit, handling_signals
 
-_LONGEST = 4000  # characters of a line
-_MAX_DIGITS = 9  # of a number of ranks
+_LONGEST = 4000  # characters of one log line
+_MAX_DIGITS = 9  # digits of a rank
 P = ParamSpec("P")
 R = TypeVar("R")
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # what torchrun reads to report the first failing rank
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the file that torchrun reads to report the first failing rank
 
 
 def rank() -> int:
@@ -39,26 +39,26 @@ def world_size() -> int:
     return launch_number("WORLD_SIZE", 1)
 
 
-def launch_number(name: str, least: int) -> int:
-    """A number of torchrun's environment, which is `least` outside torchrun.
+def launch_number(name: str, minimum: int) -> int:
+    """A number from torchrun's environment; `minimum` outside torchrun.
 
-    Raises LaunchError for anything below it.
+    Raises LaunchError for a value below `minimum`.
     """
-    text = os.environ.get(name, str(least))
-    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) >= least):
+    text = os.environ.get(name, str(minimum))
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) >= minimum):
         raise LaunchError(
             f"got {text!r:.40} in the environment",
             where=name,
-            expected=f"a whole number, at least {least}",
+            expected=f"a whole number, at minimum {minimum}",
             fix="unset it, or start with torchrun",
         )
     return int(text)
 
 
 def setup_logging() -> None:
-    """Plain lines on stdout.
+    """Log plain lines to stdout.
 
-    INFO from rank 0, warnings from every rank, `on_rank` records from the ranks they name.
+    INFO comes from rank 0, warnings from every rank, and `on_rank` records from the ranks they name.
     """
     handler = _Stdout(sys.stdout)
     handler.setFormatter(_Lines("%(message)s"))
@@ -71,21 +71,21 @@ def setup_logging() -> None:
 
 
 class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
-    """A reader that has seen enough, such as `| head`, ends the lines and not the run."""
+    """A handler for stdout. A closed pipe (`| head`) ends the output, not the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
             return
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # what Python flushes at its end, too
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # Python flushes stdout at exit, too
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
 
 
 class _Lines(logging.Formatter):
-    """Notes may have several lines; a warning, which may quote a file, is one.
+    """Formats notes, which may have several lines, and warnings as one line, because they may quote a file.
 
-    Control characters are escapes in both.
+    Escapes control characters in both.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -96,7 +96,7 @@ class _Lines(logging.Formatter):
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A logger under `mindspeed_mm`, whatever package the caller lives in."""
+    """A logger under `mindspeed_mm`, also for callers in other packages."""
     return logging.getLogger(name if name.startswith("mindspeed_mm") else f"mindspeed_mm.{name}")
 
 
@@ -109,7 +109,7 @@ def on_every_rank() -> dict[str, bool]:
 
 
 def once() -> dict[str, bool]:
-    """`logger.info(text, extra=once())`: log a text only the first time. Warnings always are."""
+    """`logger.info(text, extra=once())`: log a text only the first time; warnings always behave this way."""
     return {"once": True}
 
 
@@ -134,9 +134,9 @@ def _speaks(record: logging.LogRecord) -> bool:
 
 
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
-    """Let a command's `main` end with one line on stderr and no traceback.
+    """Make a command's `main` end with one line on stderr instead of a traceback.
 
-    1 on bad input, 128 + the number of a signal.
+    The exit code is 1 for bad input, and 128 + the number of the signal after a signal.
 
     Set MINDSPEED_MM_TRACEBACK=1 to see where an error was raised.
     """
@@ -162,8 +162,8 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             if error is None or os.environ.get("MINDSPEED_MM_TRACEBACK") == "1":
                 raise
             line = f"{type(error).__name__}: {error}"
-            # Ranks of one machine mostly fail alike: under torchrun the first prints, and torchrun reports
-            # the rest. Compared as text, because these variables may be what is wrong.
+            # Ranks of one machine usually fail alike: under torchrun the first prints, and torchrun reports
+            # the rest. Compared as text, because these variables may be invalid.
             if not _leave_to_torchrun(line) or os.environ.get("LOCAL_RANK", "0") == "0":
                 where = f"[rank {os.environ['RANK'][:_MAX_DIGITS]}] " if "RANK" in os.environ else ""
                 sys.stderr.write(f"{where}{line}\n")
@@ -174,9 +174,9 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
 
 
 def _of_a_path(error: OSError) -> ConfigError | None:
-    """What the system says of a path, which no reader of ours has put into words.
+    """An OSError about a path that no reader has explained, as one line.
 
-    None for an error of anything else.
+    None for any other error.
     """
     if not isinstance(error.filename, str | bytes):
         return None
@@ -199,21 +199,21 @@ def _leave_to_torchrun(line: str) -> bool:
 
 
 def log_table(rows: Sequence[tuple[str, str]]) -> None:
-    """What a run is, before it starts: `name        text`, a line each."""
+    """Log the summary of a run before it starts: one line `name text` for each row."""
     width = max(12, *(len(name) + 1 for name, _ in rows))
     for name, text in rows:
         get_logger(__name__).info(f"{name:<{width}}{text}")
 
 
 def terminal() -> TextIO | None:
-    """Where a bar can be drawn.
+    """The stream on which a progress bar can be drawn.
 
-    That is stderr, or the terminal that a script names because stderr goes through its pipe.
+    This is stderr, or the terminal that a script names because its stderr is a pipe.
     """
     if sys.stderr.isatty():
         return sys.stderr
     try:
-        # not to become this session's terminal: then its Ctrl-C would be ours alone
+        # it must not become the controlling terminal, or Ctrl-C would reach this process only
         found = os.open(os.environ["MINDSPEED_MM_TERMINAL"], os.O_WRONLY | os.O_NOCTTY)
     except (KeyError, OSError):
         return None

@@ -1,4 +1,4 @@
-"""Whether results can be written where a run puts them, known before any work begins."""
+"""Check that the results of a run can be written, before any work begins."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path
 from mindspeed_mm.leftovers import NAME_BYTES, temporary_name
 
-PATH_BYTES = 4095  # longest path that a system call takes
-_ROOM = 128  # bytes for the names of files under an output folder
+PATH_BYTES = 4095  # bytes of the longest path that a system call accepts
+_ROOM = 128  # bytes reserved for the names of files under an output folder
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
 def check_folder(path: str | Path, where: str, *, probe: bool = True) -> None:
-    """Whether files can be made in folder `path`, which is made with its parents when a run begins.
+    """Check that files can be created in folder `path`, which a run creates with its parents.
 
     Raises ConfigError.
 
-    `where` names the flag or key. `probe`: make a folder there and remove it, because permission bits do not
-    tell all; without it, what only the machine of the run can know is left open.
+    `where` names the flag or key. `probe` creates a folder there and removes it, because permission bits
+    alone are not reliable; without it, conditions that depend on the machine of the run are not checked.
     """
     text = _checked_text(path, where)
     place = _nearest(Path(text), where)
@@ -48,14 +48,14 @@ def check_folder(path: str | Path, where: str, *, probe: bool = True) -> None:
 
 
 def check_file(path: str | Path, where: str, *, probe: bool = True) -> None:
-    """Whether file `path` can be written, over an older one if need be. Raises ConfigError."""
+    """Check that file `path` can be written; it may replace an older one. Raises ConfigError."""
     text = _checked_text(path, where)
     try:
         mode = os.stat(text).st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = stat.S_IFREG
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # which is explained below
+        if error.errno != errno.ENAMETOOLONG:  # _check_names explains this one
             raise ConfigError(
                 error.strerror or str(error), where=f"{where}: {display_path(text)}", fix="choose another"
             ) from None
@@ -68,7 +68,7 @@ def check_file(path: str | Path, where: str, *, probe: bool = True) -> None:
 
 
 def check_names(folder: str | Path, names: Iterable[str], where: str) -> None:
-    """Whether files of these `names` can be made in `folder`, where none may be a folder already.
+    """Check that files with these `names` can be created in `folder`, and that none of them is a folder.
 
     Raises ConfigError.
     """
@@ -77,7 +77,7 @@ def check_names(folder: str | Path, names: Iterable[str], where: str) -> None:
 
 
 def check_not_read(targets: Iterable[Path], inputs: Iterable[str | Path], where: str) -> None:
-    """Whether none of the files that are about to be written is one of those that are read, links followed.
+    """Check that no file about to be written is also an input; follows links.
 
     Raises ConfigError.
     """
@@ -145,9 +145,9 @@ def _checked_text(path: str | Path, where: str) -> str:
 
 
 def _nearest(path: Path, where: str) -> Path:
-    """`path`, or the nearest folder above it that exists.
+    """`path`, or the nearest parent that exists.
 
-    Raises ConfigError when something else is in the way.
+    Raises ConfigError if a file is in the way.
     """
     for place in (path, *path.absolute().parents):
         try:

@@ -1,4 +1,4 @@
-"""Which process a process id names: one machine and container, one boot, one start."""
+"""Identify a process by its id, machine and container, boot, and start time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def is_alive(pid: int, start: int = 0) -> bool:
-    """Whether process `pid` runs and, unless `start` is 0, is the one that started then.
+    """Whether process `pid` runs and, unless `start` is 0, has that start time.
 
-    A zombie does not run.
+    A zombie does not count as running.
     """
     found = process_start(pid)
     if found is None:
@@ -24,7 +24,7 @@ def is_alive(pid: int, start: int = 0) -> bool:
 def process_start(pid: int) -> int | None:
     """Clock ticks from the host's start to that of process `pid`.
 
-    0 where it cannot be found out, None without the process.
+    0 if it is unknown, None if there is no such process.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -1,8 +1,8 @@
-"""How a process stops: on a signal, with its parent, or because a read does not come back.
+"""How a process stops: on a signal, with its parent, or because a read hangs.
 
-`handling_signals` makes SIGINT, SIGTERM and SIGHUP alike: outside `deferred` they raise `Stopped` in the main
-thread, inside it they are only noted, and the code stops where it is whole. A second Ctrl-C ends the process
-at once.
+`handling_signals` treats SIGINT, SIGTERM and SIGHUP alike. Outside `deferred` they raise `Stopped` in the
+main thread. Inside it they are only recorded, and the code stops at a point where its state is consistent. A
+second Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 LAUNCHER = "MINDSPEED_MM_LAUNCHER"  # process id of the launcher, in the environment of its ranks
-# of the launcher's ranks: the socket that rank 0 serves the rendezvous on; empty for the others
+# set by the launcher: the socket on which rank 0 serves the rendezvous; empty for the other ranks
 STORE = "MINDSPEED_MM_STORE"
-GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may last after a signal
+GRACE = "MINDSPEED_MM_GRACE"  # seconds that a read may take after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# All processes of a run are gone within ten seconds. One may stop only after another has.
-_UNWIND = 4.0  # seconds for the main thread to leave C code, where nothing is to be finished
+# All processes of a run end within ten seconds, although some wait for others to stop first.
+_UNWIND = 4.0  # seconds for the main thread to leave C code if it has nothing to finish
 _EXIT = 3.0  # seconds for the interpreter to clean up
-_TICK = 0.25  # seconds between looks at a process that is stopping
+_TICK = 0.25  # seconds between checks of a process that is stopping
 _PR_SET_PDEATHSIG = 1
 
 
 class Stopped(BaseException):
-    """A signal stopped the command. `said`: the user has read why.
+    """A signal stopped the command. `said`: the reason has been logged.
 
-    Not an Exception, so that no handler of errors takes it.
+    Not an Exception, so that no error handler catches it.
     """
 
     def __init__(self, number: int, *, said: bool = False) -> None:
@@ -46,26 +46,26 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports a process that this signal ended: 130, 143 or 129."""
+        """The code that a shell reports for a process ended by this signal: 130, 143 or 129."""
         return 128 + self.number
 
 
 @dataclass
 class _State:
-    """What this process knows of its own end."""
+    """State of this process that concerns stopping."""
 
     installed: bool = False
-    signal: int = 0  # the first stop signal that the main thread took; 0 = none
-    exit_code: int = 0  # of a command that a signal has stopped; 0 = none has
+    signal: int = 0  # the first stop signal that the main thread received; 0 = none
+    exit_code: int = 0  # exit code of a command stopped by a signal; 0 = not stopped
     forked_by_main: bool = True  # whether the main thread of the parent forked this process
-    deferred: int = 0  # how many `deferred` blocks the main thread is in
+    deferred: int = 0  # depth of nested `deferred` blocks in the main thread
     reading: dict[int, tuple[object, float]] = field(
         default_factory=dict
-    )  # thread → what it reads, since when
+    )  # thread → what it reads, and since when
 
 
 _STATE = _State()
-_FORK_HOOK: list[bool] = []  # a hook cannot be taken back: it is registered once
+_FORK_HOOK: list[bool] = []  # an exit hook cannot be removed, so it is registered once
 
 
 def stop_signal() -> int:
@@ -74,16 +74,16 @@ def stop_signal() -> int:
 
 
 def check_stop() -> None:
-    """Raises Stopped when a signal was noted in a `deferred` block."""
+    """Raise Stopped if a signal arrived in a `deferred` block."""
     if _STATE.signal:
         raise Stopped(_STATE.signal)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Note a signal, do not raise: a unit of work ends first, or files change places.
+    """Record a signal instead of raising, so that a unit of work or a rename of files completes.
 
-    Ask `stop_signal` afterwards.
+    Check `stop_signal` afterwards.
     """
     _STATE.deferred += 1
     try:
@@ -94,7 +94,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def reading(name: object) -> Iterator[None]:
-    """What this thread reads: named when it does not come back after a signal."""
+    """Register what this thread reads; the error names it if the read hangs after a signal."""
     thread = threading.get_ident()
     before = _STATE.reading.get(thread)
     _STATE.reading[thread] = (name, time.monotonic())
@@ -109,11 +109,11 @@ def reading(name: object) -> Iterator[None]:
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """Stop signals raise `Stopped` or are noted, and a thread ends a process that does not stop.
+    """Stop signals raise `Stopped` or are recorded, and a thread ends a process that does not stop.
 
-    Nested: the outer one counts.
+    Of nested uses, the outermost applies.
 
-    A signal that was ignored at the start stays ignored: `nohup` and background jobs of scripts mean it.
+    A signal that was ignored at the start stays ignored, as `nohup` and background jobs require.
     """
     if _STATE.installed or threading.current_thread() is not threading.main_thread():
         yield
@@ -156,9 +156,9 @@ def _helpers() -> set[BaseProcess]:
 
 
 def _end_helpers(known: set[BaseProcess]) -> None:
-    """Kill what this command forked.
+    """Kill the processes that this command forked.
 
-    The interpreter would send SIGTERM, which helpers leave to us, and wait.
+    The interpreter would send SIGTERM, which helpers ignore, and then wait for them.
     """
     left = _helpers() - known
     if not left:
@@ -185,7 +185,7 @@ def _on_signal(number: int, _: FrameType | None) -> None:
 
 
 def die_of(number: int) -> None:
-    """End as a process that the signal killed, so that a shell ends its loop, too. Does not return."""
+    """End like a process killed by the signal, so that a shell ends its loop, too. Does not return."""
     _flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
@@ -193,9 +193,9 @@ def die_of(number: int) -> None:
 
 
 def die_at_exit(number: int) -> None:
-    """End by Ctrl-C itself once threads have ended.
+    """After Ctrl-C, end by SIGINT itself once threads have ended.
 
-    By other signals, and in ranks of a launcher, end with the exit code.
+    After other signals, and in ranks of a launcher, end with the exit code.
     """
     if number == signal.SIGINT and not is_rank():
         atexit.register(die_of, number)
@@ -204,9 +204,9 @@ def die_at_exit(number: int) -> None:
 
 
 def _leave() -> None:
-    """Spare a stopped process the interpreter's teardown, after all other exit handlers.
+    """Skip the interpreter's teardown of a stopped process, after all other exit handlers.
 
-    Collecting torch's objects takes a second of CPU.
+    The teardown of torch's objects takes a second of CPU.
     """
     if _STATE.exit_code:
         _flush()
@@ -220,7 +220,7 @@ def _flush() -> None:
 
 
 def _limit_exit(code: int) -> None:
-    """A helper that hangs in a read must not keep a stopped process from its end."""
+    """End the process after a time limit, so that a helper that hangs in a read cannot keep it alive."""
     timer = threading.Timer(_EXIT, os._exit, (code,))
     timer.daemon = True
     timer.start()
@@ -232,7 +232,7 @@ def is_rank() -> bool:
 
 
 def grace() -> float:
-    """Seconds that a read may last after a signal: MINDSPEED_MM_GRACE, 60 by default."""
+    """Seconds that a read may take after a signal: MINDSPEED_MM_GRACE, 60 by default."""
     try:
         return max(0.0, float(os.environ.get(GRACE, "60")))
     except ValueError:
@@ -240,9 +240,9 @@ def grace() -> float:
 
 
 def _parent_to_watch() -> int:
-    """The process whose end is ours: launcher or torchrun.
+    """The id of the launcher or torchrun, with which this process must end.
 
-    0 for a command that a user started: it may outlive its shell.
+    0 for a command that a user started, because it may outlive its shell.
     """
     parent = os.getppid()
     if LAUNCHER in os.environ and os.environ[LAUNCHER] != str(parent):
@@ -256,7 +256,7 @@ def _parent_to_watch() -> int:
 
 
 def _die_with(parent: int) -> None:
-    """Let Linux kill this process when the thread that started it ends; elsewhere a thread watches."""
+    """Let Linux kill this process when its parent thread ends; on other systems a thread polls the parent."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -278,9 +278,9 @@ def _is_alive(process: str) -> bool:
 
 
 def become_helper() -> None:
-    """In a process that works for its parent: leave signals to the parent, and end with it.
+    """Set up a process that works for its parent: ignore signals, and end with the parent.
 
-    Forked ones do so by themselves.
+    Forked processes do this by themselves.
     """
     signal.set_wakeup_fd(-1)
     for number in STOP_SIGNALS:
@@ -328,7 +328,7 @@ def _end_what_hangs(number: int, since: float) -> None:
             f"DataError: still reading {slow[0]} {now - since:.0f} s after {name}; stopping without it", 1
         )
     if not _STATE.deferred:
-        limit = grace() if _STATE.signal else _UNWIND  # the main thread cleans up, or did not even hear of it
+        limit = grace() if _STATE.signal else _UNWIND  # it cleans up, or has not received the signal
         if now - since >= limit:
             what = next(iter(_STATE.reading.values()), ("", 0.0))[0]
             _give_up(f"stopped by {name}" + (f" while reading {what}" if what else ""), 128 + number)

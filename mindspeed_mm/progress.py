@@ -1,4 +1,4 @@
-"""The one progress bar: on a terminal a bar with rate and ETA, in a log a line now and then."""
+"""The progress bar: a bar with rate and ETA on a terminal, and occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ LINE_EVERY = 30.0  # seconds between two lines in a log
 _SCREEN = (
     80,
     24,
-)  # of a terminal that names no size, as `docker exec` and CI give one; tqdm would draw nothing
+)  # columns of a terminal that reports no size, as in `docker exec` and CI; tqdm would draw nothing
 
 
 class Progress:
-    """How far a long job has come: `with Progress("clips", 300, "clip") as progress: ... progress.step()`.
+    """Progress of a long job: `with Progress("clips", 300, "clip") as progress: ... progress.step()`.
 
-    `unit` is the singular, "B" for bytes. `shown`: whether this process draws and logs; None: on rank 0. In a
-    log, a line comes every `every` seconds; with `lines`, at each of that many equal shares of the job
-    instead.
+    `unit` is in the singular; "B" means bytes. `shown`: whether this process draws and logs (None: only rank
+    0). A log gets a line every `every` seconds; with `lines`, that many lines in all, at equal shares of the
+    job.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Progress:
         self.name, self.total, self.unit = name, total, unit
         shown = rank() == 0 if shown is None else shown
         self.done = initial
-        self._worked = 0  # of what was done here, that which took time
+        self._worked = 0  # steps done here that took time
         self._every = every if shown else None
         self._share = max(1, total // lines) if lines and shown else None
         self._started = self._logged = time.monotonic()
         self._screen = terminal() if shown and total else None
         self._bar: Any = None
         if self._screen is not None:
-            from tqdm import tqdm  # 30 ms that --help need not wait for
+            from tqdm import tqdm  # imported here because it takes 30 ms, which --help does not need
 
             columns, rows = os.get_terminal_size(self._screen.fileno())
             is_sized = columns > 0 and rows > 0
@@ -72,9 +72,9 @@ class Progress:
         self.close()
 
     def step(self, count: int = 1, *, worked: bool = True, note: str = "") -> None:
-        """`count` more are done.
+        """Count `count` more units as done.
 
-        `worked=False`: they took no time, so they count neither for the rate nor for the ETA.
+        `worked=False`: they took no time, so they do not affect rate and ETA.
         """
         self.done += count
         self._worked += count if worked else 0
@@ -86,12 +86,12 @@ class Progress:
             logger.info(self.line(note))
 
     def clear(self) -> None:
-        """Take the bar off the screen, for a line of text; the next step draws it again."""
+        """Clear the bar to make room for a line of text; the next step draws it again."""
         if self._bar is not None:
             self._bar.clear()
 
     def close(self) -> None:
-        """Leave the bar as it is and go to the next line."""
+        """Keep the bar on the screen and move to the next line."""
         if self._bar is not None:
             self._bar.close()
         if self._screen is not None and self._screen.fileno() != 2:
@@ -124,7 +124,7 @@ class Progress:
 
 
 def size_text(count: float) -> str:
-    """Bytes as people read them: 3.2 MB."""
+    """Bytes in readable form: 3.2 MB."""
     power = 0
     while count >= 999.5 and power < 4:
         count, power = count / 1000, power + 1

@@ -1,4 +1,4 @@
-"""A name → entry table that other packages extend by entry points; unused entries are not imported."""
+"""A table of named entries that other packages extend by entry points; unused entries are not imported."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Registry(Generic[T]):
         return entry
 
     def alias(self, short: str, name: str) -> None:
-        """Another name for an entry. It is not listed, and an entry of that name goes before it."""
+        """Another name for an entry. It is not listed, and an entry with that name takes precedence."""
         self._aliases[short] = name
 
     def get(self, name: str) -> T:
-        """The entry called `name`: ours first, then those of installed packages, then by an alias.
+        """The entry `name`: from this package, else from installed packages, else by an alias.
 
-        Raises ConfigError, naming the nearest.
+        Raises ConfigError with the nearest known name.
         """
         if name in self._entries:
             return self._entries[name]
@@ -66,16 +66,16 @@ class Registry(Generic[T]):
 
 
 def did_you_mean(word: str, known: Iterator[str] | Registry[Any] | list[str]) -> str:
-    """` (did you mean 'num_heads'?)`, or nothing when no known word is near. Case does not count."""
+    """` (did you mean 'num_heads'?)`, or "" if no known word is similar. Ignores case."""
     plain = {name.lower(): name for name in known}
     nearest = difflib.get_close_matches(word[:200].lower(), list(plain), n=1, cutoff=0.6)
     return f" (did you mean {plain[nearest[0]]!r}?)" if nearest else ""
 
 
 def resolve(reference: str) -> Any:
-    """`package.module:name` → the object, imported now.
+    """Import `package.module:name` and return the object.
 
-    Entries name their code this way so that --help stays light.
+    Entries name their code this way, so that --help imports little.
     """
     module, _, name = reference.partition(":")
     return getattr(import_module(module), name)

@@ -15,13 +15,13 @@ from mindspeed_mm.files import (
     regular_file,
 )
 
-HEADER_BYTES = 100_000_000  # of a safetensors file; the reference reader's limit
+HEADER_BYTES = 100_000_000  # bytes; the limit of the reference reader
 
 
 def read_safetensors_header(path: PathLike, error: ErrorType) -> tuple[dict[str, Any], int, int]:
-    """The JSON header of a safetensors file, where its values start, and its size.
+    """The JSON header of a safetensors file, the offset of its values, and the file size.
 
-    Raises `error`; copies no values.
+    Raises `error`. Reads no values.
     """
     where = display_path(regular_file(path, error))
     try:

@@ -1,4 +1,4 @@
-"""From the bytes of a file to text: UTF-8, or an error that names the encoding it looks like."""
+"""Decode the bytes of a file as UTF-8; the error for other bytes names their likely encoding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import codecs
 from mindspeed_mm.errors import ConfigError, MindSpeedMMError
 
 _BOMS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),  # before UTF-16, whose mark it begins with
+    (b"\xff\xfe\x00\x00", "UTF-32"),  # before UTF-16, because it begins with the same mark
     (b"\x00\x00\xfe\xff", "UTF-32"),
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
@@ -15,13 +15,13 @@ _BOMS = (
 _COMMON_PAIRS = {
     "GBK": (0xB0, 0xD7, 0xA1),
     "Big5": (0xA4, 0xC6, 0x40),
-}  # first byte from, to; second byte from
+}  # first byte: lowest, highest; second byte: lowest
 
 
 def decode_text(data: bytes, where: str, error: type[MindSpeedMMError] = ConfigError) -> str:
-    """UTF-8 with or without byte order mark → text.
+    """Decode UTF-8 with or without a byte order mark.
 
-    Raises `error` that names another encoding and where it shows.
+    Raises `error` with the likely encoding and the offset of the first invalid byte.
     """
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
     if encoding is None and b"\0" in data[:4096]:
@@ -44,22 +44,19 @@ def decode_text(data: bytes, where: str, error: type[MindSpeedMMError] = ConfigE
 
 
 def _guess_encoding(data: bytes) -> str:
-    """GBK and Big5 write a character as two bytes.
+    """Guess GBK, Big5 or a Western encoding.
 
-    The first one says whether it is a common character there.
+    GBK and Big5 use two bytes for a character; the first byte tells whether the character is a common one.
     """
     shares = {name: _common_share(data[: 1 << 16], name, *bounds) for name, bounds in _COMMON_PAIRS.items()}
-    best = max(shares, key=lambda name: shares[name])  # the first one of equals
+    best = max(shares, key=lambda name: shares[name])  # on a tie, the first one
     return best if shares[best] >= 0.7 else "Windows-1252 or Latin-1"
 
 
 def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) -> float:
-    """Which part of the characters that are not ASCII are common ones.
-
-    0 for bytes that are not of this encoding.
-    """
+    """The share of common characters among the non-ASCII ones; 0 for bytes that are not in this encoding."""
     try:
-        text = codecs.getincrementaldecoder(encoding)().decode(data)  # the last character may be cut
+        text = codecs.getincrementaldecoder(encoding)().decode(data)  # the last character may be incomplete
     except UnicodeDecodeError:
         return 0.0
     pairs = [character.encode(encoding) for character in text if ord(character) > 127]
@@ -70,6 +67,6 @@ def _common_share(data: bytes, encoding: str, low: int, high: int, second: int) 
 
 
 def split_lines(text: str) -> list[str]:
-    r"""Lines end at `\n` and `\r\n` only: U+2028, U+0085 and form feeds are part of a caption."""
+    r"""Split at ` ` and `\r ` only: U+2028, U+0085 and form feeds are part of a caption."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines if lines[-1] else lines[:-1]

@@ -1,9 +1,8 @@
 """Megatron's command line.
 
-Flags we honour are fields of our configs; the rest of the flags that its users write stand here.
-
-Three fates, no fourth: honoured (a field) · accepted, unused (UNUSED, with the reason) · an error (unknown,
-or REFUSED with advice because leaving it out would change the training).
+Flags that have an effect are fields of our configs; this file lists the other flags of Megatron. A flag is
+honoured (a field), accepted but unused (UNUSED, with the reason), or an error (unknown, or in REFUSED with
+advice, because ignoring it would change the training).
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _FSDP = "FSDP2 does this"
 _TEXT = "there is no token vocabulary here"
 _FUSED = "the device's fused kernels are used where they exist"
 _DROPOUT = "the model has no dropout"
-_INIT = "models come up on the meta device and read their weights"
-_LOOP = "the loop always does this"
+_INIT = "models are built on the meta device and read their weights"
+_LOOP = "always on"
 
-# flag → (how many values it takes, why it does nothing here)
+# flag → (number of values, why it has no effect here)
 UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--untie-embeddings-and-output-weights": (0, _TEXT),
     "--no-gradient-accumulation-fusion": (0, _FSDP),
@@ -134,7 +133,7 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--override-opt_param-scheduler": (0, "the checkpoint gives the place, the flags the shape"),
 }
 
-# flag → what to do instead: these would change what is trained, so they are not passed over
+# flag → what to do instead; ignoring these would change the training
 REFUSED: Mapping[str, str] = {
     "--rampup-batch-size": (
         "the global batch is constant; give --global-batch-size, and --lr-warmup-samples for a soft start"
@@ -145,7 +144,7 @@ REFUSED: Mapping[str, str] = {
 
 
 class _NotUsed(argparse.Action):
-    """Swallow a flag and its values, and remember its name."""
+    """Accept a flag and its values, and record its name."""
 
     def __call__(
         self,
@@ -159,7 +158,7 @@ class _NotUsed(argparse.Action):
 
 
 class _Refused(argparse.Action):
-    """End with the advice in `help`."""
+    """Raise an error with the advice in `help`."""
 
     def __call__(
         self,
@@ -172,7 +171,7 @@ class _Refused(argparse.Action):
 
 
 def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Config], str]]) -> FlagParser:
-    """A parser of one flag per field of each (schema, title), and of everything in UNUSED and REFUSED."""
+    """A parser with one flag for each field of each (schema, title), and all of UNUSED and REFUSED."""
     parser = FlagParser(prog, description)
     for schema, title in schemas:
         add_flags(parser, schema, title)
@@ -199,7 +198,7 @@ def build_parser(prog: str, description: str, schemas: Sequence[tuple[type[Confi
 def parse_arguments(
     parser: FlagParser, argv: Iterable[str], schemas: Sequence[tuple[type[Config], str]]
 ) -> tuple[dict[type[Config], dict[str, Any]], list[str]]:
-    """`argv` → the given values of each schema, and one note for each flag that does nothing here."""
+    """Parse `argv` into the values for each schema, and a note for each flag without effect."""
     namespace = parser.parse_strict(argv)
     notes = [
         f"{flag}: accepted, unused: {UNUSED[flag][1]}"

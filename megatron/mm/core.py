@@ -1,6 +1,6 @@
-"""The one place where megatron.core is imported.
+"""The only module that imports megatron.core.
 
-On first use, and without the warnings it prints on machines without CUDA.
+It imports on first use, and suppresses the warnings that appear on machines without CUDA.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def core(module: str) -> Any:
-    """`megatron.core.<module>`, imported now and quietly, without transformer_engine, apex and others."""
+    """Import `megatron.core.<module>` without warnings and without transformer_engine, apex and others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

@@ -1,4 +1,4 @@
-"""Process groups have one owner: megatron.core.parallel_state. Here they are made, named and given back."""
+"""Create, name and destroy process groups. Their owner is megatron.core.parallel_state."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mindspeed_mm.errors import LaunchError
 class Groups:
     """The groups of this rank that the rest of the package uses."""
 
-    data: Any  # ranks that see other samples (the same tokens of them)
+    data: Any  # ranks with different samples and the same token positions
     context: Any  # ranks that share the tokens of one sample
-    data_context: Any  # both: all ranks over which gradients are averaged
-    shard: Any  # the part of data_context that shares one copy of the weights
-    replica: Any | None  # ranks that hold the same shard of other copies; None with one copy
-    ulysses: Any  # the part of context whose ranks exchange heads for tokens
-    ring: Any | None  # ranks of context between which keys and values pass; None where Ulysses covers it
-    pipeline: Any  # ranks that hold the other layers of the model, in the order of the stages
+    data_context: Any  # both: the ranks over which gradients are averaged
+    shard: Any  # ranks of data_context that share one copy of the weights
+    replica: Any | None  # ranks with the same shard of the other copies; None with one copy
+    ulysses: Any  # ranks of context that exchange heads for tokens
+    ring: Any | None  # ranks of context that pass keys and values around a ring; None with Ulysses alone
+    pipeline: Any  # ranks with the stages of the model, in order
 
 
 def import_mindspeed() -> None:
-    """MindSpeed's patches, which must come before megatron.core.
+    """Apply MindSpeed's patches, which must happen before megatron.core is imported.
 
-    Raises LaunchError when it is not installed or too late.
+    Raises LaunchError if MindSpeed is not installed, or if it is too late.
     """
     if "megatron.core" in sys.modules and "mindspeed.megatron_adaptor" not in sys.modules:
         raise LaunchError(
@@ -54,7 +54,7 @@ def initialize(
     virtual_size: int = 1,
     ulysses_size: int | None = None,
 ) -> Groups:
-    """Make all groups; `copies` of the weights of a stage (1 = one copy over all its ranks).
+    """Create all groups; `copies` is the number of copies of a stage's weights (1 = one, over all its ranks).
 
     `ulysses_size` neighbours of a context group exchange heads, with rings between them (None = all of it).
 
@@ -101,14 +101,14 @@ def initialize(
 
 
 def destroy() -> None:
-    """Give all groups back; without effect when there are none."""
-    state = sys.modules.get("megatron.core.parallel_state")  # do not pay for the import just to find nothing
+    """Destroy all groups; does nothing if there are none."""
+    state = sys.modules.get("megatron.core.parallel_state")  # avoid the import if there is nothing to destroy
     if state is not None and state.model_parallel_is_initialized():
         state.destroy_model_parallel()
 
 
 def _replica_group(state: ModuleType) -> Any:
-    # core 0.13 renamed it; 0.12.1 keeps the older name
+    # renamed in core 0.13; 0.12.1 has the older name
     for name in ("get_inter_distributed_optimizer_instance_group", "get_inter_partial_data_parallel_group"):
         getter = getattr(state, name, None)
         if getter is not None:

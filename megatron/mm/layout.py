@@ -17,17 +17,17 @@ logger = get_logger(__name__)
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 WEIGHTS_FILE = "model_optim_rng.pt"
-WRITING = ".writing-"  # and iter_0000010: a checkpoint that is not complete
-REPLACED = f"{WRITING}replaced-"  # and iter_0000010: a complete one, while another takes its name
-_MAX_DIGITS = 18  # of an iteration
+WRITING = ".writing-"  # followed by iter_0000010: an incomplete checkpoint
+REPLACED = f"{WRITING}replaced-"  # followed by iter_0000010: a complete checkpoint that is being replaced
+_MAX_DIGITS = 18  # digits of an iteration
 _ITERATION = re.compile(r"iter_(\d{7,18})")
 _RANK = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3,}))?")
 
 
 def read_tracker(root: Path) -> int | str | None:
-    """The iteration in the tracker file, `"release"`, or None where there is no tracker file.
+    """The iteration in the tracker file, `"release"`, or None without a tracker file.
 
-    White space around it does not count (`echo release >` writes a newline). Raises WeightsError on anything
+    Ignores surrounding white space (`echo release >` writes a newline). Raises WeightsError on anything
     else.
     """
     tracker = root / TRACKER
@@ -42,7 +42,7 @@ def read_tracker(root: Path) -> int | str | None:
 
 
 def write_tracker(root: Path, iteration: int | str) -> None:
-    """Write the tracker file; a reader sees the old number or the new one."""
+    """Write the tracker file atomically."""
     write_text(root / TRACKER, f"{iteration}\n")
 
 
@@ -52,7 +52,7 @@ def iteration_name(iteration: int | str) -> str:
 
 
 def iteration_folder(root: Path, iteration: int | str) -> Path:
-    """Where one iteration is under `root`."""
+    """The folder of an iteration under `root`."""
     return root / iteration_name(iteration)
 
 
@@ -65,7 +65,7 @@ def parse_iteration(name: str) -> int | str | None:
 
 
 def saved_iterations(root: Path) -> list[int]:
-    """The iterations that have a folder under `root`, rising; `release` is not among them."""
+    """The iterations that have a folder under `root`, in ascending order, without `release`."""
     found = (
         (parse_iteration(entry.name) for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else ()
     )
@@ -73,7 +73,7 @@ def saved_iterations(root: Path) -> list[int]:
 
 
 def put_back(root: Path) -> None:
-    """Restore the name of a checkpoint whose overwriting save was killed before its end."""
+    """Restore the previous checkpoint if the save that was replacing it was killed."""
     for replaced in root.glob(f"{REPLACED}*"):
         target = root / replaced.name.removeprefix(REPLACED)
         if not target.exists() and (replaced / ".metadata").is_file():
@@ -82,23 +82,23 @@ def put_back(root: Path) -> None:
 
 
 def is_half_written(path: Path) -> bool:
-    """Whether `path` is a checkpoint, or tracker file, whose writing was killed.
+    """Whether `path` is an incomplete checkpoint or tracker file of a killed run.
 
-    For the holder of its folder's lock.
+    The caller must hold the lock of the folder.
     """
     former = path.name.startswith(f".{TRACKER}.") and path.name.rpartition(".")[2].isdigit()
     return path.name.startswith(WRITING) or former
 
 
 def complete_iterations(root: Path) -> list[int]:
-    """The iterations under `root` whose save or conversion was finished, rising."""
+    """The iterations under `root` whose save or conversion finished, in ascending order."""
     return [number for number in saved_iterations(root) if is_complete(iteration_folder(root, number))]
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole checkpoint.
+    """Whether a folder holds a complete checkpoint.
 
-    It has the index, which is written last, or the files of an MM checkpoint.
+    That is one with an index, which is written last, or with the files of an MM checkpoint.
     """
     if (folder / ".metadata").is_file():
         return True
@@ -108,7 +108,7 @@ def is_complete(folder: Path) -> bool:
 def latest_folder(root: Path) -> Path | None:
     """The folder that the tracker file names, or None without a tracker.
 
-    Raises WeightsError when that folder is not there.
+    Raises WeightsError if that folder does not exist.
     """
     iteration = read_tracker(root)
     if iteration is None:
@@ -135,7 +135,7 @@ def parse_rank(name: str) -> int | None:
 
 
 def stage_files(folder: Path) -> list[Path]:
-    """The weight files of one iteration folder, in pipeline order; [] where there is none.
+    """The weight files of one iteration folder, in pipeline order; [] if there are none.
 
     Raises WeightsError for tensor-parallel checkpoints, for a stage that is missing and for a rank without
     its file.

@@ -1,4 +1,4 @@
-"""Megatron's two log lines, to the character: people's scripts cut them at ':' and '|'."""
+"""Megatron's two log lines, character for character: users' scripts split them at ':' and '|'."""
 
 from __future__ import annotations
 

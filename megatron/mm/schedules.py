@@ -1,6 +1,6 @@
-"""Megatron's batch arithmetic and learning-rate schedule, fed from our configs.
+"""Megatron's batch arithmetic and learning-rate schedule, driven by our configs.
 
-Warm-up and decay count in samples.
+Warm-up and decay are counted in samples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mindspeed_mm.training.config import OptimizerConfig
 
 
 class ParamScheduler(Protocol):
-    """What we use of megatron.core's OptimizerParamScheduler."""
+    """The part of megatron.core's OptimizerParamScheduler that we use."""
 
     num_steps: int
 
@@ -102,7 +102,8 @@ def param_scheduler(
         wd_incr_style="constant",
         wsd_decay_steps=wsd,
         lr_wsd_decay_style=config.lr_wsd_decay_style,
-        # a checkpoint gives the place in the schedule, the flags its shape: a new --lr on resume is obeyed
+        # the checkpoint gives the position in the schedule, the flags its shape: a new --lr takes effect on
+        # resume
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )

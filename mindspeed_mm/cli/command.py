@@ -1,4 +1,4 @@
-"""What the verbs share: their grammar, their help, and the files that `--config` names."""
+"""Code that all verbs share: argument parsing, help, and the files that `--config` names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import display_path, read_json_object
 
 _WIDTH = 80
-_EVERY_VERB = (  # but those that read no file and run nothing long
+_EVERY_VERB = (  # except verbs that read no file and run only briefly
     ("--set", "--set a.b=value", "replace a nested key of these; flags win"),
     ("--dry-run", "--dry-run", "check everything and stop"),
     ("--print-config", "--print-config", "print the settings as JSON and stop"),
@@ -27,9 +27,9 @@ _EVERY_VERB = (  # but those that read no file and run nothing long
 class ConfigFile:
     """One kind of file that `--config` takes."""
 
-    flag: str  # of the job, to which the file goes; "" = the positional argument
+    flag: str  # flag of the job that gets the file; "" = the positional argument
     what: str
-    keys: frozenset[str] = frozenset()  # any of them at the top of a JSON says that it is this kind
+    keys: frozenset[str] = frozenset()  # top-level keys; any of them identifies a JSON as this kind
     suffixes: tuple[str, ...] = (".json",)
 
 
@@ -43,27 +43,27 @@ TRAINING_FILES = (
 
 @dataclass(frozen=True)
 class Command:
-    """A verb. Its parser and its `run` are those of today's command."""
+    """A verb: a parser and a `run` function, shared with the script of the same job."""
 
     verb: str
     summary: str
-    usage: str  # behind `vace VERB`
-    parser: Callable[[Sequence[str] | None], FlagParser]  # of these arguments; None: for the help
+    usage: str  # what follows `vace VERB` in the usage line
+    parser: Callable[[Sequence[str] | None], FlagParser]  # called with the arguments, or None for the help
     run: Callable[[Sequence[str]], object]
     files: tuple[ConfigFile, ...]
-    common: Mapping[str, Sequence[str]]  # title → flags that are usually set, without dashes
-    notes: tuple[str, ...] = ()  # more lines of the help
+    common: Mapping[str, Sequence[str]]  # title → common flags, without dashes
+    notes: tuple[str, ...] = ()  # extra lines of the help
     launch: Launch | None = None
-    kept: tuple[str, ...] = field(default=("--local_rank",))  # flags that are spelt with underscores
+    kept: tuple[str, ...] = field(default=("--local_rank",))  # flags that keep their underscores
 
     @property
     def prog(self) -> str:
-        """How errors name the command."""
+        """The name of the command in errors."""
         return f"vace {self.verb}"
 
 
 def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
-    """Check the arguments against every flag, and return what is left to do. Raises ConfigError."""
+    """Check the arguments against every flag, and return a function that runs the job. Raises ConfigError."""
     words = [_dashed(word, command.kept) for word in argv]
     common, rest = _with_common(FlagParser(command.prog, "", add_help=False), command).parse_known_args(words)
     if common.help or common.help_all:
@@ -71,7 +71,7 @@ def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
         return lambda: None
     task_argv = _with_config_files(command, getattr(common, "config_files", None) or [], rest)
     full = _with_common(command.parser(task_argv), command)
-    full.parse_strict(task_argv)  # names the nearest of all flags, ours too
+    full.parse_strict(task_argv)  # its error suggests the nearest flag, common ones included
     ranks = parse(RankConfig, given(common, RankConfig), command.prog) if command.launch else RankConfig()
     if command.launch is None or ranks.nproc is None:
         if ranks != RankConfig():
@@ -107,7 +107,7 @@ def short_help(command: Command) -> str:
 
 
 def full_help(command: Command, argv: Sequence[str]) -> str:
-    """Every flag of the job, and those of all verbs."""
+    """Every flag of the job, and the flags that all verbs have."""
     parser = _with_common(command.parser(argv or None), command)
     parser.usage = f"{command.prog} {command.usage}"
     return parser.format_help()
@@ -147,7 +147,7 @@ def _with_common(parser: FlagParser, command: Command) -> FlagParser:
 
 
 def _with_config_files(command: Command, paths: Sequence[str], rest: Sequence[str]) -> list[str]:
-    """`--config FILE…` as the job's own flags, by suffix and top-level keys, and the other arguments."""
+    """Replace `--config FILE…` by the job's own flags, chosen by suffix and top-level keys."""
     found: dict[str, str] = {}
     for path in paths:
         kind = _kind_of(command, path)
@@ -182,7 +182,7 @@ def _kind_of(command: Command, path: str) -> ConfigFile:
                 return kind
     expected = ", ".join(f"{kind.what} ({kind.flag or 'FILE'})" for kind in command.files)
     raise ConfigError(
-        "cannot tell what the file is",
+        "cannot tell which kind of file this is",
         where=f"{command.prog}: --config {display_path(path)}",
         expected=f"one of {expected}",
         fix="name it by its flag",

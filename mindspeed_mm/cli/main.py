@@ -1,6 +1,6 @@
-"""`vace VERB …`: one command over the jobs of the scripts, mm-convert and mm-inspect.
+"""`vace VERB …`: one command for the jobs of the scripts, mm-convert and mm-inspect.
 
-A verb's file is imported when it is used.
+The file of a verb is imported when the verb is used.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @one_line_errors
 def _prepare(argv: list[str]) -> Callable[[], object]:
-    """What is left to do once the arguments are sound.
+    """Check the arguments, and return the function to run.
 
     The task handles signals itself, and so does the launcher.
     """
@@ -73,5 +73,5 @@ def _prepare(argv: list[str]) -> Callable[[], object]:
 
 
 def help_text() -> str:
-    """What `vace --help` prints: one screen."""
+    """The text of `vace --help`, which fits on one screen."""
     return HELP.format(verbs="\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items()))

@@ -1,4 +1,4 @@
-"""`--nproc N`: the processes of a run, started as the scripts start them."""
+"""`--nproc N`: start the processes of a run in the same way as the scripts do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.log import one_line_errors
 
-# What examples/vace/common.sh exports, where it is not set.
+# The defaults that examples/vace/common.sh exports.
 ENVIRONMENT: Mapping[str, str] = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "2",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
@@ -31,13 +31,16 @@ ASCEND: Mapping[str, str] = {
 
 
 class RankConfig(Config):
-    """Which processes a run has, and where they meet."""
+    """The processes of a run, and the address of their rendezvous."""
 
     nproc: int | None = Field(
-        default=None, ge=1, le=1024, description="processes of this machine, one a device (default: this one)"
+        default=None,
+        ge=1,
+        le=1024,
+        description="processes of this machine, one per device (default: this one)",
     )
-    nnodes: int = Field(default=1, ge=1, le=65536, description="machines; each starts the same command")
-    node_rank: int = Field(default=0, ge=0, le=65535, description="which of them this is")
+    nnodes: int = Field(default=1, ge=1, le=65536, description="machines; start the same command on each")
+    node_rank: int = Field(default=0, ge=0, le=65535, description="number of this machine, from 0")
     master_addr: str = Field(default="localhost", description="the address of machine 0")
     master_port: int | None = Field(
         default=None,
@@ -51,24 +54,24 @@ class RankConfig(Config):
 
     @property
     def world(self) -> int:
-        """Processes of all machines."""
+        """Number of processes on all machines."""
         return (self.nproc or 1) * self.nnodes
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How the launcher treats a task."""
+    """How the launcher starts a task."""
 
-    check: str  # flags of the process that checks the job first
+    check: str  # extra flags of the process that checks the job first
     show_check: bool = False
     rank_flags: str = ""
     batch: Callable[[Sequence[str], int], int] | None = (
-        None  # arguments, ranks → global batch size, to report the speed
+        None  # (arguments, ranks) → global batch size, for the report of the speed
     )
 
 
 def check_here(ranks: RankConfig) -> None:
-    """Let this process check a job for all the ranks."""
+    """Make this process check the job on behalf of all ranks."""
     os.environ["WORLD_SIZE"] = str(ranks.world)
 
 

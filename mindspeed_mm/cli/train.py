@@ -17,7 +17,7 @@ def _batch(argv: Sequence[str], ranks: int) -> int:
     training = PretrainJob.from_argv(argv, ranks, PROG).training
     is_logged = (
         training.batch.train_iters or 0
-    ) >= training.log.log_interval  # else there is no time to report
+    ) >= training.log.log_interval  # without it there is no speed to report
     return (training.batch.global_batch_size or 0) if is_logged else 0
 
 

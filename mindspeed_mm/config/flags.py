@@ -1,7 +1,4 @@
-"""Fields become flags: `--adam-beta1` exists because some config has a field `adam_beta1`.
-
-Help and type come from there.
-"""
+"""Turn config fields into flags: a field `adam_beta1` becomes `--adam-beta1`, with its help and type."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ from mindspeed_mm.registry import did_you_mean
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse without abbreviations.
+    """An argparse parser without abbreviations.
 
-    Its errors are ConfigErrors (one line, exit code 1) and name the nearest flag.
+    Its errors are ConfigErrors (one line, exit code 1) that name the nearest flag.
     """
 
     def __init__(self, prog: str, description: str, *, add_help: bool = True) -> None:
@@ -29,11 +26,11 @@ class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         short = (
             message if len(message) <= 600 else f"{message[:300]}…{message[-200:]}"
-        )  # choices are long, too
+        )  # a list of choices can be long, too
         raise ConfigError(short, where=self.prog, fix=f"see {self.prog} --help")
 
     def parse_strict(self, argv: Iterable[str]) -> argparse.Namespace:
-        """Parse all of `argv`. Raises ConfigError for a flag that nobody declared."""
+        """Parse all of `argv`. Raises ConfigError for an unknown flag."""
         namespace, unknown = self.parse_known_args(list(argv))
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -51,11 +48,10 @@ def flag_name(field: str) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser, schema: type[Config], title: str) -> None:
-    """One flag for each field of `schema`.
+    """Add one flag for each field of `schema`.
 
-    A flag that is not given leaves no trace, so the field's default holds.
-
-    A field that is a config itself has no flag; give its fields in a group of their own.
+    A flag that is not given is absent from the namespace, so the default of the field applies. A field that
+    is itself a config gets no flag; add its fields in a separate call.
     """
     group = parser.add_argument_group(title)
     for name, field in schema.model_fields.items():
@@ -92,7 +88,7 @@ def numbers(word: str) -> float | tuple[float, ...]:
 def _kind_of(field: Any) -> dict[str, Any]:
     """argparse keywords for a field.
 
-    One that is true by default also gets `--no-…`; a repeated one adds up.
+    A field that is true by default also gets `--no-…`; a flag that may be repeated collects its values.
     """
     if (field.json_schema_extra or {}).get("repeated"):
         return {"action": "append", "metavar": "KEY=VALUE"}
@@ -108,7 +104,10 @@ def _kind(annotation: Any) -> dict[str, Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [arg for arg in get_args(annotation) if arg is not type(None)]
         if float in inner and any(get_origin(arg) is tuple for arg in inner):
-            return {"type": numbers, "metavar": "X[,X…]"}  # one word: what follows it may be a file
+            return {
+                "type": numbers,
+                "metavar": "X[,X…]",
+            }  # one word only: the next may be a file
         return _kind(inner[0])
     if annotation is bool:
         return {"action": "store_true"}

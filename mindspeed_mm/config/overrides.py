@@ -1,6 +1,6 @@
-"""`--set a.b=value`: nested keys of a JSON or YAML file, replaced before the file is checked.
+"""`--set a.b=value`: replace nested keys of a JSON or YAML file before it is validated.
 
-Flags win over them.
+Flags take precedence over them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PATH = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*")
 
 
 class OverrideConfig(Config):
-    """The flag, for commands whose flags are the fields of configs."""
+    """The flag `--set`, as a config field."""
 
     set: tuple[str, ...] = Field(
         default=(),
@@ -34,7 +34,7 @@ class OverrideConfig(Config):
 
 @dataclass(frozen=True)
 class Override:
-    """One replacement: the word as it was given, the keys from the outermost in, and the value."""
+    """One replacement: the word on the command line, its keys from the outermost in, the value."""
 
     word: str
     keys: tuple[str, ...]
@@ -43,18 +43,18 @@ class Override:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What `--set` replaces, by file."""
+    """All replacements of `--set`, by file."""
 
     items: tuple[Override, ...] = ()
-    files: tuple[str, ...] = ()  # names that a key begins with; none where the command reads one file
+    files: tuple[str, ...] = ()  # the names that a key may begin with; empty if the command reads one file
 
     @classmethod
     def parse(cls, words: Sequence[str], files: Sequence[str] = ()) -> Overrides:
-        """`model.predictor.dtype=fp32` → an override of the file `model`. Raises ConfigError."""
+        """Parse words such as `model.predictor.dtype=fp32` (a key of file `model`). Raises ConfigError."""
         return cls(tuple(_parse_override(word, files) for word in words), tuple(files))
 
     def apply(self, values: Any, file: str = "") -> Any:
-        """`values` of one file with its keys replaced; the argument stays as it is. Raises ConfigError."""
+        """A copy of `values`, the content of one file, with its keys replaced. Raises ConfigError."""
         for item in self.items:
             if not self.files:
                 values = _replaced(values, item.keys, item)
@@ -80,7 +80,7 @@ def _parse_override(word: str, files: Sequence[str]) -> Override:
             f"got {path[:40]!r}{near}",
             where=f"--set {word[:80]}",
             expected=f"a key that begins with {', '.join(f'{name}.' for name in files)}",
-            fix="use a flag of its own for what no file holds",
+            fix="settings that are in no file have their own flags",
         )
     return Override(word, keys, parse_value(text))
 

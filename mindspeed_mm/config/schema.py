@@ -1,4 +1,4 @@
-"""The base of every config: frozen, keyword-only, unknown keys refused, errors with an address."""
+"""The base of every config: frozen, keyword-only, strict about unknown keys, with addresses in errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspeed_mm.files import json_type
 from mindspeed_mm.registry import did_you_mean
 
 C = TypeVar("C", bound="Config")
-_LARGEST = (1 << 63) - 1  # of any number; fields have bounds of their own below it
+_LARGEST = (1 << 63) - 1  # upper bound of every number; fields have their own, tighter bounds
 
 
 # pydantic's kind of error → what was expected
@@ -51,10 +51,12 @@ _EXPECTED: Mapping[str, str] = {
 
 
 class Config(BaseModel):
-    """A frozen set of named values. Declare it beside the code that reads it; derived values are properties.
+    """A frozen set of named values.
 
-    UNUSED names keys of published files that mean nothing here, each with the reason. They are accepted and
-    collected into the validation context's list of notes, which the task prints once.
+    Declare it beside the code that reads it; derived values are properties.
+
+    UNUSED lists keys of published files that have no effect here, each with the reason. They are accepted,
+    and added to the list of notes in the validation context, which the task logs once.
     """
 
     model_config = ConfigDict(
@@ -69,10 +71,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """A switch is no number, although Python counts True as 1.
-
-        No number is beyond what a run can use.
-        """
+        """Reject booleans, which Python treats as numbers, and numbers that are too large for any run."""
         field = cls.model_fields[str(info.field_name)]
         annotation: Any = field.annotation
         kinds = _scalar_kinds(annotation)
@@ -81,7 +80,7 @@ class Config(BaseModel):
             if isinstance(item, bool) and kinds & {int, float} and bool not in kinds:
                 raise ValueError(f"expected a number, got {str(item).lower()}")
             if is_bounded or (isinstance(item, float) and not math.isfinite(item)):
-                continue  # refused by a rule of its own
+                continue  # another rule refuses it
             if kinds & {int, float} and isinstance(item, (int, float)) and abs(item) > _LARGEST:
                 raise ValueError(f"expected a number of at most {_LARGEST}, got {str(item)[:40]}")
         return value
@@ -98,7 +97,7 @@ class Config(BaseModel):
 
 
 def parse(schema: type[C], values: object, where: str, notes: list[str] | None = None) -> C:
-    """Plain values → `schema`.
+    """Validate plain values against `schema`.
 
     `where` starts the address of an error (a file name); `notes` collects unused keys.
 
@@ -124,7 +123,7 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> Confi
     location += [last] if unknown or not _is_type_tag(last) else []
     joint = (
         "." if ":" in Path(where).name else ":"
-    )  # `where` may lead into a file already: data.json:dataset_param
+    )  # `where` may already point into a file: data.json:dataset_param
     address = joint.join(filter(None, [where, _dotted(location)]))
     if unknown:
         known = _known_keys(schema, location[:-1])
@@ -134,7 +133,7 @@ def _problem(schema: type[BaseModel], where: str, item: dict[str, Any]) -> Confi
     value = item.get("input")
     if item["type"] in _EXPECTED:
         context = item.get("ctx", {})
-        got = context.get("actual_length", _shown(value))  # of a list that is too long, how many there are
+        got = context.get("actual_length", _shown(value))  # the number of items of a long list
         expected = _EXPECTED[item["type"]].format(**context)
         return ConfigError(f"got {got}", where=address, expected=expected)
     message = item["msg"].removeprefix("Value error, ")
@@ -152,13 +151,13 @@ def _shown(value: object) -> str:
 
 
 def _is_consequence(item: Mapping[str, Any]) -> bool:
-    """Of entries that are wrong themselves, pydantic says that the list has become too short, too."""
+    """Whether an error only follows from another: pydantic calls a list of invalid items too short, too."""
     return bool(item["type"] == "too_short" and len(item["input"]) > item["ctx"]["actual_length"])
 
 
 @functools.cache
 def _scalar_kinds(annotation: Any) -> frozenset[type]:
-    """The types of single values in an annotation; those of a Literal's values are included."""
+    """The scalar types in an annotation, including the types of a Literal's values."""
     if get_origin(annotation) is Literal:
         return frozenset(map(type, get_args(annotation)))
     if isinstance(annotation, type):
@@ -167,7 +166,7 @@ def _scalar_kinds(annotation: Any) -> frozenset[type]:
 
 
 def _is_type_tag(part: object) -> bool:
-    """Whether pydantic put this part there to say which type of a union it tried, as in `tuple[str, ...]`."""
+    """Whether pydantic added this part to name a member of a union that it tried, as in `tuple[str, ...]`."""
     return isinstance(part, str) and (not part or "[" in part)
 
 
@@ -179,12 +178,9 @@ def _dotted(location: list[Any]) -> str:
 
 
 def _known_keys(schema: type[BaseModel], location: list[Any]) -> list[str]:
-    """The keys that the config at `location` knows.
-
-    [] where the path leads through something that is not a config.
-    """
+    """The keys of the config at `location`; [] if the path leads through something that is not a config."""
     current: type[BaseModel] | None = schema
-    is_key = False  # the next part is a key of a mapping, not a field
+    is_key = False  # the next part is the key of a mapping, not a field
     for part in location:
         if isinstance(part, int) or is_key:
             is_key = False

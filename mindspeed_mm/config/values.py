@@ -1,4 +1,4 @@
-"""One value of the command line that may be JSON."""
+"""Parse a command-line value that may be JSON."""
 
 from __future__ import annotations
 

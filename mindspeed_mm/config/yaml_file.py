@@ -1,6 +1,6 @@
-"""YAML with the scalars of JSON.
+"""Read YAML with the scalars of JSON.
 
-No dates, no `1:30` as a number, no key twice, no aliases that expand without limit.
+Dates and `1:30` stay texts; duplicate keys and aliases that expand without limit are errors.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import yaml
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.files import MAX_DEPTH, ErrorType, PathLike, display_path, plain_problem, read_text
 
-_MAX_NODES = 1_000_000  # of a file with its aliases written out
-_MOST_BYTES = 256 << 10  # seconds of parsing; the shipped files have one kilobyte
+_MAX_NODES = 1_000_000  # nodes of a file after its aliases are expanded
+_MAX_BYTES = 256 << 10  # bytes that parse within seconds; the files that we ship have about 1 KB
 
 
 def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
-    """The contents of a YAML file as JSON would have them: a date and `1:30` are texts, `1e-4` is a number.
+    """The contents of a YAML file with JSON's types: a date and `1:30` are texts, `1e-4` is a number.
 
     Raises `error`.
     """
-    text, where = read_text(path, error, max_bytes=_MOST_BYTES), display_path(path)
+    text, where = read_text(path, error, max_bytes=_MAX_BYTES), display_path(path)
     try:
         loader = _yaml_loader()(text)
         try:
@@ -48,7 +48,7 @@ def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
         LookupError,
         TypeError,
         ValueError,
-    ) as problem:  # PyYAML's, on odd tags
+    ) as problem:  # raised by PyYAML for unusual tags
         reason = "a number has too many digits" if "digits" in str(problem) else str(problem)[:80]
         raise error(f"not valid YAML: a value does not fit its type ({reason})", where=where) from None
     if reason := plain_problem(values):
@@ -91,11 +91,11 @@ def _yaml_loader() -> Any:
 
 
 def _yaml_nodes(node: Any, known: dict[int, int], depth: int) -> int:
-    """How many values a node stands for with its aliases written out; a node inside itself has no end."""
+    """The number of values in a node after its aliases are expanded; infinite if it contains itself."""
     if depth > MAX_DEPTH:
         raise RecursionError
     if id(node) not in known:
-        known[id(node)] = _MAX_NODES + 1  # met again below itself
+        known[id(node)] = _MAX_NODES + 1  # the node contains itself
         children = node.value if isinstance(node.value, list) else []
         flat = [inner for child in children for inner in (child if isinstance(child, tuple) else (child,))]
         known[id(node)] = 1 + sum(_yaml_nodes(child, known, depth + 1) for child in flat)

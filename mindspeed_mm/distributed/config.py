@@ -19,21 +19,24 @@ _NO_TP = "use --use-torch-fsdp2 or pipeline stages for memory, --context-paralle
 
 
 class ParallelConfig(Config):
-    """Megatron's parallel flags. Data parallel is what is left: world size / (context · pipeline)."""
+    """Megatron's parallel flags. The data-parallel size is the rest: world size / (context · pipeline)."""
 
-    tensor_model_parallel_size: int = Field(default=1, ge=1, description="only 1: FSDP2 shards instead")
+    tensor_model_parallel_size: int = Field(default=1, ge=1, description="must be 1: FSDP2 shards instead")
     pipeline_model_parallel_size: int = Field(
-        default=1, ge=1, le=1000, description="stages: parts of the layers, each on ranks of its own"
+        default=1,
+        ge=1,
+        le=1000,
+        description="pipeline stages, each with a part of the layers on its own ranks",
     )
     virtual_pipeline_model_parallel_size: int | None = Field(
         default=None,
         ge=1,
         le=1000,
-        description="parts of the layers that each stage's ranks hold, interleaved",
+        description="chunks of layers that each pipeline rank holds, interleaved",
     )
     pipeline_schedule: Literal["1f1b", "gpipe"] = Field(
         default="1f1b",
-        description="1f1b (interleaved with virtual stages) keeps few micro-batches in memory, gpipe all",
+        description="1f1b (interleaved with virtual stages) holds few micro-batches in memory, gpipe all",
     )
     context_parallel_size: int = Field(
         default=1, ge=1, le=65536, description="ranks that share the tokens of one sample"
@@ -44,7 +47,7 @@ class ParallelConfig(Config):
         "ring (megatron), or both: Ulysses between neighbours, rings between those (hybrid)",
     )
     ulysses_degree_in_cp: int | None = Field(
-        default=None, ge=1, le=65536, description="with hybrid_cp_algo: ranks that divide the heads"
+        default=None, ge=1, le=65536, description="with hybrid_cp_algo: number of ranks that divide the heads"
     )
     use_torch_fsdp2: bool = Field(
         default=False, description="shard with torch's fully_shard (always on here)"
@@ -55,17 +58,18 @@ class ParallelConfig(Config):
         description="gloo anywhere; nccl and hccl both mean the device's own (default: the device's own)",
     )
     distributed_timeout_minutes: int = Field(
-        default=10, gt=0, le=1000000, description="longest wait for another rank"
+        default=10, gt=0, le=1000000, description="minutes to wait for another rank"
     )
     recompute_granularity: Literal["full", "selective"] | None = Field(
-        default=None, description="forget a block's activations (selective: keep attention outputs)"
+        default=None,
+        description="recompute activations of blocks in backward (selective: keep attention outputs)",
     )
     recompute_method: Literal["uniform", "block"] | None = Field(
         default=None,
         description="uniform: every block; block: the first --recompute-num-layers of trunk and of branch",
     )
     recompute_num_layers: int | None = Field(
-        default=None, gt=0, le=1000, description="blocks recomputed by method block"
+        default=None, gt=0, le=1000, description="number of blocks that method block recomputes"
     )
     use_mindspeed: bool = Field(default=False, description="import MindSpeed's adaptor before megatron.core")
 
@@ -97,19 +101,19 @@ class ParallelConfig(Config):
 
     @property
     def ulysses_size(self) -> int:
-        """Ranks of a context-parallel group that divide the heads; the others form rings."""
+        """Number of ranks of a context-parallel group that divide the heads; rings connect such groups."""
         if self.context_parallel_algo == "megatron_cp_algo":
             return 1
         return self.ulysses_degree_in_cp or self.context_parallel_size
 
     @property
     def virtual_size(self) -> int:
-        """Stages of the model on each rank."""
+        """Number of stages on each rank."""
         return self.virtual_pipeline_model_parallel_size or 1
 
     @property
     def num_stages(self) -> int:
-        """Stages of the model on all ranks."""
+        """Number of stages of the model."""
         return self.pipeline_model_parallel_size * self.virtual_size
 
 
@@ -126,7 +130,7 @@ class Fsdp2Config(Config):
         default=None, description="patterns of the modules that are gathered as one; null: every block"
     )
     reshard_after_forward: bool | int = Field(
-        default=True, description="free gathered weights after forward (more memory left, one more gather)"
+        default=True, description="free gathered weights after forward (less memory, one more gather)"
     )
     param_dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="dtype of matrix products")
     reduce_dtype: Literal["bf16", "fp32"] = Field(
@@ -149,20 +153,20 @@ class Fsdp2Config(Config):
         default=0, ge=0, le=1000, description="units gathered ahead in backward"
     )
     ignored_modules: tuple[str, ...] = Field(
-        default=(), description="patterns of frozen modules that stay whole on each rank"
+        default=(), description="patterns of frozen modules that are not sharded"
     )
     compile: bool = Field(default=False, description="compile each block with torch.compile")
     UNUSED: ClassVar[Mapping[str, str]] = {
         "cast_forward_inputs": (
-            "inputs are cast where a product needs it; casting them all would round timesteps to bf16"
+            "each product casts its own input; casting all inputs would round timesteps to bf16"
         ),
-        "output_dtype": "blocks answer in the residual's dtype",
+        "output_dtype": "blocks return the dtype of the residual stream",
     }
 
     @model_validator(mode="before")
     @classmethod
     def _null_lists(cls, values: object) -> object:
-        """`ignored_modules:` with nothing behind it is an empty list; null switches keep their defaults."""
+        """An empty `ignored_modules:` is an empty list; null switches keep their defaults."""
         if not isinstance(values, Mapping):
             return values
         optional = ("sharding_size", "sub_modules_to_wrap", "recompute_modules")
@@ -171,12 +175,9 @@ class Fsdp2Config(Config):
     @field_validator("sharding_size", mode="before")
     @classmethod
     def _no_switch(cls, value: object) -> object:
-        """YAML reads `yes` as true, and true counts as 1.
-
-        That would silently mean a copy of the weights on every rank.
-        """
+        """Refuse `yes` and `true`: they count as 1, which would silently copy the weights to every rank."""
         if isinstance(value, bool):
-            raise ValueError("is a switch, not a size; write auto, null or a number of ranks")
+            raise ValueError("is a boolean, not a size; write auto, null or a number of ranks")
         return value
 
     @model_validator(mode="after")
@@ -196,7 +197,7 @@ class Fsdp2Config(Config):
 
 
 def check_context_parallel(num_heads: int, ulysses: int, flag: str = "--context-parallel-size") -> None:
-    """Ulysses divides heads over `ulysses` ranks. Raises ConfigError naming the sizes that fit."""
+    """Check that Ulysses can divide the heads over `ulysses` ranks. Raises ConfigError."""
     if num_heads % ulysses:
         allowed = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
         fix = f"use one of {', '.join(map(str, allowed))}"
@@ -208,7 +209,7 @@ def check_context_parallel(num_heads: int, ulysses: int, flag: str = "--context-
 
 
 def check_reshard(config: Fsdp2Config, ranks: int) -> None:
-    """`ranks` share one copy of the weights; a number in reshard_after_forward cuts them.
+    """Check that a number in reshard_after_forward divides the `ranks` that share one copy of the weights.
 
     Raises ConfigError.
     """
@@ -223,12 +224,12 @@ def check_reshard(config: Fsdp2Config, ranks: int) -> None:
 
 
 def bubble(stages: int, virtual: int, micro_batches: int) -> float:
-    """The share of a step in which a rank of a pipeline waits: (p - 1) / (v m + p - 1)."""
+    """The pipeline bubble, the share of a step in which a rank waits: (p - 1) / (v m + p - 1)."""
     return (stages - 1) / (virtual * micro_batches + stages - 1)
 
 
 def check_micro_batches(parallel: ParallelConfig, micro_batches: int, unit: int) -> None:
-    """Raises ConfigError for fewer micro-batches than stages; one of each rank together is `unit` samples."""
+    """Raise ConfigError for fewer micro-batches than stages. `unit`: samples in one of all ranks."""
     stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_size
     if micro_batches >= stages:
         return
@@ -241,7 +242,7 @@ def check_micro_batches(parallel: ParallelConfig, micro_batches: int, unit: int)
 
 
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
-    """World size / (context · pipeline parallel). Raises ConfigError when that leaves a remainder."""
+    """World size / (context · pipeline parallel). Raises ConfigError if there is a remainder."""
     stages, context = parallel.pipeline_model_parallel_size, parallel.context_parallel_size
     size = stages * context
     if world_size % size and stages > 1:

@@ -1,6 +1,6 @@
-"""fsdp2_config.yaml → torch's fully_shard.
+"""Apply fsdp2_config.yaml with torch's fully_shard.
 
-What one rank holds whole and computes with as it is stays out of it: gathering it would only copy it.
+Parts that a rank holds whole, in the dtype it computes in, are not wrapped: gathering would only copy them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def shard_model(
 ) -> nn.Module:
     """Shard `model`, which may be on the meta device, in place.
 
-    `units` are the patterns used when the YAML names none. `every` names all modules of the model that
-    `model` is a part of: patterns may match there alone.
+    `units` are the patterns to use if the YAML has none. `every` holds the names of all modules of the whole
+    model if `model` is a part of it: a pattern may match only in another part.
 
     Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so
     that no unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are
@@ -76,25 +76,25 @@ def shard_model(
     if not dtypes.keys() - whole:
         return model
     shard = _sharder(config, mesh, ignored)
-    # innermost first: a unit inside another must be taken out of it before
+    # innermost first: an inner unit must be wrapped before the outer one
     for name in sorted(dtypes.keys() - whole, key=lambda name: (-name.count("."), names.index(name))):
         shard(model.get_submodule(name), dtypes[name])
     shard(model, DTYPES[config.param_dtype])
-    # a matrix product over [B, S, D] answers a view; nothing in our models changes a unit's output in place
+    # a matrix product over [B, S, D] returns a view; our models never change a unit's output in place
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(.*\) returned a view tensor")
     _prefetch(model, config)
     return model
 
 
 def last_micro_batch(model: nn.Module, last: bool) -> None:
-    """Before each backward of an accumulation: gradients are reduced over ranks in the last one only."""
+    """Call before each backward of an accumulation: only the last one reduces gradients over ranks."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         model.set_is_last_backward(last)
 
 
 def fsdp_units(model: nn.Module) -> dict[str, FSDPModule]:
-    """Every sharded unit by its name; the root is ''."""
+    """Name → sharded unit; the name of the root is ''."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FSDPModule)}
 
 
@@ -126,12 +126,10 @@ def _has_parameters(module: nn.Module) -> bool:
 def _whole_units(
     model: nn.Module, dtypes: Mapping[str, torch.dtype], config: Fsdp2Config, mesh: Mesh
 ) -> set[str]:
-    """Units that a rank holds whole and in the dtype of their products.
+    """Units that a rank holds whole, in the dtype of their products: they need no wrapping.
 
-    Frozen ones, and trained ones of a single rank.
-
-    The trained ones are all in it or none is: an optimizer's fused kernels do not take sharded and plain
-    tensors together.
+    These are frozen units, and on a single rank trained ones. Either all trained units are included or none,
+    because the optimizer's fused kernels do not take sharded and plain tensors together.
     """
     if config.offload_to_cpu or mesh.shards.size(mesh.shards.ndim - 1) > 1:
         return set()
@@ -147,7 +145,7 @@ def _whole_units(
 
 
 def _covers(child: str, wrapped: Sequence[str]) -> bool:
-    """Whether a child of the root is a unit already, or is a list whose items are."""
+    """Whether a child of the root is a unit, or a list whose items are units."""
     return any(name == child or name.startswith(child + ".") for name in wrapped)
 
 
@@ -170,9 +168,9 @@ def _ignored_parameters(
 
 
 def _prefetch(model: nn.Module, config: Fsdp2Config) -> None:
-    """Learn the order of the units in the first forward, then gather that many ahead.
+    """Record the order of the units in the first forward, then gather units ahead in that order.
 
-    The order is not that of the names: branch blocks run between trunk blocks.
+    It differs from the order of the names, because branch blocks run between trunk blocks.
     """
     ahead, behind = config.num_to_forward_prefetch, config.num_to_backward_prefetch
     if not ahead and not behind:

@@ -1,4 +1,4 @@
-"""A process group for the time of a run: torchrun's, or one process by itself."""
+"""The process group of a run: that of torchrun, or a single process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 def launch(
     accelerator: Accelerator, timeout: timedelta = timedelta(minutes=10), backend: str | None = None
 ) -> Iterator[Accelerator]:
-    """Join torchrun's ranks (or be one rank alone), and leave them again. Raises LaunchError."""
+    """Join torchrun's ranks, or run as a single rank, and leave the group afterwards. Raises LaunchError."""
     accelerator.activate()
     _join(accelerator, timeout, backend or accelerator.backend)
     try:
@@ -44,7 +44,7 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
     ):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     listening = os.environ.pop(STORE, None)
-    if listening is None:  # torchrun serves the rendezvous itself
+    if listening is None:  # torchrun itself serves the rendezvous
         dist.init_process_group(backend, timeout=timeout, device_id=device)
         return
     place, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -64,15 +64,17 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
 
 
 def _libuv_takes_a_socket(version: str) -> bool:
-    """Whether this torch's newer store serves a socket that is open already; else the older store must."""
+    """Whether the libuv store of this torch accepts an open socket; otherwise use the older store."""
     major, minor = version.split(".")[:2]
     return (int(major), int(minor)) >= (2, 8)
 
 
 def raise_on_all_ranks(work: Callable[[], T]) -> T:
-    """Do `work` on every rank, without collectives of its own.
+    """Call `work`, which uses no collectives, on every rank.
 
-    All ranks raise the lowest failing rank's error.
+    All ranks raise the error of the lowest failing rank.
+
+
 
     A rank that raised alone would leave the others waiting in their next collective.
     """
@@ -92,7 +94,7 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
 
 
 def _join(accelerator: Accelerator, timeout: timedelta, backend: str) -> None:
-    # gloo beside the device's library: object collectives and asynchronous checkpoints talk over the CPU
+    # gloo beside the device's library: object collectives and asynchronous checkpoints use the CPU
     both = backend if accelerator.kind == "cpu" else f"cpu:gloo,{accelerator.kind}:{backend}"
     device = None if accelerator.kind == "cpu" else accelerator.device
     if "RANK" not in os.environ:

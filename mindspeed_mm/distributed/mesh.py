@@ -1,7 +1,4 @@
-"""Where this rank stands.
-
-Data, context and pipeline parallel groups, and the DeviceMesh over which fully_shard shards.
-"""
+"""This rank's position in the data, context and pipeline parallel groups, and the mesh of fully_shard."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from mindspeed_mm.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Groups and places of one rank. dp·cp ranks share the weights and gradients of a pipeline stage."""
+    """Groups and ranks of one process. dp·cp ranks share the weights and gradients of a pipeline stage."""
 
     rank: int
     world_size: int
@@ -33,19 +30,19 @@ class Mesh:
     pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
     cp_group: dist.ProcessGroup
-    ulysses_group: dist.ProcessGroup  # the part of cp_group whose ranks exchange heads
-    ring_group: dist.ProcessGroup | None  # ranks of cp_group between which keys and values pass
+    ulysses_group: dist.ProcessGroup  # ranks of cp_group that exchange heads
+    ring_group: dist.ProcessGroup | None  # ranks of cp_group that pass keys and values around a ring
     dp_cp_group: dist.ProcessGroup
     shards: DeviceMesh  # [shard], or [replicate, shard] with more than one copy of the weights
 
     @property
     def copies(self) -> int:
-        """Copies of the weights in the job (HSDP's replicas)."""
+        """Number of copies of the weights in the job (HSDP replicas)."""
         return int(self.shards.size(0)) if self.shards.ndim == 2 else 1
 
 
 def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Config | None = None) -> Mesh:
-    """Make the groups inside `launch`. Raises ConfigError when the sizes do not divide the world."""
+    """Create the groups; call it inside `launch`. Raises ConfigError if the sizes do not divide the world."""
     world = dist.get_world_size()
     data_size = data_parallel_size(parallel, world)
     stages = parallel.pipeline_model_parallel_size
@@ -80,7 +77,7 @@ def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Co
 
 
 def copies_of_weights(sharding_size: int | str | None, world_size: int) -> int:
-    """1 when all ranks share one copy. Raises ConfigError when `sharding_size` does not divide the world."""
+    """Number of copies of the weights. Raises ConfigError if `sharding_size` does not divide the world."""
     if sharding_size is None or isinstance(sharding_size, str):
         return 1
     if world_size % sharding_size:
@@ -94,7 +91,7 @@ def copies_of_weights(sharding_size: int | str | None, world_size: int) -> int:
 
 
 def device_mesh(made: groups.Groups, device_type: str) -> DeviceMesh:
-    """The mesh of Megatron's own groups, so that a Megatron module beside ours sees the same world."""
+    """A DeviceMesh built from Megatron's groups, so that Megatron modules in the job use the same ones."""
     if made.replica is None:
         return DeviceMesh.from_group(made.shard, device_type, mesh_dim_names=("shard",))
     ranks = torch.tensor(dist.get_process_group_ranks(made.data_context))

@@ -17,23 +17,23 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def absent_units(units: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Those of a model's units that this one has none of: `vace_blocks.{*}` of a model without a branch."""
+    """Unit patterns that match nothing in this model, such as `vace_blocks.{*}` without a branch."""
     known = list(names)
     return [unit for unit in units if not _hits(unit, known, "units")]
 
 
 def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[str] = ()) -> list[str]:
-    """The names that `pattern` matches, in their own order. Raises ConfigError when there are none.
+    """The names that `pattern` matches, in the order of `names`. Raises ConfigError if there are none.
 
-    A pattern inside a unit of `absent` may match nothing: the same file serves models with and without that
-    part.
+    A pattern inside a unit of `absent` may match nothing, so that one file works for models with and without
+    that part.
     """
     known = list(names)
     found = _hits(pattern, known, where)
     shape = _BRACES.sub("{*}", _PREFIX.sub("", pattern))
     if not found and not any(f"{shape}.".startswith(f"{unit}.") for unit in absent):
         kinds = sorted({re.sub(r"\.\d+(?=\.|$)", ".{*}", name) for name in known if name})
-        nearest = "" if shape in kinds else did_you_mean(shape, kinds)  # else an index is too high
+        nearest = "" if shape in kinds else did_you_mean(shape, kinds)  # otherwise an index is too high
         raise ConfigError(
             f"pattern {pattern!r} matches no module{nearest}", where=where, expected=f"one of {_parts(known)}"
         )
@@ -52,9 +52,10 @@ def check_patterns(config: Fsdp2Config, units: Iterable[str], names: Iterable[st
 def recompute_plan(
     names: Sequence[str], units: Sequence[str], fsdp: Fsdp2Config, parallel: ParallelConfig
 ) -> dict[str, Recompute]:
-    """Module name → full or selective. The YAML names the modules; the flags say how, or choose all blocks.
+    """Module name → full or selective.
 
-    A later pattern overrides an earlier one. Raises ConfigError for a pattern that matches nothing.
+    The YAML selects modules; the flags choose the mode, or select all blocks. A later pattern overrides an
+    earlier one. Raises ConfigError for a pattern that matches nothing.
     """
     patterns = fsdp.recompute_modules
     how: Recompute = parallel.recompute_granularity or "full"
@@ -74,7 +75,7 @@ def recompute_plan(
 
 
 def _parts(known: Iterable[str]) -> str:
-    """The children of the root, lists with their length: `blocks.{0-29}, head`."""
+    """The children of the root, with the indices of lists: `blocks.{0-29}, head`."""
     last: dict[str, int] = {}
     for name in known:
         child, _, rest = name.partition(".")
@@ -98,7 +99,7 @@ def _hits(pattern: str, known: list[str], where: str) -> list[str]:
 
 
 def _indices(text: str, pattern: str, where: str) -> set[int] | None:
-    """`0-3,7` → {0, 1, 2, 3, 7}; `*` → None, which means every index."""
+    """`0-3,7` → {0, 1, 2, 3, 7}; `*` → None, for every index."""
     if text.strip() == "*":
         return None
     chosen: set[int] = set()

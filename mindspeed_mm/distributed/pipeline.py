@@ -1,7 +1,7 @@
-"""Pipeline parallel: each rank holds a part of the layers, micro-batches pass from stage to stage.
+"""Pipeline parallel: each rank holds a part of the layers, and micro-batches pass from stage to stage.
 
-The schedules are torch.distributed.pipelining's. Every rank reads the same micro-batches, so only tokens and
-their gradients are sent. Flat stage v·pp + p is virtual chunk v of rank p, as in Megatron.
+The schedules are those of torch.distributed.pipelining. Every rank reads the same micro-batches, so only
+tokens and their gradients are sent. Flat stage v·pp + p is virtual chunk v of rank p, as in Megatron.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from mindspeed_mm.distributed.fsdp import last_micro_batch
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.ops.stages import MicroBatch, Split
 
-Loss = Callable[[Tensor, int], Tensor]  # velocity and number of a micro-batch → what backward starts from
+Loss = Callable[[Tensor, int], Tensor]  # (velocity, number of the micro-batch) → loss
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The model of all ranks together, on the meta device. No part of the model of a rank."""
+    """The whole model on the meta device, as a reference; it is not a submodule of a rank's model."""
 
     model: nn.Module
 
     @classmethod
     def of(cls, model: nn.Module) -> Whole:
-        """Of a model on the meta device, which is not split yet and has no process groups."""
+        """From a model on the meta device that is not split yet and has no process groups."""
         return cls(copy.deepcopy(model))
 
 
 class _Stage(PipelineStage):
-    """A stage whose gradients are reduced over ranks after the last group of micro-batches only."""
+    """A stage that reduces gradients over ranks only after the last group of micro-batches."""
 
     reduces = True
 
@@ -55,13 +55,13 @@ class _Stage(PipelineStage):
             super().perform_reduce_grad(grad_scale_factor)
 
     def _post_metadata_inference_cleanup(self) -> None:
-        """Nothing to clean up, for shapes are given: torch's own drops the gradients of the group before."""
+        """Skip torch's cleanup, which drops the gradients of the previous group; our shapes are given."""
 
 
 class Pipeline(nn.Module):
     """This rank's stages of a model. Called like the model, it returns the velocity on every rank.
 
-    A call makes no gradients. Its modules and weights have the names that they have in the whole model.
+    A call computes no gradients. Modules and weights have the names of the whole model.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Pipeline(nn.Module):
         self.group, self.data_group = group, mesh.dp_group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._last = (split.count - 1) % self.size  # the rank of the last stage
-        self._ready: tuple[object, Any] = (None, None)  # the shape used last, and its schedule
+        self._ready: tuple[object, Any] = (None, None)  # the last shape, and its schedule
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """This rank's modules by their names in the whole model, and so its weights."""
+        """This rank's modules, by their names in the whole model; weights are named accordingly."""
         yield prefix, self
         for part in self.parts():
             for name, child in part.named_children():
@@ -88,12 +88,12 @@ class Pipeline(nn.Module):
                 yield from child.named_modules(memo, full, remove_duplicate)
 
     def parts(self) -> Iterator[nn.Module]:
-        """What is sharded as one: the copy of what every rank has, and each stage."""
+        """The modules to shard separately: the replicated part, and each stage."""
         yield self.reader
         yield from self.stages.values()
 
     def is_copy(self, name: str) -> bool:
-        """Whether the first rank of the pipeline has the weight `name` too, and speaks for it."""
+        """Whether `name` is a replicated weight that the first rank of the pipeline saves and counts."""
         return self.rank > 0 and name.split(".")[0] in self.split.shared
 
     @torch.no_grad()
@@ -133,8 +133,8 @@ class Pipeline(nn.Module):
     def forward_backward(self, batches: Sequence[MicroBatch], loss: Loss) -> None:
         """Forward and backward of all micro-batches.
 
-        `loss` is called on the last stage's rank, with the number in `batches`. Gradients are sums over the
-        micro-batches; those of what every rank has a copy of are summed over the pipeline, too.
+        `loss` is called on the rank of the last stage, with the index in `batches`. Gradients are summed over
+        the micro-batches; those of replicated weights are also summed over the pipeline.
         """
         groups = list(self._groups(batches))
         for place, numbers in enumerate(groups, 1):
@@ -142,21 +142,21 @@ class Pipeline(nn.Module):
         self._sum_copies()
 
     def norm(self, of: Callable[[list[Tensor]], float]) -> float:
-        """The global norm of all stages' gradients, on all ranks; `of` measures those of this rank."""
+        """The global gradient norm of all stages, on all ranks; `of` computes that of this rank."""
         named = self.named_parameters()
         mine = of([p.grad for name, p in named if p.grad is not None and not self.is_copy(name)])
         return math.sqrt(sum(value**2 for value in self._gather(mine)))
 
     def from_last(self, values: Tensor) -> Tensor:
-        """What the last stage's rank has in `values`, on every rank of the pipeline."""
+        """Broadcast `values` from the rank of the last stage to all ranks of the pipeline."""
         dist.broadcast(values, group=self.group, group_src=self._last)
         return values
 
     def _groups(self, batches: Sequence[MicroBatch]) -> Iterator[list[int]]:
-        """Numbers of micro-batches that a schedule runs together: of one shape, and as many as it takes.
+        """Indices of the micro-batches that one schedule runs: all of one shape, in a number that it accepts.
 
-        All data-parallel ranks form the same groups: FSDP2 gathers weights in the order of the schedule.
-        Each rank sorts by shape; places whose shapes are alike on every rank then form a group.
+        All data-parallel ranks form the same groups, because FSDP2 gathers weights in the order of the
+        schedule. Each rank sorts by shape; positions with equal shapes on every rank then form a group.
         """
         order = sorted(range(len(batches)), key=lambda number: batches[number].shape)
         shapes = [zlib.crc32(repr(batches[number].shape).encode()) for number in order]
@@ -169,7 +169,7 @@ class Pipeline(nn.Module):
 
     def _run(self, batches: list[MicroBatch], numbers: list[int], loss: Loss, *, last: bool) -> None:
         answers = [tuple(self.reader(batch.timestep, batch.prompt_embeds)) for batch in batches]
-        # leaves: several stages of this rank read them, and each has a backward of its own
+        # leaves: several stages of this rank read them, and each runs its own backward
         leaves = [tuple(t.detach().requires_grad_(t.requires_grad) for t in answer) for answer in answers]
         inputs = [replace(batch, read=read) for batch, read in zip(batches, leaves, strict=True)]
         for stage in self.stages.values():
@@ -187,7 +187,7 @@ class Pipeline(nn.Module):
                 torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
 
     def _schedule(self, batch: MicroBatch, count: int) -> tuple[Any, list[_Stage], list[Loss]]:
-        """The schedule for micro-batches of this shape; only the last one is kept, since it holds buffers."""
+        """The schedule for micro-batches of this shape; only the last one is cached, as it holds buffers."""
         key = (batch.shape, count)
         if self._ready[0] == key:
             found: tuple[Any, list[_Stage], list[Loss]] = self._ready[1]
@@ -229,7 +229,7 @@ class Pipeline(nn.Module):
 
     @torch.no_grad()
     def _sum_copies(self) -> None:
-        """Every rank's blocks contribute to the gradients of what every rank has a copy of."""
+        """Sum the gradients of replicated weights, to which the blocks of every rank contribute."""
         gradients = []
         for parameter in self.reader.parameters():
             if parameter.requires_grad:
@@ -248,10 +248,10 @@ class Pipeline(nn.Module):
 
 
 def group_places(shapes: Sequence[Sequence[int]], rounds: int) -> Iterator[list[int]]:
-    """Places of micro-batches that a schedule runs together: the same on every rank.
+    """Groups of positions that one schedule runs, the same on every rank.
 
-    `shapes` names the shape at each place, for each rank. Interleaved schedules take multiples of `rounds`;
-    what is left over is a group of its own.
+    `shapes` holds the shape at each position, for each rank. Interleaved schedules take multiples of
+    `rounds`; the remainder forms its own group.
     """
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for place, column in enumerate(zip(*shapes, strict=True)):
@@ -264,17 +264,17 @@ def group_places(shapes: Sequence[Sequence[int]], rounds: int) -> Iterator[list[
 
 
 def whole_model(model: nn.Module) -> nn.Module:
-    """The model with what other ranks hold: its names, shapes and what trains. Of a pipeline, no values."""
+    """The whole model, for names, shapes and `requires_grad`; the one of a pipeline has no values."""
     return model.whole.model if isinstance(model, Pipeline) else model
 
 
 def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Every weight's name and shape, of those on other ranks too."""
+    """Name and shape of every weight, including those on other ranks."""
     return {name: parameter.shape for name, parameter in whole_model(model).named_parameters()}
 
 
 def own_names(model: nn.Module) -> list[str]:
-    """Names of the weights that this rank saves; copies of another rank's are not among them."""
+    """Names of the weights that this rank saves, without copies of another rank's weights."""
     names = [name for name, _ in model.named_parameters()]
     return [name for name in names if not (isinstance(model, Pipeline) and model.is_copy(name))]
 

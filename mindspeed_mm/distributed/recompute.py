@@ -1,7 +1,7 @@
-"""What a block keeps for its backward pass: everything, its inputs, or its inputs and the costliest results.
+"""What a block keeps for its backward: everything, its inputs, or its inputs and the costliest results.
 
-The recomputation stands inside the sharding: a block's weights are gathered once for both its second forward
-and its backward, and its parameters keep their names.
+Recomputation happens inside the sharded unit, so a block's weights are gathered once for its second forward
+and its backward. Its parameters keep their names.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def compile_blocks(model: nn.Module, names: Iterable[str]) -> None:
 
 
 class _How(NamedTuple):
-    """How one module forgets and recomputes."""
+    """How one module drops and recomputes its activations."""
 
     mode: Recompute
     trained: bool  # some weight of it has a gradient
-    drops: bool  # it draws random numbers, and must draw the same ones again
+    drops: bool  # it draws random numbers, which must be the same in the second forward
     to_host: bool
     pin: bool
 
 
 def _recomputed(forward: Callable[..., Any], how: _How, *args: Any) -> Any:
     if not torch.is_grad_enabled() or not (how.trained or any(_has_gradient(value) for value in args)):
-        return forward(*args)  # no backward comes here: nothing is kept, and so nothing is to be forgotten
+        return forward(*args)  # no backward follows, so nothing is kept
     more: dict[str, Any] = {"context_fn": partial(_keep, how.trained)} if how.mode == "selective" else {}
     run = partial(checkpoint, forward, *args, use_reentrant=False, preserve_rng_state=how.drops, **more)
     if not how.to_host:
@@ -75,12 +75,11 @@ def _keep(trained: bool) -> Any:
 
 
 def _policy(trained: bool, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """What costs most for the memory it fills.
+    """Keep the results that take the most time for their memory.
 
-    Attention, and in a block that trains what its feed-forward answers.
-
-    The gradient of the gate behind the feed-forward reads that answer; in a frozen block nothing does.
-    Attention kernels have many names (flash, efficient, cudnn, CPU, NPU); all of them say attention.
+    These are the outputs of attention, and in a trained block also the output of the feed-forward, which the
+    gradient of the gate after it reads. Attention kernels have many names (flash, efficient, cudnn, CPU,
+    NPU), but all contain "attention".
     """
     kept = "attention" in str(operator) or (trained and operator in _PRODUCTS and _narrows(args[-1]))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
@@ -95,7 +94,7 @@ def _narrows(matrix: Tensor) -> bool:
 
 
 def _input_on_host(x: Tensor, pin: bool) -> torch.autograd.graph.saved_tensors_hooks:
-    """Keep `x`, a block's input, in host memory until backward. What all blocks share stays where it is."""
+    """Keep `x`, a block's input, in host memory until backward; tensors that all blocks share stay."""
     address, device = x.data_ptr(), x.device
 
     def pack(tensor: Tensor) -> tuple[bool, Tensor]:

@@ -1,7 +1,7 @@
-"""Ring attention: keys and values pass around a group of ranks, each of which keeps its queries.
+"""Ring attention: keys and values pass around a group of ranks, and each rank keeps its queries.
 
-https://arxiv.org/abs/2310.01889. While a rank computes with one part of the keys, the next one is on its way.
-In the backward pass the gradients of a part travel with it, and are home after one round.
+https://arxiv.org/abs/2310.01889. While a rank computes with one part of the keys, it receives the next one.
+In the backward pass the gradients of a part travel with it, and are back on its rank after one round.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Ring(torch.autograd.Function):
                 answer = part if answer is None else merge(answer, part)
             if coming is not None:
                 pair = coming.wait()
-        if answer is None:  # this rank has padding only
+        if answer is None:  # this rank holds only padding
             answer = Answer(torch.zeros_like(q, dtype=torch.float32), q.new_zeros(q.shape[:3]).float())
         out = answer.out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, answer.lse)
@@ -78,7 +78,7 @@ class _Ring(torch.autograd.Function):
 
 
 class _Passing:
-    """A tensor on its way to the next rank of a ring, and the one that comes from the rank before."""
+    """An exchange in a ring: a tensor sent to the next rank, and one received from the previous rank."""
 
     def __init__(self, sent: Tensor, group: dist.ProcessGroup) -> None:
         rank, size = dist.get_rank(group), dist.get_world_size(group)
@@ -92,7 +92,7 @@ class _Passing:
         )
 
     def wait(self) -> Tensor:
-        """What came."""
+        """Wait, and return the received tensor."""
         for work in self.works:
             work.wait()
         return self.got

@@ -1,6 +1,6 @@
 """Global random states of a rank.
 
-Timesteps and noise do not use them (they are keyed by seed and sample index).
+Timesteps and noise do not use them; they are keyed by seed and sample index.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mindspeed_mm.accelerator import Accelerator
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Python, NumPy and torch (all devices), different on each rank."""
+    """Seed Python, NumPy and torch (all devices), differently on each rank."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
 
 
 def rng_state(accelerator: Accelerator) -> dict[str, Tensor]:
-    """The states of torch's generators of this rank, as uint8 tensors on the CPU."""
+    """The states of this rank's torch generators, as uint8 tensors on the CPU."""
     state = {"cpu": torch.get_rng_state()}
     if accelerator.kind != "cpu":
         state["device"] = torch.get_device_module(accelerator.device).get_rng_state(accelerator.device)
@@ -30,7 +30,7 @@ def rng_state(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def set_rng_state(accelerator: Accelerator, state: dict[str, Tensor]) -> None:
-    """Undo `rng_state`. A state of another kind of device is left alone."""
+    """Restore the states from `rng_state`. Ignores the state of another kind of device."""
     torch.set_rng_state(state["cpu"])
     if "device" in state and accelerator.kind != "cpu":
         torch.get_device_module(accelerator.device).set_rng_state(state["device"], accelerator.device)

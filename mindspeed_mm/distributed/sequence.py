@@ -1,10 +1,9 @@
 """Context parallel (Ulysses).
 
-Each rank holds a part of the tokens; for attention, all tokens of a part of the heads.
-
-https://arxiv.org/abs/2309.14509. Padding makes any token count divisible; it is cut off between the two
-all-to-alls, so attention sees the real tokens only and needs no mask. Beyond the heads, keys and values pass
-around rings between groups that exchange heads (distributed/ring.py).
+Each rank holds a part of the tokens; in attention, it holds all tokens of a part of the heads.
+https://arxiv.org/abs/2309.14509. Padding makes any token count divisible. It is removed between the two
+all-to-alls, so attention sees only the real tokens and needs no mask. With more ranks than heads, keys and
+values also pass around rings between groups that exchange heads (distributed/ring.py).
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from mindspeed_mm.ops.attention import Attend
 class SharedTokens:
     """The tokens of one sample, split over a group in rank order. A TokenLayout of models.wan.vace.
 
-    Remembers the token count of the last split: attention cuts the padding off by it. One forward and its
-    backward therefore belong together, as they do in training and in sampling.
+    It stores the token count of the last split, by which attention removes the padding. A forward must
+    therefore be followed by its own backward, as in training and in sampling.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -43,15 +42,15 @@ class SharedTokens:
     def join(self, x: Tensor, dim: int, length: int) -> Tensor:
         """This rank's part along `dim` → all `length` tokens, on every rank.
 
-        Every rank then computes the same loss, and gradients are averaged over data and context ranks; so
-        backward sums the equal gradients of this group, which makes that average the one of the data ranks.
+        Every rank then computes the same loss. Backward sums the equal gradients of this group, because
+        gradients are averaged over data and context ranks; the result is the average over the data ranks.
         """
         joined: Tensor = _Join.apply(x, dim, self)  # type: ignore[no-untyped-call]
         return joined.narrow(dim, 0, length)
 
 
 class UlyssesAttend:
-    """An Attend over all tokens: heads are exchanged for tokens, and back."""
+    """An Attend over all tokens: exchanges heads for tokens, and back."""
 
     def __init__(self, tokens: SharedTokens, attend: Attend) -> None:
         self.tokens = tokens
@@ -68,7 +67,8 @@ class UlyssesAttend:
 class HybridAttend:
     """An Attend over all tokens: Ulysses inside a group of neighbours, a ring between such groups.
 
-    A place of the ring has the tokens of its neighbours, in rank order; padding is at the end of the last.
+    Each member of a ring holds the tokens of its group of neighbours, in rank order; the last one ends in
+    padding.
     """
 
     def __init__(self, tokens: SharedTokens, ulysses: dist.ProcessGroup, ring: dist.ProcessGroup) -> None:
@@ -76,7 +76,7 @@ class HybridAttend:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [B, S/cp, N, K] → [B, S/cp, N, K]."""
-        size = q.shape[1] * dist.get_world_size(self.ulysses)  # tokens of a place, padding among them
+        size = q.shape[1] * dist.get_world_size(self.ulysses)  # tokens of a ring member, with padding
         places = range(0, size * dist.get_world_size(self.ring), size)
         lengths = [min(max(self.tokens.length - first, 0), size) for first in places]
         mixed = torch.stack((q, k, v))
@@ -95,11 +95,11 @@ def apply_context_parallel(
     ulysses: dist.ProcessGroup | None = None,
     ring: dist.ProcessGroup | None = None,
 ) -> SharedTokens | None:
-    """Share the tokens of `model` (a VaceTransformer) over `group`; None and no change when it has one rank.
+    """Split the tokens of `model` (a VaceTransformer) over `group`; None and no change for a single rank.
 
-    `ulysses` and `ring` are the parts of `group` in its two directions, where the heads do not cover it.
-    Only self-attention needs other ranks: cross-attention reads the caption, which every rank has.
-    Raises ConfigError when the heads do not divide.
+    `ulysses` and `ring` are the two dimensions of `group`, if it has more ranks than Ulysses can use. Only
+    self-attention communicates: cross-attention reads the caption, which every rank has. Raises ConfigError
+    if the ranks do not divide the heads.
     """
     if dist.get_world_size(group) == 1:
         return None
@@ -128,7 +128,7 @@ def _exchange(x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) ->
 
 
 class _Exchange(torch.autograd.Function):
-    """All-to-all: `scatter` is divided over the group, `gather` is collected from it, in rank order."""
+    """All-to-all: splits dimension `scatter` over the group, and gathers dimension `gather` in rank order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) -> Tensor:
@@ -142,7 +142,7 @@ class _Exchange(torch.autograd.Function):
 
 def _all_to_all(x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) -> Tensor:
     size = dist.get_world_size(group)
-    sent = torch.stack(x.chunk(size, dim=scatter))  # stack also makes each rank's piece contiguous
+    sent = torch.stack(x.chunk(size, dim=scatter))  # stack also makes the piece of each rank contiguous
     got = torch.empty_like(sent)
     dist.all_to_all_single(got, sent, group=group)
     return torch.cat(got.unbind(0), dim=gather)

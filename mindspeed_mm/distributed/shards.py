@@ -1,4 +1,4 @@
-"""This rank's part of a tensor that is spread over ranks."""
+"""This rank's part of a sharded tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def local(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_local(parameter: Tensor, whole: Tensor) -> Tensor:
-    """Copy this rank's part of `whole` and return that part of `parameter`; other parts are not read."""
+    """Copy this rank's part of `whole` into `parameter`, and return that part; reads no other part."""
     if not isinstance(parameter, DTensor):
         return parameter.copy_(whole)
     shape, offset = compute_local_shape_and_global_offset(

@@ -1,4 +1,4 @@
-"""What the scores of a folder were measured from, to know later whether they still hold. No torch."""
+"""What the scores of a folder were measured from, to check later whether they are still valid. No torch."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from mindspeed_mm.files import display_path
 
 
 class Measured(Config):
-    """Files and settings behind scores; "" and None: none were named."""
+    """The files and settings of scores; "" and None mean not given."""
 
-    files: str = ""  # checksum of all videos, their settings and inputs
+    files: str = ""  # checksum of all videos, settings and inputs
     task: str = ""
     annotators: str | None = None
     encoder: str | None = None
     data: str | None = None
 
     def holds(self, now: Measured) -> bool:
-        """Whether these are scores of the same files, under each setting that `now` names."""
+        """Whether these scores are of the same files, with the same value for each setting that `now` has."""
         named = {name: value for name, value in now if value and name != "files"}
         return bool(self.files) and self.files == now.files and named.items() <= dict(self).items()
 
     @property
     def settings(self) -> str:
-        """What was named, for a message."""
+        """The settings, for a message."""
         named = [f"--{name} {value}" for name, value in self if value and name != "files"]
         return " ".join(named) or "no setting"
 
 
 def absolute(path: str | None) -> str | None:
-    """A path that means the same from every folder."""
+    """An absolute path, independent of the working directory."""
     return None if path is None else os.path.realpath(path)
 
 
 def files_checksum(results: Sequence[Result]) -> str:
-    """Of the names and bytes of everything that is read to score `results`. Raises DataError."""
+    """Checksum of the names and bytes of all files that scoring `results` reads. Raises DataError."""
     total = 0
     for result in results:
         for path in _files(result):

@@ -1,4 +1,4 @@
-"""One HTML page with the videos of several runs side by side. It needs no server and no network. No torch."""
+"""An HTML page with the videos of several runs side by side. Needs no server and no network. No torch."""
 
 from __future__ import annotations
 

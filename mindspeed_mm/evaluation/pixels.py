@@ -1,4 +1,4 @@
-"""How near two pictures are: SSIM of uint8 pixels."""
+"""SSIM of uint8 pictures."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
 
-SSIM_RADIUS = 5  # of the window of 11x11
+SSIM_RADIUS = 5  # pixels from the centre of the 11x11 window to its border
 _SIGMA, _C1, _C2 = 1.5, (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def ssim_map(found: Frame, expected: Frame) -> NDArray[np.float64]:
     """SSIM at every pixel of the luma [H, W]: Gaussian window, sigma 1.5, 11x11 (Wang et al., 2004).
 
-    Values nearer than SSIM_RADIUS to the border use mirrored pixels.
+    Values closer than SSIM_RADIUS to the border use mirrored pixels.
     """
     cv2 = opencv()
     x, y = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float64) for frame in (found, expected))

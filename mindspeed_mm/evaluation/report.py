@@ -1,7 +1,4 @@
-"""The scores of a results folder.
-
-They are measured, kept in eval.json, read again, and compared with another folder's.
-"""
+"""The scores of a results folder: measure, write to eval.json, read back, and compare with another folder."""
 
 from __future__ import annotations
 
@@ -44,14 +41,14 @@ class Scored(Config):
 
 
 class MetricInfo(Config):
-    """What a reader of scores needs to know of a metric."""
+    """The description of a metric beside its scores."""
 
     unit: str = ""
     better: Literal["higher", "lower", ""] = ""
 
 
 class Report(Config):
-    """What eval.json holds, but for the means, which follow from it."""
+    """The content of eval.json without the means, which are computed from it."""
 
     version: Literal[1] = 1
     folder: str
@@ -71,11 +68,11 @@ class Report(Config):
 
     @property
     def tasks(self) -> list[str]:
-        """In the order of their names."""
+        """The tasks, sorted by name."""
         return sorted({sample.task for sample in self.samples})
 
     def means(self) -> dict[str, dict[str, Mean]]:
-        """Task → metric → mean over its videos; ALL where there are several tasks."""
+        """Task → metric → mean over its videos; with ALL if there are several tasks."""
         groups = [*self.tasks, ALL] if len(self.tasks) > 1 else self.tasks
         return {
             task: {name: mean_of(list(scores.values())) for name, scores in self.values(task).items()}
@@ -85,7 +82,7 @@ class Report(Config):
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of two runs, over the videos that both have."""
+    """One metric of two runs, over the videos that both contain."""
 
     task: str
     metric: str
@@ -97,7 +94,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say."""
+        """What the interval implies."""
         if not self.change.differs:
             return "no difference shown"
         if not self.better:
@@ -114,9 +111,9 @@ def score_folder(
     options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:
-    """Every video of a folder. `options` replace those of each video's task.
+    """Score every video of a folder.
 
-    Raises DataError when nothing can be scored.
+    `options` replace those of each video's task. Raises DataError if nothing can be scored.
     """
     found, scored, notes = find_results(folder), [], Counter[str]()
     unknown: list[str] = []
@@ -148,9 +145,9 @@ def score_folder(
 
 
 def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None = None) -> dict[str, float]:
-    """Metric → score, of those that apply.
+    """Metric → score, for the metrics that apply.
 
-    A network that is missing, and a score that is NaN or infinite, become a note.
+    A missing network and a score that is not finite become notes.
     """
     found = {}
     for metric in metrics:
@@ -171,12 +168,12 @@ def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None 
 
 
 def with_options(sample: Sample, options: Mapping[str, Any]) -> Sample:
-    """The sample with other options of its task, as far as the task has them."""
+    """The sample with `options` for its task; ignores options that the task does not have."""
     return replace(sample, options={**sample.options, **options})
 
 
 def write_report(report: Report, path: Path) -> None:
-    """eval.json: the scores of each video, and the means of each task with their intervals."""
+    """Write eval.json: the scores of each video, and the means of each task with their intervals."""
     means = {
         task: {name: mean.to_json() for name, mean in found.items()} for task, found in report.means().items()
     }
@@ -184,7 +181,7 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Raises DataError for what is not an eval.json."""
+    """Read an eval.json. Raises DataError for any other file."""
     values = read_json_object(path, DataError)
     values.pop("tasks", None)
     try:
@@ -198,7 +195,7 @@ def read_report(path: Path) -> Report:
 
 
 def compare(first: Report, second: Report) -> list[Difference]:
-    """Metric by metric over the videos of one name. Raises DataError when there are none."""
+    """Compare each metric over the videos with equal names. Raises DataError if there are none."""
     names = {sample.name for sample in first.samples} & {sample.name for sample in second.samples}
     if not names:
         raise DataError(
@@ -244,7 +241,7 @@ def _scored(
 
 
 def grouped(differences: Sequence[Difference]) -> dict[str, list[Difference]]:
-    """By task, in order."""
+    """Differences by task, in order."""
     found: dict[str, list[Difference]] = defaultdict(list)
     for difference in differences:
         found[difference.task].append(difference)

@@ -1,6 +1,6 @@
 """The videos of a results folder with their inputs.
 
-Ours (NAME.mp4, NAME.json, NAME/), and the published tool's (…/out_video.mp4).
+Reads our layout (NAME.mp4, NAME.json, NAME/) and that of the published tool (…/out_video.mp4).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from mindspeed_mm.evaluation.sample import Pixels, Sample, Where, kind_of
 from mindspeed_mm.evaluation.sources import DataCase, EvalData
 from mindspeed_mm.files import display_path, read_json_object, stat_path
 
-_OUT = "out_video.mp4"  # the published tool's name, in a folder for each video
+_OUT = "out_video.mp4"  # file name of the published tool, in one folder per video
 _INPUTS = ("src_video.mp4", "src_mask.mp4")
 _REFERENCE = re.compile(r"(?:reference|src_ref_image)_(\d+)\.(?:png|jpe?g)", re.IGNORECASE)
 
 
 class _Known(Config):
-    """Keys of NAME.json that are read here, beside others."""
+    """A part of NAME.json; ignores keys that are not read here."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -57,7 +57,7 @@ class _Task(_Known):
 
 
 class _Settings(_Known):
-    """NAME.json, as far as scores depend on it."""
+    """The keys of NAME.json that scores depend on."""
 
     prompt: str | None = None
     sampling: _Sampling | None = None
@@ -67,22 +67,22 @@ class _Settings(_Known):
 
 @dataclass(frozen=True)
 class Result:
-    """One video on the disk."""
+    """One video on disk."""
 
     name: str
     video: Path
-    folder: Path  # of its inputs, which need not exist
-    settings: Mapping[str, Any] = field(default_factory=dict)  # empty: none beside it
+    folder: Path  # paths of its inputs, which need not exist
+    settings: Mapping[str, Any] = field(default_factory=dict)  # empty without a settings file
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """The paths that it was made from."""
+        """The paths of its inputs."""
         found = self.settings.get("inputs")
         return found if isinstance(found, Mapping) else {}
 
     @property
     def prompt(self) -> str:
-        """Its text."""
+        """Its prompt."""
         return str(self.settings.get("prompt") or "")
 
     @property
@@ -92,13 +92,13 @@ class Result:
 
     @property
     def input_files(self) -> list[Path]:
-        """The pixels that the model was given, as far as they are beside it."""
+        """The model's inputs that are stored beside the video."""
         clips = [path for name in _INPUTS if (path := self.folder / name).is_file()]
         return [*clips, *_references(self.folder)]
 
 
 def find_results(folder: Path) -> list[Result]:
-    """Every video of a folder, by name. Raises DataError for a folder without one."""
+    """Every video of a folder, sorted by name. Raises DataError if there is none."""
     stat_path(folder, DataError)
     if not folder.is_dir():
         raise DataError("got a file", where=display_path(folder), expected="a folder of results")
@@ -121,11 +121,9 @@ def find_results(folder: Path) -> list[Result]:
 
 
 def read_sample(result: Result, data: EvalData | None = None, task: str = "") -> Sample | None:
-    """The video with its inputs, and the true clip where `data` has it.
+    """The video with its inputs, and the true clip if `data` has it; None if nothing is known about it.
 
-    None for a video of which nothing is known.
-
-    `task` is taken where neither settings nor data name one. Raises DataError for files that cannot be read.
+    `task` applies if neither settings nor data name one. Raises DataError for files that cannot be read.
     """
     case = data.find(result.name, result.inputs, result.prompt) if data is not None else None
     if not (result.settings or result.input_files or case):
@@ -156,8 +154,7 @@ def _given(
 ) -> tuple[Pixels | None, Where | None, tuple[Pixels, ...]]:
     """src_video, src_mask and references.
 
-    They are beside the video, else at the paths of its settings or of the data.
-    """
+    Taken from beside the video, else from the paths in its settings or in the data."""
     if result.input_files:
         video, mask = (path if (path := result.folder / name).is_file() else None for name in _INPUTS)
         return (
@@ -184,7 +181,7 @@ def _truth(result: Result, case: DataCase | None, output: Pixels) -> Pixels | No
 
 
 def _resized(result: Result, inputs: Inputs, output: Pixels) -> tuple[Pixels, Where | None]:
-    """Clips as the run took them: its own rules for frames and sizes."""
+    """Clips in the frames and size that the run used, by its own rules."""
     from mindspeed_mm.data.conditions import load_conditions
 
     sampling = _sampling(result)
@@ -198,7 +195,7 @@ def _resized(result: Result, inputs: Inputs, output: Pixels) -> tuple[Pixels, Wh
 
 
 def _settings(video: Path) -> Mapping[str, Any]:
-    """NAME.json. Raises DataError for values that no run writes."""
+    """Read NAME.json. Raises DataError for values that no run writes."""
     path = video.with_suffix(".json")
     if not path.is_file():
         return {}

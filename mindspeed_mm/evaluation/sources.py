@@ -1,4 +1,4 @@
-"""What `--data` says of results: the true clips of a dataset, or the inputs and labels of VACE-Benchmark."""
+"""The content of `--data`: the true clips of a dataset, or the inputs and labels of VACE-Benchmark."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from mindspeed_mm.data.manifest import read_manifest
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import display_path, read_text, stat_path
 
-_LABELS = {
-    "layout": "layout_bbox"
-}  # folders of VACE-Benchmark → tasks of `vace prepare`, where the names differ
+_LABELS = {"layout": "layout_bbox"}  # folder of VACE-Benchmark → task of `vace prepare`, if the names differ
 _CASE_FILES = re.compile(r"src_(?:video|mask)\.mp4|src_ref_image_\d+\.(?:png|jpe?g)", re.IGNORECASE)
 
 
@@ -32,27 +30,24 @@ class DataCase:
     truth: Path | None = None
 
     def is_prompt(self, prompt: str) -> bool:
-        """Whether a video of this text is meant to be the true clip."""
+        """Whether a video with this prompt should equal the true clip."""
         return not prompt or not self.prompts or prompt in self.prompts
 
 
 @dataclass(frozen=True)
 class EvalData:
-    """Cases, found by the inputs or the name of a result."""
+    """Cases, looked up by the inputs or the name of a result."""
 
     cases: Sequence[DataCase]
 
     @classmethod
     def open(cls, path: str | Path) -> EvalData:
-        """A data.txt, .json, .jsonl or .csv, or the folder of VACE-Benchmark. Raises DataError."""
+        """Open a data.txt, .json, .jsonl or .csv, or the folder of VACE-Benchmark. Raises DataError."""
         stat_path(path, DataError)
         return cls(benchmark_cases(Path(path)) if Path(path).is_dir() else dataset_cases(Path(path)))
 
     def find(self, name: str, inputs: Mapping[str, Any], prompt: str) -> DataCase | None:
-        """The case whose inputs are those of a result, else the one of its name.
-
-        Of several, the one of its prompt.
-        """
+        """The case with the inputs of a result, else with its name; of several, the one with its prompt."""
         key = _key(inputs.get("video"), inputs.get("mask"), inputs.get("images") or ())
         by_inputs = [case for case in self.cases if any(key) and key == _key_of(case)]
         by_name = [case for case in self.cases if case.name in (name, name.rpartition("/")[2])]
@@ -63,7 +58,7 @@ class EvalData:
 
 
 def dataset_cases(path: Path) -> list[DataCase]:
-    """One for each row."""
+    """One case for each row."""
     return [
         DataCase(
             name=record.video.stem,
@@ -78,7 +73,7 @@ def dataset_cases(path: Path) -> list[DataCase]:
 
 
 def benchmark_cases(folder: Path) -> list[DataCase]:
-    """One for each folder with a src_video, a src_mask or references. Raises DataError when there is none."""
+    """One case for each folder with a src_video, src_mask or references. Raises DataError without any."""
     found = []
     for place, _, names in sorted(os.walk(folder)):
         files = sorted(Path(place, name) for name in names if _CASE_FILES.fullmatch(name))

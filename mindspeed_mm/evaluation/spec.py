@@ -1,4 +1,4 @@
-"""What a metric is: a name, a direction, and a function of a sample that says None where it does not apply.
+"""A metric: a name, a direction, and a function of a sample that returns None if it does not apply.
 
     @metric("kept_psnr", unit="dB", better="higher", summary="given pixels beside generated ones")
     def kept_psnr(sample: Sample) -> float | None: ...
@@ -15,7 +15,7 @@ from typing import Literal
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.registry import Registry
 
-Better = Literal["higher", "lower", ""]  # "": it says what a video is like, not how good it is
+Better = Literal["higher", "lower", ""]  # "": the metric describes a video and does not rate it
 Measure = Callable[[Sample], "float | None"]
 
 
@@ -34,7 +34,7 @@ METRICS: Registry[Metric] = Registry("metric", "mindspeed_mm.metrics")
 
 
 def metric(name: str, *, unit: str = "", better: Better, summary: str) -> Callable[[Measure], Measure]:
-    """Register a function as the metric of this name."""
+    """Register a function as the metric `name`."""
 
     def register(measure: Measure) -> Measure:
         METRICS.add(name, Metric(name, unit, better, summary, measure))

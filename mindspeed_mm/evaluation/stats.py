@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals, and what a pair of runs differs by."""
+"""Means with bootstrap intervals, and paired differences of two runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 ROUNDS = 10_000
 LEVEL = 0.95
-LEAST = 6  # values below which an interval says nothing: six of one sign happen in 3 % of cases, five in 6 %
+LEAST = 6  # fewest values for an interval: by chance, six values share a sign in 3 % of cases, five in 6 %
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Mean:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval is known and does not hold 0."""
+        """Whether the interval is known and does not contain 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
@@ -43,12 +43,12 @@ def mean_of(values: Sequence[float], seed: int = 0, rounds: int = ROUNDS) -> Mea
 
 
 def paired(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Mean:
-    """second - first, pair by pair: equal lengths, at least one."""
+    """The mean of second - first over pairs; the lists have equal lengths of at least one."""
     return mean_of(np.asarray(second, np.float64) - np.asarray(first, np.float64), seed)  # type: ignore[arg-type]
 
 
 def _resampled(values: NDArray[np.float64], seed: int, rounds: int) -> NDArray[np.float64]:
-    """Means of samples drawn with replacement, a part at a time."""
+    """Means of samples drawn with replacement, in batches."""
     generator = np.random.default_rng(seed)
     at_once = max(1, 4_000_000 // len(values))
     found = []

@@ -17,13 +17,13 @@ class ScheduleConfig(Config):
 
     model_id: Literal["wan_flow_match_scheduler"] = "wan_flow_match_scheduler"
     num_train_timesteps: int = Field(
-        default=1000, gt=1, le=100000, description="places of the schedule; timestep = this · sigma"
+        default=1000, gt=1, le=100000, description="steps of the schedule; timestep = this · sigma"
     )
     shift: float = Field(
-        default=5.0, ge=0.001, le=1000, description="how far the schedule leans to high noise"
+        default=5.0, ge=0.001, le=1000, description="shift of the schedule towards high noise"
     )
     sigma_min: float = Field(default=0.0, ge=0, lt=1, description="lower end of the unshifted grid")
-    extra_one_step: bool = Field(default=True, description="leave the grid's end point out")
+    extra_one_step: bool = Field(default=True, description="omit the last point of the grid")
     expert: Expert | None = Field(default=None, description="A14B: which of the two experts this model is")
     boundary: float = Field(default=0.875, gt=0, lt=1, description="sigma at which the experts take turns")
     ref_loss: Literal["include", "exclude"] = Field(
@@ -51,7 +51,7 @@ class ScheduleConfig(Config):
         if self.expert and self.inferred_expert not in (None, self.expert):
             raise ValueError(
                 f"expert is {self.expert!r}, but the timestep boundaries {low} to {high} are those of "
-                f"{self.inferred_expert!r}; leave the boundaries out, expert and boundary say it all"
+                f"{self.inferred_expert!r}; leave the boundaries out, expert and boundary are enough"
             )
         return self
 
@@ -75,7 +75,7 @@ class ScheduleConfig(Config):
         return range(0, first_low) if self.role == "high" else range(first_low, n)
 
     def boundary_note(self) -> str | None:
-        """A note for users whose older keys put the switch elsewhere than `boundary`; None if they agree.
+        """A note if the older keys put the switch at another sigma than `boundary`; None if they agree.
 
         Published A14B examples train the experts apart at timestep 900 and generate with a switch at 875.
         """
@@ -105,9 +105,9 @@ class ScheduleConfig(Config):
 
     @property
     def inferred_expert(self) -> Expert | None:
-        """The expert that the older keys speak of.
+        """The expert that the older keys describe.
 
-        A range from the top is `high`, one to the bottom is `low`.
+        A range that starts at the top is `high`, one that ends at the bottom is `low`.
         """
         low, high = self.old_range
         if low == 0 and high < 1:
@@ -116,5 +116,5 @@ class ScheduleConfig(Config):
 
     @property
     def role(self) -> Expert | None:
-        """Which expert this is, by `expert` or by the older keys; None when one model does all."""
+        """Which expert this is, by `expert` or by the older keys; None for a single model."""
         return self.expert or self.inferred_expert

@@ -1,4 +1,4 @@
-"""Flow matching: noise a clip, say what the model should answer, and measure how far off it was. Pure."""
+"""Flow matching: add noise to a clip, compute the target, and measure the loss. Pure functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FlowSample:
 
 
 def keyed_generator(seed: int, index: int, purpose: str = "flow") -> torch.Generator:
-    """A CPU generator that depends on (seed, index, purpose) alone, so on no rank and no history."""
+    """A CPU generator that depends only on (seed, index, purpose), not on the rank or on earlier draws."""
     digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
@@ -48,7 +48,7 @@ def sample_flow(
 def sample_flow_at(
     latents: Tensor, schedule: Schedule, place: int, sample_index: Tensor, seed: int
 ) -> FlowSample:
-    """As `sample_flow`, but every row at one given place; the noise depends on (seed, sample index) alone."""
+    """Like `sample_flow`, with all rows at a given place; the noise depends only on (seed, sample index)."""
     noises = [
         torch.randn(latents.shape[1:], generator=keyed_generator(seed, index, "held-out"))
         for index in sample_index.tolist()

@@ -1,6 +1,6 @@
-"""Sigmas, timesteps, loss weights and the places of the schedule that an expert may draw.
+"""Sigmas, timesteps, loss weights, and the places of the schedule that an expert may draw.
 
-Pure, on the CPU.
+Pure functions on the CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mindspeed_mm.flow.config import ScheduleConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """Everything that training draws from. All tensors fp32 on the CPU."""
+    """The tables that training draws from. Float tensors are fp32, all on the CPU."""
 
     sigmas: Tensor  # [N], falling from 1
     timesteps: Tensor  # [N], N · sigma
@@ -30,14 +30,14 @@ def shifted(u: Tensor, shift: float) -> Tensor:
 
 
 def training_sigmas(config: ScheduleConfig) -> Tensor:
-    """fp32 [N]: the shifted grid from 1 downwards, computed in fp64."""
+    """fp32 [N]: the shifted grid, falling from 1, computed in fp64."""
     return torch.tensor(
         [config.sigma(place) for place in range(config.num_train_timesteps)], dtype=torch.float32
     )
 
 
 def bell_weights(timesteps: Tensor, num_train_timesteps: int) -> Tensor:
-    """fp32 [N]: a bell over the timestep, moved down to 0 at its ends and scaled to mean 1."""
+    """fp32 [N]: a bell curve over the timestep, lowered to 0 at its ends and scaled to mean 1."""
     half = num_train_timesteps / 2
     y = torch.exp(-2 * ((timesteps.double() - half) / num_train_timesteps) ** 2)
     y = y - y.min()
@@ -47,7 +47,7 @@ def bell_weights(timesteps: Tensor, num_train_timesteps: int) -> Tensor:
 def build_schedule(config: ScheduleConfig) -> Schedule:
     """The tables of one run.
 
-    A place whose weight is 0 (timestep 1000 under the bell) teaches nothing and is not drawn.
+    A place of weight 0 (timestep 1000 under the bell) has no gradient and is not drawn.
     """
     sigmas = training_sigmas(config)
     timesteps = sigmas * config.num_train_timesteps

@@ -1,7 +1,4 @@
-"""Scaled dot-product attention behind one seam: q, k, v in, output out.
-
-The device's fused kernel, or the plain formula.
-"""
+"""Scaled dot-product attention behind one interface: the device's fused kernel, or the plain formula."""
 
 from __future__ import annotations
 
@@ -29,18 +26,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same by the formula, softmax in fp32: what every fused kernel is compared with."""
+    """The same by the formula, with softmax in fp32: the reference for all fused kernels."""
     scores = torch.einsum("bsnk,btnk->bnst", q.float(), k.float()) / math.sqrt(q.shape[-1])
     return torch.einsum("bnst,btnk->bsnk", scores.softmax(dim=-1), v.float()).to(q.dtype)
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, copies: int, attend_rows: Attend = attend) -> Tensor:
-    """Attention to rows of which the last stands `copies` times, as equal padding rows do.
+    """Attention to keys whose last row counts `copies` times, as equal padding rows do. k and v hold it once.
 
-    k and v hold it once.
-
-    On a CPU its weight is multiplied instead of its row, which there saves most of the work of a short
-    caption; other devices keep their unmasked flash kernels, and another `attend_rows` gets all the rows.
+    On a CPU, the weight of that row is multiplied instead of repeating the row, which saves most of the work
+    for a short caption. Other devices keep their unmasked flash kernels, and another `attend_rows` gets all
+    the rows.
     """
     if copies == 1:
         return attend_rows(q, k, v)

@@ -24,13 +24,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same by the formula: what every fused version is compared with."""
+    """The same by the formula: the reference for all fused versions."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
 class _CpuRmsNorm(torch.autograd.Function):
-    """torch's own runs small ops on a CPU, and its backward takes five times as long as this one."""
+    """RMS norm for CPUs: torch's own backward there consists of small ops and takes five times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fused ops of Ascend NPUs. torch_npu is imported where an op of it is called, nowhere else."""
+"""The fused ops of Ascend NPUs. torch_npu is imported only when one of them is called."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-MAX_ROTARY_BATCH = 1000  # batch · heads must stay below, in interleave mode
+MAX_ROTARY_BATCH = 1000  # upper limit of batch · heads in interleave mode
 
 
 def holds(x: Tensor) -> bool:
@@ -16,7 +16,7 @@ def holds(x: Tensor) -> bool:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[B, S, N, K] ×3 → [B, S, N, K] by npu_fusion_attention; BSND is its name of our layout."""
+    """[B, S, N, K] ×3 → [B, S, N, K] by npu_fusion_attention, which calls this layout BSND."""
     import torch_npu
 
     out: Tensor = torch_npu.npu_fusion_attention(

@@ -1,8 +1,8 @@
-"""Attention to a part of the keys, so that parts seen one after another make up the whole.
+"""Attention to a part of the keys; the results of all parts merge into full attention.
 
-A part gives, beside its output, the log-sum-exp of its scores; `merge` weighs two answers by it (online
-softmax, https://arxiv.org/abs/1805.02867). The gradients of a part follow from output and log-sum-exp of the
-whole.
+A part returns its output and the log-sum-exp of its scores. `merge` combines two results by it (online
+softmax, https://arxiv.org/abs/1805.02867). The gradients of a part follow from the output and the log-sum-exp
+of the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_ROWS = 256  # queries at a time where the formula computes
+_ROWS = 256  # queries per block of the formula
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
 _CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -21,14 +21,14 @@ _CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backw
 
 
 class Answer(NamedTuple):
-    """What some of the keys answer."""
+    """The result of attention to some of the keys."""
 
     out: Tensor  # [B, S, N, K] fp32
     lse: Tensor  # [B, S, N] fp32
 
 
 def attend_part(q: Tensor, k: Tensor, v: Tensor) -> Answer:
-    """q [B, S, N, K], k and v [B, S', N, K] → their answer, by a fused kernel on a CPU and on CUDA."""
+    """q [B, S, N, K], k and v [B, S', N, K] → their result, by a fused kernel on CPU and CUDA."""
     heads = _heads_first(q, k, v)
     if q.device.type == "cpu":
         out, lse = _CPU(*heads)
@@ -40,7 +40,7 @@ def attend_part(q: Tensor, k: Tensor, v: Tensor) -> Answer:
 
 
 def merge(first: Answer, second: Answer) -> Answer:
-    """The answer of both parts together."""
+    """The combined result of both parts."""
     lse = torch.logaddexp(first.lse, second.lse)
     out = first.out * (first.lse - lse).exp()[..., None] + second.out * (second.lse - lse).exp()[..., None]
     return Answer(out, lse)
@@ -49,13 +49,13 @@ def merge(first: Answer, second: Answer) -> Answer:
 def part_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a part adds to the gradients of q, k and v; `out` [B, S, N, K] and `lse` are of all parts."""
+    """The gradients of q, k and v from one part; `out` [B, S, N, K] and `lse` are those of all parts."""
     heads = _heads_first(grad, q, k, v, out)
     rows = lse.transpose(1, 2).contiguous()
     if q.device.type == "cpu":
         found = _CPU_BACKWARD(*heads, rows, 0.0, False)
     elif _has_flash(q):
-        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout: there is none
+        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # arguments for dropout, which is off
         longest = (q.shape[1], k.shape[1])
         found = _FLASH_BACKWARD(*heads, rows, None, None, *longest, 0.0, False, seed, seed[:0])
     else:

@@ -25,7 +25,7 @@ def quantize_rows(weight: Tensor, form: QuantFormat) -> tuple[Tensor, Tensor]:
 
     The largest value of a row fills the range.
 
-    NaN or Inf in a row make its scale so.
+    NaN or Inf in a row makes its scale NaN or Inf.
     """
     exact = weight.float()
     scale = exact.abs().amax(1) / _LARGEST[form]
@@ -62,7 +62,7 @@ class _Product(torch.autograd.Function):
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """What `layer` computes, [..., in] → [..., out], in `product_dtype`; its weights may be 8-bit ones."""
+    """Apply `layer`, [..., in] → [..., out], in `product_dtype`; its weights may be 8-bit."""
     dtype = product_dtype(layer)
     if layer.weight.dtype == dtype:
         return F.linear(x.to(dtype), layer.weight, layer.bias)
@@ -74,7 +74,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def exact_weight(layer: nn.Linear) -> Tensor:
-    """A copy of a layer's weight [out, in] in fp32, without the gradient."""
+    """A detached fp32 copy of a layer's weight [out, in]."""
     stored = layer.weight.data
     if stored.dtype.is_floating_point:
         return stored.float()
@@ -82,7 +82,7 @@ def exact_weight(layer: nn.Linear) -> Tensor:
 
 
 def product_dtype(layer: nn.Linear) -> torch.dtype:
-    """The dtype of a layer's products: its weight's, or of 8-bit weights the one that it was given."""
+    """The dtype of a layer's products: that of its weight; for 8-bit weights, that of the original weight."""
     dtype = layer.weight.dtype
     if dtype.is_floating_point:
         return dtype
@@ -92,7 +92,7 @@ def product_dtype(layer: nn.Linear) -> torch.dtype:
 
 
 class AnyLinear(nn.Linear):
-    """A linear layer whose weights may be 8-bit ones.
+    """A linear layer whose weights may be 8-bit.
 
     `weight` and `bias` are those of the layer it replaces.
     """
@@ -108,7 +108,7 @@ class AnyLinear(nn.Linear):
 
 
 def hold_in_8_bits(layer: AnyLinear, form: QuantFormat) -> None:
-    """Give a layer places for 8-bit weights, and for their scales in a buffer `weight_scale`."""
+    """Prepare a layer for 8-bit weights, with their scales in a buffer `weight_scale`."""
     layer.product_dtype = layer.weight.dtype  # type: ignore[assignment]
     place = torch.empty_like(layer.weight, dtype=STORED[form])
     layer.weight = nn.Parameter(place, requires_grad=False)
@@ -117,9 +117,9 @@ def hold_in_8_bits(layer: AnyLinear, form: QuantFormat) -> None:
 
 
 def fill_scale(layer: nn.Linear, weight: Tensor) -> Tensor:
-    """Set the scales of a layer by its whole weight [out, in].
+    """Set the scales of a layer from its whole weight [out, in].
 
-    → the 8-bit values, of which a rank keeps its part.
+    Returns the 8-bit values, of which a rank keeps its part.
     """
     stored, scale = quantize_rows(weight, format_of(layer))
     layer.get_buffer(SCALE).copy_(scale)
@@ -127,7 +127,7 @@ def fill_scale(layer: nn.Linear, weight: Tensor) -> Tensor:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Name of the weight → its layer, of all that hold 8-bit weights."""
+    """Weight name → layer, for all layers with 8-bit weights."""
     return {
         f"{name}.weight": module
         for name, module in model.named_modules()

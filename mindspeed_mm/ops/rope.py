@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.ops import npu
 
-MAX_POSITIONS = 1024  # of each axis; the published tables end there
+MAX_POSITIONS = 1024  # positions per axis; the published tables end there
 THETA = 10000.0
 
 
@@ -52,16 +52,16 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same by the formula in real numbers, fp32: what every fused version is compared with."""
+    """The same by the formula in real numbers, fp32: the reference for all fused versions."""
     even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
 class _Turn(torch.autograd.Function):
-    """A product of complex numbers.
+    """Rotation as a product of complex numbers.
 
-    Its backward turns the other way and keeps nothing of its own: all blocks share the tables.
+    The backward rotates the other way, and saves only the tables, which all blocks share.
     """
 
     @staticmethod

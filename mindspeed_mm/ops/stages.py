@@ -1,4 +1,4 @@
-"""What a model that can be split into pipeline stages gives to the schedule that runs them."""
+"""The interface between a model that is split into pipeline stages and the schedule that runs them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class MicroBatch:
     prompt_embeds: Tensor  # [B, L, text_dim]
     vace_context: Tensor | None  # [B, 96, R+F, h, w]
     context_scale: float | Sequence[float] | Tensor = 1.0
-    read: tuple[Tensor, ...] = ()  # what `Split.reader` answers for it
+    read: tuple[Tensor, ...] = ()  # the result of `Split.reader` for it
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What decides the shapes of the tensors that travel between stages."""
+        """The sizes that determine the shapes of the tensors sent between stages."""
         return (tuple(self.latents.shape), self.vace_context is None)
 
 
@@ -30,7 +30,7 @@ class Split:
     """The parts of a model that one rank of a pipeline holds."""
 
     reader: nn.Module  # (timestep, prompt_embeds) → MicroBatch.read, on every rank
-    stages: Mapping[int, nn.Module]  # number → stage, with `feed(micro_batches)` before its calls
+    stages: Mapping[int, nn.Module]  # number → stage; call `feed(micro_batches)` first
     count: int  # stages of all ranks
-    leaving: Callable[[int, MicroBatch], tuple[Tensor, ...]]  # meta tensors like those that a stage answers
+    leaving: Callable[[int, MicroBatch], tuple[Tensor, ...]]  # meta tensors like the output of a stage
     shared: tuple[str, ...]  # first parts of the names of the reader's weights

@@ -18,7 +18,7 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
             f"timestep is {timestep.dtype}, which merges neighbouring timesteps", fix="pass it as float32"
         )
     device = timestep.device
-    exact = device if device.type in ("cpu", "cuda", "meta") else torch.device("cpu")  # where fp64 is at home
+    exact = device if device.type in ("cpu", "cuda", "meta") else torch.device("cpu")  # every CPU has fp64
     half = dim // 2
     rates = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=exact) / half)
     angles = torch.outer(timestep.to(exact, torch.float64), rates)

@@ -1,7 +1,7 @@
-"""What one transformer block holds while it trains, in bytes of one token. Formulas: docs/guide/plan.md. No torch.
+"""Memory of one transformer block in training, in bytes per token. Formulas: docs/guide/plan.md. No torch.
 
-The names of the tensors are those of models/wan/transformer.py: the arithmetic of norms, gates and the residual sum is fp32,
-products are in the dtype of their weights.
+Tensors have the names of models/wan/transformer.py. Norms, gates and the residual sum are computed in fp32,
+products in the dtype of their weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mindspeed_mm.models.wan.config import WanConfig
 
-_EXACT = 4  # bytes of fp32: norms, gates and their gradients
+_EXACT = 4  # bytes of an fp32 value: norms, gates and their gradients
 _IN_FFN = ("ffn.0", "ffn.2")
 
 
@@ -20,34 +20,34 @@ class BlockKind:
     """How the weights of one block train, and in which dtypes it computes."""
 
     trunk: WanConfig
-    trained: bool  # all its weights
+    trained: bool  # all its weights train
     is_branch: bool
     product: int  # bytes of a product's dtype
     residual: int  # bytes of the residual stream's dtype
     split: bool = (
-        False  # context parallel: attention's result is exchanged after the kernel, which keeps its own
+        False  # context parallel: the output of attention is exchanged, and the kernel keeps its own copy
     )
-    is_first: bool = False  # of the branch: the sum with the trunk's tokens is a tensor of its own
-    several: bool = False  # samples in a micro-batch: the modulation is no longer one affine layer norm
-    lora: tuple[tuple[str, int], ...] = ()  # layer in the block, rank
+    is_first: bool = False  # a branch block: the sum with the trunk's tokens is a separate tensor
+    several: bool = False  # several samples in a micro-batch: the modulation is not one affine layer norm
+    lora: tuple[tuple[str, int], ...] = ()  # (layer in the block, rank)
 
 
 @dataclass(frozen=True)
 class BlockBytes:
-    """Bytes of one token."""
+    """Bytes per token."""
 
     saved: float  # for backward, beside the block's input
-    peak: float  # the most in backward, `saved` included, beside the block's input
-    parts: Mapping[str, float]  # of `saved`, by the module inside the block that saves it
-    selective: float  # what `selective` keeps of it
+    peak: float  # peak in backward, with `saved`, without the block's input
+    parts: Mapping[str, float]  # `saved` by the module inside the block that saves it
+    selective: float  # the part of `saved` that `selective` keeps
 
 
 def block_bytes(kind: BlockKind) -> BlockBytes:
-    """The two moments that can be the highest: the gradient at the gate behind the feed-forward, and inside it."""
+    """The peak is at one of two moments: at the gate after the feed-forward, or inside it."""
     width, ffn, c = kind.trunk.hidden_size, kind.trunk.ffn_dim, kind.product
     adapted = dict(kind.lora)
     reads = {layer: kind.trained or layer in adapted for layer in _LAYERS}  # keeps the layer's input
-    gates = _EXACT * kind.trained  # the gate's gradient needs what the gate multiplies
+    gates = _EXACT * kind.trained  # the gradient of the gate needs its input
     kernel = 4 * c  # q, k, v and the result
     self_attn = 2 * c + kernel + c * any(reads[f"self_attn.{name}"] for name in "qkv")
     self_attn += c * (kind.split and reads["self_attn.o"])
@@ -61,14 +61,15 @@ def block_bytes(kind: BlockKind) -> BlockBytes:
     low_rank = c * sum(adapted.values())
     saved = width * (self_attn + cross_attn + narrow + norms + 2 * gates + after + joined) + wide + low_rank
     arriving = width * _EXACT
-    # gradients at the gate: the one that arrives, its product with the answer, its product with the gate
+    # gradients at the gate: the incoming one, its product with the output, its product with the gate
     at_gate = saved - width * after + arriving + width * (2 if kind.trained else 1) * _EXACT
-    # inside the feed-forward: of its inner width two gradients without `reads`, else one beside both activations
+    # inside the feed-forward, at its inner width: two gradients without `reads`, else one and both
+    # activations
     inner = 1 if kind.trained else 2
     in_ffn = saved - width * (after + gates) + arriving + inner * c * ffn
     in_ffn += width * c * kind.trained
     parts = {"self_attn": width * self_attn, "cross_attn": width * cross_attn, "ffn": width * narrow + wide}
-    statistics = 2 * 4 * kind.trunk.num_heads  # of the softmax, fp32, for each of two attentions
+    statistics = 2 * 4 * kind.trunk.num_heads  # log-sum-exp of the softmax, fp32, for both attentions
     selective = width * c * (2 + kind.trained) + statistics
     return BlockBytes(saved=saved, peak=max(at_gate, in_ffn), parts=parts, selective=selective)
 

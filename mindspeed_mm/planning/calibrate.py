@@ -1,6 +1,6 @@
-"""Rates of this machine's device, measured in less than a minute and kept in a file that `--device here` reads.
+"""Measure the rates of this machine's device in less than a minute, for `--device here`.
 
-Started on several ranks, it measures their all-to-all, too.
+On several ranks, it also measures their all-to-all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _REPEATS = 5
 _RATES = ("half", "single", "attention_half", "attention_single", "bytes", "call")
-_LINK, _NETWORK = 450.0, 50.0  # GB/s between devices and machines where nothing was measured: an H100's
+_LINK, _NETWORK = 450.0, 50.0  # GB/s between devices and machines if nothing was measured: those of an H100
 Clock = Callable[[], float]
 
 
@@ -32,7 +32,7 @@ def calibration_file() -> Path:
 
 
 def read_calibration(dtype: str) -> Device:
-    """This machine's device as measured. Raises ConfigError when nothing was, or the file is not ours."""
+    """The measured device of this machine. Raises ConfigError without a calibration, or for another file."""
     path = calibration_file()
     if not path.is_file():
         raise ConfigError(
@@ -46,7 +46,7 @@ def read_calibration(dtype: str) -> Device:
 
 
 def device_of(values: Mapping[str, Any], dtype: str) -> Device:
-    """What was measured, as the formulas take a device."""
+    """The measured rates as a Device."""
     kind = "single" if dtype == "fp32" else "half"
     return Device(
         name=str(values.get("name", "here")),
@@ -67,7 +67,7 @@ def device_of(values: Mapping[str, Any], dtype: str) -> Device:
 
 
 def calibrate(accelerator: Accelerator) -> dict[str, Any]:
-    """Measure on every rank, and write the file on the first. → what it holds."""
+    """Measure on every rank, and write the file on the first. Returns its content."""
     import torch.distributed as dist
 
     found = {"name": accelerator.device_name() or accelerator.kind, **rates(accelerator)}
@@ -82,7 +82,7 @@ def calibrate(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def rates(accelerator: Accelerator, kinds: Sequence[str] = ("half", "single")) -> dict[str, float]:
-    """TFLOP/s of products and attention in 16 bits and in fp32, GB/s of elementwise arithmetic, seconds of a call."""
+    """TFLOP/s of products and attention in 16 bits and fp32, GB/s of elementwise ops, seconds per call."""
     import torch
 
     on_cpu = accelerator.kind == "cpu"
@@ -91,13 +91,14 @@ def rates(accelerator: Accelerator, kinds: Sequence[str] = ("half", "single")) -
     for name in kinds:
         dtype = {"half": torch.bfloat16, "single": torch.float32}[name]
         left = torch.randn(size, size, device=accelerator.device, dtype=dtype)
-        found[name] = 2 * size**3 / _seconds(lambda left=left: left @ left, accelerator) / 1e12  # type: ignore[misc]
+        seconds = _seconds(lambda left=left: left @ left, accelerator)  # type: ignore[misc]
+        found[name] = 2 * size**3 / seconds / 1e12
         found[f"attention_{name}"] = _attention(tokens, dtype, accelerator)
     many = torch.randn(1 << (24 if on_cpu else 28), device=accelerator.device)
     held = torch.empty_like(many)
 
     def elementwise() -> None:
-        """Into fresh memory and into memory that is held, as a step writes into both."""
+        """Write into new and into reused memory, as a training step does."""
         torch.mul(many * 0.5, 0.5, out=held)
 
     found["bytes"] = 16 * many.numel() / _seconds(elementwise, accelerator) / 1e9
@@ -107,7 +108,7 @@ def rates(accelerator: Accelerator, kinds: Sequence[str] = ("half", "single")) -
 
 
 def cpu_clock(accelerator: Accelerator) -> Clock:
-    """On a CPU with one thread the time of this process alone, which other programs change little."""
+    """The clock; on a CPU with one thread, the CPU time of this process, which other load affects little."""
     import torch
 
     alone = accelerator.kind == "cpu" and torch.get_num_threads() == 1
@@ -138,12 +139,12 @@ def _memory(accelerator: Accelerator) -> float:
 
 
 def _link(accelerator: Accelerator) -> float:
-    """GB/s that one rank sends to the others in an all-to-all of all ranks: the least of them."""
+    """GB/s that one rank sends in an all-to-all of all ranks; the minimum over ranks."""
     import torch
     import torch.distributed as dist
 
     ranks = dist.get_world_size()
-    part = (1 << (21 if accelerator.kind == "cpu" else 26)) // ranks  # elements for each of them
+    part = (1 << (21 if accelerator.kind == "cpu" else 26)) // ranks  # elements sent to each rank
     sent = torch.ones(part * ranks, device=accelerator.device)
     got = torch.empty_like(sent)
     dist.barrier()
@@ -154,7 +155,7 @@ def _link(accelerator: Accelerator) -> float:
 
 
 def _seconds(work: Callable[[], object], accelerator: Accelerator, clock: Clock | None = None) -> float:
-    """The least of some runs: what the device takes when nothing disturbs it."""
+    """The minimum of several runs, which is the time without interference."""
     clock = clock or cpu_clock(accelerator)
     taken = []
     for _ in range(_REPEATS + 1):

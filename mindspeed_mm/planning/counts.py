@@ -1,4 +1,4 @@
-"""The same run on 1 to 1024 devices, each with as much work as now: weak scaling. No torch."""
+"""Weak scaling: the same run on 1 to 1024 devices, with constant work per device. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AtCount:
 
 
 def at_counts(run: TrainingRun, device: Device, dtype: str, capacity: float) -> Sequence[AtCount]:
-    """Each power of two up to 1024 that pipeline, context parallel size and sharding divide."""
+    """The run at each power of two up to 1024 that pipeline, context parallel size and sharding divide."""
     shards_all = run.shards == run.replicas
     found = []
     for count in COUNTS:

@@ -1,8 +1,8 @@
-"""Facts of named devices, from their makers' data sheets. Dense rates: what sparsity would double is not counted.
+"""Specifications of devices, from the data sheets of their makers. Rates are dense, without sparsity.
 
 H100, H200, A100, B200: NVIDIA's data sheets of the SXM boards and of DGX systems (B200: 1440 GB for eight).
-RTX 4090 and 5090: NVIDIA's Ada and Blackwell architecture papers, bf16 with fp32 accumulation; PCIe, no NVLink.
-Ascend 910B: Atlas 800T A2. Ascend 910C: https://arxiv.org/abs/2506.12708, one of its two dies, which programs see as a device.
+RTX 4090 and 5090: NVIDIA's Ada and Blackwell architecture papers, bf16 with fp32 accumulation; no NVLink.
+Ascend 910B: Atlas 800T A2. Ascend 910C: https://arxiv.org/abs/2506.12708; one of its two dies is one device.
 Power is the board's limit; None where its maker publishes none.
 """
 
@@ -18,23 +18,23 @@ from mindspeed_mm.registry import did_you_mean
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator, and what joins it to others. Link rates are GB/s in one direction for each device."""
+    """One accelerator and its links. Link rates are GB/s per device in one direction."""
 
     name: str
-    memory: float  # GiB that a program can use
+    memory: float  # usable GiB
     half: float  # TFLOP/s of 16-bit products
     single: float  # TFLOP/s of fp32 products as torch computes them by default
-    link: float  # inside a machine
-    network: float  # between machines
-    host: float  # to host memory
-    machine: int  # devices of one machine
+    link: float  # link inside a machine
+    network: float  # link between machines
+    host: float  # link to host memory
+    machine: int  # devices per machine
     watts: float | None
-    products: float = 0.45  # share of the peak that matrix products reach
-    attention: float = 0.35  # share of the peak that attention reaches
-    elementwise: float = 0.0  # GB/s of norms, gates and casts; 0: within the shares above
-    call: float = 0.0  # seconds of one operation on next to nothing
+    products: float = 0.45  # fraction of the peak that matrix products reach
+    attention: float = 0.35  # fraction of the peak that attention reaches
+    elementwise: float = 0.0  # GB/s of norms, gates and casts; 0: included in the fractions above
+    call: float = 0.0  # seconds of an operation on a tiny tensor
     waits: bool = (
-        False  # for each operation, as a CPU does; an accelerator computes while the next ones are prepared
+        False  # latency counts for each operation, as on a CPU; an accelerator hides it behind computing
     )
 
     def peak(self, dtype: str) -> float:
@@ -58,7 +58,7 @@ DEVICES: Mapping[str, Device] = {
 
 
 def find_device(name: str) -> Device:
-    """The device of this name, in any spelling of case, spaces and dashes. Raises ConfigError naming the nearest."""
+    """The device `name`; ignores case, spaces and dashes. Raises ConfigError with the nearest name."""
     plain = {_plain(known): device for known, device in DEVICES.items()}
     found = plain.get(_plain(name))
     if found is None:
@@ -72,7 +72,7 @@ def find_device(name: str) -> Device:
 
 
 def _nearest(name: str) -> str:
-    """By what tells devices apart: `4080` is near the RTX 4090, and `NVIDIA H100 80GB HBM3` is an H100."""
+    """Suggest a device: `4080` is close to the RTX 4090, and `NVIDIA H100 80GB HBM3` is an H100."""
     plain, short = {_plain(known): known for known in DEVICES}, _plain(name[:200])
     found = [known for known in plain if known in short] or get_close_matches(short, list(plain), n=1)
     return f" (did you mean {plain[found[0]]!r}?)" if found else ""

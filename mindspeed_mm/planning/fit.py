@@ -1,4 +1,4 @@
-"""What to change in a run that does not fit, cheapest first. No torch."""
+"""Find changes that make a run fit, cheapest first. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspeed_mm.planning.units import TrainingRun
 
 _AT_ONCE = 3  # changes
 _OTHER_RESULT = ("--lora-", "--quantize", "predictor.residual_dtype")
-Setting = tuple[str, Mapping[str, object]]  # what one writes, and the fields of a run that it changes
+Setting = tuple[str, Mapping[str, object]]  # as a user writes it, and the fields that it changes
 Measure = Callable[[Mapping[str, object]], tuple[float, float]]
 
 
@@ -24,9 +24,9 @@ class Change:
     """One or more settings that make a run fit."""
 
     settings: tuple[str, ...]
-    cost: float  # seconds of a sample, beside those of the run as it is
+    cost: float  # time per sample, relative to the unchanged run
     memory: float  # bytes
-    keeps_result: bool  # LoRA, 8 bits and a rounded residual train something else
+    keeps_result: bool  # LoRA, 8 bits and a bf16 residual stream change the result
 
 
 def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: float) -> list[Change]:
@@ -42,9 +42,10 @@ def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: flo
 def search(
     single: Sequence[Setting], measure: Measure, capacity: float, others: tuple[str, ...]
 ) -> list[Change]:
-    """Up to four ways that fit `capacity` bytes, each as few settings as possible; those that keep the result come first.
+    """Up to four ways to fit `capacity` bytes, with as few settings as possible.
 
-    `measure` gives bytes and seconds with some fields changed. `others`: how settings begin that change the result.
+    Ways that keep the result come first. `measure` returns bytes and seconds with some fields changed.
+    `others`: prefixes of settings that change the result.
     """
     before = measure({})[1]
     found: list[Change] = []
@@ -66,7 +67,7 @@ def search(
 
 
 def _single(run: TrainingRun) -> Iterator[Setting]:
-    """Each setting alone, with the fields that it changes."""
+    """Each single setting, with the fields that it changes."""
     blocks = [f"blocks.{number}" for number in range(run.model.trunk.num_layers)]
     blocks += [f"vace_blocks.{number}" for number in range(len(run.model.vace_layers))]
     for mode in ("selective", "full"):
@@ -102,7 +103,7 @@ def _single(run: TrainingRun) -> Iterator[Setting]:
 
 
 def usual_lora(run: TrainingRun, rank: int) -> dict[str, int]:
-    """The layers that a LoRA of the trained part has by default."""
+    """The layers that a LoRA of the trained part adapts by default."""
     branch = run.trainable == "branch"
     return {
         name.removesuffix(".weight"): rank

@@ -1,7 +1,7 @@
-"""Memory and time of one device in generation, by closed formulas. Formulas: docs/guide/plan.md. No torch.
+"""Memory and time of one device in generation, by closed formulas. No torch.
 
-A run has four moments: prompts are encoded, conditions are encoded, a step denoises, the video is decoded. What a device holds
-at each decides `offload`; the highest moment counts.
+Formulas: docs/guide/plan.md. A run has four moments: encode prompts, encode conditions, denoise, decode.
+`offload` decides what a device holds at each of them; the peak is the highest moment.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from mindspeed_mm.planning.units import ROUNDED
 GENERATION_TERMS = ("transformer", "text encoder", "VAE", "activations", "latents", "slack")
 TEXT_PARAMETERS = 5.68e9  # of umT5-XXL's encoder
 VAE_PARAMETERS = 126_892_531
-VAE_WIDTH, TILE = 96, 256  # base_dim; side of a tile in pixels
-VAE_FLOPS = {"encode": 5.2e6, "decode": 8.7e6}  # a pixel of a frame; counted by torch's FlopCounterMode
-VAE_SHARE = 0.06  # of the 16-bit peak: 3D convolutions, assumed
-_HOST_SHARE = 0.8  # of a block's computing, behind which the next block is copied
+VAE_WIDTH, TILE = 96, 256  # base_dim of the VAE; side of a tile in pixels
+VAE_FLOPS = {
+    "encode": 5.2e6,
+    "decode": 8.7e6,
+}  # per pixel of a frame, by FlopCounterMode
+VAE_SHARE = 0.06  # fraction of the 16-bit peak in 3D convolutions; an assumption
+_HOST_SHARE = 0.8  # fraction of a block's computing that hides the copy of the next block
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRun:
-    """What decides memory and time of one video."""
+    """The parameters of one video that determine memory and time."""
 
     model: VaceConfig
     experts: int = 1
@@ -39,21 +42,21 @@ class GenerationRun:
     width: int = 832
     refs: int = 0
     steps: int = 50
-    passes: float = 2.0  # of the model in a step, on average: 2 with guidance
-    branch: bool = True  # whether the VACE branch counts at all
-    encodes: int = 2  # clips that go through the VAE
+    passes: float = 2.0  # passes of the model in a step, on average: 2 with guidance
+    branch: bool = True  # whether the VACE branch runs
+    encodes: int = 2  # clips that the VAE encodes
     product: int = 2  # bytes of a product's dtype
-    quantized: bool = False  # linear layers of the blocks in 8 bits
+    quantized: bool = False  # whether the linear layers of the blocks are in 8 bits
     vae: int = 4  # bytes of the VAE's dtype
     text: float = TEXT_PARAMETERS  # parameters of the text encoder
     offload: Offload = "none"
     tiled: Tiled = "auto"
     shard: bool = False
-    ranks: int = 1  # that share one video
+    ranks: int = 1  # ranks that share one video
     context_parallel: int = 1
     halves: int = 1  # 2: prompt and negative prompt on two groups of ranks
-    windows: int = 1  # of a long video, each of `frames`
-    whole: int | None = None  # frames that are encoded and decoded at once; None: those of a window
+    windows: int = 1  # windows of a long video, each of `frames` frames
+    whole: int | None = None  # frames that are encoded and decoded at once; None: one window
     videos: int = 1
     capacity: float = math.inf  # bytes of the device
 
@@ -64,12 +67,12 @@ class GenerationRun:
 
     @property
     def encodes_again(self) -> bool:
-        """Whether conditions are encoded after the transformer is read: of more videos, or of windows in turn."""
+        """Whether conditions are encoded after the transformer is loaded: for more videos, or windows."""
         return self.videos > 1 or (self.windows > 1 and self.whole is None)
 
     @property
     def tokens(self) -> int:
-        """Of one video, or of one window."""
+        """Tokens of one video, or of one window."""
         return tokens_of(self.grid, self.model)
 
     @property
@@ -79,14 +82,14 @@ class GenerationRun:
 
     @property
     def is_batched(self) -> bool:
-        """Whether prompt and negative prompt pass through the model together; the run's own rule."""
+        """Whether prompt and negative prompt go through the model in one batch, by the rule of the run."""
         activations = 2 * TOKEN_BYTES * self.tokens * self.model.trunk.hidden_size
         parameters = sum(math.prod(shape) for shape in layout(self.model).values())
         return self.experts * parameters * self.product + activations <= 0.8 * self.capacity
 
     @property
     def mode(self) -> Offload:
-        """`offload`, or `model` where two experts do not fit side by side; the run's own rule."""
+        """`offload`, or `model` if two experts do not fit side by side, by the rule of the run."""
         needed = self.experts * self.weights + WORKSPACE
         return (
             "model"
@@ -97,7 +100,7 @@ class GenerationRun:
 
 @dataclass(frozen=True)
 class GenerationMemory:
-    """Bytes by term at the highest moment, and at each moment in all."""
+    """Bytes by term at the peak, and the total at each moment."""
 
     terms: Mapping[str, float]
     moment: str
@@ -113,15 +116,15 @@ class GenerationMemory:
 
 @dataclass(frozen=True)
 class GenerationTime:
-    """Seconds of one video on all its devices together."""
+    """Seconds of one video on all its devices."""
 
     text: float
     encode: float
     step: float
     steps: int
-    move: float  # weights between host and device, beside those of the steps
+    move: float  # transfers of weights between host and device outside the steps
     decode: float
-    windows: int = 1  # each takes all steps
+    windows: int = 1  # windows; each takes all steps
 
     @property
     def denoising(self) -> float:
@@ -146,7 +149,7 @@ def generation_memory(run: GenerationRun) -> GenerationMemory:
 
 
 def is_tiled(run: GenerationRun) -> bool:
-    """Whether the VAE works in tiles: as the run decides it, from what is free on the device."""
+    """Whether the VAE works in tiles, by the rule of the run: it depends on the free device memory."""
     if run.tiled != "auto":
         return run.tiled == "always"
     held = run.vae * VAE_PARAMETERS + (_resident(run) if run.mode == "none" else 0.0)
@@ -154,11 +157,11 @@ def is_tiled(run: GenerationRun) -> bool:
 
 
 def activation_bytes(run: GenerationRun, passes: int) -> float:
-    """One pass without gradients: the residual streams, and the wider of attention and feed-forward inside a block."""
+    """Bytes of a pass without gradients: residual streams, and the larger of attention and feed-forward."""
     trunk, c = run.model.trunk, run.product
     tokens = -(-run.tokens // run.context_parallel)
     branch = (8 + c) * run.branch
-    attention = passes * (28 + c / 2) + branch  # until the text is read, prompts share the branch's tokens
+    attention = passes * (28 + c / 2) + branch  # prompts share the branch's tokens until it reads the text
     feed_forward = passes * (16 + 2 * c * trunk.ffn_dim / trunk.hidden_size + branch)
     wide = trunk.hidden_size * max(attention, feed_forward)
     tables = 4 * trunk.head_dim + 4 * trunk.out_dim * math.prod(trunk.patch_size)
@@ -166,7 +169,7 @@ def activation_bytes(run: GenerationRun, passes: int) -> float:
 
 
 def generation_time(run: GenerationRun, device: Device, dtype: str) -> GenerationTime:
-    """Products and attention at the device's shares of its peak; the VAE at VAE_SHARE of the 16-bit peak."""
+    """Products and attention run at the device's fractions of its peak, the VAE at VAE_SHARE of it."""
     peak, half = device.peak(dtype), device.peak("bf16")
     on_tokens, on_text, attention = block_forward(run.model, run.tokens)
     blocks = run.model.trunk.num_layers + len(run.model.vace_layers) * run.branch
@@ -188,7 +191,7 @@ def generation_time(run: GenerationRun, device: Device, dtype: str) -> Generatio
 
 
 def generation_changes(run: GenerationRun, device: Device, dtype: str, capacity: float) -> list[Change]:
-    """Ways in which a run fits `capacity` bytes."""
+    """Changes that make a run fit `capacity` bytes."""
 
     def measure(fields: Mapping[str, object]) -> tuple[float, float]:
         changed = replace(run, **fields)  # type: ignore[arg-type]
@@ -228,11 +231,11 @@ def _moments(run: GenerationRun, tiled: bool) -> dict[str, dict[str, float]]:
     frames, height, width = run.grid
     whole = run.whole or run.frames
     frames += (whole - run.frames) // 4
-    # noise, latents and velocity of the passes; the context of 96 channels
+    # noise, latents and velocities; the context of 96 channels
     latents = 4.0 * frames * height * width * (16 * 5 + run.model.vace_in_dim)
     pixels = 4.0 * 3 * whole * run.height * run.width
     resident = _resident(run) if run.mode == "none" or run.shard else 0.0
-    waiting = resident if run.encodes_again else 0.0  # the first conditions are encoded before they are read
+    waiting = resident if run.encodes_again else 0.0  # else encoded before weights are loaded
     passes = 2 if run.passes > 1 and run.halves == 1 and run.is_batched else 1
     coded = _vae_activations(run, tiled)
     return {
@@ -280,7 +283,7 @@ def _denoising_weights(run: GenerationRun) -> float:
 
 
 def _gathered(run: GenerationRun) -> float:
-    """Two blocks: the one that computes, and the next one."""
+    """Weights of two blocks: the current one, and the next one."""
     return 2.0 * max(_blocks(run).values())
 
 
@@ -300,12 +303,12 @@ def _blocks(run: GenerationRun) -> dict[str, float]:
 
 def _bytes(name: str, shape: tuple[int, ...], run: GenerationRun) -> float:
     if run.quantized and name.endswith(ROUNDED):
-        return math.prod(shape) + 4.0 * shape[0]  # and a scale for each row
+        return math.prod(shape) + 4.0 * shape[0]  # with a scale for each row
     return math.prod(shape) * (4.0 if name.split(".")[0] in FP32_MODULES else run.product)
 
 
 def _expanded(run: GenerationRun) -> float:
-    """Bytes of the largest 8-bit weight as its product reads it."""
+    """Bytes of the largest 8-bit weight after it is expanded for its product."""
     return run.quantized * float(run.product * run.model.trunk.hidden_size * run.model.trunk.ffn_dim)
 
 
@@ -319,7 +322,7 @@ def _with_slack(terms: Mapping[str, float]) -> dict[str, float]:
 
 
 def _exchange(run: GenerationRun, device: Device, blocks: int) -> float:
-    """Seconds of a step's all-to-alls, and of gathering sharded weights."""
+    """Seconds per step for all-to-alls and for gathering sharded weights."""
     size, width = run.context_parallel, run.model.trunk.hidden_size
     rate = 1e9 * (device.link if run.ranks <= device.machine else device.network)
     moved = 4.0 * run.tokens / size * width * run.product * blocks * (size - 1) / size * run.passes

@@ -1,7 +1,8 @@
-"""Memory of one device in training: a closed formula over the model's shapes. No torch, no device, milliseconds.
+"""Memory of one device in training: a closed formula over the model's shapes. Needs no torch, no device.
 
-It walks the backward pass block by block, as the program does, and takes the highest moment. What it counts are tensors; the
-allocator's slack and the communication library's buffers are estimates of their own. Formulas: docs/guide/plan.md.
+It walks the backward pass block by block, as the program does, and takes the peak. It counts tensors, and
+adds estimates for the allocator's slack and the buffers of the communication library. Formulas:
+docs/guide/plan.md.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from mindspeed_mm.planning.stages import pipeline_ranks
 from mindspeed_mm.planning.units import TrainingRun
 from mindspeed_mm.planning.walk import Walk
 
-SLACK = 0.06  # of all tensors: what the allocator holds and no tensor uses
+SLACK = 0.06  # fraction of all tensors: memory that the allocator reserves but no tensor uses
 LIBRARY = 1.0e9  # bytes of the context and the communication library on an accelerator
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by term at the highest moment of a step."""
+    """Bytes by term at the peak of a step."""
 
     terms: Mapping[str, float]
     moment: str
     host: float = 0.0
-    rank: int | None = None  # of a pipeline
+    rank: int | None = None  # rank of a pipeline
 
     @property
     def total(self) -> float:
@@ -34,21 +35,21 @@ class Memory:
 
     @property
     def tensors(self) -> float:
-        """Without the slack."""
+        """Bytes of all tensors, without the slack."""
         return self.total - self.terms["slack"]
 
 
 def training_memory(run: TrainingRun) -> Memory:
-    """The highest moment of a step after the first, when the optimizer's moments exist.
+    """The peak of a step after the first one, when the optimizer's moments exist.
 
-    With pipeline stages, that of the rank that needs the most.
+    With pipeline stages, that of the rank that needs the most memory.
     """
     of_ranks = memory_of_ranks(run)
     return max(of_ranks, key=lambda memory: memory.total)
 
 
 def memory_of_ranks(run: TrainingRun) -> list[Memory]:
-    """Of each rank of a pipeline; one without stages."""
+    """The peak of each rank of a pipeline; one entry without stages."""
     ranks = pipeline_ranks(run)
     if not ranks:
         return [_memory(run, Walk(run), None)]
@@ -62,7 +63,7 @@ def _memory(run: TrainingRun, walk: Walk, rank: int | None) -> Memory:
     kept = terms["block inputs"] if run.offload_inputs else 0.0
     terms = {name: 0.0 if name in moved else size for name, size in terms.items()}
     if kept:
-        on_device = walk.residual  # the one that comes back
+        on_device = walk.residual  # the input that returns from the host
         host += max(kept - on_device, 0.0)
         terms["block inputs"] = min(kept, on_device)
     if not run.on_cpu:

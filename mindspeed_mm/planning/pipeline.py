@@ -1,7 +1,8 @@
 """The backward pass of one rank of a pipeline. No torch.
 
-Beside its own blocks a rank holds what micro-batches between forward and backward keep, and buffers for all tokens that
-arrive. FSDP2 gathers inside a stage, and lets go of weights and gradients after the last micro-batch.
+Beside its own blocks, a rank holds the saved tensors of the micro-batches between forward and backward, and
+receive buffers for tokens. FSDP2 gathers inside a stage, and frees weights and gradients after the last
+micro-batch.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ class PipelineWalk(Walk):
         super().__init__(run)
 
     def holds(self, name: str) -> bool:
-        """Whether a unit of the model is on this rank."""
+        """Whether this rank holds a unit of the model."""
         return self.rank.holds(name, self.run.model.vace_layers)
 
     def moments(self) -> Iterator[tuple[str, Terms]]:
-        """The first backward of each stage, the sums over ranks at the end, the optimizer."""
+        """The first backward of each stage, the reduction of gradients at the end, the optimizer."""
         stages, waits = self.rank.stages, self.rank.waiting
         kept = [self._kept_by(stage) for stage in stages]
         everything = sum(size * count for size, count in zip(kept, waits, strict=True))
@@ -45,8 +46,8 @@ class PipelineWalk(Walk):
         return [name for name in self._backward_order() if stage.has(name, self.run.model.vace_layers)]
 
     def _beside(self, stage: Stage, order: Sequence[str]) -> float:
-        """What one micro-batch keeps of a stage beside its blocks: the tokens that it sends, and its start."""
-        inputs = stage.received * self.residual  # are in the buffers
+        """Bytes that a micro-batch keeps beside the blocks: tokens that a stage sends, and its first ones."""
+        inputs = stage.received * self.residual  # they are in the buffers
         start = self._start(order) if stage.layers.start == 0 else 0.0
         return stage.sent * self.residual + start - inputs
 
@@ -55,16 +56,16 @@ class PipelineWalk(Walk):
         return sum(self._kept(name) for name in order) + self._beside(stage, order)
 
     def _buffers(self) -> float:
-        """Of tokens and of their gradients, for every micro-batch."""
+        """Receive buffers for tokens and their gradients, for every micro-batch."""
         stages, waits = self.rank.stages, self.rank.waiting
         streams = self.run.micro_batches * sum(stage.received + stage.sent for stage in stages)
-        if len(stages) > 1:  # torch's runtime for several stages lets go of what it sent at the end of a step
+        if len(stages) > 1:  # torch's runtime for several stages frees what it sent at the end of a step
             kept = sum(stage.sent * count for stage, count in zip(stages, waits, strict=True))
             streams += streams - kept
         return streams * self.residual
 
     def _gathered(self, done: Sequence[str], now: str) -> float:
-        """Weights stay gathered until the last micro-batch's backward; nothing is summed over ranks before."""
+        """Weights stay gathered until the backward of the last micro-batch; no reduction happens before."""
         run = self.run
         if not self.shared and run.product == 4 and run.replicas == 1:
             return super()._gathered(done, now)
@@ -82,7 +83,7 @@ class PipelineWalk(Walk):
         return held + run.prefetch * ahead + unit.expanded + product * (unit.trained == unit.whole)
 
     def _reduction(self, done: Sequence[str], waiting: float) -> Terms:
-        """A block's new gradients beside the sum of the micro-batches before."""
+        """A block's new gradients beside the sum of the previous micro-batches."""
         unit = self.units[done[-1]]
         terms = self._terms(done, done[-1], waiting, 0.0)
         terms["gathered units"] += unit.trained * unit.width * self._is_wrapped(unit)
@@ -96,7 +97,7 @@ class PipelineWalk(Walk):
         return terms
 
     def _inputs(self) -> float:
-        """Of every micro-batch: what the model reads, what this rank makes of the text, buffers for tokens."""
+        """For every micro-batch: the model's inputs, the embedded text, buffers for tokens."""
         run, width = self.run, self.run.model.trunk.hidden_size
         rows = text_rows(run.model, run.text) * run.batch
         trained = self.units["text_embedding"].trains

@@ -1,6 +1,8 @@
-"""A pipeline: what each of its ranks holds and computes, and how many micro-batches wait there. No torch.
+"""A pipeline: what each rank holds and computes, and how many micro-batches wait for backward.
 
-The order of work is that of torch's schedules, which distributed/pipeline.py chooses from.
+No torch.
+
+The order of work is that of torch's schedules, from which distributed/pipeline.py chooses.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ class Stage:
     number: int
     layers: range
     is_last: bool
-    received: int  # streams of tokens that arrive: trunk, and branch as long as a branch block follows
+    received: int  # incoming streams of tokens: trunk, and branch if a branch block follows
     sent: int
 
     def has(self, name: str, vace_layers: Sequence[int]) -> bool:
-        """Whether a unit of the model is in it."""
+        """Whether a unit of the model is in this stage."""
         kind, _, number = name.partition(".")
         if kind in _FIRST:
             return self.layers.start == 0
@@ -43,7 +45,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class PipelineRank:
-    """The stages of one rank. `waiting`: of each, micro-batches whose backward is still to come, at the most."""
+    """The stages of one rank. `waiting`: for each, the most micro-batches between forward and backward."""
 
     rank: int
     stages: tuple[Stage, ...]
@@ -55,7 +57,7 @@ class PipelineRank:
 
 
 def pipeline_ranks(run: TrainingRun) -> list[PipelineRank]:
-    """All ranks of one pipeline; none without stages."""
+    """All ranks of one pipeline; empty without stages."""
     stages = list(_stages(run))
     found = []
     for rank in range(run.pipeline if stages else 0):
@@ -76,13 +78,13 @@ def _stages(run: TrainingRun) -> Iterator[Stage]:
 
 
 def waiting(run: TrainingRun, rank: int, virtual: int) -> tuple[int, ...]:
-    """Micro-batches of each stage of a rank between forward and backward when the first backward starts."""
+    """Micro-batches of each stage of a rank that are between forward and backward at the first backward."""
     count = run.micro_batches
     if run.gpipe or count < run.pipeline:
         return (count,) * virtual
     if virtual == 1:
         return (min(count, run.pipeline - rank),)
-    # as torch's ScheduleInterleaved1F1B: forwards before the first backward, then one more
+    # as in torch's ScheduleInterleaved1F1B: forwards before the first backward, then one more
     in_round = count // max(1, count // run.pipeline)
     forwards = min((virtual - 1) * in_round + 2 * (run.pipeline - 1 - rank) + 1, count * virtual)
     found = [0] * virtual
@@ -92,7 +94,7 @@ def waiting(run: TrainingRun, rank: int, virtual: int) -> tuple[int, ...]:
 
 
 def block_costs(run: TrainingRun) -> dict[str, float]:
-    """Operations of each block for one sample, forward and backward: the terms of `step_flops`."""
+    """FLOPs of each block for one sample, forward and backward: the terms of `step_flops`."""
     model, part = run.model, cast(Trainable, run.trainable)
     tokens = tokens_of(run.grid, model)
     on_tokens, on_text, attention = block_forward(model, tokens, run.text)
@@ -121,7 +123,7 @@ def block_costs(run: TrainingRun) -> dict[str, float]:
             cost += on_tokens + 2 * attention - cross
         plan = {module: mode for module, mode in run.recompute.items() if f"{module}.".startswith(f"{name}.")}
         reaches = part
-        if run.lora:  # what gradients do not reach never runs again
+        if run.lora:  # blocks that no gradient reaches are not recomputed
             reaches = "all" if "blocks" in inside else "branch"
             plan = {} if inside == {"blocks"} and is_branch else plan
         cost += recomputed_share(model, plan, reaches, tokens, run.text) * block * len(names)
@@ -130,7 +132,7 @@ def block_costs(run: TrainingRun) -> dict[str, float]:
 
 
 def _adapters(run: TrainingRun, tokens: int) -> dict[str, float]:
-    """Block → operations of its LoRA forward."""
+    """Block → forward FLOPs of its LoRA."""
     shapes, found = layout(run.model), dict[str, float]()
     for name, rank in run.lora.items():
         rows = tokens
@@ -142,7 +144,7 @@ def _adapters(run: TrainingRun, tokens: int) -> dict[str, float]:
 
 
 def rank_shares(run: TrainingRun) -> list[float]:
-    """The computing of each rank of a pipeline, as shares that sum to 1; none without stages."""
+    """The share of each rank of a pipeline in all computing; sums to 1, empty without stages."""
     costs, ranks = block_costs(run), pipeline_ranks(run)
     whole = sum(costs.values())
     layers = run.model.vace_layers

@@ -1,4 +1,4 @@
-"""Seconds of a training step, by part. A model with stated assumptions, not a measurement. No torch."""
+"""Seconds of a training step, by part: a model with stated assumptions, not a measurement. No torch."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from mindspeed_mm.planning.devices import Device
 from mindspeed_mm.planning.stages import pipeline_ranks, rank_shares
 from mindspeed_mm.planning.units import TrainingRun, units
 
-_CALLS = 550  # operations of one block, forward and backward
-HIDDEN = 0.8  # of the computing, behind which gathers and sums over ranks can run
+_CALLS = 550  # number of operations in one block, forward and backward
+HIDDEN = 0.8  # fraction of the computing that can hide gathers and reductions
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one iteration on each device; parts that add up, and what runs behind them."""
+    """Seconds of one iteration on each device: parts that add up, and the communication that they hide."""
 
     products: float
     attention: float
     communication: float
     data: float
-    hidden: float  # communication behind the computing
-    imbalance: float = 0.0  # of pipeline stages: what the slowest rank computes more than the mean
-    bubble: float = 0.0  # a pipeline's rank waits while it fills and empties
-    tokens: float = 0.0  # sent from stage to stage
+    hidden: float  # communication hidden behind computing
+    imbalance: float = 0.0  # pipeline stages: extra computing of the slowest rank over the mean
+    bubble: float = 0.0  # the bubble: a rank waits while the pipeline fills and empties
+    tokens: float = 0.0  # tokens sent from stage to stage
 
     @property
     def pipeline(self) -> float:
-        """What pipeline stages add."""
+        """Seconds that pipeline stages add."""
         return self.imbalance + self.bubble + self.tokens
 
     @property
@@ -40,15 +40,15 @@ class StepTime:
 
 
 def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
-    """One iteration: all micro-batches, and the sums over ranks.
+    """Time of one iteration: all micro-batches, and the reduction of gradients.
 
-    Products run at `device.products` of the peak and attention at `device.attention`. Gathers and sums overlap with computing;
-    the all-to-alls of context parallel and traffic to the host do not.
+    Products run at the fraction `device.products` of the peak, attention at `device.attention`. Gathers and
+    reductions overlap with computing; the all-to-alls of context parallel and transfers to the host do not.
     """
     tokens = tokens_of(run.grid, run.model)
     part, plan = cast(Trainable, run.trainable), run.recompute
     lora = _lora_counts(run)
-    if lora:  # as vace_cost counts it: what gradients do not reach never runs again
+    if lora:  # as in vace_cost: blocks that no gradient reaches are not recomputed
         inside = {name.split(".")[0] for name in lora}
         part = "all" if "blocks" in inside else "branch"
         if inside == {"blocks"}:
@@ -86,8 +86,8 @@ def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
 def _pipeline(run: TrainingRun, device: Device, tokens: int, computing: float) -> tuple[float, float, float]:
     """Seconds of imbalance, of the bubble and of sending tokens; `computing` is the mean of all ranks.
 
-    A rank waits for tokens and for gradients of tokens, once in each direction for each micro-batch of each
-    of its stages, and while the pipeline fills and empties.
+    A rank waits for tokens and for their gradients once per direction, micro-batch and stage, and while the
+    pipeline fills and empties.
     """
     shares = rank_shares(run)
     if not shares:
@@ -102,9 +102,9 @@ def _pipeline(run: TrainingRun, device: Device, tokens: int, computing: float) -
 
 
 def _elementwise(run: TrainingRun, device: Device, tokens: int) -> float:
-    """Seconds of norms, gates, rotations and casts of one sample, where their rate is measured.
+    """Seconds of norms, gates, rotations and casts of one sample, if their rate was measured.
 
-    A block reads and writes about 80 D + 10 c D + 2 c F bytes of a token forward, and twice that backward.
+    A block reads and writes about 80 D + 10 c D + 2 c F bytes per token forward, and twice that backward.
     """
     if not device.elementwise:
         return 0.0
@@ -116,19 +116,19 @@ def _elementwise(run: TrainingRun, device: Device, tokens: int) -> float:
 
 
 def _update(run: TrainingRun, device: Device) -> float:
-    """Seconds of clipping and AdamW: 32 bytes of each trained weight are read or written."""
+    """Seconds of clipping and AdamW, which read or write 32 bytes per trained weight."""
     moved = 32 * sum(unit.trained_local for unit in units(run)) / run.pipeline
     return moved / (device.elementwise * 1e9) if device.elementwise else 0.0
 
 
 def _lora_counts(run: TrainingRun) -> dict[str, int]:
-    """Linear layer → the weights of its LoRA."""
+    """Linear layer → number of weights of its LoRA."""
     shapes = layout(run.model)
     return {name: rank * sum(shapes[f"{name}.weight"]) for name, rank in run.lora.items()}
 
 
 def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float, float]:
-    """Seconds that can run behind the computing, and seconds that cannot."""
+    """Seconds of communication that computing can hide, and seconds that it cannot."""
     ranks = pipeline_ranks(run)
     layers = run.model.vace_layers
     every = units(run)

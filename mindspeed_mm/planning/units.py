@@ -1,4 +1,4 @@
-"""A training run as the formulas take it, and its units: what is gathered as one, with its sizes. No torch."""
+"""The parameters of a training run for the formulas, and its FSDP units with their sizes. No torch."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from functools import lru_cache
 from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, VaceConfig
 from mindspeed_mm.models.wan.shapes import Shape, layout
 
-ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)  # what 8 bits hold by default
+ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)  # layers that are held in 8 bits by default
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What decides the memory of one device."""
+    """The parameters that determine the memory of one device."""
 
     model: VaceConfig
     grid: tuple[int, int, int]  # latent (R+F, h, w)
     trainable: str = "branch"
-    lora: Mapping[str, int] = field(default_factory=dict)  # linear layer → rank; all else is frozen then
+    lora: Mapping[str, int] = field(default_factory=dict)  # layer → rank; all else is frozen then
     quantized: frozenset[str] | None = (
         None  # linear layers in 8 bits; None: none, empty: all frozen ones of the blocks
     )
-    text: int | None = None  # rows of a prompt; None: as many as there can be
+    text: int | None = None  # rows of a prompt; None: the maximum
     batch: int = 1  # samples of a micro-batch
     micro_batches: int = 1
     ranks: int = 1
     stages: tuple[int, ...] = ()  # trunk blocks of each pipeline stage; (): no pipeline
-    pipeline: int = 1  # ranks of one pipeline; stage v * pipeline + p is on rank p
-    gpipe: bool = False  # all forwards first, in place of 1F1B
-    shards: int = 1  # ranks that share one copy of the weights, of a rank's stages
+    pipeline: int = 1  # ranks of a pipeline; stage v * pipeline + p is on rank p
+    gpipe: bool = False  # all forwards first, instead of 1F1B
+    shards: int = 1  # ranks that share one copy of the weights of a rank's stages
     context_parallel: int = 1
-    ulysses: int | None = None  # ranks of those that divide the heads, rings between; None: all
+    ulysses: int | None = None  # of these, ranks that divide the heads, with rings between them; None: all
     product: int = 2  # bytes of a product's dtype
     residual: int = 4
     reduce: int = 4  # bytes of the dtype in which gradients are summed
@@ -44,37 +44,37 @@ class TrainingRun:
     prefetch: int = 0  # units gathered ahead in backward
     offload: bool = False
     offload_inputs: bool = False
-    on_cpu: bool = False  # a CPU computes equal caption rows once, and needs no slack
+    on_cpu: bool = False  # a CPU computes equal caption rows once and needs no slack
 
     @property
     def replicas(self) -> int:
-        """Ranks that hold the same stages: data and context parallel together."""
+        """Ranks with the same stages: data times context parallel size."""
         return self.ranks // self.pipeline
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is gathered as one: a block, or another child of the root."""
+    """An FSDP unit: a block, or another child of the root."""
 
     name: str
-    whole: float  # elements, on all ranks together
-    local: float  # elements of one rank
+    whole: float  # elements on all ranks together
+    local: float  # elements on one rank
     trained: float  # elements of `whole` that train
     trained_local: float
     width: int  # bytes of a product's dtype
     rounded: float = 0.0  # elements of `whole` in 8 bits
     rounded_local: float = 0.0
-    scales: float = 0.0  # bytes, whole on each rank
-    expanded: float = 0.0  # bytes of its largest 8-bit weight in a product's dtype
+    scales: float = 0.0  # bytes that are not sharded
+    expanded: float = 0.0  # bytes of the largest 8-bit weight in the dtype of its product
 
     @property
     def bytes(self) -> float:
-        """Of all its weights as they are gathered."""
+        """Bytes of all its weights after a gather."""
         return (self.whole - self.rounded) * self.width + self.rounded
 
     @property
     def frozen_local(self) -> float:
-        """Bytes of one rank that do not train."""
+        """Bytes of frozen weights on one rank."""
         return (
             (self.local - self.trained_local - self.rounded_local) * self.width
             + self.rounded_local
@@ -83,12 +83,12 @@ class Unit:
 
     @property
     def trains(self) -> bool:
-        """Whether some of it has a gradient."""
+        """Whether any of its weights has a gradient."""
         return self.trained > 0
 
 
 def all_shapes(run: TrainingRun) -> Mapping[str, Shape]:
-    """Every weight of the model, and of its LoRA."""
+    """Name and shape of every weight of the model and its LoRA."""
     return _all_shapes(run.model, tuple(run.lora.items()))
 
 
@@ -119,12 +119,12 @@ def _trains(name: str, trainable: str, has_lora: bool) -> bool:
 
 
 def local_size(shape: Shape, shards: int) -> int:
-    """Elements of one rank: FSDP2 divides the first axis, and pads it."""
+    """Elements on one rank: FSDP2 splits the first axis, with padding."""
     return -(-shape[0] // shards) * math.prod(shape[1:])
 
 
 def units(run: TrainingRun) -> Sequence[Unit]:
-    """Every unit of the model with its sizes."""
+    """All units of the model."""
     lora = tuple(run.lora.items())
     return _units(run.model, lora, run.trainable, run.shards, run.product, quantized_weights(run))
 

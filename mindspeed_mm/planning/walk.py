@@ -1,4 +1,7 @@
-"""The backward pass of a training run, moment by moment, in bytes by term. No torch. Formulas: docs/guide/plan.md."""
+"""The backward pass of a training run, moment by moment, in bytes by term.
+
+No torch. Formulas: docs/guide/plan.md.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from mindspeed_mm.planning.block import BlockBytes, BlockKind, block_bytes
 from mindspeed_mm.planning.units import TrainingRun, Unit, all_shapes, local_size, trains, unit_of, units
 
 TERMS = (
-    "weights", "masters", "gradients", "moments", "gathered units", "model inputs", "block inputs", "inside a block", "slack",
+    "weights", "masters", "gradients", "moments", "gathered units", "model inputs", "block inputs",
+    "inside a block", "slack",
 )  # fmt: skip
 Terms = dict[str, float]
 
@@ -26,7 +30,7 @@ class Walk:
         self.units = {unit.name: unit for unit in units(run) if self.holds(unit.name)}
         self.residual = float(
             self.tokens * run.residual * run.model.trunk.hidden_size
-        )  # one stream of tokens
+        )  # bytes of one stream of tokens
         self.shared = run.shards > 1 or run.offload
         self.moments_held = self._moments()
         self.trunk_trains = any(unit.trains and not unit.name.startswith(BRANCH) for unit in units(run))
@@ -34,15 +38,15 @@ class Walk:
         self.blocks: dict[BlockKind, BlockBytes] = {}
 
     def holds(self, name: str) -> bool:
-        """Whether this rank has a unit of the model: without stages, all of them."""
+        """Whether this rank holds a unit of the model; without stages, it holds all."""
         return True
 
     def is_reached(self, name: str) -> bool:
-        """Whether gradients pass through a block: all but the trunk's first, when nothing before it trains."""
+        """Whether gradients reach a block: all but the trunk's first one, if nothing before it trains."""
         return name != "blocks.0" or self.trunk_trains
 
     def moments(self) -> Iterator[tuple[str, Terms]]:
-        """Each moment that can be the highest, with its terms."""
+        """All moments that may be the peak, with their terms."""
         order = list(self._backward_order())
         yield from self._backward(order, self._start(order))
         yield "the optimizer's step", self._optimizer()
@@ -50,9 +54,9 @@ class Walk:
     def _backward(
         self, order: Sequence[str], waiting: float, *, with_head: bool = True, streams: float = 0.0
     ) -> Iterator[tuple[str, Terms]]:
-        """Through the blocks of `order`, with `waiting` bytes beside what they keep.
+        """Walk the blocks of `order` backward, with `waiting` bytes beside what they keep.
 
-        `streams`: gradients of tokens that wait for a block further down.
+        `streams`: gradients of tokens that wait for an earlier block.
         """
         kept = {name: self._kept(name) for name in order}
         width, residual = self.run.model.trunk.hidden_size, self.residual
@@ -118,7 +122,7 @@ class Walk:
         return self.blocks[kind]
 
     def _text(self, trained: bool) -> float:
-        """Bytes of the caption in one block: keys before and after their norm, and values."""
+        """Bytes of the caption in one block: values, and keys before and after their norm."""
         run = self.run
         rows = text_rows(run.model, run.text) if run.on_cpu else run.model.trunk.text_len
         return 3.0 * rows * run.batch * run.product * run.model.trunk.hidden_size * (1 if trained else 0.7)
@@ -127,7 +131,7 @@ class Walk:
         return self.tokens * found.peak + self._text(self.units[name].trains)
 
     def _kept(self, name: str) -> float:
-        """What waits for the backward of a block, its input included."""
+        """Bytes kept until the backward of a block, including its input."""
         run, found = self.run, self._block(name)
         residual = self.residual
         mode = run.recompute.get(name)
@@ -147,12 +151,12 @@ class Walk:
         return own_input + self.tokens * (found.saved - forgotten) + self._text(self.units[name].trains)
 
     def _start(self, order: Sequence[str]) -> float:
-        """The tokens right after the embeddings, which the branch and the trunk's first block read."""
+        """Bytes of the tokens after the embeddings, which the branch and the trunk's first block read."""
         run = self.run
         width = run.model.trunk.hidden_size
         count = self.tokens
         if run.context_parallel > 1 and run.product == run.residual:
-            count = self.whole_tokens  # each rank's part is a view of all tokens
+            count = self.whole_tokens  # the part of each rank is a view of all tokens
         held = any(name.startswith(BRANCH) and name in run.recompute for name in order)
         return float(count * run.residual * width) * (held and "blocks.0" not in order)
 
@@ -189,7 +193,7 @@ class Walk:
         return total
 
     def _gathered(self, done: Sequence[str], now: str) -> float:
-        """Whole weights of this block and those gathered ahead, its gradients, and the last sum over ranks."""
+        """Bytes of gathered weights (this block and those ahead), its gradients, and the last reduction."""
         run = self.run
         if not self.shared and run.product == 4 and run.replicas == 1:
             return 4.0 * self.units[now].trained if now in self.units else 0.0
@@ -206,7 +210,7 @@ class Walk:
         return total + last.trained * run.reduce * self._is_wrapped(last) if last is not None else total
 
     def _reduction(self, done: Sequence[str], waiting: float) -> Terms:
-        """A block's gradients in both dtypes, when its weights are gone and the next ones are there."""
+        """Bytes of a block's gradients in both dtypes, with its weights freed and the next ones gathered."""
         run, unit = self.run, self.units[done[-1]]
         terms = self._terms(done, done[-1], waiting, 0.0)
         if self._is_wrapped(unit):
@@ -218,7 +222,7 @@ class Walk:
         return self.shared or unit.trains
 
     def _inputs(self) -> float:
-        """Latents, noise, target, context and the rotary tables of every token."""
+        """Bytes of latents, noise, target, context and rotary tables."""
         run, trunk = self.run, self.run.model.trunk
         patch = math.prod(trunk.patch_size)
         latents, context = trunk.in_dim * patch, run.model.vace_in_dim * patch * bool(run.model.vace_layers)
@@ -235,7 +239,7 @@ class Walk:
 
 
 def _by_block(lora: Mapping[str, int]) -> dict[str, tuple[tuple[str, int], ...]]:
-    """Block → its layers with a LoRA, and the ranks."""
+    """Block → its LoRA layers and their ranks."""
     found: dict[str, tuple[tuple[str, int], ...]] = {}
     for layer, rank in lora.items():
         kind, number, inner = layer.split(".", 2)

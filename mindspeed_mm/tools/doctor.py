@@ -1,9 +1,7 @@
-"""`vace doctor`: whether this machine is ready, one line for each thing with what to do.
+"""`vace doctor`: whether this machine is ready for a run, one line for each check, with a fix.
 
-Nothing is changed or kept.
-
-What a run needs and cannot check itself before it is under way: packages, devices, process groups, disks,
-limits.
+Changes nothing and keeps nothing. It checks what a run needs but cannot check before it starts: packages,
+devices, process groups, disks, limits.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ State = Literal["ok", "warn", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it is, what to do."""
+    """One line: what was checked, its state, and what to do."""
 
     name: str
     state: State
@@ -46,7 +44,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 class DoctorFlags(Config):
-    """Where to look."""
+    """Folders to check."""
 
     data: str = Field(default=".", description="folder of clips or features: its disk is measured")
     out: str = Field(default=".", description="folder that a run would write to: its free space counts")
@@ -56,7 +54,7 @@ class DoctorFlags(Config):
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Look at everything, print a line for each, and exit with 1 when something is broken."""
+    """Run all checks, print one line for each finding, and exit with 1 if something is broken."""
     arguments = job_parser(prog).parse_strict(argv)
     flags = parse(DoctorFlags, given(arguments, DoctorFlags), prog)
     if flags.print_config:
@@ -96,7 +94,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def all_checks(data: Path, out: Path) -> dict[str, Check]:
-    """Name → check, the quick ones first."""
+    """Name → check, fast ones first."""
     from mindspeed_mm.tools import doctor_device, doctor_machine
 
     return {
@@ -113,7 +111,7 @@ def all_checks(data: Path, out: Path) -> dict[str, Check]:
 
 
 def run_check(name: str, check: Check) -> list[Finding]:
-    """The findings of a check; whatever it raises is one that is broken."""
+    """The findings of a check; an exception becomes a finding of state broken."""
     try:
         return list(check())
     except MindSpeedMMError as error:

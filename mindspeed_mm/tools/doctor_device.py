@@ -1,4 +1,4 @@
-"""What `vace doctor` checks with torch: a small step on each device, and two ranks that sum."""
+"""Checks of `vace doctor` that need torch: a small step on each device, and an all-reduce of two ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOLERANCE = 0.05  # of attention in bf16
 
 
 def check_devices() -> Iterator[Finding]:
-    """Every device: its name, its memory, and a step that is compared with the formula."""
+    """Every device: its name, its memory, and a step whose result is compared with the formula."""
     first = Accelerator.detect()
     if first.kind == "cpu":
         driver = next((name for name in _DRIVERS if shutil.which(name)), None)
@@ -39,7 +39,7 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_groups() -> Iterator[Finding]:
-    """Two ranks of gloo over the sockets of this machine, and whether the device's own library is there."""
+    """Sum over two gloo ranks on this machine, and check that the device's own library is available."""
     start, sums, errors = time.perf_counter(), [0.0, 0.0], list[str]()
     store = HashStore()
 
@@ -49,7 +49,7 @@ def check_groups() -> Iterator[Finding]:
             value = torch.tensor([float(number + 1)])
             group.allreduce([value]).wait()
             sums[number] = float(value)
-        except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
+        except RuntimeError as error:  # torch raises RuntimeError for process groups, too
             errors.append(str(error).strip().splitlines()[0])
 
     threads = [threading.Thread(target=rank, args=(number,), daemon=True) for number in range(2)]
@@ -72,7 +72,7 @@ def check_groups() -> Iterator[Finding]:
 
 
 def _step(accelerator: Accelerator) -> Finding:
-    """Attention with its gradients in bf16, a product in fp32."""
+    """Run attention with gradients in bf16, and a matrix product in fp32."""
     device = accelerator.device
     name = f"{accelerator.kind}:{device.index}" if device.index is not None else accelerator.kind
     torch.manual_seed(0)

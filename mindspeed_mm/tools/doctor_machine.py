@@ -1,4 +1,4 @@
-"""What `vace doctor` checks without torch: packages, limits, memory, clock, disks, video."""
+"""Checks of `vace doctor` without torch: packages, limits, memory, clock, disks, video."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mindspeed_mm.tools.doctor import Finding
 
 DISTRIBUTION = "mindspeed-mm-vace"
 SHOWN = ("torch", "torch_npu", "megatron-core", "diffusers", "transformers", "av")
-FILES = 4096  # descriptors: shards of weights, data workers, sockets
+FILES = 4096  # file descriptors for shards of weights, data workers and sockets
 SHARED = 1 << 30  # bytes of /dev/shm, through which data workers hand over batches
-FREE = 20 << 30  # bytes of a disk that takes checkpoints
-PROBE = 64 << 20  # bytes that are written and read
+FREE = 20 << 30  # bytes free on a disk for checkpoints
+PROBE = 64 << 20  # bytes written and read by the speed test
 SLOW = 100.0  # MB/s
 OFF = 2.0  # seconds
 MEMORY = 8 << 30
 
 
 def check_packages() -> Iterator[Finding]:
-    """Python, what is installed, and what requirements do not hold."""
+    """Python, the installed packages, and requirements that are not met."""
     from packaging.requirements import Requirement
 
     try:
@@ -55,12 +55,12 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_limits() -> Iterator[Finding]:
-    """Open files, and shared memory."""
+    """Limit of open files, and size of shared memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     fix = ""
     if soft < FILES and (hard == resource.RLIM_INFINITY or hard >= FILES):
         fix = f"ulimit -n {FILES}"
-    elif soft < FILES:  # a user cannot go beyond the hard limit
+    elif soft < FILES:  # only an administrator can raise the hard limit
         fix = f"let an administrator raise nofile to {FILES} in /etc/security/limits.conf"
         fix += f", and until then: ulimit -n {hard}" if soft < hard else ""
     yield Finding("open files", "warn" if fix else "ok", f"{soft} at once (ulimit -n)", fix)
@@ -74,7 +74,7 @@ def check_limits() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Memory that is available here, by the machine and by its control group; cores."""
+    """Memory that is available by the machine and by its control group, and cores."""
     available = free_memory()
     if available:
         fix = "close other programs, or use fewer workers and processes" if available < MEMORY else ""
@@ -85,7 +85,7 @@ def check_memory() -> Iterator[Finding]:
 
 
 def check_clock(folder: Path) -> Iterator[Finding]:
-    """Whether the clock of this machine is that of the folder's disk: file times decide what is newer."""
+    """Compare the clock of this machine with that of the folder's disk: file times decide what is newer."""
     try:
         file = tempfile.NamedTemporaryFile(dir=folder, prefix=".vace-doctor-")  # noqa: SIM115 (closed below)
     except OSError as error:
@@ -112,7 +112,7 @@ def check_space(folder: Path) -> Iterator[Finding]:
 
 
 def check_speed(folder: Path) -> Iterator[Finding]:
-    """How fast files of the folder's disk are written and read, past the cache where the system allows it."""
+    """Write and read speed of the folder's disk, without the page cache if the system allows it."""
     block = np.random.default_rng(0).bytes(1 << 20)
     try:
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
@@ -141,7 +141,7 @@ def check_speed(folder: Path) -> Iterator[Finding]:
 
 
 def check_video() -> Iterator[Finding]:
-    """A few frames to an mp4 and back."""
+    """Write a few frames to an mp4 and read them back."""
     from mindspeed_mm.data.video import open_video
     from mindspeed_mm.data.video_writer import write_video
 

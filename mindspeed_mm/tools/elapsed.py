@@ -9,9 +9,9 @@ _TIME = re.compile(r"elapsed time per iteration[^:]*: *([0-9.]+)")
 
 
 def elapsed_line(log: Path, global_batch_size: int, *, expected: bool = True) -> str:
-    """The mean of the log's iteration times, from the 101st to the 200th where there are that many.
+    """The mean of the iteration times in the log: from the 101st to the 200th, if there are that many.
 
-    "" on another node.
+    "" on a node whose log has none.
     """
     times = [float(found) for found in _TIME.findall(log.read_text(encoding="utf-8", errors="replace"))][:200]
     if not times:

@@ -1,4 +1,4 @@
-"""Writes docs/reference/flags.md from the fields that the flags are made of.
+"""Write docs/reference/flags.md from the fields that define the flags.
 
 `python -m mindspeed_mm.tools.flag_reference`.
 """

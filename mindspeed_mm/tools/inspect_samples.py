@@ -1,4 +1,4 @@
-"""mm-inspect: look at a dataset or at features as the model will see them.
+"""mm-inspect: show a dataset or features as the model will see them.
 
 Checks the whole dataset, and draws one sample.
 
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 PROG = "mm-inspect"
-_CPU_FRAMES = 17  # a second of video; the whole of a large clip takes minutes
+_CPU_FRAMES = 17  # one second of video; decoding all of a large clip takes minutes
 _LISTED = 10  # captions that may be cut
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 class InspectConfig(OverrideConfig):
-    """What to look at, and where the sheet goes."""
+    """What to inspect, and where the sheet goes."""
 
     dry_run: bool = Field(
         default=False, description="check arguments, files and the list, and stop; opens no clip"
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         logger.info(format_json({"path": str(path), **config.model_dump(mode="json")}, indent=2))
         return
     _check_out(config.out)
-    path = found(path)
+    path = locate(path)
     if config.dry_run:
         _check_list(path, config)
         return
@@ -126,7 +126,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def _check_list(path: Path, config: InspectConfig) -> None:
-    """Say what would be drawn.
+    """Log what would be drawn.
 
     Raises ConfigError or DataError for a data JSON or list that cannot be read.
     """
@@ -147,8 +147,8 @@ def _is_feature(path: Path) -> bool:
     return path.suffix in (".safetensors", ".pt")
 
 
-def found(path: Path) -> Path:
-    """The list that a folder holds, or the folder itself, for clips with captions."""
+def locate(path: Path) -> Path:
+    """The list in a folder, or the folder itself if it holds clips with captions."""
     if not os.path.exists(path):
         raise DataError(f"no such file (working directory {Path.cwd()})", where=path)
     if path.is_dir():
@@ -159,7 +159,10 @@ def found(path: Path) -> Path:
 
 
 def draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
-    """The contact sheet of a file that `found` gave, and what it shows. Raises ConfigError, DataError."""
+    """The contact sheet of a path from `locate`, and a line that describes it.
+
+    Raises ConfigError, DataError.
+    """
     if _is_feature(path):
         return _draw_feature(path, config)
     source = _source(path, config)
@@ -170,7 +173,7 @@ def draw(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the rows are, how clips and captions are cut, and the features when the path means those."""
+    """The rows, the settings for clips and captions, and the features if the path names features."""
 
     rows: DataSource
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -219,12 +222,12 @@ def _source(path: Path, config: InspectConfig) -> _Source:
 
 
 def _is_config(path: Path) -> bool:
-    """Whether a .json is a data config, and no list of clips."""
+    """Whether a .json is a data config and not a list of clips."""
     text = read_text(path, max_bytes=LIST_BYTES)
     refuse_table(text, path)
     first, _, rest = text.strip().partition("\n")
     if rest and first.startswith("{") and first.rstrip().endswith("}"):
-        return False  # one object a line
+        return False  # one object per line
     values = parse_json(text, str(path))
     return isinstance(values, Mapping) and "video" not in values
 
@@ -258,7 +261,7 @@ def _report_long_captions(
 ) -> None:
     """Count the captions that are longer than the model reads.
 
-    A data JSON may name a folder not fetched yet: then those that are very long are named.
+    A data JSON may name a tokenizer that is not downloaded yet; then only very long captions are named.
     """
     limit = settings.model_max_length
     if folder is None:
@@ -279,7 +282,7 @@ def _report_long_captions(
 
 
 def _may_be_cut(caption: str, tokens: int) -> bool:
-    """By its length alone: UMT5's tokens have four bytes of English and of Chinese."""
+    """Judge a caption by its length: a token of UMT5 has about four bytes, in English and in Chinese."""
     return len(caption.encode()) > 4 * tokens
 
 
@@ -321,7 +324,7 @@ def _draw_feature(path: Path, config: InspectConfig) -> tuple[Image.Image, str]:
 
 
 def _check_out(path: str) -> None:
-    """Raises ConfigError when the sheet could not be written, before anything is read or drawn."""
+    """Raise ConfigError if the sheet cannot be written, before anything is read or drawn."""
     if Path(path).suffix.lower() not in _KINDS:
         raise ConfigError("is not an image name", where=f"--out {path}", expected=".png, .jpg or .webp")
     check_file(path, "--out")

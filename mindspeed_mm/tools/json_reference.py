@@ -1,4 +1,4 @@
-"""Writes docs/reference/json.md from the schemas of the files.
+"""Write docs/reference/json.md from the schemas of the files.
 
 `python -m mindspeed_mm.tools.json_reference docs/reference/json.md`.
 """
@@ -55,7 +55,7 @@ _WORDS = {
     Any: "anything",
 }
 
-Part = tuple[str, type[Config]]  # the address in the file ("" = the top), what stands there
+Part = tuple[str, type[Config]]  # the address in the file ("" = the top), and the schema there
 FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
     (
         "feature_extract/data.json",
@@ -153,13 +153,13 @@ def _purpose(schema: type[BaseModel]) -> str:
     return rest if colon and head.startswith("`") else text.replace("`", "")
 
 
-_ELSEWHERE = ("by preset", "guidance_scale")  # what decides in place of the field's own default
+_ELSEWHERE = ("by preset", "guidance_scale")  # fields whose default another setting decides
 
 
 def _row(name: str, field: FieldInfo) -> str:
     default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
     meaning = field.description or ("see below" if _object_in(field.annotation)[0] else "")
-    if found := re.search(r" ?\(default: ([^()]+)\)$", meaning):  # for the command line, which has no column
+    if found := re.search(r" ?\(default: ([^()]+)\)$", meaning):  # for the command line only
         meaning = meaning[: found.start()]
         default = found[1] if field.get_default() is None or found[1] in _ELSEWHERE else default
     return f"| `{name}` | {default} | {_kind(field)} | {meaning.replace('|', '/')} |\n"
@@ -195,7 +195,7 @@ def _type(annotation: Any) -> str:
 
 
 def _object_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The schema that a key's object, or the objects of its list, have; the base alone says nothing."""
+    """The schema of a key's object, or of the objects in its list; None for the bare base class."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return (None if annotation is Config else annotation), False
     for inner in get_args(annotation):

@@ -1,10 +1,10 @@
 """Start a script on every device of this machine.
 
-What torchrun does for one static group, with one line for an error.
+Does what torchrun does for one static group, but reports an error in one line.
 
     python -m mindspeed_mm.tools.launch --nproc_per_node 8 --name train SCRIPT ARG...
 
-Ranks end with this process, whatever ends it. A signal is passed on to them once; a second Ctrl-C kills them.
+Ranks end with this process, however it ends. It forwards a signal to them once; a second Ctrl-C kills them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from mindspeed_mm.processes import LAUNCHER, STOP_SIGNALS, STORE, die_of
 from mindspeed_mm.tools.elapsed import elapsed_line
 from mindspeed_mm.tools.screen import Screen
 
-_LISTEN = 1024  # ranks that may connect before rank 0 is up
-_REPORT = 3.0  # seconds from the first failure until the other ranks are ended
-_KILL = 6.0  # and until they are killed
+_LISTEN = 1024  # backlog: ranks that may connect before rank 0 listens
+_REPORT = 3.0  # seconds from the first failure until the other ranks are stopped
+_KILL = 6.0  # seconds from then until they are killed
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class Launcher:
-    """One run on this machine: check, ranks, screen, log."""
+    """One run on this machine: it checks the job, starts the ranks, and fills screen and log."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -109,7 +109,7 @@ class Launcher:
                 with suppress(OSError):
                     self.log_path.chmod(0o440)
         if code == 0 and self.options.report_batch:
-            last = self.options.node_rank == self.options.nnodes - 1  # its last rank logs
+            last = self.options.node_rank == self.options.nnodes - 1  # the last rank of all logs there
             line = elapsed_line(self.log_path, self.options.report_batch, expected=last)
             if line:
                 self._say(line)
@@ -118,7 +118,7 @@ class Launcher:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signals.append(number)
 
-    # The job is checked once
+    # Checking the job once
 
     def _check(self) -> int:
         options = self.options
@@ -153,12 +153,12 @@ class Launcher:
                 if show:
                     self._write(line)
 
-    # Where ranks meet
+    # Rendezvous
 
     def _listen(self) -> socket.socket | None:
-        """The socket that rank 0 serves the rendezvous on.
+        """The socket on which rank 0 serves the rendezvous.
 
-        Of one node on loopback, where no other machine reaches it.
+        On a single node it listens on loopback, which no other machine can reach.
         """
         options = self.options
         if options.node_rank:
@@ -214,7 +214,7 @@ class Launcher:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[] if socket_of_rank is None else [socket_of_rank],
-                # a terminal's Ctrl-C reaches this process alone, which passes it on once
+                # Ctrl-C reaches only this process, which forwards it once
                 start_new_session=True,
             )
             rank = options.node_rank * options.nproc_per_node + local_rank
@@ -230,7 +230,7 @@ class Launcher:
         for line in pipe:
             self._lines.put((rank, line.decode("utf-8", "replace").rstrip("\n")))
 
-    # Until all have ended
+    # Waiting for the ranks
 
     def _attend(self, store: socket.socket | None) -> int:
         screen = Screen(self._say, str(self.log_path))
@@ -251,11 +251,11 @@ class Launcher:
                 code = self._ranks[rank].poll()
                 if code is not None:
                     running.discard(rank)
-                    _kill_group(self._ranks[rank])  # what it started to read for it
+                    _kill_group(self._ranks[rank])  # its data workers
                     self._drain(screen, 0.0)
                     number = _stop_signal(code)
                     if number and not self._signals and (screen.failure is None or screen.failure.weak):
-                        self._signals.append(number)  # sent to this rank alone: the others hear of it
+                        self._signals.append(number)  # sent to this rank only; it informs the others
                         screen.stopping = True
                     if not (ended_by_us and code < 0) and not (screen.stopping and code == -self._signals[0]):
                         screen.ended(rank, code)
@@ -314,24 +314,19 @@ class Launcher:
                 ) from None
 
     def _write(self, line: str) -> None:
-        """A line of this process: on the screen and, once it is open, in the log."""
+        """Write a line of this process to the screen and, if it is open, to the log."""
         self._say(line)
         if self._log is not None:
             self._log.write(line.encode() + b"\n")
 
     def _say(self, line: str) -> None:
-        with suppress(
-            OSError, ValueError
-        ):  # the terminal is closed, or a pager has ended: the log has it all
+        with suppress(OSError, ValueError):  # the terminal or pager is closed; the log still has every line
             sys.stdout.write(f"{self._clear}{line}\n")
             sys.stdout.flush()
 
 
 def _stop_signal(code: int) -> int:
-    """The stop signal that a process ended by, with the exit code for it or before it could say so.
-
-    0 for any other end.
-    """
+    """The stop signal behind an exit code, whether the process reported it or was killed by it; else 0."""
     return next((number for number in STOP_SIGNALS if code in (128 + number, -number)), 0)
 
 
@@ -349,7 +344,7 @@ def _send(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all that it started."""
+    """Kill a process and every process that it started."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 

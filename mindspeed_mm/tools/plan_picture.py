@@ -1,4 +1,4 @@
-"""Memory of a run on 1 to 1024 devices as stacked bars."""
+"""A chart of the memory of a run on 1 to 1024 devices, as stacked bars."""
 
 from __future__ import annotations
 

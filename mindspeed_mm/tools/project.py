@@ -1,6 +1,6 @@
-"""`vace init FOLDER`: this repository's scripts and JSON files in a folder of the user's.
+"""`vace init FOLDER`: copy this repository's scripts and JSON files into a folder of the user.
 
-They run there as the guide says. No torch.
+The commands of the guide run there. No torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mindspeed_mm.outputs import check_folder
 LOGGER = get_logger(__name__)
 PROG = "vace init"
 PACKAGE = Path(__file__).resolve().parents[1]
-MODELS: Mapping[str, tuple[str, str]] = {  # name → its folder, and how its inference JSONs end
+MODELS: Mapping[str, tuple[str, str]] = {  # name → its folder, and the suffixes of its inference JSONs
     "1.3B": ("1.3B", "_1.3b.json"),
     "14B": ("14B", "_14b.json"),
     "A14B": ("A14B_wan2.2", "_A14b.json"),
@@ -44,11 +44,11 @@ _MAKERS = (
     "train_vae.py",
     "checkpoints.py",
     "draw_kinds.py",
-)  # of the tiny weights themselves
+)  # files that make the tiny weights
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
-_QUICKSTART = re.compile(r"\s[^.`]*`bash examples/vace/quickstart\.sh`[^.]*\.")  # the sentence that names it
+_QUICKSTART = re.compile(r"\s[^.`]*`bash examples/vace/quickstart\.sh`[^.]*\.")  # its sentence
 _DOOR = """\
-\"\"\"torchrun's door to pre-training: `torchrun … pretrain_vace.py --mm-model … --mm-data …`.\"\"\"
+\"\"\"Entry point of pre-training for torchrun: `torchrun … pretrain_vace.py --mm-model … --mm-data …`.\"\"\"
 
 import sys
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 
 
 def examples() -> Path:
-    """The folder examples/vace: of a checkout, or of the installed package. Raises ConfigError."""
+    """The folder examples/vace of a checkout, or of the installed package. Raises ConfigError."""
     for place in (PACKAGE / "starter", PACKAGE.parent / "examples/vace"):
         if (place / "common.sh").is_file():
             return place
@@ -96,7 +96,7 @@ def examples() -> Path:
 
 
 def create(folder: Path, models: Sequence[str]) -> None:
-    """Fill `folder`, whole or not at all. Raises ConfigError when there is something in it already."""
+    """Fill `folder` completely, or leave it as it was. Raises ConfigError if it is not empty."""
     check_folder(folder, "FOLDER")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("is not empty", where=folder, fix="name a new folder")
@@ -108,7 +108,7 @@ def create(folder: Path, models: Sequence[str]) -> None:
         for name in (*_SHARED, *(MODELS[model][0] for model in models)):
             _copy(source / name, draft / "examples/vace" / name, _left_out(models))
         _trim_guide(draft / "examples/vace/README.md")
-        if folder.exists():  # and empty; perhaps somebody's working directory
+        if folder.exists():  # an empty folder, perhaps the working directory of a shell
             for entry in draft.iterdir():
                 os.replace(entry, folder / entry.name)
         else:
@@ -122,7 +122,7 @@ def create(folder: Path, models: Sequence[str]) -> None:
 
 
 def _left_out(models: Sequence[str]) -> Callable[[str, list[str]], set[str]]:
-    """For copytree: caches, how the tiny weights are made, and the inference JSONs of other models."""
+    """What copytree ignores: caches, scripts of the tiny weights, inference JSONs of other models."""
     other = tuple(end for model, (_, end) in MODELS.items() if end and model not in models)
 
     def ignored(_: str, names: list[str]) -> set[str]:
@@ -137,9 +137,9 @@ def _left_out(models: Sequence[str]) -> Callable[[str, list[str]], set[str]]:
 
 
 def _trim_guide(guide: Path) -> None:
-    """Leave out what a project does not have.
+    """Adapt the guide to a project.
 
-    Links to pages of the repository become text, and the quickstart goes.
+    Links to pages of the repository become text, and the quickstart is removed.
     """
 
     def text_or_link(link: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
 """What the screen shows of a launched run.
 
-Every line but errors, and of errors one line, the first failing rank's.
+All lines except errors; of all errors one line, that of the first failing rank.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 _ERROR = re.compile(r"\[rank (\d+)\] [A-Za-z.]*Error: ")
 _FOLLOWS = re.compile(r" lost the other ranks in |, but another rank failed; ")
 _BROKEN = re.compile(r"gloo/transport|NCCL|HCCL|[Cc]onnection (closed|reset|was closed)|Broken pipe|TCPStore")
-_PREFIX = re.compile(r"^\[rank\d+\]:\s?")  # of torch's own hook
+_PREFIX = re.compile(r"^\[rank\d+\]:\s?")  # printed by torch's own hook
 _NOISE = re.compile(
     r"\[rank\d+\]:\[[WE]\d|\[[WE]\d{3,} |frame #\d+: |terminate called after|Exception raised from "
 )
 _STOPPED = re.compile(r"stopped by SIG|exiting after iteration ")
 _BEGINS = "Traceback (most recent call last):"
 _AWAIT = 2.0  # seconds in which other ranks may report the same error
-_FATAL = 10.0  # seconds after a traceback in which its rank ends, if the traceback is why
+_FATAL = 10.0  # seconds after a traceback within which its rank ends if the traceback is the cause
 
 
 @dataclass(frozen=True, order=True)
 class Failure:
-    """Why the run fails; the smallest is shown. `weak`: it only follows from another rank's failure."""
+    """Why the run failed; the smallest one is shown. `weak`: it only follows from another rank's failure."""
 
     weak: bool
     rank: int
@@ -35,7 +35,7 @@ class Failure:
 
 @dataclass
 class _Block:
-    """A traceback of one rank, held back until it is known whether the rank continues."""
+    """The traceback of a rank, held back until it is clear whether the rank continues."""
 
     started: float
     lines: list[str] = field(default_factory=list)
@@ -43,10 +43,7 @@ class _Block:
 
 
 class Screen:
-    """`show` prints a line.
-
-    Call `line` for what ranks print, `ended` for their exit codes and `tick` now and then.
-    """
+    """`show` prints a line. Call `line` for output of ranks, `ended` for exit codes, and `tick` regularly."""
 
     def __init__(
         self, show: Callable[[str], None], log: str, clock: Callable[[], float] = time.monotonic
@@ -56,16 +53,16 @@ class Screen:
         self._failures: list[Failure] = []
         self._shown: Failure | None = None
         self._failed_at: float | None = None
-        self.stopping = False  # a signal was passed on: what is lost by it is expected
+        self.stopping = False  # a signal was forwarded, so lost connections are expected
         self.said_stopped = False
 
     @property
     def failed_at(self) -> float | None:
-        """When the first failure was seen; None while all is well."""
+        """Time of the first failure; None while there is none."""
         return self._failed_at
 
     def line(self, rank: int, text: str) -> None:
-        """One line of a rank."""
+        """Take one line of output of a rank."""
         plain = _PREFIX.sub("", text)
         if found := _ERROR.match(text):
             self._fail(Failure(_FOLLOWS.search(text) is not None, int(found[1]), text))
@@ -81,14 +78,14 @@ class Screen:
             return
         if _STOPPED.match(text):
             if self._failed_at is not None and not self.stopping:
-                return  # the launcher ends the others, because one has failed
+                return  # the launcher stops the other ranks after a failure
             if self.said_stopped and text.startswith("stopped by") and " after " not in text:
                 return
             self.said_stopped = True
         self._show(text)
 
     def ended(self, rank: int, code: int) -> None:
-        """A rank's process has ended, by itself or by a signal that this run did not send."""
+        """Take the exit code of a rank that ended by itself, or by a signal that this run did not send."""
         block = self._blocks.pop(rank, None)
         if code == 0:
             self._give_out(block)
@@ -101,13 +98,13 @@ class Screen:
             last = _PREFIX.sub("", block.lines[-1])
             is_lost = (
                 _BROKEN.search(last) is not None
-            )  # a broken connection mostly follows from another rank's end
+            )  # a broken connection usually follows from the end of another rank
             self._fail(Failure(is_lost, rank, f"[rank {rank}] {last}; the traceback is in {self._log}"))
         elif not (self.stopping and code > 128):
             self._fail(Failure(True, rank, f"rank {rank} ended with exit code {code}; see {self._log}"))
 
     def tick(self, *, final: bool = False) -> None:
-        """Show what has waited long enough; `final`: every rank has ended."""
+        """Show lines that have waited long enough; `final`: every rank has ended."""
         now = self._clock()
         for rank, block in list(self._blocks.items()):
             if not self.stopping and self._failed_at is None and (final or now - block.started > _FATAL):
@@ -123,7 +120,7 @@ class Screen:
 
     @property
     def failure(self) -> Failure | None:
-        """The failure that decides the exit code; None when the run was only stopped."""
+        """The failure that decides the exit code; None if the run was only stopped."""
         best = min(self._failures, default=None)
         return None if best is None or (best.weak and self.stopping) else best
 

@@ -1,4 +1,4 @@
-"""Samples and features as contact sheets: what each stream holds, in the model's own sizes and frames."""
+"""Contact sheets of samples and features: each stream in the frames and size that the model uses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mindspeed_mm.files import parse_json
 
 
 class Decoder(Protocol):
-    """What is needed of a VAE to look at latents."""
+    """The part of a VAE that is needed to show latents."""
 
     @property
     def device(self) -> torch.device: ...
@@ -42,13 +42,13 @@ _REACTIVE = "what is generated; grey elsewhere"
 _MASK = "white = generate, black = keep"
 _SMALL = (
     256 * 448
-    # pixels of a frame up to which clips are decoded together: narrow layers are faster so, wide ones need
-    # the memory
+    # pixels of a frame up to which clips are decoded together: small frames decode faster together, large
+    # ones would need too much memory
 )
 
 
 def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
-    """A row of a dataset as the model will see it."""
+    """The sheet of one row of a dataset, as the model will see it."""
     frames, height, width = sample.video.shape[1:]
     plan = plan_context(
         sample.masked, sample.src_mask, sample.src_ref_images, num_frames=frames, height=height, width=width
@@ -86,10 +86,10 @@ def sample_sheet(record: SampleRecord, sample: TensorSample) -> Image.Image:
 def feature_sheet(
     path: Path, vae: Decoder | None = None, *, decode_frames: int | None = None, verify: bool = True
 ) -> Image.Image:
-    """A feature file.
+    """The sheet of a feature file.
 
-    With the VAE its latents are decoded, the first `decode_frames` frames of them (None = all); without,
-    three of their directions are shown as colours. Every strip shows the same moments.
+    With a VAE it shows the first `decode_frames` decoded frames (None = all); without one, three principal
+    directions of the latents as colours. All strips show the same moments.
     """
     record, info = read_feature(path, verify=verify), read_info(path, verify=verify)
     refs, context = record.num_refs, record.vace_context.float()
@@ -226,13 +226,13 @@ def _feature_facts(path: Path, record: FeatureRecord, known: Mapping[str, str]) 
 
 
 class Palette:
-    """Colours for latents: the three directions in which those of the clip vary most, as red, green and blue.
+    """Colours for latents: the three directions in which the clip varies most become red, green and blue.
 
-    One palette serves all strips of a sheet, so that equal latents have equal colours.
+    All strips of a sheet share one palette, so that equal latents have equal colours.
     """
 
     def __init__(self, latents: Tensor) -> None:
-        """From [16, F, h, w]."""
+        """Fit the palette to latents [16, F, h, w]."""
         flat = rearrange(latents, "c f h w -> (f h w) c").double()
         self._mean = flat.mean(dim=0)
         _, directions = torch.linalg.eigh((flat - self._mean).T @ (flat - self._mean))
@@ -240,15 +240,13 @@ class Palette:
         self._scale = ((flat - self._mean) @ self._directions).std(dim=0, correction=0).clamp_min(1e-3) * 2.5
 
     def paint(self, latents: Tensor, shown: Sequence[int]) -> list[Picture]:
-        """[16, F, h, w] → pictures of [8h, 8w] of some latent frames."""
+        """Latents [16, F, h, w] → one picture [8h, 8w] for each latent frame in `shown`."""
         flat = rearrange(latents[:, list(shown)], "c f h w -> f h w c").double() - self._mean
         colours = ((flat @ self._directions / self._scale + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return list(colours.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy())
 
 
-Look = Callable[
-    [Sequence[Tensor]], list[list[Picture]]
-]  # clips [16, F, h, w] of one size → some pictures of each
+Look = Callable[[Sequence[Tensor]], list[list[Picture]]]  # clips [16, F, h, w] of one size → pictures of each
 
 
 def _painted(latents: Tensor, shown: Sequence[int]) -> Look:
@@ -257,7 +255,7 @@ def _painted(latents: Tensor, shown: Sequence[int]) -> Look:
 
 
 def _middle(latent: int) -> int:
-    """The frame that stands for a latent frame: the first holds frame 0, each later one four."""
+    """The frame that represents a latent frame: the first one holds frame 0, each later one four frames."""
     return max(0, 4 * latent - 1)
 
 
@@ -266,9 +264,7 @@ def _decoded(vae: Decoder, shown: Sequence[int]) -> Look:
 
     def look(clips: Sequence[Tensor]) -> list[list[Picture]]:
         twin = [next(j for j, other in enumerate(clips) if torch.equal(other, clip)) for clip in clips]
-        different = sorted(
-            set(twin)
-        )  # nothing is decoded twice: without a mask, reactive is src_video itself
+        different = sorted(set(twin))  # decode equal clips once: without a mask, reactive equals src_video
         pixels = 64 * clips[0].shape[-2] * clips[0].shape[-1]
         at_once = len(different) if pixels <= _SMALL else 1
         pictures: dict[int, list[Picture]] = {}
@@ -292,13 +288,13 @@ def _how_far(decoded: int, cells: int) -> str:
 
 
 def _clip(clip: Tensor, shown: Sequence[int]) -> list[Picture]:
-    """[3, T, H, W] in [-1, 1] → pictures of some frames."""
+    """[3, T, H, W] in [-1, 1] → pictures of the frames in `shown`."""
     pixels = ((clip[:, list(shown)] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return list(rearrange(pixels, "c t h w -> t h w c").numpy())
 
 
 def _masks(mask: Tensor, shown: Sequence[int]) -> list[Picture]:
-    """[1, T, H, W] in [0, 1] → pictures of some frames."""
+    """[1, T, H, W] in [0, 1] → pictures of the frames in `shown`."""
     return _clip(mask[:, list(shown)].expand(3, -1, -1, -1) * 2 - 1, range(len(shown)))
 
 

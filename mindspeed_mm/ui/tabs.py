@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from mindspeed_mm.errors import MindSpeedMMError
-from mindspeed_mm.tools.inspect_samples import InspectConfig, draw, found
+from mindspeed_mm.tools.inspect_samples import InspectConfig, draw, locate
 from mindspeed_mm.ui.curves import read_curves, smoothed, thinned
 from mindspeed_mm.ui.places import find, inside
 from mindspeed_mm.ui.service import Service
@@ -52,7 +52,7 @@ def build_inspect(words: Words, service: Service) -> None:
 
     def run(text: str | None, number: float | None, whole: bool) -> tuple[Any, str]:
         try:
-            place = found(inside(root, text or ""))
+            place = locate(inside(root, text or ""))
             inside(root, str(place))  # a folder may hold a link to elsewhere
             config = InspectConfig(index=None if whole else int(number or 0))
             image, what = draw(place, config)

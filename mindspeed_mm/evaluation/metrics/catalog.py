@@ -26,7 +26,7 @@ _ORDER = (
 
 
 def all_metrics(names: tuple[str, ...] = ()) -> list[Metric]:
-    """Those of `names`, or all, in the order of the table. Raises ConfigError for an unknown name."""
+    """The metrics of `names`, or all, in the order of the table. Raises ConfigError for an unknown name."""
     known = [name for name in _ORDER if name in METRICS] + [name for name in METRICS if name not in _ORDER]
     chosen = set(names or known)
     return [

@@ -1,4 +1,4 @@
-"""How far colours wander from a video's beginning to its end."""
+"""Colour drift from the beginning of a video to its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PART = 4  # the first and the last quarter are compared
     summary="mean CIELAB colour of the last quarter against the first",
 )
 def colour_drift(sample: Sample) -> float | None:
-    """Distance of the two means, beyond that of the true clip's where there is one."""
+    """Distance of the two means, minus that of the true clip if there is one."""
     if len(sample.output) < 2:
         return None
     moved = _moved(sample.output)

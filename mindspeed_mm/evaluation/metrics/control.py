@@ -1,6 +1,6 @@
-"""Does the video follow its control clip?
+"""Whether the video follows its control clip.
 
-The task's own annotator runs on the video, and both controls are compared.
+The annotator of the task runs on the video, and its result is compared with the control clip.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mindspeed_mm.conditioning.tasks.spec import Clip, Sources
 from mindspeed_mm.evaluation.sample import Pixels, Sample, Where
 from mindspeed_mm.evaluation.spec import metric
 
-_DARK = ("scribble", "xdog")  # black strokes on white; the others draw white on black
+_DARK = ("scribble", "xdog")  # tasks with black strokes on white; the others draw white on black
 _LINES = ("canny", "edge", *_DARK)
 _DEPTHS = ("depth", "depthv2")
 _POSES = ("pose", "pose_body")
@@ -23,7 +23,7 @@ _POSES = ("pose", "pose_body")
 def extracted(sample: Sample) -> Pixels:
     """The control clip that the sample's task makes of the output.
 
-    Raises ConfigError for a network that is missing.
+    Raises ConfigError if the network of the task is missing.
     """
     from mindspeed_mm.data.forms import ArrayReader
 
@@ -47,7 +47,7 @@ def gray_error(sample: Sample) -> float | None:
     summary="lines within a pixel of the control's; tasks canny, edge, scribble, xdog",
 )
 def line_f1(sample: Sample) -> float | None:
-    """Harmonic mean of the share of lines that the control has, and of the control's lines that are there."""
+    """F1 of the lines: the share that is in the control, and the share of the control that is found."""
     if sample.src_video is None or sample.task not in _LINES:
         return None
     dark = sample.task in _DARK
@@ -61,7 +61,7 @@ def line_f1(sample: Sample) -> float | None:
     summary="skeletons within two pixels of the control's; task pose, needs its network",
 )
 def pose_f1(sample: Sample) -> float | None:
-    """As `line_f1`, of everything that is drawn on black."""
+    """Like `line_f1`, for everything that is drawn on black."""
     if sample.src_video is None or sample.task not in _POSES:
         return None
     found, control = (frames.max(-1) > 64 for frames in (extracted(sample), sample.src_video))
@@ -75,7 +75,7 @@ def pose_f1(sample: Sample) -> float | None:
     summary="depth against the control's; task depth, needs its network",
 )
 def depth_error(sample: Sample) -> float | None:
-    """Mean absolute difference after the scale and shift that fit best: depth has no unit."""
+    """Mean absolute difference after the best scale and shift, because depth has no unit."""
     if sample.src_video is None or sample.task not in _DEPTHS:
         return None
     found = extracted(sample)[..., 0].astype(np.float64).ravel()
@@ -88,7 +88,7 @@ def depth_error(sample: Sample) -> float | None:
 def overlap_f1(found: Where, control: Where, tolerance: int) -> float | None:
     """F1 of two sets of pixels, each pixel matched within `tolerance`.
 
-    None for a control without a pixel; 0 for no match.
+    None if the control has no pixel; 0 if nothing matches.
     """
     if not control.any():
         return None

@@ -1,4 +1,4 @@
-"""Likeness by a CLIP or DINO model in a local folder: `--encoder FOLDER`. Nothing is downloaded."""
+"""Similarity by a CLIP or DINO model in a local folder: `--encoder FOLDER`. Downloads nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.containers.tensors import why_not_loaded
 
 logger = get_logger(__name__)
-_FRAMES = 16  # of a video, spread over it
+_FRAMES = 16  # frames of a video, evenly spaced
 _AT_ONCE = 16
 
 
 class Encoder:
-    """A model of transformers that gives a vector of an image, and, where it is a CLIP, of a text."""
+    """A transformers model that embeds an image, and if it is a CLIP, a text."""
 
     def __init__(self, folder: Path, device: Any = "cpu") -> None:
         """Raises WeightsError for a folder that holds no such model, or weights that are NaN or infinite."""
@@ -35,9 +35,9 @@ class Encoder:
             safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             self._model = AutoModel.from_pretrained(folder, **safe).eval().to(device)
             self._processor = AutoProcessor.from_pretrained(folder, **safe)
-        except Exception as error:  # whatever a damaged folder makes transformers raise
+        except Exception as error:  # transformers raises many kinds for a damaged folder
             is_code = "trust_remote_code" in str(error)
-            reason = "it needs code of its own, which is never run" if is_code else why_not_loaded(error)
+            reason = "it needs custom code, which is never run" if is_code else why_not_loaded(error)
             raise WeightsError(
                 f"cannot be opened as a model of transformers: {reason}",
                 where=display_path(folder),
@@ -48,11 +48,11 @@ class Encoder:
 
     @property
     def reads_text(self) -> bool:
-        """Whether texts and images have vectors of one space."""
+        """Whether texts and images share an embedding space."""
         return hasattr(self._model, "get_text_features")
 
     def images(self, pictures: Sequence[Frame]) -> NDArray[np.float64]:
-        """Vectors of length 1: [N, D]."""
+        """Unit vectors [N, D]."""
         import torch
 
         found = []
@@ -64,7 +64,7 @@ class Encoder:
         return np.concatenate(found)
 
     def text(self, prompt: str) -> NDArray[np.float64]:
-        """A vector of length 1: [1, D]."""
+        """A unit vector [1, D]."""
         import torch
 
         self._report_cut(prompt)
@@ -83,11 +83,11 @@ class Encoder:
     def _of_images(self, values: Any) -> Any:
         if self.reads_text:
             return _pooled(self._model.get_image_features(**values))
-        return self._model(**values).last_hidden_state[:, 0]  # DINO: the class token
+        return self._model(**values).last_hidden_state[:, 0]  # DINO: its class token
 
 
 def encoder_metrics(encoder: Encoder) -> list[Metric]:
-    """Likeness of references and frames, and of the prompt and frames where the model reads text."""
+    """Similarity of references and frames, and of prompt and frames if the model reads text."""
 
     def of_reference(sample: Sample) -> float | None:
         if not sample.references:

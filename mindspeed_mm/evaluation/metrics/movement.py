@@ -1,4 +1,4 @@
-"""Does what moves go where the control says? Flow in colours, and boxes or outlines of a layout."""
+"""Whether motion follows the control: optical flow in colours, and boxes or outlines of a layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DRAWN = 200  # an outline is darker than this in some channel; the canvas is wh
 def flow_error(sample: Sample) -> float | None:
     """Mean end-point error.
 
-    Colours do not say how long the longest vector was: the length that fits best is taken.
+    Colours do not encode the length of the longest vector, so the best-fitting length is used.
     """
     control = sample.src_video
     if control is None or sample.task != "flow" or len(control) < 2:
@@ -63,8 +63,8 @@ def box_iou(first: tuple[int, int, int, int], second: tuple[int, int, int, int])
 
 
 def decode_flow(frame: Frame) -> Flow:
-    """The vectors that `colour_flow` painted, in parts of its radius: [H, W, 3] → [H, W, 2]."""
-    lack = 1 - frame.astype(np.float32) / 255  # hues have a channel that is 0: the largest lack is the length
+    """Decode the colours of `colour_flow` into vectors, in units of its radius: [H, W, 3] → [H, W, 2]."""
+    lack = 1 - frame.astype(np.float32) / 255  # a pure hue has a 0: the maximum is the length
     length = lack.max(-1)
     hue = 1 - lack / np.maximum(length, 1e-6)[..., None]
     degrees = opencv().cvtColor(hue.astype(np.float32), opencv().COLOR_RGB2HSV)[..., 0]
@@ -75,7 +75,7 @@ def decode_flow(frame: Frame) -> Flow:
 
 @functools.cache
 def _wheel() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Hue in degrees → direction: as `colour_flow`, from the first colour at 0 to the last one at 2 pi."""
+    """Hue in degrees → direction, as in `colour_flow`: from the first colour at 0 to the last one at 2 pi."""
     colours = (colour_wheel() / 255).astype(np.float32)[None]
     hues = opencv().cvtColor(colours, opencv().COLOR_RGB2HSV)[0, :, 0].astype(np.float64)
     return hues, np.arange(len(hues)) * 2 * np.pi / (len(hues) - 1)

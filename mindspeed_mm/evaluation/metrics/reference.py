@@ -1,4 +1,4 @@
-"""Does what the references show appear? Their colours and outlines, frame by frame."""
+"""Whether the references appear in the video, by their colours and outlines in each frame."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mindspeed_mm.conditioning.annotate.shapes import mask_box
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
 
-_BINS = 8  # of each channel
-_LEAST = 0.01  # of the reference's pixels: a colour of its palette
-_AREA = 0.02  # of a frame: so much of the palette is enough
-_WHITE = 245  # from which on a pixel is the letterbox
-_SIDE = 64  # of the pictures whose outlines are compared
+_BINS = 8  # histogram bins of each channel
+_LEAST = 0.01  # share of the reference's pixels that makes a colour part of its palette
+_AREA = 0.02  # share of a frame's pixels in the palette that is enough
+_WHITE = 245  # level from which a pixel belongs to the letterbox
+_SIDE = 64  # side of the pictures whose outlines are compared
 
 
 @metric("reference_colour", better="higher", summary="share of the reference's colours that frames have, too")
@@ -36,7 +36,7 @@ def reference_colour(sample: Sample) -> float | None:
 def reference_shape(sample: Sample) -> float | None:
     """Cosine of the histograms of oriented gradients.
 
-    Mean over references and frames, 0 where no colour of it is.
+    Mean over references and frames; 0 for a frame without any of its colours.
     """
     found = []
     for picture in sample.references:
@@ -50,13 +50,13 @@ def reference_shape(sample: Sample) -> float | None:
 
 
 def subject(picture: Frame) -> NDArray[np.bool_]:
-    """What is not the white around it; all of a picture without white around it."""
+    """The pixels that are not the white border; all pixels of a picture without one."""
     where = np.asarray((picture < _WHITE).any(-1))
     return where if where.any() else np.ones_like(where)
 
 
 def _bins(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The number of each pixel's colour."""
+    """The histogram bin of each pixel."""
     parts = pixels.astype(np.int64) * _BINS // 256
     return np.asarray((parts[..., 0] * _BINS + parts[..., 1]) * _BINS + parts[..., 2])
 

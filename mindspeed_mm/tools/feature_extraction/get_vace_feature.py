@@ -1,4 +1,4 @@
-"""The guide's door to feature extraction.
+"""Entry point of feature extraction, at the path that the guide uses.
 
 torchrun … mindspeed_mm/tools/feature_extraction/get_vace_feature.py --mm-data …
 """
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # run by its path: the folder on sys.path is this one, the packages are three floors up
+    # run by its path, so sys.path holds this folder; the packages are three levels up
     sys.path[0] = str(Path(__file__).resolve().parents[3])
     from mindspeed_mm.tasks.extract import main
 

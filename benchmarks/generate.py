@@ -38,9 +38,10 @@ from mindspeed_mm.generation.request import GenerationRequest, Inputs
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.solvers.solver import sigma_table, timestep_table
 from mindspeed_mm.log import get_logger, setup_logging
+from mindspeed_mm.models.load_model import build_on_meta
 from mindspeed_mm.models.wan.config import FP32_MODULES, VACE_1_3B, VACE_14B, VaceConfig, WanConfig
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
+from mindspeed_mm.models.wan.vace import VaceTransformer
 from mindspeed_mm.models.wan.vae import WanVae
 
 LOGGER = get_logger("benchmarks.generate")

@@ -52,6 +52,7 @@ class WeightPaths(Config):
             "shards, or a trunk and a VACE module"
         ),
     )
+    model_id: str = Field(default="vace", description="the model that the transformer is (default: vace)")
     vae: str = Field(description="official .pth, or a diffusers folder")
     text_encoder: str = Field(description="official .pth, or a diffusers folder")
     tokenizer: str | None = Field(

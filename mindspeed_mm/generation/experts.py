@@ -152,7 +152,7 @@ class BlockOffloader:
     """
 
     def __init__(self, model: VaceTransformer, device: torch.device) -> None:
-        blocks = execution_order(model)
+        blocks = model.blocks_in_order()
         inside = {id(weight) for block in blocks for weight in block.parameters()}
         rest = nn.ParameterList(weight for weight in model.parameters() if id(weight) not in inside)
         self._rest = OffloadedModule(rest, device)
@@ -195,15 +195,6 @@ class BlockOffloader:
             return
         with self._stream:
             self._blocks[index].onload()
-
-
-def execution_order(model: VaceTransformer) -> list[nn.Module]:
-    """All blocks as they run: each branch block right before the trunk block that it feeds."""
-    feeds = dict(zip(model.config.vace_layers, model.vace_blocks, strict=True))
-    order: list[nn.Module] = []
-    for index, block in enumerate(model.blocks):
-        order += [feeds[index], block] if index in feeds else [block]
-    return order
 
 
 def _offloader(

@@ -13,13 +13,13 @@ from mindspeed_mm.files import read_json_object
 from mindspeed_mm.generation.config import Offload, WeightPaths
 from mindspeed_mm.generation.experts import Experts
 from mindspeed_mm.generation.parallel import SINGLE, ContextParallel, SingleProcess
-from mindspeed_mm.models.load_model import load_transformer
+from mindspeed_mm.models.load_model import load_transformer, open_model
+from mindspeed_mm.models.spec import generating_spec
 from mindspeed_mm.models.umt5 import encoder
 from mindspeed_mm.models.umt5.encoder import TextEncoder
 from mindspeed_mm.models.wan import vae
 from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.vae import WanVae
-from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.ops.quantized import QuantFormat
 
 _EXPERTS = ("high_noise_model", "low_noise_model")
@@ -83,16 +83,17 @@ def load_experts(
 
     `quantize`: the format in which the linear layers of the blocks are held.
     """
+    spec = generating_spec(paths.model_id, "model.model_id")
     files = [_one_or_many(shards) for shards in paths.experts]
     if shard and isinstance(parallel, ContextParallel):
         return Experts(
-            [parallel.load_sharded(open_weights(file), dtype, quantize) for file in files],
+            [parallel.load_sharded(open_model(file, spec), dtype, quantize, spec) for file in files],
             accelerator,
             placed=True,
             dtype=dtype,
         )
     models = [
-        load_transformer(file, dtype=dtype, device="cpu", quantize=quantize).eval().requires_grad_(False)
+        load_transformer(file, dtype=dtype, quantize=quantize, spec=spec).requires_grad_(False)
         for file in files
     ]
     if isinstance(parallel, ContextParallel):
@@ -104,12 +105,13 @@ def load_experts(
 def inspect_experts(paths: WeightPaths) -> VaceConfig:
     """Read the headers of all transformers and say what was found. Returns their sizes.
 
-    Raises WeightsError.
+    Raises WeightsError, and ConfigError for a model that cannot generate.
     """
-    sources = [open_weights(_one_or_many(shards)) for shards in paths.experts]
-    if any(source.config != sources[0].config for source in sources):
+    spec = generating_spec(paths.model_id, "model.model_id")
+    found = [open_model(_one_or_many(shards), spec).sizes for shards in paths.experts]
+    if any(sizes != found[0] for sizes in found):
         raise WeightsError("the two experts have different sizes", expected="the two halves of one model")
-    return sources[0].config
+    return found[0]
 
 
 def load_text_encoder(

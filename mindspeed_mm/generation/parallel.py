@@ -20,10 +20,11 @@ from mindspeed_mm.errors import MindSpeedMMError, NonFiniteError
 from mindspeed_mm.generation.guidance import VelocityFn, apply_cfg, guided_velocity
 from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.models.finite import FiniteWeights
-from mindspeed_mm.models.source import WeightsSource
-from mindspeed_mm.models.spec import MODELS
+from mindspeed_mm.models.load_model import build_on_meta
+from mindspeed_mm.models.source import OpenedModel
+from mindspeed_mm.models.spec import VACE, ModelSpec
 from mindspeed_mm.models.transforms.quantize import quantize_blocks
-from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
+from mindspeed_mm.models.wan.vace import VaceTransformer
 from mindspeed_mm.ops.quantized import SCALE, QuantFormat, fill_scale, quantized_layers
 
 T = TypeVar("T")
@@ -151,18 +152,22 @@ class ContextParallel(SingleProcess):
         apply_context_parallel(model, self.mesh.cp_group)
 
     def load_sharded(
-        self, source: WeightsSource, dtype: torch.dtype, quantize: QuantFormat | None = None
+        self,
+        opened: OpenedModel,
+        dtype: torch.dtype,
+        quantize: QuantFormat | None = None,
+        spec: ModelSpec = VACE,
     ) -> VaceTransformer:
         """A transformer whose weights are sharded over all processes; each reads its part of the files."""
-        spec = MODELS.get("vace")
-        model = build_on_meta(source.config)
+        source, sizes = opened
+        model = build_on_meta(sizes, spec)
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(
                 torch.float32 if name.split(".")[0] in spec.fp32_modules else dtype
             )
         model.eval().requires_grad_(False)
         if quantize is not None:
-            quantize_blocks(model, quantize)
+            quantize_blocks(model, quantize, spec)
         self.share_tokens(model)
         settings = Fsdp2Config(
             param_dtype="fp32" if dtype == torch.float32 else "bf16", num_to_forward_prefetch=1

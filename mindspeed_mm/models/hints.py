@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import parse_json, read_json
@@ -12,25 +12,34 @@ from mindspeed_mm.models.find import Files
 from mindspeed_mm.models.wan.config_json import read_hints
 
 
-def saved_hints(files: Files, saved: Any) -> tuple[dict[str, Any], Path | None]:
+class Hints(NamedTuple):
+    """What a file says about the sizes of a model."""
+
+    hints: dict[str, Any]  # by our field names
+    path: Path | None = None
+    settings: Mapping[str, Any] = {}  # the whole object, as the file spells it
+
+
+def saved_hints(files: Files, saved: Any) -> Hints:
     """What shapes cannot tell, and where it is from.
 
     From the checkpoint itself, `<file>.json`, the nearest config.json, or a run's job.json.
     """
     first = files.paths[0]
-    hints = read_hints(parse_json(saved, str(first), WeightsError) if isinstance(saved, str) else saved)
-    if hints:
-        return hints, first
+    values = parse_json(saved, str(first), WeightsError) if isinstance(saved, str) else saved
+    if hints := read_hints(values):
+        return Hints(hints, first, values)
     beside = [first.with_suffix(".json")] if len(files.paths) == 1 and first.is_file() else []
     for path in (*beside, *(home / "config.json" for home in files.homes)):
-        if hints := read_hints(_json(path)):
-            return hints, path
+        values = _json(path)
+        if hints := read_hints(values):
+            return Hints(hints, path, values)
     for home in files.homes:
         if predictor := _find_predictor(_json(home / "job.json")):
             dit = predictor["vace_dit"]
             hints = {**predictor, "vace_layers": dit.get("vace_layers"), "vace_in_dim": dit.get("in_dim")}
-            return hints, home / "job.json"
-    return {}, None
+            return Hints(hints, home / "job.json", predictor)
+    return Hints({})
 
 
 def _json(path: Path) -> Any:

@@ -11,21 +11,50 @@ from torch import nn
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.finite import FiniteWeights
-from mindspeed_mm.models.source import WeightsSource, differences
+from mindspeed_mm.models.source import OpenedModel, WeightsSource, differences
+from mindspeed_mm.models.spec import VACE, ModelSpec
 from mindspeed_mm.models.transforms.quantize import quantize_blocks
-from mindspeed_mm.models.wan.config import FP32_MODULES
-from mindspeed_mm.models.wan.vace import VaceTransformer, build_on_meta
+from mindspeed_mm.models.wan.config import VaceConfig
+from mindspeed_mm.models.wan.vace import VaceTransformer
 from mindspeed_mm.models.weights import PathLike, open_weights
 from mindspeed_mm.ops.quantized import SCALE, QuantFormat, format_of, quantize_rows, quantized_layers
+from mindspeed_mm.registry import resolve
 
 logger = get_logger(__name__)
 M = TypeVar("M", bound=nn.Module)
 
 
+def open_model(path: PathLike | Sequence[PathLike], spec: ModelSpec = VACE) -> OpenedModel:
+    """The weights of a model at a folder, a file or a list of parts, not read yet, and its sizes.
+
+    `spec` can generate. Raises WeightsError.
+    """
+    opened: OpenedModel = resolve(spec.open)(path)
+    return opened
+
+
+def open_vace(path: PathLike | Sequence[PathLike]) -> OpenedModel:
+    """VACE of any size, in any known dialect; its sizes come from the checkpoint. Raises WeightsError."""
+    source = open_weights(path)
+    return OpenedModel(source, source.config)
+
+
+def build_on_meta(config: VaceConfig, spec: ModelSpec = VACE) -> VaceTransformer:
+    """The model without memory for its weights; a loader fills them in."""
+    with torch.device("meta"):
+        model: VaceTransformer = resolve(spec.build)(config)
+    return model
+
+
 def load_weights(
-    model: M, source: WeightsSource, *, dtype: torch.dtype | None, device: torch.device | str = "cpu"
+    model: M,
+    source: WeightsSource,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str = "cpu",
+    fp32_modules: Sequence[str] = VACE.fp32_modules,
 ) -> M:
-    """Give a model on the meta device its weights: `dtype` (None keeps the file's), FP32_MODULES in fp32.
+    """Give a model on the meta device its weights: `dtype` (None keeps the file's), `fp32_modules` in fp32.
 
     Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError
     listing what is missing, unexpected and of another shape, or what holds NaN or Inf.
@@ -48,7 +77,7 @@ def load_weights(
             state[name.removesuffix("weight") + SCALE] = scale.to(device)
             finite.check(name, scale)
             continue
-        target = torch.float32 if dtype is not None and name.split(".")[0] in FP32_MODULES else dtype
+        target = torch.float32 if dtype is not None and name.split(".")[0] in fp32_modules else dtype
         tensor = source.tensors[name]
         if torch.device(device).type == "cpu":
             state[name] = finite.read(name, tensor, target or tensor.dtype)
@@ -65,17 +94,18 @@ def load_transformer(
     *,
     dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
-    base_path: PathLike | None = None,
     quantize: QuantFormat | None = None,
+    spec: ModelSpec = VACE,
 ) -> VaceTransformer:
     """The whole model of a checkpoint, ready to evaluate; its sizes come from the checkpoint.
 
     `quantize`: the format in which the linear layers of its blocks are held.
     """
-    source = open_weights(path, base_path=base_path)
+    source, sizes = open_model(path, spec)
     logger.info(source.description, extra=once())
-    model = build_on_meta(source.config)
+    model = build_on_meta(sizes, spec)
     if quantize is not None:
         model = model.to(source.dtypes["blocks.0.modulation"] if dtype is None else dtype)
-        quantize_blocks(model.requires_grad_(False), quantize)
-    return load_weights(model, source, dtype=dtype, device=device).eval()
+        quantize_blocks(model.requires_grad_(False), quantize, spec)
+    load_weights(model, source, dtype=dtype, device=device, fp32_modules=spec.fp32_modules)
+    return model.eval()

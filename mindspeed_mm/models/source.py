@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class WeightsSource:
     tensors: Mapping[str, TensorFile] = field(repr=False)
     hints: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what a config.json beside them says
     hints_from: Path | None = None  # that config.json, or whatever file the hints are from
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # its keys, as it spells them
     base: WeightsSource | None = None  # where the frozen part came from, for a checkpoint of what trains
     stage_layers: tuple[
         int, ...
@@ -116,6 +117,13 @@ class WeightsSource:
             digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
             digest.update(tensor.head_bytes())
         return digest.hexdigest()
+
+
+class OpenedModel(NamedTuple):
+    """What `ModelSpec.open` returns."""
+
+    weights: WeightsSource
+    sizes: VaceConfig  # or a class derived from it; `ModelSpec.build` takes it
 
 
 def differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:

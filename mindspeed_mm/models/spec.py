@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, PredictorConfig
 from mindspeed_mm.registry import Registry
 
@@ -41,10 +42,12 @@ class ModelSpec:
     # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → LoopParts.cost; "" reports
     # no throughput
     cost: str = ""
+    # "module:callable", open(path or list of parts) → models.source.OpenedModel; "" = it cannot generate
+    open: str = ""
 
 
 MODELS: Registry[ModelSpec] = Registry("model", "mindspeed_mm.models")
-MODELS.add(
+VACE = MODELS.add(
     "vace",
     ModelSpec(
         predictor=PredictorConfig,
@@ -59,5 +62,21 @@ MODELS.add(
         linears="mindspeed_mm.models.wan.shapes:linears",
         stages="mindspeed_mm.models.wan.pipeline:split_vace",
         cost="mindspeed_mm.models.wan.flops:vace_cost",
+        open="mindspeed_mm.models.load_model:open_vace",
     ),
 )
+
+
+def generating_spec(model_id: str, where: str) -> ModelSpec:
+    """The spec of a model that can generate. Raises ConfigError, which says what the spec lacks."""
+    try:
+        spec = MODELS.get(model_id)
+    except ConfigError as error:
+        raise error.at(where) from None
+    if not spec.open:
+        raise ConfigError(
+            f"model {model_id!r} cannot generate: its ModelSpec has no `open`",
+            where=where,
+            fix="name a model that generates, such as vace, or add `open` to the spec (docs/extend/model.md)",
+        )
+    return spec

@@ -23,7 +23,7 @@ from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile, kind_of
 from mindspeed_mm.models.containers.torch_file import read_torch
 from mindspeed_mm.models.dialects import listed, understand
 from mindspeed_mm.models.find import SHARD, Files, find_files, shards
-from mindspeed_mm.models.hints import saved_hints
+from mindspeed_mm.models.hints import Hints, saved_hints
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.adapter import Adapter, Pair, merged
 from mindspeed_mm.models.lora.fused import fuse_again
@@ -138,9 +138,9 @@ def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
         tensors |= source.tensors
     whole = next((source for source in sources if not source.has_branch), sources[0])
     hints = {name: value for source in sources for name, value in source.hints.items()}
-    joined = replace(
-        whole, what=" and ".join(source.what for source in sources), tensors=tensors, hints=hints
-    )
+    settings = {name: value for source in sources for name, value in source.settings.items()}
+    what = " and ".join(source.what for source in sources)
+    joined = replace(whole, what=what, tensors=tensors, hints=hints, settings=settings)
     joined = _complete(joined, None, base_path, (), KEY_MAPS)
     check_weights(joined)
     return joined
@@ -165,7 +165,9 @@ def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
     rest = {name: tensor for name, tensor in trunk.tensors.items() if name.split(".")[0] not in BRANCH}
     what = f"{trunk.what}, branch of {other.path}"
     hints, hints_path = {**trunk.hints, **other.hints}, other.hints_from or trunk.hints_from
-    return replace(trunk, what=what, tensors={**rest, **branch}, hints=hints, hints_from=hints_path)
+    settings = {**trunk.settings, **other.settings}
+    tensors = {**rest, **branch}
+    return replace(trunk, what=what, tensors=tensors, hints=hints, hints_from=hints_path, settings=settings)
 
 
 def _open(
@@ -184,10 +186,8 @@ def _open(
         raise WeightsError(
             f"has weights that are not float32, bfloat16 or float16: {listed(odd)}", where=where
         )
-    hints, hints_path = saved_hints(files, extras.get("config")) if key_maps is KEY_MAPS else ({}, None)
-    source = WeightsSource(
-        where.absolute(), dialect, files.what, tensors, hints, hints_path, stage_layers=stage_layers
-    )
+    hints = saved_hints(files, extras.get("config")) if key_maps is KEY_MAPS else Hints({})
+    source = WeightsSource(where.absolute(), dialect, files.what, tensors, *hints, stage_layers=stage_layers)
     source = _complete(source, extras.get("base"), base_path, seen, key_maps)
     if pairs:
         source = merged(source, [(Adapter(where.absolute(), dialect, pairs), 1.0)])
@@ -291,5 +291,5 @@ def _complete(
     whole = fuse_again(whole, recorded.get("loras"), source.path, open_adapter)
     hints = {**whole.hints, **source.hints}
     hints_path = source.hints_from or whole.hints_from
-    tensors = {**whole.tensors, **source.tensors}
-    return replace(source, tensors=tensors, hints=hints, hints_from=hints_path, base=whole)
+    tensors, settings = {**whole.tensors, **source.tensors}, {**whole.settings, **source.settings}
+    return replace(source, tensors=tensors, hints=hints, hints_from=hints_path, settings=settings, base=whole)

@@ -285,6 +285,7 @@ def build_videos(
         mesh,
         accelerator,
         Path(job.training.checkpoint.save) / "validation",
+        model_id=job.predictor.model_id,
         score=job.training.eval.eval_videos,
     )
 

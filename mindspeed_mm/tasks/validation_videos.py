@@ -22,6 +22,7 @@ from mindspeed_mm.generation.parallel import ContextParallel, SingleProcess
 from mindspeed_mm.generation.result import Made
 from mindspeed_mm.generation.run import Encoded, generate, share_prompts
 from mindspeed_mm.log import get_logger, rank
+from mindspeed_mm.models.spec import generating_spec
 from mindspeed_mm.models.wan.vace import VaceTransformer
 from mindspeed_mm.tasks.generate_videos import DTYPES, check_inputs, open_models, run_settings
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
@@ -46,21 +47,19 @@ class ValidationVideos:
         accelerator: Accelerator,
         folder: Path,
         *,
+        model_id: str = "vace",
         score: bool = False,
     ) -> None:
-        """`score`: measure the videos, too.
+        """`model_id`: of the model in training. `score`: measure the videos, too.
 
         Raises the errors of a generation run for a JSON that cannot be honoured.
         """
+        generating_spec(model_id, str(inference))
         whole = whole_model(model)
-        if not isinstance(whole, VaceTransformer):
-            raise ConfigError(
-                f"got a {type(whole).__name__}",
-                where=inference,
-                expected="a VACE model, to make validation videos",
-            )
         job = GenerateJob.from_file(inference, transformer_at_hand=True)
-        self.job = job.model_copy(update={"run": job.run.model_copy(update={"output_path": str(folder)})})
+        run = job.run.model_copy(update={"output_path": str(folder)})
+        weights = job.model.model_copy(update={"model_id": model_id})
+        self.job = job.model_copy(update={"run": run, "model": weights})
         if len(self.job.model.experts) != 1:
             raise ConfigError(
                 "one of two experts makes no video alone",

@@ -20,6 +20,7 @@ from mindspeed_mm.generation.presets import resolve_sampling
 from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.stages import denoise
 from mindspeed_mm.generation.stored import read_latents
+from mindspeed_mm.models.source import OpenedModel
 from tests.support.errors import raises
 from tests.support.lora_files import lora_matrices, write_lora
 from tests.support.tiny import tiny_inputs, tiny_transformer, write_official
@@ -34,7 +35,7 @@ class FromModule:
     """A whole model as a source of weights, without files."""
 
     def __init__(self, module):
-        self.state, self.config, self.path = module.state_dict(), module.config, Path("memory")
+        self.state, self.path = module.state_dict(), Path("memory")
 
     def read(self, name):
         return self.state[name]
@@ -45,7 +46,8 @@ def latents_of(layout=None, shard=False, experts=1, loras=(), quantize=None):
     parallel = SINGLE if layout is None else ContextParallel(Layout(*layout), CPU)
     models = [tiny_transformer(seed) for seed in range(experts)]
     if shard:
-        models = [parallel.load_sharded(FromModule(model), torch.float32, quantize) for model in models]
+        opened = [OpenedModel(FromModule(model), model.config) for model in models]
+        models = [parallel.load_sharded(each, torch.float32, quantize) for each in opened]
     elif layout is not None:
         for model in models:
             parallel.share_tokens(model)

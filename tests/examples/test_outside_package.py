@@ -6,6 +6,8 @@ import json
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,20 +15,35 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mindspeed_mm import VacePipeline
+from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.data.video_writer import write_video
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.generation.config import WeightPaths
 from mindspeed_mm.generation.denoise import Step
 from mindspeed_mm.models.keymap import KeyMap, Rename
+from mindspeed_mm.models.load_model import load_transformer, open_model
+from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.weights import open_named
 from mindspeed_mm.serve.schemas import body_schema
 from mindspeed_mm.tasks.generate import main
+from mindspeed_mm.tasks.jobs.evaluation import check_evaluation
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
+from mindspeed_mm.tasks.validation_videos import ValidationVideos
 from mindspeed_mm.tools.json_reference import reference
+from mindspeed_mm.training.config import CheckpointConfig, EvalConfig
 from tests.support.clips import write_clip
 from tests.support.errors import raises
+from tests.support.lora_files import lora_matrices, write_lora
 from tests.support.runs import ended, free_port
-from tests.support.tiny import TINY, model_json, tiny_transformer, write_official, write_transformer
+from tests.support.tiny import (
+    TINY,
+    TRANSFORMER_FILE,
+    model_json,
+    tiny_transformer,
+    write_official,
+    write_transformer,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY_POINTS = """
@@ -80,7 +97,9 @@ MODEL = ModelSpec(
     key_maps="mindspeed_mm.models.wan.state_dict:KEY_MAPS",
     units=("blocks.{*}", "vace_blocks.{*}"),
     branch=("vace_blocks", "vace_patch_embedding"),
+    adapted=("q", "k", "v", "o", "ffn.0", "ffn.2"),
     fp32_modules=("time_embedding", "time_projection", "head"),
+    open="outsider.code:open_whisper",
 )
 DATASET = DatasetSpec(config=NoiseConfig, build="outsider.code:Noise")
 '''
@@ -88,7 +107,19 @@ CODE = '''
 import sys
 import torch
 from mindspeed_mm.data.sample import FeatureRecord
-from mindspeed_mm.models.wan.vace import VaceTransformer
+from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.load_model import open_vace
+from mindspeed_mm.models.source import OpenedModel
+from mindspeed_mm.models.wan.vace import VaceTransformer, hint_scales
+from outsider.specs import WhisperSizes
+
+
+def open_whisper(path):
+    """Its config.json, or the checkpoint itself, has one key more than VACE's."""
+    weights, sizes = open_vace(path)
+    if "volume" not in weights.settings:
+        raise WeightsError("volume is missing", where=weights.hints_from or weights.path)
+    return OpenedModel(weights, WhisperSizes(**sizes.model_dump(), volume=weights.settings["volume"]))
 
 
 class Whisper(VaceTransformer):
@@ -98,7 +129,8 @@ class Whisper(VaceTransformer):
         sys.stdout.write(f"whisper at volume {self.volume}\\n")
 
     def forward(self, latents, timestep, prompt_embeds, vace_context, *, context_scale=1.0):
-        return super().forward(latents, timestep, prompt_embeds, vace_context, context_scale=context_scale * self.volume)
+        scales = tuple(scale * self.volume for scale in hint_scales(self.config, context_scale))
+        return super().forward(latents, timestep, prompt_embeds, vace_context, context_scale=scales)
 
 
 class Noise:
@@ -330,7 +362,9 @@ def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, obje
 
 
 @pytest.mark.slow
-def test_outside_model_and_dataset_train_with_the_script(site: Path, weights: Path, tmp_path: Path) -> None:
+def test_outside_model_and_dataset_train_with_the_script(
+    site: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a path with spaces does no harm."""
     settings = settings_for(tmp_path, weights, volume=0.25)
     script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", "--train-iters", "2", "--num-workers", "0"]
@@ -339,6 +373,9 @@ def test_outside_model_and_dataset_train_with_the_script(site: Path, weights: Pa
     assert "whisper at volume 0.25" in ran.stdout
     assert "iteration        2/       2" in ran.stdout
     assert (tmp_path / "save in a folder with spaces" / "iter_0000002" / ".metadata").is_file()
+    monkeypatch.syspath_prepend(str(site))
+    sizes = open_model(tmp_path / "save in a folder with spaces", MODELS.get("whisper")).sizes
+    assert sizes.model_dump() == {**TINY.model_dump(), "volume": 0.25}
 
 
 @pytest.mark.slow
@@ -459,3 +496,93 @@ def test_hooks_see_every_step_and_may_end_the_video(downloads: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         pipe("a red ball", hooks=[seen.append, cancel], **given)
     assert len(seen) == 4
+
+
+@pytest.fixture(scope="module")
+def whisper(downloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, whose config.json has a key of the outside model."""
+    folder = tmp_path_factory.mktemp("whisper")
+    (folder / TRANSFORMER_FILE).symlink_to(downloads / TRANSFORMER_FILE)
+    config = json.loads((downloads / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "volume": 0.5}))
+    return folder
+
+
+def request_of(downloads: Path, transformer: Path | None = None, **keys: object) -> dict[str, object]:
+    """The keys of an inference JSON: a clip controls the video; with a transformer, of the outside model."""
+    outside = {} if transformer is None else {"model_id": "whisper", "transformer": str(transformer)}
+    model = {**dict.fromkeys(("transformer", "vae", "text_encoder"), str(downloads)), **outside}
+    return {"model": model, "name": "made", "video_path": str(downloads / "clip.mp4"), **keys}
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("keys", [{}, {"offload": "block"}, {"quantize": "int8"}, {"loras": True}])
+def test_outside_model_generates_as_its_volume_says(
+    keys: dict[str, object], downloads: Path, whisper: Path, tmp_path: Path
+) -> None:
+    """VACE with half of its hints, bit for bit."""
+    if keys.get("loras"):
+        keys = {"loras": [str(write_lora("kohya", tmp_path, lora_matrices()))]}
+    for name, transformer, scale in (("theirs", whisper, 1), ("half", None, 0.5), ("whole", None, 1)):
+        values = request_of(downloads, transformer, context_scale=scale, **keys)
+        main([str(inference_json(tmp_path / f"{name}.json", downloads, **values))])
+    theirs, half, whole = (latents_of(tmp_path / name / "made") for name in ("theirs", "half", "whole"))
+    assert torch.equal(theirs, half)
+    assert not torch.allclose(theirs, whole, atol=1e-2)
+
+
+@pytest.mark.usefixtures("installed")
+def test_outside_model_makes_its_validation_videos(downloads: Path, whisper: Path, tmp_path: Path) -> None:
+    path = inference_json(tmp_path / "made.json", downloads, **request_of(downloads, whisper))
+    main([str(path)])
+    mesh: Any = SimpleNamespace(world_size=1, cp_size=1)
+    cpu, spec = Accelerator.detect("cpu"), MODELS.get("whisper")
+    model = load_transformer(whisper, dtype=torch.float32, spec=spec)
+    unnamed = inference_json(tmp_path / "unnamed.json", downloads, **request_of(downloads))
+    ValidationVideos(unnamed, model, mesh, cpu, tmp_path / "videos", model_id="whisper")(3)
+    made = latents_of(tmp_path / "videos/iter_0000003/made")
+    assert torch.equal(made, latents_of(tmp_path / "made/made"))
+    with raises(ConfigError, "pebble", "open", where=str(unnamed)):
+        ValidationVideos(unnamed, model, mesh, cpu, tmp_path / "videos", model_id="pebble")
+
+
+@pytest.mark.slow
+def test_outside_model_is_sharded_by_generate_sh(
+    site: Path, downloads: Path, whisper: Path, tmp_path: Path, installed: None
+) -> None:
+    values = request_of(downloads, whisper, guidance_scale=1, steps=2)
+    main([str(inference_json(tmp_path / "one.json", downloads, **values))])
+    shared = inference_json(tmp_path / "two.json", downloads, **values, shard_weights=True)
+    script = ["bash", "examples/vace/inference/generate.sh", str(shared)]
+    ran = run(script, site, {"NPUS_PER_NODE": 2, "MASTER_PORT": free_port()})
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    found, expected = latents_of(tmp_path / "two/made"), latents_of(tmp_path / "one/made")
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_cannot_generate_is_refused_at_once(downloads: Path, whisper: Path, tmp_path: Path) -> None:
+    path = inference_json(tmp_path / "refused.json", downloads)
+    for model_id, facts in (("pebble", ("pebble", "`open`")), ("wisper", ("wisper", "'whisper'"))):
+        with raises(ConfigError, *facts, where="refused.json:model.model_id"):
+            GenerateJob.from_argv([str(path), "--model-id", model_id])
+    paths = WeightPaths(**json.loads(path.read_text())["model"], model_id="whisper")
+    with raises(WeightsError, "volume", where=downloads / "config.json"):  # plain VACE's has none
+        VacePipeline.from_pretrained(paths, dtype=torch.float32)
+
+
+@pytest.mark.usefixtures("installed")
+def test_validation_videos_are_refused_before_training() -> None:
+    """For a model that cannot generate."""
+    validation = SimpleNamespace(prompts="inference.json")
+    job: Any = SimpleNamespace(
+        data=SimpleNamespace(dataset_param=SimpleNamespace(validation=validation)),
+        training=SimpleNamespace(eval=EvalConfig(), checkpoint=CheckpointConfig()),
+        model=SimpleNamespace(diffusion=SimpleNamespace(role=None)),
+        predictor=SimpleNamespace(model_id="pebble"),
+        files=SimpleNamespace(mm_data="data.json"),
+    )
+    with raises(ConfigError, "pebble", where="data.json:dataset_param.validation.prompts"):
+        check_evaluation(job)
+    job.predictor.model_id = "whisper"
+    check_evaluation(job)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from mindspeed_mm.files import format_json
-from mindspeed_mm.models.spec import MODELS, ModelSpec
+from mindspeed_mm.models.spec import VACE, ModelSpec
 from mindspeed_mm.models.transforms.base import ModuleTransform, base_linears
 from mindspeed_mm.models.transforms.config import QuantFormat, QuantizeConfig
 from mindspeed_mm.models.transforms.match import quantize_targets
@@ -48,9 +48,9 @@ class Quantize(ModuleTransform):
             hold_in_8_bits(layer, self.config.format)
 
 
-def quantize_blocks(model: nn.Module, form: QuantFormat) -> None:
-    """All linear layers of the blocks of a frozen model of Wan."""
-    Quantize(QuantizeConfig(format=form), MODELS.get("vace")).apply(model)
+def quantize_blocks(model: nn.Module, form: QuantFormat, spec: ModelSpec = VACE) -> None:
+    """All linear layers of the blocks of a frozen model, as its spec names them."""
+    Quantize(QuantizeConfig(format=form), spec).apply(model)
 
 
 def describe_quantized(model: nn.Module) -> str:

@@ -136,6 +136,14 @@ class VaceTransformer(nn.Module):
             x, _ = run_blocks(enumerate(self.blocks), feeders, x, c, read)
         return fold(self.head(x, time.float()), grid, trunk.patch_size, self.tokens)
 
+    def blocks_in_order(self) -> list[nn.Module]:
+        """All blocks as they run: each branch block right before the trunk block that it feeds."""
+        feeds = dict(zip(self.config.vace_layers, self.vace_blocks, strict=True))
+        order: list[nn.Module] = []
+        for index, block in enumerate(self.blocks):
+            order += [feeds[index], block] if index in feeds else [block]
+        return order
+
     def _tokens(self, embedding: nn.Module, cells: Tensor) -> Tensor:
         local: Tensor = self.tokens.split(embedding(cells), 1)
         return local.to(self.residual_dtype)
@@ -244,9 +252,3 @@ def check_inputs(
         if not config.vace_layers:
             expected = "none, as this model has no branch (vace_layers is empty)"
         raise DataError(f"got {found}", where="vace_context", expected=expected)
-
-
-def build_on_meta(config: VaceConfig) -> VaceTransformer:
-    """The model without memory for its weights; a loader fills them in."""
-    with torch.device("meta"):
-        return VaceTransformer(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.models.spec import generating_spec
 
 if TYPE_CHECKING:
     from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
@@ -32,6 +33,8 @@ def check_evaluation(job: PretrainJob) -> None:
             where="--eval-videos",
             fix="name an inference JSON as dataset_param.validation.prompts, or leave the flag out",
         )
+    if prompts is not None:
+        generating_spec(job.predictor.model_id, where)
     role = job.model.diffusion.role
     if prompts is not None and role is not None:
         raise ConfigError(

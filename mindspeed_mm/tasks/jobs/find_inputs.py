@@ -67,6 +67,7 @@ def find_weights(
         transformer=tuple(shards[0] if len(shards) == 1 else shards for shards in transformer),
         vae=vae,
         text_encoder=finder.find("model.text_encoder", paths.text_encoder),
+        model_id=paths.model_id,
         tokenizer=None if paths.tokenizer is None else finder.find("model.tokenizer", paths.tokenizer),
     )
 

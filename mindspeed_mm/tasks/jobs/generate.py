@@ -30,6 +30,7 @@ from mindspeed_mm.generation.presets import departures
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
+from mindspeed_mm.models.spec import generating_spec
 from mindspeed_mm.outputs import check_file, check_folder
 from mindspeed_mm.tasks.jobs.find_inputs import PathFinder, find_inputs, find_weights
 from mindspeed_mm.tasks.jobs.mindspeed_json import as_mindspeed, suggest_mindspeed
@@ -228,6 +229,8 @@ def _built(
     run["prompts_file"] = None
     if config.from_latents is not None:
         run["from_latents"] = finder.find("from_latents", config.from_latents)
+    if not (transformer_at_hand or config.from_latents is not None):
+        generating_spec(config.model.model_id, f"{path.name}:model.model_id")
     model = find_weights(
         config.model,
         PathFinder(path.name, bases, missing),

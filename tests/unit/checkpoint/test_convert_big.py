@@ -65,8 +65,7 @@ finally:
 CONVERT = "from checkpoint.cli import main; main(sys.argv[1:])"
 LOAD = """
 import torch
-from mindspeed_mm.models.load_model import load_weights
-from mindspeed_mm.models.wan.vace import build_on_meta
+from mindspeed_mm.models.load_model import build_on_meta, load_weights
 from mindspeed_mm.models.weights import open_weights
 source = open_weights(sys.argv[1])
 most = 0  # from here on

@@ -16,7 +16,7 @@ from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.generation import pipeline as pipeline_module
 from mindspeed_mm.generation import run as run_module
 from mindspeed_mm.generation.config import RequestConfig, WeightPaths
-from mindspeed_mm.generation.experts import Experts, OffloadedModule, execution_order
+from mindspeed_mm.generation.experts import Experts, OffloadedModule
 from mindspeed_mm.generation.loaders import load_text_encoder, resolve_model_dir
 from mindspeed_mm.generation.models import ModelStore, vae_bytes
 from mindspeed_mm.generation.noise import make_noise
@@ -166,12 +166,12 @@ def test_offload_changes_nothing(vae, offload, experts):
 
 def test_blocks_are_loaded_in_the_order_in_which_they_run():
     model, seen = tiny_transformer(), []
-    for block in execution_order(model):
+    for block in model.blocks_in_order():
         block.register_forward_hook(lambda module, *_: seen.append(module))
     from tests.support.tiny import tiny_inputs
 
     model(**tiny_inputs())
-    assert seen == execution_order(model)
+    assert seen == model.blocks_in_order()
 
 
 def test_pipeline_takes_a_request_and_nothing_beside_it(vae):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.models.load_model import build_on_meta
 from mindspeed_mm.models.wan.config import FP32_MODULES, PRESETS
 from mindspeed_mm.models.wan.shapes import modules
-from mindspeed_mm.models.wan.vace import build_on_meta
 from tests.support.errors import raises
 from tests.support.layouts import published_layout
 from tests.support.tiny import TINY, tiny_inputs, tiny_transformer

@@ -8,9 +8,9 @@ import torch
 from checkpoint.config import ToMmConfig
 from checkpoint.vace import hf_to_mm
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.models.load_model import build_on_meta
 from mindspeed_mm.models.wan.pipeline import split_vace
 from mindspeed_mm.models.wan.stages import even_layers, place
-from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.ops.stages import MicroBatch, Split
 from tests.support.errors import raises

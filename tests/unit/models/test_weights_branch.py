@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.models.load_model import load_weights
+from mindspeed_mm.models.load_model import build_on_meta, load_weights
 from mindspeed_mm.models.source import init_branch_from_trunk
 from mindspeed_mm.models.wan.config import VaceConfig
-from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
 from tests.support.tiny import TINY, tiny_inputs, tiny_transformer, write_transformer

@@ -11,12 +11,12 @@ from diffusers import ConfigMixin, ModelMixin, WanVACETransformer3DModel
 from diffusers.configuration_utils import register_to_config
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.models.load_model import build_on_meta
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig
 from mindspeed_mm.models.wan.config_json import check_hints, diffusers_json, official_json, read_hints
 from mindspeed_mm.models.wan.shapes import layout, layout_of_shapes
 from mindspeed_mm.models.wan.sizes import infer_config
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.models.wan.vace import build_on_meta
 from tests.support.errors import raises
 from tests.support.layouts import published_layout
 from tests.support.tiny import TINY

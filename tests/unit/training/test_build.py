@@ -4,11 +4,11 @@ import torch
 
 from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.errors import ConfigError, WeightsError
+from mindspeed_mm.models.load_model import build_on_meta
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.match import trains
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import BRANCH
-from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.training.build import check_dtypes, fill, initial_weight
 from tests.distributed.jobs import FromModule, predictor
 from tests.support.errors import raises

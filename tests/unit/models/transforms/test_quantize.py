@@ -9,13 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.models.load_model import load_transformer
+from mindspeed_mm.models.load_model import build_on_meta, load_transformer
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.transforms.quantize import quantize_blocks
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig, WanConfig
-from mindspeed_mm.models.wan.vace import build_on_meta
 from mindspeed_mm.ops.quantized import quantized_layers
 from mindspeed_mm.training.build import fill
 from tests.distributed.jobs import FromModule

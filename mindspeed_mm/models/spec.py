@@ -77,6 +77,6 @@ def generating_spec(model_id: str, where: str) -> ModelSpec:
         raise ConfigError(
             f"model {model_id!r} cannot generate: its ModelSpec has no `open`",
             where=where,
-            fix="name a model that generates, such as vace, or add `open` to the spec (docs/extend/model.md)",
+            fix="name a model that generates, such as vace, or add `open` to the spec",
         )
     return spec

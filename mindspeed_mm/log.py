@@ -100,6 +100,11 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith("mindspeed_mm") else f"mindspeed_mm.{name}")
 
 
+def is_logging_rank() -> bool:
+    """Whether this is the last rank, which writes the log line and the metrics, as in Megatron."""
+    return rank() == world_size() - 1
+
+
 def on_every_rank() -> dict[str, bool]:
     """`logger.info(text, extra=on_every_rank())` prints on every rank.
 

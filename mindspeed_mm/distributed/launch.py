@@ -84,13 +84,19 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
         made.append(work())
     except MindSpeedMMError as error:
         failed = error
-    if dist.is_initialized():
-        errors: list[MindSpeedMMError | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, failed)
-        failed = next((error for error in errors if error is not None), None)
+    failed = next((error for error in gather_objects(failed) if error is not None), None)
     if failed is not None:
         raise failed
     return made[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """`value` of every rank, in the order of ranks. A collective; [value] outside a process group."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def _join(accelerator: Accelerator, timeout: timedelta, backend: str) -> None:

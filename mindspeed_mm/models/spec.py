@@ -39,7 +39,7 @@ class ModelSpec:
     )
     # "module:callable", stages(model, layers of each, numbers of mine) → Split; "" = no pipeline
     stages: str = ""
-    # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → LoopParts.cost; "" reports
+    # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → TrainData.cost; "" reports
     # no throughput
     cost: str = ""
     # "module:callable", open(path or list of parts) → models.source.OpenedModel; "" = it cannot generate

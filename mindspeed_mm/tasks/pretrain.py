@@ -95,13 +95,12 @@ def run(job: PretrainJob, accelerator: Accelerator) -> None:
     """Build every part and train. Inside a process group."""
     from mindspeed_mm.models.containers.checksums import verifying
     from mindspeed_mm.tasks.assembly import assemble
-    from mindspeed_mm.training.loop import TrainLoop
 
     # the processes of one machine read the same files of weights: each verifies its share of the records
     share = (local_rank(), max(launch_number("LOCAL_WORLD_SIZE", 1), local_rank() + 1))
     with verifying(not job.training.checkpoint.no_verify_checksums, *share):
-        parts = assemble(job, accelerator)
+        trainer = assemble(job, accelerator)
     try:
-        TrainLoop(job.training, parts).run()
+        trainer.run()
     finally:
-        parts.batches.close()  # ends the processes that read ahead
+        trainer.data.batches.close()  # ends the processes that read ahead

@@ -33,6 +33,7 @@ from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.tasks.jobs.extract import ExtractModelConfig
 from mindspeed_mm.tasks.jobs.model_json import ModelConfig
 from mindspeed_mm.tools.config import ToolsConfig
+from mindspeed_mm.training.hooks.config import EarlyStopConfig
 
 HEAD = """# Keys of the JSON and YAML files
 
@@ -95,6 +96,7 @@ FILES: tuple[tuple[str, str, tuple[Part, ...]], ...] = (
             ("transforms[] of type lora", LoraConfig),
             ("transforms[] of type fuse_lora", FuseLoraConfig),
             ("transforms[] of type quantize", QuantizeConfig),
+            ("hooks[] of type early_stop", EarlyStopConfig),
         ),
     ),
     (

@@ -81,15 +81,15 @@ class Checkpointer:
         self.pending_at = 0
         self.pending_best: Best | None = None
 
-    def save(self, state: TrainState, best: Best | None = None) -> None:
-        """Write one checkpoint; with --async-save only start to.
+    def save(self, state: TrainState, best: Best | None = None) -> int | None:
+        """Write one checkpoint; with --async-save only start to. → the iteration that it completed, if any.
 
         Raises WeightsError; what was saved before stays.
 
         `best`: it has the lowest held-out loss so far. It is kept; the best one before is removed
         unless there was another reason to save it.
         """
-        self.wait()
+        completed = self.wait()
         root = Path(self.config.save or "")
         self._on_first_rank(root, lambda: self._prepare(root, state.iteration))
         temporary, content = _temporary(root, state.iteration), self._content(state)
@@ -97,29 +97,30 @@ class Checkpointer:
             writer = ChecksumWriter(temporary, state.iteration)
             self._write(root, state.iteration, lambda: save(content, storage_writer=writer))
             self._on_first_rank(root, lambda: self._finish(root, state.iteration, best))
-            return
+            return state.iteration
         staged = _detach(content) if self.accelerator.kind == "cpu" else content
         writer = ChecksumWriter(temporary, state.iteration)
         future = async_save(staged, storage_writer=writer, process_group=self.group)
         self.pending = future if isinstance(future, Future) else future.upload_completion
         self.pending_at, self.pending_best = state.iteration, best
+        return completed
 
-    def wait(self) -> None:
-        """Finish the save in the background, if there is one. Call it before the process ends."""
+    def wait(self) -> int | None:
+        """Finish the save in the background; → its iteration, or None. Call it before the process ends."""
         if self.pending is None:
-            return
+            return None
         pending, self.pending = self.pending, None
         root = Path(self.config.save or "")
         self._write(root, self.pending_at, pending.result)
         self._on_first_rank(root, lambda: self._finish(root, self.pending_at, self.pending_best))
+        return self.pending_at
 
-    def poll(self) -> None:
-        """Between iterations: publish a background save that all ranks have finished.
+    def poll(self) -> int | None:
+        """Between iterations: publish a background save that all ranks have finished; → its iteration.
 
         Cheap when there is none.
         """
-        if self.pending is not None and _all_true(self.pending.done()):
-            self.wait()
+        return self.wait() if self.pending is not None and _all_true(self.pending.done()) else None
 
     def load(self, state: TrainState) -> bool:
         """Bring `state` to --load's checkpoint; → whether there was one.
@@ -168,6 +169,8 @@ class Checkpointer:
         content["skips"] = pack(asdict(state.skips))
         means = sorted((band, *mean) for band, mean in state.loss_means.items())
         content["loss_means"] = {f"rank_{dist.get_rank():05d}": pack(means)}
+        if state.hooks:
+            content["hooks"] = {f"rank_{dist.get_rank():05d}": pack(state.hooks)}
         if not self.config.no_save_optim:
             content["optimizer"] = {
                 "state": {

@@ -96,6 +96,10 @@ def _places(
     }
     if means := values.packed(f"loss_means.{rank}"):
         content["loss_means"] = {rank: means[0]}
+    # a rank that the checkpoint does not know gets the hooks of the first
+    first = rank if f"hooks.{rank}" in values.entries else "rank_00000"
+    if hooks := values.packed(f"hooks.{first}"):
+        content["hooks"] = {first: hooks[0]}
     if skips := values.packed("skips"):
         content["skips"] = skips[0]
     if not config.no_load_optim:
@@ -119,6 +123,8 @@ def _fill(
         state.skips = _skips(values, content["skips"])
     for rank, means in content.get("loss_means", {}).items():
         state.loss_means.update(_loss_means(values, f"loss_means.{rank}", means))
+    for rank, hooks in content.get("hooks", {}).items():
+        state.hooks = _hooks(values, f"hooks.{rank}", hooks)
     if "schedule" in content:
         schedule = values.unpack("schedule", content["schedule"])
         known = state.scheduler.state_dict()
@@ -160,6 +166,13 @@ def _loss_means(values: Values, name: str, packed: Tensor) -> dict[int, tuple[in
         ):
             raise values.error(name, "rows of band, count and mean", row)
     return {band: (count, float(mean)) for band, count, mean in rows}
+
+
+def _hooks(values: Values, name: str, packed: Tensor) -> dict[str, Any]:
+    found = values.unpack(name, packed)
+    if not (isinstance(found, dict) and all(isinstance(state, dict) for state in found.values())):
+        raise values.error(name, "an object of states by the names of hooks", found)
+    return found
 
 
 def _load_optimizer(

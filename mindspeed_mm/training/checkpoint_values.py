@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.training.state import unpack
+from mindspeed_mm.training.state import PACKED_BYTES, unpack
 
-_PACKED_BYTES = 1 << 20  # most bytes of a packed value or a generator's state
 _LARGEST = 1 << 53  # largest count
 
 
@@ -59,13 +58,9 @@ class Values:
         entry = self.tensor(name)
         if entry is None:
             return []
-        if (
-            entry.properties.dtype != torch.uint8
-            or len(entry.size) != 1
-            or entry.size.numel() > _PACKED_BYTES
-        ):
+        if entry.properties.dtype != torch.uint8 or len(entry.size) != 1 or entry.size.numel() > PACKED_BYTES:
             raise self.error(
-                name, f"at most {_PACKED_BYTES} bytes", f"{entry.properties.dtype} {list(entry.size)}"
+                name, f"at most {PACKED_BYTES} bytes", f"{entry.properties.dtype} {list(entry.size)}"
             )
         return [torch.zeros(entry.size, dtype=torch.uint8)]
 

@@ -14,6 +14,8 @@ from megatron.mm.schedules import ParamScheduler
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import parse_json
 
+PACKED_BYTES = 1 << 20  # most bytes of a packed value
+
 
 @dataclass
 class Skips:
@@ -39,6 +41,7 @@ class TrainState:
     loss_means: dict[int, tuple[int, float]] = field(
         default_factory=dict
     )  # this rank's, by band of timesteps
+    hooks: dict[str, Any] = field(default_factory=dict)  # this rank's states of hooks, as of the last save
 
 
 def pack(values: object) -> Tensor:

@@ -72,6 +72,7 @@ class StepSettings:
     """What of the job the step itself needs."""
 
     micro_batches: int
+    schedule: Schedule
     seed: int
     exclude_refs: bool  # ref_loss: exclude
     clip_grad: float
@@ -81,7 +82,6 @@ class StepSettings:
 def accumulate(
     model: nn.Module,
     batches: Sequence[Batch],
-    schedule: Schedule,
     settings: StepSettings,
     device: torch.device,
     timers: PhaseTimers,
@@ -91,14 +91,14 @@ def accumulate(
     Gradients are means over them, and over ranks after the last one.
     """
     if isinstance(model, Pipeline):
-        return accumulate_stages(model, batches, schedule, settings, device, timers)
+        return accumulate_stages(model, batches, settings, device, timers)
     work = LocalWork()
     for number, on_host in enumerate(batches, 1):
         with timers.phase("data"):
             batch = on_host.to(device)
         last_micro_batch(model, number == len(batches))
         with timers.phase("forward"):
-            sample = draw(batch, on_host, schedule, settings)
+            sample = draw(batch, on_host, settings)
             velocity = model(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
             loss, losses = weighted_loss(velocity, sample, batch, settings)
         with timers.phase("backward"):
@@ -107,10 +107,10 @@ def accumulate(
     return work
 
 
-def draw(batch: Batch, on_host: Batch, schedule: Schedule, settings: StepSettings) -> FlowSample:
+def draw(batch: Batch, on_host: Batch, settings: StepSettings) -> FlowSample:
     """Noise and timesteps of a micro-batch, from the schedule of each sample's task."""
     own = [settings.tasks.get(task) for task in batch.tasks] if settings.tasks else []
-    schedules = [schedule if one is None else one.schedule for one in own] or schedule
+    schedules = [settings.schedule if one is None else one.schedule for one in own] or settings.schedule
     return sample_flow(batch.latents, schedules, on_host.sample_index, settings.seed)
 
 
@@ -130,7 +130,6 @@ def weighted_loss(
 def accumulate_stages(
     pipeline: Pipeline,
     batches: Sequence[Batch],
-    schedule: Schedule,
     settings: StepSettings,
     device: torch.device,
     timers: PhaseTimers,
@@ -141,7 +140,7 @@ def accumulate_stages(
     """
     with timers.phase("data"):
         moved = [batch.to(device) for batch in batches]
-    samples = [draw(here, on_host, schedule, settings) for here, on_host in zip(moved, batches, strict=True)]
+    samples = [draw(here, on_host, settings) for here, on_host in zip(moved, batches, strict=True)]
     inputs = [
         MicroBatch(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
         for sample, batch in zip(samples, moved, strict=True)

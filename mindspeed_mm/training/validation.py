@@ -115,18 +115,3 @@ def _of_rows(
         if bounds is not None:
             found[f"{prefix}{name}{LOW}"], found[f"{prefix}{name}{HIGH}"] = bounds
     return found
-
-
-def held_out_lines(values: dict[str, float]) -> tuple[str, str]:
-    """What the log says: the means of all records; and each task's loss, or ""."""
-    plain = {
-        name.removeprefix("validation/"): value for name, value in values.items() if name.count("/") == 1
-    }
-    tasks = []
-    for name, value in values.items():
-        if name.startswith("validation/task/") and name.endswith("/loss"):
-            bounds = [values.get(name + end) for end in (LOW, HIGH)]
-            said = "" if None in bounds else f" [{bounds[0]:.3E}, {bounds[1]:.3E}]"
-            tasks.append(f"{name.split('/')[2]}: {value:.6E}{said}")
-    whole = " | ".join(f"{name}: {value:.6E}" for name, value in plain.items())
-    return whole, " | ".join(tasks)

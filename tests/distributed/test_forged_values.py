@@ -111,6 +111,8 @@ CASES: dict[str, tuple[Callable[[State], None], str]] = {
     "schedule is a list": (put(pack([]), "schedule"), "schedule"),
     "means have two columns": (put(pack([[1, 2]]), "loss_means", "rank_00000"), "loss_means"),
     "means are strings": (put(pack([["a", "b", "c"]]), "loss_means", "rank_00000"), "loss_means"),
+    "hooks are a list": (put({"rank_00000": pack([1])}, "hooks"), "hooks"),
+    "state of a hook is a number": (put({"rank_00000": pack({"a": 1})}, "hooks"), "hooks"),
     "generator is short": (put(torch.zeros(3, dtype=torch.uint8), "rng", "rank_00000", "cpu"), "no-load-rng"),
     "generator is float": (put(torch.zeros(5056), "rng", "rank_00000", "cpu"), "rng"),
     "group steps are a number": (put(pack(5), "optimizer", "group_steps"), "group_steps"),

@@ -81,10 +81,10 @@ def seen_samples(argv):
     from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
     from tests.support.loops import CPU
 
-    parts = assemble(PretrainJob.from_argv(argv), CPU)
-    batches = list(itertools.islice(parts.batches, 4))
+    run = assemble(PretrainJob.from_argv(argv), CPU)
+    batches = list(itertools.islice(run.data.batches, 4))
     samples = [
-        sample_flow(batch.latents, parts.schedule, batch.sample_index, parts.step.seed) for batch in batches
+        sample_flow(batch.latents, run.step.schedule, batch.sample_index, run.step.seed) for batch in batches
     ]
     noise = [
         float((s.target + b.latents.float()).flatten()[0]) for s, b in zip(samples, batches, strict=True)
@@ -120,7 +120,7 @@ def test_a_bad_sample_stops_every_rank_alike_and_is_named(world, tmp_path):
 
 def job_error(argv: Sequence[str], *, metrics: bool = True) -> str:
     """Train on this rank; its metrics cannot be written, or they can. → the error."""
-    from mindspeed_mm.training.metric_writers import JsonLines
+    from mindspeed_mm.training.hooks.metric_writers import JsonLines
 
     def full(self: JsonLines, iteration: int, values: dict[str, float]) -> None:
         raise TrainingError("no space left", where="metrics.jsonl")

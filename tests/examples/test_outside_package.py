@@ -1,4 +1,4 @@
-"""A stranger's package adds a model, a dataset and a converter by entry points, and all three work through the ordinary commands."""
+"""A stranger's package adds a model, a dataset, a converter and a training hook by entry points, and all work through the ordinary commands."""
 
 from __future__ import annotations
 
@@ -62,6 +62,9 @@ straight = outsider.straight:SPEC
 
 [mindspeed_mm.tasks]
 mirror = outsider.mirror:TASK
+
+[mindspeed_mm.training_hooks]
+tally = outsider.tally:HOOK
 """
 SPECS = '''
 from typing import Any, Literal
@@ -254,6 +257,41 @@ def count(cfg: CountConfig) -> None:
 
 CONVERTER = Converter(methods={"count": count})
 '''
+TALLY = '''
+import sys
+from typing import Literal
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.training.hooks.base import Hook
+from mindspeed_mm.training.hooks.config import HookSpec
+
+assert "torch" not in sys.modules, "a hook is checked before torch is imported"
+
+
+class TallyConfig(Config):
+    """How often the sum of losses is written."""
+
+    type: Literal["tally"] = "tally"
+    every: int = 1
+
+
+class Tally(Hook):
+    def __init__(self, config):
+        self.config, self.total = config, 0.0
+
+    def on_step(self, event):
+        self.total += event.report.loss
+        if event.report.iteration % self.config.every == 0:
+            event.log({"tally/total": self.total})
+
+    def state_dict(self):
+        return {"total": self.total}
+
+    def load_state_dict(self, state):
+        self.total = state["total"]
+
+
+HOOK = HookSpec(config=TallyConfig, build="outsider.tally:Tally")
+'''
 
 STRAIGHT = '''
 import torch
@@ -303,6 +341,7 @@ TASK = Task(
 FILES = {
     "__init__": "", "specs": SPECS, "code": CODE, "convert": CONVERT, "pebble": PEBBLE, "pebble_net": PEBBLE_NET,
     "straight": STRAIGHT, "mirror": MIRROR,
+    "tally": TALLY,
 }  # fmt: skip
 
 
@@ -376,6 +415,25 @@ def test_outside_model_and_dataset_train_with_the_script(
     monkeypatch.syspath_prepend(str(site))
     sizes = open_model(tmp_path / "save in a folder with spaces", MODELS.get("whisper")).sizes
     assert sizes.model_dump() == {**TINY.model_dump(), "volume": 0.25}
+
+
+@pytest.mark.slow
+def test_outside_hook_trains_and_resumes_with_the_script(site: Path, weights: Path, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, weights, volume=0.25)
+    hooks = ['--set=model.hooks=[{"type": "tally", "every": 2}]', "--num-workers=0", "--train-iters"]
+    script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", *hooks]
+    for iterations, load in ((2, None), (4, settings["SAVE_PATH"])):
+        more = {} if load is None else {"LOAD": load, "MASTER_PORT": free_port()}
+        ran = run([*script, str(iterations)], site, {**settings, **more})
+        assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    lines = (Path(str(settings["SAVE_PATH"])) / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    totals = {row["iteration"]: row["tally/total"] for row in rows if "tally/total" in row}
+    assert totals == {2: sum(losses[:2]), 4: sum(losses)}
+    ran = run([*script[:2], '--set=model.hooks=[{"type": "tally", "evry": 2}]', "--dry-run"], site, settings)
+    assert ran.returncode == 1
+    assert "hooks[0].evry" in ran.stderr
 
 
 @pytest.mark.slow

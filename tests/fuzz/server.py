@@ -48,7 +48,7 @@ _PARSERS = {
 _ALSO = (
     *("mindspeed_mm.tasks.assembly", "mindspeed_mm.tasks.extraction", "mindspeed_mm.tasks.generate_videos"),
     *(
-        "mindspeed_mm.training.loop",
+        "mindspeed_mm.training.trainer",
         "checkpoint.convert",
         "mindspeed_mm.tools.sheets",
         "torch.distributed.checkpoint",

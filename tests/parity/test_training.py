@@ -16,10 +16,9 @@ from mindspeed_mm.flow.matching import keyed_generator
 from mindspeed_mm.models.transforms.match import trains
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.step import accumulate
 from mindspeed_mm.training.timers import PhaseTimers
-from tests.support.loops import CPU, Recorder, loop_parts, random_records, training
+from tests.support.loops import CPU, Recorder, random_records, trainer, training
 from tests.support.tiny import TINY, tiny_transformer
 
 NAMES = KEY_MAPS["diffusers"]
@@ -78,10 +77,8 @@ def test_loss_and_gradient_of_one_fixed_sample(trainable):
     model = freeze(tiny_transformer(), trainable)
     oracle = freeze(oracle_of(model), trainable, NAMES.to_ours)
     config = training(batch={"global_batch_size": 1, "train_iters": 1, "seed": SEED})
-    parts = loop_parts(model, config, records)
-    work = accumulate(
-        model, [next(parts.batches)], parts.schedule, parts.step, CPU.device, PhaseTimers(CPU.device)
-    )
+    run = trainer(model, config, records)
+    work = accumulate(model, [next(run.data.batches)], run.step, CPU.device, PhaseTimers(CPU.device))
     loss = reference_loss(oracle, records[0], index=0)
     loss.backward()
     torch.testing.assert_close(work.losses[0], loss.detach(), atol=1e-5, rtol=1e-5)
@@ -107,13 +104,13 @@ def test_three_iterations_leave_the_weights_of_the_plain_loop():
         "weight_decay": 0.1,
     }
     config = training(optimizer=settings, batch={"seed": SEED, "global_batch_size": 2, "train_iters": 3})
-    parts = loop_parts(model, config, records, writers=[recorder])
+    run = trainer(model, config, records, writers=[recorder])
     order = [
         draw
-        for batch in itertools.islice(loop_parts(model, config, records).batches, 6)
+        for batch in itertools.islice(trainer(model, config, records).data.batches, 6)
         for draw in batch.keys
     ]
-    TrainLoop(config, parts).run()
+    run.run()
 
     named = [(name, p) for name, p in oracle.named_parameters() if p.requires_grad]
     spared = [p for name, p in named if p.ndim == 1 or name.endswith(("bias", "scale_shift_table"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,21 @@ from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.flow.schedule import build_schedule
-from mindspeed_mm.models.wan.flops import step_flops, tokens_of
+from mindspeed_mm.models.wan.flops import Flops, step_flops, tokens_of
 from mindspeed_mm.training.config import TrainingConfig
-from mindspeed_mm.training.loop import LoopParts
+from mindspeed_mm.training.hooks.base import Hook
+from mindspeed_mm.training.hooks.best_checkpoint import BestCheckpoint
+from mindspeed_mm.training.hooks.evaluation import Evaluation
+from mindspeed_mm.training.hooks.finite_guard import FiniteGuard
+from mindspeed_mm.training.hooks.log_line import LogLine
+from mindspeed_mm.training.hooks.metric_writers import MetricWriters, Writer
+from mindspeed_mm.training.hooks.observer import Observer
+from mindspeed_mm.training.hooks.samples import Samples
+from mindspeed_mm.training.hooks.spikes import Spikes
 from mindspeed_mm.training.optim import build_optimizer
 from mindspeed_mm.training.state import TrainState
 from mindspeed_mm.training.step import StepSettings
+from mindspeed_mm.training.trainer import Saver, TrainData, Trainer
 from tests.support.tiny import TINY
 
 CPU = Accelerator(kind="cpu", device=torch.device("cpu"), backend="gloo")
@@ -79,16 +89,24 @@ def training(**parts: dict[str, Any]) -> TrainingConfig:
     )
 
 
-def loop_parts(
+def trainer(
     model: torch.nn.Module,
     config: TrainingConfig,
     records: Records | None = None,
     *,
     diffusion: ScheduleConfig | None = None,
     collate: Collate | None = None,
-    **others: Any,
-) -> LoopParts:
-    """The parts of a one-process loop over `records`."""
+    batches: Any = None,
+    tasks: tuple[str, ...] = (),
+    writers: Sequence[Writer] = (),
+    observe: Callable[[int], None] | None = None,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    videos: Callable[[int], dict[str, float]] | None = None,
+    checkpoints: Saver | None = None,
+    peak_tflops: float | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Trainer:
+    """A one-process Trainer over `records` with the built-in hooks, then `hooks`."""
     batch = config.batch
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = param_scheduler(
@@ -104,22 +122,32 @@ def loop_parts(
         micro_batch_size=batch.micro_batch_size,
         seed=batch.seed,
     )
-    given: dict[str, Any] = {
-        "state": TrainState(model=model, optimizer=optimizer, scheduler=scheduler),
-        "batches": loader.batches(),
-        "schedule": build_schedule(diffusion or ScheduleConfig()),
-        "step": StepSettings(
+    built_in = [
+        FiniteGuard(),
+        Spikes(),
+        *([Observer(observe)] if observe else []),
+        MetricWriters(writers, peak_tflops),
+        LogLine(peak_tflops),
+        *([Evaluation(evaluate)] if evaluate else []),
+        *([BestCheckpoint()] if config.checkpoint.save_best else []),
+        *([Samples(videos)] if videos else []),
+    ]
+    return Trainer(
+        config,
+        TrainState(model=model, optimizer=optimizer, scheduler=scheduler),
+        StepSettings(
             micro_batches=(batch.global_batch_size or 1) // batch.micro_batch_size,
+            schedule=build_schedule(diffusion or ScheduleConfig()),
             seed=batch.seed,
             exclude_refs=False,
             clip_grad=config.optimizer.clip_grad,
         ),
-        "dp_size": 1,
-        "cost": lambda size: (tokens_of(size[:3], TINY), step_flops(TINY, tokens_of(size[:3], TINY), "all")),
-        "checkpoints": None,
-        "evaluate": None,
-        "writers": [],
-        "observe": lambda iteration: None,
-        "accelerator": CPU,
-    }
-    return LoopParts(**{**given, **others})
+        TrainData(batches=loader.batches() if batches is None else batches, cost=_cost, tasks=tasks),
+        [*built_in, *hooks],
+        accelerator=CPU,
+        checkpoints=checkpoints,
+    )
+
+
+def _cost(size: tuple[int, ...]) -> tuple[int, Flops]:
+    return tokens_of(size[:3], TINY), step_flops(TINY, tokens_of(size[:3], TINY), "all")

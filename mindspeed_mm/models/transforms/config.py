@@ -6,15 +6,13 @@ No torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from mindspeed_mm.config.schema import Config, parse
-from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.files import json_type
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.config.typed_list import parse_typed_list
 from mindspeed_mm.registry import Registry
 
 Part = Literal["branch", "trunk", "both"]
@@ -113,24 +111,4 @@ TRANSFORMS.add(
 
 def parse_transforms(values: Any, where: str, notes: list[str] | None = None) -> tuple[Config, ...]:
     """The list of a model JSON → one config each. Raises ConfigError with the address of what is wrong."""
-    if not isinstance(values, list | tuple):
-        raise ConfigError(
-            f"got {json_type(values)}", where=where, expected='a list such as [{"type": "lora", "rank": 32}]'
-        )
-    return tuple(_parse_one(item, f"{where}[{number}]", notes) for number, item in enumerate(values))
-
-
-def _parse_one(values: Any, where: str, notes: list[str] | None) -> Config:
-    if isinstance(values, Config):
-        return values
-    name = values.get("type") if isinstance(values, Mapping) else None
-    if not isinstance(name, str):
-        problem = "it has no type" if isinstance(values, Mapping) else f"got {json_type(values)}"
-        raise ConfigError(
-            problem, where=where, expected=f"an object whose type is one of {', '.join(TRANSFORMS)}"
-        )
-    try:
-        spec = TRANSFORMS.get(name)
-    except ConfigError as error:
-        raise error.at(f"{where}.type") from None
-    return parse(spec.config, values, where, notes)
+    return parse_typed_list(values, where, TRANSFORMS, '[{"type": "lora", "rank": 32}]', notes)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.spec import generating_spec
+from mindspeed_mm.training.hooks.config import EarlyStopConfig
 
 if TYPE_CHECKING:
     from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
@@ -16,17 +17,15 @@ def check_evaluation(job: PretrainJob) -> None:
     validation = getattr(job.data.dataset_param, "validation", None)
     prompts = getattr(validation, "prompts", None)
     evaluation, where = job.training.eval, _prompts_key(job)
-    if job.training.checkpoint.save_best:
+    for flag in _compares(job):
         if validation is None:
             raise ConfigError(
                 "has no held-out loss to compare",
-                where="--save-best",
-                fix="name held-out features as dataset_param.validation, or leave the flag out",
+                where=flag,
+                fix="name held-out features as dataset_param.validation, or leave it out",
             )
         if not evaluation.eval_iters:
-            raise ConfigError(
-                "--eval-iters 0 evaluates nothing", where="--save-best", fix="raise --eval-iters"
-            )
+            raise ConfigError("--eval-iters 0 evaluates nothing", where=flag, fix="raise --eval-iters")
     if evaluation.eval_videos and prompts is None:
         raise ConfigError(
             "has no videos to score",
@@ -67,6 +66,13 @@ def check_prompts(job: PretrainJob) -> None:
             where=f"{job.files.mm_data}:dataset_param.tokenizer_config.model_max_length",
             fix=f"write {most}: longer captions are cut, and a warning names them",
         )
+
+
+def _compares(job: PretrainJob) -> list[str]:
+    """The flag and the keys that compare held-out losses."""
+    hooks = enumerate(job.model.hooks)
+    keys = [f"{job.files.mm_model}:hooks[{i}]" for i, hook in hooks if isinstance(hook, EarlyStopConfig)]
+    return ["--save-best", *keys] if job.training.checkpoint.save_best else keys
 
 
 def _prompts_key(job: PretrainJob) -> str:

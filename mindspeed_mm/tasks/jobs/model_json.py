@@ -14,6 +14,7 @@ from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.config import parse_transforms
 from mindspeed_mm.tasks.jobs.extract import AeConfig, TextEncoderConfig
+from mindspeed_mm.training.hooks.config import parse_hooks
 
 _ENCODED = "features are encoded already; training on raw clips reads it, as feature extraction does"
 _FEATURES = "training reads features, or raw clips: dataset_type of the data JSON decides"
@@ -28,6 +29,10 @@ class ModelConfig(Config):
     transforms: tuple[SerializeAsAny[Config], ...] = Field(
         default=(),
         description='changes of the model before its weights load, such as {"type": "lora", "rank": 32}',
+    )
+    hooks: tuple[SerializeAsAny[Config], ...] = Field(
+        default=(),
+        description='more training behaviours, such as {"type": "early_stop", "patience": 5}',
     )
     caption_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of samples trained with the embedding of the empty prompt"
@@ -59,11 +64,9 @@ def parse_model(
         spec = MODELS.get(str(model_id))
     except ConfigError as error:
         raise error.at(f"{where}:predictor.model_id") from None
-    if "transforms" in values:
-        values = {
-            **values,
-            "transforms": parse_transforms(values["transforms"], f"{where}:transforms", notes),
-        }
+    for key, read in (("transforms", parse_transforms), ("hooks", parse_hooks)):
+        if key in values:
+            values = {**values, key: read(values[key], f"{where}:{key}", notes)}
     schema = create_model("ModelConfig", __base__=base, predictor=(spec.predictor, ...))
     return parse(schema, values, where, notes)
 

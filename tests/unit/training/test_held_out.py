@@ -18,15 +18,15 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.evaluation.report import read_report
 from mindspeed_mm.evaluation.stats import mean_of
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
-from mindspeed_mm.tasks.assembly import interval_of, names_of_tasks
+from mindspeed_mm.tasks.training_hooks import interval_of, names_of_tasks
 from mindspeed_mm.tasks.validation_videos import ValidationVideos
 from mindspeed_mm.training.checkpoint import Checkpointer
 from mindspeed_mm.training.checkpoint_folder import BEST, Best, read_best
 from mindspeed_mm.training.config import CheckpointConfig
-from mindspeed_mm.training.loop import TrainLoop
-from mindspeed_mm.training.validation import held_out_lines, held_out_loss
+from mindspeed_mm.training.hooks.evaluation import held_out_lines
+from mindspeed_mm.training.validation import held_out_loss
 from tests.support.errors import raises
-from tests.support.loops import CPU, Recorder, Records, loop_parts, random_records, training
+from tests.support.loops import CPU, Recorder, Records, random_records, trainer, training
 from tests.support.tiny import tiny_transformer, write_official
 
 pytestmark = pytest.mark.medium
@@ -55,7 +55,7 @@ def measure(records: Records, **others: Any) -> dict[str, float]:
         "device": torch.device("cpu"),
         "interval": interval_of,
     }
-    schedule = loop_parts(model, training(), records).schedule
+    schedule = trainer(model, training(), records).step.schedule
     return held_out_loss(model, records, schedule, **{**given, **others})
 
 
@@ -156,14 +156,14 @@ def run_with_losses(folder: Path, losses: list[float], **checkpoint: Any) -> Rec
     )
     left = iter(losses)
     recorder = Recorder()
-    parts = loop_parts(
+    run = trainer(
         tiny_transformer(),
         config,
         evaluate=lambda: {"validation/loss": next(left)},
         checkpoints=keeper,
         writers=[recorder],
     )
-    TrainLoop(config, parts).run()
+    run.run()
     return recorder
 
 
@@ -225,18 +225,18 @@ def test_validation_videos_are_scored_like_any_others(tmp_path: Path) -> None:
 
 def test_scores_of_videos_reach_the_writers() -> None:
     recorder, config = Recorder(), training(batch={"train_iters": 2}, eval={"eval_interval": 2})
-    parts = loop_parts(
+    run = trainer(
         tiny_transformer(),
         config,
         writers=[recorder],
         videos=lambda iteration: {"validation/videos/seam": 2.0},
     )
-    TrainLoop(config, parts).run()
+    run.run()
     assert (2, {"validation/videos/seam": 2.0}) in recorder.rows
 
 
 def test_videos_without_scores_write_no_record() -> None:
     recorder, config = Recorder(), training(batch={"train_iters": 2}, eval={"eval_interval": 2})
-    parts = loop_parts(tiny_transformer(), config, writers=[recorder], videos=lambda iteration: {})
-    TrainLoop(config, parts).run()
+    run = trainer(tiny_transformer(), config, writers=[recorder], videos=lambda iteration: {})
+    run.run()
     assert all(values for _, values in recorder.rows)

@@ -10,7 +10,7 @@ import pytest
 
 from mindspeed_mm.errors import TrainingError
 from mindspeed_mm.files import open_append
-from mindspeed_mm.training.metric_writers import JsonLines
+from mindspeed_mm.training.hooks.metric_writers import JsonLines
 from tests.support.errors import raises
 
 

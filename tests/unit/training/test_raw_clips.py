@@ -23,12 +23,11 @@ from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.flow.config import ScheduleConfig
 from mindspeed_mm.flow.schedule import build_schedule
 from mindspeed_mm.training.groups import GroupMeans, LossGroups
-from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.raw_clips import RawBatches, Stream
 from mindspeed_mm.training.step import LocalWork, StepSettings, TaskSettings, accumulate
 from mindspeed_mm.training.timers import PhaseTimers
 from tests.support.errors import raises
-from tests.support.loops import Recorder, Records, loop_parts, random_records, training
+from tests.support.loops import Recorder, Records, random_records, trainer, training
 from tests.support.scenes import write_scene
 from tests.support.tiny import TINY, tiny_transformer
 
@@ -211,8 +210,8 @@ def tasks_of(records: Records, *tasks: str) -> Records:
 def test_losses_are_reported_by_task_and_timestep():
     recorder, config = Recorder(), training(batch={"train_iters": 6, "global_batch_size": 4})
     records = tasks_of(random_records(4), "gray", "depth", "gray", "")
-    parts = loop_parts(tiny_transformer(), config, records, writers=[recorder], tasks=("depth", "gray"))
-    TrainLoop(config, parts).run()
+    run = trainer(tiny_transformer(), config, records, writers=[recorder], tasks=("depth", "gray"))
+    run.run()
     for _, row in recorder.rows:
         quarters = {key: value for key, value in row.items() if key.startswith("loss/timestep/")}
         assert {"loss/task/gray", "loss/task/depth"} <= set(row)
@@ -250,11 +249,10 @@ def test_tasks_have_their_own_shift_and_weight():
     def work(tasks: dict[str, TaskSettings], *names: str) -> LocalWork:
         from dataclasses import replace
 
-        settings = StepSettings(1, seed=1, exclude_refs=False, clip_grad=1.0, tasks=tasks)
+        settings = StepSettings(1, schedule, seed=1, exclude_refs=False, clip_grad=1.0, tasks=tasks)
         return accumulate(
             model,
             [replace(batch, tasks=names)],
-            schedule,
             settings,
             torch.device("cpu"),
             PhaseTimers(torch.device("cpu")),

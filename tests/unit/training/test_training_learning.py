@@ -12,9 +12,8 @@ from mindspeed_mm.models.transforms.match import trains
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import block_forward, peak_tflops, recomputed_share, step_flops
-from mindspeed_mm.training.loop import TrainLoop
 from mindspeed_mm.training.validation import held_out_loss, quantile_places
-from tests.support.loops import loop_parts, random_records, training
+from tests.support.loops import random_records, trainer, training
 from tests.support.tiny import TINY, tiny_transformer
 
 pytestmark = pytest.mark.medium
@@ -65,9 +64,9 @@ def overfit(trainable, iterations, lr):
     )
     model = quiet_model(trainable)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    parts = loop_parts(model, config, records)
-    TrainLoop(config, parts).run()
-    return model, frozen, records, parts.schedule
+    run = trainer(model, config, records)
+    run.run()
+    return model, frozen, records, run.step.schedule
 
 
 @pytest.mark.slow
@@ -89,7 +88,7 @@ def test_training_the_branch_leaves_the_trunk_bytes():
 
 def test_held_out_loss_is_repeatable():
     model, records = tiny_transformer(), random_records(3, ((3, 4, 6), (2, 6, 4)))
-    schedule = loop_parts(model, training(), records).schedule
+    schedule = trainer(model, training(), records).step.schedule
     places = quantile_places(schedule, 4)
     assert places == sorted(set(places))
     assert [round(place, -1) for place in places] == [120, 380, 620, 880]

@@ -1,4 +1,4 @@
-"""The loop: what it says, when it stops, what it survives."""
+"""The trainer: what it says, when it stops, what it survives."""
 
 import fcntl
 import json
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from types import ModuleType
 
@@ -25,13 +24,12 @@ from mindspeed_mm.data.loader import Collate, TrainLoader
 from mindspeed_mm.errors import ConfigError, DataError, LaunchError, TrainingError
 from mindspeed_mm.processes import Stopped
 from mindspeed_mm.training.config import ExitConfig
-from mindspeed_mm.training.guard import ExitWatch
-from mindspeed_mm.training.loop import TrainLoop
-from mindspeed_mm.training.metric_writers import JsonLines, TensorBoard, open_writers
-from mindspeed_mm.training.metrics import SpikeWatch
+from mindspeed_mm.training.exits import ExitWatch
+from mindspeed_mm.training.hooks.metric_writers import JsonLines, TensorBoard, open_writers
+from mindspeed_mm.training.hooks.spikes import SpikeWatch
 from mindspeed_mm.training.step import SampleNote
 from tests.support.errors import raises
-from tests.support.loops import Recorder, loop_parts, random_records, training
+from tests.support.loops import Recorder, random_records, trainer, training
 from tests.support.tiny import tiny_transformer
 
 pytestmark = pytest.mark.medium
@@ -79,7 +77,7 @@ class Saves:
 
 def test_log_line_is_megatrons(lines, tmp_path):
     config = training(batch={"train_iters": 2})
-    TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
+    trainer(tiny_transformer(), config).run()
     said = [line for line in lines if "iteration " in line]
     assert LINE.fullmatch(said[0])
     log = tmp_path / "train.log"
@@ -101,7 +99,7 @@ def test_log_line_is_megatrons(lines, tmp_path):
 
 def test_the_memory_line_follows_the_first_log_line_only(lines):
     config = training()
-    TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
+    trainer(tiny_transformer(), config).run()
     memory = [line for line in lines if "memory (MB)" in line]
     assert len(memory) == 1
     assert re.fullmatch(
@@ -113,7 +111,7 @@ def test_the_memory_line_follows_the_first_log_line_only(lines):
 def test_a_log_interval_of_two_says_the_mean_of_two_losses(lines):
     config = training(batch={"train_iters": 2}, log={"log_interval": 2})
     recorder = Recorder()
-    TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[recorder])).run()
+    trainer(tiny_transformer(), config, writers=[recorder]).run()
     mean = sum(values["loss"] for _, values in recorder.rows) / 2
     said = [line for line in lines if "loss:" in line]
     assert len(said) == 1
@@ -122,9 +120,7 @@ def test_a_log_interval_of_two_says_the_mean_of_two_losses(lines):
 
 def test_metrics_jsonl_holds_every_iteration(tmp_path):
     config = training()
-    TrainLoop(
-        config, loop_parts(tiny_transformer(), config, writers=[JsonLines(tmp_path / "metrics.jsonl")])
-    ).run()
+    trainer(tiny_transformer(), config, writers=[JsonLines(tmp_path / "metrics.jsonl")]).run()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     assert rows[0]["tokens"] == 2 * 3 * 2 * 3  # two clips of 3 x 4 x 6 latents, patches of 1 x 2 x 2
@@ -148,9 +144,7 @@ def test_full_disk_leaves_whole_metric_records(tmp_path, name, capfd, monkeypatc
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 80, hard))
     try:
         with raises(TrainingError, path.name, flag) as error:
-            TrainLoop(
-                config, loop_parts(tiny_transformer(), config, writers=[writer])
-            ).run()  # closes it, too
+            trainer(tiny_transformer(), config, writers=[writer]).run()  # closes it, too
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(error.value)
@@ -167,7 +161,7 @@ def test_metrics_folder_that_is_a_file_is_refused(tmp_path):
 def test_the_same_seed_trains_the_same_and_another_does_not():
     def losses(seed: int) -> list[float]:
         recorder, config = Recorder(), training(batch={"seed": seed})
-        TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[recorder])).run()
+        trainer(tiny_transformer(), config, writers=[recorder]).run()
         return [values["loss"] for _, values in recorder.rows]
 
     assert losses(1) == losses(1)
@@ -182,10 +176,10 @@ def test_accumulated_micro_batches_equal_one_big_batch():
         unshuffled = LoaderConfig(shuffle=False)
         loader = TrainLoader(random_records(4), unshuffled, Collate(seed=7), micro_batch_size=micro, seed=7)
         recorder = Recorder()
-        parts = loop_parts(tiny_transformer(), config, batches=loader.batches(), writers=[recorder])
-        TrainLoop(config, parts).run()
+        run = trainer(tiny_transformer(), config, batches=loader.batches(), writers=[recorder])
+        run.run()
         numbers = [values[name] for _, values in recorder.rows for name in ("loss", "grad_norm")]
-        return numbers, torch.cat([p.detach().flatten() for p in parts.state.model.parameters()])
+        return numbers, torch.cat([p.detach().flatten() for p in run.state.model.parameters()])
 
     numbers, weights = trained(1)
     wanted_numbers, wanted = trained(4)
@@ -199,14 +193,14 @@ def test_accumulated_micro_batches_equal_one_big_batch():
 
 def test_a_checkpoint_is_written_at_the_interval_and_at_the_end():
     saves, config = Saves(), training(batch={"train_iters": 5}, checkpoint={"save_interval": 2})
-    TrainLoop(config, loop_parts(tiny_transformer(), config, checkpoints=saves)).run()
+    trainer(tiny_transformer(), config, checkpoints=saves).run()
     assert saves.at == [2, 4, 5]
     assert saves.waited
 
 
 def test_exit_interval_saves_and_stops(lines):
     saves, config = Saves(), training(batch={"train_iters": 5}, exit={"exit_interval": 2})
-    TrainLoop(config, loop_parts(tiny_transformer(), config, checkpoints=saves)).run()
+    trainer(tiny_transformer(), config, checkpoints=saves).run()
     assert saves.at == [2]
     assert "exiting after iteration 2: --exit-interval 2 is reached" in lines
 
@@ -214,7 +208,7 @@ def test_exit_interval_saves_and_stops(lines):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_iteration_saves_and_stops(lines, number):
     saves, config = Saves(), training(batch={"train_iters": 50})
-    parts = loop_parts(
+    run = trainer(
         tiny_transformer(),
         config,
         checkpoints=saves,
@@ -222,7 +216,7 @@ def test_a_signal_finishes_the_iteration_saves_and_stops(lines, number):
     )
     before = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
-        TrainLoop(config, parts).run()
+        run.run()
     assert stopped.value.exit_code == 128 + number
     assert saves.at == [2]  # the signal came after iteration 1 had asked; iteration 2 sees it
     assert f"exiting after iteration 2: {number.name} was received" in lines
@@ -245,8 +239,8 @@ def poisoned(bad: int):
 
 def test_nonfinite_iteration_is_skipped_and_counted(lines):
     config = training(batch={"train_iters": 4, "global_batch_size": 1})
-    parts = loop_parts(tiny_transformer(), config, poisoned(2))
-    TrainLoop(config, parts).run()
+    run = trainer(tiny_transformer(), config, poisoned(2))
+    run.run()
     skipped = [line for line in lines if "skipped: loss nan" in line]
     assert len(skipped) == 1  # each of the four clips is seen once
     assert "clip2" in skipped[0]
@@ -254,11 +248,11 @@ def test_nonfinite_iteration_is_skipped_and_counted(lines):
         sum("number of skipped iterations:   1 | number of nan iterations:   1 |" in line for line in lines)
         == 1
     )
-    assert all(p.isfinite().all() for p in parts.state.model.parameters())
+    assert all(p.isfinite().all() for p in run.state.model.parameters())
     assert (
-        parts.state.scheduler.num_steps == 3
+        run.state.scheduler.num_steps == 3
     )  # a skipped iteration moves no schedule, but samples are consumed
-    assert parts.state.consumed_samples == 4
+    assert run.state.consumed_samples == 4
 
 
 def test_too_many_in_a_row_stop_the_run_naming_the_samples():
@@ -267,7 +261,7 @@ def test_too_many_in_a_row_stop_the_run_naming_the_samples():
     for record in records:
         record.latents.fill_(math.inf)
     with raises(TrainingError, "3 in a row"):
-        TrainLoop(config, loop_parts(tiny_transformer(), config, records)).run()
+        trainer(tiny_transformer(), config, records).run()
 
 
 def test_a_run_that_starts_again_counts_on():
@@ -275,17 +269,17 @@ def test_a_run_that_starts_again_counts_on():
     config = training(batch={"train_iters": 9, "global_batch_size": 1}, exit={"max_skipped_iterations": 2})
     records = random_records(1)
     records[0].latents.fill_(math.nan)
-    parts = loop_parts(tiny_transformer(), config, records)
-    parts.state.skips.in_a_row = 2  # as a checkpoint may say
+    run = trainer(tiny_transformer(), config, records)
+    run.state.skips.in_a_row = 2  # as a checkpoint may say
     with raises(TrainingError, "3 in a row"):
-        TrainLoop(config, parts).run()
-    assert parts.state.skips.total == 1
+        run.run()
+    assert run.state.skips.total == 1
 
 
 def test_check_for_nan_stops_at_the_first():
     config = training(batch={"train_iters": 9}, exit={"check_for_nan_in_loss_and_grad": True})
     with raises(TrainingError, "1 in a row"):
-        TrainLoop(config, loop_parts(tiny_transformer(), config, poisoned(0))).run()
+        trainer(tiny_transformer(), config, poisoned(0)).run()
 
 
 def test_loss_spike_names_sample_and_timestep():
@@ -336,8 +330,8 @@ def test_wandb_gets_every_iteration_and_held_out_loss(monkeypatch, tmp_path):
         log={"wandb_project": "vace", "wandb_exp_name": "first", "wandb_save_dir": str(tmp_path)},
     )
     writers = open_writers(config.log, None, {"seed": 7})
-    parts = loop_parts(tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=writers)
-    TrainLoop(config, parts).run()
+    run = trainer(tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=writers)
+    run.run()
     assert wandb.asked == {"project": "vace", "name": "first", "dir": str(tmp_path), "config": {"seed": 7}}
     assert [step for step, values in wandb.logged if "loss" in values] == [1, 2, 3]
     assert (2, {"validation/loss": 0.5}) in wandb.logged
@@ -355,10 +349,10 @@ def test_tensorboard_holds_every_number(tmp_path):
 
     board, kept = TensorBoard(str(tmp_path), interval=2), Recorder()
     config = training(batch={"train_iters": 4}, eval={"eval_interval": 3})
-    parts = loop_parts(
+    run = trainer(
         tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[board, kept]
     )
-    TrainLoop(config, parts).run()
+    run.run()
     events = EventAccumulator(str(tmp_path)).Reload()
     losses = {iteration: row["loss"] for iteration, row in kept.rows if "loss" in row}
     found = [(event.step, event.value) for event in events.Scalars("loss")]
@@ -371,7 +365,7 @@ def test_bar_reaches_the_terminal_past_a_stdout_pipe(monkeypatch):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))
     config = training()
-    TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
+    trainer(tiny_transformer(), config).run()
     os.set_blocking(ours, False)
     shown = ""
     with suppress(BlockingIOError):  # one read gives a few kB at most
@@ -386,23 +380,21 @@ def test_bar_reaches_the_terminal_past_a_stdout_pipe(monkeypatch):
 def test_a_terminal_that_cannot_be_opened_costs_the_bar_alone(monkeypatch):
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", "/no/such/terminal")
     config, recorder = training(), Recorder()
-    TrainLoop(config, loop_parts(tiny_transformer(), config, writers=[recorder])).run()
+    trainer(tiny_transformer(), config, writers=[recorder]).run()
     assert len(recorder.rows) == 3
 
 
 def test_evaluation_runs_at_its_interval_and_reaches_the_writers(lines):
     recorder, config = Recorder(), training(batch={"train_iters": 4}, eval={"eval_interval": 2})
-    parts = loop_parts(
-        tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[recorder]
-    )
-    TrainLoop(config, parts).run()
+    run = trainer(tiny_transformer(), config, evaluate=lambda: {"validation/loss": 0.5}, writers=[recorder])
+    run.run()
     assert [i for i, values in recorder.rows if "validation/loss" in values] == [2, 4]
     assert " validation loss at iteration 2 | loss: 5.000000E-01 |" in lines
 
 
 def test_the_line_is_timed_in_local_time(lines):
     config = training(batch={"train_iters": 1})
-    TrainLoop(config, loop_parts(tiny_transformer(), config)).run()
+    trainer(tiny_transformer(), config).run()
     stamp = datetime.strptime(lines[0][2:21], "%Y-%m-%d %H:%M:%S")
     assert abs((datetime.now() - stamp).total_seconds()) < 60
 
@@ -413,12 +405,12 @@ def test_a_rank_that_loses_the_others_says_where_it_was():
 
     config = training(eval={"eval_interval": 2})
     with raises(LaunchError, "iteration 3", "Timed out", where="rank 0 of 1"):
-        TrainLoop(config, loop_parts(tiny_transformer(), config, evaluate=evaluate)).run()
+        trainer(tiny_transformer(), config, evaluate=evaluate).run()
 
 
 def test_throughput_is_said_and_the_time_stays_the_fifth_field(lines):
     config = training(batch={"train_iters": 1}, log={"log_throughput": True, "timing_log_level": 1})
-    TrainLoop(config, loop_parts(tiny_transformer(), config, peak_tflops=1.0)).run()
+    trainer(tiny_transformer(), config, peak_tflops=1.0).run()
     said = next(line for line in lines if "throughput per GPU (TFLOP/s/GPU)" in line)
     assert re.fullmatch(r" \d+\.\d ", said.split(":")[4].split("|")[0])
     speed = next(line for line in lines if line.startswith(" speed of iteration 1"))
@@ -438,7 +430,7 @@ def test_a_dead_data_worker_is_one_line_in_any_phase(where):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
     config = training(batch={"train_iters": 3})
-    given = loop_parts(tiny_transformer(), config)
-    others = {"batches": map(die, given.batches)} if where == "reading" else {"observe": die}
+    given = trainer(tiny_transformer(), config).data.batches
+    others = {"batches": map(die, given)} if where == "reading" else {"observe": die}
     with raises(DataError, "rank 0", "iteration 1" if where == "reading" else "iteration 2", "pid 7"):
-        TrainLoop(config, replace(given, **others)).run()
+        trainer(tiny_transformer(), config, **others).run()

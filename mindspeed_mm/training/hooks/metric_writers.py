@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import import_module
@@ -16,8 +16,10 @@ from typing import Any, Protocol
 
 from mindspeed_mm.errors import ConfigError, TrainingError
 from mindspeed_mm.files import atomic_path, open_append
+from mindspeed_mm.log import world_size
 from mindspeed_mm.training.config import LogConfig
-from mindspeed_mm.training.metrics import StepReport
+from mindspeed_mm.training.hooks.base import Hook, StepEvent
+from mindspeed_mm.training.metrics import StepReport, rates
 
 
 class Writer(Protocol):
@@ -26,6 +28,28 @@ class Writer(Protocol):
     def write(self, iteration: int, values: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...
+
+
+class MetricWriters(Hook):
+    """Logs every iteration, and gives all that hooks log to `writers`."""
+
+    def __init__(self, writers: Sequence[Writer], peak_tflops: float | None = None) -> None:
+        """`writers`: none but on the logging rank. `peak_tflops`: the device's, for MFU and HFU."""
+        self._writers, self._peak = writers, peak_tflops
+
+    def on_step(self, event: StepEvent) -> None:
+        """Log the report and its rates."""
+        event.log(flat(event.report, rates(event.report, world_size(), self._peak)))
+
+    def on_metrics(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write. Raises TrainingError."""
+        for writer in self._writers:
+            writer.write(iteration, dict(values))
+
+    def close(self) -> None:
+        """Close the writers. Raises TrainingError."""
+        for writer in self._writers:
+            writer.close()
 
 
 class _WholePieces:

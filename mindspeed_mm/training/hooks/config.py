@@ -1,0 +1,43 @@
+"""`hooks` of a model JSON: training behaviours that a run switches on. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.config.typed_list import parse_typed_list
+from mindspeed_mm.registry import Registry
+
+
+class EarlyStopConfig(Config):
+    """End the run when the held-out loss no longer falls."""
+
+    type: Literal["early_stop"] = "early_stop"
+    patience: int = Field(
+        default=5, gt=0, le=1000000, description="evaluations in a row without a lower held-out loss"
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, le=1000000, description="how much lower a loss must be to count as lower"
+    )
+
+
+@dataclass(frozen=True)
+class HookSpec:
+    """One kind of training hook. `type` of an entry of `hooks` picks it."""
+
+    config: type[Config]  # schema of the entry; its field `type` is the registered name
+    build: str  # "module:callable", called build(config) → a Hook
+
+
+TRAINING_HOOKS: Registry[HookSpec] = Registry("training hook", "mindspeed_mm.training_hooks")
+TRAINING_HOOKS.add(
+    "early_stop", HookSpec(config=EarlyStopConfig, build="mindspeed_mm.training.hooks.early_stop:EarlyStop")
+)
+
+
+def parse_hooks(values: Any, where: str, notes: list[str] | None = None) -> tuple[Config, ...]:
+    """The list of a model JSON → one config each. Raises ConfigError with the address of what is wrong."""
+    return parse_typed_list(values, where, TRAINING_HOOKS, '[{"type": "early_stop", "patience": 5}]', notes)

@@ -1,0 +1,110 @@
+"""Calls the hooks of a run in their order, and keeps their failures for all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from mindspeed_mm.distributed.launch import raise_on_all_ranks
+from mindspeed_mm.errors import MindSpeedMMError, TrainingError
+from mindspeed_mm.files import plain_problem
+from mindspeed_mm.log import get_logger
+from mindspeed_mm.training.hooks.base import EvalEvent, Hook, Log, SaveEvent, StartEvent, StepEvent
+from mindspeed_mm.training.rank_status import RankStatus
+from mindspeed_mm.training.state import PACKED_BYTES, pack, unpack
+
+logger = get_logger(__name__)
+
+
+class HookRunner:
+    """The hooks of one rank; one that failed here is not called again."""
+
+    def __init__(self, hooks: Sequence[Hook], status: RankStatus) -> None:
+        self._hooks, self._status = tuple(hooks), status
+        self._active = list(hooks)
+
+    def start(self, event: StartEvent) -> None:
+        """Give hooks their state of the checkpoint, then start them."""
+        left = dict(event.state.hooks)
+        for name, hook in by_name(self._hooks).items():
+            if (state := left.pop(name, None)) is not None:
+                self._guard(hook, partial(_load, state=state))
+        if left:
+            logger.info(f"the checkpoint holds the state of hooks that are not on: {', '.join(left)}")
+        self._call(lambda hook: hook.on_start(event))
+
+    def step(self, event: StepEvent) -> None:
+        """One iteration is done."""
+        self._call(lambda hook: hook.on_step(event))
+
+    def evaluate(self, event: EvalEvent) -> None:
+        """An evaluation is due."""
+        self._call(lambda hook: hook.on_eval(event))
+
+    def saved(self, event: SaveEvent) -> None:
+        """A checkpoint is complete."""
+        self._call(lambda hook: hook.on_save(event))
+
+    def log(self, iteration: int) -> Log:
+        """What hooks log numbers of `iteration` with."""
+        return partial(self._log, iteration)
+
+    def close(self) -> None:
+        """The run is over."""
+        for hook in self._hooks:
+            hook.close()
+
+    def states(self) -> dict[str, Any]:
+        """The state of each hook that keeps one. Raises a rank's error on all ranks."""
+        keep = {n: h for n, h in by_name(self._hooks).items() if type(h).state_dict is not Hook.state_dict}
+        if not keep:
+            return {}
+        return raise_on_all_ranks(lambda: _plain({name: hook.state_dict() for name, hook in keep.items()}))
+
+    def _log(self, iteration: int, values: Mapping[str, float]) -> None:
+        self._call(lambda hook: hook.on_metrics(iteration, values))
+
+    def _call(self, tell: Callable[[Hook], None]) -> None:
+        for hook in tuple(self._active):
+            self._guard(hook, tell)
+
+    def _guard(self, hook: Hook, tell: Callable[[Hook], None]) -> None:
+        try:
+            tell(hook)
+        except MindSpeedMMError as error:
+            if hook.alike:
+                raise
+            self._active.remove(hook)
+            self._status.fail(error)
+
+
+def _load(hook: Hook, state: dict[str, Any]) -> None:
+    hook.load_state_dict(state)
+
+
+def _plain(states: dict[str, Any]) -> dict[str, Any]:
+    """The same. Raises TrainingError for values that a checkpoint could not give back."""
+    for name, state in states.items():
+        problem = plain_problem(state)
+        if problem is None and unpack(pack(state), name) != state:
+            problem = "a key is not a text"
+        if problem is None and len(pack(state)) > PACKED_BYTES // len(states):
+            problem = f"takes {len(pack(state))} bytes"
+        if problem is not None:
+            raise TrainingError(
+                problem,
+                where=f"state_dict of the hook {name}",
+                expected=f"values that JSON has, in at most {PACKED_BYTES} bytes of all hooks",
+            )
+    return states
+
+
+def by_name(hooks: Sequence[Hook]) -> dict[str, Hook]:
+    """Hooks by the name that their state is saved under; the second `probe` is `probe#2`."""
+    found: dict[str, Hook] = {}
+    for hook in hooks:
+        name = hook.name or type(hook).__name__
+        same = sum(other.partition("#")[0] == name for other in found)
+        found[f"{name}#{same + 1}" if same else name] = hook
+    return found

@@ -1,0 +1,63 @@
+"""Loss spikes: samples whose loss is far above what is usual at their timestep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mindspeed_mm.log import get_logger, on_every_rank
+from mindspeed_mm.training.hooks.base import Hook, StartEvent, StepEvent
+from mindspeed_mm.training.step import SampleNote
+
+logger = get_logger(__name__)
+
+
+class Spikes(Hook):
+    """Logs each on the rank that has it; means go on in `state.loss_means`, which a checkpoint holds."""
+
+    def on_start(self, event: StartEvent) -> None:
+        """Take the running means."""
+        timesteps = len(event.step.schedule.sigmas)
+        self._watch = SpikeWatch(event.config.log.spike_factor, timesteps, event.state.loss_means)
+
+    def on_step(self, event: StepEvent) -> None:
+        """Compare the samples of this rank."""
+        for sentence in self._watch.see(event.notes):
+            logger.info(f"iteration {event.report.iteration}: {sentence}", extra=on_every_rank())
+
+
+class SpikeWatch:
+    """Reports samples whose loss is far above what is usual at their timestep.
+
+    Timesteps are compared in ten bands.
+    """
+
+    BANDS = 10
+    WARM = 20  # samples of a band before its mean means something
+
+    def __init__(
+        self, factor: float, num_train_timesteps: int, means: dict[int, tuple[int, float]] | None = None
+    ) -> None:
+        """`means`: band → (samples seen, running mean), kept up to date in place; a checkpoint holds it."""
+        self._factor, self._width = factor, num_train_timesteps / self.BANDS
+        self._means = {} if means is None else means
+
+    def see(self, notes: Sequence[SampleNote]) -> list[str]:
+        """Count the samples of one iteration.
+
+        A sentence for each that is `factor` times its band's running mean.
+        """
+        said = []
+        for note in notes:
+            if not math.isfinite(note.loss):
+                continue
+            band = min(int(note.timestep / self._width), self.BANDS - 1)
+            count, mean = self._means.get(band, (0, 0.0))
+            if count >= self.WARM and note.loss > self._factor * mean:
+                said.append(
+                    f"loss spike: {note.loss:.4f} is {note.loss / mean:.1f} times the usual {mean:.4f} "
+                    f"near timestep {note.timestep:.1f}: sample {note.sample_index} ({note.key})"
+                )
+            keep = max(0.02, 1 / (count + 1))
+            self._means[band] = (count + 1, mean + keep * (note.loss - mean))
+        return said

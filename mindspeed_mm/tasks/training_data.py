@@ -14,7 +14,6 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.log import rank, world_size
 from mindspeed_mm.registry import resolve
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
-from mindspeed_mm.tasks.raw_training import build_raw_batches
 from mindspeed_mm.training.raw_clips import RawBatches
 
 
@@ -28,6 +27,8 @@ def open_dataset(kind: str, config: Any, job: PretrainJob) -> Any:
 def build_loader(job: PretrainJob, mesh: Mesh, accelerator: Accelerator) -> TrainLoader | RawBatches:
     """This rank's micro-batches. Raises DataError for features that do not fit the model."""
     if job.raw_clips is not None:
+        from mindspeed_mm.tasks.raw_training import build_raw_batches  # imports diffusers and transformers
+
         return build_raw_batches(job, job.raw_clips, mesh, accelerator)
     batch = job.training.batch
     dataset = open_dataset(job.data.dataset_type, job.data.dataset_param, job)

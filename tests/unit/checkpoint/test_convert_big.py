@@ -1,4 +1,4 @@
-"""More than two gigabytes of weights are converted, assembled and loaded in little memory."""
+"""More than a gigabyte of weights is converted, assembled and loaded in little memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads RssAnon"),
 ]
 BIG = VaceConfig(
-    trunk=WanConfig(hidden_size=2048, ffn_dim=8192, num_heads=16, num_layers=12), vace_layers=(0, 4, 8)
+    trunk=WanConfig(hidden_size=2048, ffn_dim=8192, num_heads=16, num_layers=6), vace_layers=(0, 3)
 )
 LARGEST = max(map(math.prod, layout(BIG).values()))  # elements
 MEASURED = """
@@ -106,12 +106,12 @@ def size_of(path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """More than 2 GB in shards, made without 2 GB of memory."""
+    """More than 1 GB in shards, made without 1 GB of memory."""
     folder = tmp_path_factory.mktemp("big") / "original"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(official_json(BIG)))
     tensors = unread(layout(BIG))
-    assert sum(t.nbytes for t in tensors.values()) > 2e9
+    assert sum(t.nbytes for t in tensors.values()) > 1e9
     names, where = list(tensors), {}
     for part in range(2):
         file = f"diffusion_pytorch_model-{part + 1:05d}-of-00002.safetensors"
@@ -127,9 +127,9 @@ def test_conversion_holds_the_largest_tensor_and_600_mb(big: Path, tmp_path: Pat
     most = LARGEST * 2 + 600e6
     assert convert("hf_to_mm", source_path=big, target_path=tmp_path / "mm") <= most
     for method, target in (("mm_to_hf_diffusers", tmp_path / "folder"), ("mm_to_hf", tmp_path / "x.pt")):
-        assert convert(method, source_path=tmp_path / "mm", target_path=target, max_shard_gb=1) <= most
-        assert size_of(target) > 2e9
-        shutil.rmtree(target) if target.is_dir() else target.unlink()  # 4 GB at a time are enough on a disk
+        assert convert(method, source_path=tmp_path / "mm", target_path=target, max_shard_gb=0.7) <= most
+        assert size_of(target) > 1e9
+        shutil.rmtree(target) if target.is_dir() else target.unlink()  # 2 GB at a time are enough on a disk
 
 
 def test_conversion_of_a_dcp_folder_does_too(big: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_conversion_of_a_dcp_folder_does_too(big: Path, tmp_path: Path) -> None:
     assert (
         convert("mm_to_hf", source_path=tmp_path / "iter_0000001", target_path=target) <= LARGEST * 2 + 600e6
     )
-    assert size_of(target) > 2e9
+    assert size_of(target) > 1e9
 
 
 def test_a_pipeline_is_assembled_within_it_too(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ _IMPORTED = (
     "mindspeed_mm.tasks.extraction",
     "mindspeed_mm.tasks.generate_videos",
     "tests.distributed.jobs",
+    "tests.support.preload",
 )
 
 

@@ -1,0 +1,10 @@
+"""What a rank imports while it trains, imported before it starts: see ranks.py."""
+
+from contextlib import suppress
+
+from megatron.mm.core import core
+
+core("parallel_state")
+core("optimizer_param_scheduler")
+with suppress(ImportError):
+    import torch.utils.tensorboard  # noqa: F401

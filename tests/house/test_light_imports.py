@@ -76,3 +76,11 @@ def test_a_typo_is_one_line_and_exit_code_1_without_torch(command: str) -> None:
     assert (code, heavy) == (1, []), text
     assert len(text.strip().splitlines()) == 1, text
     assert "Traceback" not in text
+
+
+def test_parts_of_training_import_no_vae_and_no_text_encoder() -> None:
+    """Training on features needs neither, and their libraries take half of a start."""
+    source = "import sys, mindspeed_mm.tasks.assembly; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"diffusers", "transformers"}.isdisjoint(ran.stdout.split())
+    assert "torch" in ran.stdout.split()

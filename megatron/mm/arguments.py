@@ -15,15 +15,15 @@ from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.errors import ConfigError
 
-_JSON = "the model JSON gives the sizes"
-_DTYPE = "predictor.dtype and fsdp2 param_dtype decide"
-_NO_TP = "there is no tensor parallelism here"
-_NO_PP = "there is no pipeline parallelism here"
-_FSDP = "FSDP2 does this"
-_TEXT = "there is no token vocabulary here"
-_FUSED = "the device's fused kernels are used where they exist"
+_JSON = "the model JSON sets it"
+_DTYPE = "use predictor.dtype and param_dtype of fsdp2_config.yaml"
+_NO_TP = "there is no tensor parallelism"
+_NO_PP = "use predictor.pipeline_num_layers of the model JSON"
+_FSDP = "FSDP2 always does this"
+_TEXT = "the model has no token vocabulary"
+_FUSED = "the device's fused kernels are used if it has them"
 _DROPOUT = "the model has no dropout"
-_INIT = "models are built on the meta device and read their weights"
+_INIT = "models are built on the meta device and filled from files"
 _LOOP = "always on"
 
 # flag → (number of values, why it has no effect here)
@@ -35,8 +35,8 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--downcast-to-bf16": (0, _DTYPE),
     "--fp16": (0, _DTYPE),
     "--params-dtype": (1, _DTYPE),
-    "--accumulate-allreduce-grads-in-fp32": (0, "fsdp2 reduce_dtype decides"),
-    "--grad-reduce-in-bf16": (0, "fsdp2 reduce_dtype decides"),
+    "--accumulate-allreduce-grads-in-fp32": (0, "use reduce_dtype of fsdp2_config.yaml"),
+    "--grad-reduce-in-bf16": (0, "use reduce_dtype of fsdp2_config.yaml"),
     "--loss-scale": (1, "bf16 needs no loss scale"),
     "--initial-loss-scale": (1, "bf16 needs no loss scale"),
     "--min-loss-scale": (1, "bf16 needs no loss scale"),
@@ -51,12 +51,12 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--no-rope-fusion": (0, _FUSED),
     "--no-persist-layer-norm": (0, _FUSED),
     "--attention-softmax-in-fp32": (0, _FUSED),
-    "--attention-mask-type": (1, "attention is full"),
+    "--attention-mask-type": (1, "attention has no mask"),
     "--attention-backend": (1, _FUSED),
-    "--transformer-impl": (1, "there is one implementation"),
-    "--use-mcore-models": (0, "there is one implementation"),
-    "--use-legacy-models": (0, "there is one implementation"),
-    "--spec": ("+", "predictor.model_id decides"),
+    "--transformer-impl": (1, "there is only one implementation"),
+    "--use-mcore-models": (0, "there is only one implementation"),
+    "--use-legacy-models": (0, "there is only one implementation"),
+    "--spec": ("+", "use predictor.model_id"),
     "--num-layers": (1, _JSON),
     "--hidden-size": (1, _JSON),
     "--ffn-hidden-size": (1, _JSON),
@@ -69,12 +69,12 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--swiglu": (0, _JSON),
     "--disable-bias-linear": (0, _JSON),
     "--add-qkv-bias": (0, _JSON),
-    "--seq-length": (1, "the features give the length"),
-    "--max-position-embeddings": (1, "the features give the length"),
-    "--variable-seq-lengths": (0, "the features give the length"),
-    "--position-embedding-type": (1, "the model has rotary positions"),
-    "--rotary-base": (1, "the model has rotary positions"),
-    "--rotary-percent": (1, "the model has rotary positions"),
+    "--seq-length": (1, "the features determine the length"),
+    "--max-position-embeddings": (1, "the features determine the length"),
+    "--variable-seq-lengths": (0, "the features determine the length"),
+    "--position-embedding-type": (1, "the model uses rotary position embeddings"),
+    "--rotary-base": (1, "the model uses rotary position embeddings"),
+    "--rotary-percent": (1, "the model uses rotary position embeddings"),
     "--attention-dropout": (1, _DROPOUT),
     "--hidden-dropout": (1, _DROPOUT),
     "--init-method-std": (1, _INIT),
@@ -84,62 +84,69 @@ UNUSED: Mapping[str, tuple[int | str, str]] = {
     "--tokenizer-not-use-fast": (0, _TEXT),
     "--vocab-size": (1, _TEXT),
     "--make-vocab-size-divisible-by": (1, _TEXT),
-    "--data-path": ("*", "--mm-data names the features"),
-    "--split": (1, "dataset_param.validation names the held-out set"),
-    "--dataloader-type": (1, "dataloader_param decides"),
-    "--no-create-attention-mask-in-dataloader": (0, "attention is full"),
+    "--data-path": ("*", "use --mm-data"),
+    "--split": (1, "use dataset_param.validation of the data JSON"),
+    "--dataloader-type": (1, "use dataloader_param of the data JSON"),
+    "--no-create-attention-mask-in-dataloader": (0, "attention has no mask"),
     "--sequence-parallel": (0, _NO_TP),
     "--tp-comm-overlap": (0, _NO_TP),
     "--num-layers-per-virtual-pipeline-stage": (1, _NO_PP),
     "--use-distributed-optimizer": (0, _FSDP),
     "--overlap-grad-reduce": (0, _FSDP),
     "--overlap-param-gather": (0, _FSDP),
-    "--use-precision-aware-optimizer": (0, "moments are fp32"),
+    "--use-precision-aware-optimizer": (0, "moments are always fp32"),
     "--start-weight-decay": (1, "--weight-decay is constant"),
     "--end-weight-decay": (1, "--weight-decay is constant"),
     "--weight-decay-incr-style": (1, "--weight-decay is constant"),
-    "--distribute-saved-activations": (0, "fsdp2 offload_block_inputs decides"),
-    "--recompute-activations": (0, "--recompute-granularity decides"),
+    "--distribute-saved-activations": (0, "use offload_block_inputs of fsdp2_config.yaml"),
+    "--recompute-activations": (0, "use --recompute-granularity"),
     "--log-timers-to-tensorboard": (0, _LOOP),
     "--log-memory-to-tensorboard": (0, _LOOP),
     "--log-learning-rate-to-tensorboard": (0, _LOOP),
-    "--log-validation-ppl-to-tensorboard": (0, "a velocity has no perplexity"),
+    "--log-validation-ppl-to-tensorboard": (0, "the model has no perplexity"),
     "--log-num-zeros-in-grad": (0, "not computed"),
     "--log-params-norm": (0, "not computed"),
-    "--timing-log-option": (1, "phase times are those of the logging rank"),
+    "--timing-log-option": (1, "the logging rank reports its own phase times"),
     "--tensorboard-queue-size": (1, "the writer's default is used"),
     "--no-check-for-nan-in-loss-and-grad": (0, "an iteration that is not finite is skipped and counted"),
     "--check-for-large-grads": (0, "a loss spike is reported with its samples"),
     "--manual-gc": (0, "not needed"),
     "--manual-gc-interval": (1, "not needed"),
     "--empty-unused-memory-level": (1, "not needed"),
-    "--no-barrier-with-level-1-timing": (0, "timers do not synchronise"),
-    "--local-rank": (1, "torchrun's environment decides"),
-    "--local_rank": (1, "torchrun's environment decides"),
+    "--no-barrier-with-level-1-timing": (0, "timers never synchronise ranks"),
+    "--local-rank": (1, "use the environment that torchrun sets"),
+    "--local_rank": (1, "use the environment that torchrun sets"),
     "--use-tp-pp-dp-mapping": (0, _NO_TP),
-    "--no-shared-storage": (0, "every rank reads its own slices"),
-    "--no-shared-fs": (0, "every rank reads its own slices"),
+    "--no-shared-storage": (0, "each rank reads only its own slices"),
+    "--no-shared-fs": (0, "each rank reads only its own slices"),
     "--use-ascend-mc2": (0, _NO_TP),
     "--use-ascend-coc": (0, _NO_TP),
     "--jit-compile": (0, "the device's default is used"),
     "--allow-tf32": (0, "the device's default is used"),
-    "--auto-detect-ckpt-format": (0, "checkpoints are torch_dcp"),
-    "--use-dist-ckpt": (0, "checkpoints are torch_dcp"),
-    "--dist-ckpt-strictness": (1, "every key must match"),
-    "--ckpt-fully-parallel-save": (0, "every rank writes its own shard"),
+    "--auto-detect-ckpt-format": (0, "checkpoints are always torch_dcp"),
+    "--use-dist-ckpt": (0, "checkpoints are always torch_dcp"),
+    "--dist-ckpt-strictness": (1, "loading is always strict"),
+    "--ckpt-fully-parallel-save": (0, "each rank always writes its own shard"),
     "--ckpt-assume-constant-structure": (0, "not needed"),
-    "--use-checkpoint-args": (0, "job.json beside a checkpoint holds its arguments"),
-    "--use-checkpoint-opt_param-scheduler": (0, "the checkpoint gives the place, the flags the shape"),
-    "--override-opt_param-scheduler": (0, "the checkpoint gives the place, the flags the shape"),
+    "--use-checkpoint-args": (0, "job.json in the checkpoint contains its arguments"),
+    "--use-checkpoint-opt_param-scheduler": (
+        0,
+        ("the checkpoint sets the position in the schedule, the flags its shape"),
+    ),
+    "--override-opt_param-scheduler": (
+        0,
+        ("the checkpoint sets the position in the schedule, the flags its shape"),
+    ),
 }
 
 # flag → what to do instead; ignoring these would change the training
 REFUSED: Mapping[str, str] = {
     "--rampup-batch-size": (
-        "the global batch is constant; give --global-batch-size, and --lr-warmup-samples for a soft start"
+        "the global batch size is constant; set --global-batch-size, and --lr-warmup-samples "
+        "for a gradual start"
     ),
-    "--fp8-format": "matrix products are bf16 or fp32; leave it out",
-    "--calculate-per-token-loss": "the loss is a mean over samples; leave it out",
+    "--fp8-format": "matrix products are bf16 or fp32; remove the flag",
+    "--calculate-per-token-loss": "the loss is a mean over samples; remove the flag",
 }
 
 

@@ -39,9 +39,11 @@ class RecipeTask(Config):
     """One kind of sample in a recipe."""
 
     task: str | None = Field(default=None, description="name of the task; null = the name of this entry")
-    weight: float = Field(default=1.0, gt=0, le=1e6, description="how often, relative to the other entries")
+    weight: float = Field(default=1.0, gt=0, le=1e6, description=("relative frequency of this entry"))
     clips: tuple[str, ...] = Field(
-        default=("*",), min_length=1, description="names of the clips it is drawn for, with * and ?"
+        default=("*",),
+        min_length=1,
+        description=("names of the clips that this entry applies to, with * and ? as wildcards"),
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -54,36 +56,38 @@ class RecipeTask(Config):
         ge=0.001,
         le=1000,
         description=(
-            "in training: shift of the noise schedule for these samples; null = that of the model JSON"
+            "in training: shift of the noise schedule for these samples; null = the shift in the model JSON"
         ),
     )
     loss_weight: float = Field(
-        default=1.0, gt=0, le=1000, description="in training: what the loss of these samples is multiplied by"
+        default=1.0, gt=0, le=1000, description="in training: factor of the loss of these samples"
     )
 
 
 class RecipeStage(Config):
-    """Other weights for a part of a training run."""
+    """Weights of the entries for a range of iterations."""
 
     until: int | None = Field(
         default=None,
         gt=0,
-        description="last iteration of the stage; null = to the end, in the last stage only",
+        description=("last iteration of the stage; null = to the end of training, only in the last stage"),
     )
     weights: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
-        min_length=1, description="entry of tasks → its weight; entries without one are not drawn"
+        min_length=1, description=("weight of each entry of tasks; entries without a weight are not sampled")
     )
 
 
 class Recipe(Config):
-    """Tasks with weights."""
+    """Tasks and their weights."""
 
-    seed: int = Field(default=0, ge=0, le=(1 << 63) - 1, description="decides every draw")
-    variants: int = Field(default=1, ge=1, le=1000, description="samples made of each clip")
-    tasks: dict[str, RecipeTask] = Field(min_length=1, description="name → task")
+    seed: int = Field(default=0, ge=0, le=(1 << 63) - 1, description="seed of all random choices")
+    variants: int = Field(default=1, ge=1, le=1000, description="number of samples per clip")
+    tasks: dict[str, RecipeTask] = Field(min_length=1, description="the entries, by name")
     stages: tuple[RecipeStage, ...] = Field(
         default=(),
-        description="in training: weights by iteration, stage by stage; the last one lasts to the end",
+        description=(
+            "in training: weights for successive ranges of iterations; the last stage lasts to the end"
+        ),
     )
 
     @field_validator("tasks")

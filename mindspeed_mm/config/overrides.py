@@ -27,7 +27,7 @@ class OverrideConfig(Config):
 
     set: tuple[str, ...] = Field(
         default=(),
-        description="FILE.KEY=VALUE: replace a nested key, e.g. model.predictor.dtype=fp32; may be repeated",
+        description=("FILE.KEY=VALUE: replace a nested key, such as model.predictor.dtype=fp32; repeatable"),
         json_schema_extra={"repeated": True},
     )
 

@@ -10,39 +10,45 @@ from pydantic import AliasChoices, Field, field_validator
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.data.published_config import TrainPipeline
 
-_ONE_SIZE = "each clip keeps its own shape; max_hxw alone bounds the size"
-_BY_TIME = "frames are chosen by time: train_fps and num_frames decide"
-_TEXT = "captions are always cleaned the way Wan's text encoder expects"
+_ONE_SIZE = "each clip keeps its own shape; only max_hxw limits the size"
+_BY_TIME = "frames are chosen by time; use train_fps and num_frames"
+_TEXT = "captions are always cleaned as Wan's text encoder expects"
 MAX_REFERENCES = 256  # images of one sample; each becomes a latent frame
-_GROUPED = "clips of one shape are always grouped"
-_AT_EXTRACTION = "it acts at feature extraction; features carry its result"
+_GROUPED = "clips of the same shape are always grouped"
+_AT_EXTRACTION = "feature extraction applies it, and the features already contain the result"
 
 
 class ClipRow(Config):
-    """One clip, what is given of it, and its caption."""
+    """One clip with its conditions and captions."""
 
-    video: str = Field(description="the clip that the model learns to make: a file, or a folder of images")
+    video: str = Field(
+        description=("the clip that the model learns to generate: a file or a folder of images")
+    )
     cap: str | tuple[str, ...] = Field(
-        description="a caption, or several, of which training picks one for every sample"
+        description="a caption, or a list of captions from which training picks one per sample"
     )
     src_video: str | None = Field(
-        default=None, description="the clip that is edited, or that controls; null = none"
+        default=None, description="the clip to edit, or the control clip; null = none"
     )
     src_ref_images: str | tuple[str, ...] | None = Field(
-        default=None, description="images of who or what must appear"
+        default=None, description="images of the people or things that must appear"
     )
     src_video_mask: str | None = Field(
         default=None,
-        description="where: white = generate, black = keep; a clip, a folder of images, or one image for "
-        "all frames. Without src_video it masks video itself; null = everything is generated",
+        description=(
+            "white = generate, black = keep; a clip, a folder of images, or one image for all "
+            "frames. Without src_video, the mask applies to video; null = everything is generated"
+        ),
     )
 
 
 class FeatureRow(Config):
-    """One feature. Extraction repeats the keys of its clip beside these; training does not read them."""
+    """One feature. Extraction also copies the keys of the clip, which training does not read."""
 
     file: str = Field(
-        description="from data_folder, from its `features` folder, or from the working directory"
+        description=(
+            "path of the file, relative to data_folder, its `features` folder or the working directory"
+        )
     )
     shape: tuple[int, int, int] | None = Field(
         default=None,
@@ -51,10 +57,10 @@ class FeatureRow(Config):
         ),
     )
     num_refs: int | None = Field(
-        default=None, description="how many references come first; null = read from the file"
+        default=None, description=("number of references, which come first; null = read from the file")
     )
     task: str | None = Field(
-        default=None, description="what its conditions were made by: the loss is reported for each task"
+        default=None, description="task that made the conditions; the loss is reported per task"
     )
 
 
@@ -73,23 +79,22 @@ class ClipPolicy(Config):
     """
 
     num_frames: int = Field(default=81, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
-    fps: float = Field(default=16.0, ge=0.001, le=1000, description="frames a second (default: 16)")
+    fps: float = Field(default=16.0, ge=0.001, le=1000, description=("frames per second (default: 16)"))
     short_clip: Literal["keep", "pad", "resample", "reject"] = "reject"
     long_clip: Literal["trim", "resample", "reject"] = Field(
-        default="trim", description="a source with more frames than num_frames (default: trim)"
+        default="trim",
+        description=("what to do with a source that has more frames than num_frames (default: trim)"),
     )
     fit: Literal["crop", "reject"] = Field(
         default="crop",
-        description="a source of another size: cover and crop the centre, or reject (default: crop)",
+        description=("a source of another size: scale to cover and crop, or reject (default: crop)"),
     )
     timing: Literal["seconds", "frames"] = Field(
         default="seconds",
-        description=(
-            "sample the source at fps, or take it frame by frame whatever its rate (default: seconds)"
-        ),
+        description=("sample the source at fps, or use it frame by frame (default: seconds)"),
     )
     soft_mask: bool = Field(
-        default=False, description="keep grey mask values instead of cutting them at one half"
+        default=False, description=("keep grey mask values instead of thresholding them at one half")
     )
     wan_frames: bool = Field(
         default=False,
@@ -110,57 +115,66 @@ class VideoConfig(Config):
         default=81,
         gt=0,
         le=10001,
-        description="the most frames of a clip, 4k+1; reached when the clip is long enough",
+        description=(
+            "maximum number of frames of a clip, 4k+1; a clip that is long enough gets exactly this number"
+        ),
     )
     max_hxw: int = Field(
-        default=399360, ge=256, le=1 << 28, description="the most pixels of a frame (height x width)"
+        default=399360,
+        ge=256,
+        le=1 << 28,
+        description=("maximum number of pixels of a frame (height x width)"),
     )
     train_fps: float = Field(
         default=16.0,
         ge=0.001,
         le=1000,
         validation_alias=AliasChoices("train_fps", "fps"),
-        description="frames a second that are sampled; Wan is a 16 fps model. Also spelt fps",
+        description="frame rate at which clips are sampled; Wan is a 16 fps model. Alias: fps",
     )
     short_clip: Literal["keep", "pad", "resample", "reject"] = Field(
         default="keep",
         description=(
-            "a clip with fewer than num_frames: keep the largest 4k+1, pad with the last frame, resample "
-            "the whole clip, or reject it"
+            "for a clip with fewer than num_frames: keep the largest 4k+1 frames, pad with the "
+            "last frame, resample the whole clip, or reject it"
         ),
     )
     long_clip: Literal["trim", "resample", "reject"] = Field(
         default="trim",
         description=(
-            "a clip with more than num_frames: take the first ones, resample the whole clip, or reject it"
+            "for a clip with more than num_frames: trim to the first num_frames, resample the "
+            "whole clip, or reject it"
         ),
     )
     wan_frames: bool = Field(
         default=False,
         description=(
-            "spread num_frames over the whole clip, as Wan2.1's VACE does (keep_last); train_fps then has "
-            "no part"
+            "spread num_frames over the whole clip, as Wan2.1's VACE does (keep_last); train_fps "
+            "then has no effect"
         ),
     )
     video_reader_type: Literal["DecordVideo", "AvVideo"] = Field(
         default="AvVideo",
         description=(
-            "which library decodes; both give the same frames. decord gives way to PyAV for files it would "
-            "read otherwise"
+            "decoder library; both give the same frames, because PyAV also reads the files that "
+            "decord would read differently"
         ),
     )
     soft_mask: bool = Field(
-        default=False, description="keep grey mask values instead of cutting them at one half"
+        default=False, description=("keep grey mask values instead of thresholding them at one half")
     )
     vae_stride: tuple[int, int, int] = Field(
         default=(4, 8, 8), description="pixels of one latent cell (time, height, width)"
     )
     vae_patch_size: tuple[int, int, int] = Field(default=(1, 2, 2), description="latent cells of one token")
     train_pipeline: TrainPipeline | None = Field(
-        default=None, description="published files' list of transforms; may only repeat what is done anyway"
+        default=None,
+        description=(
+            "list of transforms in published files; only steps that happen in any case are accepted"
+        ),
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "video_processor_type": "VACE's processing is the only one",
+        "video_processor_type": "there is only VACE's processing",
         "image_reader_type": "images are read with Pillow",
         "image_processer_type": "references are letterboxed on white",
         "max_height": _ONE_SIZE,
@@ -203,15 +217,17 @@ class VideoConfig(Config):
 
 
 class TokenizerConfig(Config):
-    """`tokenizer_config`: where the tokenizer is and how many tokens it gives."""
+    """`tokenizer_config`: the tokenizer and the number of tokens."""
 
     from_pretrained: str | None = Field(
-        default=None, description="folder of the tokenizer; null = beside the text encoder"
+        default=None, description="folder of the tokenizer; null = next to the text encoder"
     )
-    model_max_length: int = Field(default=512, gt=0, le=65536, description="tokens of a prompt after padding")
+    model_max_length: int = Field(
+        default=512, gt=0, le=65536, description=("tokens of a caption after padding")
+    )
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "autotokenizer_name": "the folder decides",
-        "hub_backend": "weights are local",
+        "autotokenizer_name": "the folder determines the tokenizer",
+        "hub_backend": "weights are read from local files",
     }
 
 
@@ -220,11 +236,13 @@ class DataSource(Config):
 
     data_path: str = Field(
         min_length=1,
-        description="data.txt (one `folder,path/to/data.json` a line), or a data.json / .jsonl itself",
+        description="data.txt (one `folder,path/to/data.json` per line), or a data.json or .jsonl",
     )
     data_folder: str | None = Field(
         default=None,
-        description="folder that paths start from when data_path is a data.json; null = its own folder",
+        description=(
+            "folder that paths are relative to if data_path is a data.json; null = the folder of that file"
+        ),
     )
     data_storage_mode: Literal["vace"] = "vace"
 
@@ -239,13 +257,13 @@ class FeatureSource(Config):
 
 
 class ValidationSource(FeatureSource):
-    """`validation`: features on which the loss is evaluated, and prompts to look at."""
+    """`validation`: held-out features for the loss, and prompts for validation videos."""
 
     prompts: str | None = Field(
         default=None,
         description=(
-            "inference JSON (prompts, VAE, text encoder) whose videos are made with the model in training "
-            "at every evaluation"
+            "inference JSON with prompts, VAE and text encoder; each evaluation generates its "
+            "videos with the model in training"
         ),
     )
 
@@ -260,12 +278,13 @@ class VaceDatasetConfig(Config):
     synthesis: str | None = Field(
         default=None,
         description=(
-            "recipe (YAML) whose tasks are drawn for rows without src_video and mask; null = rows are taken "
-            "as they are"
+            "recipe (YAML) with the tasks to sample for rows without src_video and mask; null = "
+            "use the rows as they are"
         ),
     )
     validation: ValidationSource | None = Field(
-        default=None, description="in training on raw clips: held-out features, extracted before"
+        default=None,
+        description=("for training on raw clips: held-out features, which must be extracted first"),
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "use_text_processer": _TEXT,
@@ -285,14 +304,14 @@ class VaceDatasetConfig(Config):
 
 
 class FeatureDatasetConfig(Config):
-    """`dataset_param` with dataset_type `feature`: what feature extraction wrote."""
+    """`dataset_param` with dataset_type `feature`: the output of feature extraction."""
 
     dataset_type: Literal["feature"] = "feature"
     basic_parameters: FeatureSource
     validation: ValidationSource | None = Field(default=None, description="held-out features")
     verify_checksums: bool = Field(
         default=True,
-        description="compare what is read with the checksums in the files; files without any are read too",
+        description="verify the checksums in the files; files without checksums are also read",
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "preprocess_parameters": _AT_EXTRACTION,
@@ -305,20 +324,23 @@ class FeatureDatasetConfig(Config):
 
 
 class LoaderConfig(Config):
-    """`dataloader_param`: in which order and how samples are read."""
+    """`dataloader_param`: the order of samples, and how they are read."""
 
     dataloader_mode: Literal["sampler"] = "sampler"
     sampler_type: Literal["stateful_distributed_sampler"] = "stateful_distributed_sampler"
-    shuffle: bool = Field(default=False, description="a new order every epoch, from the seed")
+    shuffle: bool = Field(
+        default=False, description=("use a new order in every epoch, determined by the seed")
+    )
     drop_last: bool = Field(
-        default=True, description="either way nothing is dropped: batches run on into the next epoch"
+        default=True,
+        description=("no effect: no sample is dropped, because batches continue into the next epoch"),
     )
     pin_memory: bool = Field(
-        default=True, description="read into page-locked memory, so that copies overlap with compute"
+        default=True, description=("read into page-locked memory, so that copies overlap with computation")
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "group_frame": _GROUPED,
         "group_resolution": _GROUPED,
         "group_data": _GROUPED,
-        "initial_global_step_for_sampler": "the sampler's place is in the checkpoint",
+        "initial_global_step_for_sampler": "the checkpoint stores the sampler's position",
     }

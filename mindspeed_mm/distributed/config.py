@@ -21,55 +21,72 @@ _NO_TP = "use --use-torch-fsdp2 or pipeline stages for memory, --context-paralle
 class ParallelConfig(Config):
     """Megatron's parallel flags. The data-parallel size is the rest: world size / (context · pipeline)."""
 
-    tensor_model_parallel_size: int = Field(default=1, ge=1, description="must be 1: FSDP2 shards instead")
+    tensor_model_parallel_size: int = Field(
+        default=1, ge=1, description=("must be 1; FSDP2 shards the weights instead")
+    )
     pipeline_model_parallel_size: int = Field(
         default=1,
         ge=1,
         le=1000,
-        description="pipeline stages, each with a part of the layers on its own ranks",
+        description=("number of pipeline stages, each with its own layers and ranks"),
     )
     virtual_pipeline_model_parallel_size: int | None = Field(
         default=None,
         ge=1,
         le=1000,
-        description="chunks of layers that each pipeline rank holds, interleaved",
+        description="number of interleaved parts of the layers on each pipeline rank",
     )
     pipeline_schedule: Literal["1f1b", "gpipe"] = Field(
         default="1f1b",
-        description="1f1b (interleaved with virtual stages) holds few micro-batches in memory, gpipe all",
+        description=(
+            "1f1b keeps few micro-batches in memory and is interleaved if there are virtual "
+            "stages; gpipe keeps all of them"
+        ),
     )
     context_parallel_size: int = Field(
-        default=1, ge=1, le=65536, description="ranks that share the tokens of one sample"
+        default=1, ge=1, le=65536, description=("number of ranks that share the tokens of one sample")
     )
     context_parallel_algo: Literal["ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo"] = Field(
         default="ulysses_cp_algo",
-        description="how the tokens are shared: heads are divided (Ulysses), keys and values pass around a "
-        "ring (megatron), or both: Ulysses between neighbours, rings between those (hybrid)",
+        description=(
+            "how ranks share tokens: ulysses divides the heads, megatron passes keys and values "
+            "around a ring, and hybrid uses Ulysses between neighbouring ranks and rings between "
+            "these groups"
+        ),
     )
     ulysses_degree_in_cp: int | None = Field(
-        default=None, ge=1, le=65536, description="with hybrid_cp_algo: number of ranks that divide the heads"
+        default=None,
+        ge=1,
+        le=65536,
+        description=("with hybrid_cp_algo: number of ranks that divide the heads"),
     )
-    use_torch_fsdp2: bool = Field(
-        default=False, description="shard with torch's fully_shard (always on here)"
-    )
+    use_torch_fsdp2: bool = Field(default=False, description="shard with torch's fully_shard (always on)")
     fsdp2_config_path: str | None = Field(default=None, description="fsdp2_config.yaml")
     distributed_backend: Literal["nccl", "hccl", "gloo"] | None = Field(
         default=None,
-        description="gloo anywhere; nccl and hccl both mean the device's own (default: the device's own)",
+        description=(
+            "gloo works on every device; nccl and hccl both select the device's own backend "
+            "(default: the device's own)"
+        ),
     )
     distributed_timeout_minutes: int = Field(
-        default=10, gt=0, le=1000000, description="minutes to wait for another rank"
+        default=10, gt=0, le=1000000, description="maximum time to wait for another rank"
     )
     recompute_granularity: Literal["full", "selective"] | None = Field(
         default=None,
-        description="recompute activations of blocks in backward (selective: keep attention outputs)",
+        description=(
+            "recompute the activations of blocks in the backward pass; selective keeps attention outputs"
+        ),
     )
     recompute_method: Literal["uniform", "block"] | None = Field(
         default=None,
-        description="uniform: every block; block: the first --recompute-num-layers of trunk and of branch",
+        description=(
+            "uniform: recompute every block; block: recompute the first --recompute-num-layers "
+            "blocks of the trunk and of the branch"
+        ),
     )
     recompute_num_layers: int | None = Field(
-        default=None, gt=0, le=1000, description="number of blocks that method block recomputes"
+        default=None, gt=0, le=1000, description=("number of blocks that --recompute-method block recomputes")
     )
     use_mindspeed: bool = Field(default=False, description="import MindSpeed's adaptor before megatron.core")
 
@@ -124,33 +141,43 @@ class Fsdp2Config(Config):
     """fsdp2_config.yaml. Module patterns: `blocks.{*}`, `vace_blocks.{0-3,7}`, `head`."""
 
     sharding_size: Literal["auto"] | int | None = Field(
-        default=None, description="ranks that share one copy of the weights; auto or null: all of them"
+        default=None,
+        description=("number of ranks that share one copy of the weights; auto or null = all ranks"),
     )
     sub_modules_to_wrap: tuple[str, ...] | None = Field(
-        default=None, description="patterns of the modules that are gathered as one; null: every block"
+        default=None,
+        description=("patterns of the modules that are gathered as one unit; null = every block"),
     )
     reshard_after_forward: bool | int = Field(
-        default=True, description="free gathered weights after forward (less memory, one more gather)"
+        default=True,
+        description=(
+            "free the gathered weights after the forward pass: needs less memory, but one more gather"
+        ),
     )
     param_dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="dtype of matrix products")
     reduce_dtype: Literal["bf16", "fp32"] = Field(
-        default="fp32", description="dtype of the gradient sum over ranks"
+        default="fp32", description="dtype in which gradients are reduced over ranks"
     )
     offload_to_cpu: bool = Field(
-        default=False, description="keep shards, gradients and optimizer in host memory"
+        default=False, description="keep shards, gradients and optimizer state in host memory"
     )
-    pin_memory: bool = Field(default=True, description="page-locked host memory for what is offloaded")
+    pin_memory: bool = Field(default=True, description="offload to page-locked host memory")
     recompute_modules: tuple[str, ...] | dict[str, Recompute] | None = Field(
-        default=None, description="patterns to recompute in backward, or a map pattern: full|selective|none"
+        default=None,
+        description=(
+            "patterns of the modules to recompute in the backward pass, or a map from patterns to "
+            "full, selective or none"
+        ),
     )
     offload_block_inputs: bool = Field(
-        default=False, description="keep the inputs of recomputed blocks in host memory until backward"
+        default=False,
+        description=("keep the inputs of recomputed blocks in host memory until the backward pass"),
     )
     num_to_forward_prefetch: int = Field(
-        default=0, ge=0, le=1000, description="units gathered ahead in forward"
+        default=0, ge=0, le=1000, description=("number of units that are gathered ahead in the forward pass")
     )
     num_to_backward_prefetch: int = Field(
-        default=0, ge=0, le=1000, description="units gathered ahead in backward"
+        default=0, ge=0, le=1000, description=("number of units that are gathered ahead in the backward pass")
     )
     ignored_modules: tuple[str, ...] = Field(
         default=(), description="patterns of frozen modules that are not sharded"
@@ -158,7 +185,7 @@ class Fsdp2Config(Config):
     compile: bool = Field(default=False, description="compile each block with torch.compile")
     UNUSED: ClassVar[Mapping[str, str]] = {
         "cast_forward_inputs": (
-            "each product casts its own input; casting all inputs would round timesteps to bf16"
+            "each layer casts its own inputs; casting all inputs would round timesteps to bf16"
         ),
         "output_dtype": "blocks return the dtype of the residual stream",
     }

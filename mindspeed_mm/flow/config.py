@@ -13,35 +13,46 @@ Expert = Literal["high", "low"]
 
 
 class ScheduleConfig(Config):
-    """Flow matching on a shifted grid. `boundary` is one number for training and generation."""
+    """Flow matching on a shifted noise schedule. Training and generation use the same `boundary`."""
 
     model_id: Literal["wan_flow_match_scheduler"] = "wan_flow_match_scheduler"
     num_train_timesteps: int = Field(
-        default=1000, gt=1, le=100000, description="steps of the schedule; timestep = this · sigma"
+        default=1000,
+        gt=1,
+        le=100000,
+        description=("number of steps in the schedule; timestep = this number · sigma"),
     )
     shift: float = Field(
         default=5.0, ge=0.001, le=1000, description="shift of the schedule towards high noise"
     )
-    sigma_min: float = Field(default=0.0, ge=0, lt=1, description="lower end of the unshifted grid")
-    extra_one_step: bool = Field(default=True, description="omit the last point of the grid")
+    sigma_min: float = Field(default=0.0, ge=0, lt=1, description=("lower end of the unshifted schedule"))
+    extra_one_step: bool = Field(default=True, description="omit the end point of the schedule")
     expert: Expert | None = Field(default=None, description="A14B: which of the two experts this model is")
-    boundary: float = Field(default=0.875, gt=0, lt=1, description="sigma at which the experts take turns")
+    boundary: float = Field(default=0.875, gt=0, lt=1, description=("sigma at which the experts switch"))
     ref_loss: Literal["include", "exclude"] = Field(
         default="include", description="whether reference frames count in the loss"
     )
     loss_weighting: Literal["bell", "none"] = Field(
-        default="bell", description="weight of a sample by its timestep"
+        default="bell", description="how the loss of a sample is weighted by its timestep"
     )
     normalize_per_expert: bool = Field(
         default=False, description="divide the weight by its mean over the expert's range"
     )
     max_timestep_boundary: float | None = Field(
-        default=None, gt=0, le=1, description="older spelling: end of the range of places, as a fraction"
+        default=None,
+        gt=0,
+        le=1,
+        description=("old key: end of the trained part of the schedule, as a fraction"),
     )
     min_timestep_boundary: float | None = Field(
-        default=None, ge=0, lt=1, description="older spelling: start of the range of places, as a fraction"
+        default=None,
+        ge=0,
+        lt=1,
+        description=("old key: start of the trained part of the schedule, as a fraction"),
     )
-    UNUSED: ClassVar[Mapping[str, str]] = {"max_timesteps_boundary": "max_timestep_boundary is the name"}
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "max_timesteps_boundary": ("the key is called max_timestep_boundary")
+    }
 
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> ScheduleConfig:

@@ -43,20 +43,20 @@ NEGATIVE_PROMPT = (
 
 
 class WeightPaths(Config):
-    """`model`: where the weights are. Each may be in any known format."""
+    """`model`: the weights. Each can be in any supported format."""
 
     transformer: tuple[str | tuple[str, ...], ...] = Field(
         min_length=1,
         description=(
-            "one path, or [high, low] for two experts; an inner list holds the parts of one model: its "
-            "shards, or a trunk and a VACE module"
+            "one path, or [high, low] for two experts; an inner list contains the parts of one "
+            "model: its shards, or a trunk and a VACE module"
         ),
     )
-    model_id: str = Field(default="vace", description="the model that the transformer is (default: vace)")
-    vae: str = Field(description="official .pth, or a diffusers folder")
-    text_encoder: str = Field(description="official .pth, or a diffusers folder")
+    model_id: str = Field(default="vace", description="type of the transformer (default: vace)")
+    vae: str = Field(description="the official .pth or a diffusers folder")
+    text_encoder: str = Field(description="the official .pth or a diffusers folder")
     tokenizer: str | None = Field(
-        default=None, description="folder of the tokenizer (default: beside the text encoder)"
+        default=None, description="folder of the tokenizer (default: next to the text encoder)"
     )
 
     @field_validator("transformer", mode="before")
@@ -95,22 +95,23 @@ class Sources(Config):
     task: str | dict[str, Any] | None = Field(
         default=None,
         description=(
-            "makes src_video, src_mask and references of plain sources: a task of `vace prepare`, or "
-            '{"type": task} and its options'
+            "create src_video, src_mask and references from plain sources: the name of a task of "
+            '`vace prepare`, or {"type": task} with its options'
         ),
     )
     negative_prompt: str | None = Field(
-        default=None, description="what to avoid; an empty text is honoured (default: Wan's)"
+        default=None, description=("what to avoid; an empty string is used as it is (default: Wan's)")
     )
     window_prompts: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
         description=(
-            "a prompt for each window of a long video; the last holds for all that follow (default: prompt)"
+            "one prompt per window of a long video; the last one also applies to all later "
+            "windows (default: prompt)"
         ),
     )
     video_path: str | None = Field(
-        default=None, description="clip that is edited or that controls (src_video)"
+        default=None, description="the clip to edit, or the control clip (src_video)"
     )
     mask_path: str | None = Field(
         default=None, description="clip, image or folder of images; white = generate, black = keep (src_mask)"
@@ -124,7 +125,7 @@ class Sources(Config):
     outpaint: tuple[float, float, float, float] | None = Field(
         default=None,
         description=(
-            "left, top, right, bottom: how far the frame grows beyond video_path, in parts of its size"
+            "left, top, right, bottom: how far to extend the frame of video_path, as fractions of its size"
         ),
     )
 
@@ -173,13 +174,13 @@ class Sources(Config):
 
 
 class RequestConfig(Numbers, Sources):
-    """One video to generate. Null = not said here."""
+    """One video to generate. Null = not set here."""
 
     loras: tuple[LoraUse, ...] = Field(
         default=(),
         description=(
-            "LoRAs, each an object with path, strength and on (high, low, both); on the command line PATH "
-            "or PATH=STRENGTH"
+            "LoRAs, each an object with path, strength and on (high, low, both); on the command "
+            "line, PATH or PATH=STRENGTH"
         ),
     )
 
@@ -199,47 +200,58 @@ class RequestConfig(Numbers, Sources):
 class RunConfig(Config):
     """How the run uses memory and devices, and where its results go."""
 
-    output_path: str = Field(description="folder for videos, sheets and settings")
+    output_path: str = Field(description="folder for videos, contact sheets and settings")
     prompts_file: str | None = Field(
-        default=None, description="a text file with one prompt a line, or .jsonl with one task a line"
+        default=None, description=("a text file with one prompt per line, or a .jsonl with one task per line")
     )
     from_latents: str | None = Field(
-        default=None, description="decode this latents.safetensors of an earlier run, and do nothing else"
+        default=None, description="only decode this latents.safetensors of an earlier run"
     )
     dtype: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="of the transformer's matrix products and the text encoder"
+        default="bf16", description=("dtype of the transformer's matrix products and of the text encoder")
     )
-    vae_dtype: Literal["bf16", "fp32"] = Field(default="fp32", description="of the VAE")
+    vae_dtype: Literal["bf16", "fp32"] = Field(default="fp32", description="dtype of the VAE")
     quantize: Literal["int8", "fp8"] | None = Field(
         default=None,
-        description="hold the linear layers of the transformer's blocks in 8 bits: half the memory of bf16",
+        description=(
+            "keep the linear layers of the transformer's blocks in 8 bits, which takes half the "
+            "memory of bf16"
+        ),
     )
     offload: Offload = Field(
         default="none",
-        description="keep models on the device, bring the active one there, or one block at a time",
+        description=(
+            "none: keep the models on the device; model: move only the active model there; block: "
+            "move one block at a time"
+        ),
     )
-    tiled: Tiled = Field(default="auto", description="VAE in tiles: when memory asks for it, always or never")
+    tiled: Tiled = Field(
+        default="auto", description=("VAE tiling: auto uses tiles only if whole frames do not fit in memory")
+    )
     context_parallel_size: int | None = Field(
         default=None,
         gt=0,
         le=65536,
-        description="processes that share the tokens of one video (default: all that guidance leaves)",
+        description=(
+            "number of processes that share the tokens of one video (default: all that cfg_parallel leaves)"
+        ),
     )
     cfg_parallel: Literal["auto", "on", "off"] = Field(
-        default="auto", description="prompt and negative prompt on two halves of the processes"
+        default="auto",
+        description=("compute the prompt and the negative prompt on different halves of the processes"),
     )
     shard_weights: bool = Field(
-        default=False, description="spread the transformer's weights over the processes (FSDP2)"
+        default=False, description="shard the transformer's weights over the processes (FSDP2)"
     )
     verify_checksums: bool = Field(
-        default=True, description="compare the latents of from_latents with the checksums in their file"
+        default=True, description="verify the checksums of the file in from_latents"
     )
     data_parallel: bool = Field(
-        default=False, description="every process makes videos of its own, instead of sharing each"
+        default=False, description=("each process generates its own videos, instead of sharing each video")
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "device": "the machine's accelerator is used; MINDSPEED_MM_DEVICE=cpu overrides",
-        "torch_dtype": "dtype decides",
+        "device": "the detected device is used; MINDSPEED_MM_DEVICE overrides it",
+        "torch_dtype": "use dtype",
     }
 
     @field_validator("tiled", mode="before")
@@ -268,7 +280,7 @@ class RunConfig(Config):
 
 
 class TaskConfig(RequestConfig):
-    """One video to generate. Null = not said here."""
+    """One video to generate. Null = not set here."""
 
     @model_validator(mode="after")
     def _windows_fit(self) -> TaskConfig:
@@ -276,9 +288,9 @@ class TaskConfig(RequestConfig):
 
 
 class InferenceConfig(RunConfig, RequestConfig):
-    """The whole JSON. The keys of a request at the top hold for every task."""
+    """The whole JSON. Keys of a request at the top level apply to every task."""
 
     model: WeightPaths
     tasks: tuple[TaskConfig, ...] | None = Field(
-        default=None, min_length=1, description="several videos; null in a task unsets a key of the top"
+        default=None, min_length=1, description=("several videos; null in a task unsets a top-level key")
     )

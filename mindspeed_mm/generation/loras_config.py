@@ -13,17 +13,21 @@ Which = Literal["high", "low", "both"]
 
 
 class LoraUse(Config):
-    """One LoRA and how strongly it counts."""
+    """One LoRA and its strength."""
 
     path: str = Field(
-        min_length=1, description="file or folder of any dialect, or a checkpoint that trains one"
+        min_length=1,
+        description=("a LoRA file or folder of any dialect, or a checkpoint of a LoRA training run"),
     )
     strength: float | tuple[float, ...] | str = Field(
         default=1.0,
-        description="what it is multiplied by: one number, one for each denoising step, or 0;1 for "
-        "each phase: phases end at guidance_end and, with two experts, at boundary",
+        description=(
+            "factor of the LoRA: one number, a list with one number per denoising step, or a "
+            "string such as 0;1 with one number per phase; phases end at guidance_end and, with "
+            "two experts, at boundary"
+        ),
     )
-    on: Which = Field(default="both", description="expert of A14B that gets it")
+    on: Which = Field(default="both", description="expert of A14B that gets the LoRA")
 
     @model_validator(mode="before")
     @classmethod

@@ -26,51 +26,60 @@ Preset = Literal[
 class Numbers(WindowKeys):
     """The numbers of one video and their bounds."""
 
-    height: int = Field(default=480, gt=0, le=16384, description="pixels, a multiple of 16 (default: 480)")
-    width: int = Field(default=832, gt=0, le=16384, description="pixels, a multiple of 16 (default: 832)")
+    height: int = Field(
+        default=480, gt=0, le=16384, description=("height in pixels, a multiple of 16 (default: 480)")
+    )
+    width: int = Field(
+        default=832, gt=0, le=16384, description=("width in pixels, a multiple of 16 (default: 832)")
+    )
     short_clip: Literal["reject", "pad", "resample"] = Field(
-        default="reject", description="a source with fewer frames than num_frames (default: reject)"
+        default="reject",
+        description=("what to do with a source that has fewer frames than num_frames (default: reject)"),
     )
     preset: Preset = Field(
         default="wan",
         description=(
-            "whose sampler settings to start from; mindspeed: MindSpeed-MM's three videos, too; "
-            "lightx2v-4step and the others after it: for a few-step LoRA (default: wan)"
+            "project or LoRA whose sampler settings to use; mindspeed also selects MindSpeed-MM's "
+            "three videos; lightx2v-4step and those after it are for few-step LoRAs (default: "
+            "wan)"
         ),
     )
-    solver: SolverName = Field(default="unipc", description="how noise becomes a clip (default: by preset)")
-    steps: int = Field(default=50, gt=0, le=1000, description="denoising steps (default: 50)")
+    solver: SolverName = Field(default="unipc", description="sampler (default: by preset)")
+    steps: int = Field(default=50, gt=0, le=1000, description=("number of denoising steps (default: 50)"))
     shift: float = Field(
         default=16.0,
         ge=0.001,
         le=1000,
-        description="how far the sigmas lean to high noise (default: by preset)",
+        description="shift of the sigmas towards high noise (default: by preset)",
     )
     timesteps: tuple[float, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=1000,
         description=(
-            "timesteps of the steps, falling, at most 1000, in place of steps and shift; solver euler or "
-            "renoise"
+            "timestep of each step, decreasing from at most 1000, instead of steps and shift; "
+            "needs solver euler or renoise"
         ),
     )
     guidance_scale: float = Field(
-        default=5.0, ge=0, le=1000, description="1 = without the negative prompt (default: 5)"
+        default=5.0, ge=0, le=1000, description=("guidance scale; 1 = no negative prompt (default: 5)")
     )
     guidance_scale_2: float = Field(
-        default=5.0, ge=0, le=1000, description="of the low-noise expert (default: guidance_scale)"
+        default=5.0,
+        ge=0,
+        le=1000,
+        description=("guidance scale of the low-noise expert (default: guidance_scale)"),
     )
     guidance_end: float = Field(
         default=0.0, ge=0, le=1000, description="timestep below which guidance is 1 (default: 0)"
     )
     boundary: float = Field(
-        default=0.875, gt=0, lt=1, description="sigma at which the experts take turns (default: 0.875)"
+        default=0.875, gt=0, lt=1, description=("sigma at which the experts switch (default: 0.875)")
     )
     context_scale: float | tuple[float, ...] = Field(
         default=1.0,
         description=(
-            "weight of the VACE branch: one number, or one for each of its blocks; on the command line "
+            "weight of the VACE branch: one number, or one per branch block; on the command line, "
             "1,0.8,0.5 (default: 1)"
         ),
     )
@@ -86,9 +95,12 @@ class Numbers(WindowKeys):
     )
     videoxfun_sigmas: bool = Field(
         default=False,
-        description="the sigmas of VideoX-Fun's sampler Flow: solver euler, shifted twice (default: false)",
+        description=(
+            "use the sigmas of VideoX-Fun's sampler Flow, which are shifted twice; implies solver "
+            "euler (default: false)"
+        ),
     )
-    seed: int = Field(default=2025, ge=0, lt=1 << 63, description="of the noise (default: 2025)")
+    seed: int = Field(default=2025, ge=0, lt=1 << 63, description=("seed of the noise (default: 2025)"))
 
     @field_validator("height", "width")
     @classmethod

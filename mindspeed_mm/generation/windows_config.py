@@ -51,38 +51,43 @@ class WindowKeys(ClipPolicy):
         ge=5,
         le=10001,
         description=(
-            "frames that the model makes at once, 4k+1; a longer video is made of overlapping windows "
-            "(default: all frames at once)"
+            "number of frames that the model generates at once, 4k+1; a longer video is generated "
+            "as overlapping windows (default: all frames at once)"
         ),
     )
     window_mode: WindowMode = Field(
         default="extend",
         description=(
-            "extend: each window continues the last frames of the one before; context_windows: all windows "
-            "in every denoising step, blended"
+            "extend: each window continues the last frames of the previous one; context_windows: "
+            "every denoising step computes all windows and blends them"
         ),
     )
     window_overlap: int | None = Field(
         default=None,
         gt=0,
-        description="frames that two windows share, 4k+1 (default: 13, or a third of a short window)",
+        description=(
+            "number of frames that two windows share, 4k+1 (default: 13, or a third of a short window)"
+        ),
     )
     window_discard: int = Field(
         default=0,
         ge=0,
-        description="last frames of a window that are dropped before the next continues, a multiple of 4",
+        description=(
+            "number of frames to drop from the end of a window before the next one continues, a multiple of 4"
+        ),
     )
     window_colors: WindowColors = Field(
         default="first",
         description=(
-            "first: each window gets the colours of the first (mean and deviation in Lab); none: leave them"
+            "first: match the colours of each window to the first one (mean and standard "
+            "deviation in Lab); none: leave colours alone"
         ),
     )
     window_references: tuple[tuple[int, ...], ...] | None = Field(
         default=None,
         description=(
-            "references of each window, as lists of their numbers from 0; the last list holds for all that "
-            "follow (default: all references)"
+            "references of each window, as lists of indices starting at 0; the last list also "
+            "applies to all later windows (default: all references)"
         ),
     )
     paste_back: int | None = Field(
@@ -90,8 +95,8 @@ class WindowKeys(ClipPolicy):
         ge=0,
         le=1024,
         description=(
-            "copy the pixels that the mask keeps from the source, and adapt this many generated pixels "
-            "beside them (default: pixels as the model makes them)"
+            "copy the pixels that the mask keeps from the source, and adapt this many generated "
+            "pixels next to them (default: use the pixels that the model generates)"
         ),
     )
 

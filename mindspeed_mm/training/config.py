@@ -17,51 +17,60 @@ from mindspeed_mm.config.schema import Config
 class OptimizerConfig(Config):
     """AdamW or Muon, the learning rate over time, and clipping."""
 
-    lr: float | None = Field(
-        default=None, gt=0, le=1000, description="learning rate at its highest (required)"
-    )
-    min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of the decay")
+    lr: float | None = Field(default=None, gt=0, le=1000, description="peak learning rate (required)")
+    min_lr: float = Field(default=0.0, ge=0, description="final learning rate after the decay")
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = Field(
-        default="linear", description="how the learning rate falls"
+        default="linear", description="how the learning rate decays"
     )
     lr_decay_iters: int | None = Field(
-        default=None, gt=0, description="iterations of the decay (default: all)"
+        default=None, gt=0, description=("length of the decay in iterations (default: the whole run)")
     )
-    lr_decay_samples: int | None = Field(default=None, gt=0, description="the same in samples")
+    lr_decay_samples: int | None = Field(default=None, gt=0, description="the same, in samples")
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
-        default="exponential", description="how the learning rate falls at the end of WSD"
+        default="exponential", description="how the learning rate decays at the end of WSD"
     )
-    lr_wsd_decay_iters: int | None = Field(default=None, gt=0, description="iterations of WSD's final decay")
-    lr_wsd_decay_samples: int | None = Field(default=None, gt=0, description="the same in samples")
+    lr_wsd_decay_iters: int | None = Field(
+        default=None, gt=0, description=("length of the final decay of WSD in iterations")
+    )
+    lr_wsd_decay_samples: int | None = Field(default=None, gt=0, description=("the same, in samples"))
     lr_warmup_init: float = Field(default=0.0, ge=0, description="learning rate at the start of the warm-up")
-    lr_warmup_iters: int = Field(default=0, ge=0, description="iterations of linear warm-up")
-    lr_warmup_samples: int = Field(default=0, ge=0, description="the same in samples")
+    lr_warmup_iters: int = Field(default=0, ge=0, description=("length of the linear warm-up in iterations"))
+    lr_warmup_samples: int = Field(default=0, ge=0, description="the same, in samples")
     lr_warmup_fraction: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="warm-up as a fraction of the decay; instead of --lr-warmup-iters",
+        description=("length of the warm-up as a fraction of the decay, instead of --lr-warmup-iters"),
     )
     optimizer: Literal["adam", "muon"] = Field(
         default="adam",
-        description="adam (AdamW), or muon: the matrices of hidden layers step by Muon, all else by AdamW; "
-        "lr and weight decay apply to both",
+        description=(
+            "adam (AdamW), or muon, which updates the matrices of hidden layers with Muon and all "
+            "other parameters with AdamW; lr and weight decay apply to both"
+        ),
     )
-    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: decay of its one moment")
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description=("Muon: decay of the momentum"))
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the second moment")
-    adam_eps: float = Field(default=1e-8, gt=0, le=1, description="added to the root of the second moment")
+    adam_eps: float = Field(
+        default=1e-8, gt=0, le=1, description=("added to the square root of the second moment")
+    )
     weight_decay: float = Field(default=0.01, ge=0, le=1000, description="decoupled weight decay")
     weight_decay_all: bool = Field(
-        default=False, description="decay biases, norms and modulation too, as the published trainer does"
+        default=False,
+        description=(
+            "also apply weight decay to biases, norms and modulation, as the published trainer does"
+        ),
     )
     clip_grad: float = Field(
-        default=1.0, ge=0, le=1000000.0, description="largest global gradient norm; 0 = no clipping"
+        default=1.0, ge=0, le=1000000.0, description=("maximum global gradient norm; 0 = no clipping")
     )
     optimizer_selection: Literal["fused_torch_adamw", "fused_adamw", "apex", "npu", "torch"] = Field(
         default="fused_torch_adamw",
-        description="whose AdamW: fused_torch_adamw (fused where the device has it), torch (never fused), "
-        "apex, npu (= fused_adamw); the last two must be installed",
+        description=(
+            "AdamW implementation: fused_torch_adamw (fused if the device supports it), torch "
+            "(never fused), apex, or npu (= fused_adamw); install apex or torch_npu first"
+        ),
     )
 
     @model_validator(mode="after")
@@ -101,23 +110,26 @@ class BatchConfig(Config):
     """How many samples, in which pieces, from which seed."""
 
     micro_batch_size: int = Field(
-        default=1, gt=0, le=65536, description="samples of one forward-backward on one rank"
+        default=1, gt=0, le=65536, description="samples per forward and backward pass on one rank"
     )
     global_batch_size: int | None = Field(
         default=None,
         gt=0,
         le=1 << 24,
-        description="samples of one iteration (default: micro batch · data-parallel size)",
+        description="samples per iteration (default: micro-batch size · data-parallel size)",
     )
-    train_iters: int | None = Field(default=None, gt=0, description="iterations to train")
+    train_iters: int | None = Field(default=None, gt=0, description=("number of iterations to train"))
     train_samples: int | None = Field(
-        default=None, gt=0, description="samples to train; instead of --train-iters"
+        default=None, gt=0, description="number of samples to train, instead of --train-iters"
     )
     num_workers: int = Field(
-        default=2, ge=0, le=1024, description="processes that read features ahead, per rank"
+        default=2, ge=0, le=1024, description="processes per rank that prefetch features"
     )
     seed: int = Field(
-        default=1234, ge=0, lt=1 << 63, description="keys data order, timesteps, noise and caption choice"
+        default=1234,
+        ge=0,
+        lt=1 << 63,
+        description=("seed of data order, timesteps, noise and caption choice"),
     )
 
     @model_validator(mode="after")
@@ -134,23 +146,31 @@ class CheckpointConfig(Config):
     save_interval: int | None = Field(default=None, gt=0, description="iterations between checkpoints")
     load: str | None = Field(default=None, min_length=1, description="folder of checkpoints to resume from")
     ckpt_step: int | None = Field(
-        default=None, gt=0, description="iteration to load (default: the tracker file's)"
+        default=None, gt=0, description="iteration to load (default: the one in the tracker file)"
     )
     finetune: bool = Field(
-        default=False, description="load the model alone: iteration 0, new optimizer, new schedule"
+        default=False,
+        description=("load only the model; start at iteration 0 with a new optimizer and schedule"),
     )
     ignore_existing_checkpoints: bool = Field(
         default=False,
-        description="start at iteration 0 although --load or --save holds checkpoints; each stays until "
-        "this run saves the same iteration",
+        description=(
+            "start at iteration 0 even if --load or --save contains checkpoints; each of them is "
+            "kept until this run saves the same iteration"
+        ),
     )
     exit_on_missing_checkpoint: bool = Field(
-        default=False, description="stop when --load holds no checkpoint, even if it is the folder of --save"
+        default=False,
+        description=("stop if --load contains no checkpoint, even if --save is the same folder"),
     )
     ckpt_format: Literal["torch_dcp"] = Field(default="torch_dcp", description="torch.distributed.checkpoint")
-    async_save: bool = Field(default=False, description="write checkpoints beside the training")
+    async_save: bool = Field(
+        default=False, description=("write checkpoints in the background while training continues")
+    )
     save_retain_interval: int | None = Field(
-        default=None, gt=0, description="keep only checkpoints at multiples of this, and the newest"
+        default=None,
+        gt=0,
+        description=("keep only the newest checkpoint and those at multiples of this iteration"),
     )
     save_best: bool = Field(
         default=False,
@@ -158,16 +178,16 @@ class CheckpointConfig(Config):
         "checkpoint, and name it in best.json",
     )
     save_full_model: bool = Field(
-        default=False, description="write frozen weights too, not only a reference to them"
+        default=False, description="also save the frozen weights, not only a reference to them"
     )
-    no_load_optim: bool = Field(default=False, description="leave the checkpoint's optimizer")
-    no_load_rng: bool = Field(default=False, description="leave the checkpoint's random states")
+    no_load_optim: bool = Field(default=False, description="do not load the optimizer state")
+    no_load_rng: bool = Field(default=False, description="do not load the random states")
     no_save_optim: bool = Field(
-        default=False, description="write no optimizer; such a run cannot resume exactly"
+        default=False, description=("do not save the optimizer state; the run cannot be resumed exactly")
     )
-    no_save_rng: bool = Field(default=False, description="write no random states")
+    no_save_rng: bool = Field(default=False, description="do not save the random states")
     no_verify_checksums: bool = Field(
-        default=False, description="read without comparing checksums: a damaged file may go unnoticed"
+        default=False, description="skip checksum verification; a damaged file may go unnoticed"
     )
 
 
@@ -177,22 +197,24 @@ class LogConfig(Config):
     log_interval: int = Field(default=100, gt=0, description="iterations between log lines")
     log_throughput: bool = Field(default=False, description="add TFLOP/s per device to the log line")
     timing_log_level: int = Field(
-        default=0, ge=0, le=2, description="1 = a line of phase times beside each log line"
+        default=0, ge=0, le=2, description="1 = print phase times with each log line"
     )
     tensorboard_dir: str | None = Field(default=None, description="folder for TensorBoard events")
     tensorboard_log_interval: int = Field(
         default=1, gt=0, description="iterations between TensorBoard points"
     )
     wandb_project: str = Field(
-        default="", description="report to this Weights & Biases project (must be installed)"
+        default="", description="log to this Weights & Biases project (install wandb first)"
     )
-    wandb_exp_name: str = Field(default="", description="name of the run there")
-    wandb_save_dir: str = Field(default="", description="folder for its files")
+    wandb_exp_name: str = Field(default="", description="name of the run in Weights & Biases")
+    wandb_save_dir: str = Field(default="", description="folder for the files of Weights & Biases")
     peak_tflops: float | None = Field(
-        default=None, gt=0, description="the device's peak, for MFU (default: known for common devices)"
+        default=None, gt=0, description=("peak of the device for MFU (default: built in for common devices)")
     )
     spike_factor: float = Field(
-        default=3.0, gt=1, description="a loss this many times its running mean is reported with its samples"
+        default=3.0,
+        gt=1,
+        description=("report the samples of a loss that exceeds its running mean by this factor"),
     )
 
     @field_validator("tensorboard_dir")
@@ -207,14 +229,21 @@ class EvalConfig(Config):
     """Held-out loss; runs when the data JSON names a validation set."""
 
     eval_interval: int = Field(default=1000, gt=0, description="iterations between evaluations")
-    eval_iters: int = Field(default=100, ge=0, description="most global batches of one evaluation; 0 = never")
+    eval_iters: int = Field(
+        default=100, ge=0, description=("maximum number of global batches per evaluation; 0 = no evaluation")
+    )
     eval_videos: bool = Field(
         default=False,
-        description="score the videos of validation.prompts as vace eval does, into metrics.jsonl and "
-        "TensorBoard",
+        description=(
+            "score the videos of validation.prompts as vace eval does, and log the scores to "
+            "metrics.jsonl and TensorBoard"
+        ),
     )
     eval_quantiles: int = Field(
-        default=4, gt=0, le=100000, description="timestep places at which each held-out clip is noised"
+        default=4,
+        gt=0,
+        le=100000,
+        description=("number of fixed timesteps at which each held-out clip is evaluated"),
     )
 
 
@@ -229,19 +258,20 @@ class ExitConfig(Config):
     )
     exit_signal_handler: bool = Field(
         default=False,
-        description=(
-            "on SIGINT, SIGTERM and SIGHUP finish the iteration, save and stop; always so, with this flag "
-            "or without"
-        ),
+        description=("on SIGINT, SIGTERM or SIGHUP, finish the iteration, save and stop; this is always on"),
     )
     check_for_nan_in_loss_and_grad: bool = Field(
         default=False,
-        description="stop at the first loss or gradient that is not finite, instead of skipping it",
+        description=(
+            "stop at the first loss or gradient that is not finite, instead of skipping the iteration"
+        ),
     )
     max_skipped_iterations: int = Field(
         default=10,
         gt=0,
-        description="iterations in a row that may be skipped for a loss or gradient not finite",
+        description=(
+            "maximum number of consecutive iterations to skip because a loss or gradient is not finite"
+        ),
     )
 
 
@@ -250,8 +280,8 @@ class ProfileConfig(Config):
 
     profile: bool = Field(default=False, description="record a trace")
     profile_step_start: int = Field(default=10, ge=0, description="first iteration of the trace")
-    profile_step_end: int = Field(default=12, ge=0, description="iteration before which the trace ends")
-    profile_ranks: tuple[int, ...] = Field(default=(0,), description="global ranks that record")
+    profile_step_end: int = Field(default=12, ge=0, description=("iteration before which the trace stops"))
+    profile_ranks: tuple[int, ...] = Field(default=(0,), description=("global ranks that record a trace"))
 
 
 class TrainingConfig(Config):

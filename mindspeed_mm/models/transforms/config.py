@@ -19,34 +19,43 @@ Part = Literal["branch", "trunk", "both"]
 Expert = Literal["high", "low"]
 QuantFormat = Literal["int8", "fp8"]
 Pattern = Annotated[str, Field(min_length=1)]
-_EXPERT = "expert of a file that holds both of A14B; default: diffusion.expert"
+_EXPERT = "which LoRA to use from a file for both experts of A14B; default: diffusion.expert"
 
 
 class LoraConfig(Config):
-    """A low-rank update beside frozen linear layers: y = W x + scale · B A x."""
+    """A low-rank update of frozen linear layers: y = W x + scale · B A x."""
 
     type: Literal["lora"] = "lora"
-    rank: int = Field(default=32, gt=0, le=4096, description="columns of B and rows of A")
-    alpha: float | None = Field(
-        default=None, gt=0, description="scale is alpha / rank; default: the rank, so scale 1"
+    rank: int = Field(
+        default=32, gt=0, le=4096, description=("rank: the number of columns of B and of rows of A")
     )
-    rslora: bool = Field(default=False, description="scale is alpha / √rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of A's inputs set to zero in training")
+    alpha: float | None = Field(
+        default=None, gt=0, description=("the scale is alpha / rank; default: the rank, which gives scale 1")
+    )
+    rslora: bool = Field(default=False, description="use the scale alpha / √rank")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description=("share of the inputs of A that are set to zero in training")
+    )
     on: Part | None = Field(
-        default=None, description="part of the model that gets it; default: the one of predictor.trainable"
+        default=None,
+        description=(
+            "part of the model that gets the LoRA; default: the part that predictor.trainable names"
+        ),
     )
     match: tuple[Pattern, ...] = Field(
         default=(),
-        description="endings of the names of the linear layers that get it, * stands for any text; "
-        "default: q, k, v, o, ffn.0, ffn.2",
+        description=(
+            "name suffixes of the linear layers that get the LoRA, where * matches any text; "
+            "default: q, k, v, o, ffn.0, ffn.2"
+        ),
     )
     init_from: Pattern | None = Field(
         default=None,
-        description="LoRA of any dialect, or checkpoint of a LoRA, of the same rank, to continue from",
+        description=("LoRA to continue from: a file of any dialect or a LoRA checkpoint, with the same rank"),
     )
     expert: Expert | None = Field(default=None, description=_EXPERT)
     modules_to_save: tuple[Pattern, ...] = Field(
-        default=(), description="modules that train whole beside the LoRA, such as vace_patch_embedding"
+        default=(), description=("modules to train in full next to the LoRA, such as vace_patch_embedding")
     )
 
     @property
@@ -60,8 +69,8 @@ class FuseLoraConfig(Config):
     """A LoRA that is added to the weights before training, such as a few-step one. It does not train."""
 
     type: Literal["fuse_lora"] = "fuse_lora"
-    path: Pattern = Field(description="LoRA of any dialect, or checkpoint of a LoRA")
-    strength: float = Field(default=1.0, ge=-100, le=100, description="what its update is multiplied by")
+    path: Pattern = Field(description="a LoRA file of any dialect, or a LoRA checkpoint")
+    strength: float = Field(default=1.0, ge=-100, le=100, description="factor of the update")
     expert: Expert | None = Field(default=None, description=_EXPERT)
 
 
@@ -74,12 +83,16 @@ class QuantizeConfig(Config):
     type: Literal["quantize"] = "quantize"
     format: QuantFormat = Field(
         default="int8",
-        description="int8 (every device), or fp8 (e4m3; three times the rounding of int8)",
+        description=(
+            "int8 (works on every device), or fp8 (e4m3, with three times the rounding error of int8)"
+        ),
     )
     match: tuple[Pattern, ...] = Field(
         default=(),
-        description="endings of the names of the layers, * stands for any text, such as blocks.*; "
-        "default: q, k, v, o, ffn.0, ffn.2 of all blocks where they are frozen",
+        description=(
+            "name suffixes of the layers, such as blocks.*, where * matches any text; default: "
+            "all frozen q, k, v, o, ffn.0 and ffn.2 of the blocks"
+        ),
     )
 
     @field_validator("match", mode="before")

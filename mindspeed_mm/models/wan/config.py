@@ -17,14 +17,16 @@ from mindspeed_mm.config.schema import Config
 class WanConfig(Config):
     """The trunk. Field names are those of the model JSON."""
 
-    hidden_size: int = Field(gt=0, le=65536, description="D, width of the residual stream")
+    hidden_size: int = Field(gt=0, le=65536, description="width of the residual stream, D")
     ffn_dim: int = Field(gt=0, le=1 << 18, description="width of the feed-forward layer")
-    num_heads: int = Field(gt=0, le=1024, description="N, attention heads")
-    num_layers: int = Field(gt=0, le=1000, description="trunk blocks")
-    in_dim: int = Field(default=16, gt=0, le=4096, description="latent channels in")
-    out_dim: int = Field(default=16, gt=0, le=4096, description="latent channels out")
+    num_heads: int = Field(gt=0, le=1024, description="number of attention heads, N")
+    num_layers: int = Field(gt=0, le=1000, description="number of trunk blocks")
+    in_dim: int = Field(default=16, gt=0, le=4096, description="number of input latent channels")
+    out_dim: int = Field(default=16, gt=0, le=4096, description="number of output latent channels")
     text_dim: int = Field(default=4096, gt=0, le=65536, description="width of the text encoder's output")
-    text_len: int = Field(default=512, gt=0, le=65536, description="text tokens after zero padding")
+    text_len: int = Field(
+        default=512, gt=0, le=65536, description=("number of text tokens after zero padding")
+    )
     freq_dim: int = Field(
         default=256, gt=0, le=65536, description="width of the sinusoidal timestep embedding"
     )
@@ -98,12 +100,12 @@ FP32_MODULES = (
     "head",
 )  # their weights stay fp32 when the others are bf16
 
-_FIXED = "VACE has one form of it"
+_FIXED = "it is the same in every VACE model"
 _OLD_KEYS: Mapping[str, str] = {  # of published files, in trunk and branch alike
     "img_dim": "VACE has no image encoder",
-    "max_seq_len": "rotary tables are made for each grid",
-    "attention_async_offload": "fsdp2 offload_block_inputs decides",
-    "use_fused_rmsnorm": "the device's fused kernels are used where they exist",
+    "max_seq_len": "rotary tables are computed for each token grid",
+    "attention_async_offload": "use offload_block_inputs of fsdp2_config.yaml",
+    "use_fused_rmsnorm": "the device's fused kernels are used if it has them",
 }
 
 
@@ -113,14 +115,17 @@ class VaceDitConfig(Config):
     What it shares with the trunk may be left out; if repeated it must agree.
     """
 
-    vace_layers: tuple[int, ...] = Field(description="trunk block that each branch block feeds")
+    vace_layers: tuple[int, ...] = Field(
+        description=("index of the trunk block that each branch block feeds")
+    )
     in_dim: int = Field(default=96, gt=0, description="channels of vace_context")
     init_from_trunk: bool = Field(
-        default=False, description="start the branch from the trunk's blocks (the weights have no VACE keys)"
+        default=False,
+        description=("initialize the branch from the blocks of the trunk, for weights without VACE keys"),
     )
     vace_pretrained: str | None = Field(
         default=None,
-        description="folder or file whose branch is taken instead of that of predictor.from_pretrained",
+        description=("folder or file with the branch, instead of the branch in predictor.from_pretrained"),
     )
     # repeated from the trunk in published files
     hidden_size: int | None = None
@@ -134,23 +139,23 @@ class VaceDitConfig(Config):
     num_layers: int | None = None
     UNUSED: ClassVar[Mapping[str, str]] = {
         **_OLD_KEYS,
-        "pipeline_num_layers": "a branch block is on the stage of the trunk block that it feeds",
-        "model_type": "VACE is text-to-video inside",
+        "pipeline_num_layers": ("a branch block is on the same stage as the trunk block that it feeds"),
+        "model_type": "VACE is built on a text-to-video model",
         "qk_norm": _FIXED,
         "qk_norm_type": _FIXED,
         "cross_attn_norm": _FIXED,
         "out_dim": "the branch has no head",
-        "model_id": "predictor.model_id decides",
-        "dtype": "predictor.dtype decides",
+        "model_id": "use predictor.model_id",
+        "dtype": "use predictor.dtype",
     }
 
 
 class PredictorConfig(WanConfig):
-    """`predictor` of the model JSON: the transformer, where its weights come from, and what of it trains."""
+    """`predictor` of the model JSON: the transformer, its weights, and which of them train."""
 
     model_id: Literal["vace"] = "vace"
     dtype: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="dtype of matrix products; must agree with fsdp2 param_dtype"
+        default="bf16", description=("dtype of matrix products; must equal param_dtype of fsdp2_config.yaml")
     )
     residual_dtype: Literal["fp32", "bf16"] = Field(
         default="fp32", description="dtype of the residual stream"
@@ -159,7 +164,7 @@ class PredictorConfig(WanConfig):
         default=None, description="folder or file with weights, in any known dialect"
     )
     trainable: Literal["branch", "trunk", "all"] = Field(
-        default="branch", description="what trains; the rest is frozen"
+        default="branch", description="part of the model that trains; the rest is frozen"
     )
     vace_dit: VaceDitConfig
     qk_norm: Literal[True] = True
@@ -167,13 +172,13 @@ class PredictorConfig(WanConfig):
     cross_attn_norm: Literal[True] = True
     pipeline_num_layers: Any = Field(
         default=None,
-        description="layers of each pipeline stage; with virtual stages, a list of them for each chunk",
+        description=("number of layers in each pipeline stage; with virtual stages, one such list per chunk"),
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         **_OLD_KEYS,
-        "model_type": "VACE is text-to-video inside",
+        "model_type": "VACE is built on a text-to-video model",
         "window_size": _FIXED,
-        "hidden_dim": "hidden_size decides",
+        "hidden_dim": "use hidden_size",
         "attention_type": "the device's fused attention is used",
         "fa_layout": "the device's fused attention is used",
         "clip_dim": "VACE has no image encoder",

@@ -24,54 +24,56 @@ from mindspeed_mm.tools.config import ToolsConfig
 PROG = "get_vace_feature.py"
 OVERRIDDEN = ("model", "data", "tools")  # files, as `--set` names them
 _MODEL_FILES = (".json", ".model", ".safetensors", ".pth", ".pt")
-_ALONE = "every sample is encoded alone"
-_WAN = "Wan's VAE has one form of it"
+_ALONE = "each sample is encoded separately"
+_WAN = "it is the same in every VAE of Wan"
 
 
 class ExtractFiles(Config):
     """The files of a job."""
 
     mm_data: str | None = Field(
-        default=None, description="data JSON: which clips, and how they are cut (required)"
+        default=None, description="data JSON: the clips and how to preprocess them (required)"
     )
     mm_model: str | None = Field(default=None, description="model JSON: VAE and text encoder (required)")
     mm_tool: str | None = Field(
-        default=None, description="tools.json: where features go (sorafeature.save_path)"
+        default=None, description=("tools.json: sorafeature.save_path is the folder for the features")
     )
     dry_run: bool = Field(
-        default=False, description="check files, settings and every clip, and stop; no device is touched"
+        default=False, description=("check files, settings and every clip, then stop; uses no device")
     )
-    print_config: bool = Field(default=False, description="print the whole job as JSON, and stop")
+    print_config: bool = Field(default=False, description="print the whole job as JSON, then stop")
 
 
 class ExtractConfig(Config):
     """How the work is done. None of this changes a feature."""
 
     save_path: str | None = Field(
-        default=None, description="folder of the features (default: that of tools.json)"
+        default=None, description="folder for the features (default: the one in tools.json)"
     )
     num_workers: int = Field(
         default=2,
         ge=0,
         le=1024,
-        description="processes that read clips ahead, for each rank; 0 = none, and no time-out for reading",
+        description="processes per rank that prefetch clips; 0 = none, and no timeout for reading",
     )
     sample_timeout: float = Field(
         default=600.0,
         gt=0,
         le=1000000.0,
-        description="seconds after which the reading, or the encoding, of one sample is given up",
+        description="time limit in seconds for reading, and for encoding, one sample",
     )
     skip_bad_samples: int = Field(
         default=0,
         ge=0,
-        description="skip at most this many unusable samples; they are listed in failed.jsonl",
+        description="maximum number of unusable samples to skip; failed.jsonl lists them",
     )
     encode_batch: int | None = Field(
         default=None,
         gt=0,
         le=65536,
-        description="clips of one sample that go through the VAE together (default: as the device likes)",
+        description=(
+            "clips of one sample that the VAE encodes in one batch (default: chosen for the device)"
+        ),
     )
     no_check_clips: bool = Field(
         default=False, description="do not open every clip before the start, and do not print the table"
@@ -89,7 +91,7 @@ class TrainingFlags(Config):
     seed: int | None = Field(default=None, description="nothing in extraction is random")
     distributed_backend: str | None = Field(default=None, description="ranks only meet at the end, over gloo")
     distributed_timeout_minutes: int | None = Field(default=None, description="ranks only meet at the end")
-    bf16: bool = Field(default=False, description="ae.dtype and text_encoder.dtype decide")
+    bf16: bool = Field(default=False, description="use ae.dtype and text_encoder.dtype")
 
 
 SCHEMAS: Sequence[tuple[type[Config], str]] = (
@@ -106,16 +108,16 @@ class AeConfig(Config):
     model_id: Literal["wan_video_vae"] = "wan_video_vae"
     from_pretrained: str = Field(description="Wan2.1_VAE.pth, or the `vae` folder of a diffusers checkpoint")
     dtype: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="arithmetic of the VAE; latents are normalised in fp32"
+        default="bf16", description=("dtype of the VAE's computation; latents are normalized in fp32")
     )
     enable_tiling: bool = Field(
-        default=False, description="encode in tiles: less memory, slightly different latents"
+        default=False, description=("encode in tiles: needs less memory, gives slightly different latents")
     )
-    norm_latents: Literal[True] = Field(default=True, description="latents are normalised channel by channel")
+    norm_latents: Literal[True] = Field(default=True, description=("latents are normalized per channel"))
     norm_mode: Literal["channel_specified_shift_scale"] = "channel_specified_shift_scale"
     do_sample: Literal[False] = Field(default=False, description="latents are the mean of the posterior")
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "tiling_param": "tiles have diffusers' size",
+        "tiling_param": "the size of tiles is that of diffusers",
         "hub_backend": "weights are local",
         "z_dim": _WAN,
         "dim": _WAN,
@@ -124,26 +126,28 @@ class AeConfig(Config):
 
 
 class TextEncoderConfig(Config):
-    """`text_encoder`."""
+    """`text_encoder`: the text encoder."""
 
     model_id: Literal["UMT5"] = "UMT5"
     from_pretrained: str = Field(
         description="models_t5_umt5-xxl-enc-bf16.pth, or the `text_encoder` folder of a diffusers checkpoint"
     )
-    dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="arithmetic of the text encoder")
-    dropout_rate: float = Field(default=0.0, ge=0, le=0, description="nothing is dropped at extraction")
+    dtype: Literal["bf16", "fp32"] = Field(
+        default="bf16", description=("dtype of the text encoder's computation")
+    )
+    dropout_rate: float = Field(default=0.0, ge=0, le=0, description="extraction uses no dropout")
     UNUSED: ClassVar[Mapping[str, str]] = {"hub_backend": "weights are local"}
 
 
 class ExtractModelConfig(Config):
-    """A whole model JSON of feature extraction."""
+    """The whole model JSON of feature extraction."""
 
     ae: AeConfig
     text_encoder: TextEncoderConfig
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "frames": "num_frames of the data JSON decides",
-        "weight_dtype": "ae.dtype and text_encoder.dtype decide",
-        "task": "this is VACE",
+        "frames": "use num_frames of the data JSON",
+        "weight_dtype": "use ae.dtype and text_encoder.dtype",
+        "task": "the task is always VACE",
         "patch": "nothing is patched",
     }
 

@@ -16,29 +16,34 @@ from mindspeed_mm.models.transforms.config import parse_transforms
 from mindspeed_mm.tasks.jobs.extract import AeConfig, TextEncoderConfig
 from mindspeed_mm.training.hooks.config import parse_hooks
 
-_ENCODED = "features are encoded already; training on raw clips reads it, as feature extraction does"
-_FEATURES = "training reads features, or raw clips: dataset_type of the data JSON decides"
+_ENCODED = "features are already encoded; only feature extraction and training on raw clips read it"
+_FEATURES = "dataset_type of the data JSON decides whether training reads features or raw clips"
 
 
 class ModelConfig(Config):
-    """A whole model JSON. `predictor` has the schema that its model_id is registered with."""
+    """The whole model JSON. The model_id determines the schema of `predictor`."""
 
     task: Literal["vace"] = "vace"
     diffusion: ScheduleConfig = ScheduleConfig()
     predictor: SerializeAsAny[Config]
     transforms: tuple[SerializeAsAny[Config], ...] = Field(
         default=(),
-        description='changes of the model before its weights load, such as {"type": "lora", "rank": 32}',
+        description=(
+            'changes to the model before its weights are loaded, such as {"type": "lora", "rank": 32}'
+        ),
     )
     hooks: tuple[SerializeAsAny[Config], ...] = Field(
         default=(),
         description='more training behaviours, such as {"type": "early_stop", "patience": 5}',
     )
     caption_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of samples trained with the embedding of the empty prompt"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description=("share of samples that train with the embedding of the empty caption"),
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "patch": "nothing is patched here",
+        "patch": "nothing is patched",
         "load_video_features": _FEATURES,
         "load_text_features": _FEATURES,
         "ae": _ENCODED,

@@ -27,23 +27,24 @@ from mindspeed_mm.registry import resolve
 class LoraFlags(Config):
     """Short flags for one LoRA and 8-bit weights: they replace keys of the model JSON's, or add them."""
 
-    lora_rank: int | None = Field(
-        default=None, gt=0, le=4096, description="train a LoRA of this rank, nothing else"
-    )
+    lora_rank: int | None = Field(default=None, gt=0, le=4096, description="train only a LoRA of this rank")
     lora_alpha: float | None = Field(
-        default=None, gt=0, description="its scale is alpha / rank (default: the rank)"
+        default=None, gt=0, description=("the scale of the LoRA is alpha / rank (default: the rank)")
     )
     lora_on: Part | None = Field(
-        default=None, description="part of the model that gets it (default: the one of predictor.trainable)"
+        default=None,
+        description=(
+            "part of the model that gets the LoRA (default: the part that predictor.trainable names)"
+        ),
     )
     lora_init_from: str | None = Field(
-        default=None, description="LoRA of any dialect, or checkpoint of one, to continue from"
+        default=None, description=("LoRA to continue from: a file of any dialect, or a LoRA checkpoint")
     )
     fuse_lora: str | None = Field(
-        default=None, description="LoRA of any dialect to add to the weights before training"
+        default=None, description="LoRA of any dialect to fuse into the weights before training"
     )
     quantize: QuantFormat | None = Field(
-        default=None, description="hold the frozen linear layers of the blocks in 8 bits: int8 or fp8"
+        default=None, description="keep the frozen linear layers of the blocks in 8 bits"
     )
 
     def apply(self, values: Any, prog: str) -> Any:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mindspeed_mm.generation.solvers.config import SOLVERS
     from mindspeed_mm.models.spec import MODELS
     from mindspeed_mm.models.transforms.config import TRANSFORMS
+    from mindspeed_mm.training.hooks.config import TRAINING_HOOKS
 
 __all__ = [
     "ANNOTATORS",
@@ -22,6 +23,7 @@ __all__ = [
     "MODELS",
     "SOLVERS",
     "TASKS",
+    "TRAINING_HOOKS",
     "TRANSFORMS",
     "GenerationRequest",
     "VacePipeline",
@@ -36,6 +38,7 @@ _HOMES = {
     "MODELS": "mindspeed_mm.models.spec",
     "SOLVERS": "mindspeed_mm.generation.solvers.config",
     "TASKS": "mindspeed_mm.conditioning.tasks.spec",
+    "TRAINING_HOOKS": "mindspeed_mm.training.hooks.config",
     "TRANSFORMS": "mindspeed_mm.models.transforms.config",
     "VacePipeline": "mindspeed_mm.generation.pipeline",
     "errors": "",

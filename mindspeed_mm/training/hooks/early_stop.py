@@ -35,7 +35,7 @@ class EarlyStop(Hook):
         return {"best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting. Raises WeightsError for a state that is none."""
+        """Continue the count. Raises WeightsError for a state that is none."""
         best, waited = state.get("best"), state.get("waited")
         if not (best is None or isinstance(best, float)) or type(waited) is not int or waited < 0:
             raise WeightsError(

@@ -13,7 +13,7 @@ logger = get_logger(__name__)
 
 
 class Spikes(Hook):
-    """Logs each on the rank that has it; means go on in `state.loss_means`, which a checkpoint holds."""
+    """Logs each on the rank that has it. The running means are `state.loss_means`, which a checkpoint holds."""
 
     def on_start(self, event: StartEvent) -> None:
         """Take the running means."""

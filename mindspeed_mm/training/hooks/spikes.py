@@ -13,7 +13,7 @@ logger = get_logger(__name__)
 
 
 class Spikes(Hook):
-    """Logs each on the rank that has it. The running means are `state.loss_means`, which a checkpoint holds."""
+    """Log each spike on the rank that has it. A checkpoint holds the running means, `state.loss_means`."""
 
     def on_start(self, event: StartEvent) -> None:
         """Take the running means."""

@@ -636,7 +636,7 @@ def test_validation_videos_are_refused_before_training() -> None:
     job: Any = SimpleNamespace(
         data=SimpleNamespace(dataset_param=SimpleNamespace(validation=validation)),
         training=SimpleNamespace(eval=EvalConfig(), checkpoint=CheckpointConfig()),
-        model=SimpleNamespace(diffusion=SimpleNamespace(role=None)),
+        model=SimpleNamespace(diffusion=SimpleNamespace(role=None), hooks=()),
         predictor=SimpleNamespace(model_id="pebble"),
         files=SimpleNamespace(mm_data="data.json"),
     )

@@ -39,11 +39,11 @@ class RecipeTask(Config):
     """One kind of sample in a recipe."""
 
     task: str | None = Field(default=None, description="name of the task; null = the name of this entry")
-    weight: float = Field(default=1.0, gt=0, le=1e6, description=("relative frequency of this entry"))
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="relative frequency of this entry")
     clips: tuple[str, ...] = Field(
         default=("*",),
         min_length=1,
-        description=("names of the clips that this entry applies to, with * and ? as wildcards"),
+        description="names of the clips that this entry applies to, with * and ? as wildcards",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -70,10 +70,10 @@ class RecipeStage(Config):
     until: int | None = Field(
         default=None,
         gt=0,
-        description=("last iteration of the stage; null = to the end of training, only in the last stage"),
+        description="last iteration of the stage; null = to the end of training, only in the last stage",
     )
     weights: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
-        min_length=1, description=("weight of each entry of tasks; entries without a weight are not sampled")
+        min_length=1, description="weight of each entry of tasks; entries without a weight are not sampled"
     )
 
 

@@ -21,9 +21,7 @@ _AT_EXTRACTION = "feature extraction applies it, and the features already contai
 class ClipRow(Config):
     """One clip with its conditions and captions."""
 
-    video: str = Field(
-        description=("the clip that the model learns to generate: a file or a folder of images")
-    )
+    video: str = Field(description="the clip that the model learns to generate: a file or a folder of images")
     cap: str | tuple[str, ...] = Field(
         description="a caption, or a list of captions from which training picks one per sample"
     )
@@ -57,7 +55,7 @@ class FeatureRow(Config):
         ),
     )
     num_refs: int | None = Field(
-        default=None, description=("number of references, which come first; null = read from the file")
+        default=None, description="number of references, which come first; null = read from the file"
     )
     task: str | None = Field(
         default=None, description="task that made the conditions; the loss is reported per task"
@@ -79,22 +77,22 @@ class ClipPolicy(Config):
     """
 
     num_frames: int = Field(default=81, gt=0, le=10001, description="frames of the video, 4k+1 (default: 81)")
-    fps: float = Field(default=16.0, ge=0.001, le=1000, description=("frames per second (default: 16)"))
+    fps: float = Field(default=16.0, ge=0.001, le=1000, description="frames per second (default: 16)")
     short_clip: Literal["keep", "pad", "resample", "reject"] = "reject"
     long_clip: Literal["trim", "resample", "reject"] = Field(
         default="trim",
-        description=("what to do with a source that has more frames than num_frames (default: trim)"),
+        description="what to do with a source that has more frames than num_frames (default: trim)",
     )
     fit: Literal["crop", "reject"] = Field(
         default="crop",
-        description=("a source of another size: scale to cover and crop, or reject (default: crop)"),
+        description="a source of another size: scale to cover and crop, or reject (default: crop)",
     )
     timing: Literal["seconds", "frames"] = Field(
         default="seconds",
-        description=("sample the source at fps, or use it frame by frame (default: seconds)"),
+        description="sample the source at fps, or use it frame by frame (default: seconds)",
     )
     soft_mask: bool = Field(
-        default=False, description=("keep grey mask values instead of thresholding them at one half")
+        default=False, description="keep grey mask values instead of thresholding them at one half"
     )
     wan_frames: bool = Field(
         default=False,
@@ -123,7 +121,7 @@ class VideoConfig(Config):
         default=399360,
         ge=256,
         le=1 << 28,
-        description=("maximum number of pixels of a frame (height x width)"),
+        description="maximum number of pixels of a frame (height x width)",
     )
     train_fps: float = Field(
         default=16.0,
@@ -161,7 +159,7 @@ class VideoConfig(Config):
         ),
     )
     soft_mask: bool = Field(
-        default=False, description=("keep grey mask values instead of thresholding them at one half")
+        default=False, description="keep grey mask values instead of thresholding them at one half"
     )
     vae_stride: tuple[int, int, int] = Field(
         default=(4, 8, 8), description="pixels of one latent cell (time, height, width)"
@@ -223,7 +221,7 @@ class TokenizerConfig(Config):
         default=None, description="folder of the tokenizer; null = next to the text encoder"
     )
     model_max_length: int = Field(
-        default=512, gt=0, le=65536, description=("tokens of a caption after padding")
+        default=512, gt=0, le=65536, description="tokens of a caption after padding"
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "autotokenizer_name": "the folder determines the tokenizer",
@@ -284,7 +282,7 @@ class VaceDatasetConfig(Config):
     )
     validation: ValidationSource | None = Field(
         default=None,
-        description=("for training on raw clips: held-out features, which must be extracted first"),
+        description="for training on raw clips: held-out features, which must be extracted first",
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "use_text_processer": _TEXT,
@@ -328,15 +326,13 @@ class LoaderConfig(Config):
 
     dataloader_mode: Literal["sampler"] = "sampler"
     sampler_type: Literal["stateful_distributed_sampler"] = "stateful_distributed_sampler"
-    shuffle: bool = Field(
-        default=False, description=("use a new order in every epoch, determined by the seed")
-    )
+    shuffle: bool = Field(default=False, description="use a new order in every epoch, determined by the seed")
     drop_last: bool = Field(
         default=True,
-        description=("no effect: no sample is dropped, because batches continue into the next epoch"),
+        description="no effect: no sample is dropped, because batches continue into the next epoch",
     )
     pin_memory: bool = Field(
-        default=True, description=("read into page-locked memory, so that copies overlap with computation")
+        default=True, description="read into page-locked memory, so that copies overlap with computation"
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "group_frame": _GROUPED,

@@ -22,13 +22,13 @@ class ParallelConfig(Config):
     """Megatron's parallel flags. The data-parallel size is the rest: world size / (context · pipeline)."""
 
     tensor_model_parallel_size: int = Field(
-        default=1, ge=1, description=("must be 1; FSDP2 shards the weights instead")
+        default=1, ge=1, description="must be 1; FSDP2 shards the weights instead"
     )
     pipeline_model_parallel_size: int = Field(
         default=1,
         ge=1,
         le=1000,
-        description=("number of pipeline stages, each with its own layers and ranks"),
+        description="number of pipeline stages, each with its own layers and ranks",
     )
     virtual_pipeline_model_parallel_size: int | None = Field(
         default=None,
@@ -44,7 +44,7 @@ class ParallelConfig(Config):
         ),
     )
     context_parallel_size: int = Field(
-        default=1, ge=1, le=65536, description=("number of ranks that share the tokens of one sample")
+        default=1, ge=1, le=65536, description="number of ranks that share the tokens of one sample"
     )
     context_parallel_algo: Literal["ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo"] = Field(
         default="ulysses_cp_algo",
@@ -58,7 +58,7 @@ class ParallelConfig(Config):
         default=None,
         ge=1,
         le=65536,
-        description=("with hybrid_cp_algo: number of ranks that divide the heads"),
+        description="with hybrid_cp_algo: number of ranks that divide the heads",
     )
     use_torch_fsdp2: bool = Field(default=False, description="shard with torch's fully_shard (always on)")
     fsdp2_config_path: str | None = Field(default=None, description="fsdp2_config.yaml")
@@ -86,7 +86,7 @@ class ParallelConfig(Config):
         ),
     )
     recompute_num_layers: int | None = Field(
-        default=None, gt=0, le=1000, description=("number of blocks that --recompute-method block recomputes")
+        default=None, gt=0, le=1000, description="number of blocks that --recompute-method block recomputes"
     )
     use_mindspeed: bool = Field(default=False, description="import MindSpeed's adaptor before megatron.core")
 
@@ -142,11 +142,11 @@ class Fsdp2Config(Config):
 
     sharding_size: Literal["auto"] | int | None = Field(
         default=None,
-        description=("number of ranks that share one copy of the weights; auto or null = all ranks"),
+        description="number of ranks that share one copy of the weights; auto or null = all ranks",
     )
     sub_modules_to_wrap: tuple[str, ...] | None = Field(
         default=None,
-        description=("patterns of the modules that are gathered as one unit; null = every block"),
+        description="patterns of the modules that are gathered as one unit; null = every block",
     )
     reshard_after_forward: bool | int = Field(
         default=True,
@@ -171,13 +171,13 @@ class Fsdp2Config(Config):
     )
     offload_block_inputs: bool = Field(
         default=False,
-        description=("keep the inputs of recomputed blocks in host memory until the backward pass"),
+        description="keep the inputs of recomputed blocks in host memory until the backward pass",
     )
     num_to_forward_prefetch: int = Field(
-        default=0, ge=0, le=1000, description=("number of units that are gathered ahead in the forward pass")
+        default=0, ge=0, le=1000, description="number of units that are gathered ahead in the forward pass"
     )
     num_to_backward_prefetch: int = Field(
-        default=0, ge=0, le=1000, description=("number of units that are gathered ahead in the backward pass")
+        default=0, ge=0, le=1000, description="number of units that are gathered ahead in the backward pass"
     )
     ignored_modules: tuple[str, ...] = Field(
         default=(), description="patterns of frozen modules that are not sharded"

@@ -20,15 +20,15 @@ class ScheduleConfig(Config):
         default=1000,
         gt=1,
         le=100000,
-        description=("number of steps in the schedule; timestep = this number · sigma"),
+        description="number of steps in the schedule; timestep = this number · sigma",
     )
     shift: float = Field(
         default=5.0, ge=0.001, le=1000, description="shift of the schedule towards high noise"
     )
-    sigma_min: float = Field(default=0.0, ge=0, lt=1, description=("lower end of the unshifted schedule"))
+    sigma_min: float = Field(default=0.0, ge=0, lt=1, description="lower end of the unshifted schedule")
     extra_one_step: bool = Field(default=True, description="omit the end point of the schedule")
     expert: Expert | None = Field(default=None, description="A14B: which of the two experts this model is")
-    boundary: float = Field(default=0.875, gt=0, lt=1, description=("sigma at which the experts switch"))
+    boundary: float = Field(default=0.875, gt=0, lt=1, description="sigma at which the experts switch")
     ref_loss: Literal["include", "exclude"] = Field(
         default="include", description="whether reference frames count in the loss"
     )
@@ -42,13 +42,13 @@ class ScheduleConfig(Config):
         default=None,
         gt=0,
         le=1,
-        description=("old key: end of the trained part of the schedule, as a fraction"),
+        description="old key: end of the trained part of the schedule, as a fraction",
     )
     min_timestep_boundary: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description=("old key: start of the trained part of the schedule, as a fraction"),
+        description="old key: start of the trained part of the schedule, as a fraction",
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "max_timesteps_boundary": ("the key is called max_timestep_boundary")

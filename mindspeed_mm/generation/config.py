@@ -100,7 +100,7 @@ class Sources(Config):
         ),
     )
     negative_prompt: str | None = Field(
-        default=None, description=("what to avoid; an empty string is used as it is (default: Wan's)")
+        default=None, description="what to avoid; an empty string is used as it is (default: Wan's)"
     )
     window_prompts: tuple[str, ...] | None = Field(
         default=None,
@@ -202,13 +202,13 @@ class RunConfig(Config):
 
     output_path: str = Field(description="folder for videos, contact sheets and settings")
     prompts_file: str | None = Field(
-        default=None, description=("a text file with one prompt per line, or a .jsonl with one task per line")
+        default=None, description="a text file with one prompt per line, or a .jsonl with one task per line"
     )
     from_latents: str | None = Field(
         default=None, description="only decode this latents.safetensors of an earlier run"
     )
     dtype: Literal["bf16", "fp32"] = Field(
-        default="bf16", description=("dtype of the transformer's matrix products and of the text encoder")
+        default="bf16", description="dtype of the transformer's matrix products and of the text encoder"
     )
     vae_dtype: Literal["bf16", "fp32"] = Field(default="fp32", description="dtype of the VAE")
     quantize: Literal["int8", "fp8"] | None = Field(
@@ -226,7 +226,7 @@ class RunConfig(Config):
         ),
     )
     tiled: Tiled = Field(
-        default="auto", description=("VAE tiling: auto uses tiles only if whole frames do not fit in memory")
+        default="auto", description="VAE tiling: auto uses tiles only if whole frames do not fit in memory"
     )
     context_parallel_size: int | None = Field(
         default=None,
@@ -238,7 +238,7 @@ class RunConfig(Config):
     )
     cfg_parallel: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description=("compute the prompt and the negative prompt on different halves of the processes"),
+        description="compute the prompt and the negative prompt on different halves of the processes",
     )
     shard_weights: bool = Field(
         default=False, description="shard the transformer's weights over the processes (FSDP2)"
@@ -247,7 +247,7 @@ class RunConfig(Config):
         default=True, description="verify the checksums of the file in from_latents"
     )
     data_parallel: bool = Field(
-        default=False, description=("each process generates its own videos, instead of sharing each video")
+        default=False, description="each process generates its own videos, instead of sharing each video"
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "device": "the detected device is used; MINDSPEED_MM_DEVICE overrides it",
@@ -292,5 +292,5 @@ class InferenceConfig(RunConfig, RequestConfig):
 
     model: WeightPaths
     tasks: tuple[TaskConfig, ...] | None = Field(
-        default=None, min_length=1, description=("several videos; null in a task unsets a top-level key")
+        default=None, min_length=1, description="several videos; null in a task unsets a top-level key"
     )

@@ -17,7 +17,7 @@ class LoraUse(Config):
 
     path: str = Field(
         min_length=1,
-        description=("a LoRA file or folder of any dialect, or a checkpoint of a LoRA training run"),
+        description="a LoRA file or folder of any dialect, or a checkpoint of a LoRA training run",
     )
     strength: float | tuple[float, ...] | str = Field(
         default=1.0,

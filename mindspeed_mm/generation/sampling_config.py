@@ -27,14 +27,14 @@ class Numbers(WindowKeys):
     """The numbers of one video and their bounds."""
 
     height: int = Field(
-        default=480, gt=0, le=16384, description=("height in pixels, a multiple of 16 (default: 480)")
+        default=480, gt=0, le=16384, description="height in pixels, a multiple of 16 (default: 480)"
     )
     width: int = Field(
-        default=832, gt=0, le=16384, description=("width in pixels, a multiple of 16 (default: 832)")
+        default=832, gt=0, le=16384, description="width in pixels, a multiple of 16 (default: 832)"
     )
     short_clip: Literal["reject", "pad", "resample"] = Field(
         default="reject",
-        description=("what to do with a source that has fewer frames than num_frames (default: reject)"),
+        description="what to do with a source that has fewer frames than num_frames (default: reject)",
     )
     preset: Preset = Field(
         default="wan",
@@ -45,7 +45,7 @@ class Numbers(WindowKeys):
         ),
     )
     solver: SolverName = Field(default="unipc", description="sampler (default: by preset)")
-    steps: int = Field(default=50, gt=0, le=1000, description=("number of denoising steps (default: 50)"))
+    steps: int = Field(default=50, gt=0, le=1000, description="number of denoising steps (default: 50)")
     shift: float = Field(
         default=16.0,
         ge=0.001,
@@ -62,19 +62,19 @@ class Numbers(WindowKeys):
         ),
     )
     guidance_scale: float = Field(
-        default=5.0, ge=0, le=1000, description=("guidance scale; 1 = no negative prompt (default: 5)")
+        default=5.0, ge=0, le=1000, description="guidance scale; 1 = no negative prompt (default: 5)"
     )
     guidance_scale_2: float = Field(
         default=5.0,
         ge=0,
         le=1000,
-        description=("guidance scale of the low-noise expert (default: guidance_scale)"),
+        description="guidance scale of the low-noise expert (default: guidance_scale)",
     )
     guidance_end: float = Field(
         default=0.0, ge=0, le=1000, description="timestep below which guidance is 1 (default: 0)"
     )
     boundary: float = Field(
-        default=0.875, gt=0, lt=1, description=("sigma at which the experts switch (default: 0.875)")
+        default=0.875, gt=0, lt=1, description="sigma at which the experts switch (default: 0.875)"
     )
     context_scale: float | tuple[float, ...] = Field(
         default=1.0,
@@ -100,7 +100,7 @@ class Numbers(WindowKeys):
             "euler (default: false)"
         ),
     )
-    seed: int = Field(default=2025, ge=0, lt=1 << 63, description=("seed of the noise (default: 2025)"))
+    seed: int = Field(default=2025, ge=0, lt=1 << 63, description="seed of the noise (default: 2025)")
 
     @field_validator("height", "width")
     @classmethod

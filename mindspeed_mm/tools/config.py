@@ -27,7 +27,7 @@ class StaticProfile(Config):
         default=False, description="keep only what NPU tools need; no effect on other devices"
     )
     aic_metrics_type: Literal["PipeUtilization", "ArithmeticUtilization"] = Field(
-        default="PipeUtilization", description=("NPU counters to record; no effect on other devices")
+        default="PipeUtilization", description="NPU counters to record; no effect on other devices"
     )
     UNUSED: ClassVar[Mapping[str, str]] = {"analyse_flag": "traces are always analysed"}
 
@@ -36,10 +36,10 @@ class ProfileParam(Config):
     """`profile`: traces of some iterations on some ranks."""
 
     enable: bool = Field(default=False, description="record a trace; --profile does the same")
-    profile_type: Literal["static", "dynamic"] = Field(default="static", description=("must be static"))
-    ranks: tuple[int, ...] = Field(default=(0,), description=("global ranks that record a trace; -1 = all"))
+    profile_type: Literal["static", "dynamic"] = Field(default="static", description="must be static")
+    ranks: tuple[int, ...] = Field(default=(0,), description="global ranks that record a trace; -1 = all")
     static_param: StaticProfile = StaticProfile()
-    UNUSED: ClassVar[Mapping[str, str]] = {"dynamic_param": ("only profile_type static is supported")}
+    UNUSED: ClassVar[Mapping[str, str]] = {"dynamic_param": "only profile_type static is supported"}
 
     @model_validator(mode="after")
     def _only_static_records(self) -> ProfileParam:
@@ -57,9 +57,9 @@ class MemoryProfile(Config):
     start_step: int = Field(default=0, ge=0, description="first iteration to record")
     end_step: int = Field(default=2, ge=0, description="iteration after which the snapshot is written")
     save_path: str = Field(default="./memory_snapshot", description="folder for the snapshots")
-    dump_ranks: tuple[int, ...] = Field(default=(0,), description=("global ranks that write a snapshot"))
+    dump_ranks: tuple[int, ...] = Field(default=(0,), description="global ranks that write a snapshot")
     stacks: Literal["all", "python"] = Field(default="all", description="which stacks to keep")
-    max_entries: int | None = Field(default=None, gt=0, description=("maximum number of events to keep"))
+    max_entries: int | None = Field(default=None, gt=0, description="maximum number of events to keep")
     UNUSED: ClassVar[Mapping[str, str]] = {
         "mem_info": ("metrics.jsonl contains the peak memory of every iteration")
     }

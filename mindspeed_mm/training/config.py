@@ -23,24 +23,24 @@ class OptimizerConfig(Config):
         default="linear", description="how the learning rate decays"
     )
     lr_decay_iters: int | None = Field(
-        default=None, gt=0, description=("length of the decay in iterations (default: the whole run)")
+        default=None, gt=0, description="length of the decay in iterations (default: the whole run)"
     )
     lr_decay_samples: int | None = Field(default=None, gt=0, description="the same, in samples")
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = Field(
         default="exponential", description="how the learning rate decays at the end of WSD"
     )
     lr_wsd_decay_iters: int | None = Field(
-        default=None, gt=0, description=("length of the final decay of WSD in iterations")
+        default=None, gt=0, description="length of the final decay of WSD in iterations"
     )
-    lr_wsd_decay_samples: int | None = Field(default=None, gt=0, description=("the same, in samples"))
+    lr_wsd_decay_samples: int | None = Field(default=None, gt=0, description="the same, in samples")
     lr_warmup_init: float = Field(default=0.0, ge=0, description="learning rate at the start of the warm-up")
-    lr_warmup_iters: int = Field(default=0, ge=0, description=("length of the linear warm-up in iterations"))
+    lr_warmup_iters: int = Field(default=0, ge=0, description="length of the linear warm-up in iterations")
     lr_warmup_samples: int = Field(default=0, ge=0, description="the same, in samples")
     lr_warmup_fraction: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description=("length of the warm-up as a fraction of the decay, instead of --lr-warmup-iters"),
+        description="length of the warm-up as a fraction of the decay, instead of --lr-warmup-iters",
     )
     optimizer: Literal["adam", "muon"] = Field(
         default="adam",
@@ -49,11 +49,11 @@ class OptimizerConfig(Config):
             "other parameters with AdamW; lr and weight decay apply to both"
         ),
     )
-    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description=("Muon: decay of the momentum"))
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: decay of the momentum")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the second moment")
     adam_eps: float = Field(
-        default=1e-8, gt=0, le=1, description=("added to the square root of the second moment")
+        default=1e-8, gt=0, le=1, description="added to the square root of the second moment"
     )
     weight_decay: float = Field(default=0.01, ge=0, le=1000, description="decoupled weight decay")
     weight_decay_all: bool = Field(
@@ -63,7 +63,7 @@ class OptimizerConfig(Config):
         ),
     )
     clip_grad: float = Field(
-        default=1.0, ge=0, le=1000000.0, description=("maximum global gradient norm; 0 = no clipping")
+        default=1.0, ge=0, le=1000000.0, description="maximum global gradient norm; 0 = no clipping"
     )
     optimizer_selection: Literal["fused_torch_adamw", "fused_adamw", "apex", "npu", "torch"] = Field(
         default="fused_torch_adamw",
@@ -118,7 +118,7 @@ class BatchConfig(Config):
         le=1 << 24,
         description="samples per iteration (default: micro-batch size · data-parallel size)",
     )
-    train_iters: int | None = Field(default=None, gt=0, description=("number of iterations to train"))
+    train_iters: int | None = Field(default=None, gt=0, description="number of iterations to train")
     train_samples: int | None = Field(
         default=None, gt=0, description="number of samples to train, instead of --train-iters"
     )
@@ -129,7 +129,7 @@ class BatchConfig(Config):
         default=1234,
         ge=0,
         lt=1 << 63,
-        description=("seed of data order, timesteps, noise and caption choice"),
+        description="seed of data order, timesteps, noise and caption choice",
     )
 
     @model_validator(mode="after")
@@ -150,7 +150,7 @@ class CheckpointConfig(Config):
     )
     finetune: bool = Field(
         default=False,
-        description=("load only the model; start at iteration 0 with a new optimizer and schedule"),
+        description="load only the model; start at iteration 0 with a new optimizer and schedule",
     )
     ignore_existing_checkpoints: bool = Field(
         default=False,
@@ -161,16 +161,16 @@ class CheckpointConfig(Config):
     )
     exit_on_missing_checkpoint: bool = Field(
         default=False,
-        description=("stop if --load contains no checkpoint, even if --save is the same folder"),
+        description="stop if --load contains no checkpoint, even if --save is the same folder",
     )
     ckpt_format: Literal["torch_dcp"] = Field(default="torch_dcp", description="torch.distributed.checkpoint")
     async_save: bool = Field(
-        default=False, description=("write checkpoints in the background while training continues")
+        default=False, description="write checkpoints in the background while training continues"
     )
     save_retain_interval: int | None = Field(
         default=None,
         gt=0,
-        description=("keep only the newest checkpoint and those at multiples of this iteration"),
+        description="keep only the newest checkpoint and those at multiples of this iteration",
     )
     save_best: bool = Field(
         default=False,
@@ -183,7 +183,7 @@ class CheckpointConfig(Config):
     no_load_optim: bool = Field(default=False, description="do not load the optimizer state")
     no_load_rng: bool = Field(default=False, description="do not load the random states")
     no_save_optim: bool = Field(
-        default=False, description=("do not save the optimizer state; the run cannot be resumed exactly")
+        default=False, description="do not save the optimizer state; the run cannot be resumed exactly"
     )
     no_save_rng: bool = Field(default=False, description="do not save the random states")
     no_verify_checksums: bool = Field(
@@ -209,12 +209,12 @@ class LogConfig(Config):
     wandb_exp_name: str = Field(default="", description="name of the run in Weights & Biases")
     wandb_save_dir: str = Field(default="", description="folder for the files of Weights & Biases")
     peak_tflops: float | None = Field(
-        default=None, gt=0, description=("peak of the device for MFU (default: built in for common devices)")
+        default=None, gt=0, description="peak of the device for MFU (default: built in for common devices)"
     )
     spike_factor: float = Field(
         default=3.0,
         gt=1,
-        description=("report the samples of a loss that exceeds its running mean by this factor"),
+        description="report the samples of a loss that exceeds its running mean by this factor",
     )
 
     @field_validator("tensorboard_dir")
@@ -230,7 +230,7 @@ class EvalConfig(Config):
 
     eval_interval: int = Field(default=1000, gt=0, description="iterations between evaluations")
     eval_iters: int = Field(
-        default=100, ge=0, description=("maximum number of global batches per evaluation; 0 = no evaluation")
+        default=100, ge=0, description="maximum number of global batches per evaluation; 0 = no evaluation"
     )
     eval_videos: bool = Field(
         default=False,
@@ -243,7 +243,7 @@ class EvalConfig(Config):
         default=4,
         gt=0,
         le=100000,
-        description=("number of fixed timesteps at which each held-out clip is evaluated"),
+        description="number of fixed timesteps at which each held-out clip is evaluated",
     )
 
 
@@ -258,7 +258,7 @@ class ExitConfig(Config):
     )
     exit_signal_handler: bool = Field(
         default=False,
-        description=("on SIGINT, SIGTERM or SIGHUP, finish the iteration, save and stop; this is always on"),
+        description="on SIGINT, SIGTERM or SIGHUP, finish the iteration, save and stop; this is always on",
     )
     check_for_nan_in_loss_and_grad: bool = Field(
         default=False,
@@ -280,8 +280,8 @@ class ProfileConfig(Config):
 
     profile: bool = Field(default=False, description="record a trace")
     profile_step_start: int = Field(default=10, ge=0, description="first iteration of the trace")
-    profile_step_end: int = Field(default=12, ge=0, description=("iteration before which the trace stops"))
-    profile_ranks: tuple[int, ...] = Field(default=(0,), description=("global ranks that record a trace"))
+    profile_step_end: int = Field(default=12, ge=0, description="iteration before which the trace stops")
+    profile_ranks: tuple[int, ...] = Field(default=(0,), description="global ranks that record a trace")
 
 
 class TrainingConfig(Config):

@@ -27,14 +27,14 @@ class LoraConfig(Config):
 
     type: Literal["lora"] = "lora"
     rank: int = Field(
-        default=32, gt=0, le=4096, description=("rank: the number of columns of B and of rows of A")
+        default=32, gt=0, le=4096, description="rank: the number of columns of B and of rows of A"
     )
     alpha: float | None = Field(
-        default=None, gt=0, description=("the scale is alpha / rank; default: the rank, which gives scale 1")
+        default=None, gt=0, description="the scale is alpha / rank; default: the rank, which gives scale 1"
     )
     rslora: bool = Field(default=False, description="use the scale alpha / √rank")
     dropout: float = Field(
-        default=0.0, ge=0, lt=1, description=("share of the inputs of A that are set to zero in training")
+        default=0.0, ge=0, lt=1, description="share of the inputs of A that are set to zero in training"
     )
     on: Part | None = Field(
         default=None,
@@ -51,11 +51,11 @@ class LoraConfig(Config):
     )
     init_from: Pattern | None = Field(
         default=None,
-        description=("LoRA to continue from: a file of any dialect or a LoRA checkpoint, with the same rank"),
+        description="LoRA to continue from: a file of any dialect or a LoRA checkpoint, with the same rank",
     )
     expert: Expert | None = Field(default=None, description=_EXPERT)
     modules_to_save: tuple[Pattern, ...] = Field(
-        default=(), description=("modules to train in full next to the LoRA, such as vace_patch_embedding")
+        default=(), description="modules to train in full next to the LoRA, such as vace_patch_embedding"
     )
 
     @property

@@ -24,9 +24,7 @@ class WanConfig(Config):
     in_dim: int = Field(default=16, gt=0, le=4096, description="number of input latent channels")
     out_dim: int = Field(default=16, gt=0, le=4096, description="number of output latent channels")
     text_dim: int = Field(default=4096, gt=0, le=65536, description="width of the text encoder's output")
-    text_len: int = Field(
-        default=512, gt=0, le=65536, description=("number of text tokens after zero padding")
-    )
+    text_len: int = Field(default=512, gt=0, le=65536, description="number of text tokens after zero padding")
     freq_dim: int = Field(
         default=256, gt=0, le=65536, description="width of the sinusoidal timestep embedding"
     )
@@ -115,17 +113,15 @@ class VaceDitConfig(Config):
     What it shares with the trunk may be left out; if repeated it must agree.
     """
 
-    vace_layers: tuple[int, ...] = Field(
-        description=("index of the trunk block that each branch block feeds")
-    )
+    vace_layers: tuple[int, ...] = Field(description="index of the trunk block that each branch block feeds")
     in_dim: int = Field(default=96, gt=0, description="channels of vace_context")
     init_from_trunk: bool = Field(
         default=False,
-        description=("initialize the branch from the blocks of the trunk, for weights without VACE keys"),
+        description="initialize the branch from the blocks of the trunk, for weights without VACE keys",
     )
     vace_pretrained: str | None = Field(
         default=None,
-        description=("folder or file with the branch, instead of the branch in predictor.from_pretrained"),
+        description="folder or file with the branch, instead of the branch in predictor.from_pretrained",
     )
     # repeated from the trunk in published files
     hidden_size: int | None = None
@@ -139,7 +135,7 @@ class VaceDitConfig(Config):
     num_layers: int | None = None
     UNUSED: ClassVar[Mapping[str, str]] = {
         **_OLD_KEYS,
-        "pipeline_num_layers": ("a branch block is on the same stage as the trunk block that it feeds"),
+        "pipeline_num_layers": "a branch block is on the same stage as the trunk block that it feeds",
         "model_type": "VACE is built on a text-to-video model",
         "qk_norm": _FIXED,
         "qk_norm_type": _FIXED,
@@ -155,7 +151,7 @@ class PredictorConfig(WanConfig):
 
     model_id: Literal["vace"] = "vace"
     dtype: Literal["bf16", "fp32"] = Field(
-        default="bf16", description=("dtype of matrix products; must equal param_dtype of fsdp2_config.yaml")
+        default="bf16", description="dtype of matrix products; must equal param_dtype of fsdp2_config.yaml"
     )
     residual_dtype: Literal["fp32", "bf16"] = Field(
         default="fp32", description="dtype of the residual stream"
@@ -172,7 +168,7 @@ class PredictorConfig(WanConfig):
     cross_attn_norm: Literal[True] = True
     pipeline_num_layers: Any = Field(
         default=None,
-        description=("number of layers in each pipeline stage; with virtual stages, one such list per chunk"),
+        description="number of layers in each pipeline stage; with virtual stages, one such list per chunk",
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         **_OLD_KEYS,

@@ -36,10 +36,10 @@ class ExtractFiles(Config):
     )
     mm_model: str | None = Field(default=None, description="model JSON: VAE and text encoder (required)")
     mm_tool: str | None = Field(
-        default=None, description=("tools.json: sorafeature.save_path is the folder for the features")
+        default=None, description="tools.json: sorafeature.save_path is the folder for the features"
     )
     dry_run: bool = Field(
-        default=False, description=("check files, settings and every clip, then stop; uses no device")
+        default=False, description="check files, settings and every clip, then stop; uses no device"
     )
     print_config: bool = Field(default=False, description="print the whole job as JSON, then stop")
 
@@ -108,12 +108,12 @@ class AeConfig(Config):
     model_id: Literal["wan_video_vae"] = "wan_video_vae"
     from_pretrained: str = Field(description="Wan2.1_VAE.pth, or the `vae` folder of a diffusers checkpoint")
     dtype: Literal["bf16", "fp32"] = Field(
-        default="bf16", description=("dtype of the VAE's computation; latents are normalized in fp32")
+        default="bf16", description="dtype of the VAE's computation; latents are normalized in fp32"
     )
     enable_tiling: bool = Field(
-        default=False, description=("encode in tiles: needs less memory, gives slightly different latents")
+        default=False, description="encode in tiles: needs less memory, gives slightly different latents"
     )
-    norm_latents: Literal[True] = Field(default=True, description=("latents are normalized per channel"))
+    norm_latents: Literal[True] = Field(default=True, description="latents are normalized per channel")
     norm_mode: Literal["channel_specified_shift_scale"] = "channel_specified_shift_scale"
     do_sample: Literal[False] = Field(default=False, description="latents are the mean of the posterior")
     UNUSED: ClassVar[Mapping[str, str]] = {
@@ -133,7 +133,7 @@ class TextEncoderConfig(Config):
         description="models_t5_umt5-xxl-enc-bf16.pth, or the `text_encoder` folder of a diffusers checkpoint"
     )
     dtype: Literal["bf16", "fp32"] = Field(
-        default="bf16", description=("dtype of the text encoder's computation")
+        default="bf16", description="dtype of the text encoder's computation"
     )
     dropout_rate: float = Field(default=0.0, ge=0, le=0, description="extraction uses no dropout")
     UNUSED: ClassVar[Mapping[str, str]] = {"hub_backend": "weights are local"}

@@ -40,7 +40,7 @@ class ModelConfig(Config):
         default=0.0,
         ge=0,
         lt=1,
-        description=("share of samples that train with the embedding of the empty caption"),
+        description="share of samples that train with the embedding of the empty caption",
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
         "patch": "nothing is patched",

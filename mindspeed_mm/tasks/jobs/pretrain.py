@@ -62,11 +62,11 @@ class FileConfig(Config):
 
     mm_model: str | None = Field(default=None, description="model JSON (required)")
     mm_data: str | None = Field(default=None, description="data JSON (required)")
-    mm_tool: str | None = Field(default=None, description=("tools JSON (default: nothing is recorded)"))
+    mm_tool: str | None = Field(default=None, description="tools JSON (default: nothing is recorded)")
     bf16: bool = Field(
-        default=False, description=("compute matrix products in bf16; must agree with predictor.dtype")
+        default=False, description="compute matrix products in bf16; must agree with predictor.dtype"
     )
-    dry_run: bool = Field(default=False, description=("check everything, then stop; needs no weights"))
+    dry_run: bool = Field(default=False, description="check everything, then stop; needs no weights")
     print_config: bool = Field(default=False, description="print the whole job as JSON, then stop")
     check_inputs: bool = Field(
         default=False, description="with --dry-run: also check that features and weights exist"

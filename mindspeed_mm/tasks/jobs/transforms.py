@@ -29,7 +29,7 @@ class LoraFlags(Config):
 
     lora_rank: int | None = Field(default=None, gt=0, le=4096, description="train only a LoRA of this rank")
     lora_alpha: float | None = Field(
-        default=None, gt=0, description=("the scale of the LoRA is alpha / rank (default: the rank)")
+        default=None, gt=0, description="the scale of the LoRA is alpha / rank (default: the rank)"
     )
     lora_on: Part | None = Field(
         default=None,
@@ -38,7 +38,7 @@ class LoraFlags(Config):
         ),
     )
     lora_init_from: str | None = Field(
-        default=None, description=("LoRA to continue from: a file of any dialect, or a LoRA checkpoint")
+        default=None, description="LoRA to continue from: a file of any dialect, or a LoRA checkpoint"
     )
     fuse_lora: str | None = Field(
         default=None, description="LoRA of any dialect to fuse into the weights before training"

@@ -1,6 +1,6 @@
-"""Look at every clip of a dataset before any device is touched.
+"""Check of every clip of a dataset before any device is used.
 
-What cannot be used and why, and what the rest will become. No torch.
+Reports which rows cannot be used and why, and what the other rows become. Does not import torch.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from mindspeed_mm.progress import Progress
 
 logger = get_logger(__name__)
 T = TypeVar("T")
-_CHUNK = 16  # rows that a process gets at once: one takes about a millisecond
+_CHUNK = 16  # rows sent to a process at once; a row takes about a millisecond
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What the check found. `records` can be used; `problems` say why the others cannot."""
+    """Result of a check. `records` are the usable rows; `problems` say why the others cannot be used."""
 
     rows: int
     records: tuple[SampleRecord, ...]
@@ -44,20 +44,20 @@ class CheckReport:
 
     @property
     def bad_rows(self) -> list[int]:
-        """Rows with a problem."""
+        """Indices of the rows with a problem, in order."""
         return sorted({problem.row for problem in self.problems})
 
     def demand(self, skip_bad_samples: int = 0, *, or_else: str = "") -> None:
         """Raise DataError with the problems if more than `skip_bad_samples` rows are bad or none is good.
 
-        `or_else`: what the command offers besides correcting them, such as a flag that skips them.
+        `or_else` describes an alternative to correcting the rows, such as a flag that skips them.
         """
         if len(self.bad_rows) > skip_bad_samples or not self.records:
             other = f", or {or_else}" if or_else and self.records else ""
             raise DataError(list_problems(self.problems, self.rows), fix=f"correct them{other}")
 
     def write(self, path: Path) -> None:
-        """A JSON file that names every row that is left out, and why."""
+        """Write a JSON file with every row that is left out and the reason."""
         skipped = [{"row": p.row, "address": p.address, "problem": p.message} for p in self.problems]
         content = {
             "rows": self.rows,
@@ -68,7 +68,7 @@ class CheckReport:
         write_json(path, content)
 
     def summary(self) -> str:
-        """A table, one line for each thing one wants to know before starting."""
+        """Format the facts that matter before a run as a table, one per line."""
         facts = self.facts
         if not facts:
             return f"clips       none of {self.rows} can be used"
@@ -112,8 +112,10 @@ def check_dataset(
     workers: int | None = None,
     timeout: float = 60.0,
 ) -> CheckReport:
-    """Read a manifest and look into every clip, tell what was found, and raise DataError if more rows than
-    `skip_bad_samples` are bad. With `report_path`, the rows that are left out are written there in any case.
+    """Read a manifest, check every clip and log a summary.
+
+    Raises DataError if more than `skip_bad_samples` rows are bad. With `report_path`, the rows that are left
+    out are written to that file even if the error is raised.
     """
     manifest = scan_manifest(data_path, data_folder)
     report = check_manifest(manifest, config, workers=workers, timeout=timeout)
@@ -140,10 +142,9 @@ def check_manifest(
 ) -> CheckReport:
     """Open every clip, image and mask of the records, many at a time.
 
-    A file that takes longer than `timeout` seconds is bad.
-
-    `workers=0` looks in this process, without a time limit. With a folder as `memory`, good files are
-    remembered there by size and time stamp, and opened again only when those have changed.
+    A file that takes longer than `timeout` seconds is bad. `workers=0` opens the files in this process,
+    without a timeout. `memory` is a folder that caches the results of good files by size and time stamp. A
+    cached file is opened again only after either has changed.
     """
     if not isinstance(manifest, Manifest):
         manifest = Manifest(tuple(manifest), (), (), len(manifest))
@@ -176,7 +177,7 @@ def check_manifest(
 
 
 def _notes_on(facts: Sequence[ClipFacts]) -> list[str]:
-    """What is only remarkable when all rows have it."""
+    """Return notes on facts that matter only if all rows share them."""
     masked = [fact for fact in facts if any("mask" in name for name in fact.conditions)]
     if masked and all(fact.blank_mask == "everywhere" for fact in masked):
         return ["every mask is white everywhere: nothing of src_video is kept; black = keep"]
@@ -184,7 +185,7 @@ def _notes_on(facts: Sequence[ClipFacts]) -> list[str]:
 
 
 def _recall(records: Sequence[SampleRecord], index: ClipIndex) -> list[Look]:
-    """Looked up by many threads: on network storage each look takes its time."""
+    """Look up the records in `index` from many threads, because each lookup is slow on network storage."""
 
     def recall(record: SampleRecord) -> Look:
         known = {file: index.get(*file) for file in files_to_open(record)}
@@ -194,7 +195,7 @@ def _recall(records: Sequence[SampleRecord], index: ClipIndex) -> list[Look]:
 
 
 def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:
-    """Many clips on slow storage take a while."""
+    """Yield `rows` and log the progress, because many clips on slow storage take a while."""
     with Progress("checking", count, "clip") as progress:
         for row in rows:
             progress.step()

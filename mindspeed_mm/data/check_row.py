@@ -1,6 +1,6 @@
-"""Look at one row of a dataset: what its files are, what becomes of them, or everything that is wrong.
+"""Check of one row of a dataset: the facts about its files, or everything that is wrong with them.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFacts:
-    """What one usable row is, and what becomes of it."""
+    """Facts about one usable row and the sample made from it."""
 
     row: int
     fps: float
@@ -36,35 +36,35 @@ class ClipFacts:
     frames: int
     policy: str
     tokens: int
-    conditions: tuple[str, ...]  # of: src_video, mask, still mask, mask only, 1 reference, 2 references, …
+    conditions: tuple[str, ...]  # src_video, mask, still mask, mask only, 1 reference, 2 references, …
     remarks: tuple[str, ...]
-    blank_mask: str = ""  # nowhere, everywhere: where a mask of one value is white
+    blank_mask: str = ""  # `nowhere` or `everywhere`: where a mask of a single value is white
 
 
 @dataclass(frozen=True)
 class Look:
-    """One row to look at, and what its files are known to be."""
+    """One row to check, with the cached facts about its files."""
 
     record: SampleRecord
     known: Mapping[tuple[Kind, Path], ClipInfo]
 
     @property
     def is_known(self) -> bool:
-        """Whether nothing has to be opened."""
+        """Whether all facts are cached, so that no file has to be opened."""
         return all(file in self.known for file in files_to_open(self.record))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one row is, or everything that is wrong with it."""
+    """Result of checking one row: its facts, or everything that is wrong with it."""
 
     facts: ClipFacts | None
     problems: tuple[Problem, ...]
-    seen: Seen  # the files that were opened and are good
+    seen: Seen  # good files that were opened
 
 
 def look_at(look: Look, config: VideoConfig) -> Found:
-    """The facts of one row, or its problems."""
+    """Check one row and return its facts or its problems."""
     record, seen = look.record, Seen()
     problems: list[Problem] = []
 
@@ -96,7 +96,7 @@ def look_at(look: Look, config: VideoConfig) -> Found:
 
 
 def files_to_open(record: SampleRecord) -> Iterator[tuple[Kind, Path]]:
-    """The row's files and what each is read as."""
+    """Yield the files of a row, each with the kind it is read as."""
     yield from (("clip", path) for path in (record.video, record.src_video) if path is not None)
     yield from (("mask", path) for path in (record.src_mask,) if path is not None)
     yield from (("picture", path) for path in record.src_ref_images)
@@ -133,7 +133,7 @@ def _blank(mask: ClipInfo | None, config: VideoConfig) -> str:
 
 
 def _traits_of(infos: Sequence[ClipInfo | None]) -> list[str]:
-    """What is not honoured of a row's files, or guessed; each once."""
+    """Return remarks on what is ignored or assumed about a row's files, without repeats."""
     return remarks_on(dict.fromkeys(trait for info in infos if info is not None for trait in info.traits))
 
 
@@ -164,7 +164,7 @@ def _remarks_on(
 
 
 def _try(record: SampleRecord, key: str, look: partial[T], problems: list[Problem]) -> T | None:
-    """What `look` answers; what it raises becomes a problem with an address."""
+    """Call `look` and return its result. An exception becomes a problem with an address."""
     try:
         return look()
     except DataError as error:

@@ -1,7 +1,7 @@
-"""How a video file is opened: what is not a video, and which of its streams a player plays. No torch.
+"""Opens video files: rejects what is not a video, and selects the stream that a player plays.
 
-The check, both readers and the feature key all ask here, in `packets.py` and `pictures.py`, so that they
-cannot disagree.
+The check, both readers and the feature key all use this module, `packets.py` and `pictures.py`, so that they
+cannot disagree. Does not import torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mindspeed_mm.data.images import check_pixels, short
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import display_path, regular_file
 
-AV_FLOOR = 17  # below, BT.709 is read with BT.601's matrix; below 15, rotation is ignored
+AV_FLOOR = 17  # older versions read BT.709 with the matrix of BT.601; below 15, they ignore rotation
 _STILL_FORMATS = ("image2", "png", "apng", "jpeg", "bmp", "webp", "tiff", "ppm", "pgm", "gif_pipe")
 
 
 def check_av_version() -> None:
-    """Raise ConfigError for a PyAV that reads clips otherwise. Imports nothing."""
+    """Raise ConfigError if PyAV is missing or too old to read clips correctly. Does not import PyAV."""
     try:
         version = importlib.metadata.version("av")
     except importlib.metadata.PackageNotFoundError:
@@ -38,9 +38,10 @@ def check_av_version() -> None:
 
 
 def open_clip(path: Path) -> tuple[Any, Any]:
-    """A video file's container and the stream that a player plays. The caller closes the container.
+    """Open a video file and return its container and the stream that a player plays.
 
-    Raises DataError for what is not a video; FFmpeg's own errors pass.
+    The caller closes the container. Raises DataError for a file that is not a video. FFmpeg's errors
+    propagate.
     """
     import av
 
@@ -68,9 +69,9 @@ def open_clip(path: Path) -> tuple[Any, Any]:
 
 
 def refuse_text(path: Path) -> None:
-    """Raise DataError for a text with a video's name.
+    """Raise DataError for a text file with the suffix of a video.
 
-    FFmpeg would draw it as a terminal, or follow it as a playlist.
+    FFmpeg would render it as terminal output, or open it as a playlist.
     """
     try:
         with open(path, "rb") as file:
@@ -86,7 +87,7 @@ def refuse_text(path: Path) -> None:
 
 
 def _is_motion_jpeg(container: Any) -> bool:
-    """Whether more than one JPEG follows each other; one with previews behind it (MPO) is a picture."""
+    """Whether the file is a sequence of JPEG images. One image followed by previews (MPO) is a picture."""
     packets = [packet for packet in islice(container.demux(video=0), 2) if packet.size]
     return len(packets) > 1 and b"MPF\0" not in bytes(packets[0])
 
@@ -104,7 +105,7 @@ def _refuse_still(path: Path, container: Any) -> None:
 
 
 def _choose_stream(path: Path, container: Any) -> Any:
-    """The first default stream that is not a cover, thumbnail or still picture."""
+    """Return the first default stream that is not a cover, thumbnail or still picture."""
     streams = list(container.streams.video)
     if not streams:
         raise DataError("file contains no video stream", where=display_path(path))
@@ -132,9 +133,9 @@ def is_cover(stream: Any) -> bool:
 
 
 def _count_packets(path: Path, streams: Sequence[Any]) -> dict[int, int]:
-    """At most two where no header counts.
+    """Count the packets of each stream. Without counts in the header, stop once each stream has two.
 
-    In a container of its own: going back in it may lose the first frames.
+    Opens the file a second time: rewinding the first container may lose frames at the beginning.
     """
     import av
 
@@ -150,5 +151,5 @@ def _count_packets(path: Path, streams: Sequence[Any]) -> dict[int, int]:
 
 
 def describe_error(path: Path, error: Exception) -> DataError:
-    """FFmpeg's complaint with the file's name."""
+    """Convert an error of FFmpeg to a DataError that names the file."""
     return DataError(f"cannot be opened as a video: {short(error)}", where=display_path(path))

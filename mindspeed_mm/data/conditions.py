@@ -1,8 +1,7 @@
-"""Paths, or whatever a user has → what the model sees, in pixels.
+"""Loads clips, masks and references, given as paths or in memory, as the pixels that the model sees.
 
-The one way of extraction, generation and inspection.
-
-Nothing is changed without a note or against a policy.
+Extraction, generation and inspection all use this module. Every change to the input is noted, and no change
+violates the policy.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from mindspeed_mm.data.video import VideoReader
 from mindspeed_mm.errors import DataError
 
 Conditions = sample.Conditions[Tensor, Tensor]
-# Clips uint8 [T, H, W, 3] and masks uint8 [T, H, W]; what is fp32 already has the form of Conditions.
+# Clips are uint8 [T, H, W, 3] and masks uint8 [T, H, W]. fp32 tensors already have the form of Conditions.
 ReadConditions = sample.Conditions[Any, Tensor]
 _CHANGED = {
     "trim": "its first {n} frames are used",
@@ -50,12 +49,12 @@ _CHANGED = {
 
 @dataclass(frozen=True)
 class Target:
-    """The clip of a row: the other streams go with its chosen frames."""
+    """The clip of a row, with the chosen frames that the other streams are aligned to."""
 
     reader: VideoReader
     chosen: FrameChoice
-    name: str = "video"  # in messages
-    mask: str = "src_video_mask"  # what messages call the mask
+    name: str = "video"  # name of the clip in messages
+    mask: str = "src_video_mask"  # name of the mask in messages
 
 
 def load_conditions(
@@ -67,11 +66,12 @@ def load_conditions(
     reader: Reader = "av",
     stretch: bool = False,
 ) -> ReadConditions:
-    """Read everything and bring it to the size, rate and length requested; `to_tensors` makes fp32 of it.
+    """Read all inputs and convert them to the requested size, rate and length.
 
-    `target`: the video of a dataset's row. Without one `inputs` are `Inputs`, and src_video's own frames are
-    chosen. `stretch`: stretch references as DiffSynth-Studio does. Raises ConfigError for inputs that
-    contradict each other, DataError where the policy forbids what the model would get.
+    `to_tensors` converts the result to fp32. `target` is the video of a dataset row. Without a target,
+    `inputs` are `Inputs`, and frames are chosen from src_video itself. `stretch` stretches references as
+    DiffSynth-Studio does. Raises ConfigError for contradictory inputs, and DataError if the policy forbids
+    what the model would receive.
     """
     load = _Loader(policy, size, reader)
     video = mask = None
@@ -87,14 +87,14 @@ def load_conditions(
             video, mask = load.edited(inputs)
     read_reference = stretched_reference if stretch else load_reference
     references = tuple(read_reference(picture(image), *size) for image in inputs.src_ref_images)
-    for image in inputs.src_ref_images if target is None else ():  # the check of a dataset says it of rows
+    for image in inputs.src_ref_images if target is None else ():  # a dataset's check reports it for rows
         if isinstance(image, (str, Path)):
             load.notes.extend(f"{image}: {remark}" for remark in remarks_on(image_traits(Path(image))))
     return ReadConditions(src_video=video, src_mask=mask, src_ref_images=references, notes=tuple(load.notes))
 
 
 def to_tensors(read: ReadConditions) -> Conditions:
-    """Bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
+    """Convert bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
     video, mask = read.src_video, read.src_mask
     return Conditions(
         src_video=to_tensor(video) if isinstance(video, np.ndarray) else video,
@@ -106,22 +106,22 @@ def to_tensors(read: ReadConditions) -> Conditions:
 
 @dataclass
 class _Loader:
-    """What all streams of one video share."""
+    """Loads the streams of one video with their common policy, size and notes."""
 
     policy: ClipPolicy
     size: Size
     reader: Reader
-    notes: list[str] = field(default_factory=list)  # what was done to make the sources fit
+    notes: list[str] = field(default_factory=list)  # changes made to fit the sources
 
     def open(self, clip: Clip | VideoReader, *, mask: bool = False) -> VideoReader:
-        """Any form of clip as a reader; a file's oddities become notes."""
+        """Open a clip in any form as a reader, and note the traits of its file."""
         found = as_reader(clip, self.reader, mask=mask)
         if isinstance(clip, (str, Path)):
             self.notes.extend(f"{clip}: {remark}" for remark in remarks_on(found.traits))
         return found
 
     def beside(self, target: Target, clip: Clip | VideoReader | None, mask: Clip | None) -> tuple[Any, Any]:
-        """src_video and its mask, frame by frame beside the target."""
+        """Read src_video and its mask, aligned frame by frame with the target."""
         shape = (3, len(target.chosen.indices), *self.size)
         if clip is None:
             video: Any = None
@@ -133,7 +133,10 @@ class _Loader:
         return video, self.mask(target, mask)
 
     def mask(self, target: Target, mask: Clip | None) -> Any:
-        """uint8 [T, H, W], or fp32 [1, T, H, W] as it was given; a still mask holds for the whole clip."""
+        """Read the mask as uint8 [T, H, W], or as fp32 [1, T, H, W] if it is given in that form.
+
+        A still mask applies to the whole clip.
+        """
         if mask is None:
             return None
         soft, what = self.policy.soft_mask, "src_mask"
@@ -159,29 +162,29 @@ class _Loader:
         return pixels
 
     def own_target(self, clip: Clip) -> Target:
-        """src_video itself: its own frames are chosen."""
+        """Return src_video as the target, with frames chosen from src_video itself."""
         source = self.open(clip)
         chosen = self.choose(source)
         return Target(source, chosen, f"src_video {source.path}", "src_mask")
 
     def edited(self, inputs: Inputs) -> tuple[Any, Any]:
-        """The source clip and its mask."""
+        """Read the source clip and its mask."""
         assert inputs.src_video is not None
         target = self.own_target(inputs.src_video)
         whole = exact(inputs.src_video, (3, self.policy.num_frames, *self.size))
         return self.beside(target, target.reader if whole is None else whole, inputs.src_mask)
 
     def outpainted(self, inputs: Inputs, edges: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
-        """The source small inside a grey frame; the frame is to be generated.
+        """Place the source, reduced in size, inside a grey border that the model generates.
 
-        A mask of the source holds inside.
+        Inside the source, its own mask applies.
         """
         assert inputs.src_video is not None
         left, top, right, bottom = edges
         height, width = self.size
         rows, columns = round(height / (1 + top + bottom)), round(width / (1 + left + right))
         y, x = min(round(rows * top), height - rows), min(round(columns * left), width - columns)
-        inner = replace(self, size=(rows, columns))  # with the same notes
+        inner = replace(self, size=(rows, columns))  # shares the list of notes
         target = inner.own_target(inputs.src_video)
         pixels, kept = inner.beside(target, target.reader, inputs.src_mask)
         video, mask = self.grey()
@@ -193,7 +196,7 @@ class _Loader:
         return video, mask
 
     def between(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Given frames at the beginning, the end or both; grey between them, to be generated."""
+        """Place the given frames at the beginning, the end or both; the rest is grey, to be generated."""
         video, mask = self.grey()
         count, total = self.policy.num_frames, 0
         for key, clip in (("first_frame", inputs.first_frame), ("last_frame", inputs.last_frame)):
@@ -215,12 +218,12 @@ class _Loader:
         return video, mask
 
     def grey(self) -> tuple[Tensor, Tensor]:
-        """A src_video of nothing, and a mask that generates all of it."""
+        """Return an all-grey src_video and a mask that generates every pixel."""
         count = self.policy.num_frames
         return torch.zeros(3, count, *self.size), torch.ones(1, count, *self.size)
 
     def all_frames(self, source: VideoReader) -> tuple[int, ...]:
-        """Every frame of a clip, at the rate of the video."""
+        """Return the indices of all frames of a clip, sampled at the rate of the video."""
         fps = self.policy.fps
         if not source.timed or self.policy.timing == "frames":
             return tuple(range(source.num_frames))
@@ -228,7 +231,7 @@ class _Loader:
         return tuple(frame_at(source.times, i / fps) for i in range(count))
 
     def choose(self, source: VideoReader) -> FrameChoice:
-        """The frames of src_video that the policy allows. Raises DataError naming the policies."""
+        """Choose frames of src_video by the policy. Raises DataError that names the policies."""
         policy = self.policy
         what = f"src_video {source.path} ({source.num_frames} frames, {source.fps:g} fps)"
         try:
@@ -249,7 +252,7 @@ class _Loader:
         return chosen
 
     def check_fit(self, source: VideoReader, key: str) -> None:
-        """Note what resizing cuts off. Raises DataError when the policy forbids it."""
+        """Note what resizing cuts off. Raises DataError if the policy forbids the cut."""
         height, width = self.size
         if (source.height, source.width) == self.size:
             return

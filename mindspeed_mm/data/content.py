@@ -1,4 +1,4 @@
-"""Which contents files have: hashes, remembered by size and time stamp so that a second run reads nothing."""
+"""Hashes of file contents, cached by size and time stamp so that a second run does not read the files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import open_append, parse_json
 from mindspeed_mm.text_encoding import split_lines
 
-STATE_FOLDER = "state"  # in the folder of the features: what was learnt about files; may be deleted
+STATE_FOLDER = "state"  # subfolder of the features with caches of facts about files; may be deleted
 _BLOCK = 1 << 20
-Signature = str  # of one file or folder: changes whenever its size or time stamp does
+Signature = str  # identifies the state of a file or folder; changes with its size or time stamp
 
 
 def digest_of(path: Path) -> str:
-    """Hash of a file's bytes; of a folder, of its files' names and bytes in order. Raises OSError."""
+    """Hash the bytes of a file, or the names and bytes of a folder's files in order. Raises OSError."""
     found = hashlib.blake2b(digest_size=16)
     if path.is_dir():
         for file in _files(path):
@@ -32,7 +32,7 @@ def digest_of(path: Path) -> str:
 
 
 def signature_of(path: Path) -> Signature:
-    """Size and time stamp of a file; of a folder, of everything in it. Raises OSError."""
+    """Return the size and time stamp of a file, or of everything in a folder. Raises OSError."""
     if path.is_dir():
         listed = "\n".join(
             f"{file.relative_to(path).as_posix()} {signature_of(file)}" for file in _files(path)
@@ -43,7 +43,7 @@ def signature_of(path: Path) -> Signature:
 
 
 def digest_of_values(values: Mapping[str, Any]) -> str:
-    """Hash of plain values; the order of keys does not matter."""
+    """Hash plain values; the order of keys does not matter."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -53,9 +53,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 class ContentIndex:
-    """path → hash, kept in a folder as lines that each rank appends to a file of its own.
+    """Map of paths to hashes, stored in a folder. Each rank appends lines to its own file.
 
-    A torn last line is ignored.
+    An incomplete last line is ignored.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -65,7 +65,7 @@ class ContentIndex:
             self._known.update({line[0]: (line[1], line[2]) for line in read_lines(file) if len(line) == 3})
 
     def get(self, path: Path) -> str | None:
-        """The hash of `path` if it is known and the file has not changed since."""
+        """Return the hash of `path` if it is cached and the file has not changed since, else None."""
         known = self._known.get(os.path.abspath(path))
         try:
             return known[1] if known and known[0] == signature_of(path) else None
@@ -73,7 +73,7 @@ class ContentIndex:
             return None
 
     def add(self, found: Mapping[Path, tuple[Signature, str]]) -> None:
-        """Remember hashes, each with the signature that was taken before the file was read."""
+        """Store hashes, each with the file's signature from before the file was read."""
         fresh = {os.path.abspath(path): value for path, value in found.items()}
         fresh = {name: value for name, value in fresh.items() if self._known.get(name) != value}
         if not fresh:
@@ -83,9 +83,9 @@ class ContentIndex:
 
 
 class PartIndex:
-    """What decides a part of features (`latents`, `prompts`) → the name of a feature that holds it.
+    """Map from the key of a feature's part (`latents`, `prompts`) to the name of a feature with that part.
 
-    Kept as ContentIndex is; a feature may be gone since.
+    Stored like ContentIndex. The feature may have been deleted since.
     """
 
     def __init__(self, folder: Path, part: Literal["latents", "prompts"], rank: int = 0) -> None:
@@ -95,18 +95,18 @@ class PartIndex:
             self._known.update({line[0]: line[1] for line in read_lines(file) if len(line) == 2})
 
     def get(self, key: str) -> str | None:
-        """The feature, if one is known."""
+        """Return the name of a feature with this part, or None."""
         return self._known.get(key)
 
     def add(self, key: str, feature: str) -> None:
-        """Remember a feature; the latest one stands for all that share the part."""
+        """Store a feature. It replaces an earlier one with the same part."""
         if self._known.get(key) != feature:
             self._known[key] = feature
             append_lines(self._path, [[key, feature]])
 
 
 def read_lines(file: Path) -> Iterator[list[Any]]:
-    """The JSON lists of a file, one a line; a line that was torn is left out."""
+    """Yield the JSON lists in a file, one per line. Incomplete lines are skipped."""
     for line in split_lines(file.read_bytes().decode("utf-8", errors="replace")):
         try:
             values = parse_json(line, file.name, DataError)
@@ -117,8 +117,8 @@ def read_lines(file: Path) -> Iterator[list[Any]]:
 
 
 def append_lines(path: Path, lines: Sequence[Sequence[Any]]) -> None:
-    """Add JSON lists to a file, one a line. Raises OSError."""
+    """Append JSON lists to a file, one per line. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_append(path) as file:
-        # the empty line first: the last one may have been torn by a kill
+        # Begin with a newline: a killed process may have left the last line incomplete.
         file.write(("\n" + "".join(json.dumps(line) + "\n" for line in lines)).encode())

@@ -1,4 +1,4 @@
-"""The two datasets of data JSONs: `feature` (what extraction wrote) and `vace` (raw clips)."""
+"""The two dataset types of data JSONs: `feature` (the output of extraction) and `vace` (raw clips)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from mindspeed_mm.files import LIST_BYTES, json_lines, parse_json, read_text, re
 
 FEATURE_FOLDER = "features"
 LISTING = "data.jsonl"
-_MAX_SIZE = 1 << 20  # of an axis of latents
+_MAX_SIZE = 1 << 20  # maximum size of an axis of the latents
 
 
 class RawDataset(Protocol):
-    """What feature extraction needs of a dataset of clips, in this package or another."""
+    """Interface that feature extraction requires of a dataset of clips, in this package or another."""
 
     @property
     def records(self) -> Sequence[SampleRecord]:
@@ -35,17 +35,17 @@ class RawDataset(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Whatever changes the pixels that `load` gives; it becomes part of every feature's key."""
+        """All settings that change the pixels that `load` returns. They are part of every feature's key."""
         ...
 
     @property
     def load(self) -> Callable[[SampleRecord], PixelSample]:
-        """A picklable function that reads one row in another process."""
+        """Return a picklable function that reads one row in another process."""
         ...
 
 
 class VaceDataset:
-    """Raw clips of a data.txt; item i is a VideoSample."""
+    """Raw clips listed in a data.txt; item i is a VideoSample."""
 
     def __init__(self, config: VaceDatasetConfig, records: Sequence[SampleRecord] | None = None) -> None:
         source = config.basic_parameters
@@ -54,12 +54,12 @@ class VaceDataset:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Everything in `preprocess_parameters` that changes pixels."""
+        """All `preprocess_parameters` that change pixels."""
         return pixel_settings(self.config.preprocess_parameters)
 
     @property
     def load(self) -> Callable[[SampleRecord], PixelSample]:
-        """Read one row."""
+        """Return the function that reads one row."""
         return partial(load_pixels, config=self.config.preprocess_parameters)
 
     def __len__(self) -> int:
@@ -70,12 +70,11 @@ class VaceDataset:
 
 
 def pixel_settings(config: VideoConfig) -> dict[str, Any]:
-    """The settings that decide which pixels come out of a clip."""
+    """Return the settings that determine the pixels read from a clip."""
     names = ("num_frames", "max_hxw", "train_fps", "short_clip", "long_clip", "soft_mask")
     found = config.model_dump(include=set(names))
-    return (
-        {**found, "wan_frames": True} if config.wan_frames else found
-    )  # so that earlier features keep their names
+    # The default is left out so that existing features keep their names.
+    return {**found, "wan_frames": True} if config.wan_frames else found
 
 
 class FeatureDataset:
@@ -90,7 +89,7 @@ class FeatureDataset:
         self.folder = Path(source.data_folder) if source.data_folder else self.listing.parent
         self.rows = _read_listing(self.listing)
         self.verify = config.verify_checksums
-        self._infos: dict[int, tuple[int, int, int, int]] = {}  # of rows that the list does not describe
+        self._infos: dict[int, tuple[int, int, int, int]] = {}  # shapes that the list lacks
         self._sizes: tuple[int | None, int | None] = (None, None)  # text_dim and text_len of the model
 
     def __len__(self) -> int:
@@ -107,28 +106,28 @@ class FeatureDataset:
         return replace(record, task=self._task(index))
 
     def path(self, index: int) -> Path:
-        """The file of one row: from the data folder, from its `features` folder, or as it stands."""
+        """Return the file of a row: in the data folder, in its `features` folder, or the path as written."""
         file = self.rows[index]["file"]
         places = (self.folder / file, self.folder / FEATURE_FOLDER / file, Path(file))
-        return next((place for place in places if os.path.isfile(place)), places[0])  # False for a NUL, too
+        return next((place for place in places if os.path.isfile(place)), places[0])  # False for a NUL
 
     def shape(self, index: int) -> tuple[int, int, int, int]:
-        """(R+F, h, w, R): samples with one shape can be stacked. From the list, or else from the file."""
+        """Return (R+F, h, w, R) from the list, or else the file. Samples of equal shape can be stacked."""
         refs = self.rows[index].get("num_refs")
         return (*self._grid(index), refs if isinstance(refs, int) else self._info(index)[3])
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that the list names."""
+        """The tasks named in the list, sorted."""
         return tuple(sorted({self._task(index) for index in range(len(self.rows))} - {""}))
 
     def _task(self, index: int) -> str:
         return self.rows[index].get("task") or ""
 
     def check(self, index: int, *, text_dim: int | None, text_len: int | None) -> None:
-        """Look at the header of one row's file, for a model of these sizes.
+        """Check that the header of one row's file matches a model of these sizes.
 
-        A published `.pt` has no header: it is judged by the same sizes when it is read. Raises DataError.
+        A published `.pt` has no header; its sizes are checked when it is read. Raises DataError.
         """
         self._sizes = (text_dim, text_len)
         path = self.path(index)
@@ -139,21 +138,21 @@ class FeatureDataset:
                 raise error.at(self._address(index)) from None
             return
         try:
-            info = read_info(path, verify=False)  # checksums are compared when its turn comes
+            info = read_info(path, verify=False)  # checksums are compared when the row is read
             self._check_prompts(index, info.prompts)
         except DataError as error:
             raise error.at(self._address(index)) from None
         self._compare(index, info.shape, info.num_refs)
 
     def check_null_prompt(self, text_dim: int, text_len: int | None = None) -> None:
-        """Raises DataError if there is a null prompt that a model of these sizes cannot use."""
+        """Raise DataError if there is a null prompt that a model of these sizes cannot use."""
         path = self._null_prompt_path
         if path is not None and self.null_prompt is not None:
             _check_prompt(path, len(self.null_prompt), self.null_prompt.shape[1], text_dim, text_len)
 
     @cached_property
     def null_prompt(self) -> Tensor | None:
-        """[L, text_dim], the embedding of the empty caption; None when extraction stored none."""
+        """The embedding [L, text_dim] of the empty caption; None if extraction stored none."""
         path = self._null_prompt_path
         return None if path is None else read_null_prompt(path, verify=self.verify)
 
@@ -171,7 +170,7 @@ class FeatureDataset:
             _check_prompt(self.path(index), length, width, *self._sizes)
 
     def _compare(self, index: int, shape: tuple[int, int, int], num_refs: int) -> None:
-        """Raises DataError where the list says something else than the file."""
+        """Raise DataError if the list contradicts the file."""
         row = self.rows[index]
         for key, found in (("shape", list(shape)), ("num_refs", num_refs)):
             if row.get(key) is not None and row[key] != found:

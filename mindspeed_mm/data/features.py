@@ -1,6 +1,6 @@
-"""One FeatureRecord on disk, in our safetensors files.
+"""Reads and writes FeatureRecords as safetensors files.
 
-Tensor names are those of published files: `video` are the latents, `prompt_ids` the prompt *embeddings*.
+Tensors have the names of published files: `video` contains the latents, `prompt_ids` the prompt *embeddings*.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ SCHEMA_VERSION = "1"
 NULL_PROMPT_FILE = "null_prompt.safetensors"
 _LATENT, _CONTEXT = 16, 96
 _DTYPES = ("BF16", "F16", "F32", "F64")
-_MAX_DIGITS = 9  # of num_refs
+_MAX_DIGITS = 9  # maximum number of digits of num_refs
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureInfo:
-    """What the header of a feature file says, without its tensors."""
+    """Facts from the header of a feature file, without its tensors."""
 
     shape: tuple[int, int, int]  # (R+F, h, w)
     num_refs: int
     num_captions: int
     metadata: Mapping[str, str]
-    prompts: tuple[tuple[int, int], ...]  # (L, text_dim) of each caption
+    prompts: tuple[tuple[int, int], ...]  # shape (L, text_dim) for each caption
 
 
 def write_feature(path: Path, record: FeatureRecord, metadata: Mapping[str, str]) -> None:
-    """Write `record` as bf16 safetensors, atomically.
+    """Write `record` atomically as a bf16 safetensors file.
 
-    `metadata` adds to the record's own (key, num_refs, schema_version).
+    `metadata` is added to the metadata of the record (key, num_refs, schema_version).
     """
     tensors = {"video": record.latents, "vace_context": record.vace_context}
     for number, prompt in enumerate(record.prompt_embeds):
@@ -51,10 +51,10 @@ def write_feature(path: Path, record: FeatureRecord, metadata: Mapping[str, str]
 
 
 def read_feature(path: Path, *, verify: bool = True) -> FeatureRecord:
-    """Read one feature file, ours or a published `.pt`. Tensors keep the dtype they are stored in.
+    """Read one feature file: a safetensors file or a published `.pt`. Tensors keep their stored dtype.
 
-    `verify` compares the tensors with the checksums in the file. Raises DataError when the file is missing or
-    damaged, holds something else, or has values that are not latents or embeddings: NaN, infinite, or beyond
+    `verify` compares the tensors with the checksums in the file. Raises DataError if the file is missing,
+    damaged or not a feature, or has values that cannot be latents or embeddings: NaN, infinite, or beyond
     `published.MAX_VALUE`.
     """
     record = read_published(path, verify=verify) if path.suffix == ".pt" else _read_safetensors(path, verify)
@@ -71,7 +71,7 @@ def read_feature(path: Path, *, verify: bool = True) -> FeatureRecord:
 
 
 def read_prompts(path: Path) -> tuple[Tensor, ...]:
-    """The prompt embeddings of one of our files, each [L, text_dim]; the latents are not read.
+    """Read the prompt embeddings of a safetensors file, each [L, text_dim], without the latents.
 
     Raises DataError.
     """
@@ -83,11 +83,10 @@ def read_prompts(path: Path) -> tuple[Tensor, ...]:
 
 
 def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
-    """The shapes and metadata of a feature file.
+    """Read the shapes and metadata of a feature file.
 
-    Of our files only the header is read, unless it lacks num_refs.
-
-    Raises DataError when a tensor is missing, or has a dtype or shape that no feature has.
+    For a safetensors file, only the header is read, unless it lacks num_refs. Raises DataError if a tensor is
+    missing, or has a dtype or shape that no feature has.
     """
     if path.suffix == ".pt":
         record = read_feature(path, verify=verify)
@@ -136,7 +135,7 @@ def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the file exists and is as long as its header says."""
+    """Whether the file exists and has the length that its header implies."""
     try:
         read_header(path)
     except DataError:
@@ -145,15 +144,15 @@ def is_complete(path: Path) -> bool:
 
 
 def write_null_prompt(path: Path, embeds: Tensor, fingerprint: str) -> None:
-    """Store the embedding [L, text_dim] of the empty caption, for caption dropout in training."""
+    """Write the embedding [L, text_dim] of the empty caption, for caption dropout in training."""
     packed = {"prompt_ids": embeds.detach().to("cpu", torch.bfloat16).contiguous()}
     write_packed(path, packed, {"schema_version": SCHEMA_VERSION, "text_encoder": fingerprint})
 
 
 def read_null_prompt(path: Path, *, verify: bool = True) -> Tensor:
-    """The embedding [L, text_dim] of the empty caption.
+    """Read the embedding [L, text_dim] of the empty caption.
 
-    Raises DataError, for the same values as read_feature.
+    Raises DataError for the same values as `read_feature`.
     """
     read_header(path, verify=verify)
     embeds = read_packed(path, ("prompt_ids",), verify=verify)["prompt_ids"]
@@ -192,12 +191,12 @@ def _read_safetensors(path: Path, verify: bool) -> FeatureRecord:
 
 
 def _prompts(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """In the order of the captions."""
+    """Return the prompt embeddings in the order of the captions."""
     return tuple(tensors[name] for name in _prompt_names(path, tensors))
 
 
 def _prompt_names(path: Path, names: Mapping[str, object]) -> list[str]:
-    """prompt_ids, prompt_ids.1, … as far as there are captions. Raises DataError for other numbers."""
+    """Return prompt_ids, prompt_ids.1, …, one per caption. Raises DataError for any other name."""
     found = [name for name in names if name.split(".")[0] == "prompt_ids"]
     expected = [_numbered("prompt_ids", number) for number in range(len(found))]
     if odd := sorted(set(found) - set(expected)):
@@ -211,7 +210,7 @@ def _prompt_names(path: Path, names: Mapping[str, object]) -> list[str]:
 
 
 def _num_refs(path: Path, written: str, frames: int) -> int:
-    """R, as the metadata says. Raises DataError for what is not a number below `frames` (0: not known)."""
+    """Parse R from the metadata. Raises DataError unless it is a number below `frames` (0 = unknown)."""
     digits = written.isascii() and written.isdigit() and len(written) <= _MAX_DIGITS
     if not digits or (frames and int(written) >= frames):
         raise DataError(
@@ -223,7 +222,7 @@ def _num_refs(path: Path, written: str, frames: int) -> int:
 
 
 def _check_shapes(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raises DataError for shapes that no feature has."""
+    """Raise DataError for shapes that no feature has."""
     latents = shapes["video"]
     if len(latents) != 4 or latents[0] != _LATENT or not all(latents):
         raise _wrong_shape(path, "video", latents, "[16, R+F, h, w]")

@@ -1,6 +1,6 @@
-"""Which samples make which micro-batch, and reading them ahead.
+"""Groups samples into micro-batches and reads them ahead.
 
-The order is a pure function of (seed, epoch).
+The order of samples is a pure function of (seed, epoch).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mindspeed_mm.processes import reading
 
 
 class FeatureSource(Protocol):
-    """What the loader needs of a dataset."""
+    """Interface that the loader requires of a dataset."""
 
     def __len__(self) -> int: ...
 
@@ -32,18 +32,18 @@ class FeatureSource(Protocol):
 
 
 class Draw(NamedTuple):
-    """One sample of the stream: which record, and its consumed-sample index."""
+    """One sample of the stream: the index of its record, and its consumed-sample index."""
 
     record: int
     sample_index: int
 
 
 class SampleOrder:
-    """An endless row of groups, each of `micro_batch_size` samples of one shape.
+    """An endless sequence of groups, each of `micro_batch_size` samples of one shape.
 
-    Samples of one shape form an endless stream, epoch after epoch; its k-th group is the k-th cut of it.
-    Epoch e holds the groups that end within each stream's e-th pass, so nothing is dropped: what fills no
-    group leads the next epoch.
+    Samples of one shape form an endless stream, epoch after epoch. Each stream is cut into groups of equal
+    size. Epoch e contains the groups that end within each stream's e-th pass. No sample is dropped: samples
+    that do not fill a group begin the next epoch.
     """
 
     def __init__(
@@ -56,28 +56,28 @@ class SampleOrder:
         for record, shape in enumerate(shapes):
             self._streams.setdefault(shape, []).append(record)
         self._epochs: dict[int, list[tuple[int, ...]]] = {}
-        self._epoch, self._first = 0, 0  # the epoch looked at last, and its first group
+        self._epoch, self._first = 0, 0  # the epoch used last, and the index of its first group
 
     def group(self, index: int) -> tuple[int, ...]:
-        """The records of the group at `index` of the endless row."""
+        """Return the records of the group at `index` of the endless sequence."""
         if not self._first <= index < self._first + self.groups_in(self._epoch):
             records = sum(map(len, self._streams.values()))
             after = (
                 index + len(self._streams)
-            ) * self.micro_batch_size // records + 2  # an epoch that begins behind it
+            ) * self.micro_batch_size // records + 2  # an epoch that begins after the group
             self._epoch = bisect.bisect_right(range(after), index, key=self._groups_before) - 1
             self._first = self._groups_before(self._epoch)
         return self.epoch(self._epoch)[index - self._first]
 
     def groups_in(self, epoch: int) -> int:
-        """How many groups the epoch holds."""
+        """Return the number of groups in the epoch."""
         return sum(len(self._cuts(len(records), epoch)) for records in self._streams.values())
 
     def _groups_before(self, epoch: int) -> int:
         return sum(epoch * len(records) // self.micro_batch_size for records in self._streams.values())
 
     def epoch(self, epoch: int) -> list[tuple[int, ...]]:
-        """All groups of one epoch, in order."""
+        """Return all groups of one epoch, in order."""
         if epoch not in self._epochs:
             groups = [group for records in self._streams.values() for group in self._groups(records, epoch)]
             if self.shuffle:
@@ -109,9 +109,9 @@ class SampleOrder:
 
 
 class RankSampler(Sampler[list[Draw]]):
-    """The groups of one data-parallel rank from `consumed_samples` on, dealt out as Megatron does.
+    """Yields the groups of one data-parallel rank from `consumed_samples` on.
 
-    They go rank by rank.
+    Groups are distributed to the ranks in turn, as in Megatron.
     """
 
     def __init__(self, order: SampleOrder, *, dp_rank: int, dp_size: int, consumed_samples: int = 0) -> None:
@@ -133,7 +133,7 @@ class RankSampler(Sampler[list[Draw]]):
 
 
 class _Noted(Sampler[list[Draw]]):
-    """A sampler that notes what it gives out."""
+    """A sampler that records the batches it yields."""
 
     def __init__(self, sampler: RankSampler, given: deque[list[Draw]]) -> None:
         self.sampler, self.given = sampler, given
@@ -145,14 +145,14 @@ class _Noted(Sampler[list[Draw]]):
 
 
 class _Names:
-    """The files of the batch that is awaited, found out only when they are printed."""
+    """The files of the pending batch. Their names are looked up only when printed."""
 
     def __init__(self, source: FeatureSource, requested: deque[list[Draw]]) -> None:
         self.source, self.requested = source, requested
 
     def __str__(self) -> str:
         draws = self.requested[0] if self.requested else []
-        path = getattr(self.source, "path", None)  # a dataset of another package need not have it
+        path = getattr(self.source, "path", None)  # datasets of other packages may lack it
         return (
             ", ".join(str(path(draw.record)) if path else f"record {draw.record}" for draw in draws)
             or "a batch"
@@ -162,7 +162,7 @@ class _Names:
 class _Keyed(Dataset[Any]):
     """The dataset, indexed by a Draw.
 
-    A bad file comes back as a value: a worker process would wrap it in a traceback.
+    The error of a bad file is returned as a value, because a worker process would wrap it in a traceback.
     """
 
     def __init__(self, source: FeatureSource) -> None:
@@ -176,9 +176,9 @@ class _Keyed(Dataset[Any]):
 
 
 class Collate:
-    """Records of one shape → Batch.
+    """Collates records of one shape into a Batch.
 
-    Picks each row's caption, or the null prompt, by (seed, consumed-sample index).
+    Chooses each row's caption, or the null prompt, by (seed, consumed-sample index).
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Collate:
                 fix="extract the features again, or set caption_dropout to 0",
             )
         self.seed, self.caption_dropout, self.null_prompt = seed, caption_dropout, null_prompt
-        self.with_context = with_context  # a trunk without a branch takes none
+        self.with_context = with_context  # False for a trunk without a branch
 
     def __call__(
         self, drawn: Sequence[tuple[FeatureRecord | MindSpeedMMError, int]]
@@ -206,7 +206,7 @@ class Collate:
         return self.stack([(record, index) for record, index in drawn if isinstance(record, FeatureRecord)])
 
     def stack(self, rows: Sequence[tuple[FeatureRecord, int]]) -> Batch:
-        """Stack rows of one shape; prompts are padded with zero rows to the longest."""
+        """Stack rows of one shape. Prompts are padded with zero rows to the longest prompt."""
         prompts = [self.prompt(record, index) for record, index in rows]
         return Batch(
             latents=torch.stack([record.latents for record, _ in rows]),
@@ -222,21 +222,21 @@ class Collate:
         )
 
     def prompt(self, record: FeatureRecord, sample_index: int) -> Tensor:
-        """[L, text_dim]: one of the record's captions, or the null prompt."""
+        """Return the embedding [L, text_dim] of one of the record's captions, or the null prompt."""
         chosen = self.caption(len(record.prompt_embeds), sample_index)
         if chosen is None and self.null_prompt is not None:
             return self.null_prompt
         return record.prompt_embeds[chosen or 0]
 
     def caption(self, count: int, sample_index: int) -> int | None:
-        """Which of `count` captions a sample has; None = the empty one."""
+        """Choose one of `count` captions for a sample; None = the empty caption."""
         chance = random.Random(f"{self.seed}/{sample_index}/caption")
         dropped = chance.random() < self.caption_dropout and self.null_prompt is not None
         return None if dropped else chance.randrange(count)
 
 
 class TrainLoader:
-    """The endless micro-batches of one rank. `consumed_samples` is its whole state."""
+    """Endless loader of one rank's micro-batches. `consumed_samples` is its only state."""
 
     def __init__(
         self,
@@ -256,14 +256,14 @@ class TrainLoader:
         self.source, self.config, self.collate = source, config, collate
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.num_workers, self.pin_memory = num_workers, pin_memory and config.pin_memory
-        self.tasks: tuple[str, ...] = getattr(source, "tasks", ())  # those that its records name
+        self.tasks: tuple[str, ...] = getattr(source, "tasks", ())  # tasks named by the records
 
     def batches(self, consumed_samples: int = 0) -> Generator[Batch, None, None]:
-        """Micro-batches from `consumed_samples` on. Raises DataError naming the file that cannot be read."""
+        """Yield micro-batches from `consumed_samples` on. Raises DataError that names an unreadable file."""
         sampler = RankSampler(
             self.order, dp_rank=self.dp_rank, dp_size=self.dp_size, consumed_samples=consumed_samples
         )
-        requested: deque[list[Draw]] = deque()  # batches that were requested and have not come
+        requested: deque[list[Draw]] = deque()  # batches that were requested and have not arrived
         loader = DataLoader(
             _Keyed(self.source),
             batch_sampler=_Noted(sampler, requested),
@@ -271,7 +271,8 @@ class TrainLoader:
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             prefetch_factor=2 if self.num_workers else None,
-            generator=torch.Generator(),  # no sample needs it; torch's own would shift dropout
+            # Unused. Without it, the loader would advance torch's global generator and change dropout.
+            generator=torch.Generator(),
         )
         batches = iter(loader)
         while True:

@@ -1,6 +1,6 @@
-"""data.txt → data.json / .jsonl / .csv / a folder of clips → SampleRecords.
+"""Reads manifests: data.txt → data.json / .jsonl / .csv / a folder of clips → SampleRecords.
 
-Every problem of every row is found before anything is decoded. No torch.
+Reports every problem of every row before anything is decoded. Does not import torch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mindspeed_mm.files import LIST_BYTES, json_lines, parse_json, read_text, wr
 from mindspeed_mm.text_encoding import split_lines
 
 FAILURES = "failed.jsonl"
-_LISTS = (".json", ".jsonl", *csv_rows.SUFFIXES)  # anything else is a data.txt
+_LISTS = (".json", ".jsonl", *csv_rows.SUFFIXES)  # a file with any other suffix is read as a data.txt
 _SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The rows of a dataset that are well-formed, the problems of those that are not, and remarks."""
+    """The well-formed rows of a dataset, the problems of the other rows, and remarks."""
 
     records: tuple[SampleRecord, ...]
     problems: tuple[Problem, ...]
@@ -35,7 +35,7 @@ class Manifest:
 
 
 def lists_of(data_path: str | Path, data_folder: str | Path | None = None) -> list[Path]:
-    """The lists that `scan_manifest` reads, and the folders without one. Raises DataError."""
+    """Return the lists that `scan_manifest` reads, and the folders without a list. Raises DataError."""
     given = Path(data_path)
     if os.path.isdir(given) and list_in(given) is None:
         given = given / "data.txt"
@@ -44,7 +44,7 @@ def lists_of(data_path: str | Path, data_folder: str | Path | None = None) -> li
 
 
 def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> list[SampleRecord]:
-    """All rows of a dataset. Raises DataError listing every bad row (the first 20 and a count)."""
+    """Read all rows of a dataset. Raises DataError with the first 20 problems and a count of the others."""
     manifest = scan_manifest(data_path, data_folder)
     if manifest.problems:
         raise DataError(list_problems(manifest.problems, manifest.rows), fix="correct them")
@@ -52,9 +52,9 @@ def read_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
 
 
 def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) -> Manifest:
-    """Read a data.txt, data.json, .jsonl, .csv or a folder of clips and look whether the files are there.
+    """Read a data.txt, data.json, .jsonl, .csv or a folder of clips, and check that the files exist.
 
-    Raises DataError only when a list itself cannot be read; what is wrong with rows is in the answer.
+    Raises DataError only if a list itself cannot be read. The returned manifest lists the problems of rows.
     """
     records: list[SampleRecord] = []
     problems: list[Problem] = []
@@ -81,14 +81,14 @@ def scan_manifest(data_path: str | Path, data_folder: str | Path | None = None) 
 
 
 def list_problems(problems: Sequence[Problem], rows: int) -> str:
-    """`3 of 40 rows cannot be used: data.json[1].video: …; …`"""
+    """Format problems as `3 of 40 rows cannot be used: data.json[1].video: …; …`."""
     bad = len({problem.row for problem in problems})
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return f"{bad} of {rows} rows cannot be used: " + "; ".join(map(str, problems[:_SHOWN])) + more
 
 
 def write_failures(folder: Path, failures: Sequence[tuple[int, str]]) -> None:
-    """failed.jsonl: each row that cannot be used, and why; no file when there is none."""
+    """Write failed.jsonl: each row that cannot be used, and why. Without failures, no file is written."""
     path = folder / FAILURES
     if failures:
         write_json_lines(path, [{"row": row, "reason": reason} for row, reason in failures])
@@ -97,7 +97,7 @@ def write_failures(folder: Path, failures: Sequence[tuple[int, str]]) -> None:
 
 
 def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path, Path]]:
-    """(folder, list) of each dataset; a folder without a list is its own."""
+    """Yield (folder, list) of each dataset. For a folder without a list, both are the folder."""
     if os.path.isdir(data_path):
         found = list_in(data_path)
         if found is not None or not os.path.isfile(data_path / "data.txt"):
@@ -125,13 +125,13 @@ def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path,
 
 
 def _near(data_path: Path, path: str) -> Path:
-    """`path` from the working directory, or, where that is not there, from beside the file that names it."""
+    """Resolve `path` against the working directory, or else against the folder of the file that names it."""
     beside = data_path.parent / path
     return beside if not os.path.exists(path) and os.path.exists(beside) else Path(path)
 
 
 def _rows(listing: Path, folder: Path) -> Iterator[Any]:
-    """The rows of one dataset under our keys; a DataError stands for one that cannot be made."""
+    """Yield the rows of one dataset with the keys of a data.json, or a DataError for an unusable row."""
     if os.path.isdir(listing):
         yield from folder_rows(listing, folder)
         return
@@ -155,7 +155,7 @@ def _listed_rows(listing: Path) -> Iterator[Any]:
 
 
 def files_of(record: SampleRecord) -> list[tuple[str, Path]]:
-    """The row's files with the keys they stand under."""
+    """Return the files of a row, each with its key."""
     single = [("video", record.video), ("src_video", record.src_video), ("src_video_mask", record.src_mask)]
     references = [(f"src_ref_images[{i}]", path) for i, path in enumerate(record.src_ref_images)]
     return [(key, path) for key, path in single if path is not None] + references

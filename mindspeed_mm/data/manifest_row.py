@@ -1,4 +1,4 @@
-"""One row of a dataset: its files found, its values checked."""
+"""Reads one row of a dataset: resolves its files and checks its values."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from mindspeed_mm.files import (
 from mindspeed_mm.registry import did_you_mean
 
 KEYS = tuple(ClipRow.model_fields)
-_ALSO_CALLED = {  # names of other projects that no spelling brings near
+_ALSO_CALLED = {  # keys of other projects that are too different for a spelling suggestion
     other: f" (did you mean {key!r}?)"
     for key, names in {"src_video_mask": ("mask", "src_mask"), "cap": ("caption", "prompt", "text")}.items()
     for other in names
 }
 _INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode categories
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may carry one alone; no file can be written with it
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may contain lone ones, which UTF-8 cannot encode
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that makes a row unusable."""
+    """A reason why a row cannot be used."""
 
     address: str  # data.json[17].src_video
     message: str
-    row: int  # place of the row in the whole dataset; -1 when it is not about one row
+    row: int  # index of the row in the whole dataset; -1 if the problem does not concern one row
 
     def __str__(self) -> str:
         return f"{self.address}: {self.message}"
@@ -54,7 +54,7 @@ class NamedFile:
 
 @dataclass
 class RowReader:
-    """One row while it is read; what is wrong with it goes to `problems`."""
+    """Reads one row and adds what is wrong with it to `problems`."""
 
     address: str
     row: int
@@ -156,7 +156,7 @@ class RowReader:
 
 @dataclass
 class DatasetFolder:
-    """The dataset's folder, resolved once for all rows."""
+    """The folder of a dataset, resolved once for all rows."""
 
     folder: Path
 
@@ -169,12 +169,12 @@ class DatasetFolder:
         return _real(self.folder)
 
     def holds(self, path: Path) -> bool:
-        """Whether `path` is the folder or below it, by its name or with links resolved."""
+        """Whether `path` is the folder or inside it, by its name or with links resolved."""
         return _is_below(os.path.abspath(path), self.absolute) or _is_below(_real(path), self.real)
 
 
 def _has_text(caption: str) -> bool:
-    """Whether there is anything to see in it: white space, control and zero-width characters are nothing."""
+    """Whether `caption` has a visible character. White space, control and zero-width characters are not."""
     return any(unicodedata.category(character) not in _INVISIBLE for character in caption)
 
 
@@ -183,21 +183,21 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _real(path: Path) -> str:
-    """With links resolved: a folder that is reached by a link is the same place."""
+    """Resolve links in `path`, so that a folder and a link to it compare equal."""
     try:
         return os.path.realpath(path)
-    except ValueError:  # NUL: reported as a file that cannot be there
+    except ValueError:  # the path contains NUL; the check reports the file as missing
         return os.path.abspath(path)
 
 
 def missing_files(named: Sequence[NamedFile]) -> list[Problem]:
-    """Looked up by many threads: on network storage each look takes its time."""
+    """Return a problem for each missing file. Many threads look, because network storage is slow."""
     found = map_in_threads(lambda file: _why_missing(file.path), named)
     return [Problem(file.address, why, file.row) for file, why in zip(named, found, strict=True) if why]
 
 
 def _why_missing(path: Path) -> str:
-    """Why nothing can be read at `path`, which may be a folder of images; empty when it can."""
+    """Return why `path`, a file or a folder of images, cannot be read; '' if it can."""
     try:
         regular_file(path, DataError, or_folder=True)
     except DataError as error:

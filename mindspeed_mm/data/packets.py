@@ -1,4 +1,4 @@
-"""Which frames a clip has, and when: from its packets. No torch."""
+"""Frame tables of video files, built from their packets. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from mindspeed_mm.data.bitstream import SizeWatch, head_of, may_end_inside_a_fra
 from mindspeed_mm.data.clips import open_clip
 from mindspeed_mm.errors import DataError
 
-# There FFmpeg marks a packet as corrupt when the file ends inside it.
+# Container formats in which FFmpeg marks a packet as corrupt when the file ends inside it.
 _CUT_IS_FLAGGED = frozenset({"mp4", "flv", "mpeg", "avi", "ivf"})
-# There a frame has a length, so FFmpeg drops or marks one that the end of the file cuts; elsewhere only
-# decoding tells.
+# Container formats that store the length of each frame. FFmpeg drops or marks a frame that the end of the
+# file cuts. In other formats, only decoding detects the cut.
 _CUT_IS_SEEN = frozenset({"mp4", "flv", "avi", "ivf", "matroska", "yuv4mpegpipe"})
-# Their decoders make up what a torn slice lacks, and do not mark the frame.
+# Codecs whose decoders conceal a truncated slice without marking the frame.
 _TEARS_ARE_HIDDEN = frozenset({"hevc", "vvc"})
-_AFTER_A_SLICE = b"\x55" * 64  # a whole slice says where it ends; a torn one runs into this
-_REORDERED = 16  # frames of the end that the last one in the file can be played before
-ASSUMED_FPS = 25  # of a raw stream that names no rate, as FFmpeg and players assume
+_AFTER_A_SLICE = b"\x55" * 64  # changes how a truncated slice decodes; a whole one encodes its end
+_REORDERED = 16  # the most frames that can be shown after the last frame in the file
+ASSUMED_FPS = 25  # rate of a raw stream without one, as FFmpeg and players assume
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameTable:
-    """The frames of a clip in the order in which a player plays them."""
+    """The frames of a clip in presentation order."""
 
-    stamps: list[int | None]  # as the file has them, in units of the stream's time base
-    times: list[float]  # seconds from the first frame, never falling
-    keys: list[int]  # places of the key frames
-    last: float  # seconds that the last frame stays, 0 = not known
-    by_place: bool  # stamps repeat, start over or lack: only the place names a frame
-    skipped: int = 0  # frames in front of the first key frame, which cannot be decoded
-    cut: bool = False  # the file ends inside a frame, which is left out
-    closed: bool = True  # every frame is played, and none before the key frame that it follows
+    stamps: list[int | None]  # as stored in the file, in units of the stream's time base
+    times: list[float]  # seconds from the first frame, non-decreasing
+    keys: list[int]  # indices of the key frames
+    last: float  # duration of the last frame in seconds; 0 = unknown
+    by_place: bool  # stamps repeat, restart or are missing: only the index identifies a frame
+    skipped: int = 0  # frames before the first key frame, which cannot be decoded
+    cut: bool = False  # the file ends inside a frame; that frame is left out
+    closed: bool = True  # every frame is shown, and none before the key frame that it follows
     resized: bool = False  # key frames may differ in size
 
 
 def stream_rates(stream: Any) -> list[float]:
-    """The frame rates that the header gives.
+    """Return the frame rates in the header.
 
-    None for a raw stream without one, whose `average_rate` is FFmpeg's guess.
+    The list is empty for a raw stream without a rate: its `average_rate` is only FFmpeg's guess.
     """
     own = [stream.codec_context.framerate] if is_raw(stream) else None
     rates = own or [stream.average_rate, stream.guessed_rate]
@@ -53,7 +53,7 @@ def stream_rates(stream: Any) -> list[float]:
 
 
 def is_raw(stream: Any) -> bool:
-    """Whether a codec's stream fills the file by itself: no container, no clock."""
+    """Whether the file is a raw codec stream, without a container or time stamps."""
     from av.format import Flags
 
     return bool(stream.container.format.flags & Flags.no_timestamps.value)
@@ -76,9 +76,9 @@ def _names(container: Any) -> set[str]:
 
 
 def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames from where the container stands.
+    """Decode frames from the current position of the container.
 
-    A packet that the end of the file cuts does not take the ones before with it.
+    When the end of the file cuts a packet, the frames before that packet are still returned.
     """
     import av
 
@@ -91,14 +91,18 @@ def decode_frames(container: Any, stream: Any) -> Iterator[Any]:
             return
         try:
             frames = packet.decode()
-        except av.error.FFmpegError as error:  # in the last packet it is the end of a cut file
+        except av.error.FFmpegError as error:  # in the last packet, the file is truncated
             failure = error
             continue
         yield from frames
 
 
 def list_frames(container: Any, stream: Any) -> FrameTable:
-    """Demuxes the whole file, decodes nothing. Raises DataError for a clip without frames."""
+    """Build the frame table of a clip by demuxing the whole file.
+
+    Decodes only the end of the file, and only where the format does not reveal a truncated frame. Raises
+    DataError for a clip without frames.
+    """
     found: list[tuple[int, int | None, bool, int]] = []  # part, stamp, is key, duration
     part, highest, first_key, lead = 0, None, None, 0
     started = cut = False
@@ -136,7 +140,7 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
         lead = 0
     if not found:
         raise DataError("video stream contains no frames", where=container.name)
-    last = found[-1][1]  # the last in the file may not be the last to be played
+    last = found[-1][1]  # the last frame in the file is not always the last one shown
     table = _table(found, stream, lead)
     table = replace(table, cut=cut, closed=closed, resized=sizes.unsure)
     if not cut and _may_be_cut(container, stream):
@@ -155,16 +159,16 @@ def _may_be_cut(container: Any, stream: Any) -> bool:
 
 
 def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | None:
-    """The place of the file's last frame, with stamp `last`, if it is damaged or missing; else None.
+    """Return the index of the file's last frame, with stamp `last`, if it is damaged or missing; else None.
 
-    Decodes the last group, or all of a clip whose frames have no stamps of their own.
+    Decodes the last group of pictures, or the whole clip if its stamps do not identify frames.
     """
     if table.by_place or last is None:
         flags = _decoded(path, None, table)
         place = next((i for i, (_, whole) in enumerate(flags) if not whole), len(flags))
         return place if place < len(table.stamps) and place >= len(flags) - _REORDERED else None
     key = max((k for k in (table.stamps[i] for i in table.keys) if k is not None and k <= last), default=None)
-    for start in (key, None):  # a jump may land behind the key frame: then from the beginning
+    for start in (key, None):  # if the seek lands after the key frame, start over at the beginning
         whole = {stamp for stamp, is_whole in _decoded(path, start, table) if is_whole}
         if key in whole:
             break
@@ -172,13 +176,13 @@ def _find_damaged_end(path: Path, table: FrameTable, last: int | None) -> int | 
 
 
 def _find_torn_end(path: Path, table: FrameTable) -> int | None:
-    """The place of the first frame that changes when bytes follow the file's last slice.
+    """Return the index of the first frame that changes when bytes are appended to the file's last slice.
 
-    None when that slice is whole.
+    Returns None when that slice is whole.
     """
     container, stream = open_clip(path)
     with container:
-        before: list[Any] = []  # frames of the last group may lean on the one before
+        before: list[Any] = []  # the last group may reference frames of the previous one
         group: list[Any] = []
         for packet in container.demux(stream):
             if packet.size and packet.is_keyframe:
@@ -195,7 +199,7 @@ def _find_torn_end(path: Path, table: FrameTable) -> int | None:
 
 
 def _decode_all(stream: Any, packets: Sequence[Any], more: bytes) -> list[bytes]:
-    """A hash of each frame of `packets`; `more` follows the last packet."""
+    """Hash each frame decoded from `packets`, with the bytes `more` appended to the last packet."""
     import av
 
     codec = av.CodecContext.create(stream.codec_context.codec, "r")
@@ -216,7 +220,7 @@ def _longer(packet: Any, more: bytes) -> Any:
 
 
 def _decoded(path: Path, start: int | None, table: FrameTable) -> list[tuple[int | None, bool]]:
-    """Stamp, and whether the frame is whole, of the frames from `start` on, as the readers count them."""
+    """Return (stamp, is whole) of each frame from `start` on, counted as the readers count frames."""
     import av
 
     first = table.stamps[0] if table.by_place and table.skipped else None
@@ -264,7 +268,7 @@ def _table(found: list[tuple[int, int | None, bool, int]], stream: Any, skipped:
 
 
 def _joined(stamps: Sequence[int], parts: Sequence[int], durations: Sequence[int]) -> list[int]:
-    """Ticks from the first frame; each part that starts over continues where the one before ends."""
+    """Return ticks from the first frame. A part whose stamps restart continues at the end of the previous."""
     ticks: list[int] = []
     shift = -stamps[0]
     for place, stamp in enumerate(stamps):
@@ -276,7 +280,7 @@ def _joined(stamps: Sequence[int], parts: Sequence[int], durations: Sequence[int
 
 
 def find_size_change(path: Path, table: FrameTable | None) -> str:
-    """Compare the size of every key frame with the first one's; '' or what is wrong. Decodes them."""
+    """Decode all key frames and return an error message if their sizes differ, else ''."""
     container, stream = open_clip(path)
     with container:
         stream.codec_context.skip_frame = "NONKEY"
@@ -284,7 +288,7 @@ def find_size_change(path: Path, table: FrameTable | None) -> str:
     if len(sizes) < 2:
         return ""
     container, stream = open_clip(path)
-    with container:  # which frame: they are counted as the readers count them
+    with container:  # find the frame's index, counted as the readers count frames
         start = table.stamps[0] if table is not None and table.skipped else None
         frames = dropwhile(
             lambda frame: start is not None and frame.pts != start, decode_frames(container, stream)
@@ -298,7 +302,7 @@ def find_size_change(path: Path, table: FrameTable | None) -> str:
 
 
 def size_change(place: int, found: tuple[int, int], first: tuple[int, int]) -> str:
-    """The message for a frame (width, height) that is not as large as the first one."""
+    """Return the message for a frame whose (width, height) differs from the first frame's."""
     return (
         f"the picture's size changes: frame {place} is {found[0]}x{found[1]}, frame 0 {first[0]}x{first[1]}; "
         "cut the clip there, or encode it again at one size"

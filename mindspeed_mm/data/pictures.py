@@ -1,6 +1,6 @@
-"""A decoded frame as pixels: which way up, what is under alpha; and what is remarkable about a clip.
+"""Conversion of decoded frames to pixels (orientation, transparency) and detection of clip traits.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from mindspeed_mm.data.images import BLACK, WHITE, brightness
 from mindspeed_mm.data.packets import FrameTable, decode_frames, has_index, is_raw, stream_rates
 
 _PQ, _HLG = 16, 18  # transfer functions of ITU-T H.273
-_SHORT_OF = 0.9  # of the length that a header names; players round, cut and pad by less
+_SHORT_OF = 0.9  # share of the header's length below which a clip is short; muxers round by less
 
 
 def to_rgb(frame: Any, background: int = WHITE) -> NDArray[np.uint8]:
-    """A decoded frame as RGB [H, W, 3], turned by its display matrix, transparent pixels on `background`."""
+    """Convert a decoded frame to RGB [H, W, 3].
+
+    Applies the display matrix and blends transparent pixels with `background`.
+    """
     image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     if has_alpha(frame):
         alpha = frame.to_ndarray(format="rgba")[..., 3:]
@@ -32,7 +35,7 @@ def to_rgb(frame: Any, background: int = WHITE) -> NDArray[np.uint8]:
 
 
 def to_mask(frame: Any, trait: str) -> NDArray[np.uint8]:
-    """`to_rgb` of a mask's frame, as `mask_trait` says it is read."""
+    """Convert a frame of a mask to RGB [H, W, 3], interpreted by the trait that `mask_trait` returns."""
     if trait == "by alpha":
         return _turn(np.repeat(frame.to_ndarray(format="rgba")[..., 3:], 3, axis=-1), frame)
     image = to_rgb(frame, BLACK)
@@ -42,10 +45,11 @@ def to_mask(frame: Any, trait: str) -> NDArray[np.uint8]:
 
 
 def mask_trait(path: Path) -> str:
-    """How a clip with alpha is read as a mask: `by alpha` or `labels` as images are, or '' for by brightness.
+    """Return how a clip with alpha is read as a mask.
 
-    A GIF has a palette whatever it was made from. It holds labels where it is coloured, and nowhere bright
-    enough to say otherwise. Decodes frames until it is known, mostly one.
+    The values are those of images: `by alpha`, `labels`, or '' for brightness. Every GIF has a palette. A GIF
+    is read as labels if it has colours and no pixel is brighter than 127. Decodes frames until the answer is
+    known, usually one frame.
     """
     black, see_through, coloured = True, False, False
     container, stream = open_clip(path)
@@ -77,7 +81,7 @@ def has_alpha(frame: Any) -> bool:
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """Whether the picture is to be flipped left to right and top to bottom, after its axes were swapped."""
+    """Return (flip horizontally, flip vertically, swap axes). Axes are swapped before the flips."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False, False, False
@@ -88,7 +92,7 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
 
 def is_mirrored(frame: Any) -> bool:
-    """Whether the display matrix turns the picture over: no rotation does that."""
+    """Whether the display matrix contains a reflection, not only a rotation."""
     across, down, swapped = orientation(frame)
     return (across != down) != swapped
 
@@ -96,9 +100,9 @@ def is_mirrored(frame: Any) -> bool:
 def clip_traits(
     container: Any, stream: Any, first: Any, table: FrameTable | None, *, mask: str = ""
 ) -> tuple[str, ...]:
-    """What is remarkable about a clip; see `traits.py`.
+    """Return the traits of a clip; see `traits.py`.
 
-    `table` is None where the container's own index is exact, `mask` what `mask_trait` says.
+    `table` is None if the container's index is exact. `mask` is the value that `mask_trait` returns.
     """
     found = []
     others = [
@@ -129,7 +133,7 @@ def _repeats(table: FrameTable) -> bool:
 
 
 def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
-    """Whether frames end before the length that the header gives the stream."""
+    """Whether the frames end before the duration in the stream's header."""
     said = _clock(_tag(stream, "duration"))
     if not said and stream.duration:
         said = float(stream.duration * stream.time_base)
@@ -146,9 +150,9 @@ def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
 
 
 def _late_start(container: Any, stream: Any, table: FrameTable) -> float:
-    """Seconds before the first frame that is read.
+    """Return the seconds before the first frame that is read.
 
-    Matroska's lengths count them, and all do where no key frame begins.
+    Matroska includes them in its durations. All formats do if the clip does not begin with a key frame.
     """
     first = table.stamps[0]
     if first is not None and table.skipped and stream.start_time is not None:
@@ -159,15 +163,15 @@ def _late_start(container: Any, stream: Any, table: FrameTable) -> float:
 
 
 def _tag(stream: Any, name: str) -> str:
-    """A tag of the stream, however it is spelled.
+    """Return a tag of the stream, matched without regard to case.
 
-    `alpha_mode` comes back as `ALPHA_MODE` where it was given as a tag.
+    `alpha_mode` is returned as `ALPHA_MODE` if it was written as a tag.
     """
     return next((str(value) for key, value in stream.metadata.items() if key.lower() == name), "")
 
 
 def _clock(text: str) -> float:
-    """Seconds of `00:00:02.000000000`; 0 for anything else."""
+    """Convert a time such as `00:00:02.000000000` to seconds; return 0 for any other text."""
     try:
         hours, minutes, seconds = text.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

@@ -1,6 +1,6 @@
-"""What a clip's header says: length, size, rate. No torch.
+"""Length, size and frame rate of clips, read from their headers. Does not import torch.
 
-One frame is decoded, of a folder of images each; nothing else is read where the format allows.
+Decodes a few frames of a clip, or every image of a folder. Reads no more than that where the format allows.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from mindspeed_mm.data.video import VideoReader, clock, open_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import regular_file
 
-_SAMPLED_KEYS = 4  # key frames that are decoded
+_SAMPLED_KEYS = 4  # key frames that are decoded to detect damage
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """A clip, unopened. `times` are even: exact ones need the whole file."""
+    """Facts about a clip that is not open. `times` are evenly spaced; exact times need the whole file."""
 
     path: Path
     num_frames: int
@@ -46,16 +46,16 @@ class ClipInfo:
     timed: bool = True
     variable: bool = False  # the frame rate changes
     traits: tuple[str, ...] = ()  # see `traits.py`
-    levels: tuple[int, int] | None = None  # of a mask: its darkest and brightest value, as far as it was read
+    levels: tuple[int, int] | None = None  # darkest and brightest value of a mask, in the frames read
 
     @property
     def times(self) -> list[float]:
-        """When each frame comes on, were they even."""
+        """Start time of each frame in seconds, assuming even spacing."""
         return [i * self.duration / self.num_frames for i in range(self.num_frames)]
 
 
 def probe_picture(path: str | Path) -> ClipInfo:
-    """Look at a reference: one image. Raises DataError for what is none."""
+    """Probe a reference image. Raises DataError for a file that cannot be read as an image."""
     path = Path(path)
     height, width = read_image(path).shape[:2]
     return ClipInfo(
@@ -71,18 +71,18 @@ def probe_picture(path: str | Path) -> ClipInfo:
 
 
 def probe_mask(path: str | Path) -> ClipInfo:
-    """`probe` of a mask, and its levels.
+    """Probe a mask and record its levels.
 
-    Frames are read until one is both black and white, mostly one frame.
+    Reads frames until both black and white pixels are found, usually one frame.
     """
     info = probe(path, mask=True)
     return replace(info, levels=mask_levels(open_video(path, mask=True)))
 
 
 def mask_levels(reader: VideoReader) -> tuple[int, int]:
-    """The darkest and the brightest value of a mask.
+    """Return the darkest and the brightest value of a mask.
 
-    Reads on until something is black and something white.
+    Stops reading as soon as both black and white pixels are found.
     """
     low, high = 255, 0
     for index in range(reader.num_frames):
@@ -94,14 +94,14 @@ def mask_levels(reader: VideoReader) -> tuple[int, int]:
 
 
 def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
-    """Look at a video file, an image or a folder of images.
+    """Probe a video file, an image or a folder of images.
 
-    Raises DataError for what is not a video, cut off, or damaged at its start.
+    Raises DataError for a file that is not a video, is truncated, or is damaged at its start.
     """
     path = regular_file(path, DataError, or_folder=True)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         images = AnimationReader(path, mask=mask) if is_animation(path) else ImageReader(path, mask=mask)
-        # a torn one, or one of another size, is known before anything is encoded
+        # Detect a truncated image, or one of another size, before anything is encoded.
         for index in range(1, images.num_frames):
             images.read([index])
         return ClipInfo(
@@ -118,14 +118,14 @@ def probe(path: str | Path, *, mask: bool = False) -> ClipInfo:
         return _look(path, mask=mask)
     except DataError:
         raise
-    except Exception as error:  # av.error.FFmpegError, and whatever a damaged header leads to
+    except Exception as error:  # av.error.FFmpegError, and any error that a damaged header causes
         raise describe_error(path, error) from None
 
 
 def content_of(path: Path) -> str:
-    """Hash of a file's bytes, and behind `|` how it is read where 0.1 read it otherwise.
+    """Return the hash of a file's bytes, followed by `|` and its traits that version 0.1 read differently.
 
-    Raises OSError, DataError.
+    Raises OSError and DataError.
     """
     found = ",".join(sorted(REREAD & set(_traits_of(path))))
     digest = digest_of(path)
@@ -136,7 +136,7 @@ def _traits_of(path: Path) -> tuple[str, ...]:
     try:
         return probe(path, mask=True).traits
     except DataError:
-        pass  # an image of another name, as a reference may be; or the reader will say what is wrong
+        pass  # either an image with another suffix, such as a reference, or an error that the reader reports
     try:
         return image_traits(path, mask=True)
     except DataError:
@@ -150,16 +150,16 @@ def _look(path: Path, *, mask: bool) -> ClipInfo:
         if _is_indexed(stream):
             return _describe(path, container, stream, None, mask=mask)
         table = list_frames(container, stream)
-    # opened again where packets were read: raw streams cannot seek
+    # Reopen the file after reading packets: raw streams cannot seek.
     container, stream = open_clip(path)
     with container:
         return _describe(path, container, stream, table, mask=mask)
 
 
 def _is_indexed(stream: Any) -> bool:
-    """Whether the header gives the number of frames and their rate, and a player plays each of them.
+    """Whether the header gives the frame count and a constant rate, and every frame is shown.
 
-    Matroska, WebM, MPEG-TS keep no count; of phones' clips the header may be wrong.
+    Matroska, WebM and MPEG-TS store no frame count. Headers of clips from phones may be wrong.
     """
     counted = bool(stream.frames and stream.duration)
     return counted and not _is_variable(stream) and _indexed_keys(stream) is not None
@@ -199,7 +199,7 @@ def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None,
 
 
 def _may_change_size(path: Path, stream: Any) -> bool:
-    """Whether key frames of a container with an index may differ in size; reads the beginning of each."""
+    """Whether key frames of an indexed container may differ in size. Reads the first bytes of each."""
     if has_several_descriptions(path):
         return True
     sizes = SizeWatch(stream.codec_context)
@@ -214,7 +214,7 @@ def _may_change_size(path: Path, stream: Any) -> bool:
 
 
 def _decode_some_keys(container: Any, stream: Any, table: FrameTable | None) -> None:
-    """A damaged file is known early: FFmpeg's errors pass."""
+    """Decode a few key frames to detect a damaged file early. FFmpeg's errors propagate."""
     if table is not None and table.by_place:
         return
     keys = [entry.timestamp for _, entry in _indexed_keys(stream) or []]
@@ -230,7 +230,7 @@ def _decode_some_keys(container: Any, stream: Any, table: FrameTable | None) -> 
 
 
 def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
-    """The frame that the readers call frame 0."""
+    """Return the frame that the readers count as frame 0, or None."""
     start = table.stamps[0] if table is not None and table.skipped else None
     return next(
         (frame for frame in decode_frames(container, stream) if start is None or frame.pts == start), None
@@ -238,9 +238,9 @@ def _first_frame(container: Any, stream: Any, table: FrameTable | None) -> Any:
 
 
 def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:
-    """Key frames (place, entry) of a container with an index.
+    """Return the key frames of an indexed container as (index, entry).
 
-    None when it does not give every frame as a player plays it.
+    Returns None without a complete index, or if the index marks frames that a player does not show.
     """
     if not has_index(stream):
         return None
@@ -252,9 +252,9 @@ def _indexed_keys(stream: Any) -> list[tuple[int, Any]] | None:
 
 
 def _check_length(path: Path, stream: Any) -> None:
-    """MP4's index says where each frame is.
+    """Raise DataError if the index points past the end of the file.
 
-    That is behind the end of the file when a download or a copy broke off.
+    An incomplete download or copy of an MP4 has such an index.
     """
     entries = getattr(stream, "index_entries", None)
     if entries is None or not stream.frames or len(entries) == 0:
@@ -269,19 +269,18 @@ def _check_length(path: Path, stream: Any) -> None:
         )
 
 
-Kind = Literal["clip", "mask", "picture"]  # what a file was looked at as
+Kind = Literal["clip", "mask", "picture"]  # how a file was probed
 Seen = dict[tuple[Kind, Path], tuple[Signature, ClipInfo]]
 
 
 class ClipIndex:
-    """What files were found to be, remembered by size and time stamp.
+    """Cache of probe results, keyed by the size and time stamp of each file.
 
-    A second check of a dataset opens nothing that was good.
-
-    Lines of JSON in a folder; a torn line is ignored, a folder that cannot be written costs the memory alone.
+    A second check of a dataset does not open files that passed the first one. The cache is a file of JSON
+    lines in a folder. Incomplete lines are ignored. If the folder is not writable, nothing is cached on disk.
     """
 
-    _FILE = "clips.4.jsonl"  # the number changes when `probe` learns to see more
+    _FILE = "clips.4.jsonl"  # the number changes when `probe` detects more
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / self._FILE
@@ -291,7 +290,7 @@ class ClipIndex:
                 self._known[str(line[0]), str(line[1])] = (str(line[2]), line[3])
 
     def get(self, kind: Kind, path: Path) -> ClipInfo | None:
-        """What the file is, if it was looked at and has not changed since."""
+        """Return the result for a file if it was probed and has not changed since, else None."""
         known = self._known.get((kind, os.path.abspath(path)))
         try:
             if not known or known[0] != signature_of(path):
@@ -304,7 +303,7 @@ class ClipIndex:
             return None
 
     def add(self, seen: Seen) -> None:
-        """Remember files, each with the signature that was taken before it was opened."""
+        """Store results, each with the file's signature from before the file was opened."""
         lines: list[list[Any]] = []
         for (kind, path), (signature, info) in seen.items():
             facts = {name: value for name, value in asdict(info).items() if name != "path"}
@@ -318,7 +317,7 @@ class ClipIndex:
 
 
 def look(kind: Kind, path: Path, known: Mapping[tuple[Kind, Path], ClipInfo], seen: Seen) -> ClipInfo:
-    """What a file is, from `known` or from the file itself; what was opened goes to `seen`.
+    """Return the facts about a file from `known`, or probe the file and add the result to `seen`.
 
     Raises DataError.
     """

@@ -1,6 +1,6 @@
-"""Reading samples in other processes while this one computes.
+"""Reads samples in other processes while this one computes.
 
-A read that hangs or crashes costs one sample, not the run.
+A read that hangs or crashes loses one sample; the run continues.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mindspeed_mm.processes import become_helper, stop_signal
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-_LISTEN = 0.5  # seconds after which a signal is looked for
+_LISTEN = 0.5  # seconds between checks for a stop signal
 _PRELOAD = ["mindspeed_mm.data.transforms"]
 
 
 @dataclass
 class _Reader:
-    """One process, and what it is busy with."""
+    """One reading process and its current tasks."""
 
     process: ForkServerProcess
     pipe: Connection
-    tickets: Sequence[int] = ()  # places of the tasks it has
+    tickets: Sequence[int] = ()  # indices of the tasks that the process is working on
     deadline: float = 0.0
 
     def stop(self) -> None:
@@ -42,11 +42,11 @@ class _Reader:
 
 
 class ReadAhead(Generic[Task, Result]):
-    """`function` over tasks in `num_workers` processes, results in order.
+    """Apply `function` to tasks in `num_workers` processes and return results in order.
 
-    A result is a value or a DataError: what the function raised, a read that took longer than `timeout`
-    seconds, or a process that died. Without workers there is no time-out. `flag`: the one that sets it, for
-    the message.
+    A result is a value or a DataError. The error reports an exception in the function, a read that took
+    longer than `timeout` seconds, or a process that died. With `num_workers=0` there is no timeout. `flag` is
+    the command-line flag that sets the timeout; the message names it.
     """
 
     def __init__(
@@ -71,13 +71,12 @@ class ReadAhead(Generic[Task, Result]):
         self._readers.clear()
 
     def map(self, tasks: Iterable[Task], *, chunk: int = 1) -> Iterator[tuple[Task, Result | DataError]]:
-        """Each task with its result, in the order of tasks.
+        """Yield each task with its result, in the order of `tasks`.
 
-        At most two chunks for each process are under way.
-
-        `chunk`: how many tasks travel at once; worth it for many short ones. When a chunk takes longer than
-        `timeout` or its process dies, its tasks are tried again one by one, so that only the one at fault is
-        lost. After a stop signal (`processes`) it ends where it would have to wait.
+        At most two chunks per process are in flight. `chunk` is the number of tasks sent at once; a larger
+        value helps with many short tasks. When a chunk exceeds `timeout` or its process dies, its tasks are
+        retried one by one, so that only the failing task is lost. After a stop signal (see `processes`) the
+        iterator ends as soon as the next result is not ready.
         """
         if self.num_workers == 0:
             for task in tasks:
@@ -118,7 +117,7 @@ class ReadAhead(Generic[Task, Result]):
             self._collect(results, again, block=False)
 
     def _idle(self) -> _Reader:
-        """A process without a task; a new one when all are busy."""
+        """Return a process without a task; start one when all are busy."""
         for reader in self._readers:
             if not reader.tickets:
                 return reader
@@ -130,7 +129,7 @@ class ReadAhead(Generic[Task, Result]):
         reader.pipe.send(tasks)
 
     def _collect(self, results: dict[int, Any], again: deque[int], *, block: bool = True) -> None:
-        """Take what has arrived; give up on what is overdue."""
+        """Store results that have arrived, and give up on tasks past their deadline."""
         busy = {reader.pipe: reader for reader in self._readers if reader.tickets}
         if not busy:
             return
@@ -166,7 +165,8 @@ class ReadAhead(Generic[Task, Result]):
         self._readers[self._readers.index(reader)] = self._start()
 
     def _start(self) -> _Reader:
-        # a fork server: quick to restart, and no child inherits this process's device, threads or open pipes
+        # A fork server restarts quickly, and its children do not inherit this process's device, threads or
+        # open pipes.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
         ours, theirs = context.Pipe()
@@ -178,8 +178,10 @@ class ReadAhead(Generic[Task, Result]):
 
 
 def _start_fork_server() -> None:
-    """A fork server that does not hear SIGTERM or SIGHUP.
-    of it, and the rows that are being read with it, while the asking process finishes its own.
+    """Start a fork server with SIGTERM and SIGHUP blocked.
+
+    Without the block, a signal to the process group would end the server and the rows being read, while this
+    process still finishes its current row.
     """
     resource_tracker.ensure_running()  # first, because starting it unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
@@ -194,13 +196,13 @@ def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
         return function(task)
     except MindSpeedMMError as error:
         return error if isinstance(error, DataError) else error.as_kind(DataError)
-    except Exception as error:  # whatever a decoder raises on a damaged file
+    except Exception as error:  # a decoder may raise anything on a damaged file
         return DataError(f"{type(error).__name__}: {error}")
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    """The life of a reading process: it ends with the process that asks."""
-    become_helper()  # the asking process decides when reading ends
+    """Run the loop of a reading process until the parent closes the pipe."""
+    become_helper()  # the parent process decides when reading ends
     import torch
 
     torch.set_num_threads(1)

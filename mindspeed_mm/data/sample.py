@@ -1,6 +1,6 @@
 """The types that flow from a dataset to the model.
 
-Importing this module does not import torch: manifests are read without it.
+This module does not import torch, so that manifests can be read without it.
 
 Legend: B batch · T,H,W pixels · F=(T+3)//4, h=H/8, w=W/8 latent grid · R references · L text tokens.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Picture = str | Path | NDArray[Any] | Tensor | Image.Image
     Clip = Picture | Sequence[Image.Image]
 else:
-    Clip = Picture = Any  # for pydantic, which reads the types of a job
+    Clip = Picture = Any  # for pydantic, which evaluates the types of a job
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -32,39 +32,39 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class Streams(Generic[C, R]):
-    """What VACE is conditioned on: as paths, as pixels, or as whatever a user has."""
+    """The conditions of VACE, as paths, as pixels, or in any form that a user passes."""
 
-    src_video: C | None = None  # what is edited, or what controls
+    src_video: C | None = None  # the clip to edit, or the control clip
     src_mask: C | None = None  # 1, white = generate; 0, black = keep
     src_ref_images: Sequence[R] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(Streams["Clip", "Picture"]):
-    """What one video starts from, as the user has it.
+    """The inputs of one video, in any form that a user passes.
 
     A clip is a path, Pillow images, an array [T, H, W, 3] (uint8, or floats from 0 to 1) or a tensor [3, T,
-    H, W] in [-1, 1]. A mask is the same in one channel.
+    H, W] in [-1, 1]. A mask takes the same forms with one channel.
     """
 
     first_frame: Clip | None = None
     last_frame: Clip | None = None
     outpaint: tuple[float, float, float, float] | None = (
-        None  # left, top, right, bottom, in parts of its size
+        None  # left, top, right, bottom, as fractions of the clip's size
     )
 
     @property
     def given(self) -> bool:
-        """Whether there is anything beside the prompt."""
+        """Whether there is any input besides the prompt."""
         return self.src_video is not None or self.has_ends or len(self.src_ref_images) > 0
 
     @property
     def has_ends(self) -> bool:
-        """Whether frames are given that the video begins or ends with."""
+        """Whether the first or last frames of the video are given."""
         return self.first_frame is not None or self.last_frame is not None
 
     def check(self, where: str = "", keys: Mapping[str, str] | None = None) -> None:
-        """Raises ConfigError for inputs that contradict each other; `keys`: what its line calls them."""
+        """Raise ConfigError for contradictory inputs. `keys` maps fields to the names used in the message."""
         words = keys or {}
         video, *ends = (words.get(key, key) for key in ("src_video", "first_frame", "last_frame"))
         made = "which make their own src_video and src_mask"
@@ -87,7 +87,7 @@ class Inputs(Streams["Clip", "Picture"]):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Paths, as job.json and NAME.json say them."""
+        """Return the paths in the format of job.json and NAME.json."""
         return {
             "video": self.src_video,
             "mask": self.src_mask,
@@ -100,11 +100,11 @@ class Inputs(Streams["Clip", "Picture"]):
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
-    """The task that is drawn for a plain clip. Hashable and picklable."""
+    """The task drawn for a plain clip. Hashable and picklable."""
 
     task: str
     options: str  # JSON
-    annotators: str = ""  # folder of the networks
+    annotators: str = ""  # folder of the annotator networks
     variant: int = 0
 
 
@@ -115,42 +115,42 @@ class SampleRecord(Streams[Path, Path]):
     video: Path
     captions: tuple[str, ...]  # at least one
     address: str = ""  # `data.json[17]`: how errors name this row
-    row: int = 0  # its place in the whole dataset
-    synthesis: Synthesis | None = None  # what src_video, mask and references are made by
+    row: int = 0  # its index in the whole dataset
+    synthesis: Synthesis | None = None  # the task that makes src_video, mask and references
 
     @property
     def is_plain(self) -> bool:
-        """Whether a task can be drawn for it: it brings no src_video and no mask of its own."""
+        """Whether a task can be drawn for the row, because it has neither a src_video nor a mask."""
         return self.src_video is None and self.src_mask is None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions(Streams[C, R]):
-    """What the model sees, in pixels on the CPU.
+    """The conditions as the pixels that the model sees, on the CPU.
 
-    As tensors: clips fp32 [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1].
+    Tensors are fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1].
     """
 
-    notes: tuple[str, ...] = ()  # what was done to make the sources fit
+    notes: tuple[str, ...] = ()  # changes made to fit the sources
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSample(Conditions[C, R]):
     """One row of a dataset in pixels.
 
-    Tensors, or bytes for the way between processes (`data.transforms.PixelSample`).
+    The streams are tensors, or bytes for transfer between processes (`data.transforms.PixelSample`).
     """
 
-    video: C  # what the model learns to make
+    video: C  # the video that the model learns to generate
     captions: tuple[str, ...]
-    fps: float  # of the sampled frames
-    frame_indices: tuple[int, ...] = ()  # which frames of the file were taken
+    fps: float  # rate of the sampled frames
+    frame_indices: tuple[int, ...] = ()  # indices of these frames in the file
     gray_is_missing: bool = False  # bytes of 128 under src_mask are exactly 0 as a tensor
-    frame_policy: str = ""  # how they were chosen: exact, trim, keep, pad, resample
+    frame_policy: str = ""  # how the frames were chosen: exact, trim, keep, pad, resample
 
     @property
     def masked(self) -> C | None:
-        """What the mask splits: src_video, or the video itself where a mask comes alone."""
+        """The clip that the mask splits: src_video, or the video itself if there is only a mask."""
         return self.video if self.src_video is None and self.src_mask is not None else self.src_video
 
 
@@ -162,8 +162,8 @@ class FeatureRecord:
     vace_context: Tensor  # [96, R+F, h, w]
     prompt_embeds: tuple[Tensor, ...]  # one [L, text_dim] for each caption, valid tokens only
     num_refs: int  # R
-    key: str  # hash of everything the file contains
-    task: str = ""  # what its conditions were made by, where that is known
+    key: str  # hash of everything that determines the file's content
+    task: str = ""  # task that made the conditions, if known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ class Batch:
     vace_context: Tensor | None  # [B, 96, R+F, h, w]; None for a trunk without a branch
     prompt_embeds: Tensor  # [B, L, text_dim], zero rows past each prompt's length
     prompt_lengths: Tensor  # [B]
-    num_refs: int  # R, one number: it is part of the shape
+    num_refs: int  # R, equal for all rows because it is part of the shape
     sample_index: (
         Tensor  # [B] int64, consumed-sample index of each row: keys timestep, noise and caption choice
     )
@@ -182,11 +182,11 @@ class Batch:
     tasks: tuple[str, ...] = ()  # FeatureRecord.task of each row
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; from pinned memory the copy overlaps with compute."""
+        """Copy the batch to `device`. From pinned memory, the copy overlaps with compute."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's DataLoader calls this."""
+        """Copy the batch to page-locked memory. The DataLoader of torch calls this method."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:

@@ -1,6 +1,6 @@
-"""Contact sheets: what the model sees of a sample, as one picture.
+"""Contact sheets: one picture that shows what the model sees of a sample.
 
-Frames come in as uint8 arrays; no torch.
+Frames are uint8 arrays. Does not import torch.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _MAX_TEXT = 2000  # characters of a caption or a fact
 Picture = NDArray[np.uint8]  # [H, W, 3]
 
 PAPER, PANEL, INK, SOFT, LINE, ACCENT = "#fbfaf8", "#f1efea", "#1f2328", "#6e7178", "#c9c6bf", "#b4552d"
-MARGIN, GAP, SIDE = 36, 8, 168  # around the sheet, between pictures, width of the column with the names
-TALLEST = 240  # of one picture
+MARGIN, GAP, SIDE = 36, 8, 168  # border, space between pictures, width of the name column, in pixels
+TALLEST = 240  # maximum height of one picture in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """One row of a sheet: pictures of one stream, in time."""
+    """One row of a sheet: pictures of one stream in order of time."""
 
     name: str
     pictures: Sequence[Picture]  # each uint8 [H, W, 3]
-    labels: Sequence[str] = ()  # under each picture
-    note: str = ""  # under the name
-    crisp: bool = False  # enlarge without smoothing: masks
+    labels: Sequence[str] = ()  # text under each picture
+    note: str = ""  # text under the name
+    crisp: bool = False  # enlarge without smoothing, for masks
 
 
 def draw_sheet(
@@ -44,11 +44,10 @@ def draw_sheet(
     width: int = 1640,
     columns: int = 8,
 ) -> Image.Image:
-    """A sheet with a heading, facts in small print, the caption, and one row for each strip.
+    """Draw a sheet with a heading, facts in small print, the caption, and one row for each strip.
 
-    Never fails on a character.
-
-    All strips share one grid of `columns`, so that pictures of one moment stand under each other.
+    Characters that no font contains do not raise an error. All strips share one grid of `columns`, so that
+    pictures of the same moment are aligned.
     """
     title, caption, facts = shortened(title), shortened(caption), [shortened(fact) for fact in facts]
     lacking = missing(
@@ -75,19 +74,19 @@ def draw_sheet(
 
 
 def shortened(text: str) -> str:
-    """What fits on a sheet: laying out 100 kB takes minutes."""
+    """Shorten `text` to what fits on a sheet. The layout of 100 kB of text would take minutes."""
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}… ({len(text)} characters)"
 
 
 def spread(count: int, shown: int) -> list[int]:
-    """`shown` of `count` places, evenly, the first and the last among them."""
+    """Return `shown` of `count` indices, evenly spaced and including the first and the last."""
     if count <= shown:
         return list(range(count))
     return [round(i * (count - 1) / (shown - 1)) for i in range(shown)] if shown > 1 else [0]
 
 
 class _Sheet:
-    """Goes through the layout twice: once to learn the height, once to draw."""
+    """Layout of a sheet, run twice: first to measure the height, then to draw."""
 
     def __init__(self, width: int, columns: int, strips: Sequence[Strip]) -> None:
         self._width = width
@@ -97,7 +96,7 @@ class _Sheet:
         self._big, self._name, self._text, self._small = (Lettering(size) for size in (30, 19, 17, 14))
 
     def layout(self, image: Image.Image | None, title: str, facts: Sequence[str], caption: str) -> int:
-        """Draws on `image`, when there is one; answers the height that is needed."""
+        """Lay out the sheet, draw on `image` if there is one, and return the height in pixels."""
         draw = None if image is None else ImageDraw.Draw(image)
         inner = self._width - 2 * MARGIN
         y = self._write(draw, self._big, MARGIN, MARGIN - 6, title, inner, INK) + 4
@@ -171,7 +170,7 @@ class _Sheet:
         width: int,
         colour: str,
     ) -> int:
-        """Where the text ends below."""
+        """Write the text if `draw` is given, and return its lower edge."""
         if draw is not None:
             hand.write(draw, (x, y), text, width, colour)
         return y + hand.height(text, width)

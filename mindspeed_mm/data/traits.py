@@ -1,13 +1,13 @@
-"""What is remarkable about how a clip or an image is read.
+"""Traits: notable facts about how a clip or an image is read.
 
-The word for the table of the check, and whether keys change. No torch.
+Each trait has a remark for the user, and may change the key of a feature. Does not import torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-# trait → how the check and generation say it, behind "3 clips with"; "" = honoured, nothing to say.
+# trait → remark that the check and generation print after "3 clips with"; "" = handled, nothing to report.
 REMARKS: Mapping[str, str] = {
     "later stream": "a cover or still picture in front of the clip: the stream that a player plays is read",
     "streams": "several video streams: the one that a player plays is read",
@@ -33,7 +33,8 @@ REMARKS: Mapping[str, str] = {
     "ignored": "pictures in a folder that are not read as frames: {}; convert them to PNG",
     "by alpha": "no picture but an alpha channel: opaque is white",
 }
-# Read otherwise than up to version 0.1: features of such files have keys of their own. The rest keep theirs.
+# Traits that versions up to 0.1 read differently. They become part of a feature's key; other keys do not
+# change.
 REREAD = frozenset(
     {(
         "later stream"
@@ -48,9 +49,9 @@ _OF_CLIPS = frozenset({"animation"})
 
 
 def content_in_slot(slot: str, content: str) -> str:
-    """What a file's content contributes to the key of a row's `slot`.
+    """Return what a file's content contributes to the key of a row's `slot`.
 
-    Its hash, and behind `|` how it is read.
+    The value is the hash, followed by `|` and the traits that apply to the slot.
     """
     digest, _, found = content.partition("|")
     others = _OF_CLIPS if slot.startswith("src_ref_images") else frozenset[str]()
@@ -60,7 +61,7 @@ def content_in_slot(slot: str, content: str) -> str:
 
 
 def remarks_on(traits: Iterable[str]) -> list[str]:
-    """What is to be said about some traits."""
+    """Return the remarks on `traits`, without those that have nothing to report."""
     remarks = []
     for trait in traits:
         word, _, rest = trait.partition(": ")

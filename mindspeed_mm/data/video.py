@@ -1,6 +1,6 @@
-"""Frames out of files: decord and PyAV behind one protocol. No torch.
+"""Video readers: decord and PyAV behind one protocol. Does not import torch.
 
-What a clip is decides `clips.py`; how an image is read, `images.py`.
+`clips.py` decides which files are clips, and `images.py` reads images.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ __all__ = [
     "short",
 ]
 _INDEXED = {"mp4", "matroska"}
+# Pixel formats that decord converts as PyAV does, at even sizes only.
 _SAME_COLOURS = {
     "yuv420p",
     "yuvj420p",
@@ -55,31 +56,31 @@ _SAME_COLOURS = {
     "rgb24",
     "bgr0",
     "gray",
-}  # even sizes only
-_RESIZED_IN_BAND = {"vp8", "vp9", "av1"}  # browsers record calls so; decord scales them in silence
+}
+_RESIZED_IN_BAND = {"vp8", "vp9", "av1"}  # may change size, as in recorded calls; decord rescales silently
 
 
 class VideoReader(Protocol):
-    """A clip that is open. Frames are numbered from 0 in the order in which they are shown."""
+    """An open clip. Frames are numbered from 0 in presentation order."""
 
     path: Path
     num_frames: int
     height: int  # as shown: after rotation
     width: int
     fps: float  # the mean rate
-    times: list[float]  # when each frame comes on, in seconds from the first
-    duration: float  # when the last frame goes off
-    timed: bool  # False for images: they have an order, but no clock
+    times: list[float]  # start time of each frame, in seconds from the first frame
+    duration: float  # end time of the last frame in seconds
+    timed: bool  # False for images, which have an order but no time stamps
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """What is remarkable about how it is read; see `traits.py`."""
+        """Notable facts about how the clip is read; see `traits.py`."""
         ...
 
     def read(self, indices: Sequence[int]) -> Frames:
-        """The frames at `indices` (any order, repeats allowed).
+        """Read the frames at `indices` (any order, repeats allowed).
 
-        Raises DataError when one cannot be decoded.
+        Raises DataError if a frame cannot be decoded.
         """
         ...
 
@@ -94,9 +95,8 @@ def open_video(
 ) -> VideoReader:
     """Open a video file, an image, or a folder of images.
 
-    Transparent pixels are laid on `background`, black for a `mask`.
-
-    Raises DataError for what is missing, no video, or damaged.
+    Transparent pixels are blended with `background`, or with black for a `mask`. Raises DataError for a file
+    that is missing, damaged, or not a video.
     """
     path = regular_file(path, DataError, or_folder=True)
     background = BLACK if mask else background
@@ -108,22 +108,23 @@ def open_video(
         try:
             return DecordReader(path, threads)
         except DataError:
-            # decord knows fewer formats and stumbles over some small widths; PyAV gives the same frames, or
-            # the reason
+            # decord supports fewer formats and fails on some small widths. PyAV returns the same frames or
+            # raises an error with the reason.
             pass
     return AvReader(path, threads, background, mask=mask)
 
 
 def decord_is_exact(path: Path) -> bool:
-    """Whether decord gives this file's frames as PyAV does, to the bit.
+    """Whether decord returns the frames of this file bit for bit as PyAV does.
 
-    Packets are read, and one frame is decoded.
+    Reads packets and decodes one frame.
 
-    It spreads chroma over pixels in another way at odd sizes, with more than 8 bits, in a turned 4:2:2, and
-    in interlaced frames (the first one tells: mpeg2's container may not). After a jump it miscounts in
-    formats without an index, where time stamps are missing, repeat or are cut by an edit list, and in open
-    groups of pictures (x265's default), where frames that lean on the group before are dropped after a seek
-    and all later ones shift. It takes the first stream, does not mirror, and scales frames of another size.
+    decord interpolates chroma differently at odd sizes, above 8 bits, in rotated 4:2:2, and in interlaced
+    frames. The first frame reveals interlacing; the container of MPEG-2 may not. After a seek, decord
+    miscounts frames in formats without an index, and where time stamps are missing, repeat or are cut by an
+    edit list. It also miscounts in open groups of pictures (the default of x265): frames that reference the
+    previous group are dropped after a seek, and all later indices shift. decord always reads the first
+    stream, does not mirror, and rescales frames of another size.
     """
     import av
 
@@ -152,9 +153,9 @@ def decord_is_exact(path: Path) -> bool:
 
 
 class DecordReader:
-    """decord: applies rotation by itself; keeps many decoded frames in memory.
+    """Reader based on decord, only for clips without traits.
 
-    Only for clips of which nothing is remarkable.
+    decord applies rotation itself and keeps many decoded frames in memory.
     """
 
     timed = True
@@ -166,7 +167,7 @@ class DecordReader:
         self.path = path
         decord.logging.set_level(decord.logging.QUIET)
         try:
-            # fault_tol: one frame that had to be made up is one too many
+            # fault_tol: do not accept a single frame that decord had to substitute.
             self._reader = decord.VideoReader(
                 str(path), ctx=decord.cpu(0), num_threads=threads, fault_tol=1e-9
             )
@@ -192,7 +193,7 @@ class DecordReader:
 
 
 class AvReader:
-    """PyAV: reads whatever FFmpeg reads, one frame in memory at a time."""
+    """Reader based on PyAV. It supports every format of FFmpeg and keeps one frame in memory at a time."""
 
     timed = True
 
@@ -224,7 +225,7 @@ class AvReader:
         self._stream: Any
         self._container, self._stream = open_clip(self.path)
         self._stream.codec_context.thread_count = self._threads
-        self._next = -1  # the frame that the decoder gives next; -1 = not known
+        self._next = -1  # index of the frame that the decoder returns next; -1 = unknown
         self._frames: Iterator[Any] = iter(())
 
     def read(self, indices: Sequence[int]) -> Frames:
@@ -248,14 +249,17 @@ class AvReader:
         return to_mask(frame, self._mask) if self._mask else to_rgb(frame, self._background)
 
     def _decode(self, index: int) -> Any:
-        """The frame; goes to the key frame before `index` where that is shorter, or the only way back."""
+        """Decode the frame at `index`.
+
+        Seeks to the key frame before `index` if that is faster, or if the frame has already passed.
+        """
         keys, stamps, counted = self._table.keys, self._table.stamps, self._table.by_place
         key = keys[max(0, bisect_right(keys, index) - 1)]
         if not counted and (self._next < 0 or index < self._next or key > self._next):
             self._container.seek(stamps[key], stream=self._stream, backward=True, any_frame=False)
             self._frames = decode_frames(self._container, self._stream)
         frame = None if counted and not 0 <= self._next <= index else self._advance(index)
-        if frame is None:  # some formats seek behind the place, AVI cannot tell where it is: begin again
+        if frame is None:  # some formats seek too far, and AVI does not report its position: start over
             self._container.close()
             self._open()
             self._frames, self._next = decode_frames(self._container, self._stream), 0
@@ -268,11 +272,11 @@ class AvReader:
         return frame
 
     def _advance(self, index: int) -> Any:
-        """Decode on to the frame at `index`; None when it does not come, or comes damaged."""
+        """Decode up to the frame at `index`. Returns None if the frame is missing or damaged."""
         by_place = self._table.by_place
         for frame in self._frames:
             if by_place and self._next == 0 and self._table.skipped and frame.pts != self._table.stamps[0]:
-                continue  # leans on what stood in front of the file
+                continue  # references frames before the beginning of the file
             stamp = frame.pts if frame.pts is not None else frame.dts
             place = self._next if by_place else self._places.get(stamp)
             self._next = self._next if place is None else place + 1
@@ -285,7 +289,10 @@ class AvReader:
 
 
 def clock(times: Sequence[float], last: float) -> tuple[float, float]:
-    """When the clip ends, and its mean frame rate. `last`: how long the last frame stays, 0 = not known."""
+    """Return the end of the clip in seconds and its mean frame rate.
+
+    `last` is the duration of the last frame in seconds; 0 = unknown.
+    """
     mean = times[-1] / (len(times) - 1) if len(times) > 1 else 0.0
     if mean and not 0 < last < 10 * mean:
         last = mean

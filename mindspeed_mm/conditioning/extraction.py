@@ -1,4 +1,7 @@
-"""Rows of a dataset → feature files: read ahead, encode, write behind; existing features are left alone."""
+"""Extraction of features from the rows of a dataset: read ahead, encode, write in the background.
+
+Existing features are not changed.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
-DEFAULT_BATCH = 3  # clips of a sample in one pass of the VAE: the video, inactive, reactive
+DEFAULT_BATCH = 3  # clips of a sample per VAE pass: the video, inactive, reactive
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Failed:
 
 @dataclass
 class Seconds:
-    """Where the time of the computing process went."""
+    """Seconds that the encoding process spent in each stage."""
 
     read: float = 0.0  # waiting for pixels
     vae: float = 0.0
@@ -57,7 +60,7 @@ class Seconds:
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
+        """Add the run time of the block to a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -67,7 +70,7 @@ class Seconds:
 
 @dataclass
 class Extraction:
-    """One rank's share of an extraction. `run` gives each row once: Finished or Failed."""
+    """One rank's share of an extraction. `run` yields each row once, as Finished or Failed."""
 
     vae: StreamEncoder
     text: PromptCache
@@ -80,22 +83,22 @@ class Extraction:
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
     readers: ReadAhead[ReadTask, ReadResult] | None = (
-        None  # processes that run already; None = `run` starts its own
+        None  # running reading processes; None = `run` starts its own
     )
-    _prompt_index: PartIndex | None = None  # which captions are embedded in which feature
+    _prompt_index: PartIndex | None = None  # maps captions to a feature with their embeddings
     _damaged: set[Path] = field(default_factory=set)  # features that this run could not reuse
 
     def read_ahead(self) -> ReadAhead[ReadTask, ReadResult]:
-        """Processes that read this dataset; they start with the first task. A context manager."""
+        """Return a context manager of processes that read this dataset. They start with the first task."""
         read = ReadRow(self.load, self.keys, self.save_path / FEATURE_FOLDER)
         return ReadAhead(read, num_workers=self.num_workers, timeout=self.timeout)
 
     def run(
         self, records: Sequence[SampleRecord], stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Finished | Failed]:
-        """Encode what is missing.
+        """Encode the rows without a feature.
 
-        After `stop` turns true the current row is finished and the rest left for the next run.
+        Once `stop` returns true, the current row is finished and the others are left for the next run.
         """
         index = ContentIndex(self.save_path / STATE_FOLDER, self.rank)
         latents = PartIndex(self.save_path / STATE_FOLDER, "latents", self.rank)
@@ -126,7 +129,7 @@ class Extraction:
             yield from self._encode_all(ahead, missing, index, latents, writer, stop)
             again = [replace(kept_tasks[path], redo=True) for path in self._damaged if path in kept_tasks]
             for outcome in self._encode_all(ahead, again, index, latents, writer, stop):
-                if isinstance(outcome, Failed):  # a finished one was given as kept
+                if isinstance(outcome, Failed):  # a Finished row was already yielded as kept
                     yield outcome
 
     def _encode_all(
@@ -138,7 +141,7 @@ class Extraction:
         writer: Writer,
         stop: Callable[[], bool],
     ) -> Iterator[Finished | Failed]:
-        """Each row, until its file is written."""
+        """Encode the rows, and yield each one after its file is written."""
         rows = iter(ahead.map(tasks))
         while not stop():
             with self.seconds.during("read"):
@@ -157,9 +160,9 @@ class Extraction:
         return ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
 
     def _kept(self, task: ReadTask, latents: PartIndex) -> Finished | None:
-        """The row, when its files have not changed and its feature is there.
+        """Return the row as Finished if its files have not changed and its feature exists, else None.
 
-        Nothing has to be opened but that.
+        Opens no file except the feature.
         """
         if not task.is_known:
             return None
@@ -178,7 +181,7 @@ class Extraction:
         return Finished(task.record, key, info.shape, info.num_refs, fresh=False)
 
     def _twin(self, task: ReadTask, latents: PartIndex) -> tuple[str, Path] | None:
-        """The key that a row's feature will have, and a feature with its latents under other captions."""
+        """Return the key of the row's new feature, and a feature with equal latents but other captions."""
         if not task.is_known:
             return None
         twin = latents.get(self.keys.latents_key(task.record, task.known))
@@ -187,11 +190,10 @@ class Extraction:
         return self.keys.key(task.record, task.known), self._path(twin)
 
     def _retell(self, record: SampleRecord, key: str, twin: Path, writer: Writer) -> bool:
-        """Only captions or the text encoder changed.
+        """Write a feature from stored latents if only the captions or the text encoder changed.
 
-        The stored latents stay, bit for bit, and the text is encoded.
-
-        False when the stored ones are damaged.
+        The latents are copied bit for bit, and only the text is encoded. Returns False if the stored feature
+        is damaged.
         """
         try:
             info, feature = read_info(twin), read_feature(twin)
@@ -212,9 +214,9 @@ class Extraction:
             logger.warning(f"{error}; not reused, what it was needed for is encoded again")
 
     def _prompts(self, record: SampleRecord, key: str) -> tuple[Tensor, ...]:
-        """From a feature of earlier settings where there is one.
+        """Return the prompt embeddings, reused from a feature of earlier settings if there is one.
 
-        Other frames or sizes are no reason to run the text encoder.
+        A change of frames or sizes does not run the text encoder again.
         """
         if self._prompt_index is None:
             return self.text.encode(record.captions)
@@ -245,9 +247,8 @@ class Extraction:
         if isinstance(read, DataError):
             return Failed(task.record, _with_address(task.record, str(read)))
         index.add(read.contents)
-        latents.add(
-            read.latents_key, read.key
-        )  # before the feature is written: readers that follow a link check its target
+        # Added before the feature is written, because readers check the target of a link.
+        latents.add(read.latents_key, read.key)
         path = self._path(read.key)
         if read.pixels is None or writer.is_pending(path):
             with self.seconds.during("write"):
@@ -302,7 +303,7 @@ class Extraction:
 
 
 def _origin(record: SampleRecord) -> dict[str, str]:
-    """The metadata that is the row's own, whatever its pixels are."""
+    """Return the metadata of the row that does not depend on its pixels."""
     drawn = record.synthesis
     made = {} if drawn is None else {"task": drawn.task, "task_options": drawn.options}
     return {
@@ -321,9 +322,9 @@ def _with_address(record: SampleRecord, reason: str) -> str:
 
 @contextmanager
 def _watchdog(record: SampleRecord, timeout: float) -> Iterator[None]:
-    """End the process when the device does not come back.
+    """End the process if the device does not respond within `timeout` seconds.
 
-    Waiting in silence helps nobody, and a new run resumes from here.
+    A new run resumes at this row.
     """
 
     def give_up() -> None:

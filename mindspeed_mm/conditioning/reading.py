@@ -1,4 +1,4 @@
-"""The part of an extraction that reading processes do: hash a row's files, decode what has no feature yet."""
+"""Work of the reading processes in an extraction: hash a row's files, and decode rows without a feature."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from mindspeed_mm.data.transforms import PixelSample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.processes import reading
 
-_SYNTHESIS = 1  # raised when a task makes other pixels of the same options
+_SYNTHESIS = 1  # version; incremented when a task makes different pixels from the same options
 Contents = dict[Path, tuple[Signature, str]]  # file → its signature and hash
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureKeys:
-    """What a feature's key is made of, beside the contents of its files and its captions."""
+    """The parts of a feature's key other than its captions and the contents of its files."""
 
     pixels: Mapping[str, Any]  # settings of the dataset
     vae: Mapping[str, Any]  # fingerprint, dtype, tiling
     text: Mapping[str, Any]  # fingerprint, dtype, tokens
 
     def key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
-        """The name of the row's feature: the same exactly when the feature would be the same."""
+        """Return the name of the row's feature. Names are equal exactly if the features would be equal."""
         return digest_of_values(
             {**self._seen(record, digests), "captions": record.captions, "text": self.text}
         )
 
     def latents_key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
-        """What rows share whose latents and vace_context are the same bits, whatever their captions say."""
+        """Return the key shared by rows with bit-identical latents and vace_context, for any captions."""
         return digest_of_values(self._seen(record, digests))
 
     def prompts_key(self, record: SampleRecord) -> str:
-        """What rows share whose prompt embeddings are the same bits, whatever their clips are."""
+        """Return the key shared by rows with bit-identical prompt embeddings, for any clips."""
         return digest_of_values({"schema": SCHEMA_VERSION, "captions": record.captions, "text": self.text})
 
     def _seen(self, record: SampleRecord, digests: Mapping[Path, str]) -> dict[str, Any]:
-        """Everything that decides the latents."""
+        """Return all values that determine the latents."""
         drawn = record.synthesis
         return {
             **({} if drawn is None else {"synthesis": [_SYNTHESIS, drawn.task, drawn.options]}),
@@ -63,7 +63,7 @@ class FeatureKeys:
 
 @dataclass(frozen=True)
 class ReadTask:
-    """One row to read, and which of its files' contents are known already."""
+    """One row to read, with the cached hashes of its files."""
 
     record: SampleRecord
     known: Mapping[Path, str]
@@ -71,13 +71,13 @@ class ReadTask:
 
     @property
     def is_known(self) -> bool:
-        """Whether nothing has to be hashed."""
+        """Whether the hashes of all files are cached."""
         return all(path in self.known for _, path in files_of(self.record))
 
 
 @dataclass(frozen=True)
 class ReadResult:
-    """A row that was read; `pixels` is None when its feature exists."""
+    """A row that was read; `pixels` is None if its feature exists."""
 
     key: str
     latents_key: str
@@ -87,14 +87,14 @@ class ReadResult:
 
 @dataclass(frozen=True)
 class ReadRow:
-    """The function that reading processes run. Picklable."""
+    """The function that the reading processes run. Picklable."""
 
     load: Callable[[SampleRecord], PixelSample]
     keys: FeatureKeys
     features: Path
 
     def __call__(self, task: ReadTask) -> ReadResult:
-        """Hash what is not known, and decode what has no feature yet. Raises DataError."""
+        """Hash the files without a cached hash, and decode the row if it has no feature. Raises DataError."""
         contents: Contents = {}
         digests = dict(task.known)
         for _, path in files_of(task.record):
@@ -111,7 +111,7 @@ class ReadRow:
 
 
 def stored_info(path: Path) -> FeatureInfo | None:
-    """The header of a feature that is on disk whole."""
+    """Return the header of a feature that is complete on disk, else None."""
     try:
         return read_info(path)
     except DataError:

@@ -1,6 +1,6 @@
-"""Encoding several clips of one sample.
+"""Encodes several clips of one sample.
 
-Each different one once, equal sizes together, constant grey from a cache.
+Each distinct clip is encoded once, clips of equal size share a batch, and constant grey is cached.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from torch import Tensor
 
 
 class Vae(Protocol):
-    """What conditioning needs of a VAE."""
+    """Interface that conditioning requires of a VAE."""
 
     @property
     def device(self) -> torch.device: ...
 
     def encode(self, video: Tensor, /) -> Tensor:
-        """[B, 3, T, H, W] in [-1, 1] to normalised fp32 latents [B, 16, F, h, w]."""
+        """Encode pixels [B, 3, T, H, W] in [-1, 1] to normalised fp32 latents [B, 16, F, h, w]."""
         ...
 
 
 class StreamEncoder:
     """A VAE that does not encode the same pixels twice.
 
-    A clip that is zero (mid-grey) everywhere is encoded alone, once for each length and size, and remembered:
-    the latents are the same bits as without the cache. `max_batch` is how many clips of one size go through
-    the VAE together; it is fixed for a run, so that a sample's latents depend on the sample only.
+    A clip that is zero (mid-grey) everywhere is encoded alone, once for each length and size, and cached. The
+    latents are bit-identical to those without the cache. `max_batch` is the number of clips of one size per
+    VAE pass. It is fixed for a run, so that the latents of a sample depend only on the sample.
     """
 
     def __init__(self, vae: Vae, *, max_batch: int = 1, max_grey: int = 64) -> None:
         self.vae = vae
         self.max_batch = max_batch
         self.max_grey = max_grey
-        self.encoded = 0  # clips that went through the VAE
+        self.encoded = 0  # clips that the VAE encoded
         self.requested = 0  # clips that were requested
         self._grey: OrderedDict[torch.Size, Tensor] = OrderedDict()
 
     @property
     def device(self) -> torch.device:
-        """Where pixels go in and latents come out."""
+        """The device of the pixels and the latents."""
         return self.vae.device
 
     def encode(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """Clips [3, T, H, W], of any sizes, to fp32 latents [16, F, h, w], in their order."""
+        """Encode clips [3, T, H, W] of any sizes to fp32 latents [16, F, h, w], in the same order."""
         self.requested += len(streams)
         answers: dict[int, Tensor] = {}
         pending: list[int] = []
@@ -65,7 +65,7 @@ class StreamEncoder:
         return [answers[twin[index]] for index in range(len(streams))]
 
     def _twin(self, streams: Sequence[Tensor], index: int) -> int:
-        """The first stream that holds the same pixels."""
+        """Return the index of the first stream with the same pixels."""
         for earlier in range(index):
             if streams[earlier] is streams[index] or (
                 streams[earlier].shape == streams[index].shape
@@ -95,5 +95,5 @@ class StreamEncoder:
 
 
 def stream_encoder(vae: Vae | StreamEncoder) -> StreamEncoder:
-    """`vae` itself when it already is a StreamEncoder, otherwise one without memory of earlier samples."""
+    """Return `vae` if it is a StreamEncoder, otherwise wrap it in one with an empty cache."""
     return vae if isinstance(vae, StreamEncoder) else StreamEncoder(vae)

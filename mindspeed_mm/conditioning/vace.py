@@ -1,4 +1,4 @@
-"""Pixels, mask and references → latents and vace_context: the one path for extraction and generation."""
+"""Encodes pixels, mask and references to latents and vace_context, for both extraction and generation."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mindspeed_mm.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class ContextPlan:
-    """Everything about a vace_context that is known before the VAE runs; what mm-inspect draws."""
+    """The parts of a vace_context that are known before the VAE runs. mm-inspect draws them."""
 
-    inactive: Tensor  # [3, T, H, W], what is kept; 0 (mid-grey) elsewhere
-    reactive: Tensor  # [3, T, H, W], what is generated
+    inactive: Tensor  # [3, T, H, W], pixels to keep; 0 (mid-grey) elsewhere
+    reactive: Tensor  # [3, T, H, W], pixels to generate; 0 elsewhere
     mask_cells: Tensor  # [64, F, h, w], one channel for each pixel of an 8x8 cell
-    mask_frames: tuple[int, ...]  # which frame's mask each latent frame carries
+    mask_frames: tuple[int, ...]  # index of the frame whose mask each latent frame carries
     references: tuple[Tensor, ...]  # each [3, 1, H, W]
 
     @property
     def streams(self) -> list[Tensor]:
-        """The clips that the VAE must encode: inactive, reactive, then each reference alone."""
+        """The clips for the VAE to encode: inactive, reactive, then each reference as its own clip."""
         return [self.inactive, self.reactive, *self.references]
 
 
@@ -40,13 +40,11 @@ def plan_context(
     width: int,
     device: torch.device | str = "cpu",
 ) -> ContextPlan:
-    """Split [3, T, H, W] pixels by the mask [1, T, H, W] (1 = generate).
+    """Split pixels [3, T, H, W] by the mask [1, T, H, W] (1 = generate).
 
-    Missing pixels are zeros, a missing mask is ones.
-
-    A soft mask is cut at 0.5 for the split and stays soft in the mask channels, as in the official code and
-    diffusers. Raises DataError when sizes do not agree, or do not fit the VAE (T = 4k+1) and the patches (H,
-    W multiples of 16).
+    A missing src_video is replaced by zeros, a missing mask by ones. A soft mask is cut at 0.5 for the split
+    and stays soft in the mask channels, as in the official code and diffusers. Raises DataError if sizes
+    disagree, or do not fit the VAE (T = 4k+1) and the patches (H and W multiples of 16).
     """
     _check_size(num_frames, height, width)
     shape = (num_frames, height, width)
@@ -68,16 +66,19 @@ def plan_context(
 
 
 def fold_mask(mask: Tensor) -> Tensor:
-    """[1, T, H, W] to [64, F, h, w].
+    """Fold a mask [1, T, H, W] to [64, F, h, w].
 
-    One channel for each pixel of an 8x8 cell, one frame of about four kept.
+    Each pixel of an 8x8 cell becomes a channel. About one frame in four is kept.
     """
     cells = rearrange(mask, "1 t (h py) (w px) -> (py px) t h w", py=8, px=8)
     return cells[:, list(mask_frames(mask.shape[1]))]
 
 
 def mask_frames(num_frames: int) -> tuple[int, ...]:
-    """The pixel frame whose mask each of the (T+3)//4 latent frames carries: torch's `nearest-exact`."""
+    """Return the pixel frame whose mask each of the (T+3)//4 latent frames carries.
+
+    The frames are those of `nearest-exact` interpolation in torch.
+    """
     frames = torch.arange(num_frames, dtype=torch.float32)[None, None]
     picked = torch.nn.functional.interpolate(frames, size=(num_frames + 3) // 4, mode="nearest-exact")
     return tuple(int(frame) for frame in picked[0, 0])
@@ -93,10 +94,10 @@ def encode_vace_context(
     height: int,
     width: int,
 ) -> Tensor:
-    """[3, T, H, W] pixels, [1, T, H, W] mask, R × [3, 1, H, W] references to fp32 [96, R+F, h, w].
+    """Encode pixels [3, T, H, W], a mask [1, T, H, W] and R references [3, 1, H, W] to fp32 [96, R+F, h, w].
 
-    Channels: inactive 16, reactive 16, mask 64; a reference stands as itself, 16 zeros, 64 zeros, in front.
-    Raises DataError.
+    The channels are 16 inactive, 16 reactive and 64 mask channels. References precede the frames; each one
+    consists of its 16 latent channels, 16 zeros and 64 zeros. Raises DataError.
     """
     encoder = stream_encoder(vae)
     plan = plan_context(
@@ -115,7 +116,7 @@ def encode_vace_context(
 def assemble_context(
     inactive: Tensor, reactive: Tensor, references: Sequence[Tensor], mask_cells: Tensor
 ) -> Tensor:
-    """Encoded parts, 2 × [16, F, h, w], R × [16, 1, h, w] and [64, F, h, w], to [96, R+F, h, w]."""
+    """Concatenate 2 × [16, F, h, w], R × [16, 1, h, w] and [64, F, h, w] to [96, R+F, h, w]."""
     clip = torch.cat([inactive, reactive, mask_cells.to(inactive.dtype)], dim=0)
     if not references:
         return clip
@@ -125,11 +126,10 @@ def assemble_context(
 
 
 def encode_features(vae: Vae | StreamEncoder, sample: TensorSample) -> tuple[Tensor, Tensor]:
-    """One sample to latents [16, R+F, h, w] and vace_context [96, R+F, h, w].
+    """Encode one sample to latents [16, R+F, h, w] and vace_context [96, R+F, h, w].
 
-    All its clips go through the VAE together.
-
-    A mask without src_video masks the target video itself. Raises DataError for sizes that do not agree.
+    All clips of the sample are passed to the VAE together. A mask without src_video masks the target video
+    itself. Raises DataError if sizes disagree.
     """
     encoder = stream_encoder(vae)
     num_frames, height, width = sample.video.shape[1:]

@@ -1,4 +1,4 @@
-"""How far each pixel differs from a plain backdrop, such as a wall, a sky or a studio's sweep."""
+"""Measures how far each pixel differs from a plain backdrop, such as a wall, a sky or a studio sweep."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from numpy.typing import NDArray
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
 
-_SIDE = 128  # of the picture that is looked at; the backdrop has no detail
-_EDGE = 0.05  # of the shorter side: what is taken for backdrop at first
-_ROUNDS = 10  # of the fit; a subject that touches the edge loses its weight
-_NEAR = 4.0  # in Lab units: pixels of a plain backdrop differ from its fit by less
-_PLAIN = 0.7  # of the edge must be that near
-_FAR = 8  # times the usual difference counts as subject for sure
+_SIDE = 128  # side of the downscaled frame that is analysed; a backdrop has no detail
+_EDGE = 0.05  # width of the edge that initially counts as backdrop, as a share of the shorter side
+_ROUNDS = 10  # iterations of the fit; a subject that touches the edge loses its weight
+_NEAR = 4.0  # largest difference of a plain backdrop from its fit, in Lab units
+_PLAIN = 0.7  # share of edge pixels that must be within `_NEAR`
+_FAR = 8  # multiple of the usual difference from which a pixel certainly belongs to the subject
 
 
 def backdrop_contrast(frame: Frame) -> NDArray[np.float32] | None:
-    """[H, W] in [0, 1], 0 on the backdrop; None where the edge of the frame is no smooth gradient.
+    """Return the contrast [H, W] in [0, 1], with 0 on the backdrop.
 
-    A plane is fitted to the colours along the edge (iteratively reweighted, Lab).
+    Fits a plane to the Lab colours along the edge by iterative reweighting. Returns None if the edge of the
+    frame is not a smooth gradient.
     """
     cv2 = opencv()
     height, width = frame.shape[:2]

@@ -1,4 +1,4 @@
-"""Networks that answer for every pixel: depth, salient subject, the segment in a box."""
+"""Networks with a per-pixel output: depth, the salient subject, the segment in a box."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _SALIENT_SIDE, _SEGMENT_SIDE = 320, 1024
 
 
 def normalised(frame: Frame, height: int, width: int) -> NDArray[np.float32]:
-    """A frame as ImageNet networks take it: [1, 3, height, width]."""
+    """Scale and normalise a frame for ImageNet networks: [1, 3, height, width]."""
     cv2 = opencv()
     scaled = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32) / 255
     return np.ascontiguousarray(((scaled - _MEAN) / _STD).transpose(2, 0, 1)[None])
 
 
 class Depth:
-    """Depth-Anything-V2: near is large."""
+    """Depth-Anything-V2. Near pixels have large values."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
 
     def __call__(self, frame: Frame) -> NDArray[np.float32]:
-        """Disparity [H, W] of any scale."""
+        """Estimate the disparity [H, W], of arbitrary scale."""
         height, width = frame.shape[:2]
         scale = _DEPTH_SIDE / min(height, width)
         rows, columns = (max(1, round(side * scale / _PATCH)) * _PATCH for side in (height, width))
@@ -40,13 +40,13 @@ class Depth:
 
 
 class Salient:
-    """U2Net: how salient each pixel is."""
+    """U2Net: saliency of each pixel."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
 
     def __call__(self, frame: Frame) -> Mask:
-        """White where the subject is."""
+        """Return a mask that is white on the subject."""
         side = self._network.side(2, _SALIENT_SIDE)
         found = self._network(normalised(frame, side, side))[0]
         values = found.reshape(found.shape[-2:])
@@ -56,13 +56,13 @@ class Salient:
 
 
 class Segment:
-    """SAM 2: the segment that a box marks. The box is two points with the labels 2 and 3."""
+    """SAM 2: the segment inside a box. The box is passed as two points with the labels 2 and 3."""
 
     def __init__(self, encoder: Network, decoder: Network) -> None:
         self._encoder, self._decoder = encoder, decoder
 
     def __call__(self, frame: Frame, box: Box) -> Mask:
-        """White where the subject in `box` is."""
+        """Return a mask that is white on the subject in `box`."""
         height, width = frame.shape[:2]
         side = self._encoder.side(2, _SEGMENT_SIDE)
         encoded = self._encoder(normalised(frame, side, side))

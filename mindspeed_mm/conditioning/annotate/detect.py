@@ -1,4 +1,4 @@
-"""Networks that answer with boxes and points: faces, people, whole-body poses."""
+"""Networks that return boxes and points: faces, people, whole-body poses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspeed_mm.conditioning.annotate.networks import Network
 from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, opencv
 
 _PERSON, _STRIDES = 0, (8, 16, 32)
-_LEAST, _OVERLAP = 0.3, 0.45  # of a person's score; of two boxes that are one person
+_LEAST, _OVERLAP = 0.3, 0.45  # minimum score of a person; overlap above which two boxes are one person
 _FACE_LEAST = 0.7
 _POINT_LEAST = 0.3
 # OpenPose's order of the body's 18 points, as COCO numbers; 17 is the neck, between the shoulders.
@@ -21,7 +21,7 @@ _LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
     (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
 )  # fmt: skip
-_FACE = slice(23, 91)  # of the 133 whole-body points
+_FACE = slice(23, 91)  # face points among the 133 whole-body points
 Part = Literal["body", "body_face"]
 
 
@@ -32,7 +32,7 @@ class Face:
         self._network = network
 
     def __call__(self, frame: Frame) -> Box | None:
-        """The box of the largest face; None without one."""
+        """Return the box of the largest face, or None if there is no face."""
         height, width = frame.shape[:2]
         rows, columns = self._network.side(2, 240), self._network.side(3, 320)
         scaled = opencv().resize(frame, (columns, rows)).astype(np.float32)
@@ -46,13 +46,13 @@ class Face:
 
 
 class Pose:
-    """DWPose: people by YOLOX, then 133 points of each by SimCC."""
+    """DWPose: YOLOX finds people, then SimCC finds 133 points of each."""
 
     def __init__(self, detector: Network, estimator: Network) -> None:
         self._detector, self._estimator = detector, estimator
 
     def __call__(self, frame: Frame, part: Part = "body_face") -> Frame:
-        """The skeletons of all people on black: the body, with `body_face` also the points of the face."""
+        """Draw the skeletons of all people on black. `body_face` adds the points of the face to the body."""
         canvas = np.zeros_like(frame)
         for box in self.people(frame):
             points = self.points(frame, box)
@@ -62,7 +62,7 @@ class Pose:
         return canvas
 
     def people(self, frame: Frame) -> list[Box]:
-        """Boxes of people, the most certain first."""
+        """Return the boxes of people, highest score first."""
         cv2 = opencv()
         side = self._detector.side(2, 640)
         scale = min(side / frame.shape[0], side / frame.shape[1])
@@ -83,7 +83,7 @@ class Pose:
         return [(left, top, right, bottom) for left, top, right, bottom in boxes]
 
     def points(self, frame: Frame, box: Box) -> NDArray[np.float32]:
-        """[K, 3]: x and y in pixels of the frame, and the score of each point."""
+        """Return [K, 3]: x and y in pixels of the frame, and the score of each point."""
         cv2 = opencv()
         rows, columns = self._estimator.side(2, 384), self._estimator.side(3, 288)
         left, top, right, bottom = box
@@ -103,7 +103,7 @@ class Pose:
 
 
 def _draw_body(canvas: Frame, points: NDArray[np.float32]) -> None:
-    """OpenPose's coloured limbs and joints, as the weights know them."""
+    """Draw limbs and joints in the colours of OpenPose, which the weights were trained on."""
     cv2 = opencv()
     neck = (points[5] + points[6]) / 2
     neck[2] = min(points[5][2], points[6][2])
@@ -127,6 +127,6 @@ def _draw_face(canvas: Frame, points: NDArray[np.float32]) -> None:
 
 
 def _hue(place: int) -> tuple[int, int, int]:
-    """OpenPose's 18 colours: the hues in steps of 20 degrees."""
+    """Return one of the 18 colours of OpenPose: hues in steps of 20 degrees."""
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(place / 18, 1, 1))
     return red, green, blue

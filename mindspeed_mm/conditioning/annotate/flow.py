@@ -1,6 +1,6 @@
-"""Optical flow (DIS) in colours.
+"""Optical flow (DIS), drawn in colours.
 
-The colours are those of Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011).
+The colours follow Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from mindspeed_mm.conditioning.annotate.opencv import Frame, Frames, opencv
 from mindspeed_mm.conditioning.annotate.spool import Spool
 
-Flow = NDArray[np.float32]  # [H, W, 2]: by how many pixels each pixel moves right and down
+Flow = NDArray[np.float32]  # [H, W, 2]: movement of each pixel to the right and down, in pixels
 _SECTORS = (("R", "Y", 15), ("Y", "G", 6), ("G", "C", 4), ("C", "B", 11), ("B", "M", 13), ("M", "R", 6))
 _TINY = 1e-5
-_STEPS = 256  # between two hues of the wheel
+_STEPS = 256  # steps between two hues of the wheel
 
 
 def flows(frames: Frames) -> Iterator[Flow]:
-    """The N - 1 flows between the N frames of a clip."""
+    """Yield the N - 1 flows between the N frames of a clip."""
     cv2 = opencv()
-    # Four times the time of ULTRAFAST, a quarter of its error on a moving texture.
+    # MEDIUM takes four times as long as ULTRAFAST, with a quarter of its error on a moving texture.
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     before: NDArray[np.uint8] | None = None
     for frame in frames():
@@ -34,10 +34,10 @@ def flows(frames: Frames) -> Iterator[Flow]:
 
 
 def flow_frames(frames: Frames, *, official: bool = False) -> Iterator[Frame]:
-    """A clip's flow in colours, one frame for each of its frames: the first flow comes twice.
+    """Yield the flow of a clip in colours, one frame per source frame. The first flow is repeated.
 
-    One radius, the longest vector of the clip, scales all frames. `official`: each frame is scaled by its own
-    longest vector, so brightness flickers. A clip of one frame has no flow: nothing is yielded.
+    All frames are scaled by one radius, the longest vector of the clip. With `official`, each frame is scaled
+    by its own longest vector, so brightness flickers. For a clip of one frame, nothing is yielded.
     """
     with Spool() as spool:
         longest = 0.0
@@ -52,14 +52,14 @@ def flow_frames(frames: Frames, *, official: bool = False) -> Iterator[Frame]:
 
 
 def longest_vector(flow: Flow) -> float:
-    """In pixels."""
+    """Return the length of the longest vector in pixels."""
     return float(opencv().magnitude(flow[..., 0], flow[..., 1]).max(initial=0))
 
 
 def colour_flow(flow: Flow, radius: float) -> Frame:
-    """Hue is the direction, saturation the length in parts of `radius`: white does not move.
+    """Convert a flow [H, W, 2] to colours [H, W, 3].
 
-    [H, W, 2] → [H, W, 3].
+    The hue is the direction, and the saturation the length as a fraction of `radius`. White does not move.
     """
     length, angle = opencv().cartToPolar(flow[..., 0], flow[..., 1])
     table = _hues()
@@ -74,9 +74,9 @@ def colour_flow(flow: Flow, radius: float) -> Frame:
 
 @functools.cache
 def _hues() -> NDArray[np.float32]:
-    """The wheel from direction 0 to 2 pi.
+    """Return the colour wheel from direction 0 to 2 pi.
 
-    Steps between its colours are so small that none is off by more than a level.
+    The steps are so small that no colour is off by more than one level.
     """
     wheel = colour_wheel() / 255
     place = np.arange((len(wheel) - 1) * _STEPS + 1) / _STEPS
@@ -87,7 +87,7 @@ def _hues() -> NDArray[np.float32]:
 
 @functools.cache
 def colour_wheel() -> NDArray[np.float64]:
-    """The 55 hues from red over yellow, green, cyan, blue and magenta: [55, 3] of 0..255."""
+    """Return the 55 hues [55, 3] in 0..255, from red through yellow, green, cyan, blue and magenta."""
     channel = {"R": 0, "G": 1, "B": 2}
     light = {"R": "R", "Y": "RG", "G": "G", "C": "GB", "B": "B", "M": "RB"}
     rows = []

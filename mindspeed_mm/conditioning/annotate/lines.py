@@ -1,4 +1,4 @@
-"""Brightness and lines of a frame. Each function is pure: uint8 RGB [H, W, 3] → uint8 RGB [H, W, 3]."""
+"""Luma and line drawings of a frame. Each function is pure: uint8 RGB [H, W, 3] → uint8 RGB [H, W, 3]."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from mindspeed_mm.conditioning.annotate.opencv import Frame, as_rgb, opencv
 
 
 def gray(frame: Frame, *, official: bool = False) -> Frame:
-    """Luma in three channels.
+    """Return the luma in three channels.
 
-    `official`: with the weights of R and B exchanged, as the published tool has them.
+    With `official`, the weights of R and B are swapped, as in the published tool.
     """
     return as_rgb(_luma(frame, official=official))
 
 
 def canny(frame: Frame, low: float = 100, high: float = 200) -> Frame:
-    """White Canny edges on black; `low` and `high` are the thresholds of the gradient."""
+    """Draw Canny edges in white on black. `low` and `high` are the thresholds of the gradient."""
     return as_rgb(np.asarray(opencv().Canny(_luma(frame), low, high)))
 
 
 def edge(frame: Frame) -> Frame:
-    """White edges on black, connected to chains by EdgeDrawing."""
+    """Draw edges in white on black, linked into chains by EdgeDrawing."""
     drawing = opencv().ximgproc.createEdgeDrawing()
     drawing.detectEdges(np.ascontiguousarray(_luma(frame)))
     return as_rgb(np.asarray(drawing.getEdgeImage()))
@@ -36,10 +36,10 @@ def xdog(
     epsilon: float = 0.0,
     phi: float = 200,
 ) -> Frame:
-    """The extended difference of Gaussians as black strokes on white.
+    """Draw the extended difference of Gaussians as black strokes on white.
 
-    With D = G(sigma) - tau * G(k * sigma) of the luma in [0, 1]: white where D >= epsilon, else 1 + tanh(phi
-    * (D - epsilon)).
+    With D = G(sigma) - tau * G(k * sigma) of the luma in [0, 1], a pixel is white where D >= epsilon, else
+    1 + tanh(phi * (D - epsilon)).
     """
     cv2 = opencv()
     luma = _luma(frame).astype(np.float32) / 255
@@ -51,9 +51,9 @@ def xdog(
 
 
 def scribble(frame: Frame) -> Frame:
-    """Black strokes on white, as the weights know scribbles.
+    """Draw black strokes on white, like the scribbles that the weights were trained on.
 
-    Those of a coarse `xdog`, short specks removed.
+    The strokes are those of a coarse `xdog`, with short specks removed.
     """
     cv2 = opencv()
     strokes = np.where(xdog(frame, sigma=1.4)[..., 0] < 128, 255, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What moves in a clip, as masks: the MOG2 background model."""
+"""Masks of what moves in a clip, from the MOG2 background model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, Frames, Mask, opencv
 
-_LEARNED = 48  # frames that the background is learned from; they are in memory at once
+_LEARNED = 48  # frames that the background is learned from; all are in memory at once
 _ROUNDS = 3
-_SHARE = 0.5  # a colour that a pixel has for more of the clip than this is background
+_SHARE = 0.5  # a colour is background if a pixel has it for more than this share of the clip
 
 
 def motion_masks(frames: Frames, *, threshold: float = 16, clean: int = 5) -> Iterator[Mask]:
-    """White where a frame differs from the clip's background, one mask for each frame.
+    """Yield one mask per frame, white where the frame differs from the clip's background.
 
-    The clip is read twice: once to learn the background from some of its frames in random order, once to
-    compare, so the first frames are judged as well as the last ones. `threshold` is MOG2's squared
-    Mahalanobis distance; specks narrower than `clean` pixels are removed.
+    The clip is read twice: first to learn the background from some frames in random order, then to compare
+    all frames. The first frames are therefore masked as reliably as the last ones. `threshold` is the squared
+    Mahalanobis distance of MOG2. Specks narrower than `clean` pixels are removed.
     """
     cv2 = opencv()
     model = cv2.createBackgroundSubtractorMOG2(varThreshold=threshold, detectShadows=False)
@@ -36,7 +36,7 @@ def motion_masks(frames: Frames, *, threshold: float = 16, clean: int = 5) -> It
 
 
 def _sample(frames: Frames, generator: np.random.Generator) -> list[Frame]:
-    """Some frames of a clip whose length is not known: each with the same chance (reservoir sampling)."""
+    """Sample frames uniformly from a clip of unknown length (reservoir sampling)."""
     kept: list[Frame] = []
     for number, frame in enumerate(frames()):
         if len(kept) < _LEARNED:

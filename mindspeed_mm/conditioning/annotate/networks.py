@@ -1,6 +1,6 @@
-"""Annotators that need a network, each in a local ONNX file: `ANNOTATORS`.
+"""The registry `ANNOTATORS` of annotators that run networks from local ONNX files.
 
-Another package adds one by an entry point.
+Other packages register annotators through an entry point.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mindspeed_mm.registry import Registry, resolve
 
 @dataclass(frozen=True)
 class Annotator:
-    """A kind of network: its files, where to get them, and the code that runs them."""
+    """A kind of annotator: its files, where to get them, and the code that runs them."""
 
-    files: tuple[str, ...]  # names in the folder of annotators
-    get: str  # which file to get, and where
+    files: tuple[str, ...]  # file names in the folder of annotators
+    get: str  # which file to download, and from where
     entry: str  # "module:function" that takes the opened networks and returns a callable
 
 
 @dataclass
 class Networks:
-    """The folder of annotators, opened once each; the sha256 of every file that was used."""
+    """The folder of annotators. Opens each one once, and records the sha256 of every file used."""
 
     folder: Path
     used: dict[str, str] = field(default_factory=dict)
     _opened: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     def open(self, kind: str) -> Callable[..., Any]:
-        """The annotator of a kind. Raises ConfigError that names the file to get and where to put it."""
+        """Open the annotator of a kind. Raises ConfigError that names a missing file and where to put it."""
         if kind not in self._opened:
             annotator = ANNOTATORS.get(kind)
             paths = [self.folder / name for name in annotator.files]
@@ -57,7 +57,7 @@ class Networks:
 
 
 class Network:
-    """One ONNX file: arrays in, arrays out."""
+    """One ONNX network that takes and returns arrays."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -75,7 +75,7 @@ class Network:
             self._session = onnxruntime.InferenceSession(
                 str(path), settings, providers=onnxruntime.get_available_providers()
             )
-        except Exception as error:  # onnxruntime has an exception class for each of its codes
+        except Exception as error:  # onnxruntime has an exception class for each error code
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(
                 f"cannot be opened as an ONNX network: {reason}", where=display_path(path), fix="get it again"
@@ -87,7 +87,7 @@ class Network:
         self.outputs: tuple[str, ...] = tuple(item.name for item in self._session.get_outputs())
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """All outputs, in their order. Raises ConfigError when the network does not take these inputs."""
+        """Return all outputs in order. Raises ConfigError if the network does not accept these inputs."""
         try:
             found: list[NDArray[Any]] = self._session.run(None, dict(values))
         except Exception as error:
@@ -100,11 +100,11 @@ class Network:
         return found
 
     def __call__(self, value: NDArray[Any]) -> list[NDArray[Any]]:
-        """All outputs for one input."""
+        """Return all outputs for one input."""
         return self.run({next(iter(self.inputs)): value})
 
     def side(self, axis: int, default: int) -> int:
-        """A fixed side of the first input, or `default` where it is free."""
+        """Return the size of an axis of the first input, or `default` if the axis is dynamic."""
         found = next(iter(self.inputs.values()))[axis]
         return found if isinstance(found, int) else default
 

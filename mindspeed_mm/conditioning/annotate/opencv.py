@@ -1,4 +1,4 @@
-"""OpenCV, imported when it is used, and the arrays that every annotator works on."""
+"""Lazy import of OpenCV, and the array types that annotators work on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mindspeed_mm.errors import ConfigError
 Frame = NDArray[np.uint8]  # [H, W, 3], RGB
 Mask = NDArray[np.uint8]  # [H, W], 255 = generate, 0 = keep
 Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom are exclusive
-Frames = Callable[[], Iterator[Frame]]  # starts the clip from its first frame, as often as it is called
+Frames = Callable[[], Iterator[Frame]]  # each call iterates over the clip from its first frame
 
-GRAY = 128  # a missing pixel in a file; in tensors it is 0 of [-1, 1]
+GRAY = 128  # value of a missing pixel in a file; 0 in tensors in [-1, 1]
 _CONTRIB = ("TrackerCSRT_create", "ximgproc", "saliency")
 
 
 @functools.cache
 def opencv() -> Any:
-    """The module `cv2`. Raises ConfigError when it is missing, or lacks the contrib modules."""
+    """Import and return `cv2`. Raises ConfigError if it is missing or lacks the contrib modules."""
     fix = "pip install opencv-contrib-python-headless"
     try:
         import cv2
@@ -39,20 +39,20 @@ def opencv() -> Any:
 
 
 def as_rgb(values: NDArray[np.uint8]) -> Frame:
-    """One channel [H, W] as RGB [H, W, 3]."""
+    """Repeat one channel [H, W] as RGB [H, W, 3]."""
     return np.repeat(values[..., None], 3, axis=-1)
 
 
 def erase(frame: Frame, mask: Mask) -> Frame:
-    """`frame`, gray where `mask` is white."""
+    """Return `frame` with gray pixels where `mask` is white."""
     return np.where(mask[..., None] > 127, np.uint8(GRAY), frame)
 
 
 def gray_frame(height: int, width: int) -> Frame:
-    """A frame of missing pixels."""
+    """Return a frame of missing pixels."""
     return np.full((height, width, 3), GRAY, np.uint8)
 
 
 def whole_mask(height: int, width: int, *, generate: bool) -> Mask:
-    """A mask of one value."""
+    """Return a mask of one value: white to generate, black to keep."""
     return np.full((height, width), 255 if generate else 0, np.uint8)

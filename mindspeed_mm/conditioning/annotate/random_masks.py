@@ -1,6 +1,6 @@
-"""Masks that are drawn for a clip: boxes, strokes, blobs, frames, noise. White = generate.
+"""Random masks for a clip: boxes, strokes, blobs, frames, noise. White = generate.
 
-Each mask follows from its generator.
+Each mask is determined by its generator. In this module, to mask pixels is to let the model generate them.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from mindspeed_mm.conditioning.annotate.opencv import Mask, opencv, whole_mask
 
 Generator = np.random.Generator
 Shape = Callable[[int, int, int, Generator], Iterator[Mask]]  # frames, height, width → a mask for each frame
-_KEPT = 4  # the most frames that are kept at an end
-_ROWS = 480  # strokes are as wide as in a frame of this height
+_KEPT = 4  # maximum number of frames kept at one end
+_ROWS = 480  # frame height that stroke widths refer to
 
 
 def everywhere(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """All is generated."""
+    """Mask every pixel."""
     return iter([whole_mask(height, width, generate=True)] * count)
 
 
 def after_first(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """All but the first 1 to 4 frames."""
+    """Mask all but the first 1 to 4 frames."""
     return _frames(count, height, width, set(range(_ends(count, generator))))
 
 
 def middle(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """1 to 4 frames are kept at both ends."""
+    """Keep 1 to 4 frames at each end."""
     kept = _ends((count + 1) // 2, generator)
     ends = {*range(kept), *range(count - kept, count)} if count > 2 else set(range(count - 1))
     return _frames(count, height, width, ends)
 
 
 def some_frames(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Whole frames, drawn one by one; at least one is generated."""
+    """Mask whole frames, each drawn independently. At least one frame is masked."""
     drawn = generator.random(count) < generator.uniform(0.2, 0.8)
     drawn[int(generator.integers(count))] = True
     return _frames(count, height, width, {int(place) for place in np.flatnonzero(~drawn)})
 
 
 def box(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """A box, at rest in half of the draws, else moving and changing its size evenly."""
+    """Mask a box. In half of the draws the box rests; otherwise it moves and resizes linearly."""
     start, end = (_box(height, width, generator) for _ in range(2))
     end = start if generator.random() < 0.5 else end
     return _moving(count, height, width, start, end)
 
 
 def box_in_time(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """A box that is there for a part of the clip only."""
+    """Mask a box that appears only in a part of the clip."""
     first = int(generator.integers(count))
     last = int(generator.integers(first, count))
     nothing = whole_mask(height, width, generate=False)
@@ -58,7 +58,7 @@ def box_in_time(count: int, height: int, width: int, generator: Generator) -> It
 
 
 def small_boxes(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Up to ten small boxes, at rest."""
+    """Mask up to ten small boxes that do not move."""
     mask = whole_mask(height, width, generate=False)
     for _ in range(int(generator.integers(2, 11))):
         left, top, right, bottom = _box(height, width, generator, 0.03, 0.15)
@@ -67,7 +67,7 @@ def small_boxes(count: int, height: int, width: int, generator: Generator) -> It
 
 
 def salt(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Noise: other pixels in each frame."""
+    """Mask different random pixels in each frame (noise)."""
     share = generator.uniform(0.1, 0.7)
     for _ in range(count):
         mask = np.where(generator.random((height, width)) < share, 255, 0).astype(np.uint8)
@@ -76,17 +76,17 @@ def salt(count: int, height: int, width: int, generator: Generator) -> Iterator[
 
 
 def ellipse(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """An ellipse in every frame."""
+    """Mask the same ellipse in every frame."""
     return iter([_ellipse(height, width, generator, circle=False)] * count)
 
 
 def circle(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """A circle in every frame."""
+    """Mask the same circle in every frame."""
     return iter([_ellipse(height, width, generator, circle=True)] * count)
 
 
 def strokes(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """3 to 5 free strokes of 5 to 30 points, 5 to 50 pixels wide, that move up to 15 pixels a frame."""
+    """Mask 3 to 5 free strokes of 5 to 30 points, 5 to 50 pixels wide, moving up to 15 pixels a frame."""
     cv2, scale = opencv(), min(height, width) / _ROWS
     lines, widths, steps = [], [], []
     for _ in range(int(generator.integers(3, 6))):
@@ -108,11 +108,11 @@ def strokes(count: int, height: int, width: int, generator: Generator) -> Iterat
 
 
 def blobs(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Shapes like objects: smooth noise above a threshold, drifting."""
+    """Mask drifting shapes that resemble objects, from smooth noise above a threshold."""
     cv2 = opencv()
     sigma = max(2.0, min(height, width) / 12)
     noise = generator.normal(size=(height, width)).astype(np.float32)
-    edge = min(round(4 * sigma), height, width)  # so that both sides of the frame fit together
+    edge = min(round(4 * sigma), height, width)  # makes opposite sides of the frame continuous
     wrapped = cv2.copyMakeBorder(noise, edge, edge, edge, edge, cv2.BORDER_WRAP)
     noise = cv2.GaussianBlur(wrapped, (0, 0), sigma)[edge : edge + height, edge : edge + width]
     level = float(np.quantile(noise, generator.uniform(0.6, 0.9)))
@@ -138,7 +138,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def _ends(count: int, generator: Generator) -> int:
-    """1 to 4, so that something is left of `count`."""
+    """Draw the number of frames to keep: 1 to 4, but fewer than `count`."""
     return min(int(generator.integers(1, _KEPT + 1)), max(count - 1, 0))
 
 

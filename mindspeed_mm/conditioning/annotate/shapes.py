@@ -1,4 +1,4 @@
-"""Boxes and contours: masks of them, and the white canvases of the layout tasks."""
+"""Masks of boxes, and the white canvases with boxes and contours of the layout tasks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, Mask, opencv
 from mindspeed_mm.errors import DataError
 
 BLACK = (0, 0, 0)
-BOX_THICKNESS, CONTOUR_THICKNESS = 2, 3  # OpenCV's: bands of 3 and 5 pixels
+BOX_THICKNESS, CONTOUR_THICKNESS = 2, 3  # in OpenCV; the lines are 3 and 5 pixels wide
 Colour = tuple[int, int, int]
 
 
 def clip_box(box: Box, height: int, width: int, where: str = "bbox") -> tuple[int, int, int, int]:
-    """The pixels of `box` that are inside the frame: left, top, right, bottom as integers, truncated.
+    """Clip `box` to the frame and truncate it to integers: left, top, right, bottom.
 
     Raises DataError for a box without a pixel in the frame.
     """
@@ -39,14 +39,14 @@ def clip_box(box: Box, height: int, width: int, where: str = "bbox") -> tuple[in
 
 
 def show_box(box: Box) -> str:
-    """`10,20,110,220`."""
+    """Format a box as `10,20,110,220`."""
     return ",".join(f"{value:g}" for value in box)
 
 
 def box_mask(box: Box, height: int, width: int, where: str = "bbox") -> Mask:
-    """White inside `box`, clipped to the frame.
+    """Return a mask that is white inside `box`, clipped to the frame.
 
-    Rows int(top) to int(bottom) - 1, columns int(left) to int(right) - 1.
+    White pixels are in rows int(top) to int(bottom) - 1 and columns int(left) to int(right) - 1.
     """
     left, top, right, bottom = clip_box(box, height, width, where)
     mask = np.zeros((height, width), np.uint8)
@@ -55,7 +55,7 @@ def box_mask(box: Box, height: int, width: int, where: str = "bbox") -> Mask:
 
 
 def mask_box(mask: Mask) -> tuple[int, int, int, int] | None:
-    """The smallest box around the white pixels; None for an empty mask."""
+    """Return the smallest box around the white pixels, or None for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None
@@ -63,7 +63,7 @@ def mask_box(mask: Mask) -> tuple[int, int, int, int] | None:
 
 
 def moving_boxes(start: Box, end: Box, count: int) -> list[Box]:
-    """`count` boxes whose corners move linearly; the first is `start`, the last is `end`."""
+    """Return `count` boxes whose corners move linearly from `start` to `end`."""
     steps = [i / (count - 1) if count > 1 else 0.0 for i in range(count)]
     pairs = list(zip(start, end, strict=True))
     corners = [[a + (b - a) * step for a, b in pairs] for step in steps]
@@ -71,7 +71,7 @@ def moving_boxes(start: Box, end: Box, count: int) -> list[Box]:
 
 
 def layout_frame(box: Box, height: int, width: int, colour: Colour = BLACK) -> Frame:
-    """A white canvas with the outline of `box`."""
+    """Return a white canvas with the outline of `box`."""
     cv2 = opencv()
     canvas = np.full((height, width, 3), 255, np.uint8)
     left, top, right, bottom = (int(value) for value in box)
@@ -80,7 +80,7 @@ def layout_frame(box: Box, height: int, width: int, colour: Colour = BLACK) -> F
 
 
 def contour_frame(mask: Mask, colour: Colour = BLACK) -> Frame:
-    """A white canvas with the outer contours of a mask; holes are ignored."""
+    """Return a white canvas with the outer contours of a mask. Holes are ignored."""
     cv2 = opencv()
     canvas = np.full((*mask.shape, 3), 255, np.uint8)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -89,7 +89,7 @@ def contour_frame(mask: Mask, colour: Colour = BLACK) -> Frame:
 
 
 def label_colour(label: str) -> Colour:
-    """The colour of a label: the same for equal labels, black without one."""
+    """Return the colour of a label: equal for equal labels, black for an empty label."""
     if not label:
         return BLACK
     hue = crc32(label.encode()) / 2**32
@@ -100,6 +100,6 @@ def label_colour(label: str) -> Colour:
 def layout_frames(
     start: Box, end: Box, count: int, height: int, width: int, colour: Colour = BLACK
 ) -> Iterator[Frame]:
-    """`count` canvases on which a box moves from `start` to `end`."""
+    """Yield `count` canvases on which a box moves from `start` to `end`."""
     for box in moving_boxes(start, end, count):
         yield layout_frame(box, height, width, colour)

@@ -1,4 +1,4 @@
-"""Arrays of one clip that are needed a second time, kept in a temporary file in place of memory."""
+"""Temporary storage on disk for arrays of a clip that are read twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 
 class Spool:
-    """Arrays of one shape and dtype, written in order and read back in order.
+    """Arrays of one shape and dtype, written and read back in order.
 
-    A context manager; the file has no name.
+    A context manager. The temporary file has no name.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,4 @@
-"""Where the subject of a clip is.
-
-Salient regions, GrabCut in a box, and a box that is followed through the clip.
-"""
+"""Locates the subject of a clip by salient regions, GrabCut in a box, and a tracked box."""
 
 from __future__ import annotations
 
@@ -18,18 +15,18 @@ from mindspeed_mm.conditioning.annotate.shapes import box_mask, clip_box, mask_b
 from mindspeed_mm.errors import DataError
 
 Pixels = tuple[int, int, int, int]  # left, top, right, bottom
-Refine = bool | Literal["fast"]  # fast: a large subject is cut at reduced size
-_MARGIN = 0.15  # of the box, around it: background that GrabCut learns from
-_SWING = 0.1  # of a tracked box's mean side, around it: a subject that moves leaves the box that follows it
-_THIN = 16  # a side this many times as long as the other one is more than CSRT can follow
-_LEAST = 0.05  # of the box; a smaller subject is a failed cut
-_FAST = 256 * 256  # pixels that a fast cut looks at
-_LARGE = 0.3  # of the largest salient region; smaller ones are specks
-_SALIENT_SIDE = 256  # saliency is computed at this size: the method measures a spectrum, not detail
+Refine = bool | Literal["fast"]  # fast: cut a large subject at reduced size
+_MARGIN = 0.15  # width of the background around a box that GrabCut learns from, as a share of the box
+_SWING = 0.1  # distance a moving subject may leave a tracked box, as a share of the box's mean side
+_THIN = 16  # largest ratio of a box's sides that CSRT can track
+_LEAST = 0.05  # share of the box below which a subject is a failed cut
+_FAST = 256 * 256  # number of pixels in a fast cut
+_LARGE = 0.3  # share of the largest salient region below which a region is a speck
+_SALIENT_SIDE = 256  # size at which saliency is computed; the method measures a spectrum, not detail
 
 
 def saliency(frame: Frame) -> NDArray[np.float32]:
-    """Spectral-residual saliency [H, W] in [0, 1] (Hou and Zhang, 2007), smoothed."""
+    """Compute the smoothed spectral-residual saliency [H, W] in [0, 1] (Hou and Zhang, 2007)."""
     cv2 = opencv()
     height, width = frame.shape[:2]
     scale = _SALIENT_SIDE / max(height, width)
@@ -44,12 +41,11 @@ def saliency(frame: Frame) -> NDArray[np.float32]:
 
 
 def salient_mask(frame: Frame) -> Mask:
-    """The most salient subject: Otsu's threshold, the box of the large regions, refined by GrabCut.
+    """Return the mask of the most salient subject, which may be empty.
 
-    May be empty.
-
-    Before a plain backdrop, the subject is what differs from it. Elsewhere the spectrum says; it answers to a
-    subject's outline, so its regions are taken together.
+    Applies Otsu's threshold, takes the box around the large regions, and refines it with GrabCut. On a plain
+    backdrop, saliency is the difference from the backdrop. Otherwise it is spectral saliency, which responds
+    to the outline of a subject, so its regions are combined.
     """
     cv2 = opencv()
     differs = backdrop_contrast(frame)
@@ -73,11 +69,11 @@ def grabcut(
     swing: int = 0,
     fast: bool = False,
 ) -> Mask:
-    """The subject inside `box` (Rother et al., 2004), or the whole box where the cut fails.
+    """Return the subject inside `box` (Rother et al., 2004), or the whole box if the cut fails.
 
-    `seed` says what is probably subject; without it, everything in the box is. Only the box and a margin are
-    looked at. The subject may reach `swing` pixels out of the box. With `fast`, what is larger than 256x256
-    is cut at that size, and its border in full.
+    `seed` marks pixels that probably belong to the subject; by default, all pixels in the box do. Only the
+    box and a margin are processed. The subject may extend `swing` pixels beyond the box. With `fast`, an area
+    larger than 256x256 pixels is cut at that size, and only the border at full size.
     """
     cv2 = opencv()
     height, width = frame.shape[:2]
@@ -95,7 +91,7 @@ def grabcut(
         inside = seed[top:bottom, left:right] > 127
         inner[...] = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
     if not (state == cv2.GC_BGD).any() or not (state == cv2.GC_PR_FGD).any():
-        return whole  # nothing to tell apart: the box fills the frame, or the seed is elsewhere
+        return whole  # nothing to separate: the box fills the frame, or the seed is outside of it
     try:
         if fast and state.size > _FAST:
             state = _cut_small(area, state, iterations)
@@ -112,16 +108,16 @@ def grabcut(
 
 
 def _cut(area: Frame, state: NDArray[np.uint8], iterations: int) -> Mask:
-    """Raises cv2.error where subject or background has no pixel."""
+    """Run GrabCut. Raises cv2.error if the subject or the background has no pixels."""
     cv2 = opencv()
-    cv2.setRNGSeed(0)  # its clusters are drawn
+    cv2.setRNGSeed(0)  # GrabCut draws its clusters at random
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(area, state, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
     return np.where((state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD), 255, 0).astype(np.uint8)
 
 
 def _cut_small(area: Frame, state: NDArray[np.uint8], iterations: int) -> NDArray[np.uint8]:
-    """The state after a cut of about `_FAST` pixels: all but the border of the subject is settled."""
+    """Return the state after a cut of about `_FAST` pixels. Only the subject's border is left undecided."""
     cv2 = opencv()
     scale = math.sqrt(_FAST / state.size)
     size = tuple(max(1, round(side * scale)) for side in (state.shape[1], state.shape[0]))
@@ -137,15 +133,14 @@ def _cut_small(area: Frame, state: NDArray[np.uint8], iterations: int) -> NDArra
 
 
 def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels]]:
-    """Each frame with the box in it.
+    """Yield each frame with its box: `box` in the first frame, then the box that the CSRT tracker finds.
 
-    `box` in the first one, then where the CSRT tracker finds it, clipped to the frame.
-
-    Where the tracker loses the subject, the last box holds. Raises DataError for a box that it cannot follow.
+    Boxes are clipped to the frame. If the tracker loses the subject, the last box is repeated. Raises
+    DataError for a box that the tracker cannot follow.
     """
     cv2 = opencv()
     tracker = None
-    inside: tuple[float, ...] = (0, 0, 1, 1)  # the box in parts of what is followed
+    inside: tuple[float, ...] = (0, 0, 1, 1)  # the box as fractions of the tracked area
     last: Pixels = (0, 0, 0, 0)
     for frame in frames:
         height, width = frame.shape[:2]
@@ -181,7 +176,7 @@ def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels
 
 
 def _thick(box: Pixels, height: int, width: int) -> Pixels:
-    """`box`, or where it is thinner than CSRT can follow, with more around it."""
+    """Return `box`, extended if it is too thin for CSRT to track."""
     left, top, right, bottom = box
     least = max(4, -(-max(right - left, bottom - top) // _THIN))
     across, down = max(0, least - (right - left)), max(0, least - (bottom - top))
@@ -197,7 +192,7 @@ def _swing_of(box: Pixels) -> int:
 def track_box_masks(
     frames: Iterable[Frame], box: Box, *, refine: Refine = True
 ) -> Iterator[tuple[Frame, Mask]]:
-    """Each frame with the subject's mask: the tracked box, or with `refine` what GrabCut finds in it."""
+    """Yield each frame with the subject's mask: the tracked box, or with `refine` its GrabCut mask."""
     for frame, found in track_box(frames, box):
         if refine:
             yield frame, grabcut(frame, found, swing=_swing_of(found), fast=refine == "fast")
@@ -206,11 +201,10 @@ def track_box_masks(
 
 
 def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: Refine = True) -> Iterator[tuple[Frame, Mask]]:
-    """Each frame with the mask moved and scaled along the tracked box.
+    """Yield each frame with the mask moved and scaled along the tracked box.
 
-    `refine` fits it to the frame by GrabCut.
-
-    The first mask is `mask` itself. An empty mask stays empty.
+    `refine` fits the mask to each frame by GrabCut. The first mask is `mask` itself. An empty mask stays
+    empty.
     """
     cv2 = opencv()
     start = mask_box(mask)

@@ -1,4 +1,4 @@
-"""Compositions of tasks: swap, animate, expand, move, and two prepared pairs in one."""
+"""Compositions of tasks: swap, animate, expand, move, and the union of two prepared pairs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ALSO: Mapping[str, Kind] = {"layout": "control"}
 
 
 class SwapOptions(MaskOptions, NamedSubject):
-    """Where the subject of the clip is, and those of the images."""
+    """Options that locate the subjects of the clip and of the images."""
 
     mode: str = Field(
         default="salientmasktrack,salient",
@@ -74,7 +74,7 @@ class SwapOptions(MaskOptions, NamedSubject):
     trains=True,
 )
 def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
-    """Inpainting of the clip, and references."""
+    """Prepare the clip for inpainting, with references from the images."""
     networks = Networks(Path(options.annotators))
     clip_mode, image_mode = split_modes(options.mode)
     values = options.model_dump(exclude={"mode", "image_bbox", "image_mask"})
@@ -85,11 +85,9 @@ def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
 
 
 def split_modes(text: str) -> tuple[SubjectMode, ReferenceMode]:
-    """`bboxtrack,salient` → the clip's and the images' mode.
+    """Split a text such as `bboxtrack,salient` into the mode of the clip and that of the images.
 
-    One mode is for the clip, images are then `salient`.
-
-    Raises ConfigError.
+    A single mode applies to the clip, and the images are `salient`. Raises ConfigError.
     """
     words = [word.strip() for word in text.split(",")]
     clip_mode, image_mode = words if len(words) == 2 else (words[0], "salient")
@@ -112,7 +110,7 @@ def split_modes(text: str) -> tuple[SubjectMode, ReferenceMode]:
     trains=True,
 )
 def animate_anything(sources: Sources, options: ReferenceOptions) -> Prepared:
-    """The clip's poses, and references."""
+    """Prepare the poses of the clip, with references from the images."""
     base = TaskOptions(seed=options.seed, annotators=options.annotators, compat=options.compat)
     posed = TASKS.get("pose").run(Sources(clips=sources.clips), base)
     networks = Networks(Path(options.annotators), dict(posed.networks))
@@ -126,7 +124,7 @@ def _joined(made: Prepared, references: tuple[Frame, ...], notes: list[str], net
 
 
 class ExpandOptions(GrowOptions, NamedSubject):
-    """How the first image grows, and the clip after it."""
+    """Options for growing the first image, and for the clip made from it."""
 
     mode: str = Field(
         default="firstframe,plain",
@@ -148,7 +146,7 @@ class ExpandOptions(GrowOptions, NamedSubject):
     family="extension",
 )
 def expand_anything(sources: Sources, options: ExpandOptions) -> Prepared:
-    """The outpainted image at the start or the end, gray elsewhere."""
+    """Place the outpainted image at the start or the end, with gray frames elsewhere."""
     where, _, image_mode = (word.strip() for word in options.mode.partition(","))
     if where in get_args(ReferenceMode) and not image_mode:
         where, image_mode = "firstframe", where
@@ -180,7 +178,7 @@ def expand_anything(sources: Sources, options: ExpandOptions) -> Prepared:
 
 
 class MoveOptions(TaskOptions):
-    """Where the subject of an image moves."""
+    """Options for the path of an image's subject."""
 
     bbox: Boxes = Field(description="two boxes left,top,right,bottom: where it starts and ends")
     label: str = Field(default="", max_length=200, description="name of the subject; decides the colour")
@@ -195,7 +193,7 @@ class MoveOptions(TaskOptions):
     family="control",
 )
 def move_anything(sources: Sources, options: MoveOptions) -> Prepared:
-    """The image, kept, then the layout's canvases."""
+    """Keep the image as the first frame, followed by the canvases of the layout."""
     if len(options.bbox) != 2:
         raise ConfigError(
             f"got {len(options.bbox)}", where="bbox", expected="two boxes, of the first and the last frame"
@@ -215,7 +213,7 @@ def move_anything(sources: Sources, options: MoveOptions) -> Prepared:
 
 
 class ComposeOptions(TaskOptions):
-    """Two prepared pairs, and what each is."""
+    """Two prepared pairs and the kind of each."""
 
     process_type_1: str = Field(description="what the first pair is: a task, or repaint, extension, control")
     process_type_2: str = Field(description="what the second pair is")
@@ -233,7 +231,7 @@ class ComposeOptions(TaskOptions):
     family="repaint",
 )
 def composition(sources: Sources, options: ComposeOptions) -> Prepared:
-    """The union of two pairs of one size and length. Raises DataError when they have not."""
+    """Combine two pairs of equal size and length. Raises DataError if size or length differ."""
     kinds = kind_of(options.process_type_1), kind_of(options.process_type_2)
     first, second = _Pair(options.video_1, options.mask_1), _Pair(options.video_2, options.mask_2)
     for pair, name in ((first, "video_1"), (second, "video_2")):
@@ -255,7 +253,7 @@ def composition(sources: Sources, options: ComposeOptions) -> Prepared:
 
 
 def kind_of(name: str) -> Kind:
-    """The family of a task, or the family itself. Raises ConfigError."""
+    """Return the family of a task, or `name` itself if it is a family. Raises ConfigError."""
     if name in get_args(Kind):
         return name  # type: ignore[return-value]
     if name in _ALSO:
@@ -273,13 +271,13 @@ def kind_of(name: str) -> Kind:
 def compose(
     frame_1: Frame, mask_1: Mask, frame_2: Frame, mask_2: Mask, kinds: tuple[Kind, Kind]
 ) -> tuple[Frame, Mask]:
-    """One frame of two pairs (f1, m1), (f2, m2), with m in {0, 1}:
+    """Combine one frame of each of two pairs (f1, m1) and (f2, m2), with masks in {0, 1}.
 
-    - an extension with anything (its frames stay, whichever comes first): f2 * m1 + f1 * (1 - m1), mask m1 *
-      m2
-    - a repaint with a control: the control inside the hole: f_control * m + f_repaint * (1 - m), mask m =
-      m_repaint
-    - two repaints, two controls: f1 * (1 - m2) + f2 * m2, mask m1 * (1 - m2) + m2
+    - An extension with any kind: f2 * m1 + f1 * (1 - m1), mask m1 * m2. The frames of the extension are kept,
+      in either order.
+    - A repaint with a control: f_control * m + f_repaint * (1 - m), mask m = m_repaint. The control fills the
+      hole.
+    - Two repaints or two controls: f1 * (1 - m2) + f2 * m2, mask m1 * (1 - m2) + m2.
     """
     first, second = mask_1 > 127, mask_2 > 127
     if kinds[1] == "extension" and kinds[0] != "extension":
@@ -310,7 +308,7 @@ class _Pair:
         self._mask = None if mask is None else open_task_mask(mask, self.notes)
 
     def check(self, name: str) -> None:
-        """Raise DataError for a mask of another size or length."""
+        """Raise DataError if the mask has another size or length than src_video."""
         mask = self._mask
         if mask is None:
             return

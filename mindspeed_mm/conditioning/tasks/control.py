@@ -1,4 +1,4 @@
-"""Control: a clip of depth, flow, lines, … guides every frame. No mask: all is generated."""
+"""Control tasks: a clip of depth, flow, lines, … guides every frame. Without a mask, all is generated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Annotate = Callable[[Frame], Frame]
 
 
 class CannyOptions(TaskOptions):
-    """Canny's thresholds."""
+    """Thresholds of the Canny edge detector."""
 
     low: float = Field(default=100, ge=0, le=10_000, description="Canny: gradient that continues an edge")
     high: float = Field(default=200, ge=0, le=10_000, description="Canny: gradient that starts an edge")
@@ -32,7 +32,7 @@ class CannyOptions(TaskOptions):
 def controlled(
     clip: Clip, frames: Callable[[], Iterator[Frame]], networks: Networks | None = None
 ) -> Prepared:
-    """Frames of the clip's length, size and rate, without masks."""
+    """Prepare `frames` with the length, size and rate of the clip, without masks."""
     return Prepared(
         steps=lambda: ((frame, None) for frame in frames()),
         num_frames=clip.num_frames,
@@ -43,7 +43,7 @@ def controlled(
 
 
 def still(image: Frame, networks: Networks | None = None) -> Prepared:
-    """One frame without a mask."""
+    """Prepare one frame without a mask."""
     return Prepared(
         steps=lambda: iter([(image, None)]),
         num_frames=1,
@@ -53,7 +53,7 @@ def still(image: Frame, networks: Networks | None = None) -> Prepared:
 
 
 def _each(name: str, summary: str, annotate: Callable[[TaskOptions], Annotate]) -> None:
-    """Register a task whose frames depend on nothing else, for clips and, as image_NAME, for images."""
+    """Register a per-frame task for clips as NAME and for images as image_NAME."""
 
     @task(
         name, summary=summary, needs=("clip",), options=TaskOptions, family="control", trains=name != "plain"
@@ -89,7 +89,7 @@ _each("edge", "white edges on black (EdgeDrawing)", lambda options: lines.edge)
     trains=True,
 )
 def canny(sources: Sources, options: CannyOptions) -> Prepared:
-    """Canny edges."""
+    """Prepare Canny edges."""
     made = partial(lines.canny, low=options.low, high=options.high)
     return controlled(sources.clip, lambda: map(made, sources.clip.frames()))
 
@@ -103,7 +103,7 @@ def canny(sources: Sources, options: CannyOptions) -> Prepared:
     trains=True,
 )
 def flow(sources: Sources, options: TaskOptions) -> Prepared:
-    """DIS flow, one scale for the clip. Raises DataError for a clip of one frame."""
+    """Prepare DIS flow with one scale for the clip. Raises DataError for a clip of one frame."""
     clip = sources.clip
     if clip.num_frames < 2:
         raise DataError("has 1 frame; flow needs at least 2", where=clip.path, fix="give a longer clip")
@@ -121,7 +121,7 @@ def flow(sources: Sources, options: TaskOptions) -> Prepared:
     trains=True,
 )
 def depth(sources: Sources, options: TaskOptions) -> Prepared:
-    """Depth, one scale for the clip."""
+    """Prepare depth with one scale for the clip."""
     networks = Networks(Path(options.annotators))
     estimate = networks.open("depth")
     clip = sources.clip
@@ -134,9 +134,10 @@ def depth_frames(
     *,
     official: bool = False,
 ) -> Iterator[Frame]:
-    """Disparities as gray.
+    """Convert disparities to gray.
 
-    floor(255 * (d - low) / (high - low)), with the bounds of the clip (`official`: of the frame).
+    A pixel is floor(255 * (d - low) / (high - low)). The bounds are those of the clip, or with `official`
+    those of each frame.
     """
     with Spool() as spool:
         low, high = np.inf, -np.inf
@@ -159,7 +160,7 @@ def depth_frames(
     network="depth",
 )
 def image_depth(sources: Sources, options: TaskOptions) -> Prepared:
-    """One frame."""
+    """Prepare the depth of one image."""
     networks, image = Networks(Path(options.annotators)), sources.images[0]
     return still(next(depth_frames(lambda: iter([image]), networks.open("depth"))), networks)
 
@@ -181,7 +182,7 @@ def _pose(sources: Sources, options: TaskOptions, part: str) -> Prepared:
     trains=True,
 )
 def pose(sources: Sources, options: TaskOptions) -> Prepared:
-    """Body and face."""
+    """Prepare the poses of body and face."""
     return _pose(sources, options, "body_face")
 
 
@@ -195,7 +196,7 @@ def pose(sources: Sources, options: TaskOptions) -> Prepared:
     trains=True,
 )
 def pose_body(sources: Sources, options: TaskOptions) -> Prepared:
-    """Body only."""
+    """Prepare the poses of the body only."""
     return _pose(sources, options, "body")
 
 
@@ -208,6 +209,6 @@ def pose_body(sources: Sources, options: TaskOptions) -> Prepared:
     network="pose",
 )
 def image_pose(sources: Sources, options: TaskOptions) -> Prepared:
-    """One frame."""
+    """Prepare the pose of one image, body and face."""
     networks = Networks(Path(options.annotators))
     return still(networks.open("pose")(sources.images[0], "body_face"), networks)

@@ -1,4 +1,4 @@
-"""Extension: frames or clips are given, the rest is generated."""
+"""Extension tasks: some frames or clips are given, and the model generates the rest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mindspeed_mm.conditioning.tasks.options import ExtendOptions, TaskOptions
 from mindspeed_mm.conditioning.tasks.spec import Clip, Prepared, Sources, Step, task
 from mindspeed_mm.errors import ConfigError, DataError
 
-Part = Sequence[Frame] | Clip  # frames that are given
+Part = Sequence[Frame] | Clip  # given frames
 
 
 class FrameRefOptions(ExtendOptions):
-    """Where the given images go."""
+    """Options for the places of the given images."""
 
     mode: Literal["firstframe", "lastframe", "firstlastframe"] = Field(
         default="firstframe", description="where the given frames are"
@@ -25,7 +25,7 @@ class FrameRefOptions(ExtendOptions):
 
 
 class ClipRefOptions(ExtendOptions):
-    """Where the given clips go."""
+    """Options for the places of the given clips."""
 
     mode: Literal["firstclip", "lastclip", "firstlastclip"] = Field(
         default="firstclip", description="where the given clips are"
@@ -33,7 +33,7 @@ class ClipRefOptions(ExtendOptions):
 
 
 class KeptFramesOptions(TaskOptions):
-    """Which frames of a clip stay."""
+    """Options for the frames of a clip that are kept."""
 
     mode: Literal["first", "last", "firstlast", "random"] = Field(
         default="first", description="which frames stay"
@@ -90,7 +90,7 @@ def extended(
     notes: Sequence[str],
     fps: float = 16,
 ) -> Prepared:
-    """Given frames, gray ones between or beside them: black masks where frames are given."""
+    """Prepare the given frames with gray frames between or beside them. Masks of given frames are black."""
     given = _length(before) + _length(after)
     total = options.num_frames if options.num_frames is not None else given + options.expand_num
     if total <= given:
@@ -122,7 +122,7 @@ def _frames(part: Part, size: tuple[int, int]) -> Iterator[Frame]:
 
 
 def fit_on_white(image: Frame, height: int, width: int) -> Frame:
-    """`image` scaled to fit into the size, centred on white."""
+    """Scale `image` to fit into height x width, centred on white."""
     if image.shape[:2] == (height, width):
         return image
     cv2 = opencv()
@@ -149,7 +149,7 @@ def _kept_frames(sources: Sources, options: KeptFramesOptions) -> Prepared:
 
 
 def kept_places(clip: Clip, options: KeptFramesOptions) -> set[int]:
-    """The numbers of the frames that stay. Raises DataError for a clip that is too short."""
+    """Return the indices of the frames to keep. Raises DataError for a clip that is too short."""
     total, count = clip.num_frames, options.ref_num
     needed = (2 * count if options.mode == "firstlast" else count) + 1
     if total < needed:

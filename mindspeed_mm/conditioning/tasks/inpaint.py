@@ -1,4 +1,4 @@
-"""Inpainting: the subject is erased and generated."""
+"""Inpainting tasks: the subject is erased, and the model generates it again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MODES = ("mask", "bbox", "masktrack", "bboxtrack", "label", "caption")
 
 
 def inpainting(sources: Sources, options: SubjectOptions) -> Prepared:
-    """The clip, gray where the subject is, and the subject's masks."""
+    """Prepare the clip with a gray subject, and the masks of the subject."""
     return inpainted(sources.clip, options, Networks(Path(options.annotators)))
 
 
 def inpainted(clip: Clip, options: SubjectOptions, networks: Networks) -> Prepared:
-    """`inpainting` with networks that are open."""
+    """Do the same as `inpainting` with networks that are already open."""
     check_mode(options.mode, options.text(options.mode), networks)
     notes: list[str] = []
     masked = subject_masks(clip, options, networks, notes)
@@ -50,7 +50,7 @@ def inpainted(clip: Clip, options: SubjectOptions, networks: Networks) -> Prepar
     family="repaint",
 )
 def image_inpainting(sources: Sources, options: SubjectOptions) -> Prepared:
-    """One frame."""
+    """Prepare one image with a gray subject, and the mask of the subject."""
     networks, image = Networks(Path(options.annotators)), sources.images[0]
     box = options.bbox[0] if options.bbox else None
     text = options.text(options.mode)

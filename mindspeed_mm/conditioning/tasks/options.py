@@ -1,6 +1,6 @@
-"""Options that several tasks share.
+"""Options shared by several tasks.
 
-Texts of the command line, such as `10,20,110,220`, are accepted for lists.
+Lists also accept text from the command line, such as `10,20,110,220`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MaskAugMode = Literal["original", "original_expand", "hull", "hull_expand", "bbo
 
 
 def _boxes(value: Any) -> Any:
-    """`"1,2,3,4"`, `["1,2,3,4", …]`, `[1, 2, 3, 4]` or a list of four numbers each → boxes."""
+    """Convert `"1,2,3,4"`, `["1,2,3,4", …]`, `[1, 2, 3, 4]` or `[[1, 2, 3, 4], …]` to boxes."""
     if isinstance(value, str):
         value = value.replace(";", " ").split()
     if not isinstance(value, (list, tuple)):
@@ -55,7 +55,7 @@ def _box(value: Any) -> Box:
 
 
 def _words(value: Any) -> Any:
-    """`"left, right"` or a list → words."""
+    """Convert `"left, right"` or a list to words."""
     if isinstance(value, str):
         return tuple(word for word in value.replace(",", " ").split())
     if isinstance(value, (list, tuple)):
@@ -67,7 +67,20 @@ def _paths(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-_TRUTHS = ("true", "t", "yes", "y", "on", "1", "false", "f", "no", "n", "off", "0")  # as elsewhere
+_TRUTHS = (
+    "true",
+    "t",
+    "yes",
+    "y",
+    "on",
+    "1",
+    "false",
+    "f",
+    "no",
+    "n",
+    "off",
+    "0",
+)  # the same as for other flags
 
 
 def _refine(value: Any) -> Any:
@@ -85,18 +98,18 @@ Caption = Annotated[str, Field(max_length=2000, description="description of the 
 
 
 class NamedSubject:
-    """Options with `label` and `caption`: the modes of these names need one."""
+    """Options with `label` and `caption`. The modes with these names need one of them."""
 
     label: str
     caption: str
 
     def text(self, mode: str) -> str:
-        """What names the subject: mode `caption` takes the caption first, any other mode the label."""
+        """Return the name of the subject. Mode `caption` prefers the caption, other modes the label."""
         return (self.caption or self.label) if mode == "caption" else (self.label or self.caption)
 
 
 class TaskOptions(Config):
-    """What every task knows."""
+    """Options of every task."""
 
     seed: int = Field(default=0, ge=0, description="decides what is drawn at random")
     annotators: str = Field(
@@ -108,12 +121,12 @@ class TaskOptions(Config):
 
     @property
     def official(self) -> bool:
-        """Whether the published tool's numbers are requested."""
+        """Whether to reproduce the values of the published tool."""
         return self.compat == "official"
 
 
 class MaskOptions(TaskOptions):
-    """How a subject's mask is shaped before it is used."""
+    """Options for reshaping a subject's mask before use."""
 
     maskaug_mode: MaskAugMode = Field(default="original", description="shape that the masks take")
     maskaug_ratio: float = Field(
@@ -126,7 +139,7 @@ class MaskOptions(TaskOptions):
 
 
 class SubjectOptions(MaskOptions, NamedSubject):
-    """Where the subject of a clip is."""
+    """Options that locate the subject of a clip."""
 
     mode: SubjectMode = Field(description="how the subject is given or found")
     bbox: Boxes = Field(default=(), description="left,top,right,bottom in pixels of the source")
@@ -136,7 +149,7 @@ class SubjectOptions(MaskOptions, NamedSubject):
 
 
 class ReferenceOptions(TaskOptions, NamedSubject):
-    """How the subject of each image is cut out."""
+    """Options for cutting out the subject of each image."""
 
     mode: ReferenceMode = Field(default="plain", description="how the subject is given or found")
     bbox: Boxes = Field(default=(), description="left,top,right,bottom, one for each image")
@@ -146,7 +159,7 @@ class ReferenceOptions(TaskOptions, NamedSubject):
 
 
 class ExtendOptions(TaskOptions):
-    """How many frames are added."""
+    """Options for the number of added frames."""
 
     expand_num: int = Field(default=80, ge=1, le=100_000, description="frames to generate")
     num_frames: int | None = Field(
@@ -155,7 +168,7 @@ class ExtendOptions(TaskOptions):
 
 
 class OutpaintOptions(TaskOptions):
-    """Where a picture grows."""
+    """Options for the directions in which a picture grows."""
 
     direction: Annotated[tuple[Literal["left", "right", "up", "down"], ...], BeforeValidator(_words)] = Field(
         default=("left", "right", "up", "down"), min_length=1, description="any of left, right, up, down"

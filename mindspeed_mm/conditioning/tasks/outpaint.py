@@ -1,4 +1,4 @@
-"""Outpainting: the picture grows, or its border is erased."""
+"""Outpainting tasks: the picture grows, or its border is erased."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspeed_mm.errors import ConfigError
 
 
 class GrowOptions(OutpaintOptions):
-    """Where a picture grows, and to which multiple its sides are rounded up."""
+    """Options for the growth of a picture, and the multiple that its sides are rounded up to."""
 
     multiple: int = Field(
         default=16, ge=1, le=1024, description="the canvas is rounded up to this; what is added is generated"
@@ -32,22 +32,23 @@ class Canvas:
     left: int
 
     def place(self, frame: Frame) -> Frame:
-        """`frame` on gray."""
+        """Return the canvas with `frame` on gray."""
         canvas = gray_frame(self.height, self.width)
         canvas[self.top : self.top + frame.shape[0], self.left : self.left + frame.shape[1]] = frame
         return canvas
 
     def mask(self, height: int, width: int, inner: Mask | None = None) -> Mask:
-        """White around the source, `inner` (or black) on it."""
+        """Return a mask that is white around the source, with `inner` (or black) on the source."""
         mask = whole_mask(self.height, self.width, generate=True)
         mask[self.top : self.top + height, self.left : self.left + width] = 0 if inner is None else inner
         return mask
 
 
 def grow(height: int, width: int, options: GrowOptions) -> Canvas:
-    """Each direction adds int(ratio * side).
+    """Compute the canvas of a picture that grows by int(ratio * side) in each direction.
 
-    What rounds a side up is added where the picture grows, else right and below.
+    The pixels that round a side up are added where the picture grows, otherwise on the right and at the
+    bottom.
     """
     left, columns = _grow_side(width, "left", "right", options)
     top, rows = _grow_side(height, "up", "down", options)
@@ -55,7 +56,7 @@ def grow(height: int, width: int, options: GrowOptions) -> Canvas:
 
 
 def _grow_side(side: int, low: str, high: str, options: GrowOptions) -> tuple[int, int]:
-    """Where the source begins, and how long the side becomes."""
+    """Return the offset of the source and the new length of the side."""
     more = int(options.expand_ratio * side)
     before, after = more * (low in options.direction), more * (high in options.direction)
     rounded = -(side + before + after) % options.multiple
@@ -74,7 +75,7 @@ def _grow_side(side: int, low: str, high: str, options: GrowOptions) -> tuple[in
     family="repaint",
 )
 def outpainting(sources: Sources, options: GrowOptions) -> Prepared:
-    """A larger gray canvas with the source on it, the border white in the mask."""
+    """Place the source on a larger gray canvas. The border is white in the mask."""
     clip = sources.clip
     canvas = grow(*clip.size, options)
 
@@ -100,7 +101,7 @@ def outpainting(sources: Sources, options: GrowOptions) -> Prepared:
     family="repaint",
 )
 def image_outpainting(sources: Sources, options: GrowOptions) -> Prepared:
-    """One frame."""
+    """Place one image on a larger gray canvas."""
     image = sources.images[0]
     size = (image.shape[0], image.shape[1])
     canvas = grow(*size, options)
@@ -121,7 +122,7 @@ def image_outpainting(sources: Sources, options: GrowOptions) -> Prepared:
     trains=True,
 )
 def outpainting_inner(sources: Sources, options: OutpaintOptions) -> Prepared:
-    """The source with a gray border of int(ratio * side) pixels in each direction."""
+    """Replace int(ratio * side) pixels of the source with gray at each side in `direction`."""
     clip = sources.clip
     mask = inner_mask(*clip.size, options)
 
@@ -133,7 +134,7 @@ def outpainting_inner(sources: Sources, options: OutpaintOptions) -> Prepared:
 
 
 def inner_mask(height: int, width: int, options: OutpaintOptions) -> Mask:
-    """White on the border. Raises ConfigError when nothing would stay."""
+    """Return a mask that is white on the border. Raises ConfigError if no pixel would be kept."""
     left, right = (
         int(options.expand_ratio * width) * (name in options.direction) for name in ("left", "right")
     )

@@ -1,4 +1,4 @@
-"""References: who or what must appear, cut out and on white."""
+"""Reference tasks: people or objects that must appear in the video, cut out on white."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mindspeed_mm.conditioning.tasks.spec import Prepared, Sources, task
 from mindspeed_mm.conditioning.tasks.subjects import check_mode, image_mask
 from mindspeed_mm.errors import ConfigError, DataError
 
-RECOMMENDED = 3  # references that the released weights were trained with
+RECOMMENDED = 3  # maximum number of references that the released weights were trained with
 
 
 def cut_out(image: Frame, mask: Mask) -> Frame:
-    """The subject, cropped to its box, white outside of it."""
+    """Crop the image to the box of the subject, with white around the subject."""
     box = mask_box(mask)
     assert box is not None, "an empty mask is refused where it is made"
     left, top, right, bottom = box
@@ -36,9 +36,9 @@ def subjects(
     networks: Networks,
     first: int = 0,
 ) -> tuple[tuple[Frame, ...], list[str]]:
-    """The subject of each image from number `first`, and remarks. `plain` gives the images themselves.
+    """Return the subject of each image from index `first` on, and remarks.
 
-    Raises DataError and ConfigError.
+    Mode `plain` returns the images themselves. Raises DataError and ConfigError.
     """
     images = sources.images[first:]
     for what, given in (("bbox", boxes), ("mask", masks)):
@@ -75,7 +75,7 @@ def subjects(
     family="reference",
 )
 def image_reference(sources: Sources, options: ReferenceOptions) -> Prepared:
-    """References only."""
+    """Prepare references only."""
     networks = Networks(Path(options.annotators))
     found, notes = subjects(
         sources, options.mode, options.bbox, options.mask, options.text(options.mode), networks
@@ -91,7 +91,7 @@ def image_reference(sources: Sources, options: ReferenceOptions) -> Prepared:
     family="reference",
 )
 def image_salient(sources: Sources, options: TaskOptions) -> Prepared:
-    """One reference."""
+    """Prepare the salient subject of the image as a reference."""
     networks = Networks(Path(options.annotators))
     found, notes = subjects(sources, "salient", (), (), "", networks)
     return Prepared(references=found, notes=tuple(notes), networks=networks.used)
@@ -106,7 +106,7 @@ def image_salient(sources: Sources, options: TaskOptions) -> Prepared:
     network="face",
 )
 def image_face(sources: Sources, options: TaskOptions) -> Prepared:
-    """One reference: the crop. Raises DataError for an image without a face."""
+    """Prepare the crop of the face as a reference. Raises DataError for an image without a face."""
     networks, image = Networks(Path(options.annotators)), sources.images[0]
     box: Box | None = networks.open("face")(image)
     if box is None:

@@ -1,11 +1,11 @@
-"""What a task is.
+"""Definition of a task.
 
-Typed options, what it needs, and the function that makes src_video, src_mask and references.
+A task has typed options, required sources, and a function that makes src_video, src_mask and references.
 
     @task("canny", "Canny edges control the video", needs=("clip",), options=TaskOptions)
     def canny(sources: Sources, options: TaskOptions) -> Prepared: ...
 
-Everywhere a mask is white (255) = generate, black (0) = keep, and a missing pixel of src_video is gray (128).
+In all masks, white (255) = generate and black (0) = keep. A missing pixel of src_video is gray (128).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from mindspeed_mm.files import display_path
 from mindspeed_mm.registry import Registry, did_you_mean
 
 Family = Literal["control", "repaint", "extension", "reference"]
-Step = tuple[Frame, Mask | None]  # a frame of src_video and its mask; None = white, in all frames of a clip
-_ROUNDING = 1e-3  # seconds
-_AT_ONCE = 8  # frames that are read together
+Step = tuple[Frame, Mask | None]  # a frame of src_video and its mask; None in all frames of a clip = white
+_ROUNDING = 1e-3  # rounding of time stamps in seconds
+_AT_ONCE = 8  # frames per read
 O = TypeVar("O", bound="Config")  # noqa: E741
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A source clip, read from the start as often as needed, a few frames at a time."""
+    """A source clip. Can be read repeatedly from the start, a few frames at a time."""
 
     reader: VideoReader
-    count: int | None = None  # frames that are used; None = all
+    count: int | None = None  # number of frames to use; None = all
 
     @classmethod
     def open(cls, path: str | Path) -> Clip:
-        """A video file or a folder of images. Raises DataError."""
+        """Open a video file or a folder of images. Raises DataError."""
         return cls(open_video(path))
 
     @property
@@ -54,12 +54,12 @@ class Clip:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height, width."""
+        """Height and width in pixels."""
         return self.reader.height, self.reader.width
 
     @property
     def fps(self) -> float:
-        """The rate, without the rounding to milliseconds of Matroska's time stamps."""
+        """The frame rate, corrected for the rounding of Matroska's time stamps to milliseconds."""
         if not self.reader.timed:
             return UNTIMED_FPS
         found = self.reader.fps
@@ -69,27 +69,27 @@ class Clip:
         return float(nearest) if errors.get(nearest, 1.0) <= _ROUNDING else found
 
     def frames(self) -> Iterator[Frame]:
-        """Every frame, from the first."""
+        """Yield every frame, starting at the first."""
         for start in range(0, self.num_frames, _AT_ONCE):
             yield from self.reader.read(range(start, min(start + _AT_ONCE, self.num_frames)))
 
     def first(self, count: int) -> Clip:
-        """The first `count` frames."""
+        """Return the clip limited to its first `count` frames."""
         return replace(self, count=count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What a task starts from."""
+    """The source clips and images of a task."""
 
     clips: tuple[Clip, ...] = ()
     images: tuple[Frame, ...] = ()
-    names: tuple[str, ...] = ()  # of the images, for messages
-    image_remarks: tuple[str, ...] = ()  # what is not honoured of their files
+    names: tuple[str, ...] = ()  # names of the images, for messages
+    image_remarks: tuple[str, ...] = ()  # what is ignored or assumed about the image files
 
     @classmethod
     def open(cls, videos: Sequence[str | Path] = (), images: Sequence[str | Path] = ()) -> Sources:
-        """Open files. Raises DataError."""
+        """Open video and image files. Raises DataError."""
         return cls(
             clips=tuple(map(Clip.open, videos)),
             images=tuple(map(read_image, images)),
@@ -99,21 +99,24 @@ class Sources:
 
     @property
     def clip(self) -> Clip:
-        """The one clip of the task."""
+        """The only clip of the task."""
         return self.clips[0]
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is not honoured of the files, or guessed; each once. Without paths, so that they count."""
+        """Remarks on what is ignored or assumed about the files, without repeats.
+
+        They do not contain paths, so that equal remarks can be counted.
+        """
         of_clips = (remark for clip in self.clips for remark in remarks_on(clip.reader.traits))
         found = [f"a clip with {remark}" for remark in of_clips]
         return tuple(dict.fromkeys([*found, *(f"an image with {remark}" for remark in self.image_remarks)]))
 
 
 def open_task_mask(path: str | Path, notes: list[str]) -> VideoReader:
-    """A mask, and notes on what is not honoured of it, and on one that says nothing.
+    """Open a mask, and note what is ignored or assumed about its file, or that the mask has a single value.
 
-    Raises DataError for what is not a mask, or was written as 0 and 1.
+    Raises DataError for a file that is not a mask, or that was written with the values 0 and 1.
     """
     reader = open_video(Path(path), mask=True)
     levels = mask_levels(reader)
@@ -126,18 +129,18 @@ def open_task_mask(path: str | Path, notes: list[str]) -> VideoReader:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The inputs of one generation or training sample. Frames are made while they are read."""
+    """The inputs of one generation or training sample. Frames are computed while they are read."""
 
     steps: Callable[[], Iterator[Step]] | None = None  # None: no src_video
     num_frames: int = 0
     size: tuple[int, int] = (0, 0)  # height, width
     fps: float = UNTIMED_FPS
     references: tuple[Frame, ...] = ()
-    notes: tuple[str, ...] = ()  # what was resized, clipped or drawn
+    notes: tuple[str, ...] = ()  # remarks on what was resized, clipped or drawn
     networks: Mapping[str, str] = field(default_factory=dict)  # file → sha256
 
     def read(self) -> Iterator[Step]:
-        """The frames with their masks. Raises DataError where the source breaks."""
+        """Iterate over the frames and their masks. Raises DataError where the source is damaged."""
         return iter(()) if self.steps is None else self.steps()
 
 
@@ -147,16 +150,16 @@ class Task:
 
     name: str
     summary: str
-    needs: tuple[str, ...]  # clip, clips, image, images; "?" behind one: may be left out
+    needs: tuple[str, ...]  # clip, clips, image, images; a trailing "?" marks an optional source
     options: type[Config]
     run: Callable[[Sources, Any], Prepared]
     family: Family
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # options that the name decides
-    network: str = ""  # the annotator without which it cannot run
-    trains: bool = False  # from a plain clip, which is also what the model learns to make
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # options that are fixed by the name
+    network: str = ""  # the annotator that the task requires
+    trains: bool = False  # makes training samples from plain clips, which are also the targets
 
     def parse(self, values: Mapping[str, Any], where: str) -> Any:
-        """Plain values as the task's options.
+        """Convert plain values to the options of the task.
 
         Raises ConfigError for an option that the task does not have.
         """
@@ -177,9 +180,9 @@ class Task:
         return parse(self.options, {**values, **self.fixed}, where)
 
     def prepare(self, sources: Sources, options: Any) -> Prepared:
-        """Make the inputs.
+        """Prepare the inputs.
 
-        Raises DataError for sources that do not fit, ConfigError for options that do not.
+        Raises DataError for unsuitable sources and ConfigError for unsuitable options.
         """
         self._check(sources)
         made = self.run(sources, options)
@@ -215,7 +218,7 @@ class Task:
 
 
 def count_bounds(needs: Iterable[str], kind: str) -> tuple[int, int]:
-    """The least and the most sources of a kind."""
+    """Return the minimum and the maximum number of sources of a kind."""
     for need in needs:
         name = need.removesuffix("?")
         low = 0 if need.endswith("?") else 1
@@ -241,7 +244,7 @@ def task(
     network: str = "",
     trains: bool = False,
 ) -> Callable[[Callable[[Sources, O], Prepared]], Callable[[Sources, O], Prepared]]:
-    """Register a function as the task of each of `names`."""
+    """Register a function as a task under each of `names`."""
 
     def register(run: Callable[[Sources, O], Prepared]) -> Callable[[Sources, O], Prepared]:
         for name in names:

@@ -1,6 +1,6 @@
-"""Training samples of plain clips that need no annotator.
+"""Tasks that make training samples from plain clips without an annotator.
 
-Drawn masks, and crops of the clip as references.
+Masks are drawn at random, and crops of the clip are the references.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mindspeed_mm.conditioning.tasks.spec import Clip, Prepared, Sources, Step, 
 from mindspeed_mm.registry import did_you_mean
 
 MOTION = "motion"
-# Those that one trainer publishes; strokes and blobs share what its broken ellipses and circles had.
+# Weights that one trainer publishes. Strokes and blobs share the weight of its broken ellipses and circles.
 WEIGHTS = {
     "box": 0.05,
     "all": 0.2,
@@ -35,13 +35,13 @@ WEIGHTS = {
 
 
 class CropOptions(TaskOptions):
-    """Crops of the clip as references."""
+    """Options for crops of the clip as references."""
 
     references: int = Field(default=0, ge=0, le=16, description="crops of the clip's frames, on white")
 
 
 class RandomMaskOptions(CropOptions):
-    """Which masks are drawn."""
+    """Options for the shapes of the drawn masks."""
 
     shapes: dict[str, float] = Field(
         default=WEIGHTS, min_length=1, description="shape → weight; also blobs and motion"
@@ -60,7 +60,7 @@ class RandomMaskOptions(CropOptions):
 
 
 class ReferenceCropOptions(CropOptions):
-    """How many crops there are."""
+    """Options for the number of crops, at least one."""
 
     references: int = Field(default=1, ge=1, le=16, description="crops of the clip's frames, on white")
 
@@ -74,7 +74,7 @@ class ReferenceCropOptions(CropOptions):
     trains=True,
 )
 def inpainting_random(sources: Sources, options: RandomMaskOptions) -> Prepared:
-    """The clip, gray under the masks of one shape, and crops of it as references."""
+    """Prepare the clip, gray under masks of one shape, with crops of the clip as references."""
     clip = sources.clip
     generator = np.random.default_rng([options.seed, 2])
     names = sorted(options.shapes)
@@ -110,15 +110,15 @@ def inpainting_random(sources: Sources, options: RandomMaskOptions) -> Prepared:
     trains=True,
 )
 def reference_random(sources: Sources, options: ReferenceCropOptions) -> Prepared:
-    """References only: all of the clip is generated."""
+    """Prepare references only: the model generates the whole clip."""
     generator = np.random.default_rng([options.seed, 3])
     return Prepared(references=clip_crops(sources.clip, options.references, generator))
 
 
 def clip_crops(clip: Clip, count: int, generator: np.random.Generator) -> tuple[Frame, ...]:
-    """Square crops of random frames at .5 to 1 of the shorter side.
+    """Return square crops of random frames, 0.5 to 1 times the shorter side.
 
-    Each lies on white at .5 to 1 of a canvas of the frame's size.
+    Each crop covers 0.5 to 1 of a white canvas of the frame's size.
     """
     return tuple(_crop(clip, generator) for _ in range(count))
 

@@ -1,7 +1,7 @@
-"""From a model JSON to a sharded model with weights, without a whole copy on any rank.
+"""Construction of a sharded model with weights from a model JSON. No rank needs a whole copy.
 
-Meta device → transforms, which freeze and choose dtypes → context parallel, recompute, compile → shard → fill
-local shards from memory-mapped files.
+The steps are: build on the meta device; apply transforms, which freeze layers and choose dtypes; apply
+context parallelism, recompute and compile; shard; fill the local shards from memory-mapped files.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from mindspeed_mm.registry import resolve
 logger = get_logger(__name__)
 Reader = Callable[
     [str], Tensor
-]  # official name → the whole tensor; lazy, so that slicing it reads the slice only
+]  # official name → the whole tensor; lazy, so that slicing reads only the slice
 
 
 class Source(Protocol):
-    """What `models.weights.open_weights` answers."""
+    """The interface of what `models.weights.open_weights` returns."""
 
     @property
     def shapes(self) -> dict[str, torch.Size]: ...
@@ -63,12 +63,14 @@ def build_model(
     transforms: Sequence[Config] = (),
     layers: Sequence[int] = (),
 ) -> nn.Module:
-    """The model, sharded and filled from `source`; without one, random weights that depend on `seed` alone.
+    """Build the model, shard it, and fill it from `source`.
 
-    `transforms` are entries of the model JSON's list. What trains is fp32 (its master); what is frozen is
-    `predictor.dtype` and has no gradient. `layers` are the sizes of all pipeline stages, if there are
-    any: the answer is then this rank's Pipeline. Raises ConfigError, or WeightsError listing every missing
-    and left-over key.
+    Without a source, the weights are random and depend only on `seed`. `transforms` are the entries of that
+    list in the model JSON. Trainable weights are fp32 (the master weights). Frozen weights have the dtype
+    `predictor.dtype` and no gradient. `layers` are the sizes of all pipeline stages; with pipeline
+    parallelism, the result is this rank's Pipeline.
+
+    Raises ConfigError, or WeightsError that lists every missing and left-over key.
     """
     check_dtypes(predictor, fsdp)
     spec = MODELS.get(predictor.model_id)
@@ -84,7 +86,7 @@ def build_model(
     apply_context_parallel(model, mesh.cp_group, ulysses=mesh.ulysses_group, ring=mesh.ring_group)
     names = [name for name, _ in model.named_modules() if name]
     recomputed = recompute_plan(names, spec.units, fsdp, parallel)
-    to_host = fsdp.offload_block_inputs and accelerator.kind != "cpu"  # a CPU's memory is the host's
+    to_host = fsdp.offload_block_inputs and accelerator.kind != "cpu"  # CPU tensors are already on the host
     apply_recompute(model, recomputed, inputs_to_host=to_host, pin=fsdp.pin_memory)
     if fsdp.compile:
         absent = absent_units(spec.units, names)
@@ -102,14 +104,14 @@ def build_model(
     else:
         shard_model(model, spec.units, fsdp, mesh, fp32_modules=spec.fp32_modules)
     model.to_empty(device=torch.device("cpu") if fsdp.offload_to_cpu else accelerator.device)
-    for layer in quantized_layers(model).values():  # small, and buffers are not offloaded
+    for layer in quantized_layers(model).values():  # scales are small, and buffers are not offloaded
         layer.register_buffer(SCALE, layer.get_buffer(SCALE).to(accelerator.device))
     fill(model, source, seed, plan)
     return model.train()
 
 
 def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
-    """Raises ConfigError when the two files disagree on the dtype of matrix products."""
+    """Check that the two files agree on the dtype of matrix products. Raises ConfigError."""
     if predictor.dtype != fsdp.param_dtype:
         raise ConfigError(
             f"predictor.dtype is {predictor.dtype} but fsdp2_config.yaml:param_dtype is {fsdp.param_dtype}",
@@ -121,9 +123,9 @@ def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
 def fill(
     model: nn.Module, source: Source | None, seed: int, transforms: Sequence[ModuleTransform] = ()
 ) -> None:
-    """Copy each rank's slice of each weight.
+    """Copy this rank's slice of each weight from `source`, or draw random weights without one.
 
-    Raises WeightsError when names or shapes differ, or for NaN or Inf in a slice.
+    Raises WeightsError if names or shapes differ, or if a slice contains NaN or Inf.
     """
     if source is None:
         logger.warning("no predictor.from_pretrained: training starts from random weights")
@@ -145,7 +147,10 @@ def fill(
 
 
 def initial_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """fp32 starting value as in the official code, drawn by name: the same for any number of ranks."""
+    """Return the initial fp32 value of a weight, as in the official code.
+
+    Random values depend on `seed` and the name only, so they are the same for any number of ranks.
+    """
     last = name.rsplit(".", 1)[-1]
     if last == "bias" or "after_proj" in name or "before_proj" in name or name == "head.head.weight":
         return torch.zeros(shape)

@@ -1,6 +1,7 @@
-"""Checkpoints: torch.distributed.checkpoint folders in MM names.
+"""Saving and loading of training checkpoints.
 
-They are written under another name and renamed, the tracker last.
+A checkpoint is a torch.distributed.checkpoint folder whose keys are MM names. It is written under a temporary
+name and then renamed. The tracker file is updated last.
 
 SAVE/latest_checkpointed_iteration.txt · SAVE/iter_0000010/{.metadata, __R_N.distcp, job.json}
 """
@@ -62,7 +63,7 @@ logger = get_logger(__name__)
 
 
 class Checkpointer:
-    """Writes and reads the checkpoints of one run. All ranks call it together."""
+    """Saves and loads the checkpoints of one run. All ranks must call each method together."""
 
     def __init__(
         self,
@@ -75,19 +76,20 @@ class Checkpointer:
     ) -> None:
         self.config, self.accelerator, self.key_map = config, accelerator, key_map
         self.base, self.job_json = base, job_json
-        # a group of its own: a save in the background must not mix with the training's collectives
+        # a separate group: the collectives of a background save must not mix with those of training
         self.group = dist.new_group(backend="gloo") if config.async_save else None
         self.pending: Future[Any] | None = None
         self.pending_at = 0
         self.pending_best: Best | None = None
 
     def save(self, state: TrainState, best: Best | None = None) -> int | None:
-        """Write one checkpoint; with --async-save only start to. → the iteration that it completed, if any.
+        """Save one checkpoint, or start saving it with --async-save.
 
-        Raises WeightsError; what was saved before stays.
+        `best` is given if this iteration has the lowest held-out loss so far. This checkpoint is then kept,
+        and the previous best is removed unless it was also saved for another reason.
 
-        `best`: it has the lowest held-out loss so far. It is kept; the best one before is removed
-        unless there was another reason to save it.
+        Returns the iteration whose save this call completed, if any. Raises WeightsError if the checkpoint
+        cannot be written; earlier checkpoints are unchanged.
         """
         completed = self.wait()
         root = Path(self.config.save or "")
@@ -106,7 +108,10 @@ class Checkpointer:
         return completed
 
     def wait(self) -> int | None:
-        """Finish the save in the background; → its iteration, or None. Call it before the process ends."""
+        """Finish the background save and return its iteration, or None if there is none.
+
+        Call this method before the process ends.
+        """
         if self.pending is None:
             return None
         pending, self.pending = self.pending, None
@@ -116,20 +121,20 @@ class Checkpointer:
         return self.pending_at
 
     def poll(self) -> int | None:
-        """Between iterations: publish a background save that all ranks have finished; → its iteration.
+        """Publish a background save that all ranks have finished, and return its iteration.
 
-        Cheap when there is none.
+        Call this method between iterations. It costs almost nothing when no save is pending.
         """
         return self.wait() if self.pending is not None and _all_true(self.pending.done()) else None
 
     def load(self, state: TrainState) -> bool:
-        """Bring `state` to --load's checkpoint; → whether there was one.
+        """Load the checkpoint of --load into `state`, and return whether there was one.
 
-        Raises WeightsError when it cannot be used.
+        Raises WeightsError if the checkpoint cannot be used.
         """
         if self.config.load is not None:
             root = Path(self.config.load)
-            # a run that saves there is about to give these folders their names
+            # a run that is saving to this folder will rename its temporary folders itself
             self._on_first_rank(root, lambda: None if is_in_use(root) else put_back(root))
         folder = folder_to_load(self.config)
         if folder is None:
@@ -137,7 +142,7 @@ class Checkpointer:
         with verifying(not self.config.no_verify_checksums):
             if (folder / ".metadata").is_file():
                 load_checkpoint(folder, state, self.config, self.accelerator, self.key_map, self.base)
-            else:  # `release`: converted weights, which never trained
+            else:  # `release`: converted weights without training state
                 fill(state.model, open_weights(folder), seed=0)
         logger.info(f"loaded {folder} at iteration {state.iteration}")
         return True
@@ -159,9 +164,7 @@ class Checkpointer:
         if len(kept) < len(spoken_for) and self.base is not None:
             content["base"] = self.base.entry()
         if isinstance(config := getattr(state.model, "config", None), Config):
-            content["config"] = (
-                config.model_dump_json()
-            )  # no shape tells the number of heads of an unusual model
+            content["config"] = config.model_dump_json()  # shapes alone do not determine the number of heads
         if scales := lora_scales(whole_model(state.model)):
             content[ENTRY] = format_json({"type": "lora", "scales": scales})
         if rounded := describe_quantized(whole_model(state.model)):
@@ -211,7 +214,7 @@ class Checkpointer:
         if target.exists():
             target.rename(
                 replaced
-            )  # no rename replaces a folder: put_back undoes this one after a kill in between
+            )  # a rename cannot replace a folder; if the run is killed here, put_back restores the old one
         _temporary(root, iteration).rename(target)
         write_tracker(root, iteration)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -231,7 +234,7 @@ class Checkpointer:
         logger.info(f"saved {target}")
 
     def _on_first_rank(self, root: Path, work: Any) -> None:
-        """Rank 0 does it, all wait; a failure is everybody's. Raises WeightsError."""
+        """Run `work` on rank 0 while the other ranks wait. Raises WeightsError on all ranks if it fails."""
         answer: list[str] = [""]
         if dist.get_rank() == 0:
             try:
@@ -244,7 +247,7 @@ class Checkpointer:
 
 
 def _detach(value: Any) -> Any:
-    """A copy that training cannot change while it is written."""
+    """Copy the tensors in `value`, so that training cannot change them while they are written."""
     if isinstance(value, dict):
         return {key: _detach(item) for key, item in value.items()}
     return value.detach().clone() if isinstance(value, (Tensor, DTensor)) else value
@@ -256,5 +259,5 @@ def _temporary(root: Path, iteration: int) -> Path:
 
 def _all_true(value: bool) -> bool:
     flag = torch.tensor(int(value))
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)  # not over the save's own group: that one is busy
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)  # over the default group: the save's own group is busy
     return bool(flag)

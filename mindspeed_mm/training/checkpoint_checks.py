@@ -1,4 +1,4 @@
-"""Whether a checkpoint goes with the job: its base, settings, LoRA, rounding and weights."""
+"""Checks that a checkpoint matches the job: base weights, settings, LoRA, quantization and weights."""
 
 from __future__ import annotations
 
@@ -23,28 +23,32 @@ from mindspeed_mm.models.wan.config_json import read_hints, setting_conflicts
 from mindspeed_mm.training.checkpoint_values import Values, brief
 
 logger = get_logger(__name__)
-QUANTIZED = "quantized"  # entry: how the frozen weights were rounded, which are not saved
+QUANTIZED = "quantized"  # entry that describes how the frozen weights, which are not saved, were quantized
 
 
 @dataclass(frozen=True)
 class BaseReference:
-    """Where the weights are that a trainable-only checkpoint leaves out.
+    """A reference to the frozen weights that a trainable-only checkpoint leaves out.
 
-    Goes into the checkpoint as a plain dict.
+    The checkpoint stores it as a plain dict.
     """
 
     path: str
     fingerprint: str
     dialect: str
-    loras: str = ""  # what was added to them before training, as `write_fused` writes it
+    loras: str = ""  # LoRAs that were fused into these weights before training, as `write_fused` writes them
 
     def entry(self) -> dict[str, str]:
-        """As a checkpoint holds it."""
+        """Return the dict that a checkpoint stores, without empty fields."""
         return {key: value for key, value in asdict(self).items() if value}
 
 
 def check_base(folder: Path, found: Any, base: BaseReference | None, finetune: bool) -> None:
-    """A checkpoint of what trains goes with the weights that it was trained on."""
+    """Check that a trainable-only checkpoint was trained on the weights of `base`.
+
+    Raises WeightsError if there is no base. A different base, or different fused LoRAs, also raise
+    WeightsError, but only log a warning with `finetune`.
+    """
     if not isinstance(found, Mapping):
         return
     path = display_path(str(found.get("path")))
@@ -72,7 +76,10 @@ def check_base(folder: Path, found: Any, base: BaseReference | None, finetune: b
 
 
 def check_config(folder: Path, saved: Any, model: nn.Module) -> None:
-    """The checkpoint's own settings and the job's agree; shapes do not tell the number of heads or eps."""
+    """Check that the model settings in the checkpoint match those of the job.
+
+    Shapes alone do not determine settings such as the number of heads or eps. Raises WeightsError.
+    """
     config = getattr(model, "config", None)
     if saved is None or not isinstance(config, Config):
         return
@@ -93,7 +100,10 @@ def check_config(folder: Path, saved: Any, model: nn.Module) -> None:
 
 
 def check_lora(folder: Path, saved: object, model: nn.Module) -> None:
-    """A checkpoint of a LoRA resumes as the same LoRA: the same layers, and on each the same scale."""
+    """Check that the LoRA in the checkpoint matches the job's: the same layers and, on each, the same scale.
+
+    Raises WeightsError.
+    """
     scales = lora_scales(model)
     before = read_scales(saved, folder) if saved is not None else {}
     upon = f"name {folder} as predictor.from_pretrained and leave --load out"
@@ -123,9 +133,10 @@ def check_lora(folder: Path, saved: object, model: nn.Module) -> None:
 
 
 def check_quantized(folder: Path, saved: object, model: nn.Module, finetune: bool) -> None:
-    """Training continues on the same rounded weights.
+    """Check that the job quantizes the frozen weights as the checkpoint's run did.
 
-    They are read from the base and rounded again, to the bit.
+    The frozen weights are read from the base and quantized again, with bitwise identical results. A mismatch
+    raises WeightsError, or logs a warning with `finetune`.
     """
     before, now = saved or "", describe_quantized(model)
     if before == now:

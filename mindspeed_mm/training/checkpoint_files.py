@@ -1,6 +1,6 @@
-"""How torch.distributed.checkpoint reads and writes our folders.
+"""Planner, reader and writer for torch.distributed.checkpoint.
 
-No pickle of a file is run, and checksums go with the pieces.
+Loading never executes pickled data from a file. Each stored piece has a checksum.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from mindspeed_mm.models.containers.dcp_index import INDEX, read_index_and_check
 
 
 class TensorPlanner(DefaultLoadPlanner):
-    """Loads tensors. torch's own planner unpickles other entries with all that they carry."""
+    """Loads tensors only. PyTorch's default planner would unpickle other entries without restriction."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> NoReturn:
-        """Raises WeightsError."""
+        """Reject a pickled entry. Raises WeightsError."""
         raise WeightsError(
             "got pickled bytes, which are never run", where=read_item.storage_index.fqn, expected="a tensor"
         )
 
 
 class IndexReader(FileSystemReader):
-    """Reads the index without running it, and verifies each piece that is loaded."""
+    """Reads the index without executing its pickle, and verifies each piece that it loads."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -55,7 +55,7 @@ class IndexReader(FileSystemReader):
         self._checksums: Checksums | None = None
 
     def read_metadata(self) -> Metadata:
-        """The index, read once. Raises WeightsError on damage or forgery."""
+        """Return the index, which is read only once. Raises WeightsError if it is damaged or forged."""
         if self._index is None:
             self._index, self._checksums = read_index_and_checksums(self._folder)
             if self._index.storage_meta is not None:
@@ -63,7 +63,7 @@ class IndexReader(FileSystemReader):
         return self._index
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Copy what `plan` names into the planner's tensors. Raises WeightsError on damage."""
+        """Copy the items of `plan` into the planner's tensors. Raises WeightsError for damaged data."""
         index = self.read_metadata()
         for item in plan.items:
             name = item.storage_index.fqn
@@ -91,16 +91,16 @@ class IndexReader(FileSystemReader):
 
 
 class ChecksumWriter(FileSystemWriter):
-    """Writes checksums.json beside the index: the size of each file and the CRC-32 of each piece in it."""
+    """Writes checksums.json next to the index: the size of each file and the CRC-32 of each piece in it."""
 
     def __init__(self, folder: Path, iteration: int) -> None:
         super().__init__(folder)
         self._folder, self._iteration = folder, iteration
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's pieces.
+        """Write the pieces of this rank.
 
-        Their checksums travel with the results to the rank that writes the index.
+        The returned results include the checksums, for the rank that writes the index.
         """
         results = super().write_data(plan, planner).wait()
         done: Future[list[WriteResult]] = Future()
@@ -108,7 +108,7 @@ class ChecksumWriter(FileSystemWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write index and checksums, on one rank."""
+        """Write the index and the checksums. Called on one rank only."""
         plain: list[list[WriteResult]] = []
         files: dict[str, dict[int, int]] = {}
         for found in results:
@@ -138,7 +138,7 @@ def _with_checksums(folder: Path, results: list[WriteResult]) -> list[WriteResul
 
 
 def _holds(found: object, item: ReadItem) -> bool:
-    """Whether a stored value is a tensor of which `item` names a part."""
+    """Return whether a stored value is a dense tensor that contains the slice of `item`."""
     return (
         isinstance(found, Tensor)
         and found.layout == torch.strided
@@ -151,7 +151,7 @@ def _holds(found: object, item: ReadItem) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """The innermost cause: DCP wraps what went wrong on each rank."""
+    """Return the message of the innermost cause. DCP wraps the exceptions of all ranks in one."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (inner, _) = next(iter(error.failures.items()))
         if isinstance(inner, WeightsError):

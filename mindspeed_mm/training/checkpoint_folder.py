@@ -1,6 +1,6 @@
-"""Which checkpoint `--load` means.
+"""Selection of the checkpoint that `--load` refers to.
 
-A run never starts over beside checkpoints that it could resume from, unless a flag says so.
+A run never starts over in a folder of checkpoints that it could resume from, unless a flag requests it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from mindspeed_mm.log import get_logger
 from mindspeed_mm.training.config import CheckpointConfig
 
 logger = get_logger(__name__)
-BEST = "best.json"  # beside the tracker file: which checkpoint had the lowest held-out loss
+BEST = "best.json"  # next to the tracker file; names the checkpoint with the lowest held-out loss
 
 
 class Best(Config):
-    """What BEST holds."""
+    """Content of best.json."""
 
     iteration: int = Field(gt=0)
     loss: float
-    alone: bool = False  # nothing but its loss was a reason to save it
+    alone: bool = False  # saved only because of its loss
 
 
 def read_best(root: Path) -> Best | None:
-    """The best checkpoint of a folder of them; None where nothing says which, or its folder is gone.
+    """Read which checkpoint in `root` is the best.
 
-    Raises WeightsError.
+    Returns None if there is no best.json or the checkpoint no longer exists. Raises WeightsError if best.json
+    is invalid.
     """
     path = root / BEST
     if not path.is_file():
@@ -45,14 +46,14 @@ def read_best(root: Path) -> Best | None:
 
 
 def write_best(root: Path, best: Best) -> None:
-    """Name the best checkpoint. Raises OSError."""
+    """Record the best checkpoint in best.json. Raises OSError."""
     write_json(root / BEST, best.model_dump(mode="json"))
 
 
 def folder_to_load(config: CheckpointConfig) -> Path | None:
-    """The folder to load; None to start at iteration 0.
+    """Return the checkpoint folder to load, or None to start at iteration 0.
 
-    Raises WeightsError when it is missing or incomplete.
+    Raises WeightsError if the folder is missing or incomplete.
     """
     if config.load is None:
         return None
@@ -81,7 +82,7 @@ def folder_to_load(config: CheckpointConfig) -> Path | None:
 
 
 def check_save_folder(config: CheckpointConfig) -> None:
-    """A run that does not resume from --save's checkpoints would write its own over them.
+    """Check that this run will not overwrite checkpoints in --save that it does not resume from.
 
     Raises WeightsError.
     """
@@ -105,7 +106,11 @@ def check_save_folder(config: CheckpointConfig) -> None:
 
 
 def _check_empty(root: Path, config: CheckpointConfig) -> None:
-    """Without a tracker file, a run may start at iteration 0 in its own folder, before its first save."""
+    """Check that a --load folder without a tracker file may be used to start at iteration 0.
+
+    This is allowed if it is also the run's --save folder and contains no checkpoints yet. Raises
+    WeightsError.
+    """
     if have := complete_iterations(root):
         raise WeightsError(
             f"{TRACKER} is missing, but there are complete checkpoints: {_list(have)}",
@@ -127,5 +132,5 @@ def _check_empty(root: Path, config: CheckpointConfig) -> None:
 
 
 def _list(iterations: Sequence[int]) -> str:
-    """`70, 80`; the newest ten of many; `none`."""
+    """Format iterations as `70, 80`: the newest ten if there are more, `none` if there are none."""
     return ", ".join(["…"] * (len(iterations) > 10) + [str(number) for number in iterations[-10:]]) or "none"

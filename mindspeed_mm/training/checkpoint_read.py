@@ -1,6 +1,6 @@
-"""Fill a training state from one checkpoint folder.
+"""Loading of a training state from one checkpoint folder.
 
-The index bounds what is allocated, and every value is checked before use.
+Allocations are limited to the sizes in the index, and every value is checked before use.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from mindspeed_mm.training.checkpoint_values import Values, is_count, is_number
 from mindspeed_mm.training.config import CheckpointConfig
 from mindspeed_mm.training.state import Skips, TrainState, load_optimizer_state
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of a parameter's shape
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # same shape as the parameter
 _CONSUMED = "sampler.consumed_samples"
 
 
 def mm_names(model: nn.Module, key_map: KeyMap) -> dict[nn.Parameter, str]:
-    """Parameter → its MM name, in the model's order."""
+    """Map each parameter to its MM name, in the model's order."""
     return {parameter: theirs_of(key_map, name) for name, parameter in model.named_parameters()}
 
 
@@ -56,9 +56,9 @@ def load_checkpoint(
     key_map: KeyMap,
     base: BaseReference | None,
 ) -> None:
-    """Fill `state` from one DCP folder, on any number of ranks.
+    """Load `state` from one DCP folder, on any number of ranks.
 
-    Raises WeightsError naming what does not fit.
+    Raises WeightsError that names each mismatch.
     """
     saved = read_dcp(folder)
     found_base = saved.get("base")
@@ -83,7 +83,7 @@ def load_checkpoint(
 def _places(
     values: Values, names: Mapping[nn.Parameter, str], config: CheckpointConfig, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """What is read, as a nested dict of this rank's tensors to read into."""
+    """Return a nested dict of this rank's tensors to load into, in the layout of the checkpoint."""
     content: dict[str, Any] = {
         "model": {name: p.detach() for p, name in names.items() if f"model.{name}" in values.entries}
     }
@@ -96,7 +96,7 @@ def _places(
     }
     if means := values.packed(f"loss_means.{rank}"):
         content["loss_means"] = {rank: means[0]}
-    # a rank that the checkpoint does not know gets the hooks of the first
+    # a rank that is not in the checkpoint gets the hook states of rank 0
     first = rank if f"hooks.{rank}" in values.entries else "rank_00000"
     if hooks := values.packed(f"hooks.{first}"):
         content["hooks"] = {first: hooks[0]}
@@ -116,7 +116,7 @@ def _fill(
     names: Mapping[nn.Parameter, str],
     accelerator: Accelerator,
 ) -> None:
-    """What was read → the fields of `state`, each checked."""
+    """Check each loaded value, and copy it to the fields of `state`."""
     state.iteration = values.read_count("iteration", content["iteration"])
     state.consumed_samples = values.read_count(_CONSUMED, content["sampler"]["consumed_samples"])
     if "skips" in content:
@@ -181,7 +181,7 @@ def _load_optimizer(
     steps = values.unpack("optimizer.group_steps", found["group_steps"])
     if not isinstance(steps, list) or not all(step is None or is_count(step) for step in steps):
         raise values.error("optimizer.group_steps", "a list of counts", steps)
-    if None in steps or not steps:  # then each parameter counts its own
+    if None in steps or not steps:  # then each parameter has its own step counter
         for name, moments in found["state"].items():
             if "step" not in moments:
                 raise values.error(f"optimizer.state.{name}", "a step", ", ".join(moments))
@@ -196,7 +196,7 @@ def _load_optimizer(
 
 
 def _optimizer_places(values: Values, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
-    """Empty tensors for each parameter's moments, sharded like the parameter, and for its counter."""
+    """Allocate tensors for each parameter's moments, sharded like the parameter, and for its step counter."""
     places: dict[str, dict[str, Tensor]] = {}
     by_name: dict[str, list[str]] = {}
     for entry_name in values.entries:
@@ -231,7 +231,10 @@ def _optimizer_places(values: Values, names: Mapping[nn.Parameter, str]) -> dict
 
 
 def _rng_places(values: Values, rank: str, current: Mapping[str, Tensor]) -> dict[str, Any]:
-    """This rank's generators; a rank that the checkpoint does not know keeps its own."""
+    """Allocate tensors for this rank's generator states.
+
+    A rank that is not in the checkpoint keeps its own generators.
+    """
     places = {kind: tensor for kind in ("cpu", "device") for tensor in values.packed(f"rng.{rank}.{kind}")}
     for kind, place in places.items():
         if kind in current and place.shape != current[kind].shape:

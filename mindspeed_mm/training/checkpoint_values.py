@@ -1,4 +1,4 @@
-"""The entries of a training checkpoint, and what each may hold."""
+"""Validated access to the entries of a training checkpoint."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LARGEST = 1 << 53  # largest count
 
 
 class Values:
-    """The entries of one checkpoint, and what they may be.
+    """Validated access to the entries of one checkpoint.
 
-    Every method raises WeightsError that names the entry.
+    Each method raises WeightsError that names the entry if its value is not allowed.
     """
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
@@ -40,7 +40,7 @@ class Values:
         return entry
 
     def count(self, name: str) -> Tensor:
-        """A place for one whole number."""
+        """Allocate a tensor to load one integer into."""
         entry = self.tensor(name)
         if entry is None:
             raise self.error(name, "a whole number", "nothing")
@@ -54,7 +54,7 @@ class Values:
         return number
 
     def packed(self, name: str) -> list[Tensor]:
-        """A place for bytes; [] where the checkpoint has none."""
+        """Allocate a tensor to load packed bytes into, or return [] if the checkpoint has no such entry."""
         entry = self.tensor(name)
         if entry is None:
             return []
@@ -65,7 +65,7 @@ class Values:
         return [torch.zeros(entry.size, dtype=torch.uint8)]
 
     def unpack(self, name: str, value: Tensor) -> Any:
-        """Plain numbers and strings."""
+        """Decode packed bytes to plain numbers and strings."""
         return unpack(value, f"{self.folder}: {name}")
 
 

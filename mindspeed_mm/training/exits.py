@@ -1,4 +1,4 @@
-"""When a run stops before its last iteration."""
+"""Conditions that stop a run before its last iteration."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mindspeed_mm.training.config import ExitConfig
 
 
 class ExitWatch:
-    """--exit-interval, --exit-duration-in-mins and signals.
+    """Watches --exit-interval, --exit-duration-in-mins and signals.
 
-    `local` goes into the iteration's exchange; `reason` decides.
+    The ranks average the numbers of `local` once per iteration, and `reason` decides from these means.
     """
 
     def __init__(self, config: ExitConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock, self._start = config, clock, clock()
-        self.stopped_by = 0  # the signal that `reason` ended the run for
+        self.stopped_by = 0  # the signal that ended the run
 
     def local(self) -> list[float]:
-        """[SIGINT, SIGTERM, SIGHUP seen here, time is up here], as numbers that ranks average."""
+        """Return this rank's flags [SIGINT, SIGTERM, SIGHUP, time is up] as numbers to average over ranks."""
         minutes = (self._clock() - self._start) / 60
         limit = self._config.exit_duration_in_mins
         seen = stop_signal()
@@ -30,7 +30,7 @@ class ExitWatch:
         ]
 
     def reason(self, iteration: int, anywhere: list[float]) -> str | None:
-        """Why to stop after this iteration, the same on every rank; None to continue."""
+        """Return why to stop after this iteration, or None to continue; the same on every rank."""
         *signals, expired = anywhere
         for number, share in zip(STOP_SIGNALS, signals, strict=True):
             if share:

@@ -1,4 +1,4 @@
-"""The loss of each task and of each quarter of the schedule: where the mean of an iteration comes from."""
+"""Losses by task and by quarter of the schedule, which break down the mean loss of an iteration."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class LossGroups:
     """The groups of reported losses: the tasks, then four quarters of the schedule."""
 
     tasks: tuple[str, ...]
-    ends: tuple[float, ...]  # timesteps between the quarters, rising
+    ends: tuple[float, ...]  # timesteps that separate the quarters, ascending
     top: float = 1000.0  # the highest timestep
 
     @classmethod
     def of(cls, tasks: Sequence[str], schedule: Schedule) -> LossGroups:
-        """The groups of one run; every rank must give the same tasks."""
+        """Return the groups of one run. Every rank must pass the same tasks."""
         count = len(schedule.places)
         inner = [schedule.places[part * count // QUARTERS] for part in range(1, QUARTERS)]
         ends = {float(schedule.timesteps[place]) for place in inner}
@@ -33,12 +33,12 @@ class LossGroups:
 
     @property
     def names(self) -> list[str]:
-        """`task/gray`, `timestep/0-625`: what each group is called in metrics.jsonl, after `loss/`."""
+        """Names of the groups, such as `task/gray` and `timestep/0-625`; metrics.jsonl adds `loss/`."""
         quarters = [f"{low:.0f}-{high:.0f}" for low, high in pairwise((0.0, *self.ends, self.top))]
         return [f"task/{task}" for task in self.tasks] + [f"timestep/{quarter}" for quarter in quarters]
 
     def totals(self, work: LocalWork) -> Tensor:
-        """[2 · groups] fp32 on the device: sums of this rank's unweighted losses, then their number."""
+        """Return this rank's sums of unweighted losses, then their counts: [2 · groups], fp32, on the device."""
         losses = torch.cat(work.sample_losses).float()
         timesteps = torch.cat(work.timesteps)
         of_task = [[task == name for task in work.tasks] for name in self.tasks]
@@ -52,7 +52,7 @@ class LossGroups:
         return torch.cat([sums, member.sum(dim=1).float()])
 
     def means(self, totals: Sequence[float]) -> dict[str, float]:
-        """Group → mean loss, of the groups that have samples; `totals` of all ranks, or their mean."""
+        """Map each group that has samples to its mean loss. `totals` are summed or averaged over ranks."""
         sums, counts = totals[: len(totals) // 2], totals[len(totals) // 2 :]
         return {
             name: total / count
@@ -63,7 +63,7 @@ class LossGroups:
 
 @dataclass
 class GroupMeans:
-    """Sums since the last log line."""
+    """Losses of the groups since the last log line."""
 
     groups: LossGroups
     totals: list[float] = field(default_factory=list)
@@ -75,7 +75,10 @@ class GroupMeans:
         )
 
     def line(self, iteration: int) -> str:
-        """` loss at iteration 20 by task | gray: 1.2E-01 | … |`, or "" without tasks; starts afresh."""
+        """Format ` loss by task and timestep at iteration 20 | gray: 1.2E-01 | … |`, and reset the sums.
+
+        Returns "" if there are no tasks.
+        """
         means, self.totals = self.groups.means(self.totals) if self.totals else {}, []
         if not self.groups.tasks or not means:
             return ""

@@ -1,8 +1,8 @@
-"""Muon: matrices step along their momentum made orthogonal; what is not a matrix steps by AdamW.
+"""Muon optimizer: matrices are updated with their orthogonalized momentum, all other parameters with AdamW.
 
-Jordan et al. 2024, with the step size of Liu et al. 2025: the root mean square of an update is that of an
-AdamW update, so learning rate and weight decay of an AdamW recipe serve. It keeps one moment where AdamW
-keeps two.
+The algorithm is that of Jordan et al. 2024, with the step size of Liu et al. 2025. The root mean square of an
+update equals that of an AdamW update, so the learning rate and weight decay of an AdamW recipe apply. Muon
+keeps one moment per parameter; AdamW keeps two.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from mindspeed_mm.distributed.shards import local
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: singular values go to 0.7 … 1.2 in five steps
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: singular values reach 0.7 … 1.2 in five steps
 STEPS = 5
-UPDATE_RMS = 0.2  # of an AdamW update, as Liu et al. measured it
-ELEMENTS_AT_ONCE = 2**26  # that one rank orthogonalises together: 128 MB of bf16
+UPDATE_RMS = 0.2  # root mean square of an AdamW update, as measured by Liu et al.
+ELEMENTS_AT_ONCE = 2**26  # elements that one rank orthogonalizes at once: 128 MB in bf16
 
 
 class Muon(torch.optim.AdamW):
-    """Muon in groups with `momentum`, AdamW in the others.
+    """Applies Muon to parameter groups with `momentum`, and AdamW to the other groups.
 
-    Sharded parameters (DTensors) need no copy of the whole model: the ranks exchange slices of many matrices
-    for a few whole ones each.
+    With sharded parameters (DTensors), no rank gathers the whole model. The ranks exchange slices of many
+    matrices, so that each rank gets a few whole matrices.
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody asks for the loss again
-        """One update of every parameter that has a gradient. Matrices have none afterwards."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is supported
+        """Update every parameter that has a gradient. Clears the gradients of the Muon groups."""
         for group in self.param_groups:
             if "momentum" not in group:
                 continue
@@ -44,14 +44,14 @@ class Muon(torch.optim.AdamW):
                     part.mul_(1 - group["lr"] * group["weight_decay"])
                     part.sub_(
                         update.to(part), alpha=group["lr"] * size
-                    )  # the device too: `part` may be offloaded
-                    matrix.grad = None  # AdamW passes it over
+                    )  # `to` also moves the update to the device of `part`, which may be offloaded
+                    matrix.grad = None  # AdamW skips parameters without a gradient
         super().step()
 
     def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's: the gradient, drawn to its running mean.
+        """Return the Nesterov direction: the gradient, interpolated toward its running mean.
 
-        The state has AdamW's names, for loading and saving.
+        The state uses AdamW's names, so that checkpoints store it in the same way.
         """
         assert matrix.grad is not None
         state = self.state[matrix]
@@ -64,12 +64,12 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """This rank's slices of `matrices`, each made orthogonal as a whole.
+    """Orthogonalize each of `matrices` as a whole, and return this rank's slices.
 
-    They have one shape; all are plain, or all are DTensors of one mesh.
+    All matrices have the same shape. Either all are plain tensors, or all are DTensors on the same mesh.
 
-    Exchanged and computed in bf16, as published; on a CPU in fp32. Offloaded slices go to the mesh's device
-    and stay there.
+    Communication and computation use bf16, as published, or fp32 on a CPU. Offloaded slices are moved to the
+    mesh's device, and the results stay there.
     """
     first = matrices[0]
     device = first.device_mesh.device_type if isinstance(first, DTensor) else first.device.type
@@ -78,7 +78,7 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     if not isinstance(first, DTensor):
         return list(newton_schulz(slices).unbind())
     sliced = [Shard(place.dim + 1) if isinstance(place, Shard) else Replicate() for place in first.placements]
-    # copies share the work before anything is sent: else each would gather all slices
+    # replicas first divide the matrices among themselves; otherwise each would gather all slices
     fewer = [place if isinstance(place, Shard) else Shard(0) for place in sliced]
     whole: list[Placement] = [Shard(0)] * first.device_mesh.ndim
     stack = _distributed(slices, len(matrices), first, sliced).redistribute(placements=fewer)
@@ -89,7 +89,10 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """[n, rows, columns] → the same with singular values about 1, the same singular vectors and dtype."""
+    """Bring the singular values of `matrices` [n, rows, columns] to about 1.
+
+    Shape, dtype and singular vectors stay the same.
+    """
     if not matrices.numel():  # a rank without a matrix
         return matrices
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -103,9 +106,10 @@ def newton_schulz(matrices: Tensor) -> Tensor:
 
 
 def _portions(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Of one shape and one sharding.
+    """Yield groups of parameters that have the same shape and sharding.
 
-    A rank gets at most ELEMENTS_AT_ONCE of whole matrices, and holds four times that in slices.
+    For each group, a rank gets at most ELEMENTS_AT_ONCE elements of whole matrices, and four times as many
+    in slices.
     """
     alike: dict[tuple[object, ...], list[nn.Parameter]] = {}
     for parameter in parameters:
@@ -119,7 +123,7 @@ def _portions(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]
 
 
 def _spread(parameter: nn.Parameter) -> tuple[int, int]:
-    """Over how many ranks its slices are spread, and how many copies of it there are."""
+    """Return the number of ranks that `parameter` is sharded over, and the number of its replicas."""
     shards = copies = 1
     if isinstance(parameter, DTensor):
         for size, place in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
@@ -128,7 +132,7 @@ def _spread(parameter: nn.Parameter) -> tuple[int, int]:
 
 
 def _distributed(part: Tensor, count: int, like: DTensor, placements: Sequence[Placement]) -> DTensor:
-    """This rank's part of a stack [count, *like.shape] as a DTensor on the mesh of `like`."""
+    """Wrap this rank's part of a stack [count, *like.shape] in a DTensor on the mesh of `like`."""
     rows, columns = like.shape
     return DTensor.from_local(
         part.contiguous(),

@@ -1,4 +1,4 @@
-"""AdamW or Muon over what trains, Megatron's weight-decay rule, and clipping of sharded gradients."""
+"""AdamW and Muon for the trainable parameters, Megatron's weight-decay rule, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -20,29 +20,34 @@ from mindspeed_mm.training.muon import Muon
 NO_DECAY = re.compile(r"(^|\.)(bias|modulation)$")
 NOT_HIDDEN = re.compile(
     r"(^|[._])((embedding|head)\.|lora_[AB]\b)"
-)  # what enters, what leaves; and updates of low rank
+)  # input and output layers, and low-rank updates
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Megatron's rule: matrices and kernels decay; biases, 1-D parameters and modulation do not."""
+    """Return whether a parameter decays, by Megatron's rule.
+
+    Matrices and kernels decay; biases, 1-D parameters and modulation do not.
+    """
     return parameter.ndim > 1 and not NO_DECAY.search(name)
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Megatron's rule for Muon.
+    """Return whether Muon updates a parameter, by Megatron's rule.
 
-    Matrices, but not those of embeddings (text, time, patches), of the last layer or of a LoRA.
+    Muon updates all matrices except those of embeddings (text, time, patches), of the last layer and of
+    LoRAs.
     """
     return parameter.ndim == 2 and not NOT_HIDDEN.search(name)
 
 
 def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """What trains, in one group that decays and one that does not.
+    """Return the trainable parameters in two groups: with and without weight decay.
 
-    `wd_mult` is what megatron.core's schedule reads.
+    megatron.core's schedule reads `wd_mult` of each group.
 
-    Under `optimizer: muon` hidden matrices are a group of their own, which decays. All ranks of a pipeline
-    have the same groups, so that their checkpoints agree; those of a stage may be empty.
+    With `optimizer: muon`, hidden matrices are in a separate group, which decays. All ranks of a pipeline
+    have the same groups, so that their checkpoints agree; a group may be empty on some stages. Raises
+    ConfigError if nothing is trainable.
     """
     settings: dict[str, dict[str, Any]] = {
         "hidden": {
@@ -76,9 +81,9 @@ def _group_of(name: str, parameter: Tensor, config: OptimizerConfig) -> str:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW by `optimizer_selection`, or Muon.
+    """Build Muon, or the AdamW implementation of `optimizer_selection`.
 
-    Raises ConfigError when the requested package is not installed.
+    Raises ConfigError if the requested package is not installed.
     """
     settings: dict[str, Any] = {
         "lr": config.lr,
@@ -103,12 +108,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def clip_gradients(
     parameters: Iterable[nn.Parameter], max_norm: float, pipeline: Pipeline | None = None
 ) -> float:
-    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), as Megatron does; returns the norm before.
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), as Megatron does.
 
-    0 = measure only.
+    Returns the norm before clipping. If `max_norm` is 0, gradients are not scaled.
 
-    Sharded gradients (DTensors) count once over all their ranks, and so do those of all stages of
-    `pipeline`. A norm that is not finite scales nothing.
+    The norm counts each sharded gradient (DTensor) once, over all of its ranks, and includes the gradients of
+    all stages of `pipeline`. If the norm is not finite, gradients are not scaled.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = gradient_norm(gradients) if pipeline is None else pipeline.norm(gradient_norm)
@@ -120,7 +125,7 @@ def clip_gradients(
 
 
 def gradient_norm(gradients: list[Tensor]) -> float:
-    """The global 2-norm, summed in fp32."""
+    """Return the global 2-norm of the gradients, summed in fp32."""
     total = 0.0
     for kind in (
         [g for g in gradients if isinstance(g, DTensor)],

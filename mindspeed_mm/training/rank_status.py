@@ -1,4 +1,4 @@
-"""What a rank must not do alone: raise an error, or stop. And how lost processes are named."""
+"""Coordination of errors and stops over ranks, and error messages for lost processes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|watchdog|brok
 
 @dataclass
 class RankStatus:
-    """What this rank tells the others in the exchange of an iteration.
+    """The pending error or stop of this rank, which ranks share once per iteration.
 
-    A rank that raised or stopped alone would leave the others in a collective until it times out.
+    A rank that raised or stopped alone would leave the others waiting in a collective until it times out.
     """
 
     error: MindSpeedMMError | None = None
-    stop: str = ""  # why to save and stop
-    anywhere: bool = False  # whether a rank has one of these, as of the last exchange: the same on every rank
+    stop: str = ""  # reason to save and stop
+    anywhere: bool = (
+        False  # whether any rank had an error or a stop at the last reduction; equal on all ranks
+    )
 
     def fail(self, error: MindSpeedMMError) -> None:
-        """Keep the first error. A rank that is alone needs no exchange."""
+        """Record an error; only the first is kept. In a run with one rank, it takes effect immediately."""
         self.error = self.error or error
         self.anywhere = self.anywhere or world_size() == 1
 
     def request_stop(self, reason: str) -> None:
-        """Keep the first reason."""
+        """Request a stop; only the first reason is kept."""
         self.stop = self.stop or reason
 
     @property
     def flag(self) -> float:
-        """1 where this rank has something to tell, for the exchange."""
+        """1.0 if this rank has an error or a stop, else 0.0, for the reduction over ranks."""
         return float(self.error is not None or bool(self.stop))
 
     def raise_together(self) -> None:
@@ -42,7 +44,7 @@ class RankStatus:
         raise_on_all_ranks(self._raise)
 
     def reason(self) -> str | None:
-        """Why to stop, the same on every rank. A collective, where `anywhere`."""
+        """Return why to stop, or None; the same on every rank. Uses a collective if `anywhere` is set."""
         return next(filter(None, gather_objects(self.stop)), None) if self.anywhere else None
 
     def _raise(self) -> None:
@@ -51,7 +53,7 @@ class RankStatus:
 
 
 def dead_worker(error: RuntimeError, iteration: int) -> DataError | None:
-    """The DataError of a data worker that ended; None for any other error of torch."""
+    """Return a DataError if `error` reports that a data worker died, else None."""
     if "DataLoader worker" not in str(error):
         return None
     return DataError(
@@ -62,10 +64,10 @@ def dead_worker(error: RuntimeError, iteration: int) -> DataError | None:
 
 
 def lost_process(error: RuntimeError, iteration: int, phase: str) -> MindSpeedMMError | None:
-    """The error of a data worker or of ranks that are gone; None for any other error of torch."""
-    if died := dead_worker(error, iteration):  # its signal arrives in any phase
+    """Return the error to raise if `error` reports a dead data worker or lost ranks, else None."""
+    if died := dead_worker(error, iteration):  # torch reports a dead worker in whichever phase is running
         return died
-    if not _LOST.search(str(error)):  # torch's errors of process groups are RuntimeErrors, too
+    if not _LOST.search(str(error)):  # process-group errors are plain RuntimeErrors too
         return None
     return LaunchError(
         f"lost the other ranks in iteration {iteration}, phase {phase}: {_first_line(error)}",

@@ -1,6 +1,7 @@
-"""Training on raw clips: other processes read and draw, this one encodes on the device.
+"""Training on raw clips.
 
-The order is the loader's.
+Worker processes read the clips and build their conditions; the training process encodes them on the device.
+Samples come in the same order as from the feature loader.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from mindspeed_mm.data.transforms import PixelSample, to_sample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.training.metrics import READERS
 
-GIVEN = "given"  # the task of rows that bring their own src_video and mask, or that no entry takes
+GIVEN = "given"  # task of rows that have their own src_video and mask, or that match no entry of the recipe
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One sample of the stream before it is read. Picklable."""
+    """One sample of the stream before its clip is read. Picklable."""
 
-    record: SampleRecord  # with its draw
+    record: SampleRecord  # includes the drawn condition
     sample_index: int
     task: str
 
 
 @dataclass(frozen=True)
 class Made:
-    """A micro-batch in pixels, and the seconds that a reader spent on it."""
+    """A micro-batch in pixels, and the seconds that a worker process spent on it."""
 
     pixels: tuple[PixelSample, ...]
     seconds: float
@@ -49,21 +50,21 @@ class Made:
 
 @dataclass(frozen=True)
 class MakePixels:
-    """What reading processes run. Picklable."""
+    """The function that worker processes run. Picklable."""
 
     load: Callable[[SampleRecord], PixelSample]
 
     def __call__(self, planned: Sequence[Planned]) -> Made:
-        """Read the clips of one micro-batch and make their conditions. Raises DataError."""
+        """Read the clips of one micro-batch and build their conditions. Raises DataError."""
         start = time.perf_counter()
         pixels = tuple(self.load(sample.record) for sample in planned)
         return Made(pixels, time.perf_counter() - start)
 
 
 class Costs:
-    """Seconds since `take`.
+    """Seconds spent on making samples since the last call of `take`.
 
-    On an accelerator events are recorded in the queue, so measuring stalls nothing.
+    On an accelerator, events are recorded in the stream, so measuring does not stall the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,14 +74,14 @@ class Costs:
 
     @contextmanager
     def on_host(self, name: str) -> Iterator[None]:
-        """Count what happens inside."""
+        """Add the time spent in the block to `name`."""
         start = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - start)
 
     @contextmanager
     def on_device(self, name: str) -> Iterator[None]:
-        """Count what the device does inside."""
+        """Add the device time of the block to `name`."""
         if self._device.type == "cpu":
             with self.on_host(name):
                 yield
@@ -93,11 +94,11 @@ class Costs:
         self._events.append((name, start, end))
 
     def add(self, name: str, seconds: float) -> None:
-        """Count seconds."""
+        """Add `seconds` to `name`."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def take(self) -> dict[str, float]:
-        """Seconds in the readers, of waiting for them, in VAE and text encoder; counts from 0 again."""
+        """Return the seconds since the last call: readers, waiting for them, VAE and text encoder."""
         for name, start, end in self._events:
             end.synchronize()
             self.add(name, start.elapsed_time(end) / 1000)
@@ -107,7 +108,7 @@ class Costs:
 
 
 class Stream:
-    """Which sample comes when, and what becomes of it: a function of (seed, consumed-sample index)."""
+    """The order of samples and the condition of each: a function of (seed, consumed-sample index)."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Stream:
         seed: int,
         shuffle: bool,
     ) -> None:
-        """`grids`: frames, height and width of each record's clip as it is encoded."""
+        """Create a stream. `grids` are the frames, height and width of each record's clip as encoded."""
         self.records, self.recipe, self.seed = records, recipe, seed
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
         shapes = [(grid, *self._fitting(record)) for record, grid in zip(records, grids, strict=True)]
@@ -128,12 +129,12 @@ class Stream:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Every task that a sample can have, in the recipe's order."""
+        """All tasks that a sample can have, in the order of the recipe."""
         drawn = () if self.recipe is None else tuple(self.recipe.tasks)
         return (*drawn, *({GIVEN} - set(drawn)))
 
     def plan(self, draw: Draw) -> Planned:
-        """The record of a draw with its task. Raises ConfigError."""
+        """Return the record of a draw, with its task and condition. Raises ConfigError."""
         record = self.records[draw.record]
         first = draw.sample_index - draw.sample_index % self.micro_batch_size
         drawn = None
@@ -151,13 +152,19 @@ class Stream:
         return Planned(replace(record, synthesis=drawn_as(drawn)), draw.sample_index, drawn.name)
 
     def _fitting(self, record: SampleRecord) -> tuple[object, ...]:
-        """What must be equal for records to have the same draws, and as many references."""
+        """Return the properties that the records of one micro-batch must share.
+
+        Records with equal properties get the same draws and have the same number of references.
+        """
         entries = entries_for(self.recipe, str(record.video)) if self.recipe and record.is_plain else ()
         return entries, len(record.src_ref_images)
 
 
 class RawBatches:
-    """The endless micro-batches of one rank. `consumed_samples` is their whole state, as of features."""
+    """The endless stream of one rank's micro-batches.
+
+    As with features, `consumed_samples` is its entire state.
+    """
 
     def __init__(
         self,
@@ -179,7 +186,7 @@ class RawBatches:
         self.tasks = stream.tasks
 
     def batches(self, consumed_samples: int = 0) -> Generator[Batch, None, None]:
-        """Micro-batches from `consumed_samples` on.
+        """Yield micro-batches, starting after `consumed_samples` samples.
 
         Raises DataError with the address of a row that cannot be used.
         """
@@ -193,7 +200,7 @@ class RawBatches:
                     break
                 yield self._batch(*row)
                 given += 1
-        # readers take no more after a stop signal; the iteration that is under way needs its samples
+        # after a stop signal, workers accept no more work, but the current iteration still needs its samples
         with self._readers(0) as here:
             for planned, made in here.map(islice(self._plans(consumed_samples), given, None)):
                 yield self._batch(planned, made)
@@ -229,7 +236,10 @@ class RawBatches:
         return self.collate.stack(rows)
 
     def _encode(self, sample: Planned, pixels: PixelSample) -> FeatureRecord:
-        """As extraction does, rounding included: the same sample trains the same from a feature."""
+        """Encode one sample as feature extraction does, including the rounding to bfloat16.
+
+        Training on a raw clip and training on its extracted feature are therefore equivalent.
+        """
         with self.costs.on_device("vae"):
             latents, context = encode_features(self.vae, to_sample(pixels))
         with self.costs.on_device("text"):

@@ -1,4 +1,4 @@
-"""Everything that moves while training, saved and loaded together."""
+"""Training state that is saved and loaded together."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from megatron.mm.schedules import ParamScheduler
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import parse_json
 
-PACKED_BYTES = 1 << 20  # most bytes of a packed value
+PACKED_BYTES = 1 << 20  # maximum size of a packed value in bytes
 
 
 @dataclass
 class Skips:
-    """Iterations whose loss or gradient was not finite."""
+    """Number of iterations whose loss or gradient was not finite."""
 
-    in_a_row: int = 0  # up to now
-    total: int = 0  # of the whole run, over all its starts
+    in_a_row: int = 0  # consecutive, up to the current iteration
+    total: int = 0  # in the whole run, including before it was resumed
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """One checkpoint.
+    """Everything that changes during training and that a checkpoint contains.
 
-    The order of samples is a function of (seed, epoch): its state is `consumed_samples`.
+    The order of samples is a function of (seed, epoch), so `consumed_samples` is its entire state.
     """
 
     model: nn.Module
@@ -40,17 +40,20 @@ class TrainState:
     skips: Skips = field(default_factory=Skips)
     loss_means: dict[int, tuple[int, float]] = field(
         default_factory=dict
-    )  # this rank's, by band of timesteps
-    hooks: dict[str, Any] = field(default_factory=dict)  # this rank's states of hooks, as of the last save
+    )  # this rank's running means: timestep band → (samples seen, mean loss)
+    hooks: dict[str, Any] = field(default_factory=dict)  # this rank's hook states, as of the last save
 
 
 def pack(values: object) -> Tensor:
-    """Plain numbers and strings → a uint8 tensor, so that a checkpoint holds tensors only."""
+    """Encode plain numbers and strings in a uint8 tensor, so that a checkpoint contains only tensors."""
     return torch.tensor(list(json.dumps(values, sort_keys=True).encode()), dtype=torch.uint8)
 
 
 def unpack(tensor: Tensor, where: str) -> Any:
-    """Undo `pack`; `where` starts the message of the WeightsError that it raises for anything else."""
+    """Decode a tensor made by `pack`.
+
+    Raises WeightsError for any other tensor; `where` is the location that its message names.
+    """
     try:
         text = bytes(tensor.tolist()).decode()
     except UnicodeDecodeError:
@@ -63,7 +66,7 @@ def unpack(tensor: Tensor, where: str) -> Any:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, names: Mapping[Any, str]
 ) -> dict[str, dict[str, Tensor]]:
-    """Parameter name → its moments and counters. Counters that are plain numbers become tensors."""
+    """Map each parameter name to its moments and counters. Plain numbers become tensors."""
     return {
         names[parameter]: {
             key: value if isinstance(value, Tensor) else torch.tensor(value) for key, value in values.items()
@@ -73,7 +76,10 @@ def optimizer_state(
 
 
 def group_steps(optimizer: torch.optim.Optimizer) -> list[int | None]:
-    """The counter that some fused optimizers keep in each group instead of in each parameter's state."""
+    """Return the step counter of each parameter group, or None for groups without one.
+
+    Some fused optimizers keep one counter per group instead of one per parameter.
+    """
     return [int(group["step"]) if "step" in group else None for group in optimizer.param_groups]
 
 
@@ -83,7 +89,11 @@ def load_optimizer_state(
     steps: Iterable[int | None],
     names: Mapping[Any, str],
 ) -> None:
-    """Undo `optimizer_state` and `group_steps`; learning rates stay the schedule's. Raises WeightsError."""
+    """Load the results of `optimizer_state` and `group_steps` into `optimizer`.
+
+    Learning rates are not loaded; the schedule sets them. Raises WeightsError if moments are missing or
+    belong to another optimizer.
+    """
     packed = optimizer.state_dict()
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     missing = [names[parameter] for parameter in ordered if names[parameter] not in state]
@@ -94,7 +104,7 @@ def load_optimizer_state(
             fix="train the same part as before, or add --no-load-optim",
         )
     for group in packed["param_groups"]:
-        is_muons = "momentum" in group  # such a group has no second moment
+        is_muons = "momentum" in group  # Muon groups have no second moment
         for name in (names[ordered[place]] for place in group["params"]):
             if name in state and ("exp_avg_sq" in state[name]) == is_muons:
                 raise WeightsError(

@@ -1,4 +1,4 @@
-"""One iteration: noise, forward, loss, backward over the micro-batches, one clipped update."""
+"""One training iteration: noise, forward, loss and backward per micro-batch, then one clipped update."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SampleNote:
 
 @dataclass
 class LocalWork:
-    """What one rank did in one iteration, before ranks compare."""
+    """Losses and samples of one rank in one iteration, before the reduction over ranks."""
 
     losses: list[Tensor] = field(default_factory=list)  # weighted, one scalar for each micro-batch
     sample_losses: list[Tensor] = field(default_factory=list)  # unweighted, [B] for each micro-batch
@@ -43,7 +43,7 @@ class LocalWork:
     sizes: list[tuple[int, ...]] = field(default_factory=list)  # (R+F, h, w, text rows) of every sample
 
     def add(self, batch: Batch, loss: Tensor, losses: Tensor, timesteps: Tensor) -> None:
-        """Remember one micro-batch; tensors stay on the device until `notes` reads them."""
+        """Record one micro-batch. Tensors stay on the device until `notes` reads them."""
         self.losses.append(loss.detach())
         self.sample_losses.append(losses.detach())
         self.timesteps.append(timesteps)
@@ -53,7 +53,7 @@ class LocalWork:
         self.sizes += [(*batch.latents.shape[2:], batch.prompt_embeds.shape[1])] * len(batch.keys)
 
     def notes(self) -> list[SampleNote]:
-        """Every sample with its loss. Waits for the device."""
+        """Return every sample with its loss. Waits for the device."""
         losses, timesteps = torch.cat(self.sample_losses).tolist(), torch.cat(self.timesteps).tolist()
         rows = zip(self.keys, self.sample_indices, timesteps, losses, strict=True)
         return [SampleNote(key, index, timestep, loss) for key, index, timestep, loss in rows]
@@ -61,7 +61,7 @@ class LocalWork:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How the samples of one task differ from the others."""
+    """Settings for the samples of one task."""
 
     schedule: Schedule
     loss_weight: float = 1.0
@@ -69,14 +69,14 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What of the job the step itself needs."""
+    """Settings of the job that a training step needs."""
 
     micro_batches: int
     schedule: Schedule
     seed: int
     exclude_refs: bool  # ref_loss: exclude
     clip_grad: float
-    tasks: Mapping[str, TaskSettings] = field(default_factory=dict)  # tasks that are not here have no own
+    tasks: Mapping[str, TaskSettings] = field(default_factory=dict)  # only tasks with their own settings
 
 
 def accumulate(
@@ -86,9 +86,9 @@ def accumulate(
     device: torch.device,
     timers: PhaseTimers,
 ) -> LocalWork:
-    """Forward and backward of the micro-batches.
+    """Run forward and backward for all micro-batches.
 
-    Gradients are means over them, and over ranks after the last one.
+    Gradients are averaged over the micro-batches and, after the last one, over ranks.
     """
     if isinstance(model, Pipeline):
         return accumulate_stages(model, batches, settings, device, timers)
@@ -108,7 +108,7 @@ def accumulate(
 
 
 def draw(batch: Batch, on_host: Batch, settings: StepSettings) -> FlowSample:
-    """Noise and timesteps of a micro-batch, from the schedule of each sample's task."""
+    """Draw the noise and timesteps of a micro-batch. Each sample uses the schedule of its task."""
     own = [settings.tasks.get(task) for task in batch.tasks] if settings.tasks else []
     schedules = [settings.schedule if one is None else one.schedule for one in own] or settings.schedule
     return sample_flow(batch.latents, schedules, on_host.sample_index, settings.seed)
@@ -117,7 +117,7 @@ def draw(batch: Batch, on_host: Batch, settings: StepSettings) -> FlowSample:
 def weighted_loss(
     velocity: Tensor, sample: FlowSample, batch: Batch, settings: StepSettings
 ) -> tuple[Tensor, Tensor]:
-    """→ the loss that backward starts from, and the unweighted loss [B] of each sample."""
+    """Return the scalar loss for backward, and the unweighted loss of each sample [B]."""
     losses = sample_losses(velocity, sample, batch.num_refs if settings.exclude_refs else 0)
     weights = sample.weight
     if settings.tasks:
@@ -134,9 +134,9 @@ def accumulate_stages(
     device: torch.device,
     timers: PhaseTimers,
 ) -> LocalWork:
-    """As `accumulate`, over the stages of a pipeline.
+    """Run `accumulate` over the stages of a pipeline.
 
-    The last stage's rank computes the losses; every rank returns them.
+    The rank of the last stage computes the losses, and every rank returns them.
     """
     with timers.phase("data"):
         moved = [batch.to(device) for batch in batches]
@@ -145,7 +145,7 @@ def accumulate_stages(
         MicroBatch(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
         for sample, batch in zip(samples, moved, strict=True)
     ]
-    # of each micro-batch: its loss, then those of its samples
+    # one row per micro-batch: its loss, then the losses of its samples
     found = torch.zeros(len(inputs), 1 + len(batches[0].keys), device=device)
 
     def loss(velocity: Tensor, number: int) -> Tensor:
@@ -153,7 +153,7 @@ def accumulate_stages(
         found[number] = torch.cat([mean.detach().view(1), losses.detach()])
         return mean / len(inputs)
 
-    with timers.phase("forward"):  # and backward: a schedule mixes them
+    with timers.phase("forward"):  # includes backward, because pipeline schedules interleave the two
         pipeline.forward_backward(inputs, loss)
         pipeline.from_last(found)
     work = LocalWork()
@@ -165,11 +165,10 @@ def accumulate_stages(
 def mean_over_ranks(
     values: list[float], losses: list[Tensor], device: torch.device, more: Tensor | None = None
 ) -> tuple[float, list[float]]:
-    """(mean loss, mean of each value, then of each of `more`) over micro-batches and all ranks.
+    """Average the loss, `values` and `more` over all ranks in one small all-reduce.
 
-    One small exchange.
-
-    Context-parallel ranks repeat one another's numbers, which leaves means as they are.
+    Returns the mean loss over micro-batches and ranks, and the means of `values` followed by those of `more`.
+    Context-parallel ranks contribute identical numbers, which does not change the means.
     """
     parts = [torch.stack(losses).mean().view(1).float(), torch.tensor(values, device=device).float()]
     vector = torch.cat(parts if more is None else [*parts, more])
@@ -183,17 +182,16 @@ def mean_over_ranks(
 def update(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, clip_grad: float
 ) -> tuple[float, bool]:
-    """Clip and step unless loss or gradient is not finite.
+    """Clip the gradients and update the weights, unless the loss or the gradient norm is not finite.
 
-    → (gradient norm before clipping, whether it stepped).
-
-    Both numbers are the same on every rank, so all ranks step or none does.
+    Returns the gradient norm before clipping, and whether the weights were updated. The loss and the norm are
+    the same on every rank, so either all ranks update or none does.
     """
     pipeline = model if isinstance(model, Pipeline) else None
     norm = clip_gradients([p for p in model.parameters() if p.requires_grad], clip_grad, pipeline)
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         optimizer.step()
-    # each in its own way: apex's takes no argument, the NPU's must keep its gradients' memory
+    # without arguments: apex's optimizer accepts none, and the NPU's must keep the memory of its gradients
     optimizer.zero_grad()
     return norm, finite

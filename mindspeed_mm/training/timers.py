@@ -1,6 +1,6 @@
-"""Seconds by phase of an iteration.
+"""Timers for the phases of an iteration.
 
-On an accelerator events are recorded in the queue, so measuring stalls nothing.
+On an accelerator, events are recorded in the stream, so measuring does not stall the device.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ PHASES = ("data", "forward", "backward", "communication", "optimizer")
 
 
 class PhaseTimers:
-    """Adds up each phase of one iteration; `take` reads and clears."""
+    """Adds up the seconds of each phase of one iteration. `take` returns and clears them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._host: list[tuple[str, float]] = []
         self._events: list[tuple[str, Any, Any]] = []
-        self.current = "start"  # the phase entered last; an error names it
+        self.current = "start"  # the phase entered last, for error messages
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what happens inside as `name`. Waiting for data is host time, all else is device time."""
+        """Add the time of the block to phase `name`: host time for data, device time for all other phases."""
         self.current = name
         if self._device.type == "cpu" or name == "data":
             start = time.perf_counter()
@@ -40,7 +40,10 @@ class PhaseTimers:
         self._events.append((name, start_event, end_event))
 
     def take(self) -> dict[str, float]:
-        """Seconds of each phase since the last call. Call it when the device has finished the iteration."""
+        """Return the seconds of each phase since the last call.
+
+        Call this method when the device has finished the iteration.
+        """
         seconds = dict.fromkeys(PHASES, 0.0)
         for name, duration in self._host:
             seconds[name] += duration

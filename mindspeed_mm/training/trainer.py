@@ -1,6 +1,6 @@
-"""The iterations of a run: their one exchange between ranks, checkpoints, and when to stop.
+"""The training loop: iterations with one reduction over ranks each, checkpoints, and early exits.
 
-Whatever else happens beside them is a hook.
+All other behavior is implemented in hooks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ logger = get_logger(__name__)
 
 
 class Saver(Protocol):
-    """What the trainer needs of a Checkpointer: each call → the iteration that it completed, if any."""
+    """The part of a Checkpointer that the trainer uses.
+
+    Each method returns the iteration whose save it completed, if any.
+    """
 
     def save(self, state: TrainState, /, best: Best | None = None) -> int | None: ...
 
@@ -46,19 +49,19 @@ class Saver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """The micro-batches of this rank, and what is known of them."""
+    """The micro-batches of this rank, and their costs and tasks."""
 
-    batches: Generator[Batch, None, None]  # endless, from state.consumed_samples on
-    # (R+F, h, w, text rows) → tokens and operations of one sample
+    batches: Generator[Batch, None, None]  # endless; starts after state.consumed_samples
+    # (R+F, h, w, text rows) → tokens and FLOPs of one sample
     cost: Callable[[tuple[int, ...]], tuple[int, Flops]]
-    dp_size: int = 1  # ranks that see different samples
-    tasks: tuple[str, ...] = ()  # those whose loss is reported, the same on every rank
-    # seconds that making the samples took, since the last call
+    dp_size: int = 1  # number of data-parallel ranks, which see different samples
+    tasks: tuple[str, ...] = ()  # tasks whose loss is reported; the same on every rank
+    # seconds spent on making samples since the last call
     seconds: Callable[[], dict[str, float]] = dict
 
 
 class Trainer:
-    """Trains `state` on `data` until train_iters, or until something says stop."""
+    """Trains `state` on `data` until train_iters, or until an early exit is requested."""
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class Trainer:
         accelerator: Accelerator,
         checkpoints: Saver | None = None,
     ) -> None:
-        """`hooks`: called in this order. `checkpoints`: None writes none."""
+        """Create a trainer. `hooks` are called in this order. Without `checkpoints`, none are written."""
         self.config, self.state, self.step, self.data = config, state, step, data
         self.accelerator, self.checkpoints = accelerator, checkpoints
         self.global_batch_size: int = config.batch.global_batch_size or 1
@@ -83,9 +86,9 @@ class Trainer:
         self._ahead: list[Batch] | None = None  # micro-batches of the next iteration
 
     def run(self) -> None:
-        """Train. Saves at --save-interval, at the end, and before an early stop.
+        """Train, and save at --save-interval, at the end and before an early exit.
 
-        Raises Stopped after that of a signal.
+        Raises Stopped after an early exit that a signal caused.
         """
         watch = ExitWatch(self.config.exit)
         with handling_signals(), deferred():
@@ -112,7 +115,7 @@ class Trainer:
                 event, anywhere = self.iterate(watch.local())
                 if self.checkpoints is not None:
                     self._saved(self.checkpoints.poll())
-                bar.clear()  # the log line takes the bar's place, and the bar comes back below it
+                bar.clear()  # so that the log line replaces the bar, which is drawn again below it
                 self.hooks.step(event)
                 bar.step(note=f"loss={event.report.loss:.4f}")
                 reason = watch.reason(state.iteration, anywhere) or self.status.reason()
@@ -145,13 +148,13 @@ class Trainer:
             self.hooks.close()
 
     def iterate(self, local_flags: list[float]) -> tuple[StepEvent, list[float]]:
-        """One iteration → its event for the hooks, and the ranks' mean of `local_flags`."""
+        """Run one iteration. Returns its event for the hooks, and the mean of `local_flags` over ranks."""
         state, start = self.state, time.perf_counter()
         self.accelerator.reset_peak_memory()
         batches = self._take()
         work = accumulate(state.model, batches, self.step, self.accelerator.device, self.timers)
         del batches
-        if state.iteration + 1 < self.train_iters:  # the device still computes
+        if state.iteration + 1 < self.train_iters:  # read while the device is still computing
             self._read_ahead(state.iteration + 2)
         with self.timers.phase("communication"):
             loss, sums = mean_over_ranks(
@@ -195,7 +198,7 @@ class Trainer:
         ), anywhere
 
     def save(self, best: Best | None = None) -> int:
-        """Write a checkpoint if there is a place for it. → the iteration."""
+        """Save a checkpoint, unless there is no checkpointer. Returns the iteration."""
         if self.checkpoints is not None:
             self.state.hooks = self.hooks.states()
             self._saved(self.checkpoints.save(self.state, best))
@@ -207,10 +210,10 @@ class Trainer:
             self.hooks.saved(SaveEvent(iteration=iteration, folder=folder))
 
     def _take(self) -> list[Batch]:
-        """The micro-batches of this iteration. Raises the first rank's error on all ranks.
+        """Return the micro-batches of this iteration. If a rank failed, raises its error on all ranks.
 
-        Whether any rank failed is known from the exchange of the iteration before; only the first iteration
-        pays for an exchange of its own.
+        The reduction of the previous iteration tells whether any rank failed. Only the first iteration needs
+        a separate collective for this.
         """
         if self.status.anywhere:
             self.status.raise_together()
@@ -232,9 +235,9 @@ class Trainer:
                 self.status.fail(died)
 
     def _cost(self, work: LocalWork) -> list[float]:
-        """Tokens, model TFLOP and hardware TFLOP of this rank.
+        """Return the tokens, model TFLOP and hardware TFLOP of this rank.
 
-        Context-parallel ranks share a sample's cost.
+        Context-parallel ranks share the cost of a sample.
         """
         costs = [self.data.cost(size) for size in work.sizes]
         return [

@@ -1,7 +1,8 @@
 """Held-out loss at fixed timesteps with fixed noise.
 
-Every evaluation measures the same, on any number of ranks.
-Beside the mean of all records at each timestep: that of each task, and intervals for the choice of records.
+Evaluations are comparable: each uses the same records, timesteps and noise, on any number of ranks. The
+results are the mean of all records at each timestep, the mean of each task, and intervals that account for
+the choice of records.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from mindspeed_mm.flow.schedule import Schedule
 
 Interval = Callable[
     [Sequence[float]], tuple[float, float] | None
-]  # losses of records → low and high of their mean
-LOW, HIGH = "/low", "/high"  # behind a name: its interval
+]  # losses of records → interval (low, high) of their mean
+LOW, HIGH = "/low", "/high"  # suffixes for the bounds of an interval
 
 
 def quantile_places(schedule: Schedule, quantiles: int) -> list[int]:
-    """The middle place of each of `quantiles` equal parts of what this model trains on."""
+    """Return the middle place of each of `quantiles` equal parts of the schedule that the model trains on."""
     count = len(schedule.places)
     return [int(schedule.places[(2 * q + 1) * count // (2 * quantiles)]) for q in range(quantiles)]
 
@@ -47,15 +48,14 @@ def held_out_loss(
     interval: Interval | None = None,
     called: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Unweighted mean squared error of the first `most` held-out records.
+    """Measure the unweighted mean squared error of the first `most` held-out records.
 
-    At each quantile's timestep, and their mean.
+    Returns the error at the timestep of each quantile, and the mean of these errors. If there are several
+    tasks, the result also has these values for the records of each task. `interval` adds NAME/low and
+    NAME/high. `called` maps a task to the name under which training reports its loss.
 
-    Every rank runs the model equally often, as sharded models need; a rank with nothing left repeats and does
-    not count.
-
-    The same for the records of each task, where there are several. `interval` adds NAME/low and NAME/high.
-    `called`: task → the name that training reports its loss under.
+    Every rank runs the model equally often, as sharded models require. A rank without a record of its own
+    repeats the last record, which is not counted again.
     """
     places = quantile_places(schedule, quantiles)
     records = range(min(len(source), most))
@@ -87,7 +87,7 @@ def held_out_loss(
         dist.all_reduce(totals)
         dist.all_reduce(
             each, op=dist.ReduceOp.MAX
-        )  # ranks of one context-parallel group hold the same record
+        )  # ranks of one context-parallel group have the same record
         dist.all_reduce(task_of, op=dist.ReduceOp.MAX)
     *sums, count = totals.tolist()
     means = [total / count for total in sums]
@@ -105,7 +105,7 @@ def held_out_loss(
 def _of_rows(
     prefix: str, rows: Tensor, names: Sequence[str], interval: Interval | None, *, with_means: bool
 ) -> dict[str, float]:
-    """Means of records [N, quantiles] at each timestep and over all, and their intervals."""
+    """Return the means of `rows` [N, quantiles] per timestep and over all timesteps, and their intervals."""
     found: dict[str, float] = {}
     columns = {**dict(zip(names, rows.T.tolist(), strict=True)), "loss": rows.mean(1).tolist()}
     for name, losses in columns.items():

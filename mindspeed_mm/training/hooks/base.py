@@ -1,4 +1,4 @@
-"""What a training behaviour derives from, and the events that it gets."""
+"""Base class of training hooks, and the events that they receive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-if TYPE_CHECKING:  # a package may register a hook in the file that defines it: --dry-run needs no torch
+if (
+    TYPE_CHECKING
+):  # --dry-run must import hooks without torch: a package may define and register one in one file
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.training.checkpoint_folder import Best
     from mindspeed_mm.training.config import TrainingConfig
@@ -21,90 +23,93 @@ Log = Callable[[Mapping[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class StartEvent:
-    """The run before its first iteration; `state` is where it begins or resumes."""
+    """Start of a run, before its first iteration. `state` is the state to start or resume from."""
 
     config: TrainingConfig
     state: TrainState
     step: StepSettings
-    groups: LossGroups  # whose losses are reported
+    groups: LossGroups  # groups of samples whose losses are reported
     accelerator: Accelerator
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent:
-    """One finished iteration; its update is done and its gradients are cleared."""
+    """One finished iteration, after the update of the weights. Gradients are already cleared."""
 
     report: StepReport
-    notes: Sequence[SampleNote]  # this rank's samples
-    group_totals: Sequence[float]  # [2 · groups]: sums of losses, then their number; means over ranks
-    log: Log  # more numbers of this iteration for `on_metrics`
-    stop: Callable[[str], None]  # save and end the run after the next iteration, for this reason
+    notes: Sequence[SampleNote]  # the samples of this rank
+    group_totals: Sequence[float]  # [2 · groups]: sums of losses, then counts; means over ranks
+    log: Log  # sends further numbers of this iteration to `on_metrics`
+    stop: Callable[[str], None]  # called with a reason: save and end the run after the next iteration
 
 
 @dataclass(kw_only=True)
 class EvalEvent:
-    """An evaluation, at --eval-interval. Hooks measure and `log`; those after them see the numbers."""
+    """An evaluation at --eval-interval.
+
+    Hooks measure values and `log` them. Later hooks in the list can read them from `values`.
+    """
 
     iteration: int
-    saves: bool  # a checkpoint of this iteration is written in any case
+    saves: bool  # whether this iteration is saved regardless of `best`
     record: Log
     stop: Callable[[str], None]  # as in a StepEvent
     values: dict[str, float] = field(default_factory=dict)  # measured so far, such as validation/loss
-    best: Best | None = None  # set alike on every rank: save this iteration, and name it in best.json
+    best: Best | None = None  # set it equally on every rank to save this iteration and name it in best.json
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Add numbers to `values`, and give them to `on_metrics`."""
+        """Add numbers to `values`, and send them to `on_metrics`."""
         self.values |= values
         self.record(values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveEvent:
-    """A checkpoint that is complete; with --async-save, iterations after it was begun."""
+    """A complete checkpoint. With --async-save, this event comes some iterations after the save started."""
 
     iteration: int
     folder: Path  # SAVE/iter_0000010
 
 
 class Hook:
-    """One behaviour beside the iterations: override what it needs.
+    """Base class of training hooks. Override the methods that a hook needs.
 
-    Every rank calls every hook, in the order of the list. A hook uses no collective in `on_step`.
+    Every rank calls every hook, in the order of the list. A hook must not use collectives in `on_step`.
 
-    A MindSpeedMMError on one rank ends the run on all ranks, after the next iteration; the hook is not called
-    again.
-    Any other exception is a bug: it ends its rank at once, with a traceback.
+    If a hook raises MindSpeedMMError on one rank, the run ends on all ranks after the next iteration, and the
+    hook is not called again. Any other exception is treated as a bug: it ends its rank immediately, with a
+    traceback.
     """
 
-    # True: it does the same on every rank, so that it may use collectives in `on_eval`. Its errors are raised
-    # at once.
+    # True if the hook does the same on every rank. It may then use collectives in `on_eval`, and its errors
+    # are raised immediately.
     alike: ClassVar[bool] = False
-    name: str = ""  # what its state is saved under: its `type` in the model JSON, else the name of its class
+    name: str = ""  # key of the hook's state: its `type` in the model JSON, or else the name of its class
 
     def on_start(self, event: StartEvent) -> None:
-        """Before the first iteration, after `load_state_dict`."""
+        """Called before the first iteration, after `load_state_dict`."""
 
     def on_step(self, event: StepEvent) -> None:
-        """After every iteration, whether its update was skipped or not."""
+        """Called after every iteration, including those whose update was skipped."""
 
     def on_eval(self, event: EvalEvent) -> None:
-        """At --eval-interval, after `on_step`."""
+        """Called at --eval-interval, after `on_step`."""
 
     def on_save(self, event: SaveEvent) -> None:
-        """When a checkpoint is complete."""
+        """Called when a checkpoint is complete."""
 
     def on_metrics(self, iteration: int, values: Mapping[str, float]) -> None:
-        """For each set of numbers that a hook logs, this one included."""
+        """Called for each set of numbers that any hook logs, including this one."""
 
     def close(self) -> None:
-        """At the end of the run, also of one that failed."""
+        """Called at the end of the run, even if the run failed."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, in values that JSON has; {} for nothing."""
+        """Return the state to save in a checkpoint, as JSON values, or {} if there is none."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo `state_dict`, on the rank that saved it.
+        """Restore the state that `state_dict` returned on this rank.
 
-        A rank that the checkpoint does not know gets the state of rank 0.
+        A rank that is not in the checkpoint gets the state of rank 0.
         """

@@ -1,4 +1,4 @@
-"""--save-best: keep the checkpoint of the lowest held-out loss."""
+"""Hook for --save-best, which keeps the checkpoint with the lowest held-out loss."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mindspeed_mm.training.hooks.base import EvalEvent, Hook
 
 
 class BestCheckpoint(Hook):
-    """Has an iteration saved whose held-out loss is the lowest so far."""
+    """Requests a checkpoint of each iteration whose held-out loss is the lowest so far."""
 
     alike = True
 
     def __init__(self, best: Best | None = None) -> None:
-        """`best`: that of the run so far."""
+        """Create the hook. `best` is the best checkpoint of the run so far."""
         self._best = best
 
     def on_eval(self, event: EvalEvent) -> None:
-        """Compare the loss that a hook before this one measured."""
+        """Compare the loss that an earlier hook measured with the lowest so far."""
         loss = event.values.get("validation/loss", math.nan)
         if math.isfinite(loss) and (self._best is None or loss < self._best.loss):
             self._best = event.best = Best(iteration=event.iteration, loss=loss, alone=not event.saves)

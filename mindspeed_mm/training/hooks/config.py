@@ -1,4 +1,4 @@
-"""`hooks` of a model JSON: training behaviours that a run switches on. No torch."""
+"""Configuration of `hooks` in a model JSON: optional training behaviors. Does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EarlyStopConfig(Config):
 
 @dataclass(frozen=True)
 class HookSpec:
-    """One kind of training hook. `type` of an entry of `hooks` picks it."""
+    """One kind of training hook, selected by the `type` of an entry in `hooks`."""
 
     config: type[Config]  # schema of the entry; its field `type` is the registered name
     build: str  # "module:callable", called build(config) → a Hook
@@ -39,5 +39,8 @@ TRAINING_HOOKS.add(
 
 
 def parse_hooks(values: Any, where: str, notes: list[str] | None = None) -> tuple[Config, ...]:
-    """The list of a model JSON → one config each. Raises ConfigError with the address of what is wrong."""
+    """Parse the list `hooks` of a model JSON into one config per entry.
+
+    Raises ConfigError with the address of the invalid value.
+    """
     return parse_typed_list(values, where, TRAINING_HOOKS, '[{"type": "early_stop", "patience": 5}]', notes)

@@ -1,4 +1,4 @@
-"""`early_stop`: end the run when the held-out loss no longer falls."""
+"""The hook `early_stop`, which ends the run when the held-out loss no longer decreases."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from mindspeed_mm.training.hooks.config import EarlyStopConfig
 
 
 class EarlyStop(Hook):
-    """Counts evaluations since the lowest held-out loss; a checkpoint holds both."""
+    """Counts the evaluations since the lowest held-out loss. The count and the loss are checkpointed."""
 
     def __init__(self, config: EarlyStopConfig) -> None:
         self._config = config
         self._best: float | None = None
-        self._waited = 0  # evaluations since then
+        self._waited = 0  # evaluations since the best one
 
     def on_eval(self, event: EvalEvent) -> None:
-        """Compare the loss, and stop when patience is over. A loss that is not finite is not lower."""
+        """Compare the loss with the lowest so far, and stop when the patience is exhausted.
+
+        A loss that is not finite counts as no improvement.
+        """
         loss = event.values.get("validation/loss", math.nan)
         if math.isfinite(loss) and (self._best is None or loss < self._best - self._config.min_delta):
             self._best, self._waited = loss, 0
@@ -31,11 +34,11 @@ class EarlyStop(Hook):
             event.stop(f"early_stop: no lower held-out loss than {lowest} in {self._waited} evaluations")
 
     def state_dict(self) -> dict[str, Any]:
-        """The lowest loss, and the evaluations since."""
+        """Return the lowest loss and the number of evaluations since."""
         return {"best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the count. Raises WeightsError for a state that is none."""
+        """Restore the lowest loss and the count. Raises WeightsError if `state` is invalid."""
         best, waited = state.get("best"), state.get("waited")
         if not (best is None or isinstance(best, float)) or type(waited) is not int or waited < 0:
             raise WeightsError(

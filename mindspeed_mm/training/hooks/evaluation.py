@@ -1,4 +1,4 @@
-"""The held-out loss at --eval-interval."""
+"""Hook that measures the held-out loss at --eval-interval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = get_logger(__name__)
 
 
 class Evaluation(Hook):
-    """Logs what `measure()` finds, which uses all ranks."""
+    """Logs the results of `measure()`, which runs on all ranks together."""
 
     alike = True
 
@@ -20,7 +20,7 @@ class Evaluation(Hook):
         self._measure = measure
 
     def on_eval(self, event: EvalEvent) -> None:
-        """Measure. Raises DataError on every rank for a record that one rank cannot read."""
+        """Measure and log. If one rank cannot read a record, raises DataError on every rank."""
         values = self._measure()
         whole, by_task = held_out_lines(values)
         logger.info(f" validation loss at iteration {event.iteration} | {whole} |")
@@ -30,7 +30,7 @@ class Evaluation(Hook):
 
 
 def held_out_lines(values: dict[str, float]) -> tuple[str, str]:
-    """What the log says: the means of all records; and each task's loss, or ""."""
+    """Format the means over all records, and the loss of each task ("" without tasks), for the log."""
     plain = {
         name.removeprefix("validation/"): value for name, value in values.items() if name.count("/") == 1
     }

@@ -1,4 +1,7 @@
-"""Iterations whose loss or gradient is not finite: they are skipped, and too many in a row end the run."""
+"""Handling of iterations whose loss or gradient is not finite.
+
+Such iterations are skipped. Too many consecutive ones end the run.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,21 @@ logger = get_logger(__name__)
 
 
 class FiniteGuard(Hook):
-    """Counts skipped iterations in `state.skips`, which a checkpoint holds: a resumed run counts on."""
+    """Counts skipped iterations in `state.skips`. A resumed run continues the count of its checkpoint."""
 
     alike = True
 
     def on_start(self, event: StartEvent) -> None:
-        """Read how many may follow one another."""
+        """Read the maximum number of consecutive skipped iterations."""
         config = event.config.exit
         self._allowed = 0 if config.check_for_nan_in_loss_and_grad else config.max_skipped_iterations
         self._skips = event.state.skips
 
     def on_step(self, event: StepEvent) -> None:
-        """Count one iteration. Raises TrainingError naming samples and timesteps."""
+        """Count one iteration.
+
+        Raises TrainingError that names samples and timesteps if too many iterations in a row were skipped.
+        """
         report = event.report
         self._skips.in_a_row = 0 if report.stepped else self._skips.in_a_row + 1
         if report.stepped:
@@ -52,6 +58,6 @@ class FiniteGuard(Hook):
 
 
 def _everywhere(notes: list[SampleNote]) -> list[SampleNote]:
-    """The notes of all ranks: those with a bad loss if any rank has one."""
+    """Gather the notes of all ranks. If any loss is not finite, returns only the notes of such losses."""
     together = list(dict.fromkeys(note for part in gather_objects(notes) for note in part))
     return [note for note in together if not math.isfinite(note.loss)] or together

@@ -1,4 +1,4 @@
-"""What a run says of its iterations: Megatron's log line, the lines below it, and the memory line."""
+"""The log output of iterations: Megatron's log line, the lines below it, and the memory line."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ logger = get_logger(__name__)
 
 
 class LogLine(Hook):
-    """A line at --log-interval on the last rank, as in Megatron; memory after the first one."""
+    """Logs a line at --log-interval on the last rank, as Megatron does, and memory after the first line."""
 
     def __init__(self, peak_tflops: float | None = None) -> None:
-        """`peak_tflops`: the device's, for MFU and HFU; None leaves them out."""
+        """Create the hook. `peak_tflops` is the device's peak for MFU and HFU; None omits them."""
         self._peak = peak_tflops
 
     def on_start(self, event: StartEvent) -> None:
-        """Start the means of the first line."""
+        """Initialize the means of the first line."""
         self._config, self._groups, self._memory = event.config, event.groups, event.accelerator
         self._is_first = True
         self._interval, self._group_means = Interval(), GroupMeans(event.groups)
 
     def on_step(self, event: StepEvent) -> None:
-        """Count one iteration, and write the line that is due."""
+        """Count one iteration, and log a line if one is due."""
         report = event.report
         self._interval.add(report)
         if report.stepped:
@@ -64,7 +64,10 @@ class LogLine(Hook):
 
 @dataclass
 class Interval:
-    """Means since the last log line, as Megatron prints them: skipped iterations count in no mean."""
+    """Statistics since the last log line, as Megatron prints them.
+
+    The mean loss excludes skipped iterations.
+    """
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -85,7 +88,7 @@ class Interval:
     def line(
         self, report: StepReport, *, train_iters: int, global_batch_size: int, devices: int, rate: bool
     ) -> str:
-        """Megatron's line for the iterations since the last one."""
+        """Format Megatron's log line for the iterations since the last log line."""
         total = sum(self.seconds)
         return iteration_line(
             iteration=report.iteration,
@@ -103,9 +106,9 @@ class Interval:
 
 
 def cost_line(report: StepReport) -> str:
-    """What the samples of the next iteration took, beside the whole of this one.
+    """Format how long it took to make the samples of the next iteration, and its share of this iteration.
 
-    "" where they are read from features.
+    Returns "" if the samples are read from features.
     """
     if not report.costs:
         return ""

@@ -1,4 +1,4 @@
-"""Where the numbers of iterations are written: JSON lines, TensorBoard, Weights & Biases."""
+"""Writers of training metrics: JSON Lines, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mindspeed_mm.training.metrics import StepReport, rates
 
 
 class Writer(Protocol):
-    """Takes named numbers at an iteration."""
+    """Receives the named numbers of an iteration."""
 
     def write(self, iteration: int, values: dict[str, float]) -> None: ...
 
@@ -31,10 +31,14 @@ class Writer(Protocol):
 
 
 class MetricWriters(Hook):
-    """Logs every iteration, and gives all that hooks log to `writers`."""
+    """Logs every iteration, and passes everything that hooks log to `writers`."""
 
     def __init__(self, writers: Sequence[Writer], peak_tflops: float | None = None) -> None:
-        """`writers`: none but on the logging rank. `peak_tflops`: the device's, for MFU and HFU."""
+        """Create the hook.
+
+        `writers` is empty on all ranks except the logging rank. `peak_tflops` is the device's peak, for MFU
+        and HFU.
+        """
         self._writers, self._peak = writers, peak_tflops
 
     def on_step(self, event: StepEvent) -> None:
@@ -42,7 +46,7 @@ class MetricWriters(Hook):
         event.log(flat(event.report, rates(event.report, world_size(), self._peak)))
 
     def on_metrics(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write. Raises TrainingError."""
+        """Pass `values` to all writers. Raises TrainingError if one cannot write."""
         for writer in self._writers:
             writer.write(iteration, dict(values))
 
@@ -53,27 +57,27 @@ class MetricWriters(Hook):
 
 
 class _WholePieces:
-    """A file that grows by whole pieces, each written at once.
+    """A file to which whole pieces are appended, each flushed immediately.
 
-    When one finds no room, what stood there before stays.
+    If the disk is full, the incomplete piece is removed and the earlier pieces are unchanged.
     """
 
     def __init__(self, path: Path, flag: str) -> None:
-        """`flag`: the one that names the place, for errors."""
+        """Open `path` for appending. `flag` is the command-line flag that set the path, for errors."""
         self._path, self._flag = path, flag
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open_append(path)
 
     def write(self, piece: bytes) -> None:
-        """Append. Raises TrainingError when it cannot be written."""
+        """Append `piece`. Raises TrainingError if it cannot be written."""
         with self._explained():
             whole = self._file.tell()
             try:
                 self._file.write(piece)
                 self._file.flush()
             except OSError:
-                with suppress(OSError):  # closing tries once more to write what is buffered
+                with suppress(OSError):  # `close` tries again to write the buffered data
                     self._file.close()
                 with suppress(OSError):
                     os.truncate(self._path, whole)
@@ -100,15 +104,15 @@ class _WholePieces:
 
 
 class JsonLines:
-    """metrics.jsonl: one object for each iteration.
+    """Writes metrics.jsonl, with one object per iteration.
 
-    A number that is not finite is written as null, for strict readers.
+    Numbers that are not finite are written as null, for strict JSON parsers.
     """
 
     def __init__(self, path: Path, resumed: int = 0) -> None:
-        """Continue after iteration `resumed`.
+        """Open the file to continue after iteration `resumed`.
 
-        What a run wrote after its last checkpoint is written once more, and only once.
+        Lines that an earlier run wrote after that iteration are removed, so that none occurs twice.
         """
         try:
             _forget_after(path, resumed)
@@ -121,7 +125,7 @@ class JsonLines:
         self._file = _WholePieces(path, "--save")
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        """Append one line, at once. Raises TrainingError."""
+        """Append one line and flush it. Raises TrainingError."""
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write((json.dumps({"iteration": iteration, **row}) + "\n").encode())
 
@@ -131,9 +135,10 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard.
+    """Writes scalars for TensorBoard.
 
-    Its own writer would write in a thread, whose errors end nothing and fill the screen.
+    TensorBoard's own writer is not used: it writes in a thread, whose errors fill the screen but do not end
+    the run.
     """
 
     def __init__(self, folder: str, interval: int) -> None:
@@ -147,7 +152,10 @@ class TensorBoard:
         self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        """Every `interval` iterations; held-out numbers always. Raises TrainingError."""
+        """Write the numbers of every `interval`-th iteration, and all held-out numbers.
+
+        Raises TrainingError.
+        """
         if iteration % self._interval and "loss" in values:
             return
         scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
@@ -160,7 +168,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases, where it is installed and requested."""
+    """Sends metrics to Weights & Biases."""
 
     def __init__(self, config: LogConfig, job: dict[str, Any]) -> None:
         try:
@@ -177,7 +185,7 @@ class Wandb:
         )
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        """Send one iteration."""
+        """Send the numbers of one iteration."""
         self._run.log(values, step=iteration)
 
     def close(self) -> None:
@@ -186,16 +194,16 @@ class Wandb:
 
 
 def _forget_after(path: Path, iteration: int) -> None:
-    """Drop the lines of later iterations, and one that was cut off.
+    """Drop the lines of later iterations, and an incomplete last line.
 
-    A file of another run, from before iteration 1, is set aside.
+    If `iteration` is 0, a file with lines of an earlier run is renamed instead.
     """
     if not path.is_file():
         return
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()  # a run was killed while it wrote
+        lines.pop()  # the run was killed while it wrote this line
     numbers = [_iteration_of(line) for line in lines]
     if iteration == 0 and any(numbers):
         taken = sum(1 for _ in path.parent.glob(f"{path.stem}.before-*{path.suffix}"))
@@ -210,7 +218,7 @@ def _forget_after(path: Path, iteration: int) -> None:
 
 
 def _iteration_of(line: bytes) -> int | None:
-    """The iteration of a line; None for one that is not ours, which stays."""
+    """Return the iteration of a line, or None for a line in another format, which is kept."""
     try:
         number = json.loads(line)["iteration"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -219,9 +227,9 @@ def _iteration_of(line: bytes) -> int | None:
 
 
 def open_writers(config: LogConfig, save: str | None, job: dict[str, Any], resumed: int = 0) -> list[Writer]:
-    """The writers of the logging rank, of a run that continues after iteration `resumed`.
+    """Open the writers of the logging rank, for a run that continues after iteration `resumed`.
 
-    metrics.jsonl needs --save.
+    metrics.jsonl is written only with --save.
     """
     writers: list[Writer] = []
     if save:
@@ -234,7 +242,7 @@ def open_writers(config: LogConfig, save: str | None, job: dict[str, Any], resum
 
 
 def flat(report: StepReport, speed: dict[str, float]) -> dict[str, float]:
-    """A report as flat numbers: phases become `seconds/data` and so on."""
+    """Flatten a report to named numbers. Phases become `seconds/data` and so on."""
     values = {name: float(value) for name, value in asdict(report).items() if isinstance(value, (int, float))}
     values.pop("iteration")
     seconds = {f"seconds/{name}": value for name, value in {**report.phases, **report.costs}.items()}

@@ -1,4 +1,4 @@
-"""Tells a function how many iterations are done: the profiler of tools.json."""
+"""Hook that reports finished iterations to a function, such as the profiler of tools.json."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ class Observer(Hook):
         self._observe = observe
 
     def on_step(self, event: StepEvent) -> None:
-        """Call it."""
+        """Call `observe` with the number of the finished iteration."""
         self._observe(event.report.iteration)

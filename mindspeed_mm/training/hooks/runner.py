@@ -1,4 +1,4 @@
-"""Calls the hooks of a run in their order, and keeps their failures for all ranks."""
+"""Calls the hooks of a run in order, and collects their errors for all ranks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ logger = get_logger(__name__)
 
 
 class HookRunner:
-    """The hooks of one rank; one that failed here is not called again."""
+    """Runs the hooks of one rank. A hook that failed on this rank is not called again."""
 
     def __init__(self, hooks: Sequence[Hook], status: RankStatus) -> None:
         self._hooks, self._status = tuple(hooks), status
         self._active = list(hooks)
 
     def start(self, event: StartEvent) -> None:
-        """Give hooks their state of the checkpoint, then start them."""
+        """Load the hooks' states from the checkpoint, then call `on_start`."""
         left = dict(event.state.hooks)
         for name, hook in by_name(self._hooks).items():
             if (state := left.pop(name, None)) is not None:
@@ -35,28 +35,28 @@ class HookRunner:
         self._call(lambda hook: hook.on_start(event))
 
     def step(self, event: StepEvent) -> None:
-        """One iteration is done."""
+        """Call `on_step` after an iteration."""
         self._call(lambda hook: hook.on_step(event))
 
     def evaluate(self, event: EvalEvent) -> None:
-        """An evaluation is due."""
+        """Call `on_eval` when an evaluation is due."""
         self._call(lambda hook: hook.on_eval(event))
 
     def saved(self, event: SaveEvent) -> None:
-        """A checkpoint is complete."""
+        """Call `on_save` when a checkpoint is complete."""
         self._call(lambda hook: hook.on_save(event))
 
     def log(self, iteration: int) -> Log:
-        """What hooks log numbers of `iteration` with."""
+        """Return the function that hooks call to log numbers of `iteration`."""
         return partial(self._log, iteration)
 
     def close(self) -> None:
-        """The run is over."""
+        """Call `close` at the end of the run."""
         for hook in self._hooks:
             hook.close()
 
     def states(self) -> dict[str, Any]:
-        """The state of each hook that keeps one. Raises a rank's error on all ranks."""
+        """Return the state of each hook that overrides `state_dict`. Raises a rank's error on all ranks."""
         keep = {n: h for n, h in by_name(self._hooks).items() if type(h).state_dict is not Hook.state_dict}
         if not keep:
             return {}
@@ -84,7 +84,7 @@ def _load(hook: Hook, state: dict[str, Any]) -> None:
 
 
 def _plain(states: dict[str, Any]) -> dict[str, Any]:
-    """The same. Raises TrainingError for values that a checkpoint could not give back."""
+    """Return `states`. Raises TrainingError for values that a checkpoint cannot store and restore."""
     for name, state in states.items():
         problem = plain_problem(state)
         if problem is None and unpack(pack(state), name) != state:
@@ -101,7 +101,7 @@ def _plain(states: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_name(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """Hooks by the name that their state is saved under; the second `probe` is `probe#2`."""
+    """Map the names of the hooks' states to the hooks. A second hook named `probe` becomes `probe#2`."""
     found: dict[str, Hook] = {}
     for hook in hooks:
         name = hook.name or type(hook).__name__

@@ -1,4 +1,4 @@
-"""Validation videos: what the model in training generates at each evaluation."""
+"""Hook that generates validation videos with the model in training at each evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mindspeed_mm.training.hooks.base import EvalEvent, Hook
 
 
 class Samples(Hook):
-    """Calls `make(iteration)` → scores of the videos that it wrote, or {}."""
+    """Calls `make(iteration)`, which writes videos and returns their scores or {}, and logs the scores."""
 
     alike = True
 
@@ -16,6 +16,6 @@ class Samples(Hook):
         self._make = make
 
     def on_eval(self, event: EvalEvent) -> None:
-        """Make the videos. Raises what generation raises, on every rank."""
+        """Generate the videos. Errors of generation are raised on every rank."""
         if scores := self._make(event.iteration):
             event.log(scores)

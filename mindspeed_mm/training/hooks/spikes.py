@@ -1,4 +1,4 @@
-"""Loss spikes: samples whose loss is far above what is usual at their timestep."""
+"""Detection of loss spikes: samples whose loss is far above the usual loss at their timestep."""
 
 from __future__ import annotations
 
@@ -13,39 +13,42 @@ logger = get_logger(__name__)
 
 
 class Spikes(Hook):
-    """Log each spike on the rank that has it. A checkpoint holds the running means, `state.loss_means`."""
+    """Logs each spike on the rank where it occurs. Checkpoints contain the running means, `loss_means`."""
 
     def on_start(self, event: StartEvent) -> None:
-        """Take the running means."""
+        """Continue with the running means of `event.state`."""
         timesteps = len(event.step.schedule.sigmas)
         self._watch = SpikeWatch(event.config.log.spike_factor, timesteps, event.state.loss_means)
 
     def on_step(self, event: StepEvent) -> None:
-        """Compare the samples of this rank."""
+        """Compare this rank's samples with the running means."""
         for sentence in self._watch.see(event.notes):
             logger.info(f"iteration {event.report.iteration}: {sentence}", extra=on_every_rank())
 
 
 class SpikeWatch:
-    """Reports samples whose loss is far above what is usual at their timestep.
+    """Reports samples whose loss is far above the usual loss at their timestep.
 
-    Timesteps are compared in ten bands.
+    Timesteps are divided into ten bands, each with its own running mean.
     """
 
     BANDS = 10
-    WARM = 20  # samples of a band before its mean means something
+    WARM = 20  # samples that a band needs before its mean is used
 
     def __init__(
         self, factor: float, num_train_timesteps: int, means: dict[int, tuple[int, float]] | None = None
     ) -> None:
-        """`means`: band → (samples seen, running mean), kept up to date in place; a checkpoint holds it."""
+        """Create a watch.
+
+        `means` maps each band to (samples seen, running mean). It is updated in place and checkpointed.
+        """
         self._factor, self._width = factor, num_train_timesteps / self.BANDS
         self._means = {} if means is None else means
 
     def see(self, notes: Sequence[SampleNote]) -> list[str]:
-        """Count the samples of one iteration.
+        """Count the samples of one iteration, and describe the spikes.
 
-        A sentence for each that is `factor` times its band's running mean.
+        Returns a sentence for each sample whose loss exceeds `factor` times the running mean of its band.
         """
         said = []
         for note in notes:

@@ -1,7 +1,4 @@
-"""A model's weights that have not been read yet, under the official names.
-
-Also how a VACE branch starts from a trunk.
-"""
+"""Lazily read weights of a model under the official names, and initialization of a branch from a trunk."""
 
 from __future__ import annotations
 
@@ -26,40 +23,40 @@ from mindspeed_mm.models.wan.sizes import infer_config, infer_layers
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """A model's weights, not read yet. All names are the official ones, whatever the files call them."""
+    """Weights of a model that have not been read yet. Names are the official ones, not those in the files."""
 
     path: Path
     dialect: str  # official | diffusers | mm
     what: str  # "a folder of 7 safetensors shards"
     tensors: Mapping[str, TensorFile] = field(repr=False)
-    hints: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what a config.json beside them says
-    hints_from: Path | None = None  # that config.json, or whatever file the hints are from
-    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # its keys, as it spells them
-    base: WeightsSource | None = None  # where the frozen part came from, for a checkpoint of what trains
+    hints: Mapping[str, Any] = field(default_factory=dict, repr=False)  # settings in their config.json
+    hints_from: Path | None = None  # that config.json, or the file that the hints come from
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # that file's own keys
+    base: WeightsSource | None = None  # source of the frozen weights, for a trainable-only checkpoint
     stage_layers: tuple[
         int, ...
-    ] = ()  # trunk blocks of each pipeline stage that the files are split into; () = they are not
+    ] = ()  # number of trunk blocks per pipeline stage; () if the files are not split into stages
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
-        """Official name → shape."""
+        """Shape of each weight, by official name."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     @cached_property
     def dtypes(self) -> dict[str, torch.dtype]:
-        """Official name → dtype in the file."""
+        """Dtype of each weight in its file, by official name."""
         return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
     @property
     def has_branch(self) -> bool:
-        """Whether the VACE branch is there (a plain T2V checkpoint has none)."""
+        """Whether the weights include a VACE branch. A plain T2V checkpoint does not."""
         return any(name.startswith("vace_") for name in self.tensors)
 
     @cached_property
     def config(self) -> VaceConfig:
-        """Sizes, from the shapes and what config.json adds.
+        """Sizes of the model, from the shapes and config.json.
 
-        Raises WeightsError when heads or vace_layers are unknown.
+        Raises WeightsError if the number of heads or vace_layers is unknown.
         """
         try:
             return infer_config(self.shapes, self.hints)
@@ -68,14 +65,17 @@ class WeightsSource:
 
     @property
     def layers(self) -> tuple[int, tuple[int, ...]]:
-        """num_layers and vace_layers. Raises WeightsError when vace_layers are unknown."""
+        """num_layers and vace_layers. Raises WeightsError if vace_layers is unknown."""
         try:
             return infer_layers(self.shapes, self.hints)
         except WeightsError as error:
             raise error.at(self.path) from None
 
     def refuse_other_settings(self, settings: Mapping[str, Any], where: str) -> None:
-        """Raises ConfigError if `settings` (sizes by field name) contradict the file beside the weights."""
+        """Check `settings` (sizes by field name) against the config file of the weights.
+
+        Raises ConfigError.
+        """
         if self.hints_from is None:
             return
         if conflicts := setting_conflicts(settings, self.hints):
@@ -87,7 +87,7 @@ class WeightsSource:
 
     @property
     def description(self) -> str:
-        """One line: what was found, in which dialect, how much of it."""
+        """One line with the path, the kind of files, the dialect, the number of tensors and the dtypes."""
         dtypes = "/".join(sorted({str(dtype).removeprefix("torch.") for dtype in self.dtypes.values()}))
         parts = "trunk and branch" if self.has_branch else "trunk only"
         found = (
@@ -96,18 +96,18 @@ class WeightsSource:
         return f"{found}, completed from {self.base.path}" if self.base else found
 
     def read(self, name: str) -> Tensor:
-        """One weight on the CPU in its file's dtype, mapped where the format allows.
+        """Read one weight on the CPU in its file's dtype, memory-mapped if the format allows it.
 
-        Raises WeightsError if there is none.
+        Raises WeightsError if there is no such weight.
         """
         if name not in self.tensors:
             raise WeightsError(f"has no weight {name!r}", where=self.path)
         return self.tensors[name].read()
 
     def fingerprint(self) -> str:
-        """Hash of names, shapes, dtypes and the first 64 KiB of each tensor in the files.
+        """Return a hash of names, shapes, dtypes and the first 64 KiB of each tensor in the files.
 
-        The same in every dialect.
+        The hash does not depend on the dialect.
         """
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
@@ -120,14 +120,14 @@ class WeightsSource:
 
 
 class OpenedModel(NamedTuple):
-    """What `ModelSpec.open` returns."""
+    """Result of `ModelSpec.open`."""
 
     weights: WeightsSource
     sizes: VaceConfig  # or a class derived from it; `ModelSpec.build` takes it
 
 
 def differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
-    """What is missing, unexpected and of another shape, ten names of each and a count; "" where all agree."""
+    """List the missing, unexpected and misshaped weights: ten names of each and a count; "" for none."""
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
     misshaped = [
@@ -140,11 +140,11 @@ def differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
 
 
 def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> WeightsSource:
-    """A T2V trunk plus a branch that changes nothing yet, to start VACE from.
+    """Add a VACE branch, which initially has no effect, to a T2V trunk.
 
-    Branch block n is trunk block vace_layers[n]; vace_patch_embedding is [W, W, 0 …] over its input channels
-    with the trunk's bias; before_proj and after_proj are zero. Raises WeightsError if the trunk's sizes are
-    not `config`'s.
+    Branch block n is a copy of trunk block vace_layers[n]. vace_patch_embedding is [W, W, 0 …] over its input
+    channels, with the trunk's bias. before_proj and after_proj are zero. Raises WeightsError if the sizes of
+    the trunk differ from `config`.
     """
     if source.has_branch:
         raise WeightsError("already has a VACE branch", where=source.path, fix="leave init_from_trunk out")
@@ -173,7 +173,7 @@ def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> Weights
         what=f"{source.what}, branch started from the trunk",
         tensors={**source.tensors, **branch},
         hints=hints,
-        hints_from=None,  # they are the configured model's from here on
+        hints_from=None,  # the hints now describe the configured model
     )
 
 
@@ -198,9 +198,9 @@ def _starting_weight(
 
 
 def _widen(patch: TensorFile, size: torch.Size) -> Tensor:
-    """[D, C, …] → [W, W, 0 …] of `size` [D, vace_in_dim, …].
+    """Widen a patch embedding W [D, C, …] to [W, W, 0 …] of `size` [D, vace_in_dim, …].
 
-    Inactive and reactive are read as latents, the mask not at all.
+    The inactive and reactive channels are read like latents, and the mask channels are ignored.
     """
     weight, channels = patch.read(), patch.shape[1]
     wide = torch.zeros(size, dtype=patch.dtype)

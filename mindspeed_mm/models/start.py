@@ -1,6 +1,6 @@
-"""What a training run starts from.
+"""Starting weights of a training run, and the base that its trainable-only checkpoints refer to.
 
-Its weights, read lazily, and where a checkpoint of what trains finds the rest.
+All weights are read lazily.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from mindspeed_mm.registry import resolve
 
 @dataclass(frozen=True)
 class Start:
-    """The beginning of a run."""
+    """Starting weights of a run."""
 
-    weights: WeightsSource | None  # None: random ones
+    weights: WeightsSource | None  # None: random weights
     base: (
         WeightsSource | None
-    )  # holds what does not train; None: no one place does, so checkpoints hold all weights
+    )  # contains all frozen weights; None: no single source does, so checkpoints include all weights
 
 
 class Named(Protocol):
-    """What a predictor's schema says about its weights."""
+    """The fields of a predictor's schema that identify its weights."""
 
     @property
     def model_id(self) -> str: ...
@@ -36,9 +36,10 @@ class Named(Protocol):
 
 
 def start_of(predictor: Named) -> Start:
-    """By the model's own `ModelSpec.start`, else from `from_pretrained` in any dialect of its key maps.
+    """Open the starting weights of a predictor.
 
-    Raises WeightsError.
+    Uses the model's `ModelSpec.start` if it is set, and otherwise reads `from_pretrained` in any dialect of
+    the model's key maps. Raises WeightsError.
     """
     spec = MODELS.get(predictor.model_id)
     if spec.start:
@@ -51,7 +52,10 @@ def start_of(predictor: Named) -> Start:
 
 
 def vace_start(predictor: PredictorConfig) -> Start:
-    """VACE's: the branch may be begun from the trunk's blocks, or taken from another checkpoint."""
+    """Open the starting weights of VACE.
+
+    The branch can be initialized from the trunk's blocks, or taken from another checkpoint.
+    """
     if predictor.from_pretrained is None:
         return Start(None, None)
     source = base = open_weights(predictor.from_pretrained)
@@ -66,7 +70,7 @@ def vace_start(predictor: PredictorConfig) -> Start:
 
 
 def _sizes(predictor: PredictorConfig, *, branch: bool) -> dict[str, object]:
-    """What a config.json beside the weights must repeat."""
+    """Return the sizes that the config.json of the weights must agree with."""
     model = predictor.model
     trunk = model.trunk.model_dump()
     return {**trunk, "vace_layers": model.vace_layers, "vace_in_dim": model.vace_in_dim} if branch else trunk

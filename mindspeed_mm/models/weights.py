@@ -1,7 +1,7 @@
-"""Open the weights of a transformer in any known dialect.
+"""Opens the weights of a transformer in any known dialect.
 
-`open_weights` finds the files, understands the names, completes what a run saved without its frozen part, and
-refuses what is missing or foreign, all before any value is read.
+`open_weights` finds the files, translates the names, and adds the frozen weights to a trainable-only
+checkpoint. It rejects missing and unknown weights before any value is read.
 """
 
 from __future__ import annotations
@@ -43,17 +43,19 @@ _NESTED = (
     "model_state",
     "model_state_dict",
     "module",
-)  # where a file may keep its weights
+)  # keys under which a file may nest its weights
 
 
 def open_weights(
     path: PathLike | Sequence[PathLike], *, base_path: PathLike | None = None, original: bool = False
 ) -> WeightsSource:
-    """The weights at a folder, a file, or a list of shards, of any dialect.
+    """Open the weights in a folder, a file or a list of shards, in any dialect.
 
-    `base_path` replaces the place that a checkpoint of the trained part remembers for its frozen part.
-    `original` passes over an MM checkpoint that stands beside original files. Raises WeightsError in one line
-    when a key is missing, foreign, double or of the wrong shape, when a file is damaged, and for LoRA files.
+    `base_path` replaces the path that a trainable-only checkpoint stores for its frozen weights. With
+    `original`, an MM checkpoint next to original files is ignored.
+
+    Raises a one-line WeightsError if a key is missing, unknown, duplicate or of the wrong shape, if a file is
+    damaged, and for LoRA files.
     """
     if isinstance(path, str | Path):
         return _open(_find(Path(path), original), base_path, seen=())
@@ -66,15 +68,15 @@ def open_weights(
 
 
 def open_part(path: PathLike) -> WeightsSource:
-    """The weights at a folder or file of any dialect, which may be a part of a model. Raises WeightsError."""
+    """Open weights of any dialect that may be only a part of a model. Raises WeightsError."""
     return _open(_find(Path(path)), None, seen=(), partial=True)
 
 
 def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
-    """The weights of any model at a folder or file, under the names that `key_maps` translates to.
+    """Open the weights of any model, under the names that `key_maps` translates to.
 
-    Nothing is known of its layout: whether all weights are there, the model that they fill tells. Raises
-    WeightsError.
+    The layout of the model is unknown here, so missing weights are reported only when a model is filled.
+    Raises WeightsError.
     """
     return _open(find_files(Path(path)), None, seen=(), key_maps=key_maps)
 
@@ -82,10 +84,10 @@ def open_named(path: PathLike, key_maps: Mapping[str, KeyMap]) -> WeightsSource:
 def open_adapter(
     path: PathLike, shapes: Mapping[str, Sequence[int]] | None = None, *, expert: Expert | None = None
 ) -> Adapter:
-    """The LoRA of a training checkpoint, or of a LoRA file as `open_lora` reads it. Raises WeightsError.
+    """Open the LoRA in a training checkpoint, or in a LoRA file as `open_lora` does.
 
-    Without `shapes`, a file is read for the published model that it fits. Of a checkpoint without its base,
-    what trained whole beside the LoRA is part of it.
+    Without `shapes`, a file is read for the published model that it fits. If a checkpoint is saved without
+    its base, the weights that were trained in full are part of the adapter. Raises WeightsError.
     """
     files = _checkpoint(Path(path))
     if files is None:
@@ -107,13 +109,13 @@ def open_adapter(
 
 
 def _checkpoint(path: Path) -> Files | None:
-    """The files of a checkpoint of training; None for anything else."""
+    """Return the files of a training checkpoint, or None for anything else."""
     if (path / CONFIG).exists() or not (path.is_dir() or path.suffix in (".pt", ".pth")):
         return None
     try:
         files = _find(path)
     except WeightsError:
-        return None  # what reads LoRA files names the problem
+        return None  # the reader of LoRA files reports the problem
     if files.kind == "torch" and len(files.paths) == 1 and ENTRY not in read_torch(files.paths[0]):
         return None
     return None if files.kind in ("safetensors", "gguf") else files
@@ -127,7 +129,7 @@ def _find(path: Path, original: bool = False) -> Files:
 
 
 def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
-    """Parts of one model that are not plain shards: a trunk's folder and the file of a VACE module."""
+    """Join parts of one model that are not plain shards, such as a trunk's folder and a VACE module file."""
     sources = [_open(part, None, seen=(), partial=True) for part in parts]
     tensors: dict[str, TensorFile] = {}
     for source in sources:
@@ -147,12 +149,12 @@ def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
 
 
 def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
-    """`trunk`'s trunk with the VACE branch of the checkpoint at `path`, which may hold the branch alone.
+    """Combine the trunk of `trunk` with the VACE branch of the checkpoint at `path`.
 
-    Raises WeightsError when there is no branch in it, or when it does not fit.
+    That checkpoint may contain only the branch. Raises WeightsError if it has no branch or does not fit.
     """
     other = open_weights(path, base_path=trunk.path)
-    filled_in = other.base.tensors if other.base is not None else {}  # what the trunk's own files added
+    filled_in = other.base.tensors if other.base is not None else {}  # weights that the trunk's files added
     branch = {
         name: tensor
         for name, tensor in other.tensors.items()
@@ -178,7 +180,10 @@ def _open(
     *,
     partial: bool = False,
 ) -> WeightsSource:
-    """`partial`: what is missing comes from elsewhere, so nothing is checked yet."""
+    """Open the weights of `files`.
+
+    With `partial`, completeness is not checked, as other files add the rest.
+    """
     where = files.paths[0] if len(files.paths) == 1 else files.homes[0]
     dialect, tensors, stage_layers, pairs, extras = _read(files, where, key_maps)
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
@@ -199,7 +204,11 @@ def _open(
 def _read(
     files: Files, where: Path, key_maps: Mapping[str, KeyMap]
 ) -> tuple[str, dict[str, TensorFile], tuple[int, ...], dict[str, Pair], Mapping[str, Any]]:
-    """Dialect, official name → tensor, trunk blocks of each stage, a LoRA's additions, and plain values."""
+    """Read the headers of `files`.
+
+    Returns the dialect, the tensors by their official names, the number of trunk blocks of each stage, the
+    matrix pairs of a LoRA, and the plain values.
+    """
     extras: Mapping[str, Any] = {}
     if files.kind == "safetensors":
         stages: list[Mapping[str, Any]] = [read_safetensors(files.paths).tensors]
@@ -212,7 +221,7 @@ def _read(
     split = [split_lora(stage, extras, where, key_maps["mm"]) for stage in stages] if extras else []
     pairs = {name: pair for _, found in split for name, pair in found.items()}
     stages = [rest for rest, _ in split] or stages
-    if pairs and not any(stages):  # of a LoRA alone
+    if pairs and not any(stages):  # the files contain only a LoRA
         return "mm", {}, (), pairs, extras
     namings = [understand(stage, where, key_maps) for stage in stages]
     tensors = [
@@ -224,9 +233,9 @@ def _read(
 
 
 def _stages(states: Sequence[Mapping[str, Any]], where: Path) -> list[Mapping[str, Any]]:
-    """The weights of each flat pipeline stage.
+    """Return the weights of each flat pipeline stage.
 
-    Chunk v of rank p is flat stage v·pp + p; most checkpoints are one stage.
+    Chunk v of rank p is flat stage v·pp + p. Most checkpoints have a single stage.
     """
     chunks = 0
     while all(f"model{chunks}" in state for state in states):
@@ -241,9 +250,9 @@ def _unwrap(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _weights(values: Any, where: Path, prefix: str = "") -> dict[str, TensorFile]:
-    """Nested dicts → dotted names.
+    """Flatten nested dicts to dotted names.
 
-    Raises WeightsError for what is neither a tensor nor an empty extra state.
+    Raises WeightsError for a value that is neither a tensor nor an extra state.
     """
     found: dict[str, TensorFile] = {}
     for key, value in values.items() if isinstance(values, dict) else ():
@@ -264,9 +273,9 @@ def _complete(
     seen: tuple[Path, ...],
     key_maps: Mapping[str, KeyMap],
 ) -> WeightsSource:
-    """Add the frozen part that a checkpoint of what trains leaves out.
+    """Add the frozen weights that a trainable-only checkpoint leaves out.
 
-    Raises WeightsError if it moved or changed.
+    Raises WeightsError if they were moved or changed.
     """
     if not isinstance(base, dict) and base_path is None:
         return source

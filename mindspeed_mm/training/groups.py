@@ -38,7 +38,7 @@ class LossGroups:
         return [f"task/{task}" for task in self.tasks] + [f"timestep/{quarter}" for quarter in quarters]
 
     def totals(self, work: LocalWork) -> Tensor:
-        """Return this rank's sums of unweighted losses, then their counts: [2 · groups], fp32, on the device."""
+        """Return this rank's sums of unweighted losses, then their counts: [2 · groups] fp32, on device."""
         losses = torch.cat(work.sample_losses).float()
         timesteps = torch.cat(work.timesteps)
         of_task = [[task == name for task in work.tasks] for name in self.tasks]

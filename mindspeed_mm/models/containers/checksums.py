@@ -1,9 +1,10 @@
-"""CRC-32 of what a file of weights holds.
+"""CRC-32 checksums of weight files.
 
-The ones that zip files carry, and ours in `checksums.json` of a checkpoint.
+Zip files contain their own checksums; a checkpoint stores them in `checksums.json`.
 
-Verified while values are read, unless `MINDSPEED_MM_VERIFY_CHECKSUMS=0` or `verifying(False)` says otherwise.
-They find damage and mixed-up files. They do not stop an attacker, who can write them, too.
+Checksums are verified while values are read, unless `MINDSPEED_MM_VERIFY_CHECKSUMS=0` or `verifying(False)`
+turns this off. They detect damaged and mixed-up files. They do not stop an attacker, who can also replace the
+checksums.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SKIP = f"or set {VARIABLE}=0 to read it as it is"
 
 class _Policy(NamedTuple):
     enabled: bool
-    part: int = 0  # this process verifies every `parts`-th record of a file that several processes read
+    part: int = 0  # of several processes that read a file, this one verifies records part, part + parts, …
     parts: int = 1
 
 
@@ -43,9 +44,9 @@ _POLICY: ContextVar[_Policy | None] = ContextVar("verify_checksums", default=Non
 
 @contextmanager
 def verifying(enabled: bool, part: int = 0, parts: int = 1) -> Iterator[None]:
-    """Whether checksums are verified in this block.
+    """Turn the verification of checksums on or off within the block.
 
-    `part` of `parts` when processes of one machine share the work.
+    If several processes of one machine share the work, this process verifies `part` of `parts`.
     """
     token = _POLICY.set(_Policy(enabled, part, parts))
     try:
@@ -55,38 +56,40 @@ def verifying(enabled: bool, part: int = 0, parts: int = 1) -> Iterator[None]:
 
 
 def verifies() -> bool:
-    """Whether checksums are verified now."""
+    """Return whether verification is currently on."""
     return (_POLICY.get() or _DEFAULT).enabled and os.environ.get(VARIABLE, "1") != "0"
 
 
 def is_mine(number: int) -> bool:
-    """Whether this process verifies record `number` of a file."""
+    """Return whether this process verifies record `number` of a file."""
     policy = _POLICY.get() or _DEFAULT
     return verifies() and number % policy.parts == policy.part
 
 
 class RecordCheck:
-    """Verifies one stretch of a file, once, when it is first read."""
+    """Verifies one byte range of a file, once, when it is first read."""
 
     def __init__(
         self, path: Path, start: int, size: int, expected: str | None, name: str, number: int
     ) -> None:
-        """`expected`: the CRC-32 in hexadecimal digits, None where it is not known.
+        """Create the check of one range.
 
-        `number` of the stretch in its file.
+        `expected` is the CRC-32 in hexadecimal digits, or None if it is unknown. `number` is the index of the
+        range in its file.
         """
         self._path, self._start, self._size, self._name = path, start, size, name
         self._expected, self._number, self._done = expected, number, expected is None
 
     @property
     def is_due(self) -> bool:
-        """Whether this process has to verify the stretch, and has not yet."""
+        """Whether this process must still verify the range."""
         return not self._done and is_mine(self._number)
 
     def run(self, values: memoryview | None = None, *, always: bool = False) -> None:
-        """Verify, if this process is the one that does; `always` in every process. Raises WeightsError.
+        """Verify the range if that is this process's task, or, with `always`, in every process.
 
-        `values`: the bytes, where they are mapped already and may be the whole stretch.
+        `values` are already mapped bytes; they are used if they cover the whole range. Raises WeightsError if
+        the checksum is wrong.
         """
         if self._done or not (verifies() if always else is_mine(self._number)):
             return
@@ -97,7 +100,7 @@ class RecordCheck:
             self.compare(crc_of(file, self._start, self._size))
 
     def compare(self, crc: int) -> None:
-        """The CRC-32 of the stretch, where the caller has read all of it. Raises WeightsError."""
+        """Compare with a CRC-32 that the caller computed over the whole range. Raises WeightsError."""
         if f"{crc:08x}" != self._expected:
             raise WeightsError(
                 f"is damaged: {self._name} has checksum {crc:08x}, not {self._expected}",
@@ -108,10 +111,10 @@ class RecordCheck:
 
 
 class ZipFileChecks:
-    """Verifies the records of one .pt or .pth when they are first read."""
+    """Verifies the records of one .pt or .pth file when they are first read."""
 
     def __init__(self, path: Path) -> None:
-        """Verifies the pickle and its small neighbours at once.
+        """Read the zip directory, and verify the pickle and the other small records immediately.
 
         Raises WeightsError, or BadZipFile for a damaged directory.
         """
@@ -127,7 +130,7 @@ class ZipFileChecks:
                 check.run(always=True)
 
     def find(self, offset: int) -> RecordCheck | None:
-        """That of the record that holds the byte at `offset`."""
+        """Return the check of the record that contains the byte at `offset`."""
         number = bisect.bisect_right(self._starts, offset) - 1
         return self._checks[number] if number >= 0 else None
 
@@ -138,9 +141,9 @@ class ZipFileChecks:
 
 
 def fill_in_checksums(file: BinaryIO, checksums: Mapping[int, int]) -> None:
-    """Write the CRC-32 that torch left 0 for the records at these offsets.
+    """Write the CRC-32 of the records at these offsets, for which torch wrote 0.
 
-    It goes into the zip's directory and behind them.
+    Each is written to the zip directory and to the data descriptor behind the record.
     """
     file.flush()
     with zipfile.ZipFile(file) as archive:
@@ -159,7 +162,7 @@ def fill_in_checksums(file: BinaryIO, checksums: Mapping[int, int]) -> None:
 
 
 def crc_of(file: BinaryIO, start: int, size: int) -> int:
-    """CRC-32 of `size` bytes at `start`, mapped and not copied. Reads no further than the file's end."""
+    """Return the CRC-32 of `size` bytes at `start`, or up to the end of the file. Maps without copying."""
     size = min(size, os.fstat(file.fileno()).st_size - start)
     if size <= 0:
         return 0
@@ -174,16 +177,17 @@ def crc_of(file: BinaryIO, start: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class FileSums:
-    """One file of a checkpoint.
+    """Checksums of one file of a checkpoint.
 
-    Its size, and the CRC-32 of the piece at each offset (of the whole file at 0).
+    `size` is in bytes. `pieces` maps the offset of each piece to its CRC-32; for a file without pieces,
+    offset 0 maps to the CRC-32 of the whole file.
     """
 
     size: int
     pieces: Mapping[int, int]
 
     def fits(self, path: Path) -> bool:
-        """Whether the file at `path` is this one, to the last bit."""
+        """Return whether the size and all checksums of the file at `path` match."""
         starts = sorted(self.pieces)
         ends = [*starts[1:], self.size]
         with open(path, "rb") as file:
@@ -195,29 +199,29 @@ class FileSums:
 
 @dataclass(frozen=True)
 class Checksums:
-    """What `checksums.json` says of the files of one checkpoint."""
+    """Content of `checksums.json`: checksums of the files of one checkpoint."""
 
     folder: Path
     iteration: int | None
     files: Mapping[str, FileSums]
 
     def check_file(self, path: Path, content: bytes) -> None:
-        """Raises WeightsError unless `content` is what the small file at `path` held when it was saved."""
+        """Check that `content` is what was saved in the small file at `path`. Raises WeightsError."""
         known = self.files.get(path.name)
         if known is not None and (len(content) != known.size or crc32(content) != known.pieces.get(0)):
             raise self._explain(path)
 
     def check_size(self, path: Path, size: int) -> None:
-        """Raises WeightsError unless the file at `path` has the `size` in bytes that it was saved with."""
+        """Check that the file at `path` was saved with `size` bytes. Raises WeightsError."""
         known = self.files.get(path.name)
         if known is None:
             raise self._explain(path)
         if size != known.size:
-            regular_file(path, WeightsError)  # a Git LFS pointer is named for what it is
+            regular_file(path, WeightsError)  # raises a specific error for a Git LFS pointer
             raise self._explain(path, f" ({size} bytes, not {known.size})")
 
     def check_piece(self, path: Path, offset: int, piece: bytes, name: str) -> None:
-        """Raises WeightsError unless `piece` is what was saved at `offset` of the file at `path`."""
+        """Check that `piece` is what was saved at `offset` in the file at `path`. Raises WeightsError."""
         if crc32(piece) != self.files[path.name].pieces.get(offset):
             raise self._explain(path, f" (in {name})")
 
@@ -239,9 +243,9 @@ class Checksums:
 
 
 def read_checksums(folder: Path) -> Checksums | None:
-    """What checksums.json of a checkpoint says; None where there is none or nothing is verified.
+    """Read checksums.json of a checkpoint.
 
-    Raises WeightsError.
+    Returns None if the file does not exist or verification is off. Raises WeightsError if it is damaged.
     """
     path = folder / FILE
     if not verifies() or not os.path.lexists(path):
@@ -253,7 +257,7 @@ def read_checksums(folder: Path) -> Checksums | None:
 
 
 def write_checksums(folder: Path, iteration: int | None, files: Mapping[str, FileSums]) -> None:
-    """Write checksums.json into a checkpoint that has not got its name yet. Raises OSError."""
+    """Write checksums.json to a checkpoint folder, before the folder gets its final name. Raises OSError."""
     rows = {
         name: {
             "size": sums.size,
@@ -269,7 +273,7 @@ def write_checksums(folder: Path, iteration: int | None, files: Mapping[str, Fil
 
 
 def _parse(path: Path, folder: Path) -> Checksums | None:
-    """None for a file that is not a checksums.json."""
+    """Parse a checksums.json. Returns None if the file is not valid."""
     try:
         values: Any = json.loads(read_text(path, WeightsError))
         files = {

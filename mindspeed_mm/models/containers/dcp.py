@@ -1,4 +1,4 @@
-"""Read a torch.distributed.checkpoint folder tensor by tensor, without running its pickled index."""
+"""Reads a torch.distributed.checkpoint folder tensor by tensor, without executing its pickled index."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mindspeed_mm.models.containers.checksums import SKIP, Checksums, verifies
 from mindspeed_mm.models.containers.dcp_index import INDEX, read_index_and_checksums
 from mindspeed_mm.models.containers.tensors import TensorFile, why_not_loaded
 
-Piece = tuple[tuple[int, ...], torch.Size, _StorageInfo]  # offset in the tensor, size, where in which file
+Piece = tuple[tuple[int, ...], torch.Size, _StorageInfo]  # offset in the tensor, size, place in a file
 
 
 def read_dcp(folder: Path) -> dict[str, Any]:
-    """The saved (nested) state dict, with a TensorFile in place of every tensor.
+    """Return the saved (nested) state dict, with a TensorFile in place of every tensor.
 
-    Raises WeightsError on damage or forgery.
+    Raises WeightsError if the folder is damaged or forged.
     """
     metadata, checksums = read_index_and_checksums(folder)
     paths = metadata.planner_data or {}
@@ -46,7 +46,7 @@ def read_dcp(folder: Path) -> dict[str, Any]:
 
 
 def _check_iteration(folder: Path, saved: Any) -> None:
-    """A folder named after an iteration holds that iteration."""
+    """Check that a folder named after an iteration contains that iteration. Raises WeightsError."""
     expected = parse_iteration(folder.name)
     if isinstance(expected, int) and isinstance(saved, TensorFile) and saved.shape.numel() == 1:
         if saved.dtype.is_floating_point:
@@ -108,9 +108,9 @@ def _reader(
 
 
 def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksums | None) -> Any:
-    """What is stored at one place: tensors and plain values only.
+    """Load the tensor or plain value that is stored at one place.
 
-    Raises WeightsError on damage or anything else.
+    Raises WeightsError for damaged data and for any other kind of value.
     """
     path = check_place(folder, place, checksums)
     try:
@@ -124,7 +124,7 @@ def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksum
     try:
         damaged = damaged_record(content, io.BytesIO(content)) if checksums is None and verifies() else None
         value = None if damaged else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
+    except Exception as error:  # torch raises many kinds of exceptions for damaged or hostile files
         raise WeightsError(
             f"{name} cannot be read safely: {why_not_loaded(error)}",
             where=path,
@@ -138,7 +138,10 @@ def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksum
 
 
 def check_place(folder: Path, place: _StorageInfo, checksums: Checksums | None) -> Path:
-    """The file of one piece. Raises WeightsError when it is missing, cut off or of another checkpoint."""
+    """Return the file of one piece.
+
+    Raises WeightsError if the file is missing, truncated or of another checkpoint.
+    """
     path = folder / place.relative_path
     if not path.is_file():
         raise WeightsError("is missing", where=path, fix="copy the whole iteration folder")
@@ -158,6 +161,6 @@ def _insert(state: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
 
 
 def _guess_path(name: str) -> tuple[str, ...]:
-    """Without planner data: `model.wan_dit.…` is the entry `wan_dit.…` of `model`."""
+    """Derive the path of an entry without planner data: `model.wan_dit.…` is `wan_dit.…` in `model`."""
     head, dot, rest = name.partition(".")
     return (head, rest) if dot else (name,)

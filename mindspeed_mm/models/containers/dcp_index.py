@@ -1,9 +1,7 @@
-"""Read the pickled index (`.metadata`) of a torch.distributed.checkpoint folder.
+"""Safe reader for the pickled index (`.metadata`) of a torch.distributed.checkpoint folder.
 
-Nothing in it is called or imported.
-
-The pickle becomes a tree of plain values, every value is checked, and torch's objects are built from what was
-checked.
+Nothing in the pickle is called or imported. The pickle is parsed into a tree of plain values, every value is
+checked, and PyTorch's metadata objects are built from the checked values.
 """
 
 from __future__ import annotations
@@ -34,19 +32,19 @@ from mindspeed_mm.models.containers.plain_pickle import DTYPES, METADATA, Call, 
 from mindspeed_mm.models.containers.tensors import first_line
 
 INDEX = ".metadata"
-_LARGEST = 2**62  # of a size, an offset or a number of values
+_LARGEST = 2**62  # largest allowed size, offset or number of values
 _MAX_ODD_CHUNKS = (
-    256  # of one tensor that is not cut into a grid: comparing them all takes their number squared
+    256  # maximum for a tensor that is not split into a grid: the check for overlaps is quadratic
 )
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a folder. Raises WeightsError when it is missing, damaged or forged."""
+    """Read the index of a folder. Raises WeightsError if it is missing, damaged or forged."""
     return read_index_and_checksums(folder)[0]
 
 
 def read_index_and_checksums(folder: Path) -> tuple[Metadata, Checksums | None]:
-    """The index, checked against the folder's checksums.json where there is one, and those checksums."""
+    """Read the index and the folder's checksums.json, if it exists, and verify the index against it."""
     path = folder / INDEX
     try:
         if not os.path.lexists(path):
@@ -71,17 +69,17 @@ def read_index_and_checksums(folder: Path) -> tuple[Metadata, Checksums | None]:
 
 
 def _check_sizes(folder: Path, index: Metadata) -> None:
-    """Raises WeightsError for a file that does not end where its last piece does.
+    """Check that each file ends where its last piece ends.
 
-    It is cut off, or of another save.
+    Raises WeightsError for a file of another size, which is truncated or belongs to another save.
     """
     ends: dict[str, int] = {}
     for place in index.storage_data.values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
     for name, end in ends.items():
         path = folder / name
-        if path.is_file() and (size := path.stat().st_size) != end:  # a missing one is named when it is read
-            regular_file(path, WeightsError)  # a Git LFS pointer is named for what it is
+        if path.is_file() and (size := path.stat().st_size) != end:  # reading reports a missing file
+            regular_file(path, WeightsError)  # raises a specific error for a Git LFS pointer
             raise WeightsError(
                 f"got {size} bytes",
                 where=path,
@@ -99,7 +97,7 @@ def _parse(content: bytes) -> Any:
         raise Problem(
             f"it holds the pickle instruction or reference {error}, which no checkpoint index needs"
         ) from None
-    except Exception as error:  # a damaged pickle raises almost anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise Problem(f"it is not a whole pickle ({first_line(error)})") from None
 
 
@@ -182,7 +180,7 @@ def _place(name: str, value: Any) -> _StorageInfo:
 
 
 def _paths(value: Any, entries: Mapping[str, Any]) -> dict[str, tuple[str | int, ...]] | None:
-    """Where each entry belongs in the nested dict."""
+    """Return the path of each entry in the nested state dict."""
     if value is None:
         return None
     paths: dict[str, tuple[str | int, ...]] = {}
@@ -198,7 +196,10 @@ def _paths(value: Any, entries: Mapping[str, Any]) -> dict[str, tuple[str | int,
 
 
 def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, _StorageInfo]) -> None:
-    """Every piece has one place, every place belongs to a piece, and the pieces of a tensor fill it."""
+    """Check that pieces and places match one to one, and that the pieces of each tensor cover it.
+
+    Raises Problem.
+    """
     placed: dict[str, dict[tuple[int, ...] | None, _StorageInfo]] = {name: {} for name in entries}
     for index, place in storage.items():
         if index.fqn not in placed:
@@ -211,9 +212,7 @@ def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, 
             continue
         if placed[name].keys() != {tuple(chunk.offsets) for chunk in entry.chunks}:
             raise Problem(f"{name} has {len(entry.chunks)} pieces in {len(placed[name])} places")
-        for (
-            chunk
-        ) in entry.chunks:  # a size is believed, and memory taken for it, only where the file has the bytes
+        for chunk in entry.chunks:  # memory is allocated for a size only if the file contains that many bytes
             needed, stored = (
                 math.prod(chunk.sizes) * entry.properties.dtype.itemsize,
                 placed[name][tuple(chunk.offsets)],
@@ -231,7 +230,7 @@ def _fills(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> bool:
     full = [chunk for chunk in chunks if math.prod(chunk.sizes)]
     if sum(math.prod(chunk.sizes) for chunk in full) != math.prod(size):
         return False
-    if _is_grid(size, full):  # what sharding makes
+    if _is_grid(size, full):  # the usual result of sharding
         return True
     return len(full) <= _MAX_ODD_CHUNKS and not any(
         _overlap(a, b) for i, a in enumerate(full) for b in full[:i]
@@ -239,7 +238,7 @@ def _fills(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> bool:
 
 
 def _is_grid(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> bool:
-    """Whether the chunks are all cells of cuts along each dimension."""
+    """Return whether the chunks are exactly the cells of a grid over the tensor."""
     cells = 1
     for d, whole in enumerate(size):
         spans = sorted({(chunk.offsets[d], chunk.sizes[d]) for chunk in chunks})
@@ -260,7 +259,7 @@ def _overlap(a: ChunkStorageMetadata, b: ChunkStorageMetadata) -> bool:
 
 
 def _fields(value: Any, name: str, where: str, module: str = METADATA) -> Mapping[str, Any]:
-    """The state of an object of one class. Raises Problem for anything else."""
+    """Return the state of an object of the class `name`. Raises Problem for any other value."""
     if (
         not isinstance(value, Call)
         or value.name != Name(module, name)

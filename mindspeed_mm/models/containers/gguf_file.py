@@ -1,4 +1,4 @@
-"""GGUF files of image and video models, through the `gguf` package, which is an extra."""
+"""Reader for GGUF files of image and video models. It needs the optional package `gguf`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.gguf_header import check_header
 from mindspeed_mm.models.containers.tensors import Container, TensorFile, first_line
 
-_ORIGINAL = "comfy.gguf.orig_shape."  # before a name: its shape, where that has more dimensions than GGUF's 4
+_ORIGINAL = "comfy.gguf.orig_shape."  # key prefix of a weight's shape, if it exceeds GGUF's 4 dimensions
 _MOST_DIMENSIONS = 8
 _DAMAGE = (
     ArithmeticError,
@@ -29,7 +29,10 @@ _DAMAGE = (
 
 
 def read_gguf(path: Path) -> Container:
-    """All tensors, quantised ones as bf16. Raises WeightsError without the package, or for damage."""
+    """Read all tensors, quantized ones as bf16.
+
+    Raises WeightsError if the package is not installed or the file is damaged.
+    """
     try:
         import gguf
     except ImportError:
@@ -52,7 +55,7 @@ def read_gguf(path: Path) -> Container:
 
 
 def _shape(reader: Any, entry: Any) -> torch.Size:
-    """GGUF writes the fastest dimension first."""
+    """Return the shape of an entry. GGUF stores the fastest-varying dimension first."""
     found = tuple(reversed([int(size) for size in entry.shape]))
     field = reader.get_field(_ORIGINAL + entry.name)
     if field is None:
@@ -72,7 +75,7 @@ def _read(
     if dtype is not None:
         return torch.from_numpy(data.copy()).view(shape)
     try:
-        with np.errstate(all="ignore"):  # an infinite scale: loading names the weight
+        with np.errstate(all="ignore"):  # infinite scales: loading reports the weight
             values = gguf.quants.dequantize(data, kind)
     except (NotImplementedError, ValueError) as error:
         raise WeightsError(

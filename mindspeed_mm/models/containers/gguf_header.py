@@ -1,7 +1,7 @@
-"""The header of a GGUF file, walked before the package `gguf` reads it.
+"""Check of a GGUF file's header before the package `gguf` reads it.
 
-`GGUFReader` makes an object for every value and trusts every length: a file of 300 bytes can keep it busy
-without end.
+`GGUFReader` creates an object for every value and trusts every length, so that a file of 300 bytes can keep
+it busy indefinitely.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import mmap
 import struct
 from pathlib import Path
 
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # kind of a number → bytes
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # kind of number → bytes
 _STRING, _ARRAY = 8, 9
-_SMALLEST = {**_SIZES, _STRING: 8, _ARRAY: 12}  # bytes that a value of each kind takes at least
+_SMALLEST = {**_SIZES, _STRING: 8, _ARRAY: 12}  # minimum size of a value of each kind, in bytes
 _VERSIONS = (2, 3)
 _MOST_ENTRIES = 1 << 16  # values or tensors; published files have a few thousand
-_MOST_ITEMS = 1 << 22  # in all arrays together; vocabularies have a million
+_MOST_ITEMS = 1 << 22  # in all arrays together; vocabularies have about a million
 _MOST_NESTING = 4
 _MOST_NAME = 65535  # bytes, by the format
 _MOST_DIMENSIONS = 8  # the format says 4
 
 
 def check_header(path: Path) -> None:
-    """Raises ValueError for lengths that go beyond the file, or beyond what a file of weights needs.
+    """Check that no length exceeds the file, or what a weight file needs. Raises ValueError.
 
-    Other damage is left to the reader.
+    Other damage is reported by the reader.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         _Walk(data).header()

@@ -1,4 +1,4 @@
-"""Read a pickle as plain values: names and calls are noted, nothing is called or imported."""
+"""Parses a pickle into plain values. Names and calls are recorded; nothing is called or imported."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _NAMES = {
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
     "torch": {"Size", *DTYPES},
-    "builtins": {"getattr"},  # early releases of Python 3.11 pickle a member of an enum as a call of it
+    "builtins": {"getattr"},  # early releases of Python 3.11 pickle an enum member as a call of getattr
 }
 _PATHS = {"PosixPath", "PurePosixPath", "Path", "WindowsPath", "PureWindowsPath"}
 
 
 class Name(NamedTuple):
-    """A class or function that the pickle names. It is never imported."""
+    """A class or function that the pickle refers to. It is never imported."""
 
     module: str
     name: str
@@ -47,7 +47,7 @@ class Name(NamedTuple):
 
 @dataclass(eq=False)
 class Call:
-    """What the pickle wants made: a name, its arguments, and the state to give it. Nothing is made."""
+    """An object that the pickle would create: its class, arguments and state. It is never created."""
 
     name: Name
     args: tuple[Any, ...]
@@ -55,10 +55,10 @@ class Call:
 
 
 class Problem(ValueError):
-    """What is wrong with an index."""
+    """A reason why an index cannot be used."""
 
 
-_Base: Any = pickle._Unpickler  # the one in Python, whose instructions can be replaced
+_Base: Any = pickle._Unpickler  # the pure Python version, whose opcode handlers can be replaced
 
 
 class Parser(_Base):  # type: ignore[misc]

@@ -1,8 +1,8 @@
-"""Weights that a file holds in 8 bits, expanded to bf16 as they are read.
+"""Expansion of 8-bit weights in files to bf16 while they are read.
 
-Plain fp8; X.weight beside X.scale_weight (`fp8_scaled` files, marked by an empty `scaled_fp8`); X.weight
-beside X.weight_scale, with an X.comfy_quant of JSON. Scales of activations (`scale_input`, `input_scale`) are
-for products in fp8, and are not needed here.
+Three formats are supported: plain fp8; X.weight with X.scale_weight (`fp8_scaled` files, which an empty
+`scaled_fp8` marks); and X.weight with X.weight_scale and a JSON X.comfy_quant. Activation scales
+(`scale_input`, `input_scale`) are for matrix products in fp8, and are ignored.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ _FORMATS = {
     "int8_blockwise": torch.int8,
     "int8_tensorwise": torch.int8,
 }
-_MOST_JSON = 4096  # bytes of a comfy_quant
+_MOST_JSON = 4096  # maximum size of a comfy_quant in bytes
 _FIX = "take a bf16, fp8, fp8_scaled or GGUF file of the same model"
 
 
 def expand(tensors: Mapping[str, TensorFile], where: object, *, plain: bool = True) -> dict[str, TensorFile]:
-    """`tensors` with every 8-bit weight as a bf16 one, and without scales and marks.
+    """Return `tensors` with every 8-bit weight expanded to bf16, and without scales and markers.
 
-    `plain`: fp8 weights without a scale, too. Raises WeightsError for a format that is not known, a
-    scale without a weight, a second one, or one of another shape or type.
+    With `plain`, fp8 weights without a scale are also expanded. Raises WeightsError for an unknown format,
+    for a scale without a weight, for two scales of one weight, and for a scale of an unexpected shape or
+    dtype.
     """
     if odd := next((name for name in tensors if _UNKNOWN.search(name)), None):
         raise WeightsError(
@@ -70,7 +71,7 @@ def expand(tensors: Mapping[str, TensorFile], where: object, *, plain: bool = Tr
 
 
 def _scales(tensors: Mapping[str, TensorFile], where: object) -> dict[str, TensorFile]:
-    """Stem → its scale."""
+    """Map each weight's name, without `.weight`, to its scale."""
     found: dict[str, str] = {}
     for name in tensors:
         if not name.endswith(_SCALES):
@@ -82,7 +83,7 @@ def _scales(tensors: Mapping[str, TensorFile], where: object) -> dict[str, Tenso
             )
         found[stem], dtype = name, tensors[name].dtype
         if dtype not in FLOATS:
-            is_e8m0 = dtype == torch.uint8 or "e8m0" in str(dtype)  # exponents of two, as bytes
+            is_e8m0 = dtype == torch.uint8 or "e8m0" in str(dtype)  # powers of two, stored as exponents
             kind = "MXFP8 (e8m0) scales" if is_e8m0 else f"scales of {_short(dtype)}"
             raise WeightsError(
                 f"got {kind}: {name}", where=str(where), expected="scales in F32, F16 or BF16", fix=_FIX
@@ -99,7 +100,7 @@ def _stem(name: str, endings: Iterable[str]) -> str:
 
 
 def _format(name: str, tensor: TensorFile, where: object) -> torch.dtype:
-    """The dtype that a `comfy_quant` says its layer's values have."""
+    """Return the dtype of a layer's values, as its `comfy_quant` declares it."""
     if tensor.dtype not in (torch.uint8, torch.int8) or tensor.nbytes > _MOST_JSON:
         raise WeightsError(f"{name} is no short text", where=str(where))
     text = bytes(tensor.read().view(torch.uint8).tolist()).decode("utf-8", "replace")
@@ -119,10 +120,10 @@ def _scaled(
     name: str, tensor: TensorFile, scale: TensorFile, form: torch.dtype | None, where: object
 ) -> TensorFile:
     dtype = form or tensor.dtype
-    if form is None and dtype in FLOATS:  # left exact beside layers that are not
+    if form is None and dtype in FLOATS:  # not quantized, in a file with quantized layers
         return TensorFile(tensor.shape, dtype, partial(_expanded, tensor, scale, dtype, dtype))
     is_known = tensor.dtype == dtype and (form is not None or dtype in FP8)
-    if not is_known and not (form in FP8 and tensor.dtype == torch.uint8):  # fp8 as bytes
+    if not is_known and not (form in FP8 and tensor.dtype == torch.uint8):  # fp8 stored as bytes
         named = f", its {_CONFIG[1:]} names {_short(form)}" if form else f" and no {_CONFIG[1:]}"
         raise WeightsError(
             f"got {_short(tensor.dtype)}: {name} has a scale{named}",

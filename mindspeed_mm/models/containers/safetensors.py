@@ -1,6 +1,6 @@
-"""Read and write .safetensors one tensor at a time.
+"""Reads and writes .safetensors files one tensor at a time.
 
-The format: 8 bytes header length, JSON header, then the values.
+A file consists of 8 bytes of header length, a JSON header and the values.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _SPELLING = {dtype: name for name, dtype in DTYPES.items()}
-_CRC = "crc32."  # before a name in __metadata__: the CRC-32 of its bytes, in 8 hexadecimal digits
+_CRC = "crc32."  # key prefix in __metadata__ of a tensor's CRC-32, which is 8 hexadecimal digits
 
 
 def read_safetensors(paths: Iterable[Path]) -> Container:
-    """All tensors of one or more files.
+    """Return all tensors of one or more files.
 
-    Raises WeightsError when a file is damaged or two hold the same name.
+    Raises WeightsError if a file is damaged or two files contain the same name.
     """
     tensors: dict[str, TensorFile] = {}
     home: dict[str, Path] = {}
@@ -64,11 +64,10 @@ def write_safetensors(
     written: Callable[[int], object] = lambda nbytes: None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Stream `tensors` into a new file, in the order given. `written` is called with the bytes of each.
+    """Stream `tensors` into a new file in the given order, with one tensor in memory at a time.
 
-    Memory: one tensor.
-
-    `metadata` goes into the header beside the checksums.
+    `written` is called with the size of each tensor in bytes. `metadata` is added to the header, which also
+    contains the checksums.
     """
     checksums = dict.fromkeys(tensors, "0" * 8)
     header = _header_text(tensors, checksums, metadata or {})
@@ -88,7 +87,7 @@ def write_safetensors(
 def _header_text(
     tensors: Mapping[str, TensorFile], checksums: Mapping[str, str], metadata: Mapping[str, str]
 ) -> bytes:
-    """Length and JSON header. Its size does not depend on the checksums, which are known last."""
+    """Return the length and the JSON header. The size does not depend on the checksums, which come last."""
     sums = {f"{_CRC}{name}": checksum for name, checksum in checksums.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata, **sums}}
     offset = 0

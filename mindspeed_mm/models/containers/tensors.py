@@ -1,6 +1,6 @@
-"""One tensor in a file: where its bytes are, and how to map them into memory.
+"""Lazily read tensors of weight files, mapped into memory.
 
-Every container of weights becomes a dict of these.
+The reader of each container format returns a dict of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.checksums import RecordCheck
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-HEAD_BYTES = 64 * 1024  # of each tensor go into a fingerprint
-_BLOCK_BYTES = 1 << 19  # stay in a core's cache while they are verified, converted and looked at
+HEAD_BYTES = 64 * 1024  # bytes of each tensor that a fingerprint includes
+_BLOCK_BYTES = 1 << 19  # small enough to stay in a core's cache while it is verified, converted and inspected
 _MAP_FAILED = ctypes.c_void_p(-1).value
 Look = Callable[[Tensor], object]
 
@@ -35,26 +35,26 @@ Look = Callable[[Tensor], object]
 class TensorFile:
     """A tensor that has not been read yet.
 
-    `read` gives a CPU tensor of that shape and dtype, its own on every call.
+    Each call of `read` returns a new CPU tensor of that shape and dtype.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     read: Callable[[], Tensor] = field(repr=False)
-    derived: bool = False  # computed from other weights, in no file
-    # its values mapped and not verified, and what verifies all of them; None where they are more than mapped
+    derived: bool = False  # computed from other weights, and in no file
+    # returns the mapped, unverified values and their check; None if reading does more than map the values
     raw: Callable[[], tuple[Tensor, RecordCheck | None]] | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
-        """Size of its values in bytes."""
+        """Size of the values in bytes."""
         return self.shape.numel() * self.dtype.itemsize
 
     def read_as(self, dtype: torch.dtype, look: Look = lambda part: None) -> Tensor:
-        """What `read` gives, in another dtype. `look` is shown all of it, part by part.
+        """Read the tensor in another dtype. `look` is called with each part of it.
 
-        The file's bytes pass through the processor once: each block is verified, converted and looked at
-        while the cache holds it. Raises WeightsError.
+        The processor reads the file's bytes once: each block is verified, converted and inspected while it is
+        in the cache. Raises WeightsError for a wrong checksum.
         """
         if self.raw is None:
             found = self.read().to(dtype)
@@ -78,25 +78,23 @@ class TensorFile:
         return found
 
     def head_bytes(self) -> memoryview:
-        """Its first 64 KiB, for a fingerprint."""
+        """Return the first 64 KiB, for a fingerprint."""
         return raw_bytes(self.read().reshape(-1)[: HEAD_BYTES // self.dtype.itemsize].contiguous())
 
 
 @dataclass(frozen=True)
 class Container:
-    """What files of one checkpoint hold: raw names → tensors, and the plain values saved beside them."""
+    """Content of the files of one checkpoint: tensors by their raw names, and the plain values."""
 
     tensors: Mapping[str, TensorFile]
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A tensor over the bytes at `offset`, copied on write.
+    """Map the bytes at `offset` as a tensor, copy-on-write.
 
-    Pages are read when touched, and the file never changes.
-
-    Every call maps again, so two tensors of one weight are independent. Raises WeightsError when the file got
-    shorter.
+    Pages are read on first access, and the file never changes. Each call creates a new mapping, so that two
+    tensors of the same weight are independent. Raises WeightsError if the file has become too short.
     """
     if shape.numel() == 0:
         return torch.empty(shape, dtype=dtype)
@@ -114,14 +112,14 @@ def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Te
 
 
 def _map_privately(path: Path, start: int, length: int) -> ctypes.Array[ctypes.c_char]:
-    """`length` bytes at `start`, copied on write, unmapped when the array is freed. Raises OSError.
+    """Map `length` bytes at `start` copy-on-write. The mapping ends when the returned array is freed.
 
-    Not `mmap.mmap`: it keeps a descriptor per mapping, and a model has more tensors than a process may have
-    files open (often 1024).
+    `mmap.mmap` is not used because it keeps one file descriptor per mapping, and a model has more tensors
+    than a process may have open files (often 1024). Raises OSError.
     """
     libc = _libc()
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size < start + length:  # touching what is not there kills the process
+        if os.fstat(file.fileno()).st_size < start + length:  # access beyond the end kills the process
             raise OSError(errno.EINVAL, "the file is shorter than its header says")
         access = mmap.PROT_READ | mmap.PROT_WRITE
         address = libc.mmap(None, length, access, mmap.MAP_PRIVATE, file.fileno(), start)
@@ -144,25 +142,25 @@ def _libc() -> ctypes.CDLL:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy."""
+    """Return the bytes of a contiguous CPU tensor, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def kind_of(value: object) -> str:
-    """What a value is, for messages: `a list`, `nothing`."""
+    """Describe the type of a value for messages: `a list`, `nothing`."""
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to one message's length."""
+    """Return the first line of an error's text, truncated to 200 characters."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:200]
 
 
 def why_not_loaded(error: BaseException) -> str:
-    """Why torch.load refused a file, in our words.
+    """Explain why torch.load rejected a file.
 
-    Its own speak of PyTorch releases and of switches to turn off.
+    PyTorch's own messages are not used: they mention PyTorch releases, and options that turn off safety.
     """
     text = str(error)
     if any(word in text for word in ("Unsupported", "weights_only", "Weights only")):

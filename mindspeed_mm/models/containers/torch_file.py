@@ -1,4 +1,4 @@
-"""Read and write .pt and .pth state dicts tensor by tensor, with `weights_only`: no code is run."""
+"""Reads and writes .pt and .pth state dicts tensor by tensor. `weights_only` ensures that no code is run."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ logger = get_logger(__name__)
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """The dict in a file, with a TensorFile in place of every tensor.
+    """Return the dict in a file, with a TensorFile in place of every tensor.
 
-    Raises WeightsError when it cannot be loaded safely.
+    Raises WeightsError if the file cannot be loaded safely.
     """
     state = _load(path)
     if not isinstance(state, dict):
@@ -49,12 +49,13 @@ def read_torch(path: Path) -> dict[str, Any]:
 def write_torch(
     path: Path, state: Mapping[str, Any], *, written: Callable[[int], object] = lambda nbytes: None
 ) -> None:
-    """Stream a (nested) dict with TensorFiles as its tensors into a new file. Memory: one tensor.
-    Raises OSError when the disk is full.
+    """Stream a (nested) dict of TensorFiles into a new file, with one tensor in memory at a time.
 
-    A skeleton with holes for the values is saved first, then every tensor's bytes are written into its hole,
-    and their checksums into the zip's directory, as torch.save does. A torch without that ability holds the
-    whole model instead, and the log says so.
+    A skeleton with holes for the values is saved first. Then the bytes of each tensor are written to its
+    hole, and the checksums to the zip directory, as torch.save does. If this version of torch cannot do that,
+    the whole model is kept in memory, and a log line says so.
+
+    Raises OSError if the disk is full.
     """
     if not knows_offsets():
         logger.info(f"torch {torch.__version__} cannot stream into a .pt: the whole model is held in memory")
@@ -82,9 +83,7 @@ def write_torch(
 def _save(state: Any, path: Path) -> None:
     try:
         torch.save(state, path)
-    except (
-        RuntimeError
-    ) as error:  # what torch's zip writer makes of a write that failed; why, it does not tell
+    except RuntimeError as error:  # torch's zip writer raises this for a failed write, without the reason
         raise OSError(
             errno.EIO, f"torch could not write all of it ({first_line(error)}), as on a full disk"
         ) from None
@@ -92,7 +91,7 @@ def _save(state: Any, path: Path) -> None:
 
 @functools.cache
 def knows_offsets() -> bool:
-    """Whether this torch tells where in a .pt the bytes of a tensor are (2.13 does)."""
+    """Return whether this version of torch reports the offsets of tensors in a .pt file (2.13 does)."""
     with io.BytesIO() as file:
         torch.save(torch.zeros(1), file)
         file.seek(0)
@@ -109,10 +108,10 @@ def _counted(tensor: TensorFile, written: Callable[[int], object]) -> Tensor:
 
 
 def _load(path: Path) -> Any:
-    """The file's contents.
+    """Load a file.
 
-    Its tensors are fake ones that know their offset; mapped ones where torch does not tell that; real ones
-    for files older than the zip format.
+    Its tensors are fake tensors with known offsets if torch reports these, and mapped tensors otherwise. For
+    files older than the zip format, they are real tensors.
     """
     if path.exists() or path.is_symlink():
         regular_file(path, WeightsError)
@@ -122,13 +121,13 @@ def _load(path: Path) -> Any:
         raise WeightsError(
             "no such file; a part of the checkpoint is missing", where=path, fix="copy it, too"
         ) from None
-    except Exception as error:  # torch raises a dozen kinds on damaged or hostile files
+    except Exception as error:  # torch raises many kinds of exceptions for damaged or hostile files
         raise WeightsError(_why_not(path, error), where=path) from None
 
 
 def _torch_load(path: Path) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's words about a foreign pickle: the error says it
+        warnings.simplefilter("ignore")  # torch warns about an unknown pickle, which the error already says
         if not zipfile.is_zipfile(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             logger.info(
@@ -155,18 +154,18 @@ def _why_not(path: Path, error: Exception) -> str:
 
 
 class _Records:
-    """What the zip's own directory says of its records.
+    """The records of a file, as listed in its zip directory.
 
-    The pickle in it is another's word for where values are.
+    They are used to check the offsets in the pickle, which are not trusted.
     """
 
     def __init__(self, path: Path) -> None:
-        """Verifies the small records. Raises WeightsError for a damaged directory."""
+        """Read the directory, and verify the small records. Raises WeightsError for a damaged directory."""
         self.path = path
         self.sizes: dict[int, int] | None = (
-            None  # None: older than the zip format, where torch has read everything
+            None  # None: the file is older than the zip format, and torch has already read all of it
         )
-        self.checks: ZipFileChecks | None = None  # None: nothing is verified
+        self.checks: ZipFileChecks | None = None  # None: verification is off
         if not zipfile.is_zipfile(path):
             return
         try:
@@ -180,7 +179,7 @@ class _Records:
             self.checks.check_all()
 
     def check_place(self, start: int, size: int) -> None:
-        """Raises WeightsError unless `size` bytes at `start` are exactly one record."""
+        """Check that `size` bytes at `start` are exactly one record. Raises WeightsError."""
         if self.sizes is not None and size and self.sizes.get(start) != size:
             raise WeightsError(
                 (

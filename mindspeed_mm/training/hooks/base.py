@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-if (
-    TYPE_CHECKING
-):  # --dry-run must import hooks without torch: a package may define and register one in one file
+if TYPE_CHECKING:  # --dry-run imports the modules of registered hooks, and must not import torch
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.training.checkpoint_folder import Best
     from mindspeed_mm.training.config import TrainingConfig

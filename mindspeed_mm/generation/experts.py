@@ -1,4 +1,4 @@
-"""One or two transformers: which of them predicts at a timestep, and where the weights are meanwhile."""
+"""Selection of the transformer that predicts at a timestep, and offloading of the idle weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGGER = get_logger(__name__)
 
 
 class Experts:
-    """The transformer, or the high- and the low-noise one. Only the active one needs to be on the device."""
+    """One transformer, or a high-noise and a low-noise one. Only the active one must be on the device."""
 
     def __init__(
         self,
@@ -32,10 +32,12 @@ class Experts:
         dtype: torch.dtype | None = None,
         count: int | None = None,
     ) -> None:
-        """`placed`: the models are in place (sharded, or in training) and are never moved.
+        """Create the experts from [model] or [high, low].
 
-        `dtype`: of matrix products, where it is not that of the weights given (fp32 masters in training).
-        `count`: of all weights, where this process holds some of them (pipeline stages).
+        With `placed`, the models are already on their devices (sharded, or in training) and are never moved.
+        `dtype` is the dtype of matrix products, if it differs from that of the weights (fp32 master weights
+        in training). `count` is the total number of weights, if this process has only a part of them
+        (pipeline stages).
         """
         if len(models) not in (1, 2):
             raise WeightsError(f"got {len(models)} transformers", expected="one, or [high, low]")
@@ -56,38 +58,36 @@ class Experts:
 
     @property
     def config(self) -> VaceConfig:
-        """The sizes of either."""
+        """Sizes of the model, which are the same for both experts."""
         return self.models[0].config
 
     @property
     def device(self) -> torch.device:
-        """Where they compute."""
+        """Device that the experts compute on."""
         return self._accelerator.device
 
     def index_at(self, timestep: float, boundary: float) -> int:
-        """0, or 1 for the low-noise expert: below 1000·boundary."""
+        """Return the index of the expert for `timestep`: 1 (low noise) below 1000·boundary, else 0."""
         return int(len(self.models) == 2 and timestep < 1000 * boundary)
 
     def at(self, timestep: float, sampling: SamplingConfig) -> tuple[VaceTransformer, float]:
-        """The model that predicts at `timestep`, on the device, and its guidance scale."""
+        """Return the model for `timestep`, moved to the device, and its guidance scale."""
         index = self.index_at(timestep, sampling.boundary)
         self._activate(index)
         scale = (sampling.guidance_scale, sampling.guidance_scale_2)[index]
         return self.models[index], 1.0 if timestep < sampling.guidance_end else scale
 
     def fits_batched_cfg(self, tokens: int) -> bool:
-        """Whether one pass over both prompts fits beside the weights.
+        """Return whether one pass over both prompts fits on the device in addition to the weights.
 
-        Otherwise they go through one after the other.
-
-        Judged by sizes alone: the same run in training and afterwards, with and without offload, gives the
-        same bits.
+        If it does not, the prompts are processed one after the other. The decision depends on sizes only, so
+        that results are bitwise identical during and after training, and with and without offloading.
         """
         activations = 2 * TOKEN_BYTES * tokens * self.config.trunk.hidden_size
         return self._count * self._dtype.itemsize + activations <= 0.8 * self._accelerator.total_memory()
 
     def offload(self) -> None:
-        """Free the device of the active model, unless models stay there."""
+        """Move the active model off the device, unless models stay there."""
         if self.mode != "none" and self._active is not None:
             self._offloaders[self._active].offload()
             self._active = None
@@ -101,7 +101,7 @@ class Experts:
 
 
 def _affordable(models: Sequence[nn.Module], accelerator: Accelerator, offload: Offload) -> Offload:
-    """`model` in place of `none` when two experts do not fit side by side."""
+    """Return the mode `model` instead of `none` if two experts do not fit on the device together."""
     needed = sum(weight.numel() * weight.element_size() for model in models for weight in model.parameters())
     total = accelerator.total_memory()
     if offload != "none" or len(models) == 1 or accelerator.kind == "cpu" or needed + WORKSPACE <= total:
@@ -118,9 +118,9 @@ def _affordable(models: Sequence[nn.Module], accelerator: Accelerator, offload: 
 
 
 class OffloadedModule:
-    """A module whose weights live on the host and are copied to the device.
+    """A module whose weights are kept on the host and copied to the device when needed.
 
-    They are read only: nothing is copied back.
+    The weights are read-only, so they are never copied back.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, *, pin: bool = False) -> None:
@@ -130,25 +130,25 @@ class OffloadedModule:
         self._host = [(tensor, tensor.data.pin_memory() if can_pin else tensor.data) for tensor in tensors]
 
     def onload(self) -> None:
-        """To the device."""
+        """Copy the weights to the device."""
         for tensor, weight in self._host:
             tensor.data = weight.to(self.device, non_blocking=True)
 
     def offload(self) -> None:
-        """Back to the host."""
+        """Use the weights on the host again."""
         for tensor, weight in self._host:
             tensor.data = weight
 
     def used_by(self, stream: Any) -> None:
-        """Let the allocator know that `stream` uses weights that another stream copied."""
+        """Record for the allocator that `stream` uses weights that another stream copied."""
         for tensor, _ in self._host:
             tensor.data.record_stream(stream)
 
 
 class BlockOffloader:
-    """A transformer whose blocks are on the device one after another.
+    """A transformer whose blocks are copied to the device one after another.
 
-    The next one is copied while the last one computes.
+    The next block is copied while the current one computes.
     """
 
     def __init__(self, model: VaceTransformer, device: torch.device) -> None:
@@ -164,11 +164,11 @@ class BlockOffloader:
             block.register_forward_hook(lambda _module, _args, _output, index=index: self._exit(index))
 
     def onload(self) -> None:
-        """Everything but the blocks."""
+        """Copy everything except the blocks to the device."""
         self._rest.onload()
 
     def offload(self) -> None:
-        """Everything."""
+        """Move everything off the device."""
         for index in sorted(self._onloaded):
             self._blocks[index].offload()
         self._onloaded.clear()

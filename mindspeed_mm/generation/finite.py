@@ -1,6 +1,6 @@
-"""Stop at the first latent or pixel that is NaN or infinite, and name the likely setting or weights.
+"""Checks for NaN and infinite latents and pixels, and errors that name the likely cause.
 
-The check itself is one reduction a step. Everything else here runs only once it has failed.
+The check itself is one reduction per step. All other code in this module runs only after a check has failed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from mindspeed_mm.generation.result import PromptEmbeds
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.models.finite import is_finite, nonfinite_weights
 
-_CUSTOMARY = {  # what published settings stay far inside of
+_CUSTOMARY = {  # bounds that all published settings are far within
     "guidance_scale": (0.0, 50.0),
     "guidance_scale_2": (0.0, 50.0),
     "context_scale": (-10.0, 10.0),
     "shift": (0.01, 1000.0),
 }
-_TALL = 1e3  # latents are of order 1; a step that starts beyond this was spoilt by an earlier one
+_TALL = 1e3  # latents are of order 1; if a step starts above this value, an earlier step caused it
 
 
 def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
-    """Before the first step. Raises NonFiniteError naming the model that made what is not finite."""
+    """Check the inputs before the first step.
+
+    Raises NonFiniteError that names the model whose output is not finite.
+    """
     if not is_finite(vace_context):
         raise NonFiniteError(
             "the encoded inputs (vace_context) are not finite before denoising: the VAE overflows or is "
@@ -42,7 +45,7 @@ def check_inputs(vace_context: Tensor, prompts: PromptEmbeds) -> None:
 
 
 def finite_check(sampling: SamplingConfig) -> StepHook:
-    """A hook that raises NonFiniteError after the first step that leaves a latent NaN or infinite."""
+    """Return a hook that raises NonFiniteError after the first step that produces NaN or infinite latents."""
 
     def check(step: Step) -> None:
         if not is_finite(step.latents):
@@ -52,7 +55,7 @@ def finite_check(sampling: SamplingConfig) -> StepHook:
 
 
 def explain_step(sampling: SamplingConfig, step: Step) -> NonFiniteError:
-    """Why the latents after `step` are not finite."""
+    """Return an error that explains why the latents after `step` are not finite."""
     cause, fix = _cause(sampling, step)
     return NonFiniteError(
         f"latents are not finite, and no video was written: {cause}",
@@ -62,7 +65,7 @@ def explain_step(sampling: SamplingConfig, step: Step) -> NonFiniteError:
 
 
 def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteError:
-    """Why the frames that begin with `frame` (from 0) were decoded to NaN or Inf."""
+    """Return an error that explains why the frames from `frame` (counted from 0) on are NaN or infinite."""
     bad = nonfinite_weights(vae)
     if not is_finite(latents):
         cause, fix = "the latents are not finite", "generate them again"
@@ -81,7 +84,7 @@ def explain_pixels(frame: int, vae: nn.Module, latents: Tensor) -> NonFiniteErro
 
 
 def _cause(sampling: SamplingConfig, step: Step) -> tuple[str, str]:
-    """Why, and what to do about it."""
+    """Return the likely cause and a fix."""
     model, tallest = step.prediction.model, float(step.before.abs().max())
     bad = nonfinite_weights(model)
     if bad:

@@ -1,4 +1,4 @@
-"""Find the models of a pipeline in a downloaded folder, and load each."""
+"""Finds the models of a pipeline in a downloaded folder, and loads them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class _Named(Config):
 
 
 def resolve_model_dir(folder: str | Path) -> WeightPaths:
-    """The parts of an official folder (1.3B, 14B, A14B), of a diffusers one, or of an inference JSON.
+    """Find the weights in an official folder (1.3B, 14B, A14B), a diffusers folder or an inference JSON.
 
-    Raises WeightsError naming what is missing, or ConfigError about the JSON.
+    Raises WeightsError that names what is missing, or ConfigError for an invalid JSON.
     """
     root = Path(folder)
     if root.suffix == ".json" and root.is_file():
@@ -77,11 +77,11 @@ def load_experts(
     shard: bool = False,
     quantize: QuantFormat | None = None,
 ) -> Experts:
-    """All transformers on the host, then where `offload` says; or sharded over the processes of `parallel`.
+    """Load all transformers.
 
-    Raises WeightsError.
-
-    `quantize`: the format in which the linear layers of the blocks are held.
+    They are loaded on the host and then placed as `offload` requires, or sharded over the processes of
+    `parallel` with `shard`. `quantize` is the storage format of the linear layers in the blocks. Raises
+    WeightsError.
     """
     spec = generating_spec(paths.model_id, "model.model_id")
     files = [_one_or_many(shards) for shards in paths.experts]
@@ -103,9 +103,9 @@ def load_experts(
 
 
 def inspect_experts(paths: WeightPaths) -> VaceConfig:
-    """Read the headers of all transformers and say what was found. Returns their sizes.
+    """Read the headers of all transformers, log what was found, and return their sizes.
 
-    Raises WeightsError, and ConfigError for a model that cannot generate.
+    Raises WeightsError, or ConfigError for a model that cannot generate.
     """
     spec = generating_spec(paths.model_id, "model.model_id")
     found = [open_model(_one_or_many(shards), spec).sizes for shards in paths.experts]
@@ -117,7 +117,7 @@ def inspect_experts(paths: WeightPaths) -> VaceConfig:
 def load_text_encoder(
     paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator, text_len: int
 ) -> TextEncoder:
-    """The text encoder on the device, cutting prompts after `text_len` tokens. Raises WeightsError."""
+    """Load the text encoder on the device. It truncates prompts to `text_len` tokens. Raises WeightsError."""
     tokenizer = None if paths.tokenizer is None else Path(paths.tokenizer)
     return encoder.load_text_encoder(
         Path(paths.text_encoder), tokenizer, dtype=dtype, device=accelerator.device, text_len=text_len
@@ -125,7 +125,7 @@ def load_text_encoder(
 
 
 def load_vae(paths: WeightPaths, dtype: torch.dtype, accelerator: Accelerator) -> WanVae:
-    """The VAE on the device. Raises WeightsError."""
+    """Load the VAE on the device. Raises WeightsError."""
     return vae.load_vae(Path(paths.vae), dtype=dtype, device=accelerator.device)
 
 

@@ -1,9 +1,10 @@
-"""LoRAs of one video: merged for as long as it takes, or added to each weight while its module computes.
+"""Temporary application of LoRAs for one video.
 
-A video is that of the merged weights either way: every sum is fp32 and rounded once to the weight's dtype, as
-in `merge_lora`. Adding works wherever the weights are (offloaded, sharded over processes, in 8 bits) and with
-a strength for each step. Merging costs nothing at a step, and needs room on the host for the weights as they
-were.
+LoRAs are either merged into the weights for the duration of the video, or added to the weights of each module
+while it computes. Both give the video of the merged weights: every sum is computed in fp32 and rounded once
+to the weight's dtype, as in `merge_lora`. Adding works for offloaded, sharded and 8-bit weights, and with a
+different strength at each step. Merging adds no cost per step, but needs host memory for the original
+weights.
 """
 
 from __future__ import annotations
@@ -39,24 +40,24 @@ _EXPERTS: tuple[Expert, Expert] = ("high", "low")
 
 @dataclass
 class Clock:
-    """The denoising step that is being taken, from 0, and its phase."""
+    """The current denoising step, counted from 0, and its phase."""
 
-    phases: Sequence[int] = ()  # of each step
+    phases: Sequence[int] = ()  # phase of each step
     step: int = 0
 
     @property
     def phase(self) -> int:
-        """From 0."""
+        """Phase of the current step, counted from 0."""
         return self.phases[min(self.step, len(self.phases) - 1)] if self.phases else 0
 
     def advance(self, step: Step) -> None:
-        """A hook of the loop: the next step begins."""
+        """Advance to the next step. Used as a hook of the denoising loop."""
         self.step = step.index + 1
 
 
 @dataclass(frozen=True)
 class _Update:
-    """What one LoRA does to one weight, on the device."""
+    """The update of one weight by one LoRA, on the device."""
 
     use: LoraUse
     scale: float = 1.0
@@ -66,7 +67,7 @@ class _Update:
     whole: Tensor | None = None
 
     def of(self, weight: Tensor, clock: Clock) -> Tensor | None:
-        """Its fp32 part of the sum at a step; None where its strength is 0."""
+        """Return the fp32 update at the current step, or None if the strength is 0."""
         strength = self.use.at(clock.step, clock.phase)
         if not strength:
             return None
@@ -82,18 +83,18 @@ class _Update:
 
 @dataclass
 class _Patch:
-    """Changes the weights of one module from its forward's beginning to its end."""
+    """Changes the weights of one module during its forward pass."""
 
     clock: Clock
     updates: Mapping[str, list[_Update]]  # name within the module → updates
-    to_host: bool = False  # where the former weights wait
+    to_host: bool = False  # whether the original weights are kept on the host
     kept: list[tuple[Any, Tensor, torch.device]] = field(default_factory=list)
 
     def enter(self, module: nn.Module, _args: Any) -> None:
         for name, updates in self.updates.items():
             weight = getattr(module, name)
             exact, dtype = weight.data.float(), weight.dtype
-            if name == "weight" and isinstance(module, nn.Linear):  # whose weight may be an 8-bit one
+            if name == "weight" and isinstance(module, nn.Linear):  # its weight may be quantized to 8 bits
                 exact, dtype = exact_weight(module), product_dtype(module)
             parts = [part for update in updates if (part := update.of(exact, self.clock)) is not None]
             if parts:
@@ -111,9 +112,9 @@ class _Patch:
 def applied(
     experts: Experts, uses: Sequence[LoraUse], sampling: SamplingConfig | None = None
 ) -> Iterator[Clock]:
-    """The models with these LoRAs inside the block; afterwards they are what they were, to the bit.
+    """Apply LoRAs to the models within the block, and then restore the original weights exactly.
 
-    `Clock.advance` must be called after each step. Raises ConfigError, and WeightsError for a LoRA that does
+    `Clock.advance` must be called after each step. Raises ConfigError, or WeightsError for a LoRA that does
     not fit.
     """
     clock = Clock(_phases(sampling, len(experts.models)))
@@ -139,7 +140,7 @@ def applied(
     finally:
         for handle in handles:
             handle.remove()
-        for patch in patches:  # merged ones, and those of a forward that an error ended
+        for patch in patches:  # merged LoRAs, and those of a forward pass that an error interrupted
             patch.leave(nn.Identity(), None, None)
 
 
@@ -149,7 +150,7 @@ _Changes = Mapping[str, list[_Update]]
 def _updates(
     model: nn.Module, adapters: Sequence[tuple[LoraUse, Adapter]], device: torch.device
 ) -> dict[nn.Module, _Changes]:
-    """Module → name within it → what changes it."""
+    """Map each module and each weight name within it to its updates."""
     found: dict[nn.Module, dict[str, list[_Update]]] = {}
     for use, adapter in adapters:
         for name in adapter.names:
@@ -162,7 +163,11 @@ def _updates(
 def _can_merge(
     experts: Experts, uses: Sequence[LoraUse], changes: Sequence[tuple[nn.Module, _Changes]]
 ) -> bool:
-    """Whether every strength is one number, the weights are whole, and the host has room for the old ones."""
+    """Return whether the LoRAs can be merged.
+
+    Each strength must be a single number, the weights must not be sharded, and the host must have memory for
+    the original weights.
+    """
     weights = [getattr(owner, name) for owner, updates in changes for name in updates]
     is_whole = experts.mode == "none" and not any(
         isinstance(weight, DTensor) or not weight.is_floating_point() for weight in weights
@@ -184,9 +189,9 @@ def _phases(sampling: SamplingConfig | None, experts: int) -> list[int]:
 def open_loras(
     config: VaceConfig, uses: Sequence[LoraUse], experts: int
 ) -> list[list[tuple[LoraUse, Adapter]]]:
-    """The LoRAs of each model, read to their headers.
+    """Open the LoRAs of each model, reading only their headers.
 
-    Raises ConfigError, and WeightsError for one that does not fit.
+    Raises ConfigError, or WeightsError for a LoRA that does not fit.
     """
     shapes = layout(config)
     found: list[list[tuple[LoraUse, Adapter]]] = [[] for _ in range(experts)]
@@ -213,7 +218,7 @@ def open_loras(
 
 
 def any_strength(uses: Sequence[LoraUse]) -> bool:
-    """Whether any LoRA counts at any step."""
+    """Return whether any LoRA has a nonzero strength at any step."""
     return any(any(use.strengths) for use in uses)
 
 

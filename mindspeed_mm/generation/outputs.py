@@ -1,7 +1,4 @@
-"""What becomes of a video's latents.
-
-Files beside each other, the latents first; and the settings that made them.
-"""
+"""Output files of a video: first the latents, then the decoded video, its contact sheet and its settings."""
 
 from __future__ import annotations
 
@@ -28,7 +25,10 @@ LOGGER = get_logger(__name__)
 
 
 def describe(models: ModelStore, made: Made) -> dict[str, Any]:
-    """Everything that makes this video again, and what it cost; plain values. On a process with a VAE."""
+    """Return the settings that reproduce this video, and its cost, as plain values.
+
+    The process must have a VAE.
+    """
     request, conditions, report = made.request, made.conditions, made.report()
     prompts = list(request.window_prompts)
     return {
@@ -52,17 +52,17 @@ class VideoFiles:
     """Writes videos into a folder: NAME.mp4, NAME.png, NAME.json and NAME/."""
 
     def __init__(self, models: ModelStore, folder: Path, run: dict[str, Any]) -> None:
-        """`run`: what NAME.json says of the run."""
+        """Create a writer. `run` contains the settings of the run for NAME.json."""
         self.models, self.folder, self.run = models, folder, run
 
     def write_conditions(self, request: GenerationRequest, conditions: Conditions) -> None:
-        """Log and write what the model gets, before it is encoded."""
+        """Log the notes of the conditions, and write the conditions to files before they are encoded."""
         for note in conditions.notes:
             LOGGER.info("  %s: %s", request.name, note, extra=on_every_rank())
         write_conditions(self.folder / request.name, conditions, request.sampling.fps)
 
     def write(self, made: Made) -> None:
-        """The latents, then the video as it is decoded, its sheet and its settings."""
+        """Write the latents, then the video while it is decoded, its contact sheet and its settings."""
         request = made.request
 
         def settings() -> dict[str, Any]:
@@ -78,7 +78,7 @@ class VideoFiles:
         )
 
     def store(self, request: GenerationRequest) -> WindowStore | None:
-        """Where the windows of a long video are kept for the next run."""
+        """Return the store that keeps the windows of a long video for the next run, or None."""
         run, model = self.run.get("run"), self.run.get("model")
         if not request.sampling.is_windowed or run is None or model is None:
             return None
@@ -98,9 +98,9 @@ def write_decoded(
     settings: Callable[[], dict[str, Any]],
     conditions: Conditions | None = None,
 ) -> None:
-    """The video as it is decoded, its sheet and its settings; a line names it and its cost.
+    """Write the video while it is decoded, its contact sheet and its settings, and log its path and cost.
 
-    `kept`: the file of the latents.
+    `kept` is the file of the latents.
     """
     with nullcontext() if kept is None else with_resume_hint(kept):
         path = write_outcome(
@@ -131,7 +131,7 @@ def write_decoded(
 
 @contextmanager
 def with_resume_hint(latents: Path) -> Iterator[None]:
-    """Let an error after denoising say how to resume from the latents."""
+    """Add to an error of the block how to resume from the latents."""
     hint = f"the latents are safe: run again with --from-latents {latents}"
     try:
         with explain_oom("", "while decoding", ""):

@@ -1,4 +1,4 @@
-"""How processes share the work: one alone, each with its own videos, or all together on one video."""
+"""Distribution of work over processes: a single process, one video per process, or all on one video."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ T = TypeVar("T")
 
 
 class SingleProcess:
-    """One process alone."""
+    """A single process. Base class of the parallel modes."""
 
-    is_main = True  # reads sources, encodes, decodes and writes
+    is_main = True  # the main process reads sources, encodes, decodes and writes
 
     def guide(
         self, predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
     ) -> Tensor:
-        """The guided velocity."""
+        """Return the guided velocity."""
         return guided_velocity(predict, prompt_embeds, negative_prompt_embeds, scale)
 
     def check(self, fn: Callable[[], None]) -> None:
-        """Call `fn`, which checks what must be right before anything is loaded."""
+        """Call `fn`, which checks the inputs before anything is loaded."""
         fn()
 
     def is_shared(self, error: MindSpeedMMError) -> bool:
-        """Whether all processes of this video have raised `error`, so that they can continue together."""
+        """Return whether all processes of this video raised `error` and can therefore continue together."""
         return True
 
     def run_on_main_and_broadcast(self, fn: Callable[[], T]) -> T:
-        """What `fn` returns."""
+        """Return the result of `fn`."""
         return fn()
 
     def run_on_main(self, fn: Callable[[], T]) -> T | None:
-        """What `fn` returns on the main process; None on the others."""
+        """Return the result of `fn` on the main process, and None on the others."""
         return fn()
 
 
@@ -62,15 +62,15 @@ SINGLE = SingleProcess()
 
 
 class DataParallel(SingleProcess):
-    """One of torchrun's processes, each with its own videos. Inside `launch`."""
+    """One of torchrun's processes, each of which generates its own videos. Use it inside `launch`."""
 
     def check(self, fn: Callable[[], None]) -> None:
-        """Call `fn` on every process; all raise the lowest failing rank's error."""
+        """Call `fn` on every process. If it fails, all raise the error of the lowest failing rank."""
         raise_on_all_ranks(fn)
 
 
 class ContextParallel(SingleProcess):
-    """torchrun's processes, all on one video: `layout` says which share tokens and which guidance."""
+    """All of torchrun's processes on one video. `layout` divides them between tokens and guidance."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class ContextParallel(SingleProcess):
         *,
         share_errors: bool = False,
     ) -> None:
-        """Inside `launch`. `mesh`: existing groups, as in training.
+        """Create the process groups, or use the groups of an existing `mesh`, as in training.
 
-        `share_errors`: see `run_on_main_and_broadcast`.
+        Call this inside `launch`. For `share_errors`, see `run_on_main_and_broadcast`.
         """
         parallel = ParallelConfig(context_parallel_size=layout.context, distributed_timeout_minutes=120)
         self.accelerator = accelerator
@@ -90,12 +90,15 @@ class ContextParallel(SingleProcess):
         self.layout = layout
         self.is_main = self.mesh.rank == 0
         self.share_errors = share_errors
-        self._shared: MindSpeedMMError | None = None  # the last error that went to all
+        self._shared: MindSpeedMMError | None = None  # the last error that was sent to all processes
 
     def guide(
         self, predict: VelocityFn, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None, scale: float
     ) -> Tensor:
-        """The guided velocity; each half predicts for one prompt, and both get both velocities."""
+        """Return the guided velocity.
+
+        Each half predicts for one prompt, and then both gather both velocities.
+        """
         if self.layout.halves == 1 or scale == 1 or negative_prompt_embeds is None:
             return super().guide(predict, prompt_embeds, negative_prompt_embeds, scale)
         own = predict(prompt_embeds if self.mesh.dp_rank == 0 else negative_prompt_embeds).contiguous()
@@ -104,27 +107,31 @@ class ContextParallel(SingleProcess):
         return apply_cfg(conditional, unconditional, scale)
 
     def is_shared(self, error: MindSpeedMMError) -> bool:
-        """Whether all processes of this video have raised `error`.
+        """Return whether all processes of this video raised `error`.
 
-        Latents, and so NonFiniteError, are the same on all.
+        Latents are the same on all processes, so all of them raise NonFiniteError together.
         """
         return error is self._shared or isinstance(error, NonFiniteError)
 
     def check(self, fn: Callable[[], None]) -> None:
-        """Call `fn` on the main process; its error ends all."""
+        """Call `fn` on the main process. An error ends all processes."""
         self.run_on_main_and_broadcast(fn)
 
     def run_on_main(self, fn: Callable[[], T]) -> T | None:
-        """What `fn` returns on the main process; None on the others, which wait for it. Errors as below."""
+        """Return the result of `fn` on the main process, and None on the others, which wait for it.
+
+        Errors are handled as in `run_on_main_and_broadcast`.
+        """
         kept: list[T] = []
         self.run_on_main_and_broadcast(lambda: kept.append(fn()))
         return kept[0] if kept else None
 
     def run_on_main_and_broadcast(self, fn: Callable[[], T]) -> T:
-        """What `fn` returns on the main process, on all of them; tensors must be on the host.
+        """Call `fn` on the main process, and return its result on all processes. Tensors must be on the host.
 
-        NonFiniteError, and with `share_errors` any error of ours, is raised on every process, so that a
-        caller may continue. Any other error ends all; the main one reports it.
+        NonFiniteError is raised on every process, so that the caller can continue. With `share_errors`, this
+        applies to every MindSpeedMMError. Any other error ends all processes, and the main process reports
+        it.
         """
         value: T | None = None
         failed: MindSpeedMMError | None = None
@@ -148,7 +155,7 @@ class ContextParallel(SingleProcess):
         return cast(T, received)
 
     def share_tokens(self, model: nn.Module) -> None:
-        """Let the processes of a half share the tokens of `model`."""
+        """Apply context parallelism to `model` within each half of the processes."""
         apply_context_parallel(model, self.mesh.cp_group)
 
     def load_sharded(
@@ -158,7 +165,7 @@ class ContextParallel(SingleProcess):
         quantize: QuantFormat | None = None,
         spec: ModelSpec = VACE,
     ) -> VaceTransformer:
-        """A transformer whose weights are sharded over all processes; each reads its part of the files."""
+        """Load a transformer sharded over all processes. Each process reads only its part of the files."""
         source, sizes = opened
         model = build_on_meta(sizes, spec)
         for name, parameter in model.named_parameters():

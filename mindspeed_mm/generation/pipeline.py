@@ -1,4 +1,6 @@
-"""VacePipeline: words, pixels and a mask → a video. Conditioning is the same code as in feature extraction.
+"""VacePipeline: generates videos from a prompt, pixels and a mask.
+
+Conditions are encoded by the same code as in feature extraction.
 
 pipe = VacePipeline.from_pretrained("Wan2.1-VACE-1.3B")
 result = pipe("a red ball bounces", src_video="depth.mp4", num_frames=81)
@@ -48,13 +50,17 @@ OnStep = Callable[[int, int], None]  # steps done, steps in total
 
 
 class VacePipeline:
-    """Models, and calls that make videos with them.
+    """Generates videos with a set of models.
 
-    The stages are functions of `models`: see `generation.stages`.
+    The stages are functions of `models`; see `generation.stages`.
     """
 
     def __init__(self, models: ModelStore, config: VaceConfig | None = None) -> None:
-        """`config`: the transformer's sizes, to warn of requests far from what such weights know."""
+        """Create a pipeline.
+
+        `config` contains the sizes of the transformer. It is used to warn of requests that are far from what
+        these weights were trained for.
+        """
         self.models, self.config = models, config
 
     @classmethod
@@ -69,12 +75,12 @@ class VacePipeline:
         tiled: Tiled = "auto",
         quantize: QuantFormat | None = None,
     ) -> VacePipeline:
-        """From a model folder (official or diffusers), the `model` of an inference JSON, or from parts.
+        """Load a pipeline from a model folder (official or diffusers), an inference JSON, or separate paths.
 
-        `device`: cpu, cuda or npu; None = what is there. `quantize`: int8 or fp8 for the linear layers of the
-        transformer's blocks.
+        `device` is cpu, cuda or npu; None selects an available device. `quantize` is int8 or fp8, for the
+        linear layers of the transformer's blocks.
 
-        The transformer and the text encoder are read when they are first needed. Raises WeightsError.
+        The transformer and the text encoder are loaded when they are first needed. Raises WeightsError.
         """
         paths = weights if isinstance(weights, WeightPaths) else resolve_model_dir(weights)
         accelerator = Accelerator.detect(device)
@@ -138,10 +144,11 @@ class VacePipeline:
         on_step: OnStep | None = None,
         hooks: Sequence[StepHook] = (),
     ) -> GenerationResult:
-        """One video of a prompt and settings, or of a GenerationRequest, which holds both.
+        """Generate one video from a prompt and settings, or from a GenerationRequest, which contains both.
 
-        What is None comes from the preset; the names are those of the inference JSON. Inputs may be paths,
-        Pillow images, arrays or tensors (see `Inputs`). `hooks` are called with each denoising step.
+        Arguments have the same names as in the inference JSON; those that are None are taken from the preset.
+        Inputs may be paths, Pillow images, arrays or tensors (see `Inputs`). `hooks` are called after each
+        denoising step.
 
         Raises ConfigError, DataError, NonFiniteError, WeightsError.
         """
@@ -189,7 +196,7 @@ class VacePipeline:
         return self.generate(request, hooks=hooks)
 
     def generate(self, request: GenerationRequest, *, hooks: Sequence[StepHook] = ()) -> GenerationResult:
-        """One video of a request whose numbers are decided; `hooks` are called after each denoising step.
+        """Generate the video of a fully specified request. `hooks` are called after each denoising step.
 
         Raises ConfigError, DataError, NonFiniteError, WeightsError.
         """
@@ -197,7 +204,7 @@ class VacePipeline:
             for line in unusual_requests(self.config, {request.name or "video": request.sampling}):
                 LOGGER.warning(line)
         result = generate(self.models, request, self._result, hooks=hooks)
-        assert result is not None  # one process is the main one
+        assert result is not None  # a single process is always the main process
         return result
 
     def _result(self, made: Made) -> GenerationResult:

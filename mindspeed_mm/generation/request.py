@@ -1,6 +1,6 @@
-"""GenerationRequest: one video, every number decided.
+"""GenerationRequest: a fully specified request for one video.
 
-Calls, the inference JSON and validation videos all build it. No torch.
+VacePipeline, the inference JSON and validation videos all build one. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mindspeed_mm.generation.sampling_config import SamplingConfig
 if TYPE_CHECKING:
     from torch import Tensor
 else:
-    Tensor = Any  # for pydantic, which reads the types of a job
+    Tensor = Any  # pydantic evaluates the annotations at run time
 
 __all__ = ["KEYS", "Clip", "GenerationRequest", "Inputs", "Picture"]
-# What the JSON calls each of Inputs.
+# Field of Inputs → its key in the JSON.
 KEYS = {
     "src_video": "video_path",
     "src_mask": "mask_path",
@@ -34,7 +34,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """A task and what it starts from. Hashable and picklable."""
+    """A task and its source files. Hashable and picklable."""
 
     name: str
     options: str  # JSON
@@ -49,17 +49,19 @@ class TaskRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One video: its texts, what it starts from, and its numbers."""
+    """A request for one video: prompts, inputs and sampling settings."""
 
     prompt: str
     negative_prompt: str = NEGATIVE_PROMPT
     inputs: Inputs = field(default_factory=Inputs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    name: str = ""  # of its files, and in messages
-    noise: Tensor | None = None  # [16, R+F, h, w] in place of the seed's
+    name: str = ""  # name of the output files, also used in messages
+    noise: Tensor | None = None  # [16, R+F, h, w], instead of the noise of the seed
     loras: tuple[LoraUse, ...] = ()
-    task: TaskRequest | None = None  # what makes src_video, src_mask and references before generation
-    window_prompts: tuple[str, ...] = ()  # of the windows of a long video; the last holds for all that follow
+    task: TaskRequest | None = None  # makes src_video, src_mask and references before generation
+    window_prompts: tuple[
+        str, ...
+    ] = ()  # one per window of a long video; the last applies to all that follow
 
     @classmethod
     def resolve(
@@ -72,11 +74,10 @@ class GenerationRequest:
         noise: Tensor | None = None,
         task: TaskRequest | None = None,
     ) -> GenerationRequest:
-        """Texts and numbers of `config`, what it leaves open from its preset.
+        """Create a request from `config`, with unset values taken from its preset.
 
-        `inputs` are those it names, found and opened.
-
-        `experts`: 1 or 2 transformers.
+        `inputs` are the inputs that `config` names, already found and opened. `experts` is the number of
+        transformers, 1 or 2. Raises ConfigError.
         """
         sampling = resolve_sampling(config, experts=experts)
         if task is None:
@@ -100,12 +101,12 @@ class GenerationRequest:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The texts that guidance uses: of each window, and the negative one last."""
+        """The prompts of all windows, followed by the negative prompt if guidance needs it."""
         own = self.window_prompts if self.sampling.is_windowed and self.window_prompts else (self.prompt,)
         return (*own, self.negative_prompt) if self.sampling.needs_guidance else own
 
     def prompt_of(self, window: int) -> str:
-        """The prompt of a window of a long video."""
+        """Return the prompt of a window of a long video."""
         prompts = self.window_prompts or (self.prompt,)
         return prompts[min(window, len(prompts) - 1)]
 
@@ -124,7 +125,7 @@ class GenerationRequest:
 
 
 def _check_kept(sampling: SamplingConfig, inputs: Inputs) -> None:
-    """Raises ConfigError for paste_back where nothing is kept."""
+    """Check that `paste_back` is set only if some pixels are kept. Raises ConfigError."""
     keeps = inputs.src_mask is not None or inputs.has_ends or inputs.outpaint is not None
     if sampling.paste_back is not None and not keeps:
         raise ConfigError(
@@ -135,7 +136,7 @@ def _check_kept(sampling: SamplingConfig, inputs: Inputs) -> None:
 
 
 def _check_references(sampling: SamplingConfig, count: int) -> None:
-    """Raises ConfigError for a window whose reference is not given."""
+    """Check that every reference that a window names is given. Raises ConfigError."""
     for number, row in enumerate(sampling.window_references or ()):
         if missing := [reference for reference in row if reference >= count]:
             raise ConfigError(

@@ -1,4 +1,7 @@
-"""One video from its request to its pixels: what calls, the command and validation videos share."""
+"""Generation of one video, from its request to its pixels.
+
+Shared by VacePipeline, the command line and validation videos.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +39,16 @@ OnConditions = Callable[[GenerationRequest, Conditions], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A request as the transformer takes it."""
+    """The encoded inputs of the transformer for one request."""
 
-    conditions: Conditions | None  # the pixels behind vace_context, on the main process alone
+    conditions: Conditions | None  # the pixels of vace_context, on the main process only
     vace_context: Tensor  # [96, R+F, h, w] on the host
-    prompts: tuple[PromptEmbeds, ...]  # one, or that of each context window
+    prompts: tuple[PromptEmbeds, ...]  # one, or one for each context window
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What all parts of a generation share."""
+    """Objects that all steps of a generation share."""
 
     models: ModelStore
     parallel: SingleProcess
@@ -65,11 +68,13 @@ def generate(
     progress: bool = False,
     store: WindowStore | None = None,
 ) -> T | None:
-    """What `finish` returns for the video, on the main process; None on the others.
+    """Generate a video and pass it to `finish`.
 
-    All processes of `parallel` call this together; `on_conditions` and `finish` run on the main one.
-    `encoded` keeps what was encoded, by name, for the next call, and `store` the windows of a long video, for
-    a run after this one. Raises ConfigError, DataError, WeightsError, and NonFiniteError on every process.
+    Returns the result of `finish` on the main process, and None on all others. All processes of `parallel`
+    must call this function together; `on_conditions` and `finish` run on the main process only.
+
+    `encoded` caches the encoded inputs by request name for the next call. `store` keeps the windows of a long
+    video for a later run. Raises ConfigError, DataError, WeightsError, and NonFiniteError on every process.
     """
     models.start_measuring()
     run = Run(models=models, parallel=parallel, hooks=hooks, progress=progress)
@@ -109,7 +114,7 @@ def _generate_windows(
     on_conditions: OnConditions | None,
     store: WindowStore | None,
 ) -> T | None:
-    """A long video, each window of which continues the one before."""
+    """Generate a long video, in which each window continues the previous one."""
     models, parallel = run.models, run.parallel
 
     def read() -> Conditions:
@@ -156,10 +161,10 @@ def _generate_windows(
 
 
 def _denoise(run: Run, request: GenerationRequest, source: Encoded) -> Tensor:
-    """Latents [16, R+F, h, w] on the host, references first; a bar shows the steps."""
+    """Denoise with a progress bar. Returns latents [16, R+F, h, w] on the host, references first."""
     models, sampling = run.models, request.sampling
     with explain_oom(request.name):
-        _ = models.experts  # read before the bar starts, whose ETA knows denoising steps alone
+        _ = models.experts  # load before the bar starts: its ETA covers denoising steps only
     with (
         Progress(
             f"{request.name}: denoising".removeprefix(": "),
@@ -186,7 +191,7 @@ def _denoise(run: Run, request: GenerationRequest, source: Encoded) -> Tensor:
 def _encode(
     run: Run, request: GenerationRequest, conditions: Conditions | None, on_conditions: OnConditions | None
 ) -> Encoded:
-    """Pixels and prompts, encoded on the main process."""
+    """Encode pixels and prompts on the main process, and send them to all processes."""
     models, parallel = run.models, run.parallel
     rows = share_prompts(models, [request], parallel)
 
@@ -205,7 +210,7 @@ def _encode(
 
 
 def _prompts_of(request: GenerationRequest, rows: Mapping[str, Tensor]) -> tuple[PromptEmbeds, ...]:
-    """The embedded prompts of each window that is denoised."""
+    """Return the embedded prompts of each window."""
     negative = rows[request.negative_prompt] if request.sampling.needs_guidance else None
     return tuple(
         PromptEmbeds(prompt_embeds=rows[request.prompt_of(window.index)], negative_prompt_embeds=negative)
@@ -216,9 +221,9 @@ def _prompts_of(request: GenerationRequest, rows: Mapping[str, Tensor]) -> tuple
 def share_prompts(
     models: ModelStore, requests: Sequence[GenerationRequest], parallel: SingleProcess = SINGLE
 ) -> dict[str, Tensor]:
-    """All prompts of `requests` → [L, text_dim] on every process.
+    """Return the embeddings [L, text_dim] of all prompts of `requests`, on every process.
 
-    The main one encodes them, all in one go.
+    The main process encodes them all at once.
     """
     texts = [text for request in requests for text in request.prompts]
     if any(text not in models.cached_prompts for text in texts):

@@ -1,4 +1,4 @@
-"""The stages of a generation, each a function of the models: prompts, conditions, denoising, decoding."""
+"""The stages of a generation as functions of the models: prompts, conditions, denoising and decoding."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _SMALLER = (
 
 
 def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tensor]:
-    """Each prompt → [L, text_dim] on the host.
+    """Return the embedding [L, text_dim] of each prompt, on the host.
 
-    The new ones are encoded and cached, and the text encoder is dropped.
+    New prompts are encoded and cached. The text encoder is then freed.
     """
     prompts = list(dict.fromkeys(prompts))
     new = [prompt for prompt in prompts if prompt not in models.cached_prompts]
@@ -49,7 +49,7 @@ def encode_prompts(models: ModelStore, prompts: Iterable[str]) -> dict[str, Tens
 
 @torch.no_grad()
 def encode_conditions(models: ModelStore, conditions: Conditions, sampling: SamplingConfig) -> Tensor:
-    """vace_context [96, R+F, h, w]; feature extraction uses the same function on the same pixels."""
+    """Encode conditions to vace_context [96, R+F, h, w]. Feature extraction uses the same encoding."""
     encoder = models.stream_encoder(sampling.height, sampling.width)
     with models.timings.phase("vae_encode"):
         return encode_vace_context(
@@ -75,12 +75,12 @@ def denoise(
     guide: GuidanceFn = guided_velocity,
     hooks: Sequence[StepHook] = (),
 ) -> Tensor:
-    """Latents [16, R+F, h, w] fp32 on the device, references first.
+    """Denoise to latents [16, R+F, h, w], fp32 on the device, references first.
 
-    `noise` [16, R+F, h, w] replaces the seed's.
+    `noise` [16, R+F, h, w] replaces the noise of the seed. `prompts` has one entry, or one for each context
+    window. `num_refs` is used only for context windows and for `diffsynth_noise`.
 
-    `prompts`: one, or one for each context window. `num_refs` matters to these and to `diffsynth_noise`.
-    Raises NonFiniteError after the first step that leaves a latent NaN or infinite.
+    Raises NonFiniteError after the first step that produces NaN or infinite latents.
     """
     experts, device = models.experts, models.accelerator.device
     if problem := scale_problem(experts.config, sampling):
@@ -108,9 +108,9 @@ def denoise(
 
 @torch.no_grad()
 def decode(models: ModelStore, latents: Tensor, num_refs: int = 0) -> Iterator[Frames]:
-    """Latents [16, R+F, h, w] → frames [t, H, W, 3], a few at a time; the references are left out.
+    """Decode latents [16, R+F, h, w] to frames [t, H, W, 3], a few at a time, without the references.
 
-    Raises NonFiniteError before it yields a frame that is not finite.
+    Raises NonFiniteError instead of yielding frames that are not finite.
     """
     vae = models.vae_for(latents.shape[-2] * 8, latents.shape[-1] * 8)
     chunks = vae.decode_frames(latents[:, num_refs:].to(models.accelerator.device))
@@ -128,7 +128,7 @@ def decode(models: ModelStore, latents: Tensor, num_refs: int = 0) -> Iterator[F
 
 
 def scale_problem(config: VaceConfig, sampling: SamplingConfig) -> ConfigError | None:
-    """The error of a `context_scale` that does not fit the branch's number of blocks; None if it fits."""
+    """Return a ConfigError if `context_scale` does not match the number of branch blocks, else None."""
     scale, blocks = sampling.context_scale, len(config.vace_layers)
     if isinstance(scale, tuple) and len(scale) != blocks:
         expected = f"one, or one for each of {blocks} branch blocks"
@@ -138,9 +138,9 @@ def scale_problem(config: VaceConfig, sampling: SamplingConfig) -> ConfigError |
 
 @contextmanager
 def explain_oom(where: str, when: str = "before decoding", fix: str = _SMALLER) -> Iterator[None]:
-    """Turn out of memory in the block into a DataError that says what helps.
+    """Convert an out-of-memory error of the block to a DataError with advice.
 
-    torch's own error is its cause.
+    The original error is set as its cause.
     """
     try:
         yield

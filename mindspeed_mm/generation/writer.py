@@ -1,8 +1,7 @@
-"""What a run leaves behind.
+"""Writes the output files of a generation.
 
-NAME.mp4, NAME.png (sheet), NAME.json (every setting), and NAME/ with conditions and latents.
-
-Each file appears whole or not at all.
+They are NAME.mp4, NAME.png (contact sheet), NAME.json (all settings), and NAME/ with conditions and latents.
+Each file is written atomically.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _PHASES = {
 
 
 def write_conditions(folder: Path, conditions: Conditions, fps: float) -> None:
-    """What the model is shown: src_video.mp4, src_mask.mp4, reference_0.png … in `folder`."""
+    """Write the inputs of the model to `folder`: src_video.mp4, src_mask.mp4, reference_0.png …."""
     with explain_disk(folder):
         if conditions.src_video is not None:
             write_video(folder / "src_video.mp4", clip_bytes(conditions.src_video), fps)
@@ -66,7 +65,7 @@ def write_outcome(
     conditions: Conditions | None,
     settings: Callable[[], Settings],
 ) -> Path:
-    """NAME.mp4 as its frames come, then the sheet and the settings. Returns the path of the video."""
+    """Write NAME.mp4 while its frames arrive, then the sheet and the settings. Returns the video's path."""
     path = folder / f"{name}.mp4"
     kept: dict[int, Frames] = {}
     wanted = set(spread(num_frames, _COLUMNS))
@@ -82,7 +81,7 @@ def write_outcome(
 
 
 def _watched(chunks: Iterable[Frames], kept: dict[int, Frames], wanted: set[int]) -> Iterator[Frames]:
-    """Each frame [H, W, 3], in order; the `wanted` ones are kept for the sheet."""
+    """Yield each frame [H, W, 3] in order, and copy the `wanted` ones to `kept` for the sheet."""
     number = 0
     for chunk in chunks:
         for frame in chunk:
@@ -99,7 +98,7 @@ def draw_result(
     conditions: Conditions | None,
     settings: Settings,
 ) -> Image.Image:
-    """The contact sheet: the request, what the model saw, the result."""
+    """Draw the contact sheet with the request, the inputs of the model and the result."""
     fps = float(settings["sampling"]["fps"])
     labels = [f"frame {index} · {index / fps:.2f} s" for index in indices]
     strips = [] if conditions is None else condition_strips(conditions, indices)
@@ -108,7 +107,7 @@ def draw_result(
 
 
 def condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Strip]:
-    """Rows of a sheet: references, and the frames `indices` of src_video and mask."""
+    """Return the rows of a sheet for the conditions: references, and frames `indices` of src_video and mask."""
     strips = []
     chosen = list(indices)
     if conditions.src_ref_images:
@@ -155,27 +154,27 @@ def _scale(scale: float | Sequence[float]) -> str:
 
 
 def picture_frames(pixels: Tensor) -> Frames:
-    """[3, T, H, W] in [-1, 1] → uint8 [T, H, W, 3]."""
+    """Convert pixels [3, T, H, W] in [-1, 1] to uint8 [T, H, W, 3]."""
     frames = ((pixels.float() + 1) * 127.5).round_().clamp_(0, 255).byte()
     return frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def clip_bytes(clip: Tensor | Frames, chosen: Sequence[int] | None = None) -> Frames:
-    """A clip of `Conditions` or `ReadConditions`, or its `chosen` frames, as uint8 [T, H, W, 3]."""
+    """Return a clip of `Conditions` or `ReadConditions`, or its `chosen` frames, as uint8 [T, H, W, 3]."""
     if isinstance(clip, Tensor):
         return picture_frames(clip if chosen is None else clip[:, list(chosen)])
     return clip if chosen is None else clip[list(chosen)]
 
 
 def mask_bytes(mask: Tensor | Frames, chosen: Sequence[int] | None = None) -> Frames:
-    """The same of a mask: uint8 [T, H, W], white = generate."""
+    """Return a mask, or its `chosen` frames, as uint8 [T, H, W]. White means generate."""
     if isinstance(mask, Tensor):
         return clip_bytes(mask.expand(3, -1, -1, -1) * 2 - 1, chosen)[..., 0]
     return mask if chosen is None else mask[list(chosen)]
 
 
 def versions() -> dict[str, str]:
-    """What computed: Python and the packages that decide numbers."""
+    """Return the versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("mindspeed-mm-vace", "diffusers", "transformers"):
         try:
@@ -186,7 +185,10 @@ def versions() -> dict[str, str]:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Whether the disk of `folder`, which need not exist, has about `needed` bytes free. Raises DataError."""
+    """Check that the disk of `folder`, which need not exist, has about `needed` bytes free.
+
+    Raises DataError.
+    """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -198,7 +200,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def bytes_of(sampling: SamplingConfig, num_refs: int) -> int:
-    """About what one video leaves on the disk: latents, the video and its conditions as mp4, the sheet."""
+    """Estimate the disk space of one video: latents, the video and its conditions as mp4, and the sheet."""
     frames, height, width = sampling.num_frames, sampling.height, sampling.width
     latents = 64 * ((frames + 3) // 4 + num_refs) * (height // 8) * (width // 8)
     return latents + 3 * frames * height * width // 10 + _SHEET_BYTES
@@ -206,7 +208,7 @@ def bytes_of(sampling: SamplingConfig, num_refs: int) -> int:
 
 @contextmanager
 def explain_disk(path: Path) -> Iterator[Path]:
-    """Turn an OSError of the block into one line about `path`. Raises DataError."""
+    """Convert an OSError of the block to a one-line DataError about `path`."""
     try:
         yield path
     except OSError as error:

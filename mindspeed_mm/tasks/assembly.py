@@ -1,4 +1,4 @@
-"""From a PretrainJob to its Trainer: model, optimizer, data, checkpoints, hooks."""
+"""Build the Trainer of a PretrainJob: model, optimizer, data, checkpoints and hooks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ logger = get_logger(__name__)
 
 
 def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
-    """Build everything. Inside a process group; raises the package's errors on what does not fit."""
+    """Build the Trainer inside a process group. Raises the package's errors if parts do not fit together."""
     training, batch = job.training, job.training.batch
     train_iters, global_batch_size = batch.train_iters or 0, batch.global_batch_size or 0
     mesh = build_mesh(job.parallel, accelerator, job.fsdp2)
@@ -68,15 +68,15 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
     scheduler = param_scheduler(
         optimizer, training.optimizer, train_iters=train_iters, global_batch_size=global_batch_size
     )
-    seed_everything(batch.seed, mesh.rank)  # before a checkpoint restores its own: dropout draws from here
+    seed_everything(batch.seed, mesh.rank)  # for dropout; a checkpoint then restores its own RNG state
     state = TrainState(model=model, optimizer=optimizer, scheduler=scheduler)
-    # an adapter's base is the whole model: where no one place holds that, checkpoints hold it
+    # the base of an adapter is the whole model; if no single source has it, checkpoints include it
     adapts = any(not isinstance(config, QuantizeConfig) for config in job.model.transforms)
     is_whole = not adapts or start.base is start.weights
     if not is_whole:
         logger.info("checkpoints hold the frozen weights, too: no one place has them all")
     checkpoints = build_checkpoints(job, start.base if is_whole else None, accelerator)
-    if checkpoints.load(state):  # what does not train was looked at when it was filled
+    if checkpoints.load(state):  # frozen weights were checked when they were loaded
         trained = {name: local(weight) for name, weight in model.named_parameters() if weight.requires_grad}
         raise_on_all_ranks(lambda: check_weights(f"--load {training.checkpoint.load}", trained))
     return Trainer(
@@ -97,10 +97,13 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
 
 
 def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[int]:
-    """Trunk blocks of each stage: as the model JSON says, else as the weights are split, else even."""
+    """The number of trunk blocks of each stage.
+
+    The model JSON decides; without it, the split of the weights; otherwise the split is even.
+    """
     count = job.parallel.num_stages
     if count == 1:
-        return []  # a model of another package may have no layers
+        return []  # a model from another package may have no num_layers
     total = job.predictor.num_layers
     if job.predictor.pipeline_num_layers is not None:
         key = "predictor.pipeline_num_layers"
@@ -111,7 +114,7 @@ def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[in
 
 
 def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator: Accelerator) -> Checkpointer:
-    """Checkpoints of this job; what does not train is named by reference to `rest`."""
+    """Build the job's Checkpointer. Checkpoints refer to `rest` for the weights that are not trained."""
     key_map = resolve(MODELS.get(job.predictor.model_id).key_maps)["mm"]
     base = None
     if rest is not None:
@@ -121,7 +124,7 @@ def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator:
 
 
 def step_settings(job: PretrainJob, schedule: Schedule, tasks: Mapping[str, TaskSettings]) -> StepSettings:
-    """What the step needs of the job; the number of micro-batches is Megatron's."""
+    """The settings of a training step. The number of micro-batches is computed as in Megatron."""
     batch = job.training.batch
     return StepSettings(
         micro_batches=num_micro_batches(batch.micro_batch_size, batch.global_batch_size or 0, job.dp_size),
@@ -134,7 +137,7 @@ def step_settings(job: PretrainJob, schedule: Schedule, tasks: Mapping[str, Task
 
 
 def task_settings(job: PretrainJob, loader: TrainLoader | RawBatches) -> Mapping[str, TaskSettings]:
-    """The tasks of a recipe with a shift or a loss weight of their own."""
+    """The settings of the recipe's tasks that have their own shift or loss weight."""
     recipe = loader.stream.recipe if isinstance(loader, RawBatches) else None
     diffusion = job.model.diffusion
     return {
@@ -150,9 +153,9 @@ def task_settings(job: PretrainJob, loader: TrainLoader | RawBatches) -> Mapping
 
 
 def sample_cost(job: PretrainJob, model: nn.Module) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
-    """(R+F, h, w, text rows) → tokens and operations of one sample.
+    """Return a function from (R+F, h, w, text rows) to the tokens and FLOPs of one sample.
 
-    Zeros where the model's spec tells no cost.
+    The function returns zeros if the model's spec has no `cost`.
     """
     spec = MODELS.get(job.predictor.model_id)
     if not spec.cost:

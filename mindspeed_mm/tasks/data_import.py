@@ -1,4 +1,7 @@
-"""`vace data import`: a dataset in another project's layout → data.json and data.txt. No torch."""
+"""`vace data import`: convert a dataset in another project's layout to data.json and data.txt.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class ImportConfig(Config):
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Write the lists. Exits with 1 and one line when a row cannot be used; nothing is written then."""
+    """Write the lists. If a row cannot be used, prints one line, exits with 1 and writes nothing."""
     arguments = import_parser(prog).parse_strict(argv)
     config = parse(ImportConfig, given(arguments, ImportConfig), prog)
     if config.print_config:
@@ -58,7 +61,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     lists = lists_of(arguments.source, home)
     check_not_read(targets, lists, "--out")
     manifest = scan_manifest(arguments.source, home)
-    if os.path.isdir(lists[-1]):  # clips, each with a caption beside it
+    if os.path.isdir(lists[-1]):  # a folder of clips with a caption file beside each
         check_not_read(targets, (row.video.with_suffix(".txt") for row in manifest.records), "--out")
     for note in manifest.notes:
         logger.info(note)
@@ -82,7 +85,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def refuse_again(source: Path, targets: Sequence[Path], line: str) -> None:
-    """Raise ConfigError when an import of this folder already wrote its lists into the folder itself."""
+    """Raise ConfigError if an earlier import of this folder wrote its lists into the folder itself."""
     listing, pointer = targets
     if not os.path.isdir(source) or not os.path.exists(listing) or not os.path.isfile(pointer):
         return
@@ -101,7 +104,7 @@ def refuse_again(source: Path, targets: Sequence[Path], line: str) -> None:
 
 
 def home_of(source: Path, data_folder: str | None) -> Path:
-    """The folder that the paths of the rows start from. Raises ConfigError."""
+    """The folder that the paths of the rows are relative to. Raises ConfigError."""
     if source.name.endswith(".txt"):
         raise ConfigError(
             "got a data.txt", where=PROG, expected="one list or folder", fix="name what its lines name"
@@ -116,7 +119,7 @@ def home_of(source: Path, data_folder: str | None) -> Path:
 
 
 def guide_row(record: SampleRecord, home: Path) -> dict[str, Any]:
-    """A row of data.json; paths start from `home`."""
+    """A row of data.json, with paths relative to `home`."""
 
     def path(file: Path | None) -> str | None:
         return None if file is None else path_from(home, file)
@@ -132,14 +135,17 @@ def guide_row(record: SampleRecord, home: Path) -> dict[str, Any]:
 
 
 def path_from(home: Path, file: Path) -> str:
-    """`file` from `home`; one that is not below it by name, from where links lead, as data.txt names it."""
+    """The path of `file` relative to `home`.
+
+    If `file` is not below `home` by name, links are resolved first, as in data.txt.
+    """
     if file.is_relative_to(home) and ".." not in file.relative_to(home).parts:
         return str(file.relative_to(home))
     return os.path.relpath(Path(os.path.realpath(file.parent)) / file.name, os.path.realpath(home))
 
 
 def line_of(home: Path, listing: Path) -> str:
-    """The line of data.txt. Raises ConfigError for a path that is not read back from it."""
+    """The line of data.txt. Raises ConfigError for a path that could not be read back from it."""
     parts = [str(home.resolve()), str(listing.resolve())]
     for part, where, expected, fix in (
         (parts[0], "SOURCE", "a path without line breaks", "rename the folder"),
@@ -157,7 +163,7 @@ def line_of(home: Path, listing: Path) -> str:
 
 
 def import_parser(prog: str = PROG) -> FlagParser:
-    """The flags of the job."""
+    """Build the parser of the command."""
     parser = FlagParser(prog, "Read a dataset in another project's layout and write the lists of the guide.")
     parser.add_argument("action", choices=["import"], metavar="import")
     parser.add_argument(

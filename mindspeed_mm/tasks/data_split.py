@@ -1,4 +1,4 @@
-"""`vace data split`: long files → one clip for each scene. No torch."""
+"""`vace data split`: cut long files into one clip per scene. Does not import torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from mindspeed_mm.text_encoding import split_lines
 logger = get_logger(__name__)
 PROG = "vace data split"
 LISTING = "scenes.jsonl"
-_WIDTH = 256  # of the frames that are compared
+_WIDTH = 256  # width in pixels of the frames that are compared
 
 
 class SplitConfig(Config):
@@ -58,7 +58,7 @@ class SplitConfig(Config):
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames [start, stop) of a file."""
+    """The frames [start, stop) of a file."""
 
     start: int
     stop: int
@@ -66,22 +66,22 @@ class Piece:
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Cut the files. Exits with 1 and one line on bad input; every piece is written whole or not at all."""
+    """Cut the files. Each piece is written atomically. On bad input, prints one line and exits with 1."""
     arguments = split_parser(prog).parse_strict(argv)
     config = parse(SplitConfig, given(arguments, SplitConfig), prog)
     if config.print_config:
         logger.info(format_json({"sources": arguments.sources, **config.model_dump(mode="json")}, indent=2))
         return
-    make_detector(config.threshold)  # names the package before a clip is opened
+    make_detector(config.threshold)  # fails before a clip is opened if the package is missing
     clips = [Clip.open(source) for source in arguments.sources]
     stems = [clip.path.stem for clip in clips]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), ""):
         raise DataError(f"two files are named {twice}", where=prog, fix="split them into two folders")
     check_folder(config.out, "--out")
     out = Path(config.out)
-    for clip in clips:  # before hours of decoding; how many pieces each has is not known yet
+    for clip in clips:  # fail before hours of decoding; the number of pieces is not known yet
         check_pieces(clip, 1, out, clips)
-    for clip in clips:  # now: the pieces no longer tell
+    for clip in clips:  # report now: the pieces no longer have these traits
         for remark in remarks_on(clip.reader.traits):
             logger.info(f"{clip.path}: {remark}")
     found = {clip.path: pieces_of(clip, config) for clip in clips}
@@ -94,7 +94,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
         return
     with lock_folder(out, choose="--out"):
         rows: list[dict[str, Any]] = []
-        # Listed one by one: a killed run leaves no piece that the next one refuses to replace.
+        # List each piece at once, so that a run after a kill can replace the pieces of the killed run.
         with open_append(out / LISTING, buffering=0) as listing:
             for row in (row for clip in clips for row in write_pieces(clip, found[clip.path], out)):
                 rows.append(row)
@@ -104,9 +104,9 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def make_detector(threshold: float) -> Callable[[int, Frame], list[int]]:
-    """PySceneDetect's adaptive detector: (number, RGB frame) → the frames at which a scene begins.
+    """Make PySceneDetect's adaptive detector: a function from (number, RGB frame) to new scene starts.
 
-    Raises ConfigError.
+    Raises ConfigError if the package is missing.
     """
     try:
         detectors = import_module("scenedetect.detectors")
@@ -126,7 +126,7 @@ def make_detector(threshold: float) -> Callable[[int, Frame], list[int]]:
 
 
 def pieces_of(clip: Clip, config: SplitConfig) -> list[Piece]:
-    """The scenes of a clip, without those that are too short; long ones in equal parts. Raises DataError."""
+    """Find the scenes of a clip, drop short scenes, and cut long ones into equal parts. Raises DataError."""
     scenes = list(pairwise([0, *find_cuts(clip, config.threshold), clip.num_frames]))
     least = max(1, round(config.min_seconds * clip.fps))
     most = None if config.max_seconds is None else max(1, int(config.max_seconds * clip.fps))
@@ -140,7 +140,7 @@ def pieces_of(clip: Clip, config: SplitConfig) -> list[Piece]:
 
 
 def find_cuts(clip: Clip, threshold: float) -> list[int]:
-    """The frames at which a new scene begins, rising; 0 is not among them."""
+    """Find the frames at which a new scene begins, in ascending order and without frame 0."""
     see, cv2 = make_detector(threshold), opencv()
     height, width = clip.size
     size = (min(width, _WIDTH), max(1, round(height * min(width, _WIDTH) / width)))
@@ -159,7 +159,7 @@ def _parts(start: int, stop: int, most: int | None) -> Iterator[Piece]:
 
 
 def check_pieces(clip: Clip, count: int, out: Path, sources: Sequence[Clip]) -> None:
-    """Whether the pieces of a clip replace nothing but pieces of an earlier run. Raises ConfigError."""
+    """Check that the pieces of a clip replace only pieces of an earlier run. Raises ConfigError."""
     pieces = [piece_path(clip, number, out) for number in range(count)]
     check_not_read(pieces, (source.path for source in sources), "--out")
     has_caption = clip.path.with_suffix(".txt").is_file()
@@ -176,12 +176,12 @@ def check_pieces(clip: Clip, count: int, out: Path, sources: Sequence[Clip]) -> 
 
 
 def piece_path(clip: Clip, number: int, out: Path) -> Path:
-    """name-000.mp4"""
+    """The path of a piece, such as name-000.mp4."""
     return out / f"{clip.path.stem}-{number:03d}.mp4"
 
 
 def listed_pieces(path: Path) -> set[str]:
-    """The stems of the pieces in a list of an earlier run; a torn line is ignored. Raises DataError."""
+    """The stems of the pieces that an earlier run listed. Truncated lines are ignored. Raises DataError."""
     if not path.is_file():
         return set()
     found = set()
@@ -194,9 +194,9 @@ def listed_pieces(path: Path) -> set[str]:
 
 
 def write_pieces(clip: Clip, pieces: Sequence[Piece], out: Path) -> Iterator[dict[str, Any]]:
-    """name-000.mp4, … and the caption that the file has in name.txt beside each.
+    """Write the pieces (name-000.mp4, …), each with a copy of the file's caption name.txt.
 
-    Gives the rows of the list.
+    Yields the rows of the list.
     """
     caption = clip.path.with_suffix(".txt")
     text = read_text(caption, DataError) if caption.is_file() else None
@@ -213,7 +213,7 @@ def write_pieces(clip: Clip, pieces: Sequence[Piece], out: Path) -> Iterator[dic
 
 
 def split_parser(prog: str = PROG) -> FlagParser:
-    """The flags of the job."""
+    """Build the parser of the command."""
     parser = FlagParser(prog, "Cut long files into one clip for each scene.")
     parser.add_argument("action", choices=["split"], metavar="split")
     parser.add_argument("sources", nargs="+", metavar="CLIP", help="video files")

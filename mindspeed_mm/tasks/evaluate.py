@@ -1,4 +1,4 @@
-"""`vace eval`: scores of generated videos by task, and what two runs differ by."""
+"""`vace eval`: score generated videos by task, and compare two runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class EvalFlags(Config):
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Score every folder, keep the scores beside the videos, print a table and write a page."""
+    """Score every folder, store the scores beside the videos, print a table and write a page."""
     arguments = job_parser(prog).parse_strict(argv)
     flags = parse(EvalFlags, given(arguments, EvalFlags), prog)
     folders = [Path(folder) for folder in arguments.results]
@@ -114,7 +114,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Folders, and the flags."""
+    """Build the parser: the folders of results, and the flags."""
     parser = FlagParser(prog, "Score generated videos by task, and compare runs.")
     parser.add_argument("results", nargs="*", metavar="RESULTS", help="folders of generated videos")
     add_flags(parser, EvalFlags, "evaluation")
@@ -123,9 +123,9 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def _check(folders: Sequence[Path], flags: EvalFlags, prog: str) -> list[str]:
-    """The folders exist, once each, and two are given where two are needed.
+    """Check that the folders exist and differ, and that there are two if a comparison needs two.
 
-    Returns what the table calls them.
+    Returns the names of the folders in the table.
     """
     if not folders:
         raise ConfigError(

@@ -1,4 +1,7 @@
-"""Feature extraction: argv → frozen job → run. Ranks share the rows out, and meet only at the end."""
+"""Feature extraction: parse argv into a frozen job, and run it.
+
+The rows are split over the ranks, which communicate only at the end.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ logger = get_logger(__name__)
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Check the whole job and the list of clips first.
+    """Check the whole job and the list of clips, then run the job.
 
-    torch is imported only when there is something to run.
+    torch is imported only for the run.
     """
     job = ExtractJob.from_argv(argv, prog=prog)
     if job.files.print_config:
@@ -54,7 +57,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def check_clips(job: ExtractJob) -> Manifest | None:
-    """The rows of the built-in dataset, their clips opened by the first rank. Raises DataError."""
+    """Return the rows of the built-in dataset. Rank 0 opens their clips. Raises DataError."""
     manifest = scan(job)
     if manifest is not None and rank() == 0 and not job.extract.no_check_clips:
         look(job, manifest)
@@ -62,7 +65,7 @@ def check_clips(job: ExtractJob) -> Manifest | None:
 
 
 def report_long_captions(job: ExtractJob, manifest: Manifest | None) -> None:
-    """Count the captions that will be cut, as the run does. Raises WeightsError without a tokenizer."""
+    """Report the captions that the run will truncate. Raises WeightsError if there is no tokenizer."""
     if manifest is None or rank() != 0:
         return
     from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
@@ -74,15 +77,15 @@ def report_long_captions(job: ExtractJob, manifest: Manifest | None) -> None:
 
 
 def scan(job: ExtractJob) -> Manifest | None:
-    """The rows of the built-in dataset.
+    """Read the rows of the built-in dataset.
 
-    Raises DataError when more are malformed than --skip-bad-samples allows.
+    Raises DataError if more rows are malformed than --skip-bad-samples allows.
     """
     config = job.raw_clips
     if config is None:
         return None
     if config.synthesis is not None:
-        from mindspeed_mm.conditioning.recipe import read_recipe  # OpenCV's tasks, for those who need them
+        from mindspeed_mm.conditioning.recipe import read_recipe  # imports OpenCV
 
         read_recipe(config.synthesis)
     source = config.basic_parameters
@@ -98,7 +101,7 @@ def scan(job: ExtractJob) -> Manifest | None:
 def look(job: ExtractJob, manifest: Manifest) -> None:
     """Open every clip that is new or has changed.
 
-    Raises DataError when more are unusable than --skip-bad-samples allows.
+    Raises DataError if more clips are unusable than --skip-bad-samples allows.
     """
     if job.raw_clips is None:
         return
@@ -132,7 +135,7 @@ def _demand(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) ->
 
 
 def run(job: ExtractJob, manifest: Manifest | None, accelerator: Accelerator) -> None:
-    """Load the models, encode this rank's rows, write the list."""
+    """Load the models, encode this rank's rows, and write the list."""
     from mindspeed_mm.tasks.extraction import build_dataset, build_extraction, extract, together
 
     dataset = build_dataset(job, manifest)

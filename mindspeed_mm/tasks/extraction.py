@@ -1,4 +1,7 @@
-"""The parts of tasks.extract that need torch: models, ranks, progress, the list and the report."""
+"""Run feature extraction: load the models, split the rows over ranks, write the list and the report.
+
+This is the part of `tasks.extract` that needs torch.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +52,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class World:
-    """This rank among all."""
+    """The number of this rank and of all ranks."""
 
     rank: int
     size: int
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value on rank 0; [] elsewhere."""
+        """Return every rank's value on rank 0, and [] on the other ranks."""
         if self.size == 1:
             return [value]
         gathered = [None] * self.size if self.rank == 0 else None
@@ -65,7 +68,10 @@ class World:
 
 @contextmanager
 def together() -> Iterator[World]:
-    """torchrun's ranks over gloo, or this process alone. A slow rank is waited for as long as it takes."""
+    """Join torchrun's ranks in a gloo group, or run as a single process.
+
+    The timeout of the group is 14 days, so a slow rank does not end the run.
+    """
     world = World(rank(), world_size())
     if world.size > 1:
         join_group("gloo", timedelta(days=14))
@@ -77,7 +83,7 @@ def together() -> Iterator[World]:
 
 
 def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
-    """The dataset that the data JSON names. Raises ConfigError when it is not one of clips."""
+    """Build the dataset that the data JSON names. Raises ConfigError if it is not a dataset of clips."""
     config = job.raw_clips
     if config is not None and manifest is not None:
         plain = VaceDataset(config, manifest.records)
@@ -102,9 +108,9 @@ def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
 
 
 def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelerator) -> Extraction:
-    """Open VAE and text encoder.
+    """Open the VAE and the text encoder.
 
-    They go to the device with the first clip and the first caption that need them.
+    Each moves to the device when the first clip or caption has to be encoded.
     """
     accelerator.activate()
     ae, text = job.model.ae, job.model.text_encoder
@@ -140,9 +146,9 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
 
 
 class WaitingVae:
-    """A VAE that goes to the device with its first clip.
+    """A VAE that moves to the device when it encodes its first clip.
 
-    A run that finds all done needs no more than its fingerprint.
+    A run whose clips are all encoded already needs only the VAE's fingerprint.
     """
 
     def __init__(self, vae: WanVae, device: torch.device) -> None:
@@ -150,7 +156,7 @@ class WaitingVae:
         self.device = device
 
     def encode(self, video: Tensor) -> Tensor:
-        """As WanVae."""
+        """Encode like `WanVae.encode`."""
         if not self._placed:
             self._vae.to(self.device)
             self._placed = True
@@ -158,13 +164,13 @@ class WaitingVae:
 
 
 class WaitingText:
-    """A text encoder that goes to the device with its first caption."""
+    """A text encoder that moves to the device when it encodes its first caption."""
 
     def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
         self._encoder, self._device, self._placed = encoder, device, False
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """As TextEncoder."""
+        """Encode like `TextEncoder.encode`."""
         if not self._placed:
             self._encoder.to(self._device)
             self._placed = True
@@ -172,7 +178,7 @@ class WaitingText:
 
 
 def feature_keys(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: TextEncoder) -> FeatureKeys:
-    """Everything that decides a feature, beside its files and captions."""
+    """Everything that a feature depends on, apart from its files and captions."""
     ae, text = job.model.ae, job.model.text_encoder
     return FeatureKeys(
         pixels=dict(dataset.settings),
@@ -188,7 +194,7 @@ def extract(
     world: World,
     manifest: Manifest | None = None,
 ) -> None:
-    """Encode this rank's rows; rank 0 writes data.jsonl, the failures and the report at the end."""
+    """Encode this rank's rows. At the end, rank 0 writes data.jsonl, the failures and the report."""
     if world.rank == 0:
         folder = extraction.save_path
         sweep([folder, folder / FEATURE_FOLDER, folder / STATE_FOLDER])
@@ -196,7 +202,7 @@ def extract(
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
         write_failures(
             extraction.save_path, failures((), manifest)
-        )  # an earlier run's are none of this one's
+        )  # replaces the failures of an earlier run
     left_out = len({problem.row for problem in manifest.problems} if manifest else ())
     allowed = job.extract.skip_bad_samples - left_out
     share = deal(dataset.records, world)
@@ -230,16 +236,16 @@ def extract(
 
 
 def clip_progress(share: int, world: World) -> Progress:
-    """Of rank 0's share of the clips; the others' are as large."""
+    """The progress of rank 0's share of the clips. The shares of the other ranks are about as large."""
     name = "clips" if world.size == 1 else f"clips (rank 0 of {world.size})"
     return Progress(name, share, "clip")
 
 
 def deal(records: Sequence[SampleRecord], world: World) -> list[SampleRecord]:
-    """This rank's rows.
+    """Select this rank's rows.
 
-    A row that stands twice goes to one rank, which encodes it once: two would write one file, each its own
-    address.
+    Duplicates of a row go to the same rank, which encodes the row once. Two ranks would write the same
+    file, each with its own address.
     """
     homes: dict[object, int] = {}
     for record in records:
@@ -251,13 +257,13 @@ def deal(records: Sequence[SampleRecord], world: World) -> list[SampleRecord]:
 
 @dataclass
 class Outcome:
-    """What became of the rows so far."""
+    """The rows that have finished and failed so far."""
 
     finished: list[Finished] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
 
     def add(self, row: Finished | Failed) -> None:
-        """Count one row."""
+        """Add one row, and log its failure."""
         if isinstance(row, Failed):
             self.failed.append(row)
             logger.warning(f"cannot be used: {row.reason}")
@@ -266,7 +272,7 @@ class Outcome:
 
     @classmethod
     def merged(cls, parts: Sequence[Outcome]) -> Outcome:
-        """All ranks' rows in manifest order."""
+        """Merge the rows of all ranks in manifest order."""
         finished = sorted((row for part in parts for row in part.finished), key=_place)
         failed = sorted((row for part in parts for row in part.failed), key=_place)
         return cls(finished, failed)
@@ -278,19 +284,19 @@ def _place(row: Finished | Failed) -> tuple[int, int]:
 
 
 def store_null_prompt(extraction: Extraction) -> None:
-    """The embedding of the empty caption, once for each text encoder."""
+    """Write the embedding of the empty caption, unless this text encoder's is already stored."""
     path = extraction.save_path / NULL_PROMPT_FILE
     fingerprint = json.dumps(extraction.keys.text, sort_keys=True)
     try:
         if read_header(path).get("__metadata__", {}).get("text_encoder") == fingerprint:
             return
     except DataError:
-        pass  # not there, or cut short: it is written now
+        pass  # missing or truncated: write it now
     write_null_prompt(path, extraction.text.encode([""])[0], fingerprint)
 
 
 def write_listing(folder: Path, finished: Sequence[Finished]) -> int:
-    """data.jsonl: the source rows, each with its feature's file and shape. Returns how many."""
+    """Write data.jsonl: each source row with the file and shape of its feature. Returns the row count."""
     write_json_lines(folder / LISTING, [_listed(row) for row in finished])
     return len(finished)
 
@@ -312,7 +318,7 @@ def _listed(row: Finished) -> dict[str, Any]:
 
 
 def failures(failed: Sequence[Failed], manifest: Manifest | None) -> list[tuple[int, str]]:
-    """Row and reason of all that was left out, before the start and after."""
+    """Row and reason of each failure: those found before the start, then those of the run."""
     before = [(problem.row, str(problem)) for problem in (manifest.problems if manifest else ())]
     return before + [(row.record.row, row.reason) for row in failed]
 

@@ -1,4 +1,4 @@
-"""`python examples/vace/inference/Wan-VACE-Inference.py CONFIG.json [--key value…]`: argv → job → videos."""
+"""The command `python examples/vace/inference/Wan-VACE-Inference.py CONFIG.json [--key value…]`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NOT_CHECKED = (
     "the machine of the run."
 )
 
-_LISTED = 4  # of the weights that were not found
+_LISTED = 4  # missing weights that are named
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
-    """The command. torch is imported only when the job is sound."""
+    """Run the command. torch is imported only after the job has been checked."""
     job = GenerateJob.from_argv(sys.argv[1:] if argv is None else argv, prog)
     if job.print_config:
         LOGGER.info(job.to_json())

@@ -1,6 +1,6 @@
 """The part of the generate command that needs torch.
 
-Check every input, embed every prompt, then make video after video.
+It checks every input, embeds every prompt, and then makes the videos one after the other.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.summary import write_job
 
 LOGGER = get_logger(__name__)
-_TIMEOUT = timedelta(hours=2)  # the others wait while the first process decodes
+_TIMEOUT = timedelta(hours=2)  # the other processes wait while the first one decodes
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(job: GenerateJob, accelerator: Accelerator) -> None:
-    """All videos of a job.
+    """Make all videos of a job.
 
-    By this process, by all of torchrun's together, or (`data_parallel`) some by each.
+    Under torchrun, all processes share each video; with `data_parallel`, each process makes videos of its
+    own.
     """
     if job.run.from_latents is not None:
         if rank() == 0:
@@ -82,13 +83,13 @@ def run(job: GenerateJob, accelerator: Accelerator) -> None:
 
 
 def barrier_or_raise() -> None:
-    """Wait for all: torchrun takes a machine that ends minutes before the others for a lost one.
+    """Wait for all ranks, because torchrun treats a machine that ends minutes early as lost.
 
-    Raises LaunchError.
+    Raises LaunchError if another rank failed.
     """
     try:
         dist.barrier()
-    except RuntimeError as error:  # torch's errors of process groups are RuntimeErrors, too
+    except RuntimeError as error:  # torch's process-group errors are RuntimeErrors
         raise LaunchError(
             "made its videos, but another rank failed",
             where=f"rank {rank()}",
@@ -97,7 +98,7 @@ def barrier_or_raise() -> None:
 
 
 def warn_ignored_options(run: RunConfig, processes: int) -> None:
-    """Log the options that this number of processes does not follow."""
+    """Log the options that have no effect with this number of processes."""
     ignored = [*run.sharing, *(["data_parallel"] if run.data_parallel else [])]
     if run.from_latents is not None:
         if ignored:
@@ -118,7 +119,7 @@ def work(
     config: VaceConfig,
     parallel: SingleProcess,
 ) -> None:
-    """Check everything, embed every prompt, then make `videos`, which are all or some of the job's."""
+    """Check all inputs, embed every prompt, then make `videos`: all of the job's videos, or some."""
     parallel.check(lambda: check_inputs(job, videos))
     if not videos:
         LOGGER.info(
@@ -130,11 +131,11 @@ def work(
     folder = Path(job.run.output_path)
     if rank() == 0 and all(
         video.name != "job" for video in job.videos
-    ):  # whose settings would be in that file
+    ):  # a video named "job" writes its settings to job.json
         write_job(folder, job.to_json())
     files = VideoFiles(models, folder, run_settings(job))
     for video in videos:
-        if parallel.is_main:  # of those that make this video
+        if parallel.is_main:  # the main process among those that make this video
             place = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"
             LOGGER.info("%s %s: %s", place, video.name, _short(video.prompt), extra=on_every_rank())
         generate(
@@ -157,9 +158,9 @@ def open_models(
     *,
     keep_text_encoder: bool = False,
 ) -> ModelStore:
-    """The VAE now; the text encoder and the transformer (or `experts`) when needed.
+    """Load the VAE now; load the text encoder and the transformer (or `experts`) when they are needed.
 
-    Only the main process has the first two.
+    Only the main process has the VAE and the text encoder.
     """
     dtype, run = DTYPES[job.run.dtype], job.run
     return ModelStore(
@@ -184,11 +185,10 @@ def open_models(
 
 
 def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
-    """Check that the disk takes all of the job's videos, and read every source of `videos` once.
+    """Check that the disk has room for all of the job's videos, and read every source of `videos` once.
 
-    Nothing is loaded before.
-
-    So the last video's bad mask does not cost the first one's hour. Raises DataError.
+    This runs before any model is loaded, so a bad mask of the last video is found before the first video
+    takes an hour. Raises DataError.
     """
     needed = sum(bytes_of(video.sampling, len(video.inputs.src_ref_images)) for video in job.videos)
     check_space(Path(job.run.output_path), needed)
@@ -201,9 +201,9 @@ def check_inputs(job: GenerateJob, videos: Sequence[GenerationRequest]) -> None:
 
 
 def check_weights(job: GenerateJob) -> VaceConfig:
-    """Look into the transformer files before the text encoder is read. Returns their sizes.
+    """Check the transformer files before the text encoder is read. Returns the transformer's config.
 
-    Raises WeightsError, ConfigError.
+    Raises WeightsError, ConfigError and DataError.
     """
     config = inspect_experts(job.model)
     if rank() == 0:
@@ -223,7 +223,7 @@ def check_weights(job: GenerateJob) -> VaceConfig:
 
 
 def run_settings(job: GenerateJob) -> dict[str, Any]:
-    """What each NAME.json says of the run."""
+    """The settings of the run that each NAME.json records."""
     return {
         "model": job.model.model_dump(mode="json"),
         "run": job.run.model_dump(mode="json"),
@@ -232,7 +232,7 @@ def run_settings(job: GenerateJob) -> dict[str, Any]:
 
 
 def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
-    """--from-latents: the part of an earlier run that comes after denoising."""
+    """Decode stored latents (`--from-latents`): the steps of an earlier run that follow denoising."""
     path, folder = Path(str(job.run.from_latents)), Path(job.run.output_path)
     latents, num_refs, stored = read_latents(path, verify=job.run.verify_checksums)
     check_names(folder, (f"{stored.name}{suffix}" for suffix in OUTPUT_SUFFIXES), "output_path")
@@ -248,7 +248,7 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
             "seconds": {**stored.seconds, **models.timings.report()},
             "from_latents": str(path),
             "tiled": models.vae.tiled,
-            "peak_memory_gb": round(accelerator.max_memory_allocated() / 1e9, 3),  # of decoding
+            "peak_memory_gb": round(accelerator.max_memory_allocated() / 1e9, 3),  # peak during decoding
             "versions": versions(),
         }
 
@@ -259,7 +259,7 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
 
 
 def warn_overridden_by_latents(job: GenerateJob, stored: LatentsSettings) -> None:
-    """Log a request for other frames, size or rate than those of the run that made the latents."""
+    """Warn if the job requests a number of frames, size or fps that differs from that of the latents."""
     named = [video for video in job.videos if video.name == stored.name]
     for video in named or job.videos[:1]:
         for key in ("num_frames", "height", "width", "fps"):

@@ -1,4 +1,4 @@
-"""`vace plan`: memory and time of a training run before its launch."""
+"""`vace plan`: estimate the memory and time of a training run before its launch."""
 
 from __future__ import annotations
 
@@ -38,40 +38,40 @@ class Plan:
     clip: Clip
     memory: Memory
     time: StepTime
-    of_ranks: Sequence[Memory]  # of a pipeline; one without stages
-    samples: int  # of one iteration
+    of_ranks: Sequence[Memory]  # one for each rank of a pipeline; a single one without stages
+    samples: int  # samples per iteration
     iterations: int
     changes: Sequence[Change]
     counts: Sequence[AtCount]
 
     @property
     def capacity(self) -> float:
-        """Bytes that a program can use."""
+        """The device memory that a program can use, in bytes."""
         return self.device.memory * GIB
 
     @property
     def fits(self) -> bool:
-        """Whether the estimate is within the device's memory."""
+        """Whether the estimate fits in the device's memory."""
         return self.memory.total <= self.capacity
 
     @property
     def epoch(self) -> float:
-        """Iterations that pass the data once; 0 where it does not say how much it is."""
+        """The number of iterations of one epoch; 0 if the size of the data is unknown."""
         return self.clip.rows / self.samples
 
     def hours(self, iterations: float) -> float:
-        """Of so many iterations."""
+        """The hours that `iterations` take."""
         return iterations * self.time.total / 3600
 
     def kwh(self, iterations: float) -> float | None:
-        """Energy of all devices at the boards' limit; None where it is not known."""
+        """The energy of all devices at the boards' power limit in kWh; None if the limit is unknown."""
         watts = self.device.watts
         return self.hours(iterations) * watts * self.run.ranks / 1000 if watts else None
 
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """The command: a table, or JSON."""
+    """Run the command: print a table or JSON."""
     if "--calibrate" in argv:
         if len(argv) > 1:
             raise ConfigError(
@@ -100,9 +100,9 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 
 def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
-    """The estimate of a job.
+    """Estimate the memory and time of a job.
 
-    Raises ConfigError for an unknown device, or a clip that the model cannot take.
+    Raises ConfigError for an unknown device, or a clip that the model does not accept.
     """
     dtype = job.predictor.dtype
     device = read_calibration(dtype) if flags.device == "here" else find_device(flags.device)
@@ -130,7 +130,7 @@ def make_plan(job: PretrainJob, flags: PlanFlags) -> Plan:
 
 
 def measure_here() -> None:
-    """Calibrate this machine's device, or those of torchrun's ranks, and say where the rates are kept."""
+    """Calibrate this machine's device, or those of torchrun's ranks, and print the path of the result."""
     from mindspeed_mm.accelerator import Accelerator
     from mindspeed_mm.distributed.launch import launch
 
@@ -152,7 +152,7 @@ def measure_here() -> None:
 
 
 def table(plan: Plan, job: PretrainJob) -> Rows:
-    """About 15 lines."""
+    """Print the plan as a table of about 15 lines."""
     device, memory, time = plan.device, plan.memory, plan.time
     tokens = tokens_of(plan.clip.grid, plan.run.model)
     rows = [
@@ -216,7 +216,7 @@ def _of_stages(plan: Plan) -> str:
 
 
 def _stages(plan: Plan) -> str:
-    """Sizes, memory of each rank, and what the stages cost."""
+    """Describe the stages: their layers, their cost, and the memory of each rank."""
     run, time = plan.run, plan.time
     virtual = len(run.stages) // run.pipeline
     chunks = [list(run.stages[part * run.pipeline : (part + 1) * run.pipeline]) for part in range(virtual)]
@@ -229,7 +229,7 @@ def _stages(plan: Plan) -> str:
 
 
 def _scaling(plan: Plan) -> str:
-    """Some of 1 to 1024 devices, each with as much work as now."""
+    """Describe some counts from 1 to 1024 devices, with the same work on each device."""
     every = [one for one in plan.counts if one.devices in (1, 8, 64, 512, 1024)]
     return "; ".join(
         (
@@ -241,7 +241,7 @@ def _scaling(plan: Plan) -> str:
 
 
 def draw(plan: Plan, job: PretrainJob, path: Path) -> None:
-    """Memory on 1 to 1024 devices as a picture. Raises ConfigError."""
+    """Draw the memory on 1 to 1024 devices. Raises ConfigError."""
     from mindspeed_mm.tools.plan_picture import draw_plan
 
     title = f"{plan.device.name}: {describe_model(job.model.predictor, job.model.transforms)}"
@@ -280,7 +280,7 @@ def _peak(plan: Plan, job: PretrainJob) -> float:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as data: bytes and seconds."""
+    """The plan as JSON data, in bytes and seconds."""
     seconds = plan.time.total
     epoch = {"samples": plan.clip.rows, "hours": plan.hours(plan.epoch), "kwh": plan.kwh(plan.epoch)}
     return {

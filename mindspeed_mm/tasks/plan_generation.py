@@ -1,4 +1,4 @@
-"""`vace plan --generate CONFIG.json`: memory and time of a generation run before its launch."""
+"""`vace plan --generate CONFIG.json`: estimate memory and time of a generation run before its launch."""
 
 from __future__ import annotations
 
@@ -52,30 +52,30 @@ class GenerationPlan:
     """The video of a run that needs the most memory, on one kind of device."""
 
     device: Device
-    name: str  # of the video
+    name: str  # name of the video
     run: GenerationRun
     model: str
     dtype: str
     memory: GenerationMemory
     time: GenerationTime
-    frames: int  # of the whole video
+    frames: int  # frames of the whole video
     devices: int
-    seconds: float  # of all videos
+    seconds: float  # time for all videos
     changes: Sequence[Change]
 
     @property
     def kwh(self) -> float | None:
-        """Energy of all videos at the boards' limit; None where it is not known."""
+        """The energy of all videos at the boards' power limit in kWh; None if the limit is unknown."""
         return self.seconds / 3600 * self.devices * self.device.watts / 1000 if self.device.watts else None
 
     @property
     def fits(self) -> bool:
-        """Whether the estimate is within the device's memory."""
+        """Whether the estimate fits in the device's memory."""
         return self.memory.total <= self.run.capacity
 
 
 def plan_parser(prog: str) -> FlagParser:
-    """Every flag of generation, and the planner's."""
+    """Build the parser: the flags of generation and of the planner."""
     parser = job_parser(prog, config=FLAG)
     add_flags(parser, GenerationPlanFlags, "plan")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -83,7 +83,7 @@ def plan_parser(prog: str) -> FlagParser:
 
 
 def main(argv: Sequence[str], prog: str) -> None:
-    """A table, or JSON."""
+    """Print the plan as a table or as JSON."""
     arguments = plan_parser(prog).parse_strict(argv)
     flags = parse(GenerationPlanFlags, given(arguments, GenerationPlanFlags), prog)
     job = GenerateJob.from_argv([arguments.generate, *_without_own(argv)], prog, needs_weights=False)
@@ -140,7 +140,7 @@ def estimate(job: GenerateJob, processes: int) -> str:
     try:
         model = PRESETS[name]
         runs = [run_of(job, video, model, roomy, processes, TEXT_PARAMETERS) for video in job.videos]
-    except ConfigError:  # processes that cannot share a video: the run says so
+    except ConfigError:  # the processes cannot share a video; the run reports it
         return ""
     found = [generation_memory(run) for run in runs]
     memory = max(found, key=lambda each: each.total)
@@ -249,7 +249,7 @@ def text_parameters(path: str) -> float:
 
 
 def table(plan: GenerationPlan) -> Rows:
-    """About 15 lines."""
+    """Print the plan as a table of about 15 lines."""
     device, run, memory, time = plan.device, plan.run, plan.memory, plan.time
     experts = f"{run.experts} x " if run.experts > 1 else ""
     ahead = " (conditions and guidance together)" if run.is_batched and run.passes > 1 else ""
@@ -292,7 +292,7 @@ def table(plan: GenerationPlan) -> Rows:
 
 
 def as_json(plan: GenerationPlan) -> dict[str, Any]:
-    """The plan as data: bytes and seconds."""
+    """The plan as JSON data, in bytes and seconds."""
     return {
         "device": asdict(plan.device),
         "devices": plan.run.ranks,
@@ -327,7 +327,7 @@ def _changes(plan: GenerationPlan) -> list[str]:
 
 
 def _without_own(words: Sequence[str]) -> list[str]:
-    """`words` without the planner's flags."""
+    """Remove the planner's flags from `words`."""
     own = {FLAG, *(f"--{name}" for name in GenerationPlanFlags.model_fields)}
     found: list[str] = []
     skip = False

@@ -1,6 +1,6 @@
-"""`vace prepare`: src_video, src_mask and references of a task.
+"""`vace prepare`: make the src_video, src_mask and references of a task.
 
-From one clip or image, or from a dataset and a recipe.
+The source is a clip or image, or a dataset with a recipe.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PrepareConfig(Config):
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
-    """Prepare one task's inputs. Exits with 1 and one line on bad input; nothing is left half written."""
+    """Prepare one task's inputs. On bad input, prints one line, exits with 1 and leaves no partial files."""
     words = [_canonical(word) for word in (sys.argv[1:] if argv is None else argv)]
     arguments = job_parser(prog).parse_strict(words)
     config = parse(PrepareConfig, given(arguments, PrepareConfig), prog)
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 
 
 def _inputs(sources: Sequence[str], options: Config, options_path: str | None) -> Iterator[str | Path]:
-    """Every file that one task reads; an option that names none does no harm."""
+    """Yield every file that a task reads. Option values that are not paths may be among them."""
     for path in sources:
         yield path
         if Path(path).is_dir():
@@ -123,7 +123,7 @@ def _inputs(sources: Sequence[str], options: Config, options_path: str | None) -
 
 
 def _prepare_dataset(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> None:
-    """Every sample of the dataset that is not finished yet."""
+    """Prepare every sample of the dataset that is not finished yet."""
     from mindspeed_mm.tasks.prepare_dataset import LISTING, plan_samples, prepare_dataset
 
     for flag, values in (("--video", config.video), ("--image", config.image)):
@@ -167,7 +167,7 @@ def _recipe(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> Rec
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """The flags of the job, and one for each option that a task has."""
+    """Build the parser: the flags of the job, and one flag for each option of a task."""
     parser = FlagParser(prog, "Make src_video, src_mask and references of a VACE task from clips and images.")
     add_flags(parser, PrepareConfig, "job")
     parser.add_argument("--pre-save-dir", dest="out", default=argparse.SUPPRESS, help="the same as --out")
@@ -182,12 +182,12 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def option_names() -> set[str]:
-    """Every option of any task."""
+    """The options of all tasks."""
     return {name for entry in all_tasks() for name in entry.options.model_fields}
 
 
 def task_table() -> str:
-    """One line a task: name, what it needs, what it makes; then its options."""
+    """List the tasks: a line with name, inputs and result of each, followed by its options."""
     lines = []
     for entry in all_tasks():
         needs = [*entry.needs, *([f"{entry.network} network"] if entry.network else [])]
@@ -198,7 +198,7 @@ def task_table() -> str:
 
 
 def _canonical(word: str) -> str:
-    """`--expand_num`, as the published tool spells flags, is `--expand-num`."""
+    """Change a flag in the spelling of the published tool, such as `--expand_num`, to `--expand-num`."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -210,7 +210,7 @@ def _plain(value: Any) -> Any:
 
 
 def _split(paths: Sequence[str]) -> list[str]:
-    """`a.mp4,b.mp4` as two, unless a file has this name."""
+    """Split `a.mp4,b.mp4` into two paths, unless a file has this name."""
     found = []
     for path in paths:
         found += [path] if Path(path).exists() else [part.strip() for part in path.split(",")]

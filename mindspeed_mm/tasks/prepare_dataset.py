@@ -1,6 +1,6 @@
-"""A dataset of plain clips → a dataset of VACE samples, on many processes, resumable.
+"""Turn a dataset of plain clips into a dataset of VACE samples.
 
-No torch in this process.
+The work is spread over processes and can be resumed. This process does not import torch.
 
 out/data.json               rows that feature extraction reads
 out/rows/000017-0-NAME/     video, src_video, src_mask, references, prepare.json of one sample
@@ -43,13 +43,13 @@ from mindspeed_mm.tasks.prepared_row import read_finished, sums_of
 logger = get_logger(__name__)
 LISTING = "data.json"
 ROWS, SHEETS = "rows", "sheets"
-_VERSION = 1  # of what a finished row holds
-_ON_SHEET = 4  # samples of each entry
+_VERSION = 1  # version of the content of a finished row
+_ON_SHEET = 4  # samples per entry on its sheet
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample to make of one row."""
+    """One sample to make from one row."""
 
     record: SampleRecord
     variant: int
@@ -57,11 +57,11 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """The folder of its files."""
+        """The name of the sample's folder."""
         return f"{self.record.row:06d}-{self.variant}-{self.draw.name}"
 
     def key(self) -> str:
-        """Changes whenever the files would. Raises OSError."""
+        """A digest of everything that the sample's files depend on. Raises OSError."""
         return digest_of_values(
             {
                 "version": _VERSION,
@@ -74,14 +74,14 @@ class Sample:
 
 @dataclass
 class Plan:
-    """Every sample of a dataset, and what is known to fail."""
+    """Every sample of a dataset, and the failures that are already known."""
 
     samples: list[Sample]
     failures: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
-        """`40 samples of 20 clips: inpainting 22, framerefext 18`."""
+        """A summary such as `40 samples of 20 clips: inpainting 22, framerefext 18`."""
         counts = Counter(sample.draw.name for sample in self.samples)
         clips = len({sample.record.row for sample in self.samples})
         each = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
@@ -117,7 +117,7 @@ def plan_samples(data: str | Path, recipe: Recipe) -> Plan:
 def prepare_dataset(plan: Plan, out: Path, *, num_workers: int, timeout: float) -> list[Path]:
     """Make every sample that is not finished yet. Returns the written list and sheets.
 
-    Raises DataError at the end when rows failed: failed.jsonl names them, and the list holds the others.
+    If rows fail, raises DataError at the end. failed.jsonl names these rows; the list has the others.
     """
     rows = out / ROWS
     failures = list(plan.failures)
@@ -158,7 +158,7 @@ def prepare_dataset(plan: Plan, out: Path, *, num_workers: int, timeout: float) 
 
 
 def row_of(sample: Sample, made: dict[str, Any]) -> dict[str, Any]:
-    """The sample in the keys of a data.json."""
+    """The row of data.json for a sample."""
     folder = f"{ROWS}/{sample.name}"
     captions = sample.record.captions
     row: dict[str, Any] = {
@@ -174,7 +174,7 @@ def row_of(sample: Sample, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def failure(record: SampleRecord, variant: int, name: str, error: MindSpeedMMError) -> dict[str, Any]:
-    """A line of failed.jsonl."""
+    """One line of failed.jsonl."""
     return {
         "row": record.row,
         "variant": variant,
@@ -209,7 +209,10 @@ def _write_failures(path: Path, failures: Sequence[dict[str, Any]]) -> None:
 def _made(
     samples: Sequence[Sample], rows: Path, num_workers: int, timeout: float
 ) -> Iterator[tuple[Sample, dict[str, Any] | MindSpeedMMError]]:
-    """Each sample with its record; finished ones first, without a process."""
+    """Yield each sample with its record or its error.
+
+    Finished samples come first and need no worker process.
+    """
     missing = []
     with Progress("samples", len(samples), "sample") as progress:
         failed = 0
@@ -229,20 +232,20 @@ def _made(
 
 
 def _finished(sample: Sample, rows: Path) -> dict[str, Any] | None:
-    """What an earlier run made of the same files, task and options."""
+    """The record of an earlier run with the same files, task and options, if there is one."""
     try:
         return read_finished(rows / sample.name, sample.key())
-    except OSError:  # of a source, which the work names
+    except OSError:  # a source cannot be read; make_sample reports it
         return None
 
 
 def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
-    """Make one sample's folder, all of it or nothing; what its prepare.json says.
+    """Make the folder of one sample atomically, and return the content of its prepare.json.
 
     Raises DataError and ConfigError.
     """
     if multiprocessing.parent_process() is not None:
-        opencv().setNumThreads(1)  # the other cores have processes of their own
+        opencv().setNumThreads(1)  # the other cores run other worker processes
     record, task, folder = sample.record, sample.draw.task, rows / sample.name
     draft = rows / temporary_name(sample.name)
     try:
@@ -263,7 +266,7 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
         encoded = [made[slot] for slot in ("src_video", "src_mask") if made.get(slot)]
         made["files"] = sums_of(
             draft, [*encoded, *made["src_ref_images"]]
-        )  # links have their source in `key`
+        )  # the sources of links are part of `key`
         made["video"] = _linked(record.video, draft / f"video{record.video.suffix}")
         if not made["src_ref_images"]:
             made["src_ref_images"] = [
@@ -281,16 +284,16 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
 
 
 def _with_mask(sample: Sample) -> Any:
-    """The options, with the row's own mask where the mode is to take one and the recipe names none."""
+    """The options, with the row's mask added if the mode needs a mask and the recipe names none."""
     options, mask = sample.draw.options, sample.record.src_mask
     takes = str(getattr(options, "mode", "")).startswith("mask") and getattr(options, "mask", "") is None
     return options.model_copy(update={"mask": str(mask)}) if takes and mask is not None else options
 
 
 def _linked(path: Path, place: Path) -> str:
-    """A second name for a file, without a copy.
+    """Hard-link a file instead of copying it, and return the name of the link.
 
-    A link to it where the file system has no such names, and for folders.
+    Makes a symbolic link for a folder, and where the file system has no hard links.
     """
     try:
         os.link(path.resolve(), place)
@@ -302,7 +305,7 @@ def _linked(path: Path, place: Path) -> str:
 def _write_sheets(
     finished: Sequence[tuple[Sample, dict[str, Any]]], rows: Path, folder: Path
 ) -> Iterator[Path]:
-    """One picture for each entry of the recipe: its first samples."""
+    """Draw one sheet with the first samples of each entry of the recipe, and yield its path."""
     by_name: dict[str, list[tuple[Sample, dict[str, Any]]]] = {}
     for sample, made in finished:
         by_name.setdefault(sample.draw.name, []).append((sample, made))

@@ -1,4 +1,7 @@
-"""What prepare.json says of a finished row of a dataset, and whether its files are still those. No torch."""
+"""Read the prepare.json of a finished row of a dataset, and check that its files have not changed.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -47,20 +50,23 @@ class PreparedRow(Config):
 
     @property
     def names(self) -> set[str]:
-        """The files and folders that the row needs."""
+        """The names of the files and folders of the row."""
         single = (name for name in (self.video, self.src_video, self.src_mask) if name)
         return {*single, *self.src_ref_images, *self.files}
 
 
 def sums_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Size and CRC-32 of each of the files in `folder`. Raises OSError."""
+    """The size and CRC-32 of each named file in `folder`. Raises OSError."""
     return {
         name: {"size": os.stat(folder / name).st_size, "crc32": file_crc32(folder / name)} for name in names
     }
 
 
 def read_finished(folder: Path, key: str) -> dict[str, Any] | None:
-    """prepare.json of a row; None when it is malformed, has another key, or its files have changed."""
+    """Read the prepare.json of a row.
+
+    Returns None if it is malformed or has another key, or if the files of the row have changed.
+    """
     path = folder / RECORD
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Pre-training and fine-tuning: argv → frozen job → run."""
+"""Pre-training and fine-tuning: parse argv into a frozen job, and run it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_CHECKED = (
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Check the whole job first; torch is imported only when there is something to run."""
+    """Check the whole job, then run it. torch is imported only for the run."""
     job = PretrainJob.from_argv(argv, prog=prog)
     if job.files.print_config:
         logger.info(job.to_json())
@@ -49,7 +49,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
 
 @contextmanager
 def hold_folder(job: PretrainJob) -> Iterator[None]:
-    """The lock of --save, and a folder without what killed runs left half written. Raises LaunchError."""
+    """Lock --save, and clean up what killed runs left there. Raises LaunchError if it is locked."""
     if job.training.checkpoint.save is None:
         yield
         return
@@ -63,7 +63,7 @@ def hold_folder(job: PretrainJob) -> Iterator[None]:
 
 
 def join_and_run(job: PretrainJob) -> None:
-    """Find the device, join the other ranks, train."""
+    """Detect the device, join the other ranks, and train."""
     from datetime import timedelta
 
     from mindspeed_mm.accelerator import Accelerator
@@ -85,18 +85,18 @@ def join_and_run(job: PretrainJob) -> None:
 
 
 def announce(job: PretrainJob) -> None:
-    """Print what does nothing here, and what the job is."""
+    """Log the job's notes and its table."""
     for note in job.notes:
         logger.info(note)
     log_table(training_table(job))
 
 
 def run(job: PretrainJob, accelerator: Accelerator) -> None:
-    """Build every part and train. Inside a process group."""
+    """Build every part and train, inside a process group."""
     from mindspeed_mm.models.containers.checksums import verifying
     from mindspeed_mm.tasks.assembly import assemble
 
-    # the processes of one machine read the same files of weights: each verifies its share of the records
+    # all processes of a machine read the same weights, so each verifies its share of the checksums
     share = (local_rank(), max(launch_number("LOCAL_WORLD_SIZE", 1), local_rank() + 1))
     with verifying(not job.training.checkpoint.no_verify_checksums, *share):
         trainer = assemble(job, accelerator)

@@ -1,4 +1,7 @@
-"""Parts of training on raw clips: clips checked once, VAE and text encoder on the device, readers."""
+"""Build the micro-batches of training on raw clips.
+
+The clips are checked once. The VAE and the text encoder run on the training device.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,9 @@ Grid = tuple[int, int, int]  # frames, height, width
 def build_raw_batches(
     job: PretrainJob, clips: VaceDatasetConfig, mesh: Mesh, accelerator: Accelerator
 ) -> RawBatches:
-    """This rank's micro-batches, encoded as they come.
+    """Build this rank's micro-batches, which are encoded during training.
 
-    Raises DataError listing the rows that cannot be used.
+    Raises DataError that lists the unusable rows.
     """
     batch, model = job.training.batch, cast(RawModelConfig, job.model)
     records, grids = usable_clips(job, clips)
@@ -92,7 +95,10 @@ def build_raw_batches(
 
 
 def usable_clips(job: PretrainJob, clips: VaceDatasetConfig) -> tuple[list[SampleRecord], list[Grid]]:
-    """The rows with the frames and size that each is encoded in; rank 0 opens the clips. Raises DataError."""
+    """Return the rows, and the frames and size in which each is encoded.
+
+    Rank 0 opens the clips. Raises DataError if a row cannot be used.
+    """
     source = clips.basic_parameters
     manifest = scan_manifest(source.data_path, source.data_folder)
     found: list[list[Grid]] = [[]]

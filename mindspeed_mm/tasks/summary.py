@@ -1,6 +1,6 @@
-"""What a run says of itself before it starts: a table of about a dozen lines. The whole job is in job.json.
+"""The table of about a dozen lines that a run logs before it starts. The whole job is in job.json.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rows = list[tuple[str, str]]
 
 
 def write_job(folder: Path, text: str) -> None:
-    """The whole job as `folder`/job.json. Raises DataError when the disk takes none."""
+    """Write the whole job to `folder`/job.json. Raises DataError if it cannot be written."""
     try:
         write_text(folder / JOB_FILE, text + "\n")
     except OSError as error:
@@ -35,7 +35,7 @@ def write_job(folder: Path, text: str) -> None:
 
 
 def training_table(job: PretrainJob) -> Rows:
-    """Model, weights, data, batch, learning rate, parallelism, memory, outputs of a training run."""
+    """The rows of a training run: model, weights, data, batch, rate, parallelism, memory, outputs."""
     training, batch, optimizer = job.training, job.training.batch, job.training.optimizer
     checkpoint, fsdp = training.checkpoint, job.fsdp2
     size, iters = batch.global_batch_size or 0, batch.train_iters or 0
@@ -92,7 +92,7 @@ def training_table(job: PretrainJob) -> Rows:
 
 
 def extraction_table(job: ExtractJob) -> Rows:
-    """Models, data, cutting, processes and outputs of feature extraction."""
+    """The rows of a feature extraction: models, data, preprocessing, processes and outputs."""
     ae, text, extract = job.model.ae, job.model.text_encoder, job.extract
     source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
     cut: Any = getattr(job.data.dataset_param, "preprocess_parameters", None)
@@ -112,7 +112,7 @@ def extraction_table(job: ExtractJob) -> Rows:
 
 
 def generation_table(job: GenerateJob) -> Rows:
-    """Weights, videos, sampling, processes, memory and output of a generation run."""
+    """The rows of a generation run: weights, videos, sampling, processes, memory and output."""
     run, model = job.run, job.model
     experts = ["; ".join(_parts(shards)) for shards in model.experts]
     rows = [("transformer" if len(experts) == 1 else "expert", text) for text in experts]
@@ -140,7 +140,7 @@ def generation_table(job: GenerateJob) -> Rows:
 
 
 def describe_model(predictor: Any, transforms: Sequence[Any] = ()) -> str:
-    """A model in words: its preset, its sizes, and what of it trains."""
+    """Describe a model: its preset, its sizes, and the part that trains."""
     if not isinstance(predictor, PredictorConfig):
         return str(getattr(predictor, "model_id", type(predictor).__name__))
     config = predictor.model
@@ -173,13 +173,13 @@ def _distinct(texts: Iterable[str]) -> str:
 
 
 def _rings(job: PretrainJob) -> str:
-    """Rings between the ranks that divide the heads, where there are any."""
+    """Describe the rings between the ranks that split the heads, if there are any."""
     size = job.parallel.context_parallel_size // job.parallel.ulysses_size
     return f" (rings of {size})" if size > 1 else ""
 
 
 def _stages(job: PretrainJob) -> str:
-    """Pipeline stages and the share of a step that they wait, where there are any."""
+    """Describe the pipeline stages and their bubble, as a share of the step, if there are any."""
     parallel = job.parallel
     stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_size
     if stages == 1:

@@ -1,4 +1,4 @@
-"""The hooks of a PretrainJob: the built-in ones in their order, then those of the model JSON."""
+"""Build the hooks of a PretrainJob: the built-in hooks in order, then those of the model JSON."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build_hooks(
     accelerator: Accelerator,
     resumed: int,
 ) -> list[Hook]:
-    """All of them, for a run that continues after iteration `resumed`."""
+    """Build all hooks of a run that continues after iteration `resumed`."""
     training = job.training
     peak = training.log.peak_tflops or peak_tflops(accelerator.device_name(), job.predictor.dtype)
     measure = build_evaluation(job, model, schedule, mesh, accelerator)
@@ -63,7 +63,7 @@ def build_hooks(
 
 
 def build_hook(config: Config) -> Hook:
-    """One entry of `hooks` of the model JSON."""
+    """Build the hook for one entry of `hooks` in the model JSON."""
     name = str(getattr(config, "type", ""))
     hook: Hook = resolve(TRAINING_HOOKS.get(name).build)(config)
     hook.name = name
@@ -73,7 +73,7 @@ def build_hook(config: Config) -> Hook:
 def build_evaluation(
     job: PretrainJob, model: nn.Module, schedule: Schedule, mesh: Mesh, accelerator: Accelerator
 ) -> Callable[[], dict[str, float]] | None:
-    """The held-out loss, if the data JSON names a validation set."""
+    """Return the function that computes the held-out loss, or None if the data JSON has no validation set."""
     validation = getattr(job.data.dataset_param, "validation", None)
     if validation is None:
         return None
@@ -108,7 +108,10 @@ def build_evaluation(
 
 
 def names_of_tasks(job: PretrainJob, held_out: Sequence[str]) -> dict[str, str]:
-    """Held-out task → the entry of the recipe that alone draws it, whose name training reports it under."""
+    """Map each held-out task to the name of the recipe entry that draws it, if exactly one entry does.
+
+    Training reports the task under that name.
+    """
     path = job.raw_clips.synthesis if job.raw_clips is not None else None
     entries = read_recipe(path).tasks if path is not None else {}
     of_task: dict[str, list[str]] = {}
@@ -118,13 +121,13 @@ def names_of_tasks(job: PretrainJob, held_out: Sequence[str]) -> dict[str, str]:
 
 
 def interval_of(losses: Sequence[float]) -> tuple[float, float] | None:
-    """The interval of a mean over held-out records; None for too few of them."""
+    """The confidence interval of a mean over held-out records; None if there are too few records."""
     found = mean_of(losses, rounds=2000)
     return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def best_so_far(job: PretrainJob, iteration: int) -> Best | None:
-    """The best checkpoint in --save, where this run resumes from it or from a later one."""
+    """The best checkpoint in --save, if this run resumes from it or from a later checkpoint."""
     checkpoint = job.training.checkpoint
     if not (checkpoint.save_best and checkpoint.save):
         return None
@@ -135,9 +138,9 @@ def best_so_far(job: PretrainJob, iteration: int) -> Best | None:
 def build_videos(
     job: PretrainJob, model: nn.Module, mesh: Mesh, accelerator: Accelerator
 ) -> Callable[[int], dict[str, float]] | None:
-    """What the model generates at each evaluation, if the data JSON names an inference JSON.
+    """Return the function that generates the validation videos, or None if the data JSON names none.
 
-    Under SAVE/validation.
+    The videos are written to SAVE/validation.
     """
     validation = getattr(job.data.dataset_param, "validation", None)
     inference = getattr(validation, "prompts", None)
@@ -157,7 +160,7 @@ def build_videos(
 
 
 def job_writers(job: PretrainJob, mesh: Mesh, resumed: int = 0) -> list[Writer]:
-    """metrics.jsonl and its like on the last rank; job.json from the first."""
+    """Open the metric writers (metrics.jsonl and others) on the last rank, and write job.json on rank 0."""
     save = job.training.checkpoint.save
     if save and mesh.rank == 0:
         write_job(job, Path(save))
@@ -167,5 +170,5 @@ def job_writers(job: PretrainJob, mesh: Mesh, resumed: int = 0) -> list[Writer]:
 
 
 def write_job(job: PretrainJob, folder: Path) -> None:
-    """`folder`/job.json, whole or not at all."""
+    """Write `folder`/job.json atomically."""
     write_text(folder / "job.json", job.to_json() + "\n")

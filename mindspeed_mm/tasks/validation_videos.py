@@ -1,4 +1,7 @@
-"""Videos of the model in training, made by the code of `Wan-VACE-Inference.py`: same seeds, same bits."""
+"""Generate videos with the model in training.
+
+The code is that of `Wan-VACE-Inference.py`, so the same seeds give bit-identical videos.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,10 @@ LOGGER = get_logger(__name__)
 
 
 class ValidationVideos:
-    """The videos of one inference JSON, made again at each evaluation.
+    """The videos of one inference JSON, generated at each evaluation.
 
-    Its `model.transformer` is the one in training.
-
-    Sources and prompts are encoded once; between evaluations the VAE is on the host and the text encoder is
-    dropped.
+    The model in training takes the place of the JSON's `model.transformer`. Sources and prompts are
+    encoded once. Between evaluations the VAE stays on the host, and the text encoder is freed.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class ValidationVideos:
         model_id: str = "vace",
         score: bool = False,
     ) -> None:
-        """`model_id`: of the model in training. `score`: measure the videos, too.
+        """`model_id`: the id of the model in training. `score`: also score the videos.
 
-        Raises the errors of a generation run for a JSON that cannot be honoured.
+        Raises the same errors as a generation run if the JSON cannot be used.
         """
         generating_spec(model_id, str(inference))
         whole = whole_model(model)
@@ -73,7 +74,7 @@ class ValidationVideos:
                 fix="leave loras out, or train without pipeline stages",
             )
         self.score = score
-        self.model = cast(VaceTransformer, model)  # or a pipeline of its stages, which is called like it
+        self.model = cast(VaceTransformer, model)  # or a Pipeline, called in the same way
         self.mesh, self.accelerator, self.folder = mesh, accelerator, folder
         self.count = sum(weight.numel() for weight in whole.parameters())
         self.parallel = (
@@ -86,7 +87,10 @@ class ValidationVideos:
         self._encoded: dict[str, Encoded] = {}
 
     def __call__(self, iteration: int) -> dict[str, float]:
-        """Write all videos of `iteration` to FOLDER/iter_0000010; → their scores. Called on every rank."""
+        """Write the videos of an iteration, for example to FOLDER/iter_0000010, and return their scores.
+
+        Every rank must call it.
+        """
         was_training = self.model.training
         self.model.eval()
         models = self._open_models()
@@ -96,7 +100,7 @@ class ValidationVideos:
         for video in self.job.videos:
             try:
                 generate(models, video, self._finish(files), parallel=self.parallel, encoded=self._encoded)
-            except NonFiniteError as error:  # on every rank; the training's own guard judges its loss
+            except NonFiniteError as error:  # raised on every rank; FiniteGuard checks the training loss
                 if rank() == 0:
                     LOGGER.warning(
                         "iteration %d, validation video %s: %s; training continues",
@@ -112,14 +116,14 @@ class ValidationVideos:
 
     def _finish(self, files: VideoFiles) -> Callable[[Made], None]:
         def finish(made: Made) -> None:
-            if self.score:  # beside the video, as vace eval reads them
+            if self.score:  # vace eval reads the conditions beside the video
                 files.write_conditions(made.request, made.conditions)
             files.write(made)
 
         return finish
 
     def _open_models(self) -> ModelStore:
-        """Opened at the first evaluation; later the VAE only moves back to the device."""
+        """Open the models at the first evaluation; later, only move the VAE back to the device."""
         if self._models is None:
             experts = Experts(
                 [self.model],
@@ -137,7 +141,10 @@ class ValidationVideos:
 
 
 def _scores(folder: Path) -> dict[str, float]:
-    """The means of all tasks, and of each where there are several; {} without a video. Writes eval.json."""
+    """Score the videos, write eval.json, and return the means over all tasks and, if several, of each.
+
+    Returns {} if there is no video.
+    """
     if not any(folder.glob("*.mp4")):
         return {}
     report = score_folder(folder, all_metrics())

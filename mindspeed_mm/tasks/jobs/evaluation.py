@@ -1,4 +1,7 @@
-"""Whether a training job has what its evaluation needs: held-out features, videos, a folder. No torch."""
+"""Check that a training job has what its evaluation needs: held-out features, videos, a folder.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_evaluation(job: PretrainJob) -> None:
-    """Raises ConfigError for a flag or key that would evaluate nothing."""
+    """Raise ConfigError if a flag or key of the evaluation would have no effect."""
     validation = getattr(job.data.dataset_param, "validation", None)
     prompts = getattr(validation, "prompts", None)
     evaluation, where = job.training.eval, _prompts_key(job)
@@ -45,7 +48,7 @@ def check_evaluation(job: PretrainJob) -> None:
 
 
 def check_evaluation_folder(job: PretrainJob) -> None:
-    """Raises ConfigError where evaluation writes files and --save names no folder."""
+    """Raise ConfigError if the evaluation writes files but --save is missing."""
     if job.training.checkpoint.save is not None:
         return
     validation = getattr(job.data.dataset_param, "validation", None)
@@ -56,7 +59,7 @@ def check_evaluation_folder(job: PretrainJob) -> None:
 
 
 def check_prompts(job: PretrainJob) -> None:
-    """Raises ConfigError for raw clips whose prompts can get longer than the model takes."""
+    """Raise ConfigError if the prompts of raw clips can be longer than the model accepts."""
     if job.raw_clips is None:
         return
     given, most = job.raw_clips.tokenizer_config.model_max_length, getattr(job.predictor, "text_len", None)
@@ -69,7 +72,7 @@ def check_prompts(job: PretrainJob) -> None:
 
 
 def _compares(job: PretrainJob) -> list[str]:
-    """The flag and the keys that compare held-out losses."""
+    """The flags and keys of the job that compare held-out losses."""
     hooks = enumerate(job.model.hooks)
     keys = [f"{job.files.mm_model}:hooks[{i}]" for i, hook in hooks if isinstance(hook, EarlyStopConfig)]
     return ["--save-best", *keys] if job.training.checkpoint.save_best else keys

@@ -1,4 +1,4 @@
-"""ExtractJob: a whole feature extraction, frozen and checked before torch is imported."""
+"""ExtractJob: the settings of a feature extraction, frozen and checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -164,7 +164,10 @@ class ExtractJob(Config):
 
     @classmethod
     def from_argv(cls, argv: Sequence[str], prog: str = PROG) -> ExtractJob:
-        """Flags and the files they name. Raises ConfigError naming file and key of the first problem."""
+        """Parse the flags and the files that they name.
+
+        Raises ConfigError that names the file and key of the first problem.
+        """
         given, notes = parse_arguments(job_parser(prog), argv, SCHEMAS)
         files = parse(ExtractFiles, given[ExtractFiles], prog)
         overrides = Overrides.parse(parse(OverrideConfig, given[OverrideConfig], prog).set, OVERRIDDEN)
@@ -195,7 +198,7 @@ class ExtractJob(Config):
         )
 
     def check_inputs(self) -> None:
-        """Raises WeightsError if VAE, text encoder or tokenizer are missing, or are a FIFO or device."""
+        """Raise WeightsError if the VAE, text encoder or tokenizer is missing, or is a FIFO or a device."""
         check_encoders(
             self.model.ae,
             self.model.text_encoder,
@@ -205,7 +208,10 @@ class ExtractJob(Config):
         )
 
     def check_outputs(self) -> None:
-        """Raises ConfigError or LaunchError if rank 0 cannot write the features, or another run does."""
+        """Check on rank 0 that the features can be written.
+
+        Raises ConfigError if the folder cannot be written, and LaunchError if another run writes to it.
+        """
         if rank() == 0:
             by_flag = self.extract.save_path is not None
             check_folder(
@@ -215,36 +221,36 @@ class ExtractJob(Config):
 
     @property
     def tokenizer_path(self) -> str | None:
-        """The tokenizer that the data JSON names; None = look beside the text encoder."""
+        """The tokenizer that the data JSON names. None: use the one beside the text encoder."""
         config = getattr(self.data.dataset_param, "tokenizer_config", None)
         return getattr(config, "from_pretrained", None)
 
     @property
     def text_len(self) -> int:
-        """The most tokens of a caption."""
+        """The maximum number of tokens of a caption."""
         config = getattr(self.data.dataset_param, "tokenizer_config", None)
         return int(getattr(config, "model_max_length", 512))
 
     @property
     def raw_clips(self) -> VaceDatasetConfig | None:
-        """The dataset's config when it is the built-in one, whose list can be checked without torch."""
+        """The config of the built-in dataset, whose list can be checked without torch; otherwise None."""
         param = self.data.dataset_param
         return param if isinstance(param, VaceDatasetConfig) else None
 
     def to_json(self) -> str:
-        """What job.json holds."""
+        """The content of job.json."""
         return format_json(self.model_dump(mode="json"), indent=2)
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Every flag of get_vace_feature.py and of `vace extract`."""
+    """Build the parser of get_vace_feature.py and of `vace extract`."""
     return build_parser(prog, "Encode clips, conditions and captions into features for training.", SCHEMAS)
 
 
 def check_encoders(
     ae: AeConfig, text: TextEncoderConfig, tokenizer: str | None, *, mm_model: str, mm_data: str
 ) -> None:
-    """Raises WeightsError if VAE, text encoder or tokenizer are missing, or are a FIFO or device."""
+    """Raise WeightsError if the VAE, text encoder or tokenizer is missing, or is a FIFO or a device."""
     places = {
         f"{mm_model}:ae.from_pretrained": ae.from_pretrained,
         f"{mm_model}:text_encoder.from_pretrained": text.from_pretrained,
@@ -260,7 +266,7 @@ def check_encoders(
 
 
 def _inside(folder: Path) -> list[Path]:
-    """What a weights or tokenizer folder has; nothing of a file."""
+    """The model files in a weights or tokenizer folder; [] if `folder` is a file."""
     if not folder.is_dir():
         return []
     return [file for file in folder.iterdir() if file.suffix in _MODEL_FILES and file.exists()]

@@ -1,4 +1,4 @@
-"""Where the files that an inference JSON names are."""
+"""Find the files that an inference JSON names."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mindspeed_mm.generation.request import KEYS, Inputs
 
 
 class PathFinder:
-    """Where a relative path may be: in the working directory, then in the JSON's own folder."""
+    """Find relative paths: first in the working directory, then in the JSON's folder."""
 
     def __init__(self, where: str, bases: tuple[Path, ...], missing: list[str] | None = None) -> None:
-        """With a list `missing`, what does not exist is added to it and its path taken as it is."""
+        """If `missing` is a list, paths that do not exist are added to it and returned unchanged."""
         self.where = where
         self.bases = bases
         self.missing = missing
 
     def at(self, where: str) -> PathFinder:
-        """The same folders, another address."""
+        """Return a finder with the same folders whose errors name `where`."""
         return PathFinder(where, self.bases)
 
     def find(self, key: str, path: str) -> str:
-        """The path as it exists. Raises ConfigError naming the key and where it was looked for."""
+        """Return the existing path. Raises ConfigError that names the key and the searched folders."""
         for base in self.bases:
             if os.path.lexists(base / path):
                 try:
@@ -52,7 +52,7 @@ class PathFinder:
 def find_weights(
     paths: WeightPaths, finder: PathFinder, *, decoding: bool, transformer_at_hand: bool
 ) -> WeightPaths:
-    """Absolute paths of what is needed: to decode latents, the VAE alone."""
+    """Find the weights that the run needs. Decoding latents needs only the VAE."""
     vae = finder.find("model.vae", paths.vae)
     if decoding:
         return paths.model_copy(update={"vae": vae})

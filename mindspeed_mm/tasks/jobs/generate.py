@@ -1,4 +1,4 @@
-"""GenerateJob: a whole generation run, frozen and checked before torch is imported."""
+"""GenerateJob: the settings of a generation run, frozen and checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ class GenerateJob(Config):
 
     @classmethod
     def from_argv(cls, argv: Sequence[str], prog: str = PROG, *, needs_weights: bool = True) -> GenerateJob:
-        """`CONFIG.json [--key value…]`. Raises ConfigError naming the key and file of the first problem.
+        """Parse `CONFIG.json [--key value…]`.
 
-        Without `needs_weights`, weights that are missing are listed in `not_found`, as for a dry run.
+        Raises ConfigError that names the key and file of the first problem. Without `needs_weights`,
+        missing weights are listed in `not_found`, as in a dry run.
         """
         parser = job_parser(prog)
         namespace = parser.parse_strict([_dashed(word) for word in argv])
@@ -78,7 +79,7 @@ class GenerateJob(Config):
         return job.model_copy(update=switches)
 
     def to_json(self) -> str:
-        """What job.json holds."""
+        """The content of job.json."""
         return format_json(self.model_dump(mode="json"), indent=2)
 
     @classmethod
@@ -92,12 +93,12 @@ class GenerateJob(Config):
         transformer_at_hand: bool = False,
         needs_weights: bool = True,
     ) -> GenerateJob:
-        """The job of one inference JSON.
+        """Read the job of an inference JSON.
 
-        `flags` replace what the JSON or its tasks say, `weights` its `model`.
+        `flags` replace keys of the JSON and of its tasks; `weights` replace keys of its `model`.
 
-        `transformer_at_hand`: the caller brings the transformer; the JSON's need not exist. Without
-        `needs_weights`, those that are missing are listed in `not_found`.
+        `transformer_at_hand`: the caller provides the transformer, so the JSON's transformer need not
+        exist. Without `needs_weights`, missing weights are listed in `not_found`.
         """
         values = read_json(path)
         if not isinstance(values, dict):
@@ -126,9 +127,9 @@ class GenerateJob(Config):
         transformer_at_hand: bool = False,
         needs_weights: bool = True,
     ) -> GenerateJob:
-        """The job of an inference JSON's content.
+        """Build the job from the content of an inference JSON.
 
-        `path` is named in errors, and relative paths may start in its folder.
+        Errors name `path`. Relative paths may start in the folder of `path`.
         """
         keys = {key for key, value in values.items() if value is not None}
         values = _overlaid(values, flags or {}, weights or {})
@@ -140,11 +141,13 @@ class GenerateJob(Config):
         return _built(config, values, path, notes, transformer_at_hand=transformer_at_hand, missing=missing)
 
     def check_outputs(self) -> None:
-        """Raises ConfigError or LaunchError if the videos cannot be written, or another run writes them.
+        """Check that the videos can be written.
 
-        Every rank judges the names, so that none waits for one that has stopped; only the first asks the disk
-        and the lock. A plain --dry-run leaves open what only the machine of the run knows: whether the folder
-        can be made.
+        Raises ConfigError if they cannot, and LaunchError if another run writes to the folder.
+
+        Every rank checks the names, so that all ranks stop together. Only rank 0 checks the disk and the
+        lock. A plain --dry-run does not check whether the folder can be created, because the run may use
+        another machine.
         """
         is_here = rank() == 0 and (self.check_inputs or not self.dry_run)
         folder = Path(self.run.output_path)
@@ -161,15 +164,15 @@ class GenerateJob(Config):
 
 
 def _dashed(word: str) -> str:
-    """`--num_frames` as the JSON spells it → `--num-frames`."""
+    """Change a flag in the spelling of the JSON, such as `--num_frames`, to `--num-frames`."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def job_parser(prog: str = PROG, *, config: str = "config") -> FlagParser:
-    """Every flag of Wan-VACE-Inference.py and of `vace generate`.
+    """Build the parser of Wan-VACE-Inference.py and of `vace generate`.
 
-    `config`: the name of the JSON's argument.
+    `config`: the name of the argument for the JSON file.
     """
     parser = FlagParser(prog, "Generate videos with VACE. Each key of the JSON is a flag too.")
     parser.add_argument(
@@ -193,7 +196,7 @@ def job_parser(prog: str = PROG, *, config: str = "config") -> FlagParser:
 
 
 def _overlaid(values: dict[str, Any], flags: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
-    """The JSON with flags in place of its own values, in tasks too."""
+    """Replace values of the JSON, and of its tasks, with the flags."""
     merged = {**values, **flags}
     if "prompts_file" in flags:
         merged.pop("tasks", None)
@@ -294,7 +297,7 @@ def _video(
             fix="leave on out",
         )
     if config.task is not None and not decoding:
-        from mindspeed_mm.generation.tasks import request_task  # numpy and Pillow, for those who need them
+        from mindspeed_mm.generation.tasks import request_task  # imports numpy and Pillow
 
         task, inputs = request_task(config.task, inputs, f"{finder.where}:task")
     name = config.name or f"video{index + 1}"
@@ -306,9 +309,9 @@ def _video(
 
 
 def _distinct(videos: list[GenerationRequest], where: str) -> None:
-    """Raises ConfigError when two videos would write one file or folder.
+    """Raise ConfigError if two videos would write to the same file or folder.
 
-    NAME, NAME.mp4, NAME.png, NAME.json.
+    A video writes NAME, NAME.mp4, NAME.png and NAME.json.
     """
     names = Counter(video.name for video in videos)
     for name, count in names.items():

@@ -1,4 +1,4 @@
-"""Inference JSONs of MindSpeed-MM, which hold no prompt."""
+"""Read the inference JSONs of MindSpeed-MM, which have no prompt."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from mindspeed_mm.generation.config import (
     MINDSPEED_PROMPT,
 )
 
-_MINDSPEED_KEYS = {"model", "video_path", "image_path", "output_path"}  # all that its inference JSONs hold
+_MINDSPEED_KEYS = {
+    "model",
+    "video_path",
+    "image_path",
+    "output_path",
+}  # all keys of its inference JSONs
 
 
 def as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> dict[str, Any]:
-    """MindSpeed-MM's videos, for preset mindspeed and for a JSON of its own.
+    """Add MindSpeed-MM's videos, for preset mindspeed and for an inference JSON of MindSpeed-MM.
 
-    Control, reference, and both where both are given.
+    The videos use the control video, the reference image, or both, as far as these are given.
 
-    `keys`: those of the file, without flags.
+    `keys`: the keys of the file, without the flags.
     """
     is_theirs = {"model", "output_path"} < keys <= _MINDSPEED_KEYS
     by_keys = is_theirs and not {"prompt", "prompts_file", "preset", "from_latents"} & values.keys()
@@ -40,7 +45,7 @@ def as_mindspeed(values: dict[str, Any], keys: set[str], notes: list[str]) -> di
 
 
 def suggest_mindspeed(values: dict[str, Any], keys: set[str], where: str) -> None:
-    """Raises ConfigError for a JSON without a prompt that is MindSpeed-MM's but for a few keys."""
+    """Raise ConfigError for a JSON without a prompt that resembles one of MindSpeed-MM."""
     given_here = {key for key, value in values.items() if value is not None}
     if given_here & {"prompt", "prompts_file", "tasks", "from_latents"} or not keys & {
         "video_path",

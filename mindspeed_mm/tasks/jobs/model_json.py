@@ -62,7 +62,7 @@ class RawModelConfig(ModelConfig):
 def parse_model(
     values: Any, where: str, notes: list[str] | None, base: type[ModelConfig] = ModelConfig
 ) -> ModelConfig:
-    """The values of a model JSON named `where`. Raises ConfigError with the address of what is wrong."""
+    """Parse the values of the model JSON `where`. Raises ConfigError with the address of the wrong value."""
     predictor = values.get("predictor") if isinstance(values, Mapping) else None
     model_id = predictor.get("model_id", "vace") if isinstance(predictor, Mapping) else "vace"
     try:
@@ -77,7 +77,10 @@ def parse_model(
 
 
 def model_schema(data: DataConfig, model: Any, *, mm_data: str, mm_model: str) -> type[ModelConfig]:
-    """The schema of the model JSON for these data. Raises ConfigError for raw clips without a VAE."""
+    """The schema of the model JSON for this dataset.
+
+    Raises ConfigError for raw clips without a VAE or a text encoder.
+    """
     if data.dataset_type != "vace":
         return ModelConfig
     missing = [key for key in ("ae", "text_encoder") if not isinstance(model, Mapping) or key not in model]

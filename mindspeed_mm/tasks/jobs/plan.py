@@ -1,6 +1,6 @@
-"""PlanJob: the run of a training job as the planner's formulas take it, and what it is planned for.
+"""Describe a training job for the planner: the run, its largest sample and the devices.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class Clip(NamedTuple):
 
     grid: tuple[int, int, int]  # latent (R+F, h, w)
     origin: str
-    rows: int = 0  # of the data that says its shapes
-    refs: int = 0  # of the grid's frames
+    rows: int = 0  # rows of the data that have a shape
+    refs: int = 0  # reference frames in the grid
 
     @property
     def size(self) -> str:
-        """Frames and pixels as a user counts them."""
+        """The number of video frames and the size in pixels."""
         frames, height, width = self.grid
         more = f" with {self.refs} reference{'s' if self.refs > 1 else ''}" if self.refs else ""
         return f"{4 * (frames - self.refs) - 3} frames of {8 * height}x{8 * width}{more}"
@@ -92,7 +92,7 @@ _ALL: Sequence[tuple[type[Config], str]] = (*SCHEMAS, (PlanFlags, "plan"))
 
 
 def plan_parser(prog: str = PROG) -> FlagParser:
-    """Every flag of training, and the planner's own."""
+    """Build the parser: the flags of training and of the planner."""
     parser = build_parser(prog, "Memory and time of a training run before its launch.", _ALL)
     group = parser.add_argument_group("plan, as data")
     group.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -104,12 +104,12 @@ def plan_parser(prog: str = PROG) -> FlagParser:
 
 
 def read_job(argv: Sequence[str], prog: str = PROG) -> tuple[PretrainJob, PlanFlags]:
-    """Training flags, and the planner's. Raises ConfigError as training does."""
+    """Parse the flags of training and of the planner. Raises the same ConfigErrors as training."""
     given, _ = parse_arguments(plan_parser(prog), argv, _ALL)
     flags = parse(PlanFlags, given[PlanFlags], prog)
     training = list(_training_words(argv))
     named = {word.partition("=")[0] for word in training}
-    if "--lr" not in named:  # neither it nor the iterations decide memory
+    if "--lr" not in named:  # neither the rate nor the iterations affect memory
         training += ["--lr", "1e-5"]
     if not {"--train-iters", "--train-samples"} & named:
         training += ["--train-iters", "1"]
@@ -117,7 +117,7 @@ def read_job(argv: Sequence[str], prog: str = PROG) -> tuple[PretrainJob, PlanFl
 
 
 def _training_words(words: Sequence[str]) -> Iterator[str]:
-    """`words` without the planner's own flags, and under training's names."""
+    """Yield `words` without the planner's flags, with aliases replaced by training's flags."""
     own = {flag_name(name) for name in PlanFlags.model_fields}
     is_value = False
     for word in words:
@@ -133,7 +133,7 @@ def _training_words(words: Sequence[str]) -> Iterator[str]:
 
 
 def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False) -> TrainingRun:
-    """What of a job decides its memory.
+    """The settings of a job that determine its memory.
 
     Raises ConfigError for a model whose sizes the planner does not know.
     """
@@ -173,7 +173,7 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
         optimizer=job.training.optimizer.optimizer,
         fused=job.training.optimizer.optimizer_selection != "torch",
         reshard=bool(fsdp.reshard_after_forward),
-        prefetch=fsdp.num_to_backward_prefetch or 1,  # without a number, FSDP2 gathers one ahead in backward
+        prefetch=fsdp.num_to_backward_prefetch or 1,  # by default, FSDP2 prefetches one unit in backward
         offload=fsdp.offload_to_cpu,
         offload_inputs=fsdp.offload_block_inputs,
         on_cpu=on_cpu,
@@ -181,7 +181,10 @@ def run_of(job: PretrainJob, grid: tuple[int, int, int], *, on_cpu: bool = False
 
 
 def layers_of_stages(job: PretrainJob) -> tuple[int, ...]:
-    """Trunk blocks of each stage: by the model JSON, else even; weights that are split are not opened."""
+    """The number of trunk blocks of each stage: as in the model JSON, or else split evenly.
+
+    Unlike training, it does not open weights that are already split into stages.
+    """
     count = job.parallel.num_stages
     if count == 1:
         return ()
@@ -192,7 +195,7 @@ def layers_of_stages(job: PretrainJob) -> tuple[int, ...]:
 
 
 def lora_layers(job: PretrainJob) -> dict[str, int]:
-    """Linear layer → rank of its LoRA, for all LoRAs of a job."""
+    """Map each linear layer that gets a LoRA to the rank of the LoRA."""
     spec = MODELS.get(job.predictor.model_id)
     found: dict[str, int] = {}
     shapes = layout(job.predictor.model)
@@ -213,7 +216,7 @@ def lora_layers(job: PretrainJob) -> dict[str, int]:
 
 
 def quantized_layers(job: PretrainJob) -> frozenset[str] | None:
-    """The linear layers that a job holds in 8 bits, as `TrainingRun` takes them."""
+    """The linear layers that a job keeps in 8 bits, in the form of `TrainingRun.quantized`."""
     configs = [config for config in job.model.transforms if isinstance(config, QuantizeConfig)]
     if not configs:
         return None
@@ -227,9 +230,10 @@ def quantized_layers(job: PretrainJob) -> frozenset[str] | None:
 
 
 def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
-    """The largest sample.
+    """Find the largest sample.
 
-    By the flags, else by the rows of data.jsonl that name their shapes, else 81 frames of 480x832.
+    Its size comes from the flags, or else from the rows of data.jsonl that have a shape. The default is
+    81 frames of 480x832.
     """
     if not (flags.frames or flags.height or flags.width):
         source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
@@ -252,9 +256,9 @@ def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
 
 
 def estimate(job: PretrainJob) -> str:
-    """The memory of one device in a line, for the end of a dry run.
+    """Summarize the memory of one device in one line, for the end of a dry run.
 
-    "" for a job that the planner does not know.
+    Returns "" for a job that the planner does not support.
     """
     try:
         clip = largest_clip(job, PlanFlags())
@@ -268,9 +272,9 @@ def estimate(job: PretrainJob) -> str:
 
 
 def _shapes(path: Path) -> Iterator[tuple[tuple[int, int, int], int]]:
-    """The shapes in a list of features, and how many frames of each are references.
+    """Yield each shape in a list of features with its number of reference frames.
 
-    Raises DataError for a line that is not a JSON object, or a shape that is none.
+    Raises DataError for a line that is not JSON, or an invalid shape.
     """
     text = read_text(path, DataError, max_bytes=LIST_BYTES)
     for number, row in json_lines(text, str(path), DataError):

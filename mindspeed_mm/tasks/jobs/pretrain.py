@@ -1,4 +1,4 @@
-"""PretrainJob: a whole training run, frozen and cross-checked before torch or a device is touched."""
+"""PretrainJob: the settings of a training run, frozen and checked before torch or a device is used."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ class PretrainJob(Config):
 
     @classmethod
     def from_argv(cls, argv: Sequence[str], ranks: int | None = None, prog: str = PROG) -> PretrainJob:
-        """Flags and the files they name → a job for `ranks` processes (default: torchrun's).
+        """Parse the flags and the files that they name into a job.
 
-        Raises ConfigError.
+        `ranks`: the number of processes (default: torchrun's). Raises ConfigError.
         """
         given, notes = parse_arguments(job_parser(prog), argv, SCHEMAS)
         part = {schema: parse(schema, values, prog) for schema, values in given.items()}
@@ -158,7 +158,7 @@ class PretrainJob(Config):
         return parse(cls, {**values, "model": model}, str(path))
 
     def checked(self, notes: Sequence[str], prog: str = PROG) -> PretrainJob:
-        """The same job with its sizes filled in. Raises ConfigError for parts that contradict one another."""
+        """Return the job with its sizes filled in. Raises ConfigError if parts of the job conflict."""
         batch, optimizer = self.training.batch, self.training.optimizer
         if optimizer.lr is None:
             raise ConfigError("--lr is missing", where=prog, fix="give it; examples/vace uses 5e-5")
@@ -166,7 +166,7 @@ class PretrainJob(Config):
         is_hybrid = self.parallel.context_parallel_algo == "hybrid_cp_algo"
         flag = "--ulysses-degree-in-cp" if is_hybrid else "--context-parallel-size"
         check_context_parallel(self.predictor.num_heads, self.parallel.ulysses_size, flag)
-        dp_size = self.dp_size  # says first when the ranks cannot be divided
+        dp_size = self.dp_size  # first raises if the ranks cannot be divided
         check_sharding(self.fsdp2, self.world_size // self.parallel.pipeline_model_parallel_size)
         check_modules(self.predictor, self.fsdp2)
         spec = MODELS.get(self.predictor.model_id)
@@ -203,7 +203,7 @@ class PretrainJob(Config):
         )
 
     def check_inputs(self) -> None:
-        """Raises DataError or WeightsError when features or weights are not where the files say."""
+        """Raise DataError if the data is missing, and WeightsError if weights are missing."""
         source = getattr(self.data.dataset_param, "basic_parameters", None)
         data_path = getattr(source, "data_path", None)
         if data_path and not os.path.exists(data_path):
@@ -224,10 +224,10 @@ class PretrainJob(Config):
                 )
             find_files(
                 Path(weights)
-            )  # a folder that holds none, or two models, is named before any rank starts
+            )  # a folder with no model, or with two, fails here, before any rank starts
 
     def _check_raw_inputs(self, clips: VaceDatasetConfig) -> None:
-        """Raises for a recipe, VAE, text encoder, tokenizer or row that is missing or wrong."""
+        """Check the recipe, VAE, text encoder, tokenizer and rows. Raises if one is missing or invalid."""
         model = cast(RawModelConfig, self.model)
         check_encoders(
             model.ae,
@@ -239,17 +239,17 @@ class PretrainJob(Config):
         if clips.synthesis is not None:
             from mindspeed_mm.conditioning.recipe import (
                 read_recipe,
-            )  # OpenCV's tasks, for those who need them
+            )  # imports OpenCV
 
             read_recipe(clips.synthesis)
         read_manifest(clips.basic_parameters.data_path, clips.basic_parameters.data_folder)
 
     def check_outputs(self) -> None:
-        """Raises ConfigError, LaunchError or WeightsError if the first rank cannot write to the flags' paths.
+        """Check on rank 0 that the folders of the flags and keys can be written.
 
-        Another run may write there, or its checkpoints be there that this one does not load.
-
-        A plain --dry-run leaves open what only the machine of the run knows: whether the folders can be made.
+        Raises ConfigError if a folder cannot be written, LaunchError if another run writes to --save, and
+        WeightsError if --save has checkpoints of another run that this run does not load. A plain --dry-run
+        does not check whether the folders can be created, because the run may use another machine.
         """
         check_evaluation_folder(self)
         if rank() != 0:
@@ -262,7 +262,7 @@ class PretrainJob(Config):
             check_save_folder(self.training.checkpoint)
 
     def _output_folders(self) -> dict[str, str]:
-        """Flag or key → the folder that it names."""
+        """Map each flag or key to the folder that it names."""
         log, tools = self.training.log, self.tools
         found = {
             "--save": self.training.checkpoint.save,
@@ -279,38 +279,41 @@ class PretrainJob(Config):
 
     @property
     def predictor(self) -> PredictorConfig:
-        """The model's sizes, weights and what of it trains."""
+        """The model's sizes, its weights, and the part that trains."""
         return cast(PredictorConfig, self.model.predictor)
 
     @property
     def raw_clips(self) -> VaceDatasetConfig | None:
-        """The dataset's config when it is one of raw clips, which are encoded while training."""
+        """The config of a dataset of raw clips, which are encoded during training; otherwise None."""
         param = self.data.dataset_param
         return param if isinstance(param, VaceDatasetConfig) else None
 
     @property
     def dp_size(self) -> int:
-        """Ranks that see different samples."""
+        """The number of data-parallel groups, which read different samples."""
         return data_parallel_size(self.parallel, self.world_size)
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches that each rank accumulates in an iteration; 1 without a global batch size."""
+        """The number of micro-batches that each rank accumulates in an iteration.
+
+        1 if there is no global batch size.
+        """
         unit = self.training.batch.micro_batch_size * self.dp_size
         return (self.training.batch.global_batch_size or unit) // unit
 
     def to_json(self) -> str:
-        """What job.json holds."""
+        """The content of job.json."""
         return format_json(self.model_dump(mode="json"), indent=2)
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Every flag of pretrain_vace.py and of `vace train`."""
+    """Build the parser of pretrain_vace.py and of `vace train`."""
     return build_parser(prog, "Pre-train or fine-tune VACE on extracted features or on raw clips.", SCHEMAS)
 
 
 def _check_stages(job: PretrainJob) -> None:
-    """Raises ConfigError where stages do not fit the model JSON."""
+    """Raise ConfigError if the pipeline stages do not fit the model JSON."""
     parallel, predictor = job.parallel, job.predictor
     if parallel.pipeline_model_parallel_size == 1:
         return

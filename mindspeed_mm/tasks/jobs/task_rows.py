@@ -1,4 +1,4 @@
-"""The videos of an inference JSON: one, its tasks, or a file of prompts; what each takes from the top."""
+"""List the videos of an inference JSON: a single video, its tasks, or a file of prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mindspeed_mm.text_encoding import split_lines
 def task_rows(
     config: InferenceConfig, values: dict[str, Any], finder: PathFinder, where: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Each video's own keys, and the address that errors name it by."""
+    """Return the keys of each video, and the address of each video in errors."""
     if config.prompts_file is not None:
         if config.tasks is not None:
             raise ConfigError("tasks and prompts_file are both given", where=where, fix="keep one of them")
@@ -51,9 +51,9 @@ def _task_line(text: str, name: str, number: int) -> dict[str, Any]:
 
 
 def inherited(top: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
-    """The task's keys over those of the top.
+    """Merge a task's keys over the top-level keys.
 
-    Images are one thing under two names; a name belongs to one video.
+    `image_path` and `image_paths` set the same input, so either key of the task replaces both.
     """
     taken = dict(top)
     if {"image_path", "image_paths"} & task.keys():

@@ -1,4 +1,4 @@
-"""`transforms` of a training job: short flags, and what is checked before torch is imported."""
+"""The `transforms` of a training job: their short flags, and the checks before torch is imported."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class LoraFlags(Config):
     )
 
     def apply(self, values: Any, prog: str) -> Any:
-        """The values of a model JSON with these keys in its transforms.
+        """Return the values of a model JSON with these flags applied to its transforms.
 
-        Raises ConfigError where it has no LoRA.
+        Raises ConfigError if the flags need a LoRA and the JSON has none, or has several.
         """
         if not isinstance(values, Mapping):
             return values
@@ -91,9 +91,9 @@ def _is_type(item: object, name: str) -> bool:
 
 
 def for_expert(transforms: Sequence[Config], role: Expert | None) -> tuple[Config, ...]:
-    """The transforms with `expert` filled in.
+    """Fill in the `expert` of the transforms.
 
-    Of a file that holds two LoRAs, the one for the expert that trains.
+    From a file with the LoRAs of both experts, the run then reads the one for the expert in training.
     """
     return tuple(
         config.model_copy(update={"expert": role})
@@ -106,9 +106,9 @@ def for_expert(transforms: Sequence[Config], role: Expert | None) -> tuple[Confi
 def check_transforms(
     transforms: Sequence[Config], predictor: PredictorConfig, spec: ModelSpec, model_json: str
 ) -> None:
-    """What needs no torch: every LoRA has layers of its own, and there are weights to change.
+    """Check that the LoRAs share no layer, and that there are weights to change.
 
-    Raises ConfigError.
+    Does not import torch. Raises ConfigError.
     """
     if not transforms:
         return
@@ -151,9 +151,9 @@ def _check_quantize(
     model_json: str,
     where: str,
 ) -> None:
-    """8-bit weights are never saved, so what a checkpoint leaves out must be in one place.
+    """Check that a single source has the weights that are kept in 8 bits.
 
-    Raises ConfigError.
+    Checkpoints never include 8-bit weights; they refer to that source instead. Raises ConfigError.
     """
     if predictor.from_pretrained is None:
         raise ConfigError(
@@ -182,7 +182,7 @@ def _check_quantize(
 
 
 def check_lora_files(transforms: Sequence[Config], model_json: str) -> None:
-    """Raises WeightsError when a LoRA file is not where the transforms say."""
+    """Raise WeightsError if a LoRA file that the transforms name does not exist."""
     for number, config in enumerate(transforms):
         for key in ("init_from", "path"):
             path = getattr(config, key, None) if isinstance(config, LoraConfig | FuseLoraConfig) else None

@@ -1,4 +1,7 @@
-"""The HTTP API: routes over a queue and folders. No torch; the models are in the workers."""
+"""The HTTP API: its routes read and write the queue and the job folders.
+
+Does not import torch: the models are in the workers.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ from mindspeed_mm.serve.schemas import Deleted, Video, VideoList, body_schema, v
 from mindspeed_mm.serve.uploads import keep_uploads, remarks_of
 
 LOGGER = get_logger(__name__)
-Prepare = Callable[[Path], dict[str, list[str]]]  # fills a job's `inputs` folder; slot → file names
+Prepare = Callable[[Path], dict[str, list[str]]]  # fills a job's `inputs` folder; returns slot → file names
 _OVERLAP = 9  # frames of a video's end that an extension begins with
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
@@ -62,22 +65,22 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes work on."""
+    """The state that the routes share."""
 
     settings: ServeConfig
     store: JobStore
     folders: JobFolders
     engine: Engine
-    model: str  # its name in requests
-    base: Mapping[str, Any]  # what every inference JSON of a job begins with
+    model: str  # the model's name in requests
+    base: Mapping[str, Any]  # the keys that every job's inference JSON has in common
 
     def read(self, given: Mapping[str, Any], *, form: bool) -> dict[str, Any]:
-        """A request's fields, checked."""
+        """Check the fields of a request, and return them as keys of the inference JSON."""
         return read_fields(given, self.model, form=form, fps=self.base.get("fps"), loras=self.loras)
 
     @property
     def loras(self) -> Loras:
-        """Those that a request may name."""
+        """The LoRAs that a request may name."""
         return Loras(self.settings.loras_dir)
 
     def show(self, job: Job) -> Video:
@@ -91,14 +94,14 @@ class Service:
         )
 
     def find(self, video_id: str) -> Job:
-        """The job. Raises ApiError for an unknown one."""
+        """Return the job. Raises ApiError if it is unknown."""
         job = self.store.get(video_id)
         if job is None:
             raise ApiError(404, "not_found", "no such video", where="id")
         return job
 
     def finished(self, video_id: str) -> Path:
-        """The mp4 of a job. Raises ApiError when it is not finished."""
+        """The mp4 file of a job. Raises ApiError if the job is not completed."""
         job = self.find(video_id)
         if job.status != "completed":
             why = f": {job.error['message']}" if job.error and "message" in job.error else ""
@@ -109,7 +112,7 @@ class Service:
         return path
 
     def source(self, video_id: str) -> Path:
-        """The clip that was uploaded as a job's src_video. Raises ApiError when there is none."""
+        """The clip that was uploaded as a job's src_video. Raises ApiError if there is none."""
         files = self.folders.inputs(video_id, self.find(video_id).request["files"])
         path = next(iter(files.get("src_video", ())), None)
         if path is None or not path.is_file():
@@ -117,7 +120,7 @@ class Service:
         return path
 
     def check_ready(self) -> None:
-        """Raise ApiError while the models are not loaded."""
+        """Raise ApiError if the models are not loaded, or if the queue is damaged."""
         if self.engine.damage:
             raise ApiError(503, "queue_damaged", self.engine.damage, retry_after=60)
         state, message = self.engine.state()
@@ -126,7 +129,7 @@ class Service:
             raise ApiError(503, code, message, retry_after=10)
 
     def create(self, fields: Mapping[str, Any], prepare: Prepare, *, source: str | None = None) -> Video:
-        """Check a request with its files, and queue it. Nothing is left of one that is refused."""
+        """Check a request with its files, and queue it. A rejected request leaves no files."""
         job_id = make_id()
         draft = self.folders.draft(job_id)
         try:

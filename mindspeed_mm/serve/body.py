@@ -1,4 +1,4 @@
-"""What a request carries: fields and files of a JSON or form body, and the source of an edit. No torch."""
+"""Read the body of a request: the fields and files, and the source of an edit. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.problem import ApiError
 from mindspeed_mm.serve.uploads import SLOTS
 
-_FIELDS = 200  # of one form
+_FIELDS = 200  # maximum number of fields in a form
 _FIELD_BYTES = 1 << 20
-Uploads = Mapping[str, Sequence[BinaryIO]]  # by slot, open
+Uploads = Mapping[str, Sequence[BinaryIO]]  # slot → open files
 
 
 @dataclass(frozen=True)
 class Given:
-    """The fields of a request; `form`: all values are texts."""
+    """The fields of a request. `form`: the body is a form, so all values are strings."""
 
     values: Mapping[str, Any]
     form: bool
@@ -32,7 +32,10 @@ class Given:
 
 @asynccontextmanager
 async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tuple[Given, Uploads]]:
-    """A JSON or form body: its fields, and its files by slot, open while the block runs. Raises ApiError."""
+    """Read a JSON or form body: its fields, and its files by slot, which stay open inside the block.
+
+    Raises ApiError.
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
         body = await read_short(request)
@@ -65,7 +68,7 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
             name = key.removesuffix("[]")
             if (
                 isinstance(value, UploadFile) and name == "video"
-            ):  # of edits and extensions, as other clients send it
+            ):  # some clients send the source of an edit or extension under this name
                 name = "src_video"
             if isinstance(value, UploadFile):
                 if name not in SLOTS:
@@ -93,7 +96,7 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
 
 
 async def read_short(request: Request) -> bytes:
-    """A body without files, which is short. Raises ApiError."""
+    """Read a body without files, which must be short. Raises ApiError."""
     body = bytearray()
     async for block in request.stream():
         body += block
@@ -105,14 +108,17 @@ async def read_short(request: Request) -> bytes:
 
 
 class ApiJson(ApiError):
-    """A body that is not JSON: what the one JSON reader raises."""
+    """The error that the JSON reader raises if a body is not JSON."""
 
     def __init__(self, problem: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
         super().__init__(400, "invalid_json", problem, where=where, expected=expected, fix=fix)
 
 
 def take_source(given: Mapping[str, Any], uploads: Uploads) -> tuple[dict[str, Any], str | None]:
-    """The fields without `video`, and the id in it; None with an upload in its place."""
+    """Split the fields into those without `video` and the id in `video`; None if src_video is uploaded.
+
+    Raises ApiError unless exactly one of `video` and src_video is given.
+    """
     values = dict(given)
     source = _video_id(values.pop("video", None))
     if (source is None) == ("src_video" not in uploads):
@@ -127,7 +133,7 @@ def take_source(given: Mapping[str, Any], uploads: Uploads) -> tuple[dict[str, A
 
 
 def read_overlap(value: Any) -> int:
-    """How many frames an extension repeats."""
+    """The number of frames that an extension repeats. Raises ApiError."""
     text = str(value)
     if not (text.isascii() and text.isdigit()) or int(text[:9]) % 4 != 1:
         raise ApiError(
@@ -141,7 +147,7 @@ def read_overlap(value: Any) -> int:
 
 
 def _video_id(video: Any) -> str | None:
-    """`video` of an edit: an id, or {"id": …} as clients of the original API send it."""
+    """The id in `video`, which is an id or, from clients of the original API, {"id": …}."""
     if isinstance(video, str) and video.lstrip().startswith("{"):
         with suppress(ValueError, RecursionError):
             video = json.loads(video)

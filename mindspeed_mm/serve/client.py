@@ -1,4 +1,7 @@
-"""`vace generate --server URL`: the videos of an inference JSON, made by a server. No torch."""
+"""`vace generate --server URL`: let a server make the videos of an inference JSON.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,20 @@ from mindspeed_mm.serve.uploads import SLOTS
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 LOGGER = get_logger(__name__)
-_TIMEOUT = (10, 300)  # seconds to connect, and between two bytes
+_TIMEOUT = (10, 300)  # seconds to connect, and to wait for the next byte
 _POLL = 0.5
-_RETURN = 300.0  # seconds in which a server that is gone may come back
-_PATIENCE = 3600.0  # seconds that a full queue or a loading model is waited for
+_RETURN = 300.0  # seconds to wait for an unreachable server
+_PATIENCE = 3600.0  # seconds to wait while the queue is full or the model is loading
 
 
 class Client:
-    """The routes of a server that a job needs."""
+    """A client for the routes of a server that a job needs."""
 
     def __init__(self, server: str, token: str | None = None, patience: float = _PATIENCE) -> None:
-        """`token`: that of VACE_TOKEN without one. `patience`: seconds that a full queue or a loading model is waited for.
+        """`token`: the server's token; defaults to VACE_TOKEN.
 
-        Raises ConfigError for what is not an address.
+        `patience`: seconds to wait while the queue is full or the model is loading. Raises ConfigError if
+        `server` is not a URL.
         """
         if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).netloc:
             raise ConfigError(f"got {server!r:.100}", where="--server", expected="http://host:port")
@@ -49,11 +53,14 @@ class Client:
             self.session.headers["authorization"] = f"Bearer {token}"
 
     def create(self, fields: Mapping[str, str], files: Mapping[str, list[Path]]) -> dict[str, Any]:
-        """Queue a video; waits for a loading model and a full queue. Raises ConfigError, LaunchError."""
+        """Queue a video, and wait while the model is loading or the queue is full.
+
+        Raises ConfigError and LaunchError.
+        """
         until = time.monotonic() + self.patience
         while True:
             with ExitStack() as stack:
-                # without any file, requests would not send a form of parts
+                # without a file, requests would not send a multipart form
                 parts: list[tuple[str, Any]] = [(name, (None, text)) for name, text in fields.items()]
                 parts += [
                     (slot, (path.name, stack.enter_context(path.open("rb"))))
@@ -68,7 +75,7 @@ class Client:
             _sleep(min(float(answer.headers.get("retry-after", 10)), 30))
 
     def get(self, video_id: str) -> dict[str, Any]:
-        """The state of a video. A server that is gone may come back, with its queue. Raises LaunchError after some minutes."""
+        """The state of a video. Raises LaunchError if the server is unreachable for several minutes."""
         until = time.monotonic() + _RETURN
         while True:
             try:
@@ -84,7 +91,7 @@ class Client:
             _sleep(2)
 
     def delete(self, video_id: str) -> None:
-        """Cancel a video, and delete it; one that is gone already is no error. Raises ConfigError, LaunchError."""
+        """Cancel and delete a video. An unknown video is not an error. Raises ConfigError and LaunchError."""
         answer = self._send("DELETE", f"/v1/videos/{video_id}")
         if answer.status_code != 404:
             self._checked(answer)
@@ -97,12 +104,12 @@ class Client:
         return found
 
     def model(self) -> dict[str, Any]:
-        """The served model: its name, the defaults of requests, and how many experts it has."""
+        """The served model: its name, the defaults of requests, and its number of experts."""
         found: dict[str, Any] = self._checked(self._send("GET", "/v1/models")).json()["data"][0]
         return found
 
     def download(self, video_id: str, path: Path, variant: str = "video") -> None:
-        """The mp4, or another variant, whole or not at all."""
+        """Download the mp4 or another variant, and write it atomically."""
         answer = self._checked(
             self._send("GET", f"/v1/videos/{video_id}/content?variant={variant}", stream=True)
         )
@@ -141,7 +148,7 @@ class Client:
 
 @one_line_errors
 def main(argv: Sequence[str], server: str, prog: str) -> None:
-    """The command with --server. The weights of the JSON need not exist here."""
+    """Run the command with --server. The weights of the JSON need not exist on this machine."""
     job = GenerateJob.from_argv(argv, prog, needs_weights=False)
     if job.print_config:
         LOGGER.info(job.to_json())
@@ -154,7 +161,10 @@ def main(argv: Sequence[str], server: str, prog: str) -> None:
 
 
 def run(job: GenerateJob, server: str) -> None:
-    """Queue every video of the job, wait, and download NAME.mp4 with NAME.json. A signal cancels what is not made yet."""
+    """Queue every video of the job, wait, and download NAME.mp4 and NAME.json.
+
+    A signal cancels the videos that are not finished.
+    """
     client = Client(server)
     folder = Path(job.run.output_path)
     with lock_folder(folder, choose="output_path"), cancelling(client) as waiting:
@@ -176,19 +186,19 @@ def run(job: GenerateJob, server: str) -> None:
 
 @contextmanager
 def cancelling(client: Client) -> Iterator[dict[str, GenerationRequest]]:
-    """Ids of videos that the server works for: those that are left when the block ends early are cancelled."""
+    """Yield a dict of the videos in the queue by id. An error cancels those still in it."""
     waiting: dict[str, GenerationRequest] = {}
     try:
         yield waiting
     except (Stopped, DataError, ConfigError):
         for video_id in waiting:
-            with suppress(MindSpeedMMError):  # what ended the block is what the user must see
+            with suppress(MindSpeedMMError):  # the user must see the first error
                 client.delete(video_id)
         raise
 
 
 def wait_for(client: Client, video_id: str, name: str) -> dict[str, Any]:
-    """The state of a video once it is completed or failed."""
+    """Wait until a video is completed or failed, and return its state."""
     done = 0
     with Progress(name, 100, "%") as progress:
         while True:
@@ -201,9 +211,9 @@ def wait_for(client: Client, video_id: str, name: str) -> dict[str, Any]:
 
 
 def fields_of(video: GenerationRequest, experts: int) -> dict[str, str]:
-    """The form fields of a request: every number, so that the server's defaults do not matter.
+    """The form fields of a request. All numbers are sent, so that the server's defaults have no effect.
 
-    LoRAs are sent by the names of their files, which the server must have in its `--loras-dir`.
+    LoRAs are sent as file names, which must exist in the server's `--loras-dir`.
     """
     if video.task is not None:
         raise ConfigError(
@@ -231,7 +241,7 @@ def fields_of(video: GenerationRequest, experts: int) -> dict[str, str]:
 
 
 def files_of(video: GenerationRequest) -> dict[str, list[Path]]:
-    """The uploads of a request. Raises DataError for a folder of images."""
+    """The files that a request uploads. Raises DataError for a folder of images."""
     given = {name: getattr(video.inputs, name) for name in SLOTS if hasattr(video.inputs, name)}
     found: dict[str, list[Path]] = {}
     for slot, value in given.items():

@@ -1,4 +1,4 @@
-"""The settings of `vace serve`: where it listens, what it accepts, how many devices it uses. No torch."""
+"""The settings of `vace serve`: its address, limits and devices. Does not import torch."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ServeConfig(Config):
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The names that a Host header may carry, in lower case and without a port."""
+        """The names that a Host header may have, in lower case and without a port."""
         names = {"localhost", "127.0.0.1", "[::1]", *self.allowed_hosts}
         if self.host not in ("0.0.0.0", "::"):
             names.add(f"[{self.host}]" if ":" in self.host else self.host)

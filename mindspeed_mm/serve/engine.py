@@ -1,4 +1,4 @@
-"""The workers of a server: started together, watched, and started again when one dies. No torch."""
+"""Start the workers of a server, watch them, and restart them all if one dies. Does not import torch."""
 
 from __future__ import annotations
 
@@ -24,25 +24,28 @@ from mindspeed_mm.serve.problem import ApiError, describe_error
 
 LOGGER = get_logger(__name__)
 _POLL = 0.2
-_GRACE = 15.0  # seconds between asking a worker to end and ending it
-_LONGEST_PAUSE = 60.0  # before a worker that keeps dying is started again
-_CHECK = 60.0  # seconds between two looks at all of the queue's file
+_GRACE = 15.0  # seconds that a worker has to exit before it is killed
+_LONGEST_PAUSE = 60.0  # maximum seconds before workers that keep dying are restarted
+_CHECK = 60.0  # seconds between two full checks of the queue's file
 _LATE = 60.0  # seconds beyond job_timeout before a worker that hangs within a step is killed
 
 
 class Engine:
-    """One group of worker processes. A thread of the server watches them; the queue is all they share."""
+    """A group of worker processes that a thread of the server watches.
+
+    The server and the workers share only the queue.
+    """
 
     def __init__(
         self, store: JobStore, folders: JobFolders, settings: ServeConfig, worker: Mapping[str, Any]
     ) -> None:
-        """`worker`: what the worker's settings file holds."""
+        """`worker`: the content of the workers' settings file."""
         self.store, self.folders, self.settings, self.worker = store, folders, settings, worker
         self.restarts = 0
-        self.was_ready = False  # since the server started
-        self.damage = ""  # of the queue's file, found while the server runs
+        self.was_ready = False  # whether the workers have been ready since the server started
+        self.damage = ""  # damage of the queue's file, found while the server runs
         self._checked = time.monotonic()
-        self.failure = ""  # why the workers ended last, until all are ready again
+        self.failure = ""  # why the workers last ended; cleared once all are ready again
         self._name = ""
         self._over = threading.Event()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -53,13 +56,13 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the workers. What they were at waits for the next start."""
+        """Stop the workers. Their jobs are queued again for the next start."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(_GRACE + 5)
 
     def state(self) -> tuple[str, str]:
-        """loading, ready or failed; and a message for people."""
+        """Return "loading", "ready" or "failed", and a message for users."""
         if self.damage:
             return "failed", self.damage
         workers = self.store.workers().values()
@@ -81,7 +84,7 @@ class Engine:
                 self._serve_once()
             except sqlite3.Error as error:
                 LOGGER.error("%s: %s", self.store.path, error)
-            except Exception:  # a full disk, a locked queue: the server must outlive it
+            except Exception:  # for example a full disk or a locked queue, which must not end the server
                 LOGGER.exception("the engine continues after an error")
             pause = 1.0 if time.monotonic() - started > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
             if self.check_queue(now=True):
@@ -95,10 +98,8 @@ class Engine:
             self.store.close()
 
     def _serve_once(self) -> None:
-        """Take up what was left, start the workers, and clear up once one has ended."""
-        self.store.release(
-            ()
-        )  # of an earlier server, or of workers after whom the queue could not be written
+        """Requeue jobs that were left in progress, start the workers, and clean up after one has ended."""
+        self.store.release(())  # jobs of an earlier server, or of workers whose jobs could not be released
         try:
             self._spawn()
             self._wait()
@@ -110,7 +111,7 @@ class Engine:
             return
         codes = ", ".join(str(self._processes[index].returncode) for index in dead)
         self.failure = failed[0] if failed else f"a worker ended with exit code {codes}" if dead else ""
-        # processes that share a video end together; the others' videos are not to blame
+        # workers that share a video are blamed together; with data_parallel, only those that died
         shares = not self.worker["base"].get("data_parallel")
         blamed = range(len(self._processes)) if shares and dead else dead
         for job in self.store.release([f"{self._name}.{index}" for index in blamed]):
@@ -138,7 +139,7 @@ class Engine:
         ]
 
     def _wait(self) -> None:
-        """Until a worker ends, hangs, or the server stops; cleans up meanwhile."""
+        """Wait until a worker ends or hangs, or the server stops. Cleans up in the meantime."""
         started = time.monotonic()
         while not self._over.wait(_POLL):
             if self.check_queue() or any(process.poll() is not None for process in self._processes):
@@ -155,9 +156,10 @@ class Engine:
             self.clean()
 
     def check_queue(self, *, now: bool = False) -> bool:
-        """Whether the queue's file is damaged or gone: nothing more is made then, for nobody would hear of it.
+        """Whether the queue's file is damaged or missing.
 
-        All pages are read once a minute, or `now`.
+        If so, no more videos are made, because their results could not be recorded. All pages are read
+        once a minute, or `now`.
         """
         if not self.damage and not self._over.is_set():
             thoroughly = now or time.monotonic() - self._checked > _CHECK
@@ -169,7 +171,7 @@ class Engine:
         return bool(self.damage)
 
     def clean(self) -> None:
-        """Delete what was cancelled and what has been kept long enough."""
+        """Delete cancelled jobs, and jobs that are older than `keep_hours`."""
         gone = self.store.purge()
         if self.settings.keep_hours is not None:
             gone += self.store.expired(time.time() - 3600 * self.settings.keep_hours)
@@ -178,7 +180,10 @@ class Engine:
             self.store.forget(job_id)
 
     def _end_all(self) -> None:
-        """End the workers: at once when one has died, for the others may wait for it in a collective."""
+        """End the workers.
+
+        If one has died, the others are killed at once, because they may wait for it in a collective.
+        """
         if not self._over.is_set():
             for process in self._processes:
                 process.kill()
@@ -195,7 +200,7 @@ class Engine:
 
 
 def late_error(seconds: float) -> dict[str, str]:
-    """Of a video that takes longer than `seconds`."""
+    """The error of a video that takes longer than `seconds`."""
     fix = "ask for fewer frames or a smaller size"
     return describe_error(ApiError(500, "timeout", f"took longer than {seconds:g} s", fix=fix))
 

@@ -1,4 +1,7 @@
-"""What a client may ask for: the keys of the inference JSON that are not paths, and the names other servers use. No torch."""
+"""The fields of a request: the keys of the inference JSON that are not paths, and aliases of other servers.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from mindspeed_mm.registry import did_you_mean
 from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.uploads import SLOTS
 
-_OURS_ALONE = frozenset({"name"})  # output names are the server's
+_OURS_ALONE = frozenset({"name"})  # the server chooses the names of outputs
 FIELDS = tuple(
     name
     for name in RequestConfig.model_fields
@@ -36,7 +39,7 @@ SAFE_TASK_TEXTS = frozenset({"type", "mode", "label", "caption", "process_type_1
 _SAFE_TEXT = re.compile(
     r"left|right|up|down|true|false|[0-9.,:-]*|(?:left|right|up|down)(?:,(?:left|right|up|down))*"
 )
-_LONGEST = 20_000  # characters of all prompts; what the text encoder reads is far shorter
+_LONGEST = 20_000  # characters of all prompts, far more than the text encoder reads
 _TEXTS = frozenset({"prompt", "negative_prompt"})
 _SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 
@@ -49,11 +52,12 @@ def read_fields(
     fps: float | None = None,
     loras: Loras | None = None,
 ) -> dict[str, Any]:
-    """A client's fields in the words of the inference JSON, checked.
+    """Check a client's fields, and return them as keys of the inference JSON.
 
-    `form`: all values are texts. `fps`: the server's, of `seconds`. `loras`: those that a request may name.
+    `form`: all values are strings. `fps`: the server's fps, which converts `seconds` to frames. `loras`: the
+    LoRAs that a request may name.
 
-    Raises ConfigError for an unknown field, with the nearest known one, and for a value out of its bounds.
+    Raises ConfigError for an unknown field, with the most similar known one, and for an invalid value.
     """
     given = dict(given)
     extra = given.pop("extra_params", None)
@@ -78,7 +82,7 @@ def read_fields(
             raise ConfigError(f"unknown field{did_you_mean(name, known)}", where=f"{name:.60}")
         is_text = (
             form and isinstance(value, str) and key not in _TEXTS
-        )  # extra_params holds JSON, a form texts
+        )  # values in extra_params are JSON; form values are strings
         if key in values:
             raise ConfigError(f"{name} and {key} are one field", where=name, fix="send one of them")
         values[key] = parse_value(value) if is_text else value
@@ -102,19 +106,21 @@ def read_fields(
 
 
 def _parsed(values: Mapping[str, Any]) -> RequestConfig:
-    """`values`, checked. Raises ConfigError whose `where` is the field of the first problem."""
+    """Parse `values`. Raises ConfigError whose `where` is the first wrong field."""
     try:
         return parse(RequestConfig, values, "request")
     except ConfigError as error:
         if error.where:
             where = error.where.removeprefix("request:").removeprefix("request")
             raise ConfigError(error.problem, where=where, expected=error.expected, fix=error.fix) from None
-        name, _, problem = error.problem.removeprefix("request:").partition(": ")  # of several, the first's
+        name, _, problem = error.problem.removeprefix("request:").partition(
+            ": "
+        )  # the name in the first of several problems
         raise ConfigError(problem, where=name) from None
 
 
 def _check_task(task: Any) -> None:
-    """Refuse options of a task that could be paths: every text, but for the few that name no file."""
+    """Raise ConfigError for task options that could be paths: all strings, except a few safe options."""
     values = {} if not isinstance(task, dict) else task
     for name, value in values.items():
         if name not in SAFE_TASK_TEXTS and _holds_text(value):
@@ -123,7 +129,7 @@ def _check_task(task: Any) -> None:
 
 
 def _holds_text(value: Any) -> bool:
-    """Whether there is a text other than of a few safe words anywhere in a value."""
+    """Whether a value contains a string that is not one of a few safe words."""
     if isinstance(value, str):
         return _SAFE_TEXT.fullmatch(value) is None
     if isinstance(value, dict):
@@ -132,7 +138,7 @@ def _holds_text(value: Any) -> bool:
 
 
 def _holds_nul(value: Any) -> bool:
-    """Whether any text of a value, or any key, has a NUL character."""
+    """Whether a string or key in a value contains a NUL character."""
     if isinstance(value, dict):
         return any(map(_holds_nul, (*value, *value.values())))
     if isinstance(value, (list, tuple)):
@@ -158,7 +164,7 @@ def _read_seconds(seconds: Any, values: Mapping[str, Any], fps: float) -> dict[s
     if "num_frames" in values:
         raise ConfigError("is given beside num_frames", where="seconds", fix="send one of them")
     try:
-        if isinstance(seconds, bool):  # which Python counts as 0 or 1
+        if isinstance(seconds, bool):  # float() would accept it as 0 or 1
             raise TypeError
         length = float(seconds)
         frames = length * float(fps if values.get("fps") is None else values["fps"])

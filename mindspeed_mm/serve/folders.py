@@ -1,4 +1,7 @@
-"""Where a server keeps a job's files, and the inference JSON that a worker makes a video from. No torch."""
+"""The folders of a server's jobs, and the inference JSON from which a worker makes a video.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +22,34 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 LOGGER = get_logger(__name__)
 E = TypeVar("E", bound=MindSpeedMMError)
-NAME = "video"  # of every result: the job's folder is what tells them apart
+NAME = "video"  # file name of every result; each job has its own folder
 _ID = re.compile(r"video_[0-9a-f]{24}")
-_FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/)(?:[^/\s:]+/)+")  # of an absolute path; /v1/ is the API's own
+_FOLDERS = re.compile(
+    r"(?<![\w.:/])/(?!v1/)(?:[^/\s:]+/)+"
+)  # folders of an absolute path; /v1/ belongs to the API
 _DRAFT = ".draft"
 
 
 class JobFolders:
-    """`videos/ID/`: the uploads in `inputs/`, `request.json`, and what the generate command leaves behind."""
+    """The folders `videos/ID/`: uploads in `inputs/`, `request.json`, and the files of a generation run."""
 
     def __init__(self, data_dir: Path) -> None:
         self.root = data_dir.absolute() / "videos"
 
     def of(self, job_id: str) -> Path:
-        """The folder of a job. Raises ValueError for what is not an id of ours: it would be a path of a client's."""
+        """The folder of a job. Raises ValueError for a malformed id, because a client could send a path."""
         if not _ID.fullmatch(job_id):
             raise ValueError(job_id)
         return self.root / job_id
 
     def draft(self, job_id: str) -> Path:
-        """A folder that `commit` makes the job's; until then it is swept when the server starts."""
+        """Make a draft of a job's folder. A draft without `commit` is deleted when the server starts."""
         folder = self.root / f"{_DRAFT}_{job_id}"
         (folder / "inputs").mkdir(parents=True)
         return folder
 
     def commit(self, draft: Path, job_id: str) -> Path:
-        """The draft as the job's folder."""
+        """Rename a draft to the job's folder."""
         folder = self.of(job_id)
         draft.rename(folder)
         return folder
@@ -59,13 +64,14 @@ class JobFolders:
         return self.of(job_id) / f"{NAME}{suffix}"
 
     def remove(self, job_id: str) -> None:
-        """Delete everything of a job."""
+        """Delete the folder of a job."""
         shutil.rmtree(self.of(job_id), ignore_errors=True)
 
     def sweep(self, known: set[str]) -> int:
-        """Delete the folders of no known job: a server was killed between a draft and its row. Returns how many.
+        """Delete the folders of unknown jobs, and return their number.
 
-        A folder with a finished video stays: the queue itself was lost.
+        Such a folder remains if a server is killed before the job is in the queue. A folder with a finished
+        video is kept, because the queue itself may have been lost.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         removed, orphans = 0, 0
@@ -83,7 +89,7 @@ class JobFolders:
 
 
 def link_inputs(sources: Mapping[str, Sequence[Path]], folder: Path) -> dict[str, list[str]]:
-    """Files of another job as uploads of a new one: links where the file system has them, else copies."""
+    """Use files of another job as uploads of a new one. Hard-links the files, or copies them if it cannot."""
     names: dict[str, list[str]] = {}
     for slot, paths in sources.items():
         for index, path in enumerate(paths):
@@ -103,9 +109,9 @@ def build_job(
     files: Mapping[str, Sequence[str]],
     loras: Loras,
 ) -> GenerateJob:
-    """The generation job of a video, by the generate command's own rules; its inference JSON is `folder`/request.json.
+    """Build the generation job of a video with the checks of the generate command.
 
-    Raises ConfigError for what contradicts itself.
+    Writes the inference JSON to `folder`/request.json. Raises ConfigError for an invalid request.
     """
     values: dict[str, Any] = {**base, **fields, "name": NAME, "output_path": str(folder)}
     if "loras" in fields:
@@ -123,12 +129,13 @@ def build_job(
 
 
 def translator(folder: Path) -> Callable[[str], str]:
-    """A text in the names that the client knows: slots in place of the inference JSON's keys and of our paths.
+    """Return a function that rewrites a text for the client.
 
-    Of the server's other files, such as its weights, the client sees the name without the folder.
+    The function replaces keys of the inference JSON and paths of uploads with slots. It removes the folders
+    of the server's other files, such as its weights.
     """
     slots = {path: path.stem.rpartition("_")[0] for path in (folder / "inputs").glob("*")}
-    words = {f"{slot} {path}": slot for path, slot in slots.items()}  # once, not `src_video src_video`
+    words = {f"{slot} {path}": slot for path, slot in slots.items()}  # avoids `src_video src_video`
     words |= {f"{path}": slot for path, slot in slots.items()}
     words |= {slot.key: name for name, slot in SLOTS.items() if slot.key}
     words |= {
@@ -147,9 +154,9 @@ def translator(folder: Path) -> Callable[[str], str]:
 
 
 def in_api_words(error: E, folder: Path) -> E:
-    """The error in the words of the API.
+    """Rewrite an error in the words of the API.
 
-    Advice about flags and folders is for the people who run the server, and is left out.
+    Advice about flags and folders is left out, because it is for the operator of the server.
     """
     translate = translator(folder)
     advice = "; ".join(

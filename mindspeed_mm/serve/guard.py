@@ -1,6 +1,7 @@
-"""What is decided before a request reaches a route: who calls, from which page, and how much it sends. No torch.
+"""Check the caller, the origin and the size of a request before it reaches a route.
 
-Plain ASGI: a body is counted while it arrives, so nothing beyond the limit is ever kept.
+This is plain ASGI: the size of a body is checked while it arrives, so no more than the limit is stored. Does
+not import torch.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
-OPEN_PATHS = frozenset({"/health", "/ready"})  # of probes, which carry no token and learn nothing
+OPEN_PATHS = frozenset({"/health", "/ready"})  # health probes, which send no token and get no data
 
 
 class Guard:
-    """Checks Host, Origin, token and size, in this order, and passes on what is left."""
+    """ASGI middleware that checks Host, Origin, token and size, in this order."""
 
     def __init__(self, app: App, settings: ServeConfig, token: str | None) -> None:
         self.app, self.settings, self.token = app, settings, token
         self.limit = settings.max_upload_mb << 20
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -86,7 +87,7 @@ class Guard:
             )
 
     def _counted(self, receive: Receive, headers: MutableMapping[str, str]) -> Receive:
-        """`receive`, which raises once the body is longer than the limit, or pauses for too long."""
+        """Wrap `receive` so that it raises if the body is too long or pauses for too long."""
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self.limit:
             raise self._too_large()
@@ -94,7 +95,7 @@ class Guard:
 
         async def counted() -> Message:
             nonlocal size, is_complete
-            if is_complete:  # what comes next is the end of the connection, however long a download takes
+            if is_complete:  # only a disconnect can follow, which has no timeout
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), self.settings.idle_timeout)
@@ -120,13 +121,13 @@ class Guard:
 
 
 async def answer(send: Send, error: ApiError) -> None:
-    """Send an error by hand, where there is no route yet."""
+    """Send an error as an ASGI response, outside of any route."""
     body = json.dumps(error_body(error.status, describe_error(error))).encode()
     extra: Iterable[tuple[bytes, bytes]] = [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),  # what is left of the body is not read
+        (b"connection", b"close"),  # the rest of the body is not read
         *extra,
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -134,7 +135,7 @@ async def answer(send: Send, error: ApiError) -> None:
 
 
 def host_name(host: str) -> str:
-    """A Host header without its port, in lower case: `Example.org:80` → `example.org`, `[::1]:80` → `[::1]`."""
+    """A Host header in lower case, without its port: `Example.org:80` → `example.org`, `[::1]:80` → `[::1]`."""
     name = host.lower()
     if name.startswith("["):
         return name.partition("]")[0] + "]"
@@ -142,5 +143,5 @@ def host_name(host: str) -> str:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether a page of this server makes the call."""
+    """Whether the request comes from a page of this server."""
     return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")

@@ -1,6 +1,7 @@
-"""JobStore: the queue of a server, in one SQLite file that the server and its workers share. No torch.
+"""JobStore: the queue of a server, in one SQLite file that the server and its workers share.
 
-Every change is one transaction of a database in WAL mode, so a killed process loses nothing that a client has heard of.
+Every change is one transaction of a database in WAL mode, so a killed process loses no change that a client
+has seen. Does not import torch.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
 
 
 class JobStore:
-    """The queue. Each thread has a connection of its own."""
+    """The queue of jobs. Each thread has its own connection."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the database in `folder`, or open it. Raises DataError for a file that is not a queue of ours."""
+        """Create the database in `folder`, or open it. Raises DataError if the file is not a valid queue."""
         self.path = folder / DATABASE
         self._local = threading.local()
         self._identity: tuple[int, int] | None = None
@@ -57,7 +58,7 @@ class JobStore:
             raise error.at(self.path) from None
 
     def _fail_unreadable(self, database: sqlite3.Connection) -> None:
-        """Let jobs whose row says nothing that can be served fail, so that the others are."""
+        """Mark jobs with unreadable rows as failed, so that the other jobs can be served."""
         rows = database.execute(f"SELECT {COLUMNS} FROM jobs ORDER BY number").fetchall()
         failed = [unreadable_job(row, problem) for row in rows if (problem := row_problem(row))]
         for job in failed:
@@ -84,7 +85,7 @@ class JobStore:
             )
 
     def add(self, request: Mapping[str, Any], *, limit: int, new_id: str | None = None) -> Job | None:
-        """Queue a video; None when `limit` are waiting already."""
+        """Add a job to the queue. Returns None if `limit` jobs are already queued."""
         with self._transaction() as database:
             waiting = database.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0]
             if waiting >= limit:
@@ -97,12 +98,15 @@ class JobStore:
         return self.get(job_id)
 
     def get(self, job_id: str) -> Job | None:
-        """The job, unless it is unknown or cancelled."""
+        """Return the job, or None if it is unknown or cancelled."""
         rows = self._select("id = ? AND NOT cancelled", (job_id,))
         return rows[0] if rows else None
 
     def page(self, *, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
-        """At most `limit` jobs behind job `after`, and whether there are more. Raises KeyError for an unknown `after`."""
+        """Return up to `limit` jobs that follow job `after`, and whether there are more.
+
+        Raises KeyError if `after` is unknown.
+        """
         condition, values = "NOT cancelled", []
         if after is not None:
             before = self.get(after)
@@ -115,18 +119,18 @@ class JobStore:
         return found[:limit], len(found) > limit
 
     def counts(self) -> dict[str, int]:
-        """How many jobs each status has."""
+        """The number of jobs for each status."""
         rows = self._database().execute(
             "SELECT status, count(*) FROM jobs WHERE NOT cancelled GROUP BY status"
         )
         return {"queued": 0, "in_progress": 0, "completed": 0, "failed": 0, **dict(rows)}
 
     def ids(self) -> set[str]:
-        """All jobs, the cancelled ones too."""
+        """The ids of all jobs, including cancelled ones."""
         return {row[0] for row in self._database().execute("SELECT id FROM jobs")}
 
     def position(self, job: Job) -> int:
-        """How many jobs are served before this one; 0 when it is next or no longer waiting."""
+        """The number of jobs that are served before this one; 0 if it is not queued."""
         found = self._database().execute(
             "SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress') AND NOT cancelled AND number < ?",
             (job.number,),
@@ -134,9 +138,10 @@ class JobStore:
         return int(found.fetchone()[0]) if job.status == "queued" else 0
 
     def cancel(self, job_id: str) -> Job | None:
-        """Hide a job and let its worker stop. Returns it as it was; None for an unknown one.
+        """Mark a job as cancelled, which hides it and stops its worker.
 
-        The caller removes its files, unless a worker is at it: then `purge` does once the worker has let go.
+        Returns the job as it was, or None if it is unknown. The caller then deletes the files of the jobs
+        that `purge` returns. A job in progress is among them only after its worker has stopped.
         """
         job = self.get(job_id)
         if job is not None:
@@ -145,26 +150,29 @@ class JobStore:
         return job
 
     def purge(self) -> list[str]:
-        """Forget the cancelled jobs that no worker is at. Returns their ids: their files are to be removed first."""
+        """The ids of cancelled jobs that are not in progress.
+
+        The caller deletes their files, and then calls `forget`.
+        """
         rows = self._database().execute("SELECT id FROM jobs WHERE cancelled AND status != 'in_progress'")
         return [row[0] for row in rows]
 
     def forget(self, job_id: str) -> None:
-        """Remove the row of a job whose files are gone."""
+        """Delete the row of a job whose files are deleted."""
         with self._transaction() as database:
             database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def expired(self, before: float) -> list[str]:
-        """The ids of jobs that ended before `before`."""
+        """The ids of jobs that completed or failed before the time `before`."""
         rows = self._database().execute(
             "SELECT id FROM jobs WHERE status IN ('completed', 'failed') AND completed_at < ?", (before,)
         )
         return [row[0] for row in rows]
 
-    # What a worker calls
+    # Methods for workers
 
     def claim(self, worker: str) -> Job | None:
-        """The next job, now in progress and of this worker; None when none waits."""
+        """Assign the next queued job to this worker and return it; None if no job is queued."""
         with self._transaction() as database:
             row = database.execute(
                 "SELECT id FROM jobs WHERE status = 'queued' AND NOT cancelled ORDER BY number LIMIT 1"
@@ -179,7 +187,7 @@ class JobStore:
         return self.get(row[0])
 
     def advance(self, job: Job, step: int, steps: int) -> None:
-        """Note that `step` of `steps` are done."""
+        """Record that `step` of `steps` denoising steps are done."""
         with self._transaction() as database:
             database.execute(
                 "UPDATE jobs SET step = ?, steps = ? WHERE id = ? AND worker = ? AND status = 'in_progress'",
@@ -187,7 +195,7 @@ class JobStore:
             )
 
     def remark(self, job: Job, notes: Sequence[str]) -> None:
-        """Keep what the user should know about the request, in place of what was known before."""
+        """Store notes on the request for the user. They replace earlier notes."""
         request = {**job.request, "notes": list(notes)}
         with self._transaction() as database:
             database.execute(
@@ -196,7 +204,7 @@ class JobStore:
             )
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the worker should continue: not when the job was cancelled or taken away. Costs no write."""
+        """Whether the job still belongs to the worker and is not cancelled. Only reads the database."""
         found = self._database().execute(
             "SELECT 1 FROM jobs WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT cancelled",
             (job.id, job.worker),
@@ -204,7 +212,10 @@ class JobStore:
         return found.fetchone() is not None
 
     def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
-        """The video is there, or failed with `error`. False when the job is no longer this worker's."""
+        """Mark the job as completed, or as failed with `error`.
+
+        Returns False if the job no longer belongs to this worker.
+        """
         with self._transaction() as database:
             changed = database.execute(
                 "UPDATE jobs SET status = ?, completed_at = ?, error = ?, worker = NULL "
@@ -219,15 +230,16 @@ class JobStore:
             )
             return changed.rowcount == 1
 
-    # What the server calls when workers come and go
+    # Methods for the server, when workers start and stop
 
     def release(self, blamed: Collection[str], *, only: str | None = None) -> list[Job]:
-        """Take every job from the workers, or from `only` one, which have ended.
+        """Return the jobs of stopped workers to the queue: of all workers, or of `only` one.
 
-        Jobs wait again; returns those that failed instead.
+        `blamed`: workers that died on their own, perhaps because of their job. This counts as an attempt,
+        and a job fails after MAX_ATTEMPTS attempts. The other workers were stopped by the server, and their
+        attempts do not count.
 
-        `blamed`: workers that died by themselves, perhaps of their job, which therefore is tried MAX_ATTEMPTS times at most.
-        The attempt of any other worker, which was stopped, does not count.
+        Returns the jobs that failed.
         """
         failed = []
         running = self._select("status = 'in_progress' AND (? IS NULL OR worker = ?)", (only, only))
@@ -250,7 +262,7 @@ class JobStore:
         return failed
 
     def set_worker(self, worker: str, state: WorkerState, message: str = "") -> None:
-        """Note what a worker does."""
+        """Record the state of a worker."""
         with self._transaction() as database:
             database.execute(
                 "INSERT OR REPLACE INTO workers (id, state, message, updated_at) VALUES (?, ?, ?, ?)",
@@ -258,16 +270,19 @@ class JobStore:
             )
 
     def workers(self) -> dict[str, tuple[WorkerState, str]]:
-        """Worker → its state and a message."""
+        """Map each worker to its state and a message."""
         rows = self._database().execute("SELECT id, state, message FROM workers")
         return {row[0]: (row[1], row[2]) for row in rows}
 
     def overdue(self, seconds: float) -> list[Job]:
-        """The jobs that have been in progress for longer than `seconds`."""
+        """The jobs that have been in progress for more than `seconds`."""
         return self._select("status = 'in_progress' AND started_at < ?", (time.time() - seconds,))
 
     def damage(self, *, thoroughly: bool = False) -> str:
-        """What is wrong with the file, one sentence; empty when nothing is. `thoroughly`: read all of it."""
+        """Describe the damage to the queue's file in one sentence; "" if there is none.
+
+        `thoroughly`: read the whole file.
+        """
         try:
             if identity_of(self.path) != self._identity:
                 return f"{DATABASE} was deleted or replaced while the server runs"
@@ -287,11 +302,11 @@ class JobStore:
     def _database(self) -> sqlite3.Connection:
         database: sqlite3.Connection | None = getattr(self._local, "database", None)
         if database is None:
-            # only the first one makes the file: another would be a second, empty queue
+            # only the first connection may create the file; a later one would create a second, empty queue
             address = f"{self.path.absolute().as_uri()}?mode={'rwc' if self._identity is None else 'rw'}"
             database = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None)
             database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")  # what a client has heard of outlives a power cut
+            database.execute("PRAGMA synchronous = FULL")  # committed changes survive a power failure
             self._local.database = database
         return database
 
@@ -318,5 +333,5 @@ def _died(attempts: int) -> dict[str, str]:
 
 
 def make_id() -> str:
-    """A name that nobody can guess."""
+    """Make a random job id that cannot be guessed."""
     return f"video_{secrets.token_hex(12)}"

@@ -1,4 +1,7 @@
-"""The LoRAs that requests may name: files and folders directly in one folder of the server. No torch."""
+"""The LoRAs that requests may name: the files and folders at the top level of one folder of the server.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,20 @@ from mindspeed_mm.registry import did_you_mean
 
 
 class Loras:
-    """They are named by their file names. What a client sends is compared with these and never opened."""
+    """The LoRAs of a server. A client's name is compared with the file names, and never opened as a path."""
 
     def __init__(self, folder: str | Path | None) -> None:
-        """`folder`: None = requests name no LoRA."""
+        """`folder`: None means that requests cannot name a LoRA."""
         self.folder = None if folder is None else Path(folder).absolute()
 
     def names(self) -> list[str]:
-        """What is in the folder now."""
+        """The names that are in the folder now."""
         if self.folder is None or not self.folder.is_dir():
             return []
         return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
 
     def check(self, uses: Sequence[Mapping[str, Any]]) -> None:
-        """Raises ConfigError for a LoRA that the server does not have."""
+        """Raise ConfigError for a LoRA that the server does not have."""
         known = self.names()
         for number, use in enumerate(uses):
             name = str(use["path"])
@@ -37,7 +40,7 @@ class Loras:
                 )
 
     def found(self, uses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The same uses with the paths of their files. Raises ConfigError."""
+        """Replace the names in `uses` with the paths of the files. Raises ConfigError."""
         self.check(uses)
         assert self.folder is not None or not uses
         return [{**use, "path": str(Path(self.folder or "") / str(use["path"]))} for use in uses]

@@ -1,4 +1,4 @@
-"""argv → server. fastapi and uvicorn are imported only when the arguments are sound."""
+"""Run `vace serve`. fastapi and uvicorn are imported only after the arguments have been checked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SHORTEST_TOKEN = 16
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Every flag of `vace serve`."""
+    """Build the parser of `vace serve`."""
     parser = FlagParser(prog, "Serve a model over HTTP: the /v1/videos API.")
     add_model_flags(parser, "inference JSON: the weights, how they run, and defaults for requests")
     add_flags(parser, ServeConfig, "the server")
@@ -49,7 +49,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def add_model_flags(parser: FlagParser, config_help: str) -> None:
-    """Which model a server loads, and the flags of a check: for every command that starts one."""
+    """Add the flags for the server's model and for a dry run, for every command that starts a server."""
     parser.add_argument("config", metavar="CONFIG.json", nargs="?", help=config_help)
     parser.add_argument("--model", metavar="FOLDER", help="model folder, instead of CONFIG.json")
     parser.add_argument(
@@ -64,7 +64,7 @@ def add_model_flags(parser: FlagParser, config_help: str) -> None:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
-    """The command. Returns when a signal stops the server."""
+    """Run the command. Returns when a signal stops the server."""
     namespace = job_parser(prog).parse_strict(sys.argv[1:] if argv is None else argv)
     settings = parse(ServeConfig, given(namespace, ServeConfig), prog)
     token = read_token(settings)
@@ -87,7 +87,10 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 
 
 def check_installed(prog: str, *extras: Literal["serve", "ui", "ray"]) -> None:
-    """Raises ConfigError naming the packages that are missing, and the last of `extras`, which has all."""
+    """Raise ConfigError if packages of `extras` are missing.
+
+    The error names the packages, and the last of `extras` as the one to install.
+    """
     lacking = [name for extra in extras for name in _NEEDED[extra] if find_spec(name) is None]
     if lacking:
         raise ConfigError(
@@ -96,7 +99,10 @@ def check_installed(prog: str, *extras: Literal["serve", "ui", "ray"]) -> None:
 
 
 def read_token(settings: ServeConfig) -> str | None:
-    """The token that clients must send. Raises ConfigError when others can connect and there is none."""
+    """The token that clients must send, or None.
+
+    Raises ConfigError if the token is invalid, or missing although other machines can connect.
+    """
     text = os.environ.get(TOKEN, "")
     if settings.token_file is not None:
         text = next(iter(read_text(settings.token_file).splitlines()), "")
@@ -119,7 +125,10 @@ def read_token(settings: ServeConfig) -> str | None:
 def read_model(
     config: str | None, folder: str | None, overrides: Overrides, settings: ServeConfig
 ) -> dict[str, Any]:
-    """What the inference JSON of every job begins with: weights, how they run, defaults. Raises ConfigError, WeightsError."""
+    """The keys that the inference JSON of every job has in common: weights, run settings and defaults.
+
+    Raises ConfigError and WeightsError.
+    """
     if (config is None) == (folder is None):
         raise ConfigError("give CONFIG.json or --model FOLDER, one of them", where=PROG)
     data_dir = Path(settings.data_dir).absolute()
@@ -144,7 +153,7 @@ def read_model(
 
 
 def serve(settings: ServeConfig, token: str | None, base: Mapping[str, Any]) -> None:
-    """Listen until a signal. Raises LaunchError for a port that is in use."""
+    """Serve until a signal. Raises LaunchError if the port is in use."""
     server, listening, address = open_server(settings, token, base)
     LOGGER.info(
         f"{settings.model_name or model_name(base)} at {address}  (API: /docs, queue: "
@@ -156,7 +165,10 @@ def serve(settings: ServeConfig, token: str | None, base: Mapping[str, Any]) -> 
 def open_server(
     settings: ServeConfig, token: str | None, base: Mapping[str, Any]
 ) -> tuple[uvicorn.Server, socket.socket, str]:
-    """A server that is to be run, its socket, which listens, and its address. Raises LaunchError for a port that is in use."""
+    """Return a server that does not run yet, its listening socket, and its address.
+
+    Raises LaunchError if the port is in use.
+    """
     import uvicorn
 
     from mindspeed_mm.serve.app import Service, build_app
@@ -192,19 +204,19 @@ def open_server(
 
 
 def address_of(listening: socket.socket) -> str:
-    """`http://host:port` of a socket that listens."""
+    """The URL `http://host:port` of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(settings: ServeConfig) -> socket.socket:
-    """The socket. Raises LaunchError."""
+    """Open the listening socket. Raises LaunchError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
-        listening.listen(2048)  # from now on clients wait instead of being refused
+        listening.listen(2048)  # from now on, connections wait instead of being refused
     except OSError as error:
         listening.close()
         raise LaunchError(

@@ -1,4 +1,4 @@
-"""What Prometheus reads: the queue, the workers and the results. No torch."""
+"""The metrics for Prometheus: the queue, the workers and the results. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mindspeed_mm.serve.jobs import JobStore
 
 
 class _Collector:
-    """Reads the queue on each scrape: nothing is counted twice, nothing is lost with a process."""
+    """Reads the queue at each scrape, so counts are exact even after a process has died."""
 
     def __init__(self, store: JobStore, engine: Engine) -> None:
         self.store, self.engine = store, engine
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics."""
+        """Yield all metrics."""
         jobs = GaugeMetricFamily("vace_videos", "Videos that the server knows, by status", labels=["status"])
         for status, count in self.store.counts().items():
             jobs.add_metric([status], count)
@@ -31,7 +31,7 @@ class _Collector:
 
 
 def exposition(store: JobStore, engine: Engine) -> tuple[bytes, str]:
-    """The text and its media type."""
+    """The metrics as text, and their media type."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(store, engine))
     return generate_latest(registry), CONTENT_TYPE_LATEST

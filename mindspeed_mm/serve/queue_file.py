@@ -1,4 +1,7 @@
-"""What the file of a queue holds: its tables, checked when it is opened, and each row as a Job. No torch."""
+"""The file of a queue: its tables, which are checked when it is opened, and its rows as Jobs.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -47,17 +50,17 @@ Row = Sequence[Any]
 
 
 class Job(Config):
-    """One video of the queue."""
+    """One job of the queue, which makes one video."""
 
-    number: int  # its place in the order of arrival
+    number: int  # order of arrival
     id: str
     status: Status
     cancelled: bool
-    request: Mapping[str, Any]  # what the client sent, in the words of the API
-    created_at: float = Field(ge=0, le=_LATEST)  # seconds since the epoch, as the others
+    request: Mapping[str, Any]  # the client's request, with the field names of the API
+    created_at: float = Field(ge=0, le=_LATEST)  # seconds since the epoch, like the other times
     started_at: float | None = Field(ge=0, le=_LATEST)
     completed_at: float | None = Field(ge=0, le=_LATEST)
-    step: int = Field(ge=0)  # denoising steps taken, of `steps`
+    step: int = Field(ge=0)  # completed denoising steps out of `steps`
     steps: int = Field(ge=0)
     attempts: int
     worker: str | None
@@ -65,14 +68,14 @@ class Job(Config):
 
     @property
     def progress(self) -> int:
-        """Percent: decoding and writing are the last one of a video that is not completed."""
+        """The progress in percent. It is 99 while a video is decoded and written."""
         if self.status == "completed":
             return 100
         return min(99, 100 * self.step // self.steps) if self.steps else 0
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the request."""
+        """Notes on the request for the user."""
         return list(self.request.get("notes", ()))
 
 
@@ -80,7 +83,7 @@ COLUMNS = ", ".join(Job.model_fields)
 
 
 class _Fields(Config):
-    """What a client sees of a request's fields, or of the server's defaults."""
+    """The request's fields, or the server's defaults, that clients see."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -92,7 +95,7 @@ class _Fields(Config):
 
 
 class _Request(Config):
-    """The parts of a request that the server reads before a worker checks all of it."""
+    """The parts of a request that the server reads before a worker checks the whole request."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -104,9 +107,10 @@ class _Request(Config):
 
 
 def prepare(database: sqlite3.Connection) -> None:
-    """Make the tables, or check those of an older file.
+    """Create the tables, or check those of an existing file.
 
-    Raises DataError for another version, damaged pages and other columns, sqlite3.Error for what is not a database.
+    Raises DataError for another version, damaged pages or other columns, and sqlite3.Error if the file is not
+    a database.
     """
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _VERSION):
@@ -124,7 +128,7 @@ def prepare(database: sqlite3.Connection) -> None:
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """Which file is at `path`; None when there is none."""
+    """The device and inode of the file at `path`; None if there is no file."""
     try:
         state = path.stat()
     except OSError:
@@ -133,8 +137,8 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 
 
 def check_pages(path: Path) -> None:
-    """Raises DataError for damaged pages. By a connection of its own: others remember what they have read."""
-    with suppress(sqlite3.OperationalError):  # locked, or a full disk: no damage
+    """Raise DataError if pages are damaged. Uses a new connection, because others have cached pages."""
+    with suppress(sqlite3.OperationalError):  # a locked file or a full disk is not damage
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
         try:
             _check(database)
@@ -160,7 +164,7 @@ def _make_tables(database: sqlite3.Connection) -> None:
 
 
 def _columns(database: sqlite3.Connection, table: str) -> dict[str, str]:
-    """Column → its type, and whether it may be empty and is a key."""
+    """Map each column to its type, and to whether it may be NULL and is a key."""
     rows = database.execute('SELECT name, type, "notnull", pk FROM pragma_table_info(?)', (table,))
     return {row[0]: f"{row[1]} {'NOT NULL' if row[2] else ''} {'KEY' if row[3] else ''}" for row in rows}
 
@@ -176,13 +180,13 @@ def _compare(table: str, found: Mapping[str, str], expected: Mapping[str, str]) 
 
 
 def read_row(row: Row) -> Job:
-    """A row of COLUMNS; one that cannot be read is a job that failed."""
+    """Read a row of COLUMNS. An unreadable row becomes a failed job."""
     problem = row_problem(row)
     return unreadable_job(row, problem) if problem else _job(row)
 
 
 def row_problem(row: Row) -> str:
-    """Why a row cannot be served; empty when it can."""
+    """Describe why a row is unreadable; "" if it is readable."""
     try:
         job = _job(row)
         parse(_Request, job.request, "request")
@@ -194,7 +198,7 @@ def row_problem(row: Row) -> str:
 
 
 def unreadable_job(row: Row, problem: str) -> Job:
-    """A row that cannot be read, as a job that failed."""
+    """Make a failed job from an unreadable row."""
     known, now = dict(zip(Job.model_fields, row, strict=True)), time.time()
     created = known["created_at"]
     error = ApiError(

@@ -1,7 +1,7 @@
-"""`vace serve --engine ray`: the workers are replicas of a Ray Serve deployment, on any machines of a cluster.
+"""`vace serve --engine ray`: the workers are replicas of a Ray Serve deployment on the machines of a cluster.
 
-The HTTP API, its guard and the queue stay in this process; Ray places, watches and restarts the replicas. No
-torch.
+The HTTP API, its guard and the queue stay in this process. Ray places, monitors and restarts the replicas.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from mindspeed_mm.serve.ray_worker import Queue, Replica
 LOGGER = get_logger(__name__)
 _POLL = 0.5
 _LATE = 60.0  # seconds beyond job_timeout before a video that hangs within a step fails
-_LOST = 20.0  # seconds without a sign of life after which a replica's job is tried again
-_DEVICES = ("GPU", "NPU")  # Ray's names of what a replica takes one of
+_LOST = 20.0  # seconds without a heartbeat after which a replica's job is queued again
+_DEVICES = ("GPU", "NPU")  # Ray's resource names; a replica needs one device
 
 
 class RayEngine(Engine):
-    """One deployment. `devices` of the settings is the number of its replicas."""
+    """A Ray Serve deployment. The setting `devices` is the number of its replicas."""
 
     def _serve_once(self) -> None:
         import ray
 
-        self.store.release(())  # of an earlier server
+        self.store.release(())  # requeue the jobs of an earlier server
         self._connect()
         queue = None
         try:
@@ -47,7 +47,7 @@ class RayEngine(Engine):
         return f"vace-{os.getpid()}"
 
     def _connect(self) -> None:
-        """Join the cluster, or start one on this machine."""
+        """Connect to the Ray cluster, or start one on this machine."""
         import ray
 
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -63,7 +63,7 @@ class RayEngine(Engine):
             )
 
     def _deploy(self, queue: Any) -> None:
-        """Start the replicas, and wait until all have loaded. Raises what Ray raises when they cannot."""
+        """Start the replicas, and wait until all have loaded the models. Raises Ray's errors if they fail."""
         import ray
         from ray import serve
 
@@ -86,7 +86,10 @@ class RayEngine(Engine):
         serve.run(deployment.bind(dict(self.worker), template, queue), name=self._app, route_prefix=None)
 
     def _follow(self, queue: Any) -> None:
-        """Until the server stops: replicas that are lost, videos that take too long, files that go."""
+        """Monitor the replicas until the server stops.
+
+        Requeues the jobs of lost replicas, fails videos that take too long, and deletes old files.
+        """
         import ray
 
         while not self._over.wait(_POLL) and not self.check_queue():

@@ -1,7 +1,7 @@
-"""A replica of `vace serve --engine ray`: models on one device of one machine, jobs from the server's queue.
+"""A replica of `vace serve --engine ray`: it has the models on one device and takes jobs from the server.
 
-The queue and all files are on the server's machine; a replica gets a job with its uploads and sends back what
-it made. Nothing is shared through a file system but the weights, which each machine has at the same paths.
+The queue and all files are on the server's machine. A replica receives a job with its uploads, and sends
+back the results. The machines need no shared file system, but each must have the weights at the same paths.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mindspeed_mm.serve.jobs import JobStore
 from mindspeed_mm.serve.queue_file import Job, WorkerState
 
 Files = dict[str, bytes]  # path within a job's folder → content
-_BEAT = 1.0  # seconds between two signs of life
-_OURS = frozenset({"inputs", "request.json"})  # of a job's folder: what the server has already
+_BEAT = 1.0  # seconds between two heartbeats
+_OURS = frozenset({"inputs", "request.json"})  # entries of a job's folder that the server already has
 
 
 class Queue:
-    """The server's queue, for replicas on other machines: an actor on the server's own."""
+    """A Ray actor on the server's machine that gives replicas on other machines access to the queue."""
 
     def __init__(self, data_dir: str) -> None:
         self.store, self.folders = JobStore(Path(data_dir)), JobFolders(Path(data_dir))
         self.beats: dict[str, float] = {}
 
     def beat(self, worker: str) -> None:
-        """A sign of life."""
+        """Record a heartbeat of a replica."""
         self.beats[worker] = time.monotonic()
 
     def lost(self, seconds: float) -> list[str]:
-        """The replicas that gave no sign of life for so long; each is named once."""
+        """The replicas without a heartbeat for more than `seconds`. Each replica is reported once."""
         now = time.monotonic()
         gone = [worker for worker, last in self.beats.items() if now - last > seconds]
         for worker in gone:
@@ -44,12 +44,12 @@ class Queue:
         return gone
 
     def set_worker(self, worker: str, state: WorkerState, message: str = "") -> None:
-        """Note what a replica does."""
+        """Record the state of a replica."""
         self.beat(worker)
         self.store.set_worker(worker, state, message)
 
     def claim(self, worker: str) -> tuple[Job, Files] | None:
-        """The next job with its uploads."""
+        """Assign the next job to the replica, and return the job with its uploads."""
         self.beat(worker)
         job = self.store.claim(worker)
         if job is None:
@@ -57,19 +57,19 @@ class Queue:
         return job, read_files(self.folders.of(job.id) / "inputs")
 
     def advance(self, job: Job, step: int, steps: int) -> None:
-        """Note that `step` of `steps` are done."""
+        """Record that `step` of `steps` denoising steps are done."""
         self.store.advance(job, step, steps)
 
     def remark(self, job: Job, notes: Sequence[str]) -> None:
-        """Keep what the user should know about the request."""
+        """Store notes on the request for the user."""
         self.store.remark(job, notes)
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the replica should continue."""
+        """Whether the job still belongs to the replica and is not cancelled."""
         return self.store.should_continue(job)
 
     def finish(self, job: Job, files: Files, error: Mapping[str, str] | None) -> bool:
-        """Keep what was made. False when the job is no longer this replica's."""
+        """Store the results of a job. Returns False if the job no longer belongs to this replica."""
         if not self.store.should_continue(job):
             return False
         if error is None:
@@ -78,14 +78,14 @@ class Queue:
 
 
 class RemoteQueue:
-    """A `WorkerQueue` on the server's machine; files of its jobs are in a folder of this machine meanwhile."""
+    """A `WorkerQueue` on the server's machine. Files of a job in progress are in a local folder."""
 
     def __init__(self, queue: Any, folders: JobFolders) -> None:
-        """`queue`: the handle of the actor."""
+        """`queue`: the Ray handle of the `Queue` actor."""
         self.queue, self.folders = queue, folders
 
     def claim(self, worker: str) -> Job | None:
-        """The next job; its uploads are on this machine."""
+        """Claim the next job, and write its uploads to the local folder."""
         found = self._ask("claim", worker)
         if found is None:
             return None
@@ -96,26 +96,26 @@ class RemoteQueue:
         return job
 
     def advance(self, job: Job, step: int, steps: int) -> None:
-        """Note that `step` of `steps` are done."""
+        """Record that `step` of `steps` denoising steps are done."""
         self._ask("advance", job, step, steps)
 
     def remark(self, job: Job, notes: Sequence[str]) -> None:
-        """Keep what the user should know about the request."""
+        """Store notes on the request for the user."""
         self._ask("remark", job, list(notes))
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the worker should continue."""
+        """Whether the job still belongs to the worker and is not cancelled."""
         return bool(self._ask("should_continue", job))
 
     def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
-        """Send what was made to the server, and delete it here."""
+        """Send the results to the server, and delete the local folder."""
         files = {} if error is not None else read_files(self.folders.of(job.id), without=_OURS)
         kept = bool(self._ask("finish", job, files, error))
         self.folders.remove(job.id)
         return kept
 
     def set_worker(self, worker: str, state: WorkerState, message: str = "") -> None:
-        """Note what a worker does."""
+        """Record the state of a worker."""
         self._ask("set_worker", worker, state, message)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
@@ -125,10 +125,10 @@ class RemoteQueue:
 
 
 class Replica:
-    """The deployment: loads the models, then works until Ray ends it."""
+    """The Ray Serve deployment: it loads the models, then works on jobs until Ray stops it."""
 
     def __init__(self, settings: Mapping[str, Any], template: Mapping[str, Any], queue: Any) -> None:
-        """`settings`: what the worker's settings file holds. Raises what loading raises."""
+        """`settings`: the content of the worker's settings file. Raises the errors of loading the models."""
         import ray
         import torch
 
@@ -159,7 +159,7 @@ class Replica:
         return self.name
 
     def check_health(self) -> None:
-        """Raises when it no longer works: Ray then starts another in its place."""
+        """Raise RuntimeError if the worker thread has ended. Ray then replaces the replica."""
         if not self._thread.is_alive():
             raise RuntimeError("the worker has ended")
 
@@ -167,23 +167,23 @@ class Replica:
         try:
             self._worker.run()
         finally:
-            self._over.set()  # without signs of life its job is tried again
+            self._over.set()  # without heartbeats, the server queues the job again
 
     def _beat(self, queue: Any) -> None:
         while not self._over.wait(_BEAT):
-            with suppress(Exception):  # the server is gone, and Ray ends this replica
+            with suppress(Exception):  # if the server is gone, Ray stops this replica
                 queue.beat.remote(self.name)
 
 
 def read_files(folder: Path, *, without: frozenset[str] = frozenset()) -> Files:
-    """Every file in `folder` but for the entries `without`."""
+    """Read every file in `folder`, except in the top-level entries `without`."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder): path for path in paths}
     return {str(name): path.read_bytes() for name, path in names.items() if name.parts[0] not in without}
 
 
 def write_files(folder: Path, files: Files) -> None:
-    """Each file whole or not at all."""
+    """Write each file atomically."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

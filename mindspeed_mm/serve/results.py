@@ -1,4 +1,4 @@
-"""Pictures of a finished video for those who list many: a thumbnail, and a sheet of frames. No torch."""
+"""Draw the thumbnail and the sheet of frames of a finished video. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mindspeed_mm.data.video import open_video
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.files import atomic_path
 
-_THUMBNAIL = 320  # pixels of the longer side
+_THUMBNAIL = 320  # length of the longer side in pixels
 _TILE = 192
 _COLUMNS, _ROWS = 4, 4
 
 
 def thumbnail(video: Path) -> Path:
-    """The middle frame as WebP beside `video`; drawn when it is first needed."""
+    """The middle frame as a WebP file beside `video`, written at the first call."""
     path = video.with_suffix(".thumbnail.webp")
     if not path.exists():
         reader = open_video(video)
@@ -30,7 +30,7 @@ def thumbnail(video: Path) -> Path:
 
 
 def spritesheet(video: Path) -> Path:
-    """Up to 16 frames, in rows of 4 from the first to the last, as JPEG beside `video`."""
+    """Up to 16 frames in rows of 4, from the first to the last, as a JPEG file beside `video`."""
     path = video.with_suffix(".sprites.jpg")
     if not path.exists():
         reader = open_video(video)
@@ -53,7 +53,7 @@ def spritesheet(video: Path) -> Path:
 
 
 def keep_tail(video: Path, frames: int, folder: Path) -> Path:
-    """The last `frames` of a clip, or all it has, as a lossless clip in `folder`."""
+    """Write the last `frames` of a clip, or all if it has fewer, as a lossless clip in `folder`."""
     reader = open_video(video)
     first = max(0, reader.num_frames - frames)
     indices = range(first, reader.num_frames)

@@ -1,4 +1,7 @@
-"""What the API answers with, and how its requests are described in the OpenAPI document. No torch."""
+"""The responses of the API, and the schemas of its requests in the OpenAPI document.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ class Deleted(BaseModel):
 
 
 def video_of(job: Job, *, model: str, now: float, position: int, keep_hours: float | None) -> Video:
-    """A job in the words of the API."""
+    """Convert a job to the API's Video."""
     fields = job.request["fields"]
     sampling = {**SamplingConfig().model_dump(), **job.request.get("defaults", {}), **fields}
     ended = job.completed_at
@@ -102,7 +105,7 @@ def video_of(job: Job, *, model: str, now: float, position: int, keep_hours: flo
 
 
 def body_schema(*, edit: bool = False, overlap: bool = False) -> dict[str, Any]:
-    """`openapi_extra` of a request that makes a video: every field with its bounds, and the uploads."""
+    """The `openapi_extra` of a route that makes a video: all fields with their bounds, and the uploads."""
     described = RequestConfig.model_json_schema()["properties"]
     properties: dict[str, Any] = {name: described[name] for name in FIELDS}
     properties |= {

@@ -1,6 +1,7 @@
-"""`python -m mindspeed_mm.serve.start_worker …`: the worker, which ends with its server from its first moment on.
+"""`python -m mindspeed_mm.serve.start_worker …`: start a worker that ends when its server ends.
 
-Importing torch takes seconds, and a server that is killed meanwhile must not leave a process behind.
+The worker watches the server before it imports torch. The import takes seconds, and a server that is killed
+in the meantime must not leave a process behind.
 """
 
 from __future__ import annotations

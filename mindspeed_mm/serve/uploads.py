@@ -1,4 +1,7 @@
-"""Files from clients: kept under names of ours, identified by their first bytes, and checked before they are queued. No torch."""
+"""Store and check the files that clients upload.
+
+The server chooses the file names, and identifies a file's format by its first bytes. Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ from mindspeed_mm.serve.problem import ApiError
 
 Kind = Literal["image", "clip"]
 KNOWN = "PNG, JPEG, WebP, BMP, GIF, MP4, MOV, MKV, WebM or AVI"
-_HEAD = 64  # bytes that tell what a file is
+_HEAD = 64  # bytes that identify the format of a file
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One name under which a client sends files."""
+    """One form field in which a client sends files."""
 
-    key: str  # of the inference JSON
+    key: str  # key of the inference JSON
     what: str
     kinds: frozenset[Kind] = frozenset({"image", "clip"})
     several: bool = False
@@ -48,9 +51,9 @@ SLOTS: Mapping[str, Slot] = {
 
 
 def identify(head: bytes) -> tuple[Kind, str] | None:
-    """The kind of a file by its first bytes, and the suffix that it is kept under; None for anything else.
+    """Identify a file by its first bytes. Returns its kind and suffix, or None for an unknown format.
 
-    Only formats that hold their own pixels: a playlist or script would make FFmpeg open other files.
+    Only formats that contain the pixels are known. A playlist or script could make FFmpeg open other files.
     """
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image", ".png"
@@ -74,9 +77,10 @@ def identify(head: bytes) -> tuple[Kind, str] | None:
 def keep_uploads(
     uploads: Mapping[str, Sequence[BinaryIO]], folder: Path, settings: ServeConfig
 ) -> dict[str, list[str]]:
-    """Write each slot's files into `folder`. Returns the slot → file names; `input_reference` is resolved.
+    """Write each slot's files into `folder`. Returns slot → file names, with `input_reference` resolved.
 
-    Raises ApiError naming the slot: too many files, none of the known formats, too long, too large, damaged.
+    Raises ApiError that names the slot if there are too many files, or if a file is of an unknown format,
+    too long, too large or damaged.
     """
     kept: dict[str, list[str]] = {}
     if sum(map(len, uploads.values())) > settings.max_files:
@@ -125,13 +129,16 @@ def _kind_of(file: BinaryIO, name: str, slot: Slot) -> tuple[Kind, str]:
 
 
 def check_upload(path: Path, name: str, kind: Kind, settings: ServeConfig) -> None:
-    """Whether a file can be read and is within the limits. Raises ApiError naming the slot, never our path."""
+    """Check that a file can be read and is within the limits.
+
+    Raises ApiError that names the slot, but never the server's path.
+    """
     seconds = 0.0
     try:
         if kind == "image":
             with open_image(path) as image:
                 _check_pixels(*image.size, name, settings)
-                image.load()  # a header does not say that the pixels are there
+                image.load()  # the header alone does not show whether the pixels are complete
         else:
             info = probe(path, mask=name == "src_mask")
             _check_pixels(info.width, info.height, name, settings)
@@ -152,10 +159,10 @@ def check_upload(path: Path, name: str, kind: Kind, settings: ServeConfig) -> No
 
 
 def remarks_of(folder: Path, files: Mapping[str, Sequence[str]], *, soft_mask: bool | None) -> list[str]:
-    """What is remarkable about files that were kept, by their headers and the pixels of images.
+    """Remarks on stored files, from their headers and from the pixels of images.
 
-    `soft_mask`: how a mask is read; None for one of a task, which means something else. What only a clip's
-    frames say is known when they are read for the video.
+    `soft_mask`: how a mask is read; None for the mask of a task, which has another meaning. Remarks that
+    need a clip's frames are made later, when the worker reads the frames.
     """
     remarks = []
     for slot, names in files.items():
@@ -174,7 +181,7 @@ def remarks_of(folder: Path, files: Mapping[str, Sequence[str]], *, soft_mask: b
 
 
 def _check_pixels(width: int, height: int, name: str, settings: ServeConfig) -> None:
-    """Raises ApiError for more pixels than the server takes."""
+    """Raise ApiError if there are more pixels than the server accepts."""
     if width * height > settings.max_clip_pixels:
         raise ApiError(
             413,

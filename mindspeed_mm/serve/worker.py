@@ -1,6 +1,7 @@
-"""The process that makes videos for a server: models stay loaded, jobs come from the queue one after the other.
+"""The worker process of a server: it keeps the models loaded, and processes the jobs of the queue in turn.
 
-Several processes share each video (context and CFG parallel), or with `data_parallel` each makes videos of its own.
+Several processes share each video (context and CFG parallelism). With `data_parallel`, each process makes
+videos of its own.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ from mindspeed_mm.tasks.generate_videos import check_weights, open_models, run_s
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 LOGGER = get_logger(__name__)
-_POLL = 0.1  # seconds between two looks at an empty queue
-_BEAT = 20.0  # seconds after which waiting processes hear of an empty queue, far below any timeout
-_NOTE = 0.3  # seconds between two notes of progress: each is written through to the disk
-_PROMPTS = 256  # embedded prompts that are kept: the negative one, and those that come again
+_POLL = 0.1  # seconds between two polls of an empty queue
+_BEAT = 20.0  # seconds until the other processes learn that the queue is empty; far below any timeout
+_NOTE = 0.3  # minimum seconds between two progress updates, as each is synced to the disk
+_PROMPTS = 256  # maximum number of cached prompt embeddings
 _TIMEOUT = timedelta(hours=2)
 
 
 class Cancelled(Exception):
-    """The client no longer wants this video."""
+    """The client cancelled the video."""
 
 
 class Late(Exception):
-    """The video takes too long."""
+    """The video exceeds the time limit of a job."""
 
 
 class Worker:
-    """Takes jobs, makes their videos, and notes what became of them."""
+    """Claims jobs, makes their videos, and records the results."""
 
     def __init__(
         self,
@@ -67,14 +68,14 @@ class Worker:
         timeout: float,
         loras: Loras,
     ) -> None:
-        """`base`: what every job's inference JSON begins with."""
+        """`base`: the keys that every job's inference JSON has in common."""
         self.loras = loras
         self.store, self.folders, self.base, self.models = store, folders, base, models
         self.parallel, self.name, self.timeout = parallel, name, timeout
         self.noted = 0.0
 
     def run(self) -> None:
-        """Serve until a signal ends the process."""
+        """Work on jobs until a signal ends the process."""
         while True:
             check_stop()
             job = self.parallel.run_on_main_and_broadcast(self._next)
@@ -82,7 +83,7 @@ class Worker:
                 self.make(job)
 
     def _next(self) -> Job | None:
-        """The next job. None after a while without one."""
+        """Claim the next job. Returns None if no job arrives within 20 seconds."""
         until = time.monotonic() + _BEAT
         while time.monotonic() < until:
             check_stop()
@@ -92,13 +93,16 @@ class Worker:
         return None
 
     def make(self, job: Job) -> None:
-        """One video, from its request to its files. A bad input fails the job; any other exception ends the worker."""
+        """Make the video of a job and write its files.
+
+        Invalid input fails the job. Any other exception ends the worker.
+        """
         error: dict[str, str] | None = None
         try:
             self._generate(job)
         except MindSpeedMMError as problem:
             if not self.parallel.is_shared(problem):
-                raise  # of this process alone: the others wait for it in a collective, until the engine ends all
+                raise  # only this process failed; the engine ends the others, which wait in a collective
             error = describe_error(in_api_words(problem, self.folders.of(job.id)))
         except Cancelled:
             error = {"code": "cancelled"}
@@ -149,7 +153,10 @@ class Worker:
         )
 
     def _long_prompts(self, request: GenerationRequest, text_len: int) -> list[str]:
-        """A note on each prompt, embedded by now, of which the model reads `text_len` tokens at most."""
+        """A note on each prompt that fills all `text_len` tokens that the model reads.
+
+        The prompts must already be embedded.
+        """
         rows = ((text, self.models.cached_prompts.get(text)) for text in request.prompts)
         return [
             f"prompt {text[:40]!r}: fills all {text_len} tokens that the model reads; the rest is cut"
@@ -158,7 +165,7 @@ class Worker:
         ]
 
     def _note(self, job: Job, step: Step) -> None:
-        """Tell the queue how far the video is, and stop when nobody wants it. All processes stop at the same step."""
+        """Record the progress of the video. Raises Late or Cancelled, on all processes at the same step."""
         late = time.time() - (job.started_at or time.time()) > self.timeout
 
         def note() -> str:
@@ -177,7 +184,10 @@ class Worker:
 
 @one_line_errors
 def main(argv: list[str]) -> None:
-    """SETTINGS.json NAME: started by the server (`start_worker`), in torchrun's environment for several."""
+    """Run a worker with the arguments `SETTINGS.json NAME`.
+
+    The server starts it through `start_worker`. Several processes get torchrun's environment variables.
+    """
     settings = read_json_object(argv[0])
     name = f"{argv[1]}.{rank()}"
     data_dir = Path(settings["data_dir"])
@@ -197,11 +207,14 @@ def open_worker(
     name: str,
     parallel: SingleProcess = SINGLE,
 ) -> Worker:
-    """A worker whose models are loaded. `settings`: the worker's settings file. Raises what loading raises."""
+    """Load the models and return the worker.
+
+    `settings`: the content of the worker's settings file. Raises the errors of loading the models.
+    """
     template = GenerateJob.from_file(Path(settings["template"]))
     text_len = check_weights(template).trunk.text_len
     models = open_models(template, Accelerator.detect(), text_len, parallel, keep_text_encoder=True)
-    _ = models.experts  # now, not at the first request
+    _ = models.experts  # load now instead of at the first request
     if parallel.is_main:
         _ = models.text_encoder
         models.free_text_encoder()
@@ -218,7 +231,7 @@ def open_worker(
 
 
 def serve(settings: Mapping[str, Any], store: WorkerQueue, folders: JobFolders, name: str) -> None:
-    """Load the models, then work. Raises what loading raises."""
+    """Load the models, then work on jobs. Raises the errors of loading the models."""
     store.set_worker(name, "loading")
     accelerator = Accelerator.detect()
     template = GenerateJob.from_file(Path(settings["template"]))

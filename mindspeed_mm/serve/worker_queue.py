@@ -1,4 +1,4 @@
-"""WorkerQueue: what a worker needs of the queue, wherever that is. No torch."""
+"""WorkerQueue: the interface between a worker and the queue. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from mindspeed_mm.serve.queue_file import Job, WorkerState
 
 
 class WorkerQueue(Protocol):
-    """The queue's own file (`JobStore`), or a server's on another machine (`RemoteQueue`)."""
+    """A queue in a local file (`JobStore`), or on the server's machine (`RemoteQueue`)."""
 
     def claim(self, worker: str) -> Job | None:
-        """The next job, now in progress and of this worker; None when none waits."""
+        """Assign the next queued job to this worker and return it; None if no job is queued."""
 
     def advance(self, job: Job, step: int, steps: int) -> None:
-        """Note that `step` of `steps` are done."""
+        """Record that `step` of `steps` denoising steps are done."""
 
     def remark(self, job: Job, notes: Sequence[str]) -> None:
-        """Keep what the user should know about the request, in place of what was known before."""
+        """Store notes on the request for the user. They replace earlier notes."""
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the worker should continue."""
+        """Whether the job still belongs to the worker and is not cancelled."""
 
     def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
-        """The video is there, or failed with `error`. False when the job is no longer this worker's."""
+        """Mark the job as completed, or as failed with `error`.
+
+        Returns False if the job no longer belongs to this worker.
+        """
 
     def set_worker(self, worker: str, state: WorkerState, message: str = "") -> None:
-        """Note what a worker does."""
+        """Record the state of a worker."""

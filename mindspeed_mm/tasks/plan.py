@@ -152,7 +152,7 @@ def measure_here() -> None:
 
 
 def table(plan: Plan, job: PretrainJob) -> Rows:
-    """Print the plan as a table of about 15 lines."""
+    """The rows of the plan's table, about 15 lines."""
     device, memory, time = plan.device, plan.memory, plan.time
     tokens = tokens_of(plan.clip.grid, plan.run.model)
     rows = [

@@ -98,9 +98,9 @@ def main(argv: Sequence[str], prog: str) -> None:
 
 
 def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
-    """The estimate of a job.
+    """Estimate the memory and time of a job.
 
-    Raises ConfigError for an unknown device, or a model whose sizes nothing tells.
+    Raises ConfigError for an unknown device, or a model of unknown size.
     """
     if job.run.from_latents is not None:
         raise ConfigError("only decodes", where="from_latents", fix="leave it out to plan a generation")
@@ -129,9 +129,10 @@ def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
 
 
 def estimate(job: GenerateJob, processes: int) -> str:
-    """The memory of one device in a line, for the end of a dry run.
+    """Summarize the memory of one device in one line, for the end of a dry run.
 
-    By the model's name alone: no weights are opened, and no torch is imported. "" without a known name.
+    The estimate uses only the model's name: it opens no weights and does not import torch. Returns "" if
+    the name is unknown.
     """
     name = _size_in(job.model.experts[0][0])
     if name is None:
@@ -153,9 +154,9 @@ def estimate(job: GenerateJob, processes: int) -> str:
 
 
 def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
-    """The sizes of a job's transformer.
+    """Return the sizes of a job's transformer, and its name.
 
-    By its files, or where they are missing by the model's name in its path.
+    The sizes come from its files, or from the model's name in its path if the files are missing.
     """
     if not job.not_found:
         from mindspeed_mm.generation.loaders import inspect_experts
@@ -173,7 +174,7 @@ def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
 
 
 def _size_in(path: str) -> str | None:
-    """The published model whose size a path names."""
+    """The name of the published model whose size is in a path, or None."""
     for size, name in (
         ("A14B", "Wan2.2-VACE-A14B"),
         ("14B", "Wan2.1-VACE-14B"),
@@ -192,9 +193,10 @@ def run_of(
     devices: int,
     text: float | None = None,
 ) -> GenerationRun:
-    """What of a video decides memory and time; `text`: weights of the text encoder, None: by its files.
+    """The settings of a video that determine its memory and time.
 
-    Raises ConfigError for devices that cannot share it.
+    `text`: the number of weights of the text encoder; None reads it from the files. Raises ConfigError if
+    the devices cannot share the video.
     """
     sampling, run = video.sampling, job.run
     guided = sampling.needs_guidance
@@ -237,9 +239,9 @@ def run_of(
 
 
 def text_parameters(path: str) -> float:
-    """Weights of the text encoder by the shapes in its files; without files, those of umT5-XXL.
+    """Count the weights of the text encoder from the shapes in its files; without files, those of umT5-XXL.
 
-    Raises WeightsError for files that hold none.
+    Raises WeightsError if the files contain no weights.
     """
     if not os.path.exists(path):
         return TEXT_PARAMETERS
@@ -249,7 +251,7 @@ def text_parameters(path: str) -> float:
 
 
 def table(plan: GenerationPlan) -> Rows:
-    """Print the plan as a table of about 15 lines."""
+    """The rows of the plan's table, about 15 lines."""
     device, run, memory, time = plan.device, plan.run, plan.memory, plan.time
     experts = f"{run.experts} x " if run.experts > 1 else ""
     ahead = " (conditions and guidance together)" if run.is_batched and run.passes > 1 else ""

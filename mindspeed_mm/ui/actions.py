@@ -1,6 +1,6 @@
-"""What the inputs do: a task shows its own, a clip decides the size, settings come back.
+"""The event handlers of the inputs: choose a task, read a source, preview, queue, and load settings.
 
-Each returns updates of widgets.
+Each handler returns updates of widgets.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ Updates = dict[Any, Any]
 
 
 class Actions:
-    """The handlers of one page in one language."""
+    """The handlers of a page in one language."""
 
     def __init__(self, words: Words, service: Service, widgets: Widgets) -> None:
         self.words, self.service, self.widgets = words, service, widgets
 
-    # The task
+    # Choose a task
 
     def choose_family(self, data: Data) -> Updates:
-        """The tasks of the family, and the inputs of its usual one."""
+        """List the tasks of the family, and show the inputs of its default task."""
         form = next(form for form in forms().values() if form.family == data[self.widgets.family])
         return self._show(form, has_source=self._has_source(form, data))
 
     def choose_task(self, data: Data) -> Updates:
-        """The inputs of the task."""
+        """Show the inputs of the task."""
         form = forms()[data[self.widgets.form]]
         return self._show(form, of_family=False, has_source=self._has_source(form, data))
 
     def choose_mode(self, data: Data) -> Updates:
-        """The inputs of the task's mode."""
+        """Show the inputs of the task's mode."""
         form = forms()[data[self.widgets.form]]
         mode = self._mode(form, data)
         shown = {
@@ -59,7 +59,7 @@ class Actions:
         return {**shown, self.widgets.groups["paint"]: gr.update(visible=visible)}
 
     def _has_source(self, form: Form, data: Data) -> bool:
-        """Whether there is something to paint on."""
+        """Whether the source to paint on is given."""
         return bool(data[self.widgets.parts["video" if form.video else "images"]])
 
     def _mode(self, form: Form, data: Data) -> str:
@@ -74,7 +74,7 @@ class Actions:
         values: Mapping[str, Any] | None = None,
         has_source: bool = False,
     ) -> Updates:
-        """Every input of `form` and no other; `values`: of its options."""
+        """Show the inputs of `form` and hide all others. `values`: the values of its options."""
         given = values or {}
         part, groups = self.widgets.parts, self.widgets.groups
         options = {option.key: option for option in form.options}
@@ -108,10 +108,10 @@ class Actions:
         update["info"] = self.words.option(option.name, option.description)
         return gr.update(**update, choices=list(option.choices)) if option.choices else gr.update(**update)
 
-    # The sources
+    # Read the sources
 
     def take_video(self, data: Data) -> Updates:
-        """A clip decides size and length, and its first frame is what one paints on."""
+        """Set the size and length from a new clip, and show its first frame for painting."""
         form = forms()[data[self.widgets.form]]
         video = data[self.widgets.parts["video"]]
         if not video:
@@ -129,7 +129,7 @@ class Actions:
             return {self.widgets.parts["painter"]: ""}
 
     def take_images(self, data: Data) -> Updates:
-        """The first image is what one paints on, for a task that starts from images."""
+        """Show the first image for painting, if the task starts from images."""
         form = forms()[data[self.widgets.form]]
         images = data[self.widgets.parts["images"]]
         if not images or form.video or not form.paints:
@@ -144,7 +144,7 @@ class Actions:
             return {self.widgets.parts["painter"]: gr.skip()}
 
     def take_frame(self, data: Data) -> Updates:
-        """Another frame to paint on. What was painted is gone with the old one."""
+        """Show another frame for painting, which discards the old painting."""
         video = data[self.widgets.parts["video"]]
         if not video:
             return {self.widgets.parts["painter"]: gr.skip()}
@@ -156,7 +156,7 @@ class Actions:
             return {self.widgets.parts["painter"]: gr.skip()}
 
     def take_sides(self, data: Data) -> Updates:
-        """A picture that grows has another shape."""
+        """Update the size after the sides to extend have changed."""
         video = data[self.widgets.parts["video"]]
         if not video:
             return {self.widgets.numbers["width"]: gr.skip()}
@@ -166,7 +166,7 @@ class Actions:
             return {self.widgets.numbers["width"]: gr.skip()}
 
     def take_sample(self) -> Updates:
-        """The sample clip, and what to make of it."""
+        """Fill in the sample clip and its prompt."""
         return {
             self.widgets.parts["video"]: str(self.service.sample),
             self.widgets.parts["prompt"]: PROMPT,
@@ -195,10 +195,10 @@ class Actions:
         made = {"width": width, "height": height, "num_frames": frames}
         return {self.widgets.numbers[name]: value for name, value in made.items()}
 
-    # What the model sees, and the queue
+    # Preview and queue
 
     def preview(self, data: Data) -> tuple[Any, str]:
-        """The strip, and a remark."""
+        """Return the strip of the model's inputs, and remarks."""
         try:
             request = build(self.widgets.read(data), self.service.work)
             planned = plan(request, self.service.model(), self.service.scratch())
@@ -212,7 +212,7 @@ class Actions:
         )
 
     def run(self, data: Data) -> str:
-        """Queue the video."""
+        """Queue the video, and return a notice."""
         try:
             request = build(self.widgets.read(data), self.service.work)
             plan(request, self.service.model(), self.service.scratch())
@@ -224,7 +224,7 @@ class Actions:
     # Settings
 
     def load_video(self, path: str | None) -> Updates:
-        """The settings of a video that was dropped."""
+        """Load the settings from a dropped video."""
         if not path:
             return {self.widgets.parts["prompt"]: gr.skip()}
         try:
@@ -234,7 +234,7 @@ class Actions:
             return {self.widgets.parts["prompt"]: gr.skip()}
 
     def fill(self, settings: Mapping[str, Any]) -> Updates:
-        """The widgets as `settings`, in the words of the inference JSON, say. Raises ConfigError."""
+        """Fill the widgets from `settings`, which use the keys of the inference JSON. Raises ConfigError."""
         name, options = form_of(settings)
         form = forms()[name]
         part = self.widgets.parts
@@ -265,7 +265,7 @@ def _plain(error: MindSpeedMMError) -> str:
 
 
 def _without_folders(text: str) -> str:
-    """Paths without the folders of the page: the file's own name is what the user knows."""
+    """Shorten absolute paths to file names, because users do not know the server's folders."""
     return " ".join(
         Path(word).name if word.startswith("/") and len(word) > 1 else word for word in text.split(" ")
     )

@@ -1,6 +1,6 @@
-"""The pages of both languages in one application, behind the guard.
+"""The application: the pages of both languages behind the guard.
 
-Nothing is shared, measured or fetched from elsewhere.
+It has no share link, no telemetry, and loads nothing from other machines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mindspeed_mm.ui.service import Service
 
 
 def build_app(settings: UiConfig, outer: ServeConfig, password: str | None, service: Service) -> PageGuard:
-    """`/en/` and `/zh/`; `/` leads to `settings.lang`."""
+    """Build the application with the pages `/en/` and `/zh/`. `/` redirects to `settings.lang`."""
     here = Path(__file__).parent
     script = "\n".join((here / name).read_text(encoding="utf-8") for name in ("painter.js", "grower.js"))
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")

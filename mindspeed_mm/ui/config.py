@@ -1,4 +1,4 @@
-"""The settings of `vace ui`. No torch."""
+"""The settings of `vace ui`. Does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's curves from its metrics.jsonl. No torch, no gradio."""
+"""Read the curves of a run from its metrics.jsonl. Does not import torch or gradio."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import regular_file
 
 Curve = list[tuple[int, float]]  # iteration, value
-_POINTS = 2000  # of a curve: more than a screen is wide
+_POINTS = 2000  # points of a curve, more than the pixels of a screen's width
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Every number that a run wrote, by its name.
-
-    A line that is cut off or damaged is left out. Raises DataError.
-    """
+    """Read every metric of a run, by name. Skips truncated and damaged lines. Raises DataError."""
     curves: dict[str, Curve] = {}
     try:
         with regular_file(path, DataError).open("rb") as lines:
@@ -47,7 +44,7 @@ def _numbers(line: bytes) -> list[tuple[str, int, float]]:
 
 
 def smoothed(curve: Curve, share: float) -> Curve:
-    """An exponential mean that forgets `1 - share` a point, without the bias of its start."""
+    """Smooth a curve with a bias-corrected exponential moving average of decay `share`."""
     if share <= 0:
         return curve
     found, mean, weight = [], 0.0, 0.0
@@ -58,7 +55,7 @@ def smoothed(curve: Curve, share: float) -> Curve:
 
 
 def thinned(curve: Curve, most: int = _POINTS) -> Curve:
-    """At most `most` points, evenly, the last among them."""
+    """Select at most `most` evenly spaced points, including the last."""
     if len(curve) <= most:
         return curve
     step = len(curve) / most

@@ -1,6 +1,6 @@
-"""What the page asks for each task: derived from the registry, so that a new task appears by itself.
+"""The form of each task. Forms are derived from the registry, so a new task needs no code here.
 
-No torch, no gradio.
+Does not import torch or gradio.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mindspeed_mm.serve.fields import SAFE_TASK_TEXTS
 
 Kind = Literal["choice", "words", "switch", "number", "text", "boxes"]
 FAMILIES = ("text", "repaint", "control", "extension", "reference", "own")
-PAINTED = frozenset({"mask", "masktrack", "bbox", "bboxtrack"})  # modes that start from a painted region
-_FIRST = ("inpainting", "sides", "own", "canny", "frameref")  # the usual task of each family comes first
+PAINTED = frozenset({"mask", "masktrack", "bbox", "bboxtrack"})  # modes whose input is a painted region
+_FIRST = ("inpainting", "sides", "own", "canny", "frameref")  # default task of each family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Option:
 
     @property
     def key(self) -> str:
-        """Options of one key share a widget."""
+        """The key of the widget. Options with the same key share a widget."""
         return f"{self.name}:{self.kind}:{self.whole:d}"
 
 
@@ -53,20 +53,20 @@ class Form:
     summary: str = ""
     task: Task | None = None
     video: bool = False
-    images: tuple[int, int] = (0, 99)  # the least and the most; references where the task needs none
-    needs_images: bool = False  # they are what the task starts from
-    paints: bool = False  # a region may be painted
+    images: tuple[int, int] = (0, 99)  # minimum and maximum; references if the task needs no images
+    needs_images: bool = False  # whether the task starts from images
+    paints: bool = False  # whether a region can be painted
     mask_file: bool = False
-    ends: bool = False  # first and last frames
-    sides: bool = False  # how far each side grows
+    ends: bool = False  # whether it has first and last frames
+    sides: bool = False  # whether it extends the sides
     options: tuple[Option, ...] = ()
 
     def asks_paint(self, mode: str) -> bool:
-        """Whether a region is painted under this mode."""
+        """Whether the mode needs a painted region."""
         return self.paints and mode.partition(",")[0].strip() in PAINTED
 
     def shown(self, option: Option, mode: str) -> bool:
-        """Whether an option belongs to the mode: `label`, `caption`, `bbox` are for modes of that name."""
+        """Whether to show an option. `label`, `caption` and `bbox` belong only to modes of the same name."""
         modes = next((other.choices for other in self.options if other.name == "mode"), ())
         if any(choice.startswith(option.name) for choice in modes):
             return mode.startswith(option.name)
@@ -75,7 +75,7 @@ class Form:
 
 @lru_cache(maxsize=1)
 def forms() -> Mapping[str, Form]:
-    """Every form by its name, the usual ones of each family first."""
+    """All forms by name, with the default form of each family first."""
     found = [
         Form(name="text", family="text", images=(0, 0)),
         Form(name="sides", family="repaint", video=True, sides=True),
@@ -91,7 +91,10 @@ def forms() -> Mapping[str, Form]:
 
 
 def options_of(task: Task) -> tuple[Option, ...]:
-    """The options that are typed in: not those of every task, no paths, and none that the name decides."""
+    """The options of a task that have widgets.
+
+    Excludes options that all tasks have, paths, and options that the task's name fixes.
+    """
     hidden = {*TaskOptions.model_fields, *task.fixed}
     found = (_option(name, field) for name, field in task.options.model_fields.items() if name not in hidden)
     return tuple(option for option in found if option is not None)
@@ -114,7 +117,7 @@ def _form(task: Task) -> Form:
 
 
 def _is_servable(task: Task) -> bool:
-    """Whether a request can say all that the task needs: it uploads one clip, and names no path."""
+    """Whether a request can provide all that the task needs, with one uploaded clip and no paths."""
     if count_bounds(task.needs, "clip")[1] > 1:
         return False
     shown = {option.name for option in options_of(task)}

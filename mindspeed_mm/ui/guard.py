@@ -1,6 +1,6 @@
-"""Who may open the page: the server's rules, with the token as a password that browsers can ask for.
+"""Access control for the page: the server's rules, with the token as the password of HTTP basic auth.
 
-No torch, no gradio.
+Does not import torch or gradio.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _HEADERS = [
 
 
 class PageGuard(Guard):
-    """`Guard`, for a page: the password is the token, under any user name."""
+    """A `Guard` for pages. The password is the token, with any user name."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         await super().__call__(scope, receive, self._marked(send))
 
     def _check(self, path: str, method: str, headers: MutableMapping[str, str]) -> None:
@@ -52,7 +52,7 @@ class PageGuard(Guard):
             and hmac.compare_digest(password.encode(), self.token.encode())
         ):
             headers = {**headers, "authorization": f"Bearer {self.token}"}
-        super()._check("", method, headers)  # a page has no path that is open to all
+        super()._check("", method, headers)  # "": no path of a page is open without the token
 
     def _marked(self, send: Send) -> Send:
         async def marked(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""argv → page. gradio is imported only when the arguments are sound."""
+"""Run `vace ui`. gradio is imported only after the arguments have been checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TINY = "tiny/inference.json"
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
-    """Every flag of `vace ui`."""
+    """Build the parser of `vace ui`."""
     parser = FlagParser(prog, "A page in the browser: edit clips, inspect datasets, follow runs.")
     add_model_flags(
         parser,
@@ -50,7 +50,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
-    """The command. Returns when a signal stops the page."""
+    """Run the command. Returns when a signal stops the page."""
     namespace = job_parser(prog).parse_strict(sys.argv[1:] if argv is None else argv)
     settings = parse(UiConfig, given(namespace, UiConfig), prog)
     outer = ServeConfig(
@@ -92,13 +92,13 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         if settings.server is not None:
             run(settings, outer, password, settings.server, None, is_tiny=False)
             return
-        token = secrets.token_urlsafe(32)  # other users of this machine cannot call the page's own server
+        token = secrets.token_urlsafe(32)  # keeps other users of this machine from calling the page's server
         with own_server(inner, token, base) as address:
             run(settings, outer, password, address, token, is_tiny=is_tiny)
 
 
 def _read_tiny(settings: ServeConfig, overrides: Overrides) -> dict[str, Any]:
-    """`read_model` of the tiny weights in this checkout, or in the package."""
+    """Call `read_model` for the tiny weights in the checkout or in the package."""
     places = [_PACKAGE.parent / "examples/vace", _PACKAGE / "starter"]
     place = next((place for place in places if (place / _TINY).is_file()), None)
     if place is None:
@@ -123,7 +123,7 @@ def _read_tiny(settings: ServeConfig, overrides: Overrides) -> dict[str, Any]:
 
 @contextmanager
 def own_server(settings: ServeConfig, token: str, base: dict[str, Any]) -> Iterator[str]:
-    """`vace serve` in a thread of this process, on a free port of loopback; its address.
+    """Run `vace serve` in a thread of this process on a free loopback port, and yield its address.
 
     Its workers end with the block.
     """
@@ -146,7 +146,7 @@ def run(
     *,
     is_tiny: bool,
 ) -> None:
-    """Show the page until a signal. Raises LaunchError for a port that is in use."""
+    """Serve the page until a signal. Raises LaunchError if the port is in use."""
     folder = Path(settings.data_dir).absolute()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")

@@ -1,4 +1,4 @@
-"""The inputs of a video: the task first, then what it needs. Widgets only; what they do is in actions.py."""
+"""The widgets for the inputs of a video: the task, then its inputs. actions.py has the event handlers."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ Data = Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Widgets:
-    """The inputs of the tab, by what they mean."""
+    """The input widgets of the tab, by name."""
 
     family: gr.Radio
     form: gr.Dropdown
     parts: dict[str, Any]
     numbers: dict[str, Any]
     options: dict[str, Any]  # Option.key → widget
-    groups: dict[str, Any]  # what is shown or hidden as one
+    groups: dict[str, Any]  # widgets that are shown or hidden together
 
     @property
     def all(self) -> set[Any]:
-        """Every input: what a handler gets."""
+        """All input widgets, which every handler receives."""
         widgets = (*self.parts.values(), *self.numbers.values(), *self.options.values())
         return {self.family, self.form, *widgets}
 
     def read(self, data: Data) -> Filled:
-        """What the user filled in."""
+        """Read the values of the widgets."""
         part = {name: data[widget] for name, widget in self.parts.items()}
         form = forms()[data[self.form]]
         options = {option.name: data[self.options[option.key]] for option in form.options}
@@ -68,7 +68,7 @@ class Widgets:
 
 
 def painter(words: Words, frame: Frame) -> str:
-    """HTML that painter.js makes a canvas of: the frame, and the tools."""
+    """The HTML of the frame and the tools, which painter.js turns into a canvas."""
     image = paintable(frame)
     height, width = image.shape[:2]
     tools = "".join(
@@ -86,7 +86,7 @@ def painter(words: Words, frame: Frame) -> str:
 
 
 def grower(frame: Frame) -> str:
-    """HTML that grower.js makes a frame of, which is dragged around the picture."""
+    """The HTML from which grower.js makes a draggable frame around the picture."""
     image = paintable(frame)
     height, width = image.shape[:2]
     corners = ("left top", "right top", "left bottom", "right bottom")
@@ -105,7 +105,7 @@ def _path(value: Any) -> Path | None:
 
 
 def build_inputs(words: Words, service: Service) -> Widgets:
-    """Lay the inputs out. Their visibility follows the task."""
+    """Lay out the inputs. The task determines which are visible."""
     first = forms()["inpainting"]
     parts: dict[str, Any] = {}
     family = gr.Radio(
@@ -164,7 +164,7 @@ def build_inputs(words: Words, service: Service) -> Widgets:
 
 
 def form_choices(words: Words, family: str) -> list[tuple[str, str]]:
-    """The tasks of a family, as (what is shown, name)."""
+    """The tasks of a family as pairs (label, name)."""
     found = []
     for form in forms().values():
         if form.family == family:
@@ -178,13 +178,15 @@ def form_choices(words: Words, family: str) -> list[tuple[str, str]]:
 
 
 def _option_widgets(words: Words, first: Form) -> dict[str, Any]:
-    """One widget for each kind of option that any task has."""
+    """Make one widget for each distinct option key of all tasks."""
     widgets: dict[str, Any] = {}
     known: dict[str, Option] = {}
     for form in forms().values():
         for option in form.options:
             known.setdefault(option.key, option)
-    known = dict(sorted(known.items(), key=lambda item: item[1].name != "mode"))  # it decides about others
+    known = dict(
+        sorted(known.items(), key=lambda item: item[1].name != "mode")
+    )  # the mode determines the other options
     of_first = {option.key: option for option in first.options}
     mode = str(next(option.default for option in first.options if option.name == "mode"))
     with gr.Row():
@@ -232,7 +234,7 @@ def _number_widgets(words: Words, defaults: Mapping[str, Any], names: Sequence[s
 
 
 def _number_widget(name: str, value: Any, label: str, place: Mapping[str, Any]) -> Any:
-    """A number that is always there, or a box that may be empty: gradio's number makes 0 of nothing."""
+    """A number widget, or a text box for a number that may be empty, as gr.Number turns an empty input into 0."""
     if name not in MAIN:
         return gr.Textbox(value=text_of(value), label=label, max_lines=1, **place)
     usual = Numbers.model_fields[name].default

@@ -1,6 +1,6 @@
-"""A region painted on one frame: its mask, followed through the clip in both directions, grown or shrunk.
+"""Make masks from a region painted on one frame: track it through the clip, and grow or shrink it.
 
-No torch, no gradio.
+Does not import torch or gradio.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path
 
-_SIDE = (512, 768)  # the longer side of what is painted on: browsers lag beyond, hands are too coarse below
-_ALPHA = 100  # of 255: a fainter pixel is the edge of a stroke
-_LONGEST = 8_000_000  # characters of a painting
+_SIDE = (512, 768)  # range of the canvas's longer side; larger is slow in browsers, smaller is imprecise
+_ALPHA = 100  # out of 255; fainter pixels are the soft edge of a stroke
+_LONGEST = 8_000_000  # maximum characters of a painting's data URL
 
 
 @dataclass(frozen=True, kw_only=True)
 class Painting:
-    """What was painted, and how it continues through the clip."""
+    """A painted region, and how it is tracked through the clip."""
 
     mask: Mask  # in the painting's size
     frame: int = 0
     follow: bool = True
     refine: bool = True
-    grow: float = 0.0  # percent of the frame's shorter side; below 0 it shrinks
+    grow: float = 0.0  # percent of the frame's shorter side; negative values shrink the mask
 
 
 def paintable(frame: Frame) -> Frame:
-    """A frame in a size that one can paint on."""
+    """Resize a frame for painting."""
     longest = max(frame.shape[:2])
     scale = min(_SIDE[1], max(_SIDE[0], longest)) / longest
     size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
@@ -51,9 +51,9 @@ def paintable(frame: Frame) -> Frame:
 
 
 def painted_mask(text: str | None) -> Mask | None:
-    """255 where there is paint in what painter.js sent, a PNG with alpha as a data URL; None without any.
+    """Decode the painting from painter.js, a PNG with alpha as a data URL. Returns a mask, 255 where painted.
 
-    Raises DataError.
+    Returns None if nothing is painted. Raises DataError.
     """
     if not text:
         return None
@@ -73,22 +73,22 @@ def painted_mask(text: str | None) -> Mask | None:
 
 
 def frame_url(frame: Frame) -> str:
-    """A frame as a data URL."""
+    """Encode a frame as a data URL."""
     written = io.BytesIO()
     Image.fromarray(frame).save(written, format="PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
 
 
 def fitted(mask: Mask, size: tuple[int, int]) -> Mask:
-    """The mask in a clip's size (height, width)."""
+    """Resize the mask to a clip's size (height, width)."""
     image = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.BOX)
     return np.where(np.asarray(image) > 127, 255, 0).astype(np.uint8)
 
 
 def resized_edge(mask: Mask, percent: float) -> Mask:
-    """The mask grown, or below 0 shrunk, by a percentage of its frame's shorter side.
+    """Grow the mask by a percentage of the frame's shorter side, or shrink it if `percent` is negative.
 
-    One that would vanish stays as it is.
+    A mask that would vanish is unchanged.
     """
     reach = round(abs(percent) / 100 * min(mask.shape))
     if not reach:
@@ -100,7 +100,7 @@ def resized_edge(mask: Mask, percent: float) -> Mask:
 
 
 def clip_masks(clip: Clip, painting: Painting) -> Iterator[Mask]:
-    """One mask [H, W] for each frame. Raises DataError for a frame that the clip lacks."""
+    """Yield one mask [H, W] per frame. Raises DataError if the clip does not have the painted frame."""
     mask, at = fitted(painting.mask, clip.size), painting.frame
     if not 0 <= at < clip.num_frames:
         raise DataError(f"got {at}", where="frame", expected=f"0 to {clip.num_frames - 1}")
@@ -115,7 +115,7 @@ def clip_masks(clip: Clip, painting: Painting) -> Iterator[Mask]:
     with Spool() as earlier:
         for _, found in track_mask(before, mask, refine=painting.refine):
             earlier.add(found)
-        known = list(earlier)[:0:-1]  # the painted frame comes first of what follows
+        known = list(earlier)[:0:-1]  # the painted frame is the first of the later masks
     for found in known:
         yield resized_edge(found, painting.grow)
     for _, found in track_mask(after, mask, refine=painting.refine):
@@ -123,7 +123,7 @@ def clip_masks(clip: Clip, painting: Painting) -> Iterator[Mask]:
 
 
 def write_clip_masks(video: Path, painting: Painting, folder: Path) -> Path:
-    """The masks of a clip as a lossless clip in `folder`; made once for the same painting.
+    """Write the masks of a clip as a lossless clip in `folder`, once for the same painting.
 
     Raises DataError.
     """
@@ -139,7 +139,7 @@ def write_clip_masks(video: Path, painting: Painting, folder: Path) -> Path:
 
 
 def write_image_mask(size: tuple[int, int], painting: Painting, folder: Path) -> Path:
-    """The mask of an image of a size (height, width)."""
+    """Write the mask of an image of the given size (height, width)."""
     mask = resized_edge(fitted(painting.mask, size), painting.grow)
     path = folder / f"mask_{hashlib.sha256(mask.tobytes()).hexdigest()[:24]}.png"
     with atomic_path(path) as draft:
@@ -148,9 +148,9 @@ def write_image_mask(size: tuple[int, int], painting: Painting, folder: Path) ->
 
 
 def painted_box(mask: Mask, size: tuple[int, int]) -> str:
-    """`left,top,right,bottom` of the painted region, in pixels of the clip.
+    """The box of the painted region as `left,top,right,bottom` in pixels of the clip.
 
-    Raises DataError when it is too small.
+    Raises DataError if the region is too small.
     """
     box = mask_box(fitted(mask, size))
     if box is None:

@@ -1,4 +1,4 @@
-"""The page: three tabs in one language. Everything it shows of others' texts is escaped."""
+"""The page: three tabs in one language. It escapes all text from users and from the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FONTS = (
 
 
 def theme() -> Any:
-    """Fonts of the machine: nothing is fetched."""
+    """The theme. It uses system fonts, so that nothing is downloaded."""
     made = gr.themes.Default(
         primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace")
     )
@@ -37,7 +37,7 @@ def theme() -> Any:
 
 
 def build_page(lang: Language, service: Service) -> gr.Blocks:
-    """The page in one language."""
+    """Build the page in one language."""
     words = Words(lang)
     with gr.Blocks(title=words("title"), analytics_enabled=False, delete_cache=(3600, 7 * 86400)) as page:
         with gr.Row(elem_id="head"):

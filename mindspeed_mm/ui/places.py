@@ -1,4 +1,4 @@
-"""Which paths the page may read: those inside one folder. No torch, no gradio."""
+"""Restrict the page to paths inside one folder. Does not import torch or gradio."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from mindspeed_mm.errors import ConfigError
 
-_MOST = 200  # entries of a list that is offered
-_VISITED = 20_000  # folders and files that are looked at for it
+_MOST = 200  # maximum entries in a list of files
+_VISITED = 20_000  # maximum folders and files that a search visits
 _DEPTH = 5
 _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 
 
 def inside(root: Path, text: str) -> Path:
-    """The path that `text` names, from `root` on.
+    """Resolve the path `text` relative to `root`.
 
-    Raises ConfigError when it is outside, by links too, or missing.
+    Raises ConfigError if the path is missing, or if it is outside of `root`, also through links.
     """
     root = root.resolve()
     try:
@@ -37,9 +37,9 @@ def inside(root: Path, text: str) -> Path:
 
 
 def find(root: Path, names: frozenset[str]) -> list[str]:
-    """Files with one of `names` inside `root`, newest first, as paths from it.
+    """Find files with one of `names` inside `root`, newest first, as paths relative to `root`.
 
-    Looks at no more than a few thousand entries.
+    Visits a limited number of entries.
     """
     found = sorted(_walk(root.resolve(), names), reverse=True)
     return [text for _, text in found[:_MOST]]

@@ -1,4 +1,4 @@
-"""Settings that the user saved under a name: one JSON a name. No torch, no gradio."""
+"""Settings that users save under a name, each in a JSON file. Does not import torch or gradio."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mindspeed_mm.outputs import name_problem
 
 
 class Presets:
-    """A folder of them."""
+    """A folder of saved settings."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """In their order."""
+        """The names in sorted order."""
         return sorted(path.stem for path in self.folder.glob("*.json"))
 
     def save(self, name: str, fields: Mapping[str, Any]) -> str:
-        """Keep `fields` under a name, which may replace another's.
+        """Save `fields` under a name, and replace existing settings of that name.
 
-        Raises ConfigError for what is not a name of a file.
+        Raises ConfigError if the name is not a valid file name.
         """
         name = name.strip()
         problem = name_problem(name, ".json") or ("begins with a dot" if name.startswith(".") else "")
@@ -37,7 +37,7 @@ class Presets:
         return name
 
     def load(self, name: str) -> dict[str, Any]:
-        """The fields. Raises ConfigError."""
+        """Load the fields. Raises ConfigError if there are no settings of that name."""
         if name not in self.names():
             raise ConfigError("no settings of that name", where=f"{name:.60}")
         values = read_json_object(self.folder / f"{name}.json")

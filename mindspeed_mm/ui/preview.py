@@ -1,6 +1,6 @@
-"""What the model is shown, before anything runs: the pixels of `vace generate`, by its own code.
+"""Preview the inputs of the model before a run, with the code of `vace generate`.
 
-Imports torch when it is used.
+Imports torch at the first use.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _COLUMNS = 6
 
 
 def draw_conditions(request: GenerationRequest) -> tuple[Image.Image | None, tuple[str, ...]]:
-    """A strip of references, src_video and mask, and remarks; None when the prompt is all.
+    """Draw a strip of references, src_video and mask, and collect remarks.
 
-    Raises DataError.
+    The strip is None if the request has only a prompt. Raises DataError.
     """
     from mindspeed_mm.data.sheet import draw_sheet, spread
     from mindspeed_mm.generation.conditions import read_conditions

@@ -1,4 +1,4 @@
-"""Queue, result and history: what the server does, looked at every second."""
+"""The panel of the queue, the result and the history. It polls the server every second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = 1.0
 
 
 class QueuePanel:
-    """The right column."""
+    """The right column of the page."""
 
     def __init__(self, words: Words, service: Service) -> None:
         self.words, self.service = words, service
@@ -69,11 +69,11 @@ class QueuePanel:
                 interactive=False,
                 buttons=[],
             )
-        self.ids = gr.State([])  # of the rows
-        self.done = gr.State([])  # of the gallery
+        self.ids = gr.State([])  # ids of the rows
+        self.done = gr.State([])  # ids of the gallery
         self.chosen = gr.State("")  # the id of the result
-        self.seen = gr.State("")  # what was last drawn
-        self.armed = gr.State("")  # the id whose deletion was requested once
+        self.seen = gr.State("")  # fingerprint of what was last drawn
+        self.armed = gr.State("")  # the id whose deletion needs a second click
         self.timer = gr.Timer(_SECONDS)
 
     @property
@@ -81,7 +81,7 @@ class QueuePanel:
         return [self.title, self.source, self.video, self.buttons, self.chosen, self.delete, self.armed]
 
     def wire(self, actions: Actions) -> None:
-        """Connect the widgets."""
+        """Connect the widgets to their handlers."""
         drawn = [
             self.seen,
             self.state,
@@ -109,7 +109,7 @@ class QueuePanel:
         self.as_source.click(self.path_of, [self.chosen], [inputs.parts["video"]], **quiet)
 
     def look(self, seen: str, done: list[str], chosen: str) -> dict[Any, Any]:
-        """The queue and the history, drawn when they changed."""
+        """Redraw the queue and the history if they have changed."""
         try:
             videos = self.service.videos()
         except MindSpeedMMError as error:
@@ -180,7 +180,7 @@ class QueuePanel:
         return {self.chosen: ""} if video is None else self._show(video)
 
     def cancel(self, ids: list[str], place: int) -> tuple[str, str]:
-        """Stop the video of a row."""
+        """Cancel the video of a row."""
         if place >= len(ids):
             return "", ""
         try:
@@ -190,7 +190,7 @@ class QueuePanel:
         return notice(self.words("cancelled")), ""
 
     def remove(self, chosen: str, armed: str) -> dict[Any, Any]:
-        """Delete the result, at the second click."""
+        """Delete the result at the second click."""
         if not chosen:
             return {self.armed: ""}
         if armed != chosen:
@@ -214,11 +214,11 @@ class QueuePanel:
         }
 
     def settings_of(self, actions: Actions, chosen: str) -> dict[Any, Any]:
-        """The inputs as the result's file says they were."""
+        """Fill the inputs with the settings in the result's file."""
         path = self.service.files.get(chosen, "video", ".mp4") if chosen else None
         return actions.load_video(None if path is None else str(path))
 
     def path_of(self, chosen: str) -> str | None:
-        """The result as the source of the next video."""
+        """The path of the result, for use as the source of the next video."""
         path = self.service.files.get(chosen, "video", ".mp4") if chosen else None
         return None if path is None else str(path)

@@ -1,4 +1,7 @@
-"""What the page holds → the fields and files of one request, and back. No torch, no gradio."""
+"""Convert the inputs of the page to the fields and files of a request, and back.
+
+Does not import torch or gradio.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,11 @@ WINDOWS = ("window", "window_overlap", "window_mode", "window_colors", "paste_ba
 
 @dataclass(frozen=True, kw_only=True)
 class Filled:
-    """The page as the user filled it in."""
+    """The inputs that the user filled in."""
 
     form: str
     prompt: str = ""
-    negative_prompt: str | None = None  # None: the server's
+    negative_prompt: str | None = None  # None: the server's default
     numbers: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)  # by name
     sides: tuple[float, float, float, float] = (0, 0, 0, 0)  # left, top, right, bottom, in percent
@@ -58,7 +61,7 @@ class Filled:
     window_references: tuple[str, ...] = ()  # numbers from 1; "-" for none
 
     def windows(self) -> dict[str, Any]:
-        """Prompts and references of the windows, in the words of the inference JSON. Raises ConfigError."""
+        """Prompts and references of the windows, with keys of the inference JSON. Raises ConfigError."""
         found: dict[str, Any] = {}
         if self.window_prompts:
             found["window_prompts"] = list(self.window_prompts)
@@ -67,7 +70,7 @@ class Filled:
         return found
 
     def settings(self) -> dict[str, Any]:
-        """All but the sources, in the words of the inference JSON."""
+        """All inputs except the sources, with keys of the inference JSON."""
         form = forms()[self.form]
         said: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
         said |= {**self.numbers, **self.windows()}
@@ -81,13 +84,13 @@ class Filled:
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent."""
+    """The fields and files that are sent to the server."""
 
     fields: dict[str, Any]
     files: dict[str, list[Path]]
 
     def texts(self) -> dict[str, str]:
-        """The fields as a form sends them."""
+        """The fields as strings of a form."""
         return {
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in self.fields.items()
@@ -95,9 +98,9 @@ class Request:
 
 
 def build(filled: Filled, folder: Path) -> Request:
-    """The request; a painted region becomes a mask or a box, whose file goes to `folder`.
+    """Build the request. A painted region becomes a box, or a mask whose file is written to `folder`.
 
-    Raises ConfigError, DataError.
+    Raises ConfigError and DataError.
     """
     form = forms()[filled.form]
     _check_sources(form, filled)
@@ -130,12 +133,12 @@ def build(filled: Filled, folder: Path) -> Request:
 
 
 def lines_of(text: str | None) -> tuple[str, ...]:
-    """The lines of a box that are not empty."""
+    """The nonempty lines of a text box."""
     return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
 
 
 def number_of(value: Any) -> Any:
-    """What a box holds: a number, several with commas between them, or another text; None for nothing."""
+    """Parse a text box: a number, comma-separated numbers, or other text; None if it is empty."""
     if not isinstance(value, str):
         return value
     try:
@@ -147,13 +150,13 @@ def number_of(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """The same as a text."""
+    """Format a value as the text of a text box."""
     values = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
     return ", ".join(f"{number:g}" if isinstance(number, float) else str(number) for number in values)
 
 
 def _reference_numbers(line: str) -> list[int]:
-    """`1, 3` → [0, 2], and `-` → []. Raises ConfigError."""
+    """Parse reference numbers: `1, 3` gives [0, 2], and `-` gives []. Raises ConfigError."""
     words = line.replace(",", " ").split()
     if words == ["-"]:
         return []
@@ -178,7 +181,7 @@ def _check_sources(form: Form, filled: Filled) -> None:
 
 
 def _options(form: Form, filled: Filled) -> dict[str, Any]:
-    """The options that differ from what the task does without them, and those that it needs."""
+    """The options that differ from the task's defaults, and those that the task requires."""
     assert form.task is not None
     mode = str(filled.options.get("mode", ""))
     found = {}
@@ -195,7 +198,7 @@ def _options(form: Form, filled: Filled) -> dict[str, Any]:
 def _painted(
     form: Form, filled: Filled, options: dict[str, Any], files: dict[str, list[Path]], folder: Path
 ) -> dict[str, Any]:
-    """The options, with the painted region in place of a mask or box that the mode needs."""
+    """Use the painted region for the mask or box that the mode needs."""
     mode, comma, rest = str(options["mode"]).partition(",")
     if mode.startswith("bbox") and options.get("bbox"):
         return options
@@ -221,9 +224,9 @@ def _painted(
 
 
 def plan(request: Request, model: Mapping[str, Any], folder: Path) -> GenerationRequest:
-    """The request as the server will understand it, checked by its rules.
+    """Parse the request in the same way as the server, with the same checks.
 
-    `model`: what /v1/models says. Raises ConfigError.
+    `model`: the entry of /v1/models. Raises ConfigError.
     """
     fields = read_fields(
         request.fields, str(model["id"]), form=False, fps=model.get("defaults", {}).get("fps")
@@ -244,7 +247,7 @@ def plan(request: Request, model: Mapping[str, Any], folder: Path) -> Generation
 
 
 def form_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The form that settings (of a video, or saved ones) belong to, and the task's options."""
+    """The form and the task's options for the settings of a video, or for saved settings."""
     task = settings.get("task")
     if task is None:
         given = settings.get("inputs") or ()
@@ -255,7 +258,7 @@ def form_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     known = forms()
     if name in known:
         return name, values
-    for form in known.values():  # a name that fixes an option of another
+    for form in known.values():  # a task name that fixes an option of another task
         if form.task is not None and name.startswith(f"{form.name}_"):
             return form.name, {**values, "mode": name.removeprefix(f"{form.name}_")}
     raise ConfigError(f"the page has no form for {name!r}", where="task")

@@ -1,4 +1,7 @@
-"""A clip to try the tiny weights with: they know coloured shapes that move over a grey gradient. No torch."""
+"""A sample clip for the tiny weights, which were trained on coloured shapes moving over a grey gradient.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _COLOUR = (214, 42, 42)
 
 
 def write_sample(folder: Path) -> Path:
-    """A red circle that moves right. PROMPT makes it blue."""
+    """Write a clip of a red circle that moves right. PROMPT makes the circle blue."""
     path = folder / "sample.mp4"
     if not path.exists():
         y, x = np.mgrid[:_SIDE, :_SIDE].astype(np.float32) + 0.5

@@ -1,4 +1,4 @@
-"""Settings from a video, and settings under a name."""
+"""The widgets for settings from a video, and for settings saved under a name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mindspeed_mm.ui.videos import notice
 
 @dataclass(frozen=True)
 class Saved:
-    """The widgets."""
+    """The widgets of the settings."""
 
     words: Words
     drop: Any
@@ -26,7 +26,7 @@ class Saved:
     load: Any
 
     def wire(self, actions: Actions, said: Any) -> None:
-        """Connect them."""
+        """Connect the widgets to their handlers."""
         inputs = actions.widgets
         shown = [inputs.family, inputs.form, *inputs.parts.values(), *inputs.groups.values()]
         shown += [*inputs.options.values(), *inputs.numbers.values()]
@@ -54,7 +54,7 @@ class Saved:
 
 
 def build_saved(words: Words) -> Saved:
-    """Lay the widgets out."""
+    """Lay out the widgets."""
     with gr.Accordion(words("settings"), open=False, elem_id="settings"):
         drop = gr.File(label=words("drop"), file_types=[".mp4"], height=120, elem_id="drop")
         with gr.Row():

@@ -1,4 +1,7 @@
-"""What every page works with: the server, local copies of its files, saved settings. No gradio."""
+"""The state that all pages share: the server, local copies of its files, and saved settings.
+
+Does not import gradio.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from mindspeed_mm.ui.presets import Presets
 from mindspeed_mm.ui.request import Request
 from mindspeed_mm.ui.videos import Files
 
-_LISTED = 50  # videos of the history
+_LISTED = 50  # maximum number of videos in the history
 
 
 class Service:
-    """One server and one folder, shared by all pages."""
+    """A server and a folder that all pages share."""
 
     def __init__(self, client: Client, folder: Path, root: Path, *, sample: Path | None = None) -> None:
-        """`sample`: a clip to try the model with."""
+        """`sample`: a sample clip for the model."""
         self.client, self.folder, self.root, self.sample = client, folder, root, sample
         self.work = folder / "page"
         self.work.mkdir(parents=True, exist_ok=True)
@@ -30,22 +33,22 @@ class Service:
         self._listed: tuple[float, list[dict[str, Any]]] = (0.0, [])
 
     def model(self) -> dict[str, Any]:
-        """What the server serves, and the defaults of its requests. Raises LaunchError, ConfigError."""
+        """The served model, and the defaults of its requests. Raises LaunchError and ConfigError."""
         if self._model is None:
             self._model = self.client.model()
         return self._model
 
     def defaults(self) -> dict[str, Any]:
-        """The defaults, or {} while the server does not answer."""
+        """The defaults of requests, or {} while the server does not respond."""
         try:
             return dict(self.model().get("defaults") or {})
         except MindSpeedMMError:
             return {}
 
     def videos(self) -> list[dict[str, Any]]:
-        """The newest ones; pages that look within half a second share an answer.
+        """The newest videos. The response is cached for half a second.
 
-        Raises LaunchError, ConfigError.
+        Raises LaunchError and ConfigError.
         """
         when, known = self._listed
         if time.monotonic() - when > 0.5:
@@ -54,17 +57,17 @@ class Service:
         return known
 
     def send(self, request: Request) -> str:
-        """Queue a video; its id. Raises ConfigError, LaunchError."""
+        """Queue a video and return its id. Raises ConfigError and LaunchError."""
         made = self.client.create(request.texts(), request.files)
         self._listed = (0.0, [])
         return str(made["id"])
 
     def delete(self, video_id: str) -> None:
-        """Cancel a video, or delete it."""
+        """Cancel or delete a video."""
         self.client.delete(video_id)
         self.files.forget(video_id)
         self._listed = (0.0, [])
 
     def scratch(self) -> Path:
-        """A folder for what is planned and not sent."""
+        """A folder for requests that are checked but not sent."""
         return Path(tempfile.gettempdir())

@@ -1,4 +1,4 @@
-"""Which size and length of video suits a source clip. No torch, no gradio."""
+"""Choose the size and length of a video for a source clip. Does not import torch or gradio."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def fit(
     most_frames: int,
     sides: tuple[float, float, float, float] = (0,) * 4,
 ) -> tuple[int, int, int]:
-    """(width, height, frames) for a source (height, width) that grows by `sides` percent.
+    """Choose (width, height, frames) for a source of `size` (height, width) extended by `sides` percent.
 
-    About `area` pixels, sides multiples of 16; 4k+1 frames, at most those of the source and `most_frames`.
+    Width and height are multiples of 16, with a product of about `area` pixels. The number of frames is 4k+1,
+    and at most that of the source and `most_frames`.
     """
     left, top, right, bottom = sides
     wide, high = size[1] * (1 + (left + right) / 100), size[0] * (1 + (top + bottom) / 100)

@@ -1,4 +1,4 @@
-"""The tabs that look: at a dataset or features, and at a run's curves. They read inside one folder."""
+"""The tabs that inspect a dataset or features, and show a run's curves. They read inside one folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mindspeed_mm.ui.videos import notice
 _DATA = frozenset({"data.jsonl", "data.txt", "data.json", "metadata.csv"})
 _METRICS = frozenset({"metrics.jsonl"})
 _USUAL = ("loss", "validation/loss")
-_WAIT = 10.0  # seconds between two looks at a run
+_WAIT = 10.0  # seconds between two reads of a run's metrics
 
 
 def build_inspect(words: Words, service: Service) -> None:
-    """A contact sheet of one row."""
+    """Build the tab with the contact sheet of a row."""
     root = service.root.resolve()
     gr.Markdown(words("inspect_hint", {"root": f"`{root}`"}))
     with gr.Row(equal_height=False):
@@ -53,7 +53,7 @@ def build_inspect(words: Words, service: Service) -> None:
     def run(text: str | None, number: float | None, whole: bool) -> tuple[Any, str]:
         try:
             place = locate(inside(root, text or ""))
-            inside(root, str(place))  # a folder may hold a link to elsewhere
+            inside(root, str(place))  # a folder may contain a link to a path outside
             config = InspectConfig(index=None if whole else int(number or 0))
             image, what = draw(place, config)
         except MindSpeedMMError as error:
@@ -65,7 +65,7 @@ def build_inspect(words: Words, service: Service) -> None:
 
 
 def build_curves(words: Words, service: Service) -> None:
-    """Lines of a run's numbers."""
+    """Build the tab with the curves of a run."""
     root = service.root.resolve()
     gr.Markdown(words("curves_hint", {"root": f"`{root}`"}))
     with gr.Row():

@@ -1,6 +1,6 @@
-"""The page's words in both languages.
+"""The texts of the page in both languages.
 
-What a task is called, and its options, come from the registry where this file has no text.
+Tasks and options without a text in this file use the registry's text.
 """
 
 from __future__ import annotations
@@ -300,23 +300,23 @@ OPTIONS_ZH: Mapping[str, str] = {
 
 
 class Words:
-    """The words of one language."""
+    """The texts in one language."""
 
     def __init__(self, lang: Language) -> None:
         self.lang = lang
         self._words = WORDS[lang]
 
     def __call__(self, key: str, values: Mapping[str, object] | None = None) -> str:
-        """A text, with its values put in."""
+        """The text for a key, formatted with `values`."""
         return self._words[key].format_map(values) if values else self._words[key]
 
     def task(self, name: str, summary: str) -> str:
-        """What a form does; `summary` is the registry's."""
+        """The description of a form. `summary`: the registry's description of the task."""
         if f"form_{name}" in self._words:
             return self(f"form_{name}")
-        usual = summary.partition("; -")[0]  # without the advice about flags
+        usual = summary.partition("; -")[0]  # removes the advice about flags
         return TASKS_ZH.get(name, usual) if self.lang == "zh" else usual
 
     def option(self, name: str, description: str) -> str:
-        """What an option means."""
+        """The description of an option."""
         return OPTIONS_ZH.get(name, description) if self.lang == "zh" else description

@@ -1,6 +1,6 @@
-"""The server's videos as the page shows them: rows of the queue, thumbnails, files for the players.
+"""Show the server's videos on the page: rows of the queue, thumbnails, and files for the players.
 
-No torch, no gradio.
+Does not import torch or gradio.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mindspeed_mm.serve.client import Client
 from mindspeed_mm.ui.text import Words
 
 SHOWN = 5  # rows of the queue
-Video = Mapping[str, Any]  # as /v1/videos says it
+Video = Mapping[str, Any]  # an entry of /v1/videos
 _SHORT = 60
 
 
 def waiting(videos: Sequence[Video]) -> list[Video]:
-    """Those in the queue, in the order in which they are made."""
+    """The videos in the queue, in the order in which they are made."""
     found = [video for video in videos if video["status"] in ("queued", "in_progress")]
     return sorted(
         found, key=lambda video: (video["status"] != "in_progress", video.get("queue_position") or 0)
@@ -29,12 +29,12 @@ def waiting(videos: Sequence[Video]) -> list[Video]:
 
 
 def finished(videos: Sequence[Video]) -> list[Video]:
-    """Completed ones, newest first."""
+    """The completed videos, newest first."""
     return [video for video in videos if video["status"] == "completed"]
 
 
 def row(video: Video, words: Words) -> str:
-    """One row of the queue as HTML."""
+    """The HTML of a row of the queue."""
     percent = int(video["progress"])
     if video["status"] == "queued":
         state = words("status_queued", {"count": int(video.get("queue_position") or 0)})
@@ -54,30 +54,33 @@ def row(video: Video, words: Words) -> str:
 
 
 def remarks(video: Video) -> str:
-    """The server's notes on a request as HTML; nothing for none."""
+    """The HTML of the server's notes on a request; "" if there are none."""
     lines = "".join(f"<li>{escape(str(note))}</li>" for note in video.get("notes") or ())
     return f'<ul class="job-notes">{lines}</ul>' if lines else ""
 
 
 def short(text: str) -> str:
-    """A prompt on one line."""
+    """Shorten a prompt to one line."""
     line = " ".join(text.split())
     return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"
 
 
 def notice(text: str, *, bad: bool = False) -> str:
-    """A remark as HTML; nothing for no text."""
+    """The HTML of a remark; "" for an empty text."""
     return f'<div class="notice{" bad" if bad else ""}" role="status">{escape(text)}</div>' if text else ""
 
 
 class Files:
-    """Local copies of the server's files: a browser asks the page, not the server."""
+    """Local copies of the server's files, because browsers connect only to the page."""
 
     def __init__(self, client: Client, folder: Path) -> None:
         self.client, self.folder = client, folder
 
     def get(self, video_id: str, variant: str, suffix: str) -> Path | None:
-        """The file; None when the server has none. An id is the server's, so it may name a file here."""
+        """Return the file, or None if the server does not have it.
+
+        The server makes the ids, so an id is safe in a file name.
+        """
         path = self.folder / f"{video_id}_{variant}{suffix}"
         if not path.exists():
             try:

@@ -107,7 +107,7 @@ def draw_result(
 
 
 def condition_strips(conditions: Conditions, indices: Sequence[int]) -> list[Strip]:
-    """Return the rows of a sheet for the conditions: references, and frames `indices` of src_video and mask."""
+    """Return the rows of a sheet for the conditions: references, and frames `indices` of video and mask."""
     strips = []
     chosen = list(indices)
     if conditions.src_ref_images:

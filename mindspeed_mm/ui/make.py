@@ -234,7 +234,7 @@ def _number_widgets(words: Words, defaults: Mapping[str, Any], names: Sequence[s
 
 
 def _number_widget(name: str, value: Any, label: str, place: Mapping[str, Any]) -> Any:
-    """A number widget, or a text box for a number that may be empty, as gr.Number turns an empty input into 0."""
+    """A number widget, or a textbox for a number that may be empty: gr.Number turns an empty input into 0."""
     if name not in MAIN:
         return gr.Textbox(value=text_of(value), label=label, max_lines=1, **place)
     usual = Numbers.model_fields[name].default

@@ -26,10 +26,10 @@ ALIASES = {
 class OneLineParser(ArgumentParser):
     """A parser whose errors are ConfigErrors: one line, exit code 1."""
 
-    def format_help(self, *formatter: Any) -> str:  # releases differ in its argument
-        """jsonargparse shows functions as `<function …>` where no docstring parser is installed.
+    def format_help(self, *formatter: Any) -> str:  # its parameters differ between releases
+        """Show the first docstring line of functions and classes instead of `<function …>`.
 
-        Show their first line instead.
+        jsonargparse prints the latter if no docstring parser is installed.
         """
         return _OBJECT.sub(
             lambda match: _summaries().get(match[1].rsplit(".")[-1], match[1]),
@@ -37,7 +37,7 @@ class OneLineParser(ArgumentParser):
         )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises ConfigError: what was wrong, and the nearest flag or word that is known."""
+        """Raise ConfigError with the problem and the most similar known flag or word."""
         command = " ".join(word for word in self.prog.split() if word != "[options]")
         text = " ".join(message.split()).replace('Parser key "', '"--')
         text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
@@ -53,12 +53,12 @@ class OneLineParser(ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. Exits with 1 and one line on bad input."""
+    """Run the command. On bad input, prints one line and exits with 1."""
     _run(sys.argv[1:] if argv is None else list(argv))
 
 
 def _summaries() -> dict[str, str]:
-    """Name of a method or of its config → the first line of its docstring."""
+    """Map the name of each method and config to the first line of its docstring."""
     methods = [method for name in CONVERTERS for method in CONVERTERS.get(name).methods.values()]
     configs = [parameter for method in methods for parameter in get_type_hints(method).values()]
     return {
@@ -76,6 +76,6 @@ def _run(argv: list[str]) -> None:
 
 def _spelled_out(word: str) -> str:
     flag, equals, value = word.partition("=")
-    if value == "--":  # argparse takes it away
+    if value == "--":  # argparse would drop it
         raise ConfigError("got '--'", where=f"mm-convert: {flag}", expected="a value")
     return f"{ALIASES.get(flag, flag)}{equals}{value}"

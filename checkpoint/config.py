@@ -1,4 +1,4 @@
-"""The settings of a conversion: `--cfg.…` flags are these fields. No torch."""
+"""The settings of a conversion. Their fields are the `--cfg.…` flags. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TargetParallelConfig(Config):
 
 
 class ChecksumConfig(Config):
-    """What every method knows."""
+    """The settings of every method."""
 
     dry_run: bool = Field(
         default=False, description="open the source, plan the target, and stop; nothing is written"
@@ -46,7 +46,7 @@ class DcpToTorchConfig(ChecksumConfig):
 
 
 class ConvertConfig(ChecksumConfig):
-    """What every conversion needs."""
+    """The settings of every conversion."""
 
     source_path: str = Field(
         min_length=1, description="folder or file with the weights; what is in it decides how it is read"
@@ -117,7 +117,7 @@ class LoraToConfig(ChecksumConfig):
 
 
 class ExtractLoraConfig(ChecksumConfig):
-    """Two checkpoints of one model → the LoRA that turns one into the other, nearly."""
+    """Two checkpoints of one model → a LoRA that approximates their difference."""
 
     source_path: str = Field(
         min_length=1, description="fine-tuned weights, any dialect, or a training checkpoint"
@@ -170,7 +170,7 @@ class MergeLoraConfig(ConvertConfig):
     @field_validator("loras", mode="before")
     @classmethod
     def _without_quotes(cls, value: Any) -> Any:
-        """`[a.safetensors, b.safetensors]` as mm-convert reads it; JSON alone wants quotes."""
+        """Parse `[a.safetensors, b.safetensors]` without quotes, like mm-convert. JSON would need quotes."""
         if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
             return [word.strip() for word in value[1:-1].split(",")]
         return value

@@ -1,6 +1,7 @@
-"""One conversion.
+"""Convert weights.
 
-Open the source, lay out the target, stream every weight into it, read it back, move it into place.
+A conversion opens the source, plans the files of the target, streams every weight into them, reads them
+back, and moves them into place.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ METHOD_OF = {
 def open_source(
     cfg: ConvertConfig, *, dialects: Sequence[str], method: str, base_path: str | None = None
 ) -> WeightsSource:
-    """The weights to convert, in `cfg.dtype`.
+    """Open the weights to convert, in `cfg.dtype`.
 
-    Raises WeightsError when they are in another dialect than the method reads.
+    Raises WeightsError if the method does not read their dialect.
     """
     source = open_weights(cfg.source_path, base_path=base_path, original="mm" not in dialects)
     if source.dialect not in dialects:
@@ -50,10 +51,7 @@ def open_source(
 
 
 def cast(source: WeightsSource, name: str) -> WeightsSource:
-    """The same weights as `bf16` or `fp32`, one by one when they are read.
-
-    `source` leaves them as they are.
-    """
+    """Cast weights to `bf16` or `fp32`, each when it is read. The name `source` leaves them unchanged."""
     if name not in DTYPES:
         return source
     dtype = DTYPES[name]
@@ -71,11 +69,11 @@ def convert(
     method: str,
     rows: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write, read back, move into place. Memory: the largest tensor.
+    """Write the target, read it back, and move it into place. The peak memory is that of the largest tensor.
 
-    Raises WeightsError and leaves the target as it was.
+    On failure, raises WeightsError and leaves the target unchanged.
 
-    `rows` of the table that say where `source` came from, where it is made of several.
+    `rows`: the rows of the table that name the origins of `source`, if there are several.
     """
     shown = rows or [("source", source.description)]
     log_conversion(method, shown, target, source.tensors.values(), cfg)
@@ -93,7 +91,7 @@ def log_conversion(
     tensors: Collection[TensorFile],
     cfg: AnyConfig,
 ) -> None:
-    """The table of a conversion, before it writes."""
+    """Log the table of a conversion before anything is written."""
     nbytes = sum(tensor.nbytes for tensor in tensors)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
     files = [*target.torch_files, *target.safetensors]
@@ -112,9 +110,10 @@ def log_conversion(
 
 
 def write_module(source: WeightsSource, cfg: ConvertConfig, method: str) -> None:
-    """The VACE branch alone, in one file of official names: what ComfyUI users exchange. Raises WeightsError.
+    """Write only the VACE branch to one file with official names, the form that ComfyUI uses.
 
-    ComfyUI sees no config: it takes heads of 128 channels, and a hint every layers // blocks trunk blocks.
+    ComfyUI reads no config. It assumes heads of 128 channels, and one hint every
+    num_layers // num_vace_blocks trunk blocks. Raises WeightsError.
     """
     path = Path(cfg.target_path)
     if path.suffix != ".safetensors" or path.is_dir():

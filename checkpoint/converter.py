@@ -1,6 +1,6 @@
-"""The converters that mm-convert knows.
+"""The registry of mm-convert's converters.
 
-Other packages add theirs through the entry-point group `mindspeed_mm.converters`.
+Other packages can add converters through the entry-point group `mindspeed_mm.converters`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from mindspeed_mm.registry import Registry
 class Converter:
     """The methods of one model family.
 
-    Each takes one config named `cfg`, whose fields become `--cfg.…` flags.
-
-    A method imports torch in its body, not above it: --help must stay light.
+    Each method takes one config named `cfg`, whose fields become `--cfg.…` flags. A method should import
+    torch in its body, so that --help stays fast.
     """
 
     methods: Mapping[str, Callable[[Any], None]]

@@ -1,6 +1,7 @@
-"""A sharded checkpoint of torch.distributed.checkpoint as one torch file.
+"""Convert a sharded checkpoint of torch.distributed.checkpoint to one torch file.
 
-It is what torch's dcp_to_torch makes, streamed and safe.
+The file has the same content as that of torch's dcp_to_torch. Here the tensors are streamed, and no code in
+the checkpoint is run.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from mindspeed_mm.models.containers.torch_file import read_torch
 
 
 def gather(cfg: DcpToTorchConfig) -> None:
-    """Write the whole state dict of one checkpoint. Memory: the largest tensor.
+    """Write the whole state dict of a checkpoint. The peak memory is that of the largest tensor.
 
-    Raises WeightsError; the target stays.
+    On failure, raises WeightsError and leaves the target unchanged.
     """
     folder = _checkpoint(Path(cfg.source_path))
     state = read_dcp(folder)
@@ -56,7 +57,7 @@ def gather(cfg: DcpToTorchConfig) -> None:
 
 
 def _checkpoint(path: Path) -> Path:
-    """The iteration folder at `path`, or the one that its tracker names."""
+    """The iteration folder at `path`, or the folder that the tracker file in `path` names."""
     folder = path if is_complete(path) else latest_folder(path)
     if folder is None or not (folder / INDEX).is_file():
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""A LoRA from two checkpoints: the difference of each linear layer, cut to a low rank."""
+"""Extract a LoRA from two checkpoints: a low-rank approximation of the difference of each linear layer."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from mindspeed_mm.models.weights import open_weights
 from mindspeed_mm.progress import Progress
 
 logger = get_logger(__name__)
-_EXACT = 1024  # the smaller side of a matrix whose singular values are computed exactly
-_MORE = 16  # columns of the randomized range beyond the rank
-_WORST = 5  # layers in the log
+_EXACT = 1024  # up to this smaller side, a matrix gets an exact SVD
+_MORE = 16  # oversampling of the randomized SVD
+_WORST = 5  # layers that are logged
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One layer's difference, and what the rank leaves out of it."""
+    """The norm of a layer's difference, and of the part that the low rank loses."""
 
     name: str
     rank: int
     size: float  # Frobenius norm of the difference
-    lost: float  # of what is left out
+    lost: float  # Frobenius norm of the residual
 
     @property
     def error(self) -> float:
-        """The share of the difference that is lost, 0 to 1."""
+        """The relative error, from 0 to 1."""
         return self.lost / self.size if self.size else 0.0
 
 
 def extract(cfg: ExtractLoraConfig) -> None:
-    """Write the LoRA, and say what it loses.
+    """Write the LoRA, and report its error.
 
-    Raises WeightsError when the checkpoints are of different models, or equal.
+    Raises WeightsError if the checkpoints are equal or of different models.
     """
     base = open_weights(cfg.base_path)
     tuned = open_weights(cfg.source_path, base_path=None)
@@ -99,7 +99,10 @@ def difference(
 
 
 def low_rank(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """[out, in] → up [out, r], down [r, in] with the nearest product of rank r; both hold √σ."""
+    """Factor [out, in] into up [out, r] and down [r, in], whose product is the best rank-r approximation.
+
+    Each factor is scaled by √σ. Large matrices use a randomized SVD.
+    """
     rank = min(rank, *delta.shape)
     if min(delta.shape) <= _EXACT:
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)

@@ -1,9 +1,9 @@
-"""How a target changes on disk.
+"""Replace a target on disk.
 
-Everything is written and checked in a hidden folder first, then moved into place.
+All files are first written and checked in a hidden folder, and then moved into place.
 
-Whatever kills a conversion, the target is the old one, the new one or absent, never a mixture; where it is
-absent, the next run begins by putting the old one back.
+After a kill, the target is the old one, the new one or absent, but never a mixture of both. If it is absent,
+the next run first restores the old one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from mindspeed_mm.progress import size_text
 
 logger = get_logger(__name__)
 _STAGING = ".mm-convert"
-LEAVING, LEFT = "leaving", "left"  # where old entries wait: some of them, all of them
+LEAVING, LEFT = "leaving", "left"  # folders of the old entries: while they are moved out, and after all are
 
 
 @contextlib.contextmanager
 def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = "") -> Iterator[Path]:
-    """An empty hidden folder under `place` for one conversion, removed afterwards.
+    """Make an empty hidden folder under `place` for one conversion, and remove it afterwards.
 
-    Raises LaunchError if one is running.
+    First restores the entries that a killed conversion had moved out of `place`. `owned` and `last` are those
+    of `replace_entries`. With `last`, the target is the whole folder `place`, which is locked. Without it,
+    the target is the file `name` in `place`, and only the hidden folder is locked.
 
-    What a killed conversion had moved out of the way is put back first: `owned` and `last` as for
-    `replace_entries`. With `last` the whole of `place` is the target and gets the lock; else its file `name`
-    alone.
+    Raises LaunchError if another conversion to the same target is running.
     """
     folder = place / f".{name}{_STAGING}"
     held = False
@@ -55,13 +55,13 @@ def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = ""
                 if last:
                     folder.rmdir()
     finally:
-        if held:  # a killed conversion made it, so that the lock leaves it
+        if held:  # the lock does not remove a folder that a killed conversion made
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
 def _empty(folder: Path) -> bool:
-    """Remove all but the lock; whether there was anything."""
+    """Remove all entries except the lock. Returns whether there were any."""
     found = [entry for entry in folder.iterdir() if entry.name != LOCK_FILE]
     for entry in found:
         _remove(entry)
@@ -69,7 +69,7 @@ def _empty(folder: Path) -> bool:
 
 
 def _is_killed(path: Path) -> bool:
-    """Whether `path` is the hidden folder of one file's conversion that was killed on this machine."""
+    """Whether `path` is the hidden folder of a conversion to a file that was killed on this machine."""
     if not path.name.endswith(_STAGING):
         return False
     holder = read_holder(path)
@@ -78,7 +78,7 @@ def _is_killed(path: Path) -> bool:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """What the disk refuses while the files of `target` are written, as one WeightsError."""
+    """Convert errors in writing the files of `target` to a WeightsError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -89,7 +89,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def check_space(place: Path, nbytes: int) -> None:
-    """Raises WeightsError when the disk under `place` has less than `nbytes` free, before any write."""
+    """Raise WeightsError if the disk of `place` has less than `nbytes` free. Call it before any write."""
     existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if nbytes > free:
@@ -101,22 +101,23 @@ def check_space(place: Path, nbytes: int) -> None:
 
 
 def replace_file(staged: Path, target: Path) -> None:
-    """Move one finished file over the target: readers see the old one or the new one."""
+    """Replace the target with a finished file atomically: readers see the old file or the new one."""
     os.replace(staged, target)
     _sync(target.parent)
 
 
 def replace_entries(staged: Path, folder: Path, target: Path, owned: Sequence[str], *, last: str) -> None:
-    """Move all entries of `staged` into `target`, `last` at the end, in place of what matches `owned` there.
+    """Replace the entries of `target` that match `owned` with all entries of `staged`.
 
-    The old entries wait in `folder`, the hidden one, until all is done. On an error they are put back.
+    The entry `last` is moved last. Until then, the old entries are kept in the hidden `folder`. On an error
+    they are restored.
     """
     leaving, left = folder / LEAVING, folder / LEFT
     leaving.mkdir()
     try:
         for entry in sorted({path for pattern in owned for path in target.glob(pattern)}):
             os.rename(entry, leaving / entry.name)
-        os.rename(leaving, left)  # from here on, whatever `owned` names in the target is new
+        os.rename(leaving, left)  # from now on, all entries of the target that match `owned` are new
         _sync(target)
         _move_all(staged, target, last)
     except OSError:
@@ -125,9 +126,9 @@ def replace_entries(staged: Path, folder: Path, target: Path, owned: Sequence[st
 
 
 def put_back(folder: Path, target: Path, owned: Sequence[str], *, last: str) -> bool:
-    """Undo a replacement that did not come to its end; whether there was one.
+    """Undo an incomplete replacement. Returns whether there was one.
 
-    May be interrupted and done again.
+    It can be interrupted and called again.
     """
     leaving, left = folder / LEAVING, folder / LEFT
     if left.is_dir() and not (target / last).exists():

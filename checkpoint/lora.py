@@ -1,4 +1,4 @@
-"""LoRAs: merge them into their base, and write one for other programs."""
+"""Merge LoRAs into their base, and write LoRAs for other programs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ToLora = LoraToConfig | ExtractLoraConfig
 def merge(cfg: MergeLoraConfig) -> None:
     """Write base + Σ strength · LoRA.
 
-    Raises ConfigError, and WeightsError when a LoRA does not fit; the target stays.
+    Raises ConfigError, or WeightsError if a LoRA does not fit, and leaves the target unchanged.
     """
     paths = [cfg.loras] if isinstance(cfg.loras, str) else cfg.loras
     strengths = _strengths(cfg.strengths, len(paths))
@@ -63,12 +63,12 @@ def merge(cfg: MergeLoraConfig) -> None:
 
 
 def write_hf(cfg: LoraToConfig) -> None:
-    """As the target's name says: a .safetensors file for diffusers, else a folder of peft."""
+    """Write a .safetensors file for diffusers if the target has this suffix, and a peft folder otherwise."""
     (write_diffusers if Path(cfg.target_path).suffix == ".safetensors" else write_peft)(cfg)
 
 
 def write_adapter(adapter: Adapter, cfg: ExtractLoraConfig) -> None:
-    """A LoRA that is not a file yet, in `cfg.form`. Raises WeightsError; the target stays."""
+    """Write a LoRA in `cfg.form`. On failure, raises WeightsError and leaves the target unchanged."""
     if cfg.form == "peft":
         target = _folder(cfg, adapter, cfg.base_path)
     elif cfg.form == "diffusers":
@@ -79,9 +79,9 @@ def write_adapter(adapter: Adapter, cfg: ExtractLoraConfig) -> None:
 
 
 def write_peft(cfg: LoraToConfig) -> None:
-    """A folder with adapter_config.json and adapter_model.safetensors.
+    """Write a folder with adapter_config.json and adapter_model.safetensors.
 
-    Raises WeightsError; the target stays.
+    On failure, raises WeightsError and leaves the target unchanged.
     """
     adapter = _open(cfg)
     _put(_folder(cfg, adapter, cfg.base_path or adapter.base), adapter, cfg, "lora_to_peft")
@@ -103,7 +103,10 @@ def _folder(cfg: ToLora, adapter: Adapter, base: str | None) -> Target:
 
 
 def write_comfyui(cfg: LoraToConfig) -> None:
-    """One .safetensors file with lora_down, lora_up and alpha. Raises WeightsError; the target stays."""
+    """Write one .safetensors file with lora_down, lora_up and alpha.
+
+    On failure, raises WeightsError and leaves the target unchanged.
+    """
     adapter = _open(cfg)
     if adapter.whole:
         place = cfg.base_path or adapter.base
@@ -118,9 +121,9 @@ def write_comfyui(cfg: LoraToConfig) -> None:
 
 
 def write_diffusers(cfg: LoraToConfig) -> None:
-    """One .safetensors file in diffusers names, scales multiplied in.
+    """Write one .safetensors file with diffusers names. The scales are folded into the matrices.
 
-    Raises WeightsError; the target stays.
+    On failure, raises WeightsError and leaves the target unchanged.
     """
     adapter = fold_scales(_open(cfg))
     _put(_diffusers_file(cfg, adapter), adapter, cfg, "lora_to_diffusers")
@@ -158,9 +161,9 @@ def _put(target: Target, adapter: Adapter, cfg: ToLora, method: str) -> None:
 
 
 def _check_written(path: Path, planned: Adapter, written: Adapter, seen: Written) -> None:
-    """Raises WeightsError unless the LoRA at `path` is the planned one.
+    """Raise WeightsError unless the LoRA at `path` is the planned one.
 
-    Names, scales, and the beginnings of the data.
+    Compares the names, the scales, and the first bytes of each tensor.
     """
     if planned.names != written.names:
         raise WeightsError("was not written as planned; report this", where=path)

@@ -1,6 +1,6 @@
-"""A whole WanVACEPipeline folder of diffusers out of its parts.
+"""Assemble a WanVACEPipeline folder of diffusers.
 
-One or two transformers, VAE, text encoder, tokenizer, scheduler.
+Its parts are one or two transformers, the VAE, text encoder, tokenizer and scheduler.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ OWNED = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2
 
 @dataclass(frozen=True)
 class Parts:
-    """What goes into the folder, opened and checked; nothing of it is written yet."""
+    """The opened and checked parts of the folder, before they are written."""
 
     experts: Mapping[str, WeightsSource]  # folder name → weights
-    modules: Mapping[str, Any]  # folder name → what diffusers or transformers saves
-    vocabulary: str  # fingerprint of the tokenizer among them
+    modules: Mapping[str, Any]  # folder name → object of diffusers or transformers
+    vocabulary: str  # fingerprint of the tokenizer
 
     @property
     def nbytes(self) -> int:
-        """Size of all weights in bytes."""
+        """The size of all weights in bytes."""
         experts = sum(tensor.nbytes for source in self.experts.values() for tensor in source.tensors.values())
         return experts + sum(_nbytes(module) for module in self.modules.values())
 
@@ -57,7 +57,7 @@ class Parts:
 def assemble(cfg: PipelineConfig) -> None:
     """Write the folder and move it into place.
 
-    Raises WeightsError when a part does not fit; the target stays as it was.
+    If a part does not fit, raises WeightsError and leaves the target unchanged.
     """
     target = Path(cfg.target_path)
     if target.is_file():
@@ -80,13 +80,13 @@ def assemble(cfg: PipelineConfig) -> None:
                 files = hf_target(source, plan, "diffusers", cfg.max_shard_gb)
                 write_finite(new / name, files, str(source.path), cfg.allow_nonfinite, progress.step)
                 read_back(new / name, source, bits=False)
-            transformers_logging.disable_progress_bar()  # ours counts all parts
+            transformers_logging.disable_progress_bar()  # our own bar covers all parts
             for name, module in parts.modules.items():
                 module.save_pretrained(new / name)
                 progress.step(_nbytes(module))
         _read_back_modules(new, parts)
         (new / INDEX).write_text(json.dumps(_index(parts, cfg), indent=2) + "\n", encoding="utf-8")
-        with deferred():  # a signal must not find the target in between
+        with deferred():  # a signal must not interrupt the replacement
             replace_entries(new, place, target, OWNED, last=INDEX)
     logger.info(f"{target}: a WanVACEPipeline of {', '.join([*parts.experts, *parts.modules])}")
 
@@ -111,13 +111,13 @@ def _log_table(parts: Parts, cfg: PipelineConfig) -> None:
 
 
 def open_parts(cfg: PipelineConfig) -> Parts:
-    """Every part, in any dialect. Raises WeightsError when one is missing, damaged or something else."""
+    """Open every part, in any dialect. Raises WeightsError if one is missing, damaged or of another kind."""
     paths = {"transformer": cfg.high_path} | ({"transformer_2": cfg.low_path} if cfg.low_path else {})
     experts = {name: _open_expert(path, cfg) for name, path in paths.items()}
     words = Path(cfg.tokenizer_path) if cfg.tokenizer_path else find_tokenizer(Path(cfg.text_encoder_path))
     encoder = load_text_encoder(
         Path(cfg.text_encoder_path), words, dtype=torch.bfloat16, device="cpu"
-    )  # reads it too
+    )  # also reads the tokenizer
     shift = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": cfg.shift}
     modules = {
         "scheduler": UniPCMultistepScheduler(**shift),
@@ -131,9 +131,9 @@ def open_parts(cfg: PipelineConfig) -> Parts:
 
 
 def _read_back_modules(folder: Path, parts: Parts) -> None:
-    """Raises WeightsError unless VAE, text encoder and tokenizer are in `folder` as they were given.
+    """Raise WeightsError unless the VAE, text encoder and tokenizer in `folder` equal the given parts.
 
-    Names, shapes, and the beginnings of the data.
+    Compares the fingerprints: names, shapes, and the beginning of the data.
     """
     text = load_text_encoder(folder / "text_encoder", folder / "tokenizer", dtype=torch.bfloat16)
     found = {"vae": load_vae(folder / "vae").model, "text_encoder": text.model}

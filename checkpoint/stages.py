@@ -1,4 +1,4 @@
-"""pp_layers as people write it → flat stages → the rank and chunk that each of them becomes on disk."""
+"""Split weights into pipeline stages: the files of an MM folder, by rank and chunk, for `pp_layers`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
 
 def mm_files(source: WeightsSource, pp_layers: Layers) -> dict[str, dict[str, Any]]:
-    """The torch files of an MM folder, by their path in it. [] for `pp_layers` makes one file.
+    """Return the torch files of an MM folder, by their path in it. An empty `pp_layers` gives one file.
 
-    Flat stage v·pp + p is chunk v of rank p. Raises ConfigError when the sizes do not fit the model.
+    Flat stage v·pp + p is chunk v of rank p. Raises ConfigError if the sizes do not fit the model.
     """
     if not pp_layers:
         return {_path(None): {"model": _mm_names(source.tensors)}}

@@ -1,4 +1,4 @@
-"""Which files a conversion writes, and what is in each."""
+"""Plan the files of a conversion and their content."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ STEM = "diffusion_pytorch_model"
 
 @dataclass(frozen=True)
 class Target:
-    """Files to write, by their path under `folder`, and what they take the place of."""
+    """The files to write, by their path under `folder`, and the existing entries that they replace."""
 
     folder: Path
-    name: str  # of the file; "" when the target is a folder
+    name: str  # file name; "" if the target is a folder
     torch_files: Mapping[str, Mapping[str, Any]]  # path → state dict with TensorFiles
     safetensors: Mapping[str, Mapping[str, TensorFile]]  # path → name → tensor
     texts: Mapping[str, str]  # path → small text file
-    owned: tuple[str, ...] = ()  # patterns of what a former conversion left in the folder
-    last: str = ""  # the entry that completes it
+    owned: tuple[str, ...] = ()  # patterns of the entries that the conversion replaces
+    last: str = ""  # the entry that is moved last and completes the folder
     tracker: bool = False
-    metadata: Mapping[str, str] | None = None  # of the headers of safetensors
+    metadata: Mapping[str, str] | None = None  # metadata in the headers of the safetensors files
 
     @property
     def path(self) -> Path:
-        """The file or folder that a user named."""
+        """The target_path of the user: a file or a folder."""
         return self.folder / self.name if self.name else self.folder
 
 
 def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> Target:
-    """An MM folder: tracker, `release/mp_rank_00[_ppp]/model_optim_rng.pt`, and the sizes beside them."""
+    """Plan an MM folder: tracker, `release/mp_rank_00[_ppp]/model_optim_rng.pt`, and a config.json."""
     folder = Path(cfg.target_path)
     if folder.suffix in (".pt", ".pth", ".safetensors") or folder.is_file():
         raise WeightsError(
@@ -69,7 +69,10 @@ def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> T
 
 
 def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard_gb: float) -> Target:
-    """One .pt, .pth or .safetensors file, or a folder of shards with index and config.json, by the name."""
+    """Plan one .pt, .pth or .safetensors file, or a folder of shards with an index and config.json.
+
+    The suffix of the target path decides which.
+    """
     path = Path(cfg.target_path)
     names = KEY_MAPS[dialect]
     tensors = {names.to_theirs(name): tensor for name, tensor in source.tensors.items()}
@@ -98,7 +101,7 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
             f"would overwrite the base of {source.path}", where=path, fix="choose another target_path"
         )
     files = _shards(tensors, int(max_shard_gb * 1e9))
-    is_diffusers = dialect == "diffusers"  # which cannot load a folder without it
+    is_diffusers = dialect == "diffusers"  # diffusers needs a config.json of its own
     texts = (
         {"config.json": json_text(diffusers_json(source.config))}
         if is_diffusers
@@ -118,12 +121,15 @@ def hf_target(source: WeightsSource, cfg: ConvertConfig, dialect: str, max_shard
 
 
 def by_alignment(tensors: Mapping[str, TensorFile]) -> dict[str, TensorFile]:
-    """Wide dtypes first, so that every tensor begins at a multiple of its item size."""
+    """Sort tensors by descending item size, so that every tensor starts at a multiple of its item size."""
     return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
 def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
-    """`<file>.json` with the sizes, for a model whose weights do not show them (no published one)."""
+    """Plan `<file>.json` with the sizes if they cannot be inferred from the weights.
+
+    All published models can be inferred.
+    """
     try:
         known = infer_config(source.shapes, {}) == source.config
     except WeightsError:
@@ -132,7 +138,7 @@ def _sidecar(path: Path, source: WeightsSource) -> dict[str, str]:
 
 
 def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
-    """A config.json under `name`, or nothing and a warning where the source does not say all it needs."""
+    """Plan a config.json under `name`. If the source lacks a value, logs a warning and returns {}."""
     try:
         return {name: json_text(official_json(source.config))}
     except WeightsError as error:
@@ -141,7 +147,7 @@ def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
 
 
 def _shards(tensors: Mapping[str, TensorFile], most: int) -> dict[str, dict[str, TensorFile]]:
-    """File name → its tensors, each file at most `most` bytes (or one tensor)."""
+    """Split tensors into files of at most `most` bytes, or of one larger tensor. Returns name → tensors."""
     parts: list[dict[str, TensorFile]] = [{}]
     size = 0
     for name, tensor in tensors.items():

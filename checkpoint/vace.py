@@ -1,4 +1,4 @@
-"""The methods of VACEConverter: each names the dialect that it reads and the form that it writes."""
+"""The methods of VACEConverter. Each method is named after the dialect it reads and the form it writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ FILES = (".pt", ".pth", ".safetensors")
 
 
 def check_target(path: str) -> None:
-    """Raises ConfigError or LaunchError if the target cannot be written or is in use. No torch."""
+    """Check a target without torch.
+
+    Raises ConfigError if the target cannot be written, and LaunchError if it is in use.
+    """
     if Path(path).suffix in FILES:
         check_file(path, "target_path")
         return
@@ -32,7 +35,7 @@ def check_target(path: str) -> None:
 
 
 def hf_to_mm(cfg: ToMmConfig) -> None:
-    """Original Wan weights (one file or shards) to an MM folder. Of A14B, convert each expert on its own.
+    """Original Wan weights (one file or shards) to an MM folder. For A14B, convert each expert separately.
 
     Args:
         cfg: source, target, dtype, pipeline stages.
@@ -120,7 +123,7 @@ def resplit(cfg: ResplitConfig) -> None:
 def dcp_to_torch(cfg: DcpToTorchConfig) -> None:
     """A run's sharded checkpoint to one torch file, like torch's dcp_to_torch.
 
-    Nothing that the checkpoint carries is run.
+    No code in the checkpoint is run.
 
     Args:
         cfg: source; a .pt or .pth file, or a folder that becomes an MM checkpoint, as target.
@@ -201,7 +204,7 @@ def lora_to_hf(cfg: LoraToConfig) -> None:
     """A LoRA of any dialect, or of a training checkpoint, to a folder of peft, or a file for diffusers.
 
     Args:
-        cfg: source, target, whose name decides, dtype, base of an unpublished model.
+        cfg: source, target (its suffix decides the form), dtype, base of an unpublished model.
     """
     check_target(cfg.target_path)
     from checkpoint.lora import write_hf
@@ -211,7 +214,7 @@ def lora_to_hf(cfg: LoraToConfig) -> None:
 
 
 def extract_lora(cfg: ExtractLoraConfig) -> None:
-    """The difference of two checkpoints of one model as a LoRA; the error of each layer is said.
+    """The difference of two checkpoints of one model as a LoRA, with a report of each layer's error.
 
     Args:
         cfg: fine-tuned weights as source, base, target, rank, part, program.

@@ -1,4 +1,4 @@
-"""Write a target beside its place, read it back, and move it there."""
+"""Write a target to a hidden folder, read it back, and move it into place."""
 
 from __future__ import annotations
 
@@ -40,12 +40,10 @@ def put(
     cfg: AnyConfig,
     method: str,
 ) -> None:
-    """Write `target`, which holds `tensors`, `check` what was written, and move it into place.
+    """Write `target`, which contains `tensors`, call `check` on the result, and move it into place.
 
-    Raises WeightsError.
-
-    Weights with NaN or Inf are refused once all have been read, unless `cfg.allow_nonfinite`. With
-    `cfg.dry_run`, only the room on the disk is checked.
+    Raises WeightsError. Weights with NaN or Inf also raise it, after all weights have been read, unless
+    `cfg.allow_nonfinite` is set. With `cfg.dry_run`, only checks the free space on the disk.
     """
     total = sum(tensor.nbytes for tensor in tensors)
     shown = target.path
@@ -62,7 +60,7 @@ def put(
             write_finite(new, target, cfg.source_path, cfg.allow_nonfinite, progress.step)
         with Progress(f"checking {shown}", total, "B") as progress:
             check(new / target.name if target.name else new, progress.step)
-        with deferred():  # a signal must not find the target in between
+        with deferred():  # a signal must not interrupt the replacement
             if target.name:
                 for text in target.texts:
                     replace_file(new / text, target.folder / text)
@@ -71,7 +69,7 @@ def put(
                 replace_entries(new, place, target.folder, target.owned, last=target.last)
             if target.tracker:
                 write_tracker(target.folder, RELEASE)
-        if target.tracker:  # folders of other programs get no file of ours
+        if target.tracker:  # only MM folders get a job.json
             job = {"method": method, **cfg.model_dump(mode="json")}
             write_text(target.folder / "job.json", format_json(job, indent=2) + "\n")
     logger.info(f"{shown}: {len(tensors)} tensors, {size_text(total)}")
@@ -80,9 +78,9 @@ def put(
 def write_finite(
     new: Path, target: Target, where: str, allow: bool, written: Written = lambda nbytes: None
 ) -> None:
-    """Like `write`.
+    """Write the files like `write`, and check that all weights are finite.
 
-    Raises WeightsError that names the weights of `where` with NaN or Inf; `allow` makes it a warning.
+    Raises WeightsError that names the weights of `where` with NaN or Inf. `allow` logs a warning instead.
     """
     finite = FiniteWeights(where)
 
@@ -113,7 +111,7 @@ def _read_checked(tensor: TensorFile, name: str, finite: FiniteWeights) -> Tenso
 def write(new: Path, target: Target, written: Written = lambda nbytes: None) -> None:
     """Stream the files of `target` into the folder `new`.
 
-    Raises OSError when the disk is full or cannot be written.
+    Raises OSError if the disk is full or cannot be written.
     """
     for name, text in target.texts.items():
         _at(new, name).write_text(text, encoding="utf-8")
@@ -137,8 +135,11 @@ def read_back(
     *,
     opener: Callable[[Path], WeightsSource] = open_weights,
 ) -> None:
-    """Raises WeightsError unless `path` holds exactly the weights of `source`."""
-    with verifying(bits):  # where only heads are read, checksums would read all
+    """Raise WeightsError unless the weights at `path` are those of `source`.
+
+    Without `bits`, compares only the first 64 KiB of each weight.
+    """
+    with verifying(bits):  # checksums would read the whole files
         written = opener(path)
         problems = differences(written.shapes, source.shapes)
         if problems or written.dtypes != source.dtypes:
@@ -153,7 +154,7 @@ def read_back(
 
 
 def check_same(path: Path, name: str, tensor: TensorFile, written: TensorFile, bits: bool) -> None:
-    """Raises WeightsError unless the heads, or all bits, of what was written at `path` equal `tensor`."""
+    """Raise WeightsError unless `written`, at `path`, equals `tensor`: its first 64 KiB, or all `bits`."""
     if not _same(tensor.read(), written.read(), None if bits else HEAD_BYTES // tensor.dtype.itemsize):
         raise WeightsError(
             f"{name} reads back with different values", where=path, fix="check the disk and convert again"

@@ -118,7 +118,7 @@ def test_state_is_loaded_by_name_before_the_start(caplog: pytest.LogCaptureFixtu
         run.run()
     assert second.calls[:2] == [("load", {"mean": 2.5}), ("start", 0, 7)]
     assert first.calls[0] == ("start", 0, 7)
-    notes = [record.getMessage() for record in caplog.records if "gone" in record.getMessage()]
+    notes = {record.getMessage() for record in caplog.records if "gone" in record.getMessage()}
     assert len(notes) == 1
     assert "away" in notes[0]
 

@@ -118,7 +118,7 @@ def reference_random(sources: Sources, options: ReferenceCropOptions) -> Prepare
 def clip_crops(clip: Clip, count: int, generator: np.random.Generator) -> tuple[Frame, ...]:
     """Return square crops of random frames, 0.5 to 1 times the shorter side.
 
-    Each crop covers 0.5 to 1 of a white canvas of the frame's size.
+    Each crop is scaled to 0.5 to 1 times the frame's shorter side, on a white canvas of its size.
     """
     return tuple(_crop(clip, generator) for _ in range(count))
 

@@ -68,10 +68,7 @@ class World:
 
 @contextmanager
 def together() -> Iterator[World]:
-    """Join torchrun's ranks in a gloo group, or run as a single process.
-
-    The timeout of the group is 14 days, so a slow rank does not end the run.
-    """
+    """Join torchrun's ranks in a gloo group whose timeout of 14 days no slow rank exceeds, or run alone."""
     world = World(rank(), world_size())
     if world.size > 1:
         join_group("gloo", timedelta(days=14))
@@ -108,10 +105,7 @@ def build_dataset(job: ExtractJob, manifest: Manifest | None) -> RawDataset:
 
 
 def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelerator) -> Extraction:
-    """Open the VAE and the text encoder.
-
-    Each moves to the device when the first clip or caption has to be encoded.
-    """
+    """Open the VAE and the text encoder. Each moves to the device when it first encodes."""
     accelerator.activate()
     ae, text = job.model.ae, job.model.text_encoder
     vae = load_vae(ae.from_pretrained, dtype=DTYPES[ae.dtype], tiling=ae.enable_tiling)

@@ -82,8 +82,9 @@ def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
     if "timesteps" in said and "solver" not in said:
         values["solver"] = values["solver"] if SOLVERS.get(values["solver"]).free_timesteps else "euler"
     if not SOLVERS.get(values["solver"]).free_timesteps or values.get("videoxfun_sigmas"):
+        free = ", ".join(name for name in SOLVERS if SOLVERS.get(name).free_timesteps)
         raise ConfigError(
-            f"{origin} needs a solver for free timesteps (euler, renoise), without videoxfun_sigmas",
+            f"{origin} needs a solver for free timesteps ({free}), without videoxfun_sigmas",
             where="solver",
             fix="leave it out",
         )

@@ -59,9 +59,8 @@ class GenerationRequest:
     noise: Tensor | None = None  # [16, R+F, h, w], instead of the noise of the seed
     loras: tuple[LoraUse, ...] = ()
     task: TaskRequest | None = None  # makes src_video, src_mask and references before generation
-    window_prompts: tuple[
-        str, ...
-    ] = ()  # one per window of a long video; the last applies to all that follow
+    # one per window of a long video; the last applies to all that follow
+    window_prompts: tuple[str, ...] = ()
 
     @classmethod
     def resolve(

@@ -1,4 +1,4 @@
-"""A stranger's package adds a model, a dataset, a converter and a training hook by entry points, and all work through the ordinary commands."""
+"""An outside package extends the library through entry points, and its parts work in the ordinary commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hook is told, what its failure does, and how its state is kept."""
+"""The events that a hook receives, the effect of its failure, and the state that a checkpoint keeps."""
 
 from __future__ import annotations
 

@@ -79,6 +79,7 @@ class Case:
             num_heads=heads,
             num_layers=every * self.depth,
             trainable=self.trainable,
+            dtype="fp32" if self.fp32 else "bf16",
             vace_dit=VaceDitConfig(vace_layers=tuple(range(0, every * self.depth, every))),
         )
 

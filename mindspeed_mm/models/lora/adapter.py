@@ -1,4 +1,4 @@
-"""A LoRA as data: what it changes of which weight, under the official names, and the sum of base and LoRA."""
+"""A LoRA as data: its updates by official weight name, and merging them into a base."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from mindspeed_mm.models.source import WeightsSource
 
 @dataclass(frozen=True)
 class Pair:
-    """One product: W + scale · up · down."""
+    """One low-rank update: W + scale · up · down."""
 
-    down: TensorFile  # [rank, in] or, of a convolution, [rank, in, ...]
+    down: TensorFile  # [rank, in]; for a convolution [rank, in, ...]
     up: TensorFile  # [out, rank] or [out, rank, 1, ...]
     scale: float = 1.0
 
     @property
     def rank(self) -> int:
-        """Rows of `down`."""
+        """The number of rows of `down`."""
         return self.down.shape[0]
 
     @property
     def alpha(self) -> float:
-        """What files of most dialects call it: scale · rank."""
+        """The alpha that most dialects store: scale · rank."""
         return self.scale * self.rank
 
     def product(self) -> Tensor:
@@ -43,22 +43,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA file. All names are official names of weights, such as `blocks.0.self_attn.q.weight`."""
+    """A LoRA file. All names are official weight names, such as `blocks.0.self_attn.q.weight`."""
 
     path: Path
     dialect: str
     pairs: Mapping[str, Pair] = field(repr=False)
-    diffs: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # added to a weight as they are
-    whole: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # take the place of a weight
-    base: str | None = None  # path of the base, where a checkpoint names it
+    diffs: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # added to a weight as stored
+    whole: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # replace a weight
+    base: str | None = None  # path of the base, if a checkpoint names one
 
     @property
     def names(self) -> list[str]:
-        """The weights that it changes."""
+        """Names of the weights that it changes, sorted."""
         return sorted({*self.pairs, *self.diffs, *self.whole})
 
     def misfits(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        """What has no place in a model of these weights, or not its shape."""
+        """Updates that match no weight in `shapes`, or have the wrong shape for it."""
         found = [f"{name} is no weight of it" for name in self.names if name not in shapes]
         for name, pair in self.pairs.items():
             size = [pair.up.shape[0], math.prod(pair.down.shape[1:])]
@@ -70,7 +70,7 @@ class Adapter:
         return found
 
     def fingerprint(self) -> str:
-        """Hash of names, shapes, dtypes, scales and the first 64 KiB of each tensor: the same wherever the file is."""
+        """Hash of names, shapes, dtypes, scales and the first 64 KiB of each tensor; independent of the path."""
         digest = hashlib.sha256()
         for name in self.names:
             pair = self.pairs.get(name)
@@ -86,12 +86,12 @@ class Adapter:
 
     @property
     def count(self) -> int:
-        """How many tensors it holds, without alphas."""
+        """The number of tensors, not counting alphas."""
         return 2 * len(self.pairs) + len(self.diffs) + len(self.whole)
 
     @property
     def description(self) -> str:
-        """One line: dialect, ranks, scales, how many weights of which part."""
+        """One line: dialect, ranks, scales and the number of weights in each part."""
         ranks = _span([pair.rank for pair in self.pairs.values()])
         scales = _span([pair.scale for pair in self.pairs.values()])
         branch = sum(name.startswith("vace_") for name in self.names)
@@ -105,9 +105,10 @@ class Adapter:
 
 
 def merged(source: WeightsSource, loras: Sequence[tuple[Adapter, float]]) -> WeightsSource:
-    """`source` with every LoRA times its strength added, weight by weight when it is read.
+    """`source` plus every LoRA times its strength; each weight is merged when it is read.
 
-    Sums are fp32, rounded once to the dtype of the base. Raises WeightsError when a product is not finite.
+    Sums in fp32 and rounds once to the base's dtype. Raises WeightsError when a LoRA changes a weight that
+    `source` lacks and, on reading, when an update is not finite.
     """
     parts: dict[str, list[tuple[Adapter, float]]] = {}
     for adapter, strength in loras:
@@ -136,7 +137,9 @@ def _sum(name: str, base: TensorFile, loras: Sequence[tuple[Adapter, float]]) ->
         if name in adapter.diffs:
             total += strength * adapter.diffs[name].read().float().view(weight.shape)
         if name in adapter.pairs:
-            total += adapter.pairs[name].product().mul_(strength).view(weight.shape)  # large: no copies
+            total += (
+                adapter.pairs[name].product().mul_(strength).view(weight.shape)
+            )  # in place: the product is large
         if not bool(torch.isfinite(total).all()):
             raise WeightsError(
                 f"its update of {name} is NaN or infinite", where=adapter.path, fix="use another file or save"

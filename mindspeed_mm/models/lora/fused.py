@@ -1,4 +1,4 @@
-"""LoRAs that were added to a base before training on it: how a checkpoint names them beside that base."""
+"""LoRAs fused into a base before training: how a checkpoint records them next to that base."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Opener = Callable[..., Adapter]  # models.weights.open_adapter
 
 
 def write_fused(loras: Sequence[FusedLora]) -> str:
-    """JSON for a checkpoint's `base.loras`; "" for none."""
+    """JSON for a checkpoint's `base.loras`; "" without LoRAs."""
     entries = [
         {
             "path": str(lora.adapter.path),
@@ -40,7 +40,7 @@ def write_fused(loras: Sequence[FusedLora]) -> str:
 
 
 def same_fused(first: object, second: object) -> bool:
-    """Whether two texts of `write_fused` are about the same LoRAs, wherever the files are."""
+    """Whether two results of `write_fused` describe the same LoRAs, regardless of their paths."""
     return _keys(first) == _keys(second)
 
 
@@ -49,7 +49,7 @@ def _keys(text: object) -> list[tuple[str, float]]:
 
 
 def fuse_again(base: WeightsSource, text: object, where: object, opener: Opener) -> WeightsSource:
-    """`base` with the LoRAs that a checkpoint names. Raises WeightsError where one moved or changed."""
+    """`base` plus the LoRAs that a checkpoint records. Raises WeightsError if one has moved or changed."""
     loras = []
     for entry in _read(text, f"{where}: base.loras"):
         try:

@@ -1,4 +1,7 @@
-"""What the keys of LoRA files mean. The table is made of the base model's own weight names; no key is ever split at underscores."""
+"""Parsing the keys of LoRA files.
+
+The lookup table is built from the base model's own weight names, so no key is ever split at underscores.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _PREFIXES = (
     "pipe.", "dit.", "dit2.", "vace.", "vace2.",
     "lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_",
 )  # fmt: skip
-_OF_THE_SECOND = ("transformer_2.", "dit2.", "vace2.")  # the low-noise expert of A14B
+_OF_THE_SECOND = ("transformer_2.", "dit2.", "vace2.")  # A14B's low-noise expert
 _UNSUPPORTED = (
     (r"dora_scale|lora_magnitude_vector", "DoRA"),
     (r"hada_[wt]\d|hada_t", "LoHa"),
@@ -61,21 +64,21 @@ _FLUX = re.compile(r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.\d)|si
 
 @dataclass(frozen=True)
 class Key:
-    """One key, understood."""
+    """One parsed key."""
 
-    weight: str  # official name of the weight that it changes
+    weight: str  # official name of the weight it changes
     kind: Kind
-    is_second: bool  # of the low-noise expert
-    prefix: str  # what stood before the name of the module
+    is_second: bool  # belongs to the low-noise expert
+    prefix: str  # everything before the module name
 
 
 class NameTable:
-    """The spellings of every module of one model in every dialect."""
+    """Every spelling, in every dialect, of one model's modules."""
 
     def __init__(self, weights: Iterable[str], key_maps: Mapping[str, KeyMap] = KEY_MAPS) -> None:
         self.weights = frozenset(weights)
         self._modules: dict[str, str] = {}
-        self.spellings: dict[str, str] = {}  # of a module → its dialect
+        self.spellings: dict[str, str] = {}  # spelling of a module → its dialect
         for weight in sorted(self.weights):
             module, _, last = weight.rpartition(".")
             for dialect, key_map in key_maps.items():
@@ -87,9 +90,9 @@ class NameTable:
                 self._modules.setdefault(weight, weight)
 
     def find(self, key: str, *, with_whole: bool = False) -> Key | None:
-        """What a key of a file means; None for one that is not a key of a LoRA of this model.
+        """Parse a key; None if it does not belong to a LoRA for this model.
 
-        `with_whole`: a plain name of a weight is a weight that takes the place of the model's own.
+        `with_whole`: a plain weight name is valid too, and its tensor replaces the model's weight.
         """
         for pattern, kind in _SUFFIXES:
             if (match := pattern.search(key)) is None:
@@ -118,14 +121,14 @@ class NameTable:
             stem, prefix = stem[len(found) :], prefix + found
 
     def _weight(self, module: str, kind: Kind) -> str:
-        if module in self.weights:  # a parameter without a module of its own
+        if module in self.weights:  # a parameter that is not in a leaf module
             return module
         last = {"diff_b": "bias", "diff_m": "modulation"}.get(kind, "weight")
         return f"{module}.{last}"
 
 
 def refuse_unsupported(keys: Iterable[str], where: object) -> None:
-    """Raises WeightsError for forms that are not plain LoRA, by name."""
+    """Raises WeightsError that names the form when it is not plain LoRA, such as DoRA or LoHa."""
     known = list(keys)
     for pattern, form in _UNSUPPORTED:
         if found := [key for key in known if re.search(pattern, key)]:
@@ -137,7 +140,7 @@ def refuse_unsupported(keys: Iterable[str], where: object) -> None:
 
 
 def family_of(keys: Iterable[str]) -> str | None:
-    """Which other model a LoRA is for, from keys that are foreign here: `a Flux LoRA`."""
+    """Guess from unrecognized keys which other model a LoRA is for, such as `a Flux LoRA`."""
     known = list(keys)
     if any(_FLUX.search(key) for key in known):
         return "a Flux LoRA"
@@ -145,7 +148,7 @@ def family_of(keys: Iterable[str]) -> str | None:
 
 
 def is_lora_key(key: str) -> bool:
-    """Whether it looks like a key of a LoRA file of any model."""
+    """Whether `key` looks like a key from a LoRA file for any model."""
     return any(pattern.search(key) for pattern, _ in _SUFFIXES)
 
 

@@ -1,4 +1,4 @@
-"""Read a LoRA of any dialect: every key is applied, or refused by its name. Values are read later, tensor by tensor."""
+"""Read a LoRA in any dialect: every key is applied or rejected by name. Tensors are read lazily."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ logger = get_logger(__name__)
 CONFIG = "adapter_config.json"
 _PEFT = "base_model.model."
 _PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # ways of starting that alter the base, too
+_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # initializations that also change the base
 
 
 @dataclass(frozen=True)
 class _Raw:
-    """A file before its names are understood."""
+    """A file whose keys are not parsed yet."""
 
     path: Path
     tensors: Mapping[str, TensorFile]
@@ -45,7 +45,7 @@ class _Raw:
     )  # diffusers' metadata: `transformer.lora_alpha` …
 
     def alpha(self, key: str, key_of: Key) -> tuple[float | None, bool]:
-        """(alpha, whether it is divided by √rank) stored beside the tensors."""
+        """(alpha, whether to divide it by √rank) from the settings stored with the tensors."""
         module = key_of.weight.rpartition(".")[0]
         if self.config:
             return _pattern_alpha(self.config, module, _theirs(key, key_of)), bool(
@@ -61,10 +61,11 @@ class _Raw:
 def open_lora(
     path: str | Path, shapes: Mapping[str, Sequence[int]], *, expert: Expert | None = None
 ) -> Adapter:
-    """The LoRA at a file or folder, for a model whose weights are named and shaped as in `shapes`.
+    """Open the LoRA in a file or folder, for a model with the weight names and shapes in `shapes`.
 
-    `expert` picks from a file that holds both experts of A14B; a file that marks none is for either. Raises WeightsError in
-    one line when a key is foreign, half of a pair is missing, shapes or ranks do not fit, or an alpha is not above 0.
+    `expert` selects one expert from a file that holds both experts of A14B; a file that marks neither fits
+    both. Raises WeightsError when a key is unknown, half of a pair is missing, shapes or ranks do not fit,
+    or an alpha is not positive.
     """
     raw = _read(Path(path))
     refuse_unsupported(raw.tensors, raw.path)
@@ -88,7 +89,7 @@ def open_lora(
 
 
 def open_published_lora(path: str | Path, *, expert: Expert | None = None) -> Adapter:
-    """The LoRA at a file or folder, for whichever published model it fits. Raises WeightsError."""
+    """Open a LoRA for the first published model that it fits. Raises WeightsError if it fits none."""
     errors: list[WeightsError] = []
     for config in PRESETS.values():
         try:
@@ -109,7 +110,7 @@ def _adapter(raw: _Raw, keys: Mapping[str, Key], shapes: Mapping[str, Sequence[i
     found: dict[str, dict[str, str]] = {}  # weight → kind → key
     for key, what in keys.items():
         kinds = found.setdefault(what.weight, {})
-        kind = what.kind.partition("_")[0]  # diff, diff_b and diff_m are one thing once the weight is known
+        kind = what.kind.partition("_")[0]  # the weight's name already tells diff, diff_b and diff_m apart
         if kind in kinds:
             raise WeightsError(f"{kinds[kind]} and {key} change {what.weight} twice", where=raw.path)
         kinds[kind] = key
@@ -183,7 +184,7 @@ def _misfit(weight: str, pair: Pair, shape: Sequence[int]) -> list[str]:
 
 
 def _other_size(pairs: Mapping[str, Pair], shapes: Mapping[str, Sequence[int]]) -> str:
-    """Which Wan it is for, where its width tells."""
+    """Text that says which Wan model the LoRA is for, if its width tells; else ""."""
     named = {1536: "Wan2.1 1.3B", 3072: "Wan2.2-TI2V-5B", 5120: "Wan 14B"}
     widths = [pair.up.shape[0] for weight, pair in pairs.items() if weight.endswith("attn.q.weight")]
     own = [shape[0] for weight, shape in shapes.items() if weight.endswith("attn.q.weight")]
@@ -240,7 +241,7 @@ def _read(path: Path) -> _Raw:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its ending, or by how it begins."""
+    """Whether the file is safetensors, judged by its suffix or its first bytes."""
     if path.suffix in (".safetensors", ".sft"):
         return True
     with open(path, "rb") as file:
@@ -263,7 +264,7 @@ def _read_file(path: Path) -> Mapping[str, TensorFile]:
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:
-    """The settings that diffusers writes into the file's header."""
+    """The settings that diffusers stores in the file's header."""
     header, _, _ = read_safetensors_header(path, WeightsError)
     values = header.get("__metadata__")
     text = values.get("lora_adapter_metadata") if isinstance(values, dict) else None
@@ -285,7 +286,7 @@ def _metadata(path: Path) -> Mapping[str, Any]:
 
 
 def _check_config(config: Mapping[str, Any], where: Path) -> None:
-    """Raises WeightsError for what makes more of it than a plain LoRA."""
+    """Raises WeightsError for settings that a plain LoRA does not have, or of the wrong type."""
     kind = config.get("peft_type", "LORA")
     if str(kind).upper().rpartition(".")[2] != "LORA":
         raise WeightsError(
@@ -319,7 +320,10 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
 
 
 def _pattern_alpha(config: Mapping[str, Any], *spellings: str) -> float:
-    """alpha of a module by peft's rule: the first pattern that its name ends in, else lora_alpha, else peft's default."""
+    """A module's alpha, as in peft.
+
+    The first pattern that the module's name ends in decides, then lora_alpha, then peft's default.
+    """
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
         ending = pattern.replace("\\.", ".").removeprefix("^").removesuffix("$")
         if any(name == ending or name.endswith(f".{ending}") for name in spellings):
@@ -329,7 +333,7 @@ def _pattern_alpha(config: Mapping[str, Any], *spellings: str) -> float:
 
 
 def _theirs(key: str, found: Key) -> str:
-    """The module's name as the file spells it, without prefix and suffix."""
+    """The module's name as spelled in the file, without prefix and suffix."""
     return re.sub(r"\.lora_[AB](\.[\w-]+)?(\.weight)?$", "", key)[len(found.prefix) :]
 
 

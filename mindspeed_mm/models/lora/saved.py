@@ -1,4 +1,4 @@
-"""The LoRA in a checkpoint of training: its matrices among the weights, its scales in the entry `adapter`."""
+"""The LoRA in a training checkpoint: matrices among the weights, scales in the entry `adapter`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.adapter import Pair
 
-ENTRY = "adapter"  # beside `model` and `base`: JSON with `type` and `scales`, module → scale
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # after the name of the layer
+ENTRY = "adapter"  # next to `model` and `base`: JSON with `type` and `scales` (module → scale)
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # suffixes of the layer's name
 
 
 def theirs_of(key_map: KeyMap, name: str) -> str:
-    """What a weight of a model with LoRA layers is called in a dialect. Raises WeightsError as `KeyMap.to_theirs`."""
+    """`KeyMap.to_theirs` for a model with LoRA layers. Raises WeightsError in the same cases."""
     for ending in (DOWN, UP):
         if name.endswith(ending):
             layer = key_map.to_theirs(f"{name.removesuffix(ending)}.weight")
@@ -25,7 +25,7 @@ def theirs_of(key_map: KeyMap, name: str) -> str:
 
 
 def read_scales(entry: object, where: object) -> dict[str, float]:
-    """Official name of a layer → its scale. Raises WeightsError for anything but what training writes."""
+    """Official layer name → scale. Raises WeightsError unless training could have written `entry`."""
     found = parse_json(entry, f"{where}: {ENTRY}", WeightsError) if isinstance(entry, str) else None
     scales = found.get("scales") if isinstance(found, dict) and found.get("type") == "lora" else None
     if not isinstance(scales, dict) or any(
@@ -41,7 +41,7 @@ def read_scales(entry: object, where: object) -> dict[str, float]:
 def split_lora(
     tensors: Mapping[str, TensorFile], extras: Mapping[str, Any], where: object, key_map: KeyMap
 ) -> tuple[dict[str, TensorFile], dict[str, Pair]]:
-    """The weights of a checkpoint without its LoRA, and that LoRA by the official names of what it changes.
+    """Split a checkpoint into its base weights and its LoRA, keyed by the official names of changed weights.
 
     Raises WeightsError when a matrix or a scale is missing.
     """

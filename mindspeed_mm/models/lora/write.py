@@ -1,4 +1,4 @@
-"""Spell a LoRA for other programs: peft, ComfyUI, diffusers. Alpha is always written, and nothing is dropped."""
+"""Write a LoRA with the keys of peft, ComfyUI or diffusers. Alpha is always written, and nothing is dropped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tensors = dict[str, TensorFile]
 
 
 def peft_tensors(adapter: Adapter) -> Tensors:
-    """The keys of adapter_model.safetensors. Raises WeightsError for what peft has no place for."""
+    """The tensors of adapter_model.safetensors. Raises WeightsError for weights that peft cannot store."""
     bare = [name for name in adapter.whole if not name.endswith((".weight", ".bias"))]
     _refuse(adapter, [*adapter.diffs, *bare], "peft folder")
     found = {f"{_PEFT}{name}": tensor for name, tensor in adapter.whole.items()}
@@ -32,7 +32,7 @@ def peft_tensors(adapter: Adapter) -> Tensors:
 
 
 def diffusers_tensors(adapter: Adapter) -> Tensors:
-    """The keys of a file that `load_lora_adapter` of diffusers takes. Its scales must be 1, see `fold_scales`."""
+    """The tensors of a file for diffusers' `load_lora_adapter`. All scales must be 1; see `fold_scales`."""
     _refuse(adapter, [*adapter.diffs, *adapter.whole], "diffusers file")
     return _matrices(
         adapter, lambda module: DIFFUSERS + diffusers_name(module), ".lora_A.weight", ".lora_B.weight"
@@ -40,7 +40,10 @@ def diffusers_tensors(adapter: Adapter) -> Tensors:
 
 
 def comfyui_tensors(adapter: Adapter) -> Tensors:
-    """The keys of a file for ComfyUI's LoRA loaders. Raises WeightsError for whole weights, see `subtract_base`."""
+    """The tensors of a file for ComfyUI's LoRA loaders.
+
+    Raises WeightsError for whole weights; see `subtract_base`.
+    """
     _refuse(adapter, list(adapter.whole), "ComfyUI file")
     found = _matrices(adapter, lambda module: _COMFYUI + module, ".lora_down.weight", ".lora_up.weight")
     for weight, pair in adapter.pairs.items():
@@ -54,7 +57,7 @@ def comfyui_tensors(adapter: Adapter) -> Tensors:
 
 
 def peft_config(adapter: Adapter, base: str | None = None) -> dict[str, Any]:
-    """adapter_config.json. Its patterns name every layer whose rank or alpha is not the usual one."""
+    """The contents of adapter_config.json; patterns list each layer whose rank or alpha is not the default."""
     ranks = {_module(name): pair.rank for name, pair in adapter.pairs.items()}
     alphas = {_module(name): _plain(pair.alpha) for name, pair in adapter.pairs.items()}
     rank, alpha = _usual(ranks), _usual(alphas)
@@ -77,7 +80,7 @@ def peft_config(adapter: Adapter, base: str | None = None) -> dict[str, Any]:
 
 
 def diffusers_metadata(adapter: Adapter) -> dict[str, Any]:
-    """What diffusers keeps as `lora_adapter_metadata` in the header: peft's settings under its own names."""
+    """The `lora_adapter_metadata` of a diffusers header: peft's settings with diffusers' module names."""
     config = peft_config(adapter)
     for key in ("rank_pattern", "alpha_pattern"):
         config[key] = {diffusers_name(module): value for module, value in config[key].items()}
@@ -91,7 +94,7 @@ def diffusers_name(module: str) -> str:
 
 
 def fold_scales(adapter: Adapter) -> Adapter:
-    """The same LoRA with every scale multiplied into `up`: right for a reader that ignores alpha, too."""
+    """The same LoRA with every scale folded into `up`, so that readers that ignore alpha get it right."""
     pairs = {
         name: pair
         if pair.scale == 1
@@ -102,7 +105,7 @@ def fold_scales(adapter: Adapter) -> Adapter:
 
 
 def subtract_base(adapter: Adapter, base: Mapping[str, TensorFile]) -> Adapter:
-    """The same LoRA with differences (fp32) in place of whole weights. Raises WeightsError if `base` lacks one."""
+    """The same LoRA with fp32 differences instead of whole weights. Raises WeightsError if `base` lacks one."""
     if missing := [name for name in adapter.whole if name not in base]:
         raise WeightsError(f"its base has no {listed(missing)}", where=adapter.path)
     diffs = {
@@ -113,7 +116,7 @@ def subtract_base(adapter: Adapter, base: Mapping[str, TensorFile]) -> Adapter:
 
 
 def cast_adapter(adapter: Adapter, dtype: torch.dtype) -> Adapter:
-    """The same LoRA, all of its weights in `dtype`."""
+    """The same LoRA with all of its weights in `dtype`."""
 
     def cast(tensor: TensorFile) -> TensorFile:
         return TensorFile(tensor.shape, dtype, partial(_read_as, tensor, dtype))
@@ -129,7 +132,7 @@ def cast_adapter(adapter: Adapter, dtype: torch.dtype) -> Adapter:
 
 
 def layer_shapes(adapter: Adapter) -> dict[str, torch.Size]:
-    """The shapes of the weights that it changes, as far as it tells them."""
+    """Shapes of the weights that it changes, inferred from its own tensors."""
     found = {
         name: torch.Size((pair.up.shape[0], *pair.down.shape[1:])) for name, pair in adapter.pairs.items()
     }
@@ -145,7 +148,7 @@ def _matrices(adapter: Adapter, spell: Callable[[str], str], down: str, up: str)
 
 
 def _shaped_up(pair: Pair) -> TensorFile:
-    """`up` of a convolution is one itself, with a kernel of ones."""
+    """`up`; for a convolution, reshaped to a convolution with a kernel of size 1."""
     shape = torch.Size((*pair.up.shape[:2], *(1 for _ in pair.down.shape[2:])))
     if shape == pair.up.shape:
         return pair.up

@@ -1,4 +1,4 @@
-"""What may be changed in a model between building it on the meta device and loading its weights."""
+"""The interface for changing a model after it is built on the meta device and before its weights load."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _OF_A_LORA = (DOWN.removesuffix(".weight"), UP.removesuffix(".weight"))
 
 
 class ModuleTransform(ABC):
-    """One change, such as an adapter.
+    """One change to a model, such as an adapter.
 
-    Base weights keep their names, so any checkpoint of the base still loads.
+    Base weights keep their names, so checkpoints of the base still load.
     """
 
-    is_adapter: ClassVar[bool] = False  # what it trains is all that trains; without one, `trainable` decides
-    comes_last: ClassVar[bool] = False  # after what freezes, at any place in the list
+    is_adapter: ClassVar[bool] = False  # decides what trains; without an adapter, `trainable` does
+    comes_last: ClassVar[bool] = False  # applied after `Freeze`, wherever it is listed
 
     @abstractmethod
     def apply(self, model: nn.Module) -> None:
-        """Change `model`, which is on the meta device, in place. Raises ConfigError when it does not fit."""
+        """Change `model`, which is on the meta device, in place. Raises ConfigError if it does not fit."""
 
     def change_source(self, source: WeightsSource) -> WeightsSource:
-        """What the model's weights are read from, given what its base is read from. Called after `apply`."""
+        """The source of the model's weights, given the source of its base. Called after `apply`."""
         return source
 
     def trains(self, name: str) -> bool:
@@ -36,22 +36,22 @@ class ModuleTransform(ABC):
         return False
 
     def adds(self, name: str) -> bool:
-        """Whether the weight `name` is this transform's own, which no checkpoint of the base has."""
+        """Whether this transform adds the weight `name`, which no checkpoint of the base has."""
         return False
 
     def initial_weight(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """The fp32 value that a weight which it adds starts from: a function of its arguments alone."""
+        """The initial fp32 value of an added weight, which depends on these arguments only."""
         raise NotImplementedError(f"{type(self).__name__} adds no weights")
 
     def merge(self, model: nn.Module) -> None:  # noqa: B027  # most have nothing to fold
-        """Fold what it added into the base weights, where it can.
+        """Fold the added weights into the base weights where possible.
 
-        The model then computes the same without it.
+        The model then computes the same without them.
         """
 
 
 def base_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every linear layer of a model by its name, without the matrices of LoRAs."""
+    """All linear layers of a model by name, except LoRA matrices."""
     return {
         name: module
         for name, module in model.named_modules()

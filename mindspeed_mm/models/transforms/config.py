@@ -1,6 +1,6 @@
-"""`transforms` of a model JSON: what is changed in a model between building it and loading its weights.
+"""Schemas of the `transforms` in a model JSON: changes to a model before its weights load.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class LoraConfig(Config):
 
     @property
     def scale(self) -> float:
-        """What B A x is multiplied by."""
+        """The factor of B A x."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class FuseLoraConfig(Config):
-    """A LoRA that is added to the weights before training, such as a few-step one. It does not train."""
+    """A LoRA, such as a few-step one, that is added to the weights before training and does not train."""
 
     type: Literal["fuse_lora"] = "fuse_lora"
     path: Pattern = Field(description="a LoRA file of any dialect, or a LoRA checkpoint")
@@ -75,9 +75,9 @@ class FuseLoraConfig(Config):
 
 
 class QuantizeConfig(Config):
-    """Frozen linear layers in 8 bits: half the memory of bf16.
+    """Frozen linear layers in 8 bits, which take half the memory of bf16.
 
-    Weights are rounded as they are read, and never saved.
+    Weights are rounded as they are read. They are never saved.
     """
 
     type: Literal["quantize"] = "quantize"
@@ -103,7 +103,7 @@ class QuantizeConfig(Config):
 
 @dataclass(frozen=True)
 class TransformSpec:
-    """One kind of transform. `type` of an entry of `transforms` picks it."""
+    """One kind of transform, selected by the `type` of an entry in `transforms`."""
 
     config: type[Config]  # schema of the entry
     build: str  # "module:callable", build(config, spec, trainable) → ModuleTransform
@@ -123,5 +123,5 @@ TRANSFORMS.add(
 
 
 def parse_transforms(values: Any, where: str, notes: list[str] | None = None) -> tuple[Config, ...]:
-    """The list of a model JSON → one config each. Raises ConfigError with the address of what is wrong."""
+    """`transforms` of a model JSON → one config for each. Raises ConfigError that locates the wrong value."""
     return parse_typed_list(values, where, TRANSFORMS, '[{"type": "lora", "rank": 32}]', notes)

@@ -1,4 +1,4 @@
-"""Which weights train, and in which dtype each is held."""
+"""Which weights train, and the dtype of each."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from mindspeed_mm.models.transforms.base import ModuleTransform
 
 @dataclass(frozen=True)
 class Freeze(ModuleTransform):
-    """fp32 for what trains and for `fp32_modules`; the rest frozen, in `dtype`.
+    """Keep trained weights and `fp32_modules` in fp32, freeze the rest and hold it in `dtype`.
 
-    Comes after all other transforms.
+    Applied after all other transforms, except those with `comes_last`.
     """
 
     is_trained: Callable[[str], bool]  # by the weight's name
     dtype: torch.dtype
     fp32_modules: tuple[str, ...] = ()  # children of the root
-    origin: str = "predictor.trainable"  # the setting that decides, for errors
+    origin: str = "predictor.trainable"  # the setting that decides, for error messages
 
     def trains(self, name: str) -> bool:
-        """Whether the weight `name` keeps its gradient."""
+        """Whether the weight `name` trains."""
         return self.is_trained(name)
 
     def apply(self, model: nn.Module) -> None:
-        """Set `requires_grad` and dtype of every weight. Raises ConfigError when none is left to train."""
+        """Set `requires_grad` and the dtype of every weight. Raises ConfigError if none is left to train."""
         for name, parameter in model.named_parameters():
             kept = self.trains(name)
             parameter.requires_grad_(kept)

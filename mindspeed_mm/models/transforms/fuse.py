@@ -1,4 +1,4 @@
-"""A LoRA that becomes part of the base before training."""
+"""Fuse a LoRA into the base before training."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def build_fuse(config: FuseLoraConfig, spec: ModelSpec, trainable: str) -> FuseL
 
 @dataclass(frozen=True)
 class FuseLora(ModuleTransform):
-    """Adds a LoRA to the weights as they are read, in fp32, rounded once to their dtype."""
+    """Adds a LoRA to the weights as they are read. Sums in fp32 and rounds once to the weights' dtype."""
 
     config: FuseLoraConfig
 
     def apply(self, model: nn.Module) -> None:
-        """The modules stay as they are."""
+        """Does nothing: only the weights change."""
 
     def change_source(self, source: WeightsSource) -> WeightsSource:
-        """`source` with the LoRA. Raises WeightsError when it does not fit."""
+        """`source` with the LoRA added. Raises WeightsError if the LoRA does not fit."""
         (lora,) = open_fused([self.config], source.shapes)
         logger.info(f"fuses {lora.adapter.description}, strength {lora.strength:g}", extra=once())
         return merged(source, [(lora.adapter, lora.strength)])
 
 
 def open_fused(configs: Sequence[Config], shapes: Mapping[str, Sequence[int]]) -> list[FusedLora]:
-    """The LoRAs of those entries of `transforms` that fuse one. Raises WeightsError."""
+    """Open the LoRAs of all `fuse_lora` entries in `configs`. Raises WeightsError."""
     return [
         FusedLora(open_adapter(config.path, shapes, expert=config.expert), config.strength, config.expert)
         for config in configs

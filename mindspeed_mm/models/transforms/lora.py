@@ -1,4 +1,4 @@
-"""LoRA: frozen linear layers with a trained update of low rank beside them."""
+"""LoRA: frozen linear layers, each with a trained low-rank update."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 
 class LoraLinear(AnyLinear):
-    """y = W x + b + scale · B A dropout(x). Each product is in the dtype of its own weight.
+    """y = W x + b + scale · B A dropout(x). Each product uses its own weight's dtype.
 
-    `weight` and `bias` keep the names that they have in the layer it replaces.
+    `weight` and `bias` keep the names that they have in the replaced layer.
     """
 
     def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
         device = base.weight.device
         super().__init__(base)
         self.scale = config.scale
-        self.dropout = nn.Dropout(config.dropout)  # as a module: recomputation looks for it
+        self.dropout = nn.Dropout(config.dropout)  # a module, because recomputation looks for it
         self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, device=device)
         self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out] in the dtype of the product with `weight`."""
+        """[..., in] → [..., out] in the dtype of W x."""
         y = linear(self, x)
         if not self.scale:
             return y
@@ -54,9 +54,9 @@ class LoraLinear(AnyLinear):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the update to `weight`, in fp32 and rounded once; the update itself does nothing from then on.
+        """Add the update to `weight` in fp32, rounding once, and disable it.
 
-        Beside 8-bit weights it stays: they would round it away.
+        Does nothing for 8-bit weights, where rounding would lose the update.
         """
         if not self.weight.dtype.is_floating_point:
             return
@@ -66,28 +66,28 @@ class LoraLinear(AnyLinear):
 
 
 def build_lora(config: LoraConfig, spec: ModelSpec, trainable: str) -> Lora:
-    """For a model of `spec`; `trainable` is that of its predictor."""
+    """The transform of a `lora` entry. `trainable` is the predictor's."""
     return Lora(config, spec, trainable)
 
 
 @dataclass(frozen=True)
 class Lora(ModuleTransform):
-    """Gives the matching layers of the branch, the trunk or both a LoRA.
+    """Adds a LoRA to the matching layers of the branch, the trunk or both.
 
-    All other weights are left to be frozen.
+    `Freeze` freezes all other weights.
     """
 
     config: LoraConfig
     spec: ModelSpec
     trainable: str
     starts: dict[str, tuple[TensorFile, float]] = field(default_factory=dict)  # from `init_from`
-    whole: dict[str, TensorFile] = field(default_factory=dict)  # the weights of modules_to_save from there
+    whole: dict[str, TensorFile] = field(default_factory=dict)  # its weights for modules_to_save
     is_adapter: ClassVar[bool] = True
 
     def apply(self, model: nn.Module) -> None:
         """Replace the matching layers.
 
-        Raises ConfigError as `lora_targets`, or for a layer that has a LoRA already.
+        Raises ConfigError as `lora_targets` does, and for a layer that already has a LoRA.
         """
         where = "transforms: lora"
         modules = [name for name, _ in model.named_modules() if name]
@@ -105,7 +105,7 @@ class Lora(ModuleTransform):
             setattr(model.get_submodule(parent), child, LoraLinear(layer, self.config))
 
     def _read_start(self, shapes: dict[str, tuple[int, ...]], targets: list[str]) -> None:
-        """Take over the LoRA of `init_from`. Raises WeightsError for what this one has no place for."""
+        """Start from the LoRA in `init_from`. Raises WeightsError if it has another rank or wider targets."""
         adapter = open_adapter(str(self.config.init_from), shapes, expert=self.config.expert)
         where = f"transforms: lora.init_from: {adapter.path}"
         places = {f"{layer}.weight" for layer in targets}
@@ -135,21 +135,22 @@ class Lora(ModuleTransform):
         logger.info(f"continues from {adapter.description}{more}", extra=once())
 
     def change_source(self, source: WeightsSource) -> WeightsSource:
-        """`source` with the whole weights of `init_from`."""
+        """`source` with the whole weights from `init_from`."""
         return replace(source, tensors={**source.tensors, **self.whole}) if self.whole else source
 
     def trains(self, name: str) -> bool:
-        """Its own matrices, and `modules_to_save`."""
+        """Whether `name` is a LoRA matrix, or in `modules_to_save`."""
         return self.adds(name) or is_saved(name, self.config.modules_to_save)
 
     def adds(self, name: str) -> bool:
-        """Its own matrices."""
+        """Whether `name` is a LoRA matrix."""
         return name.endswith((DOWN, UP))
 
     def initial_weight(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """`init_from`'s.
+        """The value from `init_from`, if it has one.
 
-        Else A uniform in ±1/√in as in peft, drawn by name, and B zero: training starts from the base.
+        Otherwise A is uniform in ±1/√in as in peft, seeded by name, and B is zero, so training starts from
+        the base.
         """
         if name in self.starts:
             tensor, factor = self.starts[name]
@@ -162,19 +163,19 @@ class Lora(ModuleTransform):
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
     def merge(self, model: nn.Module) -> None:
-        """Add every update to its layer's weight."""
+        """Merge every LoRA into its layer's weight."""
         for module in model.modules():
             if isinstance(module, LoraLinear):
                 module.merge()
 
 
 def lora_scales(model: nn.Module) -> dict[str, float]:
-    """Every LoRA layer of a model by its name, with its scale."""
+    """Name of each LoRA layer in a model → its scale."""
     return {name: module.scale for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def lora_sizes(model: nn.Module) -> dict[str, int]:
-    """Every LoRA layer of a model by its name, with the number of its own weights."""
+    """Name of each LoRA layer in a model → the number of parameters in its A and B."""
     return {
         name: module.lora_A.out_features * (module.in_features + module.out_features)
         for name, module in model.named_modules()

@@ -1,6 +1,6 @@
-"""Patterns of module names: endings at a dot, with `*` for any text; and which layers a LoRA adapts.
+"""Patterns for module names (suffixes at a dot, `*` for any text), and the layers that transforms select.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def trains(name: str, trainable: str, branch: Collection[str]) -> bool:
-    """Whether the weight `name` trains under `trainable: branch | trunk | all`. Its first part decides."""
+    """Whether the weight `name` trains under `trainable: branch | trunk | all`, by its first component."""
     in_branch = name.split(".")[0] in branch
     return trainable == "all" or in_branch == (trainable == "branch")
 
 
 def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> list[str]:
-    """The names that end in one of `patterns` at a dot, in their own order; `*` stands for any text.
+    """The names that end in one of `patterns` at a dot, in the order of `names`; `*` matches any text.
 
     `q` matches `blocks.0.self_attn.q` but not `norm_q`. Raises ConfigError for a pattern that matches
     nothing.
@@ -39,12 +39,12 @@ def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> list[
 
 
 def ends_in(name: str, pattern: str) -> bool:
-    """Whether `name` is `pattern`, or ends in it at a dot."""
+    """Whether `name` matches `pattern`, or ends in it at a dot."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
 def is_saved(name: str, saved: Iterable[str]) -> bool:
-    """Whether the weight `name` is in a module that one of the patterns `saved` matches."""
+    """Whether the weight `name` is in a module that matches one of the patterns in `saved`."""
     module = name.rpartition(".")[0]
     parents = [module[:end] for end, mark in enumerate(module) if mark == "."] + [module]
     return any(ends_in(parent, one) for parent in parents for one in saved)
@@ -58,10 +58,10 @@ def lora_targets(
     linears: Mapping[str, Sequence[int]],
     where: str,
 ) -> list[str]:
-    """The layers that get this LoRA, by name. `linears` are the model's linear layers with (out, in).
+    """Names of the layers that get this LoRA. `linears` maps the model's linear layers to (out, in).
 
-    Raises ConfigError for a pattern without a layer, an empty part, a rank above a layer's own, or a layer
-    that also trains whole.
+    Raises ConfigError for a pattern that matches no layer, a part without layers, a rank above a layer's
+    full rank, or a layer that also trains in full.
     """
     if not (config.match or spec.adapted):
         raise ConfigError("missing; the model names no usual layers", where=f"{where}.match")
@@ -103,10 +103,10 @@ def quantize_targets(
     is_trained: Callable[[str], bool],
     where: str,
 ) -> list[str]:
-    """The layers that are held in 8 bits, by name. `is_trained` judges a weight by its name.
+    """Names of the layers to hold in 8 bits. `is_trained` takes a weight's name.
 
-    Without `match`, layers that train are passed over. Raises ConfigError for a pattern that matches none of
-    the block's linear layers, or one that trains; and when nothing is left.
+    Without `match`, layers that train are skipped. Raises ConfigError for a pattern that matches none of the
+    blocks' linear layers or one that trains, and if no layer is left.
     """
     usual = [name for name in linears if any(ends_in(name, ending) for ending in spec.adapted)]
     found = matching(config.match, usual, f"{where}.match") if config.match else usual

@@ -1,4 +1,4 @@
-"""From the settings of a job to the transforms of its model, in the order they are applied."""
+"""From a job's settings to its model's transforms, in the order in which they are applied."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mindspeed_mm.registry import resolve
 def plan_transforms(
     spec: ModelSpec, trainable: str, dtype: torch.dtype, configs: Sequence[Config] = ()
 ) -> tuple[ModuleTransform, ...]:
-    """Those of `configs` in their order, then what freezes the rest, then those that change what is frozen.
+    """The transforms of `configs` in order, then `Freeze`, then those with `comes_last`.
 
-    Without an adapter, `trainable: branch | trunk | all` decides what trains; an adapter trains what it says
-    and nothing else does.
+    With an adapter, only the weights that it names train. Without one, `trainable: branch | trunk | all`
+    decides.
     """
     chosen: list[ModuleTransform] = [
         resolve(TRANSFORMS.get(str(getattr(config, "type", ""))).build)(config, spec, trainable)

@@ -1,4 +1,4 @@
-"""Frozen linear layers of a model in 8 bits."""
+"""Hold frozen linear layers in 8 bits."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def build_quantize(config: QuantizeConfig, spec: ModelSpec, trainable: str) -> Q
 
 @dataclass(frozen=True)
 class Quantize(ModuleTransform):
-    """Gives the matching frozen layers places for 8-bit weights. What reads the weights rounds them."""
+    """Prepares the matching frozen layers for 8-bit weights. The loader rounds the weights."""
 
     config: QuantizeConfig
     spec: ModelSpec
     comes_last: ClassVar[bool] = True
 
     def apply(self, model: nn.Module) -> None:
-        """Change the layers. Raises ConfigError as `quantize_targets`."""
+        """Change the layers in place. Raises ConfigError as `quantize_targets` does."""
         linears = base_linears(model)
         trained = {f"{name}.weight" for name, layer in linears.items() if layer.weight.requires_grad}
         names = quantize_targets(
@@ -49,11 +49,11 @@ class Quantize(ModuleTransform):
 
 
 def quantize_blocks(model: nn.Module, form: QuantFormat, spec: ModelSpec = VACE) -> None:
-    """All linear layers of the blocks of a frozen model, as its spec names them."""
+    """Prepare all linear layers in the blocks of a frozen model for 8-bit weights; `spec` names them."""
     Quantize(QuantizeConfig(format=form), spec).apply(model)
 
 
 def describe_quantized(model: nn.Module) -> str:
-    """JSON for a checkpoint: how many layers are held in which format; "" for none."""
+    """JSON for a checkpoint: the number of layers in each 8-bit format; "" if there are none."""
     counts = Counter(format_of(layer) for layer in quantized_layers(model).values())
     return format_json(dict(sorted(counts.items()))) if counts else ""

@@ -1,7 +1,4 @@
-"""The text encoder.
-
-transformers' UMT5EncoderModel and its tokenizer, from any file that people have of them.
-"""
+"""The text encoder: transformers' UMT5EncoderModel and its tokenizer, loaded from any common file format."""
 
 from __future__ import annotations
 
@@ -39,11 +36,11 @@ from mindspeed_mm.models.umt5.state_dict import (
 from mindspeed_mm.models.umt5.tokenizer import Tokenizer, find_tokenizer
 
 _TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight
-_AT_ONCE = 8  # prompts in one pass
+_AT_ONCE = 8  # batch size
 
 
 class TextEncoder:
-    """Captions → embeddings of their tokens."""
+    """Captions → token embeddings."""
 
     def __init__(self, model: UMT5EncoderModel, tokenizer: Tokenizer, fingerprint: str) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -53,13 +50,13 @@ class TextEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of its weights."""
         device: torch.device = self.model.shared.weight.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of its weights and of the embeddings."""
+        """Dtype of its weights and of the embeddings it returns."""
         dtype: torch.dtype = self.model.shared.weight.dtype
         return dtype
 
@@ -70,9 +67,9 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """One [L_i, text_dim] for each prompt, on the device.
+        """One [L_i, text_dim] tensor for each prompt, on the model's device.
 
-        Its valid tokens, </s> included, at most text_len.
+        L_i counts the prompt's tokens without padding, </s> included, and is at most text_len.
         """
         encoded: list[Tensor] = []
         for start in range(0, len(prompts), _AT_ONCE):
@@ -91,12 +88,10 @@ def load_text_encoder(
     device: torch.device | str = "cpu",
     text_len: int = 512,
 ) -> TextEncoder:
-    """The text encoder in `path`: the official .pth, a safetensors file, `text_encoder/`, or a model folder.
+    """Load the text encoder in `path`: official .pth, safetensors file, `text_encoder/` or model folder.
 
-    The file may be ComfyUI's, or one that holds all models.
-
-    Without `tokenizer_path` the tokenizer is looked for beside the weights. Raises WeightsError when either
-    is missing, damaged or something else.
+    The file may be ComfyUI's, or an all-in-one checkpoint. Without `tokenizer_path`, looks for the tokenizer
+    next to the weights. Raises WeightsError when either is missing, damaged or of another model.
     """
     files, beside = _locate(Path(path))
     for file in files:
@@ -139,7 +134,7 @@ def load_text_encoder(
 
 
 def count_weights(path: Path) -> int:
-    """How many numbers the text encoder in `path` has, without reading them. Raises WeightsError."""
+    """The number of parameters of the text encoder in `path`; reads no values. Raises WeightsError."""
     found = read_tensors(_locate(path)[0], "text encoder")
     is_twice = any(name.endswith("shared.weight") for name in found)
     return sum(w.shape.numel() for name, w in found.items() if not (is_twice and name.endswith(_TIED)))
@@ -147,14 +142,14 @@ def count_weights(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Beside:
-    """A config.json of transformers beside the weights."""
+    """A transformers config.json next to the weights."""
 
     path: Path
     values: dict[str, Any]
 
 
 def _locate(path: Path) -> tuple[list[Path], Beside | None]:
-    """Weight files, and the config.json of transformers beside them."""
+    """The weight files, and the transformers config.json next to them."""
     if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         return [regular_file(path, WeightsError)], _config_in(path.parent)
     for folder in (path, path / "text_encoder"):

@@ -1,4 +1,4 @@
-"""Names and sizes of the UMT5 encoder: the official .pth ⇄ transformers' UMT5EncoderModel."""
+"""Weight names and sizes of the UMT5 encoder: the official .pth ⇄ transformers' UMT5EncoderModel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WHOLE_NUMBERS = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
-# What no shape tells, and every published UMT5 has.
+# Settings that shapes do not show; the same in every published UMT5.
 ARITHMETIC: Mapping[str, Any] = {
     "relative_attention_max_distance": 128,
     "feed_forward_proj": "gated-gelu",
@@ -28,7 +28,7 @@ ARITHMETIC: Mapping[str, Any] = {
     "is_gated_act": True,
     "dense_act_fn": "gelu_new",
 }
-_ALIASES = {  # transformers reads both words
+_ALIASES = {  # transformers accepts both names
     "hidden_size": "d_model",
     "num_attention_heads": "num_heads",
     "num_hidden_layers": "num_layers",
@@ -56,11 +56,10 @@ UMT5_KEY_MAP = KeyMap(
 
 
 def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """UMT5Config's sizes, read off the shapes of an official file.
+    """UMT5Config's sizes, inferred from the shapes in an official file.
 
-    Raises WeightsError when it is not such an encoder.
-
-    There are as many layers as the file holds, so that no foreign number decides how much is built.
+    Counts the layers that the file holds, so a wrong config.json cannot make the model too large. Raises
+    WeightsError when the file is not a UMT5 encoder.
     """
     try:
         vocab, width = shapes["token_embedding.weight"]
@@ -85,7 +84,7 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The values of a transformers config.json. Raises WeightsError for a number that no encoder can have."""
+    """The values of a transformers config.json. Raises WeightsError for numbers that no encoder can have."""
     values = {_ALIASES.get(name, name): value for name, value in values.items()}
     for name in _WHOLE_NUMBERS:
         value = values.get(name)
@@ -105,7 +104,7 @@ def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def is_umt5(names: Collection[str]) -> bool:
-    """Whether these are UMT5's names in transformers: of all T5s, it has a position bias in each layer."""
+    """Whether these are UMT5's names in transformers: unlike other T5s, each layer has a position bias."""
     stem = f"{_LAYER}.0.SelfAttention.relative_attention_bias.weight"
     layers = {name.split(".")[2] for name in names if name.startswith("encoder.block.")}
     return len(layers) > 1 and all(stem.format(i=layer) in names for layer in layers)

@@ -1,4 +1,4 @@
-"""Captions → tokens, with the official cleaning before."""
+"""Captions → tokens, after the official text cleaning."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from mindspeed_mm.files import read_json_object, regular_file, stat_path
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
-FILES = ("tokenizer.json", "spiece.model")  # either makes a folder a tokenizer's
+FILES = ("tokenizer.json", "spiece.model")  # a tokenizer folder has at least one
 _FETCH = (
     "fetch google/umt5-xxl of Wan2.1 (tokenizer.json, tokenizer_config.json, special_tokens_map.json, "
     "spiece.model)"
 )
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-_MAX_REPORTED = 5  # prompts that are cut
-_MAX_LISTED = 10  # captions of a dataset that are cut
-_PADDING = 1024  # rows of an embedding that no token needs
+_MAX_REPORTED = 5  # prompts reported as truncated
+_MAX_LISTED = 10  # truncated captions listed for a dataset
+_PADDING = 1024  # most rows that an embedding may have beyond the tokens
 
 
 def clean_prompt(text: str) -> str:
-    """The official cleaning: mend encodings, resolve HTML entities, collapse white space."""
+    """The official cleaning: fix broken encodings, unescape HTML entities, collapse whitespace."""
     mended = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(mended.split())
 
@@ -39,26 +39,26 @@ def clean_prompt(text: str) -> str:
 class Tokenizer:
     """A tokenizer folder such as google/umt5-xxl.
 
-    Raises WeightsError when it cannot be read, or has no vocabulary.
+    Raises WeightsError when it cannot be read or has no vocabulary.
     """
 
     def __init__(self, folder: Path, text_len: int) -> None:
         self.folder = folder
         self.text_len = text_len
-        self.reported: set[str] = set()  # prompts of which a warning said that they are cut
+        self.reported: set[str] = set()  # prompts already reported as truncated
         if not has_vocabulary(folder):
             raise WeightsError(f"contains neither {' nor '.join(FILES)}", where=folder, fix=_FETCH)
         for path in (*folder.glob("*.json"), *folder.glob("*.model")):
             regular_file(path, WeightsError)
             _refuse_bom(path)
-            if path.suffix == ".json" and path.name != FILES[0]:  # that one is large, and read once is enough
+            if path.suffix == ".json" and path.name != FILES[0]:  # tokenizer.json is large and read below
                 read_json_object(path, WeightsError)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
             self._ids: dict[str, int] = self._tokenizer.get_vocab()
-        except Exception as error:  # whatever a damaged folder makes transformers raise
+        except Exception as error:  # transformers raises many types for a damaged folder
             raise WeightsError(
                 _why_unreadable(folder, error), where=folder, fix="download the folder again"
             ) from None
@@ -69,9 +69,9 @@ class Tokenizer:
         return 1 + max(self._ids.values(), default=-1)
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask [B, L], padded right to the longest of them, cut at text_len.
+        """Token ids and attention mask, both [B, L], right-padded to the longest and truncated to text_len.
 
-        Raises DataError for a prompt of which the vocabulary knows nothing.
+        Raises DataError for a prompt that has no token in the vocabulary.
         """
         cleaned = [clean_prompt(prompt) for prompt in prompts]
         tokens = self._tokenizer(
@@ -90,7 +90,7 @@ class Tokenizer:
         return tokens.input_ids, tokens.attention_mask
 
     def count(self, prompts: Sequence[str]) -> list[int]:
-        """How many tokens each prompt has before it is cut, </s> included."""
+        """The number of tokens of each prompt before truncation, </s> included."""
         if not prompts:
             return []
         cleaned = [clean_prompt(prompt) for prompt in prompts]
@@ -99,13 +99,13 @@ class Tokenizer:
         ]
 
     def report_long(self, captions: Iterable[tuple[str, str]]) -> None:
-        """One warning for all captions that are cut at text_len, with their addresses and tokens.
+        """Log one warning that lists the captions longer than text_len with their token counts.
 
         Args:
-            captions: address and text of each, as `("data.json[17]", "a red ball bounces")`.
+            captions: location and text of each, such as `("data.json[17]", "a red ball bounces")`.
         """
         captions = list(captions)
-        # a token is at least a byte, so most captions need not be counted
+        # each token takes at least one byte, so most captions need no counting
         long = [(address, text) for address, text in captions if len(text.encode()) >= self.text_len]
         counts = zip(long, self.count([text for _, text in long]), strict=True)
         cut = [(address, text, tokens) for (address, text), tokens in counts if tokens > self.text_len]
@@ -120,7 +120,7 @@ class Tokenizer:
         )
 
     def _report_cuts(self, cleaned: Sequence[str]) -> None:
-        """A warning for the first prompts that are longer than text_len."""
+        """Warn about the first few prompts longer than text_len."""
         for prompt, tokens in zip(cleaned, self.count(cleaned), strict=True):
             if tokens > self.text_len and prompt not in self.reported and len(self.reported) < _MAX_REPORTED:
                 self.reported.add(prompt)
@@ -131,10 +131,10 @@ class Tokenizer:
                 )
 
     def check_fits(self, rows: int, encoder: Path) -> None:
-        """Raises WeightsError unless the vocabulary is that of an encoder whose embedding has `rows` rows.
+        """Raises WeightsError unless the vocabulary fits an encoder whose embedding has `rows` rows.
 
-        Each token must have a row. An embedding is padded (UMT5-XXL: 256384 rows for 256300 tokens), so it
-        may have some more: at most 1024, and at most an eighth of them.
+        Each token needs a row. Embeddings are padded (UMT5-XXL: 256384 rows for 256300 tokens), so up to
+        1024 rows, and at most an eighth of all, may be unused.
         """
         tokens = len(set(self._ids.values()))
         if not (len(self) <= rows and tokens >= rows - min(_PADDING, rows // 8)):
@@ -146,7 +146,7 @@ class Tokenizer:
             )
 
     def _name_special_tokens(self) -> None:
-        """A tokenizer.json alone does not name its padding, end and unknown tokens."""
+        """Set the padding, end and unknown tokens, which a tokenizer.json alone does not name."""
         for role, token in _SPECIAL.items():
             if getattr(self._tokenizer, role) is None and token in self._ids:
                 setattr(self._tokenizer, role, token)
@@ -159,7 +159,7 @@ class Tokenizer:
 
     def _check_known(self, prompt: str, ids: Sequence[int]) -> None:
         unknown = self._tokenizer.unk_token_id
-        silent = {*self._tokenizer.all_special_ids, self._ids.get("\u2581")}  # says nothing by itself
+        silent = {*self._tokenizer.all_special_ids, self._ids.get("\u2581")}  # carry no text
         if prompt and unknown in ids and all(token in silent for token in ids):
             raise DataError(
                 f"every token is {self._tokenizer.unk_token}: the vocabulary of {self.folder} ({len(self)} "
@@ -176,7 +176,7 @@ class Tokenizer:
 
 
 def _refuse_bom(path: Path) -> None:
-    """Raises WeightsError for a byte order mark, as Notepad writes it: transformers reads no such file."""
+    """Raises WeightsError for a byte order mark, as Notepad writes: transformers cannot read such files."""
     with open(path, "rb") as file:
         if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
             raise WeightsError(
@@ -187,10 +187,7 @@ def _refuse_bom(path: Path) -> None:
 
 
 def _why_unreadable(folder: Path, error: Exception) -> str:
-    """A reason that names the file at fault, where that can be seen.
-
-    Raises WeightsError for one that is not JSON.
-    """
+    """Why transformers could not read `folder`. Raises WeightsError if its tokenizer.json is not JSON."""
     if (folder / FILES[0]).is_file():
         read_json_object(folder / FILES[0], WeightsError)
     said = " ".join(str(error).split())[:200] if isinstance(error, OSError | ValueError) else ""
@@ -202,18 +199,15 @@ def _why_unreadable(folder: Path, error: Exception) -> str:
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether a folder is a tokenizer's.
+    """Whether `folder` is a tokenizer folder.
 
-    A link counts though its target be gone: reading it names the target.
+    A dangling symlink counts too: reading it then reports the missing target.
     """
     return any(os.path.lexists(folder / name) for name in FILES)
 
 
 def find_tokenizer(weights: Path) -> Path:
-    """The tokenizer folder that belongs to a text encoder's file or folder.
-
-    Raises WeightsError when there is none.
-    """
+    """Find the tokenizer folder for a text encoder's file or folder. Raises WeightsError if there is none."""
     home = weights if weights.is_dir() else weights.parent
     tried = [home, home / "tokenizer", home / "google" / "umt5-xxl", home.parent / "tokenizer"]
     for folder in tried:

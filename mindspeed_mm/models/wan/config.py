@@ -1,6 +1,6 @@
-"""Sizes of the Wan trunk and the VACE branch, their presets, and the `predictor` part of a model JSON.
+"""Sizes of the Wan trunk and the VACE branch, presets, and the `predictor` section of a model JSON.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mindspeed_mm.config.schema import Config
 
 
 class WanConfig(Config):
-    """The trunk. Field names are those of the model JSON."""
+    """Sizes of the trunk. Field names are those of the model JSON."""
 
     hidden_size: int = Field(gt=0, le=65536, description="width of the residual stream, D")
     ffn_dim: int = Field(gt=0, le=1 << 18, description="width of the feed-forward layer")
@@ -43,18 +43,18 @@ class WanConfig(Config):
 
     @property
     def head_dim(self) -> int:
-        """K, the width of one attention head."""
+        """K, the channels of one attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def rope_dims(self) -> tuple[int, int, int]:
-        """Channels of a head given to (time, height, width); they sum to head_dim."""
+        """Channels of a head that encode (time, height, width); they sum to head_dim."""
         side = 2 * (self.head_dim // 6)
         return self.head_dim - 2 * side, side, side
 
 
 class VaceConfig(Config):
-    """Trunk and branch."""
+    """Sizes of trunk and branch."""
 
     trunk: WanConfig
     vace_layers: tuple[int, ...] = Field(
@@ -90,16 +90,16 @@ PRESETS: Mapping[str, VaceConfig] = {
     "Wan2.2-VACE-A14B": VACE_14B,  # each of its two experts
 }
 
-BRANCH = ("vace_blocks", "vace_patch_embedding")  # first parts of the names of the branch's weights
-ADAPTED = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # endings of the layers that get a LoRA or 8 bits by default
+BRANCH = ("vace_blocks", "vace_patch_embedding")  # first components of the branch's weight names
+ADAPTED = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # name suffixes of layers with LoRA or 8 bits by default
 FP32_MODULES = (
     "time_embedding",
     "time_projection",
     "head",
-)  # their weights stay fp32 when the others are bf16
+)  # stay in fp32 when other weights are bf16
 
 _FIXED = "it is the same in every VACE model"
-_OLD_KEYS: Mapping[str, str] = {  # of published files, in trunk and branch alike
+_OLD_KEYS: Mapping[str, str] = {  # in published files, for trunk and branch
     "img_dim": "VACE has no image encoder",
     "max_seq_len": "rotary tables are computed for each token grid",
     "attention_async_offload": "use offload_block_inputs of fsdp2_config.yaml",
@@ -110,7 +110,7 @@ _OLD_KEYS: Mapping[str, str] = {  # of published files, in trunk and branch alik
 class VaceDitConfig(Config):
     """`predictor.vace_dit`: the branch.
 
-    What it shares with the trunk may be left out; if repeated it must agree.
+    Settings shared with the trunk are optional; if given, they must match the trunk's.
     """
 
     vace_layers: tuple[int, ...] = Field(description="index of the trunk block that each branch block feeds")
@@ -147,7 +147,7 @@ class VaceDitConfig(Config):
 
 
 class PredictorConfig(WanConfig):
-    """`predictor` of the model JSON: the transformer, its weights, and which of them train."""
+    """`predictor` of the model JSON: the transformer, its weights, and which weights train."""
 
     model_id: Literal["vace"] = "vace"
     dtype: Literal["bf16", "fp32"] = Field(
@@ -227,12 +227,12 @@ class PredictorConfig(WanConfig):
 
     @property
     def reads_context(self) -> bool:
-        """Whether the model is given a vace_context: `vace_layers: []` trains a plain text-to-video trunk."""
+        """Whether the model takes a vace_context; `vace_layers: []` is a plain text-to-video trunk."""
         return bool(self.vace_dit.vace_layers)
 
     @property
     def weight_paths(self) -> dict[str, str]:
-        """Key in `predictor` → the folder or file that it names."""
+        """Key in `predictor` → folder or file that it names."""
         named = {
             "from_pretrained": self.from_pretrained,
             "vace_dit.vace_pretrained": self.vace_dit.vace_pretrained,

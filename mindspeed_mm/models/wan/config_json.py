@@ -1,4 +1,4 @@
-"""config.json of a transformer, in the forms of Wan, diffusers and VaceConfig: read, checked, written."""
+"""Read, check and write a transformer's config.json, in the formats of Wan, diffusers and VaceConfig."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAMES = {  # our field → (original config.json, diffusers config.json)
     "vace_layers": ("vace_layers", "vace_layers"),
     "vace_in_dim": ("vace_in_dim", "vace_in_channels"),
 }
-_FIXED: Mapping[str, tuple[object, ...]] = {  # what Wan and VACE have one form of, as each dialect writes it
+_FIXED: Mapping[str, tuple[object, ...]] = {  # the same in all Wan and VACE models; values by dialect
     "qk_norm": (True, "rms_norm_across_heads"),
     "cross_attn_norm": (True,),
 }
@@ -57,14 +57,11 @@ def _brief(value: object) -> str:
 
 
 def read_hints(values: object) -> dict[str, Any]:
-    """A config.json (original, diffusers, or a VaceConfig of ours) as our field names.
+    """A config.json (original, diffusers or our VaceConfig) with our field names; {} for any other file.
 
-    {} when it is none of them.
-
-    The official VaceWanModel.save_pretrained writes values one key too early (dim 16, eps 40): they are put
-    right.
+    The official VaceWanModel.save_pretrained shifts values by one key (dim 16, eps 40); this undoes it.
     """
-    if not isinstance(values, Mapping) or "architectures" in values:  # which transformers writes
+    if not isinstance(values, Mapping) or "architectures" in values:  # a config.json of transformers
         return {}
     if isinstance(values.get("trunk"), Mapping):
         return {
@@ -86,7 +83,7 @@ def read_hints(values: object) -> dict[str, Any]:
 
 
 def official_json(config: VaceConfig) -> dict[str, Any]:
-    """The config.json of an original Wan folder."""
+    """The config.json of a Wan model folder in the original format."""
     trunk = config.trunk
     values: dict[str, Any] = {
         "_class_name": "VaceWanModel" if config.vace_layers else "WanModel",
@@ -134,13 +131,13 @@ def diffusers_json(config: VaceConfig) -> dict[str, Any]:
         values |= {"vace_in_channels": config.vace_in_dim, "vace_layers": list(config.vace_layers)}
     if (
         trunk.text_len != WanConfig.model_fields["text_len"].default
-    ):  # no field of diffusers; only tiny models need it
+    ):  # not a diffusers field; only tiny models need it
         values["text_len"] = trunk.text_len
     return values
 
 
 def _of_its_kind(name: str, value: Any) -> bool:
-    """Whether a config.json may say `value` for a size; any file of that name may be beside the weights."""
+    """Whether `value` is valid for the setting `name`; the config.json may belong to any model."""
     if value is None:
         return True
     if name in ("patch_size", "vace_layers"):
@@ -157,7 +154,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_hints(shapes: Mapping[str, Shape], hints: Mapping[str, Any], where: str | Path = "") -> None:
-    """Raises WeightsError if a config.json (`hints`, from `where`) does not fit tensors of these shapes."""
+    """Raises WeightsError if a config.json (`hints`, from `where`) does not match these tensor shapes."""
     if found := _contradictions(shapes, hints):
         raise WeightsError(
             f"contradicts the tensors: {'; '.join(found)}",
@@ -167,7 +164,7 @@ def check_hints(shapes: Mapping[str, Shape], hints: Mapping[str, Any], where: st
 
 
 def _contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> list[str]:
-    """Key, value in config.json and what the tensors show, for each that differs."""
+    """Each mismatch in words: the key, its value in config.json and what the tensors show."""
     sizes = sizes_of_shapes(shapes)
     blocks = sizes.pop("branch_blocks")
     found = []
@@ -183,7 +180,9 @@ def _contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> li
             found.append(f"{key} is {_brief(value)}, expected {_kind_in_words(name, sizes, blocks)}")
         elif name == "num_heads" and (sizes["hidden_size"] % value or sizes["hidden_size"] // value % 2):
             found.append(f"{key} is {value}, expected {_kind_in_words(name, sizes, blocks)}")
-        elif name == "vace_layers" and blocks and value and len(value) != blocks:  # [] is a trunk's config
+        elif (
+            name == "vace_layers" and blocks and value and len(value) != blocks
+        ):  # [] means a config of the trunk
             found.append(f"{key} names {len(value)} blocks, the tensors show {blocks}")
     found += [
         f"{name} is {_brief(hints[name])}, the tensors show a norm"
@@ -194,9 +193,9 @@ def _contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> li
 
 
 def setting_conflicts(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
-    """Where `settings` (fields of WanConfig and VaceConfig) and a config.json differ.
+    """Differences between `settings` (fields of WanConfig and VaceConfig) and a config.json.
 
-    `num_heads is 12 … and 6 …`.
+    For example, `num_heads is 12, not 6`.
     """
     return [
         f"{name} is {_plain(settings[name])}, not {_plain(hints[name])}"

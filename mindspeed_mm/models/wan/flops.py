@@ -1,6 +1,6 @@
-"""How many floating-point operations a training step needs.
+"""Floating-point operations of a training step.
 
-Formulas: docs/guide/pretrain.md, chapter Throughput.
+For the formulas, see Throughput in docs/guide/pretrain.md.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from mindspeed_mm.models.wan.config import PredictorConfig, VaceConfig
 
 Trainable = Literal["branch", "trunk", "all"]
 
-# dense peak of matrix products, TFLOP/s, from the makers' data sheets: (16-bit, fp32 as torch computes it by
-# default)
+# dense matmul peak in TFLOP/s from the vendors' data sheets: (16-bit, fp32 with torch's default settings)
 PEAK_TFLOPS = {
     "H200": (989.0, 67.0),
     "H100": (989.0, 67.0),
@@ -28,24 +27,21 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of one sample: what the mathematics needs (MFU), and with recomputed blocks (HFU)."""
+    """Operations for one sample: without recomputation (for MFU) and with it (for HFU)."""
 
     model: float
     hardware: float
 
 
 def tokens_of(grid: tuple[int, ...], config: VaceConfig) -> int:
-    """Tokens of a latent grid (R+F, h, w)."""
+    """The number of tokens of a latent grid (R+F, h, w)."""
     patch_t, patch_h, patch_w = config.trunk.patch_size
     frames, height, width = grid
     return (frames // patch_t) * (height // patch_h) * (width // patch_w)
 
 
 def block_forward(config: VaceConfig, tokens: int, text: int | None = None) -> tuple[float, float, float]:
-    """One block's forward.
-
-    (products with weights on tokens, products with weights on text, attention itself).
-    """
+    """Forward operations of one block: (weight matmuls on tokens, weight matmuls on text, attention)."""
     d, ffn, rows = config.trunk.hidden_size, config.trunk.ffn_dim, text_rows(config, text)
     on_tokens = 2.0 * tokens * d * (6 * d + 2 * ffn)  # self q k v o, cross q o, two ffn layers
     on_text = 2.0 * rows * d * 2 * d  # cross k v
@@ -54,10 +50,7 @@ def block_forward(config: VaceConfig, tokens: int, text: int | None = None) -> t
 
 
 def text_rows(config: VaceConfig, text: int | None) -> int:
-    """Rows of a prompt that are computed.
-
-    Its own, and one for all padding rows together, since those are equal.
-    """
+    """The number of prompt rows computed: its own, plus one for all padding rows, which are equal."""
     return config.trunk.text_len if text is None else min(text + 1, config.trunk.text_len)
 
 
@@ -70,13 +63,13 @@ def step_flops(
     text: int | None = None,
     lora: Mapping[str, int] | None = None,
 ) -> Flops:
-    """Forward and backward of one sample of `tokens` tokens and `text` prompt rows (None: the maximum).
+    """Forward and backward of one sample with `tokens` tokens and `text` prompt rows (None: the maximum).
 
-    `recomputed` is the share of blocks that run forward twice. A trained product costs twice its forward
-    again (gradient of input and of weight), a frozen one that gradients pass through once, an embedding of
-    inputs its weight's gradient only; attention costs twice, cross attention to a frozen text once. What no
-    gradient reaches costs nothing: with `branch`, trunk block 0 and all embeddings of the trunk. `lora` is
-    the number of its weights by layer: all else is frozen then, and `trainable` does not matter.
+    `recomputed` is the share of blocks that run forward twice. Backward costs, in units of the forward: a
+    trained matmul 2 (gradients of input and weight); a frozen matmul that gradients pass through 1; an
+    embedding of inputs 1 (weight gradient only); attention 2; cross-attention to frozen text 1. Where no
+    gradient flows, the backward costs nothing: with `branch`, trunk block 0 and all trunk embeddings. `lora`
+    maps layers to their number of LoRA parameters; everything else is then frozen and `trainable` is unused.
     """
     trunk, blocks, branch, rows = (
         config.trunk,
@@ -91,7 +84,7 @@ def step_flops(
     branch_in = 2.0 * tokens * d * patch * config.vace_in_dim * (branch > 0)
     joins = (
         2.0 * tokens * d * d * (branch + (branch > 0))
-    )  # after_proj of each branch block, before_proj of the first
+    )  # after_proj of each branch block; before_proj of the first
     block = on_tokens + on_text + attention
     forward = (blocks + branch) * block + trunk_in + text_out + head + branch_in + joins
     if lora:
@@ -103,7 +96,7 @@ def step_flops(
         passed, cross = on_tokens + 2 * attention, 4.0 * tokens * rows * d
         on_trunk = any(name.startswith("blocks.") for name in lora)
         on_branch = any(name.startswith("vace_") for name in lora)
-        # a trunk block without a LoRA has a gradient from the first hint on, and none in its text
+        # trunk blocks without LoRA carry gradients from the first hint on, but none to their text
         backward = head + (blocks * passed if on_trunk else (blocks - 1) * (passed - cross))
         backward += (branch * passed + joins) * on_branch + 2 * adapters
     elif trainable == "all":
@@ -123,10 +116,10 @@ def step_flops(
 def recomputed_share(
     config: VaceConfig, plan: Mapping[str, str], trainable: Trainable, tokens: int, text: int | None = None
 ) -> float:
-    """The share of all blocks' forward operations that run twice under `plan`: module name → its mode.
+    """The share of all blocks' forward operations that run twice under `plan` (module name → mode).
 
-    `selective` keeps what attention answers. A trunk block that no gradient reaches (block 0 when the branch
-    trains) is never run again. Modules inside blocks count by their own operations.
+    `selective` keeps the outputs of attention. A trunk block that no gradient reaches (block 0 when the
+    branch trains) is not recomputed. Modules inside blocks count with their own operations.
     """
     on_tokens, on_text, attention = block_forward(config, tokens, text)
     whole = on_tokens + on_text + attention
@@ -153,12 +146,12 @@ def recomputed_share(
 def vace_cost(
     predictor: PredictorConfig, plan: Mapping[str, str], lora: Mapping[str, int] | None = None
 ) -> Callable[[tuple[int, ...]], tuple[int, Flops]]:
-    """(R+F, h, w, text rows) → tokens and operations of one sample of VACE.
+    """A function (R+F, h, w, text rows) → tokens and operations of one VACE sample.
 
-    Under a recompute plan, with a LoRA of these weights by layer.
+    `plan` is the recompute plan; `lora` maps layers to their number of LoRA parameters.
     """
     sizes, trainable = predictor.model, predictor.trainable
-    if lora:  # what gradients do not reach never runs again
+    if lora:  # blocks that no gradient reaches are not recomputed
         parts = {name.split(".")[0] for name in lora}
         trainable = "all" if "blocks" in parts else "branch"
         plan = {
@@ -176,10 +169,7 @@ def vace_cost(
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:
-    """The device's peak for matrix products in `dtype` (bf16 or fp32).
-
-    None for a device that is not in the table.
-    """
+    """The device's matmul peak in TFLOP/s for `dtype` (bf16 or fp32); None for a device not in the table."""
     for name, (half, single) in PEAK_TFLOPS.items():
         if name.lower() in device_name.lower():
             return single if dtype == "fp32" else half

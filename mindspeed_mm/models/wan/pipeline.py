@@ -1,7 +1,7 @@
-"""VACE in pipeline stages: runs of trunk blocks, each with the branch blocks that feed it.
+"""VACE in pipeline stages: consecutive trunk blocks, together with the branch blocks that feed them.
 
-Trunk tokens x and branch tokens c travel from stage to stage. What every block reads beside them (text, time,
-rotary tables) is computed on every rank from the rank's own copy of three small modules, so no text is sent.
+Trunk tokens x and branch tokens c are sent from stage to stage. The other inputs of blocks (text, time,
+rotary tables) are computed on each rank from its own copy of three small modules, so no text is sent.
 Weights keep their names.
 """
 
@@ -33,7 +33,7 @@ SHARED = ("text_embedding", "time_embedding", "time_projection")  # every rank h
 
 
 class VaceReader(nn.Module):
-    """Text and time embeddings: what blocks read beside the tokens."""
+    """Text and time embeddings: the inputs of blocks other than tokens."""
 
     def __init__(self, model: VaceTransformer) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class VaceReader(nn.Module):
 
 
 class VaceStage(nn.Module):
-    """One stage. `feed` it micro-batches; each call then works on the next of them."""
+    """One stage. Pass micro-batches to `feed`; each call then processes the next one."""
 
     def __init__(self, model: VaceTransformer, layers: range) -> None:
         super().__init__()
@@ -71,20 +71,20 @@ class VaceStage(nn.Module):
         self._inputs: Iterator[MicroBatch] = iter(())
 
     def feed(self, inputs: Sequence[MicroBatch]) -> None:
-        """What the following calls work on, in their order."""
+        """Set the micro-batches that the following calls process, in order."""
         self._inputs = iter(inputs)
 
     def forward(self, *tokens: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Tokens [B, S, D] of the stage before (the first: none) → those of the next, or the velocity.
+        """Tokens [B, S, D] from the previous stage, if any → tokens for the next stage, or the velocity.
 
-        Trunk tokens come alone once no branch block follows.
+        Branch tokens are no longer sent once no later stage has a branch block.
         """
         batch = next(self._inputs)
         read = self._reading(batch)
         if self.is_first:
             tokens = self._embed(batch)
         feeders = {}
-        if batch.vace_context is not None:  # else the trunk runs alone
+        if batch.vace_context is not None:  # otherwise only the trunk runs
             feeders = {layer: (n, self.vace_blocks[str(n)]) for layer, n in self._feeders.items()}
         blocks = ((int(i), block) for i, block in self.blocks.items())
         x, c = run_blocks(blocks, feeders, tokens[0], tokens[-1], read)
@@ -112,9 +112,9 @@ class VaceStage(nn.Module):
 
 
 def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int]) -> Split:
-    """`model`, on the meta device and frozen as it will be → the stages `mine` of those sized `layers`.
+    """Split `model` into stages of `layers` trunk blocks each, and build the stages numbered in `mine`.
 
-    Raises ConfigError when the sizes do not fit the model.
+    `model` must be on the meta device and already frozen. Raises ConfigError if `layers` does not fit it.
     """
     config = model.config
     check_layers(layers, config.trunk.num_layers)
@@ -123,9 +123,9 @@ def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int
     grads = _gradients(model)
 
     def leaving(stage: int, batch: MicroBatch) -> tuple[Tensor, ...]:
-        """Meta tensors like those that `stage` sends, or like the velocity of the last.
+        """Meta tensors like those that `stage` sends; for the last stage, like the velocity.
 
-        One sample with P captions has P rows of tokens from the first block on.
+        One sample with P captions has a batch of P from the first block on.
         """
         shape = batch.latents.shape
         rows = max(shape[0], batch.prompt_embeds.shape[0])
@@ -144,10 +144,7 @@ def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int
 
 
 def _gradients(model: VaceTransformer) -> list[tuple[bool, bool]]:
-    """Behind each trunk block.
-
-    Whether gradients flow back through trunk tokens, and through branch tokens.
-    """
+    """After each trunk block, whether gradients flow through (trunk tokens, branch tokens)."""
     config: VaceConfig = model.config
     feeders = {layer: n for n, layer in enumerate(config.vace_layers)}
     beside = any(_trains(model.get_submodule(name)) for name in SHARED)

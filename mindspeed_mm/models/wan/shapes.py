@@ -1,4 +1,4 @@
-"""The weights of a model of given sizes, and the sizes that the shapes of weights show."""
+"""The weight shapes of a model with given sizes, and sizes inferred from weight shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 
 
 def layout(config: VaceConfig) -> dict[str, Shape]:
-    """Every weight of a model of these sizes: official name → shape."""
+    """Official name → shape, for every weight of a model with these sizes."""
     trunk, width = config.trunk, config.trunk.hidden_size
     shapes: dict[str, Shape] = {}
     _linear(shapes, "patch_embedding", (width, trunk.in_dim, *trunk.patch_size))
@@ -37,20 +37,20 @@ def layout(config: VaceConfig) -> dict[str, Shape]:
 
 
 def modules(config: VaceConfig) -> list[str]:
-    """Every module of a model of these sizes by its name, in the model's order but for activations."""
+    """Names of all modules of a model with these sizes, in the model's order except for activations."""
     found: dict[str, None] = {}
     for weight in layout(config):
         parts = weight.split(".")[:-1]
         for end in range(1, len(parts) + 1):
             stem, last = parts[: end - 1], parts[end - 1]
-            # what stands between the members of a sequence that have weights are its activations
+            # numbers that a sequence skips in the weight names are its activations
             members = [str(index) for index in range(int(last) + 1)] if last.isdigit() else [last]
             found.update(dict.fromkeys(".".join([*stem, member]) for member in members))
     return list(found)
 
 
 def linears(config: VaceConfig) -> dict[str, Shape]:
-    """Every linear layer of a model of these sizes: name → (out, in)."""
+    """Name → (out, in), for every linear layer of a model with these sizes."""
     return {
         name.removesuffix(".weight"): shape
         for name, shape in layout(config).items()
@@ -59,9 +59,9 @@ def linears(config: VaceConfig) -> dict[str, Shape]:
 
 
 def sizes_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """What the shapes tell, as fields of WanConfig and VaceConfig plus `branch_blocks`.
+    """Sizes inferred from the shapes, as fields of WanConfig and VaceConfig plus `branch_blocks`.
 
-    Raises WeightsError when a weight that it reads from is missing or has the wrong number of dimensions.
+    Raises WeightsError when a required weight is missing or has the wrong number of dimensions.
     """
     width, in_dim, *patch = _shape(shapes, "patch_embedding.weight", 5)
     branch_blocks = _count(shapes, "vace_blocks")
@@ -82,7 +82,7 @@ def sizes_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The complete layout of the model that these shapes belong to; needs no heads and no vace_layers."""
+    """The complete layout of the model with these shapes; works without num_heads and vace_layers."""
     sizes = sizes_of_shapes(shapes)
     blocks = sizes.pop("branch_blocks")
     vace_in_dim = sizes.pop("vace_in_dim", 96)

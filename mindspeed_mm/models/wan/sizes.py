@@ -1,7 +1,7 @@
-"""The sizes of a model, from the shapes of its weights and its config.json. No torch.
+"""Infer a model's sizes from its weight shapes and its config.json. Does not import torch.
 
-The shapes decide; config.json must confirm them, and adds what no shape tells: heads, text_len, eps,
-vace_layers.
+Shapes decide. config.json must agree with them, and supplies what shapes do not show: num_heads, text_len,
+eps, vace_layers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mindspeed_mm.models.wan.config_json import (
 )
 from mindspeed_mm.models.wan.shapes import Shape, sizes_of_shapes
 
-HEAD_WIDTH = 128  # of every published Wan; used when no config.json names the heads
+HEAD_WIDTH = 128  # in every published Wan; used when no config.json gives num_heads
 
 
 def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceConfig:
-    """Sizes from the shapes, and from `hints` (`read_hints`) what shapes cannot tell.
+    """Sizes from the shapes and, for what shapes do not show, from `hints` (see `read_hints`).
 
-    Raises WeightsError if they are unknown, or contradict each other.
+    Raises WeightsError if sizes are unknown or contradict each other.
     """
     check_hints(shapes, hints)
     sizes = sizes_of_shapes(shapes)
@@ -43,9 +43,9 @@ def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceC
 
 
 def infer_layers(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """num_layers and vace_layers, which stages need and for which the heads do not matter.
+    """num_layers and vace_layers, which pipeline stages need; works without num_heads.
 
-    Raises WeightsError like infer_config.
+    Raises WeightsError as `infer_config` does.
     """
     sizes = sizes_of_shapes(shapes)
     blocks, num_layers = sizes["branch_blocks"], sizes["num_layers"]
@@ -55,7 +55,7 @@ def infer_layers(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> tuple
 
 
 def preset_name(config: VaceConfig) -> str | None:
-    """The published model of these sizes; 14B and the experts of A14B share theirs."""
+    """The published model with these sizes, if any; the experts of A14B have the sizes of 14B."""
     return next((name for name, preset in PRESETS.items() if preset == config), None)
 
 

@@ -1,10 +1,8 @@
-"""Pipeline stages of an MM checkpoint.
+"""Pipeline stages of an MM checkpoint: which stage holds which weight under which name, and the inverse.
 
-Which stage holds which weight under which name, and back to one model.
-
-Trunk layers go to the stages in order and are numbered from 0 in each; branch block j goes where the trunk
-layer `vace_layers[j]` is that it feeds, numbered from 0 too. What stands before the blocks is on the first
-stage, the head on the last.
+Stages take trunk layers in order and number them from 0. Branch block j is on the stage of the trunk layer
+`vace_layers[j]` that it feeds, also numbered from 0. Weights before the blocks are on the first stage, the
+head is on the last.
 """
 
 from __future__ import annotations
@@ -16,14 +14,14 @@ from typing import Any, TypeVar
 from mindspeed_mm.errors import ConfigError, WeightsError
 
 T = TypeVar("T")
-Layers = Sequence[int] | Sequence[Sequence[int]]  # of each stage; or of each virtual chunk, a list of them
+Layers = Sequence[int] | Sequence[Sequence[int]]  # one size per stage; or one such list per virtual chunk
 _BLOCK = re.compile(r"(blocks|vace_blocks)\.(\d+)\.(.+)")
 
 
 def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
-    """Sizes of the flat stages, and how many virtual chunks each rank has.
+    """Sizes of the flat stages, and the number of virtual chunks per rank.
 
-    Raises ConfigError when lists differ in length.
+    Raises ConfigError when the lists differ in length.
     """
     chunks = [list(chunk) for chunk in pp_layers if not isinstance(chunk, int)]
     if not chunks:
@@ -38,7 +36,7 @@ def flat_layers(pp_layers: Layers) -> tuple[list[int], int]:
 
 
 def even_layers(num_layers: int, count: int) -> list[int]:
-    """`num_layers` over `count` stages, the longer ones first."""
+    """Divide `num_layers` over `count` stages, longer stages first."""
     short, longer = divmod(num_layers, count)
     return [short + (number < longer) for number in range(count)]
 
@@ -66,12 +64,12 @@ def stage_layers(sizes: object, num_layers: int, count: int, where: str) -> list
 
 
 def count_layers(names: Iterable[str]) -> int:
-    """How many trunk blocks the weights `names` of one stage belong to."""
+    """The number of trunk blocks in one stage with the weights `names`."""
     return len({match[2] for name in names if (match := _BLOCK.fullmatch(name)) and match[1] == "blocks"})
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> None:
-    """Raises ConfigError unless every stage has at least one layer and they sum to the model's."""
+    """Raises ConfigError unless every stage has at least one layer and the sizes sum to `num_layers`."""
     if not layers or any(size < 1 for size in layers):
         raise ConfigError(
             f"got {list(layers)}", where="pp_layers", expected="at least one layer in each stage"
@@ -85,10 +83,7 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
 
 
 def place(name: str, layers: Sequence[int], vace_layers: Sequence[int]) -> tuple[int, str]:
-    """An official name → the flat stage that holds it, and its name there.
-
-    That name is official too, with blocks numbered from 0.
-    """
+    """An official name → its flat stage, and its name there: also official, with blocks numbered from 0."""
     if match := _BLOCK.fullmatch(name):
         stem, index, rest = match[1], int(match[2]), match[3]
         trunk_layer = index if stem == "blocks" else vace_layers[index]
@@ -100,9 +95,9 @@ def place(name: str, layers: Sequence[int], vace_layers: Sequence[int]) -> tuple
 
 
 def split(weights: Mapping[str, T], layers: Sequence[int], vace_layers: Sequence[int]) -> list[dict[str, T]]:
-    """One model → its flat stages. Every weight lands in exactly one.
+    """One model → its flat stages. Each weight goes to exactly one stage.
 
-    Raises WeightsError if two get one name.
+    Raises WeightsError if two weights get the same name.
     """
     stages: list[dict[str, T]] = [{} for _ in layers]
     for name, weight in weights.items():
@@ -116,7 +111,7 @@ def split(weights: Mapping[str, T], layers: Sequence[int], vace_layers: Sequence
 def merge(stages: Sequence[Mapping[str, T]]) -> dict[str, T]:
     """Flat stages in order → one model: the inverse of `split`.
 
-    Raises WeightsError when a weight stands on two stages.
+    Raises WeightsError when a weight is on two stages.
     """
     weights: dict[str, T] = {}
     offset = {"blocks": 0, "vace_blocks": 0}

@@ -1,10 +1,8 @@
-"""What one weight is called in each dialect: the official files (ours inside), diffusers and MM.
+"""Weight names in each dialect: official (also used internally), diffusers and MM. One table, read both ways.
 
-One table, read both ways.
-
-Traps it keeps apart: diffusers' top-level `proj_out` is the head while `vace_blocks.n.proj_out` is
-after_proj, and diffusers' `norm2` is the official `norm3`. Trunk or branch is decided by the name's first
-part, never by a substring.
+Watch out: diffusers' top-level `proj_out` is the head, but `vace_blocks.n.proj_out` is after_proj; diffusers'
+`norm2` is the official `norm3`. The first component of a name decides between trunk and branch, never a
+substring.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from mindspeed_mm.models.keymap import KeyMap, Rename
 
 
 class Spelling(NamedTuple):
-    """One weight (or family of weights) in the three dialects."""
+    """The name of one weight (or family of weights) in the three dialects."""
 
     official: str
     diffusers: str
@@ -44,7 +42,7 @@ BRANCH = (
         "vace_blocks.{i}.after_proj.{p}", "vace_blocks.{i}.proj_out.{p}", "vace_blocks.{i}.after_proj.{p}"
     ),
 )
-BLOCK = (  # inside blocks.i and vace_blocks.i alike
+BLOCK = (  # in both blocks.i and vace_blocks.i
     Spelling("modulation", "scale_shift_table", "modulation"),
     Spelling("self_attn.{qkv}.{p}", "attn1.to_{qkv}.{p}", "self_attn.proj_{qkv}.{p}"),
     Spelling("self_attn.o.{p}", "attn1.to_out.0.{p}", "self_attn.proj_out.{p}"),
@@ -61,7 +59,7 @@ BLOCK = (  # inside blocks.i and vace_blocks.i alike
 
 
 def spellings() -> Iterator[Spelling]:
-    """Every weight's full name in the three dialects; MM's with its `wan_dit.` or `vace_dit.` in front."""
+    """Every weight's full name in the three dialects; MM names start with `wan_dit.` or `vace_dit.`."""
     for row in TRUNK:
         yield row._replace(mm=f"wan_dit.{row.mm}")
     for row in BLOCK:

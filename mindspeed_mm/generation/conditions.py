@@ -1,6 +1,6 @@
-"""The pixels that the model gets.
+"""The pixels that condition the model.
 
-Apart from the stages, so that code that only looks at them loads no model.
+Separate from the stages, so that code that only inspects pixels does not load a model.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mindspeed_mm.generation.tasks import prepare_task
 
 
 def load_conditions(inputs: Inputs, sampling: SamplingConfig) -> Conditions:
-    """The pixels that the model gets.
+    """Load the pixels that condition the model.
 
-    Raises ConfigError for inputs that contradict each other, DataError for what does not fit.
+    Raises ConfigError for contradictory inputs, DataError for inputs that do not fit.
     """
     return pixels.to_tensors(_read(inputs, sampling))
 
 
 def conditions_of(request: GenerationRequest) -> Conditions:
-    """The pixels that the model gets. Raises DataError beginning with the video's name."""
+    """Load the pixels of a request. Raises DataError prefixed with the video's name."""
     return pixels.to_tensors(read_conditions(request))
 
 
 def read_conditions(request: GenerationRequest) -> ReadConditions:
-    """The same, clips as bytes where they come from files: a quarter of the memory. Raises DataError."""
+    """Like `conditions_of`, but clips from files stay uint8, a quarter of the memory. Raises DataError."""
     try:
         if request.task is None:
             return _read(request.inputs, request.sampling)

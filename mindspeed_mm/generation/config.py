@@ -1,7 +1,7 @@
 """The inference JSON: weights, requests and how the run uses memory and devices. No torch.
 
-A value is looked for in the task, then at the top of the JSON, then in the preset; a flag replaces the first
-two.
+A value is looked up in the task, then at the top level of the JSON, then in the preset. A command-line flag
+overrides the first two.
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ OUTPUT_SUFFIXES = (".mp4", ".png", ".json")  # of the files NAME.mp4 …, beside
 Tiled = Literal["auto", "always", "never"]
 Offload = Literal["none", "model", "block"]
 
-# What a run and its plan judge memory by.
-WORKSPACE = 24 << 30  # bytes of a device that two experts side by side must leave to activations
+# Constants of the memory estimate, shared by a run and its plan.
+WORKSPACE = 24 << 30  # bytes that two experts on one device must leave for activations
 TOKEN_BYTES = (
-    48  # of a token and hidden channel: residual streams, a norm, the feed-forward's two wide tensors
+    48  # per token and hidden channel: residual streams, a norm, the two wide tensors of the feed-forward
 )
-VAE_PLANES = (
-    90  # base_dim feature maps of the output's size alive at once: 88 measured on a CPU, fp32, 192x256
-)
+VAE_PLANES = 90  # base_dim feature maps of output size live at once: 88 measured on a CPU, fp32, 192x256
 
-# Of preset mindspeed, for a JSON of MindSpeed-MM, which holds none: its inputs are a boxing clip and a
-# picture of cats.
+# Prompt of preset mindspeed. The MindSpeed-MM JSON has none; its inputs are a boxing clip and a picture of
+# cats.
 MINDSPEED_PROMPT = "两只橘猫戴着红色拳击手套，在聚光灯下的拳击台上对打，镜头缓缓推近。"
-# What the official code uses when none is given.
+# The default negative prompt of the official code.
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
@@ -187,7 +185,7 @@ class RequestConfig(Numbers, Sources):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_null(cls, values: Any) -> Any:
-        """So that `model_fields_set` holds what is said."""
+        """Drop null fields, so that `model_fields_set` lists only fields with a value."""
         if not isinstance(values, Mapping):
             return values
         return {
@@ -261,7 +259,7 @@ class RunConfig(Config):
 
     @property
     def sharing(self) -> list[str]:
-        """The keys by which processes share a video."""
+        """The keys that make processes share a video."""
         requested = {
             "shard_weights": self.shard_weights,
             "context_parallel_size": (self.context_parallel_size or 1) > 1,
@@ -284,7 +282,7 @@ class TaskConfig(RequestConfig):
 
     @model_validator(mode="after")
     def _windows_fit(self) -> TaskConfig:
-        return self  # its windows must fit only once it has the keys of the top, too
+        return self  # checked after the top-level keys are merged in
 
 
 class InferenceConfig(RunConfig, RequestConfig):

@@ -19,10 +19,10 @@ from mindspeed_mm.models.wan.vace import VaceTransformer
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The velocity at one step, and where it comes from."""
+    """The velocity at one step, and how it was computed."""
 
     velocity: Tensor  # guided, [1, 16, R+F, h, w] fp32
-    outputs: Sequence[Tensor]  # the model's own, one for each pass
+    outputs: Sequence[Tensor]  # raw model outputs, one per forward pass
     model: VaceTransformer
 
 
@@ -38,16 +38,16 @@ class Step:
     prediction: Prediction
 
 
-StepHook = Callable[[Step], None]  # progress, preview, cancel: an exception that it raises ends the video
+StepHook = Callable[[Step], None]  # progress, preview, cancel; an exception in a hook ends the video
 PredictFn = Callable[[Tensor, Tensor], Prediction]  # latents, timestep [1]
 
 
 def denoise_loop(
     predict: PredictFn, solver: Solver, latents: Tensor, hooks: Sequence[StepHook], timings: Timings
 ) -> Tensor:
-    """Noise [1, 16, R+F, h, w] → latents.
+    """Denoise noise [1, 16, R+F, h, w] to latents.
 
-    Each hook is called after each step, in order, outside of the time measured.
+    All hooks are called after each step, in order; their time is not measured.
     """
     for index, timestep in enumerate(solver.timesteps):
         with timings.step():
@@ -70,7 +70,7 @@ def denoise_loop(
 class Predictor:
     """The guided velocity of one video.
 
-    Chooses the expert of a timestep, and passes both prompts through it.
+    Selects the expert for each timestep and runs both prompts through it.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Predictor:
         self.needs_branch = has_weight(sampling.context_scale) and bool(experts.config.vace_layers)
 
     def __call__(self, latents: Tensor, timestep: Tensor) -> Prediction:
-        """Of latents [1, 16, R+F, h, w] at `timestep` [1]."""
+        """Predict the velocity of latents [1, 16, R+F, h, w] at `timestep` [1]."""
         model, scale = self.experts.at(float(timestep), self.sampling)
         tokens = latents[0, 0].numel() // math.prod(model.config.trunk.patch_size)
         is_batched = self.experts.fits_batched_cfg(tokens)
@@ -108,5 +108,5 @@ class Predictor:
 
 
 def has_weight(scale: float | Sequence[float]) -> bool:
-    """Whether the VACE branch counts at all with this `context_scale`."""
+    """Whether the VACE branch contributes at all with this `context_scale`."""
     return any(scale) if isinstance(scale, Sequence) else scale != 0

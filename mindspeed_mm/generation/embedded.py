@@ -1,8 +1,7 @@
-"""The settings within a video file: what makes it again, without its sources. No torch.
+"""Settings embedded in a video file: all that is needed to generate it again, except its sources. No torch.
 
-The comment of NAME.mp4 is a JSON object whose `vace` is the version of this format. It holds the words of the
-inference JSON and no path of the machine that made the video; `inputs` lists what it started from (video,
-mask, images, …).
+The comment of NAME.mp4 is a JSON object whose `vace` key is the version of this format. It uses the keys of
+the inference JSON and contains no local paths; `inputs` lists the kinds of sources (video, mask, images, …).
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ from mindspeed_mm.files import format_json, parse_json
 from mindspeed_mm.generation.config import RequestConfig
 
 VERSION = 1
-_SOURCES = frozenset({"type", "videos", "images"})  # of a task: what it starts from, which no file says
+_SOURCES = frozenset(
+    {"type", "videos", "images"}
+)  # keys of a task that are not options; its sources are never embedded
 
 
 def embedded(settings: Mapping[str, Any]) -> str:
-    """The comment for a video made with `settings` (NAME.json)."""
+    """The comment for a video generated with `settings` (the content of NAME.json)."""
     sampling = {name: value for name, value in settings.get("sampling", {}).items() if name != "grid"}
     said: dict[str, Any] = {"vace": VERSION, "prompt": settings.get("prompt", "")}
     said |= {name: settings[name] for name in ("negative_prompt", "window_prompts") if name in settings}
@@ -40,9 +41,9 @@ def embedded(settings: Mapping[str, Any]) -> str:
 
 
 def read_embedded(path: str | Path) -> dict[str, Any]:
-    """The settings in a video file, in the words of the inference JSON, checked.
+    """Read and validate the settings in a video file, under the keys of the inference JSON.
 
-    Raises DataError when there are none.
+    Raises DataError when the file has none.
     """
     text = read_comment(path)
     name = Path(path).name
@@ -65,7 +66,7 @@ def read_embedded(path: str | Path) -> dict[str, Any]:
 
 
 def _is_path(value: Any) -> bool:
-    """Whether a value of a task is a path, or a list of some."""
+    """Whether a value of a task is a path, or a list that contains one."""
     if isinstance(value, (list, tuple)):
         return any(_is_path(item) for item in value)
     return isinstance(value, str) and "/" in value

@@ -1,6 +1,6 @@
-"""How processes share one video: guidance on two halves of them, tokens within a half.
+"""How processes share one video: guidance is split over two halves, tokens over the processes of a half.
 
-Arithmetic, no torch.
+Pure arithmetic, no torch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ class Layout:
     """`context` processes share the tokens; there are `halves` such groups."""
 
     context: int
-    halves: int  # 2: one asks about the prompt, one about the negative prompt
+    halves: int  # 2: one computes the prompt, the other the negative prompt
 
     @property
     def world(self) -> int:
-        """All processes."""
+        """Total number of processes."""
         return self.context * self.halves
 
 
@@ -32,10 +32,10 @@ def choose_layout(
     cfg_parallel: Literal["auto", "on", "off"],
     context: int | None,
 ) -> Layout:
-    """Lay `world` processes out. Raises ConfigError naming the sizes that work.
+    """Choose the layout of `world` processes. Raises ConfigError naming the sizes that work.
 
-    `auto` puts guidance on two halves when some video has guidance and the number is even: halves talk once a
-    step.
+    `auto` splits guidance over two halves when any video uses guidance and `world` is even, because the
+    halves communicate only once per step.
     """
     if cfg_parallel == "on" and world % 2:
         raise ConfigError(f"got {world}", where="cfg_parallel", expected="an even number of processes")

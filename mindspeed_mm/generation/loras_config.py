@@ -1,4 +1,4 @@
-"""LoRAs of a video, and the presets of few-step LoRAs. No torch."""
+"""LoRAs of a video, and the presets for few-step LoRAs. No torch."""
 
 from __future__ import annotations
 
@@ -58,24 +58,24 @@ class LoraUse(Config):
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """All numbers of `strength`. Raises ValueError for a text that has none."""
+        """All numbers in `strength`. Raises ValueError for a string that does not parse."""
         if isinstance(self.strength, str):
             return tuple(float(part) for part in self.strength.split(";"))
         return self.strength if isinstance(self.strength, tuple) else (self.strength,)
 
     @property
     def by_phase(self) -> bool:
-        """Whether there is one number for each phase, the last for all that follow."""
+        """Whether there is one number per phase; the last one also applies to all later phases."""
         return isinstance(self.strength, str)
 
     def at(self, step: int, phase: int = 0) -> float:
-        """The strength at a denoising step of a phase, both from 0."""
+        """The strength at a denoising step and phase, both counted from 0."""
         numbers = self.strengths
         return numbers[min(phase if self.by_phase else step, len(numbers) - 1)]
 
 
 _LIGHTX2V = "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank64.safetensors"
-# Preset → (its numbers, the LoRA that they are made for).
+# Preset → (its sampling settings, the LoRA they are meant for).
 FEW_STEPS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "lightx2v-4step": (
         {"solver": "euler", "steps": 4, "shift": 5.0, "guidance_scale": 1.0},

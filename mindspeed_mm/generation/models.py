@@ -1,4 +1,4 @@
-"""ModelStore: the models of a generation, loaded when first needed and off the device when idle."""
+"""ModelStore: the models of a generation, loaded on first use and off the device when idle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mindspeed_mm.models.wan.vae import WanVae
 class ModelStore:
     """Transformers, VAE and text encoder of one process.
 
-    Also the prompts embedded so far, and what the current video costs.
+    Also caches prompt embeddings, and keeps the timings of the current video.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class ModelStore:
         num_experts: int | None = None,
         keep_text_encoder: bool = False,
     ) -> None:
-        """`text_encoder` loads it, and so may `experts`.
+        """`text_encoder` is a function that loads it; `experts` may be one too.
 
-        `keep_text_encoder`: on the host between videos, not dropped.
+        `keep_text_encoder`: keep it on the host between videos instead of dropping it.
 
-        `num_experts`: how many `experts` will load; it decides the presets' shift (default: as many as are
+        `num_experts`: how many models `experts` will load; selects the presets' shift (default: the number
         given, or 1).
         """
         self.num_experts = num_experts or (len(experts.models) if isinstance(experts, Experts) else 1)
@@ -47,7 +47,7 @@ class ModelStore:
         self.timings = Timings(accelerator)
         self._experts = experts
         self._vae = None if vae is None else vae.to(accelerator.device)
-        # it caches the latents of gray, most of what VACE encodes
+        # caches the latents of gray, which is most of what VACE encodes
         self._stream_encoder: StreamEncoder | None = None
         self._text_encoder = text_encoder
         self._loaded_text: TextEncoder | None = None
@@ -55,7 +55,7 @@ class ModelStore:
 
     @property
     def experts(self) -> Experts:
-        """The transformers; read now if they were not. Raises WeightsError."""
+        """The transformers, loaded on first access. Raises WeightsError."""
         if self._experts is None:
             raise WeightsError("this pipeline has no transformer", fix="use it to decode only")
         if not isinstance(self._experts, Experts):
@@ -65,14 +65,14 @@ class ModelStore:
 
     @property
     def vae(self) -> WanVae:
-        """The VAE. Raises WeightsError on a process that has none."""
+        """The VAE. Raises WeightsError in a process without one."""
         if self._vae is None:
             raise WeightsError("this pipeline has no VAE", fix="use it to denoise only")
         return self._vae
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """The text encoder on the device; read now if it was not. Raises WeightsError."""
+        """The text encoder on the device, loaded on first access. Raises WeightsError."""
         if self._loaded_text is None:
             if self._text_encoder is None:
                 raise WeightsError(
@@ -83,7 +83,7 @@ class ModelStore:
         return self._loaded_text.to(self.accelerator.device)
 
     def free_text_encoder(self) -> None:
-        """Make room on the device for the transformer: the text encoder is the largest model after it."""
+        """Free device memory for the transformer: the text encoder is the second largest model."""
         if self._loaded_text is not None and self.keep_text_encoder:
             self._loaded_text.to("cpu")
         else:
@@ -91,10 +91,10 @@ class ModelStore:
         self.accelerator.empty_cache()
 
     def vae_for(self, height: int, width: int) -> WanVae:
-        """The VAE, in tiles if frames of this size need them."""
+        """The VAE, tiled if frames of this size need it."""
         tiles = self.tiled == "always" or (self.tiled == "auto" and self.needs_tiles(height, width))
         if tiles != self.vae.tiled:
-            self._stream_encoder = None  # its cache was computed the other way
+            self._stream_encoder = None  # its cache was computed with the other setting
             if tiles:
                 self.vae.enable_tiling()
             else:
@@ -102,25 +102,25 @@ class ModelStore:
         return self.vae
 
     def stream_encoder(self, height: int, width: int) -> StreamEncoder:
-        """The encoder of conditions of this size."""
+        """The encoder for conditions of this size."""
         vae = self.vae_for(height, width)
         self._stream_encoder = self._stream_encoder or StreamEncoder(vae)
         return self._stream_encoder
 
     def needs_tiles(self, height: int, width: int) -> bool:
-        """Whether whole frames would take more memory than the device has left."""
+        """Whether decoding whole frames would need more than 80% of the free device memory."""
         free = self.accelerator.total_memory() - self.accelerator.memory_allocated()
         return vae_bytes(self.vae, height, width) > 0.8 * free
 
     def start_measuring(self) -> None:
-        """Measure seconds and peak memory from here on."""
+        """Reset the timings and the peak memory."""
         self.timings = Timings(self.accelerator)
         self.accelerator.reset_peak_memory()
 
 
 def vae_bytes(vae: WanVae, height: int, width: int) -> int:
-    """Peak bytes of activations when whole frames of this size are decoded.
+    """Estimated peak activation bytes when whole frames of this size are decoded.
 
-    An estimate that grows with a frame's area.
+    Proportional to the area of a frame.
     """
     return int(VAE_PLANES * int(vae.model.config.base_dim) * height * width * vae.model.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""The random numbers of a video: of its seed, on a CPU, so that one seed is one video on every device."""
+"""The noise of a video, drawn on the CPU so that a seed gives the same noise on every device."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 def make_noise(shape: Sequence[int], seed: int) -> Tensor:
-    """fp32 [16, R+F, h, w] of standard normal numbers, for `shape` (R+F, h, w)."""
+    """Standard normal noise, fp32 [16, R+F, h, w], for `shape` (R+F, h, w)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, 16, *shape, generator=generator)[0]
 
 
 def step_noise(shape: Sequence[int], seed: int, step: int) -> Tensor:
-    """fp32 standard normal numbers of (seed, step).
+    """Standard normal noise of (seed, step), fp32.
 
-    Step 0 has the noise of `make_noise`.
+    Step 0 gives the noise of `make_noise`.
     """
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
     number = seed if step == 0 else int.from_bytes(digest[:7], "big")

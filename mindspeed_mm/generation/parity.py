@@ -1,12 +1,12 @@
-"""Where published projects differ from this one on purpose.
+"""Behaviour of published projects that this one deliberately does not share.
 
-Each function repeats one of them; all are off by default.
+Each key reproduces one of them; all are off by default.
 
-| key | project | what it repeats |
+| key | project | what it reproduces |
 |-|-|-|
-| diffsynth_noise | DiffSynth-Studio | with R references, the last R latent frames of the noise stand first |
+| diffsynth_noise | DiffSynth-Studio | with R references, the last R latent frames of the noise come first |
 | diffsynth_references | DiffSynth-Studio's VACE | references stretched: `data.resize.stretched_reference` |
-| videoxfun_sigmas | VideoX-Fun's sampler "Flow" | Euler on sigmas that are shifted twice at their low end |
+| videoxfun_sigmas | VideoX-Fun's sampler "Flow" | Euler on sigmas shifted twice at their low end |
 | wan_frames | Wan2.1's VACE (`keep_last=True`) | frames spread over the clip: `data.frames.spread_to_last` |
 """
 
@@ -20,7 +20,7 @@ from mindspeed_mm.flow.schedule import shifted
 
 
 def rotated_noise(noise: Tensor, num_refs: int) -> Tensor:
-    """[16, R+F, h, w] with its last R frames first."""
+    """Noise [16, R+F, h, w] with its last R frames moved to the front."""
     return torch.roll(noise, num_refs, dims=1)
 
 

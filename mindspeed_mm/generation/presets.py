@@ -1,4 +1,4 @@
-"""From what a request says, and its preset, to every number of a video."""
+"""Resolves a request and its preset to every number of a video."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspeed_mm.generation.solvers.config import SOLVERS
 
 
 def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
-    """Fill what `request` leaves open from its preset. `experts` is 1 or 2."""
+    """Fill what `request` leaves unset from its preset. `experts` is 1 or 2. Raises ConfigError."""
     said = request.model_dump(include=set(Numbers.model_fields), exclude_unset=True)
     flow = {"solver": "euler"} if said.get("videoxfun_sigmas") else {}
     values = {**_preset(said, experts), **flow, **said}
@@ -40,7 +40,7 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
 
 
 def departures(sampling: SamplingConfig) -> str:
-    """What a video has otherwise than its few-step preset, `steps 50 instead of 4`; "" for nothing."""
+    """How a video departs from its few-step preset, `steps 50 instead of 4`; "" if it does not."""
     numbers: Mapping[str, Any] = FEW_STEPS[sampling.preset][0] if sampling.preset in FEW_STEPS else {}
     mine = {key: getattr(sampling, key) for key in numbers}
     return ", ".join(
@@ -49,7 +49,7 @@ def departures(sampling: SamplingConfig) -> str:
 
 
 def _check_windows(request: RequestConfig, sampling: SamplingConfig) -> None:
-    """Raises ConfigError for more prompts or lists of references than there are windows."""
+    """Raise ConfigError for more window prompts or reference lists than there are windows."""
     count = len(sampling.windows)
     for key, given in (
         ("window_prompts", request.window_prompts),
@@ -65,13 +65,13 @@ def _check_windows(request: RequestConfig, sampling: SamplingConfig) -> None:
 
 
 def phase_bounds(sampling: SamplingConfig, experts: int) -> tuple[float, ...]:
-    """The timesteps below which the next phase begins: where guidance ends, where experts take turns."""
+    """The timesteps below which the next phase begins: where guidance ends and where the experts switch."""
     found = {sampling.guidance_end} if sampling.guidance_end else set()
     return tuple(sorted(found | ({1000 * sampling.boundary} if experts == 2 else set()), reverse=True))
 
 
 def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
-    """Set steps to the number of timesteps. Raises ConfigError where another key says otherwise."""
+    """Set steps to the number of timesteps. Raises ConfigError if another key contradicts them."""
     count = len(values["timesteps"])
     origin = "timesteps" if "timesteps" in said else f"preset {values['preset']}"
     if said.get("steps", count) != count:
@@ -93,7 +93,7 @@ def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
 def _preset(said: Mapping[str, Any], experts: int) -> dict[str, Any]:
     """Solver, grid and shift of the preset.
 
-    Of the official code, of DiffSynth, of diffusers (which leans by size).
+    From the official code, DiffSynth, or diffusers, whose shift depends on the frame size.
     """
     name = said.get("preset", "wan")
     if name in FEW_STEPS:

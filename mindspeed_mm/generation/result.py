@@ -1,6 +1,6 @@
-"""What goes through a generation and what comes out of it.
+"""Data that passes through a generation, and its result.
 
-Embedded prompts, seconds, the video with its settings.
+Prompt embeddings, timings, and the video with its settings.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PromptEmbeds:
 
 
 class Timings:
-    """Seconds of each phase, work queued on the device included."""
+    """Seconds of each phase, including work queued on the device."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -49,7 +49,7 @@ class Timings:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of a block to those of phase `name`."""
+        """Add the seconds of the block to phase `name`."""
         self.accelerator.synchronize()
         start = time.perf_counter()
         yield
@@ -58,38 +58,38 @@ class Timings:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One denoising step: a part of phase `denoise`."""
+        """Time one denoising step, as part of phase `denoise`."""
         before = self.seconds.get("denoise", 0.0)
         with self.phase("denoise"):
             yield
         self.steps.append(self.seconds["denoise"] - before)
 
     def report(self) -> dict[str, float]:
-        """Plain numbers; `step` is the median of the denoising steps."""
+        """Rounded seconds of each phase; `step` is the median of the denoising steps."""
         report = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
         return {**report, "step": round(statistics.median(self.steps), 4)} if self.steps else report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A video that is generated, before anything of it is written. On the main process."""
+    """A generated video before any of it is written. Exists on the main process only."""
 
     request: GenerationRequest
     conditions: Conditions
     num_refs: int
-    latents: Tensor | None  # [16, R+F, h, w], references first; None of a video of several latents
+    latents: Tensor | None  # [16, R+F, h, w], references first; None for a video with several latents
     chunks: Callable[[], Iterator[Frames]]  # the frames [t, H, W, 3], a few at a time
-    report: Callable[[], dict[str, Any]]  # drift and seams of windows, once the frames have passed
+    report: Callable[[], dict[str, Any]]  # drift and seams of windows; call after the last frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:
-    """A video and all that is known of it."""
+    """A video and everything known about it."""
 
     frames: Frames  # uint8 [T, H, W, 3]
-    latents: Tensor | None  # [16, R+F, h, w] fp32 on the CPU, references first; None of window_mode extend
+    latents: Tensor | None  # [16, R+F, h, w] fp32 on the CPU, references first; None for window_mode extend
     num_refs: int
-    conditions: Conditions  # what the model was shown
+    conditions: Conditions  # the pixels that conditioned the model
     settings: dict[str, Any]  # every argument, seed, versions, seconds, memory
 
     def save(self, path: str | Path) -> Path:

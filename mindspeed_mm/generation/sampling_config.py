@@ -142,5 +142,5 @@ class SamplingConfig(Numbers):
 
     @property
     def needs_guidance(self) -> bool:
-        """Whether any step asks the model about the negative prompt."""
+        """Whether any step needs the negative prompt."""
         return self.guidance_scale != 1 or self.guidance_scale_2 != 1

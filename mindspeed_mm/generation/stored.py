@@ -1,6 +1,6 @@
-"""latents.safetensors: what denoising left, and the settings that made it.
+"""latents.safetensors: the denoised latents, and the settings that made them.
 
-Nothing in the file is taken on trust.
+Everything read from the file is validated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REQUIRED = {"height", "width", "num_frames", "fps"}  # of `sampling`; the other
 
 
 class LatentsSettings(Config):
-    """The settings beside latents, as far as decoding reads them; other keys are kept as they are."""
+    """The settings stored with latents, as far as decoding needs them; other keys are kept unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -57,19 +57,19 @@ class LatentsSettings(Config):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the latents: [16, R+F, h, w]."""
+        """Shape of the latents: [16, R+F, h, w]."""
         return latent_shape(self.sampling, self.num_refs)
 
 
 def latent_shape(sampling: SamplingConfig, num_refs: int) -> tuple[int, int, int, int]:
-    """Of a video's latents: [16, R+F, h, w]."""
+    """Shape of a video's latents: [16, R+F, h, w]."""
     time, rows, columns = STRIDE
     frames = num_refs + (sampling.num_frames - 1) // time + 1
     return 16, frames, sampling.height // rows, sampling.width // columns
 
 
 class StoredLatents(NamedTuple):
-    """A file as it was read."""
+    """The contents of a latents.safetensors."""
 
     latents: Tensor  # [16, R+F, h, w] floats, references first
     num_refs: int
@@ -77,7 +77,7 @@ class StoredLatents(NamedTuple):
 
 
 def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: dict[str, Any]) -> Path:
-    """latents.safetensors in `folder`: [16, R+F, h, w] fp32, with the settings that made them.
+    """Write latents.safetensors to `folder`: [16, R+F, h, w] fp32, with the settings that made them.
 
     Returns its path.
     """
@@ -89,9 +89,9 @@ def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: dict[s
 
 
 def read_latents(path: Path, *, verify: bool = True) -> StoredLatents:
-    """A latents.safetensors of an earlier run.
+    """Read the latents.safetensors of an earlier run.
 
-    Raises WeightsError where file, settings and tensor do not fit each other.
+    Raises WeightsError when file, settings and tensor do not match.
     """
     try:
         header = read_header(path, verify=verify)

@@ -1,6 +1,6 @@
 """The `task` of a request.
 
-src_video, src_mask and references made of a plain clip or image before generation. No torch.
+Prepares src_video, src_mask and references from a plain clip or image before generation. No torch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mindspeed_mm.generation.request import TaskRequest
 
 
 def request_task(value: Any, inputs: Inputs, where: str) -> tuple[TaskRequest, Inputs]:
-    """`inpainting`, or `{"type": "inpainting", "mode": …}`, and what is left of the inputs.
+    """Parse `inpainting` or `{"type": "inpainting", "mode": …}`. Returns the task and the remaining inputs.
 
-    The task takes video_path, mask_path and, where it needs images, the images. Raises ConfigError for a
-    task, an option, a source or a network that is not there.
+    The task takes video_path, mask_path and, if it needs images, the images. Raises ConfigError for an
+    unknown task or option, and for a missing source or network.
     """
     values = {"type": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
     if not isinstance(values.get("type"), str):
@@ -61,9 +61,9 @@ def request_task(value: Any, inputs: Inputs, where: str) -> tuple[TaskRequest, I
 
 
 def prepare_task(request: TaskRequest, inputs: Inputs, folder: Path) -> tuple[Inputs, list[str]]:
-    """Make the task's files in `folder`. Returns the inputs that they are, and remarks.
+    """Write the task's files to `folder`. Returns them as inputs, with notes.
 
-    Raises DataError, ConfigError.
+    Raises DataError or ConfigError.
     """
     task = TASKS.get(request.name)
     options = task.parse({**json.loads(request.options), **task.fixed}, f"task {task.name}")

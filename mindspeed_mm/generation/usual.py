@@ -1,4 +1,4 @@
-"""Sizes and lengths that the published weights were made for, and a line about requests far from them."""
+"""Sizes and lengths the published weights were trained on, and warnings for requests far from them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mindspeed_mm.models.wan.sizes import preset_name
 
 _SMALL = 480 * 832  # pixels of a frame
 _LARGEST = {"Wan2.1-VACE-1.3B": ("480x832", _SMALL), "Wan2.1-VACE-14B": ("480x832 and 720x1280", 720 * 1280)}
-_WIDEST = 2.4  # the cinema's; they know 16:9
+_WIDEST = 2.4  # cinemascope; the weights were trained on 16:9
 _FRAMES = 81
 
 
 def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -> list[str]:
-    """One line for each kind of size or length that is far from what these weights know.
+    """One line per kind of size or length far from what these weights were trained on.
 
-    [] for weights not published.
+    [] for unpublished weights.
     """
     kinds: dict[str, list[str]] = {}
     for name, sampling in videos.items():
@@ -30,7 +30,7 @@ def unusual_requests(config: VaceConfig, videos: Mapping[str, SamplingConfig]) -
 
 
 def unusual(config: VaceConfig, sampling: SamplingConfig) -> list[str]:
-    """What is far from what these weights know about one request; [] for weights not published."""
+    """How one request is far from what these weights were trained on; [] for unpublished weights."""
     known = _LARGEST.get(preset_name(config) or "")
     if known is None:
         return []

@@ -1,4 +1,4 @@
-"""Videos longer than what the model makes at once: the keys, and where the windows are. No torch."""
+"""Windows of videos longer than the model generates at once: keys and positions. No torch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mindspeed_mm.data.config import ClipPolicy
 
 WindowMode = Literal["extend", "context_windows"]
 WindowColors = Literal["first", "none"]
-LATENTS_FILE = "latents.safetensors"  # in the folder NAME, and in that of each window
+LATENTS_FILE = "latents.safetensors"  # in the folder NAME, and in the folder of each window
 _USUAL_OVERLAP = 13
 
 
 def window_latents(folder: Path, index: int) -> Path:
-    """Where the latents of a window are kept; `folder`: NAME."""
+    """Path of the latents of a window; `folder` is the folder NAME."""
     return folder / f"window_{index:02d}" / LATENTS_FILE
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames `start` to `stop` of the video. The first `lead` of them are those of the window before."""
+    """Frames `start` to `stop` of the video. The first `lead` of them repeat the window before."""
 
     index: int
     start: int
@@ -33,12 +33,15 @@ class Window:
 
     @property
     def frames(self) -> slice:
-        """Its frames, of the whole video."""
+        """Its frames, as a slice of the whole video."""
         return slice(self.start, self.stop)
 
     @property
     def latents(self) -> range:
-        """Its latent frames, of the whole video; its lead-in is three frames longer, but for the first."""
+        """Its latent frames in the whole video.
+
+        Except in the first window, the first of them also covers the three frames before `start`.
+        """
         first = self.start // 4
         return range(first, first + (self.stop - self.start + 3) // 4)
 
@@ -163,13 +166,13 @@ class WindowKeys(ClipPolicy):
 
     @property
     def windows(self) -> tuple[Window, ...]:
-        """Where the windows are; one that holds everything for a video that is not longer."""
+        """All windows in order; a single one for a video that fits into one window."""
         length, discard = self.frames_at_once, self.window_discard
         step = length - self.overlap - discard if self.is_windowed else length
         return tuple(_spans(self.num_frames, length, step, discard))
 
     def latent_files(self, folder: Path) -> list[Path]:
-        """Where the latents are kept, of the video or of each of its windows; `folder`: NAME."""
+        """Paths of the latents of the video, or of each of its windows; `folder` is the folder NAME."""
         if self.is_windowed and self.window_mode == "extend":
             return [window_latents(folder, window.index) for window in self.windows]
         return [folder / LATENTS_FILE]
@@ -181,7 +184,7 @@ def usual_overlap(window: int) -> int:
 
 
 def _spans(total: int, length: int, step: int, discard: int) -> Iterator[Window]:
-    """Windows `step` frames apart. The last one ends with the video, and so shares more frames."""
+    """Windows `step` frames apart. The last one ends with the video, so it may share more frames."""
     made = start = index = 0
     while True:
         start = min(start, total - length)

@@ -1,4 +1,4 @@
-"""`dpm++`: DPM-Solver++ of second order, on the grid of the official code."""
+"""`dpm++`: second-order DPM-Solver++, on the grid of the official code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mindspeed_mm.generation.solvers.solver import Stepper
 
 
 def sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N], from 1."""
+    """fp64 [N], starting at 1."""
     return shifted(numpy_line(1.0, 0.0, sampling.steps), sampling.shift)
 
 
 def build(sigmas: Tensor, timesteps: Tensor, seed: int) -> Stepper:
-    """diffusers' DPM-Solver scheduler."""
+    """Build diffusers' DPM-Solver++ scheduler."""
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **FLOW)

@@ -1,4 +1,4 @@
-"""`euler`: one step along the velocity. Its grid is a straight line from 1 to 0, shifted."""
+"""`euler`: one step along the velocity. Its grid is linear from 1 to 0, then shifted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mindspeed_mm.generation.solvers.solver import Stepper
 
 
 def sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N], from 1; the last step ends at 0."""
+    """fp64 [N], starting at 1; the last step ends at 0."""
     line = torch.linspace(1.0, 0.0, sampling.steps + 1, dtype=torch.float64)[:-1]
     return shifted(line, sampling.shift)
 
 
 def build(sigmas: Tensor, timesteps: Tensor, seed: int) -> Stepper:
-    """diffusers' Euler scheduler."""
+    """Build diffusers' Euler scheduler."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return with_tables(FlowMatchEulerDiscreteScheduler(shift=1.0), sigmas, timesteps)

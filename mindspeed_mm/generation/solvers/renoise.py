@@ -8,7 +8,7 @@ from mindspeed_mm.generation.noise import step_noise
 
 
 class Renoise:
-    """Predict the clean sample x0 = x − σ·v, and add new noise: σ′·ε + (1 − σ′)·x0."""
+    """Predicts the clean sample x0 = x − σ·v and adds fresh noise: σ′·ε + (1 − σ′)·x0."""
 
     def __init__(self, sigmas: Tensor, timesteps: Tensor, seed: int) -> None:
         self.sigmas, self.timesteps, self.seed = sigmas, timesteps, seed
@@ -17,9 +17,9 @@ class Renoise:
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
     ) -> tuple[Tensor, ...]:
-        """The sample one denoising step later, first in a tuple.
+        """The sample after one denoising step, as the first element of a tuple.
 
-        The noise depends on the seed and the step's number.
+        The noise depends on the seed and the step number only.
         """
         sigma, after = (float(value) for value in self.sigmas[self._index : self._index + 2])
         clean = sample - sigma * model_output

@@ -1,4 +1,4 @@
-"""The denoising steps of one video: the tables of its solver, and what takes its steps."""
+"""The denoising steps of one video: its sigma and timestep tables, and its stepper."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mindspeed_mm.registry import resolve
 
 
 class Stepper(Protocol):
-    """What `SolverSpec.build` returns: the part of a diffusers scheduler that is used here."""
+    """What `SolverSpec.build` returns: the part of a diffusers scheduler used here."""
 
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
     ) -> tuple[Tensor, ...]:
-        """The sample one denoising step later, first in a tuple; both are [B, 16, R+F, h, w]."""
+        """The sample after one step, [B, 16, R+F, h, w] like `sample`, as the first element of a tuple."""
 
 
 class Solver:
-    """The denoising steps of one video. It remembers earlier velocities: make a new one for each video."""
+    """The denoising steps of one video. It keeps earlier velocities, so create a new one for each video."""
 
     def __init__(self, sampling: SamplingConfig) -> None:
-        self.sigmas = sigma_table(sampling)  # [N+1] fp32, the last is 0
+        self.sigmas = sigma_table(sampling)  # [N+1] fp32, ending at 0
         self.timesteps = timestep_table(sampling)  # [N] fp32, as the model sees them
         build = resolve(SOLVERS.get(sampling.solver).build)
         self._stepper: Stepper = build(self.sigmas, self.timesteps, sampling.seed)
@@ -35,20 +35,20 @@ class Solver:
         return len(self.timesteps)
 
     def step(self, velocity: Tensor, index: int, sample: Tensor) -> Tensor:
-        """The sample after denoising step `index`; steps are taken in order.
+        """The sample after denoising step `index`. Call the steps in order.
 
-        Both tensors [B, 16, R+F, h, w] fp32.
+        Both tensors are fp32 [B, 16, R+F, h, w].
         """
         return self._stepper.step(velocity, self.timesteps[index], sample, return_dict=False)[0]
 
 
 def sigma_table(sampling: SamplingConfig) -> Tensor:
-    """fp32 [N+1]: falling sigmas, the last 0."""
+    """fp32 [N+1]: decreasing sigmas, ending at 0."""
     return torch.cat((_sigmas(sampling), torch.zeros(1, dtype=torch.float64))).float()
 
 
 def timestep_table(sampling: SamplingConfig) -> Tensor:
-    """fp32 [N]: 1000·sigma; whole numbers for the multistep solvers, as the published samplers round down."""
+    """fp32 [N]: 1000·sigma, rounded down for the multistep solvers, as the published samplers do."""
     if sampling.videoxfun_sigmas:
         return _sigmas(sampling).float() * 1000
     timesteps = _sigmas(sampling) * 1000
@@ -57,7 +57,7 @@ def timestep_table(sampling: SamplingConfig) -> Tensor:
 
 
 def _sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N]: those of the request, or the shifted grid of the solver."""
+    """fp64 [N]: the sigmas of the request, or the shifted grid of the solver."""
     if sampling.timesteps is not None:
         return torch.tensor(sampling.timesteps, dtype=torch.float64) / 1000
     if sampling.videoxfun_sigmas:

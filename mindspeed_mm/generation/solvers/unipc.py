@@ -1,4 +1,4 @@
-"""`unipc`: the default of the official code, on its grid or on that of diffusers (preset `diffusers`)."""
+"""`unipc`: the default of the official code, on its grid or on diffusers' (preset `diffusers`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _START = float(np.float32(0.999))  # the official scheduler keeps its first sigm
 
 
 def sigmas(sampling: SamplingConfig) -> Tensor:
-    """fp64 [N], from a little below 1, where log(1 - sigma) is finite."""
+    """fp64 [N], starting just below 1, where log(1 - sigma) is finite."""
     if sampling.grid == "official":
         return shifted(numpy_line(_START, 0.0, sampling.steps), sampling.shift)
     line = shifted(numpy_line(1.0, 0.001, sampling.steps), sampling.shift)
@@ -23,7 +23,7 @@ def sigmas(sampling: SamplingConfig) -> Tensor:
 
 
 def build(sigmas: Tensor, timesteps: Tensor, seed: int) -> Stepper:
-    """diffusers' UniPC scheduler."""
+    """Build diffusers' UniPC scheduler."""
     from diffusers import UniPCMultistepScheduler
 
     return with_tables(UniPCMultistepScheduler(**FLOW), sigmas, timesteps)

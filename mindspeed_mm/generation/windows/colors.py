@@ -1,4 +1,4 @@
-"""Colours of frames in Lab: their mean and deviation, and frames that get those of others. No torch."""
+"""Colour statistics of frames in Lab, and matching the colours of frames to them. No torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Region = NDArray[np.bool_]  # [T, H, W]: the pixels that count
-_GAIN = 2.0  # the most that a deviation is stretched by: noise of a flat picture is no detail
-_FEWEST = 64  # pixels that a mean is taken of
+_GAIN = 2.0  # largest stretch of a deviation, so that noise in flat pictures is not amplified
+_FEWEST = 64  # a mean needs at least this many pixels
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LabStats:
     deviation: NDArray[np.float64]
 
     def distance(self, other: LabStats) -> float:
-        """Between the means: what ΔE76 is between two colours."""
+        """Distance between the means, as ΔE76 between two colours."""
         return float(np.linalg.norm(self.mean - other.mean))
 
 
@@ -33,7 +33,7 @@ def to_lab(frame: Frames) -> NDArray[np.float32]:
 
 
 def lab_stats(frames: Iterable[Frames], region: Iterable[NDArray[np.bool_]] | None = None) -> LabStats | None:
-    """Of all pixels of frames [H, W, 3], or of those within `region`. None for too few pixels."""
+    """Statistics of all pixels of frames [H, W, 3], or of those in `region`. None for too few pixels."""
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     regions = iter(region) if region is not None else None
     for frame in frames:
@@ -50,7 +50,7 @@ def lab_stats(frames: Iterable[Frames], region: Iterable[NDArray[np.bool_]] | No
 
 
 def match(frames: Frames, found: LabStats, wanted: LabStats) -> Frames:
-    """`frames`, whose colours are `found`, with the mean and deviation of `wanted`."""
+    """Give `frames`, whose statistics are `found`, the mean and deviation of `wanted`."""
     gain = np.where(found.deviation > 0, wanted.deviation / np.maximum(found.deviation, 1e-9), 1.0)
     gain = np.clip(gain, 1 / _GAIN, _GAIN)
     offset = wanted.mean - gain * found.mean

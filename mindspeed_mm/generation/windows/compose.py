@@ -1,4 +1,4 @@
-"""A video that grows window by window: what becomes of each window's frames. No torch."""
+"""Assembles a video window by window. No torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Masks = NDArray[np.uint8]  # [T, H, W], above 127 = generated
 
 
 class Composition:
-    """The frames so far. All pixels are bytes, as a later run reads them again."""
+    """The frames so far. All pixels are uint8, as a later run reads them."""
 
     def __init__(
         self, keys: WindowKeys, size: tuple[int, int], video: Frames | None, mask: Masks | None
     ) -> None:
-        """`size`: height, width. `mask`: [T, H, W], where colours are compared; None = everywhere.
+        """`size` is (height, width). `mask` [T, H, W] selects where colours are compared; None = everywhere.
 
-        `video`: src_video [T, H, W, 3], whose pixels `paste_back` copies.
+        `video` is src_video [T, H, W, 3]; `paste_back` copies its pixels.
         """
         self.keys, self.video, self.mask = keys, video, mask
         self.frames: Frames = np.zeros((keys.num_frames, *size, 3), np.uint8)
@@ -34,11 +34,11 @@ class Composition:
         self._first: LabStats | None = None
 
     def lead(self, window: Window) -> Frames:
-        """The frames [lead, H, W, 3] that a window begins with: made before, and kept."""
+        """The frames [lead, H, W, 3] that a window starts with, generated earlier and kept."""
         return self.frames[window.start : window.start + window.lead]
 
     def add(self, window: Window, made: Frames) -> None:
-        """Take the frames of a window: its colours matched, crossfaded with the shared frames."""
+        """Add the frames of a window: match their colours, and crossfade the shared frames."""
         lead, start = window.lead, window.start
         stop = len(made) if window.stop == self.keys.num_frames else len(made) - self.keys.window_discard
         made = made[:stop]
@@ -64,7 +64,7 @@ class Composition:
         self._paste(range(start, start + stop))
 
     def _paste(self, span: range) -> None:
-        """Kept pixels as the source has them, so that the next window is given those."""
+        """Restore kept pixels from the source, so that the next window continues from them."""
         if self.keys.paste_back is None or self.video is None or self.mask is None:
             return
         for index in span:
@@ -73,7 +73,7 @@ class Composition:
             )
 
     def report(self) -> dict[str, Any]:
-        """Drift and seams of the whole video."""
+        """Colour drift and seams of the whole video."""
         watch = Watch()
         for _ in watch.watched([self.frames]):
             pass

@@ -1,4 +1,4 @@
-"""Context windows: one denoising of the whole video, where the model sees a window at a time."""
+"""Context windows: the whole video is denoised together, but the model sees one window at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspeed_mm.generation.windows_config import Window, WindowKeys
 
 @dataclass(frozen=True)
 class Part:
-    """The latent frames that one window sees, and how much its velocity counts at each."""
+    """The latent frames that one window sees, and the weight of its velocity at each."""
 
     indices: Tensor  # [r+f] int64, references first
     weights: Tensor  # [r+f] fp32
@@ -49,7 +49,7 @@ class ContextWindows:
 
 
 def make_parts(keys: WindowKeys, num_refs: int) -> list[Part]:
-    """One part a window; a reference that several windows see is their mean."""
+    """One part per window. A reference seen by several windows gets the mean of their velocities."""
     windows = keys.windows
     frames = window_weights(windows)
     parts = []
@@ -80,7 +80,7 @@ def window_weights(windows: Sequence[Window]) -> list[Tensor]:
 
 
 def references_of(keys: WindowKeys, window: Window, num_refs: int) -> tuple[int, ...]:
-    """The numbers of the references that a window sees."""
+    """The indices of the references that a window sees."""
     if keys.window_references is None:
         return tuple(range(num_refs))
     rows = keys.window_references
@@ -90,7 +90,7 @@ def references_of(keys: WindowKeys, window: Window, num_refs: int) -> tuple[int,
 def of_windows(
     make: Callable[[int, Tensor], PredictFn], vace_context: Tensor, parts: Sequence[Part]
 ) -> ContextWindows:
-    """The predictor of a video with vace_context [1, 96, R+F, h, w]; `make` gives that of one window."""
+    """The predictor of a video with vace_context [1, 96, R+F, h, w]; `make` builds one for a window."""
     return ContextWindows(
         parts,
         [

@@ -1,7 +1,7 @@
-"""A long video window by window: each one continues the last frames of the one before.
+"""Generates a long video window by window; each one continues the last frames of the previous one.
 
-Those frames go into the next window's src_video as they are, and its mask keeps them: VACE's own extension.
-A control clip, a mask and given frames are cut along.
+Those frames go unchanged into the next window's src_video, and its mask keeps them: VACE's own extension.
+Control clips, masks and given frames are cut to each window.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from mindspeed_mm.generation.windows.store import WindowStore
 from mindspeed_mm.generation.windows_config import Window, WindowKeys
 from mindspeed_mm.generation.writer import clip_bytes, mask_bytes
 
-# One window: its number, its request, its pixels on the main process → latents [16, R+F, h, w] on the host.
+# Window index, its request, its pixels on the main process → latents [16, R+F, h, w] on the host.
 MakeWindow = Callable[[int, GenerationRequest, "Conditions | None"], Tensor]
 DecodeWindow = Callable[[Tensor, int], Iterable[Frames]]  # latents, references → chunks of frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extended:
-    """A long video."""
+    """A finished long video."""
 
     frames: Frames  # uint8 [T, H, W, 3]
     report: dict[str, Any]
@@ -47,10 +47,10 @@ def extend(
     parallel: SingleProcess,
     store: WindowStore | None = None,
 ) -> Extended | None:
-    """All windows, one after another; None on all processes but the main one.
+    """Generate all windows in order. Returns None on all processes but the main one.
 
-    `whole`: the pixels of the whole video, on the main process. All processes call this together. `store`
-    keeps the latents of each window, and gives them back to the next run.
+    All processes call this together. `whole` holds the pixels of the whole video, on the main process.
+    `store` keeps the latents of each window and returns them to a resumed run.
     """
     run = _Run(request, whole, decode, store)
     for window in request.sampling.windows:
@@ -81,7 +81,7 @@ class _Run:
         self.key = ""
 
     def prepare(self) -> None:
-        """The pixels of the window, and its latents if they were kept."""
+        """Load the pixels of the window, and its latents if they are stored."""
         assert self.whole is not None
         if self.video is None:
             self.video = _composition(self.request, self.whole)
@@ -96,11 +96,11 @@ class _Run:
             self.latents = self.store.read(self.window.index, self.key, part, num_refs)
 
     def is_missing(self) -> bool:
-        """Whether the window must be made."""
+        """Whether the window must be generated."""
         return self.latents is None
 
     def keep(self) -> None:
-        """Write the latents."""
+        """Store the latents."""
         assert self.latents is not None
         assert self.given is not None
         if self.store is not None:
@@ -109,7 +109,7 @@ class _Run:
             self.store.write(self.window.index, self.key, part, self.latents, num_refs)
 
     def take(self) -> None:
-        """Decode the latents, and add the frames to the video."""
+        """Decode the latents and add the frames to the video."""
         assert self.latents is not None
         assert self.given is not None
         assert self.video is not None
@@ -127,7 +127,7 @@ class _Run:
 
 
 def window_request(request: GenerationRequest, window: Window) -> GenerationRequest:
-    """The request of one window: its prompt, its noise, and as many frames as it has."""
+    """The request of one window: its prompt, its seed and its number of frames."""
     defaults = {name: field.default for name, field in WindowKeys.model_fields.items() if "window" in name}
     update = {
         **defaults,
@@ -146,14 +146,14 @@ def window_request(request: GenerationRequest, window: Window) -> GenerationRequ
 
 
 def window_seed(seed: int, index: int) -> int:
-    """The seed of a window; the first one has the request's own."""
+    """The seed of a window; the first window uses the request's seed."""
     if not index:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}/window {index}".encode()).digest()[:7], "big")
 
 
 def window_conditions(whole: ReadConditions, lead: Frames, window: Window, keys: WindowKeys) -> Conditions:
-    """The pixels of one window: its part of the whole, with `lead` [lead, H, W, 3] kept in front."""
+    """The pixels of one window: its part of the whole, starting with kept frames `lead` [lead, H, W, 3]."""
     chosen = references_of(keys, window, len(whole.src_ref_images))
     part = to_tensors(
         ReadConditions(
@@ -181,7 +181,7 @@ def _composition(request: GenerationRequest, whole: ReadConditions) -> Compositi
 
 
 def _cut(pixels: Any, window: Window) -> Any:
-    """A part of bytes [T, …] or of a tensor [C, T, …]."""
+    """The window's part of uint8 [T, …] or of a tensor [C, T, …]."""
     if pixels is None:
         return None
     return pixels[:, window.frames] if isinstance(pixels, Tensor) else pixels[window.frames]

@@ -1,7 +1,7 @@
-"""The pixels that a mask keeps, copied from the source into the result. No torch.
+"""Copies the pixels that a mask keeps from the source into the result. No torch.
 
-Under the mask there often is no source, only grey. So nothing of it is mixed in: the generated pixels beside
-the kept ones are shifted by what the two differ by at the seam, less and less with the distance.
+Under the mask the source is often plain grey, so it is never blended in. Instead, the generated pixels next
+to the kept ones are shifted by the difference at the seam, which fades with distance.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Masks = NDArray[np.uint8]  # [T, H, W], above 127 = generated
 
 
 def paste_frame(made: Frames, source: Frames, mask: NDArray[np.uint8], feather: int) -> Frames:
-    """One frame [H, W, 3]: exactly `source` where the mask [H, W] keeps, `made` adapted to it elsewhere.
+    """One frame [H, W, 3]: exactly `source` where the mask [H, W] keeps it, adapted `made` elsewhere.
 
-    `feather`: pixels from the seam to where nothing of `made` is changed.
+    `feather`: distance from the seam, in pixels, beyond which `made` is unchanged.
     """
     generated = mask > 127
     if generated.all():
@@ -44,7 +44,7 @@ def feather_weights(generated: NDArray[np.bool_], feather: int) -> NDArray[np.fl
 def _difference_beside(
     made: Frames, source: Frames, generated: NDArray[np.bool_], feather: int
 ) -> NDArray[np.float32]:
-    """fp32 [H, W, 3]: `source` − `made` of the kept pixels around each one, smoothed over the feather."""
+    """fp32 [H, W, 3]: `source` − `made` at the kept pixels nearby, smoothed over the feather."""
     kept = (~generated).astype(np.float32)
     difference = (source.astype(np.float32) - made) * kept[..., None]
     sigma = max(1.0, feather / 2)
@@ -54,7 +54,7 @@ def _difference_beside(
 
 
 def paste_chunks(chunks: Iterable[Frames], source: Frames, mask: Masks, feather: int) -> Iterator[Frames]:
-    """`paste_frame` for frames as they come, in chunks [t, H, W, 3] from the first frame on."""
+    """Apply `paste_frame` to a stream of chunks [t, H, W, 3] that starts at the first frame."""
     place = 0
     for chunk in chunks:
         span = range(place, place + len(chunk))

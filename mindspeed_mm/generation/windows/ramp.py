@@ -1,4 +1,4 @@
-"""How one window fades into the next. No torch."""
+"""The crossfade between two windows. No torch."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from numpy.typing import NDArray
 
 
 def ramp(count: int) -> NDArray[np.float32]:
-    """fp32 [count], rising linearly within 0 and 1: how much the later window counts in what two share."""
+    """fp32 [count], rising linearly between 0 and 1: the weight of the later window in shared frames."""
     return (np.arange(1, count + 1) / (count + 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What windows cost in quality: colour drift, and how well one continues another. No torch."""
+"""Measures the quality of windows: colour drift, and how well one continues another. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspeed_mm.generation.windows.colors import to_lab
 from mindspeed_mm.generation.windows_config import Window, WindowKeys
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
-_FLOOR = 0.25  # of 255 levels: a still picture changes by no less
+_FLOOR = 0.25  # of 255 levels: least usual change assumed, so that still videos report no jumps
 
 
 class Watch:
@@ -20,11 +20,11 @@ class Watch:
 
     def __init__(self) -> None:
         self.colors: list[NDArray[np.float64]] = []  # mean Lab of each frame, [3]
-        self.changes: list[float] = []  # mean difference to the frame before, in levels
+        self.changes: list[float] = []  # mean difference from the previous frame, in levels
         self._last: Frames | None = None
 
     def watched(self, chunks: Iterable[Frames]) -> Iterator[Frames]:
-        """The same chunks [t, H, W, 3]; begins again with each call."""
+        """Yield the same chunks [t, H, W, 3]. Each call starts over."""
         self.colors, self.changes, self._last = [], [], None
         for chunk in chunks:
             for frame in chunk:
@@ -37,11 +37,11 @@ class Watch:
 
 
 def report(keys: WindowKeys, watch: Watch, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The report of a video; `parts`: what is known of each window.
+    """The report of a video; `parts` holds what is already known about each window.
 
-    `lab_drift` is the distance of a window's mean Lab from that of the first, `seam_jump` the largest change
-    between two frames where windows meet, in medians of the changes elsewhere, and `seam_psnr` compares the
-    two versions of the frames that windows share.
+    `lab_drift` is the distance of a window's mean Lab from that of the first window. `seam_jump` is the
+    largest change between two frames where windows meet, relative to the median change elsewhere.
+    `seam_psnr` compares the two versions of the frames that windows share.
     """
     windows = keys.windows
     seams = [_seam(window) for window in windows]
@@ -77,5 +77,5 @@ def report(keys: WindowKeys, watch: Watch, parts: Sequence[dict[str, Any]]) -> d
 
 
 def _seam(window: Window) -> range:
-    """Which of the changes between frames are where a window meets the one before."""
+    """Indices of the frame changes where a window meets the previous one."""
     return range(window.start - 1, window.start + window.lead) if window.index else range(0)

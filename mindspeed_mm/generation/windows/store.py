@@ -1,4 +1,4 @@
-"""The latents of finished windows on the disk, so that a stopped run resumes with the next one."""
+"""Stores the latents of finished windows on disk, so that a stopped run resumes with the next one."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _KEY = "window_key"
 
 
 class WindowStore:
-    """`FOLDER/window_00/latents.safetensors` …, each with the key of everything that it was made from."""
+    """`FOLDER/window_00/latents.safetensors` …, each with a key for everything it was made from."""
 
     def __init__(self, folder: Path, made_by: str) -> None:
-        """`made_by`: what decides the latents beside the request: weights and precision."""
+        """`made_by`: what determines the latents besides the request: weights and precision."""
         self.folder, self.made_by = folder, made_by
 
     def path(self, index: int) -> Path:
-        """The file of a window; `from_latents` reads it, too."""
+        """The file of a window; `from_latents` can read it too."""
         return window_latents(self.folder, index)
 
     def key(self, request: GenerationRequest, pixels: Sequence[Tensor | None]) -> str:
-        """Of a window's request and the pixels that it is given: other ones give another key."""
+        """Hash of `made_by`, the request of a window and its input pixels."""
         digest = hashlib.sha256(self.made_by.encode())
         digest.update(format_json({**request.to_json(), "name": ""}).encode())
         for tensor in pixels:
@@ -43,9 +43,9 @@ class WindowStore:
         return digest.hexdigest()
 
     def read(self, index: int, key: str, request: GenerationRequest, num_refs: int) -> Tensor | None:
-        """The fp32 latents [16, R+F, h, w] of a window, if they were made from the same; else None.
+        """The stored fp32 latents [16, R+F, h, w] of a window if their key matches, else None.
 
-        A warning names a file that has the key and not what belongs to it.
+        Logs a warning for a file that is damaged or does not fit the window.
         """
         path = self.path(index)
         if not path.is_file():
@@ -63,7 +63,7 @@ class WindowStore:
         return latents
 
     def write(self, index: int, key: str, request: GenerationRequest, latents: Tensor, num_refs: int) -> None:
-        """Keep the latents of a window. Raises DataError for a disk that takes no more."""
+        """Store the latents of a window. Raises DataError when they cannot be written."""
         settings: dict[str, Any] = {
             "name": f"{self.folder.name}_window_{index:02d}",
             "prompt": request.prompt,
@@ -75,7 +75,7 @@ class WindowStore:
 
 
 def _check_window(latents: Tensor, found_refs: int, shape: tuple[int, ...], num_refs: int) -> None:
-    """Raises DataError for latents that are not those of the window, or that cannot be decoded."""
+    """Raise DataError for latents that do not fit the window or are not finite."""
     found = f"{str(latents.dtype).removeprefix('torch.')} {list(latents.shape)} with {found_refs} references"
     expected = f"float32 {list(shape)} with {num_refs} references"
     if found != expected:
@@ -85,7 +85,7 @@ def _check_window(latents: Tensor, found_refs: int, shape: tuple[int, ...], num_
 
 
 def identity(paths: Sequence[str | Path], settings: dict[str, Any]) -> str:
-    """Weights by the names, sizes and times of their files, and `settings`, as one text."""
+    """A string that identifies weights by the names, sizes and times of their files, plus `settings`."""
     files: list[tuple[str, int, int]] = []
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -53,9 +53,9 @@ def test_text_with_a_byte_order_mark_reads_as_without(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_utf16_and_utf32_are_named(encoding: str, tmp_path: Path) -> None:
-    message = failure(written(tmp_path, '{"a": "text"}'.encode(encoding)))
-    assert encoding[:6].upper() in message
-    assert "save it as UTF-8" in message
+    with raises(ConfigError, encoding[:6].upper()) as caught:
+        read_json(written(tmp_path, '{"a": "text"}'.encode(encoding)))
+    assert caught.value.expected == "UTF-8"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_what_is_written_reads_back(values: dict[str, str], tmp_path: Path) -> N
         ('{\n  "a": 1,\n}', "3:1", ""),
         ("", "1:1", ""),
         ("{'a': 1}", "1:2", ""),
-        ('{"a": 1,\n "b": 2, "a": 3}', "2:10", "'a' occurs twice"),
+        ('{"a": 1,\n "b": 2, "a": 3}', "2:10", "'a'"),
         ('{"a":\n NaN}', "2:2", "NaN"),
         ('{"a": -Infinity}', "1:7", "Infinity"),
         ('{"a": 1e999}', "1:7", "1e999"),
@@ -116,7 +116,8 @@ def test_what_is_written_reads_back(values: dict[str, str], tmp_path: Path) -> N
 )
 def test_broken_json_is_one_line_with_its_place(text: str, place: str, fact: str, tmp_path: Path) -> None:
     message = failure(written(tmp_path, text.encode()), WeightsError)
-    assert f"f.json:{place}: not valid JSON" in message
+    assert f"f.json:{place}: " in message
+    assert "JSON" in message
     assert fact in message
 
 
@@ -159,12 +160,14 @@ def test_what_is_no_regular_file_ends_at_once(tmp_path: Path, monkeypatch: pytes
 
 
 def test_impossible_and_missing_paths_are_one_line(tmp_path: Path) -> None:
-    assert "no such file" in failure(tmp_path / "none.json")
+    message = failure(tmp_path / "none.json")
+    assert "none.json" in message
+    assert str(Path.cwd()) in message
     assert "NUL" in failure("a\0b.json")
     assert "too long" in failure(tmp_path / ("x" * 300))
     assert len(failure("y" * 100_000)) < 500
     (tmp_path / "f").write_text("x")
-    assert "a file, not a folder" in failure(tmp_path / "f" / "g.json")
+    assert "parent" in failure(tmp_path / "f" / "g.json")
     (tmp_path / "loop").symlink_to("loop")
     assert "itself" in failure(tmp_path / "loop")
     assert display_path("a\nb") == "a\\nb"

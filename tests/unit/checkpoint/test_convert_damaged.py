@@ -337,7 +337,9 @@ def test_model_of_unknown_heads_is_converted(tmp_path: Path, capsys: pytest.Capt
         capsys.readouterr()
         paths = ["--cfg.source_path", str(tmp_path / source), "--cfg.target_path", str(tmp_path / target)]
         main(["VACEConverter", method, *paths, *more])
-        assert "the number of heads is unknown" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"width {SMALL.trunk.hidden_size}" in said
+        assert "num_heads" in said
         assert_right(tmp_path / target, WEIGHTS)
     assert load_file(tmp_path / "folder/diffusion_pytorch_model.safetensors").keys() == WEIGHTS.keys()
     with pytest.raises(SystemExit):
@@ -350,5 +352,8 @@ def test_model_of_unknown_heads_is_converted(tmp_path: Path, capsys: pytest.Capt
                 str(tmp_path / "diffusers"),
             ]
         )
-    assert "put a config.json with num_heads beside them" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("WeightsError: ")
+    assert f"width {SMALL.trunk.hidden_size}" in error
+    assert "num_heads" in error
     assert not (tmp_path / "diffusers").exists()

@@ -93,10 +93,12 @@ def test_every_kind_of_bad_clip_is_found_and_the_rest_is_counted(mixed, tmp_path
         ("[6].src_ref_images[0]", "image"),
         ("[7].video", "text"),
         ("[8].video", "no such file"),
-        ("[9].src_video", "src_video has 6 frames, video 12"),
+        ("[9].src_video", r"\b6 frames.*\b12\b"),
         ("[10].cap", "empty"),
     ):
-        assert any(f"data.json{place}: " in problem and fact in problem for problem in problems), place
+        assert any(f"data.json{place}: " in problem and re.search(fact, problem) for problem in problems), (
+            place
+        )
     assert len(problems) == 7
     written = json.loads((tmp_path / "bad.json").read_text())
     assert written["usable"] == 5
@@ -116,12 +118,13 @@ def test_every_kind_of_bad_clip_is_found_and_the_rest_is_counted(mixed, tmp_path
 
 
 def test_one_bad_row_more_than_allowed_stops_with_the_list(mixed):
-    with raises(DataError, "6 of 11 rows", "data.json[5].video", "--skip-one") as caught:
+    with raises(DataError, "6 of 11", "data.json[5].video") as caught:
         check_dataset(mixed, CONFIG, skip_bad_samples=5, or_else="use --skip-one", workers=0)
-    assert caught.value.fix == "correct them, or use --skip-one"
-    with raises(DataError, "6 of 11 rows") as caught:
+    assert "--skip-one" in caught.value.fix
+    with raises(DataError, "6 of 11") as caught:
         check_dataset(mixed, CONFIG, workers=0)
-    assert caught.value.fix == "correct them"
+    assert caught.value.fix
+    assert "--skip-one" not in caught.value.fix
 
 
 def test_what_the_check_promises_is_what_loading_gives(mixed):
@@ -144,7 +147,7 @@ def test_a_pipe_in_place_of_a_clip_costs_its_row(tmp_path):
 
 def test_dataset_without_a_good_row_is_refused(tmp_path):
     path = dataset(tmp_path, [{"video": "gone.mp4"}])
-    with raises(DataError, "1 of 1 rows"):
+    with raises(DataError, "1 of 1"):
         check_dataset(path, CONFIG, skip_bad_samples=9, workers=0)
 
 
@@ -152,7 +155,8 @@ def test_rejected_short_clips_are_problems_of_the_check(tmp_path):
     write_clip(tmp_path / "short.mp4", 6)
     config = CONFIG.model_copy(update={"short_clip": "reject"})
     report = check_manifest(scan_manifest(dataset(tmp_path, [{"video": "short.mp4"}])), config, workers=0)
-    assert "6 frames at 16 fps, num_frames is 9" in report.problems[0].message
+    said = set(re.findall(r"\w+", report.problems[0].message))
+    assert {"6", "16", "num_frames", "9"} <= said
 
 
 def test_a_second_check_opens_only_what_is_new_or_was_bad(mixed, tmp_path, monkeypatch):
@@ -186,7 +190,9 @@ def test_file_cached_as_clip_is_checked_as_picture(tmp_path):
     check_manifest(scan_manifest(path), CONFIG, workers=0, memory=tmp_path / "state")
     path = dataset(tmp_path, [{"video": "good.mp4", "src_ref_images": ["reference.mp4"]}])
     report = check_manifest(scan_manifest(path), CONFIG, workers=0, memory=tmp_path / "state")
-    assert "cannot be read as an image" in report.problems[0].message
+    assert str(report.problems[0]).startswith("data.json[0].src_ref_images[0]: ")
+    assert "reference.mp4" in report.problems[0].message
+    assert "image" in report.problems[0].message
 
 
 def test_what_was_remembered_may_be_torn_or_impossible_to_write(mixed, tmp_path):

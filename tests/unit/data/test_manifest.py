@@ -141,7 +141,8 @@ def test_all_problems_are_listed_together_even_those_of_one_row(dataset):
 
 def test_keys_of_other_tools_are_noted_once(dataset):
     found = scan_manifest(dataset([{**FULL, "num_frames": 81}, {**FULL, "num_frames": 49}]))
-    assert found.notes == ("key 'num_frames' of the dataset is not used",)
+    (note,) = found.notes
+    assert "'num_frames'" in note
     assert len(found.records) == 2
 
 

@@ -152,7 +152,10 @@ def test_what_is_written_is_read_back(
     monkeypatch.setattr("checkpoint.write.write_safetensors", lossy)
     with pytest.raises(SystemExit):
         main(command("mm_to_hf", tmp_path / "mm", tmp_path / "out"))
-    assert "reads back with different values" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("WeightsError: ")
+    assert "different" in error
+    assert f"{tmp_path / 'out'}/" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -103,7 +103,7 @@ def test_a_forged_index_runs_nothing_and_changes_no_class(forged: tuple[Path, Pa
         with raises(WeightsError, "iter_0000007/.metadata") as caught:
             read()
         assert "\n" not in str(caught.value)
-    with pytest.raises(BaseException, match="cannot be read safely"):
+    with pytest.raises(BaseException, match=r"iter_0000007/\.metadata: .*\bbuiltins\.str\b"):
         load()
     for method in ("mm_to_hf", "resplit", "dcp_to_torch"):
         with pytest.raises(SystemExit) as stopped:

@@ -17,9 +17,8 @@ from mindspeed_mm.files import format_json, parse_json
 from mindspeed_mm.generation.config import RequestConfig
 
 VERSION = 1
-_SOURCES = frozenset(
-    {"type", "videos", "images"}
-)  # keys of a task that are not options; its sources are never embedded
+# Keys of a task that are not options: its sources are never embedded.
+_SOURCES = frozenset({"type", "videos", "images"})
 
 
 def embedded(settings: Mapping[str, Any]) -> str:

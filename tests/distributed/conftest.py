@@ -36,7 +36,7 @@ class World:
         for rank, pipe in enumerate(self.pipes[:size]):
             pipe.send((rank, size, port, job, args, settings))
         answers = [
-            pipe.recv() if pipe.poll(1800) else (False, "no answer in 1800 s") for pipe in self.pipes[:size]
+            pipe.recv() if pipe.poll(600) else (False, "no answer in 600 s") for pipe in self.pipes[:size]
         ]
         failed = [f"rank {rank}: {answer}" for rank, (fine, answer) in enumerate(answers) if not fine]
         assert not failed, "\n".join(failed)

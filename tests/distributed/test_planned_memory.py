@@ -8,7 +8,7 @@ from mindspeed_mm.planning.memory import memory_of_ranks
 from tests.support.planned import Case, measured_memory
 
 GRID = (5, 24, 32)
-FAST = {"grid": GRID, "fp32": True}
+FAST = {"grid": GRID, "dtype": "fp32"}
 
 
 @pytest.mark.parametrize(

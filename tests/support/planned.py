@@ -58,7 +58,7 @@ class Case:
     pp: int = 1
     micro: int = 1  # micro-batches, of a pipeline
     stages: tuple[int, ...] = ()  # trunk blocks of each stage
-    fp32: bool = False  # products in fp32: a CPU without AVX-512 multiplies bf16 up to fifty times slower
+    dtype: Literal["bf16", "fp32"] = "bf16"  # of products; a CPU without AVX-512 is far slower in bf16
 
     @property
     def ranks(self) -> int:
@@ -79,7 +79,7 @@ class Case:
             num_heads=heads,
             num_layers=every * self.depth,
             trainable=self.trainable,
-            dtype="fp32" if self.fp32 else "bf16",
+            dtype=self.dtype,
             vace_dit=VaceDitConfig(vace_layers=tuple(range(0, every * self.depth, every))),
         )
 
@@ -97,7 +97,7 @@ class Case:
             ),
             fsdp=Fsdp2Config(
                 sharding_size=self.shards,
-                param_dtype="fp32" if self.fp32 else "bf16",
+                param_dtype=self.dtype,
                 recompute_modules=dict.fromkeys(BLOCKS, self.recompute),
                 num_to_forward_prefetch=1,
                 num_to_backward_prefetch=1,
@@ -130,7 +130,7 @@ class Case:
             context_parallel=self.cp,
             recompute={} if self.recompute == "none" else dict.fromkeys(blocks, self.recompute),
             prefetch=1,
-            product=4 if self.fp32 else 2,
+            product=4 if self.dtype == "fp32" else 2,
             on_cpu=True,
             text=512,
             quantized=frozenset() if self.quantize else None,

@@ -104,7 +104,7 @@ def test_what_is_written_reads_back(values: dict[str, str], tmp_path: Path) -> N
         ('{\n  "a": 1,\n}', "3:1", ""),
         ("", "1:1", ""),
         ("{'a': 1}", "1:2", ""),
-        ('{"a": 1,\n "b": 2, "a": 3}', "2:10", "'a'"),
+        ('{"a": 1,\n "b": 2, "a": 3}', "2:10", "'a' occurs twice"),
         ('{"a":\n NaN}', "2:2", "NaN"),
         ('{"a": -Infinity}', "1:7", "Infinity"),
         ('{"a": 1e999}', "1:7", "1e999"),
@@ -116,8 +116,7 @@ def test_what_is_written_reads_back(values: dict[str, str], tmp_path: Path) -> N
 )
 def test_broken_json_is_one_line_with_its_place(text: str, place: str, fact: str, tmp_path: Path) -> None:
     message = failure(written(tmp_path, text.encode()), WeightsError)
-    assert f"f.json:{place}: " in message
-    assert "JSON" in message
+    assert f"f.json:{place}: not valid JSON" in message
     assert fact in message
 
 
@@ -162,12 +161,13 @@ def test_what_is_no_regular_file_ends_at_once(tmp_path: Path, monkeypatch: pytes
 def test_impossible_and_missing_paths_are_one_line(tmp_path: Path) -> None:
     message = failure(tmp_path / "none.json")
     assert "none.json" in message
+    assert "no such file" in message
     assert str(Path.cwd()) in message
     assert "NUL" in failure("a\0b.json")
     assert "too long" in failure(tmp_path / ("x" * 300))
     assert len(failure("y" * 100_000)) < 500
     (tmp_path / "f").write_text("x")
-    assert "parent" in failure(tmp_path / "f" / "g.json")
+    assert "a file, not a folder" in failure(tmp_path / "f" / "g.json")
     (tmp_path / "loop").symlink_to("loop")
     assert "itself" in failure(tmp_path / "loop")
     assert display_path("a\nb") == "a\\nb"

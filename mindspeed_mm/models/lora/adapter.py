@@ -137,9 +137,8 @@ def _sum(name: str, base: TensorFile, loras: Sequence[tuple[Adapter, float]]) ->
         if name in adapter.diffs:
             total += strength * adapter.diffs[name].read().float().view(weight.shape)
         if name in adapter.pairs:
-            total += (
-                adapter.pairs[name].product().mul_(strength).view(weight.shape)
-            )  # in place: the product is large
+            # in place: the product is large
+            total += adapter.pairs[name].product().mul_(strength).view(weight.shape)
         if not bool(torch.isfinite(total).all()):
             raise WeightsError(
                 f"its update of {name} is NaN or infinite", where=adapter.path, fix="use another file or save"

@@ -180,9 +180,8 @@ def _contradictions(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> li
             found.append(f"{key} is {_brief(value)}, expected {_kind_in_words(name, sizes, blocks)}")
         elif name == "num_heads" and (sizes["hidden_size"] % value or sizes["hidden_size"] // value % 2):
             found.append(f"{key} is {value}, expected {_kind_in_words(name, sizes, blocks)}")
-        elif (
-            name == "vace_layers" and blocks and value and len(value) != blocks
-        ):  # [] means a config of the trunk
+        # vace_layers [] means a config of the trunk
+        elif name == "vace_layers" and blocks and value and len(value) != blocks:
             found.append(f"{key} names {len(value)} blocks, the tensors show {blocks}")
     found += [
         f"{name} is {_brief(hints[name])}, the tensors show a norm"

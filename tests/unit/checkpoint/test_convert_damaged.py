@@ -355,5 +355,6 @@ def test_model_of_unknown_heads_is_converted(tmp_path: Path, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert error.startswith("WeightsError: ")
     assert f"width {SMALL.trunk.hidden_size}" in error
+    assert "config.json" in error
     assert "num_heads" in error
     assert not (tmp_path / "diffusers").exists()

@@ -165,7 +165,7 @@ def test_every_form_gives_the_same_weights_and_sizes(
     assert all(torch.equal(source.read(name), tensor) for name, tensor in weights.items())
     assert set(source.dtypes.values()) == {torch.bfloat16}
     assert source.has_branch
-    assert all(fact in source.description for fact in ("185 tensors", "bfloat16", "branch"))
+    assert all(fact in source.description for fact in ("185 tensors", "bfloat16", "trunk", "branch"))
 
 
 def test_old_torch_format_is_reported_as_held_in_memory(
@@ -221,6 +221,7 @@ def test_release_is_preferred_to_original_files(
         assert "release/" not in caplog.text
         assert open_weights(tmp_path).dialect == "mm"
     assert f"{tmp_path}: read release/" in caplog.text
+    assert "not read" in caplog.text
 
 
 # what a run leaves out

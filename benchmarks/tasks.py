@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindspeed_mm.conditioning.recipe import parse_recipe, training_draw
-from mindspeed_mm.conditioning.synthesis import drawn_as, load_synthesized
+from mindspeed_mm.conditioning.synthesis import load_synthesized, to_synthesis
 from mindspeed_mm.conditioning.tasks.catalog import all_tasks
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources, Task
 from mindspeed_mm.data.config import VideoConfig
@@ -120,7 +120,7 @@ def measure_samples(folder: Path, samples: int, height: int, width: int) -> list
     for index in range(samples):
         draw = training_draw(recipe, "a", seed=1, sample_index=index, first_index=index, iteration=1)
         if draw is not None:
-            drawn = drawn_as(draw)
+            drawn = to_synthesis(draw)
             made = SampleRecord(video=clip, captions=("a disc",), synthesis=drawn)
             spent.setdefault(draw.task_name, []).append(cpu(lambda: load_synthesized(made, config)))  # noqa: B023
     lines = [f"| a sample of 81 frames | s of CPU time |\n|-|-|\n| decode and resize | {read:.2f} |"]

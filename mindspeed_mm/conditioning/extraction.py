@@ -83,7 +83,7 @@ class Extraction:
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
     readers: ReadAhead[ReadTask, ReadResult] | None = (
-        None  # running reading processes; None = `run` starts its own
+        None  # processes to read with; None = `run` starts its own
     )
     _prompt_index: PartIndex | None = None  # maps captions to a feature with their embeddings
     _damaged: set[Path] = field(default_factory=set)  # features that this run could not reuse
@@ -103,33 +103,35 @@ class Extraction:
         index = ContentIndex(self.save_path / STATE_FOLDER, self.rank)
         latents = PartIndex(self.save_path / STATE_FOLDER, "latents", self.rank)
         self._prompt_index = PartIndex(self.save_path / STATE_FOLDER, "prompts", self.rank)
-        kept_tasks: dict[Path, ReadTask] = {}
+        existing_tasks: dict[Path, ReadTask] = {}
         missing: list[ReadTask] = []
-        retold: list[tuple[SampleRecord, str, Path]] = []
+        new_captions: list[tuple[SampleRecord, str, Path]] = []
         for record in records:
             task = self._task(record, index)
-            kept = self._kept(task, latents)
-            twin = None if kept else self._twin(task, latents)
-            if kept is not None:
-                kept_tasks[self._path(kept.key)] = task
-                yield kept
-            elif twin is not None:
-                retold.append((record, *twin))
+            existing = self._find_existing(task, latents)
+            shared = None if existing else self._find_shared_latents(task, latents)
+            if existing is not None:
+                existing_tasks[self._path(existing.key)] = task
+                yield existing
+            elif shared is not None:
+                new_captions.append((record, *shared))
             else:
                 missing.append(task)
         readers = self.read_ahead() if self.readers is None else nullcontext(self.readers)
         with readers as ahead, Writer() as writer:
-            for record, key, twin_path in retold:
+            for record, key, source in new_captions:
                 if stop():
                     break
-                if self._retell(record, key, twin_path, writer):
+                if self._reencode_prompts(record, key, source, writer):
                     yield from writer.finished()
                 else:
                     missing.append(self._task(record, index))
             yield from self._encode_all(ahead, missing, index, latents, writer, stop)
-            again = [replace(kept_tasks[path], redo=True) for path in self._damaged if path in kept_tasks]
+            again = [
+                replace(existing_tasks[path], redo=True) for path in self._damaged if path in existing_tasks
+            ]
             for outcome in self._encode_all(ahead, again, index, latents, writer, stop):
-                if isinstance(outcome, Failed):  # a Finished row was already yielded as kept
+                if isinstance(outcome, Failed):  # a Finished row was already yielded above
                     yield outcome
 
     def _encode_all(
@@ -153,13 +155,13 @@ class Extraction:
             if outcome is not None:
                 yield outcome
         with self.seconds.during("write"):
-            yield from writer.finished(all_of_them=True)
+            yield from writer.finished(wait=True)
 
     def _task(self, record: SampleRecord, index: ContentIndex) -> ReadTask:
         known = {path: index.get(path) for _, path in files_of(record)}
         return ReadTask(record, {path: digest for path, digest in known.items() if digest is not None})
 
-    def _kept(self, task: ReadTask, latents: PartIndex) -> Finished | None:
+    def _find_existing(self, task: ReadTask, latents: PartIndex) -> Finished | None:
         """Return the row as Finished if its files have not changed and its feature exists, else None.
 
         Opens no file except the feature.
@@ -180,25 +182,25 @@ class Extraction:
             self._prompt_index.add(self.keys.prompts_key(task.record), key)
         return Finished(task.record, key, info.shape, info.num_refs, fresh=False)
 
-    def _twin(self, task: ReadTask, latents: PartIndex) -> tuple[str, Path] | None:
+    def _find_shared_latents(self, task: ReadTask, latents: PartIndex) -> tuple[str, Path] | None:
         """Return the key of the row's new feature, and a feature with equal latents but other captions."""
         if not task.is_known:
             return None
-        twin = latents.get(self.keys.latents_key(task.record, task.known))
-        if twin is None or self._path(twin) in self._damaged or stored_info(self._path(twin)) is None:
+        other = latents.get(self.keys.latents_key(task.record, task.known))
+        if other is None or self._path(other) in self._damaged or stored_info(self._path(other)) is None:
             return None
-        return self.keys.key(task.record, task.known), self._path(twin)
+        return self.keys.key(task.record, task.known), self._path(other)
 
-    def _retell(self, record: SampleRecord, key: str, twin: Path, writer: Writer) -> bool:
+    def _reencode_prompts(self, record: SampleRecord, key: str, source: Path, writer: Writer) -> bool:
         """Write a feature from stored latents if only the captions or the text encoder changed.
 
         The latents are copied bit for bit, and only the text is encoded. Returns False if the stored feature
         is damaged.
         """
         try:
-            info, feature = read_info(twin), read_feature(twin)
+            info, feature = read_info(source), read_feature(source)
         except DataError as error:
-            self._set_aside(twin, error)
+            self._mark_damaged(source, error)
             return False
         with _watchdog(record, self.timeout), self.seconds.during("text"):
             prompts = self._prompts(record, key)
@@ -208,10 +210,10 @@ class Extraction:
             writer.write(self._path(key), replace(feature, prompt_embeds=prompts, key=key), metadata, done)
         return True
 
-    def _set_aside(self, path: Path, error: DataError) -> None:
+    def _mark_damaged(self, path: Path, error: DataError) -> None:
         if path not in self._damaged:
             self._damaged.add(path)
-            logger.warning(f"{error}; not reused, what it was needed for is encoded again")
+            logger.warning(f"{error}; not reused: the rows that need it are encoded again")
 
     def _prompts(self, record: SampleRecord, key: str) -> tuple[Tensor, ...]:
         """Return the prompt embeddings, reused from a feature of earlier settings if there is one.
@@ -227,7 +229,7 @@ class Extraction:
             try:
                 prompts = read_prompts(self._path(earlier))
             except DataError as error:
-                self._set_aside(self._path(earlier), error)
+                self._mark_damaged(self._path(earlier), error)
             else:
                 if len(prompts) == len(record.captions):
                     return prompts
@@ -322,7 +324,7 @@ def _with_address(record: SampleRecord, reason: str) -> str:
 
 @contextmanager
 def _watchdog(record: SampleRecord, timeout: float) -> Iterator[None]:
-    """End the process if the device does not respond within `timeout` seconds.
+    """End the process if the block does not finish within `timeout` seconds, because the device may hang.
 
     A new run resumes at this row.
     """
@@ -330,7 +332,7 @@ def _watchdog(record: SampleRecord, timeout: float) -> Iterator[None]:
     def give_up() -> None:
         logger.error(
             f"{record.address}: encoding did not end within {timeout:g} s (--sample-timeout); stopping. "
-            "Start again to resume"
+            "Run the command again to resume"
         )
         os._exit(1)
 

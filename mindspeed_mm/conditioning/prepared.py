@@ -1,4 +1,4 @@
-"""What a task made, as files that generation and extraction read. No torch."""
+"""Writes the output of a task as files that generation and extraction read. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORD = "prepare.json"
 
 
 def describe(prepared: Prepared) -> str:
-    """`81 frames of 832x480 at 16 fps, 2 references`."""
+    """Summarize in one line, such as `81 frames of 832x480 at 16 fps, 2 reference(s)`."""
     parts = []
     if prepared.steps is not None:
         height, width = prepared.size
@@ -33,23 +33,22 @@ def describe(prepared: Prepared) -> str:
 
 
 def file_names(prepared: Prepared, *, lossless: bool = False) -> list[str]:
-    """Every name that `write_files` may give: the clip, its mask, references, prepare.json."""
+    """Return the names of all files that `write_files` may create."""
     references = [f"reference_{number}.png" for number in range(len(prepared.references))]
     return [*_clip_names(prepared, lossless=lossless).values(), *references, RECORD]
 
 
-def write_prepared(prepared: Prepared, folder: Path, said: Mapping[str, Any]) -> list[Path]:
-    """src_video, src_mask (FFV1, lossless), reference_N.png and prepare.json in `folder`, all or none.
+def write_prepared(prepared: Prepared, folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """Write src_video, src_mask, reference_N.png and prepare.json to `folder` and return their paths.
 
-    Raises DataError.
-
-    src_video is an mp4; a single frame and its mask are PNGs; odd sizes, which H.264 lacks, are lossless
-    .mkv.
+    The files are moved to `folder` after all of them are written. src_video is an mp4 and src_mask is
+    lossless (FFV1). A single frame and its mask are PNGs. A clip with an odd side, which H.264 cannot store,
+    is a lossless .mkv. Raises DataError.
     """
     draft = folder / temporary_name("prepared")
     try:
         draft.mkdir(parents=True)
-        write_files(prepared, draft, said)
+        write_files(prepared, draft, settings)
         written = []
         for path in sorted(draft.iterdir()):
             os.replace(path, folder / path.name)
@@ -62,34 +61,34 @@ def write_prepared(prepared: Prepared, folder: Path, said: Mapping[str, Any]) ->
 
 
 def write_files(
-    prepared: Prepared, folder: Path, said: Mapping[str, Any], *, lossless: bool = False
+    prepared: Prepared, folder: Path, settings: Mapping[str, Any], *, lossless: bool = False
 ) -> dict[str, Any]:
-    """The files directly in `folder`, and what prepare.json says: `said`, and their names by key.
+    """Write the files directly to `folder`, and return the content of prepare.json.
 
-    Raises OSError.
+    prepare.json contains `settings` and the file names by key. Raises OSError.
     """
     names = _write_clip(prepared, folder, lossless=lossless)
     references = [f"reference_{number}.png" for number in range(len(prepared.references))]
     for name, reference in zip(references, prepared.references, strict=True):
         Image.fromarray(reference).save(folder / name)
-    record = {**said, **names, "src_ref_images": references}
+    record = {**settings, **names, "src_ref_images": references}
     write_json(folder / RECORD, record)
     return record
 
 
 def cannot_write(folder: Path, error: OSError) -> DataError:
-    """The error of a folder that takes no more files."""
+    """Return the error for a folder that cannot be written to."""
     return DataError(
         f"cannot be written: {error.strerror or error}",
         where=folder,
-        fix="make room or choose another --out",
+        fix="free disk space or choose another --out",
     )
 
 
 def _write_clip(prepared: Prepared, folder: Path, *, lossless: bool) -> dict[str, str]:
-    """The names of the files by their keys.
+    """Write the clip and its mask, and return the file names by key.
 
-    Masks wait in a spool while the clip is encoded: one pass over the source.
+    Masks are spooled to disk while the clip is encoded, so that the source is read only once.
     """
     if prepared.steps is None:
         return {}

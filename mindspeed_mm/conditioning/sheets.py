@@ -1,4 +1,4 @@
-"""Strips of a contact sheet: a clip, and what a task made of it. No torch."""
+"""Contact sheet strips of a clip and of what a task made from it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mindspeed_mm.conditioning.tasks.spec import Clip
 from mindspeed_mm.data.sheet import Strip, spread
 from mindspeed_mm.data.video import VideoReader, open_video
 
-_PICTURES = 6
+_MAX_IMAGES = 6
 
 
 def sample_strips(
@@ -19,9 +19,9 @@ def sample_strips(
     src_mask: Path | None,
     references: Sequence[Frame],
     name: str,
-    count: int = _PICTURES,
+    count: int = _MAX_IMAGES,
 ) -> list[Strip]:
-    """One strip for each stream that there is. Raises DataError."""
+    """Return one strip per available stream. Raises DataError."""
     strips = []
     if clip is not None:
         strips.append(_strip(f"{name}: clip", clip.reader, count))
@@ -35,9 +35,9 @@ def sample_strips(
 
 
 def _strip(name: str, reader: VideoReader, count: int, *, crisp: bool = False) -> Strip:
-    places = spread(reader.num_frames, count)
-    pictures = [reader.read([place])[0] for place in places]
+    indices = spread(reader.num_frames, count)
+    pictures = [reader.read([index])[0] for index in indices]
     size = f"{reader.num_frames} frames of {reader.width}x{reader.height}"
     return Strip(
-        name=name, pictures=pictures, labels=[str(place) for place in places], note=size, crisp=crisp
+        name=name, pictures=pictures, labels=[str(index) for index in indices], note=size, crisp=crisp
     )

@@ -50,9 +50,9 @@ class StreamEncoder:
         self.requested += len(streams)
         answers: dict[int, Tensor] = {}
         pending: list[int] = []
-        twin = {index: self._twin(streams, index) for index in range(len(streams))}
+        source = {index: self._first_equal(streams, index) for index in range(len(streams))}
         for index, stream in enumerate(streams):
-            if twin[index] != index:
+            if source[index] != index:
                 continue
             if not stream.any():
                 answers[index] = self._grey_latents(stream.shape)
@@ -62,9 +62,9 @@ class StreamEncoder:
             encoded = self.vae.encode(torch.stack([streams[index] for index in group]))
             self.encoded += len(group)
             answers.update(zip(group, encoded.unbind(0), strict=True))
-        return [answers[twin[index]] for index in range(len(streams))]
+        return [answers[source[index]] for index in range(len(streams))]
 
-    def _twin(self, streams: Sequence[Tensor], index: int) -> int:
+    def _first_equal(self, streams: Sequence[Tensor], index: int) -> int:
         """Return the index of the first stream with the same pixels."""
         for earlier in range(index):
             if streams[earlier] is streams[index] or (

@@ -1,6 +1,6 @@
-"""Conditions drawn for plain clips while features are extracted: no prepared files.
+"""Makes conditions for plain clips on the fly, without prepared files.
 
-Draws follow from (seed, row).
+Random choices depend only on the recipe's seed and the row.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ from mindspeed_mm.files import format_json
 
 
 class SynthesizedDataset:
-    """The rows of a VaceDataset, each plain one `variants` times, each time with the task drawn for it."""
+    """A VaceDataset in which each plain row becomes `variants` rows, each with a task from the recipe."""
 
     def __init__(self, plain: VaceDataset, recipe: Recipe) -> None:
         self._plain = plain
-        self.records: Sequence[SampleRecord] = synthesized(plain.records, recipe)
+        self.records: Sequence[SampleRecord] = synthesize_records(plain.records, recipe)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Those of the plain dataset: a draw is part of its record."""
+        """The settings of the plain dataset. They leave out the recipe, because records contain its draws."""
         return self._plain.settings
 
     @property
     def load(self) -> Callable[[SampleRecord], PixelSample]:
-        """Read one row, and make what is drawn for it."""
+        """A function that reads one row and makes its conditions."""
         return partial(load_synthesized, config=self._plain.config.preprocess_parameters)
 
     def describe(self) -> str:
-        """`40 samples: inpainting_random 22, framerefext 18`."""
+        """Count the rows by task, as in `40 samples: framerefext 18, inpainting_random 22`."""
         drawn = [record.synthesis for record in self.records]
         counts = Counter("as it is" if item is None else item.task for item in drawn)
         return f"{len(drawn)} samples: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
 
 
-def synthesized(records: Iterable[SampleRecord], recipe: Recipe) -> list[SampleRecord]:
-    """Each plain row as its variants.
+def synthesize_records(records: Iterable[SampleRecord], recipe: Recipe) -> list[SampleRecord]:
+    """Replace each plain row with its variants.
 
-    A row with a src_video or mask of its own, or that no entry takes, stays as it is.
+    Rows with their own src_video or mask, and rows that no recipe entry applies to, are not changed.
     """
     found: list[SampleRecord] = []
     for record in records:
         drawn = draws(recipe, record.row, str(record.video)) if record.is_plain else []
         found += [
-            replace(record, synthesis=drawn_as(draw, variant)) for variant, draw in enumerate(drawn)
+            replace(record, synthesis=to_synthesis(draw, variant)) for variant, draw in enumerate(drawn)
         ] or [record]
     return found
 
 
-def drawn_as(draw: Draw, variant: int = 0) -> Synthesis:
-    """A draw as a record carries it."""
+def to_synthesis(draw: Draw, variant: int = 0) -> Synthesis:
+    """Convert a draw to the form in which a record stores it."""
     return Synthesis(
         task=draw.task_name,
         options=format_json(draw.options.model_dump(mode="json", exclude={"annotators"})),
@@ -77,7 +77,7 @@ def drawn_as(draw: Draw, variant: int = 0) -> Synthesis:
 
 
 def load_synthesized(record: SampleRecord, config: VideoConfig) -> PixelSample:
-    """One row in pixels, its src_video, mask and references made of its own clip.
+    """Load one row as pixels, with src_video, mask and references made from its own clip.
 
     Raises DataError with the row's address.
     """
@@ -92,7 +92,7 @@ def load_synthesized(record: SampleRecord, config: VideoConfig) -> PixelSample:
 
 
 def _with_conditions(pixels: PixelSample, record: SampleRecord, drawn: Synthesis) -> PixelSample:
-    opencv().setNumThreads(1)  # the other cores have processes of their own
+    opencv().setNumThreads(1)  # each core already runs its own process
     task = TASKS.get(drawn.task)
     values = json.loads(drawn.options)
     if "annotators" in task.options.model_fields:

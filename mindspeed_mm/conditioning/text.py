@@ -1,4 +1,4 @@
-"""Captions → prompt_embeds: the one path for extraction and generation."""
+"""Encodes captions to prompt_embeds, for both extraction and generation."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from torch import Tensor
 
 
 class TextEncoder(Protocol):
-    """What conditioning needs of a text encoder."""
+    """Interface that conditioning requires of a text encoder."""
 
     def encode(self, prompts: Sequence[str], /) -> tuple[Tensor, ...]:
-        """Each prompt to [L, text_dim], valid tokens only."""
+        """Encode each prompt to embeddings [L, text_dim] of its L valid tokens."""
         ...
 
 
 def encode_prompt(text_encoder: TextEncoder, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-    """Each prompt to [L, text_dim], valid tokens only; "" gives the null embedding.
+    """Encode each prompt to embeddings [L, text_dim] of its L valid tokens; "" gives the null embedding.
 
-    One prompt at a time: its embedding must not depend, even by rounding, on what else is encoded with it.
+    Prompts are encoded one at a time, so that an embedding does not depend on the others, even by rounding.
     """
     return tuple(text_encoder.encode([prompt])[0] for prompt in prompts)
 
 
 class PromptCache:
-    """The latest prompts' embeddings, on the CPU; equal captions in a dataset are common."""
+    """Keeps the embeddings of the latest prompts on the CPU, because many clips have equal captions."""
 
     def __init__(self, text_encoder: TextEncoder, size: int = 256) -> None:
         self.text_encoder = text_encoder
         self.size = size
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """As `encode_prompt`, with the tensors on the CPU."""
-        return tuple(self._one(prompt) for prompt in prompts)
+        """Encode prompts like `encode_prompt`, to tensors on the CPU."""
+        return tuple(self._encode_one(prompt) for prompt in prompts)
 
-    def _one(self, prompt: str) -> Tensor:
-        if prompt not in self._known:
-            self._known[prompt] = encode_prompt(self.text_encoder, [prompt])[0].cpu()
-            if len(self._known) > self.size:
-                self._known.popitem(last=False)
-        self._known.move_to_end(prompt)
-        return self._known[prompt]
+    def _encode_one(self, prompt: str) -> Tensor:
+        if prompt not in self._cache:
+            self._cache[prompt] = encode_prompt(self.text_encoder, [prompt])[0].cpu()
+            if len(self._cache) > self.size:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(prompt)
+        return self._cache[prompt]

@@ -1,7 +1,4 @@
-"""Writing features behind the encoding.
-
-A thread of its own, and what is known of a row once its file is there.
-"""
+"""Writes features in a background thread while the next clips are encoded."""
 
 from __future__ import annotations
 
@@ -27,12 +24,15 @@ class Finished:
 
 
 class Writer:
-    """Writes features in a thread of its own, a few at a time in memory. A context manager."""
+    """Context manager that writes features in a background thread.
 
-    def __init__(self, most: int = 2) -> None:
-        self._most = most
+    At most `max_pending` features wait in memory.
+    """
+
+    def __init__(self, max_pending: int = 2) -> None:
+        self._max_pending = max_pending
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
-        self._open: list[tuple[Path, Future[None], Finished]] = []
+        self._queue: list[tuple[Path, Future[None], Finished]] = []
 
     def __enter__(self) -> Writer:
         return self
@@ -41,29 +41,29 @@ class Writer:
         self._pool.shutdown(wait=True)
 
     def write(self, path: Path, feature: FeatureRecord, metadata: Mapping[str, str], done: Finished) -> None:
-        """Queue one file; wait first when too many are queued."""
-        while sum(not future.done() for _, future, _ in self._open) >= self._most:
-            next(future for _, future, _ in self._open if not future.done()).result()
-        self._open.append((path, self._pool.submit(_write, path, feature, metadata), done))
+        """Queue one file. Blocks while too many files are queued."""
+        while sum(not future.done() for _, future, _ in self._queue) >= self._max_pending:
+            next(future for _, future, _ in self._queue if not future.done()).result()
+        self._queue.append((path, self._pool.submit(_write, path, feature, metadata), done))
 
     def is_pending(self, path: Path) -> bool:
-        """Whether the file is queued or being written."""
-        return any(path == other for other, _, _ in self._open)
+        """Return whether the file is queued or being written."""
+        return any(path == other for other, _, _ in self._queue)
 
     def wait_for(self, path: Path) -> None:
-        """Until the file is written, if it is queued."""
-        for other, future, _ in self._open:
+        """Block until the file is written, if it is queued."""
+        for other, future, _ in self._queue:
             if other == path:
                 future.result()
 
-    def finished(self, *, all_of_them: bool = False) -> list[Finished]:
-        """Rows whose files are on disk by now, in the order they were queued.
+    def finished(self, *, wait: bool = False) -> list[Finished]:
+        """Return the rows whose files are on disk, in the order in which they were queued, each once.
 
-        Raises DataError when writing failed.
+        `wait` blocks until all queued files are written. Raises MindSpeedMMError if a write failed.
         """
         ready: list[Finished] = []
-        while self._open and (all_of_them or self._open[0][1].done()):
-            _, future, done = self._open.pop(0)
+        while self._queue and (wait or self._queue[0][1].done()):
+            _, future, done = self._queue.pop(0)
             future.result()
             ready.append(done)
         return ready
@@ -76,5 +76,5 @@ def _write(path: Path, feature: FeatureRecord, metadata: Mapping[str, str]) -> N
         raise MindSpeedMMError(
             f"cannot be written: {error}",
             where=path,
-            fix="free some space and start again; finished clips are kept",
+            fix="free disk space and run the command again; finished clips are kept",
         ) from None

@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     if config.dry_run:
         logger.info(f"{entry.name}: {describe(prepared)} would be written to {config.out}")
         return
-    said = {
+    settings = {
         "task": entry.name,
         "options": options.model_dump(mode="json"),
         "videos": videos,
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         "networks": dict(prepared.networks),
     }
     with lock_folder(Path(config.out), choose="--out"):
-        files = write_prepared(prepared, Path(config.out), said)
+        files = write_prepared(prepared, Path(config.out), settings)
     logger.info(f"{entry.name}: {describe(prepared)} -> {', '.join(str(path) for path in files)}")
 
 

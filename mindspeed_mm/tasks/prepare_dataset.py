@@ -254,14 +254,14 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
         with_images = count_bounds(task.needs, "image")[1] > 0
         sources = Sources.open([record.video], record.src_ref_images if with_images else ())
         prepared = task.prepare(sources, _with_mask(sample))
-        said: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "task": task.name,
             "options": sample.draw.options.model_dump(mode="json"),
             "source": display_path(record.video),
             "notes": list(prepared.notes),
             "key": key,
         }
-        made = write_files(prepared, draft, said)
+        made = write_files(prepared, draft, settings)
         made["networks"] = dict(prepared.networks)
         encoded = [made[slot] for slot in ("src_video", "src_mask") if made.get(slot)]
         made["files"] = sums_of(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mindspeed_mm.conditioning.recipe import Recipe, entries_for, training_draw
 from mindspeed_mm.conditioning.streams import StreamEncoder
-from mindspeed_mm.conditioning.synthesis import drawn_as
+from mindspeed_mm.conditioning.synthesis import to_synthesis
 from mindspeed_mm.conditioning.text import PromptCache
 from mindspeed_mm.conditioning.vace import encode_features
 from mindspeed_mm.data.loader import Collate, Draw, RankSampler, SampleOrder
@@ -149,7 +149,7 @@ class Stream:
             )
         if drawn is None:
             return Planned(record, draw.sample_index, GIVEN)
-        return Planned(replace(record, synthesis=drawn_as(drawn)), draw.sample_index, drawn.name)
+        return Planned(replace(record, synthesis=to_synthesis(drawn)), draw.sample_index, drawn.name)
 
     def _fitting(self, record: SampleRecord) -> tuple[object, ...]:
         """Return the properties that the records of one micro-batch must share.

@@ -13,7 +13,7 @@ import pytest
 
 from mindspeed_mm.conditioning.annotate.random_masks import SHAPES
 from mindspeed_mm.conditioning.recipe import parse_recipe
-from mindspeed_mm.conditioning.synthesis import load_synthesized, synthesized
+from mindspeed_mm.conditioning.synthesis import load_synthesized, synthesize_records
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources
 from mindspeed_mm.data.config import FeatureDatasetConfig, VideoConfig
@@ -98,7 +98,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> SampleRecord:
 
 def test_missing_pixels_are_exactly_zero(record: SampleRecord) -> None:
     tasks = {"inpainting_random": {"options": {"shapes": {"box": 1}}}}
-    (drawn,) = synthesized([record], parse_recipe({"tasks": tasks}, "r"))
+    (drawn,) = synthesize_records([record], parse_recipe({"tasks": tasks}, "r"))
     sample = to_sample(load_synthesized(drawn, VideoConfig(num_frames=9, max_hxw=4096)))
     assert sample.src_mask is not None
     assert sample.src_video is not None
@@ -111,15 +111,15 @@ def test_missing_pixels_are_exactly_zero(record: SampleRecord) -> None:
 
 def test_rows_with_conditions_of_their_own_stay(record: SampleRecord) -> None:
     own = SampleRecord(video=record.video, captions=("a",), src_mask=record.video, row=1)
-    found = synthesized([record, own], parse_recipe(RECIPE, "r"))
+    found = synthesize_records([record, own], parse_recipe(RECIPE, "r"))
     assert [item.synthesis is not None for item in found] == [True, True, False]
     assert found[2] is own
-    assert found == synthesized([record, own], parse_recipe(RECIPE, "r"))
+    assert found == synthesize_records([record, own], parse_recipe(RECIPE, "r"))
 
 
 def test_a_task_that_fails_names_row_and_task(record: SampleRecord) -> None:
     tasks = {"framerefext": {"options": {"ref_num": 40}}}
-    (drawn,) = synthesized([record], parse_recipe({"tasks": tasks}, "r"))
+    (drawn,) = synthesize_records([record], parse_recipe({"tasks": tasks}, "r"))
     with raises(DataError, "data.json[0]", "framerefext", 41):
         load_synthesized(drawn, VideoConfig(num_frames=9, max_hxw=4096))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,13 @@ from pathlib import Path
 import pytest
 
 from mindspeed_mm.errors import MindSpeedMMError
+from mindspeed_mm.files import path_problem
+from mindspeed_mm.registry import did_you_mean
+
+
+def names(line: str, *facts: object) -> bool:
+    """Whether a line names each fact as a whole word: 81 is not found in 812."""
+    return all(re.search(rf"(?<!\w){re.escape(str(fact))}(?!\w)", line) for fact in facts)
 
 
 @contextmanager
@@ -18,7 +26,7 @@ def raises(
 ) -> Iterator[pytest.ExceptionInfo[MindSpeedMMError]]:
     """The block raises exactly `kind`, at `where` if given, and its line names each of `facts`.
 
-    A fact is a path, name, number or key that a user needs, as a whole word: 81 is not found in 812.
+    A fact is a path, name, number or key that a user needs.
     """
     with pytest.raises(MindSpeedMMError) as caught:
         yield caught
@@ -29,4 +37,14 @@ def raises(
     if where is not None:
         assert error.where == str(where), line
     for fact in facts:
-        assert re.search(rf"(?<!\w){re.escape(str(fact))}(?!\w)", line), f"{fact!r} is not in: {line}"
+        assert names(line, fact), f"{fact!r} is not in: {line}"
+
+
+def absent(path: str | Path) -> str:
+    """The problem that the product reports for a path where there is no file."""
+    return path_problem(path, FileNotFoundError(errno.ENOENT, ""))
+
+
+def meant(name: str) -> str:
+    """What the product adds to a name that is misspelt: `(did you mean 'name'?)`."""
+    return did_you_mean(name, [name]).strip()

@@ -28,7 +28,7 @@ from mindspeed_mm.files import (
     write_text,
 )
 from mindspeed_mm.text_encoding import decode_text, split_lines
-from tests.support.errors import raises
+from tests.support.errors import names, raises
 
 AWKWARD = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven 彩色"
 
@@ -115,9 +115,10 @@ def test_what_is_written_reads_back(values: dict[str, str], tmp_path: Path) -> N
     ],
 )
 def test_broken_json_is_one_line_with_its_place(text: str, place: str, fact: str, tmp_path: Path) -> None:
-    message = failure(written(tmp_path, text.encode()), WeightsError)
-    assert f"f.json:{place}: not valid JSON" in message
-    assert fact in message
+    path = written(tmp_path, text.encode())
+    with raises(WeightsError, "JSON", where=f"{path}:{place}") as caught:
+        read_json(path, WeightsError)
+    assert fact in caught.value.problem
 
 
 @pytest.mark.parametrize(
@@ -161,13 +162,15 @@ def test_what_is_no_regular_file_ends_at_once(tmp_path: Path, monkeypatch: pytes
 def test_impossible_and_missing_paths_are_one_line(tmp_path: Path) -> None:
     message = failure(tmp_path / "none.json")
     assert "none.json" in message
-    assert "no such file" in message
+    assert "no such" in message
     assert str(Path.cwd()) in message
     assert "NUL" in failure("a\0b.json")
     assert "too long" in failure(tmp_path / ("x" * 300))
     assert len(failure("y" * 100_000)) < 500
     (tmp_path / "f").write_text("x")
-    assert "a file, not a folder" in failure(tmp_path / "f" / "g.json")
+    message = failure(tmp_path / "f" / "g.json")
+    assert names(message, "no such", "parent", "folder")
+    assert str(Path.cwd()) not in message
     (tmp_path / "loop").symlink_to("loop")
     assert "itself" in failure(tmp_path / "loop")
     assert display_path("a\nb") == "a\\nb"

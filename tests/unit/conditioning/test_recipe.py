@@ -10,7 +10,7 @@ import pytest
 
 from mindspeed_mm.conditioning.recipe import draws, parse_recipe, read_recipe
 from mindspeed_mm.errors import ConfigError
-from tests.support.errors import raises
+from tests.support.errors import meant, raises
 
 TASKS: dict[str, Any] = {
     "inpainting": {"weight": 3, "options": {"mode": "salientmasktrack"}},
@@ -62,16 +62,16 @@ def test_a_control_task_comes_once_a_clip() -> None:
 @pytest.mark.parametrize(
     ("tasks", "facts"),
     [
-        ({"inpaintin": {}}, ["inpaintin", "did you mean 'inpainting'"]),
-        ({"inpainting": {"weigth": 1}}, ["weigth", "did you mean 'weight'"]),
+        ({"inpaintin": {}}, ["inpaintin", meant("inpainting")]),
+        ({"inpainting": {"weigth": 1}}, ["weigth", meant("weight")]),
         ({"inpainting": {}}, ["mode"]),
-        ({"inpainting": {"options": {"mod": "bbox"}}}, ["mod", "did you mean 'mode'"]),
+        ({"inpainting": {"options": {"mod": "bbox"}}}, ["mod", meant("mode")]),
         ({"inpainting": {"options": {"mode": {"choice": ["salient", "bbx"]}}}}, ["mode", "bbx"]),
-        ({"inpainting": {"options": {"mode": "bbox", "refine": "fats"}}}, ["refine", "fast, got 'fats'"]),
-        ({"inpainting": {"options": {"mode": {"choise": ["salient"]}}}}, ["choise", "did you mean 'choice'"]),
+        ({"inpainting": {"options": {"mode": "bbox", "refine": "fats"}}}, ["refine", "fast", "'fats'"]),
+        ({"inpainting": {"options": {"mode": {"choise": ["salient"]}}}}, ["choise", meant("choice")]),
         ({"framerefext": {"options": {"ref_num": {"integers": [4, 1]}}}}, ["ref_num.integers", "[4, 1]"]),
         ({"framerefext": {"options": {"ref_num": {"integers": [0, 1]}}}}, ["ref_num", "at least 1"]),
-        ({"outpainting": {}}, ["outpainting", "did you mean 'outpainting_inner'"]),
+        ({"outpainting": {}}, ["outpainting", meant("outpainting_inner")]),
         ({"gray": {"options": {"seed": 1}}}, ["seed", "recipe's seed"]),
         ({"gray": {"weight": 0}}, ["weight", "more than 0"]),
         ({"depth": {"options": {"annotators": "/nowhere"}}}, ["depth.onnx", "tasks.depth"]),

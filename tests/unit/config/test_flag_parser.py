@@ -67,5 +67,5 @@ def test_a_wrong_flag_is_a_config_error(argv: list[str], facts: tuple[str, ...],
 
 def test_help_shows_description_and_default(parser: FlagParser) -> None:
     text = " ".join(parser.format_help().split())
-    assert "decay of the mean, 100% of it (default: 0.9)" in text
+    assert f"{Optimizer.model_fields['adam_beta1'].description} (default: 0.9)" in text
     assert flag_name("train_iters") == "--train-iters"

@@ -9,6 +9,7 @@ import pytest
 from mindspeed_mm.config.overrides import Overrides
 from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
+from tests.support.errors import meant
 
 
 @pytest.mark.parametrize(
@@ -69,4 +70,4 @@ def test_overrides_of_an_unknown_file_name_the_known(word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Overrides.parse([word], ("model", "data"))
     assert "model., data." in str(caught.value)
-    assert ("did you mean 'model'" in str(caught.value)) == word.startswith("modle")
+    assert (meant("model") in str(caught.value)) == word.startswith("modle")

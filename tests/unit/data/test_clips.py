@@ -4,6 +4,7 @@ One stream, its frames and times, its orientation, alpha, one size; the check an
 """
 
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -227,7 +228,7 @@ def test_16_bit_masks_of_8_bit_values_fail_the_check(tmp_path):
 def test_an_opaque_black_mask_is_a_remark_of_the_check(tmp_path):
     Image.new("RGBA", (64, 48), (0, 0, 0, 255)).save(tmp_path / "m.png")
     report = check_manifest(scan_manifest(rows(tmp_path, ["m.png"])), VideoConfig(), workers=0)
-    assert "1 clip with a mask that is white nowhere" in report.summary()
+    assert re.search(r"\b1 clip with .*\bwhite nowhere\b", report.summary())
 
 
 def test_a_mask_without_white_is_a_remark_with_a_count(tmp_path):
@@ -237,7 +238,7 @@ def test_a_mask_without_white_is_a_remark_with_a_count(tmp_path):
     report = check_manifest(
         scan_manifest(rows(tmp_path, ["grey.png", "grey.png", "white.png"])), VideoConfig(), workers=0
     )
-    assert "2 clips with a mask that is white nowhere" in report.summary()
+    assert re.search(r"\b2 clips with .*\bwhite nowhere\b", report.summary())
     assert not report.notes
     report = check_manifest(scan_manifest(rows(tmp_path, ["white.png"])), VideoConfig(), workers=0)
     assert "white everywhere" in report.notes[0]

@@ -16,7 +16,7 @@ from mindspeed_mm.data.registry import DATASETS, DatasetSpec, read_data_config
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.registry import resolve
-from tests.support.errors import raises
+from tests.support.errors import absent, raises
 
 
 def write(folder, name, refs=0, frames=2):
@@ -80,7 +80,7 @@ def test_errors_name_the_row(tmp_path):
     dataset = listed(
         tmp_path, [write(tmp_path, "a"), {"file": "features/gone.safetensors", "shape": [1, 2, 3]}]
     )
-    with raises(DataError, "data.jsonl[1]", "gone.safetensors", "no such file"):
+    with raises(DataError, "data.jsonl[1]", f"gone.safetensors: {absent('gone.safetensors')}"):
         dataset[1]
     wrong = write(tmp_path, "b") | {"shape": [9, 4, 6]}
     with raises(DataError, "shape", "[2, 4, 6]", "[9, 4, 6]", where="data.jsonl[0]"):
@@ -150,7 +150,11 @@ def test_other_dataset_is_one_line_and_a_typo_names_the_nearest(tmp_path):
         ({"num_refs": 0}, (8, 512), ("num_refs", 0, 1)),
         ({}, (4096, 512), ("prompt_ids", 8, "predictor.text_dim 4096")),
         ({}, (8, 2), ("prompt_ids", "3 tokens", "predictor.text_len 2")),
-        ({"file": "features/gone.safetensors"}, (8, 512), ("no such file",)),
+        (
+            {"file": "features/gone.safetensors"},
+            (8, 512),
+            (f"gone.safetensors: {absent('gone.safetensors')}",),
+        ),
     ],
 )
 def test_header_check_names_row_file_and_fact(tmp_path, row, sizes, facts):

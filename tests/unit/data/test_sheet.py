@@ -114,11 +114,11 @@ def test_what_had_to_be_spelled_out_is_said_with_what_to_do(fonts, caplog, monke
     fonts()
     draw_sheet("t", [strip()], caption="一个红色的圆")
     (said,) = {record.getMessage() for record in caplog.records if record.name.startswith("mindspeed_mm")}
-    assert said.startswith("no font here has 一个红色的圆; ")
+    assert "一个红色的圆; " in said
     assert "MINDSPEED_MM_FONT" in said
     caplog.clear()
     draw_sheet("t", [strip()], caption="a red circle")
-    assert "no font here" not in caplog.text
+    assert "MINDSPEED_MM_FONT" not in caplog.text
 
 
 @pytest.fixture

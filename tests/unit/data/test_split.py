@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
@@ -55,7 +56,7 @@ def test_split_says_what_its_pieces_no_longer_tell(
     monkeypatch.setattr(data_split, "make_detector", lambda threshold: lambda number, frame: [])
     path = write_as(tmp_path / "raw.h264", "libx264", {}, 24)
     split(["split", str(path), "--out", str(tmp_path / "out"), "--dry-run"])
-    assert f"{path}: no time stamps: frames are spaced evenly" in capsys.readouterr().out
+    assert f"{path}: {remarks_on(['untimed'])[0]}" in capsys.readouterr().out
 
 
 def cut_after_three(monkeypatch: pytest.MonkeyPatch) -> None:

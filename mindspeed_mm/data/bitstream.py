@@ -1,6 +1,6 @@
-"""What the bytes of a video file tell without a decoder.
+"""Detects size changes and truncation in video files without decoding them.
 
-Whether the size may change, whether the end is cut off. No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-HEAD = 4096  # bytes of a key frame that are looked at; parameter sets come first
-# codec → (first byte of a unit that names the size, first byte of a unit of the picture itself)
+HEAD = 4096  # bytes of a key frame that are examined; parameter sets come first
+# codec → (first bytes of units that contain the size, first bytes of units that contain picture data)
 _UNITS: dict[str, tuple[frozenset[int], frozenset[int]]] = {
     "h264": (
         frozenset(b for b in range(256) if b & 31 == 7),
@@ -28,7 +28,7 @@ _FIELDS = {
     "prores": slice(16, 20),
     "dnxhd": slice(24, 28),
     "png": slice(16, 24),
-}  # of each picture
+}  # codec → the bytes of each frame that hold its size
 _FIXED = frozenset(
     {"ffv1", "ffvhuff", "huffyuv", "utvideo", "rawvideo", "qtrle", "gif", "theora", "wmv1", "wmv2", "wmv3"}
 )
@@ -37,7 +37,7 @@ _FIXED = frozenset(
 class SizeWatch:
     """Compares the bytes that hold the size in each key frame.
 
-    `unsure`: they differ or cannot be read; decode to find out.
+    `unsure` is set when they differ or cannot be read. Only decoding can then tell whether the size changes.
     """
 
     def __init__(self, codec: Any) -> None:
@@ -48,11 +48,11 @@ class SizeWatch:
         self._seen = set(_parameter_sets(self._codec, extradata) if self._codec in _UNITS else ())
 
     def add(self, head: bytes) -> None:
-        """Take in the first `HEAD` bytes of a key frame."""
+        """Examine the first `HEAD` bytes of a key frame."""
         if self._codec in _UNITS:
             units = _prefixed(head, self._prefix) if self._prefix else _start_coded(head)
-            named, complete = self._named(units)
-            self._seen.update(named)
+            found, complete = self._find_sizes(units)
+            self._seen.update(found)
             self.unsure |= not complete
         elif self._codec in _FIELDS:
             self._seen.add(head[_FIELDS[self._codec]])
@@ -64,25 +64,26 @@ class SizeWatch:
             self.unsure = True
         self.unsure |= len(self._seen) > 1
 
-    def _named(self, units: Iterator[bytes]) -> tuple[list[bytes], bool]:
+    def _find_sizes(self, units: Iterator[bytes]) -> tuple[list[bytes], bool]:
+        """Return the sizes before the first picture data, and whether picture data was reached."""
         sizes, pictures = _UNITS[self._codec]
-        named = []
+        found = []
         for unit in units:
             if unit and unit[0] in sizes:
-                named.append(_size_part(self._codec, unit))
+                found.append(_size_part(self._codec, unit))
             elif unit and unit[0] in pictures:
-                return named, True
-        return named, False
+                return found, True
+        return found, False
 
 
 def _jpeg_size(head: bytes) -> bytes | None:
-    """Height and width of a baseline or progressive frame header."""
+    """Return height and width from a baseline or progressive frame header, as bytes."""
     found = re.search(rb"\xff[\xc0-\xc3]\0.\x08(.{4})", head, re.DOTALL)
     return found.group(1) if found else None
 
 
 def _vp9_size(head: bytes) -> bytes | None:
-    """Width and height in the uncompressed header of a key frame."""
+    """Return width and height from the uncompressed header of a key frame, as bytes."""
     bits, place = int.from_bytes(head[:16].ljust(16, b"\0"), "big"), 0
 
     def take(count: int) -> int:
@@ -104,9 +105,9 @@ def _vp9_size(head: bytes) -> bytes | None:
 
 
 def _av1_size(head: bytes) -> bytes | None:
-    """The sequence header; None where there is none in front of the picture."""
+    """Return the sequence header, or None if none precedes the frame data."""
     place = 0
-    while place < len(head) and head[place] & 2:  # its length is given
+    while place < len(head) and head[place] & 2:  # the unit carries its length
         kind, place = head[place] >> 3 & 15, place + 1 + (head[place] >> 2 & 1)
         length = shift = 0
         while place < len(head):
@@ -130,13 +131,13 @@ def _size_part(codec: str, unit: bytes) -> bytes:
 
 
 def _prefix_length(codec: str, extradata: bytes) -> int:
-    """Bytes of the length in front of each unit, as MP4 and Matroska store them; 0 = start codes."""
+    """Return how many bytes the length before each unit takes in MP4 and Matroska; 0 = start codes."""
     place = {"h264": 4, "hevc": 21}.get(codec, len(extradata))
     return (extradata[place] & 3) + 1 if extradata[:1] == b"\1" and place < len(extradata) else 0
 
 
 def _parameter_sets(codec: str, extradata: bytes) -> Iterator[bytes]:
-    """What names the size in a stream's header."""
+    """Yield the parts of a stream's header that contain the size."""
     if not _prefix_length(codec, extradata):
         units = _start_coded(extradata)
     elif codec == "h264":
@@ -172,15 +173,15 @@ def _start_coded(data: bytes) -> Iterator[bytes]:
         start = end
 
 
-def head_of(packet: Any) -> bytes:
-    """The first bytes of a packet."""
+def packet_head(packet: Any) -> bytes:
+    """Return the first `HEAD` bytes of a packet."""
     return memoryview(packet)[:HEAD].tobytes()
 
 
 def has_several_descriptions(path: Path) -> bool:
-    """Whether an MP4 or MOV describes one of its streams more than once.
+    """Return whether an MP4 or MOV has more than one sample description for a stream.
 
-    The size may change with the description.
+    The frame size may differ between them.
     """
     with open(path, "rb") as file:
         while len(header := file.read(8)) == 8:
@@ -195,9 +196,9 @@ def has_several_descriptions(path: Path) -> bool:
 
 
 def may_end_inside_a_frame(path: Path, program: int) -> bool:
-    """Whether a transport stream's last packet of stream `program` is full.
+    """Return whether the last packet of stream `program` in a transport stream is full.
 
-    A frame mostly ends in one that is padded.
+    A complete frame usually ends in a padded packet.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.frames import align, choose, target_size, token_count
-from mindspeed_mm.data.images import blank_mask, refuse_zero_one
+from mindspeed_mm.data.images import blank_mask, reject_zero_one
 from mindspeed_mm.data.manifest_row import Problem
 from mindspeed_mm.data.probe import ClipInfo, Kind, Seen
 from mindspeed_mm.data.probe import look as look_into
@@ -78,7 +78,7 @@ def look_at(look: Look, config: VideoConfig) -> Found:
     video, source = see("video", "clip", record.video), see("src_video", "clip", record.src_video)
     mask = see("src_video_mask", "mask", record.src_mask)
     if mask is not None and mask.levels is not None:
-        _try(record, "src_video_mask", partial(refuse_zero_one, mask.path, mask.levels[1]), problems)
+        _try(record, "src_video_mask", partial(reject_zero_one, mask.path, mask.levels[1]), problems)
     references = [
         see(f"src_ref_images[{place}]", "picture", path) for place, path in enumerate(record.src_ref_images)
     ]

@@ -17,17 +17,17 @@ from torch import Tensor
 
 from mindspeed_mm.data import sample
 from mindspeed_mm.data.config import ClipPolicy
-from mindspeed_mm.data.forms import Reader, as_reader, exact, picture
+from mindspeed_mm.data.forms import Reader, as_exact_tensor, as_image, as_reader
 from mindspeed_mm.data.frames import FrameChoice, align, choose, frame_at
 from mindspeed_mm.data.images import blank_remark, image_traits
 from mindspeed_mm.data.resize import (
     Size,
-    cut,
-    fill,
-    fill_nearest,
+    binarize,
     load_reference,
     mask_tensor,
     read_resized,
+    resize_mask,
+    resize_to_fill,
     stretched_reference,
     to_tensor,
 )
@@ -86,7 +86,7 @@ def load_conditions(
         elif inputs.src_video is not None:
             video, mask = load.edited(inputs)
     read_reference = stretched_reference if stretch else load_reference
-    references = tuple(read_reference(picture(image), *size) for image in inputs.src_ref_images)
+    references = tuple(read_reference(as_image(image), *size) for image in inputs.src_ref_images)
     for image in inputs.src_ref_images if target is None else ():  # a dataset's check reports it for rows
         if isinstance(image, (str, Path)):
             load.notes.extend(f"{image}: {remark}" for remark in remarks_on(image_traits(Path(image))))
@@ -125,11 +125,11 @@ class _Loader:
         shape = (3, len(target.chosen.indices), *self.size)
         if clip is None:
             video: Any = None
-        elif (video := exact(clip, shape)) is None:
+        elif (video := as_exact_tensor(clip, shape)) is None:
             source = self.open(clip)
             indices = align("src_video", source, target.reader, target.chosen, against=target.name)
             self.check_fit(source, "src_video")
-            video = read_resized(source, indices, self.size, fill)
+            video = read_resized(source, indices, self.size, resize_to_fill)
         return video, self.mask(target, mask)
 
     def mask(self, target: Target, mask: Clip | None) -> Any:
@@ -140,7 +140,7 @@ class _Loader:
         if mask is None:
             return None
         soft, what = self.policy.soft_mask, "src_mask"
-        pixels: Any = exact(mask, (1, len(target.chosen.indices), *self.size))
+        pixels: Any = as_exact_tensor(mask, (1, len(target.chosen.indices), *self.size))
         if pixels is None:
             source = self.open(mask, mask=True)
             what = f"src_mask {source.path}"
@@ -152,7 +152,7 @@ class _Loader:
                 against=target.name,
                 by_time=self.policy.timing == "seconds",
             )
-            pixels = cut(read_resized(source, indices, self.size, fill_nearest), source.path, soft=soft)
+            pixels = binarize(read_resized(source, indices, self.size, resize_mask), source.path, soft=soft)
             levels = (int(pixels.min()), int(pixels.max()))
         else:
             pixels = pixels if soft else (pixels > 0.5).float()
@@ -171,7 +171,7 @@ class _Loader:
         """Read the source clip and its mask."""
         assert inputs.src_video is not None
         target = self.own_target(inputs.src_video)
-        whole = exact(inputs.src_video, (3, self.policy.num_frames, *self.size))
+        whole = as_exact_tensor(inputs.src_video, (3, self.policy.num_frames, *self.size))
         return self.beside(target, target.reader if whole is None else whole, inputs.src_mask)
 
     def outpainted(self, inputs: Inputs, edges: tuple[float, float, float, float]) -> tuple[Tensor, Tensor]:
@@ -212,7 +212,7 @@ class _Loader:
                     where=f"{key} {source.path}",
                 )
             place = slice(0, len(indices)) if key == "first_frame" else slice(count - len(indices), None)
-            video[:, place] = to_tensor(read_resized(source, indices, self.size, fill))
+            video[:, place] = to_tensor(read_resized(source, indices, self.size, resize_to_fill))
             mask[:, place] = 0
             self.notes.append(f"{key}: {len(indices)} frame(s) kept")
         return video, mask
@@ -252,7 +252,7 @@ class _Loader:
         return chosen
 
     def check_fit(self, source: VideoReader, key: str) -> None:
-        """Note what resizing cuts off. Raises DataError if the policy forbids the cut."""
+        """Note what resizing cuts off. Raises DataError if the policy forbids it."""
         height, width = self.size
         if (source.height, source.width) == self.size:
             return

@@ -1,6 +1,6 @@
-"""A dataset as CSV: a table of DiffSynth-Studio or VideoX-Fun, or one with the keys of a data.json.
+"""Reads datasets in CSV: tables of DiffSynth-Studio or VideoX-Fun, or with the keys of a data.json.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ SUFFIXES = (".csv", ".tsv")
 
 
 def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table under the keys of a data.json; an empty cell is left out. Raises DataError.
+    """Yield the rows of a table with the keys of a data.json. Raises DataError.
 
-    A cell of src_ref_images is one path, or a JSON list of paths. Tables with tabs or semicolons read too.
+    Empty cells are left out. A cell of src_ref_images is one path or a JSON list of paths. Columns may be
+    separated by commas, semicolons or tabs.
     """
     for number, cells in _read_table(path):
         row: dict[str, Any] = {}
@@ -39,15 +40,17 @@ def read_csv_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def refuse_table(text: str, path: Path) -> None:
-    """Raise DataError for a table in a file that is not named as one."""
+def reject_table(text: str, path: Path) -> None:
+    """Raise DataError if the text is a CSV table, for a file without the suffix of a table."""
     header = re.split("[\r\n]", text[:10_000].strip(), maxsplit=1)[0]
     cells = next(csv.reader([header], delimiter=_delimiter(header)), [])
     columns = [cell.strip() for cell in cells]
     clips = {"video", "file_path"}
     if clips & {*columns} and ({*COLUMNS, *COLUMNS.values()} - clips) & {*columns}:
         raise DataError(
-            f"holds CSV (columns {', '.join(columns)[:80]})", where=path, fix=f"rename it to {path.stem}.csv"
+            f"contains CSV (columns {', '.join(columns)[:80]})",
+            where=path,
+            fix=f"rename it to {path.stem}.csv",
         )
 
 
@@ -56,7 +59,7 @@ def _delimiter(header: str) -> str:
 
 
 def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, column → cell) of each row under the header that is not empty."""
+    """Yield (line number, column → cell) for each row below the header that is not empty."""
     text = read_text(path, DataError, max_bytes=LIST_BYTES)
     header = text.partition("\n")[0]
     delimiter = _delimiter(header)

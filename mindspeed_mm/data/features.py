@@ -76,7 +76,7 @@ def read_prompts(path: Path) -> tuple[Tensor, ...]:
     Raises DataError.
     """
     read_header(path)
-    prompts = _prompts(path, read_packed(path, ("prompt_ids",), part="prompt_ids"))
+    prompts = _prompts(path, read_packed(path, ("prompt_ids",), prefix="prompt_ids"))
     for number, prompt in enumerate(prompts):
         check_values(path, _numbered("prompt_ids", number), prompt)
     return prompts
@@ -121,7 +121,7 @@ def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
     written = metadata.get("num_refs")
     if written is None:
         num_refs = count_references(
-            read_packed(path, ("vace_context",), part="vace_context", verify=verify)["vace_context"]
+            read_packed(path, ("vace_context",), prefix="vace_context", verify=verify)["vace_context"]
         )
     else:
         num_refs = _num_refs(path, written, frames)

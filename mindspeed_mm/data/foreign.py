@@ -1,8 +1,10 @@
-"""Datasets in the layouts of other projects, row by row under the keys of a data.json. No torch.
+"""Reads datasets in the layouts of other projects as rows with the keys of a data.json.
+
+Does not import torch.
 
 DiffSynth-Studio   video, prompt, vace_video, vace_video_mask, vace_reference_image      metadata.csv or .json
 VideoX-Fun         file_path, text, control_file_path, object_file_path, type            .json or .csv
-a folder           name.mp4 beside name.txt, in folders of any depth
+a folder           name.mp4 next to name.txt, in folders of any depth
 four folders       orig/name.mp4, cropped/name.mp4, mask/name.png, prompt/name.txt
 """
 
@@ -17,7 +19,7 @@ from mindspeed_mm.data.images import IMAGE_SUFFIXES
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import read_text
 
-COLUMNS = {  # names of other projects → those of a data.json
+COLUMNS = {  # key of other projects → key of a data.json
     "prompt": "cap",
     "vace_video": "src_video",
     "vace_video_mask": "src_video_mask",
@@ -32,35 +34,36 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"),
     *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv"),
 )
-_SIGNS = ({"video", "prompt"}, {"file_path", "text"})  # any of these makes a row another project's
+_SIGNATURES = ({"video", "prompt"}, {"file_path", "text"})  # keys that only rows of other projects have
 _FOLDERS = {"cropped": "src_video", "mask": "src_video_mask"}
-_MOST_CAPTION = 1 << 20  # bytes
+_MAX_CAPTION = 1 << 20  # bytes
 
 
-def under_our_keys(row: Any) -> Any:
-    """A row of DiffSynth-Studio or VideoX-Fun under the keys of a data.json; any other value as it is."""
-    if not isinstance(row, Mapping) or "cap" in row or not any(sign <= row.keys() for sign in _SIGNS):
+def rename_keys(row: Any) -> Any:
+    """Rename the keys of a row of DiffSynth-Studio or VideoX-Fun to those of a data.json.
+
+    Any other value is returned unchanged.
+    """
+    if not isinstance(row, Mapping) or "cap" in row or not any(keys <= row.keys() for keys in _SIGNATURES):
         return row
     return {COLUMNS.get(key, key): value for key, value in row.items()}
 
 
-def list_in(folder: Path) -> Path | None:
-    """The list of rows that a dataset's folder holds, if there is one."""
+def find_list(folder: Path) -> Path | None:
+    """Return the list of rows in a dataset's folder, or None if there is none."""
     return next((folder / name for name in LISTS if os.path.isfile(folder / name)), None)
 
 
 def folder_rows(folder: Path, home: Path) -> Iterator[dict[str, Any] | DataError]:
-    """The rows of a folder of clips with captions; paths start from `home`.
+    """Yield the rows of a folder of clips with captions. Paths are relative to `home`.
 
-    A row without a caption is a DataError.
-
-    Raises DataError when the folder holds no clip.
+    A clip without a caption yields a DataError. Raises DataError if the folder contains no clips.
     """
     in_four = os.path.isdir(folder / "orig") and os.path.isdir(folder / "prompt")
     clips = _clips(folder / "orig" if in_four else folder)
     if not clips:
         raise DataError(
-            "holds no clip",
+            "contains no clips",
             where=folder / "orig" if in_four else folder,
             expected=f"clips ({', '.join(VIDEO_SUFFIXES)}) with a caption of the same name in .txt",
         )
@@ -68,7 +71,7 @@ def folder_rows(folder: Path, home: Path) -> Iterator[dict[str, Any] | DataError
     for clip in clips:
         text = (folder / "prompt" / clip.stem if in_four else clip).with_suffix(".txt")
         try:
-            caption = read_text(text, DataError, max_bytes=_MOST_CAPTION).strip()
+            caption = read_text(text, DataError, max_bytes=_MAX_CAPTION).strip()
         except DataError as error:
             yield DataError(f"no caption: {error}", where=os.path.relpath(clip, folder))
             continue
@@ -85,7 +88,7 @@ def _clips(folder: Path) -> list[Path]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """Clips, images, and folders of images."""
+    """Return the clips, images and image folders of a folder by their names without suffix."""
     if not os.path.isdir(folder):
         return {}
     known = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)

@@ -1,6 +1,6 @@
-"""Whatever a user has for a clip or an image, as a reader or as pixels.
+"""Converts clips and images in any form, such as paths, tensors, arrays and Pillow images.
 
-Values out of their range are refused, never clipped.
+Values outside their range raise an error and are never clipped.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mindspeed_mm.data.video import VideoReader, open_video
 from mindspeed_mm.errors import DataError
 
 Reader = Literal["decord", "av"]
-_ROUNDING = 1e-3  # how far pixels may leave their range
+_ROUNDING = 1e-3  # how far pixels may exceed their range
 
 
 def as_reader(clip: Clip | VideoReader, reader: Reader = "av", *, mask: bool = False) -> VideoReader:
-    """Any form of clip as a reader. Raises DataError for what is none."""
+    """Return a reader for a clip in any form. Raises DataError if it is not a valid clip."""
     if isinstance(clip, (str, Path)):
         return open_video(clip, reader, mask=mask)
     if isinstance(clip, Tensor):
@@ -37,13 +37,13 @@ def as_reader(clip: Clip | VideoReader, reader: Reader = "av", *, mask: bool = F
     return clip
 
 
-def exact(clip: object, shape: tuple[int, ...]) -> Tensor | None:
-    """A tensor that already has this form, so that nothing of it is lost to bytes; else None."""
+def as_exact_tensor(clip: object, shape: tuple[int, ...]) -> Tensor | None:
+    """Return a tensor that already has the target shape, without rounding to bytes; otherwise None."""
     return _values(clip) if isinstance(clip, Tensor) and tuple(clip.shape) == shape else None
 
 
-def picture(image: Picture) -> str | Path | Image.Image | Frames:
-    """A reference image: a file, or what of it is in memory."""
+def as_image(image: Picture) -> str | Path | Image.Image | Frames:
+    """Convert a reference image in a tensor or array to bytes; return paths and Pillow images unchanged."""
     if isinstance(image, Tensor):
         pixels: Frames = _tensor_bytes(image if image.ndim == 4 else image[:, None])[0]
         return pixels
@@ -54,9 +54,9 @@ def picture(image: Picture) -> str | Path | Image.Image | Frames:
 
 
 def _values(clip: Tensor) -> Tensor:
-    """fp32 on the CPU.
+    """Convert to fp32 on the CPU.
 
-    Raises DataError for values that are not pixels, bytes above all: they would all become white.
+    Raises DataError for values out of range, such as bytes in 0 to 255, which would all become white.
     """
     values = clip.detach().cpu().float()
     low = -1 if clip.shape[0] == 3 else 0
@@ -64,16 +64,16 @@ def _values(clip: Tensor) -> Tensor:
     return values
 
 
-def _check_range(least: float, most: float, low: int, kind: str) -> None:
-    if not (least >= low - _ROUNDING and most <= 1 + _ROUNDING):  # so that NaN is refused too
+def _check_range(smallest: float, largest: float, low: int, kind: str) -> None:
+    if not (smallest >= low - _ROUNDING and largest <= 1 + _ROUNDING):  # negated, so that NaN raises too
         raise DataError(
-            f"a clip {kind} has values from {least:g} to {most:g}",
+            f"a clip {kind} has values from {smallest:g} to {largest:g}",
             expected=f"{low} to 1, or an array of bytes",
         )
 
 
 def _tensor_bytes(clip: Tensor) -> NDArray[np.uint8]:
-    """[3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1] → uint8 [T, H, W, 3]."""
+    """Convert [3, T, H, W] in [-1, 1], or a mask [1, T, H, W] in [0, 1], to uint8 [T, H, W, 3]."""
     if clip.ndim != 4 or clip.shape[0] not in (1, 3):
         raise DataError(
             f"got a clip tensor of {list(clip.shape)}",
@@ -85,7 +85,10 @@ def _tensor_bytes(clip: Tensor) -> NDArray[np.uint8]:
 
 
 def _array_bytes(clip: NDArray[Any]) -> NDArray[np.uint8]:
-    """[T, H, W, 3], [T, H, W] or [H, W, 3], of bytes, booleans or floats from 0 to 1 → uint8 [T, H, W, 3]."""
+    """Convert [T, H, W, 3], [T, H, W] or [H, W, 3] of bytes, booleans or floats in [0, 1].
+
+    Returns uint8 [T, H, W, 3].
+    """
     if clip.dtype != np.uint8:
         _check_range(float(clip.min()), float(clip.max()), 0, "array")
         clip = (np.asarray(clip, dtype=np.float64) * 255).round().clip(0, 255).astype(np.uint8)
@@ -95,7 +98,7 @@ def _array_bytes(clip: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 class ArrayReader:
-    """Frames that are in memory already, behind the same protocol."""
+    """A VideoReader for frames in memory."""
 
     timed = False
     traits: tuple[str, ...] = ()
@@ -111,5 +114,5 @@ class ArrayReader:
         self.duration = self.num_frames / self.fps
 
     def read(self, indices: Sequence[int]) -> Frames:
-        """Frames at `indices`."""
+        """Return the frames at `indices`, uint8 [T, H, W, 3]."""
         return self._frames[list(indices)]

@@ -1,6 +1,6 @@
-"""Which frames of a clip are taken, at what size, and how many tokens that makes.
+"""Chooses the frames of a clip and their size, and counts their tokens.
 
-Pure arithmetic, no torch.
+Pure arithmetic. Does not import torch.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from mindspeed_mm.errors import DataError
 ShortClip = Literal["keep", "pad", "resample", "reject"]
 LongClip = Literal["trim", "resample", "reject"]
 _SLACK = 1e-3  # seconds; Matroska rounds its time stamps to milliseconds
-_SLIVER = 0.1  # of a frame; an end that is rounded up by less brings no frame of its own
+_SLIVER = 0.1  # fraction of a frame; a shorter remainder at the end does not count as a frame
 
 
 class Timeline(Protocol):
-    """What is known about when a clip's frames are shown: from its header, or from an open reader."""
+    """The timing of a clip's frames, from its header or from an open reader."""
 
     @property
     def path(self) -> Path: ...
     @property
     def num_frames(self) -> int: ...
     @property
-    def times(self) -> Sequence[float]: ...  # seconds from the first frame, rising
+    def times(self) -> Sequence[float]: ...  # start of each frame in seconds from the first, ascending
     @property
-    def duration(self) -> float: ...  # when the last frame goes off
+    def duration(self) -> float: ...  # end of the last frame in seconds
     @property
-    def timed(self) -> bool: ...  # False for images: they have an order, but no clock
+    def timed(self) -> bool: ...  # False for image folders, which have an order but no time stamps
 
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """Which frames of a clip were chosen, and why."""
+    """The chosen frames of a clip, and the policy that chose them."""
 
-    indices: tuple[int, ...]  # 4k+1 of them, never falling
-    times: tuple[float, ...]  # seconds from the clip's first frame; what each index was looked up by
-    fps: float  # of the chosen frames
+    indices: tuple[int, ...]  # 4k+1 indices in ascending order; may repeat
+    times: tuple[float, ...]  # the requested time of each frame in seconds from the clip's first frame
+    fps: float  # frame rate of the chosen frames
     policy: str  # exact | trim | keep | pad | resample | keep_last
 
 
@@ -57,12 +57,11 @@ def choose_frames(
     short_clip: ShortClip = "keep",
     long_clip: LongClip = "trim",
 ) -> FrameChoice:
-    """Frames at 0, 1/fps, 2/fps, … of a clip.
+    """Choose the frames of a clip at 0, 1/fps, 2/fps, … seconds.
 
-    Its frames start at `times` (seconds, rising from 0), and it ends at `duration`.
-
-    `num_frames` (4k+1) is the most that is taken. Raises DataError for another length under `reject`, and for
-    an empty clip.
+    `times` are the start times of the clip's frames in seconds, ascending from 0, and `duration` is its end.
+    `num_frames` (4k+1) is the maximum number of frames. Raises DataError for an empty clip, and for a clip of
+    another length if the policy is `reject`.
     """
     if not times:
         raise DataError("the clip has no frames", fix="replace it")
@@ -78,7 +77,7 @@ def choose_frames(
     if (long_clip if available > num_frames else short_clip) == "reject":
         fix = "long_clip to trim" if available > num_frames else f"num_frames to {kept}, or short_clip to pad"
         raise DataError(
-            f"gives {available} frames at {fps:g} fps, num_frames is {num_frames}",
+            f"has {available} frames at {fps:g} fps, but num_frames is {num_frames}",
             fix=f"set {fix} or resample",
         )
     if available > num_frames:
@@ -89,10 +88,11 @@ def choose_frames(
 
 
 def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, fps: float) -> FrameChoice:
-    """`num_frames` moments from the first frame to the middle of the last, as Wan2.1's VACE takes them.
+    """Choose frames at `num_frames` even times from the first frame to the middle of the last.
 
-    Each gives the first frame that is on screen then. A clip with fewer frames gives the largest 4k+1 that it
-    has. `fps` is that of a clip without duration. Raises DataError for an empty clip.
+    This is what Wan2.1's VACE does. Each time selects the first frame on screen at that time. A clip with
+    fewer frames yields the largest possible 4k+1 frames. `fps` is the frame rate for a clip without duration.
+    Raises DataError for an empty clip.
     """
     if not times:
         raise DataError("the clip has no frames", fix="replace it")
@@ -109,9 +109,9 @@ def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, 
 
 
 def choose(video: Timeline, policy: ClipPolicy) -> FrameChoice:
-    """The frames of `video` that `policy` asks for.
+    """Choose the frames of `video` by `policy`.
 
-    An image folder has no clock: its images are taken one by one.
+    An image folder has no time stamps, so each of its images counts as one frame.
     """
     timed = video.timed and policy.timing == "seconds"
     times = video.times if timed else [i / policy.fps for i in range(video.num_frames)]
@@ -137,12 +137,11 @@ def align(
     against: str = "video",
     by_time: bool = True,
 ) -> tuple[int, ...]:
-    """Which frames of `other`, the stream `key`, belong to the `chosen` ones of `video`.
+    """Return the frames of `other`, the stream `key`, that match the `chosen` frames of `video`.
 
-    Messages call the video `against`.
-
-    Frame by frame where both have as many, by time where they have not; a still mask holds for the whole
-    clip. Raises DataError when the other stream ends before the chosen frames do.
+    Clips with equal numbers of frames are matched frame by frame, others by time. A still mask applies to the
+    whole clip. `against` is the name of the video in messages. Raises DataError if the other stream ends
+    before the last chosen frame.
     """
     is_mask = key.startswith(("src_video_mask", "src_mask"))
     if other.num_frames == 1 and is_mask:
@@ -152,8 +151,8 @@ def align(
     by_time = by_time and other.timed and video.timed
     if not by_time or other.duration < chosen.times[-1] + 0.5 / chosen.fps:
         raise DataError(
-            f"{key} has {other.num_frames} frames, {against} {video.num_frames}",
-            fix=f"cut both to one length, or {'give a still mask' if is_mask else f'leave {key} null'}",
+            f"{key} has {other.num_frames} frames, but {against} has {video.num_frames}",
+            fix=f"cut both to the same length, or {'use a still mask' if is_mask else f'set {key} to null'}",
         )
     return tuple(frame_at(other.times, moment) for moment in chosen.times)
 
@@ -170,14 +169,15 @@ def _spread(times: Sequence[float], num_frames: int, fps: float) -> FrameChoice:
 
 
 def frame_at(times: Sequence[float], moment: float) -> int:
-    """The index of the frame that is on screen at `moment` seconds."""
+    """Return the index of the frame on screen at `moment` seconds."""
     return max(0, bisect_right(times, moment + _SLACK) - 1)
 
 
 def target_size(height: int, width: int, max_hxw: int) -> tuple[int, int]:
-    """Multiples of 16 that hold at most `max_hxw` pixels, no more than the clip has, in the clip's aspect.
+    """Return the height and width at which a clip is used.
 
-    Raises DataError for a clip smaller than one token (16 x 16).
+    They are multiples of 16, keep the aspect ratio approximately, and have at most `max_hxw` pixels and no
+    more than the clip. Raises DataError for a clip smaller than one token (16 x 16).
     """
     if height < 16 or width < 16:
         raise DataError(f"got {width}x{height} pixels", expected="at least 16x16, one token")
@@ -188,5 +188,5 @@ def target_size(height: int, width: int, max_hxw: int) -> tuple[int, int]:
 
 
 def token_count(num_frames: int, height: int, width: int, num_refs: int = 0) -> int:
-    """Tokens of a clip of [num_frames, height, width] pixels and its references."""
+    """Return the number of tokens of a clip [num_frames, height, width] in pixels and its references."""
     return ((num_frames + 3) // 4 + num_refs) * (height // 16) * (width // 16)

@@ -1,4 +1,7 @@
-"""Images as clips: a still image, a folder of images in order, an animated PNG or WebP. No torch."""
+"""Reads images as clips: a still image, a folder of images, or an animated PNG or WebP.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ from mindspeed_mm.data.images import (
     are_only_alpha,
     as_grey,
     flatten,
+    has_transparency,
     image_traits,
     is_black,
     is_labels,
-    is_see_through,
     open_image,
     read_image,
     read_mask,
@@ -31,7 +34,7 @@ from mindspeed_mm.errors import DataError
 
 
 def is_animation(path: Path) -> bool:
-    """Whether an image file holds a clip: an animated PNG or WebP."""
+    """Return whether an image file is an animated PNG or WebP."""
     if path.suffix.lower() not in (".png", ".webp"):
         return False
     with open_image(path) as image:
@@ -39,7 +42,7 @@ def is_animation(path: Path) -> bool:
 
 
 class ImageReader:
-    """A still image, or a folder of images in the order of the numbers in their names."""
+    """Reads a still image, or a folder of images sorted by the numbers in their names."""
 
     timed = False
 
@@ -59,7 +62,7 @@ class ImageReader:
         if not self.files:
             raise DataError("folder contains no images", where=path)
         self.num_frames = len(self.files)
-        # decided for the whole folder: one frame of it may be opaque everywhere
+        # decided once for the whole folder, because a single frame may be fully opaque
         self.by_alpha = mask and are_only_alpha(self.files)
         self.height, self.width = self._load(self.files[0]).shape[:2]
         self.fps = UNTIMED_FPS
@@ -68,13 +71,13 @@ class ImageReader:
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """What is remarkable about any of the images. Opens them all."""
+        """The traits of all images; see `traits.py`. Opens every file."""
         found = {trait for file in self.files for trait in image_traits(file, mask=self._mask)}
         found |= {"by alpha"} if self.by_alpha else set()
         return tuple(sorted(found | ({self._ignored} if self._ignored else set())))
 
     def read(self, indices: Sequence[int]) -> Frames:
-        """Frames at `indices`, uint8 [T, H, W, 3]."""
+        """Return the frames at `indices`, uint8 [T, H, W, 3]."""
         check_range(self.path, self.num_frames, indices)
         frames = [self._load(self.files[index]) for index in indices]
         for index, frame in zip(indices, frames, strict=True):
@@ -83,7 +86,7 @@ class ImageReader:
                     f"has {frame.shape[1]}x{frame.shape[0]} pixels, but the first image of the folder has "
                     f"{self.width}x{self.height}",
                     where=f"{self.files[index]}",
-                    fix="give all images one size",
+                    fix="give all images the same size",
                 )
         return np.stack(frames)
 
@@ -92,10 +95,7 @@ class ImageReader:
 
 
 def _ignored_pictures(folder: Path) -> str:
-    """The trait `ignored: …` for pictures in a folder whose format is not read as frames.
-
-    '' when there are none.
-    """
+    """Return the trait `ignored: …` if a folder has images in other formats than those read, else ''."""
     others = Counter(
         file.suffix.lower()
         for file in folder.iterdir()
@@ -107,7 +107,7 @@ def _ignored_pictures(folder: Path) -> str:
 
 
 class AnimationReader:
-    """An animated PNG or WebP: a clip with a clock."""
+    """Reads an animated PNG or WebP with its time stamps."""
 
     timed = True
 
@@ -122,9 +122,11 @@ class AnimationReader:
             for place in range(getattr(image, "n_frames", 1)):
                 image.seek(place)
                 image.load()
-                durations.append(max(float(image.info.get("duration", 0)), 10) / 1000)  # as browsers: never 0
+                durations.append(
+                    max(float(image.info.get("duration", 0)), 10) / 1000
+                )  # like browsers, never 0
                 only_alpha = only_alpha and is_black(image)
-                see_through = see_through or (only_alpha and is_see_through(image))
+                see_through = see_through or (only_alpha and has_transparency(image))
         self.by_alpha = only_alpha and see_through
         self.traits = ("animation", *["labels"] * bool(self._background_label), *["by alpha"] * self.by_alpha)
         ends = np.cumsum(durations)
@@ -134,7 +136,7 @@ class AnimationReader:
         self.fps = round(self.num_frames / self.duration, 3)
 
     def read(self, indices: Sequence[int]) -> Frames:
-        """Frames at `indices`, uint8 [T, H, W, 3]."""
+        """Return the frames at `indices`, uint8 [T, H, W, 3]."""
         check_range(self.path, self.num_frames, indices)
         frames = {}
         with open_image(self.path) as image:
@@ -150,23 +152,23 @@ class AnimationReader:
             values = np.asarray(image.convert("RGBA"))[..., 3]
         elif image.mode == "P":
             values = np.asarray(image) > 0
-        else:  # a frame that was laid on the one before: by the colour of index 0
+        else:  # Pillow blended the frame with the previous one: compare with the colour of index 0
             colours = np.asarray(image.convert("RGB"))
             values = np.any(colours != np.array(self._background_label, np.uint8), axis=-1)
         return as_grey(values)
 
 
 def check_range(path: Path, count: int, indices: Sequence[int]) -> None:
-    """Raise DataError for frames that a clip of `count` frames does not have."""
+    """Raise DataError if any index is outside a clip of `count` frames."""
     if not len(indices) or min(indices) < 0 or max(indices) >= count:
-        raise DataError(f"frames {span(indices)} requested of a clip with {count}", where=path)
+        raise DataError(f"frames {span(indices)} requested from a clip with {count}", where=path)
 
 
 def span(indices: Sequence[int]) -> str:
-    """First and last of some frame numbers, for messages."""
+    """Format the first and the last of some frame numbers for messages."""
     return f"{min(indices)}..{max(indices)}" if len(indices) else "(none)"
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
-    """frame_2 before frame_10."""
+    """Return a sort key that puts frame_2 before frame_10."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]

@@ -1,6 +1,7 @@
-"""Image files → RGB.
+"""Reads image files as RGB.
 
-One place opens them, within a pixel limit, and reads each by its mode, never by its values. No torch.
+All image files are opened here, within a pixel limit, and converted by their mode, never by their values.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ _BLANK = {
     "nowhere": "all of src_video is kept, nothing in it is generated; white = generate",
     "everywhere": "nothing of src_video is kept; black = keep",
 }
-UNTIMED_FPS = 16.0  # what image folders are played at; they carry no clock
+UNTIMED_FPS = 16.0  # frame rate of image folders, which have no time stamps
 PIXELS_VARIABLE = "MINDSPEED_MM_MAX_PIXELS"
 _DEFAULT_PIXELS = 1 << 26  # 8192 x 8192
-_HIGHEST_PIXELS = 178_956_970  # where Pillow itself refuses to open an image
+_HIGHEST_PIXELS = 178_956_970  # Pillow refuses to open larger images
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
-_WITH_PREVIEWS = ("MPO", "HEIF", "HEIC")  # phones store previews and depth behind the picture
+_WITH_PREVIEWS = ("MPO", "HEIF", "HEIC")  # phones append previews and depth maps to the picture
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def max_pixels() -> int:
-    """The most pixels that an image or a frame may have.
+    """Return the maximum number of pixels of an image or a frame.
 
-    Raises ConfigError for any other value.
+    Raises ConfigError if the environment variable has an invalid value.
     """
     text = os.environ.get(PIXELS_VARIABLE, "")
     if not text:
@@ -56,58 +57,56 @@ def max_pixels() -> int:
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:
-    """Raise DataError for a picture of more pixels than the limit."""
+    """Raise DataError for an image with more pixels than the limit."""
     if width * height > max_pixels():
         raise DataError(
             f"has {width}x{height} pixels, more than the limit of {max_pixels()}",
             where=display_path(path),
-            fix=f"make it smaller, or raise {PIXELS_VARIABLE}",
+            fix=f"shrink it, or raise {PIXELS_VARIABLE}",
         )
 
 
 def read_image(path: str | Path, background: int = WHITE) -> NDArray[np.uint8]:
-    """An image file as RGB [H, W, 3].
+    """Read an image file as 8-bit RGB [H, W, 3].
 
-    Rotated by its EXIF data, in 8 bits by its mode, transparent pixels filled with `background`.
-
-    A JPEG above the pixel limit is reduced while it is decoded. Raises DataError for a file that is not
-    an image, is damaged or is too large.
+    Applies the EXIF rotation and fills transparent pixels with `background`. A JPEG above the pixel limit is
+    reduced while it is decoded. Raises DataError for a file that is not an image, is damaged or is too large.
     """
     with open_image(path) as image:
         return flatten(ImageOps.exif_transpose(image), background)
 
 
 def read_mask(path: str | Path, *, by_alpha: bool = False) -> NDArray[np.uint8]:
-    """A mask image as grey in RGB [H, W, 3], 255 = generate.
+    """Read a mask image as grey RGB [H, W, 3], 255 = generate.
 
-    A palette of colours holds labels: every index but 0 is white. `by_alpha`: opaque is white. Otherwise the
-    brightness, transparent pixels black.
+    If the palette has colours, its indices are labels: every index except 0 is white. With `by_alpha`, opaque
+    pixels are white. Otherwise the value is the brightness, and transparent pixels are black.
     """
     with open_image(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if is_labels(upright):
-            return as_grey(np.asarray(upright) > 0)
+        rotated = ImageOps.exif_transpose(image)
+        if is_labels(rotated):
+            return as_grey(np.asarray(rotated) > 0)
         if by_alpha:
-            return as_grey(np.asarray(upright.convert("RGBA"))[..., 3])
-        return flatten(upright, BLACK)
+            return as_grey(np.asarray(rotated.convert("RGBA"))[..., 3])
+        return flatten(rotated, BLACK)
 
 
 def as_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Bytes or booleans [H, W] as RGB [H, W, 3]."""
+    """Convert bytes or booleans [H, W] to grey RGB [H, W, 3]."""
     grey = np.where(values, 255, 0).astype(np.uint8) if values.dtype == bool else values
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, opened and within the pixel limit; errors while it is decoded become DataError too."""
+    """Open an image file within the pixel limit. Errors while it is decoded become DataError too."""
     path = regular_file(path, DataError)
     _enable_heic(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels applies our limit
             file = Image.open(path)
-            if file.format == "PNG":  # Pillow decodes past a wrong checksum
+            if file.format == "PNG":  # Pillow ignores wrong checksums while decoding
                 file.verify()
                 file = Image.open(path)
         with file:
@@ -124,22 +123,22 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise DataError(
             f"has more than {_HIGHEST_PIXELS} pixels (limit: {max_pixels()})",
             where=display_path(path),
-            fix="make it smaller",
+            fix="shrink it",
         ) from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more
         raise DataError(f"cannot be read as an image: {short(error)}", where=display_path(path)) from None
 
 
 def _may_lack_rows(image: Image.Image) -> bool:
-    """Whether a PNG that was decoded ends in black, as Pillow paints rows that are not there."""
-    if getattr(image, "tile", None):  # not decoded
+    """Return whether a decoded PNG ends in black. Pillow fills missing rows with black."""
+    if getattr(image, "tile", None):  # not decoded yet
         return False
     last = image.crop((0, image.height - 1, image.width, image.height))
     return bool(image.info.get("interlace")) or not np.asarray(last).any()
 
 
 def _reduce(image: Image.Image) -> None:
-    """A JPEG decodes at 1/2, 1/4 or 1/8 of its size in as little memory."""
+    """Let a JPEG above the pixel limit decode at 1/2, 1/4 or 1/8 of its size, which saves memory."""
     if image.format not in ("JPEG", "MPO"):
         return
     width, height = image.size
@@ -151,7 +150,7 @@ def _reduce(image: Image.Image) -> None:
 
 
 def _enable_heic(path: Path) -> None:
-    """HEIC needs a plugin of its own. Raises DataError that names it when it is not installed."""
+    """Load the HEIC plugin for a HEIC file. Raises DataError if it is not installed."""
     with open(path, "rb") as file:
         head = file.read(12)
     if head[4:8] != b"ftyp" or head[8:12] not in _HEIC_BRANDS:
@@ -166,10 +165,10 @@ def _enable_heic(path: Path) -> None:
 
 
 def flatten(image: Image.Image, background: int = WHITE) -> NDArray[np.uint8]:
-    """A Pillow image of any mode as RGB [H, W, 3] on `background`.
+    """Convert a Pillow image of any mode to RGB [H, W, 3] on `background`.
 
-    Integers of more than 8 bits are taken as 16 bits, floats as 0 to 1. Raises DataError for floats outside
-    that range.
+    Integers of more than 8 bits are read as 16-bit values, and floats as values from 0 to 1. Raises DataError
+    for floats outside that range.
     """
     if image.mode.startswith("I"):
         image = Image.fromarray(
@@ -185,7 +184,7 @@ def flatten(image: Image.Image, background: int = WHITE) -> NDArray[np.uint8]:
 
 def _float_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # so that NaN is refused too
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # negated, so that NaN raises too
         raise DataError(
             f"a float image has values from {low:g} to {high:g}", expected="0 to 1", fix="rescale it"
         )
@@ -193,26 +192,26 @@ def _float_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def brightness(frames: Frames) -> NDArray[np.uint8]:
-    """Mask frames [T, H, W, 3] → their values [T, H, W]."""
+    """Convert mask frames [T, H, W, 3] to their values [T, H, W]."""
     return np.asarray(np.round(frames.astype(np.float32) @ _LUMA).astype(np.uint8))
 
 
-def refuse_zero_one(path: Path | str, highest: int) -> None:
-    """Raise DataError for a mask that was written as 0 and 1 of 255, or with the values of 8 bits into 16."""
-    if highest <= 1 and (deepest := _deepest(Path(path))):
+def reject_zero_one(path: Path | str, highest: int) -> None:
+    """Raise DataError for a mask with values 0 and 1 of 255, or with 8-bit values in a 16-bit file."""
+    if highest <= 1 and (deepest := _highest_deep_value(Path(path))):
         raise DataError(
-            f"its brightest value is {deepest} of 65535 (a 16-bit file): black everywhere",
+            f"brightest value is {deepest} of 65535 (a 16-bit file), so the mask is black everywhere",
             where=path,
             fix="write 0 and 65535, or save it with 8 bits",
         )
     if highest == 1:
         raise DataError(
-            "its brightest value is 1 of 255, as if written as 0 and 1", where=path, fix="write 0 and 255"
+            "brightest value is 1 of 255, as if written as 0 and 1", where=path, fix="write 0 and 255"
         )
 
 
 def blank_mask(levels: tuple[int, int], *, soft: bool) -> str:
-    """`nowhere` or `everywhere`: where a mask of these levels is white, when it says no more; else ''."""
+    """Return `nowhere` or `everywhere` if a mask with this range of values is uniform, else ''."""
     low, high = levels
     if high == 0 or (high <= 127 and not soft):
         return "nowhere"
@@ -220,13 +219,13 @@ def blank_mask(levels: tuple[int, int], *, soft: bool) -> str:
 
 
 def blank_remark(levels: tuple[int, int], *, soft: bool) -> str:
-    """What becomes of a clip whose mask has these levels, when the mask says no more; else ''."""
+    """Return a remark on the effect of a uniform mask with this range of values, else ''."""
     where = blank_mask(levels, soft=soft)
     return f"white {where}: {_BLANK[where]}" if where else ""
 
 
-def _deepest(path: Path) -> int:
-    """The largest value in an image, or folder of images, of more than 8 bits; 0 for any other file."""
+def _highest_deep_value(path: Path) -> int:
+    """Return the largest value in an image or a folder of images of more than 8 bits; 0 for other files."""
     highest = 0
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     for file in files:
@@ -237,7 +236,7 @@ def _deepest(path: Path) -> int:
 
 
 def is_labels(image: Image.Image) -> bool:
-    """Whether a palette image holds labels: its palette has colours that are not greys."""
+    """Return whether a palette image contains labels: its palette has colours other than greys."""
     if image.mode != "P":
         return False
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
@@ -245,31 +244,28 @@ def is_labels(image: Image.Image) -> bool:
 
 
 def are_only_alpha(files: Sequence[Path]) -> bool:
-    """Whether all images are black all over and have an alpha channel that says something.
-
-    That is, it is not opaque everywhere.
-    """
+    """Return whether all images are entirely black with an alpha channel, and any pixel is not opaque."""
     see_through = False
     for file in files:
         with open_image(file) as image:
             if not is_black(image):
                 return False
-            see_through |= is_see_through(image)
+            see_through |= has_transparency(image)
     return see_through
 
 
 def is_black(image: Image.Image) -> bool:
-    """Whether an image has an alpha channel and nothing else."""
+    """Return whether an image has an alpha channel and is black everywhere."""
     return image.mode in _ALPHA_MODES and not np.asarray(image.convert("RGBA"))[..., :3].any()
 
 
-def is_see_through(image: Image.Image) -> bool:
-    """Whether any pixel of an image is not opaque."""
+def has_transparency(image: Image.Image) -> bool:
+    """Return whether any pixel of an image is not opaque."""
     return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
 def image_traits(path: Path, *, mask: bool = False) -> tuple[str, ...]:
-    """What is remarkable about reading an image; see `traits.py`. Raises DataError."""
+    """Return the traits of an image file; see `traits.py`. Raises DataError."""
     found = []
     with open_image(path) as image:
         if image.info.get("reduced"):
@@ -288,7 +284,7 @@ def image_traits(path: Path, *, mask: bool = False) -> tuple[str, ...]:
 
 
 def short(error: Exception) -> str:
-    """The first line of a library's error, shortened, without its number and the file's name."""
+    """Return the first line of a library's error, shortened, without error number and file name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return re.sub(r"^\[Errno \d+\] |: '.*'$|^\[[\d:]+\] \S+: ", "", text)[:160]

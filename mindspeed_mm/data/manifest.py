@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.data import csv_rows
-from mindspeed_mm.data.foreign import folder_rows, list_in, under_our_keys
+from mindspeed_mm.data.foreign import find_list, folder_rows, rename_keys
 from mindspeed_mm.data.manifest_row import DatasetFolder, NamedFile, Problem, RowReader, missing_files
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import DataError
@@ -37,7 +37,7 @@ class Manifest:
 def lists_of(data_path: str | Path, data_folder: str | Path | None = None) -> list[Path]:
     """Return the lists that `scan_manifest` reads, and the folders without a list. Raises DataError."""
     given = Path(data_path)
-    if os.path.isdir(given) and list_in(given) is None:
+    if os.path.isdir(given) and find_list(given) is None:
         given = given / "data.txt"
     found = _datasets(Path(data_path), None if data_folder is None else Path(data_folder))
     return [given, *(listing for _, listing in found)]
@@ -99,7 +99,7 @@ def write_failures(folder: Path, failures: Sequence[tuple[int, str]]) -> None:
 def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path, Path]]:
     """Yield (folder, list) of each dataset. For a folder without a list, both are the folder."""
     if os.path.isdir(data_path):
-        found = list_in(data_path)
+        found = find_list(data_path)
         if found is not None or not os.path.isfile(data_path / "data.txt"):
             yield data_folder or data_path, found or data_path
             return
@@ -108,7 +108,7 @@ def _datasets(data_path: Path, data_folder: Path | None) -> Iterator[tuple[Path,
         yield data_folder or data_path.parent, data_path
         return
     text = read_text(data_path, DataError, max_bytes=LIST_BYTES)
-    csv_rows.refuse_table(text, data_path)
+    csv_rows.reject_table(text, data_path)
     for number, line in enumerate(split_lines(text), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -135,7 +135,7 @@ def _rows(listing: Path, folder: Path) -> Iterator[Any]:
     if os.path.isdir(listing):
         yield from folder_rows(listing, folder)
         return
-    yield from map(under_our_keys, _listed_rows(listing))
+    yield from map(rename_keys, _listed_rows(listing))
 
 
 def _listed_rows(listing: Path) -> Iterator[Any]:
@@ -146,7 +146,7 @@ def _listed_rows(listing: Path) -> Iterator[Any]:
     if text.lstrip().startswith("["):
         yield from parse_json(text, str(listing), DataError, lone_surrogates=True)
         return
-    csv_rows.refuse_table(text, listing)
+    csv_rows.reject_table(text, listing)
     try:
         for _, values in json_lines(text, str(listing), DataError, lone_surrogates=True):
             yield values

@@ -1,9 +1,7 @@
-"""Our own safetensors files.
+"""Reads and writes safetensors files with checksums.
 
-Written atomically, with a CRC-32 of every tensor and of the header in their metadata.
-
-`crc32.NAME` is of a tensor's bytes; `crc32` is of the header without that entry. Files without them are read
-all the same.
+The metadata contains the CRC-32 of each tensor's bytes as `crc32.NAME`, and of the header without that entry
+as `crc32`. Files without checksums can be read too.
 """
 
 from __future__ import annotations
@@ -28,9 +26,9 @@ _CRC = "crc32"
 
 
 def write_packed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write atomically, with the header in sorted order.
+    """Write the file atomically.
 
-    safetensors shuffles metadata, and equal tensors must be equal files.
+    The header is sorted, so that equal tensors give equal files. safetensors writes metadata in random order.
     """
     packed = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     sums = {f"{_CRC}.{name}": _crc_of(value) for name, value in packed.items()}
@@ -46,18 +44,17 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def read_packed(
-    path: Path, wanted: Sequence[str], *, part: str = "", verify: bool = True
+    path: Path, required: Sequence[str], *, prefix: str = "", verify: bool = True
 ) -> dict[str, Tensor]:
-    """The tensors whose names begin with `part`.
+    """Read the tensors whose names start with `prefix`.
 
-    `verify` compares them with their checksums, where the file has some.
-
-    Raises DataError when the file is missing or damaged, or one of `wanted` is not in it.
+    `verify` compares them with their checksums, if the file has any. Raises DataError if the file is missing
+    or damaged, or if it lacks a tensor in `required`.
     """
     regular_file(path, DataError)
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(part)]  # noqa: SIM118 (it is not a dict)
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
             tensors = {name: file.get_tensor(name) for name in names}
             sums = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -65,48 +62,51 @@ def read_packed(
         raise DataError(
             f"cannot be read as safetensors: {reason}", where=path, fix="extract it again"
         ) from None
-    missing = [name for name in wanted if name not in tensors]
+    missing = [name for name in required if name not in tensors]
     if missing:
-        raise DataError(f"{', '.join(missing)} missing; it holds {', '.join(sorted(tensors))}", where=path)
+        raise DataError(
+            f"{', '.join(missing)} missing; file contains {', '.join(sorted(tensors))}", where=path
+        )
     for name, tensor in tensors.items() if verify else ():
         expected = sums.get(f"{_CRC}.{name}")
         if expected is not None and expected != (found := _crc_of(tensor)):
             raise DataError(
-                f"{name} is damaged: its checksum is {found}, {expected} was written",
+                f"{name} is damaged: its checksum is {found}, but {expected} was written",
                 where=path,
-                fix="make the file again, or copy it from where it is whole",
+                fix="create the file again, or copy it again from its source",
             )
     return tensors
 
 
 def read_header(path: Path, *, verify: bool = True) -> dict[str, Any]:
-    """The JSON header of a safetensors file.
+    """Return the JSON header of a safetensors file.
 
-    Raises DataError when the file is missing, shorter than the header says, or when the header is damaged.
+    Raises DataError if the file is missing, has another length than the header says, or if the header is
+    damaged.
     """
     header, start, size = read_safetensors_header(path, DataError)
     end = _end(path, header)
     if size != start + end:
         raise DataError(
-            f"has {size} bytes, its header promises {start + end}", where=path, fix="extract it again"
+            f"has {size} bytes, but its header describes {start + end}", where=path, fix="extract it again"
         )
     expected = header.get("__metadata__", {}).get(_CRC)
     if verify and expected is not None and expected != _crc_of_header(header):
         raise DataError(
-            "its header is damaged: its checksum is not the one written",
+            "header is damaged: its checksum does not match",
             where=path,
-            fix="make the file again",
+            fix="create the file again",
         )
     return header
 
 
 def without_checksums(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What was said about a file beside its checksums."""
+    """Return the metadata without checksums."""
     return {key: value for key, value in metadata.items() if key.partition(".")[0] != _CRC}
 
 
 def _end(path: Path, header: Any) -> int:
-    """Where the last tensor ends. Raises DataError for a header that is none."""
+    """Return the offset at which the last tensor ends. Raises DataError for an invalid header."""
     try:
         metadata = header.get("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

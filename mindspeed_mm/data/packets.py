@@ -11,7 +11,7 @@ from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any
 
-from mindspeed_mm.data.bitstream import SizeWatch, head_of, may_end_inside_a_frame
+from mindspeed_mm.data.bitstream import SizeWatch, may_end_inside_a_frame, packet_head
 from mindspeed_mm.data.clips import open_clip
 from mindspeed_mm.errors import DataError
 
@@ -116,7 +116,7 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
         closed = closed and not packet.is_discard and (key is None or (packet.pts or 0) >= key)
         if packet.is_keyframe:
             key = packet.pts
-            sizes.add(head_of(packet))
+            sizes.add(packet_head(packet))
         sizes.unsure |= len(found) > 0 and packet.has_sidedata("new_extradata")
         if packet.is_discard:
             continue

@@ -1,4 +1,4 @@
-"""Whether a PNG holds all of its rows: decoders paint those that are missing black. No torch."""
+"""Checks that a PNG contains all its rows. Decoders fill missing rows with black. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mindspeed_mm.errors import DataError
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_BLOCK = 1 << 20  # bytes that are unpacked at once
+_BLOCK = 1 << 20  # bytes per decompression step
 
 
 def check_rows(path: Path) -> None:
-    """Raise DataError for a PNG whose pixels end early; Pillow's `verify` has found its chunks whole."""
+    """Raise DataError for a PNG whose pixels end early. Pillow's `verify` must have checked its chunks."""
     with path.open("rb") as file:
         file.seek(16)
         width, height, depth, color, _, _, interlaced = struct.unpack(">2I5B", file.read(13))
@@ -32,11 +32,11 @@ def check_rows(path: Path) -> None:
                 found += len(unpacker.decompress(packed, _BLOCK))
                 packed = unpacker.unconsumed_tail
     if found < needed:
-        raise DataError(f"its pixels end early: {found} of {needed} bytes", fix="save it again")
+        raise DataError(f"pixels end early: {found} of {needed} bytes", fix="save it again")
 
 
 def _unpacked_bytes(width: int, height: int, bits: int, *, interlaced: bool) -> int:
-    """The bytes of all rows, each with one that names its filter. `bits`: of a pixel."""
+    """Return the size of all rows in bytes, each with one byte for its filter. `bits` is bits per pixel."""
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)
     total = 0
     for left, top, across, down in passes:

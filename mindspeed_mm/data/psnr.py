@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BEST_PSNR = 99.0  # of equal pixels, whose PSNR is infinite
+BEST_PSNR = 99.0  # reported for equal pixels, whose PSNR is infinite
 
 
 def psnr_of(squared_error: float) -> float:
-    """The PSNR of a mean squared error of 8-bit levels."""
+    """Return the PSNR in dB for a mean squared error of 8-bit values."""
     return min(BEST_PSNR, 10 * math.log10(255**2 / max(squared_error, 1e-9)))
 
 
 def region_psnr(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> float | None:
-    """The PSNR of all pixels of several pairs together; None when there are none."""
+    """Return the PSNR in dB over the pixels of all pairs, or None if there are none."""
     count, total = 0, 0.0
     for found, expected in pairs:
         count += found.size

@@ -1,6 +1,6 @@
-"""Reading features of other tools.
+"""Reads the features of the published extractor and checks the values of features.
 
-The published `.pt`, whose pickle runs no code, and the judgement of values.
+The published `.pt` files are pickles. They are loaded with `weights_only`, so that they cannot run code.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _COUNTS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.
 
 
 def check_values(path: Path, name: str, tensor: Tensor) -> None:
-    """Raises DataError for a dtype that no feature has, NaN, Inf and values beyond MAX_VALUE.
+    """Raise DataError for an unexpected dtype, NaN, Inf, and values beyond MAX_VALUE.
 
-    Normalised latents are within ±20, masks within 0 and 1, and embeddings of UMT5 within some hundreds: |x|
-    > 1e4 is damage, or the file of something else. One pass over the values, without a copy.
+    Normalised latents are within ±20, masks within 0 and 1, and UMT5 embeddings within a few hundred, so
+    |x| > 1e4 means damage or a different kind of file. Reads the values once, without a copy.
     """
     if tensor.dtype not in _FLOATS:
         raise DataError(
@@ -41,33 +41,31 @@ def check_values(path: Path, name: str, tensor: Tensor) -> None:
             fix=EXTRACT_AGAIN,
         )
     if not tensor.numel():
-        return  # its shape is refused
+        return  # the check of its shape reports it
     low, high = (value.item() for value in tensor.aminmax())
-    if not -float("inf") < low <= high < float("inf"):  # NaN compares with nothing
+    if not -float("inf") < low <= high < float("inf"):  # false for NaN
         raise DataError(f"{name} has values that are NaN or infinite", where=path, fix=EXTRACT_AGAIN)
     if max(-low, high) > MAX_VALUE:
         raise DataError(
             f"{name} has values from {low:.3g} to {high:.3g}",
             where=path,
-            expected=f"at most {MAX_VALUE:g}, as latents and embeddings have",
+            expected=f"at most {MAX_VALUE:g} in latents and embeddings",
             fix=EXTRACT_AGAIN,
         )
 
 
 def count_references(context: Tensor) -> int:
-    """Leading frames whose reactive and mask channels are exactly zero: only references are stored so."""
+    """Count leading frames whose reactive and mask channels are exactly zero, as only references have."""
     empty = context[_LATENT:].eq(0).all(dim=0).flatten(1).all(dim=1).tolist()
     return next((index for index, zero in enumerate(empty) if not zero), len(empty))
 
 
 def read_published(path: Path, *, verify: bool = True) -> FeatureRecord:
-    """A `.pt` of the published extractor.
+    """Read a `.pt` file of the published extractor.
 
-    `verify` compares the records of the file with their CRC-32, where it has some.
-
-    `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes.
-
-    Shapes and values are not judged, beyond what the mask says of the prompt. Raises DataError.
+    It contains `video, prompt_ids, prompt_mask, vace_context`, with or without batch axes. `verify` compares
+    the records of the file with their CRC-32, if it has any. Shapes and values are not checked, except that
+    prompt_mask must match prompt_ids. Raises DataError.
     """
     values = _load(path, verify)
     missing = [name for name in _NAMES if not isinstance(values, dict) or name not in values]
@@ -94,22 +92,22 @@ def _load(path: Path, verify: bool) -> Any:
         _check_records(path, content, verify)
         content.seek(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what a foreign file was written with
+            warnings.simplefilter("ignore")  # about how the file was written
             return torch.load(content, map_location="cpu", weights_only=True)
     except DataError:
         raise
-    except Exception:  # torch raises many kinds for a damaged or foreign pickle
+    except Exception:  # torch raises many kinds of errors for an invalid pickle
         raise DataError(
-            "cannot be read as tensors: it is damaged, or holds more than tensors",
+            "cannot be read as tensors: it is damaged, or contains other objects than tensors",
             where=path,
             fix=EXTRACT_AGAIN,
         ) from None
 
 
 def _check_records(path: Path, content: io.BytesIO, verify: bool) -> None:
-    """Compares the zip's CRCs, which torch does not.
+    """Check the CRCs of the zip file, which torch does not do. Raises DataError.
 
-    Refuses records that unpack to more than the file has.
+    Compressed records raise too, because they could unpack to more than the file's size.
     """
     if not zipfile.is_zipfile(content):
         return
@@ -118,17 +116,14 @@ def _check_records(path: Path, content: io.BytesIO, verify: bool) -> None:
             raise DataError("has compressed records", where=path, expected="a file that torch.save wrote")
     if verify and (damaged := damaged_record(content.getbuffer(), content)) is not None:
         raise DataError(
-            f"{damaged} in it does not match its checksum",
+            f"record {damaged} does not match its checksum",
             where=path,
             fix="copy or extract the file again",
         )
 
 
 def _one(path: Path, name: str, value: Any, dims: int) -> Tensor:
-    """The one tensor behind lists and axes of length 1, on the CPU with all its values stored.
-
-    Raises DataError.
-    """
+    """Unwrap lists and axes of length 1, and return the plain CPU tensor inside. Raises DataError."""
     for _ in range(dims):
         if isinstance(value, (list, tuple)) and len(value) == 1:
             value = value[0]
@@ -151,7 +146,7 @@ def _one(path: Path, name: str, value: Any, dims: int) -> Tensor:
 
 
 def _unusual(tensor: Tensor) -> str:
-    """What makes a tensor none that can be computed with; empty for a plain one."""
+    """Return why a tensor is not a plain CPU tensor, or '' if it is one."""
     if tensor.is_nested:
         return "nested"
     if tensor.layout != torch.strided:
@@ -168,10 +163,12 @@ def _unusual(tensor: Tensor) -> str:
 
 
 def _prompt_length(path: Path, mask: Tensor, tokens: int) -> int:
-    """How many tokens the caption has; padding is on the right. Raises DataError for any other mask."""
+    """Return the number of tokens of the caption. Raises DataError unless padding is on the right."""
     if len(mask) != tokens:
         raise DataError(
-            f"prompt_mask has {len(mask)} entries, prompt_ids {tokens} tokens", where=path, fix=EXTRACT_AGAIN
+            f"prompt_mask has {len(mask)} entries, but prompt_ids has {tokens} tokens",
+            where=path,
+            fix=EXTRACT_AGAIN,
         )
     valid = mask.eq(1)
     length = int(valid.sum())

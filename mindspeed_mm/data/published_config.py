@@ -1,4 +1,4 @@
-"""The train_pipeline of published data JSONs, and which of it holds here."""
+"""The train_pipeline of published data JSONs, and the part of it that this library accepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Transform(Config):
     param: dict[str, Any] = Field(default_factory=dict)
 
 
-# The only steps that give what VACE's weights saw; load_sample does exactly these.
+# The preprocessing that VACE was trained with. load_sample performs exactly these steps.
 _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "video": {
         "ResizeCropVideo": {"size": "auto", "interpolation_mode": "bicubic", "antialias": True},
@@ -33,9 +33,10 @@ _STEPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 class TrainPipeline(Config):
-    """`train_pipeline`: transforms of published files.
+    """`train_pipeline` of published files.
 
-    Accepted where it says what is done anyway, refused where it would break VACE.
+    Accepted if it names only the steps that are performed anyway. Any other step raises an error, because
+    VACE's weights were not trained with it.
     """
 
     video: tuple[Transform, ...] = ()
@@ -43,7 +44,7 @@ class TrainPipeline(Config):
 
     @field_validator("video", "image")
     @classmethod
-    def _says_what_is_done(cls, steps: tuple[Transform, ...], info: Any) -> tuple[Transform, ...]:
+    def _check_steps(cls, steps: tuple[Transform, ...], info: Any) -> tuple[Transform, ...]:
         for step in steps:
             _check_step(info.field_name, step)
         return steps
@@ -53,13 +54,13 @@ def _check_step(stream: str, step: Transform) -> None:
     known = _STEPS[stream]
     if step.trans_type not in known:
         raise ValueError(
-            f"{step.trans_type} would change {stream} pixels apart from src_video, mask and references, "
-            f"which must stay aligned; leave it out (done here: {', '.join(known)})"
+            f"{step.trans_type} would change {stream} pixels but not src_video, mask and references, "
+            f"which must stay aligned; leave it out (supported: {', '.join(known)})"
         )
     for name, value in step.param.items():
         wanted = known[step.trans_type].get(name)
         if value != wanted:
             raise ValueError(
-                f"{step.trans_type}.{name} is {value!r}; VACE's weights saw {wanted!r}: write that or leave "
-                "it out"
+                f"{step.trans_type}.{name} is {value!r}, but VACE was trained with {wanted!r}; write that or "
+                "leave it out"
             )

@@ -1,4 +1,4 @@
-"""Datasets by name, and the data JSON that names one. Code is named here, and imported when used."""
+"""Registry of datasets, and the data JSON that selects one. Code is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mindspeed_mm.registry import Registry
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One kind of dataset. `dataset_param.dataset_type` of the data JSON picks it."""
+    """One type of dataset, selected by `dataset_param.dataset_type` of the data JSON."""
 
     config: type[Config]  # schema of the JSON's `dataset_param`
     build: str  # "module:callable", called build(config) → a map-style dataset
@@ -31,7 +31,7 @@ DATASETS.add(
 
 
 class DataConfig(Config):
-    """A whole data JSON. `dataset_param` has the schema that its dataset_type is registered with."""
+    """A data JSON. The schema of `dataset_param` is the one registered for its dataset_type."""
 
     dataset_param: SerializeAsAny[Config]
     dataloader_param: LoaderConfig = LoaderConfig()
@@ -48,15 +48,15 @@ class DataConfig(Config):
 
 
 def read_data_config(path: str | Path, notes: list[str] | None = None) -> DataConfig:
-    """Read a data JSON. `notes` collects keys that mean nothing here.
+    """Read a data JSON. `notes` collects keys that have no effect.
 
-    Raises ConfigError with the address of what is wrong.
+    Raises ConfigError with the address of the wrong value.
     """
     return parse_data_config(read_json(path), str(path), notes)
 
 
 def parse_data_config(values: Any, where: str, notes: list[str] | None = None) -> DataConfig:
-    """The values of a data JSON; `where` starts the address of an error. Raises ConfigError."""
+    """Parse the values of a data JSON. Error addresses start with `where`. Raises ConfigError."""
     if isinstance(values, Mapping) and isinstance(values.get("dataset_param"), Mapping):
         found: list[str] = [] if notes is None else notes
         values = {

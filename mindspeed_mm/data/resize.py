@@ -1,7 +1,7 @@
-"""Frames of any size → frames of the model's size, as VACE's weights saw them.
+"""Resizes frames to the model's size in the way that VACE was trained with.
 
-Clips: resized to fill (bicubic with antialias, on uint8) and cut at the centre. Masks: nearest, then cut at
-one half. References: letterboxed on white.
+Clips are resized to fill (bicubic with antialias, on uint8) and center-cropped. Masks are resized to the
+nearest pixel and binarized at one half. References are letterboxed on white.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mindspeed_mm.data.images import WHITE, Frames, brightness, flatten, read_image, refuse_zero_one
+from mindspeed_mm.data.images import WHITE, Frames, brightness, flatten, read_image, reject_zero_one
 from mindspeed_mm.data.video import VideoReader
 
 Resize = Callable[[Frames, int, int], Frames]  # frames [T, h, w, 3], height, width → [T, H, W, …]
 Size = tuple[int, int]  # height, width
-_AT_ONCE = 8  # frames of the source's size that are held while a clip is read
+_AT_ONCE = 8  # frames of the source's size in memory while a clip is read
 
 
 def read_resized(reader: VideoReader, indices: Sequence[int], size: Size, resize: Resize) -> Frames:
-    """The frames at `indices` in `size` (height, width).
+    """Read the frames at `indices` and resize them to `size` (height, width).
 
-    A few at a time, so that a long 4K clip needs little memory.
+    Reads a few frames at a time, so that a long 4K clip needs little memory.
     """
-    wanted = sorted(set(indices))
-    parts = [resize(reader.read(wanted[i : i + _AT_ONCE]), *size) for i in range(0, len(wanted), _AT_ONCE)]
+    unique = sorted(set(indices))
+    parts = [resize(reader.read(unique[i : i + _AT_ONCE]), *size) for i in range(0, len(unique), _AT_ONCE)]
     frames = np.concatenate(parts)
-    place = {index: i for i, index in enumerate(wanted)}
-    return frames if list(indices) == wanted else frames[[place[index] for index in indices]]
+    place = {index: i for i, index in enumerate(unique)}
+    return frames if list(indices) == unique else frames[[place[index] for index in indices]]
 
 
-def fill(frames: Frames, height: int, width: int) -> Frames:
-    """[T, h, w, 3] → [T, H, W, 3].
+def resize_to_fill(frames: Frames, height: int, width: int) -> Frames:
+    """Scale frames [T, h, w, 3] until they cover the target, and center-crop them to [T, H, W, 3].
 
-    Scaled until both sides are covered (bicubic, antialias, uint8), cut at the centre.
+    Bicubic with antialias, on uint8.
     """
     scaled = _scaled_size(frames, height, width)
     if frames.shape[1:3] != scaled:
@@ -49,8 +49,11 @@ def fill(frames: Frames, height: int, width: int) -> Frames:
     return _centre(frames, height, width)
 
 
-def fill_nearest(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
-    """Mask frames [T, h, w, 3] → their brightness [T, H, W], nearest pixel, same scale and cut as `fill`."""
+def resize_mask(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
+    """Convert mask frames [T, h, w, 3] to brightness [T, H, W], scaled and cropped as by `resize_to_fill`.
+
+    Each pixel takes the value of the nearest source pixel.
+    """
     grey = brightness(frames)
     rows, columns = _scaled_size(frames, height, width)
     y = np.arange(rows) * grey.shape[1] // rows
@@ -58,12 +61,14 @@ def fill_nearest(frames: Frames, height: int, width: int) -> NDArray[np.uint8]:
     return _centre(grey[:, y][:, :, x], height, width)
 
 
-def cut(mask: NDArray[np.uint8], path: Path | str = "(frames)", *, soft: bool = False) -> NDArray[np.uint8]:
-    """Mask values → 0 or 255, cut at one half unless `soft`.
+def binarize(
+    mask: NDArray[np.uint8], path: Path | str = "(frames)", *, soft: bool = False
+) -> NDArray[np.uint8]:
+    """Set mask values above one half to 255 and all others to 0; `soft` keeps them as they are.
 
-    Raises DataError for a mask written as 0 and 1 of 255.
+    Raises DataError for a mask with values 0 and 1 of 255.
     """
-    refuse_zero_one(path, int(mask.max(initial=0)))
+    reject_zero_one(path, int(mask.max(initial=0)))
     return mask if soft else np.where(mask > 127, 255, 0).astype(np.uint8)
 
 
@@ -79,17 +84,17 @@ def _centre(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
 
 
 def to_tensor(frames: Frames) -> Tensor:
-    """uint8 [T, H, W, 3] → fp32 [3, T, H, W] in [-1, 1]."""
+    """Convert uint8 [T, H, W, 3] to fp32 [3, T, H, W] in [-1, 1]."""
     return torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
 def mask_tensor(mask: NDArray[np.uint8]) -> Tensor:
-    """uint8 [T, H, W] → fp32 [1, T, H, W] in [0, 1]."""
+    """Convert uint8 [T, H, W] to fp32 [1, T, H, W] in [0, 1]."""
     return torch.from_numpy(mask).float().div_(255).unsqueeze(0)
 
 
 def load_reference(image: str | Path | Image.Image | Frames, height: int, width: int) -> Tensor:
-    """An image (file, Pillow image, or array [h, w, 3]) letterboxed on white → [3, 1, H, W] in [-1, 1]."""
+    """Letterbox an image (file, Pillow image or array [h, w, 3]) on white to [3, 1, H, W] in [-1, 1]."""
     if isinstance(image, Image.Image):
         image = flatten(image, WHITE)
     pixels = image if isinstance(image, np.ndarray) else read_image(image, WHITE)
@@ -109,7 +114,7 @@ def load_reference(image: str | Path | Image.Image | Frames, height: int, width:
 def stretched_reference(
     image: str | Path | Image.Image | NDArray[np.uint8], height: int, width: int
 ) -> Tensor:
-    """An image of any aspect → [3, 1, H, W] in [-1, 1], stretched to fill it."""
+    """Stretch an image of any aspect ratio to [3, 1, H, W] in [-1, 1]."""
     if isinstance(image, Image.Image):
         image = flatten(image, WHITE)
     pixels = image if isinstance(image, np.ndarray) else read_image(image, WHITE)

@@ -1,4 +1,4 @@
-"""Many small looks at a file system at once: on network storage each takes its time."""
+"""Maps a function over many items in threads, to hide the latency of network file systems."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = 32
-_CHUNK = (
-    256  # ThreadPoolExecutor.map has no chunks: handing items over one by one costs more than a local stat
-)
+# ThreadPoolExecutor.map has no chunks, and submitting a single item costs more than a local stat.
+_CHUNK = 256
 
 
 def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`function` of every item, in their order. Raises what it raises."""
+    """Apply `function` to every item and return the results in order. Exceptions are passed on."""
 
-    def look(start: int) -> list[R]:
+    def apply(start: int) -> list[R]:
         return [function(item) for item in items[start : start + _CHUNK]]
 
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
-        return [result for results in pool.map(look, range(0, len(items), _CHUNK)) for result in results]
+        return [result for results in pool.map(apply, range(0, len(items), _CHUNK)) for result in results]

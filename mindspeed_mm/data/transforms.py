@@ -1,6 +1,6 @@
-"""Rows of a dataset and single files → pixels of one size and one rate.
+"""Loads dataset rows and single files as pixels of the requested size and frame rate.
 
-Generation enters at the same `load_conditions`.
+Generation uses the same `load_conditions`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from mindspeed_mm.data.frames import (
 )
 from mindspeed_mm.data.images import Frames
 from mindspeed_mm.data.resize import (
-    cut,
-    fill,
-    fill_nearest,
+    binarize,
     load_reference,
     mask_tensor,
     read_resized,
+    resize_mask,
+    resize_to_fill,
     to_tensor,
 )
 from mindspeed_mm.data.sample import SampleRecord, VideoSample
@@ -53,19 +53,19 @@ __all__ = [
     "token_count",
 ]
 
-# One sample as bytes, small enough to travel between processes: clips uint8 [T, H, W, 3], mask [T, H, W] of
-# 0..255, references fp32 [3, 1, H, W] in [-1, 1]. `to_sample` makes tensors of it.
+# One sample as bytes, small enough to pass between processes: clips uint8 [T, H, W, 3], mask uint8 [T, H, W],
+# references fp32 [3, 1, H, W] in [-1, 1]. `to_sample` converts it to tensors.
 PixelSample = VideoSample[NDArray[Any], NDArray[np.float32]]
 TensorSample = VideoSample[Tensor, Tensor]
 
 
 def load_sample(record: SampleRecord, config: VideoConfig) -> TensorSample:
-    """One row of a dataset in pixels. Raises DataError with the row's address."""
+    """Load one dataset row as tensors. Raises DataError with the row's address."""
     return to_sample(load_pixels(record, config))
 
 
 def load_pixels(record: SampleRecord, config: VideoConfig) -> PixelSample:
-    """`load_sample` before the step to tensors: what a reading process hands over."""
+    """Load one dataset row as bytes, for the reading processes. Raises DataError with the row's address."""
     try:
         return _load(record, config)
     except DataError as error:
@@ -73,7 +73,7 @@ def load_pixels(record: SampleRecord, config: VideoConfig) -> PixelSample:
 
 
 def to_sample(pixels: PixelSample) -> TensorSample:
-    """Bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
+    """Convert bytes to fp32: clips [3, T, H, W] in [-1, 1], mask [1, T, H, W] in [0, 1]."""
     mask = pixels.src_mask
     source = None if pixels.src_video is None else to_tensor(pixels.src_video)
     if pixels.gray_is_missing and source is not None and mask is not None and pixels.src_video is not None:
@@ -98,7 +98,7 @@ def _load(record: SampleRecord, config: VideoConfig) -> PixelSample:
     target = Target(video, chosen)
     read = load_conditions(record, config.policy, size, target=target, reader=config.reader)
     return PixelSample(
-        video=read_resized(video, chosen.indices, size, fill),
+        video=read_resized(video, chosen.indices, size, resize_to_fill),
         src_video=read.src_video,
         src_mask=read.src_mask,
         src_ref_images=tuple(reference.numpy() for reference in read.src_ref_images),
@@ -121,14 +121,13 @@ def load_clip(
     long_clip: LongClip = "trim",
     reader: Reader = "av",
 ) -> Tensor:
-    """A file, an image folder or frames [T, h, w, 3] → [3, T, H, W] in [-1, 1].
+    """Load a file, an image folder or frames [T, h, w, 3] as a clip [3, T, H, W] in [-1, 1].
 
-    Sampled at `fps`, at most `num_frames`.
-
-    Frames and images carry no clock and are taken one by one.
+    The clip is sampled at `fps` and has at most `num_frames` frames. Frames and image folders have no time
+    stamps, so each image counts as one frame.
     """
     source, chosen = _open_and_choose(clip, num_frames, fps, policy, long_clip, reader)
-    return to_tensor(read_resized(source, chosen.indices, (height, width), fill))
+    return to_tensor(read_resized(source, chosen.indices, (height, width), resize_to_fill))
 
 
 def load_mask(
@@ -143,18 +142,16 @@ def load_mask(
     soft: bool = False,
     reader: Reader = "av",
 ) -> Tensor:
-    """A mask file, image, folder, or array [T, h, w(, 3)] of 0..255 → [1, T, H, W].
+    """Load a mask from a file, folder or array [T, h, w(, 3)] of 0..255 as [1, T, H, W]; 1 = generate.
 
-    1 = generate, 0 = keep.
-
-    A still mask holds for all `num_frames`. Cut at one half unless `soft`.
+    A still mask is repeated for all `num_frames`. Values are binarized at one half unless `soft`.
     """
     if isinstance(mask, np.ndarray) and mask.ndim == 2:
         mask = mask[None]
     source, chosen = _open_and_choose(mask, num_frames, fps, policy, long_clip, reader, mask=True)
     indices = (0,) * num_frames if source.num_frames == 1 else chosen.indices
-    values = read_resized(source, indices, (height, width), fill_nearest)
-    values = cut(values, source.path, soft=soft)
+    values = read_resized(source, indices, (height, width), resize_mask)
+    values = binarize(values, source.path, soft=soft)
     return mask_tensor(values)
 
 

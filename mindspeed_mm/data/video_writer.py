@@ -1,4 +1,4 @@
-"""Frames into video files, the same bytes for the same frames. No torch."""
+"""Writes video files. Equal frames give equal bytes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path
 
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-_EXACT = {"fflags": "+bitexact"}  # no random identifier in Matroska: the same frames make the same file
+_EXACT = {"fflags": "+bitexact"}  # no random identifiers in Matroska, so that equal frames give equal files
 
 
 def write_video(
@@ -31,12 +31,10 @@ def write_video(
 ) -> Path:
     """Write RGB frames [T, H, W, 3] (or an iterable of [H, W, 3]) at exactly `fps`.
 
-    The file appears when it is complete.
-
-    .mp4 and .mov are H.264, lossless: RGB H.264 with nothing lost; .mkv is H.264, lossless: FFV1. `quality`
-    is H.264's CRF: 0 best, 17 hardly visible, 51 worst. Sizes are made even by repeating the last row or
-    column (not when lossless).
-    `comment` becomes the file's comment, which players show and `read_comment` reads.
+    The file is renamed to `path` when it is complete. All formats contain H.264; with `lossless`, .mp4 and
+    .mov contain lossless RGB H.264 and .mkv contains FFV1. `quality` is H.264's CRF: 0 is best, 17 has hardly
+    visible losses, 51 is worst. Unless `lossless`, odd sizes are made even by repeating the last row or
+    column. `comment` is stored in the file's metadata; `read_comment` reads it. Raises DataError.
     """
     import av
 
@@ -59,7 +57,7 @@ def write_video(
 
 
 def read_comment(path: str | Path) -> str:
-    """The comment of a video file; "" when it has none. Raises DataError for a file that is not a video."""
+    """Return the comment of a video file, or "" if it has none. Raises DataError if it is not a video."""
     import av
 
     try:
@@ -71,7 +69,7 @@ def read_comment(path: str | Path) -> str:
 
 
 def _codec(container_format: str, lossless: bool) -> tuple[str, str]:
-    """Codec and pixel format."""
+    """Return the codec and the pixel format."""
     if not lossless:
         return "libx264", "yuv420p"
     return ("ffv1", "bgr0") if container_format == "matroska" else ("libx264rgb", "rgb24")
@@ -85,7 +83,7 @@ def _encode(
 
     stream: Any = None
     even = codec[1] == "yuv420p"
-    converter = VideoReformatter()  # one for all frames: it keeps its tables
+    converter = VideoReformatter()  # shared by all frames, because it caches its tables
     for frame in frames:
         frame = _even(frame) if even else np.ascontiguousarray(frame)
         if stream is None:
@@ -95,21 +93,23 @@ def _encode(
             if codec[0] != "ffv1":
                 stream.options = {"crf": str(quality if even else 0), "preset": "medium", **_repeatable()}
             if even:
-                _tell_colours(stream.codec_context)
+                _set_colours(stream.codec_context)
         picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        if (
-            even
-        ):  # a chroma sample is the mean of its four pixels: the default, a wider kernel, washes out edges
+        if even:
+            # Average four pixels per chroma sample. The default kernel is wider and blurs coloured edges.
             picture = converter.reformat(picture, format=codec[1], interpolation="AREA")
         container.mux(stream.encode(picture))
     if stream is None:
-        raise DataError("got none", expected="at least one frame")
+        raise DataError("got no frames", expected="at least one")
     container.mux(stream.encode(None))
 
 
 @cache
 def _repeatable() -> dict[str, str]:
-    """x264's AVX-512 code reads memory that nobody wrote, and its choices vary with it; AVX2's does not."""
+    """Return x264 options for reproducible output.
+
+    x264's AVX-512 code reads uninitialized memory, which changes its decisions; its AVX2 code does not.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -118,10 +118,10 @@ def _repeatable() -> dict[str, str]:
     return {"x264-params": "asm=avx2"} if is_x86 and "avx512" in flags else {}
 
 
-def _tell_colours(codec: Any) -> None:
-    """Name the conversion that RGB goes through here.
+def _set_colours(codec: Any) -> None:
+    """Store which conversion from RGB was used.
 
-    Without it players guess, and guess another one for HD: colours shift.
+    Otherwise players guess, and guess a different one for HD, so that colours shift.
     """
     codec.colorspace = 6  # BT.601's matrix, swscale's default; numbers of ITU-T H.273
     codec.color_range = 1  # limited

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mindspeed_mm.config.flags import FlagParser, add_flags, given
 from mindspeed_mm.config.schema import Config, parse
-from mindspeed_mm.data.foreign import list_in
+from mindspeed_mm.data.foreign import find_list
 from mindspeed_mm.data.manifest import list_problems, lists_of, scan_manifest
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.errors import ConfigError, DataError
@@ -89,7 +89,7 @@ def refuse_again(source: Path, targets: Sequence[Path], line: str) -> None:
     listing, pointer = targets
     if not os.path.isdir(source) or not os.path.exists(listing) or not os.path.isfile(pointer):
         return
-    found = list_in(source)
+    found = find_list(source)
     if found is None or not os.path.samefile(found, listing):
         return
     if pointer.read_text(encoding="utf-8", errors="replace").strip() == line:
@@ -114,7 +114,7 @@ def home_of(source: Path, data_folder: str | None) -> Path:
             raise ConfigError(f"{data_folder}: no such folder", where=f"{PROG}: --data-folder")
         return Path(data_folder)
     if os.path.isdir(source):
-        return (list_in(source) or source / "any").parent
+        return (find_list(source) or source / "any").parent
     return source.parent
 
 

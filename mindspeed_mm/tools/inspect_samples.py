@@ -30,8 +30,8 @@ from mindspeed_mm.data.config import (
     VaceDatasetConfig,
     VideoConfig,
 )
-from mindspeed_mm.data.csv_rows import refuse_table
-from mindspeed_mm.data.foreign import list_in
+from mindspeed_mm.data.csv_rows import reject_table
+from mindspeed_mm.data.foreign import find_list
 from mindspeed_mm.data.manifest import list_problems, scan_manifest
 from mindspeed_mm.data.registry import parse_data_config
 from mindspeed_mm.data.sample import SampleRecord
@@ -154,7 +154,7 @@ def locate(path: Path) -> Path:
     if path.is_dir():
         names = ("data.jsonl", "data.txt", "data.json")
         listed = next((path / name for name in names if (path / name).is_file()), None)
-        return listed or list_in(path) or path  # a folder of clips with captions is its own list
+        return listed or find_list(path) or path  # a folder of clips with captions is its own list
     return path
 
 
@@ -224,7 +224,7 @@ def _source(path: Path, config: InspectConfig) -> _Source:
 def _is_config(path: Path) -> bool:
     """Whether a .json is a data config and not a list of clips."""
     text = read_text(path, max_bytes=LIST_BYTES)
-    refuse_table(text, path)
+    reject_table(text, path)
     first, _, rest = text.strip().partition("\n")
     if rest and first.startswith("{") and first.rstrip().endswith("}"):
         return False  # one object per line

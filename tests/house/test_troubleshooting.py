@@ -21,7 +21,7 @@ REAL_FILES = [  # messages about files as people have them
     "(I2V)",
     "cut off: its index ends",
     "is outside the dataset's folder",
-    "holds CSV",
+    "contains CSV",
     "--preset mindspeed",
     "picture's size changes",
     "Git LFS pointer",

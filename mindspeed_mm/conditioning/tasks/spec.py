@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, Mask
 from mindspeed_mm.config.schema import Config, parse
-from mindspeed_mm.data.images import UNTIMED_FPS, blank_mask, image_traits, read_image, refuse_zero_one
+from mindspeed_mm.data.images import UNTIMED_FPS, blank_mask, image_traits, read_image, reject_zero_one
 from mindspeed_mm.data.probe import mask_levels
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.video import VideoReader, open_video
@@ -120,7 +120,7 @@ def open_task_mask(path: str | Path, notes: list[str]) -> VideoReader:
     """
     reader = open_video(Path(path), mask=True)
     levels = mask_levels(reader)
-    refuse_zero_one(Path(path), levels[1])
+    reject_zero_one(Path(path), levels[1])
     notes.extend(f"a mask with {remark}" for remark in remarks_on(reader.traits))
     if blank := blank_mask(levels, soft=False):
         notes.append(f"a mask that is white {blank}; white = the region, black = the rest")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mindspeed_mm.data import probe as probing
-from mindspeed_mm.data.bitstream import SizeWatch, head_of
+from mindspeed_mm.data.bitstream import SizeWatch, packet_head
 from mindspeed_mm.data.clips import open_clip
 from mindspeed_mm.data.probe import probe
 from mindspeed_mm.data.video import DecordReader, open_video
@@ -152,7 +152,11 @@ def test_key_frames_name_their_size_without_decoding(tmp_path, codec, suffix, pi
         with container:
             watch = SizeWatch(stream.codec_context)
             heads.append(
-                [head_of(packet) for packet in container.demux(stream) if packet.is_keyframe and packet.size]
+                [
+                    packet_head(packet)
+                    for packet in container.demux(stream)
+                    if packet.is_keyframe and packet.size
+                ]
             )
             for head in heads[-1]:
                 watch.add(head)

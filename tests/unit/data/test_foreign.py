@@ -126,7 +126,7 @@ def test_four_folders_are_read(folder: Path, clip: Path) -> None:
 
 
 def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
-    with raises(DataError, "no clip", ".txt", where=tmp_path):
+    with raises(DataError, "no clips", ".txt", where=tmp_path):
         scan_manifest(tmp_path)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mindspeed_mm.data.images import open_image, read_image, read_mask
 from mindspeed_mm.data.probe import probe
-from mindspeed_mm.data.transforms import cut
+from mindspeed_mm.data.transforms import binarize
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import ConfigError, DataError
 from tests.support.errors import raises
@@ -105,15 +105,15 @@ def test_a_16_bit_mask_of_8_bit_values_is_refused(tmp_path, half, highest):
     for path in (tmp_path / "1.png", tmp_path):
         read = open_video(path, mask=True).read([0])
         with raises(DataError, highest, 65535, 0, 8):
-            cut(read[..., 0], path)
+            binarize(read[..., 0], path)
 
 
 def test_a_16_bit_mask_of_0_and_65535_reads_as_written(tmp_path, half):
     Image.fromarray(half.astype(np.uint16) * 65535).save(tmp_path / "m.png")
-    mask = cut(read_mask(tmp_path / "m.png")[..., 0], tmp_path / "m.png")
+    mask = binarize(read_mask(tmp_path / "m.png")[..., 0], tmp_path / "m.png")
     assert mask[0, [0, -1]].tolist() == [0, 255]
     Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / "m.png")
-    assert cut(read_mask(tmp_path / "m.png")[..., 0], tmp_path / "m.png").max() == 0
+    assert binarize(read_mask(tmp_path / "m.png")[..., 0], tmp_path / "m.png").max() == 0
 
 
 def test_a_flipped_bit_in_a_png_is_found(tmp_path):

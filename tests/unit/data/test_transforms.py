@@ -8,7 +8,14 @@ from torch.nn.functional import interpolate
 
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.sample import SampleRecord
-from mindspeed_mm.data.transforms import fill, load_clip, load_mask, load_reference, load_sample, to_tensor
+from mindspeed_mm.data.transforms import (
+    load_clip,
+    load_mask,
+    load_reference,
+    load_sample,
+    resize_to_fill,
+    to_tensor,
+)
 from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from tests.support.clips import numbered, numbers_of, turn, write_clip, write_variable
@@ -36,7 +43,12 @@ def test_clips_are_scaled_as_pillow_scales_and_cut_at_the_centre(size):
     rows, columns = max(64, round(size[0] * scale)), max(80, round(size[1] * scale))
     whole = np.asarray(Image.fromarray(picture).resize((columns, rows), Image.Resampling.BICUBIC)).astype(int)
     top, left = (rows - 64) // 2, (columns - 80) // 2
-    assert np.abs(fill(picture[None].copy(), 64, 80)[0] - whole[top : top + 64, left : left + 80]).max() <= 2
+    assert (
+        np.abs(
+            resize_to_fill(picture[None].copy(), 64, 80)[0] - whole[top : top + 64, left : left + 80]
+        ).max()
+        <= 2
+    )
 
 
 def test_pixels_are_uint8_over_127_5_minus_1():

@@ -294,7 +294,7 @@ def test_two_experts_are_two_paths(config, tiny, tmp_path):
     ("values", "message"),
     [
         ({"context_scale": [1, 1, 1]}, "context_scale: .* 2 branch blocks, got 3 numbers"),
-        ({"video_path": "short.mkv"}, "video1: src_video .*gives 3 frames at 16 fps, num_frames is 5"),
+        ({"video_path": "short.mkv"}, "video1: src_video .*has 3 frames at 16 fps, but num_frames is 5"),
         ({"video_path": "a.mkv", "mask_path": "short.mkv"}, "src_mask .* has 3 frames, src_video .* 5"),
         ({"video_path": "no.mp4.json"}, "no.mp4.json: .*not a video"),
         ({"from_latents": "inference.json"}, "inference.json: .*not a safetensors"),

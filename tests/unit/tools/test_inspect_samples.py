@@ -169,7 +169,7 @@ def test_a_json_of_one_object_a_line_is_a_dataset(dataset, tmp_path, capsys, cou
 def test_a_folder_of_clips_and_texts_is_a_dataset(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", str(tmp_path / "s.png")])
-    assert "holds no clip" in capsys.readouterr().err
+    assert "contains no clips" in capsys.readouterr().err
     write_clip(tmp_path / "v.mp4", 5, height=32, width=48)
     (tmp_path / "v.txt").write_text("a red ball")
     main([str(tmp_path), "--out", str(tmp_path / "s.png"), "--workers", "0"])
@@ -180,7 +180,7 @@ def test_a_table_named_json_says_so(tmp_path, capsys):
     (tmp_path / "data.json").write_text("video,prompt\nv.mp4,x\n")
     with pytest.raises(SystemExit):
         main([str(tmp_path / "data.json"), "--out", str(tmp_path / "s.png")])
-    assert "data.json: holds CSV" in capsys.readouterr().err
+    assert "data.json: contains CSV" in capsys.readouterr().err
 
 
 def test_a_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Whether the weights of a file are those of one whole model."""
+"""Check that weights make up one complete model."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from mindspeed_mm.models.source import WeightsSource, differences
 from mindspeed_mm.models.wan.config_json import check_hints, setting_conflicts
 from mindspeed_mm.models.wan.shapes import layout_of_shapes
 
-_OF_THE_BRANCH = ("vace_layers", "vace_in_dim")  # which a base may have of another kind, or not at all
+_OF_THE_BRANCH = ("vace_layers", "vace_in_dim")  # a base may have other values, or none
 
 
 def refuse_another_base(source: WeightsSource, whole: WeightsSource) -> None:
-    """Raises WeightsError if the part was trained on a model of other settings than its base."""
+    """Raise WeightsError if a trainable-only checkpoint has other settings than `whole`, its base."""
     if whole.hints_from is None or source.hints_from is None:
         return
     mine = {name: value for name, value in source.hints.items() if name not in _OF_THE_BRANCH}
     if conflicts := setting_conflicts(mine, whole.hints):
         raise WeightsError(
-            f"{source.hints_from} contradicts {whole.hints_from} of its base: {'; '.join(conflicts)}",
+            f"{source.hints_from} contradicts {whole.hints_from}, that of its base: {'; '.join(conflicts)}",
             where=source.path,
             fix="correct the wrong one",
         )
 
 
 def check_weights(source: WeightsSource) -> None:
-    """Every weight of the model is there once, and nothing else. Raises WeightsError."""
+    """Check that all weights of the model are present, and no others. Raises WeightsError."""
     if source.has_branch and not any(name.startswith("blocks.") for name in source.tensors):
         raise WeightsError(
-            "is a VACE module alone, without the trunk",
+            "contains only a VACE module, without the trunk",
             where=source.path,
             fix=(
-                "name the trunk's weights, too: --cfg.base_path (mm-convert), predictor.from_pretrained "
-                "beside predictor.vace_dit.vace_pretrained (training), or a list of both in "
+                "set the trunk's weights too: --cfg.base_path (mm-convert), predictor.from_pretrained "
+                "next to predictor.vace_dit.vace_pretrained (training), or a list of both in "
                 "model.transformer (generation)"
             ),
         )
@@ -58,10 +58,10 @@ def check_weights(source: WeightsSource) -> None:
         problems = str(error)
     if problems:
         stage = parse_rank(source.path.parent.name)
-        alone = "" if stage is None else f"; it is pipeline stage {stage} alone"
+        alone = "" if stage is None else f"; it is only pipeline stage {stage}"
         raise WeightsError(
-            f"read as {source.dialect} names ({source.what}), but {problems}{alone}",
+            f"read as {source.dialect} names ({source.what}): {problems}{alone}",
             where=source.path,
-            fix="" if stage is None else f"give {source.path.parent.parent}",
+            fix="" if stage is None else f"use {source.path.parent.parent}",
         )
     check_hints(source.shapes, source.hints, source.hints_from or source.path)

@@ -1,6 +1,6 @@
-"""Which dialect a set of weight names is in, and what they are called inside.
+"""Detect the dialect of a checkpoint, and translate its weight names to the official names.
 
-LoRA files are recognised and refused.
+LoRA files are recognized and rejected.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ PREFIXES = (
     *("model.", "diffusion_model.", "module.", "predictor.", "transformer.", "pipe.", "dit.", "vace."),
     *("net.", "base_model."),
 )
-SHOWN = 10  # names in a message; the rest is a count
+MAX_LISTED = 10  # names in a message
 _LORA = re.compile(r"(^|[._])lora_(A|B|up|down|unet|te)|^lora_")
 _WRAPPER = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_ABSURD = re.compile(r"\d{6,}")  # no model has that many blocks
+_HUGE_INDEX = re.compile(r"\d{6,}")  # no model has that many blocks
 
 
 @dataclass(frozen=True)
 class Naming:
-    """The names of one checkpoint, understood."""
+    """The dialect of a checkpoint, and its names."""
 
     dialect: str
-    ours: Mapping[str, str]  # official name → the name in the file
+    ours: Mapping[str, str]  # official name → name in the file
 
 
 def understand(names: Iterable[str], where: str | Path, key_maps: Mapping[str, KeyMap] = KEY_MAPS) -> Naming:
-    """Find prefix and dialect, and translate.
+    """Detect the dialect of weight names, and translate them to official names.
 
-    Raises WeightsError on LoRA files, foreign names and duplicates.
+    Raises WeightsError for LoRA files, unknown names and duplicates.
     """
     raw = list(names)
     if not raw:
@@ -47,16 +47,16 @@ def understand(names: Iterable[str], where: str | Path, key_maps: Mapping[str, K
     bare = {name: bare_name(name) for name in raw}
     dialect = _nearest(list(bare.values()), key_maps)
     key_map = key_maps[dialect]
-    foreign = [name for name, short in bare.items() if not key_map.knows(short) or _ABSURD.search(short)]
+    foreign = [name for name, short in bare.items() if not key_map.knows(short) or _HUGE_INDEX.search(short)]
     if foreign:
         known = len(raw) - len(foreign)
-        what = f"looks like {dialect} names ({known} of {len(raw)})" if known else "no dialect of this model"
+        what = f"got {dialect} names ({known} of {len(raw)})" if known else "no known dialect of this model"
         if model := foreign_model(bare[name] for name in foreign):
             raise WeightsError(
                 f"got {model}: {listed(foreign)}",
                 where=where,
                 expected="a Wan or VACE transformer",
-                fix="give the transformer's file",
+                fix="use the file of the transformer",
             )
         raise WeightsError(
             f"{what}; unknown names: {listed(foreign)}", where=where, expected=f"one of {', '.join(key_maps)}"
@@ -75,9 +75,9 @@ def understand(names: Iterable[str], where: str | Path, key_maps: Mapping[str, K
 
 
 def bare_name(name: str) -> str:
-    """A name without what repackaging, wrappers and torch.compile add, e.g.
+    """Strip prefixes of repackaged files, wrappers and torch.compile from a name.
 
-    `model.diffusion_model.` or `_orig_mod.`.
+    Examples are `model.diffusion_model.` and `_orig_mod.`.
     """
     name = _WRAPPER.sub("", name)
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
@@ -86,20 +86,21 @@ def bare_name(name: str) -> str:
 
 
 def without_prefix(state: Mapping[str, W], landmarks: Iterable[str], where: str | Path) -> dict[str, W]:
-    """Weights by their bare names, as repackaged files and wrapped modules hold them.
+    """Strip the prefixes of wrappers, and a prefix that all names share.
 
     Args:
-        state: weights of one model, perhaps all under one prefix: `vae.encoder.conv1.weight`.
-        landmarks: names of which the model has at least one: `encoder.conv1.weight`.
-        where: the file, for messages.
+        state: weights of one model, such as `vae.encoder.conv1.weight`.
+        landmarks: names of which every such model has at least one, such as `encoder.conv1.weight`. They
+            determine the prefix.
+        where: the file, for error messages.
 
     Raises:
-        WeightsError: two names are the same weight.
+        WeightsError: two names refer to the same weight.
     """
     bare = {_WRAPPER.sub("", name): weight for name, weight in state.items()}
     if len(bare) != len(state):
         raise WeightsError(
-            "some weights are there with and without a wrapper's prefix", where=str(where), fix="keep one"
+            "contains some weights both with and without a wrapper's prefix", where=str(where), fix="keep one"
         )
     ends = [(name, mark) for mark in landmarks for name in bare if name == mark or name.endswith(f".{mark}")]
     prefix = ends[0][0].removesuffix(ends[0][1]) if ends else ""
@@ -109,10 +110,10 @@ def without_prefix(state: Mapping[str, W], landmarks: Iterable[str], where: str 
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first ten and a count."""
+    """Join names for a message: at most ten, followed by their total number."""
     found = [name if name.isprintable() else repr(name) for name in names]
-    rest = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + rest
+    rest = f", … ({len(found)} in all)" if len(found) > MAX_LISTED else ""
+    return ", ".join(found[:MAX_LISTED]) + rest
 
 
 def _nearest(names: list[str], key_maps: Mapping[str, KeyMap]) -> str:
@@ -124,9 +125,8 @@ def _refuse_lora(names: list[str], where: str | Path) -> None:
     lora = [name for name in names if _LORA.search(name)]
     if lora:
         raise WeightsError(
-            f"is a LoRA ({len(lora)} adapter weights, e.g. {lora[0]}), not a whole model",
+            f"got a LoRA ({len(lora)} adapter weights, such as {lora[0]})",
             where=where,
-            fix=(
-                "merge it into its base with mm-convert VACEConverter merge_lora, and give the merged weights"
-            ),
+            expected="the weights of a whole model",
+            fix="merge it into its base with mm-convert VACEConverter merge_lora, and use the merged weights",
         )

@@ -1,7 +1,4 @@
-"""From the path a user gives to the files of one model, by what is there.
-
-An MM, DCP, diffusers or original folder, or a file.
-"""
+"""Find the weight files of a model in an MM, DCP, diffusers or original folder, or in a single file."""
 
 from __future__ import annotations
 
@@ -25,25 +22,22 @@ _NOT_THE_TRANSFORMER = re.compile(r"(?i)vae|t5|umt5|clip")
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one model.
-
-    `what` says in words what was found; `homes` are folders where its config.json may be.
-    """
+    """The weight files of one model."""
 
     kind: Kind
     paths: tuple[Path, ...]  # one file, shards, pipeline stages in order, or one DCP folder
-    what: str
-    homes: tuple[Path, ...]
-    also: str = ""  # what else stands there and was not taken
+    what: str  # description for messages, such as "one safetensors file"
+    homes: tuple[Path, ...]  # folders that may contain its config.json
+    also: str = ""  # a message about other weights that were found and not used
 
 
 def find_files(path: Path, *, original: bool = False) -> Files:
-    """The one model at `path`.
+    """Find the model at `path`.
 
-    With `original`, an MM checkpoint that stands beside original files is passed over.
+    With `original`, an MM checkpoint next to original files is ignored.
 
-    Raises WeightsError when there is none, more than one, or a part is missing; for two experts it names both
-    folders.
+    Raises WeightsError if there is no model, more than one, or a file of it is missing. For the two experts
+    of A14B, the error names both folders.
     """
     if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         return _one_file(path)
@@ -59,10 +53,7 @@ def find_files(path: Path, *, original: bool = False) -> Files:
 
 
 def shards(paths: Sequence[Path]) -> Files:
-    """The files that a user listed as the shards of one model.
-
-    Raises WeightsError unless they are safetensors files.
-    """
+    """Return the listed shards of one model. Raises WeightsError if one is not a regular file."""
     for path in paths:
         regular_file(path, WeightsError)
     return Files("safetensors", tuple(paths), f"{len(paths)} safetensors shards", (paths[0].parent,))
@@ -80,12 +71,12 @@ def _one_file(path: Path) -> Files:
     if path.suffix in _TORCH_ENDINGS or start[:2] == b"PK":
         return Files("torch", (path,), "one torch file", (path.parent, path.parent.parent))
     raise WeightsError(
-        "is not a weights file", where=path, fix="give a .safetensors, .gguf, .pt or .pth file, or a folder"
+        "is not a weights file", where=path, fix="use a .safetensors, .gguf, .pt or .pth file, or a folder"
     )
 
 
 def _megatron(path: Path) -> Files | None:
-    """An MM root (tracker, `release`, `iter_*`), one iteration folder, or a DCP folder."""
+    """Find an MM root (tracker, `release`, `iter_*`), one iteration folder, or a DCP folder."""
     if (path / ".metadata").is_file():
         return Files("dcp", (path,), "a DCP folder", (path, path.parent))
     files = stage_files(path)
@@ -105,7 +96,7 @@ def _megatron(path: Path) -> Files | None:
             raise WeightsError(
                 f"has {len(iterations)} iterations and no tracker file",
                 where=path,
-                fix="name one iter_ folder",
+                fix="choose one iter_ folder",
             )
         folder = path / f"iter_{iterations[0]:07d}" if iterations else None
     if folder is None:
@@ -114,9 +105,7 @@ def _megatron(path: Path) -> Files | None:
     if inner is None:
         raise WeightsError("is empty; the save or conversion did not finish", where=folder)
     also = (
-        f"{path}: read {folder.name}/; the original weights beside it were not read"
-        if _has_weights(path)
-        else ""
+        f"{path}: reading {folder.name}/, not the original weights next to it" if _has_weights(path) else ""
     )
     return Files(inner.kind, inner.paths, f"{inner.what} ({folder.name})", (*inner.homes, path), also)
 
@@ -124,13 +113,14 @@ def _megatron(path: Path) -> Files | None:
 def _plain_folder(path: Path) -> Files | None:
     for name in (name for pair in EXPERTS for name in pair):
         if (path / name).is_symlink():
-            stat_path(path / name, WeightsError)  # part of a pruned cache: no reason to take another part
+            # a dangling link is an error, not a reason to use other files
+            stat_path(path / name, WeightsError)
     for pair in EXPERTS:
         if all((path / name).is_dir() for name in pair):
             raise WeightsError(
                 "contains two models, the experts of A14B",
                 where=path,
-                fix=f"give one of {path / pair[0]} and {path / pair[1]}",
+                fix=f"choose {path / pair[0]} or {path / pair[1]}",
             )
     if (path / "transformer").is_dir():
         inner = _plain_folder(path / "transformer")
@@ -146,7 +136,7 @@ def _plain_folder(path: Path) -> Files | None:
         raise WeightsError(
             f"has {len(indices)} index files ({indices[0].name}, {indices[1].name}, …)",
             where=path,
-            fix="name one",
+            fix="choose one of them",
         )
     if indices:
         return _indexed(indices[0])
@@ -161,23 +151,23 @@ def _indexed(index: Path) -> Files:
     names = shard_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing and (index.parent / missing[0]).is_symlink():
-        regular_file(index.parent / missing[0], WeightsError)  # names the target that is gone
+        regular_file(index.parent / missing[0], WeightsError)  # its error names the link's target
     if missing:
         raise WeightsError(
-            f"lacks {len(missing)} of {len(names)} shards ({missing[0]}{', …' if missing[1:] else ''})",
+            f"is missing {len(missing)} of {len(names)} shards ({missing[0]}{', …' if missing[1:] else ''})",
             where=index.parent,
-            fix="download them, too",
+            fix="download them too",
         )
     paths = tuple(index.parent / name for name in names)
     return Files("safetensors", paths, f"a folder of {len(paths)} safetensors shards", (index.parent,))
 
 
 def shard_names(index: Path) -> list[str]:
-    """The file names in an index.json, sorted. Raises WeightsError when it does not map weights to names."""
+    """Return the file names in an index.json, sorted. Raises WeightsError if it has no valid weight_map."""
     weight_map = read_json_object(index, WeightsError).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise WeightsError("is damaged: it has no weight_map of file names", where=index, fix="copy it again")
+        raise WeightsError("is damaged: no weight_map with file names", where=index, fix="copy it again")
     return sorted(set(names))
 
 
@@ -196,9 +186,9 @@ def _unindexed(folder: Path, found: list[Path]) -> Files:
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:4])
         raise WeightsError(
-            f"contains {len(found)} files of weights and no index ({names})",
+            f"contains {len(found)} weight files and no index ({names})",
             where=folder,
-            fix="name one of them",
+            fix="choose one of them",
         )
     inner = _one_file(found[0])
     return Files(inner.kind, inner.paths, f"a folder with {found[0].name}", inner.homes)
@@ -210,6 +200,6 @@ def _has_weights(path: Path) -> bool:
 
 def _present(path: Path) -> str:
     for entry in sorted(path.iterdir()):
-        stat_path(entry, WeightsError)  # names a link whose target is gone
+        stat_path(entry, WeightsError)  # its error names a dangling link
     names = sorted(entry.name for entry in path.iterdir())
-    return f"there are {', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if names else "it is empty"
+    return f"found {', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if names else "it is empty"

@@ -1,7 +1,4 @@
-"""Whether weights, latents and pixels hold only finite numbers.
-
-One reduction a tensor, on the tensor's own device.
-"""
+"""Check weights, latents and pixels for NaN and Inf, with one reduction per tensor on its own device."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ _SHOWN = 5
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite.
+    """Return whether all elements are finite.
 
-    One such element makes the sum so; a sum that overflows is looked into.
+    The sum is not finite if any element is not. As it may also overflow, the elements are then checked too.
     """
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    if tensor.dtype.itemsize == 1:  # fp8 has no arithmetic of its own
+    if tensor.dtype.itemsize == 1:  # fp8 has no sum
         tensor = tensor.to(torch.float32)
     if math.isfinite(tensor.sum().item()):
         return True
@@ -33,53 +30,53 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def count_nonfinite(tensor: Tensor) -> int:
-    """How many elements are NaN or infinite."""
+    """Return the number of elements that are NaN or infinite."""
     return 0 if is_finite(tensor) else int(torch.isfinite(tensor.float()).logical_not().sum())
 
 
 class FiniteWeights:
-    """Collects the weights that hold NaN or Inf while a model is filled."""
+    """Collects the weights that contain NaN or Inf while a model is loaded."""
 
     def __init__(self, where: object) -> None:
         self.where = where
         self._bad: dict[str, str] = {}
 
     def check(self, name: str, weight: Tensor) -> None:
-        """Look at one weight, or this rank's part of it."""
+        """Check one weight, or this rank's part of it."""
         self.note(name, count_nonfinite(weight), weight.numel())
 
     def note(self, name: str, bad: int, values: int) -> None:
-        """That `bad` of the `values` of one weight are not finite."""
+        """Record that `bad` of the `values` elements of a weight are not finite."""
         if bad:
             self._bad[name] = f"{name} ({bad} of {values} values)"
 
     def read(self, name: str, tensor: TensorFile, dtype: torch.dtype) -> Tensor:
-        """A weight of a file in `dtype`, checked while it is read."""
+        """Read a weight from a file in `dtype`, and check it."""
         bad = 0
 
-        def look(part: Tensor) -> None:
+        def count(part: Tensor) -> None:
             nonlocal bad
             bad += count_nonfinite(part)
 
-        found = tensor.read_as(dtype, look)
+        found = tensor.read_as(dtype, count)
         self.note(name, bad, found.numel())
         return found
 
     @property
     def problem(self) -> str:
-        """How many weights are not finite, and which; "" when all are."""
+        """Describe the weights that are not finite; "" if all are."""
         bad = self._bad
         verb = "weights contain" if len(bad) > 1 else "weight contains"
         return f"{len(bad)} {verb} NaN or Inf: {_listed(bad.values())}" if bad else ""
 
-    def demand(self, fix: str = "fetch the file again, or load an earlier checkpoint") -> None:
-        """Raises WeightsError that names the weights that are not finite."""
+    def demand(self, fix: str = "download the file again, or load an earlier checkpoint") -> None:
+        """Raise WeightsError that names the weights that are not finite, if there are any."""
         if problem := self.problem:
             raise WeightsError(problem, where=str(self.where), fix=fix)
 
 
 def check_weights(where: object, weights: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError that names each weight with NaN or Inf in it, and how many."""
+    """Check weights for NaN and Inf. Raises WeightsError with the names and counts."""
     finite = FiniteWeights(where)
     for name, weight in weights.items():
         finite.check(name, weight)
@@ -87,9 +84,9 @@ def check_weights(where: object, weights: Mapping[str, Tensor]) -> None:
 
 
 def nonfinite_weights(module: nn.Module) -> str:
-    """The weights of `module` that are not finite, in words; of a sharded module this rank's parts.
+    """Name the weights of `module` that are not finite; "" if all are.
 
-    Empty = all are.
+    Of sharded weights, only this rank's parts are checked.
     """
     parts = ((name, _local(weight)) for name, weight in module.named_parameters())
     return _listed([name for name, weight in parts if not is_finite(weight)])

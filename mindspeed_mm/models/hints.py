@@ -1,4 +1,4 @@
-"""Settings that no shape of a weight tells: from a checkpoint itself, or from the files beside it."""
+"""Find settings that do not follow from weight shapes, in a checkpoint or in the files next to it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from mindspeed_mm.models.wan.config_json import read_hints
 
 
 class Hints(NamedTuple):
-    """What a file says about the sizes of a model."""
+    """Settings of a model that were found in a file."""
 
-    hints: dict[str, Any]  # by our field names
+    hints: dict[str, Any]  # by the field names of VaceConfig
     path: Path | None = None
-    settings: Mapping[str, Any] = {}  # the whole object, as the file spells it
+    settings: Mapping[str, Any] = {}  # all keys of the file
 
 
 def saved_hints(files: Files, saved: Any) -> Hints:
-    """What shapes cannot tell, and where it is from.
+    """Find the settings of a model.
 
-    From the checkpoint itself, `<file>.json`, the nearest config.json, or a run's job.json.
+    Reads the first of these that has any: the checkpoint itself (`saved`), `<file>.json`, the nearest
+    config.json, a run's job.json.
     """
     first = files.paths[0]
     values = parse_json(saved, str(first), WeightsError) if isinstance(saved, str) else saved

@@ -1,4 +1,7 @@
-"""Weight names are tables, read both ways. Exactly one rule may match a name; none or two is an error."""
+"""Translation of weight names in both directions, by a table of rules.
+
+Exactly one rule must match a name.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ FIELDS = {"i": r"\d+", "p": r"weight|bias", "qkv": r"[qkv]"}
 
 @dataclass(frozen=True)
 class Rename:
-    """`blocks.{i}.self_attn.q.{p}` ⇄ `blocks.{i}.attn1.to_q.{p}`.
+    """One rule, such as `blocks.{i}.self_attn.q.{p}` ⇄ `blocks.{i}.attn1.to_q.{p}`.
 
-    {i} is an index, {p} weight or bias, {qkv} one letter.
+    {i} matches an index, {p} `weight` or `bias`, and {qkv} one of the letters q, k and v.
     """
 
     ours: str
@@ -23,7 +26,7 @@ class Rename:
 
 
 class KeyMap:
-    """The names of one outside dialect. `ours` are the official checkpoint's names."""
+    """Translates between official names (`ours`) and the names of one other dialect (`theirs`)."""
 
     def __init__(self, dialect: str, rules: Iterable[Rename]) -> None:
         self.dialect = dialect
@@ -32,15 +35,15 @@ class KeyMap:
         self._backward = [(_pattern(rule.theirs), rule.ours) for rule in self.rules]
 
     def to_theirs(self, name: str) -> str:
-        """Our name → theirs. Raises WeightsError when no rule or more than one matches."""
+        """Translate an official name. Raises WeightsError unless exactly one rule matches."""
         return self._translate(name, self._forward, f"has no name in the {self.dialect} dialect")
 
     def to_ours(self, name: str) -> str:
-        """Their name → ours. Raises WeightsError when no rule or more than one matches."""
+        """Translate a name of the dialect. Raises WeightsError unless exactly one rule matches."""
         return self._translate(name, self._backward, f"is not a name of the {self.dialect} dialect")
 
     def knows(self, name: str) -> bool:
-        """Whether `name` is one of theirs."""
+        """Return whether `name` is a name of the dialect."""
         return any(pattern.fullmatch(name) for pattern, _ in self._backward)
 
     def _translate(self, name: str, table: Sequence[tuple[re.Pattern[str], str]], complaint: str) -> str:
@@ -54,7 +57,7 @@ class KeyMap:
         raise WeightsError(
             complaint if not found else f"matches {len(found)} rules: {found}",
             where=f"weight {name!r}",
-            expected="one" if found else "",
+            expected="one match" if found else "",
         )
 
 

@@ -1,4 +1,4 @@
-"""Give a model on the meta device its weights."""
+"""Load transformers: build on the meta device, then assign weights from files."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def open_model(path: PathLike | Sequence[PathLike], spec: ModelSpec = VACE) -> OpenedModel:
-    """The weights of a model at a folder, a file or a list of parts, not read yet, and its sizes.
+    """Open the weights of a model in a folder, a file or a list of parts, and determine its sizes.
 
-    `spec` can generate. Raises WeightsError.
+    Weights are not read yet. The model of `spec` must be able to generate. Raises WeightsError.
     """
     opened: OpenedModel = resolve(spec.open)(path)
     return opened
 
 
 def open_vace(path: PathLike | Sequence[PathLike]) -> OpenedModel:
-    """VACE of any size, in any known dialect; its sizes come from the checkpoint. Raises WeightsError."""
+    """Open VACE of any size in any known dialect. Raises WeightsError."""
     source = open_weights(path)
     return OpenedModel(source, source.config)
 
 
 def build_on_meta(config: VaceConfig, spec: ModelSpec = VACE) -> VaceTransformer:
-    """The model without memory for its weights; a loader fills them in."""
+    """Build the model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         model: VaceTransformer = resolve(spec.build)(config)
     return model
@@ -54,10 +54,11 @@ def load_weights(
     device: torch.device | str = "cpu",
     fp32_modules: Sequence[str] = VACE.fp32_modules,
 ) -> M:
-    """Give a model on the meta device its weights: `dtype` (None keeps the file's), `fp32_modules` in fp32.
+    """Load weights into a model on the meta device. Names and shapes must match exactly.
 
-    Strict. No second copy: on a CPU, weights whose dtype does not change stay mapped. Raises WeightsError
-    listing what is missing, unexpected and of another shape, or what holds NaN or Inf.
+    `dtype` None keeps the dtypes of the files; `fp32_modules` become fp32 otherwise. On a CPU, weights whose
+    dtype does not change stay memory-mapped. Raises WeightsError that names missing, unexpected and misshaped
+    weights, and those that contain NaN or Inf.
     """
     in_8_bits = quantized_layers(model)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
@@ -66,7 +67,9 @@ def load_weights(
         raise WeightsError(
             f"does not fit the model ({source.dialect} names): {problems}",
             where=source.path,
-            fix="" if source.has_branch else "set predictor.vace_dit.init_from_trunk to start a VACE branch",
+            fix=""
+            if source.has_branch
+            else "set predictor.vace_dit.init_from_trunk to initialize a VACE branch",
         )
     state = {}
     finite = FiniteWeights(source.path)
@@ -97,9 +100,9 @@ def load_transformer(
     quantize: QuantFormat | None = None,
     spec: ModelSpec = VACE,
 ) -> VaceTransformer:
-    """The whole model of a checkpoint, ready to evaluate; its sizes come from the checkpoint.
+    """Load a whole model in evaluation mode, with the sizes of its checkpoint.
 
-    `quantize`: the format in which the linear layers of its blocks are held.
+    `quantize` is the 8-bit format of the linear layers of its blocks. Raises WeightsError.
     """
     source, sizes = open_model(path, spec)
     logger.info(source.description, extra=once())

@@ -1,7 +1,4 @@
-"""Weights of the VAE and the text encoder.
-
-From files, memory-mapped, into modules built on the meta device.
-"""
+"""Load the VAE and the text encoder from memory-mapped files into modules on the meta device."""
 
 from __future__ import annotations
 
@@ -35,22 +32,22 @@ NOT_BUILT = (
     RuntimeError,
     TypeError,
     ValueError,
-)  # of foreign sizes
-_WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth hold the weights
+)  # errors of building a module with unsuitable sizes
+_WRAPPERS = ("model_state", "state_dict")  # keys under which some .pth files nest the weights
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object. Raises WeightsError when the file is damaged."""
+    """Read a JSON object. Raises WeightsError if the file is damaged."""
     return read_json_object(path, WeightsError)
 
 
 def read_tensors(paths: Iterable[Path], part: Part = "vae") -> dict[str, TensorFile]:
-    """The tensors of one model, from all of its .safetensors / .pth / .pt / .bin files, to be read by `fill`.
+    """Open the tensors in the .safetensors, .pth, .pt or .bin files of one model.
 
-    Of a file that holds several models, those of `part`. Scaled 8-bit weights are expanded to bf16.
+    Of a file with several models, only those of `part` are returned. Scaled 8-bit weights become bf16.
 
-    Raises WeightsError when a file is missing, damaged, holds anything but tensors, or repeats another's
-    name.
+    Raises WeightsError if a file is missing or damaged, contains anything but tensors, or repeats a name of
+    another file.
     """
     state: dict[str, TensorFile] = {}
     for path in paths:
@@ -74,7 +71,7 @@ def read_tensors(paths: Iterable[Path], part: Part = "vae") -> dict[str, TensorF
 def shard_paths(
     folder: Path, stems: tuple[str, ...] = ("diffusion_pytorch_model", "model", "pytorch_model")
 ) -> list[Path]:
-    """The weight files of a diffusers or transformers folder: those its index names, or the single file."""
+    """List the weight files of a diffusers or transformers folder: those in its index, or a single file."""
     for stem in stems:
         for suffix in (".safetensors", ".bin"):
             index = folder / f"{stem}{suffix}.index.json"
@@ -86,17 +83,17 @@ def shard_paths(
 
 
 def fill(module: nn.Module, state: Mapping[str, TensorFile], source: Path, dtype: torch.dtype) -> None:
-    """Give `module`, built on the meta device, exactly the weights of `state`.
+    """Load `state` into `module`, which is on the meta device. Names and shapes must match exactly.
 
-    They are verified, and copied where their dtype differs; else they stay mapped. Raises WeightsError that
-    names what is missing, left over or of another shape, damaged, or holds NaN or Inf.
+    Weights stay memory-mapped unless their dtype changes. Raises WeightsError that names missing, unknown,
+    misshaped and damaged weights, and those that contain NaN or Inf.
     """
     wanted = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in state.items()}
     complaints = {
         "missing": sorted(wanted.keys() - found.keys()),
         "unknown": sorted(found.keys() - wanted.keys()),
-        "mis-shaped": sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name]),
+        "misshaped": sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name]),
     }
     if any(complaints.values()):
         said = "; ".join(
@@ -105,7 +102,7 @@ def fill(module: nn.Module, state: Mapping[str, TensorFile], source: Path, dtype
         raise WeightsError(f"does not fit {type(module).__name__}: {said}", where=source)
     finite, weights = FiniteWeights(source), dict[int, Tensor]()
     for name, tensor in state.items():
-        if id(tensor) not in weights:  # a tensor of two names stays one
+        if id(tensor) not in weights:  # a tensor with two names is read once
             weights[id(tensor)] = finite.read(name, tensor, dtype)
     finite.demand()
     module.load_state_dict({name: weights[id(tensor)] for name, tensor in state.items()}, assign=True)
@@ -118,9 +115,9 @@ def refuse_conflicts(
     weights: Path,
     arithmetic: Mapping[str, Any],
 ) -> None:
-    """Raises WeightsError if the JSON beside the weights gives other `sizes` or another `arithmetic`."""
+    """Raise WeightsError if the JSON next to the weights contradicts their `sizes` or `arithmetic`."""
     odd = [
-        f"{name} is {said[name]!r:.40} there and {value!r:.40} in the weights"
+        f"{name} is {said[name]!r:.40}, but {value!r:.40} in the weights"
         for name, value in sizes.items()
         if said.get(name) is not None and said[name] != value
     ]
@@ -128,7 +125,7 @@ def refuse_conflicts(
         raise WeightsError(
             f"contradicts {weights}: {'; '.join(odd)}",
             where=config,
-            fix="correct or remove the file of the other model",
+            fix="correct it, or remove it if it belongs to another model",
         )
     for name, value in arithmetic.items():
         if said.get(name) is not None and said[name] != value:
@@ -141,7 +138,7 @@ def refuse_conflicts(
 
 
 def fingerprint(state: Mapping[str, Tensor | TensorFile], extra: object = None) -> str:
-    """A hash of names, shapes, dtypes and 64 KiB of each tensor, and of `extra` (anything JSON can say)."""
+    """Hash the names, shapes, dtypes and first 64 KiB of all tensors, and `extra`, a JSON value."""
     digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
     for name in sorted(state):
         weight = state[name]
@@ -155,7 +152,7 @@ def fingerprint(state: Mapping[str, Tensor | TensorFile], extra: object = None) 
 
 
 def _expanded_once(tensor: TensorFile) -> TensorFile:
-    """One that takes computing is computed now, and once: it is read for the model and for a fingerprint."""
+    """Read a computed tensor now, so that loading and the fingerprint do not compute it twice."""
     if tensor.raw is not None:
         return tensor
     values = tensor.read()
@@ -168,5 +165,7 @@ def _read_torch(path: Path) -> Mapping[str, TensorFile]:
         if isinstance(found.get(key), dict):
             found = found[key]
     if other := [name for name, weight in found.items() if not isinstance(weight, TensorFile)]:
-        raise WeightsError(f"got {other[0]!r} in it", where=path, expected="a flat dictionary of tensors")
+        raise WeightsError(
+            f"got a value that is not a tensor: {other[0]!r}", where=path, expected="a flat dict of tensors"
+        )
     return cast(Mapping[str, TensorFile], found)

@@ -1,4 +1,4 @@
-"""Which tensors are whose in a file of transformer, VAE and text encoder, as ComfyUI saves one."""
+"""Select one model from an all-in-one checkpoint of ComfyUI: transformer, VAE and text encoder in a file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ _PREFIXES: Mapping[Part, tuple[str, ...]] = {
     "vae": ("vae.", "first_stage_model."),
     "text encoder": ("text_encoders.", "cond_stage_model."),
 }
-_NO_WEIGHTS = ("spiece_model", "logit_scale")  # beside a text encoder: its tokenizer, and a number of CLIP's
+_NO_WEIGHTS = (
+    "spiece_model",
+    "logit_scale",
+)  # a tokenizer and a scalar of CLIP
 
 
 def part_of(tensors: Mapping[str, TensorFile], part: Part, where: object) -> dict[str, TensorFile]:
-    """The tensors of one part of an all-in-one checkpoint, under their names there; else all of them.
+    """Return the tensors of one part of an all-in-one checkpoint; of any other file, return all tensors.
 
-    What belongs to no part stays with the transformer, whose reader names it.
+    Names are those in the file. Tensors of no known part count as the transformer's, so that its reader
+    reports them.
     """
     owners = {name: _owner(name) for name in tensors}
     kept = dict(tensors)
     if len({owner for owner in owners.values() if owner}) > 1 and part in owners.values():
         own = (part, None) if part == "transformer" else (part,)
         kept = {name: tensor for name, tensor in tensors.items() if owners[name] in own}
-        text = f"{where}: several models in one file; reads the {part}, {len(kept)} of {len(tensors)} tensors"
+        text = f"{where}: contains several models; reading the {part}, {len(kept)} of {len(tensors)} tensors"
         logger.info(text, extra=once())
     if part == "text encoder":
         kept = {name: tensor for name, tensor in kept.items() if name.rpartition(".")[2] not in _NO_WEIGHTS}

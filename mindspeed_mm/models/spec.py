@@ -1,6 +1,6 @@
-"""What the rest of the package must know about a model, as one line of data.
+"""The registry of models. A ModelSpec holds all that the rest of the package needs to know about a model.
 
-Code is named, and imported when used.
+Code is given as "module:name" strings, and imported on first use.
 """
 
 from __future__ import annotations
@@ -15,34 +15,29 @@ from mindspeed_mm.registry import Registry
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One trainable model. `predictor.model_id` of the model JSON picks it."""
+    """One trainable model, selected by `predictor.model_id` of the model JSON."""
 
-    predictor: type[
-        Config
-    ]  # schema of the JSON's `predictor`; docs/extend/model.md says which fields training reads
-    build: str  # "module:callable", called build(predictor.model) → nn.Module on the current default device
+    # schema of `predictor` in the model JSON; docs/extend/model.md lists the fields that training reads
+    predictor: type[Config]
+    build: str  # "module:callable", build(predictor.model) → nn.Module on the current default device
     key_maps: str  # "module:NAME", a dict dialect → KeyMap
-    units: tuple[str, ...]  # module patterns that are sharded and recomputed as one, e.g. "blocks.{*}"
-    branch: tuple[
-        str, ...
-    ] = ()  # first parts of the names of what `trainable: branch` trains; () = there is no branch
-    adapted: tuple[str, ...] = ()  # endings of the names of the layers that get a LoRA by default
-    fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 when the rest is bf16
-    start: str = (
-        ""  # "module:callable", start(predictor) → models.start.Start; "" reads `from_pretrained` by key_maps
-    )
-    modules: str = (
-        ""  # "module:callable", modules(predictor.model) → all module names, without torch; "" = unknown
-    )
-    linears: str = (
-        ""  # "module:callable", linears(predictor.model) → {name: (out, in)} of linear layers, without torch
-    )
-    # "module:callable", stages(model, layers of each, numbers of mine) → Split; "" = no pipeline
+    units: tuple[str, ...]  # patterns of modules to shard and recompute as units, such as "blocks.{*}"
+    # first parts of the names of the weights that `trainable: branch` trains; () = no branch
+    branch: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()  # name suffixes of the layers that get a LoRA by default
+    fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 if the rest is bf16
+    # "module:callable", start(predictor) → models.start.Start; "" = read `from_pretrained` by key_maps
+    start: str = ""
+    # "module:callable", modules(predictor.model) → all module names, without torch; "" = unknown
+    modules: str = ""
+    # "module:callable", linears(predictor.model) → {name: (out, in)} of linear layers, without torch
+    linears: str = ""
+    # "module:callable", stages(model, layers of each stage, own stage numbers) → Split; "" = no pipeline
     stages: str = ""
-    # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → TrainData.cost; "" reports
-    # no throughput
+    # "module:callable", cost(predictor, recompute plan[, LoRA weights by layer]) → TrainData.cost;
+    # "" = no throughput in the log
     cost: str = ""
-    # "module:callable", open(path or list of parts) → models.source.OpenedModel; "" = it cannot generate
+    # "module:callable", open(path or list of parts) → models.source.OpenedModel; "" = cannot generate
     open: str = ""
 
 
@@ -68,7 +63,7 @@ VACE = MODELS.add(
 
 
 def generating_spec(model_id: str, where: str) -> ModelSpec:
-    """The spec of a model that can generate. Raises ConfigError, which says what the spec lacks."""
+    """Return the spec of a model that can generate. Raises ConfigError for any other model."""
     try:
         spec = MODELS.get(model_id)
     except ConfigError as error:
@@ -77,6 +72,6 @@ def generating_spec(model_id: str, where: str) -> ModelSpec:
         raise ConfigError(
             f"model {model_id!r} cannot generate: its ModelSpec has no `open`",
             where=where,
-            fix="name a model that generates, such as vace, or add `open` to the spec",
+            fix="choose a model that generates, such as vace, or add `open` to the spec",
         )
     return spec

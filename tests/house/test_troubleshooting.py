@@ -33,7 +33,7 @@ REAL_FILES = [  # messages about files as people have them
     "UTF-16",
     "tokens and are cut there",
     "predictor.text_len",
-    "VACE module alone",
+    "only a VACE module, without the trunk",
 ]
 
 # What a message fills in: …, quoted and numbered parts, and the joints of its fields

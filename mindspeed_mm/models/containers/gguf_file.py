@@ -49,7 +49,7 @@ def read_gguf(path: Path) -> Container:
             tensors[entry.name] = TensorFile(shape, exact.get(kind, torch.bfloat16), read)
     except _DAMAGE as error:
         raise WeightsError(
-            f"cannot be read as GGUF ({first_line(error)})", where=path, fix="fetch the file again"
+            f"cannot be read as GGUF ({first_line(error)})", where=path, fix="download the file again"
         ) from None
     return Container(tensors)
 

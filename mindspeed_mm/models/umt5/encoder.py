@@ -110,7 +110,7 @@ def load_text_encoder(
         )
     shared = state.get("shared.weight", state.get(_TIED))
     if shared is None:
-        got = foreign_model(state) or f"something else (its first weights are {', '.join(sorted(state)[:3])})"
+        got = foreign_model(state) or f"unknown weights ({', '.join(sorted(state)[:3])}, …)"
         raise WeightsError(
             f"got {got}",
             where=path,

@@ -1,7 +1,7 @@
-"""The Wan transformer block and its parts. Parameter names are the official checkpoint's.
+"""The Wan transformer block and its layers. Parameter names follow the official checkpoint.
 
-A matrix product runs in the dtype of its weight; norms, modulation, gates and the residual sum are fp32
-arithmetic. Legend: B batch · S tokens · D hidden · N heads · K head width.
+Matrix products run in the dtype of their weight. Norms, modulation, gates and the residual sum are computed
+in fp32. Shapes: B batch, S tokens, D hidden size, N heads, K head dimension.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mindspeed_mm.ops.rope import apply_rope
 
 
 class Rope(NamedTuple):
-    """Rotary tables of the current tokens."""
+    """Rotary tables for this rank's tokens."""
 
     cos: Tensor  # [S, K/2] fp32
     sin: Tensor  # [S, K/2] fp32
@@ -30,7 +30,7 @@ class Rope(NamedTuple):
 class Text(NamedTuple):
     """Embedded caption.
 
-    Zero padding gives equal rows, so the last row is computed once and stands `copies` times.
+    All zero-padding rows are equal, so only one is stored: the last row counts `copies` times.
     """
 
     rows: Tensor  # [B, L, D]
@@ -38,16 +38,16 @@ class Text(NamedTuple):
 
 
 class Linear(nn.Linear):
-    """nn.Linear that brings its input to the weight's dtype."""
+    """nn.Linear that casts its input to the dtype of its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class PatchEmbedding(nn.Conv3d):
-    """[B, C, F, h, w] → tokens [B, S, D].
+    """Embed patches as tokens: [B, C, F, h, w] → [B, S, D].
 
-    The convolution's stride is its kernel, so it is one matrix product.
+    The stride equals the kernel size, so the convolution is computed as one matrix product.
     """
 
     def __init__(self, channels: int, width: int, patch: tuple[int, int, int]) -> None:
@@ -60,7 +60,7 @@ class PatchEmbedding(nn.Conv3d):
 
 
 class RmsNorm(nn.Module):
-    """RMS norm over the full width, before the head split."""
+    """RMS norm over the hidden size, applied before the split into heads."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class RmsNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Affine layer norm in fp32, whatever the dtype of its input and weights."""
+    """Affine layer norm that always computes in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(
@@ -81,7 +81,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    """Projections and query-key norms around `attend`, which may be replaced from outside."""
+    """Projections and query-key norms around `attend`, a kernel that can be replaced."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Every token attends to every token; positions enter by rotation of q and k."""
+    """Self-attention over all tokens, with rotary position embeddings on q and k."""
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         """[B, S, D] → [B, S, D]."""
-        x = x.to(product_dtype(self.q))  # once, for the three products
+        x = x.to(product_dtype(self.q))  # cast once for the three products
         q = apply_rope(self._heads(self.norm_q(self.q(x))), rope.cos, rope.sin)
         k = apply_rope(self._heads(self.norm_k(self.k(x))), rope.cos, rope.sin)
         out: Tensor = self.o(self.attend(q, k, self._heads(self.v(x))).flatten(2))
@@ -112,13 +112,13 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Every token attends to every caption row, padding rows included.
+    """Cross-attention from the tokens to the caption, including its padding rows.
 
-    The published weights were trained so.
+    The published weights were trained without a mask.
     """
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
-        """[B, S, D] → [B, S, D]; one sample and P captions → [P, S, D]."""
+        """[B, S, D] → [B, S, D]. One sample with P captions → [P, S, D]."""
         rows = text.rows.to(product_dtype(self.k))
         q, k = self._heads(self.norm_q(self.q(x))), self._heads(self.norm_k(self.k(rows)))
         if len(q) != len(k):
@@ -130,7 +130,7 @@ class CrossAttention(Attention):
 
 
 class WanBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward on a residual stream, modulated by the timestep."""
+    """Residual block of self-attention, cross-attention and feed-forward, modulated by the timestep."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -147,8 +147,7 @@ class WanBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor, text: Text, rope: Rope) -> Tensor:
         """x [B, S, D] and time [B, 6, D] fp32 → [B, S, D] in x's dtype.
 
-        One sample may meet P captions: what comes before them is computed once, and [P, S, D] continues from
-        there.
+        With one sample and P captions, self-attention runs once, and cross-attention expands x to [P, S, D].
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + time).chunk(6, dim=1)
         x = gated_sum(x, gate1, self.self_attn(modulated_norm(x, shift1, scale1, self.eps), rope))
@@ -157,7 +156,7 @@ class WanBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """Tokens → the cells of their patch, in fp32."""
+    """Output layer: projects each token to the values of its patch."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -168,20 +167,20 @@ class Head(nn.Module):
         self.head = Linear(width, config.out_dim * patch_time * patch_height * patch_width)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [B, S, D] and time [B, D] fp32 → [B, S, out_dim · cells]."""
+        """x [B, S, D] and time [B, D] fp32 → [B, S, out_dim · patch size]."""
         shift, scale = (self.modulation.float() + time[:, None]).chunk(2, dim=1)
         out: Tensor = self.head(modulated_norm(x, shift, scale, self.eps))
         return out
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LN(x)·(1+scale)+shift in fp32, LN without weights; shift and scale [B, 1, D] fp32."""
+    """Compute LN(x)·(1+scale)+shift in fp32, where LN has no weights; shift and scale are [B, 1, D] fp32."""
     width, scale = x.shape[-1:], 1 + scale
-    if scale.shape[0] == 1:  # one timestep: the modulation is the affine part of one fused layer norm
+    if scale.shape[0] == 1:  # with one timestep, a fused layer norm can apply the modulation
         return F.layer_norm(x.float(), width, scale.flatten(), shift.flatten(), eps)
     return torch.addcmul(shift, F.layer_norm(x.float(), width, eps=eps), scale)
 
 
 def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate·y in fp32, in x's dtype."""
+    """Compute x + gate·y in fp32, and return it in the dtype of x."""
     return torch.addcmul(x.float(), gate, y.float()).to(x.dtype)

@@ -1,4 +1,4 @@
-"""VACE: the Wan trunk, and the branch of blocks that reads vace_context and adds hints to the trunk."""
+"""VACE: the Wan trunk, and a branch of blocks that reads vace_context and adds hints to the trunk."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from mindspeed_mm.ops.timestep import sinusoid
 
 
 class TokenLayout(Protocol):
-    """How the tokens of one sample are spread over the processes that share it."""
+    """How the tokens of one sample are divided over ranks."""
 
     def split(self, x: Tensor, dim: int) -> Tensor:
-        """All tokens along `dim` → this process's part."""
+        """Split all tokens along `dim`, and return this rank's part."""
 
     def join(self, x: Tensor, dim: int, length: int) -> Tensor:
-        """This process's part along `dim` → all `length` tokens."""
+        """Gather this and the other ranks' parts along `dim` into all `length` tokens."""
 
 
 class WholeTokens:
-    """One process has all the tokens."""
+    """The layout without context parallelism: this rank has all tokens."""
 
     def split(self, x: Tensor, dim: int) -> Tensor:
-        """All of them."""
+        """Return `x` unchanged."""
         return x
 
     def join(self, x: Tensor, dim: int, length: int) -> Tensor:
-        """All of them."""
+        """Return `x` unchanged."""
         return x
 
 
 class Reading(NamedTuple):
-    """What blocks and head read beside the tokens."""
+    """Inputs that all blocks share."""
 
-    time: Tensor  # [B, D], for the head
-    steps: Tensor  # [B, 6, D] fp32, for the blocks
+    time: Tensor  # [B, D], timestep embedding for the head
+    steps: Tensor  # [B, 6, D] fp32, timestep modulation for the blocks
     text: Text
     rope: Rope
-    scales: tuple[float, ...]  # of each branch block's hint
+    scales: tuple[float, ...]  # one per branch block, applied to its hint
 
 
 class VaceBlock(WanBlock):
-    """A Wan block of the branch, with the projection that makes its hint.
+    """A block of the VACE branch: a Wan block with a projection that outputs a hint.
 
-    The first also takes in the trunk's tokens.
+    The first block also adds the trunk's tokens to its input.
     """
 
     def __init__(self, config: WanConfig, *, first: bool) -> None:
@@ -61,10 +61,10 @@ class VaceBlock(WanBlock):
         self.before_proj = Linear(width, width) if first else None
         self.after_proj = Linear(width, width)
 
-    def forward(  # type: ignore[override]  # the branch carries one tensor more than the trunk
+    def forward(  # type: ignore[override]  # a branch block has one more input than a trunk block
         self, c: Tensor, trunk: Tensor, time: Tensor, text: Text, rope: Rope
     ) -> tuple[Tensor, Tensor]:
-        """Branch tokens c and embedded trunk tokens, both [B, S, D] → next c, hint [B, S, D]."""
+        """Branch tokens c and embedded trunk tokens, both [B, S, D] → next c and the hint, both [B, S, D]."""
         if self.before_proj is not None:
             c = (self.before_proj(c) + trunk).to(trunk.dtype)
         c = super().forward(c, time, text, rope)
@@ -72,9 +72,9 @@ class VaceBlock(WanBlock):
 
 
 class VaceTransformer(nn.Module):
-    """Velocity of noisy latents, conditioned on caption and vace_context.
+    """Predicts the velocity of noisy latents, conditioned on a caption and vace_context.
 
-    Set from outside: `residual_dtype`, `tokens` (a TokenLayout), and `self_attn.attend`, `cross_attn.attend`
+    Callers may set `residual_dtype`, `tokens` (a TokenLayout), and `self_attn.attend` and `cross_attn.attend`
     of each block.
     """
 
@@ -108,15 +108,21 @@ class VaceTransformer(nn.Module):
         *,
         context_scale: float | Sequence[float] | Tensor = 1.0,
     ) -> Tensor:
-        """The velocity of noisy latents.
+        """Predict the velocity.
 
-        latents [B, 16, R+F, h, w], timestep [B] fp32 (1000·sigma), prompt_embeds [B, L, text_dim] with L ≤
-        text_len, vace_context [B, 96, R+F, h, w] or None for the trunk alone → velocity fp32 [B, 16, R+F, h,
-        w].
+        Args:
+            latents: [B, 16, R+F, h, w].
+            timestep: [B] fp32, 1000·sigma.
+            prompt_embeds: [B, L, text_dim] with L ≤ text_len. With B = 1, several captions [P, L, text_dim]
+                are allowed; the computation before the first cross-attention then runs only once.
+            vace_context: [B, 96, R+F, h, w], or None to run the trunk alone.
+            context_scale: one number, or a sequence or tensor with one number per branch block.
 
-        `context_scale` is one number, or one for each branch block (a sequence or a tensor). One sample may
-        come with P captions at once, prompt_embeds [P, L, text_dim] → [P, 16, R+F, h, w]: what trunk and
-        branch do before they read the caption is done once. Raises DataError when the shapes do not fit.
+        Returns:
+            fp32 [B, 16, R+F, h, w], or [P, 16, R+F, h, w] for P captions.
+
+        Raises:
+            DataError: the shapes do not fit the model or one another.
         """
         check_inputs(self.config, latents, timestep, prompt_embeds, vace_context)
         trunk = self.config.trunk
@@ -137,7 +143,10 @@ class VaceTransformer(nn.Module):
         return fold(self.head(x, time.float()), grid, trunk.patch_size, self.tokens)
 
     def blocks_in_order(self) -> list[nn.Module]:
-        """All blocks as they run: each branch block right before the trunk block that it feeds."""
+        """Return all blocks in the order in which they run.
+
+        Each branch block runs right before the trunk block to which its hint is added.
+        """
         feeds = dict(zip(self.config.vace_layers, self.vace_blocks, strict=True))
         order: list[nn.Module] = []
         for index, block in enumerate(self.blocks):
@@ -156,10 +165,11 @@ def run_blocks(
     c: Tensor,
     read: Reading,
 ) -> tuple[Tensor, Tensor]:
-    """Blocks of the trunk by their number.
+    """Run trunk blocks, given as (number, block), and the branch blocks that feed them.
 
-    Each branch block runs right before the trunk block that it feeds, so one hint is alive at a time.
-    `feeders` gives the branch block, and its number, of a trunk block. → trunk and branch tokens.
+    `feeders` maps the number of a trunk block to the number and the module of its branch block. A branch
+    block runs right before its trunk block, so only one hint is in memory at a time. Returns the trunk tokens
+    and the branch tokens.
     """
     start = x
     for i, block in blocks:
@@ -169,37 +179,37 @@ def run_blocks(
         n, feeder = feeders[i]
         c, hint = feeder(c, start, read.steps, read.text, read.rope)
         x = torch.add(block(x, read.steps, read.text, read.rope), hint, alpha=read.scales[n]).to(x.dtype)
-        del hint  # before the next one is made
+        del hint  # free its memory before the next hint is computed
     return x, c
 
 
 def token_grid(shape: Sequence[int], patch: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Shape [B, C, F, h, w] of latents → tokens along time, height and width."""
+    """Return the number of tokens along time, height and width for latents of shape [B, C, F, h, w]."""
     return shape[2] // patch[0], shape[3] // patch[1], shape[4] // patch[2]
 
 
 def pad_prompts(prompt_embeds: Tensor, text_len: int) -> tuple[Tensor, int]:
-    """Caption rows and, where there is padding, one row of it; how many times the last row counts."""
+    """Return the caption with at most one padding row, and how many times its last row counts."""
     padding = text_len - prompt_embeds.shape[1]
     return F.pad(prompt_embeds, (0, 0, 0, 1)) if padding else prompt_embeds, max(padding, 1)
 
 
 def rope_of(grid: tuple[int, int, int], config: WanConfig, tokens: TokenLayout, device: torch.device) -> Rope:
-    """Rotary tables of this process's tokens."""
+    """Return the rotary tables for this rank's tokens."""
     return Rope(*(tokens.split(table, 0) for table in rope_tables(grid, config.rope_dims, device)))
 
 
 def fold(
     cells: Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int], tokens: TokenLayout
 ) -> Tensor:
-    """The head's output of this process's tokens → velocity fp32 [B, C, F, h, w]."""
+    """Assemble the velocity, fp32 [B, C, F, h, w], from the head's output for this rank's tokens."""
     out = tokens.join(cells, 1, grid[0] * grid[1] * grid[2])
     names = dict(zip("fhwxyz", (*grid, *patch), strict=True))
     return rearrange(out.float(), "b (f h w) (x y z c) -> b c (f x) (h y) (w z)", **names)
 
 
 def hint_scales(config: VaceConfig, context_scale: float | Sequence[float] | Tensor) -> tuple[float, ...]:
-    """One scale for each branch block. Raises DataError for another count."""
+    """Return one scale per branch block. Raises DataError if their number is wrong."""
     count = len(config.vace_layers)
     if isinstance(context_scale, Tensor):
         context_scale = context_scale.tolist()
@@ -208,7 +218,7 @@ def hint_scales(config: VaceConfig, context_scale: float | Sequence[float] | Ten
         raise DataError(
             f"got {len(scales)} numbers",
             where="context_scale",
-            expected=f"one, or one for each of {count} branch blocks",
+            expected=f"one number, or one for each of {count} branch blocks",
         )
     return scales
 
@@ -216,7 +226,7 @@ def hint_scales(config: VaceConfig, context_scale: float | Sequence[float] | Ten
 def check_inputs(
     config: VaceConfig, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor, vace_context: Tensor | None
 ) -> None:
-    """Raises DataError when the shapes do not fit the model or one another."""
+    """Check the shapes of the inputs. Raises DataError if they do not fit the model or one another."""
     trunk = config.trunk
     shape = tuple(latents.shape)
     if (
@@ -233,7 +243,7 @@ def check_inputs(
         raise DataError(
             f"got {list(timestep.shape)}",
             where="timestep",
-            expected=f"one for each of the {shape[0]} samples",
+            expected=f"[{shape[0]}], one timestep per sample",
         )
     text = tuple(prompt_embeds.shape)
     fits = len(text) == 3 and text[1] <= trunk.text_len and text[2] == trunk.text_dim

@@ -1,4 +1,4 @@
-"""The Wan VAE: diffusers' AutoencoderKLWan with latents normalised in fp32, from every kind of file."""
+"""The Wan VAE: diffusers' AutoencoderKLWan with latents normalized in fp32, loaded from any known format."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ from mindspeed_mm.models.loading import (
 )
 from mindspeed_mm.models.wan.vae_state_dict import ARITHMETIC, encoder_shapes, vae_config, vae_key_map
 
-_CLASS = "AutoencoderKLWan"  # of diffusers
+_CLASS = "AutoencoderKLWan"  # class name in a config.json of diffusers
 _STATISTICS = ("latents_mean", "latents_std")
-STRIDE = (4, 8, 8)  # pixels of one latent cell: time, height, width
+STRIDE = (4, 8, 8)  # pixels per latent element: time, height, width
 
 
 class WanVae:
-    """Pixels in [-1, 1] ⇄ normalised latents. Nothing here is differentiable; latents are always fp32."""
+    """Converts between pixels in [-1, 1] and normalized latents.
+
+    Latents are always fp32. No method is differentiable.
+    """
 
     def __init__(self, model: AutoencoderKLWan, fingerprint: str) -> None:
         self.model = prefer_onednn(model.eval().requires_grad_(False))
@@ -46,31 +49,33 @@ class WanVae:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
         device: torch.device = self._weight.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of its weights and of its arithmetic."""
+        """Dtype of the weights and of the computation."""
         dtype: torch.dtype = self._weight.dtype
         return dtype
 
     def to(self, device: torch.device | str) -> WanVae:
-        """Move the weights; returns itself."""
+        """Move the weights to `device`, and return this object."""
         self.model.to(device)
         return self
 
     def enable_tiling(
         self, size: tuple[int, int] | None = None, stride: tuple[int, int] | None = None
     ) -> None:
-        """Compute in overlapping tiles of `size` pixels (height, width), `stride` apart.
+        """Compute in overlapping tiles of `size` pixels (height, width), `stride` pixels apart.
 
-        Less memory, other rounding.
+        Tiling needs less memory, and changes the results slightly.
+
+        Raises WeightsError if the installed diffusers cannot tile this VAE.
         """
         if not hasattr(self.model, "use_tiling"):
             raise WeightsError(
-                f"the VAE of diffusers {diffusers.__version__} cannot work in tiles",
+                f"the VAE of diffusers {diffusers.__version__} does not support tiling",
                 fix=(
                     "install a newer diffusers (constraints.txt names one), use a smaller size, or set tiled "
                     "to never"
@@ -81,22 +86,22 @@ class WanVae:
         self.model.enable_tiling(height, width, stride_height, stride_width)
 
     def disable_tiling(self) -> None:
-        """Compute whole frames again."""
+        """Go back to computing whole frames."""
         if self.tiled:
             self.model.disable_tiling()
 
     @property
     def tiled(self) -> bool:
-        """Whether it computes in tiles. The VAE of diffusers 0.33 cannot."""
+        """Whether tiling is on. The VAE of diffusers 0.33 does not support it."""
         return bool(getattr(self.model, "use_tiling", False))
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """[B, 3, T, H, W] in [-1, 1] → [B, 16, F, h, w] fp32, the mode.
+        """Encode video [B, 3, T, H, W] in [-1, 1] as latents [B, 16, F, h, w] fp32, the posterior's mode.
 
-        Frames beyond 4k+1 are dropped, as upstream.
+        Frames beyond the last 4k+1 are dropped, as in the official code.
 
-        Raises DataError when height or width is not a multiple of 8.
+        Raises DataError if the height or width is not a multiple of 8.
         """
         if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] % STRIDE[1] or video.shape[4] % STRIDE[2]:
             raise DataError(
@@ -109,26 +114,26 @@ class WanVae:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """[B, 16, F, h, w] → [B, 3, 4(F-1)+1, H, W] fp32, clamped to [-1, 1]."""
-        sample: Tensor = self.model.decode(self._denormalise(latents), return_dict=False)[0]
+        """Decode latents [B, 16, F, h, w] to video [B, 3, 4(F-1)+1, H, W] fp32, clamped to [-1, 1]."""
+        sample: Tensor = self.model.decode(self._denormalize(latents), return_dict=False)[0]
         return sample.float()
 
     @torch.no_grad()
     def decode_frames(self, latents: Tensor) -> Iterator[Tensor]:
-        """[16, F, h, w] → the frames of `decode` as they are made.
+        """Decode latents [16, F, h, w], and yield frames as they become available.
 
-        [3, 1, H, W] first, then [3, 4, H, W] each.
+        Yields the frames of `decode` as [3, 1, H, W] first, and then as [3, 4, H, W].
 
-        With tiling the whole clip is decoded before its first frame can be given out: `_feat_map` of all
-        tiles would be larger than the clip.
+        With tiling, the whole clip is decoded before the first frame is yielded, because the caches of all
+        tiles (`_feat_map`) would need more memory than the clip.
         """
         if self._tiles(latents):
             yield from _chunks(self.decode(latents[None])[0])
             return
         model = self.model
-        cells = model.post_quant_conv(self._denormalise(latents[None]))
+        cells = model.post_quant_conv(self._denormalize(latents[None]))
         model.clear_cache()
-        cache = model._feat_map  # the causal convolutions' memory of earlier frames
+        cache = model._feat_map  # the causal convolutions cache earlier frames in it
         for frame in torch.split(cells, 1, dim=2):
             yield model.decoder(frame, feat_cache=cache, feat_idx=[0]).float().clamp(-1.0, 1.0)[0]
         model.clear_cache()
@@ -138,7 +143,7 @@ class WanVae:
         weight: Tensor = next(self.model.parameters())
         return weight
 
-    def _denormalise(self, latents: Tensor) -> Tensor:
+    def _denormalize(self, latents: Tensor) -> Tensor:
         if latents.ndim != 5 or latents.shape[1] != self.z_dim:
             raise DataError(
                 f"got {list(latents.shape)}", where="latents", expected=f"[B, {self.z_dim}, F, h, w]"
@@ -155,13 +160,11 @@ class WanVae:
 
 
 def prefer_onednn(model: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Let the causal convolutions run in oneDNN on a CPU; returns the model.
+    """Run the causal convolutions in oneDNN on a CPU, and return the model, which can no longer be trained.
 
-    It can no longer be trained there.
-
-    torch judges an input by batch, channels, frames and rows alone, and gives short clips of one sample, as
-    this VAE makes them, to a plain loop: up to ten times slower for few channels. The same sums in another
-    order.
+    torch selects the kernel by batch size, channels, frames and rows. For the short single clips of this VAE,
+    it selects a plain loop, which is up to ten times slower if there are few channels. oneDNN computes the
+    same sums in another order.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
@@ -170,7 +173,7 @@ def prefer_onednn(model: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def _convolution(conv: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`nn.Conv3d._conv_forward`, in oneDNN where there is one."""
+    """Replace `nn.Conv3d._conv_forward`, using oneDNN on a CPU that supports it."""
     out: Tensor
     if x.device.type == "cpu" and x.dtype == torch.float32 and torch._C._has_mkldnn:
         settings = conv.padding, conv.stride, conv.dilation, conv.groups
@@ -187,20 +190,20 @@ def load_vae(
     device: torch.device | str = "cpu",
     tiling: bool = False,
 ) -> WanVae:
-    """The VAE in `path`: the official .pth, a safetensors file, a `vae` folder, or a model folder.
+    """Load the VAE at `path`: the official .pth, a safetensors file, a `vae` folder, or a model folder.
 
-    A VAE that is not Wan's own says its `latents_mean` and `latents_std` in the folder's config.json, or in a
-    .json of the same name beside the .pth. Raises WeightsError when there is none, or when it is damaged or
-    something else.
+    A fine-tuned VAE can set its `latents_mean` and `latents_std` in the config.json of its folder, or in a
+    .json file with the name of its .pth file. Raises WeightsError if there is no VAE at `path`, or if it is
+    damaged or of another model.
     """
     files, settings, beside = _locate(Path(path))
     state = without_prefix(read_tensors(files), ("encoder.conv1.weight", "encoder.conv_in.weight"), path)
     if is_wan22_vae({name: tuple(weight.shape) for name, weight in state.items()}):
         raise WeightsError(
-            "got that of Wan2.2-TI2V-5B (48)",
+            "got the VAE of Wan2.2-TI2V-5B (48 latent channels)",
             where=path,
             expected="the VAE of Wan2.1 (16 latent channels)",
-            fix="use Wan2.1_VAE.pth for VACE models, A14B included",
+            fix="use Wan2.1_VAE.pth for all VACE models, including A14B",
         )
     if "encoder.conv1.weight" in state:
         sizes = vae_config({name: tuple(weight.shape) for name, weight in state.items()})
@@ -209,9 +212,9 @@ def load_vae(
     elif "encoder.conv_in.weight" in state:
         sizes = vae_config(encoder_shapes({name: tuple(weight.shape) for name, weight in state.items()}))
     else:
-        got = foreign_model(state) or f"something else (its first weights are {', '.join(sorted(state)[:3])})"
+        got = foreign_model(state) or f"unknown weights ({', '.join(sorted(state)[:3])}, …)"
         raise WeightsError(
-            f"got {got}", where=path, expected="a Wan VAE", fix="name Wan2.1_VAE.pth or a vae folder"
+            f"got {got}", where=path, expected="a Wan VAE", fix="use Wan2.1_VAE.pth or a vae folder"
         )
     refuse_conflicts(settings, sizes, beside, files[0], {**ARITHMETIC, "decoder_base_dim": sizes["base_dim"]})
     settings = {**sizes, **{name: settings[name] for name in _STATISTICS if name in settings}}
@@ -226,7 +229,7 @@ def load_vae(
 
 
 def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
-    """Weight files, what the JSON beside them says, and its path."""
+    """Return the weight files, the settings in the JSON next to them, and the path of that JSON."""
     if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         regular_file(path, WeightsError)
         own, shared = path.with_suffix(".json"), path.parent / "config.json"
@@ -257,12 +260,12 @@ def _locate(path: Path) -> tuple[list[Path], dict[str, Any], Path]:
 
 
 def _is_of_another_model(settings: Mapping[str, Any]) -> bool:
-    """Whether a config.json names a model that is not a VAE: the transformer's, where one file holds both."""
+    """Return whether a config.json describes another model, e.g. the transformer of an all-in-one file."""
     return settings.get("_class_name", _CLASS) != _CLASS or "model_type" in settings
 
 
 def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
-    """Raises WeightsError for a mean or deviation of the latents that is not a list of usable numbers."""
+    """Check the latent statistics. Raises WeightsError if one is not a list of usable numbers."""
     for name in _STATISTICS:
         if name not in settings:
             continue
@@ -271,11 +274,11 @@ def _check_statistics(settings: Mapping[str, Any], beside: Path) -> None:
         if not numbers or not all(
             abs(value) < 1e6 and (value > 0 or name == "latents_mean") for value in values
         ):
-            positive = ", above 0" if name == "latents_std" else ""
+            positive = " greater than 0" if name == "latents_std" else ""
             raise WeightsError(
                 f"got {'null' if values is None else values!s:.60}",
                 where=f"{beside}:{name}",
-                expected=f"one finite number for each latent channel{positive}",
+                expected=f"one finite number{positive} per latent channel",
             )
         if len(values) != settings.get("z_dim", len(values)):
             raise WeightsError(
@@ -291,7 +294,7 @@ def _build(settings: dict[str, Any], source: Path) -> AutoencoderKLWan:
             return AutoencoderKLWan.from_config(settings)
     except NOT_BUILT as error:
         raise WeightsError(
-            f"no VAE has these sizes: {settings!s:.200} ({type(error).__name__})", where=source
+            f"cannot build a VAE with these sizes: {settings!s:.200} ({type(error).__name__})", where=source
         ) from None
 
 

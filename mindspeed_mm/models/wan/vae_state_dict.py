@@ -1,4 +1,4 @@
-"""Names and sizes of the Wan VAE: the official .pth ⇄ diffusers' AutoencoderKLWan."""
+"""Weight names and sizes of the Wan VAE, in the official .pth and in diffusers' AutoencoderKLWan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESNET = (
     ("shortcut.{p}", "conv_shortcut.{p}"),
 )
 _RESAMPLE = ("resample.1.{p}", "time_conv.{p}")
-# What no shape tells, and every published VAE of Wan2.1 has.
+# settings that do not follow from shapes; all published VAEs of Wan2.1 share them
 ARITHMETIC: Mapping[str, Any] = {
     "attn_scales": [],
     "decoder_base_dim": None,
@@ -31,17 +31,17 @@ _SAME_IN_BOTH = ("norm.gamma", "to_qkv.{p}", "proj.{p}")
 
 
 def vae_key_map(levels: int, res_blocks: int) -> KeyMap:
-    """Official names (ours) ⇄ diffusers' (theirs), of a VAE of `levels` levels, `res_blocks` blocks each."""
+    """Map official names (ours) to diffusers names (theirs), for `levels` of `res_blocks` blocks each."""
     return KeyMap("diffusers", [*_ends(), *_encoder(), *_decoder(levels, res_blocks)])
 
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """AutoencoderKLWan's sizes, read off the shapes of an official file.
+    """Infer the sizes of AutoencoderKLWan from the shapes in an official file.
 
-    Raises WeightsError when it is not such a VAE.
+    The weights themselves determine the number of levels and blocks; a number in an untrusted config cannot
+    make the model larger.
 
-    There are as many levels and blocks as the file holds, so that no foreign number decides how much is
-    built.
+    Raises WeightsError if the weights are not those of a Wan VAE.
     """
     try:
         base, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
@@ -58,7 +58,7 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
                 blocks += 1
     except (KeyError, IndexError) as error:
         raise WeightsError(
-            f"not a Wan VAE: {error} is missing", fix="give the official Wan2.1_VAE.pth or a diffusers folder"
+            f"not a Wan VAE: {error} is missing", fix="use the official Wan2.1_VAE.pth or a diffusers folder"
         ) from None
     return {
         "base_dim": base,
@@ -70,9 +70,9 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def encoder_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """What `vae_config` looks at, of a diffusers file.
+    """Translate the shapes that `vae_config` reads from diffusers names to official names.
 
-    The names that are the same for any number of levels.
+    These names do not depend on the number of levels.
     """
     return {_FLAT.to_ours(name): shape for name, shape in shapes.items() if _FLAT.knows(name)}
 
@@ -102,8 +102,8 @@ def _encoder() -> Iterator[Rename]:
 
 
 def _decoder(levels: int, res_blocks: int) -> Iterator[Rename]:
-    """The official file counts straight through; diffusers groups by resolution."""
-    group = res_blocks + 2  # one block more than the encoder, and the upsampler
+    """Rename the decoder: the official file numbers all blocks; diffusers groups them by resolution."""
+    group = res_blocks + 2  # one more block than in the encoder, and the upsampler
     for level in range(levels):
         for block in range(res_blocks + 1):
             yield from _resnet(

@@ -288,8 +288,8 @@ def test_blocks_compile_into_one_graph(batch):
         ({"vace_context": torch.zeros(1, 32, 3, 6, 10)}, ("[1, 96, 3, 6, 10]",)),
         ({"latents": torch.zeros(1, 16, 3, 5, 10)}, ("[1, 16, 3, 5, 10]", "(1, 2, 2)")),
         ({"latents": torch.zeros(1, 15, 3, 6, 10)}, ("[B, 16, F, h, w]",)),
-        ({"timestep": torch.zeros(2)}, ("1 samples",)),
-        ({"timestep": torch.tensor(3.0)}, ("1 samples",)),
+        ({"timestep": torch.zeros(2)}, ("[2]", "[1]")),
+        ({"timestep": torch.tensor(3.0)}, ("[]", "[1]")),
         ({"prompt_embeds": torch.zeros(1, 17, 32)}, ("[1, up to 16, 32]",)),
         ({"prompt_embeds": torch.zeros(1, 5, 33)}, ("[1, up to 16, 32]",)),
         (

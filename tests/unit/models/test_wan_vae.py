@@ -181,7 +181,7 @@ def test_a_weight_of_another_shape_is_named(official, tmp_path):
     state = torch.load(official, weights_only=True)
     state["decoder.head.2.bias"] = torch.zeros(7)
     torch.save(state, tmp_path / VAE_FILE)
-    with raises(WeightsError, "1 mis-shaped", "decoder.conv_out.bias"):
+    with raises(WeightsError, "1 misshaped", "decoder.conv_out.bias"):
         load_vae(tmp_path / VAE_FILE)
 
 

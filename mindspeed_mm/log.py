@@ -153,7 +153,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             try:
                 return report_errors(*args, **kwargs)
             except Stopped as stopped:
-                if not stopped.said and os.environ.get("RANK", "0") == "0":
+                if not stopped.logged and os.environ.get("RANK", "0") == "0":
                     sys.stderr.write(f"stopped by {stopped}; nothing is left half written\n")
                     sys.stderr.flush()
                 die_at_exit(stopped.number)

@@ -35,18 +35,18 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Stopped(BaseException):
-    """A signal stopped the command. `said`: the reason has been logged.
+    """A signal stopped the command. `logged` means that the reason has been logged.
 
     Not an Exception, so that no error handler catches it.
     """
 
-    def __init__(self, number: int, *, said: bool = False) -> None:
+    def __init__(self, number: int, *, logged: bool = False) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number, self.said = number, said
+        self.number, self.logged = number, logged
 
     @property
     def exit_code(self) -> int:
-        """The code that a shell reports for a process ended by this signal: 130, 143 or 129."""
+        """The exit code that a shell reports for a process ended by this signal: 130, 143 or 129."""
         return 128 + self.number
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mindspeed_mm.data.lettering import Lettering, missing
+from mindspeed_mm.data.fonts import TextRenderer, missing_characters
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
@@ -50,7 +50,7 @@ def draw_sheet(
     pictures of the same moment are aligned.
     """
     title, caption, facts = shortened(title), shortened(caption), [shortened(fact) for fact in facts]
-    lacking = missing(
+    missing = missing_characters(
         " ".join(
             [
                 title,
@@ -60,11 +60,11 @@ def draw_sheet(
             ]
         )
     )
-    if lacking:
+    if missing:
         logger.warning(
-            "no font here has %s; such characters are spelled out. Install one that has (Debian: "
-            "fonts-noto-cjk or fonts-wqy-microhei), or name its file in MINDSPEED_MM_FONT",
-            lacking[:12].encode("utf-8", "replace").decode() + ("…" if len(lacking) > 12 else ""),
+            "no installed font has %s; such characters are written as escapes. Install a font that has them "
+            "(Debian: fonts-noto-cjk or fonts-wqy-microhei), or set MINDSPEED_MM_FONT to a font file",
+            missing[:12].encode("utf-8", "replace").decode() + ("…" if len(missing) > 12 else ""),
         )
     sheet = _Sheet(width, columns, strips)
     height = sheet.layout(None, title, facts, caption)
@@ -93,7 +93,7 @@ class _Sheet:
         self._strips = strips
         self._cell = (width - 2 * MARGIN - SIDE - GAP * (columns - 1)) // columns
         self._columns = columns
-        self._big, self._name, self._text, self._small = (Lettering(size) for size in (30, 19, 17, 14))
+        self._big, self._name, self._text, self._small = (TextRenderer(size) for size in (30, 19, 17, 14))
 
     def layout(self, image: Image.Image | None, title: str, facts: Sequence[str], caption: str) -> int:
         """Lay out the sheet, draw on `image` if there is one, and return the height in pixels."""
@@ -163,7 +163,7 @@ class _Sheet:
     def _write(
         self,
         draw: ImageDraw.ImageDraw | None,
-        hand: Lettering,
+        renderer: TextRenderer,
         x: int,
         y: int,
         text: str,
@@ -172,8 +172,8 @@ class _Sheet:
     ) -> int:
         """Write the text if `draw` is given, and return its lower edge."""
         if draw is not None:
-            hand.write(draw, (x, y), text, width, colour)
-        return y + hand.height(text, width)
+            renderer.draw(draw, (x, y), text, width, colour)
+        return y + renderer.height(text, width)
 
 
 def _thumbnail(picture: Picture, size: tuple[int, int], crisp: bool) -> Image.Image:

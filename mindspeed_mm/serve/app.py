@@ -175,10 +175,11 @@ class Service:
             raise ApiError(
                 400,
                 "too_many_pixels",
-                f"{sampling['num_frames']} frames of {sampling['width']}x{sampling['height']} are {pixels} pixels",
+                f"{sampling['num_frames']} frames of {sampling['width']}x{sampling['height']} have "
+                f"{pixels} pixels",
                 where="size",
                 expected=f"at most {self.settings.max_video_pixels}",
-                fix="ask for fewer frames or a smaller size",
+                fix="request fewer frames or a smaller size",
             )
 
 

@@ -20,7 +20,9 @@ class ServeConfig(Config):
     )
     token_file: str | None = Field(
         default=None,
-        description="file whose first line every client sends as `Authorization: Bearer …` (or set VACE_TOKEN)",
+        description=(
+            "file whose first line every client sends as `Authorization: Bearer …` (or set VACE_TOKEN)"
+        ),
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=(), description="names by which clients may call this server, besides loopback and --host"

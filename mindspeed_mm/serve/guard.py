@@ -135,7 +135,10 @@ async def answer(send: Send, error: ApiError) -> None:
 
 
 def host_name(host: str) -> str:
-    """A Host header in lower case, without its port: `Example.org:80` → `example.org`, `[::1]:80` → `[::1]`."""
+    """Return a Host header in lower case and without its port.
+
+    `Example.org:80` → `example.org`, `[::1]:80` → `[::1]`.
+    """
     name = host.lower()
     if name.startswith("["):
         return name.partition("]")[0] + "]"

@@ -130,9 +130,10 @@ class JobStore:
         return {row[0] for row in self._database().execute("SELECT id FROM jobs")}
 
     def position(self, job: Job) -> int:
-        """The number of jobs that are served before this one; 0 if it is not queued."""
+        """Return the number of jobs that are served before this one, or 0 if it is not queued."""
         found = self._database().execute(
-            "SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress') AND NOT cancelled AND number < ?",
+            "SELECT count(*) FROM jobs "
+            "WHERE status IN ('queued', 'in_progress') AND NOT cancelled AND number < ?",
             (job.number,),
         )
         return int(found.fetchone()[0]) if job.status == "queued" else 0
@@ -248,7 +249,8 @@ class JobStore:
                 counts = job.worker in blamed
                 if counts and job.attempts >= MAX_ATTEMPTS and not job.cancelled:
                     database.execute(
-                        "UPDATE jobs SET status = 'failed', completed_at = ?, worker = NULL, error = ? WHERE id = ?",
+                        "UPDATE jobs SET status = 'failed', completed_at = ?, worker = NULL, error = ? "
+                        "WHERE id = ?",
                         (time.time(), json.dumps(_died(job.attempts)), job.id),
                     )
                     failed.append(job)

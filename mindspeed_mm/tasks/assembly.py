@@ -74,7 +74,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
     adapts = any(not isinstance(config, QuantizeConfig) for config in job.model.transforms)
     is_whole = not adapts or start.base is start.weights
     if not is_whole:
-        logger.info("checkpoints hold the frozen weights, too: no one place has them all")
+        logger.info("checkpoints include the frozen weights, because no single source has all of them")
     checkpoints = build_checkpoints(job, start.base if is_whole else None, accelerator)
     if checkpoints.load(state):  # frozen weights were checked when they were loaded
         trained = {name: local(weight) for name, weight in model.named_parameters() if weight.requires_grad}
@@ -97,7 +97,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
 
 
 def layers_of_stages(job: PretrainJob, weights: WeightsSource | None) -> list[int]:
-    """The number of trunk blocks of each stage.
+    """Return the number of trunk blocks of each stage.
 
     The model JSON decides; without it, the split of the weights; otherwise the split is even.
     """
@@ -124,7 +124,7 @@ def build_checkpoints(job: PretrainJob, rest: WeightsSource | None, accelerator:
 
 
 def step_settings(job: PretrainJob, schedule: Schedule, tasks: Mapping[str, TaskSettings]) -> StepSettings:
-    """The settings of a training step. The number of micro-batches is computed as in Megatron."""
+    """Return the settings of a training step. The number of micro-batches is computed as in Megatron."""
     batch = job.training.batch
     return StepSettings(
         micro_batches=num_micro_batches(batch.micro_batch_size, batch.global_batch_size or 0, job.dp_size),
@@ -137,7 +137,7 @@ def step_settings(job: PretrainJob, schedule: Schedule, tasks: Mapping[str, Task
 
 
 def task_settings(job: PretrainJob, loader: TrainLoader | RawBatches) -> Mapping[str, TaskSettings]:
-    """The settings of the recipe's tasks that have their own shift or loss weight."""
+    """Return the settings of the recipe's tasks that have their own shift or loss weight."""
     recipe = loader.stream.recipe if isinstance(loader, RawBatches) else None
     diffusion = job.model.diffusion
     return {

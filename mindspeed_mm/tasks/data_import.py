@@ -29,15 +29,13 @@ PROG = "vace data import"
 
 
 class ImportConfig(Config):
-    """How a dataset is read and where the lists go."""
+    """How a dataset is read, and where the lists are written."""
 
     data_folder: str | None = Field(
-        default=None, description="folder that the paths of a list start from (default: that of the list)"
+        default=None, description="folder that paths in the list are relative to (default: that of the list)"
     )
     out: str = Field(default="imported", description="folder for data.json and data.txt (default: imported)")
-    skip_bad_samples: int = Field(
-        default=0, ge=0, description="leave out at most this many rows that cannot be used"
-    )
+    skip_bad_samples: int = Field(default=0, ge=0, description="maximum number of unusable rows to skip")
     dry_run: bool = Field(default=False, description="read the dataset and stop")
     print_config: bool = Field(default=False, description="print the settings as JSON and stop")
 
@@ -57,7 +55,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     for target in targets:
         check_file(target, "--out")
     line = line_of(home, targets[0])
-    refuse_again(Path(arguments.source), targets, line)
+    reject_reimport(Path(arguments.source), targets, line)
     lists = lists_of(arguments.source, home)
     check_not_read(targets, lists, "--out")
     manifest = scan_manifest(arguments.source, home)
@@ -69,7 +67,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     if bad:
         message = list_problems(manifest.problems, manifest.rows)
         if bad > config.skip_bad_samples or bad == manifest.rows:
-            hint = "" if bad == manifest.rows else f", or leave them out: --skip-bad-samples {bad}"
+            hint = "" if bad == manifest.rows else f", or skip them with --skip-bad-samples {bad}"
             raise DataError(message, fix=f"correct them{hint}")
         logger.warning(message)
     rows = [guide_row(record, home) for record in manifest.records]
@@ -81,10 +79,10 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     with lock_folder(out, choose="--out"):
         write_json(out / "data.json", rows)
         write_text(out / "data.txt", f"{line}\n")
-    logger.info(f"{len(rows)} rows ({counts}) -> {out / 'data.json'}; name {out / 'data.txt'} as data_path")
+    logger.info(f"{len(rows)} rows ({counts}) -> {out / 'data.json'}; set data_path to {out / 'data.txt'}")
 
 
-def refuse_again(source: Path, targets: Sequence[Path], line: str) -> None:
+def reject_reimport(source: Path, targets: Sequence[Path], line: str) -> None:
     """Raise ConfigError if an earlier import of this folder wrote its lists into the folder itself."""
     listing, pointer = targets
     if not os.path.isdir(source) or not os.path.exists(listing) or not os.path.isfile(pointer):
@@ -94,20 +92,20 @@ def refuse_again(source: Path, targets: Sequence[Path], line: str) -> None:
         return
     if pointer.read_text(encoding="utf-8", errors="replace").strip() == line:
         raise ConfigError(
-            f"{display_path(listing)} is the result of an earlier import, and is read in place of the clips",
+            f"{display_path(listing)} is the result of an earlier import, and is read instead of the clips",
             where=f"{PROG}: --out",
             fix=(
-                f"name {display_path(pointer)} as data_path; to import the clips again, delete "
+                f"set data_path to {display_path(pointer)}; to import the clips again, delete "
                 f"{display_path(listing)} and {display_path(pointer)} first"
             ),
         )
 
 
 def home_of(source: Path, data_folder: str | None) -> Path:
-    """The folder that the paths of the rows are relative to. Raises ConfigError."""
+    """Return the folder that the paths of the rows are relative to. Raises ConfigError."""
     if source.name.endswith(".txt"):
         raise ConfigError(
-            "got a data.txt", where=PROG, expected="one list or folder", fix="name what its lines name"
+            "got a data.txt", where=PROG, expected="one list or folder", fix="pass the list that it names"
         )
     if data_folder is not None:
         if not os.path.isdir(data_folder):
@@ -119,7 +117,7 @@ def home_of(source: Path, data_folder: str | None) -> Path:
 
 
 def guide_row(record: SampleRecord, home: Path) -> dict[str, Any]:
-    """A row of data.json, with paths relative to `home`."""
+    """Convert a record to a row of data.json, with paths relative to `home`."""
 
     def path(file: Path | None) -> str | None:
         return None if file is None else path_from(home, file)
@@ -135,7 +133,7 @@ def guide_row(record: SampleRecord, home: Path) -> dict[str, Any]:
 
 
 def path_from(home: Path, file: Path) -> str:
-    """The path of `file` relative to `home`.
+    """Return the path of `file` relative to `home`.
 
     If `file` is not below `home` by name, links are resolved first, as in data.txt.
     """
@@ -145,7 +143,7 @@ def path_from(home: Path, file: Path) -> str:
 
 
 def line_of(home: Path, listing: Path) -> str:
-    """The line of data.txt. Raises ConfigError for a path that could not be read back from it."""
+    """Return the line for data.txt. Raises ConfigError for a path that could not be read back from it."""
     parts = [str(home.resolve()), str(listing.resolve())]
     for part, where, expected, fix in (
         (parts[0], "SOURCE", "a path without line breaks", "rename the folder"),
@@ -154,7 +152,7 @@ def line_of(home: Path, listing: Path) -> str:
         whole = split_lines(part) == [part] and part.strip() == part
         if not whole or ("," in part and part == parts[1]):
             raise ConfigError(
-                f"got {part!r}, which data.txt cannot hold",
+                f"got {part!r}, which data.txt cannot store",
                 where=f"{PROG}: {where}",
                 expected=expected,
                 fix=fix,

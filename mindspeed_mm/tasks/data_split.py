@@ -42,11 +42,11 @@ _WIDTH = 256  # width in pixels of the frames that are compared
 
 
 class SplitConfig(Config):
-    """Where files are cut, and where the pieces go."""
+    """Where files are cut, and where the clips are written."""
 
-    out: str = Field(default="scenes", description="folder of the pieces (default: scenes)")
+    out: str = Field(default="scenes", description="folder for the clips (default: scenes)")
     threshold: float = Field(
-        default=3.0, gt=0, le=255, description="how far a cut stands out from the frames around it"
+        default=3.0, gt=0, le=255, description="how much a cut must differ from the frames around it"
     )
     min_seconds: float = Field(default=1.0, ge=0, le=86400, description="shorter scenes are left out")
     max_seconds: float | None = Field(
@@ -118,42 +118,42 @@ def make_detector(threshold: float) -> Callable[[int, Frame], list[int]]:
         ) from None
     detector: Any = detectors.AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=1)
 
-    def see(number: int, frame: Frame) -> list[int]:
+    def detect(number: int, frame: Frame) -> list[int]:
         cuts: list[int] = detector.process_frame(number, frame[..., ::-1])
         return cuts
 
-    return see
+    return detect
 
 
 def pieces_of(clip: Clip, config: SplitConfig) -> list[Piece]:
     """Find the scenes of a clip, drop short scenes, and cut long ones into equal parts. Raises DataError."""
     scenes = list(pairwise([0, *find_cuts(clip, config.threshold), clip.num_frames]))
-    least = max(1, round(config.min_seconds * clip.fps))
-    most = None if config.max_seconds is None else max(1, int(config.max_seconds * clip.fps))
-    kept = [scene for scene in scenes if scene[1] - scene[0] >= least]
+    min_frames = max(1, round(config.min_seconds * clip.fps))
+    max_frames = None if config.max_seconds is None else max(1, int(config.max_seconds * clip.fps))
+    kept = [scene for scene in scenes if scene[1] - scene[0] >= min_frames]
     if len(kept) < len(scenes):
         logger.info(
             f"{clip.path}: {len(scenes) - len(kept)} of {len(scenes)} scenes are shorter than --min-seconds "
-            f"{config.min_seconds:g} and left out"
+            f"{config.min_seconds:g} and skipped"
         )
-    return [piece for start, stop in kept for piece in _parts(start, stop, most)]
+    return [piece for start, stop in kept for piece in _parts(start, stop, max_frames)]
 
 
 def find_cuts(clip: Clip, threshold: float) -> list[int]:
     """Find the frames at which a new scene begins, in ascending order and without frame 0."""
-    see, cv2 = make_detector(threshold), opencv()
+    detect, cv2 = make_detector(threshold), opencv()
     height, width = clip.size
     size = (min(width, _WIDTH), max(1, round(height * min(width, _WIDTH) / width)))
     cuts: list[int] = []
     with Progress(f"scenes of {clip.path.name}", clip.num_frames, "frame") as progress:
         for number, frame in enumerate(clip.frames()):
-            cuts += see(number, cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+            cuts += detect(number, cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
             progress.step()
     return sorted({cut for cut in cuts if 0 < cut < clip.num_frames})
 
 
-def _parts(start: int, stop: int, most: int | None) -> Iterator[Piece]:
-    count = 1 if most is None else -(-(stop - start) // most)
+def _parts(start: int, stop: int, max_frames: int | None) -> Iterator[Piece]:
+    count = 1 if max_frames is None else -(-(stop - start) // max_frames)
     ends = [start + (stop - start) * part // count for part in range(count + 1)]
     yield from (Piece(a, b) for a, b in pairwise(ends))
 
@@ -176,12 +176,12 @@ def check_pieces(clip: Clip, count: int, out: Path, sources: Sequence[Clip]) -> 
 
 
 def piece_path(clip: Clip, number: int, out: Path) -> Path:
-    """The path of a piece, such as name-000.mp4."""
+    """Return the path of a piece, such as name-000.mp4."""
     return out / f"{clip.path.stem}-{number:03d}.mp4"
 
 
 def listed_pieces(path: Path) -> set[str]:
-    """The stems of the pieces that an earlier run listed. Truncated lines are ignored. Raises DataError."""
+    """Return the stems of the pieces listed by an earlier run. Ignores truncated lines. Raises DataError."""
     if not path.is_file():
         return set()
     found = set()

@@ -37,7 +37,7 @@ PROG = "vace eval"
 
 
 class EvalFlags(Config):
-    """What is measured, against what, and where it goes."""
+    """What is measured, against what, and where the page is written."""
 
     data: str | None = Field(
         default=None,
@@ -48,14 +48,14 @@ class EvalFlags(Config):
     task: str | None = Field(
         default=None, description="task of videos whose settings name none, for example canny"
     )
-    metrics: tuple[str, ...] = Field(default=(), description="only these (default: all; --list)")
+    metrics: tuple[str, ...] = Field(default=(), description="metrics to compute (default: all; see --list)")
     compare: bool = Field(
-        default=False, description="say what two folders differ by, from their eval.json where it is current"
+        default=False, description="compare two folders, reusing the eval.json files that are current"
     )
     encoder: str | None = Field(
         default=None,
         description=(
-            "folder of a CLIP or DINO model of transformers: compare references and frames by it, too"
+            "folder of a CLIP or DINO model of transformers, which also compares references and frames"
         ),
     )
     annotators: str | None = Field(
@@ -65,14 +65,14 @@ class EvalFlags(Config):
         default=None,
         description="HTML page with the videos side by side (default: eval.html in the first folder)",
     )
-    list: bool = Field(default=False, description="all metrics, one line each")
+    list: bool = Field(default=False, description="list all metrics and stop")
     dry_run: bool = Field(default=False, description="check everything and stop")
     print_config: bool = Field(default=False, description="print the settings as JSON and stop")
 
 
 @one_line_errors
 def main(argv: Sequence[str], prog: str = PROG) -> None:
-    """Score every folder, store the scores beside the videos, print a table and write a page."""
+    """Score every folder, store the scores next to the videos, print a table and write a page."""
     arguments = job_parser(prog).parse_strict(argv)
     flags = parse(EvalFlags, given(arguments, EvalFlags), prog)
     folders = [Path(folder) for folder in arguments.results]
@@ -100,11 +100,11 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     first, second = reports[0].measured, reports[-1].measured
     if flags.compare and first.settings != second.settings:
         logger.warning(
-            f"{names[0]} was scored with {first.settings}, {names[1]} with {second.settings}: "
-            "give the flags again to score both alike"
+            f"{names[0]} was scored with {first.settings}, {names[1]} with {second.settings}; "
+            "pass the flags again to score both with the same settings"
         )
     if flags.compare:
-        _say_difference(names, compare(*reports), as_json=arguments.json)
+        _log_differences(names, compare(*reports), as_json=arguments.json)
     elif arguments.json:
         logger.info(format_json([report.model_dump(mode="json") for report in reports], indent=2))
     else:
@@ -129,7 +129,7 @@ def _check(folders: Sequence[Path], flags: EvalFlags, prog: str) -> list[str]:
     """
     if not folders:
         raise ConfigError(
-            "got no folder", where=prog, expected="RESULTS, the output_path of a generation run"
+            "got no folders", where=prog, expected="RESULTS, the output_path of a generation run"
         )
     if flags.compare and len(folders) != 2:
         raise ConfigError(
@@ -138,7 +138,7 @@ def _check(folders: Sequence[Path], flags: EvalFlags, prog: str) -> list[str]:
     for folder in folders:
         stat_path(folder, DataError)
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise ConfigError("got one folder twice", where=prog, fix="name each folder once")
+        raise ConfigError("got the same folder twice", where=prog, fix="pass each folder once")
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
@@ -156,7 +156,7 @@ def _report(folder: Path, metrics: Sequence[Metric], data: EvalData | None, flag
         known = read_report(path)
         wanted = set(flags.metrics or known.metrics)
         if known.measured.holds(measured) and wanted <= set(known.metrics):
-            logger.info(f"read from {path}, which is of the same files")
+            logger.info(f"scores read from {path}, because the files have not changed")
             kept = {name: info for name, info in known.metrics.items() if name in wanted}
             return known.model_copy(update={"metrics": kept, "folder": str(folder)})
     options = {"annotators": flags.annotators} if flags.annotators else {}
@@ -165,7 +165,7 @@ def _report(folder: Path, metrics: Sequence[Metric], data: EvalData | None, flag
     try:
         write_report(report, path)
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=path, fix="make room") from None
+        raise DataError(f"cannot be written: {error.strerror}", where=path, fix="free disk space") from None
     return report
 
 
@@ -184,11 +184,11 @@ def _write_page(path: Path, names: Sequence[str], reports: Sequence[Report]) -> 
         write_page(path, names, reports)
     except OSError as error:
         raise DataError(
-            f"cannot be written: {error.strerror}", where=path, fix="name another --page"
+            f"cannot be written: {error.strerror}", where=path, fix="choose another --page"
         ) from None
 
 
-def _say_difference(names: Sequence[str], found: Sequence[Difference], *, as_json: bool) -> None:
+def _log_differences(names: Sequence[str], found: Sequence[Difference], *, as_json: bool) -> None:
     if as_json:
         rows = [{**asdict(one), "verdict": one.verdict} for one in found]
         logger.info(format_json({"first": names[0], "second": names[1], "differences": rows}, indent=2))

@@ -60,7 +60,7 @@ def check_clips(job: ExtractJob) -> Manifest | None:
     """Return the rows of the built-in dataset. Rank 0 opens their clips. Raises DataError."""
     manifest = scan(job)
     if manifest is not None and rank() == 0 and not job.extract.no_check_clips:
-        look(job, manifest)
+        probe_clips(job, manifest)
     return manifest
 
 
@@ -90,7 +90,7 @@ def scan(job: ExtractJob) -> Manifest | None:
         read_recipe(config.synthesis)
     source = config.basic_parameters
     manifest = scan_manifest(source.data_path, source.data_folder)
-    _demand(job, manifest, manifest.problems)
+    _enforce_error_budget(job, manifest, manifest.problems)
     if not job.extract.no_check_clips:
         logger.info(
             f"{len(manifest.records)} of {manifest.rows} clips of {source.data_path} are listed correctly"
@@ -98,7 +98,7 @@ def scan(job: ExtractJob) -> Manifest | None:
     return manifest
 
 
-def look(job: ExtractJob, manifest: Manifest) -> None:
+def probe_clips(job: ExtractJob, manifest: Manifest) -> None:
     """Open every clip that is new or has changed.
 
     Raises DataError if more clips are unusable than --skip-bad-samples allows.
@@ -113,10 +113,10 @@ def look(job: ExtractJob, manifest: Manifest) -> None:
     )
     for line in report.summary().split("\n"):
         logger.info(line)
-    _demand(job, manifest, report.problems)
+    _enforce_error_budget(job, manifest, report.problems)
 
 
-def _demand(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) -> None:
+def _enforce_error_budget(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) -> None:
     if not problems:
         return
     bad = len({problem.row for problem in problems})
@@ -136,9 +136,9 @@ def _demand(job: ExtractJob, manifest: Manifest, problems: Sequence[Problem]) ->
 
 def run(job: ExtractJob, manifest: Manifest | None, accelerator: Accelerator) -> None:
     """Load the models, encode this rank's rows, and write the list."""
-    from mindspeed_mm.tasks.extraction import build_dataset, build_extraction, extract, together
+    from mindspeed_mm.tasks.extraction import build_dataset, build_extraction, extract, gloo_group
 
     dataset = build_dataset(job, manifest)
-    with together() as world:
+    with gloo_group() as ranks:
         extraction = build_extraction(job, dataset, accelerator)
-        extract(job, dataset, extraction, world, manifest)
+        extract(job, dataset, extraction, ranks, manifest)

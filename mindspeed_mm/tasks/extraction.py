@@ -51,8 +51,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
-class World:
-    """The number of this rank and of all ranks."""
+class Ranks:
+    """This process's rank and the number of ranks."""
 
     rank: int
     size: int
@@ -67,13 +67,13 @@ class World:
 
 
 @contextmanager
-def together() -> Iterator[World]:
-    """Join torchrun's ranks in a gloo group whose timeout of 14 days no slow rank exceeds, or run alone."""
-    world = World(rank(), world_size())
-    if world.size > 1:
+def gloo_group() -> Iterator[Ranks]:
+    """Join torchrun's ranks in a gloo group with a timeout of 14 days, or run as a single process."""
+    ranks = Ranks(rank(), world_size())
+    if ranks.size > 1:
         join_group("gloo", timedelta(days=14))
     try:
-        yield world
+        yield ranks
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -122,9 +122,9 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
     keys = feature_keys(job, dataset, vae, encoder)
     return Extraction(
         vae=StreamEncoder(
-            WaitingVae(vae, accelerator.device), max_batch=job.extract.encode_batch or DEFAULT_BATCH
+            LazyVae(vae, accelerator.device), max_batch=job.extract.encode_batch or DEFAULT_BATCH
         ),
-        text=PromptCache(WaitingText(encoder, accelerator.device)),
+        text=PromptCache(LazyTextEncoder(encoder, accelerator.device)),
         keys=keys,
         load=dataset.load,
         save_path=Path(job.save_path),
@@ -139,10 +139,10 @@ def build_extraction(job: ExtractJob, dataset: RawDataset, accelerator: Accelera
     )
 
 
-class WaitingVae:
+class LazyVae:
     """A VAE that moves to the device when it encodes its first clip.
 
-    A run whose clips are all encoded already needs only the VAE's fingerprint.
+    If all clips are already encoded, a run needs only the VAE's fingerprint.
     """
 
     def __init__(self, vae: WanVae, device: torch.device) -> None:
@@ -157,7 +157,7 @@ class WaitingVae:
         return self._vae.encode(video)
 
 
-class WaitingText:
+class LazyTextEncoder:
     """A text encoder that moves to the device when it encodes its first caption."""
 
     def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
@@ -172,7 +172,7 @@ class WaitingText:
 
 
 def feature_keys(job: ExtractJob, dataset: RawDataset, vae: WanVae, encoder: TextEncoder) -> FeatureKeys:
-    """Everything that a feature depends on, apart from its files and captions."""
+    """Return everything that a feature depends on, apart from its files and captions."""
     ae, text = job.model.ae, job.model.text_encoder
     return FeatureKeys(
         pixels=dict(dataset.settings),
@@ -185,24 +185,22 @@ def extract(
     job: ExtractJob,
     dataset: RawDataset,
     extraction: Extraction,
-    world: World,
+    ranks: Ranks,
     manifest: Manifest | None = None,
 ) -> None:
     """Encode this rank's rows. At the end, rank 0 writes data.jsonl, the failures and the report."""
-    if world.rank == 0:
+    if ranks.rank == 0:
         folder = extraction.save_path
         sweep([folder, folder / FEATURE_FOLDER, folder / STATE_FOLDER])
         store_null_prompt(extraction)
         write_text(extraction.save_path / "job.json", job.to_json() + "\n")
-        write_failures(
-            extraction.save_path, failures((), manifest)
-        )  # replaces the failures of an earlier run
+        write_failures(extraction.save_path, failures((), manifest))  # replaces those of an earlier run
     left_out = len({problem.row for problem in manifest.problems} if manifest else ())
     allowed = job.extract.skip_bad_samples - left_out
-    share = deal(dataset.records, world)
+    share = shard_rows(dataset.records, ranks)
     outcome = Outcome()
     started = time.perf_counter()
-    with handling_signals(), deferred(), clip_progress(len(share), world) as progress:
+    with handling_signals(), deferred(), clip_progress(len(share), ranks) as progress:
         for row in extraction.run(share, lambda: stop_signal() != 0):
             outcome.add(row)
             progress.step(
@@ -213,11 +211,11 @@ def extract(
                     write_failures(extraction.save_path, failures(outcome.failed, manifest))
                 raise _too_many(outcome.failed, job.extract.skip_bad_samples)
         stopped = stop_signal()
-    if stopped and world.size > 1:
-        _say_stopped(stopped, outcome, len(share))
-        raise Stopped(stopped, said=True)
-    gathered = world.gather(outcome)
-    if world.rank == 0:
+    if stopped and ranks.size > 1:
+        _log_stopped(stopped, outcome, len(share))
+        raise Stopped(stopped, logged=True)
+    gathered = ranks.gather(outcome)
+    if ranks.rank == 0:
         total = Outcome.merged(gathered)
         listed = write_listing(extraction.save_path, total.finished)
         write_failures(extraction.save_path, failures(total.failed, manifest))
@@ -225,33 +223,33 @@ def extract(
         if len(total.failed) > allowed:
             raise _too_many(total.failed, job.extract.skip_bad_samples)
     if stopped:
-        _say_stopped(stopped, outcome, len(share))
-        raise Stopped(stopped, said=True)
+        _log_stopped(stopped, outcome, len(share))
+        raise Stopped(stopped, logged=True)
 
 
-def clip_progress(share: int, world: World) -> Progress:
-    """The progress of rank 0's share of the clips. The shares of the other ranks are about as large."""
-    name = "clips" if world.size == 1 else f"clips (rank 0 of {world.size})"
+def clip_progress(share: int, ranks: Ranks) -> Progress:
+    """Create the progress bar of rank 0's share. The shares of the other ranks are about as large."""
+    name = "clips" if ranks.size == 1 else f"clips (rank 0 of {ranks.size})"
     return Progress(name, share, "clip")
 
 
-def deal(records: Sequence[SampleRecord], world: World) -> list[SampleRecord]:
+def shard_rows(records: Sequence[SampleRecord], ranks: Ranks) -> list[SampleRecord]:
     """Select this rank's rows.
 
-    Duplicates of a row go to the same rank, which encodes the row once. Two ranks would write the same
-    file, each with its own address.
+    Duplicates of a row go to the same rank, which encodes the row once. Otherwise two ranks would write the
+    same file, each with its own address.
     """
-    homes: dict[object, int] = {}
+    groups: dict[object, int] = {}
     for record in records:
-        homes.setdefault(replace(record, address="", row=0), len(homes))
+        groups.setdefault(replace(record, address="", row=0), len(groups))
     return [
-        record for record in records if homes[replace(record, address="", row=0)] % world.size == world.rank
+        record for record in records if groups[replace(record, address="", row=0)] % ranks.size == ranks.rank
     ]
 
 
 @dataclass
 class Outcome:
-    """The rows that have finished and failed so far."""
+    """The rows that have finished or failed so far."""
 
     finished: list[Finished] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
@@ -267,18 +265,18 @@ class Outcome:
     @classmethod
     def merged(cls, parts: Sequence[Outcome]) -> Outcome:
         """Merge the rows of all ranks in manifest order."""
-        finished = sorted((row for part in parts for row in part.finished), key=_place)
-        failed = sorted((row for part in parts for row in part.failed), key=_place)
+        finished = sorted((row for part in parts for row in part.finished), key=_manifest_order)
+        failed = sorted((row for part in parts for row in part.failed), key=_manifest_order)
         return cls(finished, failed)
 
 
-def _place(row: Finished | Failed) -> tuple[int, int]:
+def _manifest_order(row: Finished | Failed) -> tuple[int, int]:
     drawn = row.record.synthesis
     return row.record.row, 0 if drawn is None else drawn.variant
 
 
 def store_null_prompt(extraction: Extraction) -> None:
-    """Write the embedding of the empty caption, unless this text encoder's is already stored."""
+    """Write the embedding of the empty caption, unless one of this text encoder is already stored."""
     path = extraction.save_path / NULL_PROMPT_FILE
     fingerprint = json.dumps(extraction.keys.text, sort_keys=True)
     try:
@@ -312,14 +310,14 @@ def _listed(row: Finished) -> dict[str, Any]:
 
 
 def failures(failed: Sequence[Failed], manifest: Manifest | None) -> list[tuple[int, str]]:
-    """Row and reason of each failure: those found before the start, then those of the run."""
+    """Return row and reason of each failure: first those found before the run, then those of the run."""
     before = [(problem.row, str(problem)) for problem in (manifest.problems if manifest else ())]
     return before + [(row.record.row, row.reason) for row in failed]
 
 
 def _too_many(failed: Sequence[Failed], allowed: int) -> DataError:
     reasons = "; ".join(row.reason for row in failed[:20])
-    return DataError(reasons, fix=f"to skip them: --skip-bad-samples {max(len(failed), allowed + 1)}")
+    return DataError(reasons, fix=f"to skip them, pass --skip-bad-samples {max(len(failed), allowed + 1)}")
 
 
 def _report(total: Outcome, listed: int, left_out: int, seconds: float, extraction: Extraction) -> None:
@@ -327,8 +325,8 @@ def _report(total: Outcome, listed: int, left_out: int, seconds: float, extracti
     spent = extraction.seconds
     logger.info(
         f"extracted {fresh} clips in {seconds:.1f} s ({fresh / max(seconds, 1e-9):.2f} clips/s), "
-        f"{len(total.finished) - fresh} were there already, {len(total.failed)} failed"
-        + (f", {left_out} were left out before" if left_out else "")
+        f"{len(total.finished) - fresh} already existed, {len(total.failed)} failed"
+        + (f", {left_out} unusable rows were skipped" if left_out else "")
         + f"; {listed} rows in {extraction.save_path / LISTING}"
         + (f", the others in {extraction.save_path / FAILURES}" if left_out or total.failed else "")
     )
@@ -341,9 +339,9 @@ def _report(total: Outcome, listed: int, left_out: int, seconds: float, extracti
         logger.info(f"  failed: {row.reason}")
 
 
-def _say_stopped(number: int, outcome: Outcome, share: int) -> None:
+def _log_stopped(number: int, outcome: Outcome, share: int) -> None:
     logger.info(
         f"stopped by {signal.Signals(number).name} after {len(outcome.finished)} of {share} clips; "
-        "start again to resume from here",
+        "run the command again to resume from here",
         extra=on_every_rank(),
     )

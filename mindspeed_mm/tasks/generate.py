@@ -20,7 +20,7 @@ NOT_CHECKED = (
     "the machine of the run."
 )
 
-_LISTED = 4  # missing weights that are named
+_LISTED = 4  # maximum number of missing weights to list
 
 
 @one_line_errors

@@ -40,15 +40,15 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.summary import write_job
 
 LOGGER = get_logger(__name__)
-_TIMEOUT = timedelta(hours=2)  # the other processes wait while the first one decodes
+_TIMEOUT = timedelta(hours=2)  # the other processes wait while the main process decodes
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(job: GenerateJob, accelerator: Accelerator) -> None:
-    """Make all videos of a job.
+    """Generate all videos of a job.
 
-    Under torchrun, all processes share each video; with `data_parallel`, each process makes videos of its
-    own.
+    Under torchrun, all processes work on each video. With `data_parallel`, each process generates its own
+    share of the videos.
     """
     if job.run.from_latents is not None:
         if rank() == 0:
@@ -102,13 +102,13 @@ def warn_ignored_options(run: RunConfig, processes: int) -> None:
     ignored = [*run.sharing, *(["data_parallel"] if run.data_parallel else [])]
     if run.from_latents is not None:
         if ignored:
-            LOGGER.warning("%s: left out, for one process decodes from_latents", ", ".join(ignored))
+            LOGGER.warning("%s: ignored, because one process decodes from_latents", ", ".join(ignored))
     elif processes > 1:
         if run.shard_weights and run.offload != "none":
-            LOGGER.info("offload %s is left out: shard_weights decides where the weights are", run.offload)
+            LOGGER.info("offload %s is ignored: shard_weights decides where the weights are", run.offload)
     elif ignored:
         LOGGER.warning(
-            "%s: for several processes, and this is one; start them with generate.sh", ", ".join(ignored)
+            "%s: ignored in a single process; use generate.sh to start several", ", ".join(ignored)
         )
 
 
@@ -119,23 +119,26 @@ def work(
     config: VaceConfig,
     parallel: SingleProcess,
 ) -> None:
-    """Check all inputs, embed every prompt, then make `videos`: all of the job's videos, or some."""
+    """Check all inputs, embed every prompt, then generate `videos`, which are all of the job's or some."""
     parallel.check(lambda: check_inputs(job, videos))
     if not videos:
         LOGGER.info(
-            "process %d has no video to make: there are %d", rank(), len(job.videos), extra=on_every_rank()
+            "rank %d is idle: %d videos for %d ranks",
+            rank(),
+            len(job.videos),
+            world_size(),
+            extra=on_every_rank(),
         )
         return
     models = open_models(job, accelerator, config.trunk.text_len, parallel)
     share_prompts(models, videos, parallel)
     folder = Path(job.run.output_path)
-    if rank() == 0 and all(
-        video.name != "job" for video in job.videos
-    ):  # a video named "job" writes its settings to job.json
+    # A video named "job" writes its own settings to job.json.
+    if rank() == 0 and all(video.name != "job" for video in job.videos):
         write_job(folder, job.to_json())
     files = VideoFiles(models, folder, run_settings(job))
     for video in videos:
-        if parallel.is_main:  # the main process among those that make this video
+        if parallel.is_main:  # the main process of those that generate this video
             place = f"[{job.videos.index(video) + 1}/{len(job.videos)}]"
             LOGGER.info("%s %s: %s", place, video.name, _short(video.prompt), extra=on_every_rank())
         generate(
@@ -223,7 +226,7 @@ def check_weights(job: GenerateJob) -> VaceConfig:
 
 
 def run_settings(job: GenerateJob) -> dict[str, Any]:
-    """The settings of the run that each NAME.json records."""
+    """Return the settings of the run that each NAME.json records."""
     return {
         "model": job.model.model_dump(mode="json"),
         "run": job.run.model_dump(mode="json"),
@@ -253,7 +256,7 @@ def decode_latents(job: GenerateJob, accelerator: Accelerator) -> None:
         }
 
     if stored.sampling.paste_back is not None:
-        LOGGER.warning("%s: paste_back is left out, for the source is not in the file", stored.name)
+        LOGGER.warning("%s: paste_back is ignored, because the latents file lacks the source", stored.name)
     chunks = decode(models, latents, num_refs)
     write_decoded(stored.name, chunks, stored.sampling, folder, path, described)
 

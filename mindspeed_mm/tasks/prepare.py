@@ -33,30 +33,30 @@ PROG = "vace prepare"
 
 
 class PrepareConfig(Config):
-    """What to prepare, from what, and where it goes."""
+    """What to prepare, from what, and where to write it."""
 
     task: str | None = Field(default=None, description="name of the task; --list shows all")
-    video: tuple[str, ...] = Field(default=(), description="source clips; several: also A,B")
-    image: tuple[str, ...] = Field(default=(), description="source images; several: also A,B")
+    video: tuple[str, ...] = Field(default=(), description="source clips; may be separated by commas")
+    image: tuple[str, ...] = Field(default=(), description="source images; may be separated by commas")
     data: str | None = Field(
         default=None, description="dataset of plain clips: data.json, .jsonl, .csv or data.txt"
     )
     recipe: str | None = Field(
         default=None,
-        description="YAML with tasks, weights and a seed; without it, --task is made of each clip",
+        description="YAML with tasks, weights and a seed; without it, --task is applied to every clip",
     )
     out: str = Field(default="prepared", description="folder of the results")
     num_workers: int | None = Field(
         default=None,
         ge=0,
         le=1024,
-        description="processes that make a dataset's samples; null = one for each core",
+        description="number of worker processes for a dataset; null = one per core",
     )
     sample_timeout: float = Field(
-        default=3600.0, gt=0, le=1e6, description="seconds after which one sample is given up"
+        default=3600.0, gt=0, le=1e6, description="timeout of one sample in seconds"
     )
     options: str | None = Field(default=None, description="JSON or YAML with the task's options")
-    list: bool = Field(default=False, description="all tasks, what they need, one line each")
+    list: bool = Field(default=False, description="list all tasks with their inputs and options, and stop")
     dry_run: bool = Field(default=False, description="check sources and options, and stop")
     print_config: bool = Field(default=False, description="print the settings as JSON and stop")
 
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         _prepare_dataset(config, {**values, **flags}, prog)
         return
     if config.recipe is not None:
-        raise ConfigError("needs a dataset", where=f"{prog}: --recipe", fix="name it with --data")
+        raise ConfigError("needs a dataset", where=f"{prog}: --recipe", fix="set it with --data")
     if config.task is None:
-        raise ConfigError("missing", where=f"{prog}: --task", fix=f"name a task; {prog} --list shows all")
+        raise ConfigError("missing", where=f"{prog}: --task", fix=f"choose a task; {prog} --list shows all")
     entry = TASKS.get(config.task)
     options = entry.parse({**values, **flags}, f"{prog} --task {entry.name}")
     videos, images = _split(config.video), _split(config.image)
@@ -128,7 +128,7 @@ def _prepare_dataset(config: PrepareConfig, options: Mapping[str, Any], prog: st
 
     for flag, values in (("--video", config.video), ("--image", config.image)):
         if values:
-            raise ConfigError("goes with one clip", where=f"{prog}: {flag}", fix="leave it out, or --data")
+            raise ConfigError("cannot be used with --data", where=f"{prog}: {flag}", fix="remove one of them")
     recipe = _recipe(config, options, prog)
     check_folder(config.out, "--out")
     check_unlocked(Path(config.out), choose="--out")
@@ -150,7 +150,7 @@ def _recipe(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> Rec
     if config.recipe is None:
         if config.task is None:
             raise ConfigError(
-                "missing", where=f"{prog}: --recipe", fix="name a recipe, or one task with --task"
+                "missing", where=f"{prog}: --recipe", fix="pass a recipe, or one task with --task"
             )
         seed = options.get("seed", 0)
         entry = {"options": {key: value for key, value in options.items() if key != "seed"}}
@@ -161,7 +161,9 @@ def _recipe(config: PrepareConfig, options: Mapping[str, Any], prog: str) -> Rec
     given_too = ["task"] * (config.task is not None) + sorted(options)
     if given_too:
         raise ConfigError(
-            "goes with one task", where=f"{prog}: {flag_name(given_too[0])}", fix="write it into the recipe"
+            "cannot be used with --recipe",
+            where=f"{prog}: {flag_name(given_too[0])}",
+            fix="write it into the recipe",
         )
     return read_recipe(config.recipe)
 
@@ -171,7 +173,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
     parser = FlagParser(prog, "Make src_video, src_mask and references of a VACE task from clips and images.")
     add_flags(parser, PrepareConfig, "job")
     parser.add_argument("--pre-save-dir", dest="out", default=argparse.SUPPRESS, help="the same as --out")
-    group = parser.add_argument_group("options of tasks; which one has which: --list")
+    group = parser.add_argument_group("options of tasks; --list shows the options of each task")
     helps: dict[str, str] = {}
     for entry in all_tasks():
         for name, field in entry.options.model_fields.items():
@@ -182,7 +184,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def option_names() -> set[str]:
-    """The options of all tasks."""
+    """Return the names of the options of all tasks."""
     return {name for entry in all_tasks() for name in entry.options.model_fields}
 
 

@@ -91,7 +91,7 @@ class Plan:
 def plan_samples(data: str | Path, recipe: Recipe) -> Plan:
     """Read the dataset and draw a task for each of its samples.
 
-    Raises DataError when the list cannot be read.
+    Raises DataError if the list cannot be read.
     """
     manifest = scan_manifest(data)
     plan = Plan([], notes=list(manifest.notes))
@@ -108,9 +108,9 @@ def plan_samples(data: str | Path, recipe: Recipe) -> Plan:
         left_out += not found
         plan.samples += [Sample(record, variant, drawn) for variant, drawn in enumerate(found)]
     if left_out:
-        plan.notes.append(f"{left_out} clips match no `clips` of the recipe and are left out")
+        plan.notes.append(f"{left_out} clips match no `clips` of the recipe and are skipped")
     if replaced:
-        plan.notes.append(f"src_video of {replaced} rows is replaced by that of their task")
+        plan.notes.append(f"src_video of {replaced} rows is replaced with that of their task")
     return plan
 
 
@@ -126,7 +126,7 @@ def prepare_dataset(plan: Plan, out: Path, *, num_workers: int, timeout: float) 
         rows.mkdir(parents=True, exist_ok=True)
         sweep([rows, out, out / SHEETS])
         try:
-            for sample, made in _made(plan.samples, rows, num_workers, timeout):
+            for sample, made in _make_samples(plan.samples, rows, num_workers, timeout):
                 if isinstance(made, MindSpeedMMError):
                     failures.append(failure(sample.record, sample.variant, sample.draw.name, made))
                 else:
@@ -158,7 +158,7 @@ def prepare_dataset(plan: Plan, out: Path, *, num_workers: int, timeout: float) 
 
 
 def row_of(sample: Sample, made: dict[str, Any]) -> dict[str, Any]:
-    """The row of data.json for a sample."""
+    """Return the row of data.json for a sample."""
     folder = f"{ROWS}/{sample.name}"
     captions = sample.record.captions
     row: dict[str, Any] = {
@@ -174,7 +174,7 @@ def row_of(sample: Sample, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def failure(record: SampleRecord, variant: int, name: str, error: MindSpeedMMError) -> dict[str, Any]:
-    """One line of failed.jsonl."""
+    """Return the line of failed.jsonl for a failure."""
     return {
         "row": record.row,
         "variant": variant,
@@ -206,7 +206,7 @@ def _write_failures(path: Path, failures: Sequence[dict[str, Any]]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _made(
+def _make_samples(
     samples: Sequence[Sample], rows: Path, num_workers: int, timeout: float
 ) -> Iterator[tuple[Sample, dict[str, Any] | MindSpeedMMError]]:
     """Yield each sample with its record or its error.
@@ -223,16 +223,16 @@ def _made(
             else:
                 progress.step(worked=False)
                 yield sample, done
-        workers = min(num_workers, len(missing))
-        with ReadAhead(partial(make_sample, rows=rows), num_workers=workers, timeout=timeout) as crew:
-            for sample, made in crew.map(missing):
+        count = min(num_workers, len(missing))
+        with ReadAhead(partial(make_sample, rows=rows), num_workers=count, timeout=timeout) as workers:
+            for sample, made in workers.map(missing):
                 failed += isinstance(made, MindSpeedMMError)
                 progress.step(note=f"failed {failed}" if failed else "")
                 yield sample, made
 
 
 def _finished(sample: Sample, rows: Path) -> dict[str, Any] | None:
-    """The record of an earlier run with the same files, task and options, if there is one."""
+    """Return the record of an earlier run with the same files, task and options, or None."""
     try:
         return read_finished(rows / sample.name, sample.key())
     except OSError:  # a source cannot be read; make_sample reports it
@@ -264,9 +264,8 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
         made = write_files(prepared, draft, settings)
         made["networks"] = dict(prepared.networks)
         encoded = [made[slot] for slot in ("src_video", "src_mask") if made.get(slot)]
-        made["files"] = sums_of(
-            draft, [*encoded, *made["src_ref_images"]]
-        )  # the sources of links are part of `key`
+        # Links need no checksum, because `key` depends on their sources.
+        made["files"] = sums_of(draft, [*encoded, *made["src_ref_images"]])
         made["video"] = _linked(record.video, draft / f"video{record.video.suffix}")
         if not made["src_ref_images"]:
             made["src_ref_images"] = [
@@ -284,7 +283,7 @@ def make_sample(sample: Sample, rows: Path) -> dict[str, Any]:
 
 
 def _with_mask(sample: Sample) -> Any:
-    """The options, with the row's mask added if the mode needs a mask and the recipe names none."""
+    """Return the options, with the row's mask added if the mode needs a mask and the recipe has none."""
     options, mask = sample.draw.options, sample.record.src_mask
     takes = str(getattr(options, "mode", "")).startswith("mask") and getattr(options, "mask", "") is None
     return options.model_copy(update={"mask": str(mask)}) if takes and mask is not None else options

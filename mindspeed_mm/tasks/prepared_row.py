@@ -56,7 +56,7 @@ class PreparedRow(Config):
 
 
 def sums_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """The size and CRC-32 of each named file in `folder`. Raises OSError."""
+    """Return the size and CRC-32 of each named file in `folder`. Raises OSError."""
     return {
         name: {"size": os.stat(folder / name).st_size, "crc32": file_crc32(folder / name)} for name in names
     }

@@ -32,15 +32,15 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     if job.files.print_config:
         logger.info(job.to_json())
         return
-    is_here = not job.files.dry_run or job.files.check_inputs
-    if is_here:
+    checks_inputs = not job.files.dry_run or job.files.check_inputs
+    if checks_inputs:
         job.check_inputs()
     job.check_outputs()
-    announce(job)
+    log_job(job)
     if job.files.dry_run:
         if line := estimate(job):
             log_table([("estimate", line)])
-        if not is_here:
+        if not checks_inputs:
             logger.info(NOT_CHECKED)
         return
     with hold_folder(job):
@@ -75,7 +75,7 @@ def join_and_run(job: PretrainJob) -> None:
             job.fsdp2.param_dtype == "bf16",
             (
                 "set predictor.dtype of the model JSON and param_dtype of fsdp2_config.yaml to fp32, and "
-                "leave --bf16 out"
+                "omit --bf16"
             ),
         )
     requested = job.parallel.distributed_backend
@@ -84,7 +84,7 @@ def join_and_run(job: PretrainJob) -> None:
         run(job, accelerator)
 
 
-def announce(job: PretrainJob) -> None:
+def log_job(job: PretrainJob) -> None:
     """Log the job's notes and its table."""
     for note in job.notes:
         logger.info(note)
@@ -103,4 +103,4 @@ def run(job: PretrainJob, accelerator: Accelerator) -> None:
     try:
         trainer.run()
     finally:
-        trainer.data.batches.close()  # ends the processes that read ahead
+        trainer.data.batches.close()  # ends the prefetching processes

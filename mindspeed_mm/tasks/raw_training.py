@@ -29,7 +29,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.log import get_logger, rank, world_size
 from mindspeed_mm.models.umt5.encoder import load_text_encoder
 from mindspeed_mm.models.wan.vae import load_vae
-from mindspeed_mm.tasks.extraction import DTYPES, WaitingText, WaitingVae
+from mindspeed_mm.tasks.extraction import DTYPES, LazyTextEncoder, LazyVae
 from mindspeed_mm.tasks.jobs.model_json import RawModelConfig
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.training.raw_clips import RawBatches, Stream
@@ -68,14 +68,14 @@ def build_raw_batches(
     width = getattr(job.predictor, "text_dim", encoder.text_dim)
     if width != encoder.text_dim:
         raise ConfigError(
-            f"the text encoder gives {encoder.text_dim} numbers a token",
+            f"the text encoder has embeddings of size {encoder.text_dim}",
             where=f"{job.files.mm_model}:predictor.text_dim",
             expected=str(width),
-            fix="name the text encoder that the model was trained with",
+            fix="use the text encoder that the model was trained with",
         )
     if rank() == 0:
         encoder.tokenizer.report_long((record.address, cap) for record in records for cap in record.captions)
-    prompts = PromptCache(WaitingText(encoder, accelerator.device))
+    prompts = PromptCache(LazyTextEncoder(encoder, accelerator.device))
     collate = Collate(
         seed=batch.seed,
         caption_dropout=job.model.caption_dropout,
@@ -85,7 +85,7 @@ def build_raw_batches(
     return RawBatches(
         stream,
         partial(load_synthesized, config=clips.preprocess_parameters),
-        StreamEncoder(WaitingVae(vae, accelerator.device), max_batch=DEFAULT_BATCH),
+        StreamEncoder(LazyVae(vae, accelerator.device), max_batch=DEFAULT_BATCH),
         prompts,
         collate,
         dp_rank=mesh.dp_rank,
@@ -103,7 +103,7 @@ def usable_clips(job: PretrainJob, clips: VaceDatasetConfig) -> tuple[list[Sampl
     manifest = scan_manifest(source.data_path, source.data_folder)
     found: list[list[Grid]] = [[]]
 
-    def look() -> None:
+    def check_clips() -> None:
         if rank() == 0:
             save = job.training.checkpoint.save
             report = check_manifest(
@@ -117,7 +117,7 @@ def usable_clips(job: PretrainJob, clips: VaceDatasetConfig) -> tuple[list[Sampl
             report.demand(or_else="remove them from the list")
             found[0] = [(fact.frames, *fact.size) for fact in report.facts]
 
-    raise_on_all_ranks(look)
+    raise_on_all_ranks(check_clips)
     if dist.is_initialized() and world_size() > 1:
         dist.broadcast_object_list(found, src=0)
     return list(manifest.records), found[0]

@@ -30,12 +30,12 @@ def write_job(folder: Path, text: str) -> None:
         write_text(folder / JOB_FILE, text + "\n")
     except OSError as error:
         raise DataError(
-            f"cannot be written: {error.strerror}", where=folder / JOB_FILE, fix="free space"
+            f"cannot be written: {error.strerror}", where=folder / JOB_FILE, fix="free disk space"
         ) from None
 
 
 def training_table(job: PretrainJob) -> Rows:
-    """The rows of a training run: model, weights, data, batch, rate, parallelism, memory, outputs."""
+    """Return the rows of a training run: model, weights, data, batch, parallelism, memory, outputs."""
     training, batch, optimizer = job.training, job.training.batch, job.training.optimizer
     checkpoint, fsdp = training.checkpoint, job.fsdp2
     size, iters = batch.global_batch_size or 0, batch.train_iters or 0
@@ -92,19 +92,23 @@ def training_table(job: PretrainJob) -> Rows:
 
 
 def extraction_table(job: ExtractJob) -> Rows:
-    """The rows of a feature extraction: models, data, preprocessing, processes and outputs."""
+    """Return the rows of a feature extraction: models, data, preprocessing, processes and outputs."""
     ae, text, extract = job.model.ae, job.model.text_encoder, job.extract
     source: Any = getattr(job.data.dataset_param, "basic_parameters", None)
-    cut: Any = getattr(job.data.dataset_param, "preprocess_parameters", None)
+    preprocess: Any = getattr(job.data.dataset_param, "preprocess_parameters", None)
     rows = [
         ("VAE", f"{ae.from_pretrained}, {ae.dtype}" + (", in tiles" if ae.enable_tiling else "")),
         ("text", f"{text.from_pretrained}, {text.dtype}, {job.text_len} tokens"),
         ("tokenizer", job.tokenizer_path or "beside the text encoder"),
         ("data", f"{getattr(source, 'data_path', job.files.mm_data)}"),
     ]
-    if cut is not None and hasattr(cut, "max_hxw"):
+    if preprocess is not None and hasattr(preprocess, "max_hxw"):
         rows.append(
-            ("clips up to", f"{cut.num_frames} frames at {cut.train_fps:g} fps, {cut.max_hxw} pixels")
+            (
+                "clips up to",
+                f"{preprocess.num_frames} frames at {preprocess.train_fps:g} fps, "
+                f"{preprocess.max_hxw} pixels",
+            )
         )
     ranks = _count(world_size(), "rank", "ranks")
     rows.append(("processes", f"{ranks}, {_count(extract.num_workers, 'reader', 'readers')} each"))
@@ -112,26 +116,30 @@ def extraction_table(job: ExtractJob) -> Rows:
 
 
 def generation_table(job: GenerateJob) -> Rows:
-    """The rows of a generation run: weights, videos, sampling, processes, memory and output."""
+    """Return the rows of a generation run: weights, videos, sampling, processes, memory and output."""
     run, model = job.run, job.model
     experts = ["; ".join(_parts(shards)) for shards in model.experts]
     rows = [("transformer" if len(experts) == 1 else "expert", text) for text in experts]
     rows += [("VAE", f"{model.vae}, {run.vae_dtype}"), ("text encoder", model.text_encoder)]
     names = [video.name for video in job.videos]
     rows.append(("videos", f"{len(names)}: {', '.join(names[:6])}{', …' if names[6:] else ''}"))
-    said = [video.sampling for video in job.videos]
+    settings = [video.sampling for video in job.videos]
     rows.append(
-        ("size", _distinct(f"{s.width}x{s.height}, {s.num_frames} frames at {s.fps:g} fps" for s in said))
+        (
+            "size",
+            _distinct(f"{s.width}x{s.height}, {s.num_frames} frames at {s.fps:g} fps" for s in settings),
+        )
     )
     rows.append(
         (
             "sampling",
             _distinct(
-                f"{s.solver}, {s.steps} steps, shift {s.shift:g}, guidance {s.guidance_scale:g}" for s in said
+                f"{s.solver}, {s.steps} steps, shift {s.shift:g}, guidance {s.guidance_scale:g}"
+                for s in settings
             ),
         )
     )
-    rows.append(("seed", _distinct(str(s.seed) for s in said)))
+    rows.append(("seed", _distinct(str(s.seed) for s in settings)))
     shared = "each makes videos of its own" if run.data_parallel else "they share each video"
     rows.append(("processes", "1" if world_size() == 1 else f"{world_size()}, {shared}"))
     held = f"{run.dtype}, blocks in {run.quantize}" if run.quantize else run.dtype

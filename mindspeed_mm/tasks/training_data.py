@@ -58,8 +58,8 @@ def check_features(dataset: Any, job: PretrainJob) -> None:
     Raises the first DataError of any rank on all ranks. A dataset from another package is checked if it
     has the methods `check` and `check_null_prompt` of FeatureDataset.
     """
-    look = getattr(dataset, "check", None)
-    if look is None:
+    check = getattr(dataset, "check", None)
+    if check is None:
         return
     text_dim, text_len = getattr(job.predictor, "text_dim", None), getattr(job.predictor, "text_len", None)
     if job.model.caption_dropout and text_dim is not None and hasattr(dataset, "check_null_prompt"):
@@ -67,7 +67,7 @@ def check_features(dataset: Any, job: PretrainJob) -> None:
 
     def failure(index: int) -> DataError | None:
         try:
-            look(index, text_dim=text_dim, text_len=text_len)
+            check(index, text_dim=text_dim, text_len=text_len)
         except DataError as error:
             return error
         return None

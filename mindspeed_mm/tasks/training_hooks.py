@@ -121,13 +121,13 @@ def names_of_tasks(job: PretrainJob, held_out: Sequence[str]) -> dict[str, str]:
 
 
 def interval_of(losses: Sequence[float]) -> tuple[float, float] | None:
-    """The confidence interval of a mean over held-out records; None if there are too few records."""
+    """Return the confidence interval of a mean over held-out records, or None if there are too few."""
     found = mean_of(losses, rounds=2000)
     return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def best_so_far(job: PretrainJob, iteration: int) -> Best | None:
-    """The best checkpoint in --save, if this run resumes from it or from a later checkpoint."""
+    """Return the best checkpoint in --save if this run resumes from it or a later one, else None."""
     checkpoint = job.training.checkpoint
     if not (checkpoint.save_best and checkpoint.save):
         return None

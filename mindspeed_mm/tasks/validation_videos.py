@@ -63,15 +63,15 @@ class ValidationVideos:
         self.job = job.model_copy(update={"run": run, "model": weights})
         if len(self.job.model.experts) != 1:
             raise ConfigError(
-                "one of two experts makes no video alone",
+                "one of two experts cannot generate a video alone",
                 where=f"{inference}:model.transformer",
-                fix="leave validation.prompts out",
+                fix="remove validation.prompts",
             )
         if isinstance(model, Pipeline) and any(video.loras for video in self.job.videos):
             raise ConfigError(
                 "LoRAs cannot be added to a model in pipeline stages",
                 where=f"{inference}:loras",
-                fix="leave loras out, or train without pipeline stages",
+                fix="remove loras, or train without pipeline stages",
             )
         self.score = score
         self.model = cast(VaceTransformer, model)  # or a Pipeline, called in the same way

@@ -94,7 +94,7 @@ class Trainer:
         with handling_signals(), deferred():
             self._run(watch)
         if watch.stopped_by:
-            raise Stopped(watch.stopped_by, said=True)
+            raise Stopped(watch.stopped_by, logged=True)
 
     def _run(self, watch: ExitWatch) -> None:
         state, saved, reason = self.state, self.state.iteration, None

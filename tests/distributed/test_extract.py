@@ -89,7 +89,7 @@ def test_killed_extraction_resumes_to_the_same_bytes(root, flags, alone):
     survivors = {path.name: path.stat().st_mtime_ns for path in out.glob("features/*.safetensors")}
     assert survivors
     said = run(2, flags, out)
-    assert f"{len(survivors)} were there already" in said
+    assert f"{len(survivors)} already existed" in said
     assert {name: (out / "features" / name).stat().st_mtime_ns for name in survivors} == survivors
     finished = {name: data for name, data in contents(out).items() if not Path(name).name.startswith(".")}
     assert finished == alone

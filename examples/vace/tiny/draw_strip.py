@@ -14,7 +14,7 @@ from draw_kinds import KINDS, write_request, write_sources
 from PIL import Image, ImageDraw
 
 from mindspeed_mm.accelerator import Accelerator
-from mindspeed_mm.data.lettering import Lettering
+from mindspeed_mm.data.fonts import TextRenderer
 from mindspeed_mm.data.sheet import spread
 from mindspeed_mm.generation.pipeline import VacePipeline
 from mindspeed_mm.generation.result import GenerationResult
@@ -48,10 +48,10 @@ def draw_strip(results: dict[str, GenerationResult]) -> Image.Image:
     panel = SHOWN * CELL + (SHOWN - 1) * GAP
     width = 2 * MARGIN + len(results) * panel + (len(results) - 1) * MARGIN
     image = Image.new("RGB", (width, 2 * MARGIN + HEAD + 2 * CELL + GAP + FOOT), PAPER)
-    draw, title, small = ImageDraw.Draw(image), Lettering(20), Lettering(14)
+    draw, title, small = ImageDraw.Draw(image), TextRenderer(20), TextRenderer(14)
     for number, (name, result) in enumerate(results.items()):
         left, top = MARGIN + number * (panel + MARGIN), MARGIN
-        title.write(draw, (left, top), PANELS[name], panel, INK)
+        title.draw(draw, (left, top), PANELS[name], panel, INK)
         indices = spread(len(result.frames), SHOWN)
         for row, frames in enumerate((given_frames(result, indices), list(result.frames[indices]))):
             y = top + HEAD + row * (CELL + GAP)
@@ -59,7 +59,7 @@ def draw_strip(results: dict[str, GenerationResult]) -> Image.Image:
                 cell = Image.fromarray(frame).resize((CELL, CELL), Image.Resampling.BICUBIC)
                 image.paste(cell, (left + column * (CELL + GAP), y))
         prompt = KINDS[name].prompt
-        small.write(draw, (left, top + HEAD + 2 * CELL + GAP + 8), prompt, panel + MARGIN, FAINT)
+        small.draw(draw, (left, top + HEAD + 2 * CELL + GAP + 8), prompt, panel + MARGIN, FAINT)
     return image
 
 

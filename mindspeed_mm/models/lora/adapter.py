@@ -70,7 +70,7 @@ class Adapter:
         return found
 
     def fingerprint(self) -> str:
-        """Hash of names, shapes, dtypes, scales and the first 64 KiB of each tensor; independent of the path."""
+        """Hash of names, shapes, dtypes, scales and the first 64 KiB of each tensor, but not of the path."""
         digest = hashlib.sha256()
         for name in self.names:
             pair = self.pairs.get(name)

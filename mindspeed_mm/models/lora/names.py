@@ -27,8 +27,8 @@ _SUFFIX_OF: Mapping[Kind, str] = {
 }
 _SUFFIXES = tuple((re.compile(f"(?:{pattern})$"), kind) for kind, pattern in _SUFFIX_OF.items())
 _PREFIXES = (
-    "base_model.model.", "model.", "diffusion_model.", "transformer.", "transformer_2.", "unet.", "module.", "predictor.",
-    "pipe.", "dit.", "dit2.", "vace.", "vace2.",
+    "base_model.model.", "model.", "diffusion_model.", "transformer.", "transformer_2.", "unet.", "module.",
+    "predictor.", "pipe.", "dit.", "dit2.", "vace.", "vace2.",
     "lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_",
 )  # fmt: skip
 _OF_THE_SECOND = ("transformer_2.", "dit2.", "vace2.")  # A14B's low-noise expert
@@ -57,7 +57,10 @@ _FAMILIES = (
     (r"(face_adapter|motion_encoder|face_encoder)", "a LoRA of Wan2.2-Animate"),
     (r"(img_emb|k_img|v_img|add_k_proj|add_v_proj)", "a LoRA of Wan's image-to-video model (I2V)"),
     (r"^(lora_te\d?_|text_encoder|te\.|cond_stage_model)", "a LoRA of a text encoder"),
-    (r"(^|\.)layers[._]\d+[._](attention|self_attn|mlp|feed_forward)", "a LoRA of a language model or Lumina"),
+    (
+        r"(^|\.)layers[._]\d+[._](attention|self_attn|mlp|feed_forward)",
+        "a LoRA of a language model or Lumina",
+    ),
 )  # fmt: skip
 _FLUX = re.compile(r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.\d)|single_blocks\.\d+\.linear[12]")
 

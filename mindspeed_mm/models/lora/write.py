@@ -1,4 +1,7 @@
-"""Write a LoRA with the keys of peft, ComfyUI or diffusers. Alpha is always written, and nothing is dropped."""
+"""Write a LoRA with the keys of peft, ComfyUI or diffusers.
+
+Alpha is always written, and nothing is dropped.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def comfyui_tensors(adapter: Adapter) -> Tensors:
 
 
 def peft_config(adapter: Adapter, base: str | None = None) -> dict[str, Any]:
-    """The contents of adapter_config.json; patterns list each layer whose rank or alpha is not the default."""
+    """The contents of adapter_config.json. Patterns list layers whose rank or alpha is not the default."""
     ranks = {_module(name): pair.rank for name, pair in adapter.pairs.items()}
     alphas = {_module(name): _plain(pair.alpha) for name, pair in adapter.pairs.items()}
     rank, alpha = _usual(ranks), _usual(alphas)
@@ -105,7 +108,10 @@ def fold_scales(adapter: Adapter) -> Adapter:
 
 
 def subtract_base(adapter: Adapter, base: Mapping[str, TensorFile]) -> Adapter:
-    """The same LoRA with fp32 differences instead of whole weights. Raises WeightsError if `base` lacks one."""
+    """The same LoRA with fp32 differences instead of whole weights.
+
+    Raises WeightsError if `base` lacks a weight.
+    """
     if missing := [name for name in adapter.whole if name not in base]:
         raise WeightsError(f"its base has no {listed(missing)}", where=adapter.path)
     diffs = {

@@ -196,7 +196,7 @@ def test_a_second_import_beside_the_clips_says_what_to_do(
     import_data(["import", *argv])
     (tmp_path / "data.json").write_text((tmp_path / "data.json").read_text().replace("a clip", "edited"))
     line = refused(argv, capsys)
-    assert f"name {tmp_path / 'data.txt'} as data_path" in line
+    assert f"data_path to {tmp_path / 'data.txt'};" in line
     assert f"delete {tmp_path / 'data.json'} and {tmp_path / 'data.txt'} first" in line
     assert "edited" in (tmp_path / "data.json").read_text()
     (tmp_path / "data.json").unlink()

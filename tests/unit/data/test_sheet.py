@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from mindspeed_mm.data import lettering
-from mindspeed_mm.data.lettering import Lettering, missing, spelled
+from mindspeed_mm.data import fonts as font_files
+from mindspeed_mm.data.fonts import TextRenderer, escape_missing, missing_characters
 from mindspeed_mm.data.sheet import MARGIN, PAPER, SIDE, Strip, draw_sheet, spread
 from tests.support.clips import number_of, numbered
 
@@ -93,20 +93,20 @@ def fonts(monkeypatch):
     """Which fonts there are beside Pillow's own."""
 
     def only(*paths):
-        monkeypatch.setattr(lettering, "_wide_fonts", lambda: paths)
-        lettering._home.cache_clear()
+        monkeypatch.setattr(font_files, "_fallback_fonts", lambda: paths)
+        font_files._font_with.cache_clear()
 
     yield only
     monkeypatch.undo()
-    lettering._home.cache_clear()
+    font_files._font_with.cache_clear()
 
 
 def test_characters_without_a_font_are_spelled_out_and_known(fonts):
     fonts()
-    assert spelled("a 红 b红") == "a \\u7ea2 b\\u7ea2"
-    assert missing("a 红 b红") == "红"
-    assert spelled("plain text") == "plain text"
-    assert missing("plain text") == ""
+    assert escape_missing("a 红 b红") == "a \\u7ea2 b\\u7ea2"
+    assert missing_characters("a 红 b红") == "红"
+    assert escape_missing("plain text") == "plain text"
+    assert missing_characters("plain text") == ""
 
 
 def test_what_had_to_be_spelled_out_is_said_with_what_to_do(fonts, caplog, monkeypatch):
@@ -131,40 +131,42 @@ def another(tmp_path):
 def test_fallback_font_keeps_character_positions(fonts, another, monkeypatch):
     def drawn():
         image = Image.new("L", (300, 60), 255)
-        Lettering(20).write(ImageDraw.Draw(image), (10, 10), "red Qg moon", 280, "black")
+        TextRenderer(20).draw(ImageDraw.Draw(image), (10, 10), "red Qg moon", 280, "black")
         ink = np.asarray(image) < 128
         return np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0)), ink.sum()
 
     fonts()
     rows, columns, ink = drawn()
-    has = lettering._has
-    monkeypatch.setattr(lettering, "_has", lambda path, c: has(path, c) and not (path is None and c in "Qg"))
+    has = font_files._has_glyph
+    monkeypatch.setattr(
+        font_files, "_has_glyph", lambda path, c: has(path, c) and not (path is None and c in "Qg")
+    )
     fonts(another)
-    assert spelled("red Qg moon") == "red Qg moon"
+    assert escape_missing("red Qg moon") == "red Qg moon"
     mixed = drawn()
     assert np.array_equal(mixed[0], rows)  # on one line
     assert abs(mixed[1].max() - columns.max()) <= 2  # kerning between the fonts may differ
     assert mixed[2] == pytest.approx(ink, rel=0.05)
     fonts()
-    assert missing("red Qg moon") == "Qg"
+    assert missing_characters("red Qg moon") == "Qg"
 
 
 def test_a_font_can_be_named(another, monkeypatch):
     monkeypatch.setenv("MINDSPEED_MM_FONT", str(another))
-    lettering._wide_fonts.cache_clear()
+    font_files._fallback_fonts.cache_clear()
     try:
-        assert lettering._wide_fonts()[0] == another
+        assert font_files._fallback_fonts()[0] == another
     finally:
-        lettering._wide_fonts.cache_clear()
+        font_files._fallback_fonts.cache_clear()
 
 
 def test_text_is_wrapped_within_its_width_even_without_spaces(fonts):
     fonts()
-    hand = Lettering(17)
+    renderer = TextRenderer(17)
     for text in ("word " * 30, "x" * 300, "一" * 100):
-        lines = hand.wrap(text, 200)
+        lines = renderer.wrap(text, 200)
         assert len(lines) > 3
-        assert all(hand.length(line) <= 200 for line in lines)
+        assert all(renderer.length(line) <= 200 for line in lines)
         assert "".join("".join(lines).split()) in ("".join(text.split()), "\\u4e00" * 100)
 
 

@@ -27,7 +27,7 @@ from mindspeed_mm.models.umt5.encoder import TextEncoder, load_text_encoder
 from mindspeed_mm.models.wan.vae import WanVae, load_vae
 from mindspeed_mm.processes import Stopped
 from mindspeed_mm.tasks.extract import main
-from mindspeed_mm.tasks.extraction import Outcome, World, clip_progress, deal, extract
+from mindspeed_mm.tasks.extraction import Outcome, Ranks, clip_progress, extract, shard_rows
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from tests.support.clips import turn, write_clip, write_variable
 from tests.support.extract_job import make_job, spoil
@@ -230,7 +230,7 @@ def test_a_row_that_is_malformed_counts_as_a_bad_sample(tmp_path, capsys):
     assert f"correct them ({tmp_path / 'out/failed.jsonl'})" in error
     assert [row for row, _ in failures_of(tmp_path)] == [1, 2]
     main([*flags, "--skip-bad-samples", "2"])
-    assert "0 failed, 2 were left out before; 1 rows in " in capsys.readouterr().out
+    assert "0 failed, 2 unusable rows were skipped; 1 rows in " in capsys.readouterr().out
     assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 1
     assert [row for row, _ in failures_of(tmp_path)] == [1, 2]
 
@@ -250,13 +250,13 @@ def test_sigterm_finishes_the_current_clip(root, tmp_path):
     rows = write_rows(tmp_path, 5)
     job, out = stopped_job(root), tmp_path / "out"
     with pytest.raises(Stopped) as stopped:
-        extract(job, Clips(rows), make_extraction(out, CellVae(at=3, number=signal.SIGTERM)), World(0, 1))
+        extract(job, Clips(rows), make_extraction(out, CellVae(at=3, number=signal.SIGTERM)), Ranks(0, 1))
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     listed = (out / "data.jsonl").read_text().splitlines()
     assert len(listed) == len(list((out / "features").glob("*.safetensors"))) == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     extraction = make_extraction(out)
-    extract(job, Clips(rows), extraction, World(0, 1))
+    extract(job, Clips(rows), extraction, Ranks(0, 1))
     assert extraction.vae.vae.calls == 3 + 1  # three clips, and grey
     assert len((out / "data.jsonl").read_text().splitlines()) == 5
 
@@ -264,7 +264,7 @@ def test_sigterm_finishes_the_current_clip(root, tmp_path):
 def test_each_row_belongs_to_exactly_one_rank(tmp_path):
     rows = write_rows(tmp_path, 7)
     rows[4] = replace(rows[1], row=4, address="data.json[4]")  # stands twice
-    shares = [[row.row for row in deal(rows, World(rank, 3))] for rank in range(3)]
+    shares = [[row.row for row in shard_rows(rows, Ranks(rank, 3))] for rank in range(3)]
     assert sorted(row for share in shares for row in share) == list(range(7))
     assert any({1, 4} <= set(share) for share in shares)
     assert max(map(len, shares)) <= 3
@@ -281,7 +281,7 @@ def test_bar_reaches_the_terminal_past_a_stderr_pipe(tmp_path, monkeypatch):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     monkeypatch.setenv("MINDSPEED_MM_TERMINAL", os.ttyname(theirs))
-    with clip_progress(2, World(0, 1)) as progress:
+    with clip_progress(2, Ranks(0, 1)) as progress:
         for row in make_extraction(tmp_path / "out").run(write_rows(tmp_path, 2)):
             progress.step(worked=row.fresh)
     shown, deadline = "", time.monotonic() + 30

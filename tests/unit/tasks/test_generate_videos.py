@@ -152,7 +152,7 @@ def test_from_latents_reports_ignored_settings(config, tmp_path, capsys):
     flags = ["--data-parallel", "--from-latents", str(tmp_path / "out" / "video1" / "latents.safetensors")]
     run(config(fps=8), *flags)
     said = capsys.readouterr().out
-    assert "data_parallel: left out, for one process decodes from_latents" in said
+    assert "data_parallel: ignored, because one process decodes from_latents" in said
     assert re.search(r"video1: fps is 8\.0, .* 16\.0", said)
     assert "height" not in said
 
@@ -160,10 +160,10 @@ def test_from_latents_reports_ignored_settings(config, tmp_path, capsys):
 def test_one_process_says_which_keys_are_for_several(config, capsys):
     run(config(context_parallel_size=2), "--shard-weights")
     said = capsys.readouterr().out
-    assert "shard_weights, context_parallel_size: for several processes, and this is one" in said
+    assert "shard_weights, context_parallel_size: ignored in a single process" in said
     assert "cfg_parallel" not in said
     run(config(data_parallel=True))
-    assert "data_parallel: for several processes, and this is one" in capsys.readouterr().out
+    assert "data_parallel: ignored in a single process" in capsys.readouterr().out
 
 
 def test_offload_gives_way_to_sharded_weights_and_a_line_says_so(capsys):
@@ -171,7 +171,7 @@ def test_offload_gives_way_to_sharded_weights_and_a_line_says_so(capsys):
     setup_logging()
     shared = {"output_path": "o", "offload": "model"}
     warn_ignored_options(RunConfig(shard_weights=True, **shared), 2)
-    assert "offload model is left out" in capsys.readouterr().out
+    assert "offload model is ignored" in capsys.readouterr().out
     warn_ignored_options(RunConfig(**shared), 2)
     assert not capsys.readouterr().out
 
@@ -295,7 +295,7 @@ def test_two_experts_are_two_paths(config, tiny, tmp_path):
     [
         ({"context_scale": [1, 1, 1]}, "context_scale: .* 2 branch blocks, got 3 numbers"),
         ({"video_path": "short.mkv"}, "video1: src_video .*has 3 frames at 16 fps, but num_frames is 5"),
-        ({"video_path": "a.mkv", "mask_path": "short.mkv"}, "src_mask .* has 3 frames, src_video .* 5"),
+        ({"video_path": "a.mkv", "mask_path": "short.mkv"}, "src_mask .* has 3 frames, but src_video .* has 5"),
         ({"video_path": "no.mp4.json"}, "no.mp4.json: .*not a video"),
         ({"from_latents": "inference.json"}, "inference.json: .*not a safetensors"),
     ],

@@ -1,8 +1,7 @@
-"""Text on sheets.
+"""Draws wrapped text on contact sheets.
 
-Wrapped, in Pillow's own font, another font of the system for what that lacks, and escapes for the rest.
-
-`MINDSPEED_MM_FONT` names a font file that is tried before those of the system.
+Uses Pillow's built-in font. For characters that it lacks, uses the font file in `MINDSPEED_MM_FONT`, then the
+system's fonts, then escapes.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _FOLDERS = (
     "/System/Library/Fonts",
     "C:/Windows/Fonts",
 )
-# tried in this order: fonts with Chinese, Japanese and Korean characters, then one with many alphabets
-_NOWHERE = Path()  # stands for no font
-_WIDE = (
+_NO_FONT = Path()  # marks a character that no font has
+# in order of preference: fonts with Chinese, Japanese and Korean characters, then fonts with many alphabets
+_FALLBACKS = (
     *(
         "NotoSansCJK-Regular",
         "NotoSansCJKsc-Regular",
@@ -53,83 +52,82 @@ _WIDE = (
 )
 
 
-class Lettering:
-    """Writes text of one size."""
+class TextRenderer:
+    """Draws text in one size, in pixels."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._line = round(size * 1.38)
 
     def height(self, text: str, width: int) -> int:
-        """How tall `text` is when it is wrapped to `width` pixels."""
+        """Return the height in pixels of `text` wrapped to `width` pixels."""
         return self._line * len(self.wrap(text, width))
 
-    def write(
+    def draw(
         self, draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, colour: str
     ) -> None:
-        """Write `text`, wrapped to `width`, with its upper left corner at `at`."""
-        own = _font(None, self._size)
-        rise = (
-            own.getmetrics()[0] if isinstance(own, ImageFont.FreeTypeFont) else 0
-        )  # all fonts stand on one line
+        """Draw `text`, wrapped to `width` pixels, with its upper left corner at `at`."""
+        builtin = _load_font(None, self._size)
+        # Draw all fonts on one baseline: the ascent of the built-in font below the top of the line.
+        ascent = builtin.getmetrics()[0] if isinstance(builtin, ImageFont.FreeTypeFont) else 0
         for number, line in enumerate(self.wrap(text, width)):
-            x, y = float(at[0]), at[1] + number * self._line + rise
-            for font, piece in _runs(line, self._size):
-                draw.text((x, y), piece, font=font, fill=colour, anchor="ls" if rise else None)
+            x, y = float(at[0]), at[1] + number * self._line + ascent
+            for font, piece in _split_by_font(line, self._size):
+                draw.text((x, y), piece, font=font, fill=colour, anchor="ls" if ascent else None)
                 x += font.getlength(piece)
 
     def wrap(self, text: str, width: int) -> list[str]:
-        """The lines of `text`, none wider than `width`, in characters that can be drawn."""
+        """Split `text` into lines of at most `width` pixels, and escape characters that no font has."""
         lines: list[str] = [""]
-        for word in _breakable(spelled(" ".join(text.split()))):
+        for word in _break_points(escape_missing(" ".join(text.split()))):
             if lines[-1] and self.length(lines[-1] + word.rstrip()) > width:
                 lines.append("")
             while self.length(word.rstrip()) > width and len(word) > 1:  # a word longer than the line
-                most = self._fitting(word, width)
-                lines[-1], word = word[:most], word[most:]
+                count = self._fitting_length(word, width)
+                lines[-1], word = word[:count], word[count:]
                 lines.append("")
             lines[-1] += word
         return [line.rstrip() for line in lines]
 
-    def _fitting(self, word: str, width: int) -> int:
-        """How many characters of a word fit into `width`; at least one."""
+    def _fitting_length(self, word: str, width: int) -> int:
+        """Return how many characters of a word fit into `width` pixels, at least one."""
         fits = takewhile(lambda count: self.length(word[:count]) <= width, range(1, len(word)))
         return max(1, sum(1 for _ in fits))
 
     def length(self, text: str) -> float:
-        """How many pixels wide `text` is in one line."""
-        return sum(font.getlength(piece) for font, piece in _runs(text, self._size))
+        """Return the width of `text` on one line, in pixels."""
+        return sum(font.getlength(piece) for font, piece in _split_by_font(text, self._size))
 
 
-def spelled(text: str) -> str:
-    """`text` in characters that some installed font has: `\\u7ea2` stands for one that none has."""
-    return "".join(_escape(character) if _lacking(character) else character for character in text)
+def escape_missing(text: str) -> str:
+    """Replace the characters of `text` that no installed font has with escapes such as `\\u7ea2`."""
+    return "".join(_escape(character) if _is_missing(character) else character for character in text)
 
 
-def missing(text: str) -> str:
-    """The characters of `text` that no installed font has, each once."""
-    return "".join(dict.fromkeys(character for character in text if _lacking(character)))
+def missing_characters(text: str) -> str:
+    """Return the characters of `text` that no installed font has, each once."""
+    return "".join(dict.fromkeys(character for character in text if _is_missing(character)))
 
 
-def _runs(text: str, size: int) -> list[tuple[Font, str]]:
-    """`text` in pieces, each with the font that draws it."""
-    pieces = groupby(text, key=_home)
-    return [(_font(None if home is _NOWHERE else home, size), "".join(piece)) for home, piece in pieces]
+def _split_by_font(text: str, size: int) -> list[tuple[Font, str]]:
+    """Split `text` into runs of characters that are drawn in the same font."""
+    runs = groupby(text, key=_font_with)
+    return [(_load_font(None if path is _NO_FONT else path, size), "".join(run)) for path, run in runs]
 
 
-def _lacking(character: str) -> bool:
-    return _home(character) is _NOWHERE
+def _is_missing(character: str) -> bool:
+    return _font_with(character) is _NO_FONT
 
 
 @lru_cache(maxsize=8192)
-def _home(character: str) -> Path | None:
-    """The font that a character is drawn with.
+def _font_with(character: str) -> Path | None:
+    """Return the file of the font that a character is drawn in.
 
-    Pillow's own (None), the first other that has it, or _NOWHERE.
+    None is Pillow's built-in font, and _NO_FONT means that no font has the character.
     """
-    if _has(None, character):
+    if _has_glyph(None, character):
         return None
-    return next((font for font in _wide_fonts() if _has(font, character)), _NOWHERE)
+    return next((font for font in _fallback_fonts() if _has_glyph(font, character)), _NO_FONT)
 
 
 def _escape(character: str) -> str:
@@ -138,8 +136,8 @@ def _escape(character: str) -> str:
     )
 
 
-def _breakable(text: str) -> list[str]:
-    """Pieces between which a line may break: after spaces, and around wide (Chinese, Japanese) characters."""
+def _break_points(text: str) -> list[str]:
+    """Split where a line may break: after spaces, and around wide characters (Chinese, Japanese)."""
     pieces = [""]
     for character in text:
         wide = unicodedata.east_asian_width(character) in "WF"
@@ -150,15 +148,15 @@ def _breakable(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _font(path: Path | None, size: int) -> Font:
+def _load_font(path: Path | None, size: int) -> Font:
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
 
 
-def _has(path: Path | None, character: str) -> bool:
-    """Whether the font draws the character as something else than its box for unknown ones."""
+def _has_glyph(path: Path | None, character: str) -> bool:
+    """Return whether the font has the character, that is, does not draw it as its box for unknown ones."""
     if character.isspace():
         return True
-    font = _font(path, 20)
+    font = _load_font(path, 20)
     try:
         drawn, unknown = font.getmask(character), font.getmask("\U0010fffe")
     except (OSError, ValueError, UnicodeError):
@@ -167,20 +165,22 @@ def _has(path: Path | None, character: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _wide_fonts() -> tuple[Path, ...]:
-    """Fonts that may have what Pillow's own lacks, best first."""
+def _fallback_fonts() -> tuple[Path, ...]:
+    """Return the fonts that may have the characters that the built-in font lacks, best first."""
     named = os.environ.get("MINDSPEED_MM_FONT")
     folders = [
         Path(folder).expanduser() for folder in _FOLDERS if sys.platform != "win32" or folder.startswith("C:")
     ]
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.rglob("*.[to]t[fc]"))]
-    found = [file for name in _WIDE for file in files if file.name.lower().startswith(name.lower())]
+    found = [file for name in _FALLBACKS for file in files if file.name.lower().startswith(name.lower())]
     first = [Path(named)] if named else []
-    return tuple(file for file in dict.fromkeys([*first, *found, *_fonts_of_fontconfig()]) if _opens(file))
+    return tuple(
+        file for file in dict.fromkeys([*first, *found, *_fonts_of_fontconfig()]) if _is_readable(file)
+    )
 
 
 def _fonts_of_fontconfig() -> list[Path]:
-    """What fontconfig knows for Chinese, wherever it is and whatever it is called."""
+    """Return the font files that fontconfig lists for Chinese."""
     command = shutil.which("fc-list")
     if command is None:
         return []
@@ -194,7 +194,7 @@ def _fonts_of_fontconfig() -> list[Path]:
     return [Path(file) for file in files if file.lower().endswith((".ttf", ".ttc", ".otf", ".otc"))]
 
 
-def _opens(file: Path) -> bool:
+def _is_readable(file: Path) -> bool:
     try:
         ImageFont.truetype(str(file), 20)
     except OSError:

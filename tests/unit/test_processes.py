@@ -13,6 +13,7 @@ import pytest
 
 from mindspeed_mm import processes
 from mindspeed_mm.processes import Stopped, deferred, handling_signals, stop_signal
+from tests.support.errors import names
 from tests.support.runs import alive
 
 pytestmark = pytest.mark.medium
@@ -138,7 +139,7 @@ ctypes.CDLL(None).read(end, ctypes.create_string_buffer(1), 1)"""
     began = time.monotonic()
     assert process.wait(20) == 128 + signal.SIGTERM
     assert time.monotonic() - began < 0.9
-    assert "stopped by SIGTERM" in process.communicate()[1]
+    assert names(process.communicate()[1], "SIGTERM")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -24,7 +24,7 @@ from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.transforms import to_sample
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.tasks.extract import main as extract
-from tests.support.errors import raises
+from tests.support.errors import meant, raises
 from tests.support.extract_job import make_job
 from tests.support.scenes import moving_disc, write_scene
 
@@ -74,7 +74,7 @@ def test_shapes_are_drawn_by_their_weights() -> None:
     options = [task.parse({"seed": seed, "shapes": {"box": 3, "all": 1}}, "t") for seed in range(400)]
     notes = [task.prepare(Sources(clips=(clip,)), each).notes for each in options]
     assert 260 < sum(note == ("mask: box",) for note in notes) < 340
-    with raises(ConfigError, "boxx", "did you mean 'box'"):
+    with raises(ConfigError, "boxx", meant("box")):
         task.parse({"shapes": {"boxx": 1}}, "t")
 
 

@@ -15,7 +15,7 @@ from mindspeed_mm.data.manifest import read_manifest, scan_manifest
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.tasks.data_import import main as import_data
 from tests.support.clips import write_clip
-from tests.support.errors import raises
+from tests.support.errors import meant, raises
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_import_names_a_target_that_is_a_folder(
 
 
 def test_data_names_its_actions(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, fact in ((["data"], "import, split"), (["data", "imprt", "x"], "did you mean 'import'?")):
+    for argv, fact in ((["data"], "import, split"), (["data", "imprt", "x"], meant("import"))):
         with pytest.raises(SystemExit):
             vace(argv)
         line = capsys.readouterr().err

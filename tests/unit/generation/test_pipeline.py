@@ -28,7 +28,7 @@ from mindspeed_mm.generation.stages import decode, denoise
 from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.wan.vae import WanVae
-from tests.support.errors import raises
+from tests.support.errors import names, raises
 from tests.support.tiny import TINY, tiny_transformer, tiny_umt5, tiny_vae, write_official, write_tokenizer
 
 pytestmark = pytest.mark.medium
@@ -91,10 +91,9 @@ def test_a_call_far_from_what_the_weights_know_is_named(vae, caplog, monkeypatch
     pipe.config = PRESETS["Wan2.1-VACE-1.3B"]
     latents(pipe, steps=1)
     said = dict.fromkeys(caplog.messages)  # a logger of another test may hand each to two handlers
-    assert [fact in line for fact, line in zip(("32x48 is far", "5 frames are far"), said, strict=True)] == [
-        True,
-        True,
-    ]
+    size, frames = said
+    assert names(size, "32x48", "far")
+    assert names(frames, "5 frames", "far")
 
 
 def test_the_text_encoder_is_gone_before_denoising_begins(tmp_path, monkeypatch):
@@ -192,7 +191,7 @@ def test_out_of_memory_in_a_call_says_what_helps(vae, monkeypatch, module, stage
         raise full
 
     monkeypatch.setattr(module, stage, small)
-    with raises(DataError, "out of memory") as caught:
+    with raises(DataError, "memory") as caught:
         latents(pipeline(vae))
     assert caught.value.fix
     assert caught.value.__cause__ is full

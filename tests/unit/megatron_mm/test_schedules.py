@@ -58,7 +58,7 @@ def test_lengths_in_samples_equal_lengths_in_iterations():
 
 @pytest.mark.parametrize("kind", ["warmup", "decay"])
 def test_one_length_said_twice_is_refused(kind):
-    with pytest.raises(ValueError, match=f"--lr-{kind}-iters and --lr-{kind}-samples"):
+    with pytest.raises(ValueError, match=rf"--lr-{kind}-iters\b.*--lr-{kind}-samples\b"):
         OptimizerConfig(**{"lr": 1.0, f"lr_{kind}_iters": 2, f"lr_{kind}_samples": 16})
 
 
@@ -105,14 +105,17 @@ def test_a_warm_up_longer_than_the_decay_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "facts"),
     [
-        {"min_lr": 2.0},
-        {"lr_warmup_init": 2.0},
-        {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 3},
-        {"lr_decay_style": "WSD"},
+        ({"min_lr": 2.0}, r"\bmin_lr 2\b.*\blr 1\b"),
+        ({"lr_warmup_init": 2.0}, r"\blr_warmup_init 2\b.*\blr 1\b"),
+        (
+            {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 3},
+            r"--lr-warmup-fraction\b.*--lr-warmup-iters\b",
+        ),
+        ({"lr_decay_style": "WSD"}, r"--lr-decay-style WSD\b.*--lr-wsd-decay-iters\b"),
     ],
 )
-def test_contradicting_rates_are_refused(settings):
-    with pytest.raises(ValueError, match=r"above lr|say the same thing|needs --lr-wsd-decay-iters"):
+def test_contradicting_rates_are_refused(settings, facts):
+    with pytest.raises(ValueError, match=facts):
         OptimizerConfig.model_validate({"lr": 1.0, **settings})

@@ -270,7 +270,7 @@ def test_index_of_early_python_3_11_reads_enums_only(tmp_path: Path, monkeypatch
     metadata: Any = pickle.loads(index.read_bytes())
     metadata.planner_data["x"] = Reaches()
     index.write_bytes(pickle.dumps(metadata))
-    with raises(WeightsError, "cannot be read safely"):
+    with raises(WeightsError, "builtins.dict", where=index):
         read_dcp(folder)
 
 
@@ -307,7 +307,7 @@ def test_index_with_new_enum_members_is_refused(tmp_path: Path) -> None:
         metadata += words_of(field) + b"}s"
     (tmp_path / ".metadata").write_bytes(b"\x80\x02" + enum + state + b"b0" + step + b"0" + metadata + b"b.")
     for read in (read_dcp, lambda folder: IndexReader(folder).read_metadata()):
-        with raises(WeightsError, "cannot be read safely"):
+        with raises(WeightsError, "safely", where=tmp_path / ".metadata"):
             read(tmp_path)
     assert not trace.exists()
 
@@ -332,7 +332,7 @@ def test_a_metadata_that_points_outside_its_folder_is_refused(tmp_path: Path) ->
     for place in metadata.storage_data.values():
         place.relative_path = "../dcp/__0_0.distcp"
     index.write_bytes(pickle.dumps(metadata))
-    with raises(WeightsError, "outside its folder"):
+    with raises(WeightsError, repr("../dcp/__0_0.distcp"), where=index):
         open_weights(folder)
 
 

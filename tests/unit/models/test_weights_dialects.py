@@ -22,7 +22,7 @@ from mindspeed_mm.models.wan.config_json import diffusers_json, official_json
 from mindspeed_mm.models.wan.stages import split
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.models.weights import open_weights
-from tests.support.errors import raises
+from tests.support.errors import absent, raises
 from tests.support.tiny import TINY, tiny_transformer, write_shards, write_transformer
 
 pytestmark = pytest.mark.medium
@@ -348,7 +348,7 @@ def test_bad_weights_are_listed_with_a_count(tmp_path: Path, weights: Weights) -
     }
     refused(official(tmp_path / "a", lacking), "official names", "missing: ", "… (24 in all)")
     wrong = {**weights, "blocks.1.ffn.2.bias": torch.ones(7, dtype=torch.bfloat16)}
-    refused(official(tmp_path / "b", wrong), "of another shape: blocks.1.ffn.2.bias [7] instead of [48]")
+    refused(official(tmp_path / "b", wrong), "shape: blocks.1.ffn.2.bias [7]", "[48]")
 
 
 def test_foreign_names_are_listed_with_the_dialect_that_was_seen(tmp_path: Path, weights: Weights) -> None:
@@ -359,7 +359,8 @@ def test_foreign_names_are_listed_with_the_dialect_that_was_seen(tmp_path: Path,
 def test_one_weight_in_two_shards_is_an_error(tmp_path: Path, weights: Weights) -> None:
     paths = shard_list(tmp_path, weights)
     save_file({"head.head.bias": weights["head.head.bias"]}, tmp_path / "again.safetensors")
-    refused([*paths, tmp_path / "again.safetensors"], "head.head.bias", "is also in")
+    again = tmp_path / "again.safetensors"
+    refused([*paths, again], f"{again}: head.head.bias ", "keep one")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path, weights: Weights) -> None:
@@ -373,7 +374,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, weights: Weights) -> None:
 def test_one_pipeline_stage_alone_names_the_folder_of_all(tmp_path: Path, weights: Weights) -> None:
     folder = stages(tmp_path, weights)
     for place, stage in (("mp_rank_00_001", 1), ("mp_rank_00_000/model_optim_rng.pt", 0)):
-        error = refused(folder / place, f"only pipeline stage {stage}")
+        error = refused(folder / place, f"pipeline stage {stage}")
         assert error.fix.endswith(f" {folder}")
 
 
@@ -390,8 +391,8 @@ def test_weights_that_are_no_floats_are_an_error(tmp_path: Path, weights: Weight
 
 
 def test_an_empty_folder_and_a_missing_one_are_errors(tmp_path: Path) -> None:
-    refused(tmp_path, "it is empty")
-    refused(tmp_path / "nowhere", "no such file")
+    refused(tmp_path, "is empty")
+    refused(tmp_path / "nowhere", absent(tmp_path / "nowhere"))
 
 
 def test_config_of_another_model_is_refused(tmp_path: Path, weights: Weights) -> None:

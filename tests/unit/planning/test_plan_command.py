@@ -24,7 +24,7 @@ from mindspeed_mm.tasks import plan_generation
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
 from mindspeed_mm.tasks.jobs.plan import largest_clip, read_job, run_of
 from mindspeed_mm.tasks.plan import GIB, Plan, as_json, draw, make_plan, table
-from tests.support.errors import raises
+from tests.support.errors import meant, raises
 
 pytestmark = pytest.mark.medium
 
@@ -137,7 +137,7 @@ def test_devices_are_found_in_any_spelling() -> None:
     ],
 )
 def test_an_unknown_device_names_the_nearest(name: str, nearest: str) -> None:
-    with raises(ConfigError, name, f"did you mean {nearest!r}", "Ascend 910B", where="--device"):
+    with raises(ConfigError, name, meant(nearest), "Ascend 910B", where="--device"):
         find_device(name)
 
 
@@ -299,9 +299,7 @@ def minutes(seconds: float) -> str:
 def test_moments_read_as_a_sentence() -> None:
     job, flags = read_job([*files("1.3B"), "--devices=1", "--frames=17", "--height=256", "--width=256"])
     (said,) = (text for _, text in table(make_plan(job, flags), job) if "in all, at" in text)
-    assert "at summing the gradients of" in said or "at the " in said
-    assert "the the" not in said
-    assert "at the summing" not in said
+    assert re.search(r", at (summing|the (?!the |summing ))", said)
 
 
 def run_plan(argv: list[str]) -> Plan:

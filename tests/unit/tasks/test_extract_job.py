@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
-from tests.support.errors import raises
+from tests.support.errors import absent, raises
 
 pytestmark = pytest.mark.medium
 
@@ -246,7 +247,8 @@ def test_features_cannot_be_extracted_again(tmp_path):
 
 
 def test_missing_weights_are_named_with_their_key(tmp_path):
-    with raises(WeightsError, "model.json:ae.from_pretrained", "no such file"):
+    path = Path(PUBLISHED_MODEL["ae"]["from_pretrained"])
+    with raises(WeightsError, "model.json:ae.from_pretrained", f"{path}: {absent(path)}"):
         ExtractJob.from_argv(flags(tmp_path)).check_inputs()
 
 
@@ -272,7 +274,7 @@ def test_a_fifo_among_the_weights_is_named_at_once(tmp_path, place):
     [
         (["--help"], 0, "--skip-bad-samples"),
         (["--mm-dta", "x"], 1, "--mm-data"),
-        (["--mm-data", "gone.json", "--mm-model", "x"], 1, "gone.json: no such file"),
+        (["--mm-data", "gone.json", "--mm-model", "x"], 1, f"gone.json: {absent('gone.json')}"),
     ],
     ids=["help", "typo", "missing"],
 )

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import struct
@@ -30,6 +31,7 @@ from mindspeed_mm.tasks.extract import main
 from mindspeed_mm.tasks.extraction import Outcome, Ranks, clip_progress, extract, shard_rows
 from mindspeed_mm.tasks.jobs.extract import ExtractJob
 from tests.support.clips import turn, write_clip, write_variable
+from tests.support.errors import names
 from tests.support.extract_job import make_job, spoil
 from tests.support.extract_world import CellVae, make_extraction, write_rows
 from tests.support.tiny import TEXT_FILE, VAE_FILE
@@ -130,7 +132,7 @@ def test_dry_run_counts_the_captions_that_are_cut(tmp_path, capsys):
     (tmp_path / "clips datası/data.json").write_text(json.dumps(rows))
     main([*argv, "--dry-run"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "captions" in line]
-    assert line.startswith("1 of 2 captions have more than 16 tokens")
+    assert names(line, "1 of 2 captions", "16 tokens")
     assert "data.json[0]" in line
 
 
@@ -226,11 +228,11 @@ def test_a_row_that_is_malformed_counts_as_a_bad_sample(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(flags)
     error = capsys.readouterr().err
-    assert "2 of 3 rows cannot be used" in error
+    assert names(error, "2 of 3 rows")
     assert f"correct them ({tmp_path / 'out/failed.jsonl'})" in error
     assert [row for row, _ in failures_of(tmp_path)] == [1, 2]
     main([*flags, "--skip-bad-samples", "2"])
-    assert "0 failed, 2 unusable rows were skipped; 1 rows in " in capsys.readouterr().out
+    assert re.search(r"\b0 failed, 2 \w+ rows\b.*; 1 rows\b", capsys.readouterr().out)
     assert len((tmp_path / "out/data.jsonl").read_text().splitlines()) == 1
     assert [row for row, _ in failures_of(tmp_path)] == [1, 2]
 

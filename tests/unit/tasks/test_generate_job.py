@@ -13,7 +13,7 @@ import pytest
 
 from mindspeed_mm.errors import ConfigError, MindSpeedMMError
 from mindspeed_mm.tasks.jobs.generate import GenerateJob
-from tests.support.errors import raises
+from tests.support.errors import meant, raises
 
 pytestmark = pytest.mark.medium
 
@@ -325,7 +325,7 @@ def test_a_task_takes_the_clip_the_mask_and_its_images(config):
 @pytest.mark.parametrize(
     ("values", "facts"),
     [
-        ({"task": "inpaintin", "video_path": "a.mp4"}, ["task", "did you mean 'inpainting'"]),
+        ({"task": "inpaintin", "video_path": "a.mp4"}, ["task", meant("inpainting")]),
         ({"task": {"type": "gray", "mode": "bbox"}, "video_path": "a.mp4"}, ["mode", "gray"]),
         ({"task": {"mode": "bbox"}, "video_path": "a.mp4"}, ["type"]),
         ({"task": "gray"}, ["video_path", "0 clips"]),

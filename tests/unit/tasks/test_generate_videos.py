@@ -152,7 +152,7 @@ def test_from_latents_reports_ignored_settings(config, tmp_path, capsys):
     flags = ["--data-parallel", "--from-latents", str(tmp_path / "out" / "video1" / "latents.safetensors")]
     run(config(fps=8), *flags)
     said = capsys.readouterr().out
-    assert "data_parallel: ignored, because one process decodes from_latents" in said
+    assert re.search(r"data_parallel: ignored\b.*\bfrom_latents\b", said)
     assert re.search(r"video1: fps is 8\.0, .* 16\.0", said)
     assert "height" not in said
 
@@ -160,10 +160,10 @@ def test_from_latents_reports_ignored_settings(config, tmp_path, capsys):
 def test_one_process_says_which_keys_are_for_several(config, capsys):
     run(config(context_parallel_size=2), "--shard-weights")
     said = capsys.readouterr().out
-    assert "shard_weights, context_parallel_size: ignored in a single process" in said
+    assert re.search(r"shard_weights, context_parallel_size: .*\bgenerate\.sh\b", said)
     assert "cfg_parallel" not in said
     run(config(data_parallel=True))
-    assert "data_parallel: ignored in a single process" in capsys.readouterr().out
+    assert re.search(r"data_parallel: .*\bgenerate\.sh\b", capsys.readouterr().out)
 
 
 def test_offload_gives_way_to_sharded_weights_and_a_line_says_so(capsys):
@@ -171,7 +171,7 @@ def test_offload_gives_way_to_sharded_weights_and_a_line_says_so(capsys):
     setup_logging()
     shared = {"output_path": "o", "offload": "model"}
     warn_ignored_options(RunConfig(shard_weights=True, **shared), 2)
-    assert "offload model is ignored" in capsys.readouterr().out
+    assert re.search(r"\boffload model\b.*\bshard_weights\b", capsys.readouterr().out)
     warn_ignored_options(RunConfig(**shared), 2)
     assert not capsys.readouterr().out
 
@@ -187,8 +187,8 @@ def test_from_latents_takes_what_a_result_of_python_saved(config, tmp_path, tiny
 @pytest.mark.parametrize(
     ("output", "free", "message"),
     [
-        ("inference.json/out", None, "output_path: .*inference.json is a file"),
-        ("new/folder", 100_000, "its disk has 0.1 MB left, about 0.3.. MB are needed; make room"),
+        ("inference.json/out", None, r"output_path: .*\binference\.json is a\b"),
+        ("new/folder", 100_000, r"\b0\.1 MB\b.*\b0\.3\d\d MB\b.*\boutput_path\b"),
     ],
 )
 def test_unwritable_output_is_refused_before_loading(
@@ -211,7 +211,7 @@ def test_latents_are_safe_when_the_disk_is_full(config, tmp_path, monkeypatch, c
     monkeypatch.setattr(writer, "write_video", full)
     line = refused(capsys, config())
     kept = tmp_path / "out" / "video1" / "latents.safetensors"
-    assert "No space left on device" in line
+    assert os.strerror(errno.ENOSPC) in line
     assert f"--from-latents {kept}" in line
     assert files(tmp_path / "out") == ["job.json", "video1/latents.safetensors"]
     monkeypatch.undo()
@@ -228,23 +228,20 @@ def test_small_disk_is_refused_and_leaves_nothing(config, tmp_path, capsys):
         line = refused(capsys, config())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "job.json: cannot be written: File too large" in line
+    assert re.search(rf"job\.json: .*\b{os.strerror(errno.EFBIG)}", line)
     assert files(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(
     ("module", "stage", "message"),
     [
-        (generation_run, "denoise", "video1: out of memory before decoding; set offload to model or block"),
-        (generation_run, "encode_prompts", "out of memory before decoding"),
-        (generation_run, "encode_conditions", "video1: out of memory before decoding"),
+        (generation_run, "denoise", r"video1: .*\bmemory before\b.*\boffload\b.*\bmodel\b.*\bblock\b"),
+        (generation_run, "encode_prompts", r"\bmemory before\b"),
+        (generation_run, "encode_conditions", r"video1: .*\bmemory before\b"),
         (
             generation_run,
             "decode",
-            (
-                "out of memory while decoding; the latents are safe: run again with --from-latents .* "
-                "--tiled always"
-            ),
+            r"\bmemory while\b.*--from-latents .*latents\.safetensors --tiled always",
         ),
     ],
 )
@@ -293,11 +290,11 @@ def test_two_experts_are_two_paths(config, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"context_scale": [1, 1, 1]}, "context_scale: .* 2 branch blocks, got 3 numbers"),
-        ({"video_path": "short.mkv"}, "video1: src_video .*has 3 frames at 16 fps, but num_frames is 5"),
-        ({"video_path": "a.mkv", "mask_path": "short.mkv"}, "src_mask .* has 3 frames, but src_video .* has 5"),
-        ({"video_path": "no.mp4.json"}, "no.mp4.json: .*not a video"),
-        ({"from_latents": "inference.json"}, "inference.json: .*not a safetensors"),
+        ({"context_scale": [1, 1, 1]}, r"context_scale: .*\b2 branch blocks\b.*\b3 numbers\b"),
+        ({"video_path": "short.mkv"}, r"video1: src_video .*\b3 frames\b.*\b16 fps\b.*\bnum_frames\b.*\b5\b"),
+        ({"video_path": "a.mkv", "mask_path": "short.mkv"}, r"src_mask .*\b3 frames\b.*\bsrc_video .*\b5\b"),
+        ({"video_path": "no.mp4.json"}, r"no\.mp4\.json: .*\btext\b"),
+        ({"from_latents": "inference.json"}, r"inference\.json: .*\bsafetensors\b"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(config, tmp_path, capsys, values, message):
@@ -319,7 +316,8 @@ def test_the_trunk_alone_refuses_to_look_at_a_video(config, tiny, tmp_path, caps
     bare = TINY.model_copy(update={"vace_layers": ()})
     write_transformer(tmp_path / "t2v", tiny_transformer(config=bare), torch.float32)
     model = {"transformer": [str(tmp_path / "t2v")], "vae": str(tiny), "text_encoder": str(tiny)}
-    assert "no VACE branch" in refused(capsys, config(model=model, video_path="a.mkv"))
+    line = refused(capsys, config(model=model, video_path="a.mkv"))
+    assert re.match(r"DataError: video1: .*\bVACE branch\b", line)
     assert (run(config(model=model)) / "video1.mp4").exists()
 
 

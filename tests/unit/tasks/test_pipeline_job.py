@@ -19,8 +19,8 @@ LAYERS = "pretrain_model.json:predictor.pipeline_num_layers"
     [
         ([20, 19], ("[20, 19]", 39, 40)),
         ([10, 10, 10, 10], ("4 stages", "2")),
-        ([40, 0], ("[40, 0]", "at least one layer")),
-        ([[20, 10], [10]], ("[[20, 10], [10]]", "every virtual chunk")),
+        ([40, 0], ("got [40, 0]",)),
+        ([[20, 10], [10]], ("got [[20, 10], [10]]",)),
         (20, (20, "a list")),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from mindspeed_mm.errors import ConfigError, DataError, WeightsError
 from mindspeed_mm.tasks.jobs.pretrain import PretrainJob
 from mindspeed_mm.tasks.pretrain import main
-from tests.support.errors import raises
+from tests.support.errors import meant, raises
 
 pytestmark = pytest.mark.medium
 
@@ -341,8 +341,7 @@ def test_the_command_ends_with_one_line_and_exit_code_one(capsys, monkeypatch):
         main([*argv(), "--lr-decay-stile=constant"])
     assert stop.value.code == 1
     assert capsys.readouterr().err == (
-        "ConfigError: pretrain_vace.py: unknown argument '--lr-decay-stile' (did you mean "
-        "'--lr-decay-style'?)\n"
+        f"ConfigError: pretrain_vace.py: unknown argument '--lr-decay-stile' {meant('--lr-decay-style')}\n"
     )
 
 

@@ -1,6 +1,7 @@
 """mm-inspect: every kind of path, a sheet for each, one line per error, and no torch before it is needed."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from mindspeed_mm.tools import sheets
 from mindspeed_mm.tools.inspect_samples import main
 from mindspeed_mm.tools.sheets import feature_sheet, sample_sheet
 from tests.support.clips import numbered, write_clip
+from tests.support.errors import absent, meant, names
 from tests.support.tiny import tiny_vae, write_tokenizer, write_vae
 
 pytestmark = pytest.mark.medium
@@ -106,7 +108,7 @@ def test_captions_that_will_be_cut_are_counted(dataset, tmp_path, capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "captions have" in line]
     assert "good.json[0]" in line
     main([str(tmp_path / "config.json"), *options, "--index", "0"])
-    assert "1 of 2 captions have more than 3 tokens" in capsys.readouterr().out  # of the row's two
+    assert re.search(r"\b1 of 2 captions\b.*\b3 tokens\b", capsys.readouterr().out)  # of the row's two
     main([str(_good(dataset)), *options, "--tokenizer", str(tmp_path / "umt5")])  # 512 tokens
     assert "captions have" not in capsys.readouterr().out
 
@@ -115,8 +117,9 @@ def test_long_captions_are_named_without_a_tokenizer(dataset, tmp_path, capsys):
     rows = [{"video": "v.mp4", "cap": "a red ball bounces " * count} for count in (20, 200)]
     (dataset / "long.json").write_text(json.dumps(rows))
     main([str(dataset / "long.json"), "--out", str(tmp_path / "s.png"), "--workers", "0"])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "captions may have" in line]
-    assert line.startswith("1 captions may have more than 512 tokens")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "captions may" in line]
+    assert line.startswith("1 captions ")
+    assert names(line, "512 tokens")
     assert "long.json[1]; --tokenizer" in line
 
 
@@ -169,7 +172,9 @@ def test_a_json_of_one_object_a_line_is_a_dataset(dataset, tmp_path, capsys, cou
 def test_a_folder_of_clips_and_texts_is_a_dataset(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", str(tmp_path / "s.png")])
-    assert "contains no clips" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"DataError: {tmp_path}: ")
+    assert names(error, "clips", ".mp4", ".txt")
     write_clip(tmp_path / "v.mp4", 5, height=32, width=48)
     (tmp_path / "v.txt").write_text("a red ball")
     main([str(tmp_path), "--out", str(tmp_path / "s.png"), "--workers", "0"])
@@ -186,7 +191,7 @@ def test_a_table_named_json_says_so(tmp_path, capsys):
 def test_a_feature_is_drawn_with_and_without_the_vae(dataset, feature, tmp_path, capsys):
     path, vae = feature
     main([str(dataset / "out"), "--out", str(tmp_path / "s.png")])
-    assert "give --vae to see its latents decoded" in capsys.readouterr().out
+    assert "--vae" in capsys.readouterr().out
     assert feature_sheet(path).size == Image.open(tmp_path / "s.png").size
     write_vae(tmp_path / "vae.pth", vae.model)
     main([str(path), "--vae", str(tmp_path / "vae.pth"), "--out", str(tmp_path / "decoded.png")])
@@ -263,26 +268,26 @@ def test_the_mask_of_a_feature_is_unfolded_to_what_went_in(feature):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problem"),
+    ("arguments", "facts"),
     [
-        (["nowhere.txt"], "nowhere.txt: no such file"),
-        (["{d}/rows.json", "--index", "9"], "--index 9: {d}/rows.json has rows 0..3"),
-        (["{d}/rows.json", "--index", "3"], "rows.json[3].video: {d}/no.mp4: no such file"),
+        (["nowhere.txt"], [f"nowhere.txt: {absent('nowhere.txt')}"]),
+        (["{d}/rows.json", "--index", "9"], ["--index 9: {d}/rows.json", "0..3"]),
+        (["{d}/rows.json", "--index", "3"], [f"rows.json[3].video: {{d}}/no.mp4: {absent('no.mp4')}"]),
         (
             ["{d}/rows.json", "--index", "0", "--out", "x.gif"],
-            "--out x.gif: is not an image name",
+            ["--out x.gif: ", ".png, .jpg or .webp"],
         ),
-        (["{d}/rows.json", "--indx", "0"], "unknown argument '--indx' (did you mean '--index'?)"),
-        (["{d}/v.mp4"], "v.mp4: expected text, got a binary"),
-        (["{d}/rows.json", "--workers", "0", "--skip-bad-samples", "0"], "skip them: --skip-bad-samples N"),
+        (["{d}/rows.json", "--indx", "0"], [f"'--indx' {meant('--index')}"]),
+        (["{d}/v.mp4"], ["v.mp4: expected text", "binary"]),
+        (["{d}/rows.json", "--workers", "0", "--skip-bad-samples", "0"], ["--skip-bad-samples N"]),
     ],
 )
-def test_bad_input_ends_in_one_line(dataset, capsys, arguments, problem):
+def test_bad_input_ends_in_one_line(dataset, capsys, arguments, facts):
     with pytest.raises(SystemExit) as end:
         main([argument.format(d=dataset) for argument in arguments])
     said = capsys.readouterr().err
     assert end.value.code == 1
-    assert problem.format(d=dataset) in said
+    assert [fact for fact in facts if fact.format(d=dataset) not in said] == []
     assert said.count("\n") == 1
 
 

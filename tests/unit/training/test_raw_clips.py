@@ -26,7 +26,7 @@ from mindspeed_mm.training.groups import GroupMeans, LossGroups
 from mindspeed_mm.training.raw_clips import RawBatches, Stream
 from mindspeed_mm.training.step import LocalWork, StepSettings, TaskSettings, accumulate
 from mindspeed_mm.training.timers import PhaseTimers
-from tests.support.errors import raises
+from tests.support.errors import meant, raises
 from tests.support.loops import Recorder, Records, random_records, trainer, training
 from tests.support.scenes import write_scene
 from tests.support.tiny import TINY, tiny_transformer
@@ -164,7 +164,7 @@ def test_training_draws_follow_the_weights():
     [
         ([{"weights": {"flat": 1}}, {"until": 4, "weights": {"flat": 1}}], ("None", "4")),
         ([{"until": 4, "weights": {"flat": 1}}, {"until": 4, "weights": {"flat": 1}}], ("4, 4",)),
-        ([{"weights": {"flatt": 1}}], ("flatt", "did you mean 'flat'")),
+        ([{"weights": {"flatt": 1}}], ("flatt", meant("flat"))),
         ([{"weights": {"flat": 0}}], ("all 0",)),
     ],
 )

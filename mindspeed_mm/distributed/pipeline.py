@@ -12,23 +12,19 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import (
-    PipelineStage,
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleLoopedBFS,
-)
 from torch.distributed.tensor import DTensor
 
 from mindspeed_mm.distributed.fsdp import last_micro_batch
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.ops.stages import MicroBatch, Split
+
+if TYPE_CHECKING:
+    from mindspeed_mm.distributed.pipeline_schedule import Scheduled
 
 Loss = Callable[[Tensor, int], Tensor]  # (velocity, number of the micro-batch) → loss
 
@@ -43,19 +39,6 @@ class Whole:
     def of(cls, model: nn.Module) -> Whole:
         """From a model on the meta device that is not split yet and has no process groups."""
         return cls(copy.deepcopy(model))
-
-
-class _Stage(PipelineStage):
-    """A stage that reduces gradients over ranks only after the last group of micro-batches."""
-
-    reduces = True
-
-    def perform_reduce_grad(self, grad_scale_factor: int) -> None:
-        if self.reduces:
-            super().perform_reduce_grad(grad_scale_factor)
-
-    def _post_metadata_inference_cleanup(self) -> None:
-        """Skip torch's cleanup, which drops the gradients of the previous group; our shapes are given."""
 
 
 class Pipeline(nn.Module):
@@ -75,7 +58,7 @@ class Pipeline(nn.Module):
         self.group, self.data_group = group, mesh.dp_group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._last = (split.count - 1) % self.size  # the rank of the last stage
-        self._ready: tuple[object, Any] = (None, None)  # the last shape, and its schedule
+        self._ready: tuple[object, Scheduled] | None = None  # the last shape, and its schedule
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -175,57 +158,30 @@ class Pipeline(nn.Module):
         for stage in self.stages.values():
             feeding: Any = stage
             feeding.feed(inputs)
-        schedule, stages, calls = self._schedule(inputs[0], len(inputs))
-        for made in stages:
-            made.reduces = last
-        calls[:] = [lambda velocity, place: loss(velocity, numbers[place])]
-        schedule.step(target=torch.arange(len(inputs)), return_outputs=False)
+        self._schedule(inputs[0], len(inputs)).step(
+            lambda velocity, place: loss(velocity, numbers[place]), reduces=last
+        )
         for place, (answer, read) in enumerate(zip(answers, leaves, strict=True)):
             last_micro_batch(self.reader, last and place == len(answers) - 1)
             pairs = [(a, r.grad) for a, r in zip(answer, read, strict=True) if r.grad is not None]
             if pairs:
                 torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
 
-    def _schedule(self, batch: MicroBatch, count: int) -> tuple[Any, list[_Stage], list[Loss]]:
+    def _schedule(self, batch: MicroBatch, count: int) -> Scheduled:
         """The schedule for micro-batches of this shape; only the last one is cached, as it holds buffers."""
-        key = (batch.shape, count)
-        if self._ready[0] == key:
-            found: tuple[Any, list[_Stage], list[Loss]] = self._ready[1]
-            return found
-        self._ready = (None, None)
-        stages: list[Any] = [self._stage(int(number), stage, batch) for number, stage in self.stages.items()]
-        calls: list[Loss] = []
-        settings: dict[str, Any] = {
-            "loss_fn": lambda velocity, place: calls[0](velocity, int(place)),
-            "scale_grads": False,
-        }
-        made: Any
-        if len(stages) > 1:
-            interleaved = self.schedule == "1f1b" and count >= self.size
-            made = (ScheduleInterleaved1F1B if interleaved else ScheduleLoopedBFS)(stages, count, **settings)
-        else:
-            steady = self.schedule == "1f1b" and count >= self.size
-            made = (Schedule1F1B if steady else ScheduleGPipe)(stages[0], count, **settings)
-        self._ready = (key, (made, stages, calls))
-        return made, stages, calls
+        # Imports torch._dynamo: without a pipeline no rank waits for that.
+        from mindspeed_mm.distributed.pipeline_schedule import make_schedule, make_stage
 
-    def _stage(self, number: int, stage: nn.Module, batch: MicroBatch) -> _Stage:
-        arriving = self.split.leaving(number - 1, batch) if number else ()
-        leaving = self.split.leaving(number, batch)
-        # PipelineStage moves its module to the device, which would undo FSDP2's offload to the host.
-        stage.to = lambda *_: stage  # type: ignore[method-assign]
-        try:
-            return _Stage(
-                stage,
-                number,
-                self.split.count,
-                self.device,
-                input_args=arriving,
-                output_args=leaving,
-                group=self.group,
-            )
-        finally:
-            del stage.to
+        key = (batch.shape, count)
+        if self._ready is None or self._ready[0] != key:
+            self._ready = None
+            stages = [
+                make_stage(stage, int(number), self.split, batch, self.device, self.group)
+                for number, stage in self.stages.items()
+            ]
+            steady = self.schedule == "1f1b" and count >= self.size
+            self._ready = (key, make_schedule(stages, count, steady=steady))
+        return self._ready[1]
 
     @torch.no_grad()
     def _sum_copies(self) -> None:

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from mindspeed_mm.data.features import read_feature, write_feature
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.models.containers.checksums import verifying
-from mindspeed_mm.models.loading import fill, read_tensors
+from mindspeed_mm.models.loading import assign_weights, read_tensors
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
 
 _TOKENS = 200  # of the feature's prompt
@@ -88,7 +88,7 @@ def measure(
                     {name: nn.Parameter(torch.empty_like(value)) for name, value in weights.items()}
                 )
             with verifying(on):
-                fill(model, read_tensors([folder / "x.pth"]), folder / "x.pth", dtype)
+                assign_weights(model, read_tensors([folder / "x.pth"]), folder / "x.pth", dtype)
 
         return work
 

@@ -39,7 +39,7 @@ from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.wan.vace import VaceTransformer
-from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.build import fill_parameters
 
 logger = get_logger(__name__)
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ def build(name: str, predictor: PredictorConfig, *transforms: Config) -> Trained
     for transform in plan:
         transform.apply(model)
     model.to_empty(device="cpu")
-    fill(model, None, 0, plan)
+    fill_parameters(model, None, 0, plan)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return Trained(name, model.train(), torch.optim.AdamW(trained, lr=1e-5, fused=True), [])
 

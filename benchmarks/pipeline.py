@@ -32,7 +32,7 @@ from megatron.mm import groups
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.config.schema import parse
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig, bubble
-from mindspeed_mm.distributed.fsdp import last_micro_batch
+from mindspeed_mm.distributed.fsdp import set_last_micro_batch
 from mindspeed_mm.distributed.launch import launch
 from mindspeed_mm.distributed.mesh import build_mesh
 from mindspeed_mm.distributed.pipeline import Pipeline
@@ -144,7 +144,7 @@ def step(variant: Variant, samples: Sequence[tuple[MicroBatch, Tensor]]) -> floa
     own = range(dist.get_rank(), count, RANKS)
     for number in own:
         batch = samples[number][0]
-        last_micro_batch(model, number == own[-1])
+        set_last_micro_batch(model, number == own[-1])
         velocity = model(batch.latents, batch.timestep, batch.prompt_embeds, batch.vace_context)
         (loss_of(velocity, number) / len(own)).backward()  # type: ignore[no-untyped-call]
     return float(total) / len(own)

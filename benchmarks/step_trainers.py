@@ -151,7 +151,7 @@ def peer_trainer(case: Case, peer: str, inputs: dict[str, Any], accelerator: Any
     import torch
     import torch.nn.functional as F
 
-    from mindspeed_mm.models.transforms.match import trains
+    from mindspeed_mm.models.transforms.match import is_trainable
     from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
     with torch.device(accelerator.device):
@@ -161,7 +161,7 @@ def peer_trainer(case: Case, peer: str, inputs: dict[str, Any], accelerator: Any
     for theirs, parameter in model.named_parameters():
         name = names.to_ours(theirs.removeprefix("dit.").removeprefix("vace."))
         parameter.data.copy_(weights.read(name))
-        parameter.requires_grad_(trains(name, case.trainable, BRANCH))
+        parameter.requires_grad_(is_trainable(name, case.trainable, BRANCH))
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(half)
     model.train()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from checkpoint.config import ConvertConfig
 from checkpoint.target import Target, by_alignment
-from checkpoint.write import AnyConfig, Written, put, read_back
+from checkpoint.write import AnyConfig, Written, read_back, write_and_replace
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.log import log_table
 from mindspeed_mm.models.containers.tensors import TensorFile
@@ -81,7 +81,7 @@ def convert(
     def check(path: Path, seen: Written) -> None:
         read_back(path, source, cfg.verify == "bits", seen)
 
-    put(target, list(source.tensors.values()), check, cfg, method)
+    write_and_replace(target, list(source.tensors.values()), check, cfg, method)
 
 
 def log_conversion(
@@ -140,7 +140,7 @@ def write_module(source: WeightsSource, cfg: ConvertConfig, method: str) -> None
     log_conversion(
         method, [("source", source.description)], target, target.safetensors[path.name].values(), cfg
     )
-    put(target, list(branch.values()), check, cfg, method)
+    write_and_replace(target, list(branch.values()), check, cfg, method)
 
 
 def _read_as(tensor: TensorFile, dtype: torch.dtype) -> Tensor:

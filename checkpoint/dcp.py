@@ -13,7 +13,7 @@ from typing import Any
 from checkpoint.config import DcpToTorchConfig
 from checkpoint.convert import log_conversion
 from checkpoint.target import Target
-from checkpoint.write import Written, check_same, put
+from checkpoint.write import Written, check_same, write_and_replace
 from megatron.mm.layout import (
     RELEASE,
     WEIGHTS_FILE,
@@ -53,7 +53,7 @@ def gather(cfg: DcpToTorchConfig) -> None:
 
     rows = [("source", f"{folder}: a DCP folder")]
     log_conversion("dcp_to_torch", rows, target, tensors.values(), cfg)
-    put(target, list(tensors.values()), check, cfg, "dcp_to_torch")
+    write_and_replace(target, list(tensors.values()), check, cfg, "dcp_to_torch")
 
 
 def _checkpoint(path: Path) -> Path:

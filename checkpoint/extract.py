@@ -29,7 +29,7 @@ _WORST = 5  # layers that are logged
 
 
 @dataclass(frozen=True)
-class Cut:
+class LayerError:
     """The norm of a layer's difference, and of the part that the low rank loses."""
 
     name: str
@@ -52,28 +52,35 @@ def extract(cfg: ExtractLoraConfig) -> None:
     tuned = open_weights(cfg.source_path, base_path=None)
     logger.info(f"{tuned.description}; minus {base.description}")
     _check(base, tuned)
-    adapter, cuts = difference(base, tuned, cfg)
-    total = Cut(
-        "all", cfg.rank, math.hypot(*(cut.size for cut in cuts)), math.hypot(*(cut.lost for cut in cuts))
+    adapter, errors = difference(base, tuned, cfg)
+    total = LayerError(
+        "all",
+        cfg.rank,
+        math.hypot(*(layer.size for layer in errors)),
+        math.hypot(*(layer.lost for layer in errors)),
     )
-    for cut in sorted(cuts, key=lambda cut: -cut.error)[:_WORST]:
-        logger.info(f"{cut.name}: rank {cut.rank} loses {cut.error:.2%} of the difference")
+    for layer in sorted(errors, key=lambda layer: -layer.error)[:_WORST]:
+        logger.info(f"{layer.name}: rank {layer.rank} loses {layer.error:.2%} of the difference")
     more = f"; {len(adapter.diffs)} other weights are kept whole" if adapter.diffs else ""
-    logger.info(f"{len(cuts)} layers: rank {cfg.rank} loses {total.error:.2%} of the difference in all{more}")
+    logger.info(
+        f"{len(errors)} layers: rank {cfg.rank} loses {total.error:.2%} of the difference in all{more}"
+    )
     write_adapter(adapter, cfg)
     if cfg.report is not None and not cfg.dry_run:
-        rows = {cut.name: {"rank": cut.rank, "norm": cut.size, "error": cut.error} for cut in cuts}
+        rows = {
+            layer.name: {"rank": layer.rank, "norm": layer.size, "error": layer.error} for layer in errors
+        }
         write_text(Path(cfg.report), format_json({"total": total.error, "layers": rows}, indent=2) + "\n")
 
 
 def difference(
     base: WeightsSource, tuned: WeightsSource, cfg: ExtractLoraConfig
-) -> tuple[Adapter, list[Cut]]:
-    """`tuned` minus `base` as a LoRA, in `cfg.dtype`, with one `Cut` for each of its layers."""
+) -> tuple[Adapter, list[LayerError]]:
+    """`tuned` minus `base` as a LoRA, in `cfg.dtype`, with one `LayerError` for each of its layers."""
     dtype = DTYPES[cfg.dtype]
     pairs: dict[str, Pair] = {}
     diffs: dict[str, TensorFile] = {}
-    cuts: list[Cut] = []
+    errors: list[LayerError] = []
     with Progress("comparing", sum(tensor.nbytes for tensor in base.tensors.values()), "B") as progress:
         for name, tensor in base.tensors.items():
             in_part = cfg.on == "both" or name.startswith("vace_") == (cfg.on == "branch")
@@ -89,13 +96,13 @@ def difference(
             up, down = low_rank(delta, cfg.rank)
             up, down = up.to(dtype), down.to(dtype)
             lost = torch.linalg.norm(delta - up.float() @ down.float()).item()
-            cuts.append(Cut(name, len(down), torch.linalg.norm(delta).item(), lost))
+            errors.append(LayerError(name, len(down), torch.linalg.norm(delta).item(), lost))
             pairs[name] = Pair(_held(down), _held(up))
     if not pairs and not diffs:
         raise WeightsError(
             f"is equal to {base.path} in the {cfg.on}", where=tuned.path, fix="name another checkpoint"
         )
-    return Adapter(tuned.path, "extracted", pairs, diffs), cuts
+    return Adapter(tuned.path, "extracted", pairs, diffs), errors
 
 
 def low_rank(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = ""
         with lock_folder(place if last else folder, choose="target_path"):
             held = True
             folder.mkdir(exist_ok=True)
-            if last and put_back(folder, place, owned, last=last):
+            if last and restore_entries(folder, place, owned, last=last):
                 logger.info(f"{place}: put back what an interrupted conversion had moved away")
             sweep([place], more=lambda path: path != folder and _is_killed(path))
             if _empty(folder):
@@ -121,11 +121,11 @@ def replace_entries(staged: Path, folder: Path, target: Path, owned: Sequence[st
         _sync(target)
         _move_all(staged, target, last)
     except OSError:
-        put_back(folder, target, owned, last=last)
+        restore_entries(folder, target, owned, last=last)
         raise
 
 
-def put_back(folder: Path, target: Path, owned: Sequence[str], *, last: str) -> bool:
+def restore_entries(folder: Path, target: Path, owned: Sequence[str], *, last: str) -> bool:
     """Undo an incomplete replacement. Returns whether there was one.
 
     It can be interrupted and called again.

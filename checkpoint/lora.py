@@ -10,7 +10,7 @@ from pathlib import Path
 from checkpoint.config import ExtractLoraConfig, LoraToConfig, MergeLoraConfig
 from checkpoint.convert import DTYPES, cast, convert, log_conversion, write_module
 from checkpoint.target import Target, by_alignment, hf_target, json_text, mm_target
-from checkpoint.write import Written, check_same, put
+from checkpoint.write import Written, check_same, write_and_replace
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger
@@ -157,7 +157,7 @@ def _put(target: Target, adapter: Adapter, cfg: ToLora, method: str) -> None:
             _check_written(path, adapter, written, seen)
 
     log_conversion(method, [("source", adapter.description)], target, tensors, cfg)
-    put(target, tensors, check, cfg, method)
+    write_and_replace(target, tensors, check, cfg, method)
 
 
 def _check_written(path: Path, planned: Adapter, written: Adapter, seen: Written) -> None:

@@ -33,7 +33,7 @@ Written = Callable[[int], object]
 AnyConfig = ConvertConfig | DcpToTorchConfig | LoraToConfig | ExtractLoraConfig
 
 
-def put(
+def write_and_replace(
     target: Target,
     tensors: Sequence[TensorFile],
     check: Callable[[Path, Written], None],
@@ -99,7 +99,9 @@ def write_finite(
     if allow and finite.problem:
         logger.warning(f"{where}: {finite.problem}; converted all the same")
     elif finite.problem:
-        finite.demand("fetch the source again, or convert it as it is with --cfg.allow_nonfinite true")
+        finite.raise_if_nonfinite(
+            "fetch the source again, or convert it as it is with --cfg.allow_nonfinite true"
+        )
 
 
 def _read_checked(tensor: TensorFile, name: str, finite: FiniteWeights) -> Tensor:

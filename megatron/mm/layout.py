@@ -72,7 +72,7 @@ def saved_iterations(root: Path) -> list[int]:
     return sorted(number for number in found if isinstance(number, int))
 
 
-def put_back(root: Path) -> None:
+def restore_replaced(root: Path) -> None:
     """Restore the previous checkpoint if the save that was replacing it was killed."""
     for replaced in root.glob(f"{REPLACED}*"):
         target = root / replaced.name.removeprefix(REPLACED)

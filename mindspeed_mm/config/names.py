@@ -31,8 +31,8 @@ class NameIn:
     def _check(self, value: Any) -> Any:
         if value in self.registry:
             return value
-        *most, last = map(repr, self.registry.names())
-        expected = f"{', '.join(most)} or {last}" if most else last
+        *rest, last = map(repr, self.registry.names())
+        expected = f"{', '.join(rest)} or {last}" if rest else last
         raise PydanticKnownError("literal_error", {"expected": expected})
 
 

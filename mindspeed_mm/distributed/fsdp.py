@@ -86,7 +86,7 @@ def shard_model(
     return model
 
 
-def last_micro_batch(model: nn.Module, last: bool) -> None:
+def set_last_micro_batch(model: nn.Module, last: bool) -> None:
     """Call before each backward of an accumulation: only the last one reduces gradients over ranks."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mindspeed_mm.distributed.fsdp import last_micro_batch
+from mindspeed_mm.distributed.fsdp import set_last_micro_batch
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.ops.stages import MicroBatch, Split
 
@@ -30,13 +30,13 @@ Loss = Callable[[Tensor, int], Tensor]  # (velocity, number of the micro-batch) 
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeModel:
     """The whole model on the meta device, as a reference; it is not a submodule of a rank's model."""
 
     model: nn.Module
 
     @classmethod
-    def of(cls, model: nn.Module) -> Whole:
+    def of(cls, model: nn.Module) -> WholeModel:
         """From a model on the meta device that is not split yet and has no process groups."""
         return cls(copy.deepcopy(model))
 
@@ -48,7 +48,12 @@ class Pipeline(nn.Module):
     """
 
     def __init__(
-        self, split: Split, whole: Whole, mesh: Mesh, schedule: Literal["1f1b", "gpipe"], device: torch.device
+        self,
+        split: Split,
+        whole: WholeModel,
+        mesh: Mesh,
+        schedule: Literal["1f1b", "gpipe"],
+        device: torch.device,
     ) -> None:
         super().__init__()
         group = mesh.pp_group
@@ -98,7 +103,7 @@ class Pipeline(nn.Module):
                 continue
             tokens: tuple[Tensor, ...] = ()
             if number:
-                tokens = tuple(_empty(t, self.device) for t in self.split.leaving(number - 1, batch))
+                tokens = tuple(_empty(t, self.device) for t in self.split.output_like(number - 1, batch))
                 for token in tokens:
                     dist.recv(token, group=self.group, group_src=(number - 1) % self.size)
             stage: Any = self.stages[str(number)]
@@ -108,7 +113,7 @@ class Pipeline(nn.Module):
             if number < self.split.count - 1:
                 for token in answer:
                     dist.send(token, group=self.group, group_dst=(number + 1) % self.size)
-        shape = self.split.leaving(self.split.count - 1, batch)[0]
+        shape = self.split.output_like(self.split.count - 1, batch)[0]
         velocity = answer[0].contiguous() if self.rank == self._last else _empty(shape, self.device)
         dist.broadcast(velocity, group=self.group, group_src=self._last)
         return velocity
@@ -130,7 +135,7 @@ class Pipeline(nn.Module):
         mine = of([p.grad for name, p in named if p.grad is not None and not self.is_copy(name)])
         return math.sqrt(sum(value**2 for value in self._gather(mine)))
 
-    def from_last(self, values: Tensor) -> Tensor:
+    def broadcast_from_last(self, values: Tensor) -> Tensor:
         """Broadcast `values` from the rank of the last stage to all ranks of the pipeline."""
         dist.broadcast(values, group=self.group, group_src=self._last)
         return values
@@ -162,7 +167,7 @@ class Pipeline(nn.Module):
             lambda velocity, place: loss(velocity, numbers[place]), reduces=last
         )
         for place, (answer, read) in enumerate(zip(answers, leaves, strict=True)):
-            last_micro_batch(self.reader, last and place == len(answers) - 1)
+            set_last_micro_batch(self.reader, last and place == len(answers) - 1)
             pairs = [(a, r.grad) for a, r in zip(answer, read, strict=True) if r.grad is not None]
             if pairs:
                 torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])

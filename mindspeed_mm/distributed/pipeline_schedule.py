@@ -80,8 +80,8 @@ def make_stage(
     group: dist.ProcessGroup,
 ) -> Stage:
     """Stage `number` of `split` for micro-batches of the shape of `batch`."""
-    arriving = split.leaving(number - 1, batch) if number else ()
-    leaving = split.leaving(number, batch)
+    arriving = split.output_like(number - 1, batch) if number else ()
+    leaving = split.output_like(number, batch)
     # PipelineStage moves its module to the device, which would undo FSDP2's offload to the host.
     stage.to = lambda *_: stage  # type: ignore[method-assign]
     try:

@@ -32,7 +32,7 @@ def apply_recompute(
         module = model.get_submodule(name)
         trained = any(parameter.requires_grad for parameter in module.parameters())
         drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules())
-        how = _How(mode, trained, drops, inputs_to_host, pin)
+        how = _RecomputeSettings(mode, trained, drops, inputs_to_host, pin)
         module.forward = partial(_recomputed, module.forward, how)
 
 
@@ -43,7 +43,7 @@ def compile_blocks(model: nn.Module, names: Iterable[str]) -> None:
         module.forward = torch.compile(module.forward)
 
 
-class _How(NamedTuple):
+class _RecomputeSettings(NamedTuple):
     """How one module drops and recomputes its activations."""
 
     mode: Recompute
@@ -53,10 +53,12 @@ class _How(NamedTuple):
     pin: bool
 
 
-def _recomputed(forward: Callable[..., Any], how: _How, *args: Any) -> Any:
+def _recomputed(forward: Callable[..., Any], how: _RecomputeSettings, *args: Any) -> Any:
     if not torch.is_grad_enabled() or not (how.trained or any(_has_gradient(value) for value in args)):
         return forward(*args)  # no backward follows, so nothing is kept
-    more: dict[str, Any] = {"context_fn": partial(_keep, how.trained)} if how.mode == "selective" else {}
+    more: dict[str, Any] = (
+        {"context_fn": partial(_selective_contexts, how.trained)} if how.mode == "selective" else {}
+    )
     run = partial(checkpoint, forward, *args, use_reentrant=False, preserve_rng_state=how.drops, **more)
     if not how.to_host:
         return run()
@@ -70,7 +72,7 @@ def _has_gradient(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _keep(trained: bool) -> Any:
+def _selective_contexts(trained: bool) -> Any:
     return create_selective_checkpoint_contexts(partial(_policy, trained))  # type: ignore[no-untyped-call]
 
 

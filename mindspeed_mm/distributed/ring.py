@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mindspeed_mm.ops.partial_attention import Answer, attend_part, merge, part_gradients
+from mindspeed_mm.ops.partial_attention import PartialAttention, attend_part, merge, part_gradients
 
 
 def ring_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], group: dist.ProcessGroup) -> Tensor:
@@ -32,10 +32,10 @@ class _Ring(torch.autograd.Function):
     ) -> Tensor:
         ctx.lengths, ctx.group = lengths, group
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        answer: Answer | None = None
+        answer: PartialAttention | None = None
         pair = torch.stack((k, v))
         for step in range(size):
-            coming = _Passing(pair, group) if step < size - 1 else None
+            coming = _RingShift(pair, group) if step < size - 1 else None
             length = lengths[(rank - step) % size]
             if length and q.shape[1]:
                 part = attend_part(q, pair[0, :, :length], pair[1, :, :length])
@@ -43,7 +43,9 @@ class _Ring(torch.autograd.Function):
             if coming is not None:
                 pair = coming.wait()
         if answer is None:  # this rank holds only padding
-            answer = Answer(torch.zeros_like(q, dtype=torch.float32), q.new_zeros(q.shape[:3]).float())
+            answer = PartialAttention(
+                torch.zeros_like(q, dtype=torch.float32), q.new_zeros(q.shape[:3]).float()
+            )
         out = answer.out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, answer.lse)
         return out
@@ -56,9 +58,9 @@ class _Ring(torch.autograd.Function):
         in_q = torch.zeros_like(q, dtype=torch.float32)
         pair = torch.stack((k, v))
         in_pair = torch.zeros_like(pair, dtype=torch.float32)
-        homeward: _Passing | None = None
+        homeward: _RingShift | None = None
         for step in range(size):
-            coming = _Passing(pair, ctx.group) if step < size - 1 else None
+            coming = _RingShift(pair, ctx.group) if step < size - 1 else None
             length = ctx.lengths[(rank - step) % size]
             found: tuple[Tensor, ...] = ()
             if length and q.shape[1]:
@@ -69,7 +71,7 @@ class _Ring(torch.autograd.Function):
                 in_q += found[0]
                 in_pair[0, :, :length] += found[1]
                 in_pair[1, :, :length] += found[2]
-            homeward = _Passing(in_pair, ctx.group)
+            homeward = _RingShift(in_pair, ctx.group)
             if coming is not None:
                 pair = coming.wait()
         assert homeward is not None
@@ -77,7 +79,7 @@ class _Ring(torch.autograd.Function):
         return in_q.to(q.dtype), in_k.to(k.dtype), in_v.to(v.dtype), None, None
 
 
-class _Passing:
+class _RingShift:
     """An exchange in a ring: a tensor sent to the next rank, and one received from the previous rank."""
 
     def __init__(self, sent: Tensor, group: dist.ProcessGroup) -> None:

@@ -189,5 +189,5 @@ class ContextParallel(SingleProcess):
                 whole = fill_scale(layer, whole)
                 finite.check(name, layer.get_buffer(SCALE))
             finite.check(name, copy_local(parameter, whole))
-        raise_on_all_ranks(finite.demand)
+        raise_on_all_ranks(finite.raise_if_nonfinite)
         return model

@@ -35,7 +35,9 @@ class Naming:
     ours: Mapping[str, str]  # official name → name in the file
 
 
-def understand(names: Iterable[str], where: str | Path, key_maps: Mapping[str, KeyMap] = KEY_MAPS) -> Naming:
+def detect_dialect(
+    names: Iterable[str], where: str | Path, key_maps: Mapping[str, KeyMap] = KEY_MAPS
+) -> Naming:
     """Detect the dialect of weight names, and translate them to official names.
 
     Raises WeightsError for LoRA files, unknown names and duplicates.
@@ -53,13 +55,15 @@ def understand(names: Iterable[str], where: str | Path, key_maps: Mapping[str, K
         what = f"got {dialect} names ({known} of {len(raw)})" if known else "no known dialect of this model"
         if model := foreign_model(bare[name] for name in foreign):
             raise WeightsError(
-                f"got {model}: {listed(foreign)}",
+                f"got {model}: {truncate_list(foreign)}",
                 where=where,
                 expected="a Wan or VACE transformer",
                 fix="use the file of the transformer",
             )
         raise WeightsError(
-            f"{what}; unknown names: {listed(foreign)}", where=where, expected=f"one of {', '.join(key_maps)}"
+            f"{what}; unknown names: {truncate_list(foreign)}",
+            where=where,
+            expected=f"one of {', '.join(key_maps)}",
         )
     ours: dict[str, str] = {}
     for name, short in bare.items():
@@ -85,7 +89,7 @@ def bare_name(name: str) -> str:
     return name
 
 
-def without_prefix(state: Mapping[str, W], landmarks: Iterable[str], where: str | Path) -> dict[str, W]:
+def strip_prefix(state: Mapping[str, W], landmarks: Iterable[str], where: str | Path) -> dict[str, W]:
     """Strip the prefixes of wrappers, and a prefix that all names share.
 
     Args:
@@ -109,7 +113,7 @@ def without_prefix(state: Mapping[str, W], landmarks: Iterable[str], where: str 
     return bare
 
 
-def listed(names: Iterable[str]) -> str:
+def truncate_list(names: Iterable[str]) -> str:
     """Join names for a message: at most ten, followed by their total number."""
     found = [name if name.isprintable() else repr(name) for name in names]
     rest = f", … ({len(found)} in all)" if len(found) > MAX_LISTED else ""

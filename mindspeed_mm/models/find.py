@@ -27,8 +27,8 @@ class Files:
     kind: Kind
     paths: tuple[Path, ...]  # one file, shards, pipeline stages in order, or one DCP folder
     what: str  # description for messages, such as "one safetensors file"
-    homes: tuple[Path, ...]  # folders that may contain its config.json
-    also: str = ""  # a message about other weights that were found and not used
+    config_dirs: tuple[Path, ...]  # folders that may contain its config.json
+    note: str = ""  # a message about other weights that were found and not used
 
 
 def find_files(path: Path, *, original: bool = False) -> Files:
@@ -104,10 +104,10 @@ def _megatron(path: Path) -> Files | None:
     inner = _megatron(folder)
     if inner is None:
         raise WeightsError("is empty; the save or conversion did not finish", where=folder)
-    also = (
+    note = (
         f"{path}: reading {folder.name}/, not the original weights next to it" if _has_weights(path) else ""
     )
-    return Files(inner.kind, inner.paths, f"{inner.what} ({folder.name})", (*inner.homes, path), also)
+    return Files(inner.kind, inner.paths, f"{inner.what} ({folder.name})", (*inner.config_dirs, path), note)
 
 
 def _plain_folder(path: Path) -> Files | None:
@@ -129,7 +129,7 @@ def _plain_folder(path: Path) -> Files | None:
                 f"contains no weights; {_present(path / 'transformer')}", where=path / "transformer"
             )
         return Files(
-            inner.kind, inner.paths, f"a diffusers folder, its transformer/ ({inner.what})", inner.homes
+            inner.kind, inner.paths, f"a diffusers folder, its transformer/ ({inner.what})", inner.config_dirs
         )
     indices = sorted(path.glob("*.safetensors.index.json"))
     if len(indices) > 1:
@@ -191,7 +191,7 @@ def _unindexed(folder: Path, found: list[Path]) -> Files:
             fix="choose one of them",
         )
     inner = _one_file(found[0])
-    return Files(inner.kind, inner.paths, f"a folder with {found[0].name}", inner.homes)
+    return Files(inner.kind, inner.paths, f"a folder with {found[0].name}", inner.config_dirs)
 
 
 def _has_weights(path: Path) -> bool:

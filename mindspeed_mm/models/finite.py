@@ -69,7 +69,7 @@ class FiniteWeights:
         verb = "weights contain" if len(bad) > 1 else "weight contains"
         return f"{len(bad)} {verb} NaN or Inf: {_listed(bad.values())}" if bad else ""
 
-    def demand(self, fix: str = "download the file again, or load an earlier checkpoint") -> None:
+    def raise_if_nonfinite(self, fix: str = "download the file again, or load an earlier checkpoint") -> None:
         """Raise WeightsError that names the weights that are not finite, if there are any."""
         if problem := self.problem:
             raise WeightsError(problem, where=str(self.where), fix=fix)
@@ -80,7 +80,7 @@ def check_weights(where: object, weights: Mapping[str, Tensor]) -> None:
     finite = FiniteWeights(where)
     for name, weight in weights.items():
         finite.check(name, weight)
-    finite.demand()
+    finite.raise_if_nonfinite()
 
 
 def nonfinite_weights(module: nn.Module) -> str:

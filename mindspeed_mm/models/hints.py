@@ -20,7 +20,7 @@ class Hints(NamedTuple):
     settings: Mapping[str, Any] = {}  # all keys of the file
 
 
-def saved_hints(files: Files, saved: Any) -> Hints:
+def find_hints(files: Files, saved: Any) -> Hints:
     """Find the settings of a model.
 
     Reads the first of these that has any: the checkpoint itself (`saved`), `<file>.json`, the nearest
@@ -31,15 +31,15 @@ def saved_hints(files: Files, saved: Any) -> Hints:
     if hints := read_hints(values):
         return Hints(hints, first, values)
     beside = [first.with_suffix(".json")] if len(files.paths) == 1 and first.is_file() else []
-    for path in (*beside, *(home / "config.json" for home in files.homes)):
+    for path in (*beside, *(folder / "config.json" for folder in files.config_dirs)):
         values = _json(path)
         if hints := read_hints(values):
             return Hints(hints, path, values)
-    for home in files.homes:
-        if predictor := _find_predictor(_json(home / "job.json")):
+    for folder in files.config_dirs:
+        if predictor := _find_predictor(_json(folder / "job.json")):
             dit = predictor["vace_dit"]
             hints = {**predictor, "vace_layers": dit.get("vace_layers"), "vace_in_dim": dit.get("in_dim")}
-            return Hints(hints, home / "job.json", predictor)
+            return Hints(hints, folder / "job.json", predictor)
     return Hints({})
 
 

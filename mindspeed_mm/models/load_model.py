@@ -87,7 +87,7 @@ def load_weights(
             continue
         state[name] = tensor.read().to(device=device, dtype=target)
         finite.check(name, state[name])
-    finite.demand()
+    finite.raise_if_nonfinite()
     model.load_state_dict(state, assign=True)
     return model
 

@@ -18,10 +18,10 @@ from mindspeed_mm.models.containers.rounded import FP8, expand
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, HEAD_BYTES, TensorFile, raw_bytes
 from mindspeed_mm.models.containers.torch_file import read_torch
-from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.dialects import truncate_list
 from mindspeed_mm.models.find import shard_names
 from mindspeed_mm.models.finite import FiniteWeights
-from mindspeed_mm.models.parts import Part, part_of
+from mindspeed_mm.models.parts import Part, select_part
 
 NUMBERS = (*FLOATS, *FP8)
 NOT_BUILT = (
@@ -52,7 +52,7 @@ def read_tensors(paths: Iterable[Path], part: Part = "vae") -> dict[str, TensorF
     state: dict[str, TensorFile] = {}
     for path in paths:
         found = read_safetensors([path]).tensors if path.suffix == ".safetensors" else _read_torch(path)
-        found = expand(part_of(found, part, path), path, plain=False)
+        found = expand(select_part(found, part, path), path, plain=False)
         wrong = [
             f"{name} {str(w.dtype).removeprefix('torch.')}"
             for name, w in found.items()
@@ -60,7 +60,7 @@ def read_tensors(paths: Iterable[Path], part: Part = "vae") -> dict[str, TensorF
         ]
         if wrong:
             raise WeightsError(
-                f"has weights that are not floating-point numbers: {listed(wrong)}", where=path
+                f"has weights that are not floating-point numbers: {truncate_list(wrong)}", where=path
             )
         if twice := state.keys() & found.keys():
             raise WeightsError(f"{min(twice)} is also in another file", where=path, fix="keep one of them")
@@ -82,7 +82,9 @@ def shard_paths(
     return []
 
 
-def fill(module: nn.Module, state: Mapping[str, TensorFile], source: Path, dtype: torch.dtype) -> None:
+def assign_weights(
+    module: nn.Module, state: Mapping[str, TensorFile], source: Path, dtype: torch.dtype
+) -> None:
     """Load `state` into `module`, which is on the meta device. Names and shapes must match exactly.
 
     Weights stay memory-mapped unless their dtype changes. Raises WeightsError that names missing, unknown,
@@ -104,7 +106,7 @@ def fill(module: nn.Module, state: Mapping[str, TensorFile], source: Path, dtype
     for name, tensor in state.items():
         if id(tensor) not in weights:  # a tensor with two names is read once
             weights[id(tensor)] = finite.read(name, tensor, dtype)
-    finite.demand()
+    finite.raise_if_nonfinite()
     module.load_state_dict({name: weights[id(tensor)] for name, tensor in state.items()}, assign=True)
 
 

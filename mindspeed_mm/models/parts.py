@@ -22,7 +22,7 @@ _NO_WEIGHTS = (
 )  # a tokenizer and a scalar of CLIP
 
 
-def part_of(tensors: Mapping[str, TensorFile], part: Part, where: object) -> dict[str, TensorFile]:
+def select_part(tensors: Mapping[str, TensorFile], part: Part, where: object) -> dict[str, TensorFile]:
     """Return the tensors of one part of an all-in-one checkpoint; of any other file, return all tensors.
 
     Names are those in the file. Tensors of no known part count as the transformer's, so that its reader

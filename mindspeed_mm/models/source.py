@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.containers.tensors import TensorFile
-from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.dialects import truncate_list
 from mindspeed_mm.models.wan.config import BRANCH, VaceConfig
 from mindspeed_mm.models.wan.config_json import setting_conflicts
 from mindspeed_mm.models.wan.shapes import Shape, layout
@@ -136,7 +136,7 @@ def differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
-    return "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds if names)
+    return "; ".join(f"{kind}: {truncate_list(names)}" for kind, names in kinds if names)
 
 
 def init_branch_from_trunk(source: WeightsSource, config: VaceConfig) -> WeightsSource:

@@ -26,8 +26,8 @@ class ModelSpec:
     branch: tuple[str, ...] = ()
     adapted: tuple[str, ...] = ()  # name suffixes of the layers that get a LoRA by default
     fp32_modules: tuple[str, ...] = ()  # children of the root that stay fp32 if the rest is bf16
-    # "module:callable", start(predictor) → models.start.Start; "" = read `from_pretrained` by key_maps
-    start: str = ""
+    # "module:callable", open(predictor) → InitialWeights; "" = read `from_pretrained` by key_maps
+    initial_weights: str = ""
     # "module:callable", modules(predictor.model) → all module names, without torch; "" = unknown
     modules: str = ""
     # "module:callable", linears(predictor.model) → {name: (out, in)} of linear layers, without torch
@@ -52,7 +52,7 @@ VACE = MODELS.add(
         branch=BRANCH,
         adapted=ADAPTED,
         fp32_modules=FP32_MODULES,
-        start="mindspeed_mm.models.start:vace_start",
+        initial_weights="mindspeed_mm.models.initial_weights:open_vace_initial_weights",
         modules="mindspeed_mm.models.wan.shapes:modules",
         linears="mindspeed_mm.models.wan.shapes:linears",
         stages="mindspeed_mm.models.wan.pipeline:split_vace",

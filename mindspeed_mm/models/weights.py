@@ -21,15 +21,15 @@ from mindspeed_mm.models.containers.rounded import expand
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile, kind_of
 from mindspeed_mm.models.containers.torch_file import read_torch
-from mindspeed_mm.models.dialects import listed, understand
+from mindspeed_mm.models.dialects import detect_dialect, truncate_list
 from mindspeed_mm.models.find import SHARD, Files, find_files, shards
-from mindspeed_mm.models.hints import Hints, saved_hints
+from mindspeed_mm.models.hints import Hints, find_hints
 from mindspeed_mm.models.keymap import KeyMap
 from mindspeed_mm.models.lora.adapter import Adapter, Pair, merged
 from mindspeed_mm.models.lora.fused import fuse_again
 from mindspeed_mm.models.lora.read import CONFIG, Expert, open_lora, open_published_lora
 from mindspeed_mm.models.lora.saved import ENTRY, split_lora
-from mindspeed_mm.models.parts import part_of
+from mindspeed_mm.models.parts import select_part
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.stages import count_layers, merge
@@ -104,7 +104,7 @@ def open_adapter(
         logger.info(f"{where}: a whole model; its LoRA alone is read, without modules_to_save", extra=once())
     adapter = Adapter(where, dialect, pairs, whole=tensors if place is not None else {}, base=place)
     if shapes is not None and (problems := adapter.misfits(shapes)):
-        raise WeightsError(f"does not fit the model: {listed(problems)}", where=where)
+        raise WeightsError(f"does not fit the model: {truncate_list(problems)}", where=where)
     return adapter
 
 
@@ -123,8 +123,8 @@ def _checkpoint(path: Path) -> Files | None:
 
 def _find(path: Path, original: bool = False) -> Files:
     files = find_files(path, original=original)
-    if files.also:
-        logger.info(files.also, extra=once())
+    if files.note:
+        logger.info(files.note, extra=once())
     return files
 
 
@@ -135,7 +135,9 @@ def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
     for source in sources:
         if twice := tensors.keys() & source.tensors.keys():
             raise WeightsError(
-                f"{listed(sorted(twice))} is also in another listed part", where=source.path, fix="keep one"
+                f"{truncate_list(sorted(twice))} is also in another listed part",
+                where=source.path,
+                fix="keep one",
             )
         tensors |= source.tensors
     whole = next((source for source in sources if not source.has_branch), sources[0])
@@ -148,7 +150,7 @@ def _join(parts: Sequence[Files], base_path: PathLike | None) -> WeightsSource:
     return joined
 
 
-def with_branch_of(trunk: WeightsSource, path: PathLike) -> WeightsSource:
+def replace_branch(trunk: WeightsSource, path: PathLike) -> WeightsSource:
     """Combine the trunk of `trunk` with the VACE branch of the checkpoint at `path`.
 
     That checkpoint may contain only the branch. Raises WeightsError if it has no branch or does not fit.
@@ -184,14 +186,14 @@ def _open(
 
     With `partial`, completeness is not checked, as other files add the rest.
     """
-    where = files.paths[0] if len(files.paths) == 1 else files.homes[0]
+    where = files.paths[0] if len(files.paths) == 1 else files.config_dirs[0]
     dialect, tensors, stage_layers, pairs, extras = _read(files, where, key_maps)
     odd = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if odd:
         raise WeightsError(
-            f"has weights that are not float32, bfloat16 or float16: {listed(odd)}", where=where
+            f"has weights that are not float32, bfloat16 or float16: {truncate_list(odd)}", where=where
         )
-    hints = saved_hints(files, extras.get("config")) if key_maps is KEY_MAPS else Hints({})
+    hints = find_hints(files, extras.get("config")) if key_maps is KEY_MAPS else Hints({})
     source = WeightsSource(where.absolute(), dialect, files.what, tensors, *hints, stage_layers=stage_layers)
     source = _complete(source, extras.get("base"), base_path, seen, key_maps)
     if pairs:
@@ -217,13 +219,13 @@ def _read(
     else:
         states = [read_dcp(path) if files.kind == "dcp" else read_torch(path) for path in files.paths]
         stages, extras = _stages(states, where), states[0]
-    stages = [expand(part_of(stage, "transformer", where), where) for stage in stages]
+    stages = [expand(select_part(stage, "transformer", where), where) for stage in stages]
     split = [split_lora(stage, extras, where, key_maps["mm"]) for stage in stages] if extras else []
     pairs = {name: pair for _, found in split for name, pair in found.items()}
     stages = [rest for rest, _ in split] or stages
     if pairs and not any(stages):  # the files contain only a LoRA
         return "mm", {}, (), pairs, extras
-    namings = [understand(stage, where, key_maps) for stage in stages]
+    namings = [detect_dialect(stage, where, key_maps) for stage in stages]
     tensors = [
         {name: stage[raw] for name, raw in n.ours.items()} for n, stage in zip(namings, stages, strict=True)
     ]

@@ -19,7 +19,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Not causal, scale 1/√K, no mask.
     """
-    if npu.holds(q):
+    if npu.is_on_npu(q):
         return npu.attend(q, k, v)
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)

@@ -15,7 +15,7 @@ from mindspeed_mm.ops import npu
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x·rsqrt(mean(x²)+eps)·weight over the last dimension [..., D], computed in fp32, in x's dtype."""
     weight = weight.to(x.dtype)
-    if npu.holds(x):
+    if npu.is_on_npu(x):
         return npu.rms_norm(x, weight, eps)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         normed: Tensor = _CpuRmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]

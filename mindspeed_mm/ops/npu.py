@@ -10,7 +10,7 @@ from torch import Tensor
 MAX_ROTARY_BATCH = 1000  # upper limit of batch · heads in interleave mode
 
 
-def holds(x: Tensor) -> bool:
+def is_on_npu(x: Tensor) -> bool:
     """Whether x is on an NPU."""
     return x.device.type == "npu"
 

@@ -20,14 +20,14 @@ _CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Answer(NamedTuple):
+class PartialAttention(NamedTuple):
     """The result of attention to some of the keys."""
 
     out: Tensor  # [B, S, N, K] fp32
     lse: Tensor  # [B, S, N] fp32
 
 
-def attend_part(q: Tensor, k: Tensor, v: Tensor) -> Answer:
+def attend_part(q: Tensor, k: Tensor, v: Tensor) -> PartialAttention:
     """q [B, S, N, K], k and v [B, S', N, K] → their result, by a fused kernel on CPU and CUDA."""
     heads = _heads_first(q, k, v)
     if q.device.type == "cpu":
@@ -36,14 +36,14 @@ def attend_part(q: Tensor, k: Tensor, v: Tensor) -> Answer:
         out, lse, *_ = _FLASH(*heads)
     else:
         return _by_formula(q, k, v)
-    return Answer(out.transpose(1, 2).float(), lse.transpose(1, 2).float())
+    return PartialAttention(out.transpose(1, 2).float(), lse.transpose(1, 2).float())
 
 
-def merge(first: Answer, second: Answer) -> Answer:
+def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention:
     """The combined result of both parts."""
     lse = torch.logaddexp(first.lse, second.lse)
     out = first.out * (first.lse - lse).exp()[..., None] + second.out * (second.lse - lse).exp()[..., None]
-    return Answer(out, lse)
+    return PartialAttention(out, lse)
 
 
 def part_gradients(
@@ -73,14 +73,14 @@ def _has_flash(q: Tensor) -> bool:
     return q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
 
 
-def _by_formula(q: Tensor, k: Tensor, v: Tensor) -> Answer:
+def _by_formula(q: Tensor, k: Tensor, v: Tensor) -> PartialAttention:
     answers = []
     for rows in torch.split(q, _ROWS, 1):
         scores = torch.einsum("bsnk,btnk->bsnt", rows.float(), k.float()) / math.sqrt(q.shape[-1])
         lse = scores.logsumexp(-1)
         weights = (scores - lse[..., None]).exp()
-        answers.append(Answer(torch.einsum("bsnt,btnk->bsnk", weights, v.float()), lse))
-    return Answer(*(torch.cat(parts, 1) for parts in zip(*answers, strict=True)))
+        answers.append(PartialAttention(torch.einsum("bsnt,btnk->bsnk", weights, v.float()), lse))
+    return PartialAttention(*(torch.cat(parts, 1) for parts in zip(*answers, strict=True)))
 
 
 def _gradients_by_formula(

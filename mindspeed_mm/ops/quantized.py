@@ -91,7 +91,7 @@ def product_dtype(layer: nn.Linear) -> torch.dtype:
     return given
 
 
-class AnyLinear(nn.Linear):
+class QuantizableLinear(nn.Linear):
     """A linear layer whose weights may be 8-bit.
 
     `weight` and `bias` are those of the layer it replaces.
@@ -107,7 +107,7 @@ class AnyLinear(nn.Linear):
         return linear(self, x)
 
 
-def hold_in_8_bits(layer: AnyLinear, form: QuantFormat) -> None:
+def prepare_8bit_weight(layer: QuantizableLinear, form: QuantFormat) -> None:
     """Prepare a layer for 8-bit weights, with their scales in a buffer `weight_scale`."""
     layer.product_dtype = layer.weight.dtype  # type: ignore[assignment]
     place = torch.empty_like(layer.weight, dtype=STORED[form])

@@ -41,10 +41,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     In x's dtype.
     """
-    if npu.holds(x) and npu.can_rotate(x):
+    if npu.is_on_npu(x) and npu.can_rotate(x):
         return npu.apply_rope(x, cos, sin)
     if (
-        npu.holds(x) or torch.compiler.is_compiling()
+        npu.is_on_npu(x) or torch.compiler.is_compiling()
     ):  # the compiler fuses the formula, but not complex numbers
         return apply_rope_reference(x, cos, sin)
     turned: Tensor = _Turn.apply(x, cos, sin)  # type: ignore[no-untyped-call]

@@ -32,5 +32,5 @@ class Split:
     reader: nn.Module  # (timestep, prompt_embeds) → MicroBatch.read, on every rank
     stages: Mapping[int, nn.Module]  # number → stage; call `feed(micro_batches)` first
     count: int  # stages of all ranks
-    leaving: Callable[[int, MicroBatch], tuple[Tensor, ...]]  # meta tensors like the output of a stage
+    output_like: Callable[[int, MicroBatch], tuple[Tensor, ...]]  # meta tensors like the output of a stage
     shared: tuple[str, ...]  # first parts of the names of the reader's weights

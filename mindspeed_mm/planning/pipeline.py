@@ -30,7 +30,7 @@ class PipelineWalk(Walk):
     def moments(self) -> Iterator[tuple[str, Terms]]:
         """The first backward of each stage, the reduction of gradients at the end, the optimizer."""
         stages, waits = self.rank.stages, self.rank.waiting
-        kept = [self._kept_by(stage) for stage in stages]
+        kept = [self._saved_by_stage(stage) for stage in stages]
         everything = sum(size * count for size, count in zip(kept, waits, strict=True))
         for stage, size in zip(stages, kept, strict=True):
             self.now = stage
@@ -51,9 +51,9 @@ class PipelineWalk(Walk):
         start = self._start(order) if stage.layers.start == 0 else 0.0
         return stage.sent * self.residual + start - inputs
 
-    def _kept_by(self, stage: Stage) -> float:
+    def _saved_by_stage(self, stage: Stage) -> float:
         order = self._order(stage)
-        return sum(self._kept(name) for name in order) + self._beside(stage, order)
+        return sum(self._saved_bytes(name) for name in order) + self._beside(stage, order)
 
     def _buffers(self) -> float:
         """Receive buffers for tokens and their gradients, for every micro-batch."""
@@ -100,6 +100,6 @@ class PipelineWalk(Walk):
         """For every micro-batch: the model's inputs, the embedded text, buffers for tokens."""
         run, width = self.run, self.run.model.trunk.hidden_size
         rows = text_rows(run.model, run.text) * run.batch
-        trained = self.units["text_embedding"].trains
+        trained = self.units["text_embedding"].is_trainable
         text = rows * width * run.product * (3 if trained else 1)
         return run.micro_batches * (super()._inputs() + text) + self._buffers()

@@ -82,7 +82,7 @@ class Unit:
         )
 
     @property
-    def trains(self) -> bool:
+    def is_trainable(self) -> bool:
         """Whether any of its weights has a gradient."""
         return self.trained > 0
 
@@ -107,12 +107,12 @@ def unit_of(name: str) -> str:
     return ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else parts[0]
 
 
-def trains(run: TrainingRun, name: str) -> bool:
+def is_trainable(run: TrainingRun, name: str) -> bool:
     """Whether a weight has a gradient."""
-    return _trains(name, run.trainable, bool(run.lora))
+    return _is_trainable(name, run.trainable, bool(run.lora))
 
 
-def _trains(name: str, trainable: str, has_lora: bool) -> bool:
+def _is_trainable(name: str, trainable: str, has_lora: bool) -> bool:
     if has_lora:
         return ".lora_" in name
     return trainable == "all" or name.startswith(BRANCH) == (trainable == "branch")
@@ -137,7 +137,7 @@ def quantized_weights(run: TrainingRun) -> frozenset[str]:
     return frozenset(
         name
         for name in layout(run.model)
-        if not trains(run, name) and (name in named if named else name.endswith(ROUNDED))
+        if not is_trainable(run, name) and (name in named if named else name.endswith(ROUNDED))
     )
 
 
@@ -153,7 +153,11 @@ def _units(
     sizes: dict[str, list[int]] = {}
     for name, shape in _all_shapes(model, lora).items():
         key = unit_of(name)
-        whole, local, has = math.prod(shape), local_size(shape, shards), _trains(name, trainable, bool(lora))
+        whole, local, has = (
+            math.prod(shape),
+            local_size(shape, shards),
+            _is_trainable(name, trainable, bool(lora)),
+        )
         found = sizes.setdefault(key, [0] * 8)
         is_rounded = name in quantized
         counts = (whole, local, whole * has, local * has, whole * is_rounded, local * is_rounded)

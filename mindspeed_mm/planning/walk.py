@@ -11,7 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import text_rows, tokens_of
 from mindspeed_mm.planning.block import BlockBytes, BlockKind, block_bytes
-from mindspeed_mm.planning.units import TrainingRun, Unit, all_shapes, local_size, trains, unit_of, units
+from mindspeed_mm.planning.units import (
+    TrainingRun,
+    Unit,
+    all_shapes,
+    is_trainable,
+    local_size,
+    unit_of,
+    units,
+)
 
 TERMS = (
     "weights", "masters", "gradients", "moments", "gathered units", "model inputs", "block inputs",
@@ -32,8 +40,10 @@ class Walk:
             self.tokens * run.residual * run.model.trunk.hidden_size
         )  # bytes of one stream of tokens
         self.shared = run.shards > 1 or run.offload
-        self.moments_held = self._moments()
-        self.trunk_trains = any(unit.trains and not unit.name.startswith(BRANCH) for unit in units(run))
+        self.moment_bytes = self._moment_bytes()
+        self.trunk_is_trainable = any(
+            unit.is_trainable and not unit.name.startswith(BRANCH) for unit in units(run)
+        )
         self.lora = _by_block(run.lora)
         self.blocks: dict[BlockKind, BlockBytes] = {}
 
@@ -43,7 +53,7 @@ class Walk:
 
     def is_reached(self, name: str) -> bool:
         """Whether gradients reach a block: all but the trunk's first one, if nothing before it trains."""
-        return name != "blocks.0" or self.trunk_trains
+        return name != "blocks.0" or self.trunk_is_trainable
 
     def moments(self) -> Iterator[tuple[str, Terms]]:
         """All moments that may be the peak, with their terms."""
@@ -58,7 +68,7 @@ class Walk:
 
         `streams`: gradients of tokens that wait for an earlier block.
         """
-        kept = {name: self._kept(name) for name in order}
+        kept = {name: self._saved_bytes(name) for name in order}
         width, residual = self.run.model.trunk.hidden_size, self.residual
         everything = sum(kept.values()) + waiting
         done: list[str] = ["head"] * with_head
@@ -74,7 +84,7 @@ class Walk:
             inside = self._inside(name, self._block(name))
             yield f"backward of {name}", self._terms(done, name, now, inside)
             done.append(name)
-            if self.units[name].trains:
+            if self.units[name].is_trainable:
                 yield f"summing the gradients of {name}", self._reduction(done, now)
             is_branch = name.startswith(BRANCH)
             if is_branch:
@@ -105,7 +115,7 @@ class Walk:
         run, unit = self.run, self.units[name]
         return BlockKind(
             trunk=run.model.trunk,
-            trained=unit.trains and not run.lora,
+            trained=unit.is_trainable and not run.lora,
             is_branch=name.startswith(BRANCH),
             is_first=name == "vace_blocks.0",
             product=run.product,
@@ -128,9 +138,9 @@ class Walk:
         return 3.0 * rows * run.batch * run.product * run.model.trunk.hidden_size * (1 if trained else 0.7)
 
     def _inside(self, name: str, found: BlockBytes) -> float:
-        return self.tokens * found.peak + self._text(self.units[name].trains)
+        return self.tokens * found.peak + self._text(self.units[name].is_trainable)
 
-    def _kept(self, name: str) -> float:
+    def _saved_bytes(self, name: str) -> float:
         """Bytes kept until the backward of a block, including its input."""
         run, found = self.run, self._block(name)
         residual = self.residual
@@ -148,7 +158,7 @@ class Walk:
             width = run.model.trunk.hidden_size
             kept = width * 4 + (run.product * width * (part != "ffn") if how == "selective" else 0)
             forgotten += max(size - kept, 0.0)
-        return own_input + self.tokens * (found.saved - forgotten) + self._text(self.units[name].trains)
+        return own_input + self.tokens * (found.saved - forgotten) + self._text(self.units[name].is_trainable)
 
     def _start(self, order: Sequence[str]) -> float:
         """Bytes of the tokens after the embeddings, which the branch and the trunk's first block read."""
@@ -162,7 +172,7 @@ class Walk:
 
     def _terms(self, done: Sequence[str], now: str, waiting: float, inside: float) -> Terms:
         run = self.run
-        terms = self._held()
+        terms = self._state_terms()
         finished = sum(self.units[name].trained_local for name in done if name in self.units)
         terms["gradients"] = 4.0 * finished
         if run.micro_batches > 1:
@@ -173,18 +183,18 @@ class Walk:
         terms["inside a block"] = inside
         return terms
 
-    def _held(self) -> Terms:
+    def _state_terms(self) -> Terms:
         terms = dict.fromkeys(TERMS, 0.0)
         for unit in self.units.values():
             terms["weights"] += unit.frozen_local
             terms["masters"] += 4.0 * unit.trained_local
-        terms["moments"] = self.moments_held
+        terms["moments"] = self.moment_bytes
         return terms
 
-    def _moments(self) -> float:
+    def _moment_bytes(self) -> float:
         total = 0.0
         for name, shape in all_shapes(self.run).items():
-            if not trains(self.run, name) or unit_of(name) not in self.units:
+            if not is_trainable(self.run, name) or unit_of(name) not in self.units:
                 continue
             hidden = len(shape) == 2 and not name.startswith(("text_embedding", "time_embedding", "head"))
             total += local_size(shape, self.run.shards) * (
@@ -206,7 +216,7 @@ class Walk:
         total += (
             run.product * run.model.trunk.hidden_size * run.model.trunk.ffn_dim * (unit.trained == unit.whole)
         )
-        last = next((self.units[name] for name in reversed(done) if self.units[name].trains), None)
+        last = next((self.units[name] for name in reversed(done) if self.units[name].is_trainable), None)
         return total + last.trained * run.reduce * self._is_wrapped(last) if last is not None else total
 
     def _reduction(self, done: Sequence[str], waiting: float) -> Terms:
@@ -219,7 +229,7 @@ class Walk:
         return terms
 
     def _is_wrapped(self, unit: Unit) -> bool:
-        return self.shared or unit.trains
+        return self.shared or unit.is_trainable
 
     def _inputs(self) -> float:
         """Bytes of latents, noise, target, context and rotary tables."""
@@ -231,7 +241,7 @@ class Walk:
         return self.whole_tokens * (4.0 * 3 * latents + 4.0 * context) + rotary + 4.0 * rows * trunk.text_dim
 
     def _optimizer(self) -> Terms:
-        terms = self._held()
+        terms = self._state_terms()
         terms["gradients"] = 4.0 * sum(unit.trained_local for unit in self.units.values())
         if not self.run.fused:
             terms["inside a block"] = 2 * terms["gradients"]

@@ -18,10 +18,10 @@ from mindspeed_mm.distributed.shards import local
 from mindspeed_mm.flow.schedule import Schedule, build_schedule
 from mindspeed_mm.log import get_logger
 from mindspeed_mm.models.finite import check_weights
+from mindspeed_mm.models.initial_weights import open_initial_weights
 from mindspeed_mm.models.lora.fused import write_fused
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.start import start_of
 from mindspeed_mm.models.transforms.config import QuantizeConfig
 from mindspeed_mm.models.transforms.fuse import open_fused
 from mindspeed_mm.models.transforms.lora import lora_sizes
@@ -50,7 +50,7 @@ def assemble(job: PretrainJob, accelerator: Accelerator) -> Trainer:
     mesh = build_mesh(job.parallel, accelerator, job.fsdp2)
     schedule = build_schedule(job.model.diffusion)
     loader = build_loader(job, mesh, accelerator)
-    start = start_of(job.predictor)
+    start = open_initial_weights(job.predictor)
     if start.weights is not None:
         logger.info(start.weights.description)
     model = build_model(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron.mm.layout import is_half_written, put_back
+from megatron.mm.layout import is_half_written, restore_replaced
 from mindspeed_mm.leftovers import sweep
 from mindspeed_mm.locks import lock_folder
 from mindspeed_mm.log import get_logger, launch_number, local_rank, log_table, one_line_errors, rank
@@ -56,7 +56,7 @@ def hold_folder(job: PretrainJob) -> Iterator[None]:
     folder = Path(job.training.checkpoint.save)
     with lock_folder(folder, choose="--save"):
         if rank() == 0:
-            put_back(folder)
+            restore_replaced(folder)
             sweep([folder], more=is_half_written)
             write_job(folder, job.to_json())
         yield

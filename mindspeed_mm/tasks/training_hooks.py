@@ -95,7 +95,7 @@ def build_evaluation(
         source,
         schedule,
         quantiles=job.training.eval.eval_quantiles,
-        most=job.training.eval.eval_iters * (job.training.batch.global_batch_size or 1),
+        max_records=job.training.eval.eval_iters * (job.training.batch.global_batch_size or 1),
         seed=job.training.batch.seed,
         exclude_refs=job.model.diffusion.ref_loss == "exclude",
         with_context=job.predictor.reads_context,
@@ -103,7 +103,7 @@ def build_evaluation(
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp_size,
         interval=interval_of,
-        called=names_of_tasks(job, getattr(source, "tasks", ())),
+        task_labels=names_of_tasks(job, getattr(source, "tasks", ())),
     )
 
 

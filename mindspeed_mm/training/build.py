@@ -21,7 +21,7 @@ from mindspeed_mm.distributed.fsdp import DTYPES, shard_model
 from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.distributed.mesh import Mesh
 from mindspeed_mm.distributed.patterns import absent_units, match, recompute_plan
-from mindspeed_mm.distributed.pipeline import Pipeline, Whole, whole_shapes
+from mindspeed_mm.distributed.pipeline import Pipeline, WholeModel, whole_shapes
 from mindspeed_mm.distributed.recompute import apply_recompute, compile_blocks
 from mindspeed_mm.distributed.sequence import apply_context_parallel
 from mindspeed_mm.distributed.shards import copy_local
@@ -82,7 +82,7 @@ def build_model(
         transform.apply(model)
         if isinstance(source, WeightsSource):
             source = transform.change_source(source)
-    whole = Whole.of(model) if mesh.pp_size > 1 else None
+    whole = WholeModel.of(model) if mesh.pp_size > 1 else None
     apply_context_parallel(model, mesh.cp_group, ulysses=mesh.ulysses_group, ring=mesh.ring_group)
     names = [name for name, _ in model.named_modules() if name]
     recomputed = recompute_plan(names, spec.units, fsdp, parallel)
@@ -106,7 +106,7 @@ def build_model(
     model.to_empty(device=torch.device("cpu") if fsdp.offload_to_cpu else accelerator.device)
     for layer in quantized_layers(model).values():  # scales are small, and buffers are not offloaded
         layer.register_buffer(SCALE, layer.get_buffer(SCALE).to(accelerator.device))
-    fill(model, source, seed, plan)
+    fill_parameters(model, source, seed, plan)
     return model.train()
 
 
@@ -120,7 +120,7 @@ def check_dtypes(predictor: PredictorConfig, fsdp: Fsdp2Config) -> None:
 
 
 @torch.no_grad()
-def fill(
+def fill_parameters(
     model: nn.Module, source: Source | None, seed: int, transforms: Sequence[ModuleTransform] = ()
 ) -> None:
     """Copy this rank's slice of each weight from `source`, or draw random weights without one.
@@ -143,7 +143,7 @@ def fill(
             whole = fill_scale(layer, whole)
             finite.check(name, layer.get_buffer(SCALE))
         finite.check(name, copy_local(parameter, whole))
-    raise_on_all_ranks(finite.demand)
+    raise_on_all_ranks(finite.raise_if_nonfinite)
 
 
 def initial_weight(name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -27,7 +27,7 @@ from megatron.mm.layout import (
     is_half_written,
     iteration_folder,
     iteration_name,
-    put_back,
+    restore_replaced,
     saved_iterations,
     write_tracker,
 )
@@ -46,7 +46,7 @@ from mindspeed_mm.models.lora.saved import ENTRY, theirs_of
 from mindspeed_mm.models.transforms.lora import lora_scales
 from mindspeed_mm.models.transforms.quantize import describe_quantized
 from mindspeed_mm.models.weights import open_weights
-from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.build import fill_parameters
 from mindspeed_mm.training.checkpoint_checks import QUANTIZED, BaseReference
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, reason_of
 from mindspeed_mm.training.checkpoint_folder import BEST, Best, folder_to_load, read_best, write_best
@@ -135,7 +135,7 @@ class Checkpointer:
         if self.config.load is not None:
             root = Path(self.config.load)
             # a run that is saving to this folder will rename its temporary folders itself
-            self._on_first_rank(root, lambda: None if is_in_use(root) else put_back(root))
+            self._on_first_rank(root, lambda: None if is_in_use(root) else restore_replaced(root))
         folder = folder_to_load(self.config)
         if folder is None:
             return False
@@ -143,25 +143,24 @@ class Checkpointer:
             if (folder / ".metadata").is_file():
                 load_checkpoint(folder, state, self.config, self.accelerator, self.key_map, self.base)
             else:  # `release`: converted weights without training state
-                fill(state.model, open_weights(folder), seed=0)
+                fill_parameters(state.model, open_weights(folder), seed=0)
         logger.info(f"loaded {folder} at iteration {state.iteration}")
         return True
 
     def _content(self, state: TrainState) -> dict[str, Any]:
         names = mm_names(state.model, self.key_map)
-        spoken_for = {theirs_of(self.key_map, name) for name in own_names(state.model)}
+        own = {theirs_of(self.key_map, name) for name in own_names(state.model)}
         kept = {
             name: parameter.detach()
             for parameter, name in names.items()
-            if name in spoken_for
-            and (parameter.requires_grad or self.config.save_full_model or self.base is None)
+            if name in own and (parameter.requires_grad or self.config.save_full_model or self.base is None)
         }
         content: dict[str, Any] = {
             "model": kept,
             "iteration": torch.tensor(state.iteration),
             "sampler": {"consumed_samples": torch.tensor(state.consumed_samples)},
         }
-        if len(kept) < len(spoken_for) and self.base is not None:
+        if len(kept) < len(own) and self.base is not None:
             content["base"] = self.base.entry()
         if isinstance(config := getattr(state.model, "config", None), Config):
             content["config"] = config.model_dump_json()  # shapes alone do not determine the number of heads
@@ -179,7 +178,7 @@ class Checkpointer:
                 "state": {
                     name: moments
                     for name, moments in optimizer_state(state.optimizer, names).items()
-                    if name in spoken_for
+                    if name in own
                 },
                 "group_steps": pack(group_steps(state.optimizer)),
             }
@@ -190,7 +189,7 @@ class Checkpointer:
 
     def _prepare(self, root: Path, iteration: int) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        put_back(root)
+        restore_replaced(root)
         sweep([root], more=is_half_written)
         temporary = _temporary(root, iteration)
         temporary.mkdir()
@@ -212,9 +211,8 @@ class Checkpointer:
         target = iteration_folder(root, iteration)
         replaced = root / f"{REPLACED}{target.name}"
         if target.exists():
-            target.rename(
-                replaced
-            )  # a rename cannot replace a folder; if the run is killed here, put_back restores the old one
+            # a rename cannot replace a folder; if the run is killed here, restore_replaced undoes this
+            target.rename(replaced)
         _temporary(root, iteration).rename(target)
         write_tracker(root, iteration)
         shutil.rmtree(replaced, ignore_errors=True)

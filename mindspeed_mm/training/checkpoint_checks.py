@@ -141,14 +141,14 @@ def check_quantized(folder: Path, saved: object, model: nn.Module, finetune: boo
     before, now = saved or "", describe_quantized(model)
     if before == now:
         return
-    problem = f"was trained on {_held(before)}, the job has {_held(now)}"
+    problem = f"was trained on {_describe(before)}, the job has {_describe(now)}"
     if not finetune:
         fix = "set quantize as it was, or start over with --finetune"
         raise WeightsError(problem, where=folder, fix=fix)
     logger.warning(f"{folder}: {problem}")
 
 
-def _held(text: object) -> str:
+def _describe(text: object) -> str:
     if not text:
         return "no weights in 8 bits"
     found = parse_json(text, QUANTIZED, WeightsError) if isinstance(text, str) else None

@@ -191,7 +191,7 @@ def _load_optimizer(
             finite.check(f"optimizer.state.{name}.{key}", local(moment))
             if key in ("step", "exp_avg_sq") and bool((local(moment) < 0).any()):
                 raise values.error(f"optimizer.state.{name}.{key}", "no negative value", "one")
-    finite.demand()
+    finite.raise_if_nonfinite()
     load_optimizer_state(state.optimizer, found["state"], steps, names)
 
 

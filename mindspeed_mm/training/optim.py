@@ -23,7 +23,7 @@ NOT_HIDDEN = re.compile(
 )  # input and output layers, and low-rank updates
 
 
-def decays(name: str, parameter: Tensor) -> bool:
+def uses_weight_decay(name: str, parameter: Tensor) -> bool:
     """Return whether a parameter decays, by Megatron's rule.
 
     Matrices and kernels decay; biases, 1-D parameters and modulation do not.
@@ -77,7 +77,7 @@ def param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, An
 def _group_of(name: str, parameter: Tensor, config: OptimizerConfig) -> str:
     if config.optimizer == "muon" and is_hidden_matrix(name, parameter):
         return "hidden"
-    return "decayed" if config.weight_decay_all or decays(name, parameter) else "rest"
+    return "decayed" if config.weight_decay_all or uses_weight_decay(name, parameter) else "rest"
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

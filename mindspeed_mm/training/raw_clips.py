@@ -32,7 +32,7 @@ GIVEN = "given"  # task of rows that have their own src_video and mask, or that 
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedSample:
     """One sample of the stream before its clip is read. Picklable."""
 
     record: SampleRecord  # includes the drawn condition
@@ -41,7 +41,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Made:
+class PixelBatch:
     """A micro-batch in pixels, and the seconds that a worker process spent on it."""
 
     pixels: tuple[PixelSample, ...]
@@ -49,19 +49,19 @@ class Made:
 
 
 @dataclass(frozen=True)
-class MakePixels:
+class LoadPixels:
     """The function that worker processes run. Picklable."""
 
     load: Callable[[SampleRecord], PixelSample]
 
-    def __call__(self, planned: Sequence[Planned]) -> Made:
+    def __call__(self, planned: Sequence[PlannedSample]) -> PixelBatch:
         """Read the clips of one micro-batch and build their conditions. Raises DataError."""
         start = time.perf_counter()
         pixels = tuple(self.load(sample.record) for sample in planned)
-        return Made(pixels, time.perf_counter() - start)
+        return PixelBatch(pixels, time.perf_counter() - start)
 
 
-class Costs:
+class SampleCosts:
     """Seconds spent on making samples since the last call of `take`.
 
     On an accelerator, events are recorded in the stream, so measuring does not stall the device.
@@ -133,7 +133,7 @@ class Stream:
         drawn = () if self.recipe is None else tuple(self.recipe.tasks)
         return (*drawn, *({GIVEN} - set(drawn)))
 
-    def plan(self, draw: Draw) -> Planned:
+    def plan(self, draw: Draw) -> PlannedSample:
         """Return the record of a draw, with its task and condition. Raises ConfigError."""
         record = self.records[draw.record]
         first = draw.sample_index - draw.sample_index % self.micro_batch_size
@@ -148,8 +148,8 @@ class Stream:
                 iteration=draw.sample_index // self.global_batch_size + 1,
             )
         if drawn is None:
-            return Planned(record, draw.sample_index, GIVEN)
-        return Planned(replace(record, synthesis=to_synthesis(drawn)), draw.sample_index, drawn.name)
+            return PlannedSample(record, draw.sample_index, GIVEN)
+        return PlannedSample(replace(record, synthesis=to_synthesis(drawn)), draw.sample_index, drawn.name)
 
     def _fitting(self, record: SampleRecord) -> tuple[object, ...]:
         """Return the properties that the records of one micro-batch must share.
@@ -182,7 +182,7 @@ class RawBatches:
         self.stream, self.load, self.vae, self.text, self.collate = stream, load, vae, text, collate
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.num_workers, self.timeout = num_workers, timeout
-        self.costs = Costs(vae.device)
+        self.costs = SampleCosts(vae.device)
         self.tasks = stream.tasks
 
     def batches(self, consumed_samples: int = 0) -> Generator[Batch, None, None]:
@@ -205,17 +205,17 @@ class RawBatches:
             for planned, made in here.map(islice(self._plans(consumed_samples), given, None)):
                 yield self._batch(planned, made)
 
-    def _readers(self, count: int) -> ReadAhead[list[Planned], Made]:
-        return ReadAhead(MakePixels(self.load), num_workers=count, timeout=self.timeout, flag="")
+    def _readers(self, count: int) -> ReadAhead[list[PlannedSample], PixelBatch]:
+        return ReadAhead(LoadPixels(self.load), num_workers=count, timeout=self.timeout, flag="")
 
-    def _plans(self, consumed_samples: int) -> Iterator[list[Planned]]:
+    def _plans(self, consumed_samples: int) -> Iterator[list[PlannedSample]]:
         sampler = RankSampler(
             self.stream.order, dp_rank=self.dp_rank, dp_size=self.dp_size, consumed_samples=consumed_samples
         )
         for draws in sampler:
             yield [self.stream.plan(draw) for draw in draws]
 
-    def _batch(self, planned: Sequence[Planned], made: Made | DataError) -> Batch:
+    def _batch(self, planned: Sequence[PlannedSample], made: PixelBatch | DataError) -> Batch:
         if isinstance(made, DataError):
             raise made if made.where or len(planned) > 1 else made.at(planned[0].record.address)
         counts = sorted({len(pixels.src_ref_images) for pixels in made.pixels})
@@ -235,7 +235,7 @@ class RawBatches:
         ]
         return self.collate.stack(rows)
 
-    def _encode(self, sample: Planned, pixels: PixelSample) -> FeatureRecord:
+    def _encode(self, sample: PlannedSample, pixels: PixelSample) -> FeatureRecord:
         """Encode one sample as feature extraction does, including the rounding to bfloat16.
 
         Training on a raw clip and training on its extracted feature are therefore equivalent.
@@ -253,7 +253,7 @@ class RawBatches:
             task=sample.task,
         )
 
-    def _prompt(self, sample: Planned) -> Tensor:
+    def _prompt(self, sample: PlannedSample) -> Tensor:
         captions = sample.record.captions
         chosen = self.collate.caption(len(captions), sample.sample_index)
         if chosen is None and self.collate.null_prompt is not None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mindspeed_mm.data.sample import Batch
-from mindspeed_mm.distributed.fsdp import last_micro_batch
+from mindspeed_mm.distributed.fsdp import set_last_micro_batch
 from mindspeed_mm.distributed.pipeline import Pipeline
 from mindspeed_mm.flow.matching import FlowSample, sample_flow, sample_losses
 from mindspeed_mm.flow.schedule import Schedule
@@ -96,7 +96,7 @@ def accumulate(
     for number, on_host in enumerate(batches, 1):
         with timers.phase("data"):
             batch = on_host.to(device)
-        last_micro_batch(model, number == len(batches))
+        set_last_micro_batch(model, number == len(batches))
         with timers.phase("forward"):
             sample = draw(batch, on_host, settings)
             velocity = model(sample.noisy, sample.timestep, batch.prompt_embeds, batch.vace_context)
@@ -155,7 +155,7 @@ def accumulate_stages(
 
     with timers.phase("forward"):  # includes backward, because pipeline schedules interleave the two
         pipeline.forward_backward(inputs, loss)
-        pipeline.from_last(found)
+        pipeline.broadcast_from_last(found)
     work = LocalWork()
     for batch, row, sample in zip(batches, found, samples, strict=True):
         work.add(batch, row[0], row[1:], sample.timestep)

@@ -38,7 +38,7 @@ def held_out_loss(
     schedule: Schedule,
     *,
     quantiles: int,
-    most: int,
+    max_records: int,
     seed: int,
     exclude_refs: bool,
     with_context: bool = True,
@@ -46,19 +46,19 @@ def held_out_loss(
     dp_rank: int = 0,
     dp_size: int = 1,
     interval: Interval | None = None,
-    called: Mapping[str, str] | None = None,
+    task_labels: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Measure the unweighted mean squared error of the first `most` held-out records.
+    """Measure the unweighted mean squared error of the first `max_records` held-out records.
 
     Returns the error at the timestep of each quantile, and the mean of these errors. If there are several
     tasks, the result also has these values for the records of each task. `interval` adds NAME/low and
-    NAME/high. `called` maps a task to the name under which training reports its loss.
+    NAME/high. `task_labels` maps a task to the name under which training reports its loss.
 
     Every rank runs the model equally often, as sharded models require. A rank without a record of its own
     repeats the last record, which is not counted again.
     """
     places = quantile_places(schedule, quantiles)
-    records = range(min(len(source), most))
+    records = range(min(len(source), max_records))
     totals = torch.zeros(quantiles + 1, dtype=torch.float32, device=device)
     each = torch.zeros(len(records), quantiles, dtype=torch.float32, device=device)
     tasks: list[str] = list(getattr(source, "tasks", ()))
@@ -97,7 +97,7 @@ def held_out_loss(
     for number, task in enumerate(tasks if len(tasks) > 1 else ()):
         rows = each[task_of == number]
         if len(rows):
-            name = (called or {}).get(task, task)
+            name = (task_labels or {}).get(task, task)
             found |= _of_rows(f"validation/task/{name}/", rows, names, interval, with_means=True)
     return {**found, **_of_rows("validation/", each, names, interval, with_means=False)}
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from megatron.mm.schedules import param_scheduler
 from mindspeed_mm.accelerator import Accelerator
 from mindspeed_mm.distributed.config import Fsdp2Config, ParallelConfig
-from mindspeed_mm.distributed.fsdp import last_micro_batch
+from mindspeed_mm.distributed.fsdp import set_last_micro_batch
 from mindspeed_mm.distributed.mesh import Mesh, build_mesh
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.wan.config import BRANCH, PredictorConfig, VaceDitConfig
@@ -94,7 +94,7 @@ def step(
     share = batch // mesh.dp_size
     total = torch.zeros(())
     for number in range(share):
-        last_micro_batch(model, number == share - 1)
+        set_last_micro_batch(model, number == share - 1)
         inputs, target = sample(iteration * batch + mesh.dp_rank * share + number, grid)
         loss = (model(**inputs) - target).square().mean()
         (loss / share).backward()
@@ -136,11 +136,11 @@ def plain(
     steps: int, batch: int = 4, trainable: str = "branch", grid=GRID, name: str = "adam"
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same training without any sharding: one module, one process."""
-    from mindspeed_mm.models.transforms.match import trains
+    from mindspeed_mm.models.transforms.match import is_trainable
 
     model = tiny_transformer(0).train()
     for key, parameter in model.named_parameters():
-        parameter.requires_grad_(trains(key, trainable, BRANCH))
+        parameter.requires_grad_(is_trainable(key, trainable, BRANCH))
     optim = optimizer(model, name=name)
     losses = []
     for iteration in range(steps):

@@ -48,7 +48,7 @@ def trained(flags, layers, number, yaml=None):
 
     if isinstance(model, Pipeline):
         model.forward_backward([MicroBatch(**inputs) for inputs, _ in pairs], loss)
-        model.from_last(losses)
+        model.broadcast_from_last(losses)
     else:
         for place, (inputs, _) in enumerate(pairs):
             loss(model(**inputs), place).backward()

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_mm.distributed.fsdp import fsdp_units
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.build import fill_parameters
 from tests.distributed.jobs import FromModule, Setup, gradients, optimizer, sample, step, whole
 from tests.support.tiny import tiny_transformer
 
@@ -268,7 +268,7 @@ def filled():
     model, _ = Setup().build()
     source = FromModule(tiny_transformer(1))
     with CountCopied() as count:
-        fill(model, source, seed=0)
+        fill_parameters(model, source, seed=0)
     parameters = list(model.parameters())
     assert all(torch.equal(whole(p), source.read(name)) for name, p in model.named_parameters())
     held = [p.to_local().numel() for p in parameters]

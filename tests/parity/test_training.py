@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import WanVACETransformer3DModel
 
 from mindspeed_mm.flow.matching import keyed_generator
-from mindspeed_mm.models.transforms.match import trains
+from mindspeed_mm.models.transforms.match import is_trainable
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 from mindspeed_mm.training.step import accumulate
@@ -45,7 +45,7 @@ def oracle_of(model):
 
 def freeze(model, trainable, name_of=lambda name: name):
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains(name_of(name), trainable, BRANCH))
+        parameter.requires_grad_(is_trainable(name_of(name), trainable, BRANCH))
     return model
 
 

@@ -114,7 +114,7 @@ def unfilled() -> Iterator[None]:
 
     torch cannot swap a plain parameter under FakeTensorMode, so those are replaced.
     """
-    fill, to_empty = build.fill, nn.Module.to_empty
+    fill, to_empty = build.fill_parameters, nn.Module.to_empty
 
     def replace_plain(model: nn.Module, *, device: Any, recurse: bool = True) -> nn.Module:
         tables = [(module, dict(module._parameters)) for module in model.modules()]
@@ -132,11 +132,11 @@ def unfilled() -> Iterator[None]:
                 )
         return model
 
-    build.fill, nn.Module.to_empty = lambda *_: None, replace_plain
+    build.fill_parameters, nn.Module.to_empty = lambda *_: None, replace_plain
     try:
         yield
     finally:
-        build.fill, nn.Module.to_empty = fill, to_empty
+        build.fill_parameters, nn.Module.to_empty = fill, to_empty
 
 
 def make_inputs(case: Traced) -> dict[str, Any]:

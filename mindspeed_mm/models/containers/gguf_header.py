@@ -14,11 +14,11 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  
 _STRING, _ARRAY = 8, 9
 _SMALLEST = {**_SIZES, _STRING: 8, _ARRAY: 12}  # minimum size of a value of each kind, in bytes
 _VERSIONS = (2, 3)
-_MOST_ENTRIES = 1 << 16  # values or tensors; published files have a few thousand
-_MOST_ITEMS = 1 << 22  # in all arrays together; vocabularies have about a million
-_MOST_NESTING = 4
-_MOST_NAME = 65535  # bytes, by the format
-_MOST_DIMENSIONS = 8  # the format says 4
+_MAX_ENTRIES = 1 << 16  # values or tensors; published files have a few thousand
+_MAX_ITEMS = 1 << 22  # in all arrays together; vocabularies have about a million
+_MAX_NESTING = 4
+_MAX_NAME = 65535  # bytes, by the format
+_MAX_DIMENSIONS = 8  # the format says 4
 
 
 def check_header(path: Path) -> None:
@@ -52,13 +52,13 @@ class _Walk:
         for _ in range(tensors):
             name = self.name()
             dimensions = self.number("I")
-            if dimensions > _MOST_DIMENSIONS:
+            if dimensions > _MAX_DIMENSIONS:
                 raise ValueError(f"{name} has {dimensions} dimensions")
             self.skip(8 * dimensions + 4 + 8)  # sizes, kind, offset
 
     def count(self, what: str, smallest: int) -> int:
         found = self.number("Q")
-        if found > min(_MOST_ENTRIES, self.left // smallest):
+        if found > min(_MAX_ENTRIES, self.left // smallest):
             raise ValueError(f"{found} {what}, in {len(self.data)} bytes")
         return found
 
@@ -74,10 +74,10 @@ class _Walk:
 
     def array(self, name: str, depth: int) -> None:
         kind, length = self.number("I"), self.number("Q")
-        if depth >= _MOST_NESTING:
-            raise ValueError(f"{name} has arrays nested more than {_MOST_NESTING} deep")
+        if depth >= _MAX_NESTING:
+            raise ValueError(f"{name} has arrays nested more than {_MAX_NESTING} deep")
         self.items += length
-        if length * _SMALLEST.get(kind, 1) > self.left or self.items > _MOST_ITEMS:
+        if length * _SMALLEST.get(kind, 1) > self.left or self.items > _MAX_ITEMS:
             raise ValueError(f"{name} is an array of {length} values, {self.left} bytes are left")
         if kind in _SIZES:
             self.skip(length * _SIZES[kind])
@@ -87,7 +87,7 @@ class _Walk:
 
     def name(self) -> str:
         length = self.number("Q")
-        if length > _MOST_NAME:
+        if length > _MAX_NAME:
             raise ValueError(f"a name of {length} bytes")
         start = self.at
         self.skip(length)

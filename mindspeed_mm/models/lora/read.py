@@ -18,7 +18,7 @@ from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.safetensors import read_safetensors
 from mindspeed_mm.models.containers.tensors import FLOATS, TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch
-from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.dialects import truncate_list
 from mindspeed_mm.models.lora.adapter import Adapter, Pair
 from mindspeed_mm.models.lora.names import Key, NameTable, family_of, is_lora_key, refuse_unsupported
 from mindspeed_mm.models.wan.config import PRESETS
@@ -117,7 +117,9 @@ def _adapter(raw: _Raw, keys: Mapping[str, Key], shapes: Mapping[str, Sequence[i
     odd = [f"{key} {t.dtype}" for key, t in raw.tensors.items() if key in keys and t.dtype not in FLOATS]
     odd = [text for text in odd if ".alpha " not in text]
     if odd:
-        raise WeightsError(f"has weights that are not floating-point numbers: {listed(odd)}", where=raw.path)
+        raise WeightsError(
+            f"has weights that are not floating-point numbers: {truncate_list(odd)}", where=raw.path
+        )
     pairs: dict[str, Pair] = {}
     problems: list[str] = []
     for weight, kinds in found.items():
@@ -139,7 +141,8 @@ def _adapter(raw: _Raw, keys: Mapping[str, Key], shapes: Mapping[str, Sequence[i
                 problems.append(f"{kinds[kind]} {list(shape)} for {list(shapes[weight])}")
     if problems:
         raise WeightsError(
-            f"does not fit the model's shapes: {listed(problems)}{_other_size(pairs, shapes)}", where=raw.path
+            f"does not fit the model's shapes: {truncate_list(problems)}{_other_size(pairs, shapes)}",
+            where=raw.path,
         )
     diffs = {weight: raw.tensors[kinds["diff"]] for weight, kinds in found.items() if "diff" in kinds}
     whole = {weight: raw.tensors[kinds["whole"]] for weight, kinds in found.items() if "whole" in kinds}
@@ -197,9 +200,11 @@ def _other_size(pairs: Mapping[str, Pair], shapes: Mapping[str, Sequence[int]]) 
 def _refuse_foreign(raw: _Raw, foreign: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> None:
     if not any(is_lora_key(key) for key in raw.tensors):
         raise WeightsError(
-            f"holds no LoRA weights: {listed(raw.tensors)}", where=raw.path, fix="give the file of a LoRA"
+            f"holds no LoRA weights: {truncate_list(raw.tensors)}",
+            where=raw.path,
+            fix="give the file of a LoRA",
         )
-    text = f"{len(foreign)} of its {len(raw.tensors)} keys name no weight of this model: {listed(foreign)}"
+    text = f"{len(foreign)} of its {len(raw.tensors)} keys name no weight of this model: {truncate_list(foreign)}"
     if family := family_of(foreign):
         raise WeightsError(f"is {family}; {text}", where=raw.path, expected="a LoRA of Wan or VACE")
     blocks = [int(m[2]) for key in foreign if (m := re.search(r"(^|[._])blocks[._](\d+)[._]", key))]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.tensors import TensorFile
-from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.dialects import truncate_list
 from mindspeed_mm.models.lora.adapter import Adapter, Pair
 from mindspeed_mm.models.wan.state_dict import KEY_MAPS
 
@@ -113,7 +113,7 @@ def subtract_base(adapter: Adapter, base: Mapping[str, TensorFile]) -> Adapter:
     Raises WeightsError if `base` lacks a weight.
     """
     if missing := [name for name in adapter.whole if name not in base]:
-        raise WeightsError(f"its base has no {listed(missing)}", where=adapter.path)
+        raise WeightsError(f"its base has no {truncate_list(missing)}", where=adapter.path)
     diffs = {
         name: TensorFile(tensor.shape, torch.float32, partial(_difference, tensor, base[name]))
         for name, tensor in adapter.whole.items()
@@ -164,7 +164,7 @@ def _shaped_up(pair: Pair) -> TensorFile:
 def _refuse(adapter: Adapter, names: list[str], target: str) -> None:
     if names:
         raise WeightsError(
-            f"changes weights by more than a low rank, which a {target} cannot hold: {listed(sorted(names))}",
+            f"changes weights by more than a low rank, which a {target} cannot hold: {truncate_list(sorted(names))}",
             where=adapter.path,
             fix="merge it into its base with mm-convert VACEConverter merge_lora",
         )

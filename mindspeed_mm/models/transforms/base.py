@@ -31,7 +31,7 @@ class ModuleTransform(ABC):
         """The source of the model's weights, given the source of its base. Called after `apply`."""
         return source
 
-    def trains(self, name: str) -> bool:
+    def is_trainable(self, name: str) -> bool:
         """Whether the weight `name` trains because of this transform."""
         return False
 

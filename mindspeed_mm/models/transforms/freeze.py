@@ -24,14 +24,14 @@ class Freeze(ModuleTransform):
     fp32_modules: tuple[str, ...] = ()  # children of the root
     origin: str = "predictor.trainable"  # the setting that decides, for error messages
 
-    def trains(self, name: str) -> bool:
+    def is_trainable(self, name: str) -> bool:
         """Whether the weight `name` trains."""
         return self.is_trained(name)
 
     def apply(self, model: nn.Module) -> None:
         """Set `requires_grad` and the dtype of every weight. Raises ConfigError if none is left to train."""
         for name, parameter in model.named_parameters():
-            kept = self.trains(name)
+            kept = self.is_trainable(name)
             parameter.requires_grad_(kept)
             exact = kept or name.split(".")[0] in self.fp32_modules
             parameter.data = parameter.data.to(torch.float32 if exact else self.dtype)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.log import get_logger, once
 from mindspeed_mm.models.containers.tensors import TensorFile
-from mindspeed_mm.models.dialects import listed
+from mindspeed_mm.models.dialects import truncate_list
 from mindspeed_mm.models.lora.saved import DOWN, UP
 from mindspeed_mm.models.source import WeightsSource
 from mindspeed_mm.models.transforms.base import ModuleTransform, base_linears
 from mindspeed_mm.models.transforms.config import LoraConfig
 from mindspeed_mm.models.transforms.match import is_saved, lora_targets
 from mindspeed_mm.models.weights import open_adapter
-from mindspeed_mm.ops.quantized import AnyLinear, linear
+from mindspeed_mm.ops.quantized import QuantizableLinear, linear
 
 logger = get_logger(__name__)
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mindspeed_mm.models.spec import ModelSpec
 
 
-class LoraLinear(AnyLinear):
+class LoraLinear(QuantizableLinear):
     """y = W x + b + scale · B A dropout(x). Each product uses its own weight's dtype.
 
     `weight` and `bias` keep the names that they have in the replaced layer.
@@ -110,10 +110,10 @@ class Lora(ModuleTransform):
         where = f"transforms: lora.init_from: {adapter.path}"
         places = {f"{layer}.weight" for layer in targets}
         outside = [name for name in adapter.pairs if name not in places]
-        outside += [*adapter.diffs, *(name for name in adapter.whole if not self.trains(name))]
+        outside += [*adapter.diffs, *(name for name in adapter.whole if not self.is_trainable(name))]
         if outside:
             raise WeightsError(
-                f"changes {len(outside)} weights that do not train here: {listed(sorted(outside))}",
+                f"changes {len(outside)} weights that do not train here: {truncate_list(sorted(outside))}",
                 where=where,
                 fix="widen match, on or modules_to_save, or fuse it: a transform of type fuse_lora",
             )
@@ -138,7 +138,7 @@ class Lora(ModuleTransform):
         """`source` with the whole weights from `init_from`."""
         return replace(source, tensors={**source.tensors, **self.whole}) if self.whole else source
 
-    def trains(self, name: str) -> bool:
+    def is_trainable(self, name: str) -> bool:
         """Whether `name` is a LoRA matrix, or in `modules_to_save`."""
         return self.adds(name) or is_saved(name, self.config.modules_to_save)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mindspeed_mm.models.spec import ModelSpec
 
 
-def trains(name: str, trainable: str, branch: Collection[str]) -> bool:
+def is_trainable(name: str, trainable: str, branch: Collection[str]) -> bool:
     """Whether the weight `name` trains under `trainable: branch | trunk | all`, by its first component."""
     in_branch = name.split(".")[0] in branch
     return trainable == "all" or in_branch == (trainable == "branch")
@@ -75,7 +75,7 @@ def lora_targets(
             )
     part = config.on or ("both" if trainable == "all" or not spec.branch else trainable)
     found = matching(config.match or spec.adapted, linears, f"{where}.match")
-    found = [name for name in found if part == "both" or trains(name, part, spec.branch)]
+    found = [name for name in found if part == "both" or is_trainable(name, part, spec.branch)]
     if not found:
         raise ConfigError(f"the model has no matching layer in the {part}", where=f"{where}.on")
     narrow = min(found, key=lambda name: min(linears[name]))

@@ -12,7 +12,7 @@ from mindspeed_mm.models.spec import ModelSpec
 from mindspeed_mm.models.transforms.base import ModuleTransform
 from mindspeed_mm.models.transforms.config import TRANSFORMS
 from mindspeed_mm.models.transforms.freeze import Freeze
-from mindspeed_mm.models.transforms.match import trains
+from mindspeed_mm.models.transforms.match import is_trainable
 from mindspeed_mm.registry import resolve
 
 
@@ -31,13 +31,13 @@ def plan_transforms(
     adapters = [transform for transform in chosen if transform.is_adapter]
     if adapters:
         freeze = Freeze(
-            lambda name: any(adapter.trains(name) for adapter in adapters),
+            lambda name: any(adapter.is_trainable(name) for adapter in adapters),
             dtype,
             spec.fp32_modules,
             "transforms",
         )
     else:
-        is_trained = partial(trains, trainable=trainable, branch=spec.branch)
+        is_trained = partial(is_trainable, trainable=trainable, branch=spec.branch)
         freeze = Freeze(is_trained, dtype, spec.fp32_modules, f"predictor.trainable: {trainable}")
     last = [transform for transform in chosen if transform.comes_last]
     return (*(transform for transform in chosen if not transform.comes_last), freeze, *last)

@@ -13,7 +13,7 @@ from mindspeed_mm.models.spec import VACE, ModelSpec
 from mindspeed_mm.models.transforms.base import ModuleTransform, base_linears
 from mindspeed_mm.models.transforms.config import QuantFormat, QuantizeConfig
 from mindspeed_mm.models.transforms.match import quantize_targets
-from mindspeed_mm.ops.quantized import AnyLinear, format_of, hold_in_8_bits, quantized_layers
+from mindspeed_mm.ops.quantized import QuantizableLinear, format_of, prepare_8bit_weight, quantized_layers
 
 
 def build_quantize(config: QuantizeConfig, spec: ModelSpec, trainable: str) -> Quantize:
@@ -41,11 +41,11 @@ class Quantize(ModuleTransform):
             layer = linears[name]
             if f"{name}.weight" in held:
                 continue
-            if not isinstance(layer, AnyLinear):
+            if not isinstance(layer, QuantizableLinear):
                 parent, _, child = name.rpartition(".")
-                layer = AnyLinear(layer)
+                layer = QuantizableLinear(layer)
                 setattr(model.get_submodule(parent), child, layer)
-            hold_in_8_bits(layer, self.config.format)
+            prepare_8bit_weight(layer, self.config.format)
 
 
 def quantize_blocks(model: nn.Module, form: QuantFormat, spec: ModelSpec = VACE) -> None:

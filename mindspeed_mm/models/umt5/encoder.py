@@ -15,11 +15,11 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.files import regular_file, stat_path
-from mindspeed_mm.models.dialects import without_prefix
+from mindspeed_mm.models.dialects import strip_prefix
 from mindspeed_mm.models.foreign import foreign_model
 from mindspeed_mm.models.loading import (
     NOT_BUILT,
-    fill,
+    assign_weights,
     fingerprint,
     read_json,
     read_tensors,
@@ -98,7 +98,7 @@ def load_text_encoder(
         regular_file(file, WeightsError)
     said = {} if beside is None else checked_settings(beside.values, beside.path)
     tokenizer = Tokenizer(Path(tokenizer_path) if tokenizer_path else find_tokenizer(files[0]), text_len)
-    state = without_prefix(
+    state = strip_prefix(
         read_tensors(files, "text encoder"), ("token_embedding.weight", "shared.weight", _TIED), path
     )
     if "token_embedding.weight" in state:
@@ -125,7 +125,7 @@ def load_text_encoder(
         refuse_conflicts(said, sizes, beside.path, files[0], ARITHMETIC)
     tokenizer.check_fits(shared.shape[0], files[0])
     model = _build(sizes, files[0])
-    fill(model, state, Path(path), dtype)
+    assign_weights(model, state, Path(path), dtype)
     model.encoder.set_input_embeddings(model.shared)
     mark = fingerprint(
         {name: weight for name, weight in state.items() if name != _TIED}, tokenizer.fingerprint

@@ -16,15 +16,15 @@ from mindspeed_mm.models.wan.config import VaceConfig
 from mindspeed_mm.models.wan.stages import check_layers
 from mindspeed_mm.models.wan.transformer import Text
 from mindspeed_mm.models.wan.vace import (
-    Reading,
+    BlockInputs,
     VaceTransformer,
     check_inputs,
-    fold,
     hint_scales,
+    local_rope,
     pad_prompts,
-    rope_of,
     run_blocks,
     token_grid,
+    unpatchify,
 )
 from mindspeed_mm.ops.stages import MicroBatch, Split
 from mindspeed_mm.ops.timestep import sinusoid
@@ -80,7 +80,7 @@ class VaceStage(nn.Module):
         Branch tokens are no longer sent once no later stage has a branch block.
         """
         batch = next(self._inputs)
-        read = self._reading(batch)
+        read = self._block_inputs(batch)
         if self.is_first:
             tokens = self._embed(batch)
         feeders = {}
@@ -93,7 +93,7 @@ class VaceStage(nn.Module):
             return (x.contiguous(), c.contiguous()) if both else (x.contiguous(),)
         patch = self.config.trunk.patch_size
         cells = self.head(x, read.time.float())
-        return fold(cells, token_grid(batch.latents.shape, patch), patch, self._tokens)
+        return unpatchify(cells, token_grid(batch.latents.shape, patch), patch, self._tokens)
 
     def _embed(self, batch: MicroBatch) -> tuple[Tensor, ...]:
         check_inputs(self.config, batch.latents, batch.timestep, batch.prompt_embeds, batch.vace_context)
@@ -102,13 +102,15 @@ class VaceStage(nn.Module):
             pairs.append((self.vace_patch_embedding, batch.vace_context))
         return tuple(self._tokens.split(embedding(cells), 1).to(self._residual) for embedding, cells in pairs)
 
-    def _reading(self, batch: MicroBatch) -> Reading:
+    def _block_inputs(self, batch: MicroBatch) -> BlockInputs:
         trunk = self.config.trunk
         time, steps, rows = batch.read
         copies = max(trunk.text_len - batch.prompt_embeds.shape[1], 1)
         grid = token_grid(batch.latents.shape, trunk.patch_size)
-        rope = rope_of(grid, trunk, self._tokens, batch.latents.device)
-        return Reading(time, steps, Text(rows, copies), rope, hint_scales(self.config, batch.context_scale))
+        rope = local_rope(grid, trunk, self._tokens, batch.latents.device)
+        return BlockInputs(
+            time, steps, Text(rows, copies), rope, hint_scales(self.config, batch.context_scale)
+        )
 
 
 def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int]) -> Split:
@@ -122,7 +124,7 @@ def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int
     stages = {i: VaceStage(model, range(bounds[i], bounds[i + 1])) for i in mine}
     grads = _gradients(model)
 
-    def leaving(stage: int, batch: MicroBatch) -> tuple[Tensor, ...]:
+    def output_like(stage: int, batch: MicroBatch) -> tuple[Tensor, ...]:
         """Meta tensors like those that `stage` sends; for the last stage, like the velocity.
 
         One sample with P captions has a batch of P from the first block on.
@@ -140,25 +142,25 @@ def split_vace(model: VaceTransformer, layers: Sequence[int], mine: Sequence[int
         flags = (trunk_has, branch_has) if sends_branch else (trunk_has,)
         return tuple(x.clone().requires_grad_(flag) for flag in flags)
 
-    return Split(VaceReader(model), stages, len(layers), leaving, SHARED)
+    return Split(VaceReader(model), stages, len(layers), output_like, SHARED)
 
 
 def _gradients(model: VaceTransformer) -> list[tuple[bool, bool]]:
     """After each trunk block, whether gradients flow through (trunk tokens, branch tokens)."""
     config: VaceConfig = model.config
     feeders = {layer: n for n, layer in enumerate(config.vace_layers)}
-    beside = any(_trains(model.get_submodule(name)) for name in SHARED)
-    x = _trains(model.patch_embedding)
-    c = bool(feeders) and (x or _trains(model.vace_patch_embedding))
+    beside = any(_is_trainable(model.get_submodule(name)) for name in SHARED)
+    x = _is_trainable(model.patch_embedding)
+    c = bool(feeders) and (x or _is_trainable(model.vace_patch_embedding))
     found = []
     for i, block in enumerate(model.blocks):
         if i in feeders:
-            c = c or beside or _trains(model.vace_blocks[feeders[i]])
+            c = c or beside or _is_trainable(model.vace_blocks[feeders[i]])
             x = x or c
-        x = x or beside or _trains(block)
+        x = x or beside or _is_trainable(block)
         found.append((x, c))
     return found
 
 
-def _trains(module: nn.Module) -> bool:
+def _is_trainable(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())

@@ -39,7 +39,7 @@ class WholeTokens:
         return x
 
 
-class Reading(NamedTuple):
+class BlockInputs(NamedTuple):
     """Inputs that all blocks share."""
 
     time: Tensor  # [B, D], timestep embedding for the head
@@ -131,8 +131,8 @@ class VaceTransformer(nn.Module):
         steps = self.time_projection(time).unflatten(1, (6, -1)).float()
         rows, copies = pad_prompts(prompt_embeds, trunk.text_len)
         text = Text(self.text_embedding(rows), copies)
-        rope = rope_of(grid, trunk, self.tokens, latents.device)
-        read = Reading(time, steps, text, rope, hint_scales(self.config, context_scale))
+        rope = local_rope(grid, trunk, self.tokens, latents.device)
+        read = BlockInputs(time, steps, text, rope, hint_scales(self.config, context_scale))
         x = self._tokens(self.patch_embedding, latents)
         if vace_context is None or not self.config.vace_layers:
             x, _ = run_blocks(enumerate(self.blocks), {}, x, x, read)
@@ -140,7 +140,7 @@ class VaceTransformer(nn.Module):
             c = self._tokens(self.vace_patch_embedding, vace_context)
             feeders = dict(zip(self.config.vace_layers, enumerate(self.vace_blocks), strict=True))
             x, _ = run_blocks(enumerate(self.blocks), feeders, x, c, read)
-        return fold(self.head(x, time.float()), grid, trunk.patch_size, self.tokens)
+        return unpatchify(self.head(x, time.float()), grid, trunk.patch_size, self.tokens)
 
     def blocks_in_order(self) -> list[nn.Module]:
         """Return all blocks in the order in which they run.
@@ -163,7 +163,7 @@ def run_blocks(
     feeders: Mapping[int, tuple[int, nn.Module]],
     x: Tensor,
     c: Tensor,
-    read: Reading,
+    read: BlockInputs,
 ) -> tuple[Tensor, Tensor]:
     """Run trunk blocks, given as (number, block), and the branch blocks that feed them.
 
@@ -194,12 +194,14 @@ def pad_prompts(prompt_embeds: Tensor, text_len: int) -> tuple[Tensor, int]:
     return F.pad(prompt_embeds, (0, 0, 0, 1)) if padding else prompt_embeds, max(padding, 1)
 
 
-def rope_of(grid: tuple[int, int, int], config: WanConfig, tokens: TokenLayout, device: torch.device) -> Rope:
+def local_rope(
+    grid: tuple[int, int, int], config: WanConfig, tokens: TokenLayout, device: torch.device
+) -> Rope:
     """Return the rotary tables for this rank's tokens."""
     return Rope(*(tokens.split(table, 0) for table in rope_tables(grid, config.rope_dims, device)))
 
 
-def fold(
+def unpatchify(
     cells: Tensor, grid: tuple[int, int, int], patch: tuple[int, int, int], tokens: TokenLayout
 ) -> Tensor:
     """Assemble the velocity, fp32 [B, C, F, h, w], from the head's output for this rank's tokens."""

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.files import regular_file, stat_path
-from mindspeed_mm.models.dialects import without_prefix
+from mindspeed_mm.models.dialects import strip_prefix
 from mindspeed_mm.models.foreign import foreign_model, is_wan22_vae
 from mindspeed_mm.models.loading import (
     NOT_BUILT,
-    fill,
+    assign_weights,
     fingerprint,
     read_json,
     read_tensors,
@@ -197,7 +197,7 @@ def load_vae(
     damaged or of another model.
     """
     files, settings, beside = _locate(Path(path))
-    state = without_prefix(read_tensors(files), ("encoder.conv1.weight", "encoder.conv_in.weight"), path)
+    state = strip_prefix(read_tensors(files), ("encoder.conv1.weight", "encoder.conv_in.weight"), path)
     if is_wan22_vae({name: tuple(weight.shape) for name, weight in state.items()}):
         raise WeightsError(
             "got the VAE of Wan2.2-TI2V-5B (48 latent channels)",
@@ -220,7 +220,7 @@ def load_vae(
     settings = {**sizes, **{name: settings[name] for name in _STATISTICS if name in settings}}
     _check_statistics(settings, beside)
     model = _build(settings, files[0])
-    fill(model, state, Path(path), dtype)
+    assign_weights(model, state, Path(path), dtype)
     statistics = [list(model.config.latents_mean), list(model.config.latents_std)]
     vae = WanVae(model.to(device), fingerprint(state, statistics))
     if tiling:

@@ -19,7 +19,7 @@ from mindspeed_mm.models.transforms.config import (
     QuantFormat,
     QuantizeConfig,
 )
-from mindspeed_mm.models.transforms.match import is_saved, lora_targets, quantize_targets, trains
+from mindspeed_mm.models.transforms.match import is_saved, is_trainable, lora_targets, quantize_targets
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.registry import resolve
 
@@ -175,7 +175,7 @@ def _check_quantize(
     def is_trained(name: str) -> bool:
         if loras:
             return any(is_saved(name, lora.modules_to_save) for lora in loras)
-        return trains(name, predictor.trainable, spec.branch)
+        return is_trainable(name, predictor.trainable, spec.branch)
 
     if spec.linears:
         quantize_targets(config, spec, resolve(spec.linears)(predictor.model), is_trained, where)

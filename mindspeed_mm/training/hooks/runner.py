@@ -65,13 +65,13 @@ class HookRunner:
     def _log(self, iteration: int, values: Mapping[str, float]) -> None:
         self._call(lambda hook: hook.on_metrics(iteration, values))
 
-    def _call(self, tell: Callable[[Hook], None]) -> None:
+    def _call(self, call: Callable[[Hook], None]) -> None:
         for hook in tuple(self._active):
-            self._guard(hook, tell)
+            self._guard(hook, call)
 
-    def _guard(self, hook: Hook, tell: Callable[[Hook], None]) -> None:
+    def _guard(self, hook: Hook, call: Callable[[Hook], None]) -> None:
         try:
-            tell(hook)
+            call(hook)
         except MindSpeedMMError as error:
             if hook.alike:
                 raise

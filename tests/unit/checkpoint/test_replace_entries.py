@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.layout import put_back, replace_entries, staging
+from checkpoint.layout import replace_entries, restore_entries, staging
 
 OWNED, LAST = ("*.safetensors", "*.json"), "index.json"
 
@@ -78,5 +78,5 @@ def test_next_run_after_kill_restores_files_first(
 def test_a_finished_replacement_is_not_undone(tmp_path: Path) -> None:
     target, hidden, new = folders(tmp_path)
     replace_entries(new, hidden, target, OWNED, last=LAST)
-    put_back(hidden, target, OWNED, last=LAST)
+    restore_entries(hidden, target, OWNED, last=LAST)
     assert state(target) == NEW

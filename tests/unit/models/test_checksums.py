@@ -21,7 +21,7 @@ from mindspeed_mm.models.containers.dcp import read_dcp
 from mindspeed_mm.models.containers.safetensors import read_safetensors, write_safetensors
 from mindspeed_mm.models.containers.tensors import TensorFile
 from mindspeed_mm.models.containers.torch_file import read_torch, write_torch
-from mindspeed_mm.models.loading import fill, read_tensors
+from mindspeed_mm.models.loading import assign_weights, read_tensors
 from mindspeed_mm.training.checkpoint_files import ChecksumWriter, IndexReader, TensorPlanner
 from tests.support.errors import raises
 
@@ -186,7 +186,7 @@ def module_of(tensors: dict[str, Tensor]) -> nn.Module:
 
 def filled(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     module = module_of(tensors)
-    fill(module, read_tensors([path]), path, dtype)
+    assign_weights(module, read_tensors([path]), path, dtype)
     return module.state_dict()
 
 

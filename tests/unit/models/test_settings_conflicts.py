@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mindspeed_mm.errors import ConfigError, WeightsError
-from mindspeed_mm.models.start import vace_start
+from mindspeed_mm.models.initial_weights import open_vace_initial_weights
 from mindspeed_mm.models.wan.config import PredictorConfig
 from mindspeed_mm.models.weights import open_weights
 from tests.support.errors import raises
@@ -28,7 +28,7 @@ def predictor(weights, **changes):
 
 
 def test_settings_of_the_weights_start(weights):
-    assert vace_start(predictor(weights)).weights is not None
+    assert open_vace_initial_weights(predictor(weights)).weights is not None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_settings_of_the_weights_start(weights):
 )
 def test_other_settings_are_refused_with_both_values(weights, changes, facts):
     with raises(ConfigError, f"{weights}/config.json", *facts):
-        vace_start(predictor(weights, **changes))
+        open_vace_initial_weights(predictor(weights, **changes))
 
 
 def test_config_that_contradicts_the_tensors_is_refused(tmp_path):
@@ -50,7 +50,7 @@ def test_config_that_contradicts_the_tensors_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_heads": 0}))
     with raises(WeightsError, "num_heads", 0, where=tmp_path / "config.json"):
-        vace_start(predictor(tmp_path))
+        open_vace_initial_weights(predictor(tmp_path))
 
 
 def test_trained_part_of_another_model_than_its_base_is_refused(weights, tmp_path):

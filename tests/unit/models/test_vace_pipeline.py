@@ -28,7 +28,7 @@ def run_stages(split: Split, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         split.stages[number].feed([batch])
         out = split.stages[number](*flow)
         flow = out if isinstance(out, tuple) else (out,)
-        wanted = split.leaving(number, batch)
+        wanted = split.output_like(number, batch)
         assert [(t.shape, t.dtype) for t in wanted] == [(t.shape, t.dtype) for t in flow]
     return flow[0]
 
@@ -63,7 +63,7 @@ def test_a_stage_holds_what_the_split_files_hold(layers):
 def test_branch_tokens_travel_only_to_a_branch_block():
     split = split_vace(build_on_meta(TINY), [2, 1, 1], range(3))
     batch = MicroBatch(**tiny_inputs())
-    assert [len(split.leaving(number, batch)) for number in range(3)] == [2, 1, 1]
+    assert [len(split.output_like(number, batch)) for number in range(3)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_no_gradient_is_sent_that_nobody_needs(trained, flags):
     model = build_on_meta(TINY)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(f"{trained}."))
-    leaving = split_vace(model, [2, 2], [0]).leaving(0, MicroBatch(**tiny_inputs()))
+    leaving = split_vace(model, [2, 2], [0]).output_like(0, MicroBatch(**tiny_inputs()))
     assert tuple(tensor.requires_grad for tensor in leaving) == flags
 
 

@@ -116,7 +116,7 @@ def torch_npu(request, monkeypatch):
     """A stand-in of each version, and tensors that pass for ones on an NPU."""
     module = StandIn(request.param)
     monkeypatch.setitem(sys.modules, "torch_npu", module)
-    monkeypatch.setattr(npu, "holds", lambda x: True)
+    monkeypatch.setattr(npu, "is_on_npu", lambda x: True)
     return module
 
 
@@ -164,7 +164,7 @@ def test_the_whole_model_computes_the_same_with_the_fused_ops(torch_npu, monkeyp
     grads = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     assert set(torch_npu.calls) == set(TABLE["2.13.0"])
     model.zero_grad()
-    monkeypatch.setattr(npu, "holds", lambda x: False)
+    monkeypatch.setattr(npu, "is_on_npu", lambda x: False)
     plain = model(**inputs)
     plain.square().mean().backward()
     torch.testing.assert_close(fused, plain, atol=1e-5, rtol=0)
@@ -212,6 +212,6 @@ def test_fake_kernel_notices_wrong_scale_and_layout(torch_npu):
 
 
 def test_without_an_npu_torch_npu_is_not_imported():
-    assert not npu.holds(torch.ones(1))
+    assert not npu.is_on_npu(torch.ones(1))
     apply_rope(heads(0), *rope_tables((2, 3, 5), (4, 4, 4), torch.device("cpu")))
     assert "torch_npu" not in sys.modules

@@ -8,23 +8,23 @@ from torch import nn
 
 from mindspeed_mm.ops.quantized import (
     SCALE,
-    AnyLinear,
     QuantFormat,
+    QuantizableLinear,
     dequantize,
     fill_scale,
-    hold_in_8_bits,
+    prepare_8bit_weight,
     quantize_rows,
 )
 
 BOUNDS = {"int8": 0.01, "fp8": 0.03}  # of the norm of a product, normal weights
 
 
-def layer(form: QuantFormat, dtype: torch.dtype = torch.float32) -> tuple[AnyLinear, nn.Linear]:
+def layer(form: QuantFormat, dtype: torch.dtype = torch.float32) -> tuple[QuantizableLinear, nn.Linear]:
     """A layer in 8 bits, and the one that it was."""
     exact = nn.Linear(256, 96).to(dtype)
     nn.init.normal_(exact.weight, std=0.05)
-    held = AnyLinear(exact)
-    hold_in_8_bits(held, form)
+    held = QuantizableLinear(exact)
+    prepare_8bit_weight(held, form)
     held.weight.data.copy_(fill_scale(held, exact.weight))
     return held, exact
 

@@ -6,10 +6,10 @@ from mindspeed_mm.distributed.config import Fsdp2Config
 from mindspeed_mm.errors import ConfigError, WeightsError
 from mindspeed_mm.models.load_model import build_on_meta
 from mindspeed_mm.models.spec import MODELS
-from mindspeed_mm.models.transforms.match import trains
+from mindspeed_mm.models.transforms.match import is_trainable
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import BRANCH
-from mindspeed_mm.training.build import check_dtypes, fill, initial_weight
+from mindspeed_mm.training.build import check_dtypes, fill_parameters, initial_weight
 from tests.distributed.jobs import FromModule, predictor
 from tests.support.errors import raises
 from tests.support.tiny import TINY, tiny_transformer
@@ -24,10 +24,10 @@ def freeze(model):
 
 def test_every_weight_belongs_to_trunk_or_branch():
     names = [name for name, _ in build_on_meta(TINY).named_parameters()]
-    branch = {name for name in names if trains(name, "branch", BRANCH)}
+    branch = {name for name in names if is_trainable(name, "branch", BRANCH)}
     assert branch == {name for name in names if name.startswith("vace_")}
-    assert {name for name in names if trains(name, "trunk", BRANCH)} == set(names) - branch
-    assert all(trains(name, "all", BRANCH) for name in names)
+    assert {name for name in names if is_trainable(name, "trunk", BRANCH)} == set(names) - branch
+    assert all(is_trainable(name, "all", BRANCH) for name in names)
 
 
 def test_frozen_parts_are_bf16_but_time_path_and_head():
@@ -56,7 +56,7 @@ def test_missing_left_over_and_misshaped_weights_are_all_named():
     source.shapes["blocks.9.ffn.0.weight"] = torch.Size([1])
     source.shapes["head.head.bias"] = torch.Size([7])
     with raises(WeightsError, "blocks.1.ffn.0.weight", "blocks.9", "head.head.bias", "[7]"):
-        fill(tiny_transformer(1), source, seed=0)
+        fill_parameters(tiny_transformer(1), source, seed=0)
 
 
 def test_random_weights_depend_on_name_and_seed_alone():

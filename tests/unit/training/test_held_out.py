@@ -49,7 +49,7 @@ def measure(records: Records, **others: Any) -> dict[str, float]:
     model = tiny_transformer()
     given: dict[str, Any] = {
         "quantiles": 2,
-        "most": 99,
+        "max_records": 99,
         "seed": 3,
         "exclude_refs": False,
         "device": torch.device("cpu"),
@@ -91,7 +91,7 @@ def test_held_out_tasks_have_the_names_of_training(tmp_path: Path) -> None:
         "inpainting_random": "inpainting_random",  # of two entries
         "x": "x",
     }
-    found = measure(by_task(4), called={TaskRecords.tasks[0]: "plain"})
+    found = measure(by_task(4), task_labels={TaskRecords.tasks[0]: "plain"})
     assert {name.split("/")[2] for name in found if name.startswith("validation/task/")} == {
         "plain",
         TaskRecords.tasks[1],

@@ -8,7 +8,7 @@ import torch
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.config import LoraConfig
 from mindspeed_mm.models.transforms.lora import lora_sizes
-from mindspeed_mm.models.transforms.match import trains
+from mindspeed_mm.models.transforms.match import is_trainable
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import block_forward, peak_tflops, recomputed_share, step_flops
@@ -39,7 +39,14 @@ class TrunkOnly(torch.nn.Module):
 
 def fixed_noise_loss(model, records, schedule):
     values = held_out_loss(
-        model, records, schedule, quantiles=4, most=4, seed=3, exclude_refs=False, device=torch.device("cpu")
+        model,
+        records,
+        schedule,
+        quantiles=4,
+        max_records=4,
+        seed=3,
+        exclude_refs=False,
+        device=torch.device("cpu"),
     )
     return values["validation/loss"]
 
@@ -49,7 +56,7 @@ def quiet_model(trainable):
     model = tiny_transformer()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trains(name, trainable, BRANCH))
+            parameter.requires_grad_(is_trainable(name, trainable, BRANCH))
             if name.startswith("head.head") or "after_proj" in name:
                 parameter.mul_(0.1)
     return model
@@ -102,7 +109,7 @@ def test_held_out_loss_is_repeatable():
             records,
             schedule,
             quantiles=2,
-            most=3,
+            max_records=3,
             seed=3,
             exclude_refs=False,
             device=torch.device("cpu"),
@@ -130,7 +137,7 @@ def test_operations_are_those_that_torch_counts():
 
     def counted(trainable):
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trains(name, trainable, BRANCH))
+            parameter.requires_grad_(is_trainable(name, trainable, BRANCH))
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(*inputs).square().mean().backward()
         return counter.get_total_flops()

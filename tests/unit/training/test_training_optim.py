@@ -8,7 +8,7 @@ import torch
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.config import OptimizerConfig
-from mindspeed_mm.training.optim import build_optimizer, clip_gradients, decays, param_groups
+from mindspeed_mm.training.optim import build_optimizer, clip_gradients, param_groups, uses_weight_decay
 from mindspeed_mm.training.step import update
 from tests.support.errors import raises
 from tests.support.tiny import tiny_transformer
@@ -45,8 +45,8 @@ def test_weight_decay_all_decays_everything():
 
 
 def test_the_rule_looks_through_wrappers():
-    assert decays("vace_blocks.0._checkpoint_wrapped_module.ffn.0.weight", torch.zeros(2, 2))
-    assert not decays("vace_blocks.0._checkpoint_wrapped_module.modulation", torch.zeros(1, 6, 2))
+    assert uses_weight_decay("vace_blocks.0._checkpoint_wrapped_module.ffn.0.weight", torch.zeros(2, 2))
+    assert not uses_weight_decay("vace_blocks.0._checkpoint_wrapped_module.modulation", torch.zeros(1, 6, 2))
 
 
 def test_what_is_frozen_is_not_the_optimizers():

@@ -10,7 +10,7 @@ from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.config import LoraConfig, parse_transforms
 from mindspeed_mm.models.transforms.lora import LoraLinear
 from mindspeed_mm.models.transforms.plan import plan_transforms
-from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.build import fill_parameters
 from tests.distributed.jobs import FromModule
 from tests.support.errors import raises
 from tests.support.tiny import TINY, tiny_inputs, tiny_transformer
@@ -24,7 +24,7 @@ def adapted(config: LoraConfig, *, trainable: str = "branch", seed: int = 0) -> 
     plan = plan_transforms(VACE, trainable, torch.float32, [config])
     for transform in plan:
         transform.apply(model)
-    fill(model, FromModule(base), seed, plan)
+    fill_parameters(model, FromModule(base), seed, plan)
     generator = torch.Generator().manual_seed(9)
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B.weight"):
@@ -80,7 +80,7 @@ def test_lora_starts_from_the_base_model() -> None:
     plan = plan_transforms(VACE, "branch", torch.float32, [LoraConfig(rank=4, dropout=0.5)])
     for transform in plan:
         transform.apply(model)
-    fill(model, FromModule(tiny_transformer()), 0, plan)
+    fill_parameters(model, FromModule(tiny_transformer()), 0, plan)
     inputs = tiny_inputs()
     assert torch.equal(model.train()(**inputs), tiny_transformer()(**inputs))
 

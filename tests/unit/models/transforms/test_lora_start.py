@@ -19,7 +19,7 @@ from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import PRESETS
 from mindspeed_mm.models.wan.shapes import linears, modules
 from mindspeed_mm.models.weights import open_weights
-from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.build import fill_parameters
 from tests.support.errors import raises
 from tests.support.lora_files import deltas, lora_matrices, write_lora
 from tests.support.tiny import tiny_inputs, tiny_transformer, write_transformer
@@ -44,7 +44,7 @@ def started(base: Path, *configs: LoraConfig | FuseLoraConfig) -> torch.nn.Modul
     for transform in plan:
         transform.apply(model)
         source = transform.change_source(source)
-    fill(model, source, 0, plan)
+    fill_parameters(model, source, 0, plan)
     return model
 
 

@@ -18,7 +18,7 @@ from mindspeed_mm.models.transforms.base import ModuleTransform
 from mindspeed_mm.models.transforms.config import TRANSFORMS, TransformSpec, parse_transforms
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.weights import open_weights
-from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.build import fill_parameters
 from tests.support.errors import raises
 from tests.support.tiny import tiny_transformer, write_transformer
 
@@ -65,7 +65,7 @@ def test_a_transform_of_another_package_is_applied(tmp_path: Path) -> None:
     for transform in plan:
         transform.apply(model)
         source = transform.change_source(source)
-    fill(model, source, 0, plan)
+    fill_parameters(model, source, 0, plan)
     assert "blocks.0.ffn.0.bias" not in model.state_dict()
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"vace_blocks", "vace_patch_embedding"}  # no adapter: `trainable` decides

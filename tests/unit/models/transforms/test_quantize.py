@@ -16,7 +16,7 @@ from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.transforms.quantize import quantize_blocks
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig, WanConfig
 from mindspeed_mm.ops.quantized import quantized_layers
-from mindspeed_mm.training.build import fill
+from mindspeed_mm.training.build import fill_parameters
 from tests.distributed.jobs import FromModule
 from tests.support.errors import raises
 from tests.support.tiny import tiny_inputs, tiny_transformer
@@ -32,7 +32,7 @@ def built(*configs: object, trainable: str = "branch") -> torch.nn.Module:
     plan = plan_transforms(VACE, trainable, torch.float32, configs)
     for transform in plan:
         transform.apply(model)
-    fill(model, FromModule(tiny_transformer()), 0, plan)
+    fill_parameters(model, FromModule(tiny_transformer()), 0, plan)
     return model
 
 
@@ -100,7 +100,7 @@ def test_nan_in_the_file_is_named(tmp_path: Path) -> None:
     source.state[name] = source.state[name].clone()
     source.state[name][0, 0] = float("nan")
     with raises(WeightsError, name, "NaN"):
-        fill(model, source, 0)
+        fill_parameters(model, source, 0)
 
 
 def test_a_14b_trunk_takes_half_its_memory() -> None:

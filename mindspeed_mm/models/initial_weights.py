@@ -11,18 +11,17 @@ from typing import Protocol
 from mindspeed_mm.models.source import WeightsSource, init_branch_from_trunk
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.wan.config import PredictorConfig
-from mindspeed_mm.models.weights import open_named, open_weights, with_branch_of
+from mindspeed_mm.models.weights import open_named, open_weights, replace_branch
 from mindspeed_mm.registry import resolve
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialWeights:
     """Starting weights of a run."""
 
     weights: WeightsSource | None  # None: random weights
-    base: (
-        WeightsSource | None
-    )  # contains all frozen weights; None: no single source does, so checkpoints include all weights
+    # source of all frozen weights; None: there is no single source, so checkpoints include all weights
+    base: WeightsSource | None
 
 
 class Named(Protocol):
@@ -35,38 +34,38 @@ class Named(Protocol):
     def from_pretrained(self) -> str | None: ...
 
 
-def start_of(predictor: Named) -> Start:
+def open_initial_weights(predictor: Named) -> InitialWeights:
     """Open the starting weights of a predictor.
 
-    Uses the model's `ModelSpec.start` if it is set, and otherwise reads `from_pretrained` in any dialect of
-    the model's key maps. Raises WeightsError.
+    Uses the model's `ModelSpec.initial_weights` if it is set, and otherwise reads `from_pretrained` in any
+    dialect of the model's key maps. Raises WeightsError.
     """
     spec = MODELS.get(predictor.model_id)
-    if spec.start:
-        start: Start = resolve(spec.start)(predictor)
+    if spec.initial_weights:
+        start: InitialWeights = resolve(spec.initial_weights)(predictor)
         return start
     if predictor.from_pretrained is None:
-        return Start(None, None)
+        return InitialWeights(None, None)
     source = open_named(predictor.from_pretrained, resolve(spec.key_maps))
-    return Start(source, source)
+    return InitialWeights(source, source)
 
 
-def vace_start(predictor: PredictorConfig) -> Start:
+def open_vace_initial_weights(predictor: PredictorConfig) -> InitialWeights:
     """Open the starting weights of VACE.
 
     The branch can be initialized from the trunk's blocks, or taken from another checkpoint.
     """
     if predictor.from_pretrained is None:
-        return Start(None, None)
+        return InitialWeights(None, None)
     source = base = open_weights(predictor.from_pretrained)
     source.refuse_other_settings(_sizes(predictor, branch=source.has_branch), "predictor of the model JSON")
     if predictor.vace_dit.init_from_trunk:
         source = base = init_branch_from_trunk(source, predictor.model)
     if predictor.vace_dit.vace_pretrained is None:
-        return Start(source, base)
-    joined = with_branch_of(source, predictor.vace_dit.vace_pretrained)
+        return InitialWeights(source, base)
+    joined = replace_branch(source, predictor.vace_dit.vace_pretrained)
     joined.refuse_other_settings(_sizes(predictor, branch=True), "predictor of the model JSON")
-    return Start(joined, open_weights(source.path) if predictor.trainable == "branch" else None)
+    return InitialWeights(joined, open_weights(source.path) if predictor.trainable == "branch" else None)
 
 
 def _sizes(predictor: PredictorConfig, *, branch: bool) -> dict[str, object]:

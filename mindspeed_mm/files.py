@@ -250,7 +250,7 @@ def json_type(value: Any) -> str:
     """What JSON calls the type of `value`, for messages."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    names = {dict: "an object", list: "a list", str: "a text"}
+    names = {dict: "an object", list: "a list", str: "a string"}
     return next((name for kind, name in names.items() if isinstance(value, kind)), "a number")
 
 

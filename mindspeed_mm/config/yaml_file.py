@@ -1,6 +1,6 @@
 """Read YAML with the scalars of JSON.
 
-Dates and `1:30` stay texts; duplicate keys and aliases that expand without limit are errors.
+Dates and `1:30` stay strings; duplicate keys and aliases that expand without limit are errors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_BYTES = 256 << 10  # bytes that parse within seconds; the files that we shi
 
 
 def read_yaml(path: PathLike, error: ErrorType = ConfigError) -> Any:
-    """The contents of a YAML file with JSON's types: a date and `1:30` are texts, `1e-4` is a number.
+    """The contents of a YAML file with JSON's types: a date and `1:30` are strings, `1e-4` is a number.
 
     Raises `error`.
     """

@@ -106,7 +106,7 @@ class RowReader:
         found = self.values.get("cap")
         captions = [found] if isinstance(found, str) else found
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            self._bad("cap", f"found {found!r:.60}, wanted a text or a list of texts")
+            self._bad("cap", f"found {found!r:.60}, wanted a string or a list of strings")
             return ()
         broken = [caption for caption in captions if _SURROGATE.search(caption)]
         if broken:

@@ -48,7 +48,7 @@ class _Inputs(_Known):
     @classmethod
     def _are_paths(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if "\0" in "".join(value or ()):
-            raise ValueError("expected a path, got a text with a NUL character")
+            raise ValueError("expected a path, got a string with a NUL character")
         return value
 
 

@@ -86,9 +86,10 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
                 raise ApiError(
                     400,
                     "invalid_request",
-                    "is a text; send the file itself",
+                    "got a string",
                     where=name,
                     expected="an upload",
+                    fix="send the file itself",
                 )
             else:
                 values[name] = value

@@ -154,7 +154,7 @@ def _check_model(name: Any, served: str) -> None:
 def _read_size(size: Any, values: Mapping[str, Any]) -> dict[str, int]:
     found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     if found is None:
-        raise ConfigError(f"got {size!r:.80}", where="size", expected="a text such as 832x480")
+        raise ConfigError(f"got {size!r:.80}", where="size", expected="a string such as 832x480")
     if {"width", "height"} & values.keys():
         raise ConfigError("is given beside width or height", where="size", fix="send one of them")
     return {"width": int(found[1]), "height": int(found[2])}

@@ -88,7 +88,7 @@ def _plain(states: dict[str, Any]) -> dict[str, Any]:
     for name, state in states.items():
         problem = plain_problem(state)
         if problem is None and unpack(pack(state), name) != state:
-            problem = "a key is not a text"
+            problem = "a key is not a string"
         if problem is None and len(pack(state)) > PACKED_BYTES // len(states):
             problem = f"takes {len(pack(state))} bytes"
         if problem is not None:

@@ -103,7 +103,7 @@ def test_a_bad_task_is_not_also_a_short_list() -> None:
         ("steps", "many", "integer", "many"),
         ("steps", [3], "integer", "list"),
         ("solver", "heun", "'unipc', 'dpm++', 'euler' or 'renoise'", "heun"),
-        ("prompt", 7, "text", 7),
+        ("prompt", 7, "a string", 7),
         ("soft_mask", "maybe", "true or false", "maybe"),
         ("steps", "9" * 5000, "integer", 5002),
     ],

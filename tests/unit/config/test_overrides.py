@@ -54,7 +54,7 @@ def test_overrides_belong_to_the_file_they_name() -> None:
         ("a", {}, ("--set a", "equals sign")),
         ("=1", {}, ("key=value",)),
         ("a..b=1", {}, ("--set a..b=1",)),
-        ("a.b=1", {"a": "text"}, ("--set a.b=1", "'b'", "a text")),
+        ("a.b=1", {"a": "text"}, ("--set a.b=1", "'b'", "a string")),
         ("a[3]=1", {"a": [1, 2]}, ("--set a[3]=1", "below 2", "'3'")),
         ("a.x=1", {"a": [1, 2]}, ("below 2", "'x'")),
     ],

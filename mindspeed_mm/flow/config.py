@@ -1,4 +1,4 @@
-"""The `diffusion` part of a model JSON: noise schedule, loss, and which of two experts this is. No torch."""
+"""Configuration of `diffusion` in a model JSON: noise schedule, loss and expert. Does not import torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ScheduleConfig(Config):
         description="old key: start of the trained part of the schedule, as a fraction",
     )
     UNUSED: ClassVar[Mapping[str, str]] = {
-        "max_timesteps_boundary": ("the key is called max_timestep_boundary")
+        "max_timesteps_boundary": "the key is called max_timestep_boundary"
     }
 
     @model_validator(mode="after")
@@ -67,16 +67,17 @@ class ScheduleConfig(Config):
         return self
 
     def sigma(self, place: int) -> float:
-        """The noise level at one place of the schedule: falls from 1 at place 0."""
+        """Return the noise level at index `place` of the schedule. It falls from 1 at index 0."""
         steps = self.num_train_timesteps - (not self.extra_one_step)
         u = 1.0 - (1.0 - self.sigma_min) * place / steps
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     @property
     def places(self) -> range:
-        """The places of this model.
+        """Indices of the schedule on which this model trains.
 
-        All; sigma ≥ boundary for `high`, the rest for `low`; else the older keys' range.
+        The high-noise expert has those with sigma ≥ boundary, and the low-noise expert the others. A single
+        model has all of them, or the range of the older keys.
         """
         n = self.num_train_timesteps
         if self.role is None:
@@ -86,9 +87,9 @@ class ScheduleConfig(Config):
         return range(0, first_low) if self.role == "high" else range(first_low, n)
 
     def boundary_note(self) -> str | None:
-        """A note if the older keys put the switch at another sigma than `boundary`; None if they agree.
+        """Return a note if the older keys and `boundary` switch experts at different sigmas, else None.
 
-        Published A14B examples train the experts apart at timestep 900 and generate with a switch at 875.
+        Published A14B examples switch at timestep 900 in training, and at 875 in generation.
         """
         if self.inferred_expert is None:
             return None
@@ -108,7 +109,7 @@ class ScheduleConfig(Config):
 
     @property
     def old_range(self) -> tuple[float, float]:
-        """The range of places by the older keys, as fractions; (0, 1) where they are absent."""
+        """The range of indices by the older keys, as fractions; (0, 1) without them."""
         return (
             self.min_timestep_boundary or 0.0,
             1.0 if self.max_timestep_boundary is None else self.max_timestep_boundary,
@@ -116,10 +117,7 @@ class ScheduleConfig(Config):
 
     @property
     def inferred_expert(self) -> Expert | None:
-        """The expert that the older keys describe.
-
-        A range that starts at the top is `high`, one that ends at the bottom is `low`.
-        """
+        """The expert that the older keys imply: `high` for a range at the start, `low` for one at the end."""
         low, high = self.old_range
         if low == 0 and high < 1:
             return "high"
@@ -127,5 +125,5 @@ class ScheduleConfig(Config):
 
     @property
     def role(self) -> Expert | None:
-        """Which expert this is, by `expert` or by the older keys; None for a single model."""
+        """Which expert this model is, by `expert` or the older keys; None for a single model."""
         return self.expert or self.inferred_expert

@@ -31,9 +31,10 @@ def keyed_generator(seed: int, index: int, purpose: str = "flow") -> torch.Gener
 def sample_flow(
     latents: Tensor, schedule: Schedule | Sequence[Schedule], sample_index: Tensor, seed: int
 ) -> FlowSample:
-    """Draw a place and noise for each row of latents [B, 16, R+F, h, w] by (seed, consumed-sample index [B]).
+    """Draw a timestep and noise for each row of latents [B, 16, R+F, h, w].
 
-    `schedule`: one for all rows, or one for each.
+    Both depend only on `seed` and the consumed-sample index of the row in `sample_index` [B]. `schedule` is
+    one schedule for all rows, or one per row.
     """
     schedules = [schedule] * len(latents) if isinstance(schedule, Schedule) else schedule
     places, noises = [], []
@@ -48,7 +49,7 @@ def sample_flow(
 def sample_flow_at(
     latents: Tensor, schedule: Schedule, place: int, sample_index: Tensor, seed: int
 ) -> FlowSample:
-    """Like `sample_flow`, with all rows at a given place; the noise depends only on (seed, sample index)."""
+    """Like `sample_flow`, but with all rows at index `place` of the schedule."""
     noises = [
         torch.randn(latents.shape[1:], generator=keyed_generator(seed, index, "held-out"))
         for index in sample_index.tolist()
@@ -57,10 +58,7 @@ def sample_flow_at(
 
 
 def sample_losses(velocity: Tensor, sample: FlowSample, num_refs: int = 0) -> Tensor:
-    """[B] fp32: mean squared error of each row, unweighted.
-
-    The first `num_refs` latent frames do not count.
-    """
+    """Return the unweighted mean squared error of each row, fp32 [B], without the first `num_refs` frames."""
     error = velocity.float()[:, :, num_refs:] - sample.target[:, :, num_refs:]
     return error.square().mean(dim=(1, 2, 3, 4))
 

@@ -1,4 +1,4 @@
-"""Sigmas, timesteps, loss weights, and the places of the schedule that an expert may draw.
+"""Training schedule: sigmas, timesteps, loss weights, and the indices that an expert trains on.
 
 Pure functions on the CPU.
 """
@@ -25,19 +25,19 @@ class Schedule:
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:
-    """The warp s·u / (1 + (s − 1)·u) of an even grid; 0 and 1 stay where they are."""
+    """Shift an even grid by s·u / (1 + (s − 1)·u), which keeps 0 and 1."""
     return shift * u / (1 + (shift - 1) * u)
 
 
 def training_sigmas(config: ScheduleConfig) -> Tensor:
-    """fp32 [N]: the shifted grid, falling from 1, computed in fp64."""
+    """Return the shifted grid, fp32 [N], falling from 1. It is computed in fp64."""
     return torch.tensor(
         [config.sigma(place) for place in range(config.num_train_timesteps)], dtype=torch.float32
     )
 
 
 def bell_weights(timesteps: Tensor, num_train_timesteps: int) -> Tensor:
-    """fp32 [N]: a bell curve over the timestep, lowered to 0 at its ends and scaled to mean 1."""
+    """Return a bell curve over the timesteps, fp32 [N], shifted to a minimum of 0 and scaled to mean 1."""
     half = num_train_timesteps / 2
     y = torch.exp(-2 * ((timesteps.double() - half) / num_train_timesteps) ** 2)
     y = y - y.min()
@@ -45,9 +45,9 @@ def bell_weights(timesteps: Tensor, num_train_timesteps: int) -> Tensor:
 
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
-    """The tables of one run.
+    """Build the tables of one run. Raises ConfigError if no timestep is left to train on.
 
-    A place of weight 0 (timestep 1000 under the bell) has no gradient and is not drawn.
+    Indices of weight 0, such as timestep 1000 with bell weights, would give no gradient and are not drawn.
     """
     sigmas = training_sigmas(config)
     timesteps = sigmas * config.num_train_timesteps

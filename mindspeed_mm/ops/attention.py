@@ -1,4 +1,4 @@
-"""Scaled dot-product attention behind one interface: the device's fused kernel, or the plain formula."""
+"""Scaled dot-product attention: the device's fused kernel, or a reference implementation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, S, N, K], k and v [
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[B, S, N, K] ×3 → [B, S, N, K] by the device's fused kernel.
+    """Compute attention with the device's fused kernel: scale 1/√K, no mask, not causal.
 
-    Not causal, scale 1/√K, no mask.
+    q [B, S, N, K], k and v [B, S', N, K] → [B, S, N, K].
     """
     if npu.is_on_npu(q):
         return npu.attend(q, k, v)
@@ -26,17 +26,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same by the formula, with softmax in fp32: the reference for all fused kernels."""
+    """Reference implementation of `attend`, with softmax in fp32."""
     scores = torch.einsum("bsnk,btnk->bnst", q.float(), k.float()) / math.sqrt(q.shape[-1])
     return torch.einsum("bnst,btnk->bsnk", scores.softmax(dim=-1), v.float()).to(q.dtype)
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, copies: int, attend_rows: Attend = attend) -> Tensor:
-    """Attention to keys whose last row counts `copies` times, as equal padding rows do. k and v hold it once.
+    """Attend to keys whose last row counts `copies` times, like equal padding rows. k and v contain it once.
 
-    On a CPU, the weight of that row is multiplied instead of repeating the row, which saves most of the work
-    for a short caption. Other devices keep their unmasked flash kernels, and another `attend_rows` gets all
-    the rows.
+    On a CPU, the softmax weight of this row is scaled instead, which saves most of the work for a short
+    caption. Other devices, and any other `attend_rows`, get the repeated rows, so that they can use flash
+    kernels without a mask.
     """
     if copies == 1:
         return attend_rows(q, k, v)
@@ -52,5 +52,5 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, copies: int, attend_rows: Att
 
 
 def repeat_last(x: Tensor, copies: int) -> Tensor:
-    """[B, L, ...] → [B, L-1+copies, ...]: the last row `copies` times."""
+    """Repeat the last row so that it occurs `copies` times: [B, L, ...] → [B, L-1+copies, ...]."""
     return torch.cat((x, x[:, -1:].expand(-1, copies - 1, *x.shape[2:])), dim=1)

@@ -1,4 +1,4 @@
-"""RMS norm over the last dimension: the device's fused op, or the formula."""
+"""RMS norm over the last dimension: the device's fused op, or a reference implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspeed_mm.ops import npu
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x·rsqrt(mean(x²)+eps)·weight over the last dimension [..., D], computed in fp32, in x's dtype."""
+    """Compute x·rsqrt(mean(x²)+eps)·weight over the last dimension in fp32; the result has the dtype of x."""
     weight = weight.to(x.dtype)
     if npu.is_on_npu(x):
         return npu.rms_norm(x, weight, eps)
@@ -24,13 +24,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same by the formula: the reference for all fused versions."""
+    """Reference implementation of `rms_norm`."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
 class _CpuRmsNorm(torch.autograd.Function):
-    """RMS norm for CPUs: torch's own backward there consists of small ops and takes five times as long."""
+    """RMS norm for CPUs, where the backward of torch consists of small ops and is five times slower."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

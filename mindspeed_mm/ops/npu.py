@@ -1,4 +1,4 @@
-"""The fused ops of Ascend NPUs. torch_npu is imported only when one of them is called."""
+"""Fused ops of Ascend NPUs. torch_npu is imported on the first call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MAX_ROTARY_BATCH = 1000  # upper limit of batch · heads in interleave mode
 
 
 def is_on_npu(x: Tensor) -> bool:
-    """Whether x is on an NPU."""
+    """Return whether x is on an NPU."""
     return x.device.type == "npu"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[B, S, N, K] ×3 → [B, S, N, K] by npu_fusion_attention, which calls this layout BSND."""
+    """Compute attention with npu_fusion_attention, [B, S, N, K] → [B, S, N, K] (its layout BSND)."""
     import torch_npu
 
     out: Tensor = torch_npu.npu_fusion_attention(
@@ -26,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the last dimension by npu_rms_norm, which computes in fp32 inside."""
+    """Compute RMS norm over the last dimension with npu_rms_norm, which uses fp32 internally."""
     import torch_npu
 
     out: Tensor = torch_npu.npu_rms_norm(x, weight, epsilon=eps)[0]
@@ -34,15 +34,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def can_rotate(x: Tensor) -> bool:
-    """Whether npu_rotary_mul takes x [B, S, N, K]."""
+    """Return whether npu_rotary_mul accepts x [B, S, N, K]."""
     return x.shape[0] * x.shape[2] < MAX_ROTARY_BATCH
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent pairs of x [B, S, N, K] by npu_rotary_mul.
-
-    cos, sin [S, K/2] stand twice, once for each of a pair.
-    """
+    """Rotate adjacent pairs of x [B, S, N, K] with npu_rotary_mul; cos and sin are [S, K/2]."""
     import torch_npu
 
     pairs = [torch.repeat_interleave(table, 2, dim=-1)[None, :, None, :] for table in (cos, sin)]

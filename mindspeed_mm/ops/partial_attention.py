@@ -1,8 +1,8 @@
-"""Attention to a part of the keys; the results of all parts merge into full attention.
+"""Attention over a part of the keys. Merging the results of all parts gives full attention.
 
-A part returns its output and the log-sum-exp of its scores. `merge` combines two results by it (online
-softmax, https://arxiv.org/abs/1805.02867). The gradients of a part follow from the output and the log-sum-exp
-of the whole.
+A result consists of the output and the log-sum-exp of the scores, which `merge` uses to combine two results
+(online softmax, https://arxiv.org/abs/1805.02867). The gradients of a part are computed from the output and
+log-sum-exp of full attention.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_ROWS = 256  # queries per block of the formula
+_ROWS = 256  # queries per block of the reference implementation
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
 _CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -21,14 +21,14 @@ _CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backw
 
 
 class PartialAttention(NamedTuple):
-    """The result of attention to some of the keys."""
+    """Result of attention over some of the keys."""
 
     out: Tensor  # [B, S, N, K] fp32
     lse: Tensor  # [B, S, N] fp32
 
 
 def attend_part(q: Tensor, k: Tensor, v: Tensor) -> PartialAttention:
-    """q [B, S, N, K], k and v [B, S', N, K] → their result, by a fused kernel on CPU and CUDA."""
+    """Attend q [B, S, N, K] to k and v [B, S', N, K], with a fused kernel on CPU and CUDA."""
     heads = _heads_first(q, k, v)
     if q.device.type == "cpu":
         out, lse = _CPU(*heads)
@@ -40,7 +40,7 @@ def attend_part(q: Tensor, k: Tensor, v: Tensor) -> PartialAttention:
 
 
 def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention:
-    """The combined result of both parts."""
+    """Combine the results of two parts."""
     lse = torch.logaddexp(first.lse, second.lse)
     out = first.out * (first.lse - lse).exp()[..., None] + second.out * (second.lse - lse).exp()[..., None]
     return PartialAttention(out, lse)
@@ -49,13 +49,16 @@ def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention
 def part_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v from one part; `out` [B, S, N, K] and `lse` are those of all parts."""
+    """Return the gradients of q, k and v from one part.
+
+    `out` [B, S, N, K] and `lse` [B, S, N] are those of the merged result.
+    """
     heads = _heads_first(grad, q, k, v, out)
     rows = lse.transpose(1, 2).contiguous()
     if q.device.type == "cpu":
         found = _CPU_BACKWARD(*heads, rows, 0.0, False)
     elif _has_flash(q):
-        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # arguments for dropout, which is off
+        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # for dropout, which is off
         longest = (q.shape[1], k.shape[1])
         found = _FLASH_BACKWARD(*heads, rows, None, None, *longest, 0.0, False, seed, seed[:0])
     else:
@@ -65,7 +68,7 @@ def part_gradients(
 
 
 def _heads_first(*tensors: Tensor) -> list[Tensor]:
-    """[B, N, S, K], whose rows are contiguous: the kernels take no other stride there, and do not check."""
+    """Transpose to [B, N, S, K] with contiguous rows, which the kernels require but do not check."""
     return [(t if t.stride(-1) == 1 else t.contiguous()).transpose(1, 2) for t in tensors]
 
 

@@ -1,7 +1,7 @@
-"""Frozen linear layers whose weights are held in 8 bits, with a scale for each output channel.
+"""Frozen linear layers with 8-bit weights and one scale per output channel.
 
-Products run in the dtype of the activations: the weights are expanded for one product and dropped. fp8 values
-are stored as uint8: collectives of gloo know no float8, and sharding moves bytes.
+Products run in the dtype of the activations; weights are dequantized for each product. fp8 values are stored
+as uint8, because gloo does not support float8.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 QuantFormat = Literal["int8", "fp8"]
 STORED: dict[QuantFormat, torch.dtype] = {"int8": torch.int8, "fp8": torch.uint8}
-SCALE = "weight_scale"  # name of the buffer beside `weight`
+SCALE = "weight_scale"  # name of the buffer next to `weight`
 _LARGEST: dict[QuantFormat, float] = {"int8": 127.0, "fp8": 448.0}
 _FP8 = torch.float8_e4m3fn
 
 
 @torch.no_grad()
 def quantize_rows(weight: Tensor, form: QuantFormat) -> tuple[Tensor, Tensor]:
-    """A weight [out, in] → its 8-bit values [out, in] and fp32 scales [out].
+    """Quantize a weight [out, in] to 8-bit values [out, in] and fp32 scales [out].
 
-    The largest value of a row fills the range.
-
-    NaN or Inf in a row makes its scale NaN or Inf.
+    Each scale maps the largest magnitude of its row to the end of the range. If a row contains NaN or Inf,
+    its scale is NaN or Inf.
     """
     exact = weight.float()
     scale = exact.abs().amax(1) / _LARGEST[form]
@@ -38,14 +37,14 @@ def quantize_rows(weight: Tensor, form: QuantFormat) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def dequantize(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """8-bit values [out, in] times their scales [out], rounded once to `dtype`."""
+    """Multiply 8-bit values [out, in] by their scales [out], rounding once to `dtype`."""
     exact = stored.view(_FP8) if stored.dtype == torch.uint8 else stored
     expanded = exact.to(dtype)  # int8 and e4m3 values are exact in bf16, too
     return torch.mul(expanded, scale[:, None], out=expanded)
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ + b. The backward expands the weights again, and has a gradient of x alone."""
+    """Computes x Wᵀ + b. Backward dequantizes the weights again, and returns only the gradient of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stored: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -74,7 +73,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def exact_weight(layer: nn.Linear) -> Tensor:
-    """A detached fp32 copy of a layer's weight [out, in]."""
+    """Return a layer's weight [out, in] in fp32, detached and dequantized."""
     stored = layer.weight.data
     if stored.dtype.is_floating_point:
         return stored.float()
@@ -82,7 +81,7 @@ def exact_weight(layer: nn.Linear) -> Tensor:
 
 
 def product_dtype(layer: nn.Linear) -> torch.dtype:
-    """The dtype of a layer's products: that of its weight; for 8-bit weights, that of the original weight."""
+    """Return the dtype of a layer's products: that of its weight before quantization."""
     dtype = layer.weight.dtype
     if dtype.is_floating_point:
         return dtype
@@ -92,10 +91,7 @@ def product_dtype(layer: nn.Linear) -> torch.dtype:
 
 
 class QuantizableLinear(nn.Linear):
-    """A linear layer whose weights may be 8-bit.
-
-    `weight` and `bias` are those of the layer it replaces.
-    """
+    """A linear layer whose weight may be 8-bit. It takes over `weight` and `bias` of the layer `base`."""
 
     def __init__(self, base: nn.Linear) -> None:
         with torch.device("meta"):
@@ -108,7 +104,7 @@ class QuantizableLinear(nn.Linear):
 
 
 def prepare_8bit_weight(layer: QuantizableLinear, form: QuantFormat) -> None:
-    """Prepare a layer for 8-bit weights, with their scales in a buffer `weight_scale`."""
+    """Prepare a layer for an 8-bit weight, and add the buffer `weight_scale` for its scales."""
     layer.product_dtype = layer.weight.dtype  # type: ignore[assignment]
     place = torch.empty_like(layer.weight, dtype=STORED[form])
     layer.weight = nn.Parameter(place, requires_grad=False)
@@ -127,7 +123,7 @@ def fill_scale(layer: nn.Linear, weight: Tensor) -> Tensor:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Weight name → layer, for all layers with 8-bit weights."""
+    """Map the names of 8-bit weights to their layers."""
     return {
         f"{name}.weight": module
         for name, module in model.named_modules()
@@ -136,5 +132,5 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def format_of(layer: nn.Linear) -> QuantFormat:
-    """int8 or fp8."""
+    """Return the 8-bit format of a layer."""
     return "fp8" if layer.weight.dtype == torch.uint8 else "int8"

@@ -1,6 +1,6 @@
-"""Rotary position embedding over three axes, as real cos and sin tables.
+"""Rotary position embeddings over three axes, with real cos and sin tables.
 
-Adjacent channels of a head are one pair.
+Adjacent channels of a head form a pair.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ THETA = 10000.0
 def rope_tables(
     grid: tuple[int, int, int], dims: tuple[int, int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin, fp32 [S, K/2], of the tokens of a (time, height, width) grid in (f, h, w) order.
+    """Return cos and sin, fp32 [S, K/2], for the tokens of a (time, height, width) grid in (f, h, w) order.
 
-    `dims` are the channels of a head that each axis gets; the angle of pair j is position·10000^(-2j/dim), in
-    fp64. Raises DataError when an axis is longer than the 1024 positions that the model knows.
+    `dims` is the number of channels of a head for each axis. The angle of pair j is
+    position·10000^(-2j/dim), computed in fp64. Raises DataError if an axis has more than 1024 positions, the
+    length of the published tables.
     """
     if max(grid) > MAX_POSITIONS:
         raise DataError(
@@ -37,52 +38,51 @@ def rope_tables(
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair of adjacent channels of x [B, S, N, K] by its token's angle; cos, sin [S, K/2].
+    """Rotate each pair of adjacent channels of x [B, S, N, K] by its token's angle; cos and sin are [S, K/2].
 
-    In x's dtype.
+    The result has the dtype of x.
     """
     if npu.is_on_npu(x) and npu.can_rotate(x):
         return npu.apply_rope(x, cos, sin)
-    if (
-        npu.is_on_npu(x) or torch.compiler.is_compiling()
-    ):  # the compiler fuses the formula, but not complex numbers
+    # the compiler can fuse real arithmetic, but not complex numbers
+    if npu.is_on_npu(x) or torch.compiler.is_compiling():
         return apply_rope_reference(x, cos, sin)
-    turned: Tensor = _Turn.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return turned
+    rotated: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return rotated
 
 
 def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same by the formula in real numbers, fp32: the reference for all fused versions."""
+    """Reference implementation of `apply_rope` in real fp32 arithmetic."""
     even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
-class _Turn(torch.autograd.Function):
-    """Rotation as a product of complex numbers.
+class _Rotate(torch.autograd.Function):
+    """Rotation as a complex product.
 
-    The backward rotates the other way, and saves only the tables, which all blocks share.
+    Backward rotates in the opposite direction. Only the tables, which all blocks share, are saved for it.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        return _rotate(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin), None, None
+        return _rotate(grad, cos, -sin), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     pairs = torch.view_as_complex(x.float().contiguous().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None, :]).flatten(-2).to(x.dtype)
 
 
 def _axis_angles(length: int, dim: int) -> Tensor:
-    """[length, dim/2] in fp64, on the CPU: not every accelerator has fp64."""
+    """Return angles [length, dim/2] in fp64, on the CPU because some accelerators lack fp64."""
     rates = THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
     return torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), rates)
 

@@ -17,7 +17,7 @@ class MicroBatch:
     prompt_embeds: Tensor  # [B, L, text_dim]
     vace_context: Tensor | None  # [B, 96, R+F, h, w]
     context_scale: float | Sequence[float] | Tensor = 1.0
-    read: tuple[Tensor, ...] = ()  # the result of `Split.reader` for it
+    read: tuple[Tensor, ...] = ()  # the result of `Split.reader` for this micro-batch
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -32,5 +32,7 @@ class Split:
     reader: nn.Module  # (timestep, prompt_embeds) → MicroBatch.read, on every rank
     stages: Mapping[int, nn.Module]  # number → stage; call `feed(micro_batches)` first
     count: int  # stages of all ranks
-    output_like: Callable[[int, MicroBatch], tuple[Tensor, ...]]  # meta tensors like the output of a stage
-    shared: tuple[str, ...]  # first parts of the names of the reader's weights
+    output_like: Callable[
+        [int, MicroBatch], tuple[Tensor, ...]
+    ]  # (stage, batch) → meta tensors with the shapes of its output
+    shared: tuple[str, ...]  # first name components of the reader's weights

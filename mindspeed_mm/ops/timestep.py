@@ -9,13 +9,14 @@ from mindspeed_mm.errors import DataError
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
-    """timestep [B] → fp32 [B, dim]: cos(t·w_k) first, then sin(t·w_k), w_k = 10000^(-2k/dim).
+    """Embed timesteps [B] as fp32 [B, dim]: cos(t·w_k), then sin(t·w_k), with w_k = 10000^(-2k/dim).
 
-    Raises DataError for a half-precision timestep: bf16 keeps 294 of 1000 timesteps apart.
+    Raises DataError for a half-precision timestep: bf16 has only 294 distinct values for 1000 timesteps.
     """
     if timestep.dtype in (torch.bfloat16, torch.float16):
         raise DataError(
-            f"timestep is {timestep.dtype}, which merges neighbouring timesteps", fix="pass it as float32"
+            f"timestep is {timestep.dtype}, in which neighboring timesteps are equal",
+            fix="pass it as float32",
         )
     device = timestep.device
     exact = device if device.type in ("cpu", "cuda", "meta") else torch.device("cpu")  # every CPU has fp64

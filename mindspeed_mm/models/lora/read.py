@@ -204,7 +204,8 @@ def _refuse_foreign(raw: _Raw, foreign: Sequence[str], shapes: Mapping[str, Sequ
             where=raw.path,
             fix="give the file of a LoRA",
         )
-    text = f"{len(foreign)} of its {len(raw.tensors)} keys name no weight of this model: {truncate_list(foreign)}"
+    unknown = f"{len(foreign)} of its {len(raw.tensors)} keys"
+    text = f"{unknown} name no weight of this model: {truncate_list(foreign)}"
     if family := family_of(foreign):
         raise WeightsError(f"is {family}; {text}", where=raw.path, expected="a LoRA of Wan or VACE")
     blocks = [int(m[2]) for key in foreign if (m := re.search(r"(^|[._])blocks[._](\d+)[._]", key))]

@@ -164,7 +164,8 @@ def _shaped_up(pair: Pair) -> TensorFile:
 def _refuse(adapter: Adapter, names: list[str], target: str) -> None:
     if names:
         raise WeightsError(
-            f"changes weights by more than a low rank, which a {target} cannot hold: {truncate_list(sorted(names))}",
+            "changes weights by more than a low rank, which "
+            f"a {target} cannot hold: {truncate_list(sorted(names))}",
             where=adapter.path,
             fix="merge it into its base with mm-convert VACEConverter merge_lora",
         )

@@ -48,7 +48,7 @@ def interrupt_at(step: str) -> str:
     process = subprocess.Popen(
         ["bash", "examples/vace/quickstart.sh"],
         cwd=ROOT,
-        env={**os.environ, **FEWER, "CLIPS": "1", "SCENES": "1"},
+        env={**os.environ, **FEWER, "CLIPS": "1", "SCENES": "1", "NPUS_PER_NODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

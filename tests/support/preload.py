@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+import mindspeed_mm.distributed.pipeline_schedule  # noqa: F401
 from megatron.mm.core import core
 
 core("parallel_state")

@@ -12,6 +12,7 @@ from torch import Tensor
 from mindspeed_mm.conditioning.streams import StreamEncoder, Vae, stream_encoder
 from mindspeed_mm.data.transforms import TensorSample
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.geometry import WAN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def fold_mask(mask: Tensor) -> Tensor:
 
     Each pixel of an 8x8 cell becomes a channel. About one frame in four is kept.
     """
-    cells = rearrange(mask, "1 t (h py) (w px) -> (py px) t h w", py=8, px=8)
+    cells = rearrange(mask, "1 t (h py) (w px) -> (py px) t h w", py=WAN.stride[1], px=WAN.stride[2])
     return cells[:, list(mask_frames(mask.shape[1]))]
 
 
@@ -80,7 +81,8 @@ def mask_frames(num_frames: int) -> tuple[int, ...]:
     The frames are those of `nearest-exact` interpolation in torch.
     """
     frames = torch.arange(num_frames, dtype=torch.float32)[None, None]
-    picked = torch.nn.functional.interpolate(frames, size=(num_frames + 3) // 4, mode="nearest-exact")
+    size = WAN.latent_frames(num_frames)
+    picked = torch.nn.functional.interpolate(frames, size=size, mode="nearest-exact")
     return tuple(int(frame) for frame in picked[0, 0])
 
 
@@ -150,13 +152,13 @@ def encode_features(vae: Vae | StreamEncoder, sample: TensorSample) -> tuple[Ten
 
 
 def _check_size(num_frames: int, height: int, width: int) -> None:
-    if num_frames % 4 != 1:
+    if not WAN.fits_frames(num_frames):
         raise DataError(
             f"got {num_frames} frames",
             expected="4n + 1 frames, as the VAE takes 1 and then 4 at a time",
-            fix=f"use {(num_frames - 1) // 4 * 4 + 1}",
+            fix=f"use {WAN.trim_frames(num_frames)}",
         )
-    if height % 16 or width % 16:
+    if height % WAN.token_side or width % WAN.token_side:
         raise DataError(
             f"got {width}x{height} pixels",
             expected="a width and height in multiples of 16, the side of a token",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mindspeed_mm.data.config import VideoConfig
-from mindspeed_mm.data.frames import align, choose, target_size, token_count
+from mindspeed_mm.data.frames import align, choose, target_size
 from mindspeed_mm.data.images import blank_mask, reject_zero_one
 from mindspeed_mm.data.manifest_row import Problem
 from mindspeed_mm.data.probe import ClipInfo, Kind, Seen
@@ -20,6 +20,7 @@ from mindspeed_mm.data.probe import look as look_into
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.geometry import WAN
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ def _facts(
         size=size,
         frames=len(chosen.indices),
         policy=chosen.policy,
-        tokens=token_count(len(chosen.indices), *size, refs),
+        tokens=WAN.tokens(len(chosen.indices), *size, refs),
         conditions=_conditions(source, mask, refs),
         remarks=(*_remarks_on(video, source, mask, config), *_traits_of((video, source, mask, *references))),
         blank_mask=_blank(mask, config),

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, field_validator
 
 from mindspeed_mm.config.schema import Config
 from mindspeed_mm.data.published_config import TrainPipeline
+from mindspeed_mm.geometry import WAN
 
 _ONE_SIZE = "each clip keeps its own shape; only max_hxw limits the size"
 _BY_TIME = "frames are chosen by time; use train_fps and num_frames"
@@ -63,10 +64,9 @@ class FeatureRow(Config):
 
 
 def _fits_vae(value: int) -> int:
-    if value % 4 != 1:
-        raise ValueError(
-            f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {value // 4 * 4 + 1}"
-        )
+    if not WAN.fits_frames(value):
+        nearest = WAN.nearest_frames(value)
+        raise ValueError(f"must be 4k+1, as the VAE takes 1 frame and then 4 at a time; nearest: {nearest}")
     return value
 
 

@@ -16,10 +16,10 @@ from mindspeed_mm.data.packed import read_header, read_packed, without_checksums
 from mindspeed_mm.data.published import EXTRACT_AGAIN, check_values, count_references, read_published
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.geometry import WAN
 
 SCHEMA_VERSION = "1"
 NULL_PROMPT_FILE = "null_prompt.safetensors"
-_LATENT, _CONTEXT = 16, 96
 _DTYPES = ("BF16", "F16", "F32", "F64")
 _MAX_DIGITS = 9  # maximum number of digits of num_refs
 
@@ -224,9 +224,9 @@ def _num_refs(path: Path, written: str, frames: int) -> int:
 def _check_shapes(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise DataError for shapes that no feature has."""
     latents = shapes["video"]
-    if len(latents) != 4 or latents[0] != _LATENT or not all(latents):
+    if len(latents) != 4 or latents[0] != WAN.channels or not all(latents):
         raise _wrong_shape(path, "video", latents, "[16, R+F, h, w]")
-    if tuple(shapes["vace_context"]) != (_CONTEXT, *latents[1:]):
+    if tuple(shapes["vace_context"]) != (WAN.context_channels, *latents[1:]):
         raise _wrong_shape(
             path, "vace_context", shapes["vace_context"], f"[96, {', '.join(map(str, latents[1:]))}]"
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from mindspeed_mm.data.config import ClipPolicy
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.geometry import WAN
 
 ShortClip = Literal["keep", "pad", "resample", "reject"]
 LongClip = Literal["trim", "resample", "reject"]
@@ -73,7 +74,7 @@ def choose_frames(
         available < num_frames and short_clip == "resample"
     ):
         return _spread(times, num_frames, fps)
-    kept = min(num_frames, (available - 1) // 4 * 4 + 1)
+    kept = min(num_frames, WAN.trim_frames(available))
     if (long_clip if available > num_frames else short_clip) == "reject":
         fix = "long_clip to trim" if available > num_frames else f"num_frames to {kept}, or short_clip to pad"
         raise DataError(
@@ -96,7 +97,7 @@ def spread_to_last(times: Sequence[float], *, duration: float, num_frames: int, 
     """
     if not times:
         raise DataError("the clip has no frames", fix="replace it")
-    count = min(num_frames, (len(times) - 1) // 4 * 4 + 1)
+    count = min(num_frames, WAN.trim_frames(len(times)))
     starts = np.array(times, dtype=np.float32)  # as decord gives them
     ends = np.array([*times[1:], duration], dtype=np.float32)
     last = float(np.stack([starts[-1], ends[-1]]).mean())
@@ -179,14 +180,10 @@ def target_size(height: int, width: int, max_hxw: int) -> tuple[int, int]:
     They are multiples of 16, keep the aspect ratio approximately, and have at most `max_hxw` pixels and no
     more than the clip. Raises DataError for a clip smaller than one token (16 x 16).
     """
-    if height < 16 or width < 16:
+    side = WAN.token_side
+    if height < side or width < side:
         raise DataError(f"got {width}x{height} pixels", expected="at least 16x16, one token")
-    area = min(max_hxw / 256, (height // 16) * (width // 16))
+    area = min(max_hxw / side**2, (height // side) * (width // side))
     rows = max(1, round(math.sqrt(area * height / width)))
     columns = max(1, int(area / rows))
-    return 16 * rows, 16 * columns
-
-
-def token_count(num_frames: int, height: int, width: int, num_refs: int = 0) -> int:
-    """Return the number of tokens of a clip [num_frames, height, width] in pixels and its references."""
-    return ((num_frames + 3) // 4 + num_refs) * (height // 16) * (width // 16)
+    return side * rows, side * columns

@@ -18,10 +18,10 @@ from mindspeed_mm.checksum import damaged_record
 from mindspeed_mm.data.sample import FeatureRecord
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import regular_file
+from mindspeed_mm.geometry import WAN
 
 EXTRACT_AGAIN = "extract it again"
 MAX_VALUE = 1e4
-_LATENT = 16
 _NAMES = ("video", "prompt_ids", "prompt_mask", "vace_context")
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _COUNTS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -56,7 +56,7 @@ def check_values(path: Path, name: str, tensor: Tensor) -> None:
 
 def count_references(context: Tensor) -> int:
     """Count leading frames whose reactive and mask channels are exactly zero, as only references have."""
-    empty = context[_LATENT:].eq(0).all(dim=0).flatten(1).all(dim=1).tolist()
+    empty = context[WAN.channels :].eq(0).all(dim=0).flatten(1).all(dim=1).tolist()
     return next((index for index, zero in enumerate(empty) if not zero), len(empty))
 
 

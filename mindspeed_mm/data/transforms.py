@@ -23,7 +23,6 @@ from mindspeed_mm.data.frames import (
     choose,
     choose_frames,
     target_size,
-    token_count,
 )
 from mindspeed_mm.data.images import Frames
 from mindspeed_mm.data.resize import (
@@ -50,7 +49,6 @@ __all__ = [
     "load_sample",
     "target_size",
     "to_sample",
-    "token_count",
 ]
 
 # One sample as bytes, small enough to pass between processes: clips uint8 [T, H, W, 3], mask uint8 [T, H, W],

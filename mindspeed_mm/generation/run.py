@@ -31,6 +31,7 @@ from mindspeed_mm.generation.windows.extend import extend
 from mindspeed_mm.generation.windows.finish import finished_chunks
 from mindspeed_mm.generation.windows.store import WindowStore
 from mindspeed_mm.generation.writer import Frames
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.progress import Progress
 
 T = TypeVar("T")
@@ -181,7 +182,7 @@ def _denoise(run: Run, request: GenerationRequest, source: Encoded) -> Tensor:
             source.vace_context,
             source.prompts,
             sampling,
-            num_refs=source.vace_context.shape[1] - (sampling.num_frames + 3) // 4,
+            num_refs=source.vace_context.shape[1] - WAN.latent_frames(sampling.num_frames),
             noise=request.noise,
             guide=run.parallel.guide,
             hooks=(clock.advance, lambda _: bar.step(), *run.hooks),

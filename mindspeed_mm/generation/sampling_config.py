@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.generation.solvers.config import SolverName
 from mindspeed_mm.generation.windows_config import WindowKeys
+from mindspeed_mm.geometry import WAN
 
 Preset = Literal[
     "wan",
@@ -105,8 +106,9 @@ class Numbers(WindowKeys):
     @field_validator("height", "width")
     @classmethod
     def _is_whole_tokens(cls, value: int) -> int:
-        if value % 16:
-            raise ValueError(f"must be a multiple of 16; nearest: {max(16, round(value / 16) * 16)}")
+        if value % WAN.token_side:
+            nearest = WAN.nearest_side(value)
+            raise ValueError(f"must be a multiple of {WAN.token_side}; nearest: {nearest}")
         return value
 
     @field_validator("context_scale")

@@ -23,6 +23,7 @@ from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.solvers.solver import Solver
 from mindspeed_mm.generation.windows.context import make_parts, of_windows
 from mindspeed_mm.generation.writer import Frames, picture_frames
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.models.finite import is_finite
 from mindspeed_mm.models.wan.config import VaceConfig
 
@@ -112,7 +113,8 @@ def decode(models: ModelStore, latents: Tensor, num_refs: int = 0) -> Iterator[F
 
     Raises NonFiniteError instead of yielding frames that are not finite.
     """
-    vae = models.vae_for(latents.shape[-2] * 8, latents.shape[-1] * 8)
+    _, rows, columns = WAN.stride
+    vae = models.vae_for(latents.shape[-2] * rows, latents.shape[-1] * columns)
     chunks = vae.decode_frames(latents[:, num_refs:].to(models.accelerator.device))
     done = 0
     while True:

@@ -18,7 +18,7 @@ from mindspeed_mm.files import format_json, json_type, parse_json
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.windows_config import LATENTS_FILE
 from mindspeed_mm.generation.writer import explain_disk
-from mindspeed_mm.models.wan.vae import STRIDE
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.outputs import name_problem
 
 FILE_NAME = LATENTS_FILE
@@ -63,9 +63,7 @@ class LatentsSettings(Config):
 
 def latent_shape(sampling: SamplingConfig, num_refs: int) -> tuple[int, int, int, int]:
     """Shape of a video's latents: [16, R+F, h, w]."""
-    time, rows, columns = STRIDE
-    frames = num_refs + (sampling.num_frames - 1) // time + 1
-    return 16, frames, sampling.height // rows, sampling.width // columns
+    return WAN.channels, *WAN.grid(sampling.num_frames, sampling.height, sampling.width, num_refs)
 
 
 class StoredLatents(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from mindspeed_mm.data.config import ClipPolicy
+from mindspeed_mm.geometry import WAN
 
 WindowMode = Literal["extend", "context_windows"]
 WindowColors = Literal["first", "none"]
@@ -42,8 +43,8 @@ class Window:
 
         Except in the first window, the first of them also covers the three frames before `start`.
         """
-        first = self.start // 4
-        return range(first, first + (self.stop - self.start + 3) // 4)
+        first = self.start // WAN.stride[0]
+        return range(first, first + WAN.latent_frames(self.stop - self.start))
 
 
 class WindowKeys(ClipPolicy):
@@ -106,15 +107,16 @@ class WindowKeys(ClipPolicy):
     @field_validator("window", "window_overlap")
     @classmethod
     def _fits_the_vae(cls, value: int | None) -> int | None:
-        if value is not None and value % 4 != 1:
-            raise ValueError(f"must be 4k+1; nearest: {value // 4 * 4 + 1}")
+        if value is not None and not WAN.fits_frames(value):
+            raise ValueError(f"must be 4k+1; nearest: {WAN.nearest_frames(value)}")
         return value
 
     @field_validator("window_discard")
     @classmethod
     def _is_whole_latents(cls, value: int) -> int:
-        if value % 4:
-            raise ValueError(f"must be a multiple of 4; nearest: {round(value / 4) * 4}")
+        time = WAN.stride[0]
+        if value % time:
+            raise ValueError(f"must be a multiple of {time}; nearest: {round(value / time) * time}")
         return value
 
     @field_validator("window_references")
@@ -180,7 +182,7 @@ class WindowKeys(ClipPolicy):
 
 def usual_overlap(window: int) -> int:
     """13 frames, or the largest 4k+1 that is at most a third of a window."""
-    return min(_USUAL_OVERLAP, max(1, (window // 3 - 1) // 4 * 4 + 1))
+    return min(_USUAL_OVERLAP, max(1, WAN.trim_frames(window // 3)))
 
 
 def _spans(total: int, length: int, step: int, discard: int) -> Iterator[Window]:

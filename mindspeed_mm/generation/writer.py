@@ -6,6 +6,7 @@ Each file is written atomically.
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path, write_json
 from mindspeed_mm.generation.embedded import embedded
 from mindspeed_mm.generation.sampling_config import SamplingConfig
+from mindspeed_mm.geometry import WAN
 
 Frames = NDArray[np.uint8]  # [T, H, W, 3]
 Settings = dict[str, Any]
@@ -202,7 +204,7 @@ def check_space(folder: Path, needed: int) -> None:
 def bytes_of(sampling: SamplingConfig, num_refs: int) -> int:
     """Estimate the disk space of one video: latents, the video and its conditions as mp4, and the sheet."""
     frames, height, width = sampling.num_frames, sampling.height, sampling.width
-    latents = 64 * ((frames + 3) // 4 + num_refs) * (height // 8) * (width // 8)
+    latents = 4 * WAN.channels * math.prod(WAN.grid(frames, height, width, num_refs))
     return latents + 3 * frames * height * width // 10 + _SHEET_BYTES
 
 

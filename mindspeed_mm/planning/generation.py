@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mindspeed_mm.generation.config import TOKEN_BYTES, VAE_PLANES, WORKSPACE, Offload, Tiled
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.models.wan.config import FP32_MODULES, VaceConfig
 from mindspeed_mm.models.wan.flops import block_forward, tokens_of
 from mindspeed_mm.models.wan.shapes import layout
@@ -63,7 +64,7 @@ class GenerationRun:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Latent (R+F, h, w)."""
-        return (self.frames - 1) // 4 + 1 + self.refs, self.height // 8, self.width // 8
+        return WAN.grid(self.frames, self.height, self.width, self.refs)
 
     @property
     def encodes_again(self) -> bool:
@@ -230,9 +231,9 @@ def _moments(run: GenerationRun, tiled: bool) -> dict[str, dict[str, float]]:
     vae = float(run.vae * VAE_PARAMETERS)
     frames, height, width = run.grid
     whole = run.whole or run.frames
-    frames += (whole - run.frames) // 4
-    # noise, latents and velocities; the context of 96 channels
-    latents = 4.0 * frames * height * width * (16 * 5 + run.model.vace_in_dim)
+    frames += (whole - run.frames) // WAN.stride[0]
+    # noise, latents and velocities; the context
+    latents = 4.0 * frames * height * width * (5 * WAN.channels + run.model.vace_in_dim)
     pixels = 4.0 * 3 * whole * run.height * run.width
     resident = _resident(run) if run.mode == "none" or run.shard else 0.0
     waiting = resident if run.encodes_again else 0.0  # else encoded before weights are loaded

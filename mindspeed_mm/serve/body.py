@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from mindspeed_mm.files import parse_json
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.serve.config import ServeConfig
 from mindspeed_mm.serve.problem import ApiError
 from mindspeed_mm.serve.uploads import SLOTS
@@ -136,7 +137,7 @@ def take_source(given: Mapping[str, Any], uploads: Uploads) -> tuple[dict[str, A
 def read_overlap(value: Any) -> int:
     """The number of frames that an extension repeats. Raises ApiError."""
     text = str(value)
-    if not (text.isascii() and text.isdigit()) or int(text[:9]) % 4 != 1:
+    if not (text.isascii() and text.isdigit()) or not WAN.fits_frames(int(text[:9])):
         raise ApiError(
             400,
             "invalid_request",

@@ -14,6 +14,7 @@ from mindspeed_mm.config.values import parse_value
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.generation.config import RequestConfig
 from mindspeed_mm.generation.sampling_config import SamplingConfig
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.registry import did_you_mean
 from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.uploads import SLOTS
@@ -172,4 +173,4 @@ def _read_seconds(seconds: Any, values: Mapping[str, Any], fps: float) -> dict[s
         raise ConfigError(f"got {seconds!r:.80}", where="seconds", expected="a number of seconds") from None
     if not 0 < frames <= 10001:
         raise ConfigError(f"got {seconds!r:.80}", where="seconds", expected="1 to 10001 frames in that time")
-    return {"num_frames": max(1, round((frames - 1) / 4) * 4 + 1)}
+    return {"num_frames": max(1, WAN.video_frames(round((frames - 1) / WAN.stride[0]) + 1))}

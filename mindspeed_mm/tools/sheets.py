@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mindspeed_mm.conditioning.vace import ContextPlan, mask_frames, plan_context
 from mindspeed_mm.data.features import read_feature, read_info
-from mindspeed_mm.data.frames import token_count
 from mindspeed_mm.data.images import image_traits
 from mindspeed_mm.data.manifest import files_of
 from mindspeed_mm.data.probe import probe
@@ -23,6 +22,7 @@ from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.data.transforms import TensorSample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import parse_json
+from mindspeed_mm.geometry import WAN
 
 
 class Decoder(Protocol):
@@ -175,7 +175,7 @@ def _sample_facts(record: SampleRecord, sample: TensorSample) -> list[str]:
     frames, height, width = sample.video.shape[1:]
     info = probe(record.video)
     clock = f"{info.fps:g} fps, {info.duration:.2f} s, " if info.timed else ""
-    tokens = token_count(frames, height, width, len(sample.src_ref_images))
+    tokens = WAN.tokens(frames, height, width, len(sample.src_ref_images))
     facts = [
         f"{record.video}  ·  {info.num_frames} frames, {clock}{info.width}x{info.height}",
         (

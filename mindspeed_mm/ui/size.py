@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-_STEP = 16  # pixels: one token of the model
+from mindspeed_mm.geometry import WAN
 
 
 def fit(
@@ -22,6 +22,6 @@ def fit(
     left, top, right, bottom = sides
     wide, high = size[1] * (1 + (left + right) / 100), size[0] * (1 + (top + bottom) / 100)
     scale = math.sqrt(area / (wide * high))
-    width, height = (max(_STEP, round(side * scale / _STEP) * _STEP) for side in (wide, high))
+    width, height = (WAN.nearest_side(side * scale) for side in (wide, high))
     count = min(frames, most_frames)
-    return width, height, max(1, (count - 1) // 4 * 4 + 1)
+    return width, height, max(1, WAN.trim_frames(count))

@@ -12,8 +12,8 @@ from mindspeed_mm.conditioning.annotate.flow import Flow
 from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
 from mindspeed_mm.evaluation.sample import Sample
 from mindspeed_mm.evaluation.spec import metric
+from mindspeed_mm.geometry import WAN
 
-_STRIDE = 4  # frames of one latent frame; the first latent frame holds one
 _OFF = 1.0  # pixels by which forward and backward flow may disagree
 
 
@@ -68,8 +68,8 @@ def latent_jump(sample: Sample) -> float | None:
     changes = [
         float(np.abs(frames[n].astype(np.int16) - frames[n - 1]).mean()) for n in range(1, len(frames))
     ]
-    first = changes[::_STRIDE]
-    others = [change for n, change in enumerate(changes) if n % _STRIDE]
+    first = changes[:: WAN.stride[0]]
+    others = [change for n, change in enumerate(changes) if n % WAN.stride[0]]
     if not others or np.mean(others) == 0:
         return None
     return float(np.mean(first) / np.mean(others))

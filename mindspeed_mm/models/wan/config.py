@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mindspeed_mm.config.schema import Config
+from mindspeed_mm.geometry import WAN
 
 
 class WanConfig(Config):
@@ -61,7 +62,10 @@ class VaceConfig(Config):
         description="trunk block that each branch block feeds; strictly rising; () = no branch"
     )
     vace_in_dim: int = Field(
-        default=96, gt=0, le=4096, description="channels of vace_context: inactive 16, reactive 16, mask 64"
+        default=WAN.context_channels,
+        gt=0,
+        le=4096,
+        description="channels of vace_context: inactive 16, reactive 16, mask 64",
     )
 
     @model_validator(mode="after")
@@ -114,7 +118,7 @@ class VaceDitConfig(Config):
     """
 
     vace_layers: tuple[int, ...] = Field(description="index of the trunk block that each branch block feeds")
-    in_dim: int = Field(default=96, gt=0, description="channels of vace_context")
+    in_dim: int = Field(default=WAN.context_channels, gt=0, description="channels of vace_context")
     init_from_trunk: bool = Field(
         default=False,
         description="initialize the branch from the blocks of the trunk, for weights without VACE keys",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.models.wan.config import VaceConfig, WanConfig
 
 Shape = tuple[int, ...]
@@ -85,7 +86,7 @@ def layout_of_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """The complete layout of the model with these shapes; works without num_heads and vace_layers."""
     sizes = sizes_of_shapes(shapes)
     blocks = sizes.pop("branch_blocks")
-    vace_in_dim = sizes.pop("vace_in_dim", 96)
+    vace_in_dim = sizes.pop("vace_in_dim", WAN.context_channels)
     if blocks > sizes["num_layers"]:
         raise WeightsError(
             f"{blocks} branch blocks on {sizes['num_layers']} trunk blocks: trunk blocks are missing",

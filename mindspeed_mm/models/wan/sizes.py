@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mindspeed_mm.errors import WeightsError
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.models.wan.config import PRESETS, VaceConfig, WanConfig
 from mindspeed_mm.models.wan.config_json import (
     check_hints,
@@ -29,7 +30,7 @@ def infer_config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> VaceC
     check_hints(shapes, hints)
     sizes = sizes_of_shapes(shapes)
     del sizes["branch_blocks"]
-    vace_in_dim = sizes.pop("vace_in_dim", 96)
+    vace_in_dim = sizes.pop("vace_in_dim", WAN.context_channels)
     sizes.update({name: hints[name] for name in ("text_len", "eps") if hints.get(name)})
     sizes["num_heads"] = hints.get("num_heads") or _heads(sizes["hidden_size"])
     layers = infer_layers(shapes, hints)[1]

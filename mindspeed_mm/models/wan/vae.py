@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.errors import DataError, WeightsError
 from mindspeed_mm.files import regular_file, stat_path
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.models.dialects import strip_prefix
 from mindspeed_mm.models.foreign import foreign_model, is_wan22_vae
 from mindspeed_mm.models.loading import (
@@ -31,7 +32,6 @@ from mindspeed_mm.models.wan.vae_state_dict import ARITHMETIC, encoder_shapes, v
 
 _CLASS = "AutoencoderKLWan"  # class name in a config.json of diffusers
 _STATISTICS = ("latents_mean", "latents_std")
-STRIDE = (4, 8, 8)  # pixels per latent element: time, height, width
 
 
 class WanVae:
@@ -103,7 +103,8 @@ class WanVae:
 
         Raises DataError if the height or width is not a multiple of 8.
         """
-        if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] % STRIDE[1] or video.shape[4] % STRIDE[2]:
+        _, rows, columns = WAN.stride
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] % rows or video.shape[4] % columns:
             raise DataError(
                 f"got {list(video.shape)}",
                 where="video",
@@ -155,7 +156,7 @@ class WanVae:
         if not self.tiled:
             return False
         model = self.model
-        small = (model.tile_sample_min_height // STRIDE[1], model.tile_sample_min_width // STRIDE[2])
+        small = (model.tile_sample_min_height // WAN.stride[1], model.tile_sample_min_width // WAN.stride[2])
         return bool(latents.shape[-2] > small[0] or latents.shape[-1] > small[1])
 
 
@@ -301,4 +302,4 @@ def _build(settings: dict[str, Any], source: Path) -> AutoencoderKLWan:
 def _chunks(video: Tensor) -> Iterator[Tensor]:
     yield video[:, :1]
     if video.shape[1] > 1:
-        yield from torch.split(video[:, 1:], STRIDE[0], dim=1)
+        yield from torch.split(video[:, 1:], WAN.stride[0], dim=1)

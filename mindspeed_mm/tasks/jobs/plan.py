@@ -20,6 +20,7 @@ from mindspeed_mm.data.config import FeatureRow
 from mindspeed_mm.distributed.patterns import recompute_plan
 from mindspeed_mm.errors import ConfigError, DataError, MindSpeedMMError
 from mindspeed_mm.files import LIST_BYTES, json_lines, read_text
+from mindspeed_mm.geometry import WAN
 from mindspeed_mm.models.spec import MODELS
 from mindspeed_mm.models.transforms.config import LoraConfig, QuantizeConfig
 from mindspeed_mm.models.transforms.match import matching
@@ -84,7 +85,9 @@ class Clip(NamedTuple):
         """The number of video frames and the size in pixels."""
         frames, height, width = self.grid
         more = f" with {self.refs} reference{'s' if self.refs > 1 else ''}" if self.refs else ""
-        return f"{4 * (frames - self.refs) - 3} frames of {8 * height}x{8 * width}{more}"
+        _, rows, columns = WAN.stride
+        length = WAN.video_frames(frames - self.refs)
+        return f"{length} frames of {rows * height}x{columns * width}{more}"
 
 
 _ALIASES = {"--model": "--mm-model", "--data": "--mm-data"}
@@ -243,7 +246,7 @@ def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
             grid, refs = max(shapes, key=lambda found: math.prod(found[0]))
             return Clip(grid, f"the largest of {len(shapes)} in {path.name}", len(shapes), refs)
     frames, height, width = flags.frames or 81, flags.height or 480, flags.width or 832
-    if (frames - 1) % 4 or height % 16 or width % 16:
+    if not WAN.fits_frames(frames) or height % WAN.token_side or width % WAN.token_side:
         raise ConfigError(
             f"got {frames} frames of {height}x{width}",
             where="--frames, --height, --width",
@@ -252,7 +255,7 @@ def largest_clip(job: PretrainJob, flags: PlanFlags) -> Clip:
     origin = (
         "by the flags" if flags.frames or flags.height or flags.width else "assumed; the data names no shapes"
     )
-    return Clip(((frames - 1) // 4 + 1 + flags.refs, height // 8, width // 8), origin, refs=flags.refs)
+    return Clip(WAN.grid(frames, height, width, flags.refs), origin, refs=flags.refs)
 
 
 def estimate(job: PretrainJob) -> str:

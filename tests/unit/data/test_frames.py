@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindspeed_mm.data.frames import align, choose_frames, target_size, token_count
+from mindspeed_mm.data.frames import align, choose_frames, target_size
 from mindspeed_mm.data.probe import ClipInfo
 from mindspeed_mm.errors import DataError
 from tests.support.errors import raises
@@ -129,12 +129,6 @@ def test_a_target_is_whole_tokens_and_within_the_bound(height, width, most):
 def test_a_clip_smaller_than_a_token_is_an_error():
     with raises(DataError, "20x8", "16x16"):
         target_size(8, 20, 399360)
-
-
-def test_token_counts_are_those_of_the_model_card():
-    assert token_count(81, 480, 832) == 32760
-    assert token_count(81, 720, 1280) == 75600
-    assert token_count(81, 480, 832, num_refs=2) == 32760 + 2 * 30 * 52
 
 
 def clip(count, fps=16.0, timed=True):

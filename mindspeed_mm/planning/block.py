@@ -1,7 +1,7 @@
-"""Memory of one transformer block in training, in bytes per token. Formulas: docs/guide/plan.md. No torch.
+"""Memory of one transformer block in training, in bytes per token. Does not import torch.
 
-Tensors have the names of models/wan/transformer.py. Norms, gates and the residual sum are computed in fp32,
-products in the dtype of their weights.
+docs/guide/plan.md explains the formulas. Tensors are named as in models/wan/transformer.py. Norms, gates and
+the residual sum are computed in fp32, matrix products in the dtype of their weights.
 """
 
 from __future__ import annotations
@@ -11,39 +11,41 @@ from dataclasses import dataclass
 
 from mindspeed_mm.models.wan.config import WanConfig
 
-_EXACT = 4  # bytes of an fp32 value: norms, gates and their gradients
+_EXACT = 4  # bytes of an fp32 value, for norms, gates and their gradients
 _IN_FFN = ("ffn.0", "ffn.2")
 
 
 @dataclass(frozen=True)
 class BlockKind:
-    """How the weights of one block train, and in which dtypes it computes."""
+    """The properties of a block that determine its memory."""
 
     trunk: WanConfig
-    trained: bool  # all its weights train
+    trained: bool  # whether all its weights are trainable
     is_branch: bool
     product: int  # bytes of a product's dtype
     residual: int  # bytes of the residual stream's dtype
-    split: bool = (
-        False  # context parallel: the output of attention is exchanged, and the kernel keeps its own copy
-    )
-    is_first: bool = False  # a branch block: the sum with the trunk's tokens is a separate tensor
-    several: bool = False  # several samples in a micro-batch: the modulation is not one affine layer norm
+    # context parallel: the output of attention is exchanged, and the kernel keeps its own copy
+    split: bool = False
+    is_first: bool = False  # the first branch block: its sum with the trunk's tokens is a separate tensor
+    several: bool = False  # several samples in a micro-batch: the modulation is not a fused layer norm
     lora: tuple[tuple[str, int], ...] = ()  # (layer in the block, rank)
 
 
 @dataclass(frozen=True)
 class BlockBytes:
-    """Bytes per token."""
+    """Memory of a block in bytes per token."""
 
-    saved: float  # for backward, beside the block's input
-    peak: float  # peak in backward, with `saved`, without the block's input
-    parts: Mapping[str, float]  # `saved` by the module inside the block that saves it
+    saved: float  # saved for backward, without the block's input
+    peak: float  # peak in backward, including `saved`, without the block's input
+    parts: Mapping[str, float]  # `saved` of each module in the block
     selective: float  # the part of `saved` that `selective` keeps
 
 
 def block_bytes(kind: BlockKind) -> BlockBytes:
-    """The peak is at one of two moments: at the gate after the feed-forward, or inside it."""
+    """Compute the memory of a block.
+
+    The peak is either at the gate after the feed-forward or inside the feed-forward.
+    """
     width, ffn, c = kind.trunk.hidden_size, kind.trunk.ffn_dim, kind.product
     adapted = dict(kind.lora)
     reads = {layer: kind.trained or layer in adapted for layer in _LAYERS}  # keeps the layer's input

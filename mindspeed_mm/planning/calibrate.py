@@ -32,11 +32,11 @@ def calibration_file() -> Path:
 
 
 def read_calibration(dtype: str) -> Device:
-    """The measured device of this machine. Raises ConfigError without a calibration, or for another file."""
+    """Read the measured rates of this machine. Raises ConfigError if there is no valid calibration."""
     path = calibration_file()
     if not path.is_file():
         raise ConfigError(
-            "nothing is calibrated yet", where="--device here", fix="run vace plan --calibrate first"
+            "this machine is not calibrated", where="--device here", fix="run vace plan --calibrate first"
         )
     values = read_json_object(path)
     numbers = [values.get(name) for name in (*_RATES, "memory")]
@@ -46,7 +46,7 @@ def read_calibration(dtype: str) -> Device:
 
 
 def device_of(values: Mapping[str, Any], dtype: str) -> Device:
-    """The measured rates as a Device."""
+    """Convert measured rates to a Device."""
     kind = "single" if dtype == "fp32" else "half"
     return Device(
         name=str(values.get("name", "here")),
@@ -67,7 +67,7 @@ def device_of(values: Mapping[str, Any], dtype: str) -> Device:
 
 
 def calibrate(accelerator: Accelerator) -> dict[str, Any]:
-    """Measure on every rank, and write the file on the first. Returns its content."""
+    """Measure on every rank, write the file on rank 0, and return its content."""
     import torch.distributed as dist
 
     found = {"name": accelerator.device_name() or accelerator.kind, **rates(accelerator)}
@@ -82,7 +82,10 @@ def calibrate(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def rates(accelerator: Accelerator, kinds: Sequence[str] = ("half", "single")) -> dict[str, float]:
-    """TFLOP/s of products and attention in 16 bits and fp32, GB/s of elementwise ops, seconds per call."""
+    """Measure TFLOP/s of products and attention, GB/s of elementwise ops, and seconds per call.
+
+    `kinds`: `half` for 16 bits, `single` for fp32.
+    """
     import torch
 
     on_cpu = accelerator.kind == "cpu"
@@ -108,7 +111,10 @@ def rates(accelerator: Accelerator, kinds: Sequence[str] = ("half", "single")) -
 
 
 def cpu_clock(accelerator: Accelerator) -> Clock:
-    """The clock; on a CPU with one thread, the CPU time of this process, which other load affects little."""
+    """Return the clock to measure with.
+
+    On a CPU with one thread, this is the CPU time of the process, which other load hardly affects.
+    """
     import torch
 
     alone = accelerator.kind == "cpu" and torch.get_num_threads() == 1
@@ -139,7 +145,7 @@ def _memory(accelerator: Accelerator) -> float:
 
 
 def _link(accelerator: Accelerator) -> float:
-    """GB/s that one rank sends in an all-to-all of all ranks; the minimum over ranks."""
+    """Measure the GB/s that one rank sends in an all-to-all; the minimum over ranks."""
     import torch
     import torch.distributed as dist
 
@@ -155,7 +161,7 @@ def _link(accelerator: Accelerator) -> float:
 
 
 def _seconds(work: Callable[[], object], accelerator: Accelerator, clock: Clock | None = None) -> float:
-    """The minimum of several runs, which is the time without interference."""
+    """Return the minimum time of several runs, which is the least disturbed one."""
     clock = clock or cpu_clock(accelerator)
     taken = []
     for _ in range(_REPEATS + 1):

@@ -1,4 +1,4 @@
-"""Weak scaling: the same run on 1 to 1024 devices, with constant work per device. No torch."""
+"""Weak scaling: the same run on 1 to 1024 devices, with constant work per device. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUNTS = tuple(2**power for power in range(11))
 
 @dataclass(frozen=True)
 class AtCount:
-    """A run on a number of devices."""
+    """Memory and speed of a run on a number of devices."""
 
     devices: int
     memory: Memory
@@ -24,7 +24,7 @@ class AtCount:
 
 
 def at_counts(run: TrainingRun, device: Device, dtype: str, capacity: float) -> Sequence[AtCount]:
-    """The run at each power of two up to 1024 that pipeline, context parallel size and sharding divide."""
+    """Plan the run for each power of two up to 1024 that the parallel sizes divide."""
     shards_all = run.shards == run.replicas
     found = []
     for count in COUNTS:

@@ -33,9 +33,8 @@ class Device:
     attention: float = 0.35  # fraction of the peak that attention reaches
     elementwise: float = 0.0  # GB/s of norms, gates and casts; 0: included in the fractions above
     call: float = 0.0  # seconds of an operation on a tiny tensor
-    waits: bool = (
-        False  # latency counts for each operation, as on a CPU; an accelerator hides it behind computing
-    )
+    # whether each operation adds its latency, as on a CPU; accelerators hide it behind computation
+    waits: bool = False
 
     def peak(self, dtype: str) -> float:
         """FLOP/s of products in bf16 or fp32."""
@@ -58,7 +57,7 @@ DEVICES: Mapping[str, Device] = {
 
 
 def find_device(name: str) -> Device:
-    """The device `name`; ignores case, spaces and dashes. Raises ConfigError with the nearest name."""
+    """Find a device by name, ignoring case, spaces and dashes. Raises ConfigError with the nearest name."""
     plain = {_plain(known): device for known, device in DEVICES.items()}
     found = plain.get(_plain(name))
     if found is None:

@@ -1,4 +1,4 @@
-"""Find changes that make a run fit, cheapest first. No torch."""
+"""Find changes that make a run fit into memory, cheapest first. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mindspeed_mm.planning.memory import training_memory
 from mindspeed_mm.planning.time import step_time
 from mindspeed_mm.planning.units import TrainingRun
 
-_AT_ONCE = 3  # changes
+_MAX_CHANGES = 3  # settings that are changed together
 _OTHER_RESULT = ("--lora-", "--quantize", "predictor.residual_dtype")
-Setting = tuple[str, Mapping[str, object]]  # as a user writes it, and the fields that it changes
+Setting = tuple[str, Mapping[str, object]]  # as a user writes it, and the run's fields that it changes
 Measure = Callable[[Mapping[str, object]], tuple[float, float]]
 
 
@@ -30,26 +30,26 @@ class Change:
 
 
 def smallest_changes(run: TrainingRun, device: Device, dtype: str, capacity: float) -> list[Change]:
-    """Ways in which a training run fits `capacity` bytes."""
+    """Find changes that make a training run fit into `capacity` bytes."""
 
     def measure(fields: Mapping[str, object]) -> tuple[float, float]:
         changed = replace(run, **fields)  # type: ignore[arg-type]
         return training_memory(changed).total, step_time(changed, device, dtype).total
 
-    return search(list(_single(run)), measure, capacity, _OTHER_RESULT)
+    return search(list(_candidates(run)), measure, capacity, _OTHER_RESULT)
 
 
 def search(
     single: Sequence[Setting], measure: Measure, capacity: float, others: tuple[str, ...]
 ) -> list[Change]:
-    """Up to four ways to fit `capacity` bytes, with as few settings as possible.
+    """Find up to four ways to fit into `capacity` bytes with as few settings as possible.
 
-    Ways that keep the result come first. `measure` returns bytes and seconds with some fields changed.
-    `others`: prefixes of settings that change the result.
+    Changes that keep the result come first. `measure` returns bytes and seconds for changed fields. `others`
+    holds prefixes of settings that change the result.
     """
     before = measure({})[1]
     found: list[Change] = []
-    for count in range(1, _AT_ONCE + 1):
+    for count in range(1, _MAX_CHANGES + 1):
         for chosen in combinations(single, count):
             names = tuple(name for name, _ in chosen)
             if len({name.split(" ")[0] for name in names}) < count or any(
@@ -61,13 +61,13 @@ def search(
             if memory <= capacity:
                 keeps = not any(name.startswith(others) for name in names)
                 found.append(Change(names, after / before, memory, keeps))
-        if len(found) >= _AT_ONCE:
+        if len(found) >= _MAX_CHANGES:
             break
     return sorted(found, key=lambda change: (not change.keeps_result, len(change.settings), change.cost))[:4]
 
 
-def _single(run: TrainingRun) -> Iterator[Setting]:
-    """Each single setting, with the fields that it changes."""
+def _candidates(run: TrainingRun) -> Iterator[Setting]:
+    """Yield each setting that could reduce memory."""
     blocks = [f"blocks.{number}" for number in range(run.model.trunk.num_layers)]
     blocks += [f"vace_blocks.{number}" for number in range(len(run.model.vace_layers))]
     for mode in ("selective", "full"):
@@ -103,7 +103,7 @@ def _single(run: TrainingRun) -> Iterator[Setting]:
 
 
 def usual_lora(run: TrainingRun, rank: int) -> dict[str, int]:
-    """The layers that a LoRA of the trained part adapts by default."""
+    """Map the default layers of a LoRA in the trained part to `rank`."""
     branch = run.trainable == "branch"
     return {
         name.removesuffix(".weight"): rank

@@ -1,7 +1,7 @@
-"""Memory and time of one device in generation, by closed formulas. No torch.
+"""Memory and time of one device in generation, by closed formulas. Does not import torch.
 
-Formulas: docs/guide/plan.md. A run has four moments: encode prompts, encode conditions, denoise, decode.
-`offload` decides what a device holds at each of them; the peak is the highest moment.
+A run has four phases: encoding prompts, encoding conditions, denoising and decoding. `offload` determines
+what the device holds in each of them. docs/guide/plan.md explains the formulas.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VAE_FLOPS = {
     "decode": 8.7e6,
 }  # per pixel of a frame, by FlopCounterMode
 VAE_SHARE = 0.06  # fraction of the 16-bit peak in 3D convolutions; an assumption
-_HOST_SHARE = 0.8  # fraction of a block's computing that hides the copy of the next block
+_HOST_SHARE = 0.8  # fraction of a block's computation that hides the copy of the next block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class GenerationTime:
 
 
 def generation_memory(run: GenerationRun) -> GenerationMemory:
-    """The highest of the four moments."""
+    """Compute the memory at the peak, which is one of the four phases."""
     tiled = is_tiled(run)
     found = {name: _with_slack(terms) for name, terms in _moments(run, tiled).items()}
     moment = max(found, key=lambda name: sum(found[name].values()))
@@ -150,7 +150,7 @@ def generation_memory(run: GenerationRun) -> GenerationMemory:
 
 
 def is_tiled(run: GenerationRun) -> bool:
-    """Whether the VAE works in tiles, by the rule of the run: it depends on the free device memory."""
+    """Return whether the VAE computes in tiles. As in a run, this depends on the free device memory."""
     if run.tiled != "auto":
         return run.tiled == "always"
     held = run.vae * VAE_PARAMETERS + (_resident(run) if run.mode == "none" else 0.0)
@@ -158,7 +158,7 @@ def is_tiled(run: GenerationRun) -> bool:
 
 
 def activation_bytes(run: GenerationRun, passes: int) -> float:
-    """Bytes of a pass without gradients: residual streams, and the larger of attention and feed-forward."""
+    """Return the bytes of a forward pass: residual streams, and the larger of attention and feed-forward."""
     trunk, c = run.model.trunk, run.product
     tokens = -(-run.tokens // run.context_parallel)
     branch = (8 + c) * run.branch
@@ -170,7 +170,10 @@ def activation_bytes(run: GenerationRun, passes: int) -> float:
 
 
 def generation_time(run: GenerationRun, device: Device, dtype: str) -> GenerationTime:
-    """Products and attention run at the device's fractions of its peak, the VAE at VAE_SHARE of it."""
+    """Estimate the time of one video.
+
+    Products and attention reach the device's fractions of its peak, and the VAE reaches VAE_SHARE of it.
+    """
     peak, half = device.peak(dtype), device.peak("bf16")
     on_tokens, on_text, attention = block_forward(run.model, run.tokens)
     blocks = run.model.trunk.num_layers + len(run.model.vace_layers) * run.branch
@@ -192,7 +195,7 @@ def generation_time(run: GenerationRun, device: Device, dtype: str) -> Generatio
 
 
 def generation_changes(run: GenerationRun, device: Device, dtype: str, capacity: float) -> list[Change]:
-    """Changes that make a run fit `capacity` bytes."""
+    """Find changes that make a run fit into `capacity` bytes."""
 
     def measure(fields: Mapping[str, object]) -> tuple[float, float]:
         changed = replace(run, **fields)  # type: ignore[arg-type]
@@ -200,10 +203,10 @@ def generation_changes(run: GenerationRun, device: Device, dtype: str, capacity:
         return generation_memory(changed).total, generation_time(changed, device, kind).total
 
     others = ("dtype", "quantize", "vae_dtype", "num_frames", "height")
-    return search(list(_single(run)), measure, capacity, others)
+    return search(list(_candidates(run)), measure, capacity, others)
 
 
-def _single(run: GenerationRun) -> Iterator[Setting]:
+def _candidates(run: GenerationRun) -> Iterator[Setting]:
     for mode in ("model", "block"):
         if run.mode != mode and run.mode != "block" and not run.shard:
             yield f"offload {mode}", {"offload": mode}
@@ -226,7 +229,7 @@ def _single(run: GenerationRun) -> Iterator[Setting]:
 
 
 def _moments(run: GenerationRun, tiled: bool) -> dict[str, dict[str, float]]:
-    """Moment → term → bytes."""
+    """Map each phase to its bytes by term."""
     empty = dict.fromkeys(GENERATION_TERMS, 0.0)
     vae = float(run.vae * VAE_PARAMETERS)
     frames, height, width = run.grid
@@ -236,7 +239,7 @@ def _moments(run: GenerationRun, tiled: bool) -> dict[str, dict[str, float]]:
     latents = 4.0 * frames * height * width * (5 * WAN.channels + run.model.vace_in_dim)
     pixels = 4.0 * 3 * whole * run.height * run.width
     resident = _resident(run) if run.mode == "none" or run.shard else 0.0
-    waiting = resident if run.encodes_again else 0.0  # else encoded before weights are loaded
+    waiting = resident if run.encodes_again else 0.0  # otherwise, encoding finishes before weights are loaded
     passes = 2 if run.passes > 1 and run.halves == 1 and run.is_batched else 1
     coded = _vae_activations(run, tiled)
     return {
@@ -271,7 +274,7 @@ def _moments(run: GenerationRun, tiled: bool) -> dict[str, dict[str, float]]:
 
 
 def _resident(run: GenerationRun) -> float:
-    """Bytes of the transformers that stay on the device."""
+    """Return the bytes of the transformers that stay on the device."""
     return run.experts * run.weights / (run.ranks if run.shard else 1) + (
         _gathered(run) if run.shard else 0.0
     )
@@ -284,7 +287,7 @@ def _denoising_weights(run: GenerationRun) -> float:
 
 
 def _gathered(run: GenerationRun) -> float:
-    """Weights of two blocks: the current one, and the next one."""
+    """Return the bytes of two blocks: the current one and the next one."""
     return 2.0 * max(_blocks(run).values())
 
 
@@ -309,7 +312,7 @@ def _bytes(name: str, shape: tuple[int, ...], run: GenerationRun) -> float:
 
 
 def _expanded(run: GenerationRun) -> float:
-    """Bytes of the largest 8-bit weight after it is expanded for its product."""
+    """Return the bytes of the largest 8-bit weight after dequantization."""
     return run.quantized * float(run.product * run.model.trunk.hidden_size * run.model.trunk.ffn_dim)
 
 
@@ -323,7 +326,7 @@ def _with_slack(terms: Mapping[str, float]) -> dict[str, float]:
 
 
 def _exchange(run: GenerationRun, device: Device, blocks: int) -> float:
-    """Seconds per step for all-to-alls and for gathering sharded weights."""
+    """Return the seconds per step of all-to-alls, and of gathering sharded weights."""
     size, width = run.context_parallel, run.model.trunk.hidden_size
     rate = 1e9 * (device.link if run.ranks <= device.machine else device.network)
     moved = 4.0 * run.tokens / size * width * run.product * blocks * (size - 1) / size * run.passes

@@ -1,8 +1,7 @@
-"""Memory of one device in training: a closed formula over the model's shapes. Needs no torch, no device.
+"""Memory of one device in training, computed from the shapes of the model without torch or a device.
 
-It walks the backward pass block by block, as the program does, and takes the peak. It counts tensors, and
-adds estimates for the allocator's slack and the buffers of the communication library. Formulas:
-docs/guide/plan.md.
+The peak is found by walking the backward pass block by block. Estimates for the allocator's slack and the
+buffers of the communication library are added to the tensors. docs/guide/plan.md explains the formulas.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ LIBRARY = 1.0e9  # bytes of the context and the communication library on an acce
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by term at the peak of a step."""
+    """Memory of one device at the peak of a step, in bytes by term."""
 
     terms: Mapping[str, float]
     moment: str
@@ -40,16 +39,16 @@ class Memory:
 
 
 def training_memory(run: TrainingRun) -> Memory:
-    """The peak of a step after the first one, when the optimizer's moments exist.
+    """Compute the peak of a step with optimizer moments, that is, after the first one.
 
-    With pipeline stages, that of the rank that needs the most memory.
+    With pipeline stages, returns the rank that needs the most memory.
     """
     of_ranks = memory_of_ranks(run)
     return max(of_ranks, key=lambda memory: memory.total)
 
 
 def memory_of_ranks(run: TrainingRun) -> list[Memory]:
-    """The peak of each rank of a pipeline; one entry without stages."""
+    """Compute the peak of each rank of a pipeline. Without stages, the list has one entry."""
     ranks = pipeline_ranks(run)
     if not ranks:
         return [_memory(run, Walk(run), None)]

@@ -1,7 +1,7 @@
-"""The backward pass of one rank of a pipeline. No torch.
+"""The backward pass of one rank of a pipeline. Does not import torch.
 
-Beside its own blocks, a rank holds the saved tensors of the micro-batches between forward and backward, and
-receive buffers for tokens. FSDP2 gathers inside a stage, and frees weights and gradients after the last
+In addition to its own blocks, a rank holds the saved tensors of micro-batches between forward and backward,
+and receive buffers for tokens. FSDP2 gathers inside a stage, and frees weights and gradients after the last
 micro-batch.
 """
 
@@ -16,7 +16,7 @@ from mindspeed_mm.planning.walk import Terms, Walk
 
 
 class PipelineWalk(Walk):
-    """One rank's work on its micro-batches."""
+    """Walks the backward passes of one rank."""
 
     def __init__(self, run: TrainingRun, rank: PipelineRank) -> None:
         self.rank = rank
@@ -24,11 +24,11 @@ class PipelineWalk(Walk):
         super().__init__(run)
 
     def holds(self, name: str) -> bool:
-        """Whether this rank holds a unit of the model."""
+        """Return whether this rank holds a unit of the model."""
         return self.rank.holds(name, self.run.model.vace_layers)
 
     def moments(self) -> Iterator[tuple[str, Terms]]:
-        """The first backward of each stage, the reduction of gradients at the end, the optimizer."""
+        """Yield the first backward of each stage, the reduction of gradients, and the optimizer step."""
         stages, waits = self.rank.stages, self.rank.waiting
         kept = [self._saved_by_stage(stage) for stage in stages]
         everything = sum(size * count for size, count in zip(kept, waits, strict=True))
@@ -46,8 +46,8 @@ class PipelineWalk(Walk):
         return [name for name in self._backward_order() if stage.has(name, self.run.model.vace_layers)]
 
     def _beside(self, stage: Stage, order: Sequence[str]) -> float:
-        """Bytes that a micro-batch keeps beside the blocks: tokens that a stage sends, and its first ones."""
-        inputs = stage.received * self.residual  # they are in the buffers
+        """Return the bytes that a micro-batch keeps outside blocks: tokens to send, and embedded tokens."""
+        inputs = stage.received * self.residual  # the buffers already contain them
         start = self._start(order) if stage.layers.start == 0 else 0.0
         return stage.sent * self.residual + start - inputs
 
@@ -56,7 +56,7 @@ class PipelineWalk(Walk):
         return sum(self._saved_bytes(name) for name in order) + self._beside(stage, order)
 
     def _buffers(self) -> float:
-        """Receive buffers for tokens and their gradients, for every micro-batch."""
+        """Return the bytes of receive buffers for tokens and their gradients, for all micro-batches."""
         stages, waits = self.rank.stages, self.rank.waiting
         streams = self.run.micro_batches * sum(stage.received + stage.sent for stage in stages)
         if len(stages) > 1:  # torch's runtime for several stages frees what it sent at the end of a step
@@ -65,7 +65,7 @@ class PipelineWalk(Walk):
         return streams * self.residual
 
     def _gathered(self, done: Sequence[str], now: str) -> float:
-        """Weights stay gathered until the backward of the last micro-batch; no reduction happens before."""
+        """Return the bytes of gathered weights, which stay until the last backward, and of gradients."""
         run = self.run
         if not self.shared and run.product == 4 and run.replicas == 1:
             return super()._gathered(done, now)
@@ -83,7 +83,7 @@ class PipelineWalk(Walk):
         return held + run.prefetch * ahead + unit.expanded + product * (unit.trained == unit.whole)
 
     def _reduction(self, done: Sequence[str], waiting: float) -> Terms:
-        """A block's new gradients beside the sum of the previous micro-batches."""
+        """Return the terms while new gradients of a block are added to those of earlier micro-batches."""
         unit = self.units[done[-1]]
         terms = self._terms(done, done[-1], waiting, 0.0)
         terms["gathered units"] += unit.trained * unit.width * self._is_wrapped(unit)
@@ -97,7 +97,7 @@ class PipelineWalk(Walk):
         return terms
 
     def _inputs(self) -> float:
-        """For every micro-batch: the model's inputs, the embedded text, buffers for tokens."""
+        """Return the bytes of inputs, embedded text and token buffers, for all micro-batches."""
         run, width = self.run, self.run.model.trunk.hidden_size
         rows = text_rows(run.model, run.text) * run.batch
         trained = self.units["text_embedding"].is_trainable

@@ -1,8 +1,6 @@
-"""A pipeline: what each rank holds and computes, and how many micro-batches wait for backward.
+"""Pipeline ranks in the planner: their stages, share of computation, and micro-batches in flight.
 
-No torch.
-
-The order of work is that of torch's schedules, from which distributed/pipeline.py chooses.
+Does not import torch. The order of work is that of torch's schedules, which distributed/pipeline.py uses.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ _FIRST = ("patch_embedding", "vace_patch_embedding")
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of trunk blocks, with the branch blocks that feed them."""
+    """Consecutive trunk blocks, with the branch blocks that feed them."""
 
     number: int
     layers: range
@@ -31,7 +29,7 @@ class Stage:
     sent: int
 
     def has(self, name: str, vace_layers: Sequence[int]) -> bool:
-        """Whether a unit of the model is in this stage."""
+        """Return whether a unit of the model is in this stage."""
         kind, _, number = name.partition(".")
         if kind in _FIRST:
             return self.layers.start == 0
@@ -45,19 +43,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class PipelineRank:
-    """The stages of one rank. `waiting`: for each, the most micro-batches between forward and backward."""
+    """The stages of one rank.
+
+    `waiting` is the maximum number of micro-batches between forward and backward, for each stage.
+    """
 
     rank: int
     stages: tuple[Stage, ...]
     waiting: tuple[int, ...]
 
     def holds(self, name: str, vace_layers: Sequence[int]) -> bool:
-        """Whether a unit of the model is on this rank."""
+        """Return whether a unit of the model is on this rank."""
         return name in EVERYWHERE or any(stage.has(name, vace_layers) for stage in self.stages)
 
 
 def pipeline_ranks(run: TrainingRun) -> list[PipelineRank]:
-    """All ranks of one pipeline; empty without stages."""
+    """Return all ranks of one pipeline, or [] without stages."""
     stages = list(_stages(run))
     found = []
     for rank in range(run.pipeline if stages else 0):
@@ -78,7 +79,7 @@ def _stages(run: TrainingRun) -> Iterator[Stage]:
 
 
 def waiting(run: TrainingRun, rank: int, virtual: int) -> tuple[int, ...]:
-    """Micro-batches of each stage of a rank that are between forward and backward at the first backward."""
+    """Count the micro-batches in flight for each stage of a rank when its first backward starts."""
     count = run.micro_batches
     if run.gpipe or count < run.pipeline:
         return (count,) * virtual
@@ -94,7 +95,7 @@ def waiting(run: TrainingRun, rank: int, virtual: int) -> tuple[int, ...]:
 
 
 def block_costs(run: TrainingRun) -> dict[str, float]:
-    """FLOPs of each block for one sample, forward and backward: the terms of `step_flops`."""
+    """Return the FLOPs of each block for one sample, forward and backward: the terms of `step_flops`."""
     model, part = run.model, cast(Trainable, run.trainable)
     tokens = tokens_of(run.grid, model)
     on_tokens, on_text, attention = block_forward(model, tokens, run.text)
@@ -132,7 +133,7 @@ def block_costs(run: TrainingRun) -> dict[str, float]:
 
 
 def _adapters(run: TrainingRun, tokens: int) -> dict[str, float]:
-    """Block → forward FLOPs of its LoRA."""
+    """Map blocks to the forward FLOPs of their LoRA layers."""
     shapes, found = layout(run.model), dict[str, float]()
     for name, rank in run.lora.items():
         rows = tokens
@@ -144,7 +145,7 @@ def _adapters(run: TrainingRun, tokens: int) -> dict[str, float]:
 
 
 def rank_shares(run: TrainingRun) -> list[float]:
-    """The share of each rank of a pipeline in all computing; sums to 1, empty without stages."""
+    """Return each rank's share of the computation. The shares sum to 1; [] without stages."""
     costs, ranks = block_costs(run), pipeline_ranks(run)
     whole = sum(costs.values())
     layers = run.model.vace_layers

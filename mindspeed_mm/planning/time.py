@@ -1,4 +1,4 @@
-"""Seconds of a training step, by part: a model with stated assumptions, not a measurement. No torch."""
+"""Estimate of the seconds of a training step, by part. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mindspeed_mm.planning.stages import pipeline_ranks, rank_shares
 from mindspeed_mm.planning.units import TrainingRun, units
 
 _CALLS = 550  # number of operations in one block, forward and backward
-HIDDEN = 0.8  # fraction of the computing that can hide gathers and reductions
+HIDDEN = 0.8  # fraction of the computation that can hide gathers and reductions
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one iteration on each device: parts that add up, and the communication that they hide."""
+    """Seconds of one iteration on each device. The parts add up to the total; `hidden` overlaps with them."""
 
     products: float
     attention: float
     communication: float
     data: float
-    hidden: float  # communication hidden behind computing
-    imbalance: float = 0.0  # pipeline stages: extra computing of the slowest rank over the mean
+    hidden: float  # communication hidden behind computation
+    imbalance: float = 0.0  # pipeline stages: extra computation of the slowest rank over the mean
     bubble: float = 0.0  # the bubble: a rank waits while the pipeline fills and empties
     tokens: float = 0.0  # tokens sent from stage to stage
 
@@ -40,10 +40,11 @@ class StepTime:
 
 
 def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
-    """Time of one iteration: all micro-batches, and the reduction of gradients.
+    """Estimate the time of one iteration: all micro-batches, and the reduction of gradients.
 
-    Products run at the fraction `device.products` of the peak, attention at `device.attention`. Gathers and
-    reductions overlap with computing; the all-to-alls of context parallel and transfers to the host do not.
+    Matrix products reach the fraction `device.products` of the peak, and attention `device.attention`.
+    Gathers and reductions overlap with computation. The all-to-alls of context parallelism and transfers to
+    the host do not.
     """
     tokens = tokens_of(run.grid, run.model)
     part, plan = cast(Trainable, run.trainable), run.recompute
@@ -84,7 +85,7 @@ def step_time(run: TrainingRun, device: Device, dtype: str) -> StepTime:
 
 
 def _pipeline(run: TrainingRun, device: Device, tokens: int, computing: float) -> tuple[float, float, float]:
-    """Seconds of imbalance, of the bubble and of sending tokens; `computing` is the mean of all ranks.
+    """Return the seconds of imbalance, bubble and sending tokens. `computing` is the mean over ranks.
 
     A rank waits for tokens and for their gradients once per direction, micro-batch and stage, and while the
     pipeline fills and empties.
@@ -102,7 +103,7 @@ def _pipeline(run: TrainingRun, device: Device, tokens: int, computing: float) -
 
 
 def _elementwise(run: TrainingRun, device: Device, tokens: int) -> float:
-    """Seconds of norms, gates, rotations and casts of one sample, if their rate was measured.
+    """Return the seconds of norms, gates, rotations and casts for one sample; 0 if not measured.
 
     A block reads and writes about 80 D + 10 c D + 2 c F bytes per token forward, and twice that backward.
     """
@@ -116,19 +117,19 @@ def _elementwise(run: TrainingRun, device: Device, tokens: int) -> float:
 
 
 def _update(run: TrainingRun, device: Device) -> float:
-    """Seconds of clipping and AdamW, which read or write 32 bytes per trained weight."""
+    """Return the seconds of clipping and AdamW, which access 32 bytes per trained weight."""
     moved = 32 * sum(unit.trained_local for unit in units(run)) / run.pipeline
     return moved / (device.elementwise * 1e9) if device.elementwise else 0.0
 
 
 def _lora_counts(run: TrainingRun) -> dict[str, int]:
-    """Linear layer → number of weights of its LoRA."""
+    """Map linear layers to the number of their LoRA weights."""
     shapes = layout(run.model)
     return {name: rank * sum(shapes[f"{name}.weight"]) for name, rank in run.lora.items()}
 
 
 def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float, float]:
-    """Seconds of communication that computing can hide, and seconds that it cannot."""
+    """Return the seconds of communication that computation can hide, and the seconds that it cannot."""
     ranks = pipeline_ranks(run)
     layers = run.model.vace_layers
     every = units(run)
@@ -158,5 +159,5 @@ def _communication(run: TrainingRun, device: Device, tokens: int) -> tuple[float
 
 
 def _rate(device: Device, ranks: int) -> float:
-    """Bytes per second of one device in a group of `ranks` neighbours."""
+    """Return the bytes per second that a device sends in a group of `ranks` neighbors."""
     return 1e9 * (device.link if ranks <= device.machine else device.network)

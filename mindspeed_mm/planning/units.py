@@ -1,4 +1,4 @@
-"""The parameters of a training run for the formulas, and its FSDP units with their sizes. No torch."""
+"""A training run as the planner sees it, and its FSDP units with their sizes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 from mindspeed_mm.models.wan.config import ADAPTED, BRANCH, FP32_MODULES, VaceConfig
 from mindspeed_mm.models.wan.shapes import Shape, layout
 
-ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)  # layers that are held in 8 bits by default
+ROUNDED = tuple(f".{layer}.weight" for layer in ADAPTED)  # layers that are quantized to 8 bits by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +83,12 @@ class Unit:
 
     @property
     def is_trainable(self) -> bool:
-        """Whether any of its weights has a gradient."""
+        """Whether any of its weights is trainable."""
         return self.trained > 0
 
 
 def all_shapes(run: TrainingRun) -> Mapping[str, Shape]:
-    """Name and shape of every weight of the model and its LoRA."""
+    """Map all weights of the model and its LoRA to their shapes."""
     return _all_shapes(run.model, tuple(run.lora.items()))
 
 
@@ -102,13 +102,13 @@ def _all_shapes(model: VaceConfig, lora: tuple[tuple[str, int], ...]) -> Mapping
 
 
 def unit_of(name: str) -> str:
-    """The unit that a weight belongs to."""
+    """Return the unit that a weight belongs to."""
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] in ("blocks", "vace_blocks") else parts[0]
 
 
 def is_trainable(run: TrainingRun, name: str) -> bool:
-    """Whether a weight has a gradient."""
+    """Return whether a weight is trainable."""
     return _is_trainable(name, run.trainable, bool(run.lora))
 
 
@@ -119,18 +119,18 @@ def _is_trainable(name: str, trainable: str, has_lora: bool) -> bool:
 
 
 def local_size(shape: Shape, shards: int) -> int:
-    """Elements on one rank: FSDP2 splits the first axis, with padding."""
+    """Return the number of elements on one rank. FSDP2 splits the first axis, with padding."""
     return -(-shape[0] // shards) * math.prod(shape[1:])
 
 
 def units(run: TrainingRun) -> Sequence[Unit]:
-    """All units of the model."""
+    """Return all units of the model."""
     lora = tuple(run.lora.items())
     return _units(run.model, lora, run.trainable, run.shards, run.product, quantized_weights(run))
 
 
 def quantized_weights(run: TrainingRun) -> frozenset[str]:
-    """Names of the weights in 8 bits."""
+    """Return the names of the 8-bit weights."""
     if run.quantized is None:
         return frozenset()
     named = {f"{layer}.weight" for layer in run.quantized}

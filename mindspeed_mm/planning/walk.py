@@ -1,6 +1,6 @@
-"""The backward pass of a training run, moment by moment, in bytes by term.
+"""Memory during the backward pass of a training run, in bytes by term.
 
-No torch. Formulas: docs/guide/plan.md.
+Does not import torch. docs/guide/plan.md explains the formulas.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Terms = dict[str, float]
 
 
 class Walk:
-    """One run's backward pass."""
+    """Walks the backward pass of a run, and yields the memory at each moment."""
 
     def __init__(self, run: TrainingRun) -> None:
         self.run = run
@@ -48,15 +48,18 @@ class Walk:
         self.blocks: dict[BlockKind, BlockBytes] = {}
 
     def holds(self, name: str) -> bool:
-        """Whether this rank holds a unit of the model; without stages, it holds all."""
+        """Return whether this rank holds a unit of the model. Without stages, it holds all."""
         return True
 
     def is_reached(self, name: str) -> bool:
-        """Whether gradients reach a block: all but the trunk's first one, if nothing before it trains."""
+        """Return whether gradients reach a block.
+
+        They reach all blocks, except the first trunk block if no weight of the trunk is trainable.
+        """
         return name != "blocks.0" or self.trunk_is_trainable
 
     def moments(self) -> Iterator[tuple[str, Terms]]:
-        """All moments that may be the peak, with their terms."""
+        """Yield all moments that may be the peak, with their terms."""
         order = list(self._backward_order())
         yield from self._backward(order, self._start(order))
         yield "the optimizer's step", self._optimizer()
@@ -64,9 +67,10 @@ class Walk:
     def _backward(
         self, order: Sequence[str], waiting: float, *, with_head: bool = True, streams: float = 0.0
     ) -> Iterator[tuple[str, Terms]]:
-        """Walk the blocks of `order` backward, with `waiting` bytes beside what they keep.
+        """Walk the blocks in `order`.
 
-        `streams`: gradients of tokens that wait for an earlier block.
+        `waiting` is the number of saved bytes outside these blocks. `streams` is the number of token
+        gradients that wait for an earlier block.
         """
         kept = {name: self._saved_bytes(name) for name in order}
         width, residual = self.run.model.trunk.hidden_size, self.residual
@@ -132,7 +136,7 @@ class Walk:
         return self.blocks[kind]
 
     def _text(self, trained: bool) -> float:
-        """Bytes of the caption in one block: values, and keys before and after their norm."""
+        """Return the bytes of the caption in one block: values, and keys before and after their norm."""
         run = self.run
         rows = text_rows(run.model, run.text) if run.on_cpu else run.model.trunk.text_len
         return 3.0 * rows * run.batch * run.product * run.model.trunk.hidden_size * (1 if trained else 0.7)
@@ -141,7 +145,7 @@ class Walk:
         return self.tokens * found.peak + self._text(self.units[name].is_trainable)
 
     def _saved_bytes(self, name: str) -> float:
-        """Bytes kept until the backward of a block, including its input."""
+        """Return the bytes saved for the backward of a block, including its input."""
         run, found = self.run, self._block(name)
         residual = self.residual
         mode = run.recompute.get(name)
@@ -150,18 +154,20 @@ class Walk:
             return own_input
         if mode == "selective":
             return own_input + self.tokens * found.selective
-        forgotten = 0.0
+        recomputed = 0.0
         for part, size in found.parts.items():
             how = run.recompute.get(f"{name}.{part}")
             if how is None:
                 continue
             width = run.model.trunk.hidden_size
             kept = width * 4 + (run.product * width * (part != "ffn") if how == "selective" else 0)
-            forgotten += max(size - kept, 0.0)
-        return own_input + self.tokens * (found.saved - forgotten) + self._text(self.units[name].is_trainable)
+            recomputed += max(size - kept, 0.0)
+        return (
+            own_input + self.tokens * (found.saved - recomputed) + self._text(self.units[name].is_trainable)
+        )
 
     def _start(self, order: Sequence[str]) -> float:
-        """Bytes of the tokens after the embeddings, which the branch and the trunk's first block read."""
+        """Return the bytes of the embedded tokens, which the branch and the first trunk block read."""
         run = self.run
         width = run.model.trunk.hidden_size
         count = self.tokens
@@ -203,7 +209,7 @@ class Walk:
         return total
 
     def _gathered(self, done: Sequence[str], now: str) -> float:
-        """Bytes of gathered weights (this block and those ahead), its gradients, and the last reduction."""
+        """Return the bytes of gathered weights, of this block's gradients, and of the last reduction."""
         run = self.run
         if not self.shared and run.product == 4 and run.replicas == 1:
             return 4.0 * self.units[now].trained if now in self.units else 0.0
@@ -220,7 +226,10 @@ class Walk:
         return total + last.trained * run.reduce * self._is_wrapped(last) if last is not None else total
 
     def _reduction(self, done: Sequence[str], waiting: float) -> Terms:
-        """Bytes of a block's gradients in both dtypes, with its weights freed and the next ones gathered."""
+        """Return the terms while a block's gradients are reduced: they exist in both dtypes.
+
+        The block's weights are freed, and the next weights are gathered.
+        """
         run, unit = self.run, self.units[done[-1]]
         terms = self._terms(done, done[-1], waiting, 0.0)
         if self._is_wrapped(unit):
@@ -232,7 +241,7 @@ class Walk:
         return self.shared or unit.is_trainable
 
     def _inputs(self) -> float:
-        """Bytes of latents, noise, target, context and rotary tables."""
+        """Return the bytes of latents, noise, target, context and rotary tables."""
         run, trunk = self.run, self.run.model.trunk
         patch = math.prod(trunk.patch_size)
         latents, context = trunk.in_dim * patch, run.model.vace_in_dim * patch * bool(run.model.vace_layers)
@@ -249,7 +258,7 @@ class Walk:
 
 
 def _by_block(lora: Mapping[str, int]) -> dict[str, tuple[tuple[str, int], ...]]:
-    """Block → its LoRA layers and their ranks."""
+    """Map blocks to their LoRA layers and ranks."""
     found: dict[str, tuple[tuple[str, int], ...]] = {}
     for layer, rank in lora.items():
         kind, number, inner = layer.split(".", 2)

@@ -62,7 +62,7 @@ def setup_logging() -> None:
     """
     handler = _Stdout(sys.stdout)
     handler.setFormatter(_Lines("%(message)s"))
-    handler.addFilter(_speaks)
+    handler.addFilter(_is_logged_here)
     handler.addFilter(_Once())
     root = logging.getLogger("mindspeed_mm")
     root.handlers[:] = [handler]
@@ -134,7 +134,7 @@ class _Once(logging.Filter):
         return is_new
 
 
-def _speaks(record: logging.LogRecord) -> bool:
+def _is_logged_here(record: logging.LogRecord) -> bool:
     return rank() == 0 or record.levelno >= logging.WARNING or getattr(record, "every_rank", False)
 
 
@@ -154,7 +154,7 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
                 return report_errors(*args, **kwargs)
             except Stopped as stopped:
                 if not stopped.logged and os.environ.get("RANK", "0") == "0":
-                    sys.stderr.write(f"stopped by {stopped}; nothing is left half written\n")
+                    sys.stderr.write(f"stopped by {stopped}; no partial files are left\n")
                     sys.stderr.flush()
                 die_at_exit(stopped.number)
                 raise SystemExit(stopped.exit_code) from None

@@ -105,25 +105,27 @@ def name_problem(name: str, suffix: str) -> str:
     if problem := text_problem(name):
         return problem
     if found := _CONTROL.search(name):
-        return f"holds the control character {found[0]!r}"
+        return f"contains the control character {found[0]!r}"
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         return "must be a name without / and \\"
-    size, most = len(name.encode()), NAME_BYTES - len(suffix)
+    size, limit = len(name.encode()), NAME_BYTES - len(suffix)
     return (
-        f"has {size} bytes in UTF-8, a file name takes at most {most} before {suffix}" if size > most else ""
+        f"has {size} bytes in UTF-8, but a file name takes at most {limit} before {suffix}"
+        if size > limit
+        else ""
     )
 
 
 def text_problem(text: str) -> str:
     """Why `text` cannot be written to a file as UTF-8; empty when it can."""
     found = _SURROGATE.search(text)
-    return "" if found is None else f"holds half of a character (the lone surrogate {found[0]!r})"
+    return "" if found is None else f"contains half of a character (the lone surrogate {found[0]!r})"
 
 
 def _checked_text(path: str | Path, where: str) -> str:
     text = os.fspath(path)
     if not text:
-        raise ConfigError("is empty", where=where, fix="name a file or folder; . is the working directory")
+        raise ConfigError("is empty", where=where, fix="set a file or folder; . is the working directory")
     if "\0" in text:
         raise ConfigError(
             "contains a NUL character", where=f"{where}: {text!r:.200}", fix="give a path without it"
@@ -134,10 +136,10 @@ def _checked_text(path: str | Path, where: str) -> str:
         raise ConfigError(
             text_problem(text), where=f"{where}: {text!r:.200}", fix="write the whole character"
         ) from None
-    size, most = len(os.fsencode(text)), PATH_BYTES - _ROOM
-    if size > most:
+    size, limit = len(os.fsencode(text)), PATH_BYTES - _ROOM
+    if size > limit:
         raise ConfigError(
-            f"has {size} bytes, but a path takes at most {most}",
+            f"has {size} bytes, but a path takes at most {limit}",
             where=f"{where}: {display_path(text)}",
             fix="choose a shorter one",
         )

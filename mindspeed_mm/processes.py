@@ -176,7 +176,7 @@ def _end_helpers(known: set[BaseProcess]) -> None:
 def _on_signal(number: int, _: FrameType | None) -> None:
     if _STATE.signal:
         if number == signal.SIGINT and not is_rank():  # a launcher decides for its ranks
-            die_of(signal.SIGINT)
+            exit_by_signal(signal.SIGINT)
         return
     _STATE.signal = number
     atexit.register(_limit_exit, 128 + number)
@@ -184,7 +184,7 @@ def _on_signal(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
 
-def die_of(number: int) -> None:
+def exit_by_signal(number: int) -> None:
     """End like a process killed by the signal, so that a shell ends its loop, too. Does not return."""
     _flush()
     signal.signal(number, signal.SIG_DFL)
@@ -198,7 +198,7 @@ def die_at_exit(number: int) -> None:
     After other signals, and in ranks of a launcher, end with the exit code.
     """
     if number == signal.SIGINT and not is_rank():
-        atexit.register(die_of, number)
+        atexit.register(exit_by_signal, number)
     else:
         _STATE.exit_code = 128 + number
 

@@ -35,7 +35,8 @@ CARRIERS = {
         "FeatureRecord",
         "FeatureInfo",
     ),
-    *("GenerationRequest", "Encoded", "ReadTask", "ReadResult", "VideoReader", "Frames", "Step", "Made"),
+    *("GenerationRequest", "Encoded", "ReadTask", "ReadResult", "VideoReader", "Frames", "Step"),
+    "GeneratedVideo",
 }
 
 

@@ -78,7 +78,7 @@ def prepare(command: Command, argv: Sequence[str]) -> Callable[[], object]:
             raise ConfigError(
                 "--nproc N is missing",
                 where=command.prog,
-                fix="give it: the number of processes on this machine",
+                fix="set it to the number of processes on this machine",
             )
         return partial(command.run, task_argv)
     if {"--dry-run", "--print-config"} & set(task_argv):
@@ -182,8 +182,8 @@ def _kind_of(command: Command, path: str) -> ConfigFile:
                 return kind
     expected = ", ".join(f"{kind.what} ({kind.flag or 'FILE'})" for kind in command.files)
     raise ConfigError(
-        "cannot tell which kind of file this is",
+        "unknown kind of file",
         where=f"{command.prog}: --config {display_path(path)}",
         expected=f"one of {expected}",
-        fix="name it by its flag",
+        fix="pass it with its own flag",
     )

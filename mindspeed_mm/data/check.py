@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from mindspeed_mm.data.check_row import ClipFacts, Look, files_to_open, look_at
+from mindspeed_mm.data.check_row import ClipFacts, RowTask, check_row, files_to_open
 from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.manifest import Manifest, list_problems, scan_manifest
 from mindspeed_mm.data.manifest_row import Problem
@@ -47,7 +47,7 @@ class CheckReport:
         """Indices of the rows with a problem, in order."""
         return sorted({problem.row for problem in self.problems})
 
-    def demand(self, skip_bad_samples: int = 0, *, or_else: str = "") -> None:
+    def enforce_error_budget(self, skip_bad_samples: int = 0, *, or_else: str = "") -> None:
         """Raise DataError with the problems if more than `skip_bad_samples` rows are bad or none is good.
 
         `or_else` describes an alternative to correcting the rows, such as a flag that skips them.
@@ -123,7 +123,7 @@ def check_dataset(
         logger.info(line)
     if report_path is not None and report.problems:
         report.write(report_path)
-    report.demand(skip_bad_samples, or_else=or_else)
+    report.enforce_error_budget(skip_bad_samples, or_else=or_else)
     for problem in report.problems[:20]:
         logger.warning("left out: %s", problem)
     if report.problems:
@@ -150,17 +150,17 @@ def check_manifest(
         manifest = Manifest(tuple(manifest), (), (), len(manifest))
     workers = min(usable_cores(), len(manifest.records)) if workers is None else workers
     index = ClipIndex(memory)
-    looks = _recall(manifest.records, index)
-    known = [look for look in looks if look.is_known]
-    chunk = max(1, min(_CHUNK, (len(looks) - len(known)) // (4 * max(workers, 1))))
+    tasks = _lookup_facts(manifest.records, index)
+    known = [task for task in tasks if task.is_known]
+    chunk = max(1, min(_CHUNK, (len(tasks) - len(known)) // (4 * max(workers, 1))))
     facts: list[ClipFacts] = []
     problems = list(manifest.problems)
-    with ReadAhead(partial(look_at, config=config), num_workers=workers, timeout=timeout) as crew:
-        fresh = crew.map((look for look in looks if not look.is_known), chunk=chunk)
-        unchanged = ((look, look_at(look, config)) for look in known)
-        for look, found in chain(unchanged, _with_progress(fresh, len(looks) - len(known))):
+    with ReadAhead(partial(check_row, config=config), num_workers=workers, timeout=timeout) as pool:
+        fresh = pool.map((task for task in tasks if not task.is_known), chunk=chunk)
+        unchanged = ((task, check_row(task, config)) for task in known)
+        for task, found in chain(unchanged, _with_progress(fresh, len(tasks) - len(known))):
             if isinstance(found, DataError):
-                problems.append(Problem(look.record.address, str(found), look.record.row))
+                problems.append(Problem(task.record.address, str(found), task.record.row))
                 continue
             index.add(found.seen)
             problems.extend(found.problems)
@@ -184,14 +184,14 @@ def _notes_on(facts: Sequence[ClipFacts]) -> list[str]:
     return []
 
 
-def _recall(records: Sequence[SampleRecord], index: ClipIndex) -> list[Look]:
+def _lookup_facts(records: Sequence[SampleRecord], index: ClipIndex) -> list[RowTask]:
     """Look up the records in `index` from many threads, because each lookup is slow on network storage."""
 
-    def recall(record: SampleRecord) -> Look:
+    def lookup(record: SampleRecord) -> RowTask:
         known = {file: index.get(*file) for file in files_to_open(record)}
-        return Look(record, {file: info for file, info in known.items() if info is not None})
+        return RowTask(record, {file: info for file, info in known.items() if info is not None})
 
-    return map_in_threads(recall, records)
+    return map_in_threads(lookup, records)
 
 
 def _with_progress(rows: Iterator[T], count: int) -> Iterator[T]:

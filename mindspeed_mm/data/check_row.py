@@ -15,8 +15,7 @@ from mindspeed_mm.data.config import VideoConfig
 from mindspeed_mm.data.frames import align, choose, target_size
 from mindspeed_mm.data.images import blank_mask, reject_zero_one
 from mindspeed_mm.data.manifest_row import Problem
-from mindspeed_mm.data.probe import ClipInfo, Kind, Seen
-from mindspeed_mm.data.probe import look as look_into
+from mindspeed_mm.data.probe import ClipInfo, Kind, Seen, probe_cached
 from mindspeed_mm.data.sample import SampleRecord
 from mindspeed_mm.data.traits import remarks_on
 from mindspeed_mm.errors import DataError
@@ -43,7 +42,7 @@ class ClipFacts:
 
 
 @dataclass(frozen=True)
-class Look:
+class RowTask:
     """One row to check, with the cached facts about its files."""
 
     record: SampleRecord
@@ -56,7 +55,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Found:
+class RowResult:
     """Result of checking one row: its facts, or everything that is wrong with it."""
 
     facts: ClipFacts | None
@@ -64,24 +63,26 @@ class Found:
     seen: Seen  # good files that were opened
 
 
-def look_at(look: Look, config: VideoConfig) -> Found:
+def check_row(task: RowTask, config: VideoConfig) -> RowResult:
     """Check one row and return its facts or its problems."""
-    record, seen = look.record, Seen()
+    record, seen = task.record, Seen()
     problems: list[Problem] = []
 
-    def see(key: str, kind: Kind, path: Path | None) -> ClipInfo | None:
+    def probe_file(key: str, kind: Kind, path: Path | None) -> ClipInfo | None:
         return (
             None
             if path is None
-            else _try(record, key, partial(look_into, kind, path, look.known, seen), problems)
+            else _try(record, key, partial(probe_cached, kind, path, task.known, seen), problems)
         )
 
-    video, source = see("video", "clip", record.video), see("src_video", "clip", record.src_video)
-    mask = see("src_video_mask", "mask", record.src_mask)
+    video = probe_file("video", "clip", record.video)
+    source = probe_file("src_video", "clip", record.src_video)
+    mask = probe_file("src_video_mask", "mask", record.src_mask)
     if mask is not None and mask.levels is not None:
         _try(record, "src_video_mask", partial(reject_zero_one, mask.path, mask.levels[1]), problems)
     references = [
-        see(f"src_ref_images[{place}]", "picture", path) for place, path in enumerate(record.src_ref_images)
+        probe_file(f"src_ref_images[{place}]", "picture", path)
+        for place, path in enumerate(record.src_ref_images)
     ]
     facts = (
         None
@@ -93,7 +94,7 @@ def look_at(look: Look, config: VideoConfig) -> Found:
         for key, other in (("src_video", source), ("src_video_mask", mask)):
             if other is not None:
                 _try(record, key, partial(align, key, other, video, chosen), problems)
-    return Found(None if problems else facts, tuple(problems), seen)
+    return RowResult(None if problems else facts, tuple(problems), seen)
 
 
 def files_to_open(record: SampleRecord) -> Iterator[tuple[Kind, Path]]:
@@ -164,10 +165,10 @@ def _remarks_on(
     return remarks
 
 
-def _try(record: SampleRecord, key: str, look: partial[T], problems: list[Problem]) -> T | None:
-    """Call `look` and return its result. An exception becomes a problem with an address."""
+def _try(record: SampleRecord, key: str, function: partial[T], problems: list[Problem]) -> T | None:
+    """Call `function` and return its result. Appends a problem and returns None on a DataError."""
     try:
-        return look()
+        return function()
     except DataError as error:
         problems.append(Problem(f"{record.address}.{key}", str(error), record.row))
         return None

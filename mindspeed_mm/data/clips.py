@@ -47,13 +47,13 @@ def open_clip(path: Path) -> tuple[Any, Any]:
 
     check_av_version()
     regular_file(path, DataError)
-    refuse_text(path)
+    reject_text(path)
     container: Any = av.open(str(path), metadata_errors="ignore")
     if container.format.name == "jpeg_pipe" and _is_motion_jpeg(container):
         container.close()
         container = av.open(str(path), format="mjpeg", metadata_errors="ignore")
     try:
-        _refuse_still(path, container)
+        _reject_still(path, container)
         stream = _choose_stream(path, container)
         if stream.codec_context is None:
             raise DataError(
@@ -68,7 +68,7 @@ def open_clip(path: Path) -> tuple[Any, Any]:
     return container, stream
 
 
-def refuse_text(path: Path) -> None:
+def reject_text(path: Path) -> None:
     """Raise DataError for a text file with the suffix of a video.
 
     FFmpeg would render it as terminal output, or open it as a playlist.
@@ -92,7 +92,7 @@ def _is_motion_jpeg(container: Any) -> bool:
     return len(packets) > 1 and b"MPF\0" not in bytes(packets[0])
 
 
-def _refuse_still(path: Path, container: Any) -> None:
+def _reject_still(path: Path, container: Any) -> None:
     name = container.format.name.removesuffix("_pipe")
     if name in _STILL_FORMATS:
         kind = {"image2": "", "jpeg": "JPEG "}.get(name, f"{name.upper()} ")

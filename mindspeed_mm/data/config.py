@@ -190,7 +190,7 @@ class VideoConfig(Config):
 
     @field_validator("vae_stride", "vae_patch_size")
     @classmethod
-    def _is_wans(cls, value: tuple[int, int, int], info: Any) -> tuple[int, int, int]:
+    def _check_geometry(cls, value: tuple[int, int, int], info: Any) -> tuple[int, int, int]:
         wanted = {"vae_stride": (4, 8, 8), "vae_patch_size": (1, 2, 2)}[info.field_name]
         if value != wanted:
             raise ValueError(f"must be {list(wanted)} for VACE")

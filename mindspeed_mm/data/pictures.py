@@ -134,19 +134,20 @@ def _repeats(table: FrameTable) -> bool:
 
 def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
     """Whether the frames end before the duration in the stream's header."""
-    said = _clock(_tag(stream, "duration"))
-    if not said and stream.duration:
-        said = float(stream.duration * stream.time_base)
+    declared = _clock(_tag(stream, "duration"))
+    if not declared and stream.duration:
+        declared = float(stream.duration * stream.time_base)
     if (
-        not said
+        not declared
         and len(container.streams) == 1
         and container.duration
         and "matroska" in container.format.name
     ):
-        said = container.duration / 1_000_000
-    said -= _late_start(container, stream, table) if said else 0
+        declared = container.duration / 1_000_000
+    declared -= _late_start(container, stream, table) if declared else 0
     missing = not has_index(stream) and len(table.times) < _SHORT_OF * stream.frames
-    return table.cut or missing or (bool(said) and table.times[-1] + table.last < _SHORT_OF * said - 0.1)
+    ends_early = bool(declared) and table.times[-1] + table.last < _SHORT_OF * declared - 0.1
+    return table.cut or missing or ends_early
 
 
 def _late_start(container: Any, stream: Any, table: FrameTable) -> float:

@@ -316,7 +316,7 @@ class ClipIndex:
             self._path = None
 
 
-def look(kind: Kind, path: Path, known: Mapping[tuple[Kind, Path], ClipInfo], seen: Seen) -> ClipInfo:
+def probe_cached(kind: Kind, path: Path, known: Mapping[tuple[Kind, Path], ClipInfo], seen: Seen) -> ClipInfo:
     """Return the facts about a file from `known`, or probe the file and add the result to `seen`.
 
     Raises DataError.

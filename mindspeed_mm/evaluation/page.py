@@ -165,8 +165,8 @@ def _summary(names: Sequence[str], reports: Sequence[Report]) -> str:
 def _title(metric: str, reports: Sequence[Report]) -> str:
     info = next(report.metrics[metric] for report in reports if metric in report.metrics)
     words = [info.unit, f"{info.better} is better" if info.better else ""]
-    said = ", ".join(word for word in words if word)
-    return f"{metric} ({said})" if said else metric
+    details = ", ".join(word for word in words if word)
+    return f"{metric} ({details})" if details else metric
 
 
 def _row(cells: Sequence[str], tag: str = "td") -> str:

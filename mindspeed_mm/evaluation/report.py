@@ -129,19 +129,19 @@ def score_folder(
             bar.step()
     if not scored:
         raise DataError(
-            f"holds {len(unknown)} videos without settings ({unknown[0]}.mp4, …)",
+            f"contains {len(unknown)} videos without settings ({unknown[0]}.mp4, …)",
             where=display_path(folder),
-            expected="NAME.json beside NAME.mp4",
-            fix="keep the settings with the videos, or name the data that they were made from",
+            expected="NAME.json next to NAME.mp4",
+            fix="keep the settings with the videos, or pass the data that they were generated from",
         )
     if unknown:
         notes[
             f"{len(unknown)} videos without settings or inputs are left out: {', '.join(unknown[:3])} …"
         ] = 1
-    said = tuple(note if count == 1 else f"{note} ({count} videos)" for note, count in notes.items())
+    counted = tuple(note if count == 1 else f"{note} ({count} videos)" for note, count in notes.items())
     infos = {metric.name: MetricInfo(unit=metric.unit, better=metric.better) for metric in metrics}
     measured = Measured(files=files_checksum(found), task=task)
-    return Report(folder=str(folder), metrics=infos, samples=tuple(scored), notes=said, measured=measured)
+    return Report(folder=str(folder), metrics=infos, samples=tuple(scored), notes=counted, measured=measured)
 
 
 def score(sample: Sample, metrics: Sequence[Metric], notes: Counter[str] | None = None) -> dict[str, float]:
@@ -188,7 +188,7 @@ def read_report(path: Path) -> Report:
         return parse(Report, values, str(path))
     except ConfigError as error:
         raise DataError(
-            f"is no {FILE_NAME} of this version: {error.problem}",
+            f"is not an {FILE_NAME} of this version: {error.problem}",
             where=display_path(path),
             fix="remove it, and run vace eval again",
         ) from None
@@ -199,7 +199,7 @@ def compare(first: Report, second: Report) -> list[Difference]:
     names = {sample.name for sample in first.samples} & {sample.name for sample in second.samples}
     if not names:
         raise DataError(
-            f"{second.folder} holds no video of a name that is in {first.folder}",
+            f"{second.folder} and {first.folder} contain no videos of the same name",
             expected="results of the same requests",
         )
     return [found for task in _shared_tasks(first, second) for found in _differences(first, second, task)]

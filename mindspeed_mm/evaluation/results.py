@@ -20,7 +20,7 @@ from mindspeed_mm.data.images import brightness, read_image
 from mindspeed_mm.data.sample import Inputs
 from mindspeed_mm.data.video import open_video
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.evaluation.sample import Pixels, Sample, Where, kind_of
+from mindspeed_mm.evaluation.sample import PixelMask, Pixels, Sample, kind_of
 from mindspeed_mm.evaluation.sources import DataCase, EvalData
 from mindspeed_mm.files import display_path, read_json_object, stat_path
 
@@ -112,10 +112,10 @@ def find_results(folder: Path) -> list[Result]:
         found.append(Result(folder.name if name == "." else name, path, path.parent))
     if not found:
         raise DataError(
-            "holds no video",
+            "contains no videos",
             where=display_path(folder),
             expected=f"NAME.mp4 and NAME.json, or NAME/{_OUT}",
-            fix="name the output_path of a generation run",
+            fix="pass the output_path of a generation run",
         )
     return found
 
@@ -151,7 +151,7 @@ def read_sample(result: Result, data: EvalData | None = None, task: str = "") ->
 
 def _given(
     result: Result, case: DataCase | None, output: Pixels
-) -> tuple[Pixels | None, Where | None, tuple[Pixels, ...]]:
+) -> tuple[Pixels | None, PixelMask | None, tuple[Pixels, ...]]:
     """src_video, src_mask and references.
 
     Taken from beside the video, else from the paths in its settings or in the data."""
@@ -180,7 +180,7 @@ def _truth(result: Result, case: DataCase | None, output: Pixels) -> Pixels | No
     return _resized(result, Inputs(src_video=case.truth), output)[0]
 
 
-def _resized(result: Result, inputs: Inputs, output: Pixels) -> tuple[Pixels, Where | None]:
+def _resized(result: Result, inputs: Inputs, output: Pixels) -> tuple[Pixels, PixelMask | None]:
     """Clips in the frames and size that the run used, by its own rules."""
     from mindspeed_mm.data.conditions import load_conditions
 

@@ -15,7 +15,7 @@ from mindspeed_mm.conditioning.annotate.opencv import Frame
 from mindspeed_mm.errors import DataError
 
 Pixels = NDArray[np.uint8]  # [T, H, W, 3], RGB
-Where = NDArray[np.bool_]  # [T, H, W]
+PixelMask = NDArray[np.bool_]  # [T, H, W]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Sample:
     options: Mapping[str, Any] = field(default_factory=dict)  # options of the task
     prompt: str = ""
     src_video: Pixels | None = None
-    src_mask: Where | None = None  # True = generate
+    src_mask: PixelMask | None = None  # True = generate
     references: tuple[Frame, ...] = ()
     truth: Pixels | None = None  # the clip that a perfect result would equal
 
@@ -44,11 +44,11 @@ class Sample:
                 raise DataError(
                     f"{name} has {_size(clip.shape)}, the video {_size(shape)}",
                     where=self.name,
-                    fix="score the video beside the inputs that made it",
+                    fix="score the video next to the inputs that it was generated from",
                 )
 
     @property
-    def generated(self) -> Where:
+    def generated(self) -> PixelMask:
         """Pixels that the model had to generate; all of them without a mask."""
         return np.ones(self.output.shape[:3], bool) if self.src_mask is None else self.src_mask
 
@@ -80,7 +80,7 @@ class Sample:
         return iter(self.output[::-1])
 
 
-def kind_of(src_video: bool, src_mask: Where | None, references: int) -> str:
+def kind_of(src_video: bool, src_mask: PixelMask | None, references: int) -> str:
     """The kind of a video whose task is not named, from its inputs."""
     if src_mask is not None and src_mask.any():
         whole = [bool(frame.all()) for frame in src_mask]

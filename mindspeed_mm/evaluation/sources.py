@@ -100,7 +100,7 @@ def benchmark_cases(folder: Path) -> list[DataCase]:
                 "folders with src_video.mp4, src_mask.mp4 or src_ref_image_1.png, as in "
                 "VACE-Benchmark/assets/examples"
             ),
-            fix="name a data.json, or the folder of VACE-Benchmark",
+            fix="pass a data.json or the folder of VACE-Benchmark",
         )
     return found
 

@@ -24,19 +24,19 @@ _SOURCES = frozenset({"type", "videos", "images"})
 def embedded(settings: Mapping[str, Any]) -> str:
     """The comment for a video generated with `settings` (the content of NAME.json)."""
     sampling = {name: value for name, value in settings.get("sampling", {}).items() if name != "grid"}
-    said: dict[str, Any] = {"vace": VERSION, "prompt": settings.get("prompt", "")}
-    said |= {name: settings[name] for name in ("negative_prompt", "window_prompts") if name in settings}
+    values: dict[str, Any] = {"vace": VERSION, "prompt": settings.get("prompt", "")}
+    values |= {name: settings[name] for name in ("negative_prompt", "window_prompts") if name in settings}
     task = settings.get("task")
     if isinstance(task, Mapping):
         options = {
             name: value for name, value in task.items() if name not in _SOURCES and not _is_path(value)
         }
-        said["task"] = {"type": task["type"], **options}
+        values["task"] = {"type": task["type"], **options}
     inputs = settings.get("inputs") or {}
     if inputs.get("outpaint"):
-        said["outpaint"] = inputs["outpaint"]
-    said["inputs"] = [name for name, value in inputs.items() if value and name != "outpaint"]
-    return format_json({**said, **sampling})
+        values["outpaint"] = inputs["outpaint"]
+    values["inputs"] = [name for name, value in inputs.items() if value and name != "outpaint"]
+    return format_json({**values, **sampling})
 
 
 def read_embedded(path: str | Path) -> dict[str, Any]:

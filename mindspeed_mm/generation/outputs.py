@@ -13,7 +13,7 @@ from mindspeed_mm.data.conditions import Conditions
 from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.request import GenerationRequest
-from mindspeed_mm.generation.result import Made
+from mindspeed_mm.generation.result import GeneratedVideo
 from mindspeed_mm.generation.sampling_config import SamplingConfig
 from mindspeed_mm.generation.stages import explain_oom
 from mindspeed_mm.generation.stored import write_latents
@@ -24,7 +24,7 @@ from mindspeed_mm.log import get_logger, on_every_rank
 LOGGER = get_logger(__name__)
 
 
-def describe(models: ModelStore, made: Made) -> dict[str, Any]:
+def describe(models: ModelStore, made: GeneratedVideo) -> dict[str, Any]:
     """Return the settings that reproduce this video, and its cost, as plain values.
 
     The process must have a VAE.
@@ -61,7 +61,7 @@ class VideoFiles:
             LOGGER.info("  %s: %s", request.name, note, extra=on_every_rank())
         write_conditions(self.folder / request.name, conditions, request.sampling.fps)
 
-    def write(self, made: Made) -> None:
+    def write(self, made: GeneratedVideo) -> None:
         """Write the latents, then the video while it is decoded, its contact sheet and its settings."""
         request = made.request
 

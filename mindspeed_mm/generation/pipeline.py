@@ -35,7 +35,7 @@ from mindspeed_mm.generation.loras_config import LoraUse
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import describe
 from mindspeed_mm.generation.request import Clip, GenerationRequest, Inputs, Picture
-from mindspeed_mm.generation.result import GenerationResult, Made
+from mindspeed_mm.generation.result import GeneratedVideo, GenerationResult
 from mindspeed_mm.generation.run import generate
 from mindspeed_mm.generation.sampling_config import Preset
 from mindspeed_mm.generation.stages import explain_oom
@@ -207,7 +207,7 @@ class VacePipeline:
         assert result is not None  # a single process is always the main process
         return result
 
-    def _result(self, made: Made) -> GenerationResult:
+    def _result(self, made: GeneratedVideo) -> GenerationResult:
         with explain_oom(made.request.name, "while decoding", "set tiled to always"):
             frames = np.concatenate(list(made.chunks()))
         return GenerationResult(

@@ -14,12 +14,12 @@ from mindspeed_mm.generation.solvers.config import SOLVERS
 
 def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
     """Fill what `request` leaves unset from its preset. `experts` is 1 or 2. Raises ConfigError."""
-    said = request.model_dump(include=set(Numbers.model_fields), exclude_unset=True)
-    flow = {"solver": "euler"} if said.get("videoxfun_sigmas") else {}
-    values = {**_preset(said, experts), **flow, **said}
+    given = request.model_dump(include=set(Numbers.model_fields), exclude_unset=True)
+    flow = {"solver": "euler"} if given.get("videoxfun_sigmas") else {}
+    values = {**_preset(given, experts), **flow, **given}
     values.setdefault("guidance_scale_2", values.get("guidance_scale", SamplingConfig().guidance_scale))
     if values.get("timesteps") is not None:
-        _follow_timesteps(values, said)
+        _follow_timesteps(values, given)
     sampling = SamplingConfig(**values)
     _check_windows(request, sampling)
     bounds = phase_bounds(sampling, experts)
@@ -39,7 +39,7 @@ def resolve_sampling(request: RequestConfig, *, experts: int) -> SamplingConfig:
     return sampling
 
 
-def departures(sampling: SamplingConfig) -> str:
+def changed_from_preset(sampling: SamplingConfig) -> str:
     """How a video departs from its few-step preset, `steps 50 instead of 4`; "" if it does not."""
     numbers: Mapping[str, Any] = FEW_STEPS[sampling.preset][0] if sampling.preset in FEW_STEPS else {}
     mine = {key: getattr(sampling, key) for key in numbers}
@@ -70,16 +70,16 @@ def phase_bounds(sampling: SamplingConfig, experts: int) -> tuple[float, ...]:
     return tuple(sorted(found | ({1000 * sampling.boundary} if experts == 2 else set()), reverse=True))
 
 
-def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
+def _follow_timesteps(values: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Set steps to the number of timesteps. Raises ConfigError if another key contradicts them."""
     count = len(values["timesteps"])
-    origin = "timesteps" if "timesteps" in said else f"preset {values['preset']}"
-    if said.get("steps", count) != count:
+    origin = "timesteps" if "timesteps" in given else f"preset {values['preset']}"
+    if given.get("steps", count) != count:
         raise ConfigError(
-            f"got {said['steps']}, but {origin} has {count} timesteps", where="steps", fix="leave it out"
+            f"got {given['steps']}, but {origin} has {count} timesteps", where="steps", fix="leave it out"
         )
     values["steps"] = count
-    if "timesteps" in said and "solver" not in said:
+    if "timesteps" in given and "solver" not in given:
         values["solver"] = values["solver"] if SOLVERS.get(values["solver"]).free_timesteps else "euler"
     if not SOLVERS.get(values["solver"]).free_timesteps or values.get("videoxfun_sigmas"):
         free = ", ".join(name for name in SOLVERS if SOLVERS.get(name).free_timesteps)
@@ -90,12 +90,12 @@ def _follow_timesteps(values: dict[str, Any], said: Mapping[str, Any]) -> None:
         )
 
 
-def _preset(said: Mapping[str, Any], experts: int) -> dict[str, Any]:
+def _preset(given: Mapping[str, Any], experts: int) -> dict[str, Any]:
     """Solver, grid and shift of the preset.
 
     From the official code, DiffSynth, or diffusers, whose shift depends on the frame size.
     """
-    name = said.get("preset", "wan")
+    name = given.get("preset", "wan")
     if name in FEW_STEPS:
         return dict(FEW_STEPS[name][0])
     if name == "diffsynth":
@@ -112,6 +112,6 @@ def _preset(said: Mapping[str, Any], experts: int) -> dict[str, Any]:
         }
     if name == "diffusers":
         default = SamplingConfig()
-        pixels = said.get("height", default.height) * said.get("width", default.width)
+        pixels = given.get("height", default.height) * given.get("width", default.width)
         return {"solver": "unipc", "grid": "diffusers", "shift": 3.0 if pixels <= 480 * 832 else 5.0}
     return {"solver": "unipc", "shift": 16.0 if experts == 1 else 12.0}

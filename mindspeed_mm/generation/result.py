@@ -71,7 +71,7 @@ class Timings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class GeneratedVideo:
     """A generated video before any of it is written. Exists on the main process only."""
 
     request: GenerationRequest

@@ -19,7 +19,7 @@ from mindspeed_mm.generation.loras import applied
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.parallel import SINGLE, SingleProcess
 from mindspeed_mm.generation.request import GenerationRequest
-from mindspeed_mm.generation.result import Made, PromptEmbeds
+from mindspeed_mm.generation.result import GeneratedVideo, PromptEmbeds
 from mindspeed_mm.generation.stages import (
     decode,
     denoise,
@@ -60,7 +60,7 @@ class Run:
 def generate(
     models: ModelStore,
     request: GenerationRequest,
-    finish: Callable[[Made], T],
+    finish: Callable[[GeneratedVideo], T],
     *,
     parallel: SingleProcess = SINGLE,
     on_conditions: OnConditions | None = None,
@@ -95,7 +95,7 @@ def generate(
             lambda: decode(models, latents, num_refs), request.sampling, source.conditions
         )
         return finish(
-            Made(
+            GeneratedVideo(
                 request=request,
                 conditions=source.conditions,
                 num_refs=num_refs,
@@ -111,7 +111,7 @@ def generate(
 def _generate_windows(
     run: Run,
     request: GenerationRequest,
-    finish: Callable[[Made], T],
+    finish: Callable[[GeneratedVideo], T],
     on_conditions: OnConditions | None,
     store: WindowStore | None,
 ) -> T | None:
@@ -148,7 +148,7 @@ def _generate_windows(
         assert whole is not None
         assert extended is not None
         return finish(
-            Made(
+            GeneratedVideo(
                 request=request,
                 conditions=whole,
                 num_refs=len(whole.src_ref_images),

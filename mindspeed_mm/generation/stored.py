@@ -80,9 +80,9 @@ def write_latents(folder: Path, latents: Tensor, num_refs: int, settings: dict[s
     Returns its path.
     """
     path = folder / FILE_NAME
-    said = {"num_refs": str(num_refs), "settings": format_json(settings)}
+    metadata = {"num_refs": str(num_refs), "settings": format_json(settings)}
     with explain_disk(path):
-        write_packed(path, {"latents": latents.float()}, said)
+        write_packed(path, {"latents": latents.float()}, metadata)
     return path
 
 

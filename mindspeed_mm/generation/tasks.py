@@ -78,11 +78,11 @@ def prepare_task(request: TaskRequest, inputs: Inputs, folder: Path) -> tuple[In
 
 def _check_counts(task: Task, videos: Sequence[str], images: Sequence[str], where: str) -> None:
     for kind, key, given in (("clip", "video_path", videos), ("image", "image_paths", images)):
-        least, most = count_bounds(task.needs, kind)
-        if len(given) < least or (len(given) > most and kind == "clip"):
+        fewest, limit = count_bounds(task.needs, kind)
+        if len(given) < fewest or (len(given) > limit and kind == "clip"):
             raise ConfigError(
                 f"task {task.name} got {len(given)} {kind}s",
                 where=where,
-                expected=f"at least {least}" if len(given) < least else f"at most {most}",
-                fix=f"give {key}" if len(given) < least else f"leave {key} out",
+                expected=f"at least {fewest}" if len(given) < fewest else f"at most {limit}",
+                fix=f"give {key}" if len(given) < fewest else f"leave {key} out",
             )

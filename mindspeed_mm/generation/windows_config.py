@@ -128,14 +128,14 @@ class WindowKeys(ClipPolicy):
 
     @model_validator(mode="after")
     def _windows_fit(self) -> WindowKeys:
-        said = [
+        named = [
             name
             for name, field in WindowKeys.model_fields.items()
             if name.startswith("window_") and getattr(self, name) != field.default
         ]
         if self.window is None:
-            if said:
-                raise ValueError(f"{', '.join(said)}: window is missing; set window to 81, or leave it out")
+            if named:
+                raise ValueError(f"{', '.join(named)}: window is missing; set window to 81, or leave it out")
             return self
         if self.overlap + self.window_discard >= self.window:
             more = f" and window_discard {self.window_discard}" if self.window_discard else ""
@@ -146,7 +146,7 @@ class WindowKeys(ClipPolicy):
                 f"window_overlap {self.overlap}{more} leave nothing of a window of {self.window} frames; "
                 f"{fix}"
             )
-        only_extend = [name for name in said if name in ("window_discard", "window_colors")]
+        only_extend = [name for name in named if name in ("window_discard", "window_colors")]
         if self.window_mode == "context_windows" and only_extend:
             raise ValueError(f"{', '.join(only_extend)}: for window_mode extend; leave it out")
         return self

@@ -195,9 +195,9 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise DataError(
-            f"its disk has {free / 1e6:.3g} MB left, about {needed / 1e6:.3g} MB are needed",
+            f"disk has {free / 1e6:.3g} MB free, but about {needed / 1e6:.3g} MB are needed",
             where=folder,
-            fix="make room or choose another output_path",
+            fix="free disk space or choose another output_path",
         )
 
 
@@ -215,4 +215,4 @@ def explain_disk(path: Path) -> Iterator[Path]:
         yield path
     except OSError as error:
         problem = f"cannot be written: {error.strerror or error}"
-        raise DataError(problem, where=path, fix="make room or choose another output_path") from None
+        raise DataError(problem, where=path, fix="free disk space or choose another output_path") from None

@@ -31,8 +31,8 @@ from mindspeed_mm.serve.folders import (
     JobFolders,
     build_job,
     discard,
-    in_api_words,
     link_inputs,
+    translate_error,
     translator,
 )
 from mindspeed_mm.serve.guard import Guard
@@ -137,13 +137,13 @@ class Service:
             planned = build_job(draft, self.base, fields, files, self.loras)
             video = planned.videos[0]
             self._check_size(video.sampling.model_dump())
-            said = map(translator(draft), planned.notes)
+            translated = map(translator(draft), planned.notes)
             soft = video.sampling.soft_mask if video.task is None else None
-            notes = [*said, *remarks_of(draft / "inputs", files, soft_mask=soft)]
+            notes = [*translated, *remarks_of(draft / "inputs", files, soft_mask=soft)]
             folder = self.folders.commit(draft, job_id)
         except MindSpeedMMError as error:
             discard(draft)
-            raise (error if isinstance(error, ApiError) else in_api_words(error, draft)) from None
+            raise (error if isinstance(error, ApiError) else translate_error(error, draft)) from None
         except BaseException:
             discard(draft)
             raise

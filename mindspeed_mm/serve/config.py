@@ -94,7 +94,7 @@ class ServeConfig(Config):
         return frozenset(name.lower() for name in names)
 
     @model_validator(mode="after")
-    def _origins_are_origins(self) -> ServeConfig:
+    def _check_origins(self) -> ServeConfig:
         for origin in self.cors_origins:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
                 raise ValueError(f"cors_origins: expected scheme://host[:port], got {origin!r:.100}")

@@ -95,7 +95,7 @@ def read_fields(
     if given.get("seconds") is not None:
         values.update(_read_seconds(given["seconds"], values, fps or SamplingConfig().fps))
     if not str(values.get("prompt") or "").strip():
-        raise ConfigError("is missing", where="prompt", fix="say what the video shows")
+        raise ConfigError("is missing", where="prompt", fix="describe the video")
     request = _parsed(values)
     _check_task(request.task)
     if request.loras:

@@ -125,7 +125,7 @@ def build_job(
     try:
         return GenerateJob.from_file(path)
     except MindSpeedMMError as error:
-        raise in_api_words(error, folder) from None
+        raise translate_error(error, folder) from None
 
 
 def translator(folder: Path) -> Callable[[str], str]:
@@ -153,7 +153,7 @@ def translator(folder: Path) -> Callable[[str], str]:
     return translate
 
 
-def in_api_words(error: E, folder: Path) -> E:
+def translate_error(error: E, folder: Path) -> E:
     """Rewrite an error in the words of the API.
 
     Advice about flags and folders is left out, because it is for the operator of the server.

@@ -28,7 +28,7 @@ from mindspeed_mm.generation.usual import unusual
 from mindspeed_mm.log import get_logger, on_every_rank, one_line_errors, rank, world_size
 from mindspeed_mm.processes import check_stop
 from mindspeed_mm.serve.engine import late_error
-from mindspeed_mm.serve.folders import JobFolders, build_job, in_api_words, translator
+from mindspeed_mm.serve.folders import JobFolders, build_job, translate_error, translator
 from mindspeed_mm.serve.jobs import JobStore
 from mindspeed_mm.serve.loras import Loras
 from mindspeed_mm.serve.problem import describe_error
@@ -103,7 +103,7 @@ class Worker:
         except MindSpeedMMError as problem:
             if not self.parallel.is_shared(problem):
                 raise  # only this process failed; the engine ends the others, which wait in a collective
-            error = describe_error(in_api_words(problem, self.folders.of(job.id)))
+            error = describe_error(translate_error(problem, self.folders.of(job.id)))
         except Cancelled:
             error = {"code": "cancelled"}
         except Late:
@@ -122,7 +122,7 @@ class Worker:
     def _generate(self, job: Job) -> None:
         folder = self.folders.of(job.id)
 
-        said: list[str] = []
+        job_notes: list[str] = []
         text_len = 0
 
         def build() -> GenerateJob:
@@ -130,13 +130,13 @@ class Worker:
             planned = build_job(folder, self.base, job.request["fields"], job.request["files"], self.loras)
             config = check_weights(planned)
             text_len = config.trunk.text_len
-            said.extend((*planned.notes, *unusual(config, planned.videos[0].sampling)))
+            job_notes.extend((*planned.notes, *unusual(config, planned.videos[0].sampling)))
             return planned
 
         def show(request: GenerationRequest, conditions: Conditions) -> None:
             files.write_conditions(request, conditions)
             notes = map(
-                translator(folder), (*said, *conditions.notes, *self._long_prompts(request, text_len))
+                translator(folder), (*job_notes, *conditions.notes, *self._long_prompts(request, text_len))
             )
             self.store.remark(job, list(dict.fromkeys((*job.notes, *notes))))
 

@@ -271,8 +271,8 @@ def _whole_run(plan: Plan) -> str:
 
 def _cost(plan: Plan, iterations: float) -> str:
     energy = plan.kwh(iterations)
-    said = f", {energy:.3g} kWh at the boards' limit" if energy is not None else ""
-    return f"{plan.hours(iterations):.3g} hours{said}"
+    energy_note = f", {energy:.3g} kWh at the boards' limit" if energy is not None else ""
+    return f"{plan.hours(iterations):.3g} hours{energy_note}"
 
 
 def _peak(plan: Plan, job: PretrainJob) -> float:

@@ -103,7 +103,7 @@ def make_plan(job: GenerateJob, flags: GenerationPlanFlags) -> GenerationPlan:
     Raises ConfigError for an unknown device, or a model of unknown size.
     """
     if job.run.from_latents is not None:
-        raise ConfigError("only decodes", where="from_latents", fix="leave it out to plan a generation")
+        raise ConfigError("only decodes", where="from_latents", fix="remove it to plan a generation run")
     device = read_calibration(job.run.dtype) if flags.device == "here" else find_device(flags.device)
     if flags.mfu:
         device = replace(device, products=flags.mfu, attention=flags.mfu)
@@ -167,9 +167,9 @@ def model_of(job: GenerateJob) -> tuple[VaceConfig, str]:
     if name is not None:
         return PRESETS[name], f"{name}, by its name"
     raise ConfigError(
-        f"{display_path(path)} does not exist, and its name holds no size",
+        f"{display_path(path)} does not exist, and its name contains no model size",
         where="model.transformer",
-        fix=f"name existing weights, or a folder such as {next(iter(PRESETS))}",
+        fix=f"set it to existing weights, or to a folder such as {next(iter(PRESETS))}",
     )
 
 

@@ -114,7 +114,7 @@ def usable_clips(job: PretrainJob, clips: VaceDatasetConfig) -> tuple[list[Sampl
             )
             for line in report.summary().split("\n"):
                 logger.info(line)
-            report.demand(or_else="remove them from the list")
+            report.enforce_error_budget(or_else="remove them from the list")
             found[0] = [(fact.frames, *fact.size) for fact in report.facts]
 
     raise_on_all_ranks(check_clips)

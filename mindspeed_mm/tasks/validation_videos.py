@@ -22,7 +22,7 @@ from mindspeed_mm.generation.layout import Layout
 from mindspeed_mm.generation.models import ModelStore
 from mindspeed_mm.generation.outputs import VideoFiles
 from mindspeed_mm.generation.parallel import ContextParallel, SingleProcess
-from mindspeed_mm.generation.result import Made
+from mindspeed_mm.generation.result import GeneratedVideo
 from mindspeed_mm.generation.run import Encoded, generate, share_prompts
 from mindspeed_mm.log import get_logger, rank
 from mindspeed_mm.models.spec import generating_spec
@@ -114,8 +114,8 @@ class ValidationVideos:
         self.model.train(was_training)
         return self.parallel.run_on_main_and_broadcast(lambda: _scores(folder)) if self.score else {}
 
-    def _finish(self, files: VideoFiles) -> Callable[[Made], None]:
-        def finish(made: Made) -> None:
+    def _finish(self, files: VideoFiles) -> Callable[[GeneratedVideo], None]:
+        def finish(made: GeneratedVideo) -> None:
             if self.score:  # vace eval reads the conditions beside the video
                 files.write_conditions(made.request, made.conditions)
             files.write(made)

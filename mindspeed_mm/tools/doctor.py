@@ -82,7 +82,7 @@ def main(argv: Sequence[str], prog: str = PROG) -> None:
     else:
         logger.info(f"{len(findings)} checks in {time.monotonic() - start:.1f} s")
     if broken:
-        raise LaunchError(f"broken: {', '.join(broken)}", fix="do what the lines above say")
+        raise LaunchError(f"broken: {', '.join(broken)}", fix="follow the advice in the lines above")
 
 
 def job_parser(prog: str = PROG) -> FlagParser:
@@ -117,5 +117,5 @@ def run_check(name: str, check: Check) -> list[Finding]:
     except MindSpeedMMError as error:
         return [Finding(name, "broken", error.problem, error.fix)]
     except Exception as error:  # a broken driver or library may raise anything
-        said = str(error).strip().splitlines() or [""]
-        return [Finding(name, "broken", f"{type(error).__name__}: {said[0]}")]
+        lines = str(error).strip().splitlines() or [""]
+        return [Finding(name, "broken", f"{type(error).__name__}: {lines[0]}")]

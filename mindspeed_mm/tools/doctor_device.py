@@ -29,7 +29,7 @@ def check_devices() -> Iterator[Finding]:
     if first.kind == "cpu":
         driver = next((name for name in _DRIVERS if shutil.which(name)), None)
         if driver is not None and "MINDSPEED_MM_DEVICE" not in os.environ:
-            text = f"{driver} is here, but torch {torch.__version__} finds no device"
+            text = f"{driver} is installed, but torch {torch.__version__} finds no device"
             yield Finding("device", "broken", text, f"install {_DRIVERS[driver]}")
         yield _step(first)
         return

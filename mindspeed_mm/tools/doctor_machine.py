@@ -80,8 +80,8 @@ def check_memory() -> Iterator[Finding]:
         fix = "close other programs, or use fewer workers and processes" if available < MEMORY else ""
         yield Finding("memory", "warn" if fix else "ok", f"{_size(available)} available", fix)
     threads = os.environ.get("OMP_NUM_THREADS")
-    said = f", OMP_NUM_THREADS {threads}" if threads else ""
-    yield Finding("cores", "ok", f"{usable_cores()}{said}")
+    threads_note = f", OMP_NUM_THREADS {threads}" if threads else ""
+    yield Finding("cores", "ok", f"{usable_cores()}{threads_note}")
 
 
 def check_clock(folder: Path) -> Iterator[Finding]:
@@ -89,8 +89,8 @@ def check_clock(folder: Path) -> Iterator[Finding]:
     try:
         file = tempfile.NamedTemporaryFile(dir=folder, prefix=".vace-doctor-")  # noqa: SIM115 (closed below)
     except OSError as error:
-        found = f"{folder} takes no files: {error.strerror}"
-        yield Finding("clock", "broken", found, "name a folder that you may write to as --out")
+        found = f"{folder} cannot be written to: {error.strerror}"
+        yield Finding("clock", "broken", found, "set --out to a writable folder")
         return
     with file:
         before = time.time()
@@ -107,7 +107,7 @@ def check_clock(folder: Path) -> Iterator[Finding]:
 def check_space(folder: Path) -> Iterator[Finding]:
     """Free space where a run writes."""
     free = shutil.disk_usage(folder).free
-    fix = "make room, or write to another disk" if free < FREE else ""
+    fix = "free disk space, or write to another disk" if free < FREE else ""
     yield Finding("disk", "warn" if fix else "ok", f"{_size(free)} free for {folder}", fix)
 
 
@@ -117,8 +117,8 @@ def check_speed(folder: Path) -> Iterator[Finding]:
     try:
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
     except OSError as error:
-        found = f"{folder} takes no files: {error.strerror}; its speed is not measured"
-        yield Finding("data", "warn", found, "name a folder of that disk that you may write to as --data")
+        found = f"{folder} cannot be written to: {error.strerror}; its speed is not measured"
+        yield Finding("data", "warn", found, "set --data to a writable folder on that disk")
         return
     with file:
         start = time.perf_counter()

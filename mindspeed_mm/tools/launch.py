@@ -27,7 +27,7 @@ from typing import BinaryIO
 
 from mindspeed_mm.errors import LaunchError, MindSpeedMMError
 from mindspeed_mm.files import open_append
-from mindspeed_mm.processes import LAUNCHER, STOP_SIGNALS, STORE, die_of
+from mindspeed_mm.processes import LAUNCHER, STOP_SIGNALS, STORE, exit_by_signal
 from mindspeed_mm.tools.elapsed import elapsed_line
 from mindspeed_mm.tools.screen import Screen
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         raise SystemExit(1) from None
     if code == 128 + signal.SIGINT:
-        die_of(signal.SIGINT)
+        exit_by_signal(signal.SIGINT)
     raise SystemExit(code)
 
 
@@ -112,7 +112,7 @@ class Launcher:
             last = self.options.node_rank == self.options.nnodes - 1  # the last rank of all logs there
             line = elapsed_line(self.log_path, self.options.report_batch, expected=last)
             if line:
-                self._say(line)
+                self._print(line)
         return code
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
@@ -233,7 +233,7 @@ class Launcher:
     # Waiting for the ranks
 
     def _attend(self, store: socket.socket | None) -> int:
-        screen = Screen(self._say, str(self.log_path))
+        screen = Screen(self._print, str(self.log_path))
         readers = self._start(store)
         running = set(self._ranks)
         passed, since, ended_by_us = 0, 0.0, False
@@ -268,7 +268,7 @@ class Launcher:
                 if late > _KILL:
                     self._end(running, signal.SIGKILL)
             elif since and time.monotonic() - since > _shutdown_limit():
-                self._say(
+                self._print(
                     f"still running {_shutdown_limit():.0f} s after the signal; killed. See {self.log_path}"
                 )
                 self._end(running, signal.SIGKILL)
@@ -280,8 +280,8 @@ class Launcher:
         if screen.failure is not None:
             return 1
         if screen.stopping and any(process.returncode for process in self._ranks.values()):
-            if not screen.said_stopped:
-                self._say(f"stopped by {signal.Signals(self._signals[0]).name}")
+            if not screen.logged_stop:
+                self._print(f"stopped by {signal.Signals(self._signals[0]).name}")
             return 128 + self._signals[0]
         return 0
 
@@ -315,11 +315,11 @@ class Launcher:
 
     def _write(self, line: str) -> None:
         """Write a line of this process to the screen and, if it is open, to the log."""
-        self._say(line)
+        self._print(line)
         if self._log is not None:
             self._log.write(line.encode() + b"\n")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         with suppress(OSError, ValueError):  # the terminal or pager is closed; the log still has every line
             sys.stdout.write(f"{self._clear}{line}\n")
             sys.stdout.flush()

@@ -72,5 +72,5 @@ def draw_plan(path: Path, title: str, counts: Sequence[AtCount], capacity: float
             image.save(part, "PNG")
     except OSError as error:
         raise ConfigError(
-            f"cannot be written: {error.strerror}", where=path, fix="name another file"
+            f"cannot be written: {error.strerror}", where=path, fix="choose another file"
         ) from None

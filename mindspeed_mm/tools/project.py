@@ -115,7 +115,9 @@ def create(folder: Path, models: Sequence[str]) -> None:
             os.replace(draft, folder)
     except OSError as error:
         raise ConfigError(
-            f"cannot be written: {error.strerror}", where=folder, fix="make room or choose another"
+            f"cannot be written: {error.strerror}",
+            where=folder,
+            fix="free disk space or choose another folder",
         ) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -54,7 +54,7 @@ class Screen:
         self._shown: Failure | None = None
         self._failed_at: float | None = None
         self.stopping = False  # a signal was forwarded, so lost connections are expected
-        self.said_stopped = False
+        self.logged_stop = False
 
     @property
     def failed_at(self) -> float | None:
@@ -79,9 +79,9 @@ class Screen:
         if _STOPPED.match(text):
             if self._failed_at is not None and not self.stopping:
                 return  # the launcher stops the other ranks after a failure
-            if self.said_stopped and text.startswith("stopped by") and " after " not in text:
+            if self.logged_stop and text.startswith("stopped by") and " after " not in text:
                 return
-            self.said_stopped = True
+            self.logged_stop = True
         self._show(text)
 
     def ended(self, rank: int, code: int) -> None:

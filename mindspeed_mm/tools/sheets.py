@@ -99,8 +99,8 @@ def feature_sheet(
     shown = spread(decoded, SHOWN)
     clips = [clip[:, refs : refs + decoded] for clip in (latents, context[:16], context[16:32])]
     references = [latents[:, place : place + 1] for place in range(refs)]
-    look = _painted(latents, shown) if vae is None else _decoded(vae, shown)
-    how = "colours stand for latents" if vae is None else _how_far(decoded, cells)
+    draw = _painted(latents, shown) if vae is None else _decoded(vae, shown)
+    how = "colours stand for latents" if vae is None else _decoded_note(decoded, cells)
     masked = mask_frames(4 * cells - 3)
     notes = ("what the model learns to make", _INACTIVE, _REACTIVE)
     names = ("latents", "inactive", "reactive")
@@ -111,7 +111,7 @@ def feature_sheet(
             pictures=pictures,
             labels=[f"latent {i} · frame {_middle(i)}" for i in shown],
         )
-        for name, note, pictures in zip(names, notes, look(clips), strict=True)
+        for name, note, pictures in zip(names, notes, draw(clips), strict=True)
     ]
     cut = rearrange(context[32:, refs:], "(py px) f h w -> 1 f (h py) (w px)", py=8, px=8)
     strips.append(
@@ -246,10 +246,11 @@ class Palette:
         return list(colours.repeat_interleave(8, 1).repeat_interleave(8, 2).numpy())
 
 
-Look = Callable[[Sequence[Tensor]], list[list[Picture]]]  # clips [16, F, h, w] of one size → pictures of each
+# draws clips [16, F, h, w] of one size; returns the pictures of each clip
+DrawClips = Callable[[Sequence[Tensor]], list[list[Picture]]]
 
 
-def _painted(latents: Tensor, shown: Sequence[int]) -> Look:
+def _painted(latents: Tensor, shown: Sequence[int]) -> DrawClips:
     palette = Palette(latents)
     return lambda clips: [palette.paint(clip, shown) for clip in clips]
 
@@ -259,29 +260,29 @@ def _middle(latent: int) -> int:
     return max(0, 4 * latent - 1)
 
 
-def _decoded(vae: Decoder, shown: Sequence[int]) -> Look:
+def _decoded(vae: Decoder, shown: Sequence[int]) -> DrawClips:
     frames = [_middle(i) for i in shown]
 
-    def look(clips: Sequence[Tensor]) -> list[list[Picture]]:
-        twin = [next(j for j, other in enumerate(clips) if torch.equal(other, clip)) for clip in clips]
-        different = sorted(set(twin))  # decode equal clips once: without a mask, reactive equals src_video
+    def draw(clips: Sequence[Tensor]) -> list[list[Picture]]:
+        source = [next(j for j, other in enumerate(clips) if torch.equal(other, clip)) for clip in clips]
+        unique = sorted(set(source))  # decode equal clips once: without a mask, reactive equals src_video
         pixels = 64 * clips[0].shape[-2] * clips[0].shape[-1]
-        at_once = len(different) if pixels <= _SMALL else 1
+        at_once = len(unique) if pixels <= _SMALL else 1
         pictures: dict[int, list[Picture]] = {}
-        for start in range(0, len(different), at_once):
-            group = different[start : start + at_once]
+        for start in range(0, len(unique), at_once):
+            group = unique[start : start + at_once]
             clip = vae.decode(torch.stack([clips[place] for place in group]).to(vae.device))[
                 :, :, frames
             ].cpu()
             pictures.update(
                 {place: _clip(one, range(len(frames))) for place, one in zip(group, clip, strict=True)}
             )
-        return [pictures[place] for place in twin]
+        return [pictures[place] for place in source]
 
-    return look
+    return draw
 
 
-def _how_far(decoded: int, cells: int) -> str:
+def _decoded_note(decoded: int, cells: int) -> str:
     return (
         "decoded" if decoded == cells else f"the first {4 * decoded - 3} of {4 * cells - 3} frames, decoded"
     )

@@ -12,26 +12,27 @@ Language = Literal["en", "zh"]
 
 
 class UiConfig(Config):
-    """One page."""
+    """Settings of the page."""
 
-    host: str = Field(default="127.0.0.1", description="address to listen on; any but loopback needs a token")
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; other than loopback needs a token"
+    )
     port: int = Field(default=7860, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     lang: Language = Field(default="en", description="language of the page at /; the other is a click away")
     server: str | None = Field(
         default=None,
-        description="address of a vace serve, as http://127.0.0.1:8000 (default: one of the page's own)",
+        description="URL of a vace serve, such as http://127.0.0.1:8000 (default: the page starts its own)",
     )
     data_dir: str = Field(
-        default="./outputs/ui", description="folder of uploads, saved settings, and the own server's queue"
+        default="./outputs/ui",
+        description="folder for uploads, saved settings, and the queue of the page's own server",
     )
-    root: str = Field(
-        default=".", description="folder that the tabs Inspect and Curves may read; nothing outside of it"
-    )
+    root: str = Field(default=".", description="the only folder that the tabs Inspect and Curves may read")
     token_file: str | None = Field(
         default=None, description="file whose first line is the password of the page (or set VACE_TOKEN)"
     )
     allowed_hosts: tuple[str, ...] = Field(
-        default=(), description="names by which browsers may call the page, besides loopback and --host"
+        default=(), description="host names of the page that are accepted besides loopback and --host"
     )
     devices: int = Field(default=1, ge=1, le=1024, description="devices of the page's own server")
-    max_upload_mb: int = Field(default=512, ge=1, le=1 << 20, description="size of one upload")
+    max_upload_mb: int = Field(default=512, ge=1, le=1 << 20, description="maximum size of one upload in MB")

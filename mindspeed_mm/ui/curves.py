@@ -24,7 +24,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path) from None
     if not curves:
-        raise DataError("holds no metrics", where=path, expected="the metrics.jsonl of a training run")
+        raise DataError("contains no metrics", where=path, expected="the metrics.jsonl of a training run")
     return curves
 
 
@@ -54,9 +54,9 @@ def smoothed(curve: Curve, share: float) -> Curve:
     return found
 
 
-def thinned(curve: Curve, most: int = _POINTS) -> Curve:
-    """Select at most `most` evenly spaced points, including the last."""
-    if len(curve) <= most:
+def thinned(curve: Curve, max_points: int = _POINTS) -> Curve:
+    """Select at most `max_points` evenly spaced points, including the last."""
+    if len(curve) <= max_points:
         return curve
-    step = len(curve) / most
-    return [curve[min(len(curve) - 1, math.ceil((place + 1) * step) - 1)] for place in range(most)]
+    step = len(curve) / max_points
+    return [curve[min(len(curve) - 1, math.ceil((place + 1) * step) - 1)] for place in range(max_points)]

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         )
     elif namespace.config or namespace.model or namespace.set:
         raise ConfigError(
-            "contradicts CONFIG.json, --model and --set, which are for the page's own server",
+            "cannot be used with CONFIG.json, --model or --set, which configure the page's own server",
             where="--server",
         )
     if not Path(settings.root).is_dir():
@@ -103,9 +103,9 @@ def _read_tiny(settings: ServeConfig, overrides: Overrides) -> dict[str, Any]:
     place = next((place for place in places if (place / _TINY).is_file()), None)
     if place is None:
         raise ConfigError(
-            "the tiny weights are not here",
+            "the tiny weights are not installed",
             where=PROG,
-            fix="give CONFIG.json, --model FOLDER or --server URL",
+            fix="pass CONFIG.json, --model FOLDER or --server URL",
         )
     model = read_json_object(place / _TINY)["model"]
     weights = place / "tiny/weights"

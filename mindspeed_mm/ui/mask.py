@@ -59,7 +59,7 @@ def painted_mask(text: str | None) -> Mask | None:
         return None
     head, _, data = text.partition(",")
     if head != "data:image/png;base64" or len(data) > _LONGEST:
-        raise DataError("is no painting", where="mask", expected="a PNG as the page sends it")
+        raise DataError("is not a painting", where="mask", expected="a PNG data URL from the page")
     try:
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]) as image:
             if max(image.size) > 2 * _SIDE[1]:
@@ -67,7 +67,7 @@ def painted_mask(text: str | None) -> Mask | None:
             alpha = np.asarray(image.convert("RGBA"))[..., 3]
     except (ValueError, OSError, SyntaxError, binascii.Error) as error:
         raise DataError(
-            f"is no painting: {error}", where="mask", expected="a PNG as the page sends it"
+            f"is not a painting: {error}", where="mask", expected="a PNG data URL from the page"
         ) from None
     return np.where(alpha > _ALPHA, 255, 0).astype(np.uint8) if (alpha > _ALPHA).any() else None
 
@@ -127,10 +127,10 @@ def write_clip_masks(video: Path, painting: Painting, folder: Path) -> Path:
 
     Raises DataError.
     """
-    said = (
+    key_text = (
         f"{video}:{painting.frame}:{painting.follow}:{painting.refine}:{painting.grow}:{painting.mask.shape}"
     )
-    digest = hashlib.sha256(said.encode() + painting.mask.tobytes()).hexdigest()[:24]
+    digest = hashlib.sha256(key_text.encode() + painting.mask.tobytes()).hexdigest()[:24]
     path = folder / f"mask_{digest}.mkv"
     if not path.exists():
         clip = Clip.open(video)

@@ -64,9 +64,9 @@ def _build_make(words: Words, service: Service) -> None:
             )
             widgets = build_inputs(words, service)
             with gr.Row():
-                look = gr.Button(words("preview"), elem_id="preview")
+                preview_button = gr.Button(words("preview"), elem_id="preview")
                 run = gr.Button(words("run"), variant="primary", elem_id="run")
-            said = gr.HTML(elem_id="said", padding=False)
+            message_box = gr.HTML(elem_id="said", padding=False)
             strip = gr.Image(
                 label=words("strip"),
                 show_label=False,
@@ -80,13 +80,19 @@ def _build_make(words: Words, service: Service) -> None:
             queue = QueuePanel(words, service)
             saved = build_saved(words)
     actions = Actions(words, service, widgets)
-    _wire(actions, widgets, sample, look, run, said, strip)
+    _wire(actions, widgets, sample, preview_button, run, message_box, strip)
     queue.wire(actions)
-    saved.wire(actions, said)
+    saved.wire(actions, message_box)
 
 
 def _wire(
-    actions: Actions, widgets: Widgets, sample: Any, look: Any, run: Any, said: Any, strip: Any
+    actions: Actions,
+    widgets: Widgets,
+    sample: Any,
+    preview_button: Any,
+    run: Any,
+    message_box: Any,
+    strip: Any,
 ) -> None:
     every = widgets.all
     shown = [
@@ -108,5 +114,5 @@ def _wire(
     for side in ("left", "top", "right", "bottom"):
         part[side].release(actions.take_sides, every, shown, **quiet)
     sample.click(actions.take_sample, None, [part["video"], part["prompt"]], **quiet)
-    look.click(actions.preview, every, [strip, said])
-    run.click(actions.run, every, [said])
+    preview_button.click(actions.preview, every, [strip, message_box])
+    run.click(actions.run, every, [message_box])

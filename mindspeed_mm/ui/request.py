@@ -72,14 +72,14 @@ class Filled:
     def settings(self) -> dict[str, Any]:
         """All inputs except the sources, with keys of the inference JSON."""
         form = forms()[self.form]
-        said: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
-        said |= {**self.numbers, **self.windows()}
+        settings: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+        settings |= {**self.numbers, **self.windows()}
         if form.task is not None:
-            said["task"] = {"type": form.task.name, **_options(form, self)}
+            settings["task"] = {"type": form.task.name, **_options(form, self)}
         if form.sides and any(self.sides):
-            said["outpaint"] = [side / 100 for side in self.sides]
-        said["inputs"] = ["video"] if form.video else ["first_frame"] if form.ends else []
-        return {name: value for name, value in said.items() if value not in (None, "")}
+            settings["outpaint"] = [side / 100 for side in self.sides]
+        settings["inputs"] = ["video"] if form.video else ["first_frame"] if form.ends else []
+        return {name: value for name, value in settings.items() if value not in (None, "")}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _reference_numbers(line: str) -> list[int]:
 
 def _check_sources(form: Form, filled: Filled) -> None:
     if not filled.prompt.strip():
-        raise ConfigError("is missing", where="prompt", fix="say what the video shows")
+        raise ConfigError("is missing", where="prompt", fix="describe the video")
     if form.video and filled.video is None:
         raise ConfigError("is missing", where="src_video", fix="give a clip")
     if form.needs_images and len(filled.images) < form.images[0]:
@@ -177,7 +177,7 @@ def _check_sources(form: Form, filled: Filled) -> None:
     if form.ends and filled.first is None and filled.last is None:
         raise ConfigError("are missing", where="first and last frame", fix="give one of them")
     if form.sides and not any(filled.sides):
-        raise ConfigError("are all 0", where="sides", fix="let one side grow")
+        raise ConfigError("are all 0", where="sides", fix="extend at least one side")
 
 
 def _options(form: Form, filled: Filled) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _painted(
     if mode.startswith("bbox") and options.get("bbox"):
         return options
     if filled.painted is None:
-        raise ConfigError("is empty", where="mask", fix="paint the region that is generated")
+        raise ConfigError("is empty", where="mask", fix="paint the region to generate")
     clip = Clip.open(filled.video) if form.video and filled.video else None
     size = clip.size if clip else read_image(filled.images[0]).shape[:2]
     if mode.startswith("bbox"):

@@ -25,7 +25,7 @@ class Saved:
     known: Any
     load: Any
 
-    def wire(self, actions: Actions, said: Any) -> None:
+    def wire(self, actions: Actions, message_box: Any) -> None:
         """Connect the widgets to their handlers."""
         inputs = actions.widgets
         shown = [inputs.family, inputs.form, *inputs.parts.values(), *inputs.groups.values()]
@@ -48,7 +48,7 @@ class Saved:
                 return {inputs.parts["prompt"]: gr.skip()}
 
         self.drop.upload(actions.load_video, [self.drop], shown, **quiet)
-        self.save.click(keep, inputs.all | {self.name}, [said, self.known], **quiet)
+        self.save.click(keep, inputs.all | {self.name}, [message_box, self.known], **quiet)
         self.load.click(take, [self.known], shown, **quiet)
         self.known.focus(lambda: gr.update(choices=presets.names()), None, [self.known], **quiet)
 

@@ -39,8 +39,8 @@ def build_inspect(words: Words, service: Service) -> None:
         every = gr.Checkbox(label=words("every_row"), min_width=160, elem_id="inspect-every")
     with gr.Row():
         again = gr.Button(words("refresh"), size="sm", elem_id="inspect-again")
-        look = gr.Button(words("inspect"), variant="primary", size="sm", elem_id="inspect-draw")
-    said = gr.HTML(elem_id="inspect-said", padding=False)
+        draw_button = gr.Button(words("inspect"), variant="primary", size="sm", elem_id="inspect-draw")
+    message_box = gr.HTML(elem_id="inspect-said", padding=False)
     sheet = gr.Image(
         interactive=False,
         visible=False,
@@ -60,7 +60,7 @@ def build_inspect(words: Words, service: Service) -> None:
             return gr.update(visible=False), notice(str(error), bad=True)
         return gr.update(visible=True, value=image), notice(what)
 
-    look.click(run, [path, row, every], [sheet, said], concurrency_limit=1)
+    draw_button.click(run, [path, row, every], [sheet, message_box], concurrency_limit=1)
     again.click(lambda: gr.update(choices=find(root, _DATA)), None, [path], show_progress="hidden")
 
 
@@ -84,8 +84,8 @@ def build_curves(words: Words, service: Service) -> None:
     with gr.Row():
         again = gr.Button(words("refresh"), size="sm", elem_id="curves-again")
         follow = gr.Checkbox(label=words("follow"), min_width=160, elem_id="curves-follow")
-        look = gr.Button(words("draw"), variant="primary", size="sm", elem_id="curves-draw")
-    said = gr.HTML(elem_id="curves-said", padding=False)
+        draw_button = gr.Button(words("draw"), variant="primary", size="sm", elem_id="curves-draw")
+    message_box = gr.HTML(elem_id="curves-said", padding=False)
     plot = gr.LinePlot(
         x="iteration",
         y="value",
@@ -112,8 +112,8 @@ def build_curves(words: Words, service: Service) -> None:
         ]
         return gr.update(value=_table(rows), visible=True), gr.update(choices=known, value=taken), ""
 
-    inputs, outputs = [path, names, smooth], [plot, names, said]
-    look.click(run, inputs, outputs)
+    inputs, outputs = [path, names, smooth], [plot, names, message_box]
+    draw_button.click(run, inputs, outputs)
     path.input(lambda text, share: run(text, None, share), [path, smooth], outputs)
     names.input(run, inputs, outputs, show_progress="hidden")
     smooth.release(run, inputs, outputs, show_progress="hidden")

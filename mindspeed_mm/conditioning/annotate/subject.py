@@ -178,13 +178,13 @@ def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels
 def _thick(box: Pixels, height: int, width: int) -> Pixels:
     """Return `box`, extended if it is too thin for CSRT to track."""
     left, top, right, bottom = box
-    least = max(4, -(-max(right - left, bottom - top) // _THIN))
-    across, down = max(0, least - (right - left)), max(0, least - (bottom - top))
+    min_side = max(4, -(-max(right - left, bottom - top) // _THIN))
+    across, down = max(0, min_side - (right - left)), max(0, min_side - (bottom - top))
     left, top = max(0, left - across // 2), max(0, top - down // 2)
     return left, top, min(width, right + across - across // 2), min(height, bottom + down - down // 2)
 
 
-def _swing_of(box: Pixels) -> int:
+def _swing(box: Pixels) -> int:
     left, top, right, bottom = box
     return max(2, round(_SWING * math.sqrt((right - left) * (bottom - top))))
 
@@ -195,7 +195,7 @@ def track_box_masks(
     """Yield each frame with the subject's mask: the tracked box, or with `refine` its GrabCut mask."""
     for frame, found in track_box(frames, box):
         if refine:
-            yield frame, grabcut(frame, found, swing=_swing_of(found), fast=refine == "fast")
+            yield frame, grabcut(frame, found, swing=_swing(found), fast=refine == "fast")
         else:
             yield frame, box_mask(found, *frame.shape[:2])
 
@@ -221,6 +221,6 @@ def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: Refine = True) ->
         if not refine or not place:
             yield frame, moved
             continue
-        swing = _swing_of(box)
+        swing = _swing(box)
         near = cv2.dilate(moved, np.ones((4 * swing + 1, 4 * swing + 1), np.uint8))
         yield frame, grabcut(frame, box, near, swing=swing, fast=refine == "fast")

@@ -137,7 +137,7 @@ def fit_on_white(image: Frame, height: int, width: int) -> Frame:
 
 def _kept_frames(sources: Sources, options: KeptFramesOptions) -> Prepared:
     clip = sources.clip
-    kept = kept_places(clip, options)
+    kept = kept_frame_indices(clip, options)
 
     def steps() -> Iterator[Step]:
         keep, make = whole_mask(*clip.size, generate=False), whole_mask(*clip.size, generate=True)
@@ -148,7 +148,7 @@ def _kept_frames(sources: Sources, options: KeptFramesOptions) -> Prepared:
     return Prepared(steps=steps, num_frames=clip.num_frames, size=clip.size, fps=clip.fps, notes=notes)
 
 
-def kept_places(clip: Clip, options: KeptFramesOptions) -> set[int]:
+def kept_frame_indices(clip: Clip, options: KeptFramesOptions) -> set[int]:
     """Return the indices of the frames to keep. Raises DataError for a clip that is too short."""
     total, count = clip.num_frames, options.ref_num
     needed = (2 * count if options.mode == "firstlast" else count) + 1

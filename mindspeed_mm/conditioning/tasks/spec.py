@@ -193,26 +193,26 @@ class Task:
             ("clip", len(sources.clips), "--video", "them"),
             ("image", len(sources.images), "--image", "them as src_ref_images of the row, or"),
         ):
-            least, most = count_bounds(self.needs, kind)
-            if count < least or count > most:
+            smallest, largest = count_bounds(self.needs, kind)
+            if count < smallest or count > largest:
                 expected = (
-                    f"{least}"
-                    if least == most
-                    else f"{least} to {most}"
-                    if most < 99
-                    else f"at least {least}"
+                    f"{smallest}"
+                    if smallest == largest
+                    else f"{smallest} to {largest}"
+                    if largest < 99
+                    else f"at least {smallest}"
                 )
                 fix = (
                     f"give {given_as} with {flag}"
-                    if count < least
+                    if count < smallest
                     else f"leave {flag} out"
-                    if not most
+                    if not largest
                     else ""
                 )
                 raise DataError(
                     f"got {count} {kind}{'s' * (count != 1)}",
                     where=f"task {self.name}",
-                    expected=f"{expected} {kind}{'s' * (least != 1 or most not in (1, 99))}",
+                    expected=f"{expected} {kind}{'s' * (smallest != 1 or largest not in (1, 99))}",
                     fix=fix,
                 )
 

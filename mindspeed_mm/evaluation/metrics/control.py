@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mindspeed_mm.conditioning.annotate.opencv import opencv
 from mindspeed_mm.conditioning.tasks.catalog import TASKS
 from mindspeed_mm.conditioning.tasks.spec import Clip, Sources
-from mindspeed_mm.evaluation.sample import Pixels, Sample, Where
+from mindspeed_mm.evaluation.sample import PixelMask, Pixels, Sample
 from mindspeed_mm.evaluation.spec import metric
 
 _DARK = ("scribble", "xdog")  # tasks with black strokes on white; the others draw white on black
@@ -85,7 +85,7 @@ def depth_error(sample: Sample) -> float | None:
     return float(np.abs(control.mean() + max(scale, 0.0) * (found - found.mean()) - control).mean())
 
 
-def overlap_f1(found: Where, control: Where, tolerance: int) -> float | None:
+def overlap_f1(found: PixelMask, control: PixelMask, tolerance: int) -> float | None:
     """F1 of two sets of pixels, each pixel matched within `tolerance`.
 
     None if the control has no pixel; 0 if nothing matches.
@@ -94,7 +94,7 @@ def overlap_f1(found: Where, control: Where, tolerance: int) -> float | None:
         return None
     kernel = np.ones((2 * tolerance + 1,) * 2, np.uint8)
 
-    def near(where: Where) -> NDArray[np.bool_]:
+    def near(where: PixelMask) -> NDArray[np.bool_]:
         return np.stack([opencv().dilate(frame.astype(np.uint8), kernel) > 0 for frame in where])
 
     if not found.any():

@@ -41,7 +41,7 @@ class Encoder:
             raise WeightsError(
                 f"cannot be opened as a model of transformers: {reason}",
                 where=display_path(folder),
-                fix="name the folder of a CLIP or DINO model with its preprocessor_config.json",
+                fix="pass the folder of a CLIP or DINO model with its preprocessor_config.json",
             ) from None
         check_weights(display_path(folder), self._model.state_dict())
         self.device = device

@@ -25,24 +25,24 @@ def check_evaluation(job: PretrainJob) -> None:
             raise ConfigError(
                 "has no held-out loss to compare",
                 where=flag,
-                fix="name held-out features as dataset_param.validation, or leave it out",
+                fix="set dataset_param.validation to held-out features, or remove it",
             )
         if not evaluation.eval_iters:
-            raise ConfigError("--eval-iters 0 evaluates nothing", where=flag, fix="raise --eval-iters")
+            raise ConfigError("has no effect with --eval-iters 0", where=flag, fix="raise --eval-iters")
     if evaluation.eval_videos and prompts is None:
         raise ConfigError(
             "has no videos to score",
             where="--eval-videos",
-            fix="name an inference JSON as dataset_param.validation.prompts, or leave the flag out",
+            fix="set dataset_param.validation.prompts to an inference JSON, or remove the flag",
         )
     if prompts is not None:
         generating_spec(job.predictor.model_id, where)
     role = job.model.diffusion.role
     if prompts is not None and role is not None:
         raise ConfigError(
-            f"this is the {role}-noise expert, and one of two experts makes no video alone",
+            f"this is the {role}-noise expert, and one of two experts cannot generate a video alone",
             where=where,
-            fix="leave prompts out (data_path still measures the held-out loss) and generate with "
+            fix="remove prompts (data_path still measures the held-out loss) and generate with "
             "[high, low] afterwards",
         )
 
@@ -53,21 +53,22 @@ def check_evaluation_folder(job: PretrainJob) -> None:
         return
     validation = getattr(job.data.dataset_param, "validation", None)
     if getattr(validation, "prompts", None) is not None:
-        raise ConfigError("makes videos, which need a folder", where=_prompts_key(job), fix="give --save")
+        raise ConfigError("needs a folder for the videos", where=_prompts_key(job), fix="set --save")
     if job.training.checkpoint.save_best:
-        raise ConfigError("keeps a checkpoint, which needs a folder", where="--save-best", fix="give --save")
+        raise ConfigError("needs a folder for the checkpoint", where="--save-best", fix="set --save")
 
 
 def check_prompts(job: PretrainJob) -> None:
     """Raise ConfigError if the prompts of raw clips can be longer than the model accepts."""
     if job.raw_clips is None:
         return
-    given, most = job.raw_clips.tokenizer_config.model_max_length, getattr(job.predictor, "text_len", None)
-    if most is not None and given > most:
+    given = job.raw_clips.tokenizer_config.model_max_length
+    text_len = getattr(job.predictor, "text_len", None)
+    if text_len is not None and given > text_len:
         raise ConfigError(
-            f"{given} tokens are more than predictor.text_len {most}",
+            f"{given} tokens are more than predictor.text_len {text_len}",
             where=f"{job.files.mm_data}:dataset_param.tokenizer_config.model_max_length",
-            fix=f"write {most}: longer captions are cut, and a warning names them",
+            fix=f"set it to {text_len}: longer captions are truncated, with a warning",
         )
 
 

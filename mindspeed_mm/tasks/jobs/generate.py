@@ -26,7 +26,7 @@ from mindspeed_mm.generation.config import (
     WeightPaths,
 )
 from mindspeed_mm.generation.loras_config import FEW_STEPS
-from mindspeed_mm.generation.presets import departures
+from mindspeed_mm.generation.presets import changed_from_preset
 from mindspeed_mm.generation.request import GenerationRequest
 from mindspeed_mm.locks import check_unlocked
 from mindspeed_mm.log import rank
@@ -260,7 +260,7 @@ def _built(
                 f"{video.name}: preset {name} without loras: right only for weights that a few-step LoRA "
                 f"is merged into; it is made for {FEW_STEPS[name][1]}"
             )
-        if changed := departures(video.sampling):
+        if changed := changed_from_preset(video.sampling):
             notes.append(f"{video.name}: not as preset {name} says: {changed}")
     return GenerateJob(
         model=model,

@@ -282,7 +282,7 @@ def _shapes(path: Path) -> Iterator[tuple[tuple[int, int, int], int]]:
     text = read_text(path, DataError, max_bytes=LIST_BYTES)
     for number, row in json_lines(text, str(path), DataError):
         if isinstance(row, dict) and row.get("shape") is not None:
-            said = {"file": "-", "shape": row["shape"], "num_refs": row.get("num_refs")}
-            feature = parse(FeatureRow, said, f"{path}:{number}")
+            values = {"file": "-", "shape": row["shape"], "num_refs": row.get("num_refs")}
+            feature = parse(FeatureRow, values, f"{path}:{number}")
             if feature.shape is not None:
                 yield feature.shape, feature.num_refs or 0

@@ -175,9 +175,9 @@ class PretrainJob(Config):
             isinstance(config, QuantizeConfig) for config in self.model.transforms
         ):
             raise ConfigError(
-                "weights in 8 bits are not saved: the base has them exactly",
+                "8-bit weights are not saved, because the base model has them exactly",
                 where=f"{prog}: --save-full-model",
-                fix="leave it out; mm-convert mm_to_hf writes the whole model afterwards",
+                fix="remove it; mm-convert mm_to_hf writes the whole model afterwards",
             )
         size = check_batch(batch.micro_batch_size, batch.global_batch_size, dp_size)
         unit = batch.micro_batch_size * dp_size
@@ -210,7 +210,7 @@ class PretrainJob(Config):
             raise DataError(
                 f"{data_path} not found",
                 where=f"{self.files.mm_data}:dataset_param.basic_parameters.data_path",
-                fix="run feature extraction, or name the data.jsonl that it wrote",
+                fix="run feature extraction, or set it to the data.jsonl that it wrote",
             )
         if self.raw_clips is not None:
             self._check_raw_inputs(self.raw_clips)

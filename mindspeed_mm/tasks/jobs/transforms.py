@@ -115,9 +115,9 @@ def check_transforms(
     adapts = any(not isinstance(config, QuantizeConfig) for config in transforms)
     if adapts and getattr(getattr(predictor, "vace_dit", None), "init_from_trunk", False):
         raise ConfigError(
-            "transforms cannot change a branch that starts from the trunk: it adds nothing yet",
+            "transforms cannot change a branch that starts from the trunk, because it has no effect yet",
             where=f"{model_json}:predictor.vace_dit.init_from_trunk",
-            fix="train the branch whole first, or leave transforms out",
+            fix="train the whole branch first, or remove transforms",
         )
     owner: dict[str, int] = {}
     for number, config in enumerate(transforms):
@@ -164,11 +164,11 @@ def _check_quantize(
     branch = getattr(getattr(predictor, "vace_dit", None), "vace_pretrained", None)
     if branch is not None and (adapts or predictor.trainable != "branch"):
         raise ConfigError(
-            "no one place holds the weights that are held in 8 bits, so no checkpoint can name it",
+            "no single source has all 8-bit weights, and checkpoints need one to refer to",
             where=f"{model_json}:predictor.vace_dit.vace_pretrained",
             fix=(
-                "write trunk and branch into one folder with mm-convert, and name it as "
-                "predictor.from_pretrained"
+                "write trunk and branch into one folder with mm-convert, and set predictor.from_pretrained "
+                "to it"
             ),
         )
 

@@ -184,7 +184,7 @@ def test_videos_without_settings_are_one_line(tmp_path: Path) -> None:
 
 
 def test_folder_without_videos_is_refused(tmp_path: Path) -> None:
-    with raises(DataError, "no video", where=tmp_path):
+    with raises(DataError, "no videos", where=tmp_path):
         find_results(tmp_path)
     with raises(DataError, "src_ref_image_1.png", where=tmp_path):
         EvalData.open(tmp_path)
@@ -302,7 +302,7 @@ def test_scores_of_other_files_are_not_read(
         (second / "a.mp4").unlink()
     capfd.readouterr()
     main(["eval", *flags])
-    read = [line for line in capfd.readouterr().out.splitlines() if line.startswith("read from")]
+    read = [line for line in capfd.readouterr().out.splitlines() if line.startswith("scores read from")]
     assert [str(first) in line for line in read] == [True]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_mm.errors import WeightsError
-from mindspeed_mm.serve.folders import in_api_words
+from mindspeed_mm.serve.folders import translate_error
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from mindspeed_mm.serve.folders import in_api_words
     ],
 )
 def test_folders_of_the_server_are_not_told(tmp_path: Path, ours: str, theirs: str) -> None:
-    error = in_api_words(WeightsError(ours, where=ours, expected=ours, fix=ours), tmp_path)
+    error = translate_error(WeightsError(ours, where=ours, expected=ours, fix=ours), tmp_path)
     assert {error.problem, error.where, error.expected, error.fix} == {theirs}
 
 
@@ -29,4 +29,4 @@ def test_an_input_is_named_by_its_slot(tmp_path: Path) -> None:
     (tmp_path / "inputs").mkdir()
     path = tmp_path / "inputs" / "src_video_0.mp4"
     path.touch()
-    assert in_api_words(WeightsError("is cut", where=str(path)), tmp_path).where == "src_video"
+    assert translate_error(WeightsError("is cut", where=str(path)), tmp_path).where == "src_video"

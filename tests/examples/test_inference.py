@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from examples.vace.tiny.world import make_scene
 from mindspeed_mm.tasks.generate import main
+from tests.support.errors import meant
 from tests.support.runs import ended, free_port
 from tests.support.tiny import TINY, TRANSFORMER_FILE, tiny_transformer, write_official, write_transformer
 
@@ -171,5 +172,5 @@ def test_what_can_be_known_before_is_said_before_anything_starts(tiny: Path) -> 
     assert ran.returncode == 1
     assert ran.stdout == ""
     (line,) = ran.stderr.splitlines()
-    assert "did you mean '--steps'" in line
+    assert meant("--steps") in line
     assert not (tiny.parent / "logs").exists()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mindspeed_mm.models.containers.dcp import read_dcp
+from tests.support.errors import names
 from tests.support.runs import alive, ended, family, free_port, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def test_a_lora_script_of_every_size_prints_its_job(script: str) -> None:
 def test_the_a14b_lora_script_asks_for_the_expert() -> None:
     ran = run("A14B_wan2.2/pretrain_lora.sh", "--dry-run")
     assert ran.returncode == 1
-    assert "set EXPERT to high or low" in ran.stderr
+    assert names(ran.stderr, "EXPERT", "high", "low")
 
 
 def test_the_lora_scripts_train_continue_and_resume(tiny: dict[str, str], tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_the_lora_scripts_train_continue_and_resume(tiny: dict[str, str], tmp_pa
     first, second = str(tmp_path / "a lora"), str(tmp_path / "another")
     ran = run("14B/pretrain_lora.sh", cwd=tmp_path, TRAIN_ITERS="2", **{**settings, "SAVE_PATH": first})
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "LoRA of rank 4 on the branch" in ran.stdout
+    assert re.search(r"\brank 4 on the branch\b", ran.stdout)
     again = {**settings, "SAVE_PATH": first, "LOAD": first}
     ran = run("1.3B/pretrain_lora.sh", cwd=tmp_path, TRAIN_ITERS="3", **again)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -112,22 +113,22 @@ def test_the_recipe_is_the_guides() -> None:
 def test_the_a14b_script_asks_for_the_expert() -> None:
     ran = run("A14B_wan2.2/pretrain_fsdp.sh", "--dry-run")
     assert ran.returncode != 0
-    assert "set EXPERT to high or low" in ran.stderr
+    assert names(ran.stderr, "EXPERT", "high", "low")
     assert '"expert": "low"' in run("A14B_wan2.2/pretrain_fsdp.sh", "--print-config", EXPERT="low").stdout
 
 
 @pytest.mark.parametrize(
-    ("flags", "wanted"),
+    ("flags", "facts"),
     [
-        (["--lerning-rate=1"], "unknown argument '--lerning-rate'"),
-        (["--mm-model=/no/such.json"], "/no/such.json: no such file"),
-        ([], "data_path: ./vace_features/data.jsonl not found"),
+        (["--lerning-rate=1"], ["unknown argument '--lerning-rate'"]),
+        (["--mm-model=/no/such.json"], ["/no/such.json: ", "(working directory {cwd})"]),
+        ([], ["data_path: ./vace_features/data.jsonl not found"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_one(tmp_path: Path, flags: list[str], wanted: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_one(tmp_path: Path, flags: list[str], facts: list[str]) -> None:
     ran = run("14B/pretrain_fsdp.sh", *flags, cwd=tmp_path, SAVE_PATH=str(tmp_path / "save"))
     assert ran.returncode == 1
-    assert wanted in ran.stderr
+    assert [fact for fact in facts if fact.format(cwd=tmp_path) not in ran.stderr] == []
     assert len(ran.stderr.strip().splitlines()) == 1
     assert ran.stdout == ""
     assert not (tmp_path / "save").exists()
@@ -235,7 +236,7 @@ def test_a_number_of_the_scripts_is_checked_first(tmp_path: Path, name: str, val
     assert ran.stdout == ""
     (line,) = ran.stderr.splitlines()
     assert f"{name}='{value}'" in line
-    assert f"whole number from {least} up" in line
+    assert names(line, f"from {least} up")
     assert not (tmp_path / "ran").exists()
 
 

@@ -129,7 +129,7 @@ def test_sound_json_reads_as_the_standard_library_does(text: str) -> None:
 
 
 def test_a_list_in_place_of_an_object_is_named(tmp_path: Path) -> None:
-    with raises(WeightsError, "a JSON object", "a list"):
+    with raises(WeightsError, "JSON object", "a list"):
         read_json_object(written(tmp_path, b"[1]"), WeightsError)
 
 
@@ -184,7 +184,7 @@ def test_a_dangling_link_names_its_target(tmp_path: Path) -> None:
 def test_a_git_lfs_pointer_is_named_with_its_size(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 34700000000\n")
-    with raises(WeightsError, "Git LFS pointer", "34.7 GB"):
+    with raises(WeightsError, "LFS pointer", "34.7 GB"):
         regular_file(path, WeightsError)
 
 

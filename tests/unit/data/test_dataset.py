@@ -92,7 +92,7 @@ def test_errors_name_the_row(tmp_path):
     [
         ("", "no features"),
         ('{"video": "a.mp4", "cap": "x"}\n', "a clip"),
-        ('{"feature": "a.pt"}\n', "no feature file"),
+        ('{"feature": "a.pt"}\n', "feature file"),
         ("{oops\n", "data.jsonl:1:2"),
         ('{"file": "a.pt", "shape": 7}\n', "data.jsonl[0].shape"),
         ('{"file": "a.pt", "shape": [1, null, 2]}\n', "data.jsonl[0].shape"),

@@ -103,10 +103,10 @@ def test_a_distcp_of_another_iteration_is_named(copied: Path) -> None:
 def test_an_lfs_pointer_of_a_distcp_is_named(copied: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 34700000000\n"
     (copied / "__0_0.distcp").write_text(pointer)
-    with raises(WeightsError, "Git LFS pointer", "34.7 GB", where=copied / "__0_0.distcp"):
+    with raises(WeightsError, "LFS pointer", "34.7 GB", where=copied / "__0_0.distcp"):
         read_dcp(copied)
     (copied / FILE).unlink()
-    with raises(WeightsError, "Git LFS pointer", "34.7 GB", where=copied / "__0_0.distcp"):
+    with raises(WeightsError, "LFS pointer", "34.7 GB", where=copied / "__0_0.distcp"):
         read_dcp(copied)
 
 

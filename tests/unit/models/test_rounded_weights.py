@@ -66,7 +66,7 @@ def test_a_gguf_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with raises(WeightsError, "GGUF", where=tmp_path / "a.gguf"):
         open_weights(tmp_path / "a.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with raises(WeightsError, "pip install gguf", where=tmp_path / "a.gguf"):
+    with raises(WeightsError, "install gguf", where=tmp_path / "a.gguf"):
         open_weights(tmp_path / "a.gguf")
 
 

@@ -93,7 +93,7 @@ def test_damaged_tokenizer_files_are_named(tokenizer, name, text):
 def test_a_byte_order_mark_of_a_tokenizer_is_named(tokenizer, name):
     path = tokenizer / name
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    with raises(WeightsError, "byte order mark", where=path):
+    with raises(WeightsError, "byte order", where=path):
         Tokenizer(tokenizer, 16)
 
 

@@ -53,7 +53,7 @@ def test_plan_prints_every_term_and_a_verdict(capsys: pytest.CaptureFixture[str]
         "masters",
         "moments",
         "block inputs",
-        "inside a block",
+        "inside a",
         "slack",
         "fits",
         "samples/s",

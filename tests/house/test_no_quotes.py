@@ -81,7 +81,7 @@ def compared(tree: ast.AST) -> Iterator[ast.AST]:
             yield from node.decorator_list
         elif isinstance(node, ast.For):
             yield node.iter
-        elif isinstance(node, ast.Expr) and ast.unparse(node).partition("(")[0].isidentifier():
+        elif isinstance(node, ast.Expr) and isinstance(getattr(node.value, "func", None), ast.Name):
             yield node.value  # a helper of the test, such as `refused(path, words)`
 
 

@@ -14,8 +14,8 @@ class TargetParallelConfig(Config):
 
     pp_layers: list[int] | list[list[int]] = Field(
         default=[],
-        description="layers of each pipeline stage, e.g. '[7,8,8,7]'; a list of lists has one list for "
-        "each virtual chunk; [] = one file",
+        description="layers per pipeline stage, such as '[7,8,8,7]'; with virtual stages, a list of lists "
+        "with one list per chunk; [] = one file",
     )
 
 
@@ -49,15 +49,15 @@ class ConvertConfig(ChecksumConfig):
     """The settings of every conversion."""
 
     source_path: str = Field(
-        min_length=1, description="folder or file with the weights; what is in it decides how it is read"
+        min_length=1, description="folder or file with the weights; the format is detected"
     )
-    target_path: str = Field(min_length=1, description="folder or file to write; parents are made")
+    target_path: str = Field(min_length=1, description="folder or file to write; parent folders are created")
     dtype: Literal["source", "bf16", "fp32"] = Field(
         default="source", description="dtype of the written weights"
     )
     verify: Literal["heads", "bits"] = Field(
         default="heads",
-        description="what is read back: names, shapes and 64 KiB of each weight, or every bit",
+        description="what to read back: heads (names, shapes and 64 KiB of each weight) or bits (every bit)",
     )
 
 
@@ -66,7 +66,7 @@ class ToMmConfig(ConvertConfig):
 
     base_path: str | None = Field(
         default=None,
-        description="the trunk's weights, where source_path is a VACE module alone; or where they moved to",
+        description="weights of the trunk if source_path contains only a VACE module, or moved base weights",
     )
     target_parallel_config: TargetParallelConfig = Field(
         default=TargetParallelConfig(), description="pipeline stages"
@@ -78,14 +78,14 @@ class FromMmConfig(ConvertConfig):
 
     form: Literal["whole", "module"] = Field(
         default="whole",
-        description="the whole model, or one .safetensors file of the VACE branch alone, as ComfyUI takes it",
+        description="whole: the whole model; module: only the VACE branch, one .safetensors file for ComfyUI",
     )
     base_path: str | None = Field(
         default=None,
-        description="weights that a checkpoint of the trained part is completed from, if they moved",
+        description="new path of the base weights of a trainable-only checkpoint, if they were moved",
     )
     max_shard_gb: float = Field(
-        default=10.0, gt=0, description="most GB (10^9 bytes) of one file of a folder"
+        default=10.0, gt=0, description="maximum size of a file in a folder, in GB (10^9 bytes)"
     )
 
 
@@ -107,12 +107,12 @@ class LoraToConfig(ChecksumConfig):
     base_path: str | None = Field(
         default=None,
         description=(
-            "weights of its base: for a LoRA of a model that is not published, and to write modules_to_save "
+            "weights of its base; needed for a LoRA of an unpublished model, and to write modules_to_save "
             "for ComfyUI"
         ),
     )
     expert: Literal["high", "low"] | None = Field(
-        default=None, description="expert of A14B, where the source holds LoRAs of both"
+        default=None, description="expert of A14B, if the source contains LoRAs of both"
     )
 
 
@@ -122,19 +122,22 @@ class ExtractLoraConfig(ChecksumConfig):
     source_path: str = Field(
         min_length=1, description="fine-tuned weights, any dialect, or a training checkpoint"
     )
-    base_path: str = Field(min_length=1, description="the weights that they started from")
+    base_path: str = Field(min_length=1, description="weights before fine-tuning")
     target_path: str = Field(min_length=1, description=".safetensors file, or a folder for form peft")
     rank: int = Field(
-        default=32, gt=0, le=4096, description="rank of each layer; more keeps more of the difference"
+        default=32,
+        gt=0,
+        le=4096,
+        description="rank of each layer; a higher rank keeps more of the difference",
     )
-    on: Literal["branch", "trunk", "both"] = Field(default="both", description="part that is compared")
+    on: Literal["branch", "trunk", "both"] = Field(default="both", description="part of the model to compare")
     form: Literal["comfyui", "peft", "diffusers"] = Field(
         default="comfyui",
-        description="program to write for; comfyui alone holds what has no low rank, such as biases",
+        description="program to write for; only comfyui stores differences without a low rank (biases)",
     )
     dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="dtype of the written matrices")
     report: str | None = Field(
-        default=None, description="JSON file to write, with the error of each layer and of all"
+        default=None, description="JSON file to write, with the error of each layer and the total error"
     )
 
 
@@ -147,24 +150,24 @@ class MergeLoraConfig(ConvertConfig):
         )
     )
     strengths: list[float] | float = Field(
-        default=1.0, description="what each LoRA is multiplied by: one number for all, or one for each"
+        default=1.0, description="factor for each LoRA: one number for all, or one per LoRA"
     )
     expert: Literal["high", "low"] | None = Field(
-        default=None, description="expert of A14B that the base is, where a LoRA file holds both"
+        default=None, description="expert of A14B that the base is, if a LoRA file contains both"
     )
     form: Literal["source", "official", "diffusers", "mm", "module"] = Field(
         default="source",
-        description="names to write; default: those of the base; module: the VACE branch alone, for ComfyUI",
+        description="names to write; source: those of the base; module: only the VACE branch, for ComfyUI",
     )
     base_path: str | None = Field(
         default=None,
-        description="weights that a checkpoint of the trained part is completed from, if they moved",
+        description="new path of the base weights of a trainable-only checkpoint, if they were moved",
     )
     target_parallel_config: TargetParallelConfig = Field(
         default=TargetParallelConfig(), description="pipeline stages, for form mm"
     )
     max_shard_gb: float = Field(
-        default=10.0, gt=0, description="most GB (10^9 bytes) of one file of a folder"
+        default=10.0, gt=0, description="maximum size of a file in a folder, in GB (10^9 bytes)"
     )
 
     @field_validator("loras", mode="before")
@@ -187,7 +190,7 @@ class PipelineConfig(ChecksumConfig):
     vae_path: str = Field(description="Wan2.1_VAE.pth or a diffusers vae folder")
     text_encoder_path: str = Field(description="models_t5_umt5-xxl-enc-bf16.pth or a text_encoder folder")
     tokenizer_path: str | None = Field(
-        default=None, description="tokenizer folder; by default beside the text encoder"
+        default=None, description="tokenizer folder (default: next to the text encoder)"
     )
     boundary: float = Field(
         default=0.875, gt=0, lt=1, description="sigma at which the low-noise expert takes over"
@@ -200,6 +203,6 @@ class PipelineConfig(ChecksumConfig):
     )
     base_path: str | None = Field(
         default=None,
-        description="weights that a checkpoint of the trained part is completed from, if they moved",
+        description="new path of the base weights of a trainable-only checkpoint, if they were moved",
     )
-    max_shard_gb: float = Field(default=10.0, gt=0, description="most GB (10^9 bytes) of one file")
+    max_shard_gb: float = Field(default=10.0, gt=0, description="maximum size of a file, in GB (10^9 bytes)")

@@ -124,10 +124,10 @@ def write_module(source: WeightsSource, cfg: ConvertConfig, method: str) -> None
     usual = tuple(range(0, trunk.num_layers, trunk.num_layers // len(layers)))
     if trunk.hidden_size != 128 * trunk.num_heads or layers != usual:
         raise WeightsError(
-            f"a module file cannot say {trunk.num_heads} heads of "
-            f"{trunk.hidden_size // trunk.num_heads} channels and hints at {list(layers)}: its reader takes "
-            f"heads of 128 and hints at {list(usual)}",
+            f"got {trunk.num_heads} heads of {trunk.hidden_size // trunk.num_heads} channels and hints at "
+            f"{list(layers)}, which a module file cannot store",
             where=source.path,
+            expected=f"heads of 128 channels and hints at {list(usual)}, as readers of module files assume",
             fix="write the whole model",
         )
     branch = {name: tensor for name, tensor in source.tensors.items() if name.split(".")[0] in BRANCH}

@@ -76,7 +76,7 @@ def extract(cfg: ExtractLoraConfig) -> None:
 def difference(
     base: WeightsSource, tuned: WeightsSource, cfg: ExtractLoraConfig
 ) -> tuple[Adapter, list[LayerError]]:
-    """`tuned` minus `base` as a LoRA, in `cfg.dtype`, with one `LayerError` for each of its layers."""
+    """Approximate `tuned` minus `base` by a LoRA in `cfg.dtype`, and return the error of each layer."""
     dtype = DTYPES[cfg.dtype]
     pairs: dict[str, Pair] = {}
     diffs: dict[str, TensorFile] = {}
@@ -87,7 +87,7 @@ def difference(
             delta = tuned.read(name).float() - tensor.read().float() if in_part else torch.zeros(())
             progress.step(tensor.nbytes)
             if not bool(torch.isfinite(delta).all()):
-                raise WeightsError(f"{name} is NaN or infinite in one of them", where=tuned.path)
+                raise WeightsError(f"the difference of {name} contains NaN or Inf", where=tuned.path)
             if not bool(delta.any()):
                 continue
             if delta.ndim != 2 or min(delta.shape) <= 2:
@@ -100,7 +100,7 @@ def difference(
             pairs[name] = Pair(_held(down), _held(up))
     if not pairs and not diffs:
         raise WeightsError(
-            f"is equal to {base.path} in the {cfg.on}", where=tuned.path, fix="name another checkpoint"
+            f"is equal to {base.path} ({cfg.on})", where=tuned.path, fix="choose another checkpoint"
         )
     return Adapter(tuned.path, "extracted", pairs, diffs), errors
 

@@ -44,10 +44,10 @@ def staging(place: Path, name: str, *, owned: Sequence[str] = (), last: str = ""
             held = True
             folder.mkdir(exist_ok=True)
             if last and restore_entries(folder, place, owned, last=last):
-                logger.info(f"{place}: put back what an interrupted conversion had moved away")
+                logger.info(f"{place}: restored the files that an interrupted conversion had moved")
             sweep([place], more=lambda path: path != folder and _is_killed(path))
             if _empty(folder):
-                logger.info(f"{folder}: removed what an interrupted conversion had written")
+                logger.info(f"{folder}: removed the files of an interrupted conversion")
             try:
                 yield folder
             finally:

@@ -112,9 +112,9 @@ def write_comfyui(cfg: LoraToConfig) -> None:
         place = cfg.base_path or adapter.base
         if place is None:
             raise WeightsError(
-                "has whole weights, which a ComfyUI file holds as differences from the base",
+                "contains whole weights, which a ComfyUI file stores as differences from the base",
                 where=adapter.path,
-                fix="name the base with --cfg.base_path",
+                fix="set --cfg.base_path to the base",
             )
         adapter = subtract_base(adapter, open_weights(place).tensors)
     _put(_file(cfg, comfyui_tensors(adapter)), adapter, cfg, "lora_to_comfyui")

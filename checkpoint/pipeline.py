@@ -158,7 +158,7 @@ def _mark(net: nn.Module) -> str:
 def _open_expert(path: str, cfg: PipelineConfig) -> WeightsSource:
     source = cast(open_weights(path, base_path=cfg.base_path), cfg.dtype)
     if not source.has_branch:
-        raise WeightsError("has no VACE branch", where=path, fix="give the weights of a VACE expert")
+        raise WeightsError("has no VACE branch", where=path, fix="use the weights of a VACE expert")
     return source
 
 

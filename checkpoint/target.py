@@ -51,7 +51,7 @@ def mm_target(source: WeightsSource, cfg: ConvertConfig, pp_layers: Layers) -> T
         raise WeightsError(
             "got a file name",
             where=folder,
-            expected="a folder, as an MM checkpoint is one",
+            expected="a folder for an MM checkpoint",
             fix="give a folder as target_path",
         )
     if isinstance(read_tracker(folder), int):
@@ -142,7 +142,7 @@ def _sizes(source: WeightsSource, name: str) -> dict[str, str]:
     try:
         return {name: json_text(official_json(source.config))}
     except WeightsError as error:
-        logger.warning(f"{error}. The weights are converted all the same, without {name}")
+        logger.warning(f"{error}. The weights are converted anyway, without {name}")
         return {}
 
 

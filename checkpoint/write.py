@@ -97,11 +97,9 @@ def write_finite(
     safetensors = {path: checked(state, "") for path, state in target.safetensors.items()}
     write(new, replace(target, torch_files=torch_files, safetensors=safetensors), written)
     if allow and finite.problem:
-        logger.warning(f"{where}: {finite.problem}; converted all the same")
+        logger.warning(f"{where}: {finite.problem}; converted anyway")
     elif finite.problem:
-        finite.raise_if_nonfinite(
-            "fetch the source again, or convert it as it is with --cfg.allow_nonfinite true"
-        )
+        finite.raise_if_nonfinite("download the source again, or allow this with --cfg.allow_nonfinite true")
 
 
 def _read_checked(tensor: TensorFile, name: str, finite: FiniteWeights) -> Tensor:

@@ -1,7 +1,7 @@
 """Megatron's command line.
 
 Flags that have an effect are fields of our configs; this file lists the other flags of Megatron. A flag is
-honoured (a field), accepted but unused (UNUSED, with the reason), or an error (unknown, or in REFUSED with
+implemented (a field), accepted but unused (UNUSED, with the reason), or an error (unknown, or in REFUSED with
 advice, because ignoring it would change the training).
 """
 

@@ -1,4 +1,4 @@
-"""Create, name and destroy process groups. Their owner is megatron.core.parallel_state."""
+"""Create and destroy the process groups of megatron.core.parallel_state."""
 
 from __future__ import annotations
 
@@ -54,11 +54,12 @@ def initialize(
     virtual_size: int = 1,
     ulysses_size: int | None = None,
 ) -> Groups:
-    """Create all groups; `copies` is the number of copies of a stage's weights (1 = one, over all its ranks).
+    """Create all groups.
 
-    `ulysses_size` neighbours of a context group exchange heads, with rings between them (None = all of it).
+    `copies` is the number of copies of a stage's weights. `ulysses_size` neighbors in a context group
+    exchange heads, and rings connect them (None = the whole group exchanges heads).
 
-    Raises LaunchError when sizes do not divide.
+    Raises LaunchError if the sizes do not divide the number of ranks.
     """
     state = core("parallel_state")
     has_rings = ulysses_size not in (None, context_parallel_size)

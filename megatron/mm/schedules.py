@@ -25,9 +25,9 @@ class ParamScheduler(Protocol):
 
 
 def check_batch(micro_batch_size: int, global_batch_size: int | None, data_parallel_size: int) -> int:
-    """The global batch size; by default one micro-batch on every rank.
+    """Return the global batch size; by default one micro-batch per rank.
 
-    Raises ConfigError when it does not divide.
+    Raises ConfigError if it is not a multiple of that.
     """
     unit = micro_batch_size * data_parallel_size
     size = global_batch_size or unit
@@ -45,7 +45,7 @@ def check_batch(micro_batch_size: int, global_batch_size: int | None, data_paral
 
 
 def num_micro_batches(micro_batch_size: int, global_batch_size: int, data_parallel_size: int) -> int:
-    """How many micro-batches each rank accumulates, by Megatron's own calculator."""
+    """Return the number of micro-batches that each rank accumulates, by Megatron's calculator."""
     calculator = core("num_microbatches_calculator").ConstantNumMicroBatchesCalculator(
         global_batch_size, micro_batch_size, data_parallel_size, False, 0
     )
@@ -55,9 +55,9 @@ def num_micro_batches(micro_batch_size: int, global_batch_size: int, data_parall
 def schedule_steps(
     config: OptimizerConfig, train_iters: int, global_batch_size: int
 ) -> tuple[int, int, int | None]:
-    """Warm-up, decay and WSD-decay in samples.
+    """Return the lengths of warm-up, decay and WSD decay in samples.
 
-    Raises ConfigError when the warm-up does not end before the decay.
+    Raises ConfigError if the warm-up or the WSD decay does not fit into the decay.
     """
     decay = config.lr_decay_samples or (config.lr_decay_iters or train_iters) * global_batch_size
     if config.lr_warmup_fraction is not None:
@@ -77,16 +77,14 @@ def schedule_steps(
         )
     wsd = config.lr_wsd_decay_samples or (config.lr_wsd_decay_iters or 0) * global_batch_size or None
     if wsd is not None and wsd > decay:
-        raise ConfigError(
-            f"{wsd} samples are longer than the whole decay of {decay}", where="--lr-wsd-decay-*"
-        )
+        raise ConfigError(f"{wsd} samples exceed the whole decay of {decay}", where="--lr-wsd-decay-*")
     return warmup, decay, wsd
 
 
 def param_scheduler(
     optimizer: Any, config: OptimizerConfig, *, train_iters: int, global_batch_size: int
 ) -> ParamScheduler:
-    """megatron.core's schedule over `optimizer`; call `.step(global_batch_size)` after each update."""
+    """Build megatron.core's schedule for `optimizer`. Call `.step(global_batch_size)` after each update."""
     warmup, decay, wsd = schedule_steps(config, train_iters, global_batch_size)
     scheduler: ParamScheduler = core("optimizer_param_scheduler").OptimizerParamScheduler(
         optimizer,

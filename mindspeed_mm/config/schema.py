@@ -80,7 +80,7 @@ class Config(BaseModel):
             if isinstance(item, bool) and kinds & {int, float} and bool not in kinds:
                 raise ValueError(f"expected a number, got {str(item).lower()}")
             if is_bounded or (isinstance(item, float) and not math.isfinite(item)):
-                continue  # another rule refuses it
+                continue  # another rule rejects it
             if kinds & {int, float} and isinstance(item, (int, float)) and abs(item) > _LARGEST:
                 raise ValueError(f"expected a number of at most {_LARGEST}, got {str(item)[:40]}")
         return value

@@ -1,4 +1,4 @@
-"""A list of a JSON file whose entries say by `type` which schema they have: `transforms`, `hooks`."""
+"""Parse a JSON list whose entries select their schema by `type`, such as `transforms` and `hooks`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspeed_mm.registry import Registry
 
 
 class TypedSpec(Protocol):
-    """What an entry of the registry has."""
+    """The interface of registry entries."""
 
     @property
     def config(self) -> type[Config]:
@@ -22,9 +22,9 @@ class TypedSpec(Protocol):
 def parse_typed_list(
     values: Any, where: str, registry: Registry[Any], example: str, notes: list[str] | None = None
 ) -> tuple[Config, ...]:
-    """The list at `where` → one config each; `registry` holds a TypedSpec for each type.
+    """Parse the list at `where` into one config per entry. `registry` contains a TypedSpec for each type.
 
-    `example` is a list that would have been right. Raises ConfigError with the address of what is wrong.
+    `example` is a valid list for error messages. Raises ConfigError with the address of the invalid value.
     """
     if not isinstance(values, list | tuple):
         raise ConfigError(f"got {json_type(values)}", where=where, expected=f"a list such as {example}")

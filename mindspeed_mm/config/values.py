@@ -9,7 +9,7 @@ from mindspeed_mm.files import plain_problem
 
 
 def parse_value(text: str) -> Any:
-    """JSON where it is JSON (`7`, `true`, `null`, `[1,2]`, `"7"`), else the text itself."""
+    """Parse JSON (`7`, `true`, `null`, `[1,2]`, `"7"`); return any other text unchanged."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

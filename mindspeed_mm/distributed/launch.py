@@ -72,11 +72,8 @@ def _libuv_takes_a_socket(version: str) -> bool:
 def raise_on_all_ranks(work: Callable[[], T]) -> T:
     """Call `work`, which uses no collectives, on every rank.
 
-    All ranks raise the error of the lowest failing rank.
-
-
-
-    A rank that raised alone would leave the others waiting in their next collective.
+    All ranks raise the error of the lowest failing rank. Otherwise,
+    the other ranks would wait in their next collective.
     """
     made: list[T] = []
     failed: MindSpeedMMError | None = None

@@ -36,8 +36,8 @@ class WholeModel:
     model: nn.Module
 
     @classmethod
-    def of(cls, model: nn.Module) -> WholeModel:
-        """From a model on the meta device that is not split yet and has no process groups."""
+    def copy_of(cls, model: nn.Module) -> WholeModel:
+        """Copy a model on the meta device, before it is split and gets process groups."""
         return cls(copy.deepcopy(model))
 
 

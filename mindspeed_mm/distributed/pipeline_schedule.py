@@ -41,10 +41,10 @@ class Scheduled:
     stages: Sequence[Stage]
     count: int
     schedule: Any = None
-    losses: list[Loss] = field(default_factory=list)  # that of the current run
+    losses: list[Loss] = field(default_factory=list)  # the loss function of the current run
 
     def step(self, loss: Loss, *, reduces: bool) -> None:
-        """Forward and backward of the micro-batches that the stages were fed.
+        """Run forward and backward for the micro-batches that the stages were fed.
 
         `loss` gets the index of a micro-batch. With `reduces`, gradients are reduced over ranks at the end.
         """
@@ -54,12 +54,12 @@ class Scheduled:
         self.schedule.step(target=torch.arange(self.count), return_outputs=False)
 
     def loss(self, velocity: Tensor, place: Tensor) -> Tensor:
-        """What torch's schedule calls on the rank of the last stage."""
+        """Called by torch's schedule on the rank of the last stage."""
         return self.losses[0](velocity, int(place))
 
 
 def make_schedule(stages: Sequence[Stage], count: int, *, steady: bool) -> Scheduled:
-    """1F1B when `steady`, else GPipe; interleaved when this rank has several stages."""
+    """Make a 1F1B schedule if `steady`, else GPipe. Several stages per rank are interleaved."""
     scheduled = Scheduled(stages, count)
     settings: dict[str, Any] = {"loss_fn": scheduled.loss, "scale_grads": False}
     several: list[Any] = list(stages)
@@ -79,7 +79,7 @@ def make_stage(
     device: torch.device,
     group: dist.ProcessGroup,
 ) -> Stage:
-    """Stage `number` of `split` for micro-batches of the shape of `batch`."""
+    """Make stage `number` of `split` for micro-batches with the shape of `batch`."""
     arriving = split.output_like(number - 1, batch) if number else ()
     leaving = split.output_like(number, batch)
     # PipelineStage moves its module to the device, which would undo FSDP2's offload to the host.

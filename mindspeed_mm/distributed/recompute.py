@@ -1,7 +1,7 @@
-"""What a block keeps for its backward: everything, its inputs, or its inputs and the costliest results.
+"""Activation recomputation: a block saves all activations, only its inputs, or also the costliest results.
 
-Recomputation happens inside the sharded unit, so a block's weights are gathered once for its second forward
-and its backward. Its parameters keep their names.
+Recomputation happens inside the FSDP unit, so the weights of a block are gathered once for its second forward
+and its backward. Parameter names do not change.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _RecomputeSettings(NamedTuple):
 
     mode: Recompute
     trained: bool  # some weight of it has a gradient
-    drops: bool  # it draws random numbers, which must be the same in the second forward
+    drops: bool  # it has dropout, whose random numbers must be the same in the second forward
     to_host: bool
     pin: bool
 

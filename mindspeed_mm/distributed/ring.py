@@ -1,7 +1,7 @@
 """Ring attention: keys and values pass around a group of ranks, and each rank keeps its queries.
 
 https://arxiv.org/abs/2310.01889. While a rank computes with one part of the keys, it receives the next one.
-In the backward pass the gradients of a part travel with it, and are back on its rank after one round.
+In backward, the gradients of a part travel with it, and arrive at its rank after one round.
 """
 
 from __future__ import annotations

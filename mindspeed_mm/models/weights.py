@@ -283,15 +283,17 @@ def _complete(
         return source
     recorded = base if isinstance(base, dict) else {}
     place = Path(base_path if base_path is not None else str(recorded.get("path")))
-    hint = "name it with --cfg.base_path (mm-convert) or predictor.from_pretrained (training)"
+    hint = "set --cfg.base_path (mm-convert) or predictor.from_pretrained (training) to its base"
     try:
         stat_path(place, WeightsError)
     except WeightsError as error:
         raise WeightsError(
-            f"contains only what was trained, and not its base: {error}", where=source.path, fix=hint
+            f"contains only the trained weights, and its base cannot be read: {error}",
+            where=source.path,
+            fix=hint,
         ) from None
     if place in seen or len(seen) > 8:
-        raise WeightsError(f"its base {place} leads back to itself", where=source.path, fix=hint)
+        raise WeightsError(f"its base {place} refers back to it", where=source.path, fix=hint)
     whole = _open(find_files(place), None, (*seen, place), key_maps)
     fingerprint = recorded.get("fingerprint")
     if fingerprint and whole.fingerprint() != fingerprint:

@@ -37,9 +37,8 @@ from mindspeed_mm.ops.quantized import SCALE, fill_scale, quantized_layers
 from mindspeed_mm.registry import resolve
 
 logger = get_logger(__name__)
-Reader = Callable[
-    [str], Tensor
-]  # official name → the whole tensor; lazy, so that slicing reads only the slice
+# official name → the whole tensor; lazy, so that slicing reads only the slice
+Reader = Callable[[str], Tensor]
 
 
 class Source(Protocol):
@@ -70,7 +69,7 @@ def build_model(
     `predictor.dtype` and no gradient. `layers` are the sizes of all pipeline stages; with pipeline
     parallelism, the result is this rank's Pipeline.
 
-    Raises ConfigError, or WeightsError that lists every missing and left-over key.
+    Raises ConfigError, or WeightsError that lists every missing and unexpected key.
     """
     check_dtypes(predictor, fsdp)
     spec = MODELS.get(predictor.model_id)
@@ -82,7 +81,7 @@ def build_model(
         transform.apply(model)
         if isinstance(source, WeightsSource):
             source = transform.change_source(source)
-    whole = WholeModel.of(model) if mesh.pp_size > 1 else None
+    whole = WholeModel.copy_of(model) if mesh.pp_size > 1 else None
     apply_context_parallel(model, mesh.cp_group, ulysses=mesh.ulysses_group, ring=mesh.ring_group)
     names = [name for name, _ in model.named_modules() if name]
     recomputed = recompute_plan(names, spec.units, fsdp, parallel)
@@ -174,13 +173,13 @@ def _check_keys(model: nn.Module, source: Source, transforms: Sequence[ModuleTra
     missing = [name for name in wanted if name not in source.shapes]
     left_over = [name for name in source.shapes if name not in wanted]
     different = [
-        f"{name} {list(source.shapes[name])}, wanted {list(shape)}"
+        f"{name} {list(source.shapes[name])} instead of {list(shape)}"
         for name, shape in wanted.items()
         if name in source.shapes and source.shapes[name] != shape
     ]
     problems = [
         f"{title} {len(found)}: {', '.join(found[:8])}{' …' if len(found) > 8 else ''}"
-        for title, found in (("missing", missing), ("left over", left_over), ("of another shape", different))
+        for title, found in (("missing", missing), ("unexpected", left_over), ("of another shape", different))
         if found
     ]
     if problems:

@@ -54,9 +54,9 @@ def check_base(folder: Path, found: Any, base: BaseReference | None, finetune: b
     path = display_path(str(found.get("path")))
     if base is None:
         raise WeightsError(
-            "contains only what was trained",
+            "contains only the trained weights",
             where=folder,
-            fix=f"set predictor.from_pretrained to the rest: {path}",
+            fix=f"set predictor.from_pretrained to its base: {path}",
         )
     if found.get("fingerprint") != base.fingerprint:
         problem = (
@@ -65,13 +65,15 @@ def check_base(folder: Path, found: Any, base: BaseReference | None, finetune: b
         )
         if not finetune:
             raise WeightsError(
-                problem, where=folder, fix="name the same weights, or start over with --finetune"
+                problem, where=folder, fix="use the same weights, or start over with --finetune"
             )
         logger.warning(f"{folder}: {problem}")
     if not same_fused(found.get("loras"), base.loras):
-        problem = "other LoRAs were fused into its base than the transforms of the model JSON fuse"
+        problem = "the LoRAs fused into its base differ from those in the transforms of the model JSON"
         if not finetune:
-            raise WeightsError(problem, where=folder, fix="name the same, or start over with --finetune")
+            raise WeightsError(
+                problem, where=folder, fix="fuse the same LoRAs, or start over with --finetune"
+            )
         logger.warning(f"{folder}: {problem}")
 
 
@@ -141,7 +143,7 @@ def check_quantized(folder: Path, saved: object, model: nn.Module, finetune: boo
     before, now = saved or "", describe_quantized(model)
     if before == now:
         return
-    problem = f"was trained on {_describe(before)}, the job has {_describe(now)}"
+    problem = f"was trained with {_describe(before)}, but the job has {_describe(now)}"
     if not finetune:
         fix = "set quantize as it was, or start over with --finetune"
         raise WeightsError(problem, where=folder, fix=fix)
@@ -150,7 +152,7 @@ def check_quantized(folder: Path, saved: object, model: nn.Module, finetune: boo
 
 def _describe(text: object) -> str:
     if not text:
-        return "no weights in 8 bits"
+        return "no 8-bit weights"
     found = parse_json(text, QUANTIZED, WeightsError) if isinstance(text, str) else None
     if not isinstance(found, dict):
         return f"{brief(text)}"
@@ -167,25 +169,25 @@ def check_weights(
         text = "; ".join(
             f"{title}: {', '.join(found[:4])}{' …' if len(found) > 4 else ''}"
             for title, found in (
-                ("lacks weights that train here", missing),
-                ("holds weights of another model", foreign),
+                ("lacks weights that are trainable here", missing),
+                ("contains weights of another model", foreign),
             )
             if found
         )
         advice = "check the model JSON's sizes and predictor.trainable"
         if partial and not foreign:
             advice = (
-                "it holds what trained only: set predictor.trainable to what it was, or to train more of "
-                f"the model set predictor.from_pretrained to {values.folder} and leave --load out"
+                "it contains only trained weights: set predictor.trainable as before, or to train more of "
+                f"the model, set predictor.from_pretrained to {values.folder} and leave --load out"
             )
         raise WeightsError(text, where=values.folder, fix=advice)
     for parameter, name in names.items():
         entry = values.tensor(f"model.{name}")
         if entry is not None and not parameter.is_floating_point():
             raise WeightsError(
-                f"holds {name}, which the job holds in 8 bits",
+                f"contains {name}, which is 8-bit in the job",
                 where=values.folder,
-                fix=f"name {values.folder} as predictor.from_pretrained, and leave --load out",
+                fix=f"set predictor.from_pretrained to {values.folder}, and leave --load out",
             )
         if entry is not None and (
             entry.size != parameter.shape or not entry.properties.dtype.is_floating_point

@@ -1,8 +1,7 @@
-"""What Megatron calls its arguments: optimizer, batches, checkpoints, logging, exits, profiler.
+"""Megatron's training arguments: optimizer, batches, checkpoints, logging, exits and profiler.
 
-Each field is a flag.
-
-Defaults are Megatron core 0.12's; the recipe is in the scripts under examples/vace/.
+Each field is a flag. Defaults are those of Megatron core 0.12. The scripts under examples/vace/ contain our
+recipe.
 """
 
 from __future__ import annotations
@@ -74,11 +73,11 @@ class OptimizerConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _muon_goes_with_torchs_adamw(self) -> OptimizerConfig:
+    def _muon_needs_torch_adamw(self) -> OptimizerConfig:
         if self.optimizer == "muon" and self.optimizer_selection not in ("fused_torch_adamw", "torch"):
             raise ValueError(
-                "--optimizer muon goes with torch's AdamW; leave --optimizer-selection "
-                f"{self.optimizer_selection} out"
+                "--optimizer muon needs torch's AdamW; leave out --optimizer-selection "
+                f"{self.optimizer_selection}"
             )
         return self
 
@@ -93,7 +92,7 @@ class OptimizerConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _lengths_are_said_once(self) -> OptimizerConfig:
+    def _one_unit_per_length(self) -> OptimizerConfig:
         same = (
             ("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples"),
             ("lr_decay_iters", "lr_decay_samples"),
@@ -102,12 +101,12 @@ class OptimizerConfig(Config):
         for names in same:
             given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
             if len(given) > 1:
-                raise ValueError(f"{' and '.join(given)} say the same thing; give one")
+                raise ValueError(f"{' and '.join(given)} set the same value; give only one")
         return self
 
 
 class BatchConfig(Config):
-    """How many samples, in which pieces, from which seed."""
+    """Batch sizes, length of the run, and seed."""
 
     micro_batch_size: int = Field(
         default=1, gt=0, le=65536, description="samples per forward and backward pass on one rank"
@@ -135,12 +134,12 @@ class BatchConfig(Config):
     @model_validator(mode="after")
     def _one_length(self) -> BatchConfig:
         if self.train_iters and self.train_samples:
-            raise ValueError("--train-iters and --train-samples say the same thing; give one")
+            raise ValueError("--train-iters and --train-samples set the same value; give only one")
         return self
 
 
 class CheckpointConfig(Config):
-    """What is written, when, and what is read at the start."""
+    """Which checkpoints to save and to load."""
 
     save: str | None = Field(default=None, description="folder for checkpoints, metrics and job.json")
     save_interval: int | None = Field(default=None, gt=0, description="iterations between checkpoints")
@@ -192,7 +191,7 @@ class CheckpointConfig(Config):
 
 
 class LogConfig(Config):
-    """What a run says of itself."""
+    """Log lines, TensorBoard and Weights & Biases."""
 
     log_interval: int = Field(default=100, gt=0, description="iterations between log lines")
     log_throughput: bool = Field(default=False, description="add TFLOP/s per device to the log line")
@@ -248,7 +247,7 @@ class EvalConfig(Config):
 
 
 class ExitConfig(Config):
-    """When to stop early, and how to treat a loss that is not a number."""
+    """When to stop early, and what to do if a loss is not finite."""
 
     exit_interval: int | None = Field(
         default=None, gt=0, description="save and stop at multiples of this iteration"
@@ -276,7 +275,7 @@ class ExitConfig(Config):
 
 
 class ProfileConfig(Config):
-    """Traces of a few iterations; the `profile` part of tools.json says the rest."""
+    """Traces of a few iterations. `profile` in tools.json has more settings."""
 
     profile: bool = Field(default=False, description="record a trace")
     profile_step_start: int = Field(default=10, ge=0, description="first iteration of the trace")
@@ -285,7 +284,7 @@ class ProfileConfig(Config):
 
 
 class TrainingConfig(Config):
-    """All of it, as one part of a job."""
+    """All training settings of a job."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: BatchConfig = BatchConfig()

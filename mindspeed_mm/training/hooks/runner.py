@@ -31,7 +31,9 @@ class HookRunner:
             if (state := left.pop(name, None)) is not None:
                 self._guard(hook, partial(_load, state=state))
         if left:
-            logger.info(f"the checkpoint holds the state of hooks that are not on: {', '.join(left)}")
+            logger.info(
+                f"the checkpoint contains the state of hooks that this run does not use: {', '.join(left)}"
+            )
         self._call(lambda hook: hook.on_start(event))
 
     def step(self, event: StepEvent) -> None:
@@ -95,7 +97,7 @@ def _plain(states: dict[str, Any]) -> dict[str, Any]:
             raise TrainingError(
                 problem,
                 where=f"state_dict of the hook {name}",
-                expected=f"values that JSON has, in at most {PACKED_BYTES} bytes of all hooks",
+                expected=f"JSON values, in at most {PACKED_BYTES} bytes for all hooks together",
             )
     return states
 

@@ -22,7 +22,7 @@ class Spikes(Hook):
 
     def on_step(self, event: StepEvent) -> None:
         """Compare this rank's samples with the running means."""
-        for sentence in self._watch.see(event.notes):
+        for sentence in self._watch.check(event.notes):
             logger.info(f"iteration {event.report.iteration}: {sentence}", extra=on_every_rank())
 
 
@@ -45,22 +45,22 @@ class SpikeWatch:
         self._factor, self._width = factor, num_train_timesteps / self.BANDS
         self._means = {} if means is None else means
 
-    def see(self, notes: Sequence[SampleNote]) -> list[str]:
+    def check(self, notes: Sequence[SampleNote]) -> list[str]:
         """Count the samples of one iteration, and describe the spikes.
 
         Returns a sentence for each sample whose loss exceeds `factor` times the running mean of its band.
         """
-        said = []
+        messages = []
         for note in notes:
             if not math.isfinite(note.loss):
                 continue
             band = min(int(note.timestep / self._width), self.BANDS - 1)
             count, mean = self._means.get(band, (0, 0.0))
             if count >= self.WARM and note.loss > self._factor * mean:
-                said.append(
+                messages.append(
                     f"loss spike: {note.loss:.4f} is {note.loss / mean:.1f} times the usual {mean:.4f} "
                     f"near timestep {note.timestep:.1f}: sample {note.sample_index} ({note.key})"
                 )
             keep = max(0.02, 1 / (count + 1))
             self._means[band] = (count + 1, mean + keep * (note.loss - mean))
-        return said
+        return messages

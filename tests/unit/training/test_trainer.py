@@ -290,7 +290,7 @@ def test_loss_spike_names_sample_and_timestep():
     watch = SpikeWatch(3.0, 1000)
     for index in range(40):
         assert (
-            watch.see(
+            watch.check(
                 [
                     SampleNote("clip", index, 450.0, 1.0 + 0.1 * (index % 3)),
                     SampleNote("x", index, 950.0, 9.0),
@@ -298,7 +298,7 @@ def test_loss_spike_names_sample_and_timestep():
             )
             == []
         )
-    said = watch.see([SampleNote("odd", 41, 455.0, 5.0), SampleNote("x", 41, 950.0, 9.0)])
+    said = watch.check([SampleNote("odd", 41, 455.0, 5.0), SampleNote("x", 41, 950.0, 9.0)])
     assert len(said) == 1
     assert "sample 41 (odd)" in said[0]
     assert "timestep 455.0" in said[0]

@@ -134,7 +134,7 @@ def test_a_list_in_place_of_an_object_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
-    with raises(ConfigError, "at most 10 bytes"):
+    with raises(ConfigError, "got 11 bytes", "10 bytes"):
         read_text(written(tmp_path, b"x" * 11), max_bytes=10)
 
 

@@ -182,7 +182,7 @@ def test_flags_win_over_set_and_set_over_files(capsys: pytest.CaptureFixture[str
         (["train", "--nporc", "1"], ("'--nporc'", "'--nproc'")),
         (["train", "--lr", "1"], ("vace train: --mm-model",)),
         (["train", *words(TRAIN), "--config", TRAIN["--mm-data"]], ("--config and --mm-data", "data JSON")),
-        (["train", "--config", TRAIN["--mm-data"], TRAIN["--mm-data"]], ("both data JSON",)),
+        (["train", "--config", TRAIN["--mm-data"], TRAIN["--mm-data"]], ("both", "data JSON")),
         (["train", "--config", INFERENCE], ("--config", "--mm-model")),
         (["train", "--config", "gone.json"], ("gone.json",)),
         (["train", *words(TRAIN), *RECIPE, "--set", "modle.task=x"], ("--set modle.task", "'model'")),

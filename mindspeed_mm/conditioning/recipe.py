@@ -1,4 +1,6 @@
-"""A recipe: which tasks a dataset of plain clips becomes. Draws are a function of (seed, row). No torch.
+"""Recipes: the tasks to make from a dataset of plain clips. Does not import torch.
+
+Random choices depend only on (seed, row). An example:
 
 seed: 7
 variants: 2
@@ -32,7 +34,7 @@ from mindspeed_mm.outputs import name_problem
 from mindspeed_mm.registry import did_you_mean
 
 _KINDS = ("choice", "uniform", "integers")
-_DRAWN = "seed"  # the option that each row gets its own value for
+_SEED = "seed"  # the option that gets its own value for each row
 
 
 class RecipeTask(Config):
@@ -121,14 +123,14 @@ class Recipe(Config):
         return [stage.until for stage in self.stages[-1:]]
 
     def weights(self, iteration: int) -> dict[str, float]:
-        """Entry → weight at an iteration, counted from 1; entries that are not drawn are left out."""
+        """Map each entry to its weight at an iteration, counted from 1. Leaves out entries of weight 0."""
         for stage in self.stages:
             if stage is self.stages[-1] or iteration <= (stage.until or 0):
                 return {name: weight for name, weight in stage.weights.items() if weight}
         return {name: entry.weight for name, entry in self.tasks.items()}
 
     def ignored(self, where: str) -> list[str]:
-        """A remark on the keys in use that act in training on raw clips, and nowhere else."""
+        """Return a remark on the keys in use that only affect training on raw clips."""
         named = [
             f"tasks.{name}.{key}"
             for name, entry in self.tasks.items()
@@ -141,9 +143,9 @@ class Recipe(Config):
 
 @dataclass(frozen=True)
 class Draw:
-    """What one sample becomes. Picklable."""
+    """The task and options of one sample. Picklable."""
 
-    name: str  # of the recipe's entry
+    name: str  # name of the recipe entry
     task_name: str
     options: Config
 
@@ -154,7 +156,7 @@ class Draw:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """A recipe file (YAML or JSON), checked. Raises ConfigError."""
+    """Read and check a recipe file (YAML or JSON). Raises ConfigError."""
     values, where = read_yaml(path), display_path(path)
     if not isinstance(values, Mapping):
         raise ConfigError(f"got {json_type(values)}", where=where, expected="an object with tasks")
@@ -162,7 +164,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    """Plain values as a recipe whose tasks, options and networks exist. Raises ConfigError."""
+    """Parse a recipe, and check that its tasks, options and networks exist. Raises ConfigError."""
     recipe = parse(Recipe, values, where)
     for name, entry in recipe.tasks.items():
         _check_entry(name, entry, f"{where}:tasks.{name}")
@@ -170,7 +172,7 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def entry_task(name: str, entry: RecipeTask, where: str = "") -> Task:
-    """The task of an entry. Raises ConfigError with the nearest known name."""
+    """Return the task of an entry. Raises ConfigError with the nearest known name."""
     try:
         return TASKS.get(entry.task or name)
     except ConfigError as error:
@@ -178,11 +180,11 @@ def entry_task(name: str, entry: RecipeTask, where: str = "") -> Task:
 
 
 def draws(recipe: Recipe, row: int, clip: str) -> list[Draw]:
-    """The task and options of each variant of a clip, whatever process asks; [] when no entry takes the clip.
+    """Draw the task and options of each variant of a clip; [] if no entry applies to the clip.
 
-    `row` is the clip's place in the dataset, `clip` the name that the entries' `clips` are compared with.
-    More variants leave the first ones as they are. A control task comes once, as long as the clip has another
-    entry. Raises ConfigError.
+    `row` is the index of the clip in the dataset. `clip` is the name that each entry's `clips` are matched
+    against. The result is the same in every process, and a higher number of variants does not change the
+    first ones. A control task is drawn at most once while other entries are left. Raises ConfigError.
     """
     fitting = {name: entry for name, entry in recipe.tasks.items() if _takes(entry, clip)}
     generator = np.random.default_rng([recipe.seed, row])
@@ -200,11 +202,11 @@ def draws(recipe: Recipe, row: int, clip: str) -> list[Draw]:
 def training_draw(
     recipe: Recipe, clip: str, *, seed: int, sample_index: int, first_index: int, iteration: int
 ) -> Draw | None:
-    """The task of one training sample; None when no entry takes the clip at this iteration, counted from 1.
+    """Draw the task of one training sample; None if no entry applies to the clip at this iteration.
 
-    Entry and options follow from the run's `seed` and `first_index`, the index of the first sample of its
-    micro-batch, whose samples must have one shape; what is drawn within the task follows from the sample's
-    own index. Raises ConfigError.
+    `iteration` counts from 1. Entry and options depend on the run's `seed` and on `first_index`, the index of
+    the first sample in the micro-batch, because all its samples must have the same shape. Random choices
+    within the task depend on the sample's own index. Raises ConfigError.
     """
     weights = {name: w for name, w in recipe.weights(iteration).items() if _takes(recipe.tasks[name], clip)}
     if not weights:
@@ -216,7 +218,7 @@ def training_draw(
 
 
 def entries_for(recipe: Recipe, clip: str) -> tuple[str, ...]:
-    """The entries that take a clip of this name."""
+    """Return the entries that apply to a clip of this name."""
     return tuple(name for name, entry in recipe.tasks.items() if _takes(entry, clip))
 
 
@@ -230,8 +232,8 @@ def _draw(name: str, entry: RecipeTask, generator: np.random.Generator, own_seed
     values = {key: _drawn(value, generator) for key, value in entry.options.items()}
     seed = int(generator.integers(1 << 31)) if own_seed is None else own_seed
     task = entry_task(name, entry)
-    if _DRAWN in task.options.model_fields:
-        values[_DRAWN] = seed
+    if _SEED in task.options.model_fields:
+        values[_SEED] = seed
     return Draw(name, task.name, task.parse(values, f"tasks.{name}.options"))
 
 
@@ -248,11 +250,11 @@ def _check_entry(name: str, entry: RecipeTask, where: str) -> None:
             where=where,
             expected=f"one of {', '.join(fitting)}",
         )
-    if _DRAWN in entry.options:
+    if _SEED in entry.options:
         raise ConfigError(
-            "every row draws its own seed",
-            where=f"{where}.options.{_DRAWN}",
-            fix="leave it out, and set the recipe's seed",
+            "each row gets its own random seed",
+            where=f"{where}.options.{_SEED}",
+            fix="remove it, and set the recipe's seed",
         )
     for key, value in entry.options.items():
         field = task.options.model_fields.get(key)
@@ -301,7 +303,7 @@ def _check_drawn(value: Any, where: str) -> None:
 
 
 def _extremes(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Options such that each value which can be drawn at an end, or by choice, is among them once."""
+    """Yield options that together cover every choice and both ends of every range."""
     sides = {
         key: list(next(iter(value.values()))) if _is_drawn(value) else [value]
         for key, value in options.items()

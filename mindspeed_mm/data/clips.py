@@ -100,7 +100,7 @@ def _reject_still(path: Path, container: Any) -> None:
         raise DataError(
             f"is {article} {kind}image with a video's suffix",
             where=display_path(path),
-            fix="rename it to what it is",
+            fix="give it the suffix of its format",
         )
 
 

@@ -102,7 +102,7 @@ def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
     missing = [name for name in ("video", "vace_context", "prompt_ids") if name not in header]
     if missing:
         raise DataError(
-            f"{', '.join(missing)} missing; the file holds {', '.join(sorted(header)) or 'nothing'}",
+            f"{', '.join(missing)} missing; file contains {', '.join(sorted(header)) or 'nothing'}",
             where=path,
             expected="a feature file",
         )

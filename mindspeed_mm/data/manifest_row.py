@@ -111,7 +111,8 @@ class RowReader:
         broken = [caption for caption in captions if _SURROGATE.search(caption)]
         if broken:
             self._bad(
-                "cap", f"{broken[0]!r:.60} holds half of a character (a lone surrogate); write the whole one"
+                "cap",
+                f"{broken[0]!r:.60} contains half of a character (a lone surrogate); write the whole one",
             )
         if not captions or not all(map(_has_text, captions)):
             self._bad(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mindspeed_mm.errors import ConfigError
 
-_MOST = 200  # maximum entries in a list of files
+_MAX_FILES = 200  # maximum entries in a list of files
 _VISITED = 20_000  # maximum folders and files that a search visits
 _DEPTH = 5
 _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
@@ -42,7 +42,7 @@ def find(root: Path, names: frozenset[str]) -> list[str]:
     Visits a limited number of entries.
     """
     found = sorted(_walk(root.resolve(), names), reverse=True)
-    return [text for _, text in found[:_MOST]]
+    return [text for _, text in found[:_MAX_FILES]]
 
 
 def _walk(root: Path, names: frozenset[str]) -> Iterator[tuple[float, str]]:

@@ -93,7 +93,7 @@ class QueuePanel:
             *self._result,
         ]
         quiet: dict[str, Any] = {"show_progress": "hidden"}
-        self.timer.tick(self.look, [self.seen, self.done, self.chosen], drawn, **quiet)
+        self.timer.tick(self.poll, [self.seen, self.done, self.chosen], drawn, **quiet)
         for place, button in enumerate(self.cancels):
             button.click(
                 lambda ids, at=place: self.cancel(ids, at), [self.ids], [self.state, self.seen], **quiet
@@ -108,7 +108,7 @@ class QueuePanel:
         self.reuse.click(lambda chosen: self.settings_of(actions, chosen), [self.chosen], shown, **quiet)
         self.as_source.click(self.path_of, [self.chosen], [inputs.parts["video"]], **quiet)
 
-    def look(self, seen: str, done: list[str], chosen: str) -> dict[Any, Any]:
+    def poll(self, seen: str, done: list[str], chosen: str) -> dict[Any, Any]:
         """Redraw the queue and the history if they have changed."""
         try:
             videos = self.service.videos()
@@ -173,7 +173,7 @@ class QueuePanel:
         }
 
     def choose(self, done: list[str], event: gr.SelectData) -> dict[Any, Any]:
-        """Show a video of the history beside its source."""
+        """Show a video of the history next to its source."""
         known = {video["id"]: video for video in self.service.videos()}
         place = int(event.index if not isinstance(event.index, (list, tuple)) else event.index[0])
         video = known.get(done[place]) if place < len(done) else None

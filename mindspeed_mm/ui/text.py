@@ -1,4 +1,4 @@
-"""The texts of the page in both languages.
+"""The strings of the page in both languages.
 
 Tasks and options without a text in this file use the registry's text.
 """
@@ -300,14 +300,14 @@ OPTIONS_ZH: Mapping[str, str] = {
 
 
 class Words:
-    """The texts in one language."""
+    """The strings in one language."""
 
     def __init__(self, lang: Language) -> None:
         self.lang = lang
         self._words = WORDS[lang]
 
     def __call__(self, key: str, values: Mapping[str, object] | None = None) -> str:
-        """The text for a key, formatted with `values`."""
+        """Return the string for a key, formatted with `values`."""
         return self._words[key].format_map(values) if values else self._words[key]
 
     def task(self, name: str, summary: str) -> str:

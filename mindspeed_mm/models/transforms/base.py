@@ -20,7 +20,7 @@ class ModuleTransform(ABC):
     Base weights keep their names, so checkpoints of the base still load.
     """
 
-    is_adapter: ClassVar[bool] = False  # decides what trains; without an adapter, `trainable` does
+    is_adapter: ClassVar[bool] = False  # selects the trainable weights; without an adapter, `trainable` does
     comes_last: ClassVar[bool] = False  # applied after `Freeze`, wherever it is listed
 
     @abstractmethod
@@ -28,22 +28,22 @@ class ModuleTransform(ABC):
         """Change `model`, which is on the meta device, in place. Raises ConfigError if it does not fit."""
 
     def change_source(self, source: WeightsSource) -> WeightsSource:
-        """The source of the model's weights, given the source of its base. Called after `apply`."""
+        """Return the source of the model's weights, given that of its base. Called after `apply`."""
         return source
 
     def is_trainable(self, name: str) -> bool:
-        """Whether the weight `name` trains because of this transform."""
+        """Return whether this transform makes the weight `name` trainable."""
         return False
 
     def adds(self, name: str) -> bool:
-        """Whether this transform adds the weight `name`, which no checkpoint of the base has."""
+        """Return whether this transform adds the weight `name`, which checkpoints of the base lack."""
         return False
 
     def initial_weight(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """The initial fp32 value of an added weight, which depends on these arguments only."""
+        """Return the initial fp32 value of an added weight. It depends only on these arguments."""
         raise NotImplementedError(f"{type(self).__name__} adds no weights")
 
-    def merge(self, model: nn.Module) -> None:  # noqa: B027  # most have nothing to fold
+    def merge(self, model: nn.Module) -> None:  # noqa: B027  # most transforms have nothing to fold
         """Fold the added weights into the base weights where possible.
 
         The model then computes the same without them.
@@ -51,7 +51,7 @@ class ModuleTransform(ABC):
 
 
 def base_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """All linear layers of a model by name, except LoRA matrices."""
+    """Map the names of all linear layers to the layers, without LoRA matrices."""
     return {
         name: module
         for name, module in model.named_modules()

@@ -25,7 +25,7 @@ class Freeze(ModuleTransform):
     origin: str = "predictor.trainable"  # the setting that decides, for error messages
 
     def is_trainable(self, name: str) -> bool:
-        """Whether the weight `name` trains."""
+        """Return whether the weight `name` is trainable."""
         return self.is_trained(name)
 
     def apply(self, model: nn.Module) -> None:

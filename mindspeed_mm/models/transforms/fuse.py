@@ -24,7 +24,7 @@ logger = get_logger(__name__)
 
 
 def build_fuse(config: FuseLoraConfig, spec: ModelSpec, trainable: str) -> FuseLora:
-    """The transform of a `fuse_lora` entry."""
+    """Build the transform of a `fuse_lora` entry."""
     return FuseLora(config)
 
 
@@ -35,10 +35,10 @@ class FuseLora(ModuleTransform):
     config: FuseLoraConfig
 
     def apply(self, model: nn.Module) -> None:
-        """Does nothing: only the weights change."""
+        """Do nothing, as only the weights change."""
 
     def change_source(self, source: WeightsSource) -> WeightsSource:
-        """`source` with the LoRA added. Raises WeightsError if the LoRA does not fit."""
+        """Add the LoRA to `source`. Raises WeightsError if it does not fit."""
         (lora,) = open_fused([self.config], source.shapes)
         logger.info(f"fuses {lora.adapter.description}, strength {lora.strength:g}", extra=once())
         return merged(source, [(lora.adapter, lora.strength)])

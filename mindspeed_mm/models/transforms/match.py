@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def is_trainable(name: str, trainable: str, branch: Collection[str]) -> bool:
-    """Whether the weight `name` trains under `trainable: branch | trunk | all`, by its first component."""
+    """Return whether `trainable: branch | trunk | all` trains the weight `name`, by its first component."""
     in_branch = name.split(".")[0] in branch
     return trainable == "all" or in_branch == (trainable == "branch")
 
 
 def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> list[str]:
-    """The names that end in one of `patterns` at a dot, in the order of `names`; `*` matches any text.
+    """Return the names that end in one of `patterns` at a dot, in order. `*` matches any text.
 
     `q` matches `blocks.0.self_attn.q` but not `norm_q`. Raises ConfigError for a pattern that matches
     nothing.
@@ -39,12 +39,12 @@ def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> list[
 
 
 def ends_in(name: str, pattern: str) -> bool:
-    """Whether `name` matches `pattern`, or ends in it at a dot."""
+    """Return whether `name` matches `pattern`, or ends in it at a dot."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
 def is_saved(name: str, saved: Iterable[str]) -> bool:
-    """Whether the weight `name` is in a module that matches one of the patterns in `saved`."""
+    """Return whether the weight `name` is in a module that matches a pattern in `saved`."""
     module = name.rpartition(".")[0]
     parents = [module[:end] for end, mark in enumerate(module) if mark == "."] + [module]
     return any(ends_in(parent, one) for parent in parents for one in saved)
@@ -58,20 +58,20 @@ def lora_targets(
     linears: Mapping[str, Sequence[int]],
     where: str,
 ) -> list[str]:
-    """Names of the layers that get this LoRA. `linears` maps the model's linear layers to (out, in).
+    """Return the layers that get this LoRA. `linears` maps the model's linear layers to (out, in).
 
     Raises ConfigError for a pattern that matches no layer, a part without layers, a rank above a layer's
     full rank, or a layer that also trains in full.
     """
     if not (config.match or spec.adapted):
-        raise ConfigError("missing; the model names no usual layers", where=f"{where}.match")
+        raise ConfigError("missing; this model has no default layers", where=f"{where}.match")
     for pattern in config.match:
         others = [name for name in modules if ends_in(name, pattern)]
         if others and not any(ends_in(name, pattern) for name in linears):
             raise ConfigError(
                 f"{pattern!r} matches no linear layer, only {others[0]}",
                 where=f"{where}.match",
-                fix="name linear layers such as self_attn.q; modules_to_save trains other modules whole",
+                fix="list linear layers such as self_attn.q; modules_to_save trains other modules in full",
             )
     part = config.on or ("both" if trainable == "all" or not spec.branch else trainable)
     found = matching(config.match or spec.adapted, linears, f"{where}.match")
@@ -89,7 +89,7 @@ def lora_targets(
         for name in found:
             if name == saved or name.startswith(f"{saved}."):
                 raise ConfigError(
-                    f"{saved} trains whole, and its layer {name} gets a LoRA",
+                    f"{saved} is trained in full, but its layer {name} gets a LoRA",
                     where=f"{where}.modules_to_save",
                     fix="narrow match, or leave it out",
                 )
@@ -103,7 +103,7 @@ def quantize_targets(
     is_trained: Callable[[str], bool],
     where: str,
 ) -> list[str]:
-    """Names of the layers to hold in 8 bits. `is_trained` takes a weight's name.
+    """Return the layers to quantize to 8 bits. `is_trained` takes a weight's name.
 
     Without `match`, layers that train are skipped. Raises ConfigError for a pattern that matches none of the
     blocks' linear layers or one that trains, and if no layer is left.
@@ -114,7 +114,7 @@ def quantize_targets(
     if config.match and len(frozen) < len(found):
         name = next(name for name in found if name not in frozen)
         raise ConfigError(
-            f"{name} trains, and 8-bit weights cannot", where=f"{where}.match", fix="name frozen layers only"
+            f"{name} trains, and 8-bit weights cannot", where=f"{where}.match", fix="list only frozen layers"
         )
     if not frozen:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From a job's settings to its model's transforms, in the order in which they are applied."""
+"""Build the transforms of a model from the settings of a job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mindspeed_mm.registry import resolve
 def plan_transforms(
     spec: ModelSpec, trainable: str, dtype: torch.dtype, configs: Sequence[Config] = ()
 ) -> tuple[ModuleTransform, ...]:
-    """The transforms of `configs` in order, then `Freeze`, then those with `comes_last`.
+    """Return the transforms of `configs` in order, then `Freeze`, then those with `comes_last`.
 
     With an adapter, only the weights that it names train. Without one, `trainable: branch | trunk | all`
     decides.

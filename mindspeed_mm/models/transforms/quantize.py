@@ -1,4 +1,4 @@
-"""Hold frozen linear layers in 8 bits."""
+"""Quantize frozen linear layers to 8 bits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mindspeed_mm.ops.quantized import QuantizableLinear, format_of, prepare_8bi
 
 
 def build_quantize(config: QuantizeConfig, spec: ModelSpec, trainable: str) -> Quantize:
-    """The transform of a `quantize` entry."""
+    """Build the transform of a `quantize` entry."""
     return Quantize(config, spec)
 
 
@@ -54,6 +54,6 @@ def quantize_blocks(model: nn.Module, form: QuantFormat, spec: ModelSpec = VACE)
 
 
 def describe_quantized(model: nn.Module) -> str:
-    """JSON for a checkpoint: the number of layers in each 8-bit format; "" if there are none."""
+    """Return JSON for a checkpoint: the number of layers in each 8-bit format; "" if there are none."""
     counts = Counter(format_of(layer) for layer in quantized_layers(model).values())
     return format_json(dict(sorted(counts.items()))) if counts else ""

@@ -172,7 +172,7 @@ def test_a_pattern_without_a_layer_is_refused() -> None:
     [
         ({"type": "lora"}, ["object"], "model.json:transforms"),
         ([{"rank": 4}], ["type", "lora"], "model.json:transforms[0]"),
-        (["lora"], ["got a string"], "model.json:transforms[0]"),
+        (["lora"], ["a string"], "model.json:transforms[0]"),
         ([{"type": "lora"}, {"type": "lore"}], ["lore", "lora"], "model.json:transforms[1].type"),
         ([{"type": "lora", "ranks": 4}], ["ranks", "rank"], None),
         ([{"type": "lora", "alpha": 0}], ["alpha", 0], None),

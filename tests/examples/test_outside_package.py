@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from mindspeed_mm import VacePipeline
 from mindspeed_mm.accelerator import Accelerator
@@ -65,6 +66,9 @@ mirror = outsider.mirror:TASK
 
 [mindspeed_mm.training_hooks]
 tally = outsider.tally:HOOK
+
+[mindspeed_mm.transforms]
+biases = outsider.biases:SPEC
 """
 SPECS = '''
 from typing import Any, Literal
@@ -293,6 +297,35 @@ class Tally(Hook):
 HOOK = HookSpec(config=TallyConfig, build="outsider.tally:Tally")
 '''
 
+BIASES = """
+from typing import Literal
+from mindspeed_mm.config.schema import Config
+from mindspeed_mm.models.transforms.config import TransformSpec
+
+
+class BiasesConfig(Config):
+    type: Literal["biases"] = "biases"
+
+
+SPEC = TransformSpec(config=BiasesConfig, build="outsider.train_biases:build")
+"""
+TRAIN_BIASES = """
+from mindspeed_mm.models.transforms.base import ModuleTransform
+
+
+class TrainBiases(ModuleTransform):
+    is_adapter = True
+
+    def apply(self, model):
+        pass
+
+    def is_trainable(self, name):
+        return name.endswith(".bias")
+
+
+def build(config, spec, trainable):
+    return TrainBiases()
+"""
 STRAIGHT = '''
 import torch
 from mindspeed_mm.generation.solvers.config import SolverSpec
@@ -341,7 +374,7 @@ TASK = Task(
 FILES = {
     "__init__": "", "specs": SPECS, "code": CODE, "convert": CONVERT, "pebble": PEBBLE, "pebble_net": PEBBLE_NET,
     "straight": STRAIGHT, "mirror": MIRROR,
-    "tally": TALLY,
+    "tally": TALLY, "biases": BIASES, "train_biases": TRAIN_BIASES,
 }  # fmt: skip
 
 
@@ -401,17 +434,21 @@ def settings_for(tmp_path: Path, weights: Path, volume: float) -> dict[str, obje
 
 
 @pytest.mark.slow
-def test_outside_model_and_dataset_train_with_the_script(
+def test_outside_model_data_and_transform_train_with_the_script(
     site: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a path with spaces does no harm."""
     settings = settings_for(tmp_path, weights, volume=0.25)
     script = ["bash", "examples/vace/1.3B/pretrain_fsdp.sh", "--train-iters", "2", "--num-workers", "0"]
-    ran = run(script, site, settings)
+    ran = run([*script, '--set=model.transforms=[{"type": "biases"}]'], site, settings)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     assert "whisper at volume 0.25" in ran.stdout
     assert "iteration        2/       2" in ran.stdout
-    assert (tmp_path / "save in a folder with spaces" / "iter_0000002" / ".metadata").is_file()
+    saved = FileSystemReader(tmp_path / "save in a folder with spaces" / "iter_0000002").read_metadata()
+    trained = [name for name in saved.state_dict_metadata if name.startswith("model.")]
+    biases = [name for name in tiny_transformer(0, TINY).state_dict() if name.endswith(".bias")]
+    assert len(trained) == len(biases)
+    assert all(name.endswith(".bias") for name in trained)
     monkeypatch.syspath_prepend(str(site))
     sizes = open_model(tmp_path / "save in a folder with spaces", MODELS.get("whisper")).sizes
     assert sizes.model_dump() == {**TINY.model_dump(), "volume": 0.25}

@@ -2,7 +2,13 @@
 
 A task has typed options, required sources, and a function that makes src_video, src_mask and references.
 
-    @task("canny", "Canny edges control the video", needs=("clip",), options=TaskOptions)
+    @task(
+        "canny",
+        summary="Canny edges control the video",
+        needs=("clip",),
+        options=TaskOptions,
+        family="control",
+    )
     def canny(sources: Sources, options: TaskOptions) -> Prepared: ...
 
 In all masks, white (255) = generate and black (0) = keep. A missing pixel of src_video is gray (128).

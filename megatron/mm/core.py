@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
 
 
 def core(module: str) -> Any:
@@ -37,12 +39,12 @@ def _compile_on_first_call() -> Iterator[None]:
 
     compile_now = torch.compile
 
-    def compile_later(model: Callable[..., Any] | None = None, **options: Any) -> Any:
+    def compile_later(model: Callable[P, Any] | None = None, **options: Any) -> Any:
         if model is None:
             return functools.partial(compile_later, **options)
 
         @functools.wraps(model)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> Any:
             return compiled()(*args, **kwargs)
 
         compiled = functools.cache(lambda: compile_now(model, **options))

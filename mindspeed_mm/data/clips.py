@@ -1,4 +1,4 @@
-"""Opens video files: rejects what is not a video, and selects the stream that a player plays.
+"""Opens video files: rejects other files, and selects the stream that a media player would show.
 
 The check, both readers and the feature key all use this module, `packets.py` and `pictures.py`, so that they
 cannot disagree. Does not import torch.
@@ -16,7 +16,7 @@ from mindspeed_mm.data.images import check_pixels, short
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.files import display_path, regular_file
 
-AV_FLOOR = 17  # older versions read BT.709 with the matrix of BT.601; below 15, they ignore rotation
+MIN_AV_MAJOR = 17  # older versions decode BT.709 with the BT.601 matrix; below 15, they ignore rotation
 _STILL_FORMATS = ("image2", "png", "apng", "jpeg", "bmp", "webp", "tiff", "ppm", "pgm", "gif_pipe")
 
 
@@ -26,19 +26,19 @@ def check_av_version() -> None:
         version = importlib.metadata.version("av")
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(
-            "PyAV is not installed; clips need it", fix=f"pip install 'av>={AV_FLOOR}'"
+            "PyAV is not installed; clips need it", fix=f"pip install 'av>={MIN_AV_MAJOR}'"
         ) from None
     major = version.partition(".")[0]
-    if major.isdigit() and int(major) < AV_FLOOR:
+    if major.isdigit() and int(major) < MIN_AV_MAJOR:
         raise ConfigError(
-            f"PyAV {version} is installed, which reads colours and rotation differently",
-            expected=f"{AV_FLOOR} or newer",
-            fix=f"pip install 'av>={AV_FLOOR}'",
+            f"PyAV {version} is installed; it reads colours and rotation incorrectly",
+            expected=f"{MIN_AV_MAJOR} or newer",
+            fix=f"pip install 'av>={MIN_AV_MAJOR}'",
         )
 
 
 def open_clip(path: Path) -> tuple[Any, Any]:
-    """Open a video file and return its container and the stream that a player plays.
+    """Open a video file and return its container and the stream that a media player would show.
 
     The caller closes the container. Raises DataError for a file that is not a video. FFmpeg's errors
     propagate.
@@ -57,9 +57,9 @@ def open_clip(path: Path) -> tuple[Any, Any]:
         stream = _choose_stream(path, container)
         if stream.codec_context is None:
             raise DataError(
-                "its video stream has a codec that FFmpeg does not know",
+                "its video stream uses a codec that FFmpeg does not support",
                 where=display_path(path),
-                fix="check if the file is damaged",
+                fix="check whether the file is damaged",
             )
         check_pixels(path, stream.codec_context.width or 0, stream.codec_context.height or 0)
     except BaseException:
@@ -69,7 +69,7 @@ def open_clip(path: Path) -> tuple[Any, Any]:
 
 
 def reject_text(path: Path) -> None:
-    """Raise DataError for a text file with the suffix of a video.
+    """Raise DataError for a text file with a video extension.
 
     FFmpeg would render it as terminal output, or open it as a playlist.
     """
@@ -98,9 +98,9 @@ def _reject_still(path: Path, container: Any) -> None:
         kind = {"image2": "", "jpeg": "JPEG "}.get(name, f"{name.upper()} ")
         article = "an" if kind in ("", "APNG ") else "a"
         raise DataError(
-            f"is {article} {kind}image with a video's suffix",
+            f"is {article} {kind}image with a video extension",
             where=display_path(path),
-            fix="give it the suffix of its format",
+            fix="give it the extension of its format",
         )
 
 

@@ -195,7 +195,7 @@ class JobStore:
                 (step, steps, job.id, job.worker),
             )
 
-    def remark(self, job: Job, notes: Sequence[str]) -> None:
+    def add_notes(self, job: Job, notes: Sequence[str]) -> None:
         """Store notes on the request for the user. They replace earlier notes."""
         request = {**job.request, "notes": list(notes)}
         with self._transaction() as database:

@@ -1,4 +1,4 @@
-"""A replica of `vace serve --engine ray`: it has the models on one device and takes jobs from the server.
+"""A replica of `vace serve --engine ray`: it holds the models on one device and takes jobs from the server.
 
 The queue and all files are on the server's machine. A replica receives a job with its uploads, and sends
 back the results. The machines need no shared file system, but each must have the weights at the same paths.
@@ -20,8 +20,10 @@ from mindspeed_mm.serve.jobs import JobStore
 from mindspeed_mm.serve.queue_file import Job, WorkerState
 
 Files = dict[str, bytes]  # path within a job's folder → content
-_BEAT = 1.0  # seconds between two heartbeats
-_OURS = frozenset({"inputs", "request.json"})  # entries of a job's folder that the server already has
+_HEARTBEAT_SECONDS = 1.0
+_SERVER_ENTRIES = frozenset(
+    {"inputs", "request.json"}
+)  # entries of a job's folder that the server already has
 
 
 class Queue:
@@ -36,7 +38,7 @@ class Queue:
         self.beats[worker] = time.monotonic()
 
     def lost(self, seconds: float) -> list[str]:
-        """The replicas without a heartbeat for more than `seconds`. Each replica is reported once."""
+        """Replicas that have sent no heartbeat for more than `seconds`. Each replica is reported once."""
         now = time.monotonic()
         gone = [worker for worker, last in self.beats.items() if now - last > seconds]
         for worker in gone:
@@ -60,9 +62,9 @@ class Queue:
         """Record that `step` of `steps` denoising steps are done."""
         self.store.advance(job, step, steps)
 
-    def remark(self, job: Job, notes: Sequence[str]) -> None:
+    def add_notes(self, job: Job, notes: Sequence[str]) -> None:
         """Store notes on the request for the user."""
-        self.store.remark(job, notes)
+        self.store.add_notes(job, notes)
 
     def should_continue(self, job: Job) -> bool:
         """Whether the job still belongs to the replica and is not cancelled."""
@@ -99,9 +101,9 @@ class RemoteQueue:
         """Record that `step` of `steps` denoising steps are done."""
         self._ask("advance", job, step, steps)
 
-    def remark(self, job: Job, notes: Sequence[str]) -> None:
+    def add_notes(self, job: Job, notes: Sequence[str]) -> None:
         """Store notes on the request for the user."""
-        self._ask("remark", job, list(notes))
+        self._ask("add_notes", job, list(notes))
 
     def should_continue(self, job: Job) -> bool:
         """Whether the job still belongs to the worker and is not cancelled."""
@@ -109,7 +111,7 @@ class RemoteQueue:
 
     def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
         """Send the results to the server, and delete the local folder."""
-        files = {} if error is not None else read_files(self.folders.of(job.id), without=_OURS)
+        files = {} if error is not None else read_files(self.folders.of(job.id), without=_SERVER_ENTRIES)
         kept = bool(self._ask("finish", job, files, error))
         self.folders.remove(job.id)
         return kept
@@ -125,10 +127,11 @@ class RemoteQueue:
 
 
 class Replica:
-    """The Ray Serve deployment: it loads the models, then works on jobs until Ray stops it."""
+    """The Ray Serve deployment: it loads the models, then processes jobs until Ray stops it."""
 
     def __init__(self, settings: Mapping[str, Any], template: Mapping[str, Any], queue: Any) -> None:
-        """`settings`: the content of the worker's settings file. Raises the errors of loading the models."""
+        """`settings`: the content of the worker's settings file. Raises any error that occurs while
+        the models load."""
         import ray
         import torch
 
@@ -141,7 +144,7 @@ class Replica:
         here = Path(self._folder.name)
         store = RemoteQueue(queue, JobFolders(here))
         store.set_worker(self.name, "loading")
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         threading.Thread(target=self._beat, args=(queue,), daemon=True).start()
         write_json(here / "template.json", {**template, "output_path": str(here)})
         try:
@@ -159,24 +162,24 @@ class Replica:
         return self.name
 
     def check_health(self) -> None:
-        """Raise RuntimeError if the worker thread has ended. Ray then replaces the replica."""
+        """Raise RuntimeError if the worker thread has exited. Ray then replaces the replica."""
         if not self._thread.is_alive():
-            raise RuntimeError("the worker has ended")
+            raise RuntimeError("the worker thread has exited")
 
     def _work(self) -> None:
         try:
             self._worker.run()
         finally:
-            self._over.set()  # without heartbeats, the server queues the job again
+            self._stopped.set()  # without heartbeats, the server queues the job again
 
     def _beat(self, queue: Any) -> None:
-        while not self._over.wait(_BEAT):
+        while not self._stopped.wait(_HEARTBEAT_SECONDS):
             with suppress(Exception):  # if the server is gone, Ray stops this replica
                 queue.beat.remote(self.name)
 
 
 def read_files(folder: Path, *, without: frozenset[str] = frozenset()) -> Files:
-    """Read every file in `folder`, except in the top-level entries `without`."""
+    """Read every file in `folder`, except those under the top-level entries in `without`."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder): path for path in paths}
     return {str(name): path.read_bytes() for name, path in names.items() if name.parts[0] not in without}

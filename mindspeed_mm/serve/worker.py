@@ -138,7 +138,7 @@ class Worker:
             notes = map(
                 translator(folder), (*job_notes, *conditions.notes, *self._long_prompts(request, text_len))
             )
-            self.store.remark(job, list(dict.fromkeys((*job.notes, *notes))))
+            self.store.add_notes(job, list(dict.fromkeys((*job.notes, *notes))))
 
         planned = self.parallel.run_on_main_and_broadcast(build)
         files = VideoFiles(self.models, folder, run_settings(planned))

@@ -17,7 +17,7 @@ class WorkerQueue(Protocol):
     def advance(self, job: Job, step: int, steps: int) -> None:
         """Record that `step` of `steps` denoising steps are done."""
 
-    def remark(self, job: Job, notes: Sequence[str]) -> None:
+    def add_notes(self, job: Job, notes: Sequence[str]) -> None:
         """Store notes on the request for the user. They replace earlier notes."""
 
     def should_continue(self, job: Job) -> bool:

@@ -1,8 +1,8 @@
 """Held-out loss at fixed timesteps with fixed noise.
 
 Evaluations are comparable: each uses the same records, timesteps and noise, on any number of ranks. The
-results are the mean of all records at each timestep, the mean of each task, and intervals that account for
-the choice of records.
+results are the mean of all records at each timestep, the mean of each task, and confidence intervals over the
+records.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from mindspeed_mm.distributed.launch import raise_on_all_ranks
 from mindspeed_mm.flow.matching import sample_flow_at, sample_losses
 from mindspeed_mm.flow.schedule import Schedule
 
-Interval = Callable[
-    [Sequence[float]], tuple[float, float] | None
-]  # losses of records → interval (low, high) of their mean
+# losses of records → interval (low, high) of their mean
+Interval = Callable[[Sequence[float]], tuple[float, float] | None]
 LOW, HIGH = "/low", "/high"  # suffixes for the bounds of an interval
 
 
-def quantile_places(schedule: Schedule, quantiles: int) -> list[int]:
-    """Return the middle place of each of `quantiles` equal parts of the schedule that the model trains on."""
+def quantile_indices(schedule: Schedule, quantiles: int) -> list[int]:
+    """Return the middle schedule index of each of `quantiles` equal parts of the trained schedule."""
     count = len(schedule.places)
     return [int(schedule.places[(2 * q + 1) * count // (2 * quantiles)]) for q in range(quantiles)]
 
@@ -54,13 +53,13 @@ def held_out_loss(
     tasks, the result also has these values for the records of each task. `interval` adds NAME/low and
     NAME/high. `task_labels` maps a task to the name under which training reports its loss.
 
-    Every rank runs the model equally often, as sharded models require. A rank without a record of its own
-    repeats the last record, which is not counted again.
+    Every rank runs the model the same number of times, as sharded models require. A rank without a record of
+    its own repeats the last record, which is not counted again.
     """
-    places = quantile_places(schedule, quantiles)
+    indices = quantile_indices(schedule, quantiles)
     records = range(min(len(source), max_records))
     totals = torch.zeros(quantiles + 1, dtype=torch.float32, device=device)
-    each = torch.zeros(len(records), quantiles, dtype=torch.float32, device=device)
+    record_losses = torch.zeros(len(records), quantiles, dtype=torch.float32, device=device)
     tasks: list[str] = list(getattr(source, "tasks", ()))
     task_of = torch.full((len(records),), -1.0, device=device)
     collate = Collate(seed=seed, with_context=with_context)
@@ -68,41 +67,42 @@ def held_out_loss(
     model.eval()
     for first in range(0, len(records), dp_size):
         record = records[min(first + dp_rank, len(records) - 1)]
-        counts = float(first + dp_rank < len(records))
+        weight = float(first + dp_rank < len(records))
         features = raise_on_all_ranks(partial(source.__getitem__, record))
         batch = collate.stack([(features, record)])
-        moved = batch.to(device)
-        if counts and batch.tasks and batch.tasks[0] in tasks:
+        device_batch = batch.to(device)
+        if weight and batch.tasks and batch.tasks[0] in tasks:
             task_of[record] = float(tasks.index(batch.tasks[0]))
-        for q, place in enumerate(places):
-            sample = sample_flow_at(moved.latents, schedule, place, batch.sample_index, seed)
-            velocity: Tensor = model(sample.noisy, sample.timestep, moved.prompt_embeds, moved.vace_context)
+        for q, index in enumerate(indices):
+            sample = sample_flow_at(device_batch.latents, schedule, index, batch.sample_index, seed)
+            velocity: Tensor = model(
+                sample.noisy, sample.timestep, device_batch.prompt_embeds, device_batch.vace_context
+            )
             loss = sample_losses(velocity, sample, batch.num_refs if exclude_refs else 0)
-            totals[q] += counts * loss.sum()
-            if counts:
-                each[record, q] = loss.sum()
-        totals[-1] += counts
+            totals[q] += weight * loss.sum()
+            if weight:
+                record_losses[record, q] = loss.sum()
+        totals[-1] += weight
     model.train(was_training)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)
-        dist.all_reduce(
-            each, op=dist.ReduceOp.MAX
-        )  # ranks of one context-parallel group have the same record
+        # ranks of one context-parallel group have the same record
+        dist.all_reduce(record_losses, op=dist.ReduceOp.MAX)
         dist.all_reduce(task_of, op=dist.ReduceOp.MAX)
     *sums, count = totals.tolist()
     means = [total / count for total in sums]
-    names = [f"timestep_{float(schedule.timesteps[place]):.0f}" for place in places]
+    names = [f"timestep_{float(schedule.timesteps[index]):.0f}" for index in indices]
     found = {f"validation/{name}": mean for name, mean in zip(names, means, strict=True)}
     found["validation/loss"] = sum(means) / len(means)
     for number, task in enumerate(tasks if len(tasks) > 1 else ()):
-        rows = each[task_of == number]
+        rows = record_losses[task_of == number]
         if len(rows):
             name = (task_labels or {}).get(task, task)
-            found |= _of_rows(f"validation/task/{name}/", rows, names, interval, with_means=True)
-    return {**found, **_of_rows("validation/", each, names, interval, with_means=False)}
+            found |= _row_metrics(f"validation/task/{name}/", rows, names, interval, with_means=True)
+    return {**found, **_row_metrics("validation/", record_losses, names, interval, with_means=False)}
 
 
-def _of_rows(
+def _row_metrics(
     prefix: str, rows: Tensor, names: Sequence[str], interval: Interval | None, *, with_means: bool
 ) -> dict[str, float]:
     """Return the means of `rows` [N, quantiles] per timestep and over all timesteps, and their intervals."""

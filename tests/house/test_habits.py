@@ -32,7 +32,7 @@ LONG = {  # file → why it is read better in one place
     "mindspeed_mm/serve/app.py": "every route of the HTTP API, as its one table",
     "mindspeed_mm/tools/launch.py": "one run of several ranks, whose steps share what they watch",
 }
-CALLED_BY_TORCH = {"_policy"}  # its signature is torch's business
+CALLED_BY_TORCH = {"_policy", "compile_later"}  # their signatures are torch's business
 
 
 def tracked(*suffixes: str) -> list[Path]:

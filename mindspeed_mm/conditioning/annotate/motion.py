@@ -1,4 +1,4 @@
-"""Masks of what moves in a clip, from the MOG2 background model."""
+"""Masks of the moving regions of a clip, from the MOG2 background model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, Frames, Mask, opencv
 
-_LEARNED = 48  # frames that the background is learned from; all are in memory at once
-_ROUNDS = 3
+_BACKGROUND_FRAMES = 48  # maximum number of frames used to learn the background; all are in memory at once
+_ROUNDS = 3  # passes over those frames
 _SHARE = 0.5  # a colour is background if a pixel has it for more than this share of the clip
 
 
@@ -26,8 +26,8 @@ def motion_masks(frames: Frames, *, threshold: float = 16, clean: int = 5) -> It
     generator = np.random.default_rng(0)
     learned = _sample(frames, generator)
     for _ in range(_ROUNDS):
-        for place in generator.permutation(len(learned)):
-            model.apply(learned[place], learningRate=1 / (_ROUNDS * len(learned)))
+        for index in generator.permutation(len(learned)):
+            model.apply(learned[index], learningRate=1 / (_ROUNDS * len(learned)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (clean, clean))
     for frame in frames():
         found = model.apply(frame, learningRate=0)
@@ -39,8 +39,8 @@ def _sample(frames: Frames, generator: np.random.Generator) -> list[Frame]:
     """Sample frames uniformly from a clip of unknown length (reservoir sampling)."""
     kept: list[Frame] = []
     for number, frame in enumerate(frames()):
-        if len(kept) < _LEARNED:
+        if len(kept) < _BACKGROUND_FRAMES:
             kept.append(frame)
-        elif (place := int(generator.integers(number + 1))) < _LEARNED:
-            kept[place] = frame
+        elif (index := int(generator.integers(number + 1))) < _BACKGROUND_FRAMES:
+            kept[index] = frame
     return kept

@@ -117,9 +117,8 @@ def _adapter(raw: _Raw, keys: Mapping[str, Key], shapes: Mapping[str, Sequence[i
     odd = [f"{key} {t.dtype}" for key, t in raw.tensors.items() if key in keys and t.dtype not in FLOATS]
     odd = [text for text in odd if ".alpha " not in text]
     if odd:
-        raise WeightsError(
-            f"has weights that are not floating-point numbers: {truncate_list(odd)}", where=raw.path
-        )
+        problem = f"has weights that are not floating-point numbers: {truncate_list(odd)}"
+        raise WeightsError(problem, where=raw.path)
     pairs: dict[str, Pair] = {}
     problems: list[str] = []
     for weight, kinds in found.items():
@@ -140,10 +139,8 @@ def _adapter(raw: _Raw, keys: Mapping[str, Key], shapes: Mapping[str, Sequence[i
             if math.prod(shape) != math.prod(shapes[weight]) or (kind == "whole" and shape != shapes[weight]):
                 problems.append(f"{kinds[kind]} {list(shape)} for {list(shapes[weight])}")
     if problems:
-        raise WeightsError(
-            f"does not fit the model's shapes: {truncate_list(problems)}{_other_size(pairs, shapes)}",
-            where=raw.path,
-        )
+        problem = f"does not fit the model's shapes: {truncate_list(problems)}{_other_size(pairs, shapes)}"
+        raise WeightsError(problem, where=raw.path)
     diffs = {weight: raw.tensors[kinds["diff"]] for weight, kinds in found.items() if "diff" in kinds}
     whole = {weight: raw.tensors[kinds["whole"]] for weight, kinds in found.items() if "whole" in kinds}
     return Adapter(raw.path.absolute(), _dialect(raw, keys), pairs, diffs, whole)
@@ -199,13 +196,10 @@ def _other_size(pairs: Mapping[str, Pair], shapes: Mapping[str, Sequence[int]]) 
 
 def _refuse_foreign(raw: _Raw, foreign: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> None:
     if not any(is_lora_key(key) for key in raw.tensors):
-        raise WeightsError(
-            f"holds no LoRA weights: {truncate_list(raw.tensors)}",
-            where=raw.path,
-            fix="give the file of a LoRA",
-        )
-    unknown = f"{len(foreign)} of its {len(raw.tensors)} keys"
-    text = f"{unknown} name no weight of this model: {truncate_list(foreign)}"
+        problem = f"contains no LoRA weights: {truncate_list(raw.tensors)}"
+        raise WeightsError(problem, where=raw.path, fix="name the file of a LoRA")
+    count = f"{len(foreign)} of its {len(raw.tensors)} keys"
+    text = f"{count} name no weight of this model: {truncate_list(foreign)}"
     if family := family_of(foreign):
         raise WeightsError(f"is {family}; {text}", where=raw.path, expected="a LoRA of Wan or VACE")
     blocks = [int(m[2]) for key in foreign if (m := re.search(r"(^|[._])blocks[._](\d+)[._]", key))]

@@ -448,7 +448,7 @@ def test_request_is_remarked_on_in_the_answer(server: Server, tmp_path: Path) ->
     assert mask.startswith("src_mask: white nowhere")
     assert post(server).json()["notes"] == []
     job = server.store.claim("w")
-    server.store.remark(job, [*job.notes, "src_video: resized"])
+    server.store.add_notes(job, [*job.notes, "src_video: resized"])
     seen = server.client.get(f"/v1/videos/{made['id']}").json()
     assert seen["notes"] == [preset, mask, "src_video: resized"]
     assert seen["request"] == made["request"]

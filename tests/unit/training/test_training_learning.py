@@ -12,7 +12,7 @@ from mindspeed_mm.models.transforms.match import is_trainable
 from mindspeed_mm.models.transforms.plan import plan_transforms
 from mindspeed_mm.models.wan.config import BRANCH
 from mindspeed_mm.models.wan.flops import block_forward, peak_tflops, recomputed_share, step_flops
-from mindspeed_mm.training.validation import held_out_loss, quantile_places
+from mindspeed_mm.training.validation import held_out_loss, quantile_indices
 from tests.support.loops import random_records, trainer, training
 from tests.support.tiny import TINY, tiny_transformer
 
@@ -96,7 +96,7 @@ def test_training_the_branch_leaves_the_trunk_bytes():
 def test_held_out_loss_is_repeatable():
     model, records = tiny_transformer(), random_records(3, ((3, 4, 6), (2, 6, 4)))
     schedule = trainer(model, training(), records).step.schedule
-    places = quantile_places(schedule, 4)
+    places = quantile_indices(schedule, 4)
     assert places == sorted(set(places))
     assert [round(place, -1) for place in places] == [120, 380, 620, 880]
     model.train()

@@ -1,4 +1,4 @@
-"""Extraction of features from the rows of a dataset: read ahead, encode, write in the background.
+"""Extracts features from the rows of a dataset: reads ahead, encodes, and writes in the background.
 
 Existing features are not changed.
 """
@@ -38,7 +38,7 @@ from mindspeed_mm.files import format_json
 from mindspeed_mm.log import get_logger
 
 logger = get_logger(__name__)
-DEFAULT_BATCH = 3  # clips of a sample per VAE pass: the video, inactive, reactive
+DEFAULT_BATCH = 3  # clips of a sample per VAE pass: the video, inactive and reactive
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Seconds:
 
 @dataclass
 class Extraction:
-    """One rank's share of an extraction. `run` yields each row once, as Finished or Failed."""
+    """One rank's share of an extraction. `run` yields each completed row once, as Finished or Failed."""
 
     vae: StreamEncoder
     text: PromptCache
@@ -82,23 +82,22 @@ class Extraction:
     rank: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
-    readers: ReadAhead[ReadTask, ReadResult] | None = (
-        None  # processes to read with; None = `run` starts its own
-    )
+    # Processes to read with. None = `run` starts its own.
+    readers: ReadAhead[ReadTask, ReadResult] | None = None
     _prompt_index: PartIndex | None = None  # maps captions to a feature with their embeddings
     _damaged: set[Path] = field(default_factory=set)  # features that this run could not reuse
 
     def read_ahead(self) -> ReadAhead[ReadTask, ReadResult]:
-        """Return a context manager of processes that read this dataset. They start with the first task."""
+        """Return a context manager for processes that read this dataset. They start on the first task."""
         read = ReadRow(self.load, self.keys, self.save_path / FEATURE_FOLDER)
         return ReadAhead(read, num_workers=self.num_workers, timeout=self.timeout)
 
     def run(
         self, records: Sequence[SampleRecord], stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Finished | Failed]:
-        """Encode the rows without a feature.
+        """Encode the rows that have no feature.
 
-        Once `stop` returns true, the current row is finished and the others are left for the next run.
+        Once `stop` returns true, the current row is finished, and the others are left for the next run.
         """
         index = ContentIndex(self.save_path / STATE_FOLDER, self.rank)
         latents = PartIndex(self.save_path / STATE_FOLDER, "latents", self.rank)
@@ -143,7 +142,7 @@ class Extraction:
         writer: Writer,
         stop: Callable[[], bool],
     ) -> Iterator[Finished | Failed]:
-        """Encode the rows, and yield each one after its file is written."""
+        """Encode the rows, and yield each one once its file is written."""
         rows = iter(ahead.map(tasks))
         while not stop():
             with self.seconds.during("read"):
@@ -164,7 +163,7 @@ class Extraction:
     def _find_existing(self, task: ReadTask, latents: PartIndex) -> Finished | None:
         """Return the row as Finished if its files have not changed and its feature exists, else None.
 
-        Opens no file except the feature.
+        Opens only the feature file.
         """
         if not task.is_known:
             return None
@@ -183,7 +182,7 @@ class Extraction:
         return Finished(task.record, key, info.shape, info.num_refs, fresh=False)
 
     def _find_shared_latents(self, task: ReadTask, latents: PartIndex) -> tuple[str, Path] | None:
-        """Return the key of the row's new feature, and a feature with equal latents but other captions."""
+        """Return the row's new key, and the path of a feature with equal latents but different text."""
         if not task.is_known:
             return None
         other = latents.get(self.keys.latents_key(task.record, task.known))
@@ -216,9 +215,9 @@ class Extraction:
             logger.warning(f"{error}; not reused: the rows that need it are encoded again")
 
     def _prompts(self, record: SampleRecord, key: str) -> tuple[Tensor, ...]:
-        """Return the prompt embeddings, reused from a feature of earlier settings if there is one.
+        """Return the prompt embeddings, reused from a feature with other settings if there is one.
 
-        A change of frames or sizes does not run the text encoder again.
+        A changed frame count or size therefore does not run the text encoder again.
         """
         if self._prompt_index is None:
             return self.text.encode(record.captions)
@@ -249,7 +248,7 @@ class Extraction:
         if isinstance(read, DataError):
             return Failed(task.record, _with_address(task.record, str(read)))
         index.add(read.contents)
-        # Added before the feature is written, because readers check the target of a link.
+        # Safe to add before the feature is written, because readers check that the target exists.
         latents.add(read.latents_key, read.key)
         path = self._path(read.key)
         if read.pixels is None or writer.is_pending(path):
@@ -324,7 +323,7 @@ def _with_address(record: SampleRecord, reason: str) -> str:
 
 @contextmanager
 def _watchdog(record: SampleRecord, timeout: float) -> Iterator[None]:
-    """End the process if the block does not finish within `timeout` seconds, because the device may hang.
+    """End the process if the block takes longer than `timeout` seconds, because the device may be hung.
 
     A new run resumes at this row.
     """

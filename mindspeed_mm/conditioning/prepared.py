@@ -22,7 +22,7 @@ RECORD = "prepare.json"
 
 
 def describe(prepared: Prepared) -> str:
-    """Summarize in one line, such as `81 frames of 832x480 at 16 fps, 2 reference(s)`."""
+    """Return a one-line summary, such as `81 frames of 832x480 at 16 fps, 2 reference(s)`."""
     parts = []
     if prepared.steps is not None:
         height, width = prepared.size
@@ -33,7 +33,7 @@ def describe(prepared: Prepared) -> str:
 
 
 def file_names(prepared: Prepared, *, lossless: bool = False) -> list[str]:
-    """Return the names of all files that `write_files` may create."""
+    """Return the names of the files that `write_files` may create."""
     references = [f"reference_{number}.png" for number in range(len(prepared.references))]
     return [*_clip_names(prepared, lossless=lossless).values(), *references, RECORD]
 
@@ -41,7 +41,7 @@ def file_names(prepared: Prepared, *, lossless: bool = False) -> list[str]:
 def write_prepared(prepared: Prepared, folder: Path, settings: Mapping[str, Any]) -> list[Path]:
     """Write src_video, src_mask, reference_N.png and prepare.json to `folder` and return their paths.
 
-    The files are moved to `folder` after all of them are written. src_video is an mp4 and src_mask is
+    The files are moved to `folder` only after all of them are written. src_video is an .mp4, and src_mask is
     lossless (FFV1). A single frame and its mask are PNGs. A clip with an odd side, which H.264 cannot store,
     is a lossless .mkv. Raises DataError.
     """
@@ -77,7 +77,7 @@ def write_files(
 
 
 def cannot_write(folder: Path, error: OSError) -> DataError:
-    """Return the error for a folder that cannot be written to."""
+    """Return the error for a folder that cannot be written."""
     return DataError(
         f"cannot be written: {error.strerror or error}",
         where=folder,

@@ -1,4 +1,4 @@
-"""Work of the reading processes in an extraction: hash a row's files, and decode rows without a feature."""
+"""The work of an extraction's reading processes: hash a row's files, and decode rows without a feature."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mindspeed_mm.data.transforms import PixelSample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.processes import reading
 
-_SYNTHESIS = 1  # version; incremented when a task makes different pixels from the same options
+_SYNTHESIS = 1  # version; incremented when a task produces different pixels from the same options
 Contents = dict[Path, tuple[Signature, str]]  # file → its signature and hash
 
 
@@ -34,17 +34,17 @@ class FeatureKeys:
     text: Mapping[str, Any]  # fingerprint, dtype, tokens
 
     def key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
-        """Return the name of the row's feature. Names are equal exactly if the features would be equal."""
+        """Return the name of the row's feature. Rows share a name only if their features are equal."""
         return digest_of_values(
             {**self._seen(record, digests), "captions": record.captions, "text": self.text}
         )
 
     def latents_key(self, record: SampleRecord, digests: Mapping[Path, str]) -> str:
-        """Return the key shared by rows with bit-identical latents and vace_context, for any captions."""
+        """Return the key of rows with bit-identical latents and vace_context, whatever their captions."""
         return digest_of_values(self._seen(record, digests))
 
     def prompts_key(self, record: SampleRecord) -> str:
-        """Return the key shared by rows with bit-identical prompt embeddings, for any clips."""
+        """Return the key of rows with bit-identical prompt embeddings, whatever their clips."""
         return digest_of_values({"schema": SCHEMA_VERSION, "captions": record.captions, "text": self.text})
 
     def _seen(self, record: SampleRecord, digests: Mapping[Path, str]) -> dict[str, Any]:
@@ -63,11 +63,11 @@ class FeatureKeys:
 
 @dataclass(frozen=True)
 class ReadTask:
-    """One row to read, with the cached hashes of its files."""
+    """A row to read, with the cached hashes of its files."""
 
     record: SampleRecord
     known: Mapping[Path, str]
-    redo: bool = False  # the feature is on disk and damaged
+    redo: bool = False  # the feature on disk is damaged
 
     @property
     def is_known(self) -> bool:
@@ -77,7 +77,7 @@ class ReadTask:
 
 @dataclass(frozen=True)
 class ReadResult:
-    """A row that was read; `pixels` is None if its feature exists."""
+    """A row that was read. `pixels` is None if its feature exists."""
 
     key: str
     latents_key: str
@@ -94,7 +94,7 @@ class ReadRow:
     features: Path
 
     def __call__(self, task: ReadTask) -> ReadResult:
-        """Hash the files without a cached hash, and decode the row if it has no feature. Raises DataError."""
+        """Hash the files with no cached hash, and decode the row if it has no feature. Raises DataError."""
         contents: Contents = {}
         digests = dict(task.known)
         for _, path in files_of(task.record):
@@ -111,7 +111,7 @@ class ReadRow:
 
 
 def stored_info(path: Path) -> FeatureInfo | None:
-    """Return the header of a feature that is complete on disk, else None."""
+    """Return the header of a feature if it is complete on disk, else None."""
     try:
         return read_info(path)
     except DataError:

@@ -1,6 +1,6 @@
-"""Recipes: the tasks to make from a dataset of plain clips. Does not import torch.
+"""Recipes: which tasks to make from a dataset of plain clips. Does not import torch.
 
-Random choices depend only on (seed, row). An example:
+Random choices depend only on (seed, row). Example:
 
 seed: 7
 variants: 2
@@ -67,7 +67,7 @@ class RecipeTask(Config):
 
 
 class RecipeStage(Config):
-    """Weights of the entries for a range of iterations."""
+    """The weights of the entries for a range of iterations."""
 
     until: int | None = Field(
         default=None,
@@ -80,7 +80,7 @@ class RecipeStage(Config):
 
 
 class Recipe(Config):
-    """Tasks and their weights."""
+    """The tasks of a recipe and their weights."""
 
     seed: int = Field(default=0, ge=0, le=(1 << 63) - 1, description="seed of all random choices")
     variants: int = Field(default=1, ge=1, le=1000, description="number of samples per clip")
@@ -123,14 +123,14 @@ class Recipe(Config):
         return [stage.until for stage in self.stages[-1:]]
 
     def weights(self, iteration: int) -> dict[str, float]:
-        """Map each entry to its weight at an iteration, counted from 1. Leaves out entries of weight 0."""
+        """Map each entry to its weight at an iteration, counted from 1. Entries of weight 0 are left out."""
         for stage in self.stages:
             if stage is self.stages[-1] or iteration <= (stage.until or 0):
                 return {name: weight for name, weight in stage.weights.items() if weight}
         return {name: entry.weight for name, entry in self.tasks.items()}
 
     def ignored(self, where: str) -> list[str]:
-        """Return a remark on the keys in use that only affect training on raw clips."""
+        """Return a remark if the recipe sets keys that only affect training on raw clips."""
         named = [
             f"tasks.{name}.{key}"
             for name, entry in self.tasks.items()
@@ -143,7 +143,7 @@ class Recipe(Config):
 
 @dataclass(frozen=True)
 class Draw:
-    """The task and options of one sample. Picklable."""
+    """The drawn task and options of one sample. Picklable."""
 
     name: str  # name of the recipe entry
     task_name: str
@@ -172,7 +172,7 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def entry_task(name: str, entry: RecipeTask, where: str = "") -> Task:
-    """Return the task of an entry. Raises ConfigError with the nearest known name."""
+    """Return the task of an entry. Raises ConfigError for an unknown name, with the nearest known one."""
     try:
         return TASKS.get(entry.task or name)
     except ConfigError as error:
@@ -183,8 +183,8 @@ def draws(recipe: Recipe, row: int, clip: str) -> list[Draw]:
     """Draw the task and options of each variant of a clip; [] if no entry applies to the clip.
 
     `row` is the index of the clip in the dataset. `clip` is the name that each entry's `clips` are matched
-    against. The result is the same in every process, and a higher number of variants does not change the
-    first ones. A control task is drawn at most once while other entries are left. Raises ConfigError.
+    against. The result is the same in every process, and more variants do not change the first ones. An entry
+    with a control task is drawn at most once while other entries are left. Raises ConfigError.
     """
     fitting = {name: entry for name, entry in recipe.tasks.items() if _takes(entry, clip)}
     generator = np.random.default_rng([recipe.seed, row])
@@ -204,9 +204,9 @@ def training_draw(
 ) -> Draw | None:
     """Draw the task of one training sample; None if no entry applies to the clip at this iteration.
 
-    `iteration` counts from 1. Entry and options depend on the run's `seed` and on `first_index`, the index of
-    the first sample in the micro-batch, because all its samples must have the same shape. Random choices
-    within the task depend on the sample's own index. Raises ConfigError.
+    `iteration` counts from 1. The entry and its options depend on the run's `seed` and on `first_index`, the
+    index of the first sample in the micro-batch, because all samples of a micro-batch must have the same
+    shape. Random choices within the task depend on the sample's own index. Raises ConfigError.
     """
     weights = {name: w for name, w in recipe.weights(iteration).items() if _takes(recipe.tasks[name], clip)}
     if not weights:
@@ -218,7 +218,7 @@ def training_draw(
 
 
 def entries_for(recipe: Recipe, clip: str) -> tuple[str, ...]:
-    """Return the entries that apply to a clip of this name."""
+    """Return the names of the entries that apply to a clip of this name."""
     return tuple(name for name, entry in recipe.tasks.items() if _takes(entry, clip))
 
 

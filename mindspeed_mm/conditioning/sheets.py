@@ -1,4 +1,4 @@
-"""Contact sheet strips of a clip and of what a task made from it. Does not import torch."""
+"""Contact-sheet strips of a clip and of what a task made from it. Does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encodes several clips of one sample.
+"""Encodes the clips of a sample.
 
 Each distinct clip is encoded once, clips of equal size share a batch, and constant grey is cached.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Vae(Protocol):
-    """Interface that conditioning requires of a VAE."""
+    """The VAE interface that conditioning requires."""
 
     @property
     def device(self) -> torch.device: ...
@@ -25,24 +25,24 @@ class Vae(Protocol):
 
 
 class StreamEncoder:
-    """A VAE that does not encode the same pixels twice.
+    """A VAE wrapper that does not encode the same pixels twice.
 
     A clip that is zero (mid-grey) everywhere is encoded alone, once for each length and size, and cached. The
-    latents are bit-identical to those without the cache. `max_batch` is the number of clips of one size per
-    VAE pass. It is fixed for a run, so that the latents of a sample depend only on the sample.
+    latents are bit-identical with and without the cache. `max_batch` is the maximum number of clips per VAE
+    pass, all of one size. It is fixed for a run, so that the latents of a sample depend only on the sample.
     """
 
     def __init__(self, vae: Vae, *, max_batch: int = 1, max_grey: int = 64) -> None:
         self.vae = vae
         self.max_batch = max_batch
         self.max_grey = max_grey
-        self.encoded = 0  # clips that the VAE encoded
-        self.requested = 0  # clips that were requested
+        self.encoded = 0  # number of clips that the VAE encoded
+        self.requested = 0  # number of clips passed to `encode`
         self._grey: OrderedDict[torch.Size, Tensor] = OrderedDict()
 
     @property
     def device(self) -> torch.device:
-        """The device of the pixels and the latents."""
+        """The device of the pixels and latents."""
         return self.vae.device
 
     def encode(self, streams: Sequence[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Makes conditions for plain clips on the fly, without prepared files.
+"""Makes the conditions of plain clips on the fly, without prepared files.
 
 Random choices depend only on the recipe's seed and the row.
 """
@@ -37,16 +37,16 @@ class SynthesizedDataset:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The settings of the plain dataset. They leave out the recipe, because records contain its draws."""
+        """The settings of the plain dataset, without the recipe, because the records contain its draws."""
         return self._plain.settings
 
     @property
     def load(self) -> Callable[[SampleRecord], PixelSample]:
-        """A function that reads one row and makes its conditions."""
+        """Return a function that reads one row and makes its conditions."""
         return partial(load_synthesized, config=self._plain.config.preprocess_parameters)
 
     def describe(self) -> str:
-        """Count the rows by task, as in `40 samples: framerefext 18, inpainting_random 22`."""
+        """Return the number of rows per task, such as `40 samples: framerefext 18, inpainting_random 22`."""
         drawn = [record.synthesis for record in self.records]
         counts = Counter("as it is" if item is None else item.task for item in drawn)
         return f"{len(drawn)} samples: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
@@ -55,7 +55,7 @@ class SynthesizedDataset:
 def synthesize_records(records: Iterable[SampleRecord], recipe: Recipe) -> list[SampleRecord]:
     """Replace each plain row with its variants.
 
-    Rows with their own src_video or mask, and rows that no recipe entry applies to, are not changed.
+    Rows with their own src_video or mask, and rows to which no recipe entry applies, are not changed.
     """
     found: list[SampleRecord] = []
     for record in records:
@@ -67,7 +67,7 @@ def synthesize_records(records: Iterable[SampleRecord], recipe: Recipe) -> list[
 
 
 def to_synthesis(draw: Draw, variant: int = 0) -> Synthesis:
-    """Convert a draw to the form in which a record stores it."""
+    """Convert a draw to the form that a record stores."""
     return Synthesis(
         task=draw.task_name,
         options=format_json(draw.options.model_dump(mode="json", exclude={"annotators"})),
@@ -79,7 +79,7 @@ def to_synthesis(draw: Draw, variant: int = 0) -> Synthesis:
 def load_synthesized(record: SampleRecord, config: VideoConfig) -> PixelSample:
     """Load one row as pixels, with src_video, mask and references made from its own clip.
 
-    Raises DataError with the row's address.
+    Raises DataError with the location of the row.
     """
     pixels = load_pixels(record, config)
     if record.synthesis is None:
@@ -92,7 +92,7 @@ def load_synthesized(record: SampleRecord, config: VideoConfig) -> PixelSample:
 
 
 def _with_conditions(pixels: PixelSample, record: SampleRecord, drawn: Synthesis) -> PixelSample:
-    opencv().setNumThreads(1)  # each core already runs its own process
+    opencv().setNumThreads(1)  # the reading processes already use all cores
     task = TASKS.get(drawn.task)
     values = json.loads(drawn.options)
     if "annotators" in task.options.model_fields:

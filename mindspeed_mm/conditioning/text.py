@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class TextEncoder(Protocol):
-    """Interface that conditioning requires of a text encoder."""
+    """The text encoder interface that conditioning requires."""
 
     def encode(self, prompts: Sequence[str], /) -> tuple[Tensor, ...]:
         """Encode each prompt to embeddings [L, text_dim] of its L valid tokens."""
@@ -20,13 +20,13 @@ class TextEncoder(Protocol):
 def encode_prompt(text_encoder: TextEncoder, prompts: Sequence[str]) -> tuple[Tensor, ...]:
     """Encode each prompt to embeddings [L, text_dim] of its L valid tokens; "" gives the null embedding.
 
-    Prompts are encoded one at a time, so that an embedding does not depend on the others, even by rounding.
+    Prompts are encoded one at a time, because a batch would change the rounding of the embeddings.
     """
     return tuple(text_encoder.encode([prompt])[0] for prompt in prompts)
 
 
 class PromptCache:
-    """Keeps the embeddings of the latest prompts on the CPU, because many clips have equal captions."""
+    """Caches the embeddings of recent prompts on the CPU, because many clips share a caption."""
 
     def __init__(self, text_encoder: TextEncoder, size: int = 256) -> None:
         self.text_encoder = text_encoder
@@ -34,7 +34,7 @@ class PromptCache:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Encode prompts like `encode_prompt`, to tensors on the CPU."""
+        """Encode prompts like `encode_prompt`, and return tensors on the CPU."""
         return tuple(self._encode_one(prompt) for prompt in prompts)
 
     def _encode_one(self, prompt: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encodes pixels, mask and references to latents and vace_context, for both extraction and generation."""
+"""Encodes pixels, masks and references to latents and vace_context, for both extraction and generation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mindspeed_mm.geometry import WAN
 
 @dataclass(frozen=True, kw_only=True)
 class ContextPlan:
-    """The parts of a vace_context that are known before the VAE runs. mm-inspect draws them."""
+    """The parts of a vace_context that are known before the VAE runs. `mm-inspect` draws them."""
 
     inactive: Tensor  # [3, T, H, W], pixels to keep; 0 (mid-grey) elsewhere
     reactive: Tensor  # [3, T, H, W], pixels to generate; 0 elsewhere
     mask_cells: Tensor  # [64, F, h, w], one channel for each pixel of an 8x8 cell
-    mask_frames: tuple[int, ...]  # index of the frame whose mask each latent frame carries
+    mask_frames: tuple[int, ...]  # for each latent frame, the index of the pixel frame that gives its mask
     references: tuple[Tensor, ...]  # each [3, 1, H, W]
 
     @property
@@ -43,9 +43,9 @@ def plan_context(
 ) -> ContextPlan:
     """Split pixels [3, T, H, W] by the mask [1, T, H, W] (1 = generate).
 
-    A missing src_video is replaced by zeros, a missing mask by ones. A soft mask is cut at 0.5 for the split
-    and stays soft in the mask channels, as in the official code and diffusers. Raises DataError if sizes
-    disagree, or do not fit the VAE (T = 4k+1) and the patches (H and W multiples of 16).
+    A missing src_video is replaced by zeros, a missing mask by ones. A soft mask is thresholded at 0.5 for
+    the split and stays soft in the mask channels, as in the official code and diffusers. Raises DataError if
+    sizes disagree, or do not fit the VAE (T = 4k+1) and the patches (H and W multiples of 16).
     """
     _check_size(num_frames, height, width)
     shape = (num_frames, height, width)
@@ -69,16 +69,16 @@ def plan_context(
 def fold_mask(mask: Tensor) -> Tensor:
     """Fold a mask [1, T, H, W] to [64, F, h, w].
 
-    Each pixel of an 8x8 cell becomes a channel. About one frame in four is kept.
+    Each of the 64 pixels of an 8x8 cell becomes a channel. The kept frames are those of `mask_frames`.
     """
     cells = rearrange(mask, "1 t (h py) (w px) -> (py px) t h w", py=WAN.stride[1], px=WAN.stride[2])
     return cells[:, list(mask_frames(mask.shape[1]))]
 
 
 def mask_frames(num_frames: int) -> tuple[int, ...]:
-    """Return the pixel frame whose mask each of the (T+3)//4 latent frames carries.
+    """Return, for each of the (T+3)//4 latent frames, the index of the pixel frame that gives its mask.
 
-    The frames are those of `nearest-exact` interpolation in torch.
+    The indices follow torch's `nearest-exact` interpolation.
     """
     frames = torch.arange(num_frames, dtype=torch.float32)[None, None]
     size = WAN.latent_frames(num_frames)
@@ -98,8 +98,8 @@ def encode_vace_context(
 ) -> Tensor:
     """Encode pixels [3, T, H, W], a mask [1, T, H, W] and R references [3, 1, H, W] to fp32 [96, R+F, h, w].
 
-    The channels are 16 inactive, 16 reactive and 64 mask channels. References precede the frames; each one
-    consists of its 16 latent channels, 16 zeros and 64 zeros. Raises DataError.
+    The channels are 16 inactive, 16 reactive and 64 mask channels. References precede the frames. A reference
+    has its latents in the inactive channels and zeros in the others. Raises DataError.
     """
     encoder = stream_encoder(vae)
     plan = plan_context(
@@ -130,8 +130,8 @@ def assemble_context(
 def encode_features(vae: Vae | StreamEncoder, sample: TensorSample) -> tuple[Tensor, Tensor]:
     """Encode one sample to latents [16, R+F, h, w] and vace_context [96, R+F, h, w].
 
-    All clips of the sample are passed to the VAE together. A mask without src_video masks the target video
-    itself. Raises DataError if sizes disagree.
+    All clips of the sample are passed to the encoder together. A mask without src_video applies to the target
+    video. Raises DataError if sizes disagree.
     """
     encoder = stream_encoder(vae)
     num_frames, height, width = sample.video.shape[1:]

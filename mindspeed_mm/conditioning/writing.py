@@ -26,7 +26,7 @@ class Finished:
 class Writer:
     """Context manager that writes features in a background thread.
 
-    At most `max_pending` features wait in memory.
+    At most `max_pending` features are queued or being written.
     """
 
     def __init__(self, max_pending: int = 2) -> None:
@@ -41,7 +41,7 @@ class Writer:
         self._pool.shutdown(wait=True)
 
     def write(self, path: Path, feature: FeatureRecord, metadata: Mapping[str, str], done: Finished) -> None:
-        """Queue one file. Blocks while too many files are queued."""
+        """Queue one file. Blocks while the queue is full."""
         while sum(not future.done() for _, future, _ in self._queue) >= self._max_pending:
             next(future for _, future, _ in self._queue if not future.done()).result()
         self._queue.append((path, self._pool.submit(_write, path, feature, metadata), done))
@@ -57,10 +57,11 @@ class Writer:
                 future.result()
 
     def finished(self, *, wait: bool = False) -> list[Finished]:
-        """Return the rows whose files are on disk, in the order in which they were queued, each once.
+        """Return rows whose files are on disk, in queue order, each row once.
 
         `wait` blocks until all queued files are written. Raises MindSpeedMMError if a write failed.
         """
+
         ready: list[Finished] = []
         while self._queue and (wait or self._queue[0][1].done()):
             _, future, done = self._queue.pop(0)

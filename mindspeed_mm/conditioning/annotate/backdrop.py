@@ -1,4 +1,4 @@
-"""Measures how far each pixel differs from a plain backdrop, such as a wall, a sky or a studio sweep."""
+"""Measures how much each pixel differs from a plain backdrop, such as a wall, the sky or a studio sweep."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from numpy.typing import NDArray
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, opencv
 
-_SIDE = 128  # side of the downscaled frame that is analysed; a backdrop has no detail
-_EDGE = 0.05  # width of the edge that initially counts as backdrop, as a share of the shorter side
-_ROUNDS = 10  # iterations of the fit; a subject that touches the edge loses its weight
-_NEAR = 4.0  # largest difference of a plain backdrop from its fit, in Lab units
-_PLAIN = 0.7  # share of edge pixels that must be within `_NEAR`
-_FAR = 8  # multiple of the usual difference from which a pixel certainly belongs to the subject
+_SIDE = 128  # longer side of the downscaled frame; a plain backdrop has no fine detail to lose
+_EDGE = 0.05  # width of the border that the fit uses, as a fraction of the shorter side
+_ROUNDS = 10  # fit iterations; each reduces the weight of a subject that touches the border
+_NEAR = 4.0  # maximum distance of a backdrop pixel from the fit, in Lab units
+_PLAIN = 0.7  # fraction of border pixels that must be within `_NEAR`
+_FAR = 8  # the contrast reaches 1 at this multiple of the typical border error
 
 
 def backdrop_contrast(frame: Frame) -> NDArray[np.float32] | None:
     """Return the contrast [H, W] in [0, 1], with 0 on the backdrop.
 
-    Fits a plane to the Lab colours along the edge by iterative reweighting. Returns None if the edge of the
-    frame is not a smooth gradient.
+    Fits a plane to the Lab colours along the border by iteratively reweighted least squares. Returns None if
+    the border of the frame is not a smooth gradient.
     """
     cv2 = opencv()
     height, width = frame.shape[:2]

@@ -1,4 +1,4 @@
-"""Networks with a per-pixel output: depth, the salient subject, the segment in a box."""
+"""Networks with per-pixel output: depth, the salient subject, and the segment inside a box."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, Mask, opencv
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
-_DEPTH_SIDE, _PATCH = 518, 14  # Depth-Anything's shorter side, and the ViT's patch
+_DEPTH_SIDE, _PATCH = 518, 14  # shorter input side of Depth-Anything, and patch size of its ViT
 _SALIENT_SIDE, _SEGMENT_SIDE = 320, 1024
 
 
@@ -24,7 +24,7 @@ def normalised(frame: Frame, height: int, width: int) -> NDArray[np.float32]:
 
 
 class Depth:
-    """Depth-Anything-V2. Near pixels have large values."""
+    """Depth-Anything-V2. Nearer pixels have larger values."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -40,7 +40,7 @@ class Depth:
 
 
 class Salient:
-    """U2Net: saliency of each pixel."""
+    """U2Net, which predicts the saliency of each pixel."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -56,7 +56,7 @@ class Salient:
 
 
 class Segment:
-    """SAM 2: the segment inside a box. The box is passed as two points with the labels 2 and 3."""
+    """SAM 2, prompted with a box. The box is passed as two points with the labels 2 and 3."""
 
     def __init__(self, encoder: Network, decoder: Network) -> None:
         self._encoder, self._decoder = encoder, decoder

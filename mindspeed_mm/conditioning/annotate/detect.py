@@ -1,4 +1,4 @@
-"""Networks that return boxes and points: faces, people, whole-body poses."""
+"""Networks that return boxes and keypoints: faces, people and whole-body poses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mindspeed_mm.conditioning.annotate.networks import Network
 from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, opencv
 
 _PERSON, _STRIDES = 0, (8, 16, 32)
-_LEAST, _OVERLAP = 0.3, 0.45  # minimum score of a person; overlap above which two boxes are one person
+_LEAST, _OVERLAP = 0.3, 0.45  # minimum score of a person; IoU above which two boxes are the same person
 _FACE_LEAST = 0.7
 _POINT_LEAST = 0.3
-# OpenPose's order of the body's 18 points, as COCO numbers; 17 is the neck, between the shoulders.
+# COCO indices of the 18 body points in OpenPose order. 17 is the neck, midway between the shoulders.
 _BODY = (0, 17, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 _LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
@@ -26,7 +26,7 @@ Part = Literal["body", "body_face"]
 
 
 class Face:
-    """Ultra-Light-Fast-Generic-Face-Detector: the largest face."""
+    """Ultra-Light-Fast-Generic-Face-Detector. Only the largest face is used."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -46,13 +46,13 @@ class Face:
 
 
 class Pose:
-    """DWPose: YOLOX finds people, then SimCC finds 133 points of each."""
+    """DWPose: YOLOX detects people, then SimCC estimates 133 keypoints for each."""
 
     def __init__(self, detector: Network, estimator: Network) -> None:
         self._detector, self._estimator = detector, estimator
 
     def __call__(self, frame: Frame, part: Part = "body_face") -> Frame:
-        """Draw the skeletons of all people on black. `body_face` adds the points of the face to the body."""
+        """Draw the skeletons of all people on black. `body_face` also draws the keypoints of the face."""
         canvas = np.zeros_like(frame)
         for box in self.people(frame):
             points = self.points(frame, box)
@@ -83,7 +83,7 @@ class Pose:
         return [(left, top, right, bottom) for left, top, right, bottom in boxes]
 
     def points(self, frame: Frame, box: Box) -> NDArray[np.float32]:
-        """Return [K, 3]: x and y in pixels of the frame, and the score of each point."""
+        """Return the K keypoints [K, 3]: x and y in frame pixels, and the score."""
         cv2 = opencv()
         rows, columns = self._estimator.side(2, 384), self._estimator.side(3, 288)
         left, top, right, bottom = box
@@ -103,7 +103,7 @@ class Pose:
 
 
 def _draw_body(canvas: Frame, points: NDArray[np.float32]) -> None:
-    """Draw limbs and joints in the colours of OpenPose, which the weights were trained on."""
+    """Draw limbs and joints in OpenPose's colours, which the weights were trained on."""
     cv2 = opencv()
     neck = (points[5] + points[6]) / 2
     neck[2] = min(points[5][2], points[6][2])

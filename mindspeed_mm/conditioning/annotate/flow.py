@@ -1,4 +1,4 @@
-"""Optical flow (DIS), drawn in colours.
+"""DIS optical flow, rendered in colour.
 
 The colours follow Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011).
 """
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from mindspeed_mm.conditioning.annotate.opencv import Frame, Frames, opencv
 from mindspeed_mm.conditioning.annotate.spool import Spool
 
-Flow = NDArray[np.float32]  # [H, W, 2]: movement of each pixel to the right and down, in pixels
+Flow = NDArray[np.float32]  # [H, W, 2]: displacement of each pixel to the right and down, in pixels
 _SECTORS = (("R", "Y", 15), ("Y", "G", 6), ("G", "C", 4), ("C", "B", 11), ("B", "M", 13), ("M", "R", 6))
 _TINY = 1e-5
-_STEPS = 256  # steps between two hues of the wheel
+_STEPS = 256  # interpolation steps between two hues of the wheel
 
 
 def flows(frames: Frames) -> Iterator[Flow]:
-    """Yield the N - 1 flows between the N frames of a clip."""
+    """Yield the N - 1 flows between consecutive frames of a clip of N frames."""
     cv2 = opencv()
-    # MEDIUM takes four times as long as ULTRAFAST, with a quarter of its error on a moving texture.
+    # MEDIUM takes four times as long as ULTRAFAST but has a quarter of its error on a moving texture.
     estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     before: NDArray[np.uint8] | None = None
     for frame in frames():
@@ -34,10 +34,10 @@ def flows(frames: Frames) -> Iterator[Flow]:
 
 
 def flow_frames(frames: Frames, *, official: bool = False) -> Iterator[Frame]:
-    """Yield the flow of a clip in colours, one frame per source frame. The first flow is repeated.
+    """Yield the flow of a clip in colour, one frame per source frame. The first flow is repeated.
 
-    All frames are scaled by one radius, the longest vector of the clip. With `official`, each frame is scaled
-    by its own longest vector, so brightness flickers. For a clip of one frame, nothing is yielded.
+    All frames are scaled by the longest vector of the clip. With `official`, each frame is scaled by its own
+    longest vector, so brightness flickers. Yields nothing for a clip of one frame.
     """
     with Spool() as spool:
         longest = 0.0
@@ -59,7 +59,7 @@ def longest_vector(flow: Flow) -> float:
 def colour_flow(flow: Flow, radius: float) -> Frame:
     """Convert a flow [H, W, 2] to colours [H, W, 3].
 
-    The hue is the direction, and the saturation the length as a fraction of `radius`. White does not move.
+    The hue encodes the direction, the saturation the length as a fraction of `radius`. White means no motion.
     """
     length, angle = opencv().cartToPolar(flow[..., 0], flow[..., 1])
     table = _hues()
@@ -74,9 +74,9 @@ def colour_flow(flow: Flow, radius: float) -> Frame:
 
 @functools.cache
 def _hues() -> NDArray[np.float32]:
-    """Return the colour wheel from direction 0 to 2 pi.
+    """Return the colour wheel for directions from 0 to 2 pi.
 
-    The steps are so small that no colour is off by more than one level.
+    The steps are fine enough that no colour is off by more than one level.
     """
     wheel = colour_wheel() / 255
     place = np.arange((len(wheel) - 1) * _STEPS + 1) / _STEPS

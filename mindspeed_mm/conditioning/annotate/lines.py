@@ -17,7 +17,7 @@ def gray(frame: Frame, *, official: bool = False) -> Frame:
 
 
 def canny(frame: Frame, low: float = 100, high: float = 200) -> Frame:
-    """Draw Canny edges in white on black. `low` and `high` are the thresholds of the gradient."""
+    """Draw Canny edges in white on black. `low` and `high` are the gradient thresholds."""
     return as_rgb(np.asarray(opencv().Canny(_luma(frame), low, high)))
 
 
@@ -38,7 +38,7 @@ def xdog(
 ) -> Frame:
     """Draw the extended difference of Gaussians as black strokes on white.
 
-    With D = G(sigma) - tau * G(k * sigma) of the luma in [0, 1], a pixel is white where D >= epsilon, else
+    With D = G(sigma) - tau * G(k * sigma) of the luma in [0, 1], a pixel is 1 where D >= epsilon, otherwise
     1 + tanh(phi * (D - epsilon)).
     """
     cv2 = opencv()
@@ -53,7 +53,7 @@ def xdog(
 def scribble(frame: Frame) -> Frame:
     """Draw black strokes on white, like the scribbles that the weights were trained on.
 
-    The strokes are those of a coarse `xdog`, with short specks removed.
+    The strokes come from a coarse `xdog`, with small specks removed.
     """
     cv2 = opencv()
     strokes = np.where(xdog(frame, sigma=1.4)[..., 0] < 128, 255, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Mask augmentation: drawn once per clip, then applied equally to every frame."""
+"""Mask augmentation, drawn once per clip and applied to every frame."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES: tuple[MaskShape, ...] = (
 
 @dataclass(frozen=True)
 class MaskAugment:
-    """One draw: the shape of the mask, and the share of its box by which each side grows."""
+    """One draw: the shape of the mask, and how much each side grows as a fraction of the mask's box."""
 
     shape: MaskShape = "original"
     sides: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # left, top, right, bottom
@@ -34,7 +34,8 @@ class MaskAugment:
     ) -> MaskAugment:
         """Draw the augmentation of a clip.
 
-        `random` picks one of the shapes. Each side grows by U(0, ratio) of the box.
+        `random` picks one of the shapes. For `*_expand` shapes, each side grows by U(0, ratio) times the
+        width or height of the mask's box.
         """
         shape = SHAPES[int(generator.integers(len(SHAPES)))] if mode == "random" else mode
         drawn = tuple(float(value) for value in generator.uniform(0, ratio, 4))
@@ -42,7 +43,7 @@ class MaskAugment:
         return cls(shape, (left, top, right, bottom))
 
     def __call__(self, mask: Mask) -> Mask:
-        """Return the mask in its new shape, with values 0 or 255. An empty mask stays empty."""
+        """Return the mask in its new shape, with values 0 and 255. An empty mask stays empty."""
         mask = np.where(mask > 127, 255, 0).astype(np.uint8)
         if mask_box(mask) is None or self.shape == "original":
             return mask
@@ -70,7 +71,7 @@ def _filled_box(mask: Mask) -> Mask:
 
 
 def _grown(mask: Mask, sides: tuple[float, float, float, float]) -> Mask:
-    """Grow each side by its share of the box, at most by half of the free margin on that side."""
+    """Grow each side by its fraction of the box, but at most by half of the free margin on that side."""
     box = mask_box(mask)
     assert box is not None
     height, width = mask.shape
@@ -80,7 +81,7 @@ def _grown(mask: Mask, sides: tuple[float, float, float, float]) -> Mask:
         min(int(part * size), free // 2) for part, size, free in zip(sides, extent, margin, strict=True)
     )
     cv2 = opencv()
-    # A pixel becomes white if a white pixel is within reach, so the kernel extends opposite to the growth.
+    # Dilation turns a pixel white if any pixel under the kernel is, so the kernel extends against the growth.
     kernel = np.ones((top + bottom + 1, left + right + 1), np.uint8)
     return np.asarray(
         cv2.dilate(mask, kernel, anchor=(right, bottom), borderType=cv2.BORDER_CONSTANT, borderValue=0)

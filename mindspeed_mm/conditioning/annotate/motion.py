@@ -8,17 +8,17 @@ import numpy as np
 
 from mindspeed_mm.conditioning.annotate.opencv import Frame, Frames, Mask, opencv
 
-_BACKGROUND_FRAMES = 48  # maximum number of frames used to learn the background; all are in memory at once
+_BACKGROUND_FRAMES = 48  # maximum number of frames used to learn the background, all held in memory
 _ROUNDS = 3  # passes over those frames
-_SHARE = 0.5  # a colour is background if a pixel has it for more than this share of the clip
+_SHARE = 0.5  # a colour is background if a pixel has it for more than this fraction of the clip
 
 
 def motion_masks(frames: Frames, *, threshold: float = 16, clean: int = 5) -> Iterator[Mask]:
     """Yield one mask per frame, white where the frame differs from the clip's background.
 
-    The clip is read twice: first to learn the background from some frames in random order, then to compare
-    all frames. The first frames are therefore masked as reliably as the last ones. `threshold` is the squared
-    Mahalanobis distance of MOG2. Specks narrower than `clean` pixels are removed.
+    Reads the clip twice: first to learn the background from sampled frames in random order, then to compare
+    every frame with it, so the first frames are masked as reliably as the last. `threshold` is a squared
+    Mahalanobis distance in MOG2. Specks narrower than `clean` pixels are removed.
     """
     cv2 = opencv()
     model = cv2.createBackgroundSubtractorMOG2(varThreshold=threshold, detectShadows=False)

@@ -1,6 +1,6 @@
-"""The registry `ANNOTATORS` of annotators that run networks from local ONNX files.
+"""The `ANNOTATORS` registry of annotators that run networks from local ONNX files.
 
-Other packages register annotators through an entry point.
+Other packages can register annotators through an entry point.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mindspeed_mm.registry import Registry, resolve
 
 @dataclass(frozen=True)
 class Annotator:
-    """A kind of annotator: its files, where to get them, and the code that runs them."""
+    """A kind of annotator: its files, where to download them, and the code that runs them."""
 
-    files: tuple[str, ...]  # file names in the folder of annotators
+    files: tuple[str, ...]  # file names in the annotators folder
     get: str  # which file to download, and from where
-    entry: str  # "module:function" that takes the opened networks and returns a callable
+    entry: str  # "module:function"; takes the opened networks and returns a callable
 
 
 @dataclass
 class Networks:
-    """The folder of annotators. Opens each one once, and records the sha256 of every file used."""
+    """The annotators folder. Opens each annotator once and records the sha256 of every file used."""
 
     folder: Path
     used: dict[str, str] = field(default_factory=dict)
     _opened: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     def open(self, kind: str) -> Callable[..., Any]:
-        """Open the annotator of a kind. Raises ConfigError that names a missing file and where to put it."""
+        """Open the annotator of a kind. Raises ConfigError with the path of a file that is missing."""
         if kind not in self._opened:
             annotator = ANNOTATORS.get(kind)
             paths = [self.folder / name for name in annotator.files]
@@ -57,7 +57,7 @@ class Networks:
 
 
 class Network:
-    """One ONNX network that takes and returns arrays."""
+    """An ONNX network that takes and returns arrays."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -87,7 +87,7 @@ class Network:
         self.outputs: tuple[str, ...] = tuple(item.name for item in self._session.get_outputs())
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return all outputs in order. Raises ConfigError if the network does not accept these inputs."""
+        """Run the network and return its outputs. Raises ConfigError if it does not accept these inputs."""
         try:
             found: list[NDArray[Any]] = self._session.run(None, dict(values))
         except Exception as error:
@@ -100,7 +100,7 @@ class Network:
         return found
 
     def __call__(self, value: NDArray[Any]) -> list[NDArray[Any]]:
-        """Return all outputs for one input."""
+        """Run a network that has a single input, and return its outputs."""
         return self.run({next(iter(self.inputs)): value})
 
     def side(self, axis: int, default: int) -> int:

@@ -14,7 +14,7 @@ from mindspeed_mm.errors import ConfigError
 Frame = NDArray[np.uint8]  # [H, W, 3], RGB
 Mask = NDArray[np.uint8]  # [H, W], 255 = generate, 0 = keep
 Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom are exclusive
-Frames = Callable[[], Iterator[Frame]]  # each call iterates over the clip from its first frame
+Frames = Callable[[], Iterator[Frame]]  # each call iterates over the clip from the start
 
 GRAY = 128  # value of a missing pixel in a file; 0 in tensors in [-1, 1]
 _CONTRIB = ("TrackerCSRT_create", "ximgproc", "saliency")
@@ -44,7 +44,7 @@ def as_rgb(values: NDArray[np.uint8]) -> Frame:
 
 
 def erase(frame: Frame, mask: Mask) -> Frame:
-    """Return `frame` with gray pixels where `mask` is white."""
+    """Return a copy of `frame` that is gray where `mask` is white."""
     return np.where(mask[..., None] > 127, np.uint8(GRAY), frame)
 
 
@@ -54,5 +54,5 @@ def gray_frame(height: int, width: int) -> Frame:
 
 
 def whole_mask(height: int, width: int, *, generate: bool) -> Mask:
-    """Return a mask of one value: white to generate, black to keep."""
+    """Return a mask with a single value: white to generate, black to keep."""
     return np.full((height, width), 255 if generate else 0, np.uint8)

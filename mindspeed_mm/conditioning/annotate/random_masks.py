@@ -1,6 +1,6 @@
-"""Random masks for a clip: boxes, strokes, blobs, frames, noise. White = generate.
+"""Random masks for a clip: boxes, strokes, blobs, frames and noise.
 
-Each mask is determined by its generator. In this module, to mask pixels is to let the model generate them.
+Masked pixels are white, and the model generates them. A mask depends only on the state of its generator.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 from mindspeed_mm.conditioning.annotate.opencv import Mask, opencv, whole_mask
 
 Generator = np.random.Generator
-Shape = Callable[[int, int, int, Generator], Iterator[Mask]]  # frames, height, width → a mask for each frame
-_KEPT = 4  # maximum number of frames kept at one end
-_ROWS = 480  # frame height that stroke widths refer to
+Shape = Callable[[int, int, int, Generator], Iterator[Mask]]  # frames, height, width → one mask per frame
+_KEPT = 4  # maximum number of frames kept at each end
+_ROWS = 480  # shorter frame side for which widths and speeds are given; they scale with the frame
 
 
 def everywhere(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
@@ -35,21 +35,21 @@ def middle(count: int, height: int, width: int, generator: Generator) -> Iterato
 
 
 def some_frames(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Mask whole frames, each drawn independently. At least one frame is masked."""
+    """Mask random whole frames, each drawn independently. At least one frame is masked."""
     drawn = generator.random(count) < generator.uniform(0.2, 0.8)
     drawn[int(generator.integers(count))] = True
     return _frames(count, height, width, {int(place) for place in np.flatnonzero(~drawn)})
 
 
 def box(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Mask a box. In half of the draws the box rests; otherwise it moves and resizes linearly."""
+    """Mask a box. In half of the draws the box is static; otherwise it moves and resizes linearly."""
     start, end = (_box(height, width, generator) for _ in range(2))
     end = start if generator.random() < 0.5 else end
     return _moving(count, height, width, start, end)
 
 
 def box_in_time(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Mask a box that appears only in a part of the clip."""
+    """Mask a box during part of the clip."""
     first = int(generator.integers(count))
     last = int(generator.integers(first, count))
     nothing = whole_mask(height, width, generate=False)
@@ -58,7 +58,7 @@ def box_in_time(count: int, height: int, width: int, generator: Generator) -> It
 
 
 def small_boxes(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Mask up to ten small boxes that do not move."""
+    """Mask up to ten small static boxes."""
     mask = whole_mask(height, width, generate=False)
     for _ in range(int(generator.integers(2, 11))):
         left, top, right, bottom = _box(height, width, generator, 0.03, 0.15)
@@ -67,7 +67,7 @@ def small_boxes(count: int, height: int, width: int, generator: Generator) -> It
 
 
 def salt(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Mask different random pixels in each frame (noise)."""
+    """Mask random pixels, drawn independently for each frame (salt noise)."""
     share = generator.uniform(0.1, 0.7)
     for _ in range(count):
         mask = np.where(generator.random((height, width)) < share, 255, 0).astype(np.uint8)
@@ -86,7 +86,10 @@ def circle(count: int, height: int, width: int, generator: Generator) -> Iterato
 
 
 def strokes(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Mask 3 to 5 free strokes of 5 to 30 points, 5 to 50 pixels wide, moving up to 15 pixels a frame."""
+    """Mask 3 to 5 freehand strokes of 5 to 30 points, 5 to 50 pixels wide, moving up to 15 pixels per frame.
+
+    Widths and speeds are for a shorter frame side of 480 pixels, and scale with the frame.
+    """
     cv2, scale = opencv(), min(height, width) / _ROWS
     lines, widths, steps = [], [], []
     for _ in range(int(generator.integers(3, 6))):
@@ -108,11 +111,12 @@ def strokes(count: int, height: int, width: int, generator: Generator) -> Iterat
 
 
 def blobs(count: int, height: int, width: int, generator: Generator) -> Iterator[Mask]:
-    """Mask drifting shapes that resemble objects, from smooth noise above a threshold."""
+    """Mask drifting, object-like shapes: smooth noise above a threshold."""
     cv2 = opencv()
     sigma = max(2.0, min(height, width) / 12)
     noise = generator.normal(size=(height, width)).astype(np.float32)
-    edge = min(round(4 * sigma), height, width)  # makes opposite sides of the frame continuous
+    # The frame wraps around, so that the shapes have no seam when they drift across a border.
+    edge = min(round(4 * sigma), height, width)
     wrapped = cv2.copyMakeBorder(noise, edge, edge, edge, edge, cv2.BORDER_WRAP)
     noise = cv2.GaussianBlur(wrapped, (0, 0), sigma)[edge : edge + height, edge : edge + width]
     level = float(np.quantile(noise, generator.uniform(0.6, 0.9)))
@@ -138,7 +142,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def _ends(count: int, generator: Generator) -> int:
-    """Draw the number of frames to keep: 1 to 4, but fewer than `count`."""
+    """Draw the number of frames to keep: 1 to 4, and less than `count`."""
     return min(int(generator.integers(1, _KEPT + 1)), max(count - 1, 0))
 
 

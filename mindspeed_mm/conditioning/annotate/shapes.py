@@ -1,4 +1,4 @@
-"""Masks of boxes, and the white canvases with boxes and contours of the layout tasks."""
+"""Box masks, and the white canvases with boxes and contours for the layout tasks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mindspeed_mm.conditioning.annotate.opencv import Box, Frame, Mask, opencv
 from mindspeed_mm.errors import DataError
 
 BLACK = (0, 0, 0)
-BOX_THICKNESS, CONTOUR_THICKNESS = 2, 3  # in OpenCV; the lines are 3 and 5 pixels wide
+BOX_THICKNESS, CONTOUR_THICKNESS = 2, 3  # OpenCV values; the drawn lines are 3 and 5 pixels wide
 Colour = tuple[int, int, int]
 
 
 def clip_box(box: Box, height: int, width: int, where: str = "bbox") -> tuple[int, int, int, int]:
-    """Clip `box` to the frame and truncate it to integers: left, top, right, bottom.
+    """Truncate `box` to integers and clip it to the frame. Returns left, top, right, bottom.
 
-    Raises DataError for a box without a pixel in the frame.
+    Raises DataError if the box has no area or is outside the frame.
     """
     left, top, right, bottom = (int(value) for value in box)
     if right <= left or bottom <= top:
@@ -46,7 +46,7 @@ def show_box(box: Box) -> str:
 def box_mask(box: Box, height: int, width: int, where: str = "bbox") -> Mask:
     """Return a mask that is white inside `box`, clipped to the frame.
 
-    White pixels are in rows int(top) to int(bottom) - 1 and columns int(left) to int(right) - 1.
+    The white rows are int(top) to int(bottom) - 1, the white columns int(left) to int(right) - 1.
     """
     left, top, right, bottom = clip_box(box, height, width, where)
     mask = np.zeros((height, width), np.uint8)
@@ -55,7 +55,7 @@ def box_mask(box: Box, height: int, width: int, where: str = "bbox") -> Mask:
 
 
 def mask_box(mask: Mask) -> tuple[int, int, int, int] | None:
-    """Return the smallest box around the white pixels, or None for an empty mask."""
+    """Return the bounding box of the white pixels, or None for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None
@@ -89,7 +89,7 @@ def contour_frame(mask: Mask, colour: Colour = BLACK) -> Frame:
 
 
 def label_colour(label: str) -> Colour:
-    """Return the colour of a label: equal for equal labels, black for an empty label."""
+    """Return the colour of a label. Equal labels have equal colours; an empty label is black."""
     if not label:
         return BLACK
     hue = crc32(label.encode()) / 2**32

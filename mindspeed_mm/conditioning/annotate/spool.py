@@ -1,4 +1,4 @@
-"""Temporary storage on disk for arrays of a clip that are read twice."""
+"""Temporary disk storage for per-frame arrays that are read more than once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 
 class Spool:
-    """Arrays of one shape and dtype, written and read back in order.
+    """Context manager that stores arrays of one shape and dtype on disk and reads them back in order.
 
-    A context manager. The temporary file has no name.
+    The temporary file is anonymous.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Locates the subject of a clip by salient regions, GrabCut in a box, and a tracked box."""
+"""Locates the subject of a clip with saliency, GrabCut and box tracking."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mindspeed_mm.conditioning.annotate.shapes import box_mask, clip_box, mask_b
 from mindspeed_mm.errors import DataError
 
 Pixels = tuple[int, int, int, int]  # left, top, right, bottom
-Refine = bool | Literal["fast"]  # fast: cut a large subject at reduced size
-_MARGIN = 0.15  # width of the background around a box that GrabCut learns from, as a share of the box
-_SWING = 0.1  # distance a moving subject may leave a tracked box, as a share of the box's mean side
-_THIN = 16  # largest ratio of a box's sides that CSRT can track
-_LEAST = 0.05  # share of the box below which a subject is a failed cut
+Refine = bool | Literal["fast"]  # fast: run GrabCut at reduced size for a large subject
+_MARGIN = 0.15  # width of the background margin that GrabCut learns from, as a fraction of the box
+_SWING = 0.1  # how far a moving subject may leave a tracked box, as a fraction of the box's mean side
+_THIN = 16  # maximum aspect ratio of a box that CSRT can track
+_LEAST = 0.05  # a cut smaller than this fraction of the box has failed
 _FAST = 256 * 256  # number of pixels in a fast cut
-_LARGE = 0.3  # share of the largest salient region below which a region is a speck
-_SALIENT_SIDE = 256  # size at which saliency is computed; the method measures a spectrum, not detail
+_LARGE = 0.3  # a salient region smaller than this fraction of the largest one is a speck
+_SALIENT_SIDE = 256  # longer side at which saliency is computed; the spectrum needs no fine detail
 
 
 def saliency(frame: Frame) -> NDArray[np.float32]:
@@ -45,7 +45,7 @@ def salient_mask(frame: Frame) -> Mask:
 
     Applies Otsu's threshold, takes the box around the large regions, and refines it with GrabCut. On a plain
     backdrop, saliency is the difference from the backdrop. Otherwise it is spectral saliency, which responds
-    to the outline of a subject, so its regions are combined.
+    to outlines and may split a subject into several regions, so the box covers all large ones.
     """
     cv2 = opencv()
     differs = backdrop_contrast(frame)
@@ -69,11 +69,12 @@ def grabcut(
     swing: int = 0,
     fast: bool = False,
 ) -> Mask:
-    """Return the subject inside `box` (Rother et al., 2004), or the whole box if the cut fails.
+    """Return the mask of the subject inside `box` (GrabCut, Rother et al., 2004).
 
-    `seed` marks pixels that probably belong to the subject; by default, all pixels in the box do. Only the
-    box and a margin are processed. The subject may extend `swing` pixels beyond the box. With `fast`, an area
-    larger than 256x256 pixels is cut at that size, and only the border at full size.
+    Returns the whole box if the cut fails. `seed` marks pixels that probably belong to the subject; by
+    default, all pixels in the box do. Only the box and a margin around it are processed. The subject may
+    extend `swing` pixels beyond the box. With `fast`, an area larger than 256x256 pixels is cut at that size,
+    and only the border of the subject at full size.
     """
     cv2 = opencv()
     height, width = frame.shape[:2]
@@ -91,7 +92,7 @@ def grabcut(
         inside = seed[top:bottom, left:right] > 127
         inner[...] = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
     if not (state == cv2.GC_BGD).any() or not (state == cv2.GC_PR_FGD).any():
-        return whole  # nothing to separate: the box fills the frame, or the seed is outside of it
+        return whole  # nothing to separate: the box fills the frame, or the seed is outside the box
     try:
         if fast and state.size > _FAST:
             state = _cut_small(area, state, iterations)
@@ -110,14 +111,14 @@ def grabcut(
 def _cut(area: Frame, state: NDArray[np.uint8], iterations: int) -> Mask:
     """Run GrabCut. Raises cv2.error if the subject or the background has no pixels."""
     cv2 = opencv()
-    cv2.setRNGSeed(0)  # GrabCut draws its clusters at random
+    cv2.setRNGSeed(0)  # GrabCut initializes its clusters at random
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(area, state, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
     return np.where((state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD), 255, 0).astype(np.uint8)
 
 
 def _cut_small(area: Frame, state: NDArray[np.uint8], iterations: int) -> NDArray[np.uint8]:
-    """Return the state after a cut of about `_FAST` pixels. Only the subject's border is left undecided."""
+    """Cut at about `_FAST` pixels, and return the full-size state with only the border undecided."""
     cv2 = opencv()
     scale = math.sqrt(_FAST / state.size)
     size = tuple(max(1, round(side * scale)) for side in (state.shape[1], state.shape[0]))
@@ -133,7 +134,7 @@ def _cut_small(area: Frame, state: NDArray[np.uint8], iterations: int) -> NDArra
 
 
 def track_box(frames: Iterable[Frame], box: Box) -> Iterator[tuple[Frame, Pixels]]:
-    """Yield each frame with its box: `box` in the first frame, then the box that the CSRT tracker finds.
+    """Yield each frame with its box: `box` in the first frame, then the box found by the CSRT tracker.
 
     Boxes are clipped to the frame. If the tracker loses the subject, the last box is repeated. Raises
     DataError for a box that the tracker cannot follow.
@@ -192,7 +193,7 @@ def _swing(box: Pixels) -> int:
 def track_box_masks(
     frames: Iterable[Frame], box: Box, *, refine: Refine = True
 ) -> Iterator[tuple[Frame, Mask]]:
-    """Yield each frame with the subject's mask: the tracked box, or with `refine` its GrabCut mask."""
+    """Yield each frame with the tracked box as a mask, refined by GrabCut if `refine` is set."""
     for frame, found in track_box(frames, box):
         if refine:
             yield frame, grabcut(frame, found, swing=_swing(found), fast=refine == "fast")
@@ -201,10 +202,10 @@ def track_box_masks(
 
 
 def track_mask(frames: Iterable[Frame], mask: Mask, *, refine: Refine = True) -> Iterator[tuple[Frame, Mask]]:
-    """Yield each frame with the mask moved and scaled along the tracked box.
+    """Yield each frame with `mask` moved and scaled to follow the tracked box.
 
-    `refine` fits the mask to each frame by GrabCut. The first mask is `mask` itself. An empty mask stays
-    empty.
+    The first mask is `mask` itself. `refine` fits the later ones to their frames with GrabCut. An empty mask
+    stays empty.
     """
     cv2 = opencv()
     start = mask_box(mask)

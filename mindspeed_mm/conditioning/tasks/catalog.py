@@ -1,4 +1,4 @@
-"""Registers all tasks of this package on import. Other packages register theirs through an entry point."""
+"""Registers the tasks of this package on import. Other packages register theirs through an entry point."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ for _name in ("animate", "expand", "move", "reference", "swap"):
 
 
 def all_tasks() -> list[Task]:
-    """Return all tasks in the order of their names."""
+    """Return all tasks, sorted by name."""
     return [TASKS.get(name) for name in TASKS]

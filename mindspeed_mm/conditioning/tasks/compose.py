@@ -1,4 +1,4 @@
-"""Compositions of tasks: swap, animate, expand, move, and the union of two prepared pairs."""
+"""Tasks that combine other tasks: swap, animate, expand, move, and the composition of two prepared pairs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ALSO: Mapping[str, Kind] = {"layout": "control"}
 
 
 class SwapOptions(MaskOptions, NamedSubject):
-    """Options that locate the subjects of the clip and of the images."""
+    """Options for locating the subjects of the clip and of the images."""
 
     mode: str = Field(
         default="salientmasktrack,salient",
@@ -74,7 +74,7 @@ class SwapOptions(MaskOptions, NamedSubject):
     trains=True,
 )
 def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
-    """Prepare the clip for inpainting, with references from the images."""
+    """Prepare the clip for inpainting, with the subjects of the images as references."""
     networks = Networks(Path(options.annotators))
     clip_mode, image_mode = split_modes(options.mode)
     values = options.model_dump(exclude={"mode", "image_bbox", "image_mask"})
@@ -85,9 +85,9 @@ def swap_anything(sources: Sources, options: SwapOptions) -> Prepared:
 
 
 def split_modes(text: str) -> tuple[SubjectMode, ReferenceMode]:
-    """Split a text such as `bboxtrack,salient` into the mode of the clip and that of the images.
+    """Split text such as `bboxtrack,salient` into the mode of the clip and that of the images.
 
-    A single mode applies to the clip, and the images are `salient`. Raises ConfigError.
+    A single mode applies to the clip; the images then use `salient`. Raises ConfigError.
     """
     words = [word.strip() for word in text.split(",")]
     clip_mode, image_mode = words if len(words) == 2 else (words[0], "salient")
@@ -110,7 +110,7 @@ def split_modes(text: str) -> tuple[SubjectMode, ReferenceMode]:
     trains=True,
 )
 def animate_anything(sources: Sources, options: ReferenceOptions) -> Prepared:
-    """Prepare the poses of the clip, with references from the images."""
+    """Prepare the poses of the clip, with the subjects of the images as references."""
     base = TaskOptions(seed=options.seed, annotators=options.annotators, compat=options.compat)
     posed = TASKS.get("pose").run(Sources(clips=sources.clips), base)
     networks = Networks(Path(options.annotators), dict(posed.networks))
@@ -124,7 +124,7 @@ def _joined(made: Prepared, references: tuple[Frame, ...], notes: list[str], net
 
 
 class ExpandOptions(GrowOptions, NamedSubject):
-    """Options for growing the first image, and for the clip made from it."""
+    """Options for growing the first image and extending it to a clip."""
 
     mode: str = Field(
         default="firstframe,plain",
@@ -178,7 +178,7 @@ def expand_anything(sources: Sources, options: ExpandOptions) -> Prepared:
 
 
 class MoveOptions(TaskOptions):
-    """Options for the path of an image's subject."""
+    """Options for the path along which the subject of the image moves."""
 
     bbox: Boxes = Field(description="two boxes left,top,right,bottom: where it starts and ends")
     label: str = Field(default="", max_length=200, description="name of the subject; decides the colour")
@@ -193,7 +193,7 @@ class MoveOptions(TaskOptions):
     family="control",
 )
 def move_anything(sources: Sources, options: MoveOptions) -> Prepared:
-    """Keep the image as the first frame, followed by the canvases of the layout."""
+    """Keep the image as the first frame, followed by canvases that show the moving box."""
     if len(options.bbox) != 2:
         raise ConfigError(
             f"got {len(options.bbox)}", where="bbox", expected="two boxes, of the first and the last frame"
@@ -213,7 +213,7 @@ def move_anything(sources: Sources, options: MoveOptions) -> Prepared:
 
 
 class ComposeOptions(TaskOptions):
-    """Two prepared pairs and the kind of each."""
+    """Options for combining two prepared pairs: their files and the kind of each."""
 
     process_type_1: str = Field(description="what the first pair is: a task, or repaint, extension, control")
     process_type_2: str = Field(description="what the second pair is")
@@ -231,7 +231,7 @@ class ComposeOptions(TaskOptions):
     family="repaint",
 )
 def composition(sources: Sources, options: ComposeOptions) -> Prepared:
-    """Combine two pairs of equal size and length. Raises DataError if size or length differ."""
+    """Combine two pairs of src_video and src_mask. Raises DataError if their sizes or lengths differ."""
     kinds = kind_of(options.process_type_1), kind_of(options.process_type_2)
     first, second = _Pair(options.video_1, options.mask_1), _Pair(options.video_2, options.mask_2)
     for pair, name in ((first, "video_1"), (second, "video_2")):
@@ -271,11 +271,11 @@ def kind_of(name: str) -> Kind:
 def compose(
     frame_1: Frame, mask_1: Mask, frame_2: Frame, mask_2: Mask, kinds: tuple[Kind, Kind]
 ) -> tuple[Frame, Mask]:
-    """Combine one frame of each of two pairs (f1, m1) and (f2, m2), with masks in {0, 1}.
+    """Combine one frame from each of two pairs, (f1, m1) and (f2, m2). In the formulas, masks are 0 or 1.
 
-    - An extension with any kind: f2 * m1 + f1 * (1 - m1), mask m1 * m2. The frames of the extension are kept,
-      in either order.
-    - A repaint with a control: f_control * m + f_repaint * (1 - m), mask m = m_repaint. The control fills the
+    - Extension with any kind, in either order: f2 * m1 + f1 * (1 - m1), mask m1 * m2, where pair 1 is the
+      extension. The frames that the extension keeps stay.
+    - Repaint with control: f_control * m + f_repaint * (1 - m), mask m = m_repaint. The control fills the
       hole.
     - Two repaints or two controls: f1 * (1 - m2) + f2 * m2, mask m1 * (1 - m2) + m2.
     """
@@ -300,7 +300,7 @@ def _bytes(where: NDArray[np.bool_]) -> Mask:
 
 
 class _Pair:
-    """A src_video and its mask, read side by side."""
+    """A src_video and its mask, read in step."""
 
     def __init__(self, video: str, mask: str | None) -> None:
         self.clip = Clip.open(video)
@@ -308,7 +308,7 @@ class _Pair:
         self._mask = None if mask is None else open_task_mask(mask, self.notes)
 
     def check(self, name: str) -> None:
-        """Raise DataError if the mask has another size or length than src_video."""
+        """Raise DataError if mask and src_video differ in size or length. A mask of one frame is allowed."""
         mask = self._mask
         if mask is None:
             return

@@ -1,4 +1,4 @@
-"""Control tasks: a clip of depth, flow, lines, … guides every frame. Without a mask, all is generated."""
+"""Control tasks: a clip of depth, flow, lines, … guides every frame. There is no mask; all is generated."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def still(image: Frame, networks: Networks | None = None) -> Prepared:
 
 
 def _each(name: str, summary: str, annotate: Callable[[TaskOptions], Annotate]) -> None:
-    """Register a per-frame task for clips as NAME and for images as image_NAME."""
+    """Register a per-frame task as NAME for clips and as image_NAME for images."""
 
     @task(
         name, summary=summary, needs=("clip",), options=TaskOptions, family="control", trains=name != "plain"
@@ -103,7 +103,7 @@ def canny(sources: Sources, options: CannyOptions) -> Prepared:
     trains=True,
 )
 def flow(sources: Sources, options: TaskOptions) -> Prepared:
-    """Prepare DIS flow with one scale for the clip. Raises DataError for a clip of one frame."""
+    """Prepare DIS flow with one scale for the whole clip. Raises DataError for a clip of one frame."""
     clip = sources.clip
     if clip.num_frames < 2:
         raise DataError("has 1 frame; flow needs at least 2", where=clip.path, fix="give a longer clip")
@@ -121,7 +121,7 @@ def flow(sources: Sources, options: TaskOptions) -> Prepared:
     trains=True,
 )
 def depth(sources: Sources, options: TaskOptions) -> Prepared:
-    """Prepare depth with one scale for the clip."""
+    """Prepare depth with one scale for the whole clip."""
     networks = Networks(Path(options.annotators))
     estimate = networks.open("depth")
     clip = sources.clip
@@ -134,10 +134,10 @@ def depth_frames(
     *,
     official: bool = False,
 ) -> Iterator[Frame]:
-    """Convert disparities to gray.
+    """Estimate disparities d and yield them as gray frames.
 
-    A pixel is floor(255 * (d - low) / (high - low)). The bounds are those of the clip, or with `official`
-    those of each frame.
+    A pixel is floor(255 * (d - low) / (high - low)). `low` and `high` are the extremes of the clip, or with
+    `official` those of each frame.
     """
     with Spool() as spool:
         low, high = np.inf, -np.inf
@@ -182,7 +182,7 @@ def _pose(sources: Sources, options: TaskOptions, part: str) -> Prepared:
     trains=True,
 )
 def pose(sources: Sources, options: TaskOptions) -> Prepared:
-    """Prepare the poses of body and face."""
+    """Prepare the poses of the body and face."""
     return _pose(sources, options, "body_face")
 
 
@@ -209,6 +209,6 @@ def pose_body(sources: Sources, options: TaskOptions) -> Prepared:
     network="pose",
 )
 def image_pose(sources: Sources, options: TaskOptions) -> Prepared:
-    """Prepare the pose of one image, body and face."""
+    """Prepare the pose of the body and face in one image."""
     networks = Networks(Path(options.annotators))
     return still(networks.open("pose")(sources.images[0], "body_face"), networks)

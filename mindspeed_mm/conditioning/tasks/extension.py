@@ -17,7 +17,7 @@ Part = Sequence[Frame] | Clip  # given frames
 
 
 class FrameRefOptions(ExtendOptions):
-    """Options for the places of the given images."""
+    """Options for the positions of the given images."""
 
     mode: Literal["firstframe", "lastframe", "firstlastframe"] = Field(
         default="firstframe", description="where the given frames are"
@@ -25,7 +25,7 @@ class FrameRefOptions(ExtendOptions):
 
 
 class ClipRefOptions(ExtendOptions):
-    """Options for the places of the given clips."""
+    """Options for the positions of the given clips."""
 
     mode: Literal["firstclip", "lastclip", "firstlastclip"] = Field(
         default="firstclip", description="where the given clips are"
@@ -33,7 +33,7 @@ class ClipRefOptions(ExtendOptions):
 
 
 class KeptFramesOptions(TaskOptions):
-    """Options for the frames of a clip that are kept."""
+    """Options for which frames of a clip are kept."""
 
     mode: Literal["first", "last", "firstlast", "random"] = Field(
         default="first", description="which frames stay"
@@ -90,7 +90,7 @@ def extended(
     notes: Sequence[str],
     fps: float = 16,
 ) -> Prepared:
-    """Prepare the given frames with gray frames between or beside them. Masks of given frames are black."""
+    """Prepare the given frames with gray frames in between. The masks are black for given frames only."""
     given = _length(before) + _length(after)
     total = options.num_frames if options.num_frames is not None else given + options.expand_num
     if total <= given:
@@ -122,7 +122,7 @@ def _frames(part: Part, size: tuple[int, int]) -> Iterator[Frame]:
 
 
 def fit_on_white(image: Frame, height: int, width: int) -> Frame:
-    """Scale `image` to fit into height x width, centred on white."""
+    """Scale `image` to fit into height x width, and centre it on white."""
     if image.shape[:2] == (height, width):
         return image
     cv2 = opencv()

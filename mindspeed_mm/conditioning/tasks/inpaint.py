@@ -23,7 +23,7 @@ def inpainting(sources: Sources, options: SubjectOptions) -> Prepared:
 
 
 def inpainted(clip: Clip, options: SubjectOptions, networks: Networks) -> Prepared:
-    """Do the same as `inpainting` with networks that are already open."""
+    """Prepare the clip like `inpainting`, with the given networks."""
     check_mode(options.mode, options.text(options.mode), networks)
     notes: list[str] = []
     masked = subject_masks(clip, options, networks, notes)

@@ -17,7 +17,7 @@ from mindspeed_mm.errors import ConfigError
 
 
 class LayoutOptions(TaskOptions):
-    """Start and end box, and the size of the canvas."""
+    """Options for the start and end boxes and the size of the canvas."""
 
     bbox: Boxes = Field(description="two boxes left,top,right,bottom: the first and the last frame's")
     label: str = Field(default="", max_length=200, description="name of the subject; decides the colour")
@@ -34,7 +34,7 @@ class LayoutOptions(TaskOptions):
     family="control",
 )
 def layout_bbox(sources: Sources, options: LayoutOptions) -> Prepared:
-    """Prepare boxes on white, without a source."""
+    """Prepare a moving box on white. Needs no source."""
     if len(options.bbox) != 2:
         raise ConfigError(
             f"got {len(options.bbox)}",
@@ -64,7 +64,7 @@ def layout_bbox(sources: Sources, options: LayoutOptions) -> Prepared:
     trains=True,
 )
 def layout_track(sources: Sources, options: SubjectOptions) -> Prepared:
-    """Prepare outlines of the tracked subject on white."""
+    """Prepare the outline of the tracked subject on white."""
     networks = Networks(Path(options.annotators))
     check_mode(options.mode, options.text(options.mode), networks)
     notes: list[str] = []

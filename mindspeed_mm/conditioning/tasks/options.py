@@ -67,6 +67,7 @@ def _paths(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+# The words that flags with a boolean value accept.
 _TRUTHS = (
     "true",
     "t",
@@ -80,7 +81,7 @@ _TRUTHS = (
     "n",
     "off",
     "0",
-)  # the same as for other flags
+)
 
 
 def _refine(value: Any) -> Any:
@@ -98,18 +99,18 @@ Caption = Annotated[str, Field(max_length=2000, description="description of the 
 
 
 class NamedSubject:
-    """Options with `label` and `caption`. The modes with these names need one of them."""
+    """Mixin for options with `label` and `caption`. The modes of these names need one of the two."""
 
     label: str
     caption: str
 
     def text(self, mode: str) -> str:
-        """Return the name of the subject. Mode `caption` prefers the caption, other modes the label."""
+        """Return the text that names the subject: `caption` first in mode `caption`, else `label` first."""
         return (self.caption or self.label) if mode == "caption" else (self.label or self.caption)
 
 
 class TaskOptions(Config):
-    """Options of every task."""
+    """Options common to all tasks."""
 
     seed: int = Field(default=0, ge=0, description="decides what is drawn at random")
     annotators: str = Field(
@@ -126,7 +127,7 @@ class TaskOptions(Config):
 
 
 class MaskOptions(TaskOptions):
-    """Options for reshaping a subject's mask before use."""
+    """Options for reshaping the mask of a subject."""
 
     maskaug_mode: MaskAugMode = Field(default="original", description="shape that the masks take")
     maskaug_ratio: float = Field(
@@ -139,7 +140,7 @@ class MaskOptions(TaskOptions):
 
 
 class SubjectOptions(MaskOptions, NamedSubject):
-    """Options that locate the subject of a clip."""
+    """Options for locating the subject of a clip."""
 
     mode: SubjectMode = Field(description="how the subject is given or found")
     bbox: Boxes = Field(default=(), description="left,top,right,bottom in pixels of the source")

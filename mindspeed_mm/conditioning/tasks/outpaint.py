@@ -1,4 +1,4 @@
-"""Outpainting tasks: the picture grows, or its border is erased."""
+"""Outpainting tasks: the canvas grows, or the border of the picture is erased."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mindspeed_mm.errors import ConfigError
 
 
 class GrowOptions(OutpaintOptions):
-    """Options for the growth of a picture, and the multiple that its sides are rounded up to."""
+    """Options for how much a picture grows, and the multiple to which its sides are rounded up."""
 
     multiple: int = Field(
         default=16, ge=1, le=1024, description="the canvas is rounded up to this; what is added is generated"
@@ -45,10 +45,9 @@ class Canvas:
 
 
 def grow(height: int, width: int, options: GrowOptions) -> Canvas:
-    """Compute the canvas of a picture that grows by int(ratio * side) in each direction.
+    """Compute the canvas of a picture that grows by int(ratio * side) in each requested direction.
 
-    The pixels that round a side up are added where the picture grows, otherwise on the right and at the
-    bottom.
+    Pixels that round a side up are added where the picture grows, otherwise on the right or at the bottom.
     """
     left, columns = _grow_side(width, "left", "right", options)
     top, rows = _grow_side(height, "up", "down", options)
@@ -75,7 +74,7 @@ def _grow_side(side: int, low: str, high: str, options: GrowOptions) -> tuple[in
     family="repaint",
 )
 def outpainting(sources: Sources, options: GrowOptions) -> Prepared:
-    """Place the source on a larger gray canvas. The border is white in the mask."""
+    """Place the source on a larger gray canvas. The mask is white on the border."""
     clip = sources.clip
     canvas = grow(*clip.size, options)
 
@@ -122,7 +121,7 @@ def image_outpainting(sources: Sources, options: GrowOptions) -> Prepared:
     trains=True,
 )
 def outpainting_inner(sources: Sources, options: OutpaintOptions) -> Prepared:
-    """Replace int(ratio * side) pixels of the source with gray at each side in `direction`."""
+    """Replace a border of int(ratio * side) pixels with gray on each side in `direction`."""
     clip = sources.clip
     mask = inner_mask(*clip.size, options)
 

@@ -19,7 +19,7 @@ RECOMMENDED = 3  # maximum number of references that the released weights were t
 
 
 def cut_out(image: Frame, mask: Mask) -> Frame:
-    """Crop the image to the box of the subject, with white around the subject."""
+    """Crop the image to the bounding box of the subject, and make the background white."""
     box = mask_box(mask)
     assert box is not None, "an empty mask is refused where it is made"
     left, top, right, bottom = box
@@ -36,9 +36,9 @@ def subjects(
     networks: Networks,
     first: int = 0,
 ) -> tuple[tuple[Frame, ...], list[str]]:
-    """Return the subject of each image from index `first` on, and remarks.
+    """Return the subject of each image from index `first` on, and remarks for the user.
 
-    Mode `plain` returns the images themselves. Raises DataError and ConfigError.
+    Mode `plain` returns the images unchanged. Raises DataError and ConfigError.
     """
     images = sources.images[first:]
     for what, given in (("bbox", boxes), ("mask", masks)):
@@ -106,7 +106,7 @@ def image_salient(sources: Sources, options: TaskOptions) -> Prepared:
     network="face",
 )
 def image_face(sources: Sources, options: TaskOptions) -> Prepared:
-    """Prepare the crop of the face as a reference. Raises DataError for an image without a face."""
+    """Prepare the crop of the face as a reference. Raises DataError if the image shows no face."""
     networks, image = Networks(Path(options.annotators)), sources.images[0]
     box: Box | None = networks.open("face")(image)
     if box is None:

@@ -1,6 +1,6 @@
-"""Definition of a task.
+"""Defines what a task is.
 
-A task has typed options, required sources, and a function that makes src_video, src_mask and references.
+A task has typed options, required sources, and a function that prepares src_video, src_mask and references.
 
     @task(
         "canny",
@@ -11,7 +11,7 @@ A task has typed options, required sources, and a function that makes src_video,
     )
     def canny(sources: Sources, options: TaskOptions) -> Prepared: ...
 
-In all masks, white (255) = generate and black (0) = keep. A missing pixel of src_video is gray (128).
+In every mask, white (255) means generate and black (0) means keep. Missing src_video pixels are gray (128).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from mindspeed_mm.files import display_path
 from mindspeed_mm.registry import Registry, did_you_mean
 
 Family = Literal["control", "repaint", "extension", "reference"]
-Step = tuple[Frame, Mask | None]  # a frame of src_video and its mask; None in all frames of a clip = white
-_ROUNDING = 1e-3  # rounding of time stamps in seconds
+Step = tuple[Frame, Mask | None]  # a src_video frame and its mask; None for all frames of a clip = all white
+_ROUNDING = 1e-3  # rounding of timestamps, in seconds
 _AT_ONCE = 8  # frames per read
 O = TypeVar("O", bound="Config")  # noqa: E741
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A source clip. Can be read repeatedly from the start, a few frames at a time."""
+    """A source clip. It can be read any number of times, and holds only a few frames in memory."""
 
     reader: VideoReader
     count: int | None = None  # number of frames to use; None = all
@@ -65,7 +65,7 @@ class Clip:
 
     @property
     def fps(self) -> float:
-        """The frame rate, corrected for the rounding of Matroska's time stamps to milliseconds."""
+        """The frame rate, corrected for Matroska's rounding of timestamps to milliseconds."""
         if not self.reader.timed:
             return UNTIMED_FPS
         found = self.reader.fps
@@ -75,12 +75,12 @@ class Clip:
         return float(nearest) if errors.get(nearest, 1.0) <= _ROUNDING else found
 
     def frames(self) -> Iterator[Frame]:
-        """Yield every frame, starting at the first."""
+        """Yield all frames from the start."""
         for start in range(0, self.num_frames, _AT_ONCE):
             yield from self.reader.read(range(start, min(start + _AT_ONCE, self.num_frames)))
 
     def first(self, count: int) -> Clip:
-        """Return the clip limited to its first `count` frames."""
+        """Return a clip of the first `count` frames."""
         return replace(self, count=count)
 
 
@@ -91,7 +91,7 @@ class Sources:
     clips: tuple[Clip, ...] = ()
     images: tuple[Frame, ...] = ()
     names: tuple[str, ...] = ()  # names of the images, for messages
-    image_remarks: tuple[str, ...] = ()  # what is ignored or assumed about the image files
+    image_remarks: tuple[str, ...] = ()  # what reading the image files ignored or assumed
 
     @classmethod
     def open(cls, videos: Sequence[str | Path] = (), images: Sequence[str | Path] = ()) -> Sources:
@@ -110,9 +110,9 @@ class Sources:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Remarks on what is ignored or assumed about the files, without repeats.
+        """Remarks on what reading the files ignored or assumed, without duplicates.
 
-        They do not contain paths, so that equal remarks can be counted.
+        They contain no paths, so that equal remarks of several samples can be counted.
         """
         of_clips = (remark for clip in self.clips for remark in remarks_on(clip.reader.traits))
         found = [f"a clip with {remark}" for remark in of_clips]
@@ -120,7 +120,7 @@ class Sources:
 
 
 def open_task_mask(path: str | Path, notes: list[str]) -> VideoReader:
-    """Open a mask, and note what is ignored or assumed about its file, or that the mask has a single value.
+    """Open a mask. Adds notes on what reading it ignored or assumed, and on a mask with a single value.
 
     Raises DataError for a file that is not a mask, or that was written with the values 0 and 1.
     """
@@ -135,7 +135,7 @@ def open_task_mask(path: str | Path, notes: list[str]) -> VideoReader:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The inputs of one generation or training sample. Frames are computed while they are read."""
+    """The inputs of one generation or training sample. Frames are computed as they are read."""
 
     steps: Callable[[], Iterator[Step]] | None = None  # None: no src_video
     num_frames: int = 0
@@ -146,7 +146,7 @@ class Prepared:
     networks: Mapping[str, str] = field(default_factory=dict)  # file → sha256
 
     def read(self) -> Iterator[Step]:
-        """Iterate over the frames and their masks. Raises DataError where the source is damaged."""
+        """Iterate over the frames and their masks. Raises DataError on reaching damage in the source."""
         return iter(()) if self.steps is None else self.steps()
 
 
@@ -160,12 +160,12 @@ class Task:
     options: type[Config]
     run: Callable[[Sources, Any], Prepared]
     family: Family
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # options that are fixed by the name
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # options that the task name fixes
     network: str = ""  # the annotator that the task requires
-    trains: bool = False  # makes training samples from plain clips, which are also the targets
+    trains: bool = False  # can make training samples from plain clips, which are then the targets
 
     def parse(self, values: Mapping[str, Any], where: str) -> Any:
-        """Convert plain values to the options of the task.
+        """Validate plain values as the options of the task.
 
         Raises ConfigError for an option that the task does not have.
         """

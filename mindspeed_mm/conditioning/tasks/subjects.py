@@ -1,4 +1,4 @@
-"""Locates the subject of a clip or image in every mode, for inpainting, layouts and references."""
+"""Locates the subject of a clip or image, in any mode, for inpainting, layouts and references."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MaskedFrames = Callable[[], Iterator[tuple[Frame, Mask]]]
 
 
 def subject_masks(clip: Clip, options: SubjectOptions, networks: Networks, notes: list[str]) -> MaskedFrames:
-    """Return the frames of the clip with the subject's masks, augmented by one draw for the whole clip.
+    """Return the frames of the clip with the subject's masks, all augmented by the same draw.
 
-    Checks the inputs immediately and reads the frames later. Raises DataError and ConfigError.
+    Checks the inputs now, and reads the frames on iteration. Raises DataError and ConfigError.
     """
     found = _found_masks(clip, options, networks, notes)
     draw = MaskAugment.draw(
@@ -64,7 +64,7 @@ def _found_masks(clip: Clip, options: SubjectOptions, networks: Networks, notes:
 
 
 def _salient_masks(clip: Clip, options: SubjectOptions, networks: Networks) -> MaskedFrames:
-    """Return salient masks. `salient` repeats the first mask; the tracking modes follow the subject."""
+    """Return salient masks. Mode `salient` repeats the first mask; the tracking modes follow the subject."""
     first_frame = next(clip.frames())
     first = find_salient(first_frame, networks)
     _refuse_empty(first, f"mode {options.mode}: {clip.path}, frame 0")
@@ -80,7 +80,7 @@ def _salient_masks(clip: Clip, options: SubjectOptions, networks: Networks) -> M
 def _tracked(
     clip: Clip, box: Box, options: SubjectOptions, networks: Networks
 ) -> Iterator[tuple[Frame, Mask]]:
-    """Yield masks in the tracked box, from the segmentation network if installed, else from GrabCut."""
+    """Yield masks within the tracked box, from the segmentation network if installed, else from GrabCut."""
     if options.refine and has_network(networks, "segment"):
         segment = networks.open("segment")
         for frame, found in track_box(clip.frames(), box):
@@ -95,14 +95,14 @@ def _grounded(clip: Clip, options: SubjectOptions, networks: Networks) -> Iterat
 
 
 def has_network(networks: Networks, kind: str) -> bool:
-    """Whether the folder contains all files of an annotator."""
+    """Return whether the folder contains all files of an annotator."""
     return kind in ANNOTATORS and all(
         (networks.folder / name).is_file() for name in ANNOTATORS.get(kind).files
     )
 
 
 def check_mode(mode: str, text: str, networks: Networks) -> None:
-    """Raise ConfigError for mode `label` or `caption` without a text or without a grounding network."""
+    """Raise ConfigError if mode `label` or `caption` has no text or no grounding network."""
     if mode not in ("label", "caption"):
         return
     if not text:
@@ -117,7 +117,7 @@ def check_mode(mode: str, text: str, networks: Networks) -> None:
 
 
 def ground(frame: Frame, text: str, mode: str, networks: Networks) -> Box:
-    """Return the box of the subject that `text` names. Raises DataError if the frame does not show it."""
+    """Return the box of the subject that `text` names. Raises DataError if it is not in the frame."""
     check_mode(mode, text, networks)
     found: Box | None = networks.open("ground")(frame, text)
     if found is None:
@@ -128,7 +128,7 @@ def ground(frame: Frame, text: str, mode: str, networks: Networks) -> Box:
 
 
 def find_salient(frame: Frame, networks: Networks) -> Mask:
-    """Return the salient mask, from the network if its file is installed, else from the spectrum."""
+    """Return the salient mask, from the network if its file is installed, else from `salient_mask`."""
     if has_network(networks, "salient"):
         found: Mask = networks.open("salient")(frame)
         return found
@@ -190,7 +190,7 @@ def _one_box(boxes: Sequence[Box], where: str) -> Box:
 
 
 def _note_box(box: Box, size: tuple[int, int], notes: list[str]) -> None:
-    """Note a box that the frame cuts. Raises DataError for a box outside the frame."""
+    """Add a note if the box is clipped by the frame. Raises DataError for a box outside the frame."""
     inside = clip_box(box, *size)
     if inside != tuple(int(value) for value in box):
         notes.append(f"bbox {show_box(box)}: cut at the frame to {show_box(inside)}")
@@ -223,7 +223,7 @@ def _given_masks(reader: VideoReader, clip: Clip) -> Iterator[Mask]:
 
 
 def _resized(mask: Mask, size: tuple[int, int]) -> Mask:
-    """Resize a mask to the nearest pixel and threshold it at one half."""
+    """Resize a mask with nearest-neighbour interpolation and threshold it at one half."""
     if mask.shape != size:
         cv2 = opencv()
         mask = np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST))

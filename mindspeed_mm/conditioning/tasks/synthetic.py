@@ -1,6 +1,6 @@
 """Tasks that make training samples from plain clips without an annotator.
 
-Masks are drawn at random, and crops of the clip are the references.
+Masks are random, and the references are crops of the clip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mindspeed_mm.conditioning.tasks.spec import Clip, Prepared, Sources, Step, 
 from mindspeed_mm.registry import did_you_mean
 
 MOTION = "motion"
-# Weights that one trainer publishes. Strokes and blobs share the weight of its broken ellipses and circles.
+# Weights published with another trainer. Strokes take the weight of its broken ellipses and circles.
 WEIGHTS = {
     "box": 0.05,
     "all": 0.2,
@@ -41,7 +41,7 @@ class CropOptions(TaskOptions):
 
 
 class RandomMaskOptions(CropOptions):
-    """Options for the shapes of the drawn masks."""
+    """Options for the shapes of the random masks."""
 
     shapes: dict[str, float] = Field(
         default=WEIGHTS, min_length=1, description="shape → weight; also blobs and motion"
@@ -60,7 +60,7 @@ class RandomMaskOptions(CropOptions):
 
 
 class ReferenceCropOptions(CropOptions):
-    """Options for the number of crops, at least one."""
+    """Options for the number of crops, which is at least one."""
 
     references: int = Field(default=1, ge=1, le=16, description="crops of the clip's frames, on white")
 
@@ -74,7 +74,7 @@ class ReferenceCropOptions(CropOptions):
     trains=True,
 )
 def inpainting_random(sources: Sources, options: RandomMaskOptions) -> Prepared:
-    """Prepare the clip, gray under masks of one shape, with crops of the clip as references."""
+    """Prepare the clip with gray under random masks of one shape, and crops of the clip as references."""
     clip = sources.clip
     generator = np.random.default_rng([options.seed, 2])
     names = sorted(options.shapes)
@@ -116,9 +116,9 @@ def reference_random(sources: Sources, options: ReferenceCropOptions) -> Prepare
 
 
 def clip_crops(clip: Clip, count: int, generator: np.random.Generator) -> tuple[Frame, ...]:
-    """Return square crops of random frames, 0.5 to 1 times the shorter side.
+    """Return square crops of random frames, each at a random position on a white canvas of the clip's size.
 
-    Each crop is scaled to 0.5 to 1 times the frame's shorter side, on a white canvas of its size.
+    A crop covers 0.5 to 1 times the frame's shorter side, and is scaled to 0.5 to 1 times that side.
     """
     return tuple(_crop(clip, generator) for _ in range(count))
 

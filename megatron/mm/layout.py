@@ -82,7 +82,7 @@ def restore_replaced(root: Path) -> None:
 
 
 def is_half_written(path: Path) -> bool:
-    """Whether `path` is an incomplete checkpoint or tracker file of a killed run.
+    """Return whether `path` is an incomplete checkpoint or tracker file of a killed run.
 
     The caller must hold the lock of the folder.
     """
@@ -96,7 +96,7 @@ def complete_iterations(root: Path) -> list[int]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a complete checkpoint.
+    """Return whether a folder holds a complete checkpoint.
 
     That is one with an index, which is written last, or with the files of an MM checkpoint.
     """

@@ -75,7 +75,7 @@ def _help(field: Any) -> str:
 
 
 def is_config(annotation: Any) -> TypeGuard[type[Config]]:
-    """Whether a type is a config."""
+    """Return whether a type is a config."""
     return isinstance(annotation, type) and issubclass(annotation, Config)
 
 

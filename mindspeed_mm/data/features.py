@@ -135,7 +135,7 @@ def read_info(path: Path, *, verify: bool = True) -> FeatureInfo:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the file exists and has the length that its header implies."""
+    """Return whether the file exists and has the length that its header implies."""
     try:
         read_header(path)
     except DataError:

@@ -170,7 +170,7 @@ class DatasetFolder:
         return _real(self.folder)
 
     def holds(self, path: Path) -> bool:
-        """Whether `path` is the folder or inside it, by its name or with links resolved."""
+        """Return whether `path` is the folder or inside it, by its name or with links resolved."""
         return _is_below(os.path.abspath(path), self.absolute) or _is_below(_real(path), self.real)
 
 

@@ -53,14 +53,14 @@ def stream_rates(stream: Any) -> list[float]:
 
 
 def is_raw(stream: Any) -> bool:
-    """Whether the file is a raw codec stream, without a container or time stamps."""
+    """Return whether the file is a raw codec stream, without a container or time stamps."""
     from av.format import Flags
 
     return bool(stream.container.format.flags & Flags.no_timestamps.value)
 
 
 def has_index(stream: Any) -> bool:
-    """Whether the container lists every frame that its header counts."""
+    """Return whether the container lists every frame that its header counts."""
     entries = getattr(stream, "index_entries", None)
     return bool(stream.frames) and entries is not None and len(entries) == stream.frames
 
@@ -152,7 +152,7 @@ def list_frames(container: Any, stream: Any) -> FrameTable:
 
 
 def _may_be_cut(container: Any, stream: Any) -> bool:
-    """Whether the last frame must be decoded to know that it is whole."""
+    """Return whether the last frame must be decoded to know that it is whole."""
     if has_index(stream) or _CUT_IS_SEEN & _names(container):
         return False
     return container.format.name != "mpegts" or may_end_inside_a_frame(Path(container.name), stream.id)

@@ -76,7 +76,7 @@ def _turn(image: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
 
 
 def has_alpha(frame: Any) -> bool:
-    """Whether the pixel format carries transparency."""
+    """Return whether the pixel format carries transparency."""
     return any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
 
 
@@ -92,7 +92,7 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
 
 def is_mirrored(frame: Any) -> bool:
-    """Whether the display matrix contains a reflection, not only a rotation."""
+    """Return whether the display matrix contains a reflection, not only a rotation."""
     across, down, swapped = orientation(frame)
     return (across != down) != swapped
 
@@ -133,7 +133,7 @@ def _repeats(table: FrameTable) -> bool:
 
 
 def _is_shorter(container: Any, stream: Any, table: FrameTable) -> bool:
-    """Whether the frames end before the duration in the stream's header."""
+    """Return whether the frames end before the duration in the stream's header."""
     declared = _clock(_tag(stream, "duration"))
     if not declared and stream.duration:
         declared = float(stream.duration * stream.time_base)

@@ -157,7 +157,7 @@ def _look(path: Path, *, mask: bool) -> ClipInfo:
 
 
 def _is_indexed(stream: Any) -> bool:
-    """Whether the header gives the frame count and a constant rate, and every frame is shown.
+    """Return whether the header gives the frame count and a constant rate, and every frame is shown.
 
     Matroska, WebM and MPEG-TS store no frame count. Headers of clips from phones may be wrong.
     """
@@ -199,7 +199,7 @@ def _describe(path: Path, container: Any, stream: Any, table: FrameTable | None,
 
 
 def _may_change_size(path: Path, stream: Any) -> bool:
-    """Whether key frames of an indexed container may differ in size. Reads the first bytes of each."""
+    """Return whether key frames of an indexed container may differ in size. Reads the first bytes of each."""
     if has_several_descriptions(path):
         return True
     sizes = SizeWatch(stream.codec_context)

@@ -115,7 +115,7 @@ def open_video(
 
 
 def decord_is_exact(path: Path) -> bool:
-    """Whether decord returns the frames of this file bit for bit as PyAV does.
+    """Return whether decord returns the frames of this file bit for bit as PyAV does.
 
     Reads packets and decodes one frame.
 

@@ -1,6 +1,6 @@
-"""How a run is spread over ranks: Megatron's parallel flags, the recompute flags and fsdp2_config.yaml.
+"""Settings of distributed training: Megatron's parallel and recompute flags, and fsdp2_config.yaml.
 
-No torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NO_TP = "use --use-torch-fsdp2 or pipeline stages for memory, --context-paralle
 
 
 class ParallelConfig(Config):
-    """Megatron's parallel flags. The data-parallel size is the rest: world size / (context · pipeline)."""
+    """Megatron's parallel flags. The data-parallel size is world size / (context · pipeline)."""
 
     tensor_model_parallel_size: int = Field(
         default=1, ge=1, description="must be 1; FSDP2 shards the weights instead"
@@ -118,7 +118,7 @@ class ParallelConfig(Config):
 
     @property
     def ulysses_size(self) -> int:
-        """Number of ranks of a context-parallel group that divide the heads; rings connect such groups."""
+        """Number of ranks that exchange heads; rings connect such groups within a context-parallel group."""
         if self.context_parallel_algo == "megatron_cp_algo":
             return 1
         return self.ulysses_degree_in_cp or self.context_parallel_size
@@ -193,7 +193,7 @@ class Fsdp2Config(Config):
     @model_validator(mode="before")
     @classmethod
     def _null_lists(cls, values: object) -> object:
-        """An empty `ignored_modules:` is an empty list; null switches keep their defaults."""
+        """Drop nulls of keys that do not accept null: an empty `ignored_modules:` gets its default."""
         if not isinstance(values, Mapping):
             return values
         optional = ("sharding_size", "sub_modules_to_wrap", "recompute_modules")
@@ -202,7 +202,7 @@ class Fsdp2Config(Config):
     @field_validator("sharding_size", mode="before")
     @classmethod
     def _no_switch(cls, value: object) -> object:
-        """Refuse `yes` and `true`: they count as 1, which would silently copy the weights to every rank."""
+        """Reject booleans: `true` equals 1, which would silently copy the weights to every rank."""
         if isinstance(value, bool):
             raise ValueError("is a boolean, not a size; write auto, null or a number of ranks")
         return value
@@ -219,7 +219,7 @@ class Fsdp2Config(Config):
 
     @classmethod
     def read(cls, path: str | Path | None, notes: list[str] | None = None) -> Fsdp2Config:
-        """The YAML file, or the defaults without one. Raises ConfigError with file and key."""
+        """Read the YAML file, or return the defaults without one. Raises ConfigError with file and key."""
         return cls() if path is None else parse(cls, read_yaml(path) or {}, Path(path).name, notes)
 
 
@@ -251,12 +251,12 @@ def check_reshard(config: Fsdp2Config, ranks: int) -> None:
 
 
 def bubble(stages: int, virtual: int, micro_batches: int) -> float:
-    """The pipeline bubble, the share of a step in which a rank waits: (p - 1) / (v m + p - 1)."""
+    """Return the pipeline bubble, the share of a step that a rank waits: (p - 1) / (v m + p - 1)."""
     return (stages - 1) / (virtual * micro_batches + stages - 1)
 
 
 def check_micro_batches(parallel: ParallelConfig, micro_batches: int, unit: int) -> None:
-    """Raise ConfigError for fewer micro-batches than stages. `unit`: samples in one of all ranks."""
+    """Raise ConfigError for fewer micro-batches than stages. `unit` is their size over all ranks."""
     stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_size
     if micro_batches >= stages:
         return
@@ -269,7 +269,7 @@ def check_micro_batches(parallel: ParallelConfig, micro_batches: int, unit: int)
 
 
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
-    """World size / (context · pipeline parallel). Raises ConfigError if there is a remainder."""
+    """Return world size / (context · pipeline parallel). Raises ConfigError if it is not an integer."""
     stages, context = parallel.pipeline_model_parallel_size, parallel.context_parallel_size
     size = stages * context
     if world_size % size and stages > 1:

@@ -1,6 +1,6 @@
-"""Apply fsdp2_config.yaml with torch's fully_shard.
+"""Applies fsdp2_config.yaml with torch's fully_shard.
 
-Parts that a rank holds whole, in the dtype it computes in, are not wrapped: gathering would only copy them.
+Modules that a rank holds whole, in their compute dtype, are not wrapped: gathering would only copy them.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def shard_model(
 ) -> nn.Module:
     """Shard `model`, which may be on the meta device, in place.
 
-    `units` are the patterns to use if the YAML has none. `every` holds the names of all modules of the whole
-    model if `model` is a part of it: a pattern may match only in another part.
+    `units` are the patterns to use if the YAML has none. If `model` is only part of a model, `every` holds
+    the module names of the whole model, because a pattern may match only in another part.
 
-    Modules in `fp32_modules` compute in fp32. What no pattern covers is a unit for each child of the root, so
-    that no unit mixes fp32 with bf16 products, or trained with frozen weights of another dtype. Inputs are
-    never cast: a cast at the root would round timesteps to bf16. Units that need neither a gather nor a cast
-    are left as they are, so a model on one rank in fp32 is not wrapped at all. Raises ConfigError for a
-    pattern that matches nothing, or a reshard_after_forward that does not fit the mesh.
+    Modules in `fp32_modules` compute in fp32. Each child of the root that no pattern covers is its own unit,
+    so that no unit mixes fp32 with bf16 products, or trained weights with frozen weights of another dtype.
+    Inputs are never cast, because a cast at the root would round timesteps to bf16. Units that need neither a
+    gather nor a cast are not wrapped, so a model on one rank in fp32 is not wrapped at all. Raises
+    ConfigError for a pattern that matches nothing, or a reshard_after_forward that does not fit the mesh.
     """
     check_reshard(config, mesh.shards.size(mesh.shards.ndim - 1))
     names = [name for name, _ in model.named_modules() if name]
@@ -76,25 +76,25 @@ def shard_model(
     if not dtypes.keys() - whole:
         return model
     shard = _sharder(config, mesh, ignored)
-    # innermost first: an inner unit must be wrapped before the outer one
+    # Innermost first, because an inner unit must be wrapped before the outer one.
     for name in sorted(dtypes.keys() - whole, key=lambda name: (-name.count("."), names.index(name))):
         shard(model.get_submodule(name), dtypes[name])
     shard(model, DTYPES[config.param_dtype])
-    # a matrix product over [B, S, D] returns a view; our models never change a unit's output in place
+    # A matrix product over [B, S, D] returns a view. Our models never change a unit's output in place.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(.*\) returned a view tensor")
     _prefetch(model, config)
     return model
 
 
 def set_last_micro_batch(model: nn.Module, last: bool) -> None:
-    """Call before each backward of an accumulation: only the last one reduces gradients over ranks."""
+    """Reduce gradients over ranks only for the last micro-batch. Call before each backward."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         model.set_is_last_backward(last)
 
 
 def fsdp_units(model: nn.Module) -> dict[str, FSDPModule]:
-    """Name → sharded unit; the name of the root is ''."""
+    """Map names to sharded units. The name of the root is ''."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FSDPModule)}
 
 
@@ -126,10 +126,10 @@ def _has_parameters(module: nn.Module) -> bool:
 def _whole_units(
     model: nn.Module, dtypes: Mapping[str, torch.dtype], config: Fsdp2Config, mesh: Mesh
 ) -> set[str]:
-    """Units that a rank holds whole, in the dtype of their products: they need no wrapping.
+    """Return the units that a rank holds whole, in their compute dtype. They need no wrapping.
 
-    These are frozen units, and on a single rank trained ones. Either all trained units are included or none,
-    because the optimizer's fused kernels do not take sharded and plain tensors together.
+    These are frozen units and, on a single rank, trained ones. Either all trained units are included or none,
+    because the optimizer's fused kernels do not accept a mix of sharded and plain tensors.
     """
     if config.offload_to_cpu or mesh.shards.size(mesh.shards.ndim - 1) > 1:
         return set()
@@ -145,7 +145,7 @@ def _whole_units(
 
 
 def _covers(child: str, wrapped: Sequence[str]) -> bool:
-    """Whether a child of the root is a unit, or a list whose items are units."""
+    """Return whether a child of the root is a unit, or a list whose items are units."""
     return any(name == child or name.startswith(child + ".") for name in wrapped)
 
 

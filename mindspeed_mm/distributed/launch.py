@@ -1,4 +1,4 @@
-"""The process group of a run: that of torchrun, or a single process."""
+"""Creates the process group of a run: torchrun's ranks or a single process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def launch(
 
 
 def join_group(backend: str, timeout: timedelta, device: torch.device | None = None) -> None:
-    """Join the ranks that the environment describes. On one node, they talk over the loopback interface."""
+    """Join the ranks described by the environment. Ranks on one node use the loopback interface."""
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and any(
         name == "lo" for _, name in if_nameindex()
     ):
@@ -64,7 +64,7 @@ def join_group(backend: str, timeout: timedelta, device: torch.device | None = N
 
 
 def _libuv_takes_a_socket(version: str) -> bool:
-    """Whether the libuv store of this torch accepts an open socket; otherwise use the older store."""
+    """Return whether the libuv store of this torch accepts an open socket. If not, use the older store."""
     major, minor = version.split(".")[:2]
     return (int(major), int(minor)) >= (2, 8)
 
@@ -72,8 +72,8 @@ def _libuv_takes_a_socket(version: str) -> bool:
 def raise_on_all_ranks(work: Callable[[], T]) -> T:
     """Call `work`, which uses no collectives, on every rank.
 
-    All ranks raise the error of the lowest failing rank. Otherwise,
-    the other ranks would wait in their next collective.
+    If any rank fails, all ranks raise the error of the lowest failing rank, because the others would
+    otherwise wait in their next collective.
     """
     made: list[T] = []
     failed: MindSpeedMMError | None = None
@@ -88,7 +88,7 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """`value` of every rank, in the order of ranks. A collective; [value] outside a process group."""
+    """Gather `value` from all ranks, in rank order. A collective; [value] outside a process group."""
     if not dist.is_initialized():
         return [value]
     found: list[T] = [value] * dist.get_world_size()
@@ -97,7 +97,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def _join(accelerator: Accelerator, timeout: timedelta, backend: str) -> None:
-    # gloo beside the device's library: object collectives and asynchronous checkpoints use the CPU
+    # gloo as well, because object collectives and asynchronous checkpoints use the CPU
     both = backend if accelerator.kind == "cpu" else f"cpu:gloo,{accelerator.kind}:{backend}"
     device = None if accelerator.kind == "cpu" else accelerator.device
     if "RANK" not in os.environ:

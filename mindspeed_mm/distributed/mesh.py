@@ -21,11 +21,11 @@ class Mesh:
 
     rank: int
     world_size: int
-    dp_rank: int  # which samples this rank sees
+    dp_rank: int  # selects this rank's samples
     dp_size: int
-    cp_rank: int  # which tokens of them
+    cp_rank: int  # selects their tokens
     cp_size: int
-    pp_rank: int  # which layers
+    pp_rank: int  # selects the layers
     pp_size: int
     pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
@@ -42,7 +42,7 @@ class Mesh:
 
 
 def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Config | None = None) -> Mesh:
-    """Create the groups; call it inside `launch`. Raises ConfigError if the sizes do not divide the world."""
+    """Create the groups inside `launch`. Raises ConfigError if the sizes do not divide the world size."""
     world = dist.get_world_size()
     data_size = data_parallel_size(parallel, world)
     stages = parallel.pipeline_model_parallel_size
@@ -77,7 +77,7 @@ def build_mesh(parallel: ParallelConfig, accelerator: Accelerator, fsdp: Fsdp2Co
 
 
 def copies_of_weights(sharding_size: int | str | None, world_size: int) -> int:
-    """Number of copies of the weights. Raises ConfigError if `sharding_size` does not divide the world."""
+    """Return the number of weight copies. Raises ConfigError if `sharding_size` does not divide the world."""
     if sharding_size is None or isinstance(sharding_size, str):
         return 1
     if world_size % sharding_size:
@@ -91,7 +91,7 @@ def copies_of_weights(sharding_size: int | str | None, world_size: int) -> int:
 
 
 def device_mesh(made: groups.Groups, device_type: str) -> DeviceMesh:
-    """A DeviceMesh built from Megatron's groups, so that Megatron modules in the job use the same ones."""
+    """Build a DeviceMesh from Megatron's groups, so that Megatron modules in the job use the same ones."""
     if made.replica is None:
         return DeviceMesh.from_group(made.shard, device_type, mesh_dim_names=("shard",))
     ranks = torch.tensor(dist.get_process_group_ranks(made.data_context))

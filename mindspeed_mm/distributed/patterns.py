@@ -1,6 +1,6 @@
 """Module patterns of fsdp2_config.yaml.
 
-`blocks.{*}`, `vace_blocks.{0-3,7}`, `head`; published prefixes are aliases. No torch.
+`blocks.{*}`, `vace_blocks.{0-3,7}`, `head`; published prefixes are aliases. Does not import torch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def absent_units(units: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Unit patterns that match nothing in this model, such as `vace_blocks.{*}` without a branch."""
+    """Return unit patterns that match nothing in this model, such as `vace_blocks.{*}` without a branch."""
     known = list(names)
     return [unit for unit in units if not _hits(unit, known, "units")]
 
 
 def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[str] = ()) -> list[str]:
-    """The names that `pattern` matches, in the order of `names`. Raises ConfigError if there are none.
+    """Return the names that `pattern` matches, in order. Raises ConfigError if there are none.
 
     A pattern inside a unit of `absent` may match nothing, so that one file works for models with and without
     that part.
@@ -33,7 +33,7 @@ def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[st
     shape = _BRACES.sub("{*}", _PREFIX.sub("", pattern))
     if not found and not any(f"{shape}.".startswith(f"{unit}.") for unit in absent):
         kinds = sorted({re.sub(r"\.\d+(?=\.|$)", ".{*}", name) for name in known if name})
-        nearest = "" if shape in kinds else did_you_mean(shape, kinds)  # otherwise an index is too high
+        nearest = "" if shape in kinds else did_you_mean(shape, kinds)  # else an index is too high
         raise ConfigError(
             f"pattern {pattern!r} matches no module{nearest}", where=where, expected=f"one of {_parts(known)}"
         )
@@ -41,7 +41,7 @@ def match(pattern: str, names: Iterable[str], where: str, *, absent: Iterable[st
 
 
 def check_patterns(config: Fsdp2Config, units: Iterable[str], names: Iterable[str]) -> None:
-    """Raises ConfigError for a pattern of fsdp2_config.yaml that matches none of a model's modules."""
+    """Raise ConfigError for a pattern of fsdp2_config.yaml that matches none of a model's modules."""
     known = list(names)
     absent = absent_units(units, known)
     for key in ("sub_modules_to_wrap", "recompute_modules", "ignored_modules"):
@@ -52,7 +52,7 @@ def check_patterns(config: Fsdp2Config, units: Iterable[str], names: Iterable[st
 def recompute_plan(
     names: Sequence[str], units: Sequence[str], fsdp: Fsdp2Config, parallel: ParallelConfig
 ) -> dict[str, Recompute]:
-    """Module name → full or selective.
+    """Map module names to full or selective recomputation.
 
     The YAML selects modules; the flags choose the mode, or select all blocks. A later pattern overrides an
     earlier one. Raises ConfigError for a pattern that matches nothing.
@@ -75,7 +75,7 @@ def recompute_plan(
 
 
 def _parts(known: Iterable[str]) -> str:
-    """The children of the root, with the indices of lists: `blocks.{0-29}, head`."""
+    """Format the children of the root with the indices of lists: `blocks.{0-29}, head`."""
     last: dict[str, int] = {}
     for name in known:
         child, _, rest = name.partition(".")
@@ -99,7 +99,7 @@ def _hits(pattern: str, known: list[str], where: str) -> list[str]:
 
 
 def _indices(text: str, pattern: str, where: str) -> set[int] | None:
-    """`0-3,7` → {0, 1, 2, 3, 7}; `*` → None, for every index."""
+    """Parse indices: `0-3,7` → {0, 1, 2, 3, 7}; `*` → None, which means every index."""
     if text.strip() == "*":
         return None
     chosen: set[int] = set()

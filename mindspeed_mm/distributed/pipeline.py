@@ -1,4 +1,4 @@
-"""Pipeline parallel: each rank holds a part of the layers, and micro-batches pass from stage to stage.
+"""Pipeline parallelism: each rank holds part of the layers, and micro-batches pass from stage to stage.
 
 The schedules are those of torch.distributed.pipelining. Every rank reads the same micro-batches, so only
 tokens and their gradients are sent. Flat stage v·pp + p is virtual chunk v of rank p, as in Megatron.
@@ -26,23 +26,23 @@ from mindspeed_mm.ops.stages import MicroBatch, Split
 if TYPE_CHECKING:
     from mindspeed_mm.distributed.pipeline_schedule import Scheduled
 
-Loss = Callable[[Tensor, int], Tensor]  # (velocity, number of the micro-batch) → loss
+Loss = Callable[[Tensor, int], Tensor]  # (velocity, index of the micro-batch) → loss
 
 
 @dataclass(frozen=True)
 class WholeModel:
-    """The whole model on the meta device, as a reference; it is not a submodule of a rank's model."""
+    """The whole model on the meta device, for reference. It is not a submodule of a rank's model."""
 
     model: nn.Module
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> WholeModel:
-        """Copy a model on the meta device, before it is split and gets process groups."""
+        """Copy a model on the meta device before it is split and gets process groups."""
         return cls(copy.deepcopy(model))
 
 
 class Pipeline(nn.Module):
-    """This rank's stages of a model. Called like the model, it returns the velocity on every rank.
+    """This rank's stages of a model. A call takes the model's inputs and returns the velocity on every rank.
 
     A call computes no gradients. Modules and weights have the names of the whole model.
     """
@@ -63,12 +63,12 @@ class Pipeline(nn.Module):
         self.group, self.data_group = group, mesh.dp_group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._last = (split.count - 1) % self.size  # the rank of the last stage
-        self._ready: tuple[object, Scheduled] | None = None  # the last shape, and its schedule
+        self._ready: tuple[object, Scheduled] | None = None  # the most recent shape and its schedule
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """This rank's modules, by their names in the whole model; weights are named accordingly."""
+        """Yield this rank's modules by their names in the whole model. Weights are named accordingly."""
         yield prefix, self
         for part in self.parts():
             for name, child in part.named_children():
@@ -76,12 +76,12 @@ class Pipeline(nn.Module):
                 yield from child.named_modules(memo, full, remove_duplicate)
 
     def parts(self) -> Iterator[nn.Module]:
-        """The modules to shard separately: the replicated part, and each stage."""
+        """Yield the modules to shard separately: the replicated part and each stage."""
         yield self.reader
         yield from self.stages.values()
 
     def is_copy(self, name: str) -> bool:
-        """Whether `name` is a replicated weight that the first rank of the pipeline saves and counts."""
+        """Return whether `name` is a replicated weight, which the pipeline's first rank saves and counts."""
         return self.rank > 0 and name.split(".")[0] in self.split.shared
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class Pipeline(nn.Module):
         *,
         context_scale: float | Sequence[float] | Tensor = 1.0,
     ) -> Tensor:
-        """One micro-batch through all stages → velocity fp32, on every rank."""
+        """Run one micro-batch through all stages. Returns the fp32 velocity on every rank."""
         batch = MicroBatch(latents, timestep, prompt_embeds, vace_context, context_scale)
         batch = replace(batch, read=tuple(self.reader(timestep, prompt_embeds)))
         answer: tuple[Tensor, ...] = ()
@@ -119,7 +119,7 @@ class Pipeline(nn.Module):
         return velocity
 
     def forward_backward(self, batches: Sequence[MicroBatch], loss: Loss) -> None:
-        """Forward and backward of all micro-batches.
+        """Run forward and backward of all micro-batches.
 
         `loss` is called on the rank of the last stage, with the index in `batches`. Gradients are summed over
         the micro-batches; those of replicated weights are also summed over the pipeline.
@@ -130,7 +130,7 @@ class Pipeline(nn.Module):
         self._sum_copies()
 
     def norm(self, of: Callable[[list[Tensor]], float]) -> float:
-        """The global gradient norm of all stages, on all ranks; `of` computes that of this rank."""
+        """Return the global gradient norm of all stages on all ranks. `of` computes the norm of this rank."""
         named = self.named_parameters()
         mine = of([p.grad for name, p in named if p.grad is not None and not self.is_copy(name)])
         return math.sqrt(sum(value**2 for value in self._gather(mine)))
@@ -141,7 +141,7 @@ class Pipeline(nn.Module):
         return values
 
     def _groups(self, batches: Sequence[MicroBatch]) -> Iterator[list[int]]:
-        """Indices of the micro-batches that one schedule runs: all of one shape, in a number that it accepts.
+        """Yield the micro-batch indices of each schedule run: one shape, and a number that it accepts.
 
         All data-parallel ranks form the same groups, because FSDP2 gathers weights in the order of the
         schedule. Each rank sorts by shape; positions with equal shapes on every rank then form a group.
@@ -157,7 +157,7 @@ class Pipeline(nn.Module):
 
     def _run(self, batches: list[MicroBatch], numbers: list[int], loss: Loss, *, last: bool) -> None:
         answers = [tuple(self.reader(batch.timestep, batch.prompt_embeds)) for batch in batches]
-        # leaves: several stages of this rank read them, and each runs its own backward
+        # Leaves, because several stages of this rank read them and each runs its own backward.
         leaves = [tuple(t.detach().requires_grad_(t.requires_grad) for t in answer) for answer in answers]
         inputs = [replace(batch, read=read) for batch, read in zip(batches, leaves, strict=True)]
         for stage in self.stages.values():
@@ -173,8 +173,8 @@ class Pipeline(nn.Module):
                 torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
 
     def _schedule(self, batch: MicroBatch, count: int) -> Scheduled:
-        """The schedule for micro-batches of this shape; only the last one is cached, as it holds buffers."""
-        # Imports torch._dynamo: without a pipeline no rank waits for that.
+        """Return the schedule for this shape. Only the last one is cached, because it holds buffers."""
+        # Imports torch._dynamo, which is slow and not needed without a pipeline.
         from mindspeed_mm.distributed.pipeline_schedule import make_schedule, make_stage
 
         key = (batch.shape, count)
@@ -209,9 +209,9 @@ class Pipeline(nn.Module):
 
 
 def group_places(shapes: Sequence[Sequence[int]], rounds: int) -> Iterator[list[int]]:
-    """Groups of positions that one schedule runs, the same on every rank.
+    """Yield the groups of positions that one schedule runs, the same on every rank.
 
-    `shapes` holds the shape at each position, for each rank. Interleaved schedules take multiples of
+    `shapes` holds the shape at each position, for each rank. Interleaved schedules accept multiples of
     `rounds`; the remainder forms its own group.
     """
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -225,17 +225,17 @@ def group_places(shapes: Sequence[Sequence[int]], rounds: int) -> Iterator[list[
 
 
 def whole_model(model: nn.Module) -> nn.Module:
-    """The whole model, for names, shapes and `requires_grad`; the one of a pipeline has no values."""
+    """Return the whole model for names, shapes and `requires_grad`. A pipeline's has no values."""
     return model.whole.model if isinstance(model, Pipeline) else model
 
 
 def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Name and shape of every weight, including those on other ranks."""
+    """Map the name of every weight to its shape, including weights on other ranks."""
     return {name: parameter.shape for name, parameter in whole_model(model).named_parameters()}
 
 
 def own_names(model: nn.Module) -> list[str]:
-    """Names of the weights that this rank saves, without copies of another rank's weights."""
+    """Return the names of the weights that this rank saves, without copies of another rank's weights."""
     names = [name for name, _ in model.named_parameters()]
     return [name for name in names if not (isinstance(model, Pipeline) and model.is_copy(name))]
 

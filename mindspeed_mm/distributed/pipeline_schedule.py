@@ -1,4 +1,4 @@
-"""The schedules of torch.distributed.pipelining, as `Pipeline` runs them."""
+"""Adapts the schedules of torch.distributed.pipelining for `Pipeline`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Stage(PipelineStage):
             super().perform_reduce_grad(grad_scale_factor)
 
     def _post_metadata_inference_cleanup(self) -> None:
-        """Skip torch's cleanup, which drops the gradients of the previous group; our shapes are given."""
+        """Skip torch's cleanup, which drops the previous group's gradients. Our shapes are not inferred."""
 
 
 @dataclass
 class Scheduled:
-    """A schedule of torch for `count` micro-batches of one shape; it can run many times."""
+    """A reusable torch schedule for `count` micro-batches of one shape."""
 
     stages: Sequence[Stage]
     count: int
@@ -44,9 +44,9 @@ class Scheduled:
     losses: list[Loss] = field(default_factory=list)  # the loss function of the current run
 
     def step(self, loss: Loss, *, reduces: bool) -> None:
-        """Run forward and backward for the micro-batches that the stages were fed.
+        """Run forward and backward for the micro-batches that were fed to the stages.
 
-        `loss` gets the index of a micro-batch. With `reduces`, gradients are reduced over ranks at the end.
+        `loss` receives the index of a micro-batch. With `reduces`, the end reduces gradients over ranks.
         """
         for stage in self.stages:
             stage.reduces = reduces
@@ -54,7 +54,7 @@ class Scheduled:
         self.schedule.step(target=torch.arange(self.count), return_outputs=False)
 
     def loss(self, velocity: Tensor, place: Tensor) -> Tensor:
-        """Called by torch's schedule on the rank of the last stage."""
+        """Compute the loss. Torch's schedule calls this on the rank of the last stage."""
         return self.losses[0](velocity, int(place))
 
 

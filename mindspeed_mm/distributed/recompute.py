@@ -1,4 +1,4 @@
-"""Activation recomputation: a block saves all activations, only its inputs, or also the costliest results.
+"""Activation recomputation: a block saves only its inputs, or also its costliest results.
 
 Recomputation happens inside the FSDP unit, so the weights of a block are gathered once for its second forward
 and its backward. Parameter names do not change.
@@ -24,9 +24,9 @@ from mindspeed_mm.distributed.config import Recompute
 def apply_recompute(
     model: nn.Module, plan: Mapping[str, Recompute], *, inputs_to_host: bool, pin: bool
 ) -> None:
-    """Wrap the forward of each module in `plan`; its parameters, hooks and type stay as they are.
+    """Wrap the forward of each module in `plan`. Its parameters, hooks and type do not change.
 
-    `inputs_to_host` keeps the first input of each in host memory until backward, page-locked with `pin`.
+    `inputs_to_host` keeps each module's first input in host memory until backward, page-locked with `pin`.
     """
     for name, mode in plan.items():
         module = model.get_submodule(name)
@@ -37,18 +37,18 @@ def apply_recompute(
 
 
 def compile_blocks(model: nn.Module, names: Iterable[str]) -> None:
-    """torch.compile each block's forward, recomputation included: one graph for all blocks of a kind."""
+    """Compile each block's forward with its recomputation. Blocks of one type share a graph."""
     for name in names:
         module = model.get_submodule(name)
         module.forward = torch.compile(module.forward)
 
 
 class _RecomputeSettings(NamedTuple):
-    """How one module drops and recomputes its activations."""
+    """Recompute settings of one module."""
 
     mode: Recompute
-    trained: bool  # some weight of it has a gradient
-    drops: bool  # it has dropout, whose random numbers must be the same in the second forward
+    trained: bool  # at least one of its weights has a gradient
+    drops: bool  # has dropout, whose random numbers must repeat in the second forward
     to_host: bool
     pin: bool
 
@@ -77,7 +77,7 @@ def _selective_contexts(trained: bool) -> Any:
 
 
 def _policy(trained: bool, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep the results that take the most time for their memory.
+    """Keep the results that take the most compute time for their memory.
 
     These are the outputs of attention, and in a trained block also the output of the feed-forward, which the
     gradient of the gate after it reads. Attention kernels have many names (flash, efficient, cudnn, CPU,
@@ -96,7 +96,7 @@ def _narrows(matrix: Tensor) -> bool:
 
 
 def _input_on_host(x: Tensor, pin: bool) -> torch.autograd.graph.saved_tensors_hooks:
-    """Keep `x`, a block's input, in host memory until backward; tensors that all blocks share stay."""
+    """Keep `x`, a block's input, in host memory until backward. Tensors that all blocks share stay."""
     address, device = x.data_ptr(), x.device
 
     def pack(tensor: Tensor) -> tuple[bool, Tensor]:

@@ -1,7 +1,7 @@
-"""Ring attention: keys and values pass around a group of ranks, and each rank keeps its queries.
+"""Ring attention: keys and values pass around a group of ranks while each rank keeps its queries.
 
-https://arxiv.org/abs/2310.01889. While a rank computes with one part of the keys, it receives the next one.
-In backward, the gradients of a part travel with it, and arrive at its rank after one round.
+https://arxiv.org/abs/2310.01889. While a rank computes with one part of the keys, it receives the next.
+In backward, the gradients of a part travel with it and reach its rank after one round.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mindspeed_mm.ops.partial_attention import PartialAttention, attend_part, me
 
 
 def ring_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """Attention of this rank's queries to the keys of all ranks of `group`.
+    """Attend from this rank's queries to the keys of all ranks of `group`.
 
-    q [B, S, N, K] and k, v [B, P, N, K], of which the first `lengths[r]` rows count on rank r → [B, S, N, K].
+    q [B, S, N, K], and k, v [B, P, N, K] with `lengths[r]` valid leading rows on rank r → [B, S, N, K].
     """
     out: Tensor = _Ring.apply(q, k, v, tuple(lengths), group)  # type: ignore[no-untyped-call]
     return out

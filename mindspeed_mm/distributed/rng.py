@@ -22,7 +22,7 @@ def seed_everything(seed: int, rank: int) -> None:
 
 
 def rng_state(accelerator: Accelerator) -> dict[str, Tensor]:
-    """The states of this rank's torch generators, as uint8 tensors on the CPU."""
+    """Return the states of this rank's torch generators as uint8 tensors on the CPU."""
     state = {"cpu": torch.get_rng_state()}
     if accelerator.kind != "cpu":
         state["device"] = torch.get_device_module(accelerator.device).get_rng_state(accelerator.device)
@@ -30,7 +30,7 @@ def rng_state(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def set_rng_state(accelerator: Accelerator, state: dict[str, Tensor]) -> None:
-    """Restore the states from `rng_state`. Ignores the state of another kind of device."""
+    """Restore the states from `rng_state`. Ignores the state of another device type."""
     torch.set_rng_state(state["cpu"])
     if "device" in state and accelerator.kind != "cpu":
         torch.get_device_module(accelerator.device).set_rng_state(state["device"], accelerator.device)

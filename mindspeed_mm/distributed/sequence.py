@@ -1,6 +1,6 @@
-"""Context parallel (Ulysses).
+"""Context parallelism (Ulysses).
 
-Each rank holds a part of the tokens; in attention, it holds all tokens of a part of the heads.
+Each rank holds part of the tokens; in attention, it holds all tokens for part of the heads.
 https://arxiv.org/abs/2309.14509. Padding makes any token count divisible. It is removed between the two
 all-to-alls, so attention sees only the real tokens and needs no mask. With more ranks than heads, keys and
 values also pass around rings between groups that exchange heads (distributed/ring.py).
@@ -23,7 +23,7 @@ from mindspeed_mm.ops.attention import Attend
 class SharedTokens:
     """The tokens of one sample, split over a group in rank order. A TokenLayout of models.wan.vace.
 
-    It stores the token count of the last split, by which attention removes the padding. A forward must
+    It stores the token count of the last split, so that attention can remove the padding. A forward must
     therefore be followed by its own backward, as in training and in sampling.
     """
 
@@ -34,13 +34,13 @@ class SharedTokens:
         self.length = 0
 
     def split(self, x: Tensor, dim: int) -> Tensor:
-        """All tokens along `dim` → this rank's part, zero-padded so that all parts are of one size."""
+        """Return this rank's part of the tokens along `dim`, zero-padded to the same size on all ranks."""
         self.length = x.shape[dim]
         part = -(-self.length // self.size)
         return _pad(x, dim, part * self.size).narrow(dim, self.rank * part, part)
 
     def join(self, x: Tensor, dim: int, length: int) -> Tensor:
-        """This rank's part along `dim` → all `length` tokens, on every rank.
+        """Gather the parts along `dim` to all `length` tokens on every rank.
 
         Every rank then computes the same loss. Backward sums the equal gradients of this group, because
         gradients are averaged over data and context ranks; the result is the average over the data ranks.
@@ -50,7 +50,7 @@ class SharedTokens:
 
 
 class UlyssesAttend:
-    """An Attend over all tokens: exchanges heads for tokens, and back."""
+    """An Attend over all tokens that exchanges heads for tokens and back."""
 
     def __init__(self, tokens: SharedTokens, attend: Attend) -> None:
         self.tokens = tokens
@@ -65,9 +65,9 @@ class UlyssesAttend:
 
 
 class HybridAttend:
-    """An Attend over all tokens: Ulysses inside a group of neighbours, a ring between such groups.
+    """An Attend over all tokens: Ulysses within groups of neighboring ranks, and a ring between the groups.
 
-    Each member of a ring holds the tokens of its group of neighbours, in rank order; the last one ends in
+    Each member of a ring holds the tokens of its group in rank order. The last member's tokens end in
     padding.
     """
 
@@ -95,7 +95,7 @@ def apply_context_parallel(
     ulysses: dist.ProcessGroup | None = None,
     ring: dist.ProcessGroup | None = None,
 ) -> SharedTokens | None:
-    """Split the tokens of `model` (a VaceTransformer) over `group`; None and no change for a single rank.
+    """Split the tokens of `model` (a VaceTransformer) over `group`. A single rank: no change, returns None.
 
     `ulysses` and `ring` are the two dimensions of `group`, if it has more ranks than Ulysses can use. Only
     self-attention communicates: cross-attention reads the caption, which every rank has. Raises ConfigError
@@ -128,7 +128,7 @@ def _exchange(x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) ->
 
 
 class _Exchange(torch.autograd.Function):
-    """All-to-all: splits dimension `scatter` over the group, and gathers dimension `gather` in rank order."""
+    """All-to-all that splits dimension `scatter` over the group and gathers `gather` in rank order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) -> Tensor:
@@ -142,7 +142,7 @@ class _Exchange(torch.autograd.Function):
 
 def _all_to_all(x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) -> Tensor:
     size = dist.get_world_size(group)
-    sent = torch.stack(x.chunk(size, dim=scatter))  # stack also makes the piece of each rank contiguous
+    sent = torch.stack(x.chunk(size, dim=scatter))  # stack also makes each rank's part contiguous
     got = torch.empty_like(sent)
     dist.all_to_all_single(got, sent, group=group)
     return torch.cat(got.unbind(0), dim=gather)

@@ -9,13 +9,13 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; an unsharded one as it is."""
+    """Return this rank's part of a sharded tensor, or an unsharded tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def copy_local(parameter: Tensor, whole: Tensor) -> Tensor:
-    """Copy this rank's part of `whole` into `parameter`, and return that part; reads no other part."""
+    """Copy this rank's part of `whole` into `parameter` and return it. Reads no other part."""
     if not isinstance(parameter, DTensor):
         return parameter.copy_(whole)
     shape, offset = compute_local_shape_and_global_offset(

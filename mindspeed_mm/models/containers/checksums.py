@@ -1,6 +1,6 @@
 """CRC-32 checksums of weight files.
 
-Zip files contain their own checksums; a checkpoint stores them in `checksums.json`.
+Zip files contain their own checksums; those of a checkpoint folder are in `checksums.json`.
 
 Checksums are verified while values are read, unless `MINDSPEED_MM_VERIFY_CHECKSUMS=0` or `verifying(False)`
 turns this off. They detect damaged and mixed-up files. They do not stop an attacker, who can also replace the
@@ -34,7 +34,8 @@ SKIP = f"or set {VARIABLE}=0 to read it as it is"
 
 class _Policy(NamedTuple):
     enabled: bool
-    part: int = 0  # of several processes that read a file, this one verifies records part, part + parts, …
+    # If several processes read one file, this one verifies records part, part + parts, …
+    part: int = 0
     parts: int = 1
 
 
@@ -44,9 +45,9 @@ _POLICY: ContextVar[_Policy | None] = ContextVar("verify_checksums", default=Non
 
 @contextmanager
 def verifying(enabled: bool, part: int = 0, parts: int = 1) -> Iterator[None]:
-    """Turn the verification of checksums on or off within the block.
+    """Turn checksum verification on or off within the block.
 
-    If several processes of one machine share the work, this process verifies `part` of `parts`.
+    If several processes on one machine share the work, this one verifies share `part` of `parts`.
     """
     token = _POLICY.set(_Policy(enabled, part, parts))
     try:
@@ -86,9 +87,9 @@ class RecordCheck:
         return not self._done and is_mine(self._number)
 
     def run(self, values: memoryview | None = None, *, always: bool = False) -> None:
-        """Verify the range if that is this process's task, or, with `always`, in every process.
+        """Verify the range if it is assigned to this process. With `always`, verify it in every process.
 
-        `values` are already mapped bytes; they are used if they cover the whole range. Raises WeightsError if
+        `values` are mapped bytes, which are used if they cover the whole range. Raises WeightsError if
         the checksum is wrong.
         """
         if self._done or not (verifies() if always else is_mine(self._number)):
@@ -100,7 +101,7 @@ class RecordCheck:
             self.compare(crc_of(file, self._start, self._size))
 
     def compare(self, crc: int) -> None:
-        """Compare with a CRC-32 that the caller computed over the whole range. Raises WeightsError."""
+        """Check a CRC-32 that the caller computed over the whole range. Raises WeightsError if it differs."""
         if f"{crc:08x}" != self._expected:
             raise WeightsError(
                 f"is damaged: {self._name} has checksum {crc:08x}, not {self._expected}",
@@ -141,9 +142,9 @@ class ZipFileChecks:
 
 
 def fill_in_checksums(file: BinaryIO, checksums: Mapping[int, int]) -> None:
-    """Write the CRC-32 of the records at these offsets, for which torch wrote 0.
+    """Write the CRC-32 of each record in `checksums` (offset → CRC-32), for which torch wrote 0.
 
-    Each is written to the zip directory and to the data descriptor behind the record.
+    Each is written to the zip directory and to the data descriptor after the record.
     """
     file.flush()
     with zipfile.ZipFile(file) as archive:
@@ -206,7 +207,7 @@ class Checksums:
     files: Mapping[str, FileSums]
 
     def check_file(self, path: Path, content: bytes) -> None:
-        """Check that `content` is what was saved in the small file at `path`. Raises WeightsError."""
+        """Check that `content` matches what was saved in the small file at `path`. Raises WeightsError."""
         known = self.files.get(path.name)
         if known is not None and (len(content) != known.size or crc32(content) != known.pieces.get(0)):
             raise self._explain(path)
@@ -221,7 +222,7 @@ class Checksums:
             raise self._explain(path, f" ({size} bytes, not {known.size})")
 
     def check_piece(self, path: Path, offset: int, piece: bytes, name: str) -> None:
-        """Check that `piece` is what was saved at `offset` in the file at `path`. Raises WeightsError."""
+        """Check that `piece` matches what was saved at `offset` in the file `path`. Raises WeightsError."""
         if crc32(piece) != self.files[path.name].pieces.get(offset):
             raise self._explain(path, f" (in {name})")
 

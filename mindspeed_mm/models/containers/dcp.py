@@ -19,7 +19,7 @@ from mindspeed_mm.models.containers.checksums import SKIP, Checksums, verifies
 from mindspeed_mm.models.containers.dcp_index import INDEX, read_index_and_checksums
 from mindspeed_mm.models.containers.tensors import TensorFile, why_not_loaded
 
-Piece = tuple[tuple[int, ...], torch.Size, _StorageInfo]  # offset in the tensor, size, place in a file
+Piece = tuple[tuple[int, ...], torch.Size, _StorageInfo]  # offset in the tensor, size, location in a file
 
 
 def read_dcp(folder: Path) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _reader(
 
 
 def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksums | None) -> Any:
-    """Load the tensor or plain value that is stored at one place.
+    """Load the tensor or plain value at one storage location.
 
     Raises WeightsError for damaged data and for any other kind of value.
     """
@@ -140,7 +140,7 @@ def load_piece(folder: Path, place: _StorageInfo, name: str, checksums: Checksum
 def check_place(folder: Path, place: _StorageInfo, checksums: Checksums | None) -> Path:
     """Return the file of one piece.
 
-    Raises WeightsError if the file is missing, truncated or of another checkpoint.
+    Raises WeightsError if the file is missing, truncated or from another checkpoint.
     """
     path = folder / place.relative_path
     if not path.is_file():
@@ -161,6 +161,6 @@ def _insert(state: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
 
 
 def _guess_path(name: str) -> tuple[str, ...]:
-    """Derive the path of an entry without planner data: `model.wan_dit.…` is `wan_dit.…` in `model`."""
+    """Derive an entry's path when there is no planner data: `model.wan_dit.…` is `wan_dit.…` in `model`."""
     head, dot, rest = name.partition(".")
     return (head, rest) if dot else (name,)

@@ -33,9 +33,8 @@ from mindspeed_mm.models.containers.tensors import first_line
 
 INDEX = ".metadata"
 _LARGEST = 2**62  # largest allowed size, offset or number of values
-_MAX_ODD_CHUNKS = (
-    256  # maximum for a tensor that is not split into a grid: the check for overlaps is quadratic
-)
+# Maximum for a tensor that is not split into a grid, because the check for overlaps is quadratic.
+_MAX_ODD_CHUNKS = 256
 
 
 def read_index(folder: Path) -> Metadata:
@@ -44,7 +43,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 def read_index_and_checksums(folder: Path) -> tuple[Metadata, Checksums | None]:
-    """Read the index and the folder's checksums.json, if it exists, and verify the index against it."""
+    """Read the index and the folder's checksums.json, if any, and verify the index against it."""
     path = folder / INDEX
     try:
         if not os.path.lexists(path):
@@ -196,7 +195,7 @@ def _paths(value: Any, entries: Mapping[str, Any]) -> dict[str, tuple[str | int,
 
 
 def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, _StorageInfo]) -> None:
-    """Check that pieces and places match one to one, and that the pieces of each tensor cover it.
+    """Check that chunks and storage locations match one to one, and that chunks cover each tensor.
 
     Raises Problem.
     """
@@ -212,7 +211,8 @@ def _check_complete(entries: Mapping[str, Any], storage: Mapping[MetadataIndex, 
             continue
         if placed[name].keys() != {tuple(chunk.offsets) for chunk in entry.chunks}:
             raise Problem(f"{name} has {len(entry.chunks)} pieces in {len(placed[name])} places")
-        for chunk in entry.chunks:  # memory is allocated for a size only if the file contains that many bytes
+        # Allocate memory for a size only if the file contains that many bytes.
+        for chunk in entry.chunks:
             needed, stored = (
                 math.prod(chunk.sizes) * entry.properties.dtype.itemsize,
                 placed[name][tuple(chunk.offsets)],

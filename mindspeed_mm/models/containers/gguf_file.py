@@ -14,7 +14,7 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.gguf_header import check_header
 from mindspeed_mm.models.containers.tensors import Container, TensorFile, first_line
 
-_ORIGINAL = "comfy.gguf.orig_shape."  # key prefix of a weight's shape, if it exceeds GGUF's 4 dimensions
+_ORIGINAL = "comfy.gguf.orig_shape."  # key prefix for shapes of more than GGUF's 4 dimensions
 _MOST_DIMENSIONS = 8
 _DAMAGE = (
     ArithmeticError,
@@ -75,7 +75,7 @@ def _read(
     if dtype is not None:
         return torch.from_numpy(data.copy()).view(shape)
     try:
-        with np.errstate(all="ignore"):  # infinite scales: loading reports the weight
+        with np.errstate(all="ignore"):  # loading reports weights with infinite scales
             values = gguf.quants.dequantize(data, kind)
     except (NotImplementedError, ValueError) as error:
         raise WeightsError(

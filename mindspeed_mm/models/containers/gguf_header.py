@@ -1,6 +1,6 @@
-"""Check of a GGUF file's header before the package `gguf` reads it.
+"""Checks a GGUF file's header before the package `gguf` reads it.
 
-`GGUFReader` creates an object for every value and trusts every length, so that a file of 300 bytes can keep
+`GGUFReader` creates an object for every value and trusts every length, so a file of 300 bytes can keep
 it busy indefinitely.
 """
 
@@ -10,15 +10,15 @@ import mmap
 import struct
 from pathlib import Path
 
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # kind of number → bytes
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of number → bytes
 _STRING, _ARRAY = 8, 9
-_SMALLEST = {**_SIZES, _STRING: 8, _ARRAY: 12}  # minimum size of a value of each kind, in bytes
+_SMALLEST = {**_SIZES, _STRING: 8, _ARRAY: 12}  # minimum size of a value of each type, in bytes
 _VERSIONS = (2, 3)
 _MAX_ENTRIES = 1 << 16  # values or tensors; published files have a few thousand
 _MAX_ITEMS = 1 << 22  # in all arrays together; vocabularies have about a million
 _MAX_NESTING = 4
-_MAX_NAME = 65535  # bytes, by the format
-_MAX_DIMENSIONS = 8  # the format says 4
+_MAX_NAME = 65535  # bytes, the limit of the format
+_MAX_DIMENSIONS = 8  # the format allows 4
 
 
 def check_header(path: Path) -> None:
@@ -54,7 +54,7 @@ class _Walk:
             dimensions = self.number("I")
             if dimensions > _MAX_DIMENSIONS:
                 raise ValueError(f"{name} has {dimensions} dimensions")
-            self.skip(8 * dimensions + 4 + 8)  # sizes, kind, offset
+            self.skip(8 * dimensions + 4 + 8)  # sizes, type, offset
 
     def count(self, what: str, smallest: int) -> int:
         found = self.number("Q")

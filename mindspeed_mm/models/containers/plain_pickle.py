@@ -55,7 +55,7 @@ class Call:
 
 
 class Problem(ValueError):
-    """A reason why an index cannot be used."""
+    """The reason why an index cannot be used."""
 
 
 _Base: Any = pickle._Unpickler  # the pure Python version, whose opcode handlers can be replaced

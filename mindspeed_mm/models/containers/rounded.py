@@ -1,8 +1,8 @@
-"""Expansion of 8-bit weights in files to bf16 while they are read.
+"""Expands 8-bit weights to bf16 while they are read.
 
-Three formats are supported: plain fp8; X.weight with X.scale_weight (`fp8_scaled` files, which an empty
-`scaled_fp8` marks); and X.weight with X.weight_scale and a JSON X.comfy_quant. Activation scales
-(`scale_input`, `input_scale`) are for matrix products in fp8, and are ignored.
+Three formats are supported: plain fp8; X.weight with X.scale_weight (`fp8_scaled` files, marked by an empty
+`scaled_fp8`); and X.weight with X.weight_scale and a JSON X.comfy_quant. Activation scales
+(`scale_input`, `input_scale`) are for fp8 matrix products and are ignored.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _stem(name: str, endings: Iterable[str]) -> str:
 
 
 def _format(name: str, tensor: TensorFile, where: object) -> torch.dtype:
-    """Return the dtype of a layer's values, as its `comfy_quant` declares it."""
+    """Return the dtype of a layer's values as declared by its `comfy_quant`."""
     if tensor.dtype not in (torch.uint8, torch.int8) or tensor.nbytes > _MOST_JSON:
         raise WeightsError(f"{name} is no short text", where=str(where))
     text = bytes(tensor.read().view(torch.uint8).tolist()).decode("utf-8", "replace")

@@ -1,6 +1,6 @@
 """Reads and writes .safetensors files one tensor at a time.
 
-A file consists of 8 bytes of header length, a JSON header and the values.
+A file consists of the header length (8 bytes), a JSON header and the values.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def write_safetensors(
 def _header_text(
     tensors: Mapping[str, TensorFile], checksums: Mapping[str, str], metadata: Mapping[str, str]
 ) -> bytes:
-    """Return the length and the JSON header. The size does not depend on the checksums, which come last."""
+    """Return the header length and the JSON header. The checksums come last and do not change its size."""
     sums = {f"{_CRC}{name}": checksum for name, checksum in checksums.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata, **sums}}
     offset = 0

@@ -25,8 +25,8 @@ from mindspeed_mm.errors import WeightsError
 from mindspeed_mm.models.containers.checksums import RecordCheck
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-HEAD_BYTES = 64 * 1024  # bytes of each tensor that a fingerprint includes
-_BLOCK_BYTES = 1 << 19  # small enough to stay in a core's cache while it is verified, converted and inspected
+HEAD_BYTES = 64 * 1024  # bytes of each tensor that its fingerprint covers
+_BLOCK_BYTES = 1 << 19  # so that a block stays in cache while it is verified, converted and inspected
 _MAP_FAILED = ctypes.c_void_p(-1).value
 Look = Callable[[Tensor], object]
 
@@ -41,8 +41,8 @@ class TensorFile:
     shape: torch.Size
     dtype: torch.dtype
     read: Callable[[], Tensor] = field(repr=False)
-    derived: bool = False  # computed from other weights, and in no file
-    # returns the mapped, unverified values and their check; None if reading does more than map the values
+    derived: bool = False  # computed from other weights, not stored in a file
+    # Returns the mapped, unverified values and their check; None if reading does more than map the values.
     raw: Callable[[], tuple[Tensor, RecordCheck | None]] | None = field(default=None, repr=False)
 
     @property
@@ -51,10 +51,10 @@ class TensorFile:
         return self.shape.numel() * self.dtype.itemsize
 
     def read_as(self, dtype: torch.dtype, look: Look = lambda part: None) -> Tensor:
-        """Read the tensor in another dtype. `look` is called with each part of it.
+        """Read the tensor as another dtype. `look` is called with each part of it.
 
-        The processor reads the file's bytes once: each block is verified, converted and inspected while it is
-        in the cache. Raises WeightsError for a wrong checksum.
+        Each block is verified, converted and inspected while it is in cache, so the file's bytes are read
+        from memory only once. Raises WeightsError for a wrong checksum.
         """
         if self.raw is None:
             found = self.read().to(dtype)
@@ -93,7 +93,7 @@ class Container:
 def mapped(path: Path, offset: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Map the bytes at `offset` as a tensor, copy-on-write.
 
-    Pages are read on first access, and the file never changes. Each call creates a new mapping, so that two
+    Pages are read on first access, and writes never reach the file. Each call creates a new mapping, so two
     tensors of the same weight are independent. Raises WeightsError if the file has become too short.
     """
     if shape.numel() == 0:

@@ -1,4 +1,4 @@
-"""Reads and writes .pt and .pth state dicts tensor by tensor. `weights_only` ensures that no code is run."""
+"""Reads and writes .pt and .pth state dicts tensor by tensor. `weights_only` prevents code execution."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def write_torch(
 ) -> None:
     """Stream a (nested) dict of TensorFiles into a new file, with one tensor in memory at a time.
 
-    A skeleton with holes for the values is saved first. Then the bytes of each tensor are written to its
-    hole, and the checksums to the zip directory, as torch.save does. If this version of torch cannot do that,
-    the whole model is kept in memory, and a log line says so.
+    First saves a skeleton with space reserved for the values. Then writes the bytes of each tensor to its
+    space, and the checksums to the zip directory, as torch.save does. If this version of torch cannot do
+    that, the whole model is kept in memory, and a log line says so.
 
     Raises OSError if the disk is full.
     """
@@ -83,7 +83,7 @@ def write_torch(
 def _save(state: Any, path: Path) -> None:
     try:
         torch.save(state, path)
-    except RuntimeError as error:  # torch's zip writer raises this for a failed write, without the reason
+    except RuntimeError as error:  # torch's zip writer hides the reason of a failed write
         raise OSError(
             errno.EIO, f"torch could not write all of it ({first_line(error)}), as on a full disk"
         ) from None
@@ -127,7 +127,7 @@ def _load(path: Path) -> Any:
 
 def _torch_load(path: Path) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about an unknown pickle, which the error already says
+        warnings.simplefilter("ignore")  # the error already reports what torch warns about
         if not zipfile.is_zipfile(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             logger.info(
@@ -162,9 +162,8 @@ class _Records:
     def __init__(self, path: Path) -> None:
         """Read the directory, and verify the small records. Raises WeightsError for a damaged directory."""
         self.path = path
-        self.sizes: dict[int, int] | None = (
-            None  # None: the file is older than the zip format, and torch has already read all of it
-        )
+        # None: the file is older than the zip format, and torch has already read all of it.
+        self.sizes: dict[int, int] | None = None
         self.checks: ZipFileChecks | None = None  # None: verification is off
         if not zipfile.is_zipfile(path):
             return

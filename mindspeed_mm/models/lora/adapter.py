@@ -1,4 +1,4 @@
-"""A LoRA as data: its updates by official weight name, and merging them into a base."""
+"""A LoRA in memory: its updates by official weight name, and how to merge them into a base."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pair:
         return self.scale * self.rank
 
     def product(self) -> Tensor:
-        """scale · up · down in fp32, flattened to [out, rest]."""
+        """Return scale · up · down in fp32, flattened to [out, rest]."""
         product = self.up.read().float().flatten(1) @ self.down.read().float().flatten(1)
         return product.mul_(self.scale)
 
@@ -50,15 +50,15 @@ class Adapter:
     pairs: Mapping[str, Pair] = field(repr=False)
     diffs: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # added to a weight as stored
     whole: Mapping[str, TensorFile] = field(default_factory=dict, repr=False)  # replace a weight
-    base: str | None = None  # path of the base, if a checkpoint names one
+    base: str | None = None  # path of the base, if the checkpoint records one
 
     @property
     def names(self) -> list[str]:
-        """Names of the weights that it changes, sorted."""
+        """Sorted names of the weights that the LoRA changes."""
         return sorted({*self.pairs, *self.diffs, *self.whole})
 
     def misfits(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        """Updates that match no weight in `shapes`, or have the wrong shape for it."""
+        """Return the updates that match no weight in `shapes` or have the wrong shape."""
         found = [f"{name} is no weight of it" for name in self.names if name not in shapes]
         for name, pair in self.pairs.items():
             size = [pair.up.shape[0], math.prod(pair.down.shape[1:])]
@@ -70,7 +70,7 @@ class Adapter:
         return found
 
     def fingerprint(self) -> str:
-        """Hash of names, shapes, dtypes, scales and the first 64 KiB of each tensor, but not of the path."""
+        """Hash names, shapes, dtypes, scales and the first 64 KiB of each tensor, but not the path."""
         digest = hashlib.sha256()
         for name in self.names:
             pair = self.pairs.get(name)
@@ -91,7 +91,7 @@ class Adapter:
 
     @property
     def description(self) -> str:
-        """One line: dialect, ranks, scales and the number of weights in each part."""
+        """One-line summary: dialect, ranks, scales and the number of weights in each part."""
         ranks = _span([pair.rank for pair in self.pairs.values()])
         scales = _span([pair.scale for pair in self.pairs.values()])
         branch = sum(name.startswith("vace_") for name in self.names)
@@ -105,10 +105,10 @@ class Adapter:
 
 
 def merged(source: WeightsSource, loras: Sequence[tuple[Adapter, float]]) -> WeightsSource:
-    """`source` plus every LoRA times its strength; each weight is merged when it is read.
+    """Return `source` plus every LoRA times its strength. Each weight is merged when it is read.
 
-    Sums in fp32 and rounds once to the base's dtype. Raises WeightsError when a LoRA changes a weight that
-    `source` lacks and, on reading, when an update is not finite.
+    Sums in fp32 and rounds once to the base's dtype. Raises WeightsError if a LoRA changes a weight that
+    `source` lacks. Reading a weight raises WeightsError if its update is not finite.
     """
     parts: dict[str, list[tuple[Adapter, float]]] = {}
     for adapter, strength in loras:
@@ -137,7 +137,7 @@ def _sum(name: str, base: TensorFile, loras: Sequence[tuple[Adapter, float]]) ->
         if name in adapter.diffs:
             total += strength * adapter.diffs[name].read().float().view(weight.shape)
         if name in adapter.pairs:
-            # in place: the product is large
+            # In place, because the product is large.
             total += adapter.pairs[name].product().mul_(strength).view(weight.shape)
         if not bool(torch.isfinite(total).all()):
             raise WeightsError(

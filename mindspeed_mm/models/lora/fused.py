@@ -1,4 +1,4 @@
-"""LoRAs fused into a base before training: how a checkpoint records them next to that base."""
+"""Records in a checkpoint which LoRAs were fused into its base before training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Opener = Callable[..., Adapter]  # models.weights.open_adapter
 
 
 def write_fused(loras: Sequence[FusedLora]) -> str:
-    """JSON for a checkpoint's `base.loras`; "" without LoRAs."""
+    """Return the JSON for a checkpoint's `base.loras`, or "" without LoRAs."""
     entries = [
         {
             "path": str(lora.adapter.path),
@@ -40,7 +40,7 @@ def write_fused(loras: Sequence[FusedLora]) -> str:
 
 
 def same_fused(first: object, second: object) -> bool:
-    """Whether two results of `write_fused` describe the same LoRAs, regardless of their paths."""
+    """Return whether two results of `write_fused` describe the same LoRAs, regardless of their paths."""
     return _keys(first) == _keys(second)
 
 
@@ -49,7 +49,7 @@ def _keys(text: object) -> list[tuple[str, float]]:
 
 
 def fuse_again(base: WeightsSource, text: object, where: object, opener: Opener) -> WeightsSource:
-    """`base` plus the LoRAs that a checkpoint records. Raises WeightsError if one has moved or changed."""
+    """Merge the LoRAs that a checkpoint records into `base`. Raises WeightsError if one moved or changed."""
     loras = []
     for entry in _read(text, f"{where}: base.loras"):
         try:

@@ -1,4 +1,4 @@
-"""Parsing the keys of LoRA files.
+"""Parses the keys of LoRA files.
 
 The lookup table is built from the base model's own weight names, so no key is ever split at underscores.
 """
@@ -69,9 +69,9 @@ _FLUX = re.compile(r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.\d)|si
 class Key:
     """One parsed key."""
 
-    weight: str  # official name of the weight it changes
+    weight: str  # official name of the weight that the LoRA changes
     kind: Kind
-    is_second: bool  # belongs to the low-noise expert
+    is_second: bool  # the key belongs to the low-noise expert
     prefix: str  # everything before the module name
 
 
@@ -93,9 +93,9 @@ class NameTable:
                 self._modules.setdefault(weight, weight)
 
     def find(self, key: str, *, with_whole: bool = False) -> Key | None:
-        """Parse a key; None if it does not belong to a LoRA for this model.
+        """Parse a key, or return None if it does not belong to a LoRA for this model.
 
-        `with_whole`: a plain weight name is valid too, and its tensor replaces the model's weight.
+        With `with_whole`, a plain weight name is also valid, and its tensor replaces the model's weight.
         """
         for pattern, kind in _SUFFIXES:
             if (match := pattern.search(key)) is None:
@@ -131,7 +131,7 @@ class NameTable:
 
 
 def refuse_unsupported(keys: Iterable[str], where: object) -> None:
-    """Raises WeightsError that names the form when it is not plain LoRA, such as DoRA or LoHa."""
+    """Raise WeightsError for variants other than plain LoRA, such as DoRA or LoHa."""
     known = list(keys)
     for pattern, form in _UNSUPPORTED:
         if found := [key for key in known if re.search(pattern, key)]:
@@ -143,7 +143,7 @@ def refuse_unsupported(keys: Iterable[str], where: object) -> None:
 
 
 def family_of(keys: Iterable[str]) -> str | None:
-    """Guess from unrecognized keys which other model a LoRA is for, such as `a Flux LoRA`."""
+    """Guess from unrecognized keys which other model a LoRA is for, for example `a Flux LoRA`."""
     known = list(keys)
     if any(_FLUX.search(key) for key in known):
         return "a Flux LoRA"
@@ -151,7 +151,7 @@ def family_of(keys: Iterable[str]) -> str | None:
 
 
 def is_lora_key(key: str) -> bool:
-    """Whether `key` looks like a key from a LoRA file for any model."""
+    """Return whether `key` looks like a key from a LoRA file for any model."""
     return any(pattern.search(key) for pattern, _ in _SUFFIXES)
 
 

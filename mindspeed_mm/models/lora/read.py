@@ -1,4 +1,4 @@
-"""Read a LoRA in any dialect: every key is applied or rejected by name. Tensors are read lazily."""
+"""Reads LoRAs in any dialect. Every key is applied or rejected by name; tensors are read lazily."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ class _Raw:
     path: Path
     tensors: Mapping[str, TensorFile]
     config: Mapping[str, Any] = field(default_factory=dict)  # peft's
-    settings: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # diffusers' metadata: `transformer.lora_alpha` …
+    # Metadata of diffusers, such as `transformer.lora_alpha`.
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def alpha(self, key: str, key_of: Key) -> tuple[float | None, bool]:
-        """(alpha, whether to divide it by √rank) from the settings stored with the tensors."""
+        """Return (alpha, whether to divide it by √rank) from the settings stored with the tensors."""
         module = key_of.weight.rpartition(".")[0]
         if self.config:
             return _pattern_alpha(self.config, module, _theirs(key, key_of)), bool(
@@ -64,8 +63,8 @@ def open_lora(
     """Open the LoRA in a file or folder, for a model with the weight names and shapes in `shapes`.
 
     `expert` selects one expert from a file that holds both experts of A14B; a file that marks neither fits
-    both. Raises WeightsError when a key is unknown, half of a pair is missing, shapes or ranks do not fit,
-    or an alpha is not positive.
+    both. Raises WeightsError if a key is unknown, half of a pair is missing, shapes or ranks do not fit, or
+    an alpha is not positive.
     """
     raw = _read(Path(path))
     refuse_unsupported(raw.tensors, raw.path)
@@ -110,7 +109,7 @@ def _adapter(raw: _Raw, keys: Mapping[str, Key], shapes: Mapping[str, Sequence[i
     found: dict[str, dict[str, str]] = {}  # weight → kind → key
     for key, what in keys.items():
         kinds = found.setdefault(what.weight, {})
-        kind = what.kind.partition("_")[0]  # the weight's name already tells diff, diff_b and diff_m apart
+        kind = what.kind.partition("_")[0]  # the weight's name already distinguishes diff, diff_b and diff_m
         if kind in kinds:
             raise WeightsError(f"{kinds[kind]} and {key} change {what.weight} twice", where=raw.path)
         kinds[kind] = key
@@ -184,7 +183,7 @@ def _misfit(weight: str, pair: Pair, shape: Sequence[int]) -> list[str]:
 
 
 def _other_size(pairs: Mapping[str, Pair], shapes: Mapping[str, Sequence[int]]) -> str:
-    """Text that says which Wan model the LoRA is for, if its width tells; else ""."""
+    """Describe which Wan model the LoRA's width belongs to; "" if unknown."""
     named = {1536: "Wan2.1 1.3B", 3072: "Wan2.2-TI2V-5B", 5120: "Wan 14B"}
     widths = [pair.up.shape[0] for weight, pair in pairs.items() if weight.endswith("attn.q.weight")]
     own = [shape[0] for weight, shape in shapes.items() if weight.endswith("attn.q.weight")]
@@ -241,7 +240,7 @@ def _read(path: Path) -> _Raw:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file is safetensors, judged by its suffix or its first bytes."""
+    """Return whether the file is safetensors, judged by its suffix or its first bytes."""
     if path.suffix in (".safetensors", ".sft"):
         return True
     with open(path, "rb") as file:
@@ -264,7 +263,7 @@ def _read_file(path: Path) -> Mapping[str, TensorFile]:
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:
-    """The settings that diffusers stores in the file's header."""
+    """Return the settings that diffusers stores in the file's header."""
     header, _, _ = read_safetensors_header(path, WeightsError)
     values = header.get("__metadata__")
     text = values.get("lora_adapter_metadata") if isinstance(values, dict) else None
@@ -286,7 +285,7 @@ def _metadata(path: Path) -> Mapping[str, Any]:
 
 
 def _check_config(config: Mapping[str, Any], where: Path) -> None:
-    """Raises WeightsError for settings that a plain LoRA does not have, or of the wrong type."""
+    """Raise WeightsError for settings that a plain LoRA does not have or that have the wrong type."""
     kind = config.get("peft_type", "LORA")
     if str(kind).upper().rpartition(".")[2] != "LORA":
         raise WeightsError(
@@ -320,9 +319,9 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
 
 
 def _pattern_alpha(config: Mapping[str, Any], *spellings: str) -> float:
-    """A module's alpha, as in peft.
+    """Return a module's alpha, as in peft.
 
-    The first pattern that the module's name ends in decides, then lora_alpha, then peft's default.
+    It comes from the first pattern that the module's name ends in, else lora_alpha, else peft's default.
     """
     for pattern, alpha in (config.get("alpha_pattern") or {}).items():
         ending = pattern.replace("\\.", ".").removeprefix("^").removesuffix("$")
@@ -333,7 +332,7 @@ def _pattern_alpha(config: Mapping[str, Any], *spellings: str) -> float:
 
 
 def _theirs(key: str, found: Key) -> str:
-    """The module's name as spelled in the file, without prefix and suffix."""
+    """Return the module's name as spelled in the file, without prefix and suffix."""
     return re.sub(r"\.lora_[AB](\.[\w-]+)?(\.weight)?$", "", key)[len(found.prefix) :]
 
 

@@ -16,7 +16,7 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # suffixes of the layer's name
 
 
 def theirs_of(key_map: KeyMap, name: str) -> str:
-    """`KeyMap.to_theirs` for a model with LoRA layers. Raises WeightsError in the same cases."""
+    """Apply `KeyMap.to_theirs` to a model with LoRA layers. Raises WeightsError in the same cases."""
     for ending in (DOWN, UP):
         if name.endswith(ending):
             layer = key_map.to_theirs(f"{name.removesuffix(ending)}.weight")
@@ -25,7 +25,7 @@ def theirs_of(key_map: KeyMap, name: str) -> str:
 
 
 def read_scales(entry: object, where: object) -> dict[str, float]:
-    """Official layer name → scale. Raises WeightsError unless training could have written `entry`."""
+    """Map official layer names to scales. Raises WeightsError unless training could have written `entry`."""
     found = parse_json(entry, f"{where}: {ENTRY}", WeightsError) if isinstance(entry, str) else None
     scales = found.get("scales") if isinstance(found, dict) and found.get("type") == "lora" else None
     if not isinstance(scales, dict) or any(
@@ -43,7 +43,7 @@ def split_lora(
 ) -> tuple[dict[str, TensorFile], dict[str, Pair]]:
     """Split a checkpoint into its base weights and its LoRA, keyed by the official names of changed weights.
 
-    Raises WeightsError when a matrix or a scale is missing.
+    Raises WeightsError if a matrix or a scale is missing.
     """
     rest = {name: tensor for name, tensor in tensors.items() if not name.endswith((DOWN, UP))}
     if ENTRY not in extras or len(rest) == len(tensors):

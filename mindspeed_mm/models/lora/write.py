@@ -1,4 +1,4 @@
-"""Write a LoRA with the keys of peft, ComfyUI or diffusers.
+"""Writes LoRAs with the keys of peft, ComfyUI or diffusers.
 
 Alpha is always written, and nothing is dropped.
 """
@@ -27,7 +27,7 @@ Tensors = dict[str, TensorFile]
 
 
 def peft_tensors(adapter: Adapter) -> Tensors:
-    """The tensors of adapter_model.safetensors. Raises WeightsError for weights that peft cannot store."""
+    """Return the tensors of adapter_model.safetensors. Raises WeightsError for weights peft cannot store."""
     bare = [name for name in adapter.whole if not name.endswith((".weight", ".bias"))]
     _refuse(adapter, [*adapter.diffs, *bare], "peft folder")
     found = {f"{_PEFT}{name}": tensor for name, tensor in adapter.whole.items()}
@@ -35,7 +35,7 @@ def peft_tensors(adapter: Adapter) -> Tensors:
 
 
 def diffusers_tensors(adapter: Adapter) -> Tensors:
-    """The tensors of a file for diffusers' `load_lora_adapter`. All scales must be 1; see `fold_scales`."""
+    """Return the tensors for diffusers' `load_lora_adapter`. All scales must be 1; see `fold_scales`."""
     _refuse(adapter, [*adapter.diffs, *adapter.whole], "diffusers file")
     return _matrices(
         adapter, lambda module: DIFFUSERS + diffusers_name(module), ".lora_A.weight", ".lora_B.weight"
@@ -43,7 +43,7 @@ def diffusers_tensors(adapter: Adapter) -> Tensors:
 
 
 def comfyui_tensors(adapter: Adapter) -> Tensors:
-    """The tensors of a file for ComfyUI's LoRA loaders.
+    """Return the tensors of a file for ComfyUI's LoRA loaders.
 
     Raises WeightsError for whole weights; see `subtract_base`.
     """
@@ -60,7 +60,7 @@ def comfyui_tensors(adapter: Adapter) -> Tensors:
 
 
 def peft_config(adapter: Adapter, base: str | None = None) -> dict[str, Any]:
-    """The contents of adapter_config.json. Patterns list layers whose rank or alpha is not the default."""
+    """Return the content of adapter_config.json. Patterns list layers with another rank or alpha."""
     ranks = {_module(name): pair.rank for name, pair in adapter.pairs.items()}
     alphas = {_module(name): _plain(pair.alpha) for name, pair in adapter.pairs.items()}
     rank, alpha = _usual(ranks), _usual(alphas)
@@ -83,7 +83,7 @@ def peft_config(adapter: Adapter, base: str | None = None) -> dict[str, Any]:
 
 
 def diffusers_metadata(adapter: Adapter) -> dict[str, Any]:
-    """The `lora_adapter_metadata` of a diffusers header: peft's settings with diffusers' module names."""
+    """Return diffusers' `lora_adapter_metadata`: peft's settings with diffusers' module names."""
     config = peft_config(adapter)
     for key in ("rank_pattern", "alpha_pattern"):
         config[key] = {diffusers_name(module): value for module, value in config[key].items()}
@@ -92,12 +92,12 @@ def diffusers_metadata(adapter: Adapter) -> dict[str, Any]:
 
 
 def diffusers_name(module: str) -> str:
-    """Official name of a layer → diffusers' name."""
+    """Convert a layer's official name to diffusers' name."""
     return KEY_MAPS["diffusers"].to_theirs(f"{module}.weight").removesuffix(".weight")
 
 
 def fold_scales(adapter: Adapter) -> Adapter:
-    """The same LoRA with every scale folded into `up`, so that readers that ignore alpha get it right."""
+    """Return the LoRA with scales folded into `up`, so that readers that ignore alpha get the same result."""
     pairs = {
         name: pair
         if pair.scale == 1
@@ -108,7 +108,7 @@ def fold_scales(adapter: Adapter) -> Adapter:
 
 
 def subtract_base(adapter: Adapter, base: Mapping[str, TensorFile]) -> Adapter:
-    """The same LoRA with fp32 differences instead of whole weights.
+    """Return the LoRA with fp32 differences from `base` instead of whole weights.
 
     Raises WeightsError if `base` lacks a weight.
     """
@@ -122,7 +122,7 @@ def subtract_base(adapter: Adapter, base: Mapping[str, TensorFile]) -> Adapter:
 
 
 def cast_adapter(adapter: Adapter, dtype: torch.dtype) -> Adapter:
-    """The same LoRA with all of its weights in `dtype`."""
+    """Return the same LoRA with all of its weights in `dtype`."""
 
     def cast(tensor: TensorFile) -> TensorFile:
         return TensorFile(tensor.shape, dtype, partial(_read_as, tensor, dtype))
@@ -138,7 +138,7 @@ def cast_adapter(adapter: Adapter, dtype: torch.dtype) -> Adapter:
 
 
 def layer_shapes(adapter: Adapter) -> dict[str, torch.Size]:
-    """Shapes of the weights that it changes, inferred from its own tensors."""
+    """Infer the shapes of the changed weights from the LoRA's tensors."""
     found = {
         name: torch.Size((pair.up.shape[0], *pair.down.shape[1:])) for name, pair in adapter.pairs.items()
     }
@@ -154,7 +154,7 @@ def _matrices(adapter: Adapter, spell: Callable[[str], str], down: str, up: str)
 
 
 def _shaped_up(pair: Pair) -> TensorFile:
-    """`up`; for a convolution, reshaped to a convolution with a kernel of size 1."""
+    """Return `up`, reshaped for a convolution to a kernel of size 1."""
     shape = torch.Size((*pair.up.shape[:2], *(1 for _ in pair.down.shape[2:])))
     if shape == pair.up.shape:
         return pair.up

@@ -40,7 +40,7 @@ _AT_ONCE = 8  # batch size
 
 
 class TextEncoder:
-    """Captions → token embeddings."""
+    """Encodes captions as token embeddings."""
 
     def __init__(self, model: UMT5EncoderModel, tokenizer: Tokenizer, fingerprint: str) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -61,15 +61,15 @@ class TextEncoder:
         return dtype
 
     def to(self, device: torch.device | str) -> TextEncoder:
-        """Move the weights; returns itself."""
+        """Move the weights. Returns self."""
         self.model.to(device)
         return self
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """One [L_i, text_dim] tensor for each prompt, on the model's device.
+        """Return one [L_i, text_dim] tensor for each prompt, on the model's device.
 
-        L_i counts the prompt's tokens without padding, </s> included, and is at most text_len.
+        L_i is the prompt's token count with </s> and without padding, at most text_len.
         """
         encoded: list[Tensor] = []
         for start in range(0, len(prompts), _AT_ONCE):
@@ -88,10 +88,10 @@ def load_text_encoder(
     device: torch.device | str = "cpu",
     text_len: int = 512,
 ) -> TextEncoder:
-    """Load the text encoder in `path`: official .pth, safetensors file, `text_encoder/` or model folder.
+    """Load the text encoder at `path`: official .pth, safetensors file, `text_encoder/` or model folder.
 
-    The file may be ComfyUI's, or an all-in-one checkpoint. Without `tokenizer_path`, looks for the tokenizer
-    next to the weights. Raises WeightsError when either is missing, damaged or of another model.
+    ComfyUI files and all-in-one checkpoints also work. Without `tokenizer_path`, looks for the tokenizer next
+    to the weights. Raises WeightsError if either is missing, damaged or from another model.
     """
     files, beside = _locate(Path(path))
     for file in files:
@@ -134,7 +134,7 @@ def load_text_encoder(
 
 
 def count_weights(path: Path) -> int:
-    """The number of parameters of the text encoder in `path`; reads no values. Raises WeightsError."""
+    """Return the encoder's number of parameters without reading values. Raises WeightsError."""
     found = read_tensors(_locate(path)[0], "text encoder")
     is_twice = any(name.endswith("shared.weight") for name in found)
     return sum(w.shape.numel() for name, w in found.items() if not (is_twice and name.endswith(_TIED)))
@@ -149,7 +149,7 @@ class Beside:
 
 
 def _locate(path: Path) -> tuple[list[Path], Beside | None]:
-    """The weight files, and the transformers config.json next to them."""
+    """Return the weight files, and the transformers config.json next to them."""
     if not stat.S_ISDIR(stat_path(path, WeightsError).st_mode):
         return [regular_file(path, WeightsError)], _config_in(path.parent)
     for folder in (path, path / "text_encoder"):

@@ -19,7 +19,7 @@ _WHOLE_NUMBERS = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
-# Settings that shapes do not show; the same in every published UMT5.
+# Settings that cannot be inferred from shapes; the same in every published UMT5.
 ARITHMETIC: Mapping[str, Any] = {
     "relative_attention_max_distance": 128,
     "feed_forward_proj": "gated-gelu",
@@ -56,10 +56,10 @@ UMT5_KEY_MAP = KeyMap(
 
 
 def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """UMT5Config's sizes, inferred from the shapes in an official file.
+    """Infer UMT5Config's sizes from the shapes in an official file.
 
     Counts the layers that the file holds, so a wrong config.json cannot make the model too large. Raises
-    WeightsError when the file is not a UMT5 encoder.
+    WeightsError if the file is not a UMT5 encoder.
     """
     try:
         vocab, width = shapes["token_embedding.weight"]
@@ -84,7 +84,7 @@ def umt5_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The values of a transformers config.json. Raises WeightsError for numbers that no encoder can have."""
+    """Validate a transformers config.json. Raises WeightsError for numbers that no encoder can have."""
     values = {_ALIASES.get(name, name): value for name, value in values.items()}
     for name in _WHOLE_NUMBERS:
         value = values.get(name)
@@ -104,7 +104,7 @@ def checked_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def is_umt5(names: Collection[str]) -> bool:
-    """Whether these are UMT5's names in transformers: unlike other T5s, each layer has a position bias."""
+    """Return whether these are transformers' names for UMT5, whose layers all have a position bias."""
     stem = f"{_LAYER}.0.SelfAttention.relative_attention_bias.weight"
     layers = {name.split(".")[2] for name in names if name.startswith("encoder.block.")}
     return len(layers) > 1 and all(stem.format(i=layer) in names for layer in layers)

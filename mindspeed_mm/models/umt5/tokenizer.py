@@ -1,4 +1,4 @@
-"""Captions → tokens, after the official text cleaning."""
+"""Tokenizes captions after the official text cleaning."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _FETCH = (
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _MAX_REPORTED = 5  # prompts reported as truncated
 _MAX_LISTED = 10  # truncated captions listed for a dataset
-_PADDING = 1024  # most rows that an embedding may have beyond the tokens
+_PADDING = 1024  # maximum number of embedding rows without a token
 
 
 def clean_prompt(text: str) -> str:
-    """The official cleaning: fix broken encodings, unescape HTML entities, collapse whitespace."""
+    """Clean a prompt like the official code: fix encodings, unescape HTML, collapse whitespace."""
     mended = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(mended.split())
 
@@ -39,7 +39,7 @@ def clean_prompt(text: str) -> str:
 class Tokenizer:
     """A tokenizer folder such as google/umt5-xxl.
 
-    Raises WeightsError when it cannot be read or has no vocabulary.
+    Raises WeightsError if it cannot be read or has no vocabulary.
     """
 
     def __init__(self, folder: Path, text_len: int) -> None:
@@ -58,7 +58,7 @@ class Tokenizer:
                 str(folder), local_files_only=True, trust_remote_code=False
             )
             self._ids: dict[str, int] = self._tokenizer.get_vocab()
-        except Exception as error:  # transformers raises many types for a damaged folder
+        except Exception as error:  # transformers raises many types of errors for a damaged folder
             raise WeightsError(
                 _why_unreadable(folder, error), where=folder, fix="download the folder again"
             ) from None
@@ -69,9 +69,10 @@ class Tokenizer:
         return 1 + max(self._ids.values(), default=-1)
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, both [B, L], right-padded to the longest and truncated to text_len.
+        """Return token ids and attention mask, both [B, L].
 
-        Raises DataError for a prompt that has no token in the vocabulary.
+        Prompts are right-padded to the longest and truncated to text_len. Raises DataError for a prompt that
+        has no token in the vocabulary.
         """
         cleaned = [clean_prompt(prompt) for prompt in prompts]
         tokens = self._tokenizer(
@@ -90,7 +91,7 @@ class Tokenizer:
         return tokens.input_ids, tokens.attention_mask
 
     def count(self, prompts: Sequence[str]) -> list[int]:
-        """The number of tokens of each prompt before truncation, </s> included."""
+        """Return the token count of each prompt before truncation, including </s>."""
         if not prompts:
             return []
         cleaned = [clean_prompt(prompt) for prompt in prompts]
@@ -105,7 +106,7 @@ class Tokenizer:
             captions: location and text of each, such as `("data.json[17]", "a red ball bounces")`.
         """
         captions = list(captions)
-        # each token takes at least one byte, so most captions need no counting
+        # Each token takes at least one byte, so most captions need not be tokenized.
         long = [(address, text) for address, text in captions if len(text.encode()) >= self.text_len]
         counts = zip(long, self.count([text for _, text in long]), strict=True)
         cut = [(address, text, tokens) for (address, text), tokens in counts if tokens > self.text_len]
@@ -131,10 +132,10 @@ class Tokenizer:
                 )
 
     def check_fits(self, rows: int, encoder: Path) -> None:
-        """Raises WeightsError unless the vocabulary fits an encoder whose embedding has `rows` rows.
+        """Raise WeightsError unless the vocabulary fits an encoder whose embedding has `rows` rows.
 
-        Each token needs a row. Embeddings are padded (UMT5-XXL: 256384 rows for 256300 tokens), so up to
-        1024 rows, and at most an eighth of all, may be unused.
+        Each token needs a row. Embeddings are padded (UMT5-XXL: 256384 rows for 256300 tokens), so up to 1024
+        rows, and at most an eighth of all rows, may be unused.
         """
         tokens = len(set(self._ids.values()))
         if not (len(self) <= rows and tokens >= rows - min(_PADDING, rows // 8)):
@@ -146,7 +147,7 @@ class Tokenizer:
             )
 
     def _name_special_tokens(self) -> None:
-        """Set the padding, end and unknown tokens, which a tokenizer.json alone does not name."""
+        """Set the padding, end and unknown tokens, which a tokenizer.json alone does not define."""
         for role, token in _SPECIAL.items():
             if getattr(self._tokenizer, role) is None and token in self._ids:
                 setattr(self._tokenizer, role, token)
@@ -170,13 +171,13 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of its vocabulary."""
+        """Return a hash of the vocabulary."""
         pieces = sorted(self._ids.items())
         return hashlib.sha256(repr(pieces).encode()).hexdigest()[:32]
 
 
 def _refuse_bom(path: Path) -> None:
-    """Raises WeightsError for a byte order mark, as Notepad writes: transformers cannot read such files."""
+    """Raise WeightsError for a byte order mark (as from Notepad), which transformers cannot read."""
     with open(path, "rb") as file:
         if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
             raise WeightsError(
@@ -187,7 +188,7 @@ def _refuse_bom(path: Path) -> None:
 
 
 def _why_unreadable(folder: Path, error: Exception) -> str:
-    """Why transformers could not read `folder`. Raises WeightsError if its tokenizer.json is not JSON."""
+    """Explain why transformers cannot read `folder`. Raises WeightsError if tokenizer.json is not JSON."""
     if (folder / FILES[0]).is_file():
         read_json_object(folder / FILES[0], WeightsError)
     said = " ".join(str(error).split())[:200] if isinstance(error, OSError | ValueError) else ""
@@ -199,9 +200,9 @@ def _why_unreadable(folder: Path, error: Exception) -> str:
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether `folder` is a tokenizer folder.
+    """Return whether `folder` is a tokenizer folder.
 
-    A dangling symlink counts too: reading it then reports the missing target.
+    A dangling symlink also counts, so that reading it reports the missing target.
     """
     return any(os.path.lexists(folder / name) for name in FILES)
 

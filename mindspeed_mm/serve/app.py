@@ -1,6 +1,6 @@
-"""The HTTP API: its routes read and write the queue and the job folders.
+"""The HTTP API. Its routes read and write the queue and the job folders.
 
-Does not import torch: the models are in the workers.
+Does not import torch, because the models are in the workers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from mindspeed_mm.serve.uploads import keep_uploads, remarks_of
 
 LOGGER = get_logger(__name__)
 Prepare = Callable[[Path], dict[str, list[str]]]  # fills a job's `inputs` folder; returns slot → file names
-_OVERLAP = 9  # frames of a video's end that an extension begins with
+_OVERLAP = 9  # default number of frames at the end of a video with which an extension begins
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
     for code, text in {
@@ -65,14 +65,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Service:
-    """The state that the routes share."""
+    """The state shared by the routes."""
 
     settings: ServeConfig
     store: JobStore
     folders: JobFolders
     engine: Engine
     model: str  # the model's name in requests
-    base: Mapping[str, Any]  # the keys that every job's inference JSON has in common
+    base: Mapping[str, Any]  # keys common to the inference JSONs of all jobs
 
     def read(self, given: Mapping[str, Any], *, form: bool) -> dict[str, Any]:
         """Check the fields of a request, and return them as keys of the inference JSON."""
@@ -84,7 +84,7 @@ class Service:
         return Loras(self.settings.loras_dir)
 
     def show(self, job: Job) -> Video:
-        """The job as clients see it."""
+        """Return the job as clients see it."""
         return video_of(
             job,
             model=self.model,
@@ -101,7 +101,7 @@ class Service:
         return job
 
     def finished(self, video_id: str) -> Path:
-        """The mp4 file of a job. Raises ApiError if the job is not completed."""
+        """Return the mp4 file of a job. Raises ApiError if the job is not completed."""
         job = self.find(video_id)
         if job.status != "completed":
             why = f": {job.error['message']}" if job.error and "message" in job.error else ""
@@ -112,7 +112,7 @@ class Service:
         return path
 
     def source(self, video_id: str) -> Path:
-        """The clip that was uploaded as a job's src_video. Raises ApiError if there is none."""
+        """Return the clip that was uploaded as a job's src_video. Raises ApiError if there is none."""
         files = self.folders.inputs(video_id, self.find(video_id).request["files"])
         path = next(iter(files.get("src_video", ())), None)
         if path is None or not path.is_file():
@@ -120,7 +120,7 @@ class Service:
         return path
 
     def check_ready(self) -> None:
-        """Raise ApiError if the models are not loaded, or if the queue is damaged."""
+        """Raise ApiError if the models have not been loaded, or if the queue is damaged."""
         if self.engine.damage:
             raise ApiError(503, "queue_damaged", self.engine.damage, retry_after=60)
         state, message = self.engine.state()
@@ -129,7 +129,7 @@ class Service:
             raise ApiError(503, code, message, retry_after=10)
 
     def create(self, fields: Mapping[str, Any], prepare: Prepare, *, source: str | None = None) -> Video:
-        """Check a request with its files, and queue it. A rejected request leaves no files."""
+        """Check a request and its files, and queue it. A rejected request leaves no files behind."""
         job_id = make_id()
         draft = self.folders.draft(job_id)
         try:
@@ -184,7 +184,7 @@ class Service:
 
 
 def build_app(service: Service, token: str | None) -> Guard:
-    """The application, behind its guard."""
+    """Build the application, wrapped in its guard."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""Read the body of a request: the fields and files, and the source of an edit. Does not import torch."""
+"""Reads the body of a request: fields, files, and the source of an edit. Does not import torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Uploads = Mapping[str, Sequence[BinaryIO]]  # slot → open files
 
 @dataclass(frozen=True)
 class Given:
-    """The fields of a request. `form`: the body is a form, so all values are strings."""
+    """The fields of a request. If `form` is set, the body was a form, so all values are strings."""
 
     values: Mapping[str, Any]
     form: bool
@@ -33,7 +33,7 @@ class Given:
 
 @asynccontextmanager
 async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tuple[Given, Uploads]]:
-    """Read a JSON or form body: its fields, and its files by slot, which stay open inside the block.
+    """Yield the fields of a JSON or form body and its files by slot. The files stay open inside the block.
 
     Raises ApiError.
     """
@@ -67,9 +67,8 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
         uploads: dict[str, list[BinaryIO]] = {}
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
-            if (
-                isinstance(value, UploadFile) and name == "video"
-            ):  # some clients send the source of an edit or extension under this name
+            # Some clients send the source of an edit or extension under this name.
+            if isinstance(value, UploadFile) and name == "video":
                 name = "src_video"
             if isinstance(value, UploadFile):
                 if name not in SLOTS:
@@ -98,7 +97,7 @@ async def read_body(request: Request, settings: ServeConfig) -> AsyncIterator[tu
 
 
 async def read_short(request: Request) -> bytes:
-    """Read a body without files, which must be short. Raises ApiError."""
+    """Read a body without files. Raises ApiError if it is too long."""
     body = bytearray()
     async for block in request.stream():
         body += block
@@ -110,14 +109,14 @@ async def read_short(request: Request) -> bytes:
 
 
 class ApiJson(ApiError):
-    """The error that the JSON reader raises if a body is not JSON."""
+    """The error for a body that is not valid JSON."""
 
     def __init__(self, problem: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
         super().__init__(400, "invalid_json", problem, where=where, expected=expected, fix=fix)
 
 
 def take_source(given: Mapping[str, Any], uploads: Uploads) -> tuple[dict[str, Any], str | None]:
-    """Split the fields into those without `video` and the id in `video`; None if src_video is uploaded.
+    """Return the fields without `video`, and the id in `video`, which is None if src_video is uploaded.
 
     Raises ApiError unless exactly one of `video` and src_video is given.
     """
@@ -135,7 +134,7 @@ def take_source(given: Mapping[str, Any], uploads: Uploads) -> tuple[dict[str, A
 
 
 def read_overlap(value: Any) -> int:
-    """The number of frames that an extension repeats. Raises ApiError."""
+    """Parse the number of frames that an extension repeats. Raises ApiError."""
     text = str(value)
     if not (text.isascii() and text.isdigit()) or not WAN.fits_frames(int(text[:9])):
         raise ApiError(
@@ -149,7 +148,7 @@ def read_overlap(value: Any) -> int:
 
 
 def _video_id(video: Any) -> str | None:
-    """The id in `video`, which is an id or, from clients of the original API, {"id": …}."""
+    """Return the id in `video`, which is an id or, from clients of the original API, {"id": …}."""
     if isinstance(video, str) and video.lstrip().startswith("{"):
         with suppress(ValueError, RecursionError):
             video = json.loads(video)

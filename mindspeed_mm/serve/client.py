@@ -1,4 +1,4 @@
-"""`vace generate --server URL`: let a server make the videos of an inference JSON.
+"""`vace generate --server URL`: generates the videos of an inference JSON on a server.
 
 Does not import torch.
 """
@@ -31,12 +31,12 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 LOGGER = get_logger(__name__)
 _TIMEOUT = (10, 300)  # seconds to connect, and to wait for the next byte
 _POLL = 0.5
-_RETURN = 300.0  # seconds to wait for an unreachable server
+_RETURN = 300.0  # seconds to wait for a server that became unreachable
 _PATIENCE = 3600.0  # seconds to wait while the queue is full or the model is loading
 
 
 class Client:
-    """A client for the routes of a server that a job needs."""
+    """A client for a server's queue of videos."""
 
     def __init__(self, server: str, token: str | None = None, patience: float = _PATIENCE) -> None:
         """`token`: the server's token; defaults to VACE_TOKEN.
@@ -53,14 +53,14 @@ class Client:
             self.session.headers["authorization"] = f"Bearer {token}"
 
     def create(self, fields: Mapping[str, str], files: Mapping[str, list[Path]]) -> dict[str, Any]:
-        """Queue a video, and wait while the model is loading or the queue is full.
+        """Queue a video, and return its state. Waits while the model is loading or the queue is full.
 
         Raises ConfigError and LaunchError.
         """
         until = time.monotonic() + self.patience
         while True:
             with ExitStack() as stack:
-                # without a file, requests would not send a multipart form
+                # requests sends a multipart form only if `files` is set, so text fields are passed as files.
                 parts: list[tuple[str, Any]] = [(name, (None, text)) for name, text in fields.items()]
                 parts += [
                     (slot, (path.name, stack.enter_context(path.open("rb"))))
@@ -75,7 +75,7 @@ class Client:
             _sleep(min(float(answer.headers.get("retry-after", 10)), 30))
 
     def get(self, video_id: str) -> dict[str, Any]:
-        """The state of a video. Raises LaunchError if the server is unreachable for several minutes."""
+        """Return the state of a video. Raises LaunchError if the server is unreachable for 5 minutes."""
         until = time.monotonic() + _RETURN
         while True:
             try:
@@ -97,14 +97,14 @@ class Client:
             self._checked(answer)
 
     def list(self, limit: int = 100) -> list[dict[str, Any]]:
-        """The newest videos."""
+        """Return the newest videos."""
         found: list[dict[str, Any]] = self._checked(self._send("GET", f"/v1/videos?limit={limit}")).json()[
             "data"
         ]
         return found
 
     def model(self) -> dict[str, Any]:
-        """The served model: its name, the defaults of requests, and its number of experts."""
+        """Return the served model: its name, the defaults of requests, and its number of experts."""
         found: dict[str, Any] = self._checked(self._send("GET", "/v1/models")).json()["data"][0]
         return found
 
@@ -148,7 +148,7 @@ class Client:
 
 @one_line_errors
 def main(argv: Sequence[str], server: str, prog: str) -> None:
-    """Run the command with --server. The weights of the JSON need not exist on this machine."""
+    """Run the command with --server. The weights named in the JSON need not exist on this machine."""
     job = GenerateJob.from_argv(argv, prog, needs_weights=False)
     if job.print_config:
         LOGGER.info(job.to_json())
@@ -161,9 +161,9 @@ def main(argv: Sequence[str], server: str, prog: str) -> None:
 
 
 def run(job: GenerateJob, server: str) -> None:
-    """Queue every video of the job, wait, and download NAME.mp4 and NAME.json.
+    """Queue every video of the job, wait, download NAME.mp4, and write NAME.json.
 
-    A signal cancels the videos that are not finished.
+    A signal or an error cancels the videos that are not finished.
     """
     client = Client(server)
     folder = Path(job.run.output_path)
@@ -186,13 +186,13 @@ def run(job: GenerateJob, server: str) -> None:
 
 @contextmanager
 def cancelling(client: Client) -> Iterator[dict[str, GenerationRequest]]:
-    """Yield a dict of the videos in the queue by id. An error cancels those still in it."""
+    """Yield a dict of queued videos by id. On an error or signal, cancel the videos that are still in it."""
     waiting: dict[str, GenerationRequest] = {}
     try:
         yield waiting
     except (Stopped, DataError, ConfigError):
         for video_id in waiting:
-            with suppress(MindSpeedMMError):  # the user must see the first error
+            with suppress(MindSpeedMMError):  # keep the original error
                 client.delete(video_id)
         raise
 
@@ -211,9 +211,9 @@ def wait_for(client: Client, video_id: str, name: str) -> dict[str, Any]:
 
 
 def fields_of(video: GenerationRequest, experts: int) -> dict[str, str]:
-    """The form fields of a request. All numbers are sent, so that the server's defaults have no effect.
+    """Return the form fields of a request. Every number is sent, so that the server's defaults do not apply.
 
-    LoRAs are sent as file names, which must exist in the server's `--loras-dir`.
+    LoRAs are sent as file names, which must exist in the server's `--loras-dir`. Raises ConfigError.
     """
     if video.task is not None:
         raise ConfigError(
@@ -241,7 +241,7 @@ def fields_of(video: GenerationRequest, experts: int) -> dict[str, str]:
 
 
 def files_of(video: GenerationRequest) -> dict[str, list[Path]]:
-    """The files that a request uploads. Raises DataError for a folder of images."""
+    """Return the files that a request uploads, by slot. Raises DataError for a folder of images."""
     given = {name: getattr(video.inputs, name) for name in SLOTS if hasattr(video.inputs, name)}
     found: dict[str, list[Path]] = {}
     for slot, value in given.items():

@@ -11,7 +11,7 @@ from mindspeed_mm.config.schema import Config
 
 
 class ServeConfig(Config):
-    """One server."""
+    """The settings of a server."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on; any but loopback needs a token")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")

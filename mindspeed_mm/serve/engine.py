@@ -1,4 +1,4 @@
-"""Start the workers of a server, watch them, and restart them all if one dies. Does not import torch."""
+"""Starts the workers of a server, watches them, and restarts all if one dies. Does not import torch."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from mindspeed_mm.serve.problem import ApiError, describe_error
 LOGGER = get_logger(__name__)
 _POLL = 0.2
 _GRACE = 15.0  # seconds that a worker has to exit before it is killed
-_LONGEST_PAUSE = 60.0  # maximum seconds before workers that keep dying are restarted
-_CHECK = 60.0  # seconds between two full checks of the queue's file
-_LATE = 60.0  # seconds beyond job_timeout before a worker that hangs within a step is killed
+_LONGEST_PAUSE = 60.0  # maximum seconds before restarting workers that keep dying
+_CHECK = 60.0  # seconds between full checks of the queue's file
+_LATE = 60.0  # seconds beyond job_timeout after which a worker that hangs within a step is killed
 
 
 class Engine:
-    """A group of worker processes that a thread of the server watches.
+    """A group of worker processes, watched by a thread of the server.
 
-    The server and the workers share only the queue.
+    The server and the workers communicate only through the queue.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Engine:
                 self._serve_once()
             except sqlite3.Error as error:
                 LOGGER.error("%s: %s", self.store.path, error)
-            except Exception:  # for example a full disk or a locked queue, which must not end the server
+            except Exception:  # such as a full disk or a locked queue, which must not end the server
                 LOGGER.exception("the engine continues after an error")
             pause = 1.0 if time.monotonic() - started > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
             if self.check_queue(now=True):
@@ -98,7 +98,7 @@ class Engine:
             self.store.close()
 
     def _serve_once(self) -> None:
-        """Requeue jobs that were left in progress, start the workers, and clean up after one has ended."""
+        """Requeue jobs left in progress, start the workers, and clean up after one has ended."""
         self.store.release(())  # jobs of an earlier server, or of workers whose jobs could not be released
         try:
             self._spawn()
@@ -111,7 +111,7 @@ class Engine:
             return
         codes = ", ".join(str(self._processes[index].returncode) for index in dead)
         self.failure = failed[0] if failed else f"a worker ended with exit code {codes}" if dead else ""
-        # workers that share a video are blamed together; with data_parallel, only those that died
+        # Workers that share a video are blamed together. With data_parallel, only those that died are.
         shares = not self.worker["base"].get("data_parallel")
         blamed = range(len(self._processes)) if shares and dead else dead
         for job in self.store.release([f"{self._name}.{index}" for index in blamed]):
@@ -139,7 +139,7 @@ class Engine:
         ]
 
     def _wait(self) -> None:
-        """Wait until a worker ends or hangs, or the server stops. Cleans up in the meantime."""
+        """Wait until a worker ends or hangs or the server stops, and delete expired jobs in the meantime."""
         started = time.monotonic()
         while not self._over.wait(_POLL):
             if self.check_queue() or any(process.poll() is not None for process in self._processes):
@@ -156,10 +156,10 @@ class Engine:
             self.clean()
 
     def check_queue(self, *, now: bool = False) -> bool:
-        """Whether the queue's file is damaged or missing.
+        """Return whether the queue's file is damaged or missing.
 
-        If so, no more videos are made, because their results could not be recorded. All pages are read
-        once a minute, or `now`.
+        If so, no more videos are made, because their results could not be recorded. Reads the whole file
+        once a minute, or if `now` is set.
         """
         if not self.damage and not self._over.is_set():
             thoroughly = now or time.monotonic() - self._checked > _CHECK
@@ -171,7 +171,7 @@ class Engine:
         return bool(self.damage)
 
     def clean(self) -> None:
-        """Delete cancelled jobs, and jobs that are older than `keep_hours`."""
+        """Delete cancelled jobs, and jobs that finished more than `keep_hours` ago."""
         gone = self.store.purge()
         if self.settings.keep_hours is not None:
             gone += self.store.expired(time.time() - 3600 * self.settings.keep_hours)
@@ -182,7 +182,8 @@ class Engine:
     def _end_all(self) -> None:
         """End the workers.
 
-        If one has died, the others are killed at once, because they may wait for it in a collective.
+        Kills them at once unless the server is stopping, because they may wait in a collective for one that
+        died.
         """
         if not self._over.is_set():
             for process in self._processes:
@@ -200,7 +201,7 @@ class Engine:
 
 
 def late_error(seconds: float) -> dict[str, str]:
-    """The error of a video that takes longer than `seconds`."""
+    """Return the error of a video that takes longer than `seconds`."""
     fix = "ask for fewer frames or a smaller size"
     return describe_error(ApiError(500, "timeout", f"took longer than {seconds:g} s", fix=fix))
 

@@ -1,4 +1,4 @@
-"""The fields of a request: the keys of the inference JSON that are not paths, and aliases of other servers.
+"""The fields of a request: inference JSON keys that are not paths, and aliases used by other servers.
 
 Does not import torch.
 """
@@ -40,7 +40,7 @@ SAFE_TASK_TEXTS = frozenset({"type", "mode", "label", "caption", "process_type_1
 _SAFE_TEXT = re.compile(
     r"left|right|up|down|true|false|[0-9.,:-]*|(?:left|right|up|down)(?:,(?:left|right|up|down))*"
 )
-_LONGEST = 20_000  # characters of all prompts, far more than the text encoder reads
+_LONGEST = 20_000  # maximum characters of all prompts, far more than the text encoder reads
 _TEXTS = frozenset({"prompt", "negative_prompt"})
 _SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 
@@ -55,10 +55,10 @@ def read_fields(
 ) -> dict[str, Any]:
     """Check a client's fields, and return them as keys of the inference JSON.
 
-    `form`: all values are strings. `fps`: the server's fps, which converts `seconds` to frames. `loras`: the
-    LoRAs that a request may name.
+    `form`: whether all values are strings. `fps`: the server's fps, which converts `seconds` to frames.
+    `loras`: the LoRAs that a request may name.
 
-    Raises ConfigError for an unknown field, with the most similar known one, and for an invalid value.
+    Raises ConfigError for an unknown field, with the nearest known one, and for an invalid value.
     """
     given = dict(given)
     extra = given.pop("extra_params", None)
@@ -81,9 +81,8 @@ def read_fields(
         if key not in FIELDS:
             known = [*FIELDS, *ALIASES, *COMPUTED, *SLOTS]
             raise ConfigError(f"unknown field{did_you_mean(name, known)}", where=f"{name:.60}")
-        is_text = (
-            form and isinstance(value, str) and key not in _TEXTS
-        )  # values in extra_params are JSON; form values are strings
+        # Form values are strings that may contain JSON.
+        is_text = form and isinstance(value, str) and key not in _TEXTS
         if key in values:
             raise ConfigError(f"{name} and {key} are one field", where=name, fix="send one of them")
         values[key] = parse_value(value) if is_text else value
@@ -107,21 +106,20 @@ def read_fields(
 
 
 def _parsed(values: Mapping[str, Any]) -> RequestConfig:
-    """Parse `values`. Raises ConfigError whose `where` is the first wrong field."""
+    """Parse `values`. Raises ConfigError with the first invalid field as `where`."""
     try:
         return parse(RequestConfig, values, "request")
     except ConfigError as error:
         if error.where:
             where = error.where.removeprefix("request:").removeprefix("request")
             raise ConfigError(error.problem, where=where, expected=error.expected, fix=error.fix) from None
-        name, _, problem = error.problem.removeprefix("request:").partition(
-            ": "
-        )  # the name in the first of several problems
+        # With several problems, the text starts with the name of the first field.
+        name, _, problem = error.problem.removeprefix("request:").partition(": ")
         raise ConfigError(problem, where=name) from None
 
 
 def _check_task(task: Any) -> None:
-    """Raise ConfigError for task options that could be paths: all strings, except a few safe options."""
+    """Raise ConfigError for task options that could be paths: all strings except a few safe ones."""
     values = {} if not isinstance(task, dict) else task
     for name, value in values.items():
         if name not in SAFE_TASK_TEXTS and _holds_text(value):
@@ -130,7 +128,7 @@ def _check_task(task: Any) -> None:
 
 
 def _holds_text(value: Any) -> bool:
-    """Whether a value contains a string that is not one of a few safe words."""
+    """Return whether a value contains a string that is not one of a few safe words."""
     if isinstance(value, str):
         return _SAFE_TEXT.fullmatch(value) is None
     if isinstance(value, dict):
@@ -139,7 +137,7 @@ def _holds_text(value: Any) -> bool:
 
 
 def _holds_nul(value: Any) -> bool:
-    """Whether a string or key in a value contains a NUL character."""
+    """Return whether a string or key in a value contains a NUL character."""
     if isinstance(value, dict):
         return any(map(_holds_nul, (*value, *value.values())))
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The folders of a server's jobs, and the inference JSON from which a worker makes a video.
+"""The folders of a server's jobs, and the inference JSON that a worker generates a video from.
 
 Does not import torch.
 """
@@ -24,26 +24,25 @@ LOGGER = get_logger(__name__)
 E = TypeVar("E", bound=MindSpeedMMError)
 NAME = "video"  # file name of every result; each job has its own folder
 _ID = re.compile(r"video_[0-9a-f]{24}")
-_FOLDERS = re.compile(
-    r"(?<![\w.:/])/(?!v1/)(?:[^/\s:]+/)+"
-)  # folders of an absolute path; /v1/ belongs to the API
+# The folders of an absolute path, but not /v1/, which belongs to the API.
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?!v1/)(?:[^/\s:]+/)+")
 _DRAFT = ".draft"
 
 
 class JobFolders:
-    """The folders `videos/ID/`: uploads in `inputs/`, `request.json`, and the files of a generation run."""
+    """The folders `videos/ID/`: `inputs/` with the uploads, `request.json`, and the output files."""
 
     def __init__(self, data_dir: Path) -> None:
         self.root = data_dir.absolute() / "videos"
 
     def of(self, job_id: str) -> Path:
-        """The folder of a job. Raises ValueError for a malformed id, because a client could send a path."""
+        """Return the folder of a job. Raises ValueError for a malformed id, which could contain a path."""
         if not _ID.fullmatch(job_id):
             raise ValueError(job_id)
         return self.root / job_id
 
     def draft(self, job_id: str) -> Path:
-        """Make a draft of a job's folder. A draft without `commit` is deleted when the server starts."""
+        """Make a draft of a job's folder. A draft that is never committed is deleted on the next start."""
         folder = self.root / f"{_DRAFT}_{job_id}"
         (folder / "inputs").mkdir(parents=True)
         return folder
@@ -55,12 +54,12 @@ class JobFolders:
         return folder
 
     def inputs(self, job_id: str, files: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
-        """The paths of a job's uploads, by slot."""
+        """Return the paths of a job's uploads, by slot."""
         folder = self.of(job_id) / "inputs"
         return {slot: [folder / name for name in names] for slot, names in files.items()}
 
     def result(self, job_id: str, suffix: str = ".mp4") -> Path:
-        """A file of a finished video: .mp4, .png (sheet) or .json (settings)."""
+        """Return the path of an output: .mp4, .png (contact sheet) or .json (settings)."""
         return self.of(job_id) / f"{NAME}{suffix}"
 
     def remove(self, job_id: str) -> None:
@@ -70,8 +69,8 @@ class JobFolders:
     def sweep(self, known: set[str]) -> int:
         """Delete the folders of unknown jobs, and return their number.
 
-        Such a folder remains if a server is killed before the job is in the queue. A folder with a finished
-        video is kept, because the queue itself may have been lost.
+        Such a folder remains if the server is killed before the job is queued. A folder with a finished video
+        is kept, because the queue itself may have been lost.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         removed, orphans = 0, 0
@@ -89,7 +88,7 @@ class JobFolders:
 
 
 def link_inputs(sources: Mapping[str, Sequence[Path]], folder: Path) -> dict[str, list[str]]:
-    """Use files of another job as uploads of a new one. Hard-links the files, or copies them if it cannot."""
+    """Reuse files of another job as uploads of a new one: hard-link them, or copy them if that fails."""
     names: dict[str, list[str]] = {}
     for slot, paths in sources.items():
         for index, path in enumerate(paths):
@@ -109,7 +108,7 @@ def build_job(
     files: Mapping[str, Sequence[str]],
     loras: Loras,
 ) -> GenerateJob:
-    """Build the generation job of a video with the checks of the generate command.
+    """Build the generation job of a video, with the same checks as the generate command.
 
     Writes the inference JSON to `folder`/request.json. Raises ConfigError for an invalid request.
     """
@@ -129,10 +128,10 @@ def build_job(
 
 
 def translator(folder: Path) -> Callable[[str], str]:
-    """Return a function that rewrites a text for the client.
+    """Return a function that rewrites text for the client.
 
-    The function replaces keys of the inference JSON and paths of uploads with slots. It removes the folders
-    of the server's other files, such as its weights.
+    The function replaces inference JSON keys and paths of uploads with slot names, and removes the folders
+    from the paths of other files, such as the weights.
     """
     slots = {path: path.stem.rpartition("_")[0] for path in (folder / "inputs").glob("*")}
     words = {f"{slot} {path}": slot for path, slot in slots.items()}  # avoids `src_video src_video`
@@ -154,9 +153,9 @@ def translator(folder: Path) -> Callable[[str], str]:
 
 
 def translate_error(error: E, folder: Path) -> E:
-    """Rewrite an error in the words of the API.
+    """Rewrite an error in terms of the API.
 
-    Advice about flags and folders is left out, because it is for the operator of the server.
+    Advice about flags and folders is left out, because it concerns the operator of the server.
     """
     translate = translator(folder)
     advice = "; ".join(

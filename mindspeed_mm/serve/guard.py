@@ -1,7 +1,7 @@
-"""Check the caller, the origin and the size of a request before it reaches a route.
+"""Checks the caller, the origin and the size of a request before it reaches a route.
 
-This is plain ASGI: the size of a body is checked while it arrives, so no more than the limit is stored. Does
-not import torch.
+This is plain ASGI, so that the size of a body is checked as it arrives, and no more than the limit is stored.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
-OPEN_PATHS = frozenset({"/health", "/ready"})  # health probes, which send no token and get no data
+OPEN_PATHS = frozenset({"/health", "/ready"})  # health probes, which need no token and return no data
 
 
 class Guard:
@@ -87,7 +87,7 @@ class Guard:
             )
 
     def _counted(self, receive: Receive, headers: MutableMapping[str, str]) -> Receive:
-        """Wrap `receive` so that it raises if the body is too long or pauses for too long."""
+        """Wrap `receive` to raise ApiError if the body is too long or stops arriving for too long."""
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > self.limit:
             raise self._too_large()
@@ -95,7 +95,7 @@ class Guard:
 
         async def counted() -> Message:
             nonlocal size, is_complete
-            if is_complete:  # only a disconnect can follow, which has no timeout
+            if is_complete:  # only a disconnect can follow, and it may come at any time
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), self.settings.idle_timeout)
@@ -121,7 +121,7 @@ class Guard:
 
 
 async def answer(send: Send, error: ApiError) -> None:
-    """Send an error as an ASGI response, outside of any route."""
+    """Send an error as an ASGI response, outside any route."""
     body = json.dumps(error_body(error.status, describe_error(error))).encode()
     extra: Iterable[tuple[bytes, bytes]] = [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
     headers = [
@@ -135,7 +135,7 @@ async def answer(send: Send, error: ApiError) -> None:
 
 
 def host_name(host: str) -> str:
-    """Return a Host header in lower case and without its port.
+    """Return a Host header in lower case and without the port.
 
     `Example.org:80` → `example.org`, `[::1]:80` → `[::1]`.
     """
@@ -146,5 +146,5 @@ def host_name(host: str) -> str:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether the request comes from a page of this server."""
+    """Return whether the request comes from a page of this server."""
     return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")

@@ -1,6 +1,6 @@
-"""JobStore: the queue of a server, in one SQLite file that the server and its workers share.
+"""JobStore: a server's queue in one SQLite file, which the server and its workers share.
 
-Every change is one transaction of a database in WAL mode, so a killed process loses no change that a client
+Each change is one transaction of a database in WAL mode, so a killed process loses no change that a client
 has seen. Does not import torch.
 """
 
@@ -34,7 +34,7 @@ from mindspeed_mm.serve.queue_file import (
 logger = get_logger(__name__)
 
 DATABASE = "queue.sqlite3"
-MAX_ATTEMPTS = 2  # a job whose worker died is tried once more
+MAX_ATTEMPTS = 2  # a job whose worker died is retried once
 
 
 class JobStore:
@@ -58,7 +58,7 @@ class JobStore:
             raise error.at(self.path) from None
 
     def _fail_unreadable(self, database: sqlite3.Connection) -> None:
-        """Mark jobs with unreadable rows as failed, so that the other jobs can be served."""
+        """Mark jobs with unreadable rows as failed, so that the others can be served."""
         rows = database.execute(f"SELECT {COLUMNS} FROM jobs ORDER BY number").fetchall()
         failed = [unreadable_job(row, problem) for row in rows if (problem := row_problem(row))]
         for job in failed:
@@ -103,7 +103,7 @@ class JobStore:
         return rows[0] if rows else None
 
     def page(self, *, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
-        """Return up to `limit` jobs that follow job `after`, and whether there are more.
+        """Return up to `limit` jobs that follow the job `after`, and whether there are more.
 
         Raises KeyError if `after` is unknown.
         """
@@ -119,18 +119,18 @@ class JobStore:
         return found[:limit], len(found) > limit
 
     def counts(self) -> dict[str, int]:
-        """The number of jobs for each status."""
+        """Return the number of jobs with each status."""
         rows = self._database().execute(
             "SELECT status, count(*) FROM jobs WHERE NOT cancelled GROUP BY status"
         )
         return {"queued": 0, "in_progress": 0, "completed": 0, "failed": 0, **dict(rows)}
 
     def ids(self) -> set[str]:
-        """The ids of all jobs, including cancelled ones."""
+        """Return the ids of all jobs, including cancelled ones."""
         return {row[0] for row in self._database().execute("SELECT id FROM jobs")}
 
     def position(self, job: Job) -> int:
-        """Return the number of jobs that are served before this one, or 0 if it is not queued."""
+        """Return the number of unfinished jobs ahead of this one, or 0 if it is not queued."""
         found = self._database().execute(
             "SELECT count(*) FROM jobs "
             "WHERE status IN ('queued', 'in_progress') AND NOT cancelled AND number < ?",
@@ -141,8 +141,8 @@ class JobStore:
     def cancel(self, job_id: str) -> Job | None:
         """Mark a job as cancelled, which hides it and stops its worker.
 
-        Returns the job as it was, or None if it is unknown. The caller then deletes the files of the jobs
-        that `purge` returns. A job in progress is among them only after its worker has stopped.
+        Returns the job as it was before, or None if it is unknown. The caller then deletes the files of the
+        jobs that `purge` returns, which include a job in progress only after its worker has stopped it.
         """
         job = self.get(job_id)
         if job is not None:
@@ -151,7 +151,7 @@ class JobStore:
         return job
 
     def purge(self) -> list[str]:
-        """The ids of cancelled jobs that are not in progress.
+        """Return the ids of cancelled jobs that are not in progress.
 
         The caller deletes their files, and then calls `forget`.
         """
@@ -159,12 +159,12 @@ class JobStore:
         return [row[0] for row in rows]
 
     def forget(self, job_id: str) -> None:
-        """Delete the row of a job whose files are deleted."""
+        """Delete the row of a job. Called after its files are deleted."""
         with self._transaction() as database:
             database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def expired(self, before: float) -> list[str]:
-        """The ids of jobs that completed or failed before the time `before`."""
+        """Return the ids of jobs that completed or failed before the time `before`."""
         rows = self._database().execute(
             "SELECT id FROM jobs WHERE status IN ('completed', 'failed') AND completed_at < ?", (before,)
         )
@@ -173,7 +173,7 @@ class JobStore:
     # Methods for workers
 
     def claim(self, worker: str) -> Job | None:
-        """Assign the next queued job to this worker and return it; None if no job is queued."""
+        """Assign the next queued job to this worker and return it, or None if no job is queued."""
         with self._transaction() as database:
             row = database.execute(
                 "SELECT id FROM jobs WHERE status = 'queued' AND NOT cancelled ORDER BY number LIMIT 1"
@@ -205,7 +205,7 @@ class JobStore:
             )
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the job still belongs to the worker and is not cancelled. Only reads the database."""
+        """Return whether the job still belongs to the worker and is not cancelled. Writes nothing."""
         found = self._database().execute(
             "SELECT 1 FROM jobs WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT cancelled",
             (job.id, job.worker),
@@ -234,11 +234,11 @@ class JobStore:
     # Methods for the server, when workers start and stop
 
     def release(self, blamed: Collection[str], *, only: str | None = None) -> list[Job]:
-        """Return the jobs of stopped workers to the queue: of all workers, or of `only` one.
+        """Put the jobs of stopped workers back in the queue: of all workers, or of the worker `only`.
 
-        `blamed`: workers that died on their own, perhaps because of their job. This counts as an attempt,
-        and a job fails after MAX_ATTEMPTS attempts. The other workers were stopped by the server, and their
-        attempts do not count.
+        `blamed` are workers that died on their own, perhaps because of their job. This counts as an attempt,
+        and a job fails after MAX_ATTEMPTS attempts. The server stopped the other workers, so their attempts
+        do not count.
 
         Returns the jobs that failed.
         """
@@ -277,13 +277,13 @@ class JobStore:
         return {row[0]: (row[1], row[2]) for row in rows}
 
     def overdue(self, seconds: float) -> list[Job]:
-        """The jobs that have been in progress for more than `seconds`."""
+        """Return the jobs that have been in progress for more than `seconds`."""
         return self._select("status = 'in_progress' AND started_at < ?", (time.time() - seconds,))
 
     def damage(self, *, thoroughly: bool = False) -> str:
-        """Describe the damage to the queue's file in one sentence; "" if there is none.
+        """Return a sentence on the damage to the queue's file, or "" if there is none.
 
-        `thoroughly`: read the whole file.
+        `thoroughly`: whether to read the whole file.
         """
         try:
             if identity_of(self.path) != self._identity:
@@ -304,7 +304,8 @@ class JobStore:
     def _database(self) -> sqlite3.Connection:
         database: sqlite3.Connection | None = getattr(self._local, "database", None)
         if database is None:
-            # only the first connection may create the file; a later one would create a second, empty queue
+            # Only the first connection may create the file. If the file was deleted since, a later one would
+            # create a second, empty queue.
             address = f"{self.path.absolute().as_uri()}?mode={'rwc' if self._identity is None else 'rw'}"
             database = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None)
             database.execute("PRAGMA journal_mode = WAL")
@@ -335,5 +336,5 @@ def _died(attempts: int) -> dict[str, str]:
 
 
 def make_id() -> str:
-    """Make a random job id that cannot be guessed."""
+    """Return a random job id that cannot be guessed."""
     return f"video_{secrets.token_hex(12)}"

@@ -1,4 +1,4 @@
-"""The LoRAs that requests may name: the files and folders at the top level of one folder of the server.
+"""The LoRAs that requests may name: the files and folders at the top level of a folder on the server.
 
 Does not import torch.
 """
@@ -14,14 +14,14 @@ from mindspeed_mm.registry import did_you_mean
 
 
 class Loras:
-    """The LoRAs of a server. A client's name is compared with the file names, and never opened as a path."""
+    """The LoRAs of a server. Names from clients are compared with file names, and never opened as paths."""
 
     def __init__(self, folder: str | Path | None) -> None:
-        """`folder`: None means that requests cannot name a LoRA."""
+        """`folder`: the folder of LoRAs. None means that requests cannot name a LoRA."""
         self.folder = None if folder is None else Path(folder).absolute()
 
     def names(self) -> list[str]:
-        """The names that are in the folder now."""
+        """Return the names that are in the folder now."""
         if self.folder is None or not self.folder.is_dir():
             return []
         return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
@@ -40,7 +40,7 @@ class Loras:
                 )
 
     def found(self, uses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Replace the names in `uses` with the paths of the files. Raises ConfigError."""
+        """Return `uses` with each name replaced by the path of its file. Raises ConfigError."""
         self.check(uses)
         assert self.folder is not None or not uses
         return [{**use, "path": str(Path(self.folder or "") / str(use["path"]))} for use in uses]

@@ -1,4 +1,4 @@
-"""Run `vace serve`. fastapi and uvicorn are imported only after the arguments have been checked."""
+"""Runs `vace serve`. Imports fastapi and uvicorn only after the arguments have been checked."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def job_parser(prog: str = PROG) -> FlagParser:
 
 
 def add_model_flags(parser: FlagParser, config_help: str) -> None:
-    """Add the flags for the server's model and for a dry run, for every command that starts a server."""
+    """Add the flags of every command that starts a server: those of the model and of a dry run."""
     parser.add_argument("config", metavar="CONFIG.json", nargs="?", help=config_help)
     parser.add_argument("--model", metavar="FOLDER", help="model folder, instead of CONFIG.json")
     parser.add_argument(
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
 def check_installed(prog: str, *extras: Literal["serve", "ui", "ray"]) -> None:
     """Raise ConfigError if packages of `extras` are missing.
 
-    The error names the packages, and the last of `extras` as the one to install.
+    The error names the missing packages, and advises installing the last of `extras`.
     """
     lacking = [name for extra in extras for name in _NEEDED[extra] if find_spec(name) is None]
     if lacking:
@@ -99,7 +99,7 @@ def check_installed(prog: str, *extras: Literal["serve", "ui", "ray"]) -> None:
 
 
 def read_token(settings: ServeConfig) -> str | None:
-    """The token that clients must send, or None.
+    """Return the token that clients must send, or None.
 
     Raises ConfigError if the token is invalid, or missing although other machines can connect.
     """
@@ -125,7 +125,7 @@ def read_token(settings: ServeConfig) -> str | None:
 def read_model(
     config: str | None, folder: str | None, overrides: Overrides, settings: ServeConfig
 ) -> dict[str, Any]:
-    """The keys that the inference JSON of every job has in common: weights, run settings and defaults.
+    """Return the keys common to the inference JSONs of all jobs: weights, run settings and defaults.
 
     Raises ConfigError and WeightsError.
     """
@@ -153,7 +153,7 @@ def read_model(
 
 
 def serve(settings: ServeConfig, token: str | None, base: Mapping[str, Any]) -> None:
-    """Serve until a signal. Raises LaunchError if the port is in use."""
+    """Serve until a signal arrives. Raises LaunchError if the port is in use."""
     server, listening, address = open_server(settings, token, base)
     LOGGER.info(
         f"{settings.model_name or model_name(base)} at {address}  (API: /docs, queue: "
@@ -165,7 +165,7 @@ def serve(settings: ServeConfig, token: str | None, base: Mapping[str, Any]) -> 
 def open_server(
     settings: ServeConfig, token: str | None, base: Mapping[str, Any]
 ) -> tuple[uvicorn.Server, socket.socket, str]:
-    """Return a server that does not run yet, its listening socket, and its address.
+    """Return a server that is not yet running, its listening socket, and its address.
 
     Raises LaunchError if the port is in use.
     """
@@ -204,7 +204,7 @@ def open_server(
 
 
 def address_of(listening: socket.socket) -> str:
-    """The URL `http://host:port` of a listening socket."""
+    """Return the URL `http://host:port` of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -216,7 +216,7 @@ def listen(settings: ServeConfig) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
-        listening.listen(2048)  # from now on, connections wait instead of being refused
+        listening.listen(2048)  # connections wait from here on, instead of being refused
     except OSError as error:
         listening.close()
         raise LaunchError(
@@ -228,7 +228,7 @@ def listen(settings: ServeConfig) -> socket.socket:
 
 
 def model_name(base: Mapping[str, Any]) -> str:
-    """The name of the folder with the weights."""
+    """Return the name of the weights folder, which is the model's name in requests."""
     first = base["model"]["transformer"][0]
     path = Path(first if isinstance(first, str) else first[0])
     return path.parent.name if path.suffix else path.name

@@ -1,4 +1,4 @@
-"""The metrics for Prometheus: the queue, the workers and the results. Does not import torch."""
+"""The Prometheus metrics of the queue and the workers. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspeed_mm.serve.jobs import JobStore
 
 
 class _Collector:
-    """Reads the queue at each scrape, so counts are exact even after a process has died."""
+    """Reads the queue on each scrape, so that counts stay exact when a process dies."""
 
     def __init__(self, store: JobStore, engine: Engine) -> None:
         self.store, self.engine = store, engine
@@ -31,7 +31,7 @@ class _Collector:
 
 
 def exposition(store: JobStore, engine: Engine) -> tuple[bytes, str]:
-    """The metrics as text, and their media type."""
+    """Return the metrics as text, and their media type."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(store, engine))
     return generate_latest(registry), CONTENT_TYPE_LATEST

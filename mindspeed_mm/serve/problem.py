@@ -1,4 +1,4 @@
-"""ApiError: an error of a client or of the server, as data with an HTTP status. Does not import torch."""
+"""ApiError: an error of the client or the server, with an HTTP status. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mindspeed_mm.errors import ConfigError, MindSpeedMMError
 
 
 class ApiError(ConfigError):
-    """An error response. `code` is for programs, and the other fields are for people."""
+    """An error response. `code` is for programs, the other fields are for people."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class ApiError(ConfigError):
 
 
 def describe_error(error: MindSpeedMMError) -> dict[str, str]:
-    """The nonempty fields of an error, with its one-line text as `message`."""
+    """Return the nonempty fields of an error, with its one-line text as `message`."""
     kind = {"ConfigError": "invalid_request", "DataError": "invalid_input"}
     code = error.code if isinstance(error, ApiError) else kind.get(type(error).__name__, "failed")
     fields = {
@@ -42,6 +42,6 @@ def describe_error(error: MindSpeedMMError) -> dict[str, str]:
 
 
 def error_body(status: int, details: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON body of an error response."""
+    """Return the JSON body of an error response."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": {"type": kind, "param": details.get("where"), **details}}

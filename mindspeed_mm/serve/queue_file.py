@@ -1,4 +1,4 @@
-"""The file of a queue: its tables, which are checked when it is opened, and its rows as Jobs.
+"""The file of a queue: its tables, checked on opening, and its rows as Jobs.
 
 Does not import torch.
 """
@@ -22,7 +22,7 @@ from mindspeed_mm.serve.problem import ApiError, describe_error
 Status = Literal["queued", "in_progress", "completed", "failed"]
 WorkerState = Literal["loading", "ready", "failed"]
 _FIX = "restore it from a copy, or choose another data_dir"
-_LATEST = 1e11  # seconds since the epoch
+_LATEST = 1e11  # largest valid time, in seconds since the epoch
 _VERSION = 1
 _TABLES = ("jobs", "workers")
 _SCHEMA = """
@@ -50,7 +50,7 @@ Row = Sequence[Any]
 
 
 class Job(Config):
-    """One job of the queue, which makes one video."""
+    """A job in the queue, which makes one video."""
 
     number: int  # order of arrival
     id: str
@@ -68,7 +68,7 @@ class Job(Config):
 
     @property
     def progress(self) -> int:
-        """The progress in percent. It is 99 while a video is decoded and written."""
+        """The progress in percent. It stays at 99 while the video is decoded and written."""
         if self.status == "completed":
             return 100
         return min(99, 100 * self.step // self.steps) if self.steps else 0
@@ -83,7 +83,7 @@ COLUMNS = ", ".join(Job.model_fields)
 
 
 class _Fields(Config):
-    """The request's fields, or the server's defaults, that clients see."""
+    """The fields of the request, or defaults of the server, that clients see."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -109,8 +109,8 @@ class _Request(Config):
 def prepare(database: sqlite3.Connection) -> None:
     """Create the tables, or check those of an existing file.
 
-    Raises DataError for another version, damaged pages or other columns, and sqlite3.Error if the file is not
-    a database.
+    Raises DataError for a different version, damaged pages or unexpected columns, and sqlite3.Error if the
+    file is not a database.
     """
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _VERSION):
@@ -128,7 +128,7 @@ def prepare(database: sqlite3.Connection) -> None:
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """The device and inode of the file at `path`; None if there is no file."""
+    """Return the device and inode of the file at `path`, or None if there is no file."""
     try:
         state = path.stat()
     except OSError:
@@ -137,7 +137,7 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 
 
 def check_pages(path: Path) -> None:
-    """Raise DataError if pages are damaged. Uses a new connection, because others have cached pages."""
+    """Raise DataError if pages are damaged. Opens a new connection, because others have cached pages."""
     with suppress(sqlite3.OperationalError):  # a locked file or a full disk is not damage
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
         try:
@@ -164,7 +164,7 @@ def _make_tables(database: sqlite3.Connection) -> None:
 
 
 def _columns(database: sqlite3.Connection, table: str) -> dict[str, str]:
-    """Map each column to its type, and to whether it may be NULL and is a key."""
+    """Map each column to its type, NOT NULL constraint and primary key."""
     rows = database.execute('SELECT name, type, "notnull", pk FROM pragma_table_info(?)', (table,))
     return {row[0]: f"{row[1]} {'NOT NULL' if row[2] else ''} {'KEY' if row[3] else ''}" for row in rows}
 
@@ -180,13 +180,13 @@ def _compare(table: str, found: Mapping[str, str], expected: Mapping[str, str]) 
 
 
 def read_row(row: Row) -> Job:
-    """Read a row of COLUMNS. An unreadable row becomes a failed job."""
+    """Convert a row of COLUMNS to a job. An unreadable row becomes a failed job."""
     problem = row_problem(row)
     return unreadable_job(row, problem) if problem else _job(row)
 
 
 def row_problem(row: Row) -> str:
-    """Describe why a row is unreadable; "" if it is readable."""
+    """Return why a row is unreadable, or "" if it is readable."""
     try:
         job = _job(row)
         parse(_Request, job.request, "request")
@@ -198,7 +198,7 @@ def row_problem(row: Row) -> str:
 
 
 def unreadable_job(row: Row, problem: str) -> Job:
-    """Make a failed job from an unreadable row."""
+    """Return a failed job for an unreadable row."""
     known, now = dict(zip(Job.model_fields, row, strict=True)), time.time()
     created = known["created_at"]
     error = ApiError(

@@ -1,4 +1,4 @@
-"""`vace serve --engine ray`: the workers are replicas of a Ray Serve deployment on the machines of a cluster.
+"""`vace serve --engine ray`: the workers are replicas of a Ray Serve deployment on a cluster.
 
 The HTTP API, its guard and the queue stay in this process. Ray places, monitors and restarts the replicas.
 Does not import torch.
@@ -17,8 +17,8 @@ from mindspeed_mm.serve.ray_worker import Queue, Replica
 
 LOGGER = get_logger(__name__)
 _POLL = 0.5
-_LATE = 60.0  # seconds beyond job_timeout before a video that hangs within a step fails
-_LOST = 20.0  # seconds without a heartbeat after which a replica's job is queued again
+_LATE = 60.0  # seconds beyond job_timeout after which a video that hangs within a step fails
+_LOST = 20.0  # seconds without a heartbeat after which a replica's job is requeued
 _DEVICES = ("GPU", "NPU")  # Ray's resource names; a replica needs one device
 
 
@@ -63,7 +63,7 @@ class RayEngine(Engine):
             )
 
     def _deploy(self, queue: Any) -> None:
-        """Start the replicas, and wait until all have loaded the models. Raises Ray's errors if they fail."""
+        """Start the replicas, and wait until all have loaded the models. Raises Ray's error if one fails."""
         import ray
         from ray import serve
 
@@ -88,7 +88,7 @@ class RayEngine(Engine):
     def _follow(self, queue: Any) -> None:
         """Monitor the replicas until the server stops.
 
-        Requeues the jobs of lost replicas, fails videos that take too long, and deletes old files.
+        Requeues the jobs of lost replicas, fails videos that take too long, and deletes expired jobs.
         """
         import ray
 

@@ -1,7 +1,7 @@
-"""A replica of `vace serve --engine ray`: it holds the models on one device and takes jobs from the server.
+"""A replica of `vace serve --engine ray`: holds the models on one device and takes jobs from the server.
 
 The queue and all files are on the server's machine. A replica receives a job with its uploads, and sends
-back the results. The machines need no shared file system, but each must have the weights at the same paths.
+back the results. The machines need no shared file system, but each must have the weights at the same path.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from mindspeed_mm.serve.queue_file import Job, WorkerState
 
 Files = dict[str, bytes]  # path within a job's folder → content
 _HEARTBEAT_SECONDS = 1.0
-_SERVER_ENTRIES = frozenset(
-    {"inputs", "request.json"}
-)  # entries of a job's folder that the server already has
+# Entries of a job's folder that the server already has.
+_SERVER_ENTRIES = frozenset({"inputs", "request.json"})
 
 
 class Queue:
@@ -38,7 +37,7 @@ class Queue:
         self.beats[worker] = time.monotonic()
 
     def lost(self, seconds: float) -> list[str]:
-        """Replicas that have sent no heartbeat for more than `seconds`. Each replica is reported once."""
+        """Return the replicas without a heartbeat for more than `seconds`. Reports each replica once."""
         now = time.monotonic()
         gone = [worker for worker, last in self.beats.items() if now - last > seconds]
         for worker in gone:
@@ -67,7 +66,7 @@ class Queue:
         self.store.add_notes(job, notes)
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the job still belongs to the replica and is not cancelled."""
+        """Return whether the job still belongs to the replica and is not cancelled."""
         return self.store.should_continue(job)
 
     def finish(self, job: Job, files: Files, error: Mapping[str, str] | None) -> bool:
@@ -80,7 +79,7 @@ class Queue:
 
 
 class RemoteQueue:
-    """A `WorkerQueue` on the server's machine. Files of a job in progress are in a local folder."""
+    """A `WorkerQueue` on the server's machine. The files of a job in progress are in a local folder."""
 
     def __init__(self, queue: Any, folders: JobFolders) -> None:
         """`queue`: the Ray handle of the `Queue` actor."""
@@ -106,7 +105,7 @@ class RemoteQueue:
         self._ask("add_notes", job, list(notes))
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the job still belongs to the worker and is not cancelled."""
+        """Return whether the job still belongs to the worker and is not cancelled."""
         return bool(self._ask("should_continue", job))
 
     def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
@@ -130,8 +129,7 @@ class Replica:
     """The Ray Serve deployment: it loads the models, then processes jobs until Ray stops it."""
 
     def __init__(self, settings: Mapping[str, Any], template: Mapping[str, Any], queue: Any) -> None:
-        """`settings`: the content of the worker's settings file. Raises any error that occurs while
-        the models load."""
+        """`settings`: the content of the worker's settings file. Raises the errors of loading the models."""
         import ray
         import torch
 
@@ -158,7 +156,7 @@ class Replica:
         self._thread.start()
 
     def __call__(self) -> str:
-        """The name of the replica."""
+        """Return the name of the replica."""
         return self.name
 
     def check_health(self) -> None:
@@ -174,7 +172,7 @@ class Replica:
 
     def _beat(self, queue: Any) -> None:
         while not self._stopped.wait(_HEARTBEAT_SECONDS):
-            with suppress(Exception):  # if the server is gone, Ray stops this replica
+            with suppress(Exception):  # Ray stops this replica if the server is gone
                 queue.beat.remote(self.name)
 
 

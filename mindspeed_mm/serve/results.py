@@ -1,4 +1,4 @@
-"""Draw the thumbnail and the sheet of frames of a finished video. Does not import torch."""
+"""Draws the thumbnail and the sprite sheet of a finished video. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS, _ROWS = 4, 4
 
 
 def thumbnail(video: Path) -> Path:
-    """The middle frame as a WebP file beside `video`, written at the first call."""
+    """Return the middle frame as a WebP file next to `video`. The first call writes the file."""
     path = video.with_suffix(".thumbnail.webp")
     if not path.exists():
         reader = open_video(video)
@@ -30,7 +30,7 @@ def thumbnail(video: Path) -> Path:
 
 
 def spritesheet(video: Path) -> Path:
-    """Up to 16 frames in rows of 4, from the first to the last, as a JPEG file beside `video`."""
+    """Return up to 16 frames, from first to last, in rows of 4, as a JPEG file next to `video`."""
     path = video.with_suffix(".sprites.jpg")
     if not path.exists():
         reader = open_video(video)
@@ -53,7 +53,7 @@ def spritesheet(video: Path) -> Path:
 
 
 def keep_tail(video: Path, frames: int, folder: Path) -> Path:
-    """Write the last `frames` of a clip, or all if it has fewer, as a lossless clip in `folder`."""
+    """Write the last `frames` frames of a clip, or all if it has fewer, as a lossless clip in `folder`."""
     reader = open_video(video)
     first = max(0, reader.num_frames - frames)
     indices = range(first, reader.num_frames)

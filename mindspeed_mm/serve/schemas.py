@@ -19,7 +19,7 @@ from mindspeed_mm.serve.uploads import SLOTS
 
 
 class ErrorDetails(BaseModel):
-    """Why an answer or a video is an error."""
+    """Why a request or a video failed."""
 
     code: str
     message: str = ""
@@ -30,7 +30,7 @@ class ErrorDetails(BaseModel):
 
 
 class Video(BaseModel):
-    """One video of the queue."""
+    """A video in the queue."""
 
     id: str
     object: Literal["video"] = "video"
@@ -68,7 +68,7 @@ class VideoList(BaseModel):
 
 
 class Deleted(BaseModel):
-    """A video that is gone: cancelled if it was not finished."""
+    """A deleted video. If it was not finished, it was cancelled."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"
@@ -105,7 +105,8 @@ def video_of(job: Job, *, model: str, now: float, position: int, keep_hours: flo
 
 
 def body_schema(*, edit: bool = False, overlap: bool = False) -> dict[str, Any]:
-    """The `openapi_extra` of a route that makes a video: all fields with their bounds, and the uploads."""
+    """Return the `openapi_extra` of a route that makes a video: fields with their bounds, and uploads."""
+
     described = RequestConfig.model_json_schema()["properties"]
     properties: dict[str, Any] = {name: described[name] for name in FIELDS}
     properties |= {

@@ -1,4 +1,4 @@
-"""`python -m mindspeed_mm.serve.start_worker …`: start a worker that ends when its server ends.
+"""`python -m mindspeed_mm.serve.start_worker …`: starts a worker that ends when its server ends.
 
 The worker watches the server before it imports torch. The import takes seconds, and a server that is killed
 in the meantime must not leave a process behind.

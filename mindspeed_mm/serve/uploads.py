@@ -1,6 +1,7 @@
-"""Store and check the files that clients upload.
+"""Stores and checks the files that clients upload.
 
-The server chooses the file names, and identifies a file's format by its first bytes. Does not import torch.
+The server chooses the file names, and identifies the format of a file by its first bytes. Does not import
+torch.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from mindspeed_mm.serve.problem import ApiError
 
 Kind = Literal["image", "clip"]
 KNOWN = "PNG, JPEG, WebP, BMP, GIF, MP4, MOV, MKV, WebM or AVI"
-_HEAD = 64  # bytes that identify the format of a file
+_HEAD = 64  # number of bytes that identify the format of a file
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One form field in which a client sends files."""
+    """A form field in which a client sends files."""
 
     key: str  # key of the inference JSON
     what: str
@@ -77,10 +78,10 @@ def identify(head: bytes) -> tuple[Kind, str] | None:
 def keep_uploads(
     uploads: Mapping[str, Sequence[BinaryIO]], folder: Path, settings: ServeConfig
 ) -> dict[str, list[str]]:
-    """Write each slot's files into `folder`. Returns slot → file names, with `input_reference` resolved.
+    """Write each slot's files to `folder`. Returns slot → file names, with `input_reference` resolved.
 
-    Raises ApiError that names the slot if there are too many files, or if a file is of an unknown format,
-    too long, too large or damaged.
+    Raises ApiError with the name of the slot if there are too many files, or if a file is of an unknown
+    format, too long, too large or damaged.
     """
     kept: dict[str, list[str]] = {}
     if sum(map(len, uploads.values())) > settings.max_files:
@@ -131,14 +132,14 @@ def _kind_of(file: BinaryIO, name: str, slot: Slot) -> tuple[Kind, str]:
 def check_upload(path: Path, name: str, kind: Kind, settings: ServeConfig) -> None:
     """Check that a file can be read and is within the limits.
 
-    Raises ApiError that names the slot, but never the server's path.
+    Raises ApiError with the name of the slot, but never with the server's path.
     """
     seconds = 0.0
     try:
         if kind == "image":
             with open_image(path) as image:
                 _check_pixels(*image.size, name, settings)
-                image.load()  # the header alone does not show whether the pixels are complete
+                image.load()  # detects truncated pixels, which the header does not show
         else:
             info = probe(path, mask=name == "src_mask")
             _check_pixels(info.width, info.height, name, settings)
@@ -159,10 +160,10 @@ def check_upload(path: Path, name: str, kind: Kind, settings: ServeConfig) -> No
 
 
 def remarks_of(folder: Path, files: Mapping[str, Sequence[str]], *, soft_mask: bool | None) -> list[str]:
-    """Remarks on stored files, from their headers and from the pixels of images.
+    """Return remarks on stored files, from their headers and from the pixels of images.
 
-    `soft_mask`: how a mask is read; None for the mask of a task, which has another meaning. Remarks that
-    need a clip's frames are made later, when the worker reads the frames.
+    `soft_mask`: how a mask is read; None for the mask of a task, whose meaning is different. The worker adds
+    the remarks that need a clip's frames when it reads the frames.
     """
     remarks = []
     for slot, names in files.items():
@@ -181,7 +182,7 @@ def remarks_of(folder: Path, files: Mapping[str, Sequence[str]], *, soft_mask: b
 
 
 def _check_pixels(width: int, height: int, name: str, settings: ServeConfig) -> None:
-    """Raise ApiError if there are more pixels than the server accepts."""
+    """Raise ApiError if a frame has more pixels than the server accepts."""
     if width * height > settings.max_clip_pixels:
         raise ApiError(
             413,

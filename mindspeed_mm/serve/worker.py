@@ -1,7 +1,7 @@
-"""The worker process of a server: it keeps the models loaded, and processes the jobs of the queue in turn.
+"""The worker process of a server, which keeps the models loaded and processes the queued jobs in turn.
 
-Several processes share each video (context and CFG parallelism). With `data_parallel`, each process makes
-videos of its own.
+Several processes share each video (context and CFG parallelism). With `data_parallel`, each process makes its
+own videos.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from mindspeed_mm.tasks.jobs.generate import GenerateJob
 
 LOGGER = get_logger(__name__)
 _POLL = 0.1  # seconds between two polls of an empty queue
-_BEAT = 20.0  # seconds until the other processes learn that the queue is empty; far below any timeout
-_NOTE = 0.3  # minimum seconds between two progress updates, as each is synced to the disk
+_BEAT = 20.0  # seconds between broadcasts while the queue is empty; far below any collective timeout
+_NOTE = 0.3  # minimum seconds between progress updates, because each is synced to disk
 _PROMPTS = 256  # maximum number of cached prompt embeddings
 _TIMEOUT = timedelta(hours=2)
 
@@ -50,7 +50,7 @@ class Cancelled(Exception):
 
 
 class Late(Exception):
-    """The video exceeds the time limit of a job."""
+    """The video took longer than the time limit of a job."""
 
 
 class Worker:
@@ -68,14 +68,14 @@ class Worker:
         timeout: float,
         loras: Loras,
     ) -> None:
-        """`base`: the keys that every job's inference JSON has in common."""
+        """`base`: the keys common to the inference JSONs of all jobs."""
         self.loras = loras
         self.store, self.folders, self.base, self.models = store, folders, base, models
         self.parallel, self.name, self.timeout = parallel, name, timeout
         self.noted = 0.0
 
     def run(self) -> None:
-        """Work on jobs until a signal ends the process."""
+        """Process jobs until a signal ends the process."""
         while True:
             check_stop()
             job = self.parallel.run_on_main_and_broadcast(self._next)
@@ -102,7 +102,7 @@ class Worker:
             self._generate(job)
         except MindSpeedMMError as problem:
             if not self.parallel.is_shared(problem):
-                raise  # only this process failed; the engine ends the others, which wait in a collective
+                raise  # only this process failed; the engine kills the others, which wait in a collective
             error = describe_error(translate_error(problem, self.folders.of(job.id)))
         except Cancelled:
             error = {"code": "cancelled"}
@@ -153,7 +153,7 @@ class Worker:
         )
 
     def _long_prompts(self, request: GenerationRequest, text_len: int) -> list[str]:
-        """A note on each prompt that fills all `text_len` tokens that the model reads.
+        """Return a note on each prompt that fills all `text_len` tokens that the model reads.
 
         The prompts must already be embedded.
         """
@@ -186,7 +186,7 @@ class Worker:
 def main(argv: list[str]) -> None:
     """Run a worker with the arguments `SETTINGS.json NAME`.
 
-    The server starts it through `start_worker`. Several processes get torchrun's environment variables.
+    The server starts it through `start_worker`. Several workers get torchrun's environment variables.
     """
     settings = read_json_object(argv[0])
     name = f"{argv[1]}.{rank()}"
@@ -231,7 +231,7 @@ def open_worker(
 
 
 def serve(settings: Mapping[str, Any], store: WorkerQueue, folders: JobFolders, name: str) -> None:
-    """Load the models, then work on jobs. Raises the errors of loading the models."""
+    """Load the models, then process jobs. Raises the errors of loading the models."""
     store.set_worker(name, "loading")
     accelerator = Accelerator.detect()
     template = GenerateJob.from_file(Path(settings["template"]))

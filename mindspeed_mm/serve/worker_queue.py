@@ -12,7 +12,7 @@ class WorkerQueue(Protocol):
     """A queue in a local file (`JobStore`), or on the server's machine (`RemoteQueue`)."""
 
     def claim(self, worker: str) -> Job | None:
-        """Assign the next queued job to this worker and return it; None if no job is queued."""
+        """Assign the next queued job to this worker and return it, or None if no job is queued."""
 
     def advance(self, job: Job, step: int, steps: int) -> None:
         """Record that `step` of `steps` denoising steps are done."""
@@ -21,7 +21,7 @@ class WorkerQueue(Protocol):
         """Store notes on the request for the user. They replace earlier notes."""
 
     def should_continue(self, job: Job) -> bool:
-        """Whether the job still belongs to the worker and is not cancelled."""
+        """Return whether the job still belongs to the worker and is not cancelled."""
 
     def finish(self, job: Job, error: Mapping[str, str] | None = None) -> bool:
         """Mark the job as completed, or as failed with `error`.

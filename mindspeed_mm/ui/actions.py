@@ -1,6 +1,6 @@
-"""The event handlers of the inputs: choose a task, read a source, preview, queue, and load settings.
+"""Event handlers of the inputs: choose a task, read a source, preview, queue, and load settings.
 
-Each handler returns updates of widgets.
+Unless noted, a handler returns widget updates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Updates = dict[Any, Any]
 
 
 class Actions:
-    """The handlers of a page in one language."""
+    """The handlers of the page in one language."""
 
     def __init__(self, words: Words, service: Service, widgets: Widgets) -> None:
         self.words, self.service, self.widgets = words, service, widgets
@@ -59,7 +59,7 @@ class Actions:
         return {**shown, self.widgets.groups["paint"]: gr.update(visible=visible)}
 
     def _has_source(self, form: Form, data: Data) -> bool:
-        """Whether the source to paint on is given."""
+        """Return whether the source to paint on is given."""
         return bool(data[self.widgets.parts["video" if form.video else "images"]])
 
     def _mode(self, form: Form, data: Data) -> str:
@@ -74,7 +74,7 @@ class Actions:
         values: Mapping[str, Any] | None = None,
         has_source: bool = False,
     ) -> Updates:
-        """Show the inputs of `form` and hide all others. `values`: the values of its options."""
+        """Show the inputs of `form` and hide all others. `values` are the values of its options."""
         given = values or {}
         part, groups = self.widgets.parts, self.widgets.groups
         options = {option.key: option for option in form.options}
@@ -144,7 +144,7 @@ class Actions:
             return {self.widgets.parts["painter"]: gr.skip()}
 
     def take_frame(self, data: Data) -> Updates:
-        """Show another frame for painting, which discards the old painting."""
+        """Show another frame for painting, and discard the old painting."""
         video = data[self.widgets.parts["video"]]
         if not video:
             return {self.widgets.parts["painter"]: gr.skip()}
@@ -156,7 +156,7 @@ class Actions:
             return {self.widgets.parts["painter"]: gr.skip()}
 
     def take_sides(self, data: Data) -> Updates:
-        """Update the size after the sides to extend have changed."""
+        """Update the size of the video when the sides to extend change."""
         video = data[self.widgets.parts["video"]]
         if not video:
             return {self.widgets.numbers["width"]: gr.skip()}
@@ -198,7 +198,7 @@ class Actions:
     # Preview and queue
 
     def preview(self, data: Data) -> tuple[Any, str]:
-        """Return the strip of the model's inputs, and remarks."""
+        """Return a strip of the model's inputs, and remarks."""
         try:
             request = build(self.widgets.read(data), self.service.work)
             planned = plan(request, self.service.model(), self.service.scratch())
@@ -224,7 +224,7 @@ class Actions:
     # Settings
 
     def load_video(self, path: str | None) -> Updates:
-        """Load the settings from a dropped video."""
+        """Load the settings stored in a dropped video."""
         if not path:
             return {self.widgets.parts["prompt"]: gr.skip()}
         try:

@@ -1,6 +1,6 @@
-"""The application: the pages of both languages behind the guard.
+"""The web application: the pages in both languages, behind the guard.
 
-It has no share link, no telemetry, and loads nothing from other machines.
+It has no share link and no telemetry, and loads nothing from other machines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mindspeed_mm.ui.service import Service
 
 
 def build_app(settings: UiConfig, outer: ServeConfig, password: str | None, service: Service) -> PageGuard:
-    """Build the application with the pages `/en/` and `/zh/`. `/` redirects to `settings.lang`."""
+    """Build the application with the pages `/en/` and `/zh/`. `/` redirects to that of `settings.lang`."""
     here = Path(__file__).parent
     script = "\n".join((here / name).read_text(encoding="utf-8") for name in ("painter.js", "grower.js"))
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")

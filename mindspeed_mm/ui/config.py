@@ -12,7 +12,7 @@ Language = Literal["en", "zh"]
 
 
 class UiConfig(Config):
-    """Settings of the page."""
+    """The settings of the page."""
 
     host: str = Field(
         default="127.0.0.1", description="address to listen on; other than loopback needs a token"

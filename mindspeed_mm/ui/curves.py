@@ -1,4 +1,4 @@
-"""Read the curves of a run from its metrics.jsonl. Does not import torch or gradio."""
+"""Reads the curves of a run from its metrics.jsonl. Does not import torch or gradio."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import regular_file
 
 Curve = list[tuple[int, float]]  # iteration, value
-_POINTS = 2000  # points of a curve, more than the pixels of a screen's width
+_POINTS = 2000  # maximum points of a curve; more would not be visible at the width of a screen
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Read every metric of a run, by name. Skips truncated and damaged lines. Raises DataError."""
+    """Return the curve of every metric of a run, by name. Skips damaged lines. Raises DataError."""
     curves: dict[str, Curve] = {}
     try:
         with regular_file(path, DataError).open("rb") as lines:
@@ -55,7 +55,7 @@ def smoothed(curve: Curve, share: float) -> Curve:
 
 
 def thinned(curve: Curve, max_points: int = _POINTS) -> Curve:
-    """Select at most `max_points` evenly spaced points, including the last."""
+    """Return at most `max_points` evenly spaced points, including the last."""
     if len(curve) <= max_points:
         return curve
     step = len(curve) / max_points

@@ -1,4 +1,4 @@
-"""The form of each task. Forms are derived from the registry, so a new task needs no code here.
+"""The form of each task. Forms are derived from the task registry, so a new task needs no code here.
 
 Does not import torch or gradio.
 """
@@ -27,7 +27,7 @@ _FIRST = ("inpainting", "sides", "own", "canny", "frameref")  # default task of 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option of a task, as a widget shows it."""
+    """An option of a task, as its widget shows it."""
 
     name: str
     kind: Kind
@@ -46,27 +46,27 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """The inputs of one task, or of a request without one."""
+    """The inputs of a task, or of a request without a task."""
 
     name: str
     family: str
     summary: str = ""
     task: Task | None = None
     video: bool = False
-    images: tuple[int, int] = (0, 99)  # minimum and maximum; references if the task needs no images
+    images: tuple[int, int] = (0, 99)  # minimum and maximum number; references if the task needs no images
     needs_images: bool = False  # whether the task starts from images
     paints: bool = False  # whether a region can be painted
     mask_file: bool = False
-    ends: bool = False  # whether it has first and last frames
-    sides: bool = False  # whether it extends the sides
+    ends: bool = False  # whether the form takes a first and a last frame
+    sides: bool = False  # whether the form extends the sides of the picture
     options: tuple[Option, ...] = ()
 
     def asks_paint(self, mode: str) -> bool:
-        """Whether the mode needs a painted region."""
+        """Return whether the mode needs a painted region."""
         return self.paints and mode.partition(",")[0].strip() in PAINTED
 
     def shown(self, option: Option, mode: str) -> bool:
-        """Whether to show an option. `label`, `caption` and `bbox` belong only to modes of the same name."""
+        """Return whether to show an option. An option named like a mode is shown only in that mode."""
         modes = next((other.choices for other in self.options if other.name == "mode"), ())
         if any(choice.startswith(option.name) for choice in modes):
             return mode.startswith(option.name)
@@ -75,7 +75,7 @@ class Form:
 
 @lru_cache(maxsize=1)
 def forms() -> Mapping[str, Form]:
-    """All forms by name, with the default form of each family first."""
+    """Return all forms by name, with the default form of each family first."""
     found = [
         Form(name="text", family="text", images=(0, 0)),
         Form(name="sides", family="repaint", video=True, sides=True),
@@ -91,9 +91,9 @@ def forms() -> Mapping[str, Form]:
 
 
 def options_of(task: Task) -> tuple[Option, ...]:
-    """The options of a task that have widgets.
+    """Return the options of a task that have widgets.
 
-    Excludes options that all tasks have, paths, and options that the task's name fixes.
+    Excludes options common to all tasks, paths, and options that the task name fixes.
     """
     hidden = {*TaskOptions.model_fields, *task.fixed}
     found = (_option(name, field) for name, field in task.options.model_fields.items() if name not in hidden)
@@ -117,7 +117,7 @@ def _form(task: Task) -> Form:
 
 
 def _is_servable(task: Task) -> bool:
-    """Whether a request can provide all that the task needs, with one uploaded clip and no paths."""
+    """Return whether one uploaded clip and the options with widgets suffice for the task."""
     if count_bounds(task.needs, "clip")[1] > 1:
         return False
     shown = {option.name for option in options_of(task)}

@@ -13,8 +13,9 @@ from collections.abc import MutableMapping
 from mindspeed_mm.serve.guard import Guard, Message, Receive, Send
 
 _OWN = "'self'"
+# Nothing is loaded from, or sent to, another machine.
 _POLICY = "; ".join(
-    (  # nothing is loaded from, or sent to, another machine
+    (
         f"default-src {_OWN}",
         f"script-src {_OWN} 'unsafe-inline' 'unsafe-eval' blob:",
         f"style-src {_OWN} 'unsafe-inline'",
@@ -52,7 +53,7 @@ class PageGuard(Guard):
             and hmac.compare_digest(password.encode(), self.token.encode())
         ):
             headers = {**headers, "authorization": f"Bearer {self.token}"}
-        super()._check("", method, headers)  # "": no path of a page is open without the token
+        super()._check("", method, headers)  # "": no path is exempt from the token
 
     def _marked(self, send: Send) -> Send:
         async def marked(message: Message) -> None:

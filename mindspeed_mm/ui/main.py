@@ -1,4 +1,4 @@
-"""Run `vace ui`. gradio is imported only after the arguments have been checked."""
+"""Runs `vace ui`. Imports gradio only after the arguments have been checked."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         if settings.server is not None:
             run(settings, outer, password, settings.server, None, is_tiny=False)
             return
-        token = secrets.token_urlsafe(32)  # keeps other users of this machine from calling the page's server
+        token = secrets.token_urlsafe(32)  # keeps other users of this machine out of the page's server
         with own_server(inner, token, base) as address:
             run(settings, outer, password, address, token, is_tiny=is_tiny)
 
 
 def _read_tiny(settings: ServeConfig, overrides: Overrides) -> dict[str, Any]:
-    """Call `read_model` for the tiny weights in the checkout or in the package."""
+    """Call `read_model` with the tiny weights of the checkout or the package."""
     places = [_PACKAGE.parent / "examples/vace", _PACKAGE / "starter"]
     place = next((place for place in places if (place / _TINY).is_file()), None)
     if place is None:
@@ -125,7 +125,7 @@ def _read_tiny(settings: ServeConfig, overrides: Overrides) -> dict[str, Any]:
 def own_server(settings: ServeConfig, token: str, base: dict[str, Any]) -> Iterator[str]:
     """Run `vace serve` in a thread of this process on a free loopback port, and yield its address.
 
-    Its workers end with the block.
+    The server and its workers end with the block.
     """
     server, listening, address = open_server(settings, token, base)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="server", daemon=True)
@@ -146,7 +146,7 @@ def run(
     *,
     is_tiny: bool,
 ) -> None:
-    """Serve the page until a signal. Raises LaunchError if the port is in use."""
+    """Serve the page until a signal arrives. Raises LaunchError if the port is in use."""
     folder = Path(settings.data_dir).absolute()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")

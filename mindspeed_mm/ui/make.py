@@ -1,4 +1,4 @@
-"""The widgets for the inputs of a video: the task, then its inputs. actions.py has the event handlers."""
+"""Widgets for the inputs of a video: the task, then its inputs. The event handlers are in actions.py."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Widgets:
 
     @property
     def all(self) -> set[Any]:
-        """All input widgets, which every handler receives."""
+        """All input widgets. Every handler receives them."""
         widgets = (*self.parts.values(), *self.numbers.values(), *self.options.values())
         return {self.family, self.form, *widgets}
 
     def read(self, data: Data) -> Filled:
-        """Read the values of the widgets."""
+        """Convert the values of the widgets to the inputs of a request."""
         part = {name: data[widget] for name, widget in self.parts.items()}
         form = forms()[data[self.form]]
         options = {option.name: data[self.options[option.key]] for option in form.options}
@@ -68,7 +68,7 @@ class Widgets:
 
 
 def painter(words: Words, frame: Frame) -> str:
-    """The HTML of the frame and the tools, which painter.js turns into a canvas."""
+    """Return the HTML of a frame and the painting tools, which painter.js turns into a canvas."""
     image = paintable(frame)
     height, width = image.shape[:2]
     tools = "".join(
@@ -86,7 +86,7 @@ def painter(words: Words, frame: Frame) -> str:
 
 
 def grower(frame: Frame) -> str:
-    """The HTML from which grower.js makes a draggable frame around the picture."""
+    """Return the HTML from which grower.js makes a draggable frame around the picture."""
     image = paintable(frame)
     height, width = image.shape[:2]
     corners = ("left top", "right top", "left bottom", "right bottom")
@@ -105,7 +105,7 @@ def _path(value: Any) -> Path | None:
 
 
 def build_inputs(words: Words, service: Service) -> Widgets:
-    """Lay out the inputs. The task determines which are visible."""
+    """Lay out the inputs. The chosen task determines which are visible."""
     first = forms()["inpainting"]
     parts: dict[str, Any] = {}
     family = gr.Radio(
@@ -164,7 +164,7 @@ def build_inputs(words: Words, service: Service) -> Widgets:
 
 
 def form_choices(words: Words, family: str) -> list[tuple[str, str]]:
-    """The tasks of a family as pairs (label, name)."""
+    """Return the tasks of a family as pairs (label, name)."""
     found = []
     for form in forms().values():
         if form.family == family:
@@ -184,9 +184,8 @@ def _option_widgets(words: Words, first: Form) -> dict[str, Any]:
     for form in forms().values():
         for option in form.options:
             known.setdefault(option.key, option)
-    known = dict(
-        sorted(known.items(), key=lambda item: item[1].name != "mode")
-    )  # the mode determines the other options
+    # The mode comes first, because it determines the other options.
+    known = dict(sorted(known.items(), key=lambda item: item[1].name != "mode"))
     of_first = {option.key: option for option in first.options}
     mode = str(next(option.default for option in first.options if option.name == "mode"))
     with gr.Row():
@@ -234,7 +233,8 @@ def _number_widgets(words: Words, defaults: Mapping[str, Any], names: Sequence[s
 
 
 def _number_widget(name: str, value: Any, label: str, place: Mapping[str, Any]) -> Any:
-    """A number widget, or a textbox for a number that may be empty: gr.Number turns an empty input into 0."""
+    """Return a number widget, or a textbox if the number may be empty, which gr.Number reads as 0."""
+
     if name not in MAIN:
         return gr.Textbox(value=text_of(value), label=label, max_lines=1, **place)
     usual = Numbers.model_fields[name].default

@@ -1,4 +1,4 @@
-"""Make masks from a region painted on one frame: track it through the clip, and grow or shrink it.
+"""Makes masks from a region painted on one frame: tracks it through the clip, and grows or shrinks it.
 
 Does not import torch or gradio.
 """
@@ -25,8 +25,8 @@ from mindspeed_mm.data.video_writer import write_video
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import atomic_path
 
-_SIDE = (512, 768)  # range of the canvas's longer side; larger is slow in browsers, smaller is imprecise
-_ALPHA = 100  # out of 255; fainter pixels are the soft edge of a stroke
+_SIDE = (512, 768)  # range of the canvas's longer side; larger is slow in a browser, smaller is imprecise
+_ALPHA = 100  # alpha, out of 255, above which a pixel is painted; fainter ones are a stroke's soft edge
 _LONGEST = 8_000_000  # maximum characters of a painting's data URL
 
 
@@ -34,15 +34,15 @@ _LONGEST = 8_000_000  # maximum characters of a painting's data URL
 class Painting:
     """A painted region, and how it is tracked through the clip."""
 
-    mask: Mask  # in the painting's size
+    mask: Mask  # at the size of the painting
     frame: int = 0
     follow: bool = True
     refine: bool = True
-    grow: float = 0.0  # percent of the frame's shorter side; negative values shrink the mask
+    grow: float = 0.0  # in percent of the frame's shorter side; negative values shrink the mask
 
 
 def paintable(frame: Frame) -> Frame:
-    """Resize a frame for painting."""
+    """Resize a frame to the size of the canvas."""
     longest = max(frame.shape[:2])
     scale = min(_SIDE[1], max(_SIDE[0], longest)) / longest
     size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
@@ -51,7 +51,7 @@ def paintable(frame: Frame) -> Frame:
 
 
 def painted_mask(text: str | None) -> Mask | None:
-    """Decode the painting from painter.js, a PNG with alpha as a data URL. Returns a mask, 255 where painted.
+    """Decode a painting from painter.js, a data URL of a PNG with alpha, to a mask that is 255 where painted.
 
     Returns None if nothing is painted. Raises DataError.
     """
@@ -80,7 +80,7 @@ def frame_url(frame: Frame) -> str:
 
 
 def fitted(mask: Mask, size: tuple[int, int]) -> Mask:
-    """Resize the mask to a clip's size (height, width)."""
+    """Resize a mask to the size (height, width) of a clip."""
     image = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.BOX)
     return np.where(np.asarray(image) > 127, 255, 0).astype(np.uint8)
 
@@ -88,7 +88,7 @@ def fitted(mask: Mask, size: tuple[int, int]) -> Mask:
 def resized_edge(mask: Mask, percent: float) -> Mask:
     """Grow the mask by a percentage of the frame's shorter side, or shrink it if `percent` is negative.
 
-    A mask that would vanish is unchanged.
+    A mask that would vanish is returned unchanged.
     """
     reach = round(abs(percent) / 100 * min(mask.shape))
     if not reach:
@@ -100,7 +100,7 @@ def resized_edge(mask: Mask, percent: float) -> Mask:
 
 
 def clip_masks(clip: Clip, painting: Painting) -> Iterator[Mask]:
-    """Yield one mask [H, W] per frame. Raises DataError if the clip does not have the painted frame."""
+    """Yield one mask [H, W] per frame. Raises DataError if the painting does not fit the clip."""
     mask, at = fitted(painting.mask, clip.size), painting.frame
     if not 0 <= at < clip.num_frames:
         raise DataError(f"got {at}", where="frame", expected=f"0 to {clip.num_frames - 1}")
@@ -115,7 +115,7 @@ def clip_masks(clip: Clip, painting: Painting) -> Iterator[Mask]:
     with Spool() as earlier:
         for _, found in track_mask(before, mask, refine=painting.refine):
             earlier.add(found)
-        known = list(earlier)[:0:-1]  # the painted frame is the first of the later masks
+        known = list(earlier)[:0:-1]  # without the painted frame, which the later masks start with
     for found in known:
         yield resized_edge(found, painting.grow)
     for _, found in track_mask(after, mask, refine=painting.refine):
@@ -123,7 +123,7 @@ def clip_masks(clip: Clip, painting: Painting) -> Iterator[Mask]:
 
 
 def write_clip_masks(video: Path, painting: Painting, folder: Path) -> Path:
-    """Write the masks of a clip as a lossless clip in `folder`, once for the same painting.
+    """Write the masks of a clip as a lossless clip in `folder`, unless the same painting is already there.
 
     Raises DataError.
     """
@@ -148,7 +148,7 @@ def write_image_mask(size: tuple[int, int], painting: Painting, folder: Path) ->
 
 
 def painted_box(mask: Mask, size: tuple[int, int]) -> str:
-    """The box of the painted region as `left,top,right,bottom` in pixels of the clip.
+    """Return the box of the painted region as `left,top,right,bottom` in pixels of the clip.
 
     Raises DataError if the region is too small.
     """

@@ -1,4 +1,4 @@
-"""The page: three tabs in one language. It escapes all text from users and from the server."""
+"""The page: three tabs in one language. All text from users and from the server is escaped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FONTS = (
 
 
 def theme() -> Any:
-    """The theme. It uses system fonts, so that nothing is downloaded."""
+    """Return the theme. It uses system fonts, so that nothing is downloaded."""
     made = gr.themes.Default(
         primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace")
     )

@@ -1,4 +1,4 @@
-"""Restrict the page to paths inside one folder. Does not import torch or gradio."""
+"""Restricts the page to paths inside one folder. Does not import torch or gradio."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mindspeed_mm.errors import ConfigError
 
-_MAX_FILES = 200  # maximum entries in a list of files
-_VISITED = 20_000  # maximum folders and files that a search visits
+_MAX_FILES = 200  # maximum number of files in a list
+_VISITED = 20_000  # maximum number of folders and files that a search visits
 _DEPTH = 5
 _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 
@@ -17,7 +17,7 @@ _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 def inside(root: Path, text: str) -> Path:
     """Resolve the path `text` relative to `root`.
 
-    Raises ConfigError if the path is missing, or if it is outside of `root`, also through links.
+    Raises ConfigError if the path is missing, or if it is outside `root`, directly or through a link.
     """
     root = root.resolve()
     try:
@@ -39,7 +39,7 @@ def inside(root: Path, text: str) -> Path:
 def find(root: Path, names: frozenset[str]) -> list[str]:
     """Find files with one of `names` inside `root`, newest first, as paths relative to `root`.
 
-    Visits a limited number of entries.
+    Limits the depth, the number of entries visited, and the number of results.
     """
     found = sorted(_walk(root.resolve(), names), reverse=True)
     return [text for _, text in found[:_MAX_FILES]]

@@ -1,4 +1,4 @@
-"""Settings that users save under a name, each in a JSON file. Does not import torch or gradio."""
+"""Settings that users save by name, each in a JSON file. Does not import torch or gradio."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Presets:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """The names in sorted order."""
+        """Return the names in sorted order."""
         return sorted(path.stem for path in self.folder.glob("*.json"))
 
     def save(self, name: str, fields: Mapping[str, Any]) -> str:
-        """Save `fields` under a name, and replace existing settings of that name.
+        """Save `fields` by name, replacing existing settings of that name, and return the stripped name.
 
         Raises ConfigError if the name is not a valid file name.
         """
@@ -37,7 +37,7 @@ class Presets:
         return name
 
     def load(self, name: str) -> dict[str, Any]:
-        """Load the fields. Raises ConfigError if there are no settings of that name."""
+        """Load the settings of a name. Raises ConfigError if there are none."""
         if name not in self.names():
             raise ConfigError("no settings of that name", where=f"{name:.60}")
         values = read_json_object(self.folder / f"{name}.json")

@@ -1,6 +1,6 @@
-"""Preview the inputs of the model before a run, with the code of `vace generate`.
+"""Previews the inputs of the model before a run, with the code of `vace generate`.
 
-Imports torch at the first use.
+Imports torch on first use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _COLUMNS = 6
 
 
 def draw_conditions(request: GenerationRequest) -> tuple[Image.Image | None, tuple[str, ...]]:
-    """Draw a strip of references, src_video and mask, and collect remarks.
+    """Draw a strip of the references, src_video and mask, and collect remarks.
 
     The strip is None if the request has only a prompt. Raises DataError.
     """

@@ -1,4 +1,4 @@
-"""The panel of the queue, the result and the history. It polls the server every second."""
+"""The panel with the queue, the result and the history. It polls the server every second."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class QueuePanel:
                 interactive=False,
                 buttons=[],
             )
-        self.ids = gr.State([])  # ids of the rows
-        self.done = gr.State([])  # ids of the gallery
-        self.chosen = gr.State("")  # the id of the result
-        self.seen = gr.State("")  # fingerprint of what was last drawn
-        self.armed = gr.State("")  # the id whose deletion needs a second click
+        self.ids = gr.State([])  # ids of the videos in the rows
+        self.done = gr.State([])  # ids of the videos in the gallery
+        self.chosen = gr.State("")  # id of the result
+        self.seen = gr.State("")  # fingerprint of the last drawn state
+        self.armed = gr.State("")  # id of the video that a second click deletes
         self.timer = gr.Timer(_SECONDS)
 
     @property
@@ -173,14 +173,14 @@ class QueuePanel:
         }
 
     def choose(self, done: list[str], event: gr.SelectData) -> dict[Any, Any]:
-        """Show a video of the history next to its source."""
+        """Show a video from the history next to its source."""
         known = {video["id"]: video for video in self.service.videos()}
         place = int(event.index if not isinstance(event.index, (list, tuple)) else event.index[0])
         video = known.get(done[place]) if place < len(done) else None
         return {self.chosen: ""} if video is None else self._show(video)
 
     def cancel(self, ids: list[str], place: int) -> tuple[str, str]:
-        """Cancel the video of a row."""
+        """Cancel the video in a row."""
         if place >= len(ids):
             return "", ""
         try:
@@ -190,7 +190,7 @@ class QueuePanel:
         return notice(self.words("cancelled")), ""
 
     def remove(self, chosen: str, armed: str) -> dict[Any, Any]:
-        """Delete the result at the second click."""
+        """Delete the result on the second click."""
         if not chosen:
             return {self.armed: ""}
         if armed != chosen:
@@ -214,11 +214,11 @@ class QueuePanel:
         }
 
     def settings_of(self, actions: Actions, chosen: str) -> dict[Any, Any]:
-        """Fill the inputs with the settings in the result's file."""
+        """Fill the inputs with the settings stored in the result's file."""
         path = self.service.files.get(chosen, "video", ".mp4") if chosen else None
         return actions.load_video(None if path is None else str(path))
 
     def path_of(self, chosen: str) -> str | None:
-        """The path of the result, for use as the source of the next video."""
+        """Return the path of the result, for use as the source of the next video."""
         path = self.service.files.get(chosen, "video", ".mp4") if chosen else None
         return None if path is None else str(path)

@@ -1,4 +1,4 @@
-"""Convert the inputs of the page to the fields and files of a request, and back.
+"""Converts the inputs of the page to the fields and files of a request, and back.
 
 Does not import torch or gradio.
 """
@@ -58,10 +58,10 @@ class Filled:
     frame: int = 0
     grow: float = 0.0
     window_prompts: tuple[str, ...] = ()
-    window_references: tuple[str, ...] = ()  # numbers from 1; "-" for none
+    window_references: tuple[str, ...] = ()  # per window, image numbers from 1, or "-" for none
 
     def windows(self) -> dict[str, Any]:
-        """Prompts and references of the windows, with keys of the inference JSON. Raises ConfigError."""
+        """Return the prompts and references of windows, as inference JSON keys. Raises ConfigError."""
         found: dict[str, Any] = {}
         if self.window_prompts:
             found["window_prompts"] = list(self.window_prompts)
@@ -70,7 +70,7 @@ class Filled:
         return found
 
     def settings(self) -> dict[str, Any]:
-        """All inputs except the sources, with keys of the inference JSON."""
+        """Return all inputs except the sources, as inference JSON keys."""
         form = forms()[self.form]
         settings: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
         settings |= {**self.numbers, **self.windows()}
@@ -90,7 +90,7 @@ class Request:
     files: dict[str, list[Path]]
 
     def texts(self) -> dict[str, str]:
-        """The fields as strings of a form."""
+        """Return the fields as form values, which are strings."""
         return {
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in self.fields.items()
@@ -98,7 +98,7 @@ class Request:
 
 
 def build(filled: Filled, folder: Path) -> Request:
-    """Build the request. A painted region becomes a box, or a mask whose file is written to `folder`.
+    """Build the request. A painted region becomes a box, or a mask file in `folder`.
 
     Raises ConfigError and DataError.
     """
@@ -133,12 +133,12 @@ def build(filled: Filled, folder: Path) -> Request:
 
 
 def lines_of(text: str | None) -> tuple[str, ...]:
-    """The nonempty lines of a text box."""
+    """Return the nonempty lines of a text box."""
     return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
 
 
 def number_of(value: Any) -> Any:
-    """Parse a text box: a number, comma-separated numbers, or other text; None if it is empty."""
+    """Parse a text box. Returns a number, a list of numbers, other text, or None if it is empty."""
     if not isinstance(value, str):
         return value
     try:
@@ -150,7 +150,7 @@ def number_of(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Format a value as the text of a text box."""
+    """Format a value for a text box."""
     values = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
     return ", ".join(f"{number:g}" if isinstance(number, float) else str(number) for number in values)
 
@@ -181,7 +181,7 @@ def _check_sources(form: Form, filled: Filled) -> None:
 
 
 def _options(form: Form, filled: Filled) -> dict[str, Any]:
-    """The options that differ from the task's defaults, and those that the task requires."""
+    """Return the options that differ from the task's defaults or that the task requires."""
     assert form.task is not None
     mode = str(filled.options.get("mode", ""))
     found = {}
@@ -198,7 +198,7 @@ def _options(form: Form, filled: Filled) -> dict[str, Any]:
 def _painted(
     form: Form, filled: Filled, options: dict[str, Any], files: dict[str, list[Path]], folder: Path
 ) -> dict[str, Any]:
-    """Use the painted region for the mask or box that the mode needs."""
+    """Return the options with the mask or box that the mode needs, made from the painted region."""
     mode, comma, rest = str(options["mode"]).partition(",")
     if mode.startswith("bbox") and options.get("bbox"):
         return options
@@ -224,9 +224,9 @@ def _painted(
 
 
 def plan(request: Request, model: Mapping[str, Any], folder: Path) -> GenerationRequest:
-    """Parse the request in the same way as the server, with the same checks.
+    """Parse the request as the server does, with the same checks.
 
-    `model`: the entry of /v1/models. Raises ConfigError.
+    `model`: the model's entry in /v1/models. Raises ConfigError.
     """
     fields = read_fields(
         request.fields, str(model["id"]), form=False, fps=model.get("defaults", {}).get("fps")
@@ -247,7 +247,7 @@ def plan(request: Request, model: Mapping[str, Any], folder: Path) -> Generation
 
 
 def form_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The form and the task's options for the settings of a video, or for saved settings."""
+    """Return the form name and task options for the settings of a video, or for saved settings."""
     task = settings.get("task")
     if task is None:
         given = settings.get("inputs") or ()
@@ -258,7 +258,8 @@ def form_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     known = forms()
     if name in known:
         return name, values
-    for form in known.values():  # a task name that fixes an option of another task
+    # The name may be that of a task with the mode fixed, such as TASK_MODE.
+    for form in known.values():
         if form.task is not None and name.startswith(f"{form.name}_"):
             return form.name, {**values, "mode": name.removeprefix(f"{form.name}_")}
     raise ConfigError(f"the page has no form for {name!r}", where="task")

@@ -1,4 +1,4 @@
-"""A sample clip for the tiny weights, which were trained on coloured shapes moving over a grey gradient.
+"""A sample clip for the tiny weights, which were trained on coloured shapes that move on a grey gradient.
 
 Does not import torch.
 """
@@ -17,7 +17,7 @@ _COLOUR = (214, 42, 42)
 
 
 def write_sample(folder: Path) -> Path:
-    """Write a clip of a red circle that moves right. PROMPT makes the circle blue."""
+    """Write a clip of a red circle that moves to the right. PROMPT makes the circle blue."""
     path = folder / "sample.mp4"
     if not path.exists():
         y, x = np.mgrid[:_SIDE, :_SIDE].astype(np.float32) + 0.5

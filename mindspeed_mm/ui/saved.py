@@ -1,4 +1,4 @@
-"""The widgets for settings from a video, and for settings saved under a name."""
+"""Widgets that load settings from a video, and that save and load settings by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mindspeed_mm.ui.videos import notice
 
 @dataclass(frozen=True)
 class Saved:
-    """The widgets of the settings."""
+    """The widgets for saving and loading settings."""
 
     words: Words
     drop: Any

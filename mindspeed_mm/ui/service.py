@@ -1,4 +1,4 @@
-"""The state that all pages share: the server, local copies of its files, and saved settings.
+"""The state shared by all pages: the server, local copies of its files, and saved settings.
 
 Does not import gradio.
 """
@@ -20,10 +20,10 @@ _LISTED = 50  # maximum number of videos in the history
 
 
 class Service:
-    """A server and a folder that all pages share."""
+    """The server and the folder that all pages share."""
 
     def __init__(self, client: Client, folder: Path, root: Path, *, sample: Path | None = None) -> None:
-        """`sample`: a sample clip for the model."""
+        """`root`: the folder that the page may read. `sample`: a sample clip for the model."""
         self.client, self.folder, self.root, self.sample = client, folder, root, sample
         self.work = folder / "page"
         self.work.mkdir(parents=True, exist_ok=True)
@@ -33,20 +33,20 @@ class Service:
         self._listed: tuple[float, list[dict[str, Any]]] = (0.0, [])
 
     def model(self) -> dict[str, Any]:
-        """The served model, and the defaults of its requests. Raises LaunchError and ConfigError."""
+        """Return the served model and the defaults of requests. Raises LaunchError and ConfigError."""
         if self._model is None:
             self._model = self.client.model()
         return self._model
 
     def defaults(self) -> dict[str, Any]:
-        """The defaults of requests, or {} while the server does not respond."""
+        """Return the defaults of requests, or {} while the server does not respond."""
         try:
             return dict(self.model().get("defaults") or {})
         except MindSpeedMMError:
             return {}
 
     def videos(self) -> list[dict[str, Any]]:
-        """The newest videos. The response is cached for half a second.
+        """Return the newest videos. The response is cached for half a second.
 
         Raises LaunchError and ConfigError.
         """
@@ -69,5 +69,5 @@ class Service:
         self._listed = (0.0, [])
 
     def scratch(self) -> Path:
-        """A folder for requests that are checked but not sent."""
+        """Return the folder for requests that are checked but not sent."""
         return Path(tempfile.gettempdir())

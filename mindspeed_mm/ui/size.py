@@ -1,4 +1,4 @@
-"""Choose the size and length of a video for a source clip. Does not import torch or gradio."""
+"""Chooses the size and length of the video for a source clip. Does not import torch or gradio."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def fit(
     most_frames: int,
     sides: tuple[float, float, float, float] = (0,) * 4,
 ) -> tuple[int, int, int]:
-    """Choose (width, height, frames) for a source of `size` (height, width) extended by `sides` percent.
+    """Choose (width, height, frames) for a source of `size` (height, width), extended by `sides` percent.
 
-    Width and height are multiples of 16, with a product of about `area` pixels. The number of frames is 4k+1,
-    and at most that of the source and `most_frames`.
+    `sides` are left, top, right and bottom. Width and height are multiples of 16 with a product of about
+    `area` pixels. The number of frames is 4k+1, and at most `frames` of the source and `most_frames`.
     """
     left, top, right, bottom = sides
     wide, high = size[1] * (1 + (left + right) / 100), size[0] * (1 + (top + bottom) / 100)

@@ -1,4 +1,4 @@
-"""The tabs that inspect a dataset or features, and show a run's curves. They read inside one folder."""
+"""The tabs that inspect a dataset or features and that plot a run's curves. They read inside one folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mindspeed_mm.ui.videos import notice
 _DATA = frozenset({"data.jsonl", "data.txt", "data.json", "metadata.csv"})
 _METRICS = frozenset({"metrics.jsonl"})
 _USUAL = ("loss", "validation/loss")
-_WAIT = 10.0  # seconds between two reads of a run's metrics
+_WAIT = 10.0  # seconds between reads of a run's metrics
 
 
 def build_inspect(words: Words, service: Service) -> None:
@@ -53,7 +53,7 @@ def build_inspect(words: Words, service: Service) -> None:
     def run(text: str | None, number: float | None, whole: bool) -> tuple[Any, str]:
         try:
             place = locate(inside(root, text or ""))
-            inside(root, str(place))  # a folder may contain a link to a path outside
+            inside(root, str(place))  # a folder may contain a link to a path outside it
             config = InspectConfig(index=None if whole else int(number or 0))
             image, what = draw(place, config)
         except MindSpeedMMError as error:

@@ -1,6 +1,6 @@
 """The strings of the page in both languages.
 
-Tasks and options without a text in this file use the registry's text.
+Tasks and options without a string in this file use their description in the registry.
 """
 
 from __future__ import annotations
@@ -311,12 +311,12 @@ class Words:
         return self._words[key].format_map(values) if values else self._words[key]
 
     def task(self, name: str, summary: str) -> str:
-        """The description of a form. `summary`: the registry's description of the task."""
+        """Return the description of a form. `summary` is the registry's description of the task."""
         if f"form_{name}" in self._words:
             return self(f"form_{name}")
-        usual = summary.partition("; -")[0]  # removes the advice about flags
+        usual = summary.partition("; -")[0]  # without the advice about flags
         return TASKS_ZH.get(name, usual) if self.lang == "zh" else usual
 
     def option(self, name: str, description: str) -> str:
-        """The description of an option."""
+        """Return the description of an option. `description` is the registry's."""
         return OPTIONS_ZH.get(name, description) if self.lang == "zh" else description

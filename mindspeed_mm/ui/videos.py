@@ -1,4 +1,4 @@
-"""Show the server's videos on the page: rows of the queue, thumbnails, and files for the players.
+"""Shows the server's videos on the page: rows of the queue, thumbnails, and files for the players.
 
 Does not import torch or gradio.
 """
@@ -15,13 +15,13 @@ from mindspeed_mm.errors import MindSpeedMMError
 from mindspeed_mm.serve.client import Client
 from mindspeed_mm.ui.text import Words
 
-SHOWN = 5  # rows of the queue
+SHOWN = 5  # maximum number of rows shown of the queue
 Video = Mapping[str, Any]  # an entry of /v1/videos
 _SHORT = 60
 
 
 def waiting(videos: Sequence[Video]) -> list[Video]:
-    """The videos in the queue, in the order in which they are made."""
+    """Return the videos in the queue, in the order in which they are made."""
     found = [video for video in videos if video["status"] in ("queued", "in_progress")]
     return sorted(
         found, key=lambda video: (video["status"] != "in_progress", video.get("queue_position") or 0)
@@ -29,12 +29,12 @@ def waiting(videos: Sequence[Video]) -> list[Video]:
 
 
 def finished(videos: Sequence[Video]) -> list[Video]:
-    """The completed videos, newest first."""
+    """Return the completed videos, in the given order."""
     return [video for video in videos if video["status"] == "completed"]
 
 
 def row(video: Video, words: Words) -> str:
-    """The HTML of a row of the queue."""
+    """Return the HTML of a row of the queue."""
     percent = int(video["progress"])
     if video["status"] == "queued":
         state = words("status_queued", {"count": int(video.get("queue_position") or 0)})
@@ -54,7 +54,7 @@ def row(video: Video, words: Words) -> str:
 
 
 def remarks(video: Video) -> str:
-    """The HTML of the server's notes on a request; "" if there are none."""
+    """Return the HTML of the server's notes on a request, or "" if there are none."""
     lines = "".join(f"<li>{escape(str(note))}</li>" for note in video.get("notes") or ())
     return f'<ul class="job-notes">{lines}</ul>' if lines else ""
 
@@ -66,7 +66,7 @@ def short(text: str) -> str:
 
 
 def notice(text: str, *, bad: bool = False) -> str:
-    """The HTML of a remark; "" for an empty text."""
+    """Return the HTML of a notice, or "" for an empty text."""
     return f'<div class="notice{" bad" if bad else ""}" role="status">{escape(text)}</div>' if text else ""
 
 
@@ -77,10 +77,11 @@ class Files:
         self.client, self.folder = client, folder
 
     def get(self, video_id: str, variant: str, suffix: str) -> Path | None:
-        """Return the file, or None if the server does not have it.
+        """Return the file, downloaded if it is missing, or None if the download fails.
 
         The server makes the ids, so an id is safe in a file name.
         """
+
         path = self.folder / f"{video_id}_{variant}{suffix}"
         if not path.exists():
             try:
